@@ -1,0 +1,95 @@
+//! Where a stage computes.
+//!
+//! A [`Backend`] opens devices by name; a [`StageDevice`] is one opened device, to which one stage or several are pinned.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+
+use crate::{
+    Differentiable, Result,
+    optimizer::{Optimizer, OptimizerConfig},
+};
+
+/// A kind of device: opens those whose names begin with its scheme (`cpu`, `cuda`).
+pub trait Backend: Send + Sync {
+    /// The first part of its devices' names, before any colon.
+    fn scheme(&self) -> &'static str;
+
+    /// Opens the device called `name`, such as `cpu`, `cpu:threads=2` or `cuda:0`.
+    ///
+    /// # Errors
+    /// If there is no such device; the message tells what would be right.
+    fn open(&self, name: &str) -> Result<Arc<dyn StageDevice>>;
+
+    /// A line for each device that could be opened: its name and what it is.
+    fn list(&self) -> Vec<(String, String)>;
+}
+
+/// One opened device.
+pub trait StageDevice: Send + Sync {
+    /// Its name, which opens it again.
+    fn name(&self) -> &str;
+
+    /// The candle device that its tensors live on.
+    fn device(&self) -> &Device;
+
+    /// Runs `work` on the device's own threads and returns when it is done. Panics of `work` pass through.
+    fn run(&self, work: &mut (dyn FnMut() + Send)) {
+        work();
+    }
+
+    /// `tensor` on this device; no copy where it is there already.
+    fn bring(&self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(tensor.to_device(self.device())?)
+    }
+
+    /// Waits until everything given to the device is done.
+    fn synchronize(&self) -> Result<()> {
+        Ok(self.device().synchronize()?)
+    }
+
+    /// Bytes in use on the device, where it can tell.
+    fn memory_in_use(&self) -> Option<u64> {
+        None
+    }
+
+    /// An optimizer for parameters on this device.
+    fn optimizer(&self, config: &OptimizerConfig) -> Result<Box<dyn Optimizer>> {
+        crate::optimizer::plain(config)
+    }
+
+    /// Wraps a stage as it is built; the default changes nothing.
+    fn prepare(&self, _stage: usize, module: Box<dyn Differentiable>) -> Box<dyn Differentiable> {
+        module
+    }
+}
+
+/// Runs `work` on the device's threads and returns its result.
+pub fn run_on<R: Send>(device: &dyn StageDevice, work: impl FnOnce() -> R + Send) -> R {
+    let mut work = Some(work);
+    let mut result = None;
+    device.run(&mut || {
+        if let Some(work) = work.take() {
+            result = Some(work());
+        }
+    });
+    match result {
+        Some(result) => result,
+        None => unreachable!("StageDevice::run returned without running its work"),
+    }
+}
+
+/// candle's own CPU device on the calling thread: enough for tests and small models.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+impl StageDevice for Plain {
+    fn name(&self) -> &str {
+        "plain"
+    }
+
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+}

@@ -1,0 +1,125 @@
+//! The one error type of this crate.
+//!
+//! Every message says what was wrong, where, and what would be right.
+
+use std::{fmt, path::PathBuf};
+
+/// What a computation on behalf of one stage was doing when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Building the stage's units on its device.
+    Build,
+    /// The forward pass through the stage.
+    Forward,
+    /// The head's forward pass, its loss and its own gradients.
+    Head,
+    /// Pulling a gradient back through the stage.
+    PullBack,
+    /// The optimizer's update.
+    Update,
+    /// Sending to or receiving from a neighbour.
+    Transfer,
+    /// Taking or giving parameter values.
+    Snapshot,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Build => "build",
+            Self::Forward => "forward",
+            Self::Head => "head",
+            Self::PullBack => "pull-back",
+            Self::Update => "update",
+            Self::Transfer => "transfer",
+            Self::Snapshot => "snapshot",
+        })
+    }
+}
+
+/// A failure inside one stage: the root cause of a failed run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageFailure {
+    /// The stage, counted from 0.
+    pub stage: usize,
+    /// The step, counted from 0; none while building or outside any step.
+    pub step: Option<u64>,
+    /// The micro-batch within the step; none in phases that concern the whole step.
+    pub micro: Option<usize>,
+    /// What the stage was doing.
+    pub phase: Phase,
+    /// What went wrong, in words.
+    pub cause: String,
+}
+
+impl fmt::Display for StageFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stage {}", self.stage)?;
+        if let Some(step) = self.step {
+            write!(f, ", step {step}")?;
+        }
+        if let Some(micro) = self.micro {
+            write!(f, ", micro-batch {micro}")?;
+        }
+        write!(f, ", {}: {}", self.phase, self.cause)
+    }
+}
+
+/// Everything that can go wrong in this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting, a plan or an input that cannot be used; nothing was changed.
+    #[error("{subject}: {problem}; {remedy}")]
+    Invalid {
+        /// The key, argument or object that is wrong, such as `strategy.width`.
+        subject: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What would be right.
+        remedy: String,
+    },
+    /// A stage failed; the run cannot go on.
+    #[error("{0}")]
+    Stage(StageFailure),
+    /// The pipeline ended without saying why: a thread of it was killed from outside.
+    #[error("the pipeline has ended: {0}")]
+    Ended(String),
+    /// The run was asked to stop before its last step.
+    #[error("interrupted after step {0}")]
+    Interrupted(u64),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// A file could not be read or written.
+    #[error("{path}: {cause}", path = .path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system or the format said.
+        cause: String,
+    },
+    /// A data set could not deliver a batch.
+    #[error("data: {0}")]
+    Data(String),
+}
+
+impl Error {
+    /// An [`Error::Invalid`] from its three parts.
+    pub fn invalid(subject: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Invalid { subject: subject.into(), problem: problem.into(), remedy: remedy.into() }
+    }
+
+    /// An [`Error::File`] about `path`.
+    pub fn file(path: impl Into<PathBuf>, cause: impl fmt::Display) -> Self {
+        Self::File { path: path.into(), cause: cause.to_string() }
+    }
+
+    /// Whether this is bad input that was refused before anything was done (exit code 2 of a program).
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Invalid { .. } | Self::File { .. })
+    }
+}
+
+/// A result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,3 @@
+//! Mean squared error.
+/// Mean squared error.
+pub struct MeanSquaredError;

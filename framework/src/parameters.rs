@@ -1,0 +1,235 @@
+//! The parameters and buffers of a stage.
+//!
+//! A [`ParameterStore`] stands behind the `candle_nn::VarBuilder` that a unit is built from: asking the builder for a name makes
+//! the tensor, from given values (a checkpoint) or from the name, the seed and the builder's hint. The tensors that layers hold
+//! are the store's own: an update changes them in place, so a saved forward pass must not outlive the step it belongs to.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use candle_core::{DType, Device, Shape, Tensor, TensorId, Var};
+use candle_nn::{Init, VarBuilder, init::NormalOrUniform, var_builder::SimpleBackend};
+use rand_distr::{Distribution, Normal, Uniform};
+
+use crate::{Error, Result, random::Key};
+
+/// Whether a named tensor is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Trained by the optimizer; every one must receive a gradient.
+    Parameter,
+    /// Kept by its layer, such as running statistics; saved, never updated by an optimizer.
+    Buffer,
+}
+
+/// One named tensor of a store.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The full name, as PyTorch would have it: `layer1.0.conv1.weight`.
+    pub name: String,
+    /// The value; shared with the layer that asked for it.
+    pub var: Var,
+    /// Parameter or buffer.
+    pub kind: Kind,
+}
+
+/// Gradients of parameters, each with the identity of the tensor that its layer holds.
+///
+/// The same parameter may occur more than once (tied weights); its gradients add up in order.
+pub type Gradients = Vec<(TensorId, Tensor)>;
+
+/// Initial values by full name, in any order.
+pub type NamedTensors = HashMap<String, Tensor>;
+
+/// The named tensors of one stage's main part, or of one head, in the order in which they were asked for.
+#[derive(Clone, Debug)]
+pub struct ParameterStore(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    key: Key,
+    given: Arc<NamedTensors>,
+    entries: Vec<Entry>,
+    by_name: HashMap<String, usize>,
+    by_id: HashMap<TensorId, usize>,
+    fresh: Vec<String>,
+}
+
+/// Last parts of names that are buffers, not parameters.
+const BUFFERS: [&str; 3] = ["running_mean", "running_var", "num_batches_tracked"];
+
+impl ParameterStore {
+    /// An empty store whose values come from `given` where it has the name, and otherwise from `seed` and the name.
+    pub fn new(seed: u64, given: Arc<NamedTensors>) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            key: Key::new(seed).named("init"),
+            given,
+            entries: Vec::new(),
+            by_name: HashMap::new(),
+            by_id: HashMap::new(),
+            fresh: Vec::new(),
+        })))
+    }
+
+    /// A builder over this store; `f32` on `device`.
+    pub fn builder(&self, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(self.clone()), DType::F32, device.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All named tensors, in order of creation.
+    pub fn entries(&self) -> Vec<Entry> {
+        self.lock().entries.clone()
+    }
+
+    /// The parameters only, in order of creation.
+    pub fn parameters(&self) -> Vec<Entry> {
+        self.lock().entries.iter().filter(|e| e.kind == Kind::Parameter).cloned().collect()
+    }
+
+    /// Names that were made from the seed although values had been given for others.
+    pub fn fresh(&self) -> Vec<String> {
+        self.lock().fresh.clone()
+    }
+
+    /// The position in [`Self::entries`] of the tensor with this identity.
+    pub fn position(&self, id: TensorId) -> Option<usize> {
+        self.lock().by_id.get(&id).copied()
+    }
+
+    /// Number of trained elements.
+    pub fn parameter_count(&self) -> usize {
+        self.parameters().iter().map(|e| e.var.elem_count()).sum()
+    }
+
+    /// A copy of every value, by name: training on changes nothing in it.
+    pub fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
+        self.entries().into_iter().map(|e| Ok((e.name, e.var.as_tensor().copy()?.detach()))).collect()
+    }
+
+    /// Overwrites the values of the names given; names that this store does not have are left alone.
+    ///
+    /// # Errors
+    /// If a shape differs; nothing is changed then.
+    pub fn load(&self, values: &NamedTensors) -> Result<()> {
+        let entries = self.entries();
+        let found: Vec<(&Entry, &Tensor)> = entries.iter().filter_map(|e| Some((e, values.get(&e.name)?))).collect();
+        for (entry, value) in &found {
+            check_shape(&entry.name, value, entry.var.shape())?;
+        }
+        for (entry, value) in found {
+            let value = value.to_device(entry.var.device())?.to_dtype(entry.var.dtype())?;
+            entry.var.set(&value.contiguous()?)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_shape(name: &str, value: &Tensor, wanted: &Shape) -> Result<()> {
+    if value.shape() == wanted {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        name,
+        format!("the given value has shape {:?}", value.shape().dims()),
+        format!("this model needs {:?}", wanted.dims()),
+    ))
+}
+
+impl Inner {
+    fn make(&mut self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        if let Some(&at) = self.by_name.get(name) {
+            let var = &self.entries[at].var;
+            check_shape(name, var, &shape)?;
+            return Ok(var.as_tensor().clone());
+        }
+        let value = match self.given.get(name) {
+            Some(value) => {
+                check_shape(name, value, &shape)?;
+                // A copy, so that training never writes into the caller's tensor.
+                value.to_device(device)?.to_dtype(dtype)?.contiguous()?.copy()?
+            }
+            None => {
+                if !self.given.is_empty() {
+                    self.fresh.push(name.to_owned());
+                }
+                initial(&shape, init, self.key.named(name))?.to_dtype(dtype)?.to_device(device)?
+            }
+        };
+        let var = Var::from_tensor(&value)?;
+        let tensor = var.as_tensor().clone();
+        let last = name.rsplit('.').next().unwrap_or(name);
+        let kind = if BUFFERS.contains(&last) { Kind::Buffer } else { Kind::Parameter };
+        self.by_name.insert(name.to_owned(), self.entries.len());
+        self.by_id.insert(var.id(), self.entries.len());
+        self.entries.push(Entry { name: name.to_owned(), var, kind });
+        Ok(tensor)
+    }
+}
+
+/// Values of `shape` on the CPU, drawn in row-major order from the stream behind `key`.
+fn initial(shape: &Shape, init: Init, key: Key) -> Result<Tensor> {
+    let count = shape.elem_count();
+    let mut stream = key.stream();
+    let bad = |what: &str| Error::invalid("initial values", what.to_owned(), "use finite bounds and deviations");
+    let mut normal = |mean: f64, stdev: f64| -> Result<Vec<f32>> {
+        let law = Normal::new(mean, stdev).map_err(|e| bad(&e.to_string()))?;
+        Ok((0..count).map(|_| law.sample(&mut stream) as f32).collect())
+    };
+    let values: Vec<f32> = match init {
+        Init::Const(value) => vec![value as f32; count],
+        Init::Randn { mean, stdev } => normal(mean, stdev)?,
+        Init::Kaiming { dist: NormalOrUniform::Normal, fan, non_linearity } => {
+            normal(0.0, non_linearity.gain() / (fan.for_shape(shape) as f64).sqrt())?
+        }
+        Init::Uniform { lo, up } => uniform(lo, up, count, key)?,
+        Init::Kaiming { dist: NormalOrUniform::Uniform, fan, non_linearity } => {
+            let bound = non_linearity.gain() * (3.0 / fan.for_shape(shape) as f64).sqrt();
+            uniform(-bound, bound, count, key)?
+        }
+    };
+    Ok(Tensor::from_vec(values, shape.clone(), &Device::Cpu)?)
+}
+
+fn uniform(lo: f64, up: f64, count: usize, key: Key) -> Result<Vec<f32>> {
+    let law = Uniform::new_inclusive(lo, up)
+        .map_err(|e| Error::invalid("initial values", e.to_string(), "use finite bounds, lower below upper"))?;
+    let mut stream = key.stream();
+    Ok((0..count).map(|_| law.sample(&mut stream) as f32).collect())
+}
+
+impl SimpleBackend for ParameterStore {
+    fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        self.lock().make(shape, name, init, dtype, device).map_err(candle_core::Error::wrap)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        let shape = {
+            let inner = self.lock();
+            let known = inner.by_name.get(name).map(|&at| inner.entries[at].var.shape().clone());
+            known.or_else(|| inner.given.get(name).map(|t| t.shape().clone()))
+        };
+        match shape {
+            Some(shape) => self.get(shape, name, Init::Const(0.0), dtype, device),
+            None => Err(candle_core::Error::CannotFindTensor { path: name.to_owned() }.bt()),
+        }
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        let inner = self.lock();
+        inner.by_name.contains_key(name) || inner.given.contains_key(name)
+    }
+}
+
+/// Names in `given` that none of `used` is.
+pub fn unused<'a>(given: &'a NamedTensors, used: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let used: HashSet<&str> = used.into_iter().collect();
+    let mut names: Vec<&str> = given.keys().map(String::as_str).filter(|n| !used.contains(n)).collect();
+    names.sort_unstable();
+    names
+}
