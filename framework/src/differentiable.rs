@@ -50,7 +50,7 @@ impl Pass {
 }
 
 /// Which gradients a pull-back is asked for; nothing else is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Wants {
     /// The gradient with respect to the input.
     pub input: bool,

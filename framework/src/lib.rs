@@ -14,7 +14,11 @@ pub mod loss;
 pub mod model;
 pub mod optimizer;
 pub mod parameters;
+pub mod partition;
+pub mod plan;
 pub mod random;
+pub mod schedule;
+pub mod strategy;
 
 pub use activation::Activation;
 pub use data::{Batch, Dataset};
@@ -24,3 +28,6 @@ pub use error::{Error, Phase, Result, StageFailure};
 pub use loss::{Loss, Score};
 pub use model::{ModelSpec, Unit};
 pub use parameters::{Gradients, ParameterStore};
+pub use partition::Partition;
+pub use plan::GradientPlan;
+pub use strategy::{EndToEnd, Interlock, Local, Pairwise, Strategy};

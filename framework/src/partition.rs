@@ -1,0 +1,161 @@
+//! Which units lie on which stage.
+
+use std::ops::Range;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result, model::Unit};
+
+/// How to cut a model, as configuration files give it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PartitionConfig {
+    /// The number of stages; units are spread so that the costliest stage costs least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stages: Option<usize>,
+    /// The number of units of each stage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub units_per_stage: Option<Vec<usize>>,
+}
+
+/// A cut of a model's units into consecutive, non-empty stages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partition {
+    units_per_stage: Vec<usize>,
+}
+
+impl Partition {
+    /// The cut with these numbers of units.
+    ///
+    /// # Errors
+    /// If they do not add up to the model's units, a stage is empty, or a unit shares parameters with one on another stage.
+    pub fn new(units_per_stage: Vec<usize>, units: &[Unit]) -> Result<Self> {
+        let sum: usize = units_per_stage.iter().sum();
+        if units_per_stage.is_empty() || units_per_stage.contains(&0) || sum != units.len() {
+            return Err(Error::invalid(
+                "partition.units_per_stage",
+                format!("{units_per_stage:?} adds up to {sum} units, the model has {}", units.len()),
+                "give each stage at least one unit and every unit a stage",
+            ));
+        }
+        let partition = Self { units_per_stage };
+        for (at, unit) in units.iter().enumerate() {
+            if let Some(other) = unit.tied_to {
+                let (a, b) = (partition.stage_of(other), partition.stage_of(at));
+                if a != b {
+                    return Err(Error::invalid(
+                        "partition",
+                        format!("units {other} and {at} share weights (tied) but lie on stages {a} and {b}"),
+                        "put both on one stage, or untie them (model.tied = false)",
+                    ));
+                }
+            }
+        }
+        Ok(partition)
+    }
+
+    /// The cut into `stages` stages whose costliest stage costs least, in floating-point operations a forward pass.
+    ///
+    /// `head_flops(i)` is the cost of an auxiliary head behind unit `i`; it counts for every stage but the last. Of equally
+    /// good cuts the one whose later stages are the larger is taken, so that the result is unique.
+    ///
+    /// # Errors
+    /// If there are more stages than units, or none.
+    pub fn balanced(stages: usize, units: &[Unit], head_flops: impl Fn(usize) -> f64) -> Result<Self> {
+        let count = units.len();
+        if stages == 0 || stages > count {
+            return Err(Error::invalid(
+                "partition.stages",
+                format!("{stages} stages for a model of {count} units"),
+                format!("1 to {count} stages are possible"),
+            ));
+        }
+        let mut before = vec![0.0];
+        for unit in units {
+            before.push(before[before.len() - 1] + unit.flops);
+        }
+        let cost = |range: Range<usize>| {
+            let head = if range.end < count { head_flops(range.end - 1) } else { 0.0 };
+            before[range.end] - before[range.start] + head
+        };
+        // best[s][end]: the least possible cost of the costliest of s stages over the first `end` units, and where the last begins.
+        let mut best: Vec<Vec<Option<(f64, usize)>>> = vec![vec![None; count + 1]; stages + 1];
+        best[0][0] = Some((0.0, 0));
+        for s in 1..=stages {
+            for end in s..=count {
+                for start in s - 1..end {
+                    let Some((below, _)) = best[s - 1][start] else { continue };
+                    let worst = cost(start..end).max(below);
+                    if best[s][end].is_none_or(|(known, _)| worst < known) {
+                        best[s][end] = Some((worst, start));
+                    }
+                }
+            }
+        }
+        let mut units_per_stage = Vec::with_capacity(stages);
+        let mut end = count;
+        for s in (1..=stages).rev() {
+            let start = best[s][end].map_or(0, |(_, start)| start);
+            units_per_stage.push(end - start);
+            end = start;
+        }
+        units_per_stage.reverse();
+        Self::new(units_per_stage, units)
+    }
+
+    /// The number of stages.
+    pub fn stages(&self) -> usize {
+        self.units_per_stage.len()
+    }
+
+    /// The number of units of each stage.
+    pub fn units_per_stage(&self) -> &[usize] {
+        &self.units_per_stage
+    }
+
+    /// The units of stage `k`.
+    pub fn units(&self, k: usize) -> Range<usize> {
+        let start = self.units_per_stage[..k].iter().sum();
+        start..start + self.units_per_stage[k]
+    }
+
+    fn stage_of(&self, unit: usize) -> usize {
+        (0..self.stages()).find(|&k| self.units(k).contains(&unit)).unwrap_or(self.stages())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Sequential;
+
+    fn units(flops: &[f64]) -> Vec<Unit> {
+        flops.iter().map(|&f| Unit::new("u", [1], |_| Ok(Sequential::default())).with_flops(f)).collect()
+    }
+
+    #[test]
+    fn balances_the_costliest_stage() {
+        let units = units(&[1.0, 1.0, 1.0, 1.0, 4.0]);
+        let cut = |stages, head: f64| Partition::balanced(stages, &units, |_| head).unwrap().units_per_stage;
+        assert_eq!(cut(2, 0.0), [4, 1]);
+        assert_eq!(cut(5, 0.0), [1; 5]);
+        // A head as dear as two units moves the cut.
+        assert_eq!(cut(2, 2.0), [3, 2]);
+        assert!(Partition::balanced(6, &units, |_| 0.0).is_err());
+        assert!(Partition::balanced(0, &units, |_| 0.0).is_err());
+    }
+
+    #[test]
+    fn units_must_add_up_and_ties_must_not_be_cut() {
+        let mut units = units(&[1.0; 4]);
+        assert_eq!(Partition::new(vec![1, 3], &units).unwrap().units(1), 1..4);
+        for wrong in [vec![], vec![4, 0], vec![1, 2], vec![5]] {
+            assert!(Partition::new(wrong, &units).is_err());
+        }
+        units[3] = units[3].clone().tied_to(0);
+        let error = Partition::new(vec![2, 2], &units).unwrap_err().to_string();
+        assert!(error.contains("units 0 and 3") && error.contains("tied = false"), "{error}");
+        assert!(Partition::new(vec![4], &units).is_ok());
+    }
+}

@@ -1,0 +1,313 @@
+//! A pipeline of schedules under arbitrary message orders: the same result, no deadlock, no credit overdrawn.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What a step does to a stage, symbolically: in which order which sums were formed, and under which parameters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Record {
+    /// (step, micro) of every forward pass, in order, with the number of updates before it.
+    forwards: Vec<(Ticket, u64)>,
+    /// Every head that trains, in order, and every head that only scores; sorted, with the number of updates before it.
+    heads: Vec<Ticket>,
+    scores: Vec<(Ticket, u64)>,
+    /// (ticket, loss) of every parameter gradient, in order.
+    parameters: Vec<(Ticket, usize)>,
+    /// Every loss pulled back to the input; sorted, since their order means nothing.
+    inputs: Vec<(Ticket, usize)>,
+    updates: Vec<u64>,
+}
+
+struct World {
+    stages: Vec<StageSchedule>,
+    records: Vec<Record>,
+    in_flight: usize,
+    /// Messages on their way, by receiver; activations in order, all others in any order.
+    activations: Vec<VecDeque<Ticket>>,
+    others: Vec<Vec<Event>>,
+    /// Not yet fed into stage 0, and the room there.
+    source: VecDeque<Ticket>,
+    source_credits: usize,
+    norms: BTreeMap<u64, usize>,
+    /// Activations sent to each stage and not yet freed there.
+    held: Vec<usize>,
+}
+
+impl World {
+    fn new(plan: &Arc<GradientPlan>, feed: Vec<Ticket>, in_flight: usize, policy: Policy, heads: bool, norm: bool) -> Self {
+        let stages: Vec<_> = (0..plan.stages())
+            .map(|stage| {
+                StageSchedule::new(StageRole {
+                    stage,
+                    plan: Arc::clone(plan),
+                    has_head: heads || plan.is_needed(stage),
+                    global_norm: norm,
+                    credits: in_flight,
+                    policy,
+                    first_step: 0,
+                })
+            })
+            .collect();
+        let count = stages.len();
+        Self {
+            stages,
+            records: vec![Record::default(); count],
+            in_flight,
+            activations: vec![VecDeque::new(); count],
+            others: vec![Vec::new(); count],
+            source: feed.into(),
+            source_credits: in_flight,
+            norms: BTreeMap::new(),
+            held: vec![0; count],
+        }
+    }
+
+    /// Everything that could happen next.
+    fn moves(&mut self) -> Vec<Move> {
+        let mut moves = Vec::new();
+        if self.source_credits > 0 && !self.source.is_empty() {
+            moves.push(Move::Feed);
+        }
+        for k in 0..self.stages.len() {
+            if !self.activations[k].is_empty() {
+                moves.push(Move::Activation(k));
+            }
+            moves.extend((0..self.others[k].len()).map(|i| Move::Other(k, i)));
+            if self.stages[k].clone().next().is_some() {
+                moves.push(Move::Act(k));
+            }
+        }
+        moves
+    }
+
+    fn perform(&mut self, what: Move) {
+        match what {
+            Move::Feed => {
+                let ticket = self.source.pop_front().unwrap();
+                self.source_credits -= 1;
+                self.send(0, ticket);
+            }
+            Move::Activation(k) => {
+                let ticket = self.activations[k].pop_front().unwrap();
+                self.stages[k].on(Event::Activation(ticket)).unwrap();
+            }
+            Move::Other(k, i) => {
+                let event = self.others[k].remove(i);
+                self.stages[k].on(event).unwrap();
+            }
+            Move::Act(k) => self.act(k),
+        }
+    }
+
+    fn send(&mut self, k: usize, ticket: Ticket) {
+        self.held[k] += 1;
+        assert!(self.held[k] <= self.in_flight, "stage {k} was sent more than it has room for");
+        self.activations[k].push_back(ticket);
+    }
+
+    fn act(&mut self, k: usize) {
+        let action = self.stages[k].next().unwrap();
+        let record = &mut self.records[k];
+        let updates = record.updates.len() as u64;
+        match action {
+            Action::Forward(ticket) => {
+                record.forwards.push((ticket, updates));
+                if k + 1 < self.stages.len() {
+                    self.send(k + 1, ticket);
+                }
+            }
+            Action::Head { ticket, .. } if ticket.purpose == Purpose::Train => record.heads.push(ticket),
+            Action::Head { ticket, .. } => {
+                assert_eq!(ticket.step, updates, "a head scored with parameters newer than the forward pass");
+                record.scores.push((ticket, updates));
+            }
+            Action::PullBack { ticket, loss, wants } => {
+                assert_eq!(ticket.step, updates, "a pull-back saw parameters newer than its forward pass");
+                if wants.parameters {
+                    record.parameters.push((ticket, loss));
+                }
+                if wants.input {
+                    record.inputs.push((ticket, loss));
+                    self.others[k - 1].push(Event::Gradient { ticket, loss });
+                }
+            }
+            Action::ShareNorm(step) => {
+                let told = self.norms.entry(step).or_default();
+                *told += 1;
+                if *told == self.stages.len() {
+                    self.others.iter_mut().for_each(|o| o.push(Event::Norm(step)));
+                }
+            }
+            Action::Update(step) => record.updates.push(step),
+        }
+        self.stages[k].done(action);
+        for _ in self.stages[k].take_freed() {
+            self.held[k] -= 1;
+            match k {
+                0 => self.source_credits += 1,
+                _ => self.others[k - 1].push(Event::Credit),
+            }
+        }
+    }
+
+    /// Runs until nothing can happen any more; `choose` picks among the possible moves.
+    fn run(mut self, mut choose: impl FnMut(usize) -> usize) -> Vec<Record> {
+        loop {
+            let moves = self.moves();
+            if moves.is_empty() {
+                break;
+            }
+            let chosen = moves[choose(moves.len())];
+            self.perform(chosen);
+        }
+        assert!(self.source.is_empty() && self.stages.iter().all(StageSchedule::is_idle), "the pipeline is stuck");
+        for record in &mut self.records {
+            record.inputs.sort_unstable();
+            record.scores.sort_unstable();
+        }
+        self.records
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Move {
+    Feed,
+    Activation(usize),
+    Other(usize, usize),
+    Act(usize),
+}
+
+/// Steps of varying numbers of micro-batches, with an evaluation of two batches after every second step.
+fn feed(micros: &[usize]) -> Vec<Ticket> {
+    let mut tickets = Vec::new();
+    for (step, &micros) in micros.iter().enumerate() {
+        let step = step as u64;
+        let ticket = |step, purpose, micros| move |micro| Ticket { step, purpose, micro, micros };
+        tickets.extend((0..micros).map(ticket(step, Purpose::Train, micros)));
+        if step % 2 == 1 {
+            tickets.extend((0..2).map(ticket(step + 1, Purpose::Evaluate, 2)));
+        }
+    }
+    tickets
+}
+
+fn any_plan() -> impl Strategy<Value = Arc<GradientPlan>> {
+    (1_usize..7)
+        .prop_flat_map(|stages| (0..stages).map(|k| k..stages).collect::<Vec<_>>())
+        .prop_map(|follows| Arc::new(GradientPlan::new(follows).unwrap()))
+}
+
+fn any_policy() -> impl Strategy<Value = Policy> {
+    prop_oneof![Just(PolicyName::FillDrain), Just(PolicyName::OneFOneB), Just(PolicyName::Interlock)]
+        .prop_map(Policy::from)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Any arrival order, any policy and any number in flight give the same sums under the same parameters.
+    #[test]
+    fn timing_changes_nothing(
+        plan in any_plan(),
+        micros in proptest::collection::vec(1_usize..5, 1..4),
+        in_flight in 1_usize..5,
+        policy in any_policy(),
+        heads in any::<bool>(),
+        norm in any::<bool>(),
+        choices in proptest::collection::vec(any::<prop::sample::Index>(), 64),
+    ) {
+        let tickets = feed(&micros);
+        let reference = World::new(&plan, tickets.clone(), 1, Policy::default(), heads, norm).run(|_| 0);
+        let mut turn = 0;
+        let records = World::new(&plan, tickets.clone(), in_flight, policy, heads, norm).run(|count| {
+            turn += 1;
+            choices[turn % choices.len()].index(count)
+        });
+        prop_assert_eq!(&records, &reference);
+        for (k, record) in records.iter().enumerate() {
+            let trained: usize = micros.iter().sum();
+            prop_assert_eq!(record.parameters.len(), trained);
+            prop_assert!(record.parameters.iter().all(|(_, loss)| *loss == plan.follows(k)));
+            prop_assert_eq!(record.inputs.len(), trained * plan.crosses(k).len());
+            prop_assert_eq!(record.updates.len(), micros.len());
+            prop_assert_eq!(record.forwards.len(), tickets.len());
+            prop_assert!(record.forwards.iter().all(|(ticket, updates)| ticket.step == *updates));
+        }
+    }
+}
+
+fn single(width: usize, stages: usize, stage: usize, policy: PolicyName) -> StageSchedule {
+    StageSchedule::new(StageRole {
+        stage,
+        plan: Arc::new(GradientPlan::of_widths(&vec![width; stages]).unwrap()),
+        has_head: true,
+        global_norm: false,
+        credits: 2,
+        policy: policy.into(),
+        first_step: 0,
+    })
+}
+
+fn train(micro: usize, micros: usize) -> Ticket {
+    Ticket { step: 0, purpose: Purpose::Train, micro, micros }
+}
+
+/// Everything that the stage does until it has to wait, in its notation.
+fn until_waiting(schedule: &mut StageSchedule) -> String {
+    let mut done = Vec::new();
+    while let Some(action) = schedule.next() {
+        schedule.done(action);
+        done.push(action.to_string());
+    }
+    done.join(" ")
+}
+
+#[test]
+fn a_relay_comes_before_the_stages_own_work() {
+    let mut stage = single(3, 4, 2, PolicyName::Interlock);
+    stage.on(Event::Activation(train(0, 2))).unwrap();
+    stage.on(Event::Activation(train(1, 2))).unwrap();
+    assert_eq!(until_waiting(&mut stage), "F0 H0 I0.2 F1 H1 I1.2");
+    stage.on(Event::Gradient { ticket: train(1, 2), loss: 3 }).unwrap();
+    // The second gradient is relayed, its parameter gradient waits for its turn.
+    assert_eq!(until_waiting(&mut stage), "I1.3");
+    stage.on(Event::Gradient { ticket: train(0, 2), loss: 3 }).unwrap();
+    assert_eq!(until_waiting(&mut stage), "I0.3 W0.3 W1.3 U");
+}
+
+#[test]
+fn fill_drain_runs_all_forward_passes_first() {
+    let mut stage = single(4, 4, 3, PolicyName::FillDrain);
+    for micro in 0..2 {
+        stage.on(Event::Activation(train(micro, 2))).unwrap();
+    }
+    assert_eq!(until_waiting(&mut stage), "F0 F1 H0 B0.3 H1 B1.3 U");
+}
+
+#[test]
+fn without_credit_nothing_is_sent() {
+    let mut stage = single(1, 2, 0, PolicyName::Interlock);
+    for micro in 0..3 {
+        stage.on(Event::Activation(train(micro, 3))).unwrap();
+    }
+    assert_eq!(until_waiting(&mut stage), "F0 F1 H0 H1 W0.0 W1.0");
+    stage.on(Event::Credit).unwrap();
+    assert_eq!(until_waiting(&mut stage), "F2 H2 W2.0 U");
+}
+
+#[test]
+fn a_message_that_contradicts_the_plan_is_refused() {
+    let mut stage = single(1, 2, 0, PolicyName::Interlock);
+    assert!(stage.on(Event::Credit).is_err());
+    assert!(stage.on(Event::Norm(0)).is_err());
+    assert!(stage.on(Event::Gradient { ticket: train(0, 1), loss: 1 }).is_err());
+    stage.on(Event::Activation(train(0, 1))).unwrap();
+    assert!(stage.on(Event::Activation(train(0, 1))).is_err());
+    // The stage's own loss never arrives as a message.
+    let forward = stage.next().unwrap();
+    stage.done(forward);
+    assert!(stage.on(Event::Gradient { ticket: train(0, 1), loss: 0 }).is_err());
+}
