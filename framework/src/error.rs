@@ -85,9 +85,9 @@ pub enum Error {
     /// The pipeline ended without saying why: a thread of it was killed from outside.
     #[error("the pipeline has ended: {0}")]
     Ended(String),
-    /// The run was asked to stop before its last step.
-    #[error("interrupted after step {0}")]
-    Interrupted(u64),
+    /// A loss, an activation or a gradient is infinite or not a number.
+    #[error("{0}; a smaller learning rate or clipping (clip.max_norm) may help")]
+    NotFinite(String),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -123,3 +123,9 @@ impl Error {
 
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The words of a caught panic.
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
+}

@@ -6,19 +6,26 @@
 //! Backpropagation: Improving depthwise model-parallelism*, JMLR 23(171), 2022.)
 
 mod activation;
+pub mod actor;
+pub mod clip;
 pub mod data;
 pub mod device;
 pub mod differentiable;
 mod error;
 pub mod loss;
+pub mod lr_schedule;
 pub mod model;
 pub mod optimizer;
 pub mod parameters;
 pub mod partition;
+pub mod plain;
 pub mod plan;
 pub mod random;
 pub mod schedule;
+pub mod stage;
 pub mod strategy;
+pub mod trainer;
+pub mod transport;
 
 pub use activation::Activation;
 pub use data::{Batch, Dataset};
@@ -30,4 +37,6 @@ pub use model::{ModelSpec, Unit};
 pub use parameters::{Gradients, ParameterStore};
 pub use partition::Partition;
 pub use plan::GradientPlan;
+pub use stage::Stage;
 pub use strategy::{EndToEnd, Interlock, Local, Pairwise, Strategy};
+pub use trainer::{Report, TrainEvent, Trainer};

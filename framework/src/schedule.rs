@@ -74,6 +74,14 @@ pub enum Action {
 }
 
 impl Action {
+    /// Whether it is part of a training step, not of an evaluation.
+    pub fn trains(&self) -> bool {
+        match self {
+            Self::Forward(ticket) | Self::Head { ticket, .. } => ticket.purpose == Purpose::Train,
+            Self::PullBack { .. } | Self::ShareNorm(_) | Self::Update(_) => true,
+        }
+    }
+
     /// The step that it belongs to.
     pub fn step(&self) -> u64 {
         match self {
@@ -235,6 +243,11 @@ impl StageSchedule {
     /// The number of updates made, counted from the first step of the model's life.
     pub fn step(&self) -> u64 {
         self.step
+    }
+
+    /// The action that has begun and is not yet done.
+    pub fn running(&self) -> Option<Action> {
+        self.running
     }
 
     /// Micro-batches whose saved activations the stage holds.

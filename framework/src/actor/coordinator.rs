@@ -1,0 +1,214 @@
+//! The coordinator.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::mpsc::Sender,
+};
+
+use actix::{Actor, Addr, Context, Handler};
+
+use super::{
+    messages::{Activation, Credit, Feed, Norm, PipelineEvent, Told, ToAll},
+    stage::StageActor,
+    wire::send,
+};
+use crate::{
+    Error, Phase, Result, Score, StageFailure,
+    schedule::{Purpose, Ticket},
+    stage::Payload,
+    transport::{Built, Report, StageStep},
+};
+
+/// Feeds micro-batches to the first stage within its credits, and gathers what the stages report into events.
+pub(super) struct Coordinator {
+    stages: Vec<Addr<StageActor>>,
+    events: Sender<PipelineEvent>,
+    credits: usize,
+    in_flight: usize,
+    /// What has been fed and not yet been sent; the last piece of a feed carries what it was.
+    waiting: VecDeque<(Ticket, Payload, bool)>,
+    built: Gather<(), Built>,
+    steps: Gather<u64, StageStep>,
+    scores: Gather<Ticket, Option<Score>>,
+    norms: Gather<u64, Vec<f64>>,
+    snapshots: Gather<(), Vec<(String, candle_core::Tensor)>>,
+    failed: bool,
+}
+
+/// Collects one value from every stage under a key.
+struct Gather<K, V> {
+    stages: usize,
+    parts: BTreeMap<K, Vec<Option<V>>>,
+}
+
+impl<K: Ord + Copy, V> Gather<K, V> {
+    fn new(stages: usize) -> Self {
+        Self { stages, parts: BTreeMap::new() }
+    }
+
+    /// Adds a stage's part; all parts in order of stages once they are complete.
+    fn add(&mut self, key: K, stage: usize, value: V) -> Option<Vec<V>> {
+        let stages = self.stages;
+        let parts = self.parts.entry(key).or_insert_with(|| (0..stages).map(|_| None).collect());
+        parts[stage] = Some(value);
+        if parts.iter().all(Option::is_some) {
+            return self.parts.remove(&key).map(|parts| parts.into_iter().flatten().collect());
+        }
+        None
+    }
+}
+
+impl Coordinator {
+    pub(super) fn new(stages: Vec<Addr<StageActor>>, in_flight: usize, events: Sender<PipelineEvent>) -> Self {
+        let count = stages.len();
+        Self {
+            stages,
+            events,
+            credits: in_flight,
+            in_flight,
+            waiting: VecDeque::new(),
+            built: Gather::new(count),
+            steps: Gather::new(count),
+            scores: Gather::new(count),
+            norms: Gather::new(count),
+            snapshots: Gather::new(count),
+            failed: false,
+        }
+    }
+
+    /// Tells the outside. Where nobody listens any more the pipeline is being shut down, and nothing is lost.
+    fn tell(&mut self, event: PipelineEvent) {
+        let _ = self.events.send(event);
+    }
+
+    fn fail(&mut self, failure: StageFailure) {
+        if !std::mem::replace(&mut self.failed, true) {
+            self.tell(PipelineEvent::Failed(failure));
+        }
+    }
+
+    /// Turns an error in reaching a stage into the run's failure.
+    fn check(&mut self, stage: usize, result: Result<()>) {
+        if let Err(error) = result {
+            let cause = error.to_string();
+            self.fail(StageFailure { stage, step: None, micro: None, phase: Phase::Transfer, cause });
+        }
+    }
+
+    fn to_all<M>(&mut self, message: &M)
+    where
+        M: actix::Message<Result = ()> + Clone + Send + 'static,
+        StageActor: Handler<M>,
+    {
+        for k in 0..self.stages.len() {
+            let sent = send(&self.stages[k], &format!("stage {k}"), message.clone());
+            self.check(k, sent);
+        }
+    }
+
+    /// Sends what waits, as far as the first stage has room.
+    fn flow(&mut self) {
+        while self.credits > 0 && !self.failed {
+            let Some((ticket, payload, last)) = self.waiting.pop_front() else { break };
+            self.credits -= 1;
+            let sent = send(&self.stages[0], "stage 0", Activation { ticket, payload });
+            self.check(0, sent);
+            if last {
+                self.tell(PipelineEvent::Fed { purpose: ticket.purpose, step: ticket.step });
+            }
+        }
+    }
+}
+
+impl Actor for Coordinator {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        // Every stage may have reported a step and a norm for each micro-batch in flight, and given a credit for it.
+        ctx.set_mailbox_capacity(16 + 8 * self.stages.len() * (self.in_flight + 1));
+    }
+}
+
+impl Handler<Feed> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, message: Feed, _: &mut Self::Context) {
+        let Feed { purpose, step, pieces, first, of, total } = message;
+        let count = pieces.len();
+        for (i, piece) in pieces.into_iter().enumerate() {
+            let ticket = Ticket { step, purpose, micro: first + i, micros: of };
+            let payload = Payload { inputs: piece.inputs, targets: piece.targets, total };
+            self.waiting.push_back((ticket, payload, i + 1 == count));
+        }
+        self.flow();
+    }
+}
+
+impl Handler<Credit> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, _: Credit, _: &mut Self::Context) {
+        self.credits += 1;
+        if self.credits > self.in_flight {
+            let error = Err(Error::Ended("the first stage gave a credit more than there are".to_owned()));
+            self.check(0, error);
+        }
+        self.flow();
+    }
+}
+
+impl Handler<ToAll> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, message: ToAll, _: &mut Self::Context) {
+        match message {
+            ToAll::Begin(message) => self.to_all(&message),
+            ToAll::Validated(message) => self.to_all(&message),
+            ToAll::TakeSnapshot(message) => self.to_all(&message),
+            ToAll::Restore(message) => self.to_all(&message),
+        }
+    }
+}
+
+impl Handler<Told> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, Told(report): Told, _: &mut Self::Context) {
+        if self.failed {
+            return;
+        }
+        match report {
+            Report::Built(built) => {
+                if let Some(all) = self.built.add((), built.stage, built) {
+                    self.tell(PipelineEvent::Ready(all));
+                }
+            }
+            Report::StepDone(done) => {
+                self.tell(PipelineEvent::StageStep(done.clone()));
+                let step = done.step;
+                if let Some(stages) = self.steps.add(step, done.stage, done) {
+                    self.tell(PipelineEvent::StepDone { step, stages });
+                }
+            }
+            Report::Scored { stage, ticket, score } => {
+                if let Some(scores) = self.scores.add(ticket, stage, score) {
+                    debug_assert_eq!(ticket.purpose, Purpose::Evaluate);
+                    self.tell(PipelineEvent::Scored { ticket, scores });
+                }
+            }
+            Report::SquaredNorms { stage, step, norms } => {
+                if let Some(all) = self.norms.add(step, stage, norms) {
+                    // In the order of stages and parameters, whatever arrived when.
+                    let norm = all.iter().flatten().fold(0.0, |sum, norm| sum + norm).sqrt();
+                    self.to_all(&Norm { step, norm });
+                }
+            }
+            Report::Snapshot { stage, tensors } => {
+                if let Some(all) = self.snapshots.add((), stage, tensors) {
+                    self.tell(PipelineEvent::Snapshot(all));
+                }
+            }
+            Report::Failed(failure) => self.fail(failure),
+        }
+    }
+}

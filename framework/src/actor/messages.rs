@@ -1,0 +1,166 @@
+//! The messages between actors, one struct each.
+
+use std::sync::Arc;
+
+use actix::{Addr, Message};
+use candle_core::Tensor;
+
+use super::{coordinator::Coordinator, stage::StageActor};
+use crate::{
+    Activation as Tensors, Batch, GradientPlan, Score, StageFailure,
+    schedule::{Purpose, Ticket},
+    stage::Payload,
+    transport::{Built, Report, StageStep},
+};
+
+/// To a stage: its neighbours, and then its build begins.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Connect {
+    pub(super) previous: Option<Addr<StageActor>>,
+    pub(super) next: Option<Addr<StageActor>>,
+    pub(super) coordinator: Addr<Coordinator>,
+}
+
+/// From the strategy actor to a stage: what to relay and what to follow.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub(super) struct Follow {
+    pub(super) plan: Arc<GradientPlan>,
+}
+
+/// To the strategy actor: the stages to tell.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Lead {
+    pub(super) stages: Vec<Addr<StageActor>>,
+    pub(super) coordinator: Addr<Coordinator>,
+}
+
+/// From the stage before (or the coordinator): the input of a forward pass.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Activation {
+    pub(super) ticket: Ticket,
+    pub(super) payload: Payload,
+}
+
+/// From the stage behind: the gradient of one loss with respect to the receiver's output.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Gradient {
+    pub(super) ticket: Ticket,
+    pub(super) loss: usize,
+    pub(super) tensors: Tensors,
+}
+
+/// From the stage behind (or to the coordinator from the first): one more micro-batch may come.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Credit;
+
+/// From the coordinator: the norm of all stages' gradients of a step.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub(super) struct Norm {
+    pub(super) step: u64,
+    pub(super) norm: f64,
+}
+
+/// To every stage, while nothing is in flight: the last stage's validation loss, for schedules that react to it.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub(super) struct Validated {
+    pub(super) loss: f64,
+}
+
+/// To every stage, while nothing is in flight: how many steps the run has.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub(super) struct Begin {
+    pub(super) total_steps: u64,
+}
+
+/// To every stage, while nothing is in flight: report a copy of all parameters and buffers.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub(super) struct TakeSnapshot;
+
+/// To every stage, while nothing is in flight: overwrite the values of these names.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub(super) struct Restore {
+    pub(super) values: Arc<crate::parameters::NamedTensors>,
+}
+
+/// A stage to itself: do the next action. Comes behind what waits in the mailbox, so that the schedule sees all of it.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub(super) struct Act;
+
+/// From a stage to the coordinator.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Told(pub(super) Report);
+
+/// From the outside to the coordinator: a batch to be fed when there is room.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct Feed {
+    /// What it is for.
+    pub purpose: Purpose,
+    /// The step; for evaluations the number of updates that come before it.
+    pub step: u64,
+    /// Its micro-batches.
+    pub pieces: Vec<Batch>,
+    /// The number of the first piece, and how many there are in the whole step or evaluation.
+    pub first: usize,
+    /// How many pieces the whole step or evaluation has.
+    pub of: usize,
+    /// How many targets count in the whole batch.
+    pub total: f64,
+}
+
+/// From the outside to the coordinator: pass this on to every stage.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub(super) enum ToAll {
+    Begin(Begin),
+    Validated(Validated),
+    TakeSnapshot(TakeSnapshot),
+    Restore(Restore),
+}
+
+/// What the coordinator tells the outside.
+#[derive(Debug)]
+pub enum PipelineEvent {
+    /// Every stage has been built, in order.
+    Ready(Vec<Built>),
+    /// The last piece of this feed has been sent to the first stage.
+    Fed {
+        /// What it was for.
+        purpose: Purpose,
+        /// Its step.
+        step: u64,
+    },
+    /// One stage has finished a step; stages may be steps apart.
+    StageStep(StageStep),
+    /// Every stage has finished a step; in order of stages.
+    StepDone {
+        /// The step, counted from 0.
+        step: u64,
+        /// What each stage reported.
+        stages: Vec<StageStep>,
+    },
+    /// Every stage has scored a micro-batch of an evaluation; in order of stages.
+    Scored {
+        /// The micro-batch.
+        ticket: Ticket,
+        /// The score of every head that is there.
+        scores: Vec<Option<Score>>,
+    },
+    /// Every stage's parameters and buffers; in order of stages.
+    Snapshot(Vec<Vec<(String, Tensor)>>),
+    /// A stage failed; there will be no further event.
+    Failed(StageFailure),
+}

@@ -1,0 +1,219 @@
+//! The outside's handle on the actors.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use actix::{Actor, Addr, Arbiter, Context, System};
+use candle_core::Tensor;
+
+use super::{
+    coordinator::Coordinator,
+    messages::{Begin, Connect, Feed, Lead, PipelineEvent, Restore, TakeSnapshot, ToAll, Validated},
+    stage::{Settings, StageActor},
+    strategy::StrategyActor,
+    wire::send,
+};
+use crate::{
+    Error, GradientPlan, Result,
+    parameters::NamedTensors,
+    schedule::Policy,
+    stage::StageBlueprint,
+    transport::Built,
+};
+
+/// How a pipeline runs: everything here changes when things happen, never what is computed.
+#[derive(Clone, Copy, Debug)]
+pub struct PipelineSettings {
+    /// The most micro-batches that the training step of a run has.
+    pub micro_batches: usize,
+    /// Credits a boundary: activations sent whose receiver has not yet freed its saved copy. The policy's own choice where none.
+    pub in_flight: Option<usize>,
+    /// What comes first when a stage could do several things.
+    pub policy: Policy,
+    /// Whether updates wait for the norm of all stages' gradients.
+    pub global_norm: bool,
+    /// The first step.
+    pub first_step: u64,
+}
+
+/// A running pipeline of stage actors.
+///
+/// Dropping it stops the actors and waits for their threads; a stage in the middle of a computation finishes that computation.
+pub struct Pipeline {
+    coordinator: Addr<Coordinator>,
+    events: Receiver<PipelineEvent>,
+    system: System,
+    thread: Option<JoinHandle<()>>,
+    arbiters: Vec<Arbiter>,
+    built: Vec<Built>,
+    plan: Arc<GradientPlan>,
+}
+
+impl Pipeline {
+    /// Starts an actor for each blueprint, each on a thread of its own, and waits until all are built.
+    ///
+    /// # Errors
+    /// If a thread cannot be started or a stage cannot be built: the failure names the stage and the cause.
+    pub fn start(blueprints: Vec<StageBlueprint>, plan: GradientPlan, settings: PipelineSettings) -> Result<Self> {
+        let plan = Arc::new(plan);
+        let (tell, events) = channel();
+        let (started, ready) = channel();
+        let shared = Arc::clone(&plan);
+        let thread = std::thread::Builder::new()
+            .name("interlock".to_owned())
+            .spawn(move || {
+                let system = System::new();
+                let launched = system.block_on(async { launch(blueprints, shared, settings, tell) });
+                if started.send((System::current(), launched)).is_ok() {
+                    // Ends when the handle is dropped and stops the system; its exit code says nothing more.
+                    let _ = system.run();
+                }
+            })
+            .map_err(|e| Error::Ended(format!("its thread cannot be started: {e}")))?;
+        let (system, (coordinator, arbiters)) =
+            ready.recv().map_err(|_| Error::Ended("its thread ended while it was being started".to_owned()))?;
+        let mut pipeline = Self { coordinator, events, system, thread: Some(thread), arbiters, built: Vec::new(), plan };
+        match pipeline.next()? {
+            PipelineEvent::Ready(built) => pipeline.built = built,
+            other => return Err(Error::Ended(format!("{other:?} came before the stages were built"))),
+        }
+        Ok(pipeline)
+    }
+
+    /// The stages as they were built.
+    pub fn built(&self) -> &[Built] {
+        &self.built
+    }
+
+    /// The gradient plan.
+    pub fn plan(&self) -> &GradientPlan {
+        &self.plan
+    }
+
+    /// Hands a batch over, to be fed when there is room; never waits.
+    pub fn feed(&self, feed: Feed) -> Result<()> {
+        send(&self.coordinator, "the coordinator", feed)
+    }
+
+    /// The next event; waits for it.
+    ///
+    /// # Errors
+    /// If a stage has failed ([`Error::Stage`]), or the actors' threads have ended.
+    pub fn next(&self) -> Result<PipelineEvent> {
+        match self.events.recv() {
+            Ok(PipelineEvent::Failed(failure)) => Err(Error::Stage(failure)),
+            Ok(event) => Ok(event),
+            Err(_) => Err(Error::Ended("its threads have ended without a report".to_owned())),
+        }
+    }
+
+    /// The next event, if there is one within `patience`.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn next_within(&self, patience: Duration) -> Result<Option<PipelineEvent>> {
+        match self.events.recv_timeout(patience) {
+            Ok(PipelineEvent::Failed(failure)) => Err(Error::Stage(failure)),
+            Ok(event) => Ok(Some(event)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(Error::Ended("its threads have ended without a report".to_owned()))
+            }
+        }
+    }
+
+    /// Tells every stage the last stage's validation loss; call it only while nothing is in flight.
+    pub fn observe_validation(&self, loss: f64) -> Result<()> {
+        send(&self.coordinator, "the coordinator", ToAll::Validated(Validated { loss }))
+    }
+
+    /// Overwrites values by name in whichever stages hold them; call it only while nothing is in flight.
+    pub fn restore(&self, values: Arc<NamedTensors>) -> Result<()> {
+        send(&self.coordinator, "the coordinator", ToAll::Restore(Restore { values }))
+    }
+
+    /// Tells every stage how many steps the run has, for schedules that depend on it; call it only while nothing is in flight.
+    pub fn begin(&self, total_steps: u64) -> Result<()> {
+        send(&self.coordinator, "the coordinator", ToAll::Begin(Begin { total_steps }))
+    }
+
+    /// A copy of every parameter and buffer of each stage, in order of stages; call it only while nothing is in flight.
+    pub fn snapshot_by_stage(&self) -> Result<Vec<Vec<(String, Tensor)>>> {
+        send(&self.coordinator, "the coordinator", ToAll::TakeSnapshot(TakeSnapshot))?;
+        loop {
+            if let PipelineEvent::Snapshot(stages) = self.next()? {
+                return Ok(stages);
+            }
+        }
+    }
+
+    /// A copy of every parameter and buffer, by name; call it only while nothing is in flight.
+    pub fn snapshot(&self) -> Result<BTreeMap<String, Tensor>> {
+        Ok(self.snapshot_by_stage()?.into_iter().flatten().collect())
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        for arbiter in self.arbiters.drain(..) {
+            arbiter.stop();
+            // A panic outside of a handler has nothing more to tell; the pipeline is over.
+            let _ = arbiter.join();
+        }
+        self.system.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic of that thread has been reported as a failure or ends here; either way the pipeline is over.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Starts the actors and tells them of each other.
+fn launch(
+    blueprints: Vec<StageBlueprint>,
+    plan: Arc<GradientPlan>,
+    settings: PipelineSettings,
+    events: Sender<PipelineEvent>,
+) -> (Addr<Coordinator>, Vec<Arbiter>) {
+    let stages = blueprints.len();
+    let micro_batches = settings.micro_batches.max(1);
+    let in_flight =
+        settings.in_flight.unwrap_or_else(|| settings.policy.in_flight(stages, micro_batches)).max(1);
+    let (actors, arbiters): (Vec<Addr<StageActor>>, Vec<Arbiter>) = blueprints
+        .into_iter()
+        .map(|blueprint| {
+            // Room for every activation, gradient and credit that can be on its way to the stage, and for a few words besides.
+            let mailbox = 16 + in_flight * (2 + plan.wants(blueprint.index).len());
+            let settings = Settings {
+                in_flight,
+                policy: settings.policy,
+                global_norm: settings.global_norm,
+                first_step: settings.first_step,
+                mailbox,
+            };
+            let arbiter = Arbiter::new();
+            let actor = move |_: &mut Context<StageActor>| StageActor::new(blueprint, settings);
+            (StageActor::start_in_arbiter(&arbiter.handle(), actor), arbiter)
+        })
+        .unzip();
+    let coordinator = Coordinator::new(actors.clone(), in_flight, events).start();
+    let strategy = StrategyActor::new(plan).start();
+    for (k, actor) in actors.iter().enumerate() {
+        let connect = Connect {
+            previous: k.checked_sub(1).map(|k| actors[k].clone()),
+            next: actors.get(k + 1).cloned(),
+            coordinator: coordinator.clone(),
+        };
+        // The mailboxes are new and empty, their actors just started.
+        let _ = send(actor, "a stage", connect);
+    }
+    let _ = send(&strategy, "the strategy actor", Lead { stages: actors, coordinator: coordinator.clone() });
+    (coordinator, arbiters)
+}

@@ -1,0 +1,396 @@
+//! The stage actor.
+
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
+
+use actix::{Actor, AsyncContext, Context, Handler};
+
+use super::{
+    messages::{Act, Activation, Begin, Connect, Credit, Follow, Gradient, Norm, Restore, TakeSnapshot, Validated},
+    wire::Wire,
+};
+use crate::{
+    Error, Phase, Result, Score, Stage, StageFailure,
+    error::panic_message,
+    schedule::{Action, Event, Policy, Purpose, StageRole, StageSchedule},
+    stage::{Outcome, StageBlueprint},
+    transport::{Built, Report, StageStep, Transport},
+};
+
+/// One stage of the model as an actor on its own thread.
+pub(super) struct StageActor {
+    blueprint: StageBlueprint,
+    settings: Settings,
+    state: State,
+}
+
+/// What the actor needs beside the blueprint.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    pub(super) in_flight: usize,
+    pub(super) policy: Policy,
+    pub(super) global_norm: bool,
+    pub(super) first_step: u64,
+    pub(super) mailbox: usize,
+}
+
+enum State {
+    /// Does not know its neighbours yet.
+    Alone,
+    /// Knows its neighbours, and waits for the strategy actor to say what to follow.
+    Connected { wire: Box<dyn Transport> },
+    /// Built and at work.
+    Working(Box<Work>),
+    /// Failed, and has said so; everything that still arrives is dropped.
+    Failed,
+}
+
+struct Work {
+    stage: Box<Stage>,
+    wire: Box<dyn Transport>,
+    schedule: StageSchedule,
+    /// Whether an [`Act`] is on its way.
+    acting: bool,
+    norms: HashMap<u64, f64>,
+    /// The score of the step in work, and the time spent on it.
+    score: Option<Score>,
+    busy: Duration,
+}
+
+impl StageActor {
+    pub(super) fn new(blueprint: StageBlueprint, settings: Settings) -> Self {
+        Self { blueprint, settings, state: State::Alone }
+    }
+
+    /// Runs `work`; an error or a panic becomes the stage's failure, is reported once, and ends the stage's work.
+    fn guarded(&mut self, phase: Phase, work: impl FnOnce(&mut Self) -> Result<(), Stopped>) {
+        if matches!(self.state, State::Failed) {
+            return;
+        }
+        let stopped = match catch_unwind(AssertUnwindSafe(|| work(self))) {
+            Ok(Ok(())) => return,
+            Ok(Err(stopped)) => stopped,
+            Err(panic) => Stopped::Other(Error::Ended(format!("panicked: {}", panic_message(panic.as_ref())))),
+        };
+        let failure = match stopped {
+            Stopped::Failure(failure) => failure,
+            Stopped::Other(error) => {
+                let action = match &self.state {
+                    State::Working(work) => work.schedule.running(),
+                    _ => None,
+                };
+                StageFailure {
+                    stage: self.blueprint.index,
+                    step: action.map(|a| a.step()),
+                    micro: action.and_then(|a| a.micro()),
+                    phase: action.map_or(phase, phase_of),
+                    cause: match error {
+                        Error::Ended(cause) => cause,
+                        other => other.to_string(),
+                    },
+                }
+            }
+        };
+        if let State::Working(Work { wire, .. }) | State::Connected { wire } = &mut self.state {
+            // Where even this fails the coordinator is gone, and with it everyone who could be told.
+            let _ = wire.report(Report::Failed(failure));
+        }
+        self.state = State::Failed;
+    }
+
+    /// Tells the schedule about `event`, after `take` has stored what came with it, and sees to it that the stage acts.
+    fn arrived(&mut self, ctx: &mut Context<Self>, event: Event, take: impl FnOnce(&mut Work) -> Result<(), Stopped>) {
+        self.guarded(Phase::Transfer, |this| {
+            let State::Working(work) = &mut this.state else {
+                return Err(Error::Ended(format!("{event:?} arrived before the plan")).into());
+            };
+            work.schedule.on(event).map_err(|e| Error::Ended(e.to_string()))?;
+            take(work)?;
+            work.wake(ctx);
+            Ok(())
+        });
+    }
+
+    /// Runs `work` between steps, when nothing is in flight.
+    fn between_steps(&mut self, phase: Phase, work: impl FnOnce(&mut Work) -> Result<(), Stopped>) {
+        self.guarded(phase, |this| match &mut this.state {
+            State::Working(at_work) if at_work.schedule.is_idle() => work(at_work),
+            _ => Err(Error::Ended("asked for something that must wait until nothing is in flight".to_owned()).into()),
+        });
+    }
+}
+
+/// Why the work of a handler stopped.
+enum Stopped {
+    Failure(StageFailure),
+    Other(Error),
+}
+
+impl From<StageFailure> for Stopped {
+    fn from(failure: StageFailure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+impl From<Error> for Stopped {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Stage(failure) => Self::Failure(failure),
+            other => Self::Other(other),
+        }
+    }
+}
+
+fn phase_of(action: Action) -> Phase {
+    match action {
+        Action::Forward(_) => Phase::Forward,
+        Action::Head { .. } => Phase::Head,
+        Action::PullBack { .. } => Phase::PullBack,
+        Action::ShareNorm(_) | Action::Update(_) => Phase::Update,
+    }
+}
+
+impl Work {
+    /// Makes sure that exactly one [`Act`] is on its way.
+    fn wake(&mut self, ctx: &mut Context<StageActor>) {
+        if !self.acting {
+            self.acting = true;
+            ctx.notify(Act);
+        }
+    }
+
+    /// Does one action, if there is one to do; whether there was.
+    fn act(&mut self) -> Result<bool, Stopped> {
+        let Some(action) = self.schedule.next() else { return Ok(false) };
+        let norm = match action {
+            Action::Update(step) => self.norms.remove(&step),
+            _ => None,
+        };
+        let start = Instant::now();
+        let outcome = self.stage.perform(action, norm)?;
+        if action.trains() {
+            self.busy += start.elapsed();
+        }
+        self.deliver(action, outcome)?;
+        self.schedule.done(action);
+        for ticket in self.schedule.take_freed() {
+            self.stage.free(ticket);
+            if ticket.purpose == Purpose::Evaluate && !self.schedule.role().has_head {
+                let stage = self.stage.index();
+                self.wire.report(Report::Scored { stage, ticket, score: None })?;
+            }
+            self.wire.send_credit()?;
+        }
+        Ok(true)
+    }
+
+    fn deliver(&mut self, action: Action, outcome: Outcome) -> Result<()> {
+        let stage = self.stage.index();
+        let role = self.schedule.role();
+        let last = stage + 1 == role.plan.stages();
+        match (action, outcome) {
+            (Action::Forward(ticket), Outcome::Activation(payload)) if !last => {
+                self.wire.send_activation(ticket, payload)
+            }
+            (Action::PullBack { ticket, loss, .. }, Outcome::Gradient(gradient)) => {
+                self.wire.send_gradient(ticket, loss, gradient)
+            }
+            (Action::Head { ticket, .. }, Outcome::Score(score)) => match ticket.purpose {
+                Purpose::Train => {
+                    self.score = Some(self.score.map_or(score, |sum| sum.and(score)));
+                    Ok(())
+                }
+                Purpose::Evaluate => self.wire.report(Report::Scored { stage, ticket, score: Some(score) }),
+            },
+            (Action::ShareNorm(step), Outcome::SquaredNorms(norms)) => {
+                self.wire.report(Report::SquaredNorms { stage, step, norms })
+            }
+            (Action::Update(step), Outcome::Updated(updated)) => {
+                let busy_seconds = std::mem::take(&mut self.busy).as_secs_f64();
+                let score = self.score.take();
+                self.wire.report(Report::StepDone(StageStep { stage, step, score, updated, busy_seconds }))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Actor for StageActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(self.settings.mailbox);
+    }
+}
+
+impl Handler<Connect> for StageActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Connect, _: &mut Self::Context) {
+        let Connect { previous, next, coordinator } = message;
+        let wire = Wire { stage: self.blueprint.index, previous, next, coordinator };
+        self.state = State::Connected { wire: Box::new(wire) };
+    }
+}
+
+impl Handler<Follow> for StageActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Follow, _: &mut Self::Context) {
+        self.guarded(Phase::Build, |this| {
+            let stage = Box::new(this.blueprint.build()?);
+            let role = StageRole {
+                stage: stage.index(),
+                plan: message.plan,
+                has_head: stage.has_head() || stage.index() + 1 == this.blueprint.stages,
+                global_norm: this.settings.global_norm,
+                credits: this.settings.in_flight,
+                policy: this.settings.policy,
+                first_step: this.settings.first_step,
+            };
+            let built = describe(&stage);
+            this.state = match std::mem::replace(&mut this.state, State::Alone) {
+                State::Connected { wire } => State::Working(Box::new(Work {
+                    stage,
+                    wire,
+                    schedule: StageSchedule::new(role),
+                    acting: false,
+                    norms: HashMap::new(),
+                    score: None,
+                    busy: Duration::ZERO,
+                })),
+                other => other,
+            };
+            match &mut this.state {
+                State::Working(work) => Ok(work.wire.report(Report::Built(built))?),
+                _ => Err(Error::Ended("was told a plan before it was connected, or a second time".to_owned()).into()),
+            }
+        });
+    }
+}
+
+fn describe(stage: &Stage) -> Built {
+    let parts = [Some(stage.parameters()), stage.head_parameters()];
+    let stores = || parts.iter().flatten().map(|part| part.store());
+    Built {
+        stage: stage.index(),
+        device: stage.device().name().to_owned(),
+        parameters: stage.parameters().store().parameter_count(),
+        head_parameters: stage.head_parameters().map_or(0, |head| head.store().parameter_count()),
+        names: stores().flat_map(|s| s.entries()).map(|e| e.name).collect(),
+        fresh: stores().flat_map(|s| s.fresh()).collect(),
+    }
+}
+
+impl Handler<Act> for StageActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Act, ctx: &mut Self::Context) {
+        self.guarded(Phase::Transfer, |this| {
+            if let State::Working(work) = &mut this.state {
+                work.acting = false;
+                if work.act()? {
+                    work.wake(ctx);
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+impl Handler<Activation> for StageActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Activation, ctx: &mut Self::Context) {
+        let Activation { ticket, payload } = message;
+        self.arrived(ctx, Event::Activation(ticket), |work| Ok(work.stage.accept(ticket, payload)?));
+    }
+}
+
+impl Handler<Gradient> for StageActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Gradient, ctx: &mut Self::Context) {
+        let Gradient { ticket, loss, tensors } = message;
+        self.arrived(ctx, Event::Gradient { ticket, loss }, |work| {
+            Ok(work.stage.accept_gradient(ticket, loss, &tensors)?)
+        });
+    }
+}
+
+impl Handler<Credit> for StageActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Credit, ctx: &mut Self::Context) {
+        self.arrived(ctx, Event::Credit, |_| Ok(()));
+    }
+}
+
+impl Handler<Norm> for StageActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Norm, ctx: &mut Self::Context) {
+        let Norm { step, norm } = message;
+        self.arrived(ctx, Event::Norm(step), |work| {
+            work.norms.insert(step, norm);
+            Ok(())
+        });
+    }
+}
+
+impl Handler<Begin> for StageActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Begin, _: &mut Self::Context) {
+        self.between_steps(Phase::Update, |work| {
+            work.stage.begin(message.total_steps);
+            Ok(())
+        });
+    }
+}
+
+impl Handler<Validated> for StageActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Validated, _: &mut Self::Context) {
+        self.between_steps(Phase::Update, |work| {
+            work.stage.observe_validation(message.loss);
+            Ok(())
+        });
+    }
+}
+
+impl Handler<TakeSnapshot> for StageActor {
+    type Result = ();
+
+    fn handle(&mut self, _: TakeSnapshot, _: &mut Self::Context) {
+        self.between_steps(Phase::Snapshot, |work| {
+            let tensors = work.stage.snapshot()?;
+            Ok(work.wire.report(Report::Snapshot { stage: work.stage.index(), tensors })?)
+        });
+    }
+}
+
+impl Handler<Restore> for StageActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Restore, _: &mut Self::Context) {
+        self.between_steps(Phase::Snapshot, |work| Ok(work.stage.restore(&message.values)?));
+    }
+}
+
+impl Drop for StageActor {
+    /// A stage whose thread ends early must not leave the others waiting. After an ordinary shutdown nobody listens any more.
+    fn drop(&mut self) {
+        if let State::Working(Work { wire, .. }) | State::Connected { wire } = &mut self.state {
+            let cause = "the stage's thread has ended".to_owned();
+            let failure =
+                StageFailure { stage: self.blueprint.index, step: None, micro: None, phase: Phase::Transfer, cause };
+            let _ = wire.report(Report::Failed(failure));
+        }
+    }
+}
+

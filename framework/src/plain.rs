@@ -1,0 +1,137 @@
+//! A whole training step by plain calls: the stages one after another, on the calling thread.
+//!
+//! It states what a step computes in a few lines, without actors, credits or a schedule. The actors must agree with it to the bit.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
+use crate::{
+    Batch, Error, GradientPlan, Loss, Result, Score, Stage,
+    clip::ClipScope,
+    schedule::{Action, Purpose, Ticket},
+    stage::{Outcome, Payload, StageBlueprint, StageSettings},
+};
+
+/// The stages of a model in one thread.
+pub struct PlainPipeline {
+    stages: Vec<Stage>,
+    plan: GradientPlan,
+    global_norm: bool,
+    loss: std::sync::Arc<dyn Loss>,
+    step: u64,
+}
+
+impl PlainPipeline {
+    /// Builds every stage.
+    pub fn build(blueprints: &[StageBlueprint], plan: GradientPlan, settings: &StageSettings) -> Result<Self> {
+        let stages = blueprints.iter().map(StageBlueprint::build).collect::<Result<_, _>>().map_err(Error::Stage)?;
+        let global_norm = settings.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global);
+        Ok(Self { stages, plan, global_norm, loss: settings.loss.clone(), step: 0 })
+    }
+
+    /// The stages.
+    pub fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    /// The stages, to be changed.
+    pub fn stages_mut(&mut self) -> &mut [Stage] {
+        &mut self.stages
+    }
+
+    /// One training step: every stage's score, where it has a head or is the last.
+    pub fn train_step(&mut self, batch: &Batch, micro_batches: usize) -> Result<Vec<Option<Score>>> {
+        let total = self.loss.count(&batch.targets)?;
+        let pieces = batch.split(micro_batches)?;
+        let micros = pieces.len();
+        let mut scores = vec![None; self.stages.len()];
+        for (micro, piece) in pieces.into_iter().enumerate() {
+            let ticket = Ticket { step: self.step, purpose: Purpose::Train, micro, micros };
+            self.run_forward(ticket, Payload { inputs: piece.inputs, targets: piece.targets, total })?;
+            for k in (0..self.stages.len()).rev() {
+                if let Some(score) = self.run_head(k, ticket)? {
+                    scores[k] = Some(scores[k].map_or(score, |sum: Score| sum.and(score)));
+                }
+                for &loss in self.plan.wants(k) {
+                    let wants = self.plan.pull_back(k, loss);
+                    let action = Action::PullBack { ticket, loss, wants };
+                    if let Outcome::Gradient(gradient) = self.stages[k].perform(action, None).map_err(Error::Stage)? {
+                        self.stages[k - 1].accept_gradient(ticket, loss, &gradient).map_err(Error::Stage)?;
+                    }
+                }
+                self.stages[k].free(ticket);
+            }
+        }
+        let global_norm = if self.global_norm { Some(self.norm()?) } else { None };
+        for stage in &mut self.stages {
+            stage.perform(Action::Update(self.step), global_norm).map_err(Error::Stage)?;
+        }
+        self.step += 1;
+        Ok(scores)
+    }
+
+    /// Every head's score of a batch in evaluation mode.
+    pub fn evaluate(&mut self, batch: &Batch) -> Result<Vec<Option<Score>>> {
+        let total = self.loss.count(&batch.targets)?;
+        let ticket = Ticket { step: self.step, purpose: Purpose::Evaluate, micro: 0, micros: 1 };
+        self.run_forward(ticket, Payload { inputs: batch.inputs.clone(), targets: batch.targets.clone(), total })?;
+        (0..self.stages.len())
+            .map(|k| {
+                let score = self.run_head(k, ticket);
+                self.stages[k].free(ticket);
+                score
+            })
+            .collect()
+    }
+
+    /// The last stage's output in evaluation mode.
+    pub fn predict(&mut self, batch: &Batch) -> Result<Tensor> {
+        let ticket = Ticket { step: self.step, purpose: Purpose::Evaluate, micro: 0, micros: 1 };
+        let payload = Payload { inputs: batch.inputs.clone(), targets: batch.targets.clone(), total: 1.0 };
+        let output = self.run_forward(ticket, payload)?;
+        self.stages.iter_mut().for_each(|stage| stage.free(ticket));
+        output.inputs.single().cloned()
+    }
+
+    /// A copy of every parameter and buffer, by name.
+    pub fn snapshot(&self) -> Result<BTreeMap<String, Tensor>> {
+        let parts = self.stages.iter().map(Stage::snapshot).collect::<Result<Vec<_>>>()?;
+        Ok(parts.into_iter().flatten().collect())
+    }
+
+    fn run_forward(&mut self, ticket: Ticket, mut payload: Payload) -> Result<Payload> {
+        for stage in &mut self.stages {
+            stage.accept(ticket, payload).map_err(Error::Stage)?;
+            match stage.perform(Action::Forward(ticket), None).map_err(Error::Stage)? {
+                Outcome::Activation(next) => payload = next,
+                other => return Err(Error::Ended(format!("a forward pass gave {other:?}"))),
+            }
+        }
+        Ok(payload)
+    }
+
+    fn run_head(&mut self, k: usize, ticket: Ticket) -> Result<Option<Score>> {
+        if k + 1 < self.stages.len() && !self.stages[k].has_head() {
+            return Ok(None);
+        }
+        let cotangent = self.plan.is_needed(k);
+        match self.stages[k].perform(Action::Head { ticket, cotangent }, None).map_err(Error::Stage)? {
+            Outcome::Score(score) => Ok(Some(score)),
+            other => Err(Error::Ended(format!("a head gave {other:?}"))),
+        }
+    }
+
+    /// The norm of all main parameters' gradients, summed in the order of stages and parameters.
+    fn norm(&mut self) -> Result<f64> {
+        let mut sum = 0.0;
+        for stage in &mut self.stages {
+            if let Outcome::SquaredNorms(norms) =
+                stage.perform(Action::ShareNorm(self.step), None).map_err(Error::Stage)?
+            {
+                sum = norms.iter().fold(sum, |sum, norm| sum + norm);
+            }
+        }
+        Ok(sum.sqrt())
+    }
+}

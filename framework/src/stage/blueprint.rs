@@ -1,0 +1,170 @@
+//! From a model, a partition and settings to stages that build themselves on their devices.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Head, Stage, Trainable};
+use crate::{
+    Error, GradientPlan, Loss, ModelSpec, ParameterStore, Partition, Phase, Result, Sequential, StageDevice, StageFailure,
+    Unit,
+    clip::ClipConfig,
+    lr_schedule::LrSchedule,
+    optimizer::OptimizerConfig,
+    parameters::NamedTensors,
+};
+
+/// Which auxiliary heads are trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HeadsTrained {
+    /// Those whose loss some stage follows.
+    #[default]
+    Needed,
+    /// All; those that no stage follows are probes, which train nothing but themselves.
+    All,
+}
+
+/// The auxiliary heads, as configuration files give them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HeadsConfig {
+    /// The description of every auxiliary head; the model's own choice where none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arch: Option<String>,
+    /// Which of them are there.
+    pub train: HeadsTrained,
+}
+
+/// What all stages of a run share.
+#[derive(Clone)]
+pub struct StageSettings {
+    /// The seed of initial values and dropout.
+    pub seed: u64,
+    /// The update rule; per-stage overrides are applied when stages are built.
+    pub optimizer: OptimizerConfig,
+    /// Gradient clipping.
+    pub clip: Option<ClipConfig>,
+    /// The learning rate of each step, for the optimizer's base rate 1.
+    pub schedule: LrSchedule,
+    /// The loss of every head that has none of its own.
+    pub loss: Arc<dyn Loss>,
+    /// Losses of single stages' heads.
+    pub head_losses: HashMap<usize, Arc<dyn Loss>>,
+    /// Initial values by name; names that are missing start from the seed.
+    pub given: Arc<NamedTensors>,
+    /// The auxiliary heads.
+    pub heads: HeadsConfig,
+}
+
+/// Everything that a stage is built from; can be sent to the stage's thread.
+#[derive(Clone)]
+pub struct StageBlueprint {
+    /// The stage's number, counted from 0.
+    pub index: usize,
+    /// The number of stages.
+    pub stages: usize,
+    /// The device it is pinned to.
+    pub device: Arc<dyn StageDevice>,
+    units: Vec<Unit>,
+    head: Option<Unit>,
+    settings: Arc<StageSettings>,
+}
+
+impl StageBlueprint {
+    /// The blueprints of all stages of `model`, cut as `partition` says and trained by `plan`. Stage `k` is pinned to device
+    /// `k mod devices.len()`.
+    ///
+    /// # Errors
+    /// If there is no device, a head's description does not fit, or two heads would have the same parameters.
+    pub fn of(
+        model: &dyn ModelSpec,
+        partition: &Partition,
+        plan: &GradientPlan,
+        devices: &[Arc<dyn StageDevice>],
+        settings: &Arc<StageSettings>,
+    ) -> Result<Vec<Self>> {
+        let units = model.units()?;
+        let stages = partition.stages();
+        if devices.is_empty() {
+            return Err(Error::invalid("devices", "there is none", "give at least one, such as \"cpu\""));
+        }
+        let arch = settings.heads.arch.as_deref().unwrap_or_else(|| model.default_head());
+        let mut names = HashSet::new();
+        if let Some(twice) = units.iter().map(|u| &u.name).filter(|n| !n.is_empty()).find(|n| !names.insert(n.as_str())) {
+            return Err(Error::invalid("model", format!("two units are called {twice:?}"), "give each a name of its own"));
+        }
+        (0..stages)
+            .map(|index| {
+                let range = partition.units(index);
+                let wanted = index + 1 < stages
+                    && (plan.is_needed(index) || settings.heads.train == HeadsTrained::All);
+                let head = if wanted { Some(model.head(range.end - 1, arch)?) } else { None };
+                Ok(Self {
+                    index,
+                    stages,
+                    device: Arc::clone(&devices[index % devices.len()]),
+                    units: units[range].to_vec(),
+                    head,
+                    settings: Arc::clone(settings),
+                })
+            })
+            .collect()
+    }
+
+    /// Whether the stage has an auxiliary head.
+    pub fn has_head(&self) -> bool {
+        self.head.is_some()
+    }
+
+    /// Builds the stage, on the calling thread and for its device.
+    pub fn build(&self) -> Result<Stage, StageFailure> {
+        let device = Arc::clone(&self.device);
+        crate::device::run_on(&*device, || self.assemble()).map_err(|e| StageFailure {
+            stage: self.index,
+            step: None,
+            micro: None,
+            phase: Phase::Build,
+            cause: e.to_string(),
+        })
+    }
+
+    fn assemble(&self) -> Result<Stage> {
+        let settings = &self.settings;
+        let config = settings.optimizer.for_stage(self.index);
+        let store = || ParameterStore::new(settings.seed, Arc::clone(&settings.given));
+        let trainable = |store| Trainable::new(store, &config, self.device.optimizer(&config)?);
+
+        let main = store();
+        let root = main.builder(self.device.device());
+        let units = self.units.iter().map(|unit| unit.build(&root)).collect::<Result<_>>()?;
+        let module = self.device.prepare(self.index, Box::new(Sequential::new(units)));
+        let head = match &self.head {
+            Some(unit) => {
+                let store = store();
+                let root = store.builder(self.device.device()).pp("aux").pp(self.index);
+                Some(Head { module: unit.build(&root)?, parameters: trainable(store)? })
+            }
+            None => None,
+        };
+        let loss = settings.head_losses.get(&self.index).unwrap_or(&settings.loss);
+        Ok(Stage {
+            index: self.index,
+            stages: self.stages,
+            seed: settings.seed,
+            device: Arc::clone(&self.device),
+            module,
+            parameters: trainable(main)?,
+            head,
+            loss: Arc::clone(loss),
+            clip: settings.clip.clone(),
+            schedule: settings.schedule.for_base(config.lr),
+            waiting: HashMap::new(),
+            live: HashMap::new(),
+        })
+    }
+}

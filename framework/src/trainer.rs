@@ -1,0 +1,352 @@
+//! The trainer: a model, a strategy and devices in, a trained model and a report out.
+
+mod builder;
+mod loader;
+mod observer;
+mod report;
+
+pub use builder::{Layout, TrainerBuilder};
+pub use observer::{Observer, TrainEvent};
+pub use report::{BestReport, Evaluation, FinalReport, HeadScore, Report, StageReport};
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use candle_core::Tensor;
+
+use crate::{
+    Dataset, Error, GradientPlan, Loss, ModelSpec, Partition, Result, Score,
+    actor::{Feed, Pipeline, PipelineEvent},
+    schedule::Purpose,
+    transport::{Built, StageStep},
+};
+use loader::{Loader, Order};
+
+/// What a run trains on, and what it is evaluated on.
+#[derive(Clone, Copy)]
+pub struct Split<'a> {
+    /// The training set.
+    pub train: &'a dyn Dataset,
+    /// The validation set.
+    pub validation: Option<&'a dyn Dataset>,
+}
+
+impl<'a, D: Dataset> From<&'a D> for Split<'a> {
+    fn from(train: &'a D) -> Self {
+        Self { train, validation: None }
+    }
+}
+
+impl<'a, T: Dataset, V: Dataset> From<(&'a T, &'a V)> for Split<'a> {
+    fn from((train, validation): (&'a T, &'a V)) -> Self {
+        Self { train, validation: Some(validation) }
+    }
+}
+
+/// How long to train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// Passes over the training set.
+    Epochs(u64),
+    /// Optimizer steps.
+    Steps(u64),
+}
+
+/// What makes one evaluation better than another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Criterion {
+    /// The last stage's loss, the lower the better.
+    Loss,
+    /// The last stage's accuracy, the higher the better.
+    Accuracy,
+}
+
+/// The values at the best evaluation so far.
+#[derive(Clone, Debug)]
+pub struct Best {
+    /// The number of updates made.
+    pub steps: u64,
+    /// The evaluation.
+    pub evaluation: Evaluation,
+    /// Every stage's parameters and buffers by name, in order of stages.
+    pub stages: Vec<Vec<(String, Tensor)>>,
+}
+
+#[derive(Clone, Debug)]
+struct Settings {
+    seed: u64,
+    batch_size: usize,
+    micro_batches: usize,
+    length: Length,
+    eval_every: Option<u64>,
+    drop_last: bool,
+    keep_best: Option<Criterion>,
+}
+
+/// Trains one model over a pipeline of stage actors.
+///
+/// # Example
+/// A builder names what differs from the defaults; see the crate's documentation for a model of one's own.
+pub struct Trainer {
+    pipeline: Pipeline,
+    settings: Settings,
+    partition: Partition,
+    loss: Arc<dyn Loss>,
+    observers: Vec<Box<dyn Observer>>,
+    steps: u64,
+    best: Option<Best>,
+    /// A run that failed has left the stages in the middle of a step.
+    failed: bool,
+}
+
+impl Trainer {
+    /// A builder for `model`, with one stage, pairwise strategy and stochastic gradient descent unless told otherwise.
+    pub fn builder(model: impl ModelSpec + 'static) -> TrainerBuilder {
+        TrainerBuilder::new(Arc::new(model))
+    }
+
+    /// The gradient plan.
+    pub fn plan(&self) -> &GradientPlan {
+        self.pipeline.plan()
+    }
+
+    /// Which units lie on which stage.
+    pub fn partition(&self) -> &Partition {
+        &self.partition
+    }
+
+    /// The stages as they were built.
+    pub fn stages(&self) -> &[Built] {
+        self.pipeline.built()
+    }
+
+    /// Optimizer steps made.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The values at the best evaluation, where the builder asked to keep them.
+    pub fn best(&self) -> Option<&Best> {
+        self.best.as_ref()
+    }
+
+    /// A copy of every parameter and buffer, by name.
+    pub fn snapshot(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.check_usable()?;
+        self.pipeline.snapshot()
+    }
+
+    /// A copy of every parameter and buffer of each stage, in order of stages.
+    pub fn snapshot_by_stage(&self) -> Result<Vec<Vec<(String, Tensor)>>> {
+        self.check_usable()?;
+        self.pipeline.snapshot_by_stage()
+    }
+
+    /// Scores every head on `data`, through the same actors.
+    pub fn evaluate(&mut self, data: &dyn Dataset) -> Result<Evaluation> {
+        self.check_usable()?;
+        let evaluation = self.run_evaluation(data);
+        self.failed |= evaluation.is_err();
+        evaluation
+    }
+
+    /// Trains as long as the builder said.
+    ///
+    /// # Errors
+    /// If the data are too few or cannot be read, or a stage fails. After a failure the trainer can be used no more: the stages
+    /// may have been stopped in the middle of a step.
+    pub fn fit<'a>(&mut self, data: impl Into<Split<'a>>) -> Result<Report> {
+        self.check_usable()?;
+        let report = self.run(data.into());
+        self.failed |= report.as_ref().is_err_and(|e| !e.is_refusal());
+        report
+    }
+
+    fn check_usable(&self) -> Result<()> {
+        if self.failed {
+            return Err(Error::Ended("the run has failed; build a new trainer".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, event: &TrainEvent<'_>) {
+        for observer in &mut self.observers {
+            observer.observe(event);
+        }
+    }
+
+    fn run(&mut self, data: Split<'_>) -> Result<Report> {
+        let order = Order {
+            examples: data.train.len(),
+            batch_size: self.settings.batch_size,
+            drop_last: self.settings.drop_last,
+            seed: self.settings.seed,
+        };
+        let per_epoch = order.steps_per_epoch()?;
+        let first = self.steps;
+        let last = first
+            + match self.settings.length {
+                Length::Epochs(epochs) => epochs * per_epoch,
+                Length::Steps(steps) => steps,
+            };
+        let eval_every = self.settings.eval_every.unwrap_or(per_epoch);
+        self.pipeline.begin(last)?;
+        let plan = self.plan().clone();
+        let built = self.stages().to_vec();
+        self.tell(&TrainEvent::Started { first_step: first, last_step: last, steps_per_epoch: per_epoch, plan: &plan, stages: &built });
+
+        let mut trained = Trained { per_epoch, ..Trained::default() };
+        let mut evaluation = None;
+        while self.steps < last {
+            let until = match data.validation {
+                Some(_) => ((self.steps / eval_every + 1) * eval_every).min(last),
+                None => last,
+            };
+            self.train_until(data.train, order, until, &mut trained)?;
+            if let Some(validation) = data.validation {
+                let found = self.run_evaluation(validation)?;
+                self.pipeline.observe_validation(found.last().score.mean_loss())?;
+                let steps = self.steps;
+                let improved = self.remember(&found)?;
+                self.tell(&TrainEvent::Evaluated { steps, evaluation: &found, improved });
+                evaluation = Some(found);
+            }
+        }
+        let report = self.report(&trained, evaluation);
+        self.tell(&TrainEvent::Finished { report: &report });
+        Ok(report)
+    }
+
+    /// Runs the steps up to `until` (exclusive) and waits for the last of them.
+    fn train_until(&mut self, data: &dyn Dataset, order: Order, until: u64, trained: &mut Trained) -> Result<()> {
+        let start = Instant::now();
+        let (micro_batches, loss) = (self.settings.micro_batches, Arc::clone(&self.loss));
+        std::thread::scope(|scope| {
+            let loader = Loader::training(scope, data, order, self.steps..until)?;
+            let mut fed = self.steps;
+            let mut waiting = 0;
+            let mut examples = VecDeque::new();
+            while self.steps < until {
+                // One batch more than the pipeline takes is handed over, so that it never waits for this thread.
+                while fed < until && waiting < 2 {
+                    let batch = loader.next()?;
+                    let total = loss.count(&batch.targets)?;
+                    examples.push_back((batch.len()?, total));
+                    let pieces = batch.split(micro_batches)?;
+                    let of = pieces.len();
+                    self.pipeline.feed(Feed { purpose: Purpose::Train, step: fed, pieces, first: 0, of, total })?;
+                    fed += 1;
+                    waiting += 1;
+                }
+                match self.pipeline.next()? {
+                    PipelineEvent::Fed { .. } => waiting -= 1,
+                    PipelineEvent::StageStep(stage) => self.tell(&TrainEvent::StageStep(&stage)),
+                    PipelineEvent::StepDone { step, stages } => {
+                        let (count, targets) = examples.pop_front().unwrap_or_default();
+                        self.steps = step + 1;
+                        trained.add(&stages, count);
+                        self.tell(&TrainEvent::StepDone {
+                            step,
+                            epoch: step / trained.per_epoch,
+                            examples: count,
+                            targets,
+                            stages: &stages,
+                        });
+                    }
+                    other => return Err(Error::Ended(format!("{other:?} came in the middle of training"))),
+                }
+            }
+            Ok(())
+        })?;
+        trained.time += start.elapsed();
+        Ok(())
+    }
+
+    fn run_evaluation(&mut self, data: &dyn Dataset) -> Result<Evaluation> {
+        let (batch_size, step, loss) = (self.settings.batch_size, self.steps, Arc::clone(&self.loss));
+        let batches = data.len().div_ceil(batch_size);
+        if batches == 0 {
+            return Err(Error::invalid("evaluation", "the data set is empty", "give at least one example"));
+        }
+        let start = Instant::now();
+        let mut sums: Vec<Option<Score>> = vec![None; self.stages().len()];
+        std::thread::scope(|scope| {
+            let loader = Loader::in_order(scope, data, batch_size)?;
+            let (mut fed, mut waiting, mut scored) = (0, 0, 0);
+            while scored < batches {
+                while fed < batches && waiting < 2 {
+                    let batch = loader.next()?;
+                    let total = loss.count(&batch.targets)?;
+                    let pieces = vec![batch];
+                    self.pipeline.feed(Feed { purpose: Purpose::Evaluate, step, pieces, first: fed, of: batches, total })?;
+                    fed += 1;
+                    waiting += 1;
+                }
+                match self.pipeline.next()? {
+                    PipelineEvent::Fed { .. } => waiting -= 1,
+                    PipelineEvent::Scored { scores, .. } => {
+                        scored += 1;
+                        for (sum, score) in sums.iter_mut().zip(scores) {
+                            *sum = match (*sum, score) {
+                                (Some(sum), Some(score)) => Some(sum.and(score)),
+                                (sum, score) => sum.or(score),
+                            };
+                        }
+                    }
+                    other => return Err(Error::Ended(format!("{other:?} came in the middle of an evaluation"))),
+                }
+            }
+            Ok(())
+        })?;
+        Evaluation::new(&sums, start.elapsed())
+    }
+
+    /// Keeps a copy of everything if `found` is the best so far; whether it is.
+    fn remember(&mut self, found: &Evaluation) -> Result<bool> {
+        let Some(criterion) = self.settings.keep_best else { return Ok(false) };
+        let value = |evaluation: &Evaluation| {
+            let last = evaluation.last().score;
+            match criterion {
+                Criterion::Loss => -last.mean_loss(),
+                Criterion::Accuracy => last.accuracy().unwrap_or_else(|| -last.mean_loss()),
+            }
+        };
+        if self.best.as_ref().is_some_and(|best| value(&best.evaluation) >= value(found)) {
+            return Ok(false);
+        }
+        let stages = self.pipeline.snapshot_by_stage()?;
+        self.best = Some(Best { steps: self.steps, evaluation: found.clone(), stages });
+        Ok(true)
+    }
+
+    fn report(&self, trained: &Trained, evaluation: Option<Evaluation>) -> Report {
+        Report::new(self, trained, evaluation)
+    }
+}
+
+/// What has been trained in one call of [`Trainer::fit`].
+#[derive(Debug, Default)]
+struct Trained {
+    per_epoch: u64,
+    steps: u64,
+    examples: u64,
+    time: Duration,
+    busy: Vec<f64>,
+    /// The last step's scores, in order of stages.
+    last: Vec<StageStep>,
+}
+
+impl Trained {
+    fn add(&mut self, stages: &[StageStep], examples: usize) {
+        self.steps += 1;
+        self.examples += examples as u64;
+        self.busy.resize(stages.len(), 0.0);
+        for (busy, stage) in self.busy.iter_mut().zip(stages) {
+            *busy += stage.busy_seconds;
+        }
+        self.last = stages.to_vec();
+    }
+}

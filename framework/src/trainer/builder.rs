@@ -1,0 +1,321 @@
+//! What a trainer is built from.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{Criterion, Length, Observer, Settings, Trainer};
+use crate::{
+    Error, GradientPlan, Loss, ModelSpec, Pairwise, Partition, Result, StageDevice, Strategy,
+    actor::{Pipeline, PipelineSettings},
+    clip::{ClipConfig, ClipScope},
+    device::Plain,
+    loss::CrossEntropy,
+    lr_schedule::{LrSchedule, LrScheduleConfig},
+    optimizer::OptimizerConfig,
+    parameters::{NamedTensors, unused},
+    partition::PartitionConfig,
+    schedule::PolicyName,
+    stage::{HeadsConfig, HeadsTrained, StageBlueprint, StageSettings},
+};
+
+/// Names what differs from the defaults, checks everything, and starts the pipeline.
+#[must_use]
+pub struct TrainerBuilder {
+    model: Arc<dyn ModelSpec>,
+    strategy: Box<dyn Strategy>,
+    partition: PartitionConfig,
+    devices: Vec<Arc<dyn StageDevice>>,
+    optimizer: OptimizerConfig,
+    clip: Option<ClipConfig>,
+    lr_schedule: LrScheduleConfig,
+    loss: Arc<dyn Loss>,
+    head_losses: HashMap<usize, Arc<dyn Loss>>,
+    heads: HeadsConfig,
+    policy: PolicyName,
+    in_flight: Option<usize>,
+    initial: Arc<NamedTensors>,
+    observers: Vec<Box<dyn Observer>>,
+    settings: Settings,
+}
+
+/// A model, its cut and its plan, checked against each other: everything about a run but its devices' threads.
+pub struct Layout {
+    /// Which units lie on which stage.
+    pub partition: Partition,
+    /// Which losses train which stage.
+    pub plan: GradientPlan,
+    /// What each stage is built from.
+    pub blueprints: Vec<StageBlueprint>,
+    /// What the stages share.
+    pub settings: Arc<StageSettings>,
+}
+
+impl TrainerBuilder {
+    pub(super) fn new(model: Arc<dyn ModelSpec>) -> Self {
+        Self {
+            model,
+            strategy: Box::new(Pairwise),
+            partition: PartitionConfig::default(),
+            devices: vec![Arc::new(Plain)],
+            optimizer: OptimizerConfig::default(),
+            clip: None,
+            lr_schedule: LrScheduleConfig::default(),
+            loss: Arc::new(CrossEntropy::default()),
+            head_losses: HashMap::new(),
+            heads: HeadsConfig::default(),
+            policy: PolicyName::default(),
+            in_flight: None,
+            initial: Arc::default(),
+            observers: Vec::new(),
+            settings: Settings {
+                seed: 0,
+                batch_size: 32,
+                micro_batches: 1,
+                length: Length::Epochs(1),
+                eval_every: None,
+                drop_last: false,
+                keep_best: None,
+            },
+        }
+    }
+
+    /// Which loss trains which stage; pairwise unless told otherwise.
+    pub fn strategy(self, strategy: impl Strategy + 'static) -> Self {
+        self.strategy_boxed(Box::new(strategy))
+    }
+
+    /// As [`Self::strategy`], for one that is chosen at run time.
+    pub fn strategy_boxed(self, strategy: Box<dyn Strategy>) -> Self {
+        Self { strategy, ..self }
+    }
+
+    /// Cuts the model into `stages` stages of about equal cost; one unless told otherwise.
+    pub fn stages(self, stages: usize) -> Self {
+        Self { partition: PartitionConfig { stages: Some(stages), units_per_stage: None }, ..self }
+    }
+
+    /// Cuts the model into stages of these numbers of units.
+    pub fn units_per_stage(self, units: impl Into<Vec<usize>>) -> Self {
+        Self { partition: PartitionConfig { stages: None, units_per_stage: Some(units.into()) }, ..self }
+    }
+
+    /// Cuts the model as a configuration file says.
+    pub fn partition(self, partition: PartitionConfig) -> Self {
+        Self { partition, ..self }
+    }
+
+    /// The devices; stage `k` is pinned to device `k mod` their number. Where neither a number of stages nor units are given
+    /// there are as many stages as devices.
+    pub fn devices(self, devices: impl Into<Vec<Arc<dyn StageDevice>>>) -> Self {
+        Self { devices: devices.into(), ..self }
+    }
+
+    /// The update rule; stochastic gradient descent with learning rate 0.1 and momentum 0.9 unless told otherwise.
+    pub fn optimizer(self, optimizer: OptimizerConfig) -> Self {
+        Self { optimizer, ..self }
+    }
+
+    /// Gradient clipping; none unless told otherwise.
+    pub fn clip(self, clip: impl Into<Option<ClipConfig>>) -> Self {
+        Self { clip: clip.into(), ..self }
+    }
+
+    /// The learning rate over time; constant unless told otherwise.
+    pub fn lr_schedule(self, lr_schedule: LrScheduleConfig) -> Self {
+        Self { lr_schedule, ..self }
+    }
+
+    /// The loss of every head and of the last stage; cross-entropy unless told otherwise.
+    pub fn loss(self, loss: impl Loss + 'static) -> Self {
+        Self { loss: Arc::new(loss), ..self }
+    }
+
+    /// A loss of stage `k`'s head alone. It must count targets as the common loss does.
+    pub fn head_loss(mut self, k: usize, loss: impl Loss + 'static) -> Self {
+        self.head_losses.insert(k, Arc::new(loss));
+        self
+    }
+
+    /// The auxiliary heads; the model's own, where some stage follows them, unless told otherwise.
+    pub fn heads(self, heads: HeadsConfig) -> Self {
+        Self { heads, ..self }
+    }
+
+    /// Trains the heads that no stage follows, too.
+    pub fn probes(mut self) -> Self {
+        self.heads.train = HeadsTrained::All;
+        self
+    }
+
+    /// What comes first when a stage could do several things; changes nothing in what is computed.
+    pub fn schedule(self, policy: PolicyName) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// The room of each boundary in micro-batches; the schedule's own choice unless told otherwise.
+    pub fn in_flight(self, in_flight: impl Into<Option<usize>>) -> Self {
+        Self { in_flight: in_flight.into(), ..self }
+    }
+
+    /// Into how many micro-batches a batch is cut; 1 unless told otherwise.
+    pub fn micro_batches(mut self, micro_batches: usize) -> Self {
+        self.settings.micro_batches = micro_batches;
+        self
+    }
+
+    /// Examples a step; 32 unless told otherwise.
+    pub fn batch_size(mut self, batch_size: usize) -> Self {
+        self.settings.batch_size = batch_size;
+        self
+    }
+
+    /// Trains for this many passes over the training set; 1 unless told otherwise.
+    pub fn epochs(mut self, epochs: u64) -> Self {
+        self.settings.length = Length::Epochs(epochs);
+        self
+    }
+
+    /// Trains for this many optimizer steps.
+    pub fn steps(mut self, steps: u64) -> Self {
+        self.settings.length = Length::Steps(steps);
+        self
+    }
+
+    /// Evaluates after every so many steps; after each epoch unless told otherwise.
+    pub fn eval_every(mut self, steps: impl Into<Option<u64>>) -> Self {
+        self.settings.eval_every = steps.into();
+        self
+    }
+
+    /// Leaves the last batch of an epoch out where it is short.
+    pub fn drop_last(mut self, drop_last: bool) -> Self {
+        self.settings.drop_last = drop_last;
+        self
+    }
+
+    /// Keeps a copy of the parameters at the best evaluation.
+    pub fn keep_best(mut self, criterion: impl Into<Option<Criterion>>) -> Self {
+        self.settings.keep_best = criterion.into();
+        self
+    }
+
+    /// The seed of initial values, shuffling, augmentation and dropout; 0 unless told otherwise.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.settings.seed = seed;
+        self
+    }
+
+    /// Starts from these values; names that are missing start from the seed, and a warning names them.
+    pub fn initial_values(self, values: impl Into<Arc<NamedTensors>>) -> Self {
+        Self { initial: values.into(), ..self }
+    }
+
+    /// Watches the run.
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.observers.push(Box::new(observer));
+        self
+    }
+
+    /// Cuts the model and checks everything that can be checked without building a stage.
+    ///
+    /// # Errors
+    /// If a setting is out of range, or the parts do not fit each other; the message names the key.
+    pub fn layout(&self) -> Result<Layout> {
+        let at_least_one = |key: &str, value: usize| match value {
+            0 => Err(Error::invalid(key, "0", "use 1 or more")),
+            _ => Ok(()),
+        };
+        at_least_one("batch_size", self.settings.batch_size)?;
+        at_least_one("micro_batches", self.settings.micro_batches)?;
+        at_least_one("in_flight", self.in_flight.unwrap_or(1))?;
+        at_least_one("eval_every", self.settings.eval_every.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
+        match self.settings.length {
+            Length::Epochs(0) => return Err(Error::invalid("epochs", "0", "use 1 or more")),
+            Length::Steps(0) => return Err(Error::invalid("steps", "0", "use 1 or more")),
+            _ => {}
+        }
+        if let Some(clip) = &self.clip {
+            clip.validate()?;
+        }
+        let units = self.model.units()?;
+        let partition = match (&self.partition.units_per_stage, self.partition.stages) {
+            (Some(_), Some(_)) => {
+                return Err(Error::invalid(
+                    "partition",
+                    "both stages and units_per_stage are given",
+                    "give one of them",
+                ));
+            }
+            (Some(units_per_stage), None) => Partition::new(units_per_stage.clone(), &units)?,
+            (None, stages) => {
+                let arch = self.heads.arch.as_deref().unwrap_or_else(|| self.model.default_head());
+                let head_flops = |unit| self.model.head(unit, arch).map_or(0.0, |head| head.flops);
+                Partition::balanced(stages.unwrap_or(self.devices.len()), &units, head_flops)?
+            }
+        };
+        self.optimizer.validate(partition.stages())?;
+        let plan = self.strategy.plan(partition.stages())?;
+        if plan.stages() != partition.stages() {
+            return Err(Error::invalid(
+                "strategy",
+                format!("it plans for {} stages", plan.stages()),
+                format!("the model is cut into {}", partition.stages()),
+            ));
+        }
+        let settings = Arc::new(StageSettings {
+            seed: self.settings.seed,
+            optimizer: self.optimizer.clone(),
+            clip: self.clip.clone(),
+            schedule: LrSchedule::new(&self.lr_schedule)?,
+            loss: Arc::clone(&self.loss),
+            head_losses: self.head_losses.clone(),
+            given: Arc::clone(&self.initial),
+            heads: self.heads.clone(),
+        });
+        let blueprints = StageBlueprint::of(&*self.model, &partition, &plan, &self.devices, &settings)?;
+        Ok(Layout { partition, plan, blueprints, settings })
+    }
+
+    /// Checks everything and starts the pipeline: every stage is built on its device when this returns.
+    ///
+    /// # Errors
+    /// As [`Self::layout`], or if a stage cannot be built.
+    pub fn build(self) -> Result<Trainer> {
+        let Layout { partition, plan, blueprints, settings } = self.layout()?;
+        let global_norm = self.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global);
+        let pipeline = Pipeline::start(
+            blueprints,
+            plan,
+            PipelineSettings {
+                micro_batches: self.settings.micro_batches,
+                in_flight: self.in_flight,
+                policy: self.policy.into(),
+                global_norm,
+                first_step: 0,
+            },
+        )?;
+        warn_of_names(&pipeline, &self.initial);
+        Ok(Trainer {
+            pipeline,
+            settings: self.settings,
+            partition,
+            loss: Arc::clone(&settings.loss),
+            observers: self.observers,
+            steps: 0,
+            best: None,
+            failed: false,
+        })
+    }
+}
+
+/// Names what of the given values was missing or of no use.
+fn warn_of_names(pipeline: &Pipeline, given: &NamedTensors) {
+    let fresh: Vec<&str> = pipeline.built().iter().flat_map(|b| &b.fresh).map(String::as_str).collect();
+    if !fresh.is_empty() {
+        tracing::warn!("initial values: not given, started from the seed: {}", fresh.join(", "));
+    }
+    let names = pipeline.built().iter().flat_map(|b| &b.names).map(String::as_str);
+    let extra = unused(given, names);
+    if !extra.is_empty() {
+        tracing::warn!("initial values: given, but not of this model: {}", extra.join(", "));
+    }
+}

@@ -1,0 +1,67 @@
+//! Events for those who watch a run: progress bars, logs, metrics.
+
+use super::{Evaluation, Report};
+use crate::{
+    GradientPlan,
+    transport::{Built, StageStep},
+};
+
+/// Something that happened in a run.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum TrainEvent<'a> {
+    /// The run begins.
+    Started {
+        /// The first step.
+        first_step: u64,
+        /// The step before which the run ends.
+        last_step: u64,
+        /// Steps of one pass over the training set.
+        steps_per_epoch: u64,
+        /// The gradient plan.
+        plan: &'a GradientPlan,
+        /// The stages.
+        stages: &'a [Built],
+    },
+    /// One stage has finished a step; stages may be steps apart.
+    StageStep(&'a StageStep),
+    /// Every stage has finished a step.
+    StepDone {
+        /// The step, counted from 0.
+        step: u64,
+        /// The pass over the training set, counted from 0.
+        epoch: u64,
+        /// Examples of the batch.
+        examples: usize,
+        /// Targets of the batch that count.
+        targets: f64,
+        /// Each stage's part.
+        stages: &'a [StageStep],
+    },
+    /// Every head has been scored on the validation set.
+    Evaluated {
+        /// Updates made before.
+        steps: u64,
+        /// The scores.
+        evaluation: &'a Evaluation,
+        /// Whether it is the best so far and its values were kept.
+        improved: bool,
+    },
+    /// The run has ended.
+    Finished {
+        /// What it came to.
+        report: &'a Report,
+    },
+}
+
+/// Watches a run. Called on the trainer's thread, which the stages do not wait for unless it is slow.
+pub trait Observer: Send {
+    /// Takes note of an event.
+    fn observe(&mut self, event: &TrainEvent<'_>);
+}
+
+impl<F: FnMut(&TrainEvent<'_>) + Send> Observer for F {
+    fn observe(&mut self, event: &TrainEvent<'_>) {
+        self(event);
+    }
+}

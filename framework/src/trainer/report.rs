@@ -1,0 +1,170 @@
+//! What a run came to.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Trained, Trainer};
+use crate::{Error, Result, Score};
+
+/// One head's score.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeadScore {
+    /// The stage whose head it is.
+    pub stage: usize,
+    /// What it scored.
+    pub score: Score,
+}
+
+/// The scores of every head on a data set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    heads: Vec<HeadScore>,
+    seconds: f64,
+}
+
+impl Evaluation {
+    pub(super) fn new(scores: &[Option<Score>], time: Duration) -> Result<Self> {
+        let heads: Vec<_> = scores
+            .iter()
+            .enumerate()
+            .filter_map(|(stage, score)| score.map(|score| HeadScore { stage, score }))
+            .collect();
+        if heads.is_empty() {
+            return Err(Error::Ended("no stage scored anything".to_owned()));
+        }
+        Ok(Self { heads, seconds: time.as_secs_f64() })
+    }
+
+    /// Every head that is there, in order of stages; the last stage's is the last.
+    pub fn heads(&self) -> &[HeadScore] {
+        &self.heads
+    }
+
+    /// The head of stage `k`.
+    pub fn head(&self, k: usize) -> Option<&HeadScore> {
+        self.heads.iter().find(|head| head.stage == k)
+    }
+
+    /// The last stage's.
+    pub fn last(&self) -> &HeadScore {
+        &self.heads[self.heads.len() - 1]
+    }
+
+    /// Wall seconds.
+    pub fn seconds(&self) -> f64 {
+        self.seconds
+    }
+}
+
+/// A loss and what follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FinalReport {
+    /// Mean loss a target.
+    pub loss: f64,
+    /// The fraction of targets predicted right; none where the loss has no such notion.
+    pub accuracy: Option<f64>,
+    /// `exp(loss)`; none where the loss is no cross-entropy.
+    pub perplexity: Option<f64>,
+}
+
+impl From<Score> for FinalReport {
+    fn from(score: Score) -> Self {
+        let perplexity = score.correct.map(|_| score.perplexity());
+        Self { loss: score.mean_loss(), accuracy: score.accuracy(), perplexity }
+    }
+}
+
+/// One stage of a [`Report`]. Losses and accuracies are null where there is no head.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageReport {
+    /// The stage, counted from 0.
+    pub index: usize,
+    /// Its device.
+    pub device: String,
+    /// The stage whose loss trains it.
+    pub follows: usize,
+    /// Units on it.
+    pub units: usize,
+    /// Trained elements of its main part.
+    pub parameters: usize,
+    /// Trained elements of its head.
+    pub head_parameters: usize,
+    /// Its head's mean loss at the final evaluation, or of the last training batch where there was none.
+    pub loss: Option<f64>,
+    /// Its head's accuracy, likewise.
+    pub accuracy: Option<f64>,
+    /// The share of the training time in which it computed.
+    pub busy: f64,
+}
+
+/// The best evaluation of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BestReport {
+    /// Updates made before it.
+    pub steps: u64,
+    /// The last stage's scores.
+    #[serde(flatten)]
+    pub scores: FinalReport,
+}
+
+/// What a run came to; `report.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The last stage's scores: at the final evaluation, or of the last training batch where there was none.
+    #[serde(rename = "final")]
+    pub finally: FinalReport,
+    /// Whether `final` comes from an evaluation on the validation set.
+    pub evaluated: bool,
+    /// The best evaluation, where it was kept.
+    pub best: Option<BestReport>,
+    /// Training examples a wall second, evaluations left out.
+    pub examples_per_second: f64,
+    /// Wall seconds of training, evaluations left out.
+    pub train_seconds: f64,
+    /// Optimizer steps since the model's first.
+    pub steps: u64,
+    /// The seed.
+    pub seed: u64,
+    /// Every stage.
+    pub stages: Vec<StageReport>,
+}
+
+impl Report {
+    pub(super) fn new(trainer: &Trainer, trained: &Trained, evaluation: Option<Evaluation>) -> Self {
+        let seconds = trained.time.as_secs_f64();
+        let score = |k: usize| match &evaluation {
+            Some(evaluation) => evaluation.head(k).map(|head| head.score),
+            None => trained.last.get(k).and_then(|stage| stage.score),
+        };
+        let plan = trainer.plan();
+        let stages = trainer
+            .stages()
+            .iter()
+            .map(|built| StageReport {
+                index: built.stage,
+                device: built.device.clone(),
+                follows: plan.follows(built.stage),
+                units: trainer.partition().units_per_stage()[built.stage],
+                parameters: built.parameters,
+                head_parameters: built.head_parameters,
+                loss: score(built.stage).map(|s| s.mean_loss()),
+                accuracy: score(built.stage).and_then(|s| s.accuracy()),
+                busy: trained.busy.get(built.stage).map_or(0.0, |busy| busy / seconds.max(f64::MIN_POSITIVE)),
+            })
+            .collect();
+        Self {
+            finally: score(plan.stages() - 1).unwrap_or_default().into(),
+            evaluated: evaluation.is_some(),
+            best: trainer.best().map(|best| BestReport {
+                steps: best.steps,
+                scores: best.evaluation.last().score.into(),
+            }),
+            examples_per_second: if seconds > 0.0 { trained.examples as f64 / seconds } else { 0.0 },
+            train_seconds: seconds,
+            steps: trainer.steps(),
+            seed: trainer.settings.seed,
+            stages,
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! How a stage's messages reach its neighbours.
+
+use crate::{
+    Activation, Result, StageFailure,
+    schedule::Ticket,
+    stage::{Payload, Updated},
+    Score,
+};
+
+/// What a stage tells the coordinator.
+#[derive(Debug)]
+pub enum Report {
+    /// The stage has been built.
+    Built(Built),
+    /// One head's score of one micro-batch, in evaluation.
+    Scored {
+        /// The stage.
+        stage: usize,
+        /// The micro-batch.
+        ticket: Ticket,
+        /// The score; none where the stage has no head.
+        score: Option<Score>,
+    },
+    /// A training step is done in one stage.
+    StepDone(StageStep),
+    /// The squared norms of one stage's gradients, in order of its parameters.
+    SquaredNorms {
+        /// The stage.
+        stage: usize,
+        /// The step.
+        step: u64,
+        /// One for each trained parameter.
+        norms: Vec<f64>,
+    },
+    /// A copy of one stage's parameters and buffers.
+    Snapshot {
+        /// The stage.
+        stage: usize,
+        /// The tensors by name.
+        tensors: Vec<(String, candle_core::Tensor)>,
+    },
+    /// The stage failed and does nothing from now on.
+    Failed(StageFailure),
+}
+
+/// A stage as it was built.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The stage.
+    pub stage: usize,
+    /// Its device's name.
+    pub device: String,
+    /// Trained elements of its main part.
+    pub parameters: usize,
+    /// Trained elements of its head.
+    pub head_parameters: usize,
+    /// Every name it holds.
+    pub names: Vec<String>,
+    /// Names that were not among the given initial values, although there were some.
+    pub fresh: Vec<String>,
+}
+
+/// One stage's part of a training step.
+#[derive(Clone, Debug)]
+pub struct StageStep {
+    /// The stage.
+    pub stage: usize,
+    /// The step, counted from 0.
+    pub step: u64,
+    /// What its head scored over the batch; none where it has no head.
+    pub score: Option<Score>,
+    /// What the update did.
+    pub updated: Updated,
+    /// Seconds of the step that the stage computed.
+    pub busy_seconds: f64,
+}
+
+/// A stage's connections to its neighbours and to the coordinator.
+///
+/// Each call hands one message over and returns without waiting for its receiver; messages of one kind to one receiver arrive in
+/// order. In process a message is moved into the receiver's mailbox and no tensor is copied.
+pub trait Transport: Send {
+    /// Sends an activation to the next stage.
+    fn send_activation(&mut self, ticket: Ticket, payload: Payload) -> Result<()>;
+
+    /// Sends the gradient of `loss` to the stage before.
+    fn send_gradient(&mut self, ticket: Ticket, loss: usize, gradient: Activation) -> Result<()>;
+
+    /// Tells the stage before (or the coordinator) that one more micro-batch may come.
+    fn send_credit(&mut self) -> Result<()>;
+
+    /// Tells the coordinator.
+    fn report(&mut self, report: Report) -> Result<()>;
+}
