@@ -1,0 +1,223 @@
+//! Actors compute what plain calls compute, to the bit, whatever is in flight; and every failure ends in one typed error.
+
+mod common;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use candle_core::Tensor;
+use common::{Fault, How, Perceptron, Spiral, When};
+use interlock::{
+    Dataset, EndToEnd, Error, Interlock, Phase, StageDevice, Strategy, Trainer,
+    clip::{ClipConfig, ClipScope},
+    device::Plain,
+    optimizer::OptimizerConfig,
+    plain::PlainPipeline,
+    schedule::PolicyName,
+    stage::{HeadsConfig, HeadsTrained},
+    trainer::{Split, TrainerBuilder},
+};
+use proptest::prelude::*;
+
+fn builder(layers: usize, fault: Option<Fault>) -> TrainerBuilder {
+    Trainer::builder(Perceptron { layers, fault })
+        .devices([Arc::new(Plain) as Arc<dyn StageDevice>])
+        .stages(layers)
+        .heads(HeadsConfig { arch: None, train: HeadsTrained::All })
+        .optimizer(OptimizerConfig { lr: 0.05, ..OptimizerConfig::default() })
+        .batch_size(7)
+        .seed(3)
+}
+
+fn same(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> bool {
+    let bits = |t: &Tensor| -> Vec<u32> {
+        t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect()
+    };
+    a.len() == b.len() && a.iter().zip(b).all(|((n, x), (m, y))| n == m && bits(x) == bits(y))
+}
+
+/// The parameters after `steps` steps by plain calls: a loop over the batches in the order in which the trainer takes them is not
+/// needed, since the data are the same for every batch here.
+fn by_plain_calls(builder: &TrainerBuilder, steps: usize, micro_batches: usize, batch: usize) -> BTreeMap<String, Tensor> {
+    let layout = builder.layout().unwrap();
+    let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plan, &layout.settings).unwrap();
+    let data = OneBatch { size: batch };
+    for _ in 0..steps {
+        pipeline.train_step(&data.batch(&[], None).unwrap(), micro_batches).unwrap();
+    }
+    pipeline.snapshot().unwrap()
+}
+
+/// Gives the same batch whatever is asked for.
+struct OneBatch {
+    size: usize,
+}
+
+impl Dataset for OneBatch {
+    fn len(&self) -> usize {
+        self.size
+    }
+
+    fn batch(&self, _: &[usize], _: Option<interlock::random::Key>) -> interlock::Result<interlock::Batch> {
+        Spiral { examples: self.size }.batch(&(0..self.size).collect::<Vec<_>>(), None)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn actors_equal_plain_calls(
+        layers in 1_usize..6,
+        width in 1_usize..6,
+        micro_batches in 1_usize..5,
+        in_flight in 1_usize..9,
+        policy in prop_oneof![Just(PolicyName::FillDrain), Just(PolicyName::OneFOneB), Just(PolicyName::Interlock)],
+        clip in prop_oneof![Just(None), Just(Some(ClipScope::Stage)), Just(Some(ClipScope::Global))],
+    ) {
+        let make = || {
+            builder(layers, None)
+                .strategy(Interlock::width(width.min(layers)))
+                .micro_batches(micro_batches)
+                .clip(clip.map(|scope| ClipConfig { max_norm: 0.1, scope }))
+                .batch_size(13)
+        };
+        let expected = by_plain_calls(&make(), 6, micro_batches, 13);
+        let mut trainer = make().in_flight(in_flight).schedule(policy).steps(6).build().unwrap();
+        trainer.fit(&OneBatch { size: 13 }).unwrap();
+        let found = trainer.snapshot().unwrap();
+        prop_assert!(same(&found, &expected));
+    }
+}
+
+#[test]
+fn evaluations_in_between_change_nothing() {
+    let data = Spiral { examples: 60 };
+    let train = |eval_every: Option<u64>| {
+        let mut trainer = builder(4, None).strategy(Interlock::width(2)).steps(20).eval_every(eval_every).build().unwrap();
+        let validation = Spiral { examples: 31 };
+        let split = Split { train: &data, validation: eval_every.map(|_| &validation as &dyn Dataset) };
+        let report = trainer.fit(split).unwrap();
+        (trainer.snapshot().unwrap(), report)
+    };
+    let (without, _) = train(None);
+    let (with, report) = train(Some(3));
+    assert!(same(&without, &with));
+    assert!(report.evaluated && report.stages.iter().all(|s| s.accuracy.is_some()));
+}
+
+#[test]
+fn training_learns_and_every_strategy_has_its_heads() {
+    let data = Spiral { examples: 300 };
+    for strategy in [Box::new(Interlock::width(1)) as Box<dyn Strategy>, Box::new(Interlock::width(2)), Box::new(EndToEnd)] {
+        let mut trainer = builder(3, None).strategy_boxed(strategy).batch_size(30).epochs(60).build().unwrap();
+        let before = trainer.evaluate(&data).unwrap();
+        trainer.fit(&data).unwrap();
+        let after = trainer.evaluate(&data).unwrap();
+        assert_eq!(after.heads().len(), 3);
+        for (before, after) in before.heads().iter().zip(after.heads()) {
+            assert!(after.score.mean_loss() < before.score.mean_loss());
+        }
+    }
+}
+
+#[test]
+fn a_failure_anywhere_is_one_typed_error() {
+    for head in [false, true] {
+        for when in [When::Forward, When::PullBackInput, When::PullBackParameters] {
+            for how in [How::Panic, How::Error, How::NotANumber] {
+                for micro_batches in [1, 3] {
+                    let fault = Fault { unit: 1, head, when, how, step: 2 };
+                    let mut trainer = builder(4, Some(fault.clone()))
+                        .strategy(Interlock::width(3))
+                        .micro_batches(micro_batches)
+                        .steps(10)
+                        .build()
+                        .unwrap();
+                    let data = Spiral { examples: 21 };
+                    let (done, result) = std::sync::mpsc::channel();
+                    std::thread::spawn(move || {
+                        let error = trainer.fit(&data).unwrap_err();
+                        // The trainer says so again instead of hanging.
+                        assert!(trainer.snapshot().is_err());
+                        drop(trainer);
+                        done.send(error).unwrap();
+                    });
+                    let error = result.recv_timeout(Duration::from_secs(30)).expect("the failure ends in bounded time");
+                    let Error::Stage(failure) = error else { panic!("{fault:?}: {error}") };
+                    assert_eq!((failure.stage, failure.step), (1, Some(2)), "{fault:?}: {failure}");
+                    assert_eq!(failure.micro, Some(0), "{fault:?}: {failure}");
+                    let phase = match (head, when) {
+                        (true, _) => Phase::Head,
+                        (false, When::Forward) => Phase::Forward,
+                        (false, _) => Phase::PullBack,
+                    };
+                    assert_eq!(failure.phase, phase, "{fault:?}: {failure}");
+                }
+            }
+        }
+    }
+}
+
+/// A unit that cannot be built.
+struct Unbuildable;
+
+impl interlock::ModelSpec for Unbuildable {
+    fn units(&self) -> interlock::Result<Vec<interlock::Unit>> {
+        Ok(vec![interlock::Unit::new("u", [1], |_| -> interlock::Result<interlock::Sequential> {
+            panic!("no such layer")
+        })])
+    }
+}
+
+#[test]
+fn a_stage_that_cannot_be_built_is_an_error_of_the_builder() {
+    let Err(Error::Stage(failure)) = Trainer::builder(Unbuildable).build() else { panic!("it was built") };
+    assert_eq!((failure.stage, failure.phase), (0, Phase::Build));
+    assert!(failure.cause.contains("no such layer"), "{failure}");
+}
+
+/// A data set that fails at one example.
+struct BadData {
+    panics: bool,
+}
+
+impl Dataset for BadData {
+    fn len(&self) -> usize {
+        40
+    }
+
+    fn batch(&self, numbers: &[usize], augment: Option<interlock::random::Key>) -> interlock::Result<interlock::Batch> {
+        if numbers.contains(&17) {
+            assert!(!self.panics, "example 17 is unreadable");
+            return Err(Error::Data("example 17 is unreadable".to_owned()));
+        }
+        Spiral { examples: 40 }.batch(numbers, augment)
+    }
+}
+
+#[test]
+fn data_that_fail_in_the_middle_end_the_run() {
+    for panics in [false, true] {
+        let mut trainer = builder(2, None).strategy(Interlock::width(2)).epochs(2).build().unwrap();
+        let error = trainer.fit(&BadData { panics }).unwrap_err();
+        assert!(matches!(&error, Error::Data(cause) if cause.contains("example 17")), "{error}");
+    }
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused_before_anything_starts() {
+    let refused = |builder: TrainerBuilder, key: &str| {
+        let error = builder.layout().err().unwrap();
+        assert!(error.is_refusal() && error.to_string().contains(key), "{error}");
+    };
+    refused(builder(3, None).batch_size(0), "batch_size");
+    refused(builder(3, None).micro_batches(0), "micro_batches");
+    refused(builder(3, None).in_flight(0), "in_flight");
+    refused(builder(3, None).epochs(0), "epochs");
+    refused(builder(3, None).strategy(Interlock::width(4)), "width");
+    refused(builder(3, None).stages(4), "partition");
+    refused(builder(3, None).units_per_stage([1, 1]), "partition");
+    refused(builder(3, None).devices([]), "devices");
+    refused(builder(3, None).optimizer(OptimizerConfig { lr: 0.0, ..OptimizerConfig::default() }), "optimizer.lr");
+    refused(builder(3, None).clip(ClipConfig { max_norm: 0.0, scope: ClipScope::Stage }), "clip.max_norm");
+}

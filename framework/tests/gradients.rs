@@ -1,0 +1,108 @@
+//! Gradients of a chain of scalars, worked out by hand, and the equivalences of strategies.
+
+mod common;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use common::{Chain, Slope, given, scalars};
+use interlock::{
+    GradientPlan, Interlock, Strategy, Trainer,
+    device::Plain,
+    optimizer::OptimizerConfig,
+    plain::PlainPipeline,
+    stage::{HeadsConfig, HeadsTrained},
+};
+
+const WEIGHTS: [(&str, f32); 7] = [
+    ("s0.weight", 2.0),
+    ("s1.weight", 3.0),
+    ("s2.weight", 5.0),
+    ("s3.weight", 7.0),
+    ("aux.0.weight", 11.0),
+    ("aux.1.weight", 13.0),
+    ("aux.2.weight", 17.0),
+];
+
+/// The clipped gradients of one step of a chain of `stages` scalars with input 1 and losses of slope 1.
+fn gradients(stages: usize, strategy: impl Strategy + 'static) -> BTreeMap<String, f32> {
+    let builder = Trainer::builder(Chain { length: stages })
+        .strategy(strategy)
+        .stages(stages)
+        .heads(HeadsConfig { arch: None, train: HeadsTrained::All })
+        .loss(Slope(1.0))
+        .optimizer(OptimizerConfig { lr: 1e-3, momentum: 0.0, ..OptimizerConfig::default() })
+        .devices([Arc::new(Plain) as Arc<dyn interlock::StageDevice>])
+        .initial_values(given(&WEIGHTS));
+    let layout = builder.layout().unwrap();
+    let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plan, &layout.settings).unwrap();
+    pipeline.stages_mut().iter_mut().for_each(interlock::Stage::keep_gradients);
+    pipeline.train_step(&scalars(&[1.0]), 1).unwrap();
+    let parts = pipeline.stages().iter().flat_map(|s| [Some(s.parameters()), s.head_parameters()]).flatten();
+    parts
+        .flat_map(|part| part.applied())
+        .map(|(name, gradient)| (name.clone(), gradient.to_vec1::<f32>().unwrap()[0]))
+        .collect()
+}
+
+/// `l_j = a_j · w_j … w_0 · x`, so `∂l_j/∂w_k` is the product of all but `w_k`, and `∂l_k/∂a_k = w_k … w_0 · x`.
+#[test]
+fn three_stages_by_hand() {
+    // Losses: l_0 = 11·2 = 22, l_1 = 13·3·2 = 78, l_2 = 5·3·2 = 30.
+    let by_hand = [
+        (1, [11.0, 26.0, 6.0]), // ∂l_0/∂w_0 = 11; ∂l_1/∂w_1 = 13·2; ∂l_2/∂w_2 = 3·2
+        (2, [39.0, 10.0, 6.0]), // ∂l_1/∂w_0 = 13·3; ∂l_2/∂w_1 = 5·2
+        (3, [15.0, 10.0, 6.0]), // ∂l_2/∂w_0 = 5·3
+    ];
+    for (width, expected) in by_hand {
+        let found = gradients(3, Interlock::width(width));
+        for (k, expected) in expected.into_iter().enumerate() {
+            assert_eq!(found[&format!("s{k}.weight")], expected, "width {width}, stage {k}");
+        }
+        assert_eq!(found["aux.0.weight"], 2.0);
+        assert_eq!(found["aux.1.weight"], 6.0);
+    }
+}
+
+#[test]
+fn four_stages_by_hand() {
+    // l_0 = 11·2, l_1 = 13·3·2, l_2 = 17·5·3·2, l_3 = 7·5·3·2.
+    let by_hand = [
+        (1, [11.0, 26.0, 102.0, 30.0]),
+        (2, [39.0, 170.0, 42.0, 30.0]),  // 13·3; 17·5·2; 7·3·2
+        (3, [255.0, 70.0, 42.0, 30.0]),  // 17·5·3; 7·5·2
+        (4, [105.0, 70.0, 42.0, 30.0]),  // 7·5·3
+    ];
+    for (width, expected) in by_hand {
+        let found = gradients(4, Interlock::width(width));
+        for (k, expected) in expected.into_iter().enumerate() {
+            assert_eq!(found[&format!("s{k}.weight")], expected, "width {width}, stage {k}");
+        }
+        assert_eq!([found["aux.0.weight"], found["aux.1.weight"], found["aux.2.weight"]], [2.0, 6.0, 30.0]);
+    }
+}
+
+#[test]
+fn mixed_widths_by_hand() {
+    // Stage 0 follows l_2, stage 1 its own, stage 2 l_3.
+    let found = gradients(4, Interlock::widths([3, 1, 2, 1]));
+    let stages: Vec<f32> = (0..4).map(|k| found[&format!("s{k}.weight")]).collect();
+    assert_eq!(stages, [255.0, 26.0, 42.0, 30.0]);
+}
+
+/// A strategy of one's own: a stage may follow any later head, nearer or farther than its neighbours do.
+#[derive(Debug)]
+struct Crossing;
+
+impl Strategy for Crossing {
+    fn plan(&self, _: usize) -> interlock::Result<GradientPlan> {
+        GradientPlan::new(vec![3, 1, 2, 3])
+    }
+}
+
+#[test]
+fn a_strategy_of_ones_own_by_hand() {
+    let found = gradients(4, Crossing);
+    let stages: Vec<f32> = (0..4).map(|k| found[&format!("s{k}.weight")]).collect();
+    // Stage 0 takes l_3 = 7·5·3·x through stages that do not follow it.
+    assert_eq!(stages, [105.0, 26.0, 102.0, 30.0]);
+}
