@@ -7,7 +7,7 @@ mod blueprint;
 mod finite;
 mod trainable;
 
-pub use blueprint::{StageBlueprint, StageSettings};
+pub use blueprint::{HeadsConfig, HeadsTrained, StageBlueprint, StageSettings};
 pub use trainable::Trainable;
 
 use std::{collections::HashMap, sync::Arc};
@@ -281,7 +281,9 @@ impl Stage {
                 let mut pulled = head.module.pull_back(&saved, &gradient.into(), wants)?;
                 head.parameters.accumulate(std::mem::take(&mut pulled.parameters))?;
                 if cotangent {
-                    live.cotangents.insert(self.index, input_of(pulled)?);
+                    let gradient = input_of(pulled)?;
+                    finite::check(&gradient, || format!("the gradient that head {} gives", self.index))?;
+                    live.cotangents.insert(self.index, gradient);
                 }
                 score
             }

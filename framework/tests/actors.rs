@@ -1,5 +1,6 @@
 //! Actors compute what plain calls compute, to the bit, whatever is in flight; and every failure ends in one typed error.
 
+#[path = "common/models.rs"]
 mod common;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -126,7 +127,7 @@ fn a_failure_anywhere_is_one_typed_error() {
         for when in [When::Forward, When::PullBackInput, When::PullBackParameters] {
             for how in [How::Panic, How::Error, How::NotANumber] {
                 for micro_batches in [1, 3] {
-                    let fault = Fault { unit: 1, head, when, how, step: 2 };
+                    let fault = Fault { unit: 2, head, when, how, step: 2 };
                     let mut trainer = builder(4, Some(fault.clone()))
                         .strategy(Interlock::width(3))
                         .micro_batches(micro_batches)
@@ -144,7 +145,7 @@ fn a_failure_anywhere_is_one_typed_error() {
                     });
                     let error = result.recv_timeout(Duration::from_secs(30)).expect("the failure ends in bounded time");
                     let Error::Stage(failure) = error else { panic!("{fault:?}: {error}") };
-                    assert_eq!((failure.stage, failure.step), (1, Some(2)), "{fault:?}: {failure}");
+                    assert_eq!((failure.stage, failure.step), (2, Some(2)), "{fault:?}: {failure}");
                     assert_eq!(failure.micro, Some(0), "{fault:?}: {failure}");
                     let phase = match (head, when) {
                         (true, _) => Phase::Head,

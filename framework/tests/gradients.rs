@@ -1,5 +1,6 @@
 //! Gradients of a chain of scalars, worked out by hand, and the equivalences of strategies.
 
+#[path = "common/models.rs"]
 mod common;
 
 use std::{collections::BTreeMap, sync::Arc};

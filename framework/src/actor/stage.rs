@@ -48,6 +48,16 @@ enum State {
     Failed,
 }
 
+impl State {
+    fn wire(&mut self) -> Option<&mut dyn Transport> {
+        match self {
+            Self::Connected { wire } => Some(wire.as_mut()),
+            Self::Working(work) => Some(work.wire.as_mut()),
+            Self::Alone | Self::Failed => None,
+        }
+    }
+}
+
 struct Work {
     stage: Box<Stage>,
     wire: Box<dyn Transport>,
@@ -94,7 +104,7 @@ impl StageActor {
                 }
             }
         };
-        if let State::Working(Work { wire, .. }) | State::Connected { wire } = &mut self.state {
+        if let Some(wire) = self.state.wire() {
             // Where even this fails the coordinator is gone, and with it everyone who could be told.
             let _ = wire.report(Report::Failed(failure));
         }
@@ -385,7 +395,7 @@ impl Handler<Restore> for StageActor {
 impl Drop for StageActor {
     /// A stage whose thread ends early must not leave the others waiting. After an ordinary shutdown nobody listens any more.
     fn drop(&mut self) {
-        if let State::Working(Work { wire, .. }) | State::Connected { wire } = &mut self.state {
+        if let Some(wire) = self.state.wire() {
             let cause = "the stage's thread has ended".to_owned();
             let failure =
                 StageFailure { stage: self.blueprint.index, step: None, micro: None, phase: Phase::Transfer, cause };

@@ -99,8 +99,10 @@ impl Trainable {
     /// If a parameter that is not frozen has received no gradient.
     pub fn update(&mut self, lr: f64, coefficient: f64) -> Result<()> {
         let mut gradients = Vec::with_capacity(self.entries.len());
-        for (at, entry) in self.entries.iter().enumerate().filter(|(at, _)| self.is_trained(*at)) {
-            let gradient = self.gradients[at].take().ok_or_else(|| {
+        let summed = std::mem::replace(&mut self.gradients, vec![None; self.entries.len()]);
+        for (at, gradient) in summed.into_iter().enumerate().filter(|(at, _)| self.is_trained(*at)) {
+            let entry = &self.entries[at];
+            let gradient = gradient.ok_or_else(|| {
                 Error::invalid(
                     &entry.name,
                     "the parameter received no gradient",

@@ -1,5 +1,5 @@
 //! Small models with gradients that can be worked out by hand, shared by the tests of this crate.
-#![allow(dead_code)] // each test file uses a part
+#![allow(dead_code, unreachable_pub)] // each test file uses a part
 
 use std::sync::Arc;
 
