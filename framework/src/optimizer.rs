@@ -1,10 +1,18 @@
 //! Optimizers: how a stage turns gradients into new parameters.
 
-use candle_core::{Tensor, Var};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+mod adamw;
+mod config;
+mod sgd;
 
-use crate::{Error, Result};
+pub use adamw::AdamW;
+pub use config::{OptimizerConfig, OptimizerKind, ParameterGroup, ParameterSettings, StageOverride};
+pub use sgd::Sgd;
+
+use std::collections::HashMap;
+
+use candle_core::{CpuStorage, Storage, Tensor, Var};
+
+use crate::Result;
 
 /// One parameter with its gradient, as an optimizer gets it.
 pub struct Slot<'a> {
@@ -26,51 +34,38 @@ pub trait Optimizer: Send {
     fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()>;
 }
 
-/// Which update rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerKind {
-    /// Stochastic gradient descent, with momentum and Nesterov's variant of it.
-    Sgd,
-    /// Adam with decoupled weight decay.
-    Adamw,
+/// The optimizer that `config` names.
+pub fn plain(config: &OptimizerConfig) -> Result<Box<dyn Optimizer>> {
+    Ok(match config.kind {
+        OptimizerKind::Sgd => Box::new(Sgd::new(config)),
+        OptimizerKind::Adamw => Box::new(AdamW::new(config)),
+    })
 }
 
-/// An update rule and its constants, as PyTorch defines them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct OptimizerConfig {
-    /// The rule.
-    pub kind: OptimizerKind,
-    /// The learning rate before any schedule.
-    pub lr: f64,
-    /// SGD: momentum.
-    pub momentum: f64,
-    /// SGD: Nesterov momentum.
-    pub nesterov: bool,
-    /// L2 penalty (SGD) or decoupled decay (AdamW).
-    pub weight_decay: f64,
-    /// AdamW: decay rates of the two moments.
-    pub betas: [f64; 2],
-    /// AdamW: added to the root of the second moment.
-    pub eps: f64,
-}
+/// State tensors by parameter name, kept as plain values where the parameter is `f32` on the CPU.
+type State<S> = HashMap<String, S>;
 
-impl Default for OptimizerConfig {
-    fn default() -> Self {
-        Self {
-            kind: OptimizerKind::Sgd,
-            lr: 0.1,
-            momentum: 0.9,
-            nesterov: false,
-            weight_decay: 0.0,
-            betas: [0.9, 0.999],
-            eps: 1e-8,
+/// Runs `update` over the values and gradients of an `f32` parameter on the CPU and writes the values back; false where the
+/// parameter is not one.
+fn update_in_place(slot: &Slot<'_>, update: impl FnOnce(&mut [f32], &[f32])) -> Result<bool> {
+    if !slot.var.device().is_cpu() || slot.var.dtype() != candle_core::DType::F32 {
+        return Ok(false);
+    }
+    let gradient = slot.gradient.contiguous()?;
+    let mut values = {
+        let (storage, layout) = slot.var.storage_and_layout();
+        match (&*storage, layout.contiguous_offsets()) {
+            (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => values[start..end].to_vec(),
+            _ => return Ok(false),
+        }
+    };
+    {
+        let (storage, layout) = gradient.storage_and_layout();
+        match (&*storage, layout.contiguous_offsets()) {
+            (Storage::Cpu(CpuStorage::F32(gradient)), Some((start, end))) => update(&mut values, &gradient[start..end]),
+            _ => return Ok(false),
         }
     }
-}
-
-/// An optimizer from candle operations, for any device.
-pub fn plain(config: &OptimizerConfig) -> Result<Box<dyn Optimizer>> {
-    Err(Error::invalid("optimizer", format!("{config:?}"), "pending"))
+    slot.var.set(&Tensor::from_vec(values, slot.var.shape(), slot.var.device())?)?;
+    Ok(true)
 }

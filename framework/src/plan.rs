@@ -39,9 +39,8 @@ impl GradientPlan {
                 ));
             }
         }
-        let from = |k: usize, below: usize| -> Vec<usize> {
-            (k..stages).filter(|j| follows[..below].contains(j)).collect()
-        };
+        let from =
+            |k: usize, below: usize| -> Vec<usize> { (k..stages).filter(|j| follows[..below].contains(j)).collect() };
         let wants = (0..stages).map(|k| from(k, k + 1)).collect();
         let crosses = (0..stages).map(|k| from(k, k)).collect();
         Ok(Self { follows, wants, crosses })

@@ -309,7 +309,8 @@ impl StageSchedule {
         if self.running.is_some() {
             return None;
         }
-        let action = self.candidates().into_iter().min_by_key(|a| self.role.policy.rank(a, &self.role.plan, self.role.stage))?;
+        let action =
+            self.candidates().into_iter().min_by_key(|a| self.role.policy.rank(a, &self.role.plan, self.role.stage))?;
         if let Action::Forward(ticket) = action {
             self.queue.pop_front();
             if !self.is_last() {

@@ -172,9 +172,8 @@ impl Stage {
 
     /// Takes in the gradient of `loss` with respect to this stage's output.
     pub fn accept_gradient(&mut self, ticket: Ticket, loss: usize, gradient: &Activation) -> Result<(), StageFailure> {
-        let gradient = gradient
-            .try_map(|t| self.device.bring(t))
-            .map_err(|e| self.failure(ticket, Phase::Transfer, &e))?;
+        let gradient =
+            gradient.try_map(|t| self.device.bring(t)).map_err(|e| self.failure(ticket, Phase::Transfer, &e))?;
         if let Some(live) = self.live.get_mut(&ticket) {
             live.cotangents.insert(loss, gradient);
         }

@@ -144,9 +144,7 @@ impl StrategyConfig {
             (Some(Name::Local), None, None) => Ok(Box::new(Local)),
             (None | Some(Name::Pairwise), None, None) => Ok(Box::new(Pairwise)),
             (Some(Name::EndToEnd), None, None) => Ok(Box::new(EndToEnd)),
-            (Some(_), ..) => {
-                refuse("a width beside a name other than interlock", "leave the name or the width out")
-            }
+            (Some(_), ..) => refuse("a width beside a name other than interlock", "leave the name or the width out"),
         }
     }
 }

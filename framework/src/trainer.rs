@@ -196,7 +196,13 @@ impl Trainer {
         self.pipeline.begin(last)?;
         let plan = self.plan().clone();
         let built = self.stages().to_vec();
-        self.tell(&TrainEvent::Started { first_step: first, last_step: last, steps_per_epoch: per_epoch, plan: &plan, stages: &built });
+        self.tell(&TrainEvent::Started {
+            first_step: first,
+            last_step: last,
+            steps_per_epoch: per_epoch,
+            plan: &plan,
+            stages: &built,
+        });
 
         let mut trained = Trained { per_epoch, ..Trained::default() };
         let mut evaluation = None;
@@ -281,7 +287,14 @@ impl Trainer {
                     let batch = loader.next()?;
                     let total = loss.count(&batch.targets)?;
                     let pieces = vec![batch];
-                    self.pipeline.feed(Feed { purpose: Purpose::Evaluate, step, pieces, first: fed, of: batches, total })?;
+                    self.pipeline.feed(Feed {
+                        purpose: Purpose::Evaluate,
+                        step,
+                        pieces,
+                        first: fed,
+                        of: batches,
+                        total,
+                    })?;
                     fed += 1;
                     waiting += 1;
                 }

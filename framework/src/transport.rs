@@ -1,10 +1,9 @@
 //! How a stage's messages reach its neighbours.
 
 use crate::{
-    Activation, Result, StageFailure,
+    Activation, Result, Score, StageFailure,
     schedule::Ticket,
     stage::{Payload, Updated},
-    Score,
 };
 
 /// What a stage tells the coordinator.

@@ -38,7 +38,12 @@ fn same(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> bool {
 
 /// The parameters after `steps` steps by plain calls: a loop over the batches in the order in which the trainer takes them is not
 /// needed, since the data are the same for every batch here.
-fn by_plain_calls(builder: &TrainerBuilder, steps: usize, micro_batches: usize, batch: usize) -> BTreeMap<String, Tensor> {
+fn by_plain_calls(
+    builder: &TrainerBuilder,
+    steps: usize,
+    micro_batches: usize,
+    batch: usize,
+) -> BTreeMap<String, Tensor> {
     let layout = builder.layout().unwrap();
     let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plan, &layout.settings).unwrap();
     let data = OneBatch { size: batch };
@@ -94,7 +99,8 @@ proptest! {
 fn evaluations_in_between_change_nothing() {
     let data = Spiral { examples: 60 };
     let train = |eval_every: Option<u64>| {
-        let mut trainer = builder(4, None).strategy(Interlock::width(2)).steps(20).eval_every(eval_every).build().unwrap();
+        let mut trainer =
+            builder(4, None).strategy(Interlock::width(2)).steps(20).eval_every(eval_every).build().unwrap();
         let validation = Spiral { examples: 31 };
         let split = Split { train: &data, validation: eval_every.map(|_| &validation as &dyn Dataset) };
         let report = trainer.fit(split).unwrap();
@@ -109,7 +115,9 @@ fn evaluations_in_between_change_nothing() {
 #[test]
 fn training_learns_and_every_strategy_has_its_heads() {
     let data = Spiral { examples: 300 };
-    for strategy in [Box::new(Interlock::width(1)) as Box<dyn Strategy>, Box::new(Interlock::width(2)), Box::new(EndToEnd)] {
+    for strategy in
+        [Box::new(Interlock::width(1)) as Box<dyn Strategy>, Box::new(Interlock::width(2)), Box::new(EndToEnd)]
+    {
         let mut trainer = builder(3, None).strategy_boxed(strategy).batch_size(30).epochs(60).build().unwrap();
         let before = trainer.evaluate(&data).unwrap();
         trainer.fit(&data).unwrap();

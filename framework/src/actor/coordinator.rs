@@ -8,7 +8,7 @@ use std::{
 use actix::{Actor, Addr, Context, Handler};
 
 use super::{
-    messages::{Activation, Credit, Feed, Norm, PipelineEvent, Told, ToAll},
+    messages::{Activation, Credit, Feed, Norm, PipelineEvent, ToAll, Told},
     stage::StageActor,
     wire::send,
 };

@@ -21,11 +21,7 @@ use super::{
     wire::send,
 };
 use crate::{
-    Error, GradientPlan, Result,
-    parameters::NamedTensors,
-    schedule::Policy,
-    stage::StageBlueprint,
-    transport::Built,
+    Error, GradientPlan, Result, parameters::NamedTensors, schedule::Policy, stage::StageBlueprint, transport::Built,
 };
 
 /// How a pipeline runs: everything here changes when things happen, never what is computed.
@@ -79,7 +75,8 @@ impl Pipeline {
             .map_err(|e| Error::Ended(format!("its thread cannot be started: {e}")))?;
         let (system, (coordinator, arbiters)) =
             ready.recv().map_err(|_| Error::Ended("its thread ended while it was being started".to_owned()))?;
-        let mut pipeline = Self { coordinator, events, system, thread: Some(thread), arbiters, built: Vec::new(), plan };
+        let mut pipeline =
+            Self { coordinator, events, system, thread: Some(thread), arbiters, built: Vec::new(), plan };
         match pipeline.next()? {
             PipelineEvent::Ready(built) => pipeline.built = built,
             other => return Err(Error::Ended(format!("{other:?} came before the stages were built"))),
@@ -184,8 +181,7 @@ fn launch(
 ) -> (Addr<Coordinator>, Vec<Arbiter>) {
     let stages = blueprints.len();
     let micro_batches = settings.micro_batches.max(1);
-    let in_flight =
-        settings.in_flight.unwrap_or_else(|| settings.policy.in_flight(stages, micro_batches)).max(1);
+    let in_flight = settings.in_flight.unwrap_or_else(|| settings.policy.in_flight(stages, micro_batches)).max(1);
     let (actors, arbiters): (Vec<Addr<StageActor>>, Vec<Arbiter>) = blueprints
         .into_iter()
         .map(|blueprint| {

@@ -403,4 +403,3 @@ impl Drop for StageActor {
         }
     }
 }
-

@@ -1,3 +1,218 @@
-//! Cross-entropy.
-/// Cross-entropy.
-pub struct CrossEntropy;
+//! Cross-entropy of logits against classes.
+//!
+//! For logits `z` and class `t` of `C`: `l = log Σ exp(z) - z_t`, and `∂l/∂z = softmax(z) - onehot(t)`. With label smoothing `s` the
+//! target is `(1-s)·onehot(t) + s/C`, as PyTorch defines it.
+
+use candle_core::{CpuStorage, D, DType, Storage, Tensor};
+
+use super::{Loss, Score};
+use crate::{Error, Result};
+
+/// Cross-entropy; also for one class a position, as language models have it.
+///
+/// # Shapes
+/// Output `(B, C)` with targets `(B)`, or `(B, S, C)` with `(B, S)`; targets are `u32`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CrossEntropy {
+    /// The part of the target that is spread evenly over all classes, from 0 to below 1.
+    pub label_smoothing: f64,
+    /// A target that does not count.
+    pub ignore_index: Option<u32>,
+}
+
+impl CrossEntropy {
+    /// The targets as a flat list.
+    fn classes(&self, targets: &Tensor) -> Result<Vec<u32>> {
+        Ok(targets.to_dtype(DType::U32)?.flatten_all()?.to_vec1::<u32>()?)
+    }
+
+    /// The number of rows and classes of `output`, checked against the targets.
+    fn shape(&self, output: &Tensor, classes: &[u32]) -> Result<usize> {
+        let (count, rows) = (output.dim(D::Minus1)?, output.elem_count() / output.dim(D::Minus1)?.max(1));
+        if rows != classes.len() {
+            return Err(Error::invalid(
+                "cross-entropy",
+                format!("an output of shape {:?} against {} targets", output.dims(), classes.len()),
+                "give one row of logits for each target",
+            ));
+        }
+        let wrong = classes.iter().position(|&t| t as usize >= count && Some(t) != self.ignore_index);
+        if let Some(at) = wrong {
+            return Err(Error::invalid(
+                "cross-entropy",
+                format!("target {} at position {at} of the batch", classes[at]),
+                format!("classes are 0 to {}", count - 1),
+            ));
+        }
+        Ok(count)
+    }
+
+    /// Scores each row and hands its softmax to `visit`.
+    fn rows(
+        &self,
+        logits: &[f32],
+        classes: &[u32],
+        count: usize,
+        mut visit: impl FnMut(usize, &[f32], Option<usize>),
+    ) -> Score {
+        let mut score = Score { loss: 0.0, count: 0.0, correct: Some(0.0) };
+        let mut correct = 0.0;
+        let mut softmax = vec![0.0_f32; count];
+        for (row, (z, &target)) in logits.chunks_exact(count).zip(classes).enumerate() {
+            if Some(target) == self.ignore_index {
+                visit(row, &softmax, None);
+                continue;
+            }
+            let target = target as usize;
+            let (mut best, mut max) = (0, f32::NEG_INFINITY);
+            for (class, &value) in z.iter().enumerate() {
+                if value > max {
+                    (best, max) = (class, value);
+                }
+            }
+            let mut sum = 0.0_f32;
+            for (p, &value) in softmax.iter_mut().zip(z) {
+                *p = (value - max).exp();
+                sum += *p;
+            }
+            let log_sum = f64::from(max) + f64::from(sum).ln();
+            let mut loss = log_sum - f64::from(z[target]);
+            if self.label_smoothing > 0.0 {
+                let mean = z.iter().map(|&v| f64::from(v)).sum::<f64>() / count as f64;
+                loss += self.label_smoothing * (f64::from(z[target]) - mean);
+            }
+            if z.iter().any(|v| v.is_nan()) {
+                loss = f64::NAN;
+            }
+            score.loss += loss;
+            score.count += 1.0;
+            correct += f64::from(u8::from(best == target));
+            softmax.iter_mut().for_each(|p| *p /= sum);
+            visit(row, &softmax, Some(target));
+        }
+        score.correct = Some(correct);
+        score
+    }
+}
+
+/// Calls `read` with the elements of `tensor` as `f32` on the CPU, copied only where they are something else.
+fn with_values<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    {
+        let (storage, layout) = tensor.storage_and_layout();
+        if let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
+            return Ok(read(&values[start..end]));
+        }
+    }
+    Ok(read(&tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?))
+}
+
+impl Loss for CrossEntropy {
+    fn count(&self, targets: &Tensor) -> Result<f64> {
+        Ok(match self.ignore_index {
+            None => targets.elem_count() as f64,
+            Some(ignored) => self.classes(targets)?.iter().filter(|&&t| t != ignored).count() as f64,
+        })
+    }
+
+    fn score(&self, output: &Tensor, targets: &Tensor) -> Result<Score> {
+        let classes = self.classes(targets)?;
+        let count = self.shape(output, &classes)?;
+        with_values(output, |logits| self.rows(logits, &classes, count, |_, _, _| {}))
+    }
+
+    fn differentiate(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Score, Tensor)> {
+        let classes = self.classes(targets)?;
+        let count = self.shape(output, &classes)?;
+        let scale = if total > 0.0 { (1.0 / total) as f32 } else { 0.0 };
+        let even = (self.label_smoothing / count as f64) as f32;
+        let mut gradient = vec![0.0_f32; output.elem_count()];
+        let score = with_values(output, |logits| {
+            self.rows(logits, &classes, count, |row, softmax, target| {
+                let Some(target) = target else { return };
+                let gradient = &mut gradient[row * count..][..count];
+                for (g, p) in gradient.iter_mut().zip(softmax) {
+                    *g = (p - even) * scale;
+                }
+                gradient[target] -= (1.0 - self.label_smoothing) as f32 * scale;
+            })
+        })?;
+        let gradient = Tensor::from_vec(gradient, output.shape(), output.device())?.to_dtype(output.dtype())?;
+        Ok((score, gradient))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn tensors(logits: &[f32], count: usize, classes: &[u32]) -> (Tensor, Tensor) {
+        let output = Tensor::from_slice(logits, (classes.len(), count), &Device::Cpu).unwrap();
+        (output, Tensor::from_slice(classes, classes.len(), &Device::Cpu).unwrap())
+    }
+
+    #[test]
+    fn by_hand() {
+        // Logits ln 1, ln 2, ln 5 have softmax 1/8, 2/8, 5/8; equal logits have 1/3 each.
+        let logits = [1.0_f32.ln(), 2.0_f32.ln(), 5.0_f32.ln(), 7.0, 7.0, 7.0];
+        let (output, targets) = tensors(&logits, 3, &[1, 2]);
+        let (score, gradient) = CrossEntropy::default().differentiate(&output, &targets, 4.0).unwrap();
+        assert!((score.loss - (4.0_f64.ln() + 3.0_f64.ln())).abs() < 1e-6);
+        assert_eq!((score.count, score.correct), (2.0, Some(0.0)));
+        // Divided by a total of 4, not by the two targets here.
+        let expected = [0.125, -0.75, 0.625, 1.0 / 3.0, 1.0 / 3.0, -2.0 / 3.0].map(|g: f32| g / 4.0);
+        let found = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-7), "{found:?}");
+        assert_eq!(CrossEntropy::default().score(&output, &targets).unwrap(), score);
+    }
+
+    #[test]
+    fn label_smoothing_is_a_mixture_of_targets() {
+        let (output, targets) = tensors(&[0.3, -1.2, 2.0, 0.1], 4, &[2]);
+        let plain = |class: u32| {
+            let (_, targets) = tensors(&[0.0; 4], 4, &[class]);
+            CrossEntropy::default().score(&output, &targets).unwrap().loss
+        };
+        let smooth = CrossEntropy { label_smoothing: 0.2, ..Default::default() };
+        let expected = 0.8 * plain(2) + 0.2 * (0..4).map(plain).sum::<f64>() / 4.0;
+        assert!((smooth.score(&output, &targets).unwrap().loss - expected).abs() < 1e-6);
+    }
+
+    #[test]
+    fn gradients_are_finite_differences() {
+        let logits: Vec<f32> = (0..24).map(|i| ((i * 37) % 17) as f32 / 5.0 - 1.0).collect();
+        let targets = Tensor::new(&[[0_u32, 3], [2, 1], [3, 9]], &Device::Cpu).unwrap();
+        let loss = CrossEntropy { label_smoothing: 0.1, ignore_index: Some(9) };
+        let at = |logits: &[f32]| Tensor::from_slice(logits, (3, 2, 4), &Device::Cpu).unwrap();
+        let total = loss.count(&targets).unwrap();
+        assert_eq!(total, 5.0);
+        let (_, gradient) = loss.differentiate(&at(&logits), &targets, total).unwrap();
+        let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for i in 0..logits.len() {
+            let value = |step: f32| {
+                let mut moved = logits.clone();
+                moved[i] += step;
+                loss.score(&at(&moved), &targets).unwrap().loss / total
+            };
+            let slope = (value(1e-2) - value(-1e-2)) / 2e-2;
+            assert!((slope - f64::from(gradient[i])).abs() < 1e-4, "{i}: {slope} {}", gradient[i]);
+        }
+        assert!(gradient[20..].iter().all(|&g| g == 0.0), "an ignored position has no gradient");
+    }
+
+    #[test]
+    fn refuses_targets_that_are_no_class() {
+        let (output, targets) = tensors(&[0.0; 6], 3, &[1, 3]);
+        let error = CrossEntropy::default().score(&output, &targets).unwrap_err().to_string();
+        assert!(error.contains("target 3 at position 1") && error.contains("0 to 2"), "{error}");
+        let (_, few) = tensors(&[0.0; 3], 3, &[1]);
+        assert!(CrossEntropy::default().score(&output, &few).is_err());
+    }
+
+    #[test]
+    fn a_nan_logit_makes_the_loss_nan() {
+        let (output, targets) = tensors(&[0.0, f32::NAN, 1.0], 3, &[0]);
+        assert!(CrossEntropy::default().score(&output, &targets).unwrap().loss.is_nan());
+    }
+}

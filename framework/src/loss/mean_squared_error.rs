@@ -1,3 +1,64 @@
-//! Mean squared error.
-/// Mean squared error.
+//! Mean squared error: `l = Σ (y - t)²`, divided by the number of elements; `∂l/∂y = 2(y - t)`.
+
+use candle_core::{DType, Tensor};
+
+use super::{Loss, Score};
+use crate::{Error, Result};
+
+/// The mean over all elements of the squared difference, as PyTorch's `mse_loss`.
+///
+/// # Shapes
+/// Output and targets alike, of any shape; targets are floating-point.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MeanSquaredError;
+
+impl MeanSquaredError {
+    fn difference(output: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        if output.shape() != targets.shape() {
+            return Err(Error::invalid(
+                "mean squared error",
+                format!("an output of shape {:?} against targets of shape {:?}", output.dims(), targets.dims()),
+                "give targets of the output's shape",
+            ));
+        }
+        Ok((output.detach() - targets.to_dtype(output.dtype())?)?)
+    }
+
+    fn sum(difference: &Tensor) -> Result<Score> {
+        let loss = crate::clip::squared_norm(&difference.to_dtype(DType::F32)?)?;
+        Ok(Score { loss, count: difference.elem_count() as f64, correct: None })
+    }
+}
+
+impl Loss for MeanSquaredError {
+    fn count(&self, targets: &Tensor) -> Result<f64> {
+        Ok(targets.elem_count() as f64)
+    }
+
+    fn score(&self, output: &Tensor, targets: &Tensor) -> Result<Score> {
+        Self::sum(&Self::difference(output, targets)?)
+    }
+
+    fn differentiate(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Score, Tensor)> {
+        let difference = Self::difference(output, targets)?;
+        let scale = if total > 0.0 { 2.0 / total } else { 0.0 };
+        Ok((Self::sum(&difference)?, (difference * scale)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn by_hand() {
+        let output = Tensor::new(&[[1.0_f32, 2.0], [3.0, 5.0]], &Device::Cpu).unwrap();
+        let targets = Tensor::new(&[[1.0_f32, 0.0], [4.0, 2.0]], &Device::Cpu).unwrap();
+        let (score, gradient) = MeanSquaredError.differentiate(&output, &targets, 8.0).unwrap();
+        assert_eq!(score, Score { loss: 14.0, count: 4.0, correct: None });
+        assert_eq!(gradient.to_vec2::<f32>().unwrap(), [[0.0, 0.5], [-0.25, 0.75]]);
+        assert!(MeanSquaredError.score(&output, &targets.flatten_all().unwrap()).is_err());
+    }
+}

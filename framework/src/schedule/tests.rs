@@ -37,7 +37,14 @@ struct World {
 }
 
 impl World {
-    fn new(plan: &Arc<GradientPlan>, feed: Vec<Ticket>, in_flight: usize, policy: Policy, heads: bool, norm: bool) -> Self {
+    fn new(
+        plan: &Arc<GradientPlan>,
+        feed: Vec<Ticket>,
+        in_flight: usize,
+        policy: Policy,
+        heads: bool,
+        norm: bool,
+    ) -> Self {
         let stages: Vec<_> = (0..plan.stages())
             .map(|stage| {
                 StageSchedule::new(StageRole {

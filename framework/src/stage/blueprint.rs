@@ -10,11 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Head, Stage, Trainable};
 use crate::{
-    Error, GradientPlan, Loss, ModelSpec, ParameterStore, Partition, Phase, Result, Sequential, StageDevice, StageFailure,
-    Unit,
-    clip::ClipConfig,
-    lr_schedule::LrSchedule,
-    optimizer::OptimizerConfig,
+    Error, GradientPlan, Loss, ModelSpec, ParameterStore, Partition, Phase, Result, Sequential, StageDevice,
+    StageFailure, Unit, clip::ClipConfig, lr_schedule::LrSchedule, optimizer::OptimizerConfig,
     parameters::NamedTensors,
 };
 
@@ -95,14 +92,18 @@ impl StageBlueprint {
         }
         let arch = settings.heads.arch.as_deref().unwrap_or_else(|| model.default_head());
         let mut names = HashSet::new();
-        if let Some(twice) = units.iter().map(|u| &u.name).filter(|n| !n.is_empty()).find(|n| !names.insert(n.as_str())) {
-            return Err(Error::invalid("model", format!("two units are called {twice:?}"), "give each a name of its own"));
+        if let Some(twice) = units.iter().map(|u| &u.name).filter(|n| !n.is_empty()).find(|n| !names.insert(n.as_str()))
+        {
+            return Err(Error::invalid(
+                "model",
+                format!("two units are called {twice:?}"),
+                "give each a name of its own",
+            ));
         }
         (0..stages)
             .map(|index| {
                 let range = partition.units(index);
-                let wanted = index + 1 < stages
-                    && (plan.is_needed(index) || settings.heads.train == HeadsTrained::All);
+                let wanted = index + 1 < stages && (plan.is_needed(index) || settings.heads.train == HeadsTrained::All);
                 let head = if wanted { Some(model.head(range.end - 1, arch)?) } else { None };
                 Ok(Self {
                     index,

@@ -20,9 +20,9 @@ fn is_finite(tensor: &Tensor) -> Result<bool> {
     if let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
         // An exponent of all ones is an infinity or a NaN; without a branch a value, this runs at the speed of memory.
         const EXPONENT: u32 = 0x7f80_0000;
-        return Ok(!values[start..end].chunks(4096).any(|chunk| {
-            chunk.iter().fold(false, |bad, value| bad | (value.to_bits() & EXPONENT == EXPONENT))
-        }));
+        return Ok(!values[start..end]
+            .chunks(4096)
+            .any(|chunk| chunk.iter().fold(false, |bad, value| bad | (value.to_bits() & EXPONENT == EXPONENT))));
     }
     drop(storage);
     // A product with zero is zero for finite values and NaN for all others.
@@ -38,7 +38,9 @@ mod tests {
 
     #[test]
     fn finds_the_one_value_that_is_not_finite() {
-        for (bad, finite) in [(1.0, true), (f32::MAX, true), (f32::INFINITY, false), (f32::NAN, false), (-f32::INFINITY, false)] {
+        for (bad, finite) in
+            [(1.0, true), (f32::MAX, true), (f32::INFINITY, false), (f32::NAN, false), (-f32::INFINITY, false)]
+        {
             let mut values = vec![0.5_f32; 10_000];
             values[9_999] = bad;
             let tensor = Tensor::from_vec(values, (100, 100), &Device::Cpu).unwrap();

@@ -3,8 +3,7 @@
 use candle_core::Tensor;
 
 use crate::{
-    Error, Gradients, ParameterStore, Result,
-    clip,
+    Error, Gradients, ParameterStore, Result, clip,
     optimizer::{Optimizer, OptimizerConfig, ParameterSettings, Slot},
     parameters::{Entry, Kind},
 };

@@ -25,11 +25,8 @@ pub(super) struct Order {
 
 impl Order {
     pub(super) fn steps_per_epoch(&self) -> Result<u64> {
-        let steps = if self.drop_last {
-            self.examples / self.batch_size
-        } else {
-            self.examples.div_ceil(self.batch_size)
-        };
+        let steps =
+            if self.drop_last { self.examples / self.batch_size } else { self.examples.div_ceil(self.batch_size) };
         if steps == 0 {
             return Err(Error::invalid(
                 "batch_size",

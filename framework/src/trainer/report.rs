@@ -156,10 +156,9 @@ impl Report {
         Self {
             finally: score(plan.stages() - 1).unwrap_or_default().into(),
             evaluated: evaluation.is_some(),
-            best: trainer.best().map(|best| BestReport {
-                steps: best.steps,
-                scores: best.evaluation.last().score.into(),
-            }),
+            best: trainer
+                .best()
+                .map(|best| BestReport { steps: best.steps, scores: best.evaluation.last().score.into() }),
             examples_per_second: if seconds > 0.0 { trained.examples as f64 / seconds } else { 0.0 },
             train_seconds: seconds,
             steps: trainer.steps(),

@@ -6,10 +6,8 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use candle_nn::{Init, VarBuilder};
 use interlock::{
-    Activation, Batch, Dataset, Differentiable, Error, Gradients, Loss, ModelSpec, Pass, Pulled, Result, Saved, Score, Unit,
-    Wants,
-    parameters::NamedTensors,
-    random::Key,
+    Activation, Batch, Dataset, Differentiable, Error, Gradients, Loss, ModelSpec, Pass, Pulled, Result, Saved, Score,
+    Unit, Wants, parameters::NamedTensors, random::Key,
 };
 use rand::RngExt;
 
@@ -129,7 +127,10 @@ pub struct Dense {
 
 impl Dense {
     pub fn new(vb: &VarBuilder, inputs: usize, outputs: usize, tanh: bool) -> Result<Self> {
-        Ok(Self { weight: vb.get_with_hints((inputs, outputs), "weight", Init::Randn { mean: 0.0, stdev: 0.7 })?, tanh })
+        Ok(Self {
+            weight: vb.get_with_hints((inputs, outputs), "weight", Init::Randn { mean: 0.0, stdev: 0.7 })?,
+            tanh,
+        })
     }
 }
 
@@ -145,8 +146,7 @@ impl Differentiable for Dense {
         let (x, y): &(Tensor, Tensor) = saved.get()?;
         let cotangent = cotangent.single()?;
         let c = if self.tanh { (cotangent * (y.sqr()?.neg()? + 1.0)?)? } else { cotangent.clone() };
-        let parameters =
-            if wants.parameters { vec![(self.weight.id(), x.t()?.matmul(&c)?)] } else { Vec::new() };
+        let parameters = if wants.parameters { vec![(self.weight.id(), x.t()?.matmul(&c)?)] } else { Vec::new() };
         let input = if wants.input { Some(c.matmul(&self.weight.detach().t()?.contiguous()?)?.into()) } else { None };
         Ok(Pulled { input, parameters })
     }
@@ -176,10 +176,8 @@ impl ModelSpec for Perceptron {
 
     fn head(&self, unit: usize, _: &str) -> Result<Unit> {
         let fault = self.fault.clone().filter(|fault| fault.unit == unit && fault.head);
-        Ok(Unit::new("0", [3], move |vb| {
-            Ok(Faulty { inner: Dense::new(&vb, 8, 3, false)?, fault: fault.clone() })
-        })
-        .with_flops(24.0))
+        Ok(Unit::new("0", [3], move |vb| Ok(Faulty { inner: Dense::new(&vb, 8, 3, false)?, fault: fault.clone() }))
+            .with_flops(24.0))
     }
 }
 

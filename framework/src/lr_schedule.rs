@@ -1,0 +1,241 @@
+//! The learning rate over time: a pure function of configuration and step, computed in each stage.
+//!
+//! A [`LrSchedule`] gives the factor by which the optimizer's base rate is multiplied; steps are optimizer steps, counted from 0.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// A schedule as configuration files give it; steps are optimizer steps.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum LrScheduleConfig {
+    /// The base rate throughout.
+    #[default]
+    Constant,
+    /// Multiplied by `gamma` every `every` steps.
+    Step {
+        /// Steps between two changes.
+        every: u64,
+        /// The factor of each change.
+        gamma: f64,
+    },
+    /// Multiplied by `gamma` at each milestone.
+    MultiStep {
+        /// The steps of the changes, ascending.
+        milestones: Vec<u64>,
+        /// The factor of each change.
+        gamma: f64,
+    },
+    /// Rises linearly from `1/warmup_steps` of the base rate to the whole, then falls as half a cosine to `final_fraction` of it
+    /// at the end of the run.
+    Cosine {
+        /// Steps of the rise.
+        #[serde(default)]
+        warmup_steps: u64,
+        /// The part of the base rate that is left at the end.
+        #[serde(default)]
+        final_fraction: f64,
+        /// The step at which the fall ends; the end of the run where none is given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        total_steps: Option<u64>,
+    },
+    /// Multiplied by `factor` when the last stage's validation loss has not improved for more than `patience` evaluations.
+    ReduceOnPlateau {
+        /// The factor of each change.
+        factor: f64,
+        /// Evaluations without improvement that are let pass.
+        patience: u64,
+        /// The relative improvement that counts as one.
+        #[serde(default = "default_threshold")]
+        threshold: f64,
+        /// The part of the base rate below which it never falls.
+        #[serde(default)]
+        min_fraction: f64,
+    },
+}
+
+fn default_threshold() -> f64 {
+    1e-4
+}
+
+fn refuse<T>(key: &str, value: String, remedy: &str) -> Result<T> {
+    Err(Error::invalid(format!("lr_schedule.{key}"), value, remedy.to_owned()))
+}
+
+/// The learning rate of each step.
+#[derive(Clone, Debug)]
+pub struct LrSchedule {
+    config: LrScheduleConfig,
+    base: f64,
+    total: u64,
+    plateau: Plateau,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Plateau {
+    best: f64,
+    bad: u64,
+    factor: f64,
+}
+
+impl LrSchedule {
+    /// The schedule for a base rate of 1.
+    ///
+    /// # Errors
+    /// If a number is out of range; the message names its key.
+    pub fn new(config: &LrScheduleConfig) -> Result<Self> {
+        let factor = |key: &str, value: f64| {
+            if value > 0.0 && value.is_finite() {
+                Ok(())
+            } else {
+                refuse(key, value.to_string(), "use a number above 0")
+            }
+        };
+        let fraction = |key: &str, value: f64| {
+            if (0.0..=1.0).contains(&value) {
+                Ok(())
+            } else {
+                refuse(key, value.to_string(), "use a number from 0 to 1")
+            }
+        };
+        match config {
+            LrScheduleConfig::Constant => {}
+            LrScheduleConfig::Step { every, gamma } => {
+                if *every == 0 {
+                    return refuse("every", "0".to_owned(), "use 1 or more steps");
+                }
+                factor("gamma", *gamma)?;
+            }
+            LrScheduleConfig::MultiStep { milestones, gamma } => {
+                if !milestones.is_sorted() {
+                    return refuse("milestones", format!("{milestones:?}"), "give them in ascending order");
+                }
+                factor("gamma", *gamma)?;
+            }
+            LrScheduleConfig::Cosine { final_fraction, total_steps, warmup_steps } => {
+                fraction("final_fraction", *final_fraction)?;
+                if let Some(total) = total_steps.filter(|total| total <= warmup_steps) {
+                    return refuse("total_steps", total.to_string(), "use more steps than warmup_steps");
+                }
+            }
+            LrScheduleConfig::ReduceOnPlateau { factor, threshold, min_fraction, .. } => {
+                if !(*factor > 0.0 && *factor < 1.0) {
+                    return refuse("factor", factor.to_string(), "use a number between 0 and 1");
+                }
+                fraction("threshold", *threshold)?;
+                fraction("min_fraction", *min_fraction)?;
+            }
+        }
+        let plateau = Plateau { best: f64::INFINITY, bad: 0, factor: 1.0 };
+        Ok(Self { config: config.clone(), base: 1.0, total: 1, plateau })
+    }
+
+    /// The same schedule for another base rate.
+    #[must_use]
+    pub fn for_base(&self, base: f64) -> Self {
+        Self { base, ..self.clone() }
+    }
+
+    /// Tells how many steps the run has.
+    pub fn set_total(&mut self, steps: u64) {
+        self.total = steps;
+    }
+
+    /// Takes note of the last stage's validation loss.
+    pub fn observe(&mut self, loss: f64) {
+        if let LrScheduleConfig::ReduceOnPlateau { factor, patience, threshold, min_fraction } = self.config {
+            let plateau = &mut self.plateau;
+            if loss < plateau.best * (1.0 - threshold) {
+                (plateau.best, plateau.bad) = (loss, 0);
+            } else {
+                plateau.bad += 1;
+            }
+            if plateau.bad > patience {
+                plateau.bad = 0;
+                plateau.factor = (plateau.factor * factor).max(min_fraction);
+            }
+        }
+    }
+
+    /// The learning rate of `step`.
+    pub fn lr(&self, step: u64) -> f64 {
+        self.base * self.factor(step)
+    }
+
+    fn factor(&self, step: u64) -> f64 {
+        match &self.config {
+            LrScheduleConfig::Constant => 1.0,
+            LrScheduleConfig::Step { every, gamma } => gamma.powf((step / every) as f64),
+            LrScheduleConfig::MultiStep { milestones, gamma } => {
+                gamma.powf(milestones.iter().filter(|&&milestone| milestone <= step).count() as f64)
+            }
+            LrScheduleConfig::Cosine { warmup_steps, final_fraction, total_steps } => {
+                if step < *warmup_steps {
+                    return (step + 1) as f64 / *warmup_steps as f64;
+                }
+                let end = total_steps.unwrap_or(self.total).max(warmup_steps + 1);
+                let done = ((step - warmup_steps) as f64 / (end - warmup_steps) as f64).min(1.0);
+                final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+            }
+            LrScheduleConfig::ReduceOnPlateau { .. } => self.plateau.factor,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rates(config: LrScheduleConfig, steps: &[u64]) -> Vec<f64> {
+        let mut schedule = LrSchedule::new(&config).unwrap().for_base(0.5);
+        schedule.set_total(12);
+        steps.iter().map(|&s| (schedule.lr(s) * 1e9).round() / 1e9).collect()
+    }
+
+    #[test]
+    fn by_hand() {
+        assert_eq!(rates(LrScheduleConfig::Constant, &[0, 100]), [0.5, 0.5]);
+        assert_eq!(rates(LrScheduleConfig::Step { every: 3, gamma: 0.1 }, &[0, 2, 3, 6]), [0.5, 0.5, 0.05, 0.005]);
+        let milestones = LrScheduleConfig::MultiStep { milestones: vec![2, 5], gamma: 0.5 };
+        assert_eq!(rates(milestones, &[1, 2, 4, 5, 9]), [0.5, 0.25, 0.25, 0.125, 0.125]);
+        let cosine = LrScheduleConfig::Cosine { warmup_steps: 4, final_fraction: 0.0, total_steps: None };
+        // Warm-up 1/4, 2/4, 3/4, 4/4; then half a cosine over the eight steps left.
+        assert_eq!(rates(cosine, &[0, 1, 3, 4, 8, 12, 99]), [0.125, 0.25, 0.5, 0.5, 0.25, 0.0, 0.0]);
+        let cosine = LrScheduleConfig::Cosine { warmup_steps: 0, final_fraction: 0.2, total_steps: Some(4) };
+        assert_eq!(rates(cosine, &[0, 2, 4]), [0.5, 0.3, 0.1]);
+    }
+
+    #[test]
+    fn a_plateau_is_more_than_patience_evaluations_without_improvement() {
+        let config =
+            LrScheduleConfig::ReduceOnPlateau { factor: 0.1, patience: 1, threshold: 0.01, min_fraction: 0.05 };
+        let mut schedule = LrSchedule::new(&config).unwrap();
+        let mut after = |loss: f64| {
+            schedule.observe(loss);
+            schedule.lr(0)
+        };
+        assert_eq!(after(1.0), 1.0);
+        assert_eq!(after(0.995), 1.0); // improves by less than the threshold: the first bad one
+        assert_eq!(after(1.0), 0.1); // the second
+        assert_eq!(after(0.5), 0.1);
+        assert_eq!(after(0.5), 0.1);
+        assert_eq!(after(0.5), 0.05); // never below min_fraction
+    }
+
+    #[test]
+    fn refuses_what_cannot_be_and_names_the_key() {
+        let refused = |config: LrScheduleConfig, key: &str| {
+            let error = LrSchedule::new(&config).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        };
+        refused(LrScheduleConfig::Step { every: 0, gamma: 0.1 }, "lr_schedule.every");
+        refused(LrScheduleConfig::Step { every: 1, gamma: 0.0 }, "lr_schedule.gamma");
+        refused(LrScheduleConfig::MultiStep { milestones: vec![3, 1], gamma: 0.1 }, "lr_schedule.milestones");
+        let cosine =
+            |final_fraction, total_steps| LrScheduleConfig::Cosine { warmup_steps: 5, final_fraction, total_steps };
+        refused(cosine(1.5, None), "lr_schedule.final_fraction");
+        refused(cosine(0.0, Some(5)), "lr_schedule.total_steps");
+    }
+}

@@ -1,0 +1,132 @@
+//! Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
+//!
+//! With learning rate `η`, decay `λ` and step `t = 1, 2, …`, as PyTorch defines it: `w ← w - ηλw`, `m ← β₁m + (1-β₁)g`,
+//! `s ← β₂s + (1-β₂)g²`, `w ← w - η/(1-β₁ᵗ) · m / (√s/√(1-β₂ᵗ) + ε)`.
+
+use candle_core::Tensor;
+
+use super::{Optimizer, OptimizerConfig, Slot, State, update_in_place};
+use crate::Result;
+
+/// Adam with decoupled weight decay.
+pub struct AdamW {
+    betas: [f64; 2],
+    eps: f64,
+    moments: State<Moments<Vec<f32>>>,
+    moments_elsewhere: State<Moments<Tensor>>,
+}
+
+struct Moments<T> {
+    first: T,
+    second: T,
+    steps: i32,
+}
+
+impl AdamW {
+    /// The rule with the constants of `config`; all moments are zero.
+    pub fn new(config: &OptimizerConfig) -> Self {
+        Self { betas: config.betas, eps: config.eps, moments: State::new(), moments_elsewhere: State::new() }
+    }
+
+    /// The rule in candle operations, for any device.
+    fn update_elsewhere(&mut self, lr: f64, slot: &Slot<'_>) -> Result<()> {
+        let [b1, b2] = self.betas;
+        let g = slot.gradient.detach();
+        let state = match self.moments_elsewhere.remove(slot.name) {
+            Some(Moments { first, second, steps }) => Moments {
+                first: ((first * b1)? + (&g * (1.0 - b1))?)?,
+                second: ((second * b2)? + (g.sqr()? * (1.0 - b2))?)?,
+                steps: steps + 1,
+            },
+            None => Moments { first: (&g * (1.0 - b1))?, second: (g.sqr()? * (1.0 - b2))?, steps: 1 },
+        };
+        let root = ((state.second.sqrt()? / (1.0 - b2.powi(state.steps)).sqrt())? + self.eps)?;
+        let change = ((&state.first / root)? * (lr / (1.0 - b1.powi(state.steps))))?;
+        let decayed = (slot.var.as_detached_tensor() * (1.0 - lr * slot.weight_decay))?;
+        slot.var.set(&(decayed - change)?)?;
+        self.moments_elsewhere.insert(slot.name.to_owned(), state);
+        Ok(())
+    }
+}
+
+impl Optimizer for AdamW {
+    fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()> {
+        let [b1, b2] = self.betas;
+        for slot in slots {
+            let lr = lr * slot.lr_scale;
+            let done = update_in_place(slot, |values, gradient| {
+                let zeros = || vec![0.0; values.len()];
+                let state = self.moments.entry(slot.name.to_owned()).or_insert_with(|| Moments {
+                    first: zeros(),
+                    second: zeros(),
+                    steps: 0,
+                });
+                state.steps += 1;
+                let keep = (1.0 - lr * slot.weight_decay) as f32;
+                let rate = (lr / (1.0 - b1.powi(state.steps))) as f32;
+                let root = (1.0 - b2.powi(state.steps)).sqrt() as f32;
+                let (b1, c1, b2, c2, eps) =
+                    (b1 as f32, (1.0 - b1) as f32, b2 as f32, (1.0 - b2) as f32, self.eps as f32);
+                let moments = state.first.iter_mut().zip(&mut state.second);
+                for ((w, g), (m, s)) in values.iter_mut().zip(gradient).zip(moments) {
+                    *m = b1 * *m + c1 * g;
+                    *s = b2 * *s + c2 * g * g;
+                    *w = keep * *w - rate * *m / (s.sqrt() / root + eps);
+                }
+            })?;
+            if !done {
+                self.update_elsewhere(lr, slot)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+    use crate::optimizer::OptimizerKind;
+
+    #[test]
+    fn by_hand() {
+        let config = OptimizerConfig {
+            kind: OptimizerKind::Adamw,
+            lr: 0.1,
+            betas: [0.9, 0.99],
+            eps: 1e-8,
+            weight_decay: 0.5,
+            ..OptimizerConfig::default()
+        };
+        // The first change is η·sign(g); the second follows from the formulas above in f64.
+        let (mut w, mut m, mut s) = (1.0_f64, 0.0_f64, 0.0_f64);
+        let expected: Vec<f64> = [0.5_f64, -0.25, 1.0]
+            .iter()
+            .enumerate()
+            .map(|(i, g)| {
+                let t = i as i32 + 1;
+                m = 0.9 * m + 0.1 * g;
+                s = 0.99 * s + 0.01 * g * g;
+                w -= 0.1 * 0.5 * w;
+                w -= 0.1 * (m / (1.0 - 0.9_f64.powi(t))) / ((s / (1.0 - 0.99_f64.powi(t))).sqrt() + 1e-8);
+                w
+            })
+            .collect();
+        assert!((expected[0] - 0.85).abs() < 1e-7);
+        for elsewhere in [false, true] {
+            let var = Var::new(&[1.0_f32], &Device::Cpu).unwrap();
+            let mut rule = AdamW::new(&config);
+            for (g, expected) in [0.5_f32, -0.25, 1.0].iter().zip(&expected) {
+                let gradient = Tensor::new(&[*g], &Device::Cpu).unwrap();
+                let slot = Slot { name: "w", var: &var, gradient: &gradient, lr_scale: 1.0, weight_decay: 0.5 };
+                match elsewhere {
+                    true => rule.update_elsewhere(0.1, &slot).unwrap(),
+                    false => rule.update(0.1, &[slot]).unwrap(),
+                }
+                let found = f64::from(var.to_vec1::<f32>().unwrap()[0]);
+                assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Optimizers as configuration files give them: constants, groups of parameters, and overrides for single stages.
+
+use glob::Pattern;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// Which update rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Stochastic gradient descent, with momentum and Nesterov's variant of it.
+    #[default]
+    Sgd,
+    /// Adam with decoupled weight decay.
+    Adamw,
+}
+
+/// An update rule and its constants, as PyTorch defines them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// The rule.
+    pub kind: OptimizerKind,
+    /// The learning rate before any schedule.
+    pub lr: f64,
+    /// SGD: momentum.
+    pub momentum: f64,
+    /// SGD: Nesterov momentum.
+    pub nesterov: bool,
+    /// L2 penalty (SGD) or decoupled decay (AdamW).
+    pub weight_decay: f64,
+    /// AdamW: decay rates of the two moments.
+    pub betas: [f64; 2],
+    /// AdamW: added to the root of the second moment.
+    pub eps: f64,
+    /// Parameters that are treated differently; the first group whose pattern matches a name counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<ParameterGroup>,
+    /// Stages that are treated differently.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageOverride>,
+}
+
+/// Parameters that are treated differently.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ParameterGroup {
+    /// Patterns of names with `*`, `?` and `[…]`: `*.bias`, `*.bn?.*`, `transformer.h.0.*`.
+    #[serde(rename = "match")]
+    pub patterns: Vec<String>,
+    /// Multiplies the learning rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr_scale: Option<f64>,
+    /// Takes the place of the optimizer's weight decay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+    /// Leaves the parameters as they are.
+    #[serde(default)]
+    pub frozen: bool,
+}
+
+/// A stage that is treated differently; what is not given is as for all.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StageOverride {
+    /// The stage, counted from 0.
+    pub stage: usize,
+    /// Its learning rate before any schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    /// Its momentum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub momentum: Option<f64>,
+    /// Its weight decay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+}
+
+/// How one parameter is trained.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ParameterSettings {
+    /// Multiplies the learning rate.
+    pub lr_scale: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Whether it is left as it is.
+    pub frozen: bool,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            kind: OptimizerKind::Sgd,
+            lr: 0.1,
+            momentum: 0.9,
+            nesterov: false,
+            weight_decay: 0.0,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            groups: Vec::new(),
+            stages: Vec::new(),
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// The constants of stage `k`.
+    #[must_use]
+    pub fn for_stage(&self, k: usize) -> Self {
+        let mut config = self.clone();
+        for own in self.stages.iter().filter(|own| own.stage == k) {
+            config.lr = own.lr.unwrap_or(config.lr);
+            config.momentum = own.momentum.unwrap_or(config.momentum);
+            config.weight_decay = own.weight_decay.unwrap_or(config.weight_decay);
+        }
+        config
+    }
+
+    /// How the parameter called `name` is trained.
+    ///
+    /// # Errors
+    /// If a pattern is malformed.
+    pub fn settings(&self, name: &str) -> Result<ParameterSettings> {
+        let mut settings = ParameterSettings { lr_scale: 1.0, weight_decay: self.weight_decay, frozen: false };
+        for (at, group) in self.groups.iter().enumerate() {
+            let mut matches = false;
+            for pattern in &group.patterns {
+                matches |= parse(at, pattern)?.matches(name);
+            }
+            if matches {
+                settings.lr_scale = group.lr_scale.unwrap_or(1.0);
+                settings.weight_decay = group.weight_decay.unwrap_or(self.weight_decay);
+                settings.frozen = group.frozen;
+                break;
+            }
+        }
+        Ok(settings)
+    }
+
+    /// Checks every constant, for a model of `stages` stages.
+    ///
+    /// # Errors
+    /// If one is out of range; the message names its key.
+    pub fn validate(&self, stages: usize) -> Result<()> {
+        let check = |key: String, value: f64, fine: bool, remedy: &str| {
+            if fine { Ok(()) } else { Err(Error::invalid(format!("optimizer.{key}"), value.to_string(), remedy)) }
+        };
+        let positive =
+            |key: String, value: f64| check(key, value, value > 0.0 && value.is_finite(), "use a number above 0");
+        let not_negative =
+            |key: String, value: f64| check(key, value, value >= 0.0 && value.is_finite(), "use 0 or a number above");
+        let below_one =
+            |key: String, value: f64| check(key, value, (0.0..1.0).contains(&value), "use a number from 0 to below 1");
+        positive("lr".into(), self.lr)?;
+        below_one("momentum".into(), self.momentum)?;
+        not_negative("weight_decay".into(), self.weight_decay)?;
+        for beta in self.betas {
+            below_one("betas".into(), beta)?;
+        }
+        positive("eps".into(), self.eps)?;
+        if self.nesterov && (self.kind != OptimizerKind::Sgd || self.momentum == 0.0) {
+            return Err(Error::invalid(
+                "optimizer.nesterov",
+                "true without momentum",
+                "use kind = \"sgd\" and a momentum above 0",
+            ));
+        }
+        for (at, group) in self.groups.iter().enumerate() {
+            let key = |field: &str| format!("groups[{at}].{field}");
+            for pattern in &group.patterns {
+                parse(at, pattern)?;
+            }
+            positive(key("lr_scale"), group.lr_scale.unwrap_or(1.0))?;
+            not_negative(key("weight_decay"), group.weight_decay.unwrap_or(0.0))?;
+        }
+        for (at, own) in self.stages.iter().enumerate() {
+            let key = |field: &str| format!("stages[{at}].{field}");
+            if own.stage >= stages {
+                return Err(Error::invalid(
+                    format!("optimizer.{}", key("stage")),
+                    own.stage.to_string(),
+                    format!("the model has stages 0 to {}", stages - 1),
+                ));
+            }
+            positive(key("lr"), own.lr.unwrap_or(1.0))?;
+            below_one(key("momentum"), own.momentum.unwrap_or(0.0))?;
+            not_negative(key("weight_decay"), own.weight_decay.unwrap_or(0.0))?;
+        }
+        Ok(())
+    }
+}
+
+fn parse(group: usize, pattern: &str) -> Result<Pattern> {
+    Pattern::new(pattern).map_err(|e| {
+        Error::invalid(
+            format!("optimizer.groups[{group}].match"),
+            format!("{pattern:?}: {} at character {}", e.msg, e.pos),
+            "use names with *, ? and [...]",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(pattern: &str) -> ParameterGroup {
+        ParameterGroup { patterns: vec![pattern.to_owned()], lr_scale: None, weight_decay: Some(0.0), frozen: false }
+    }
+
+    #[test]
+    fn the_first_group_that_matches_counts() {
+        let frozen = ParameterGroup { frozen: true, ..group("transformer.w?e.*") };
+        let config = OptimizerConfig {
+            weight_decay: 0.1,
+            groups: vec![frozen, group("*.bias"), group("*.ln_*.*")],
+            ..Default::default()
+        };
+        assert!(config.settings("transformer.wte.weight").unwrap().frozen);
+        assert_eq!(config.settings("transformer.h.0.attn.c_attn.bias").unwrap().weight_decay, 0.0);
+        assert_eq!(config.settings("transformer.h.0.ln_1.weight").unwrap().weight_decay, 0.0);
+        assert_eq!(config.settings("transformer.h.0.attn.c_attn.weight").unwrap().weight_decay, 0.1);
+        config.validate(1).unwrap();
+    }
+
+    #[test]
+    fn a_stage_may_have_constants_of_its_own() {
+        let own = StageOverride { stage: 1, lr: Some(0.5), ..Default::default() };
+        let config = OptimizerConfig { stages: vec![own], ..Default::default() };
+        assert_eq!((config.for_stage(0).lr, config.for_stage(1).lr, config.for_stage(1).momentum), (0.1, 0.5, 0.9));
+        assert!(config.validate(1).unwrap_err().to_string().contains("optimizer.stages[0].stage"));
+        config.validate(2).unwrap();
+    }
+
+    #[test]
+    fn refuses_constants_out_of_range_and_names_the_key() {
+        let refused = |config: OptimizerConfig, key: &str| {
+            let error = config.validate(2).unwrap_err().to_string();
+            assert!(error.starts_with(key), "{error}");
+        };
+        let default = OptimizerConfig::default;
+        for lr in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            refused(OptimizerConfig { lr, ..default() }, "optimizer.lr");
+        }
+        refused(OptimizerConfig { momentum: 1.0, ..default() }, "optimizer.momentum");
+        refused(OptimizerConfig { weight_decay: -0.1, ..default() }, "optimizer.weight_decay");
+        refused(OptimizerConfig { betas: [0.9, 1.0], ..default() }, "optimizer.betas");
+        refused(OptimizerConfig { eps: 0.0, ..default() }, "optimizer.eps");
+        refused(OptimizerConfig { momentum: 0.0, nesterov: true, ..default() }, "optimizer.nesterov");
+        refused(OptimizerConfig { groups: vec![group("[")], ..default() }, "optimizer.groups[0].match");
+    }
+}
