@@ -1,5 +1,7 @@
 //! Layers, names and models against the golden cases: step 0 of every case by plain calls, and the trained model's logits.
 
+#![allow(clippy::unwrap_used)] // tests, and their helpers
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
@@ -251,7 +253,7 @@ fn read_changed(name: &str, from: &str, to: &str) -> String {
 fn a_malformed_case_is_refused() {
     for (from, to, says) in [
         ("\"steps\"", "\"step\"", "unknown field `step`"),
-        ("\"seed\": 1", "\"seed\": 1,,", "line 26"),
+        ("\"seed\": 1", "\"seed\": 1,,", "line 32"),
         ("\"kind\": \"mlp\"", "\"kind\": \"mpl\"", "unknown variant `mpl`"),
         ("\"kind\": \"sgd\"", "\"kind\": \"sdg\"", "unknown variant `sdg`"),
         ("\"steps\": 3", "\"steps\": 0", "steps: it is 0"),

@@ -1,5 +1,7 @@
 //! Presets, shapes, names, costs and gradients of the models.
 
+#![allow(clippy::unwrap_used)] // tests, and their helpers
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex},
