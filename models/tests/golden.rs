@@ -1,6 +1,6 @@
 //! Layers, names and models against the golden cases: step 0 of every case by plain calls, and the trained model's logits.
 
-#![allow(clippy::unwrap_used)] // tests, and their helpers
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -1,6 +1,6 @@
 //! Presets, shapes, names, costs and gradients of the models.
 
-#![allow(clippy::unwrap_used)] // tests, and their helpers
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -38,8 +38,8 @@ fn shapes(model: &dyn ModelSpec) -> BTreeMap<String, Vec<usize>> {
     for unit in model.units().unwrap() {
         unit.build(&root).unwrap();
     }
-    let shapes = counter.0.lock().unwrap().clone();
-    shapes
+    drop(root);
+    counter.0.lock().unwrap().clone()
 }
 
 fn count(model: &dyn ModelSpec) -> usize {
