@@ -1,1 +1,15 @@
-//! tmp
+//! Devices and layers for Interlock.
+//!
+//! [`Backends`] opens devices by name over the backends that this build has. [`layers`] holds the layers that models are made of, with
+//! hand-written gradients.
+
+mod candle_threads;
+#[cfg(feature = "cpu")]
+mod cpu;
+pub mod layers;
+mod registry;
+
+pub use candle_threads::candle_single_threaded;
+#[cfg(feature = "cpu")]
+pub use cpu::{CpuBackend, CpuDevice, cpu};
+pub use registry::Backends;

@@ -1,0 +1,144 @@
+//! The CPU as one device or several, each with threads of its own.
+//!
+//! A device's threads compute one piece of work at a time, whatever its number of threads with the same bits (the layers cut their work by
+//! shapes only). Devices may share cores: they are then slower, not different.
+
+mod name;
+
+use std::{ops::RangeInclusive, sync::Arc, thread::available_parallelism};
+
+use candle_core::Device;
+use core_affinity::CoreId;
+use interlock::{Backend, Error, Result, StageDevice, device::Plain};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use self::name::CpuName;
+
+/// The backend of the scheme `cpu`.
+///
+/// | name | device |
+/// |---|---|
+/// | `cpu` | as many threads as there are cores |
+/// | `cpu:threads=2` | two threads, on any cores |
+/// | `cpu:cores=0-3`, `cpu:cores=2` | one thread a core, pinned to it |
+/// | `cpu:threads=1,cores=0-1` | threads pinned to these cores in turn |
+///
+/// A device is to be opened from a thread that is not pinned itself: threads may use the cores of the thread that starts them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuBackend;
+
+/// Some threads of the CPU, pinned to cores or not.
+#[derive(Debug)]
+pub struct CpuDevice {
+    name: String,
+    pool: ThreadPool,
+}
+
+impl CpuDevice {
+    /// Opens the device called `name`; see [`CpuBackend`] for the names.
+    ///
+    /// # Errors
+    /// If the name is none of those, if a core does not exist or may not be used, or if the system gives no more threads.
+    pub fn open(name: &str) -> Result<Self> {
+        let CpuName { threads, cores } = name.parse()?;
+        let cores = cores.map(|cores| usable(name, cores)).transpose()?;
+        let threads = threads.or(cores.as_ref().map(Vec::len)).unwrap_or_else(core_count);
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name({
+                let name = name.to_owned();
+                move |i| format!("{name} #{i}")
+            })
+            .build()
+            .map_err(|e| {
+                Error::invalid(
+                    format!("device {name}"),
+                    format!("the system gave no {threads} threads: {e}"),
+                    "use fewer threads",
+                )
+            })?;
+        if let Some(cores) = cores {
+            let pinned = pool.broadcast(|thread| core_affinity::set_for_current(cores[thread.index() % cores.len()]));
+            if pinned.contains(&false) {
+                return Err(Error::invalid(
+                    format!("device {name}"),
+                    "the system refused to pin its threads",
+                    "use cpu:threads=N, which pins nothing",
+                ));
+            }
+        }
+        Ok(Self { name: name.to_owned(), pool })
+    }
+
+    /// The number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+}
+
+impl StageDevice for CpuDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn run(&self, work: &mut (dyn FnMut() + Send)) {
+        self.pool.install(work);
+    }
+}
+
+impl Backend for CpuBackend {
+    fn scheme(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn StageDevice>> {
+        Ok(Arc::new(CpuDevice::open(name)?))
+    }
+
+    fn list(&self) -> Vec<(String, String)> {
+        let all = ("cpu".to_owned(), format!("all cores, {} threads", core_count()));
+        let one = |core: CoreId| (format!("cpu:cores={}", core.id), format!("core {}, 1 thread", core.id));
+        std::iter::once(all).chain(cores().into_iter().map(one)).collect()
+    }
+}
+
+/// A device of one thread, for `devices([cpu(0), cpu(1)])`.
+///
+/// The thread is pinned to core number `core` where the process may use it. Where there are fewer cores the device works all the same, on
+/// any core, so that the same program runs anywhere; and where the system gives no thread at all, it computes on the calling one.
+/// [`CpuDevice::open`] refuses instead.
+pub fn cpu(core: usize) -> Arc<dyn StageDevice> {
+    match CpuDevice::open(&format!("cpu:cores={core}")).or_else(|_| CpuDevice::open("cpu:threads=1")) {
+        Ok(device) => Arc::new(device),
+        Err(_) => Arc::new(Plain),
+    }
+}
+
+/// The cores that the calling thread may use; none where the system does not tell.
+fn cores() -> Vec<CoreId> {
+    core_affinity::get_core_ids().unwrap_or_default()
+}
+
+fn core_count() -> usize {
+    available_parallelism().map_or(1, usize::from)
+}
+
+/// The cores with these numbers.
+fn usable(name: &str, wanted: RangeInclusive<usize>) -> Result<Vec<CoreId>> {
+    let cores = cores();
+    let find = |number: usize| {
+        cores.iter().copied().find(|core| core.id == number).ok_or_else(|| {
+            let known: Vec<String> = cores.iter().map(|core| core.id.to_string()).collect();
+            Error::invalid(
+                format!("device {name}"),
+                format!("core {number} does not exist, or this process may not use it"),
+                format!("use cores of {}", known.join(", ")),
+            )
+        })
+    };
+    wanted.map(find).collect()
+}

@@ -1,0 +1,98 @@
+//! The names of CPU devices.
+
+use std::{ops::RangeInclusive, str::FromStr};
+
+use interlock::{Error, Result};
+
+/// What a name asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CpuName {
+    /// How many threads; none for one a core.
+    pub(super) threads: Option<usize>,
+    /// The cores to pin them to; none to pin nothing.
+    pub(super) cores: Option<RangeInclusive<usize>>,
+}
+
+const GRAMMAR: &str = "write cpu, cpu:threads=N, cpu:cores=A, cpu:cores=A-B or cpu:threads=N,cores=A-B";
+
+/// More threads, or a higher number of a core, is taken for a mistake.
+const MOST: usize = 4096;
+
+fn number(text: &str) -> Option<usize> {
+    let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|&n| plain && n <= MOST)
+}
+
+impl FromStr for CpuName {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let wrong = |problem: String| Error::invalid(format!("device {name}"), problem, GRAMMAR);
+        let mut this = Self { threads: None, cores: None };
+        let settings = match name.strip_prefix("cpu") {
+            Some("") => return Ok(this),
+            Some(rest) => rest.strip_prefix(':'),
+            None => None,
+        };
+        let settings = settings.ok_or_else(|| wrong("this is no name of a CPU device".to_owned()))?;
+        for setting in settings.split(',') {
+            let (key, value) = setting.split_once('=').ok_or_else(|| wrong(format!("{setting:?} sets nothing")))?;
+            let twice = match key {
+                "threads" => {
+                    let threads = number(value).filter(|&threads| threads > 0);
+                    let bad = || wrong(format!("{value:?} is not a number of threads from 1 to {MOST}"));
+                    this.threads.replace(threads.ok_or_else(bad)?).is_some()
+                }
+                "cores" => {
+                    let (first, last) = value.split_once('-').unwrap_or((value, value));
+                    let range = number(first).zip(number(last)).filter(|(first, last)| first <= last);
+                    let bad = || wrong(format!("{value:?} is not a core, nor a range from a lower to a higher one"));
+                    let (first, last) = range.ok_or_else(bad)?;
+                    this.cores.replace(first..=last).is_some()
+                }
+                _ => return Err(wrong(format!("unknown setting {key:?}"))),
+            };
+            if twice {
+                return Err(wrong(format!("{key:?} is set twice")));
+            }
+        }
+        Ok(this)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read() {
+        let read = |name: &str| name.parse::<CpuName>().expect(name);
+        assert_eq!(read("cpu"), CpuName { threads: None, cores: None });
+        assert_eq!(read("cpu:threads=3"), CpuName { threads: Some(3), cores: None });
+        assert_eq!(read("cpu:cores=2"), CpuName { threads: None, cores: Some(2..=2) });
+        assert_eq!(read("cpu:cores=0-7,threads=2"), CpuName { threads: Some(2), cores: Some(0..=7) });
+    }
+
+    #[test]
+    fn bad_names_say_which_part_is_bad() {
+        for (name, part) in [
+            ("gpu", "no name of a CPU device"),
+            ("cpu2", "no name of a CPU device"),
+            ("cpu:", "\"\" sets nothing"),
+            ("cpu:0", "\"0\" sets nothing"),
+            ("cpu:threads=0", "\"0\" is not a number of threads"),
+            ("cpu:threads=+2", "\"+2\" is not a number"),
+            ("cpu:threads=99999", "\"99999\" is not a number"),
+            ("cpu:thread=2", "unknown setting \"thread\""),
+            ("cpu:cores=3-1", "\"3-1\" is not a core"),
+            ("cpu:cores=-1", "\"-1\" is not a core"),
+            ("cpu:cores=a", "\"a\" is not a core"),
+            ("cpu:threads=1,threads=2", "\"threads\" is set twice"),
+            ("cpu:threads=1,", "\"\" sets nothing"),
+        ] {
+            let error = name.parse::<CpuName>().expect_err(name).to_string();
+            assert!(error.contains(part) && error.starts_with(&format!("device {name}: ")), "{error}");
+            assert!(error.ends_with(GRAMMAR), "{error}");
+        }
+    }
+}

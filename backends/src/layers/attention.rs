@@ -1,0 +1,153 @@
+//! Causal self-attention with several heads: `y = dropout((dropout(softmax(Q Kᵀ/√h + M)) V) Wᵖᵀ + bᵖ)`, `[Q K V] = x Wᵃᵀ + bᵃ`.
+//!
+//! Shapes: `x`, `y (B, T, D)`; `Wᵃ (3D, D)`, `Wᵖ (D, D)`; each of `n` heads has `h = D/n` columns of `Q`, `K` and `V`; `M` is 0 up to the own
+//! position and `-∞` behind it. With `P` the softmax, `R` its kept and scaled part and `c` the cotangent of `R V`: `∂V = Rᵀ c`,
+//! `∂P = (c Vᵀ)` where kept, `∂S = P (∂P - rowsum(∂P P))/√h`, `∂Q = ∂S K`, `∂K = ∂Sᵀ Q`.
+//!
+//! Vaswani et al., *Attention Is All You Need*, 2017, section 3.2; laid out as in Karpathy's nanoGPT.
+
+mod heads;
+
+use candle_core::Tensor;
+use candle_nn::{Init, VarBuilder};
+use interlock::{
+    Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants,
+    differentiable::{Pending, input_of},
+    parameters::Gradients,
+};
+
+use self::heads::Heads;
+use super::{
+    Dropout, Linear, dropout,
+    slices::{cotangent, label, read, tensor, wrong_shape},
+};
+
+/// Causal self-attention: queries, keys and values, heads, and the projection behind them.
+#[derive(Clone, Debug)]
+pub struct CausalSelfAttention {
+    name: String,
+    width: usize,
+    heads: usize,
+    probability: f64,
+    dropout_name: String,
+    c_attn: Linear,
+    c_proj: Linear,
+    output_dropout: Dropout,
+}
+
+struct SavedAttention {
+    heads: Heads,
+    c_attn: Saved,
+    /// Queries, keys and values, `(B, T, 3D)`.
+    qkv: Tensor,
+    /// `P`, `(B, n, T, T)`; only `P[.., i, ..=i]` means anything.
+    probabilities: Vec<f32>,
+    keep: Option<Vec<bool>>,
+    c_proj: Saved,
+    output: Saved,
+}
+
+/// The cotangents at the outputs of the two linear layers.
+struct Cotangents {
+    projection: Activation,
+    qkv: Activation,
+}
+
+impl CausalSelfAttention {
+    /// Makes `c_attn.{weight, bias}` and `c_proj.{weight, bias}`: weights from normal laws of deviation `init_std` and `proj_std`, biases 0.
+    ///
+    /// `dropout` is the probability for attention weights and for outputs.
+    ///
+    /// # Errors
+    /// If `heads` does not divide `width`.
+    pub fn new(width: usize, heads: usize, dropout: f64, init_std: f64, proj_std: f64, vb: VarBuilder) -> Result<Self> {
+        let name = label("attention", &vb);
+        if heads == 0 || width == 0 || !width.is_multiple_of(heads) {
+            return Err(Error::invalid(
+                name,
+                format!("{heads} heads for width {width}"),
+                "use a number that divides the width",
+            ));
+        }
+        let linear = |outputs: usize, stdev: f64, part: &str| {
+            let weight = Init::Randn { mean: 0.0, stdev };
+            Linear::with_init(width, outputs, weight, Some(Init::Const(0.0)), vb.pp(part))
+        };
+        Ok(Self {
+            width,
+            heads,
+            probability: dropout,
+            dropout_name: format!("{name} weights"),
+            c_attn: linear(3 * width, init_std, "c_attn")?,
+            c_proj: linear(width, proj_std, "c_proj")?,
+            output_dropout: Dropout::new(dropout, format!("{name} output")),
+            name,
+        })
+    }
+
+    /// Pulls the cotangent of the output back to the outputs of both linear layers.
+    fn cotangents(&self, saved: &SavedAttention, c: &Activation) -> Result<Cotangents> {
+        let projection = input_of(self.output_dropout.pull_back(&saved.output, c, Wants::INPUT)?)?;
+        let mixed = input_of(self.c_proj.pull_back(&saved.c_proj, &projection, Wants::INPUT)?)?;
+        let mixed = cotangent(&mixed, &saved.heads.dims(1), &self.name)?;
+        let keep = saved.keep.as_deref().map(|keep| (keep, dropout::scale(self.probability)));
+        let qkv = saved.heads.pull_back(&read(&saved.qkv)?, &saved.probabilities, keep, &read(&mixed)?);
+        Ok(Cotangents { projection, qkv: tensor(qkv, &saved.heads.dims(3))?.into() })
+    }
+
+    fn gradients(&self, saved: &SavedAttention, cotangents: &Cotangents) -> Result<Gradients> {
+        let mut gradients = self.c_attn.pull_back(&saved.c_attn, &cotangents.qkv, Wants::PARAMETERS)?.parameters;
+        gradients.extend(self.c_proj.pull_back(&saved.c_proj, &cotangents.projection, Wants::PARAMETERS)?.parameters);
+        Ok(gradients)
+    }
+
+    fn input_gradient(&self, saved: &SavedAttention, cotangents: &Cotangents) -> Result<Activation> {
+        input_of(self.c_attn.pull_back(&saved.c_attn, &cotangents.qkv, Wants::INPUT)?)
+    }
+}
+
+impl Differentiable for CausalSelfAttention {
+    fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
+        let heads = match x.single()?.dims() {
+            &[batch, length, width] if width == self.width => {
+                Heads { batch, length, count: self.heads, width: width / self.heads }
+            }
+            dims => return Err(wrong_shape(&self.name, dims, format_args!("(B, T, {})", self.width))),
+        };
+        let (qkv, c_attn) = self.c_attn.forward(x, pass)?;
+        let qkv = qkv.single()?.clone();
+        let keep = dropout::keep(self.probability, &self.dropout_name, pass, heads.weights())?;
+        let kept = keep.as_deref().map(|keep| (keep, dropout::scale(self.probability)));
+        let (mixed, probabilities) = heads.apply(&read(&qkv)?, kept, pass.is_train());
+        let (y, c_proj) = self.c_proj.forward(&tensor(mixed, &heads.dims(1))?.into(), pass)?;
+        let (y, output) = self.output_dropout.forward(&y, pass)?;
+        let saved = if pass.is_train() {
+            Saved::new(SavedAttention { heads, c_attn, qkv, probabilities, keep, c_proj, output })
+        } else {
+            Saved::nothing()
+        };
+        Ok((y, saved))
+    }
+
+    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        let saved: &SavedAttention = saved.get()?;
+        if !wants.input && !wants.parameters {
+            return Ok(Pulled::default());
+        }
+        let cotangents = self.cotangents(saved, c)?;
+        Ok(Pulled {
+            input: wants.input.then(|| self.input_gradient(saved, &cotangents)).transpose()?,
+            parameters: if wants.parameters { self.gradients(saved, &cotangents)? } else { Vec::new() },
+        })
+    }
+
+    fn input_pass(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
+        let saved: &SavedAttention = saved.get()?;
+        let cotangents = self.cotangents(saved, c)?;
+        Ok((self.input_gradient(saved, &cotangents)?, Pending::new(cotangents)))
+    }
+
+    fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
+        self.gradients(saved.get()?, &pending.take()?)
+    }
+}

@@ -1,0 +1,101 @@
+//! Dropout: `y = m x / (1 - p)` with `m = 0` where an element is dropped (probability `p`) and 1 elsewhere; `∂x = m c / (1 - p)`.
+//!
+//! Any shape. In evaluation and at `p = 0`, `y = x`. The mask depends on the seed, the step, the micro-batch and the layer's name only,
+//! so a recomputed forward pass draws the same one.
+
+use candle_core::Shape;
+use interlock::{Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants, random::Key};
+use rand::Rng;
+use rayon::prelude::*;
+
+use super::slices::{CHUNK, cotangent, dense, read, tensor, zip};
+
+/// Drops elements at random while training.
+#[derive(Clone, Debug)]
+pub struct Dropout {
+    probability: f64,
+    name: String,
+}
+
+/// Which elements of a tensor are kept; none where all are.
+struct SavedDropout {
+    shape: Shape,
+    keep: Option<Vec<bool>>,
+}
+
+impl Dropout {
+    /// Drops with `probability` (at least 0, below 1), each element by itself; layers of different names drop independently.
+    pub fn new(probability: f64, name: impl Into<String>) -> Self {
+        Self { probability, name: name.into() }
+    }
+}
+
+/// Which of `count` elements are kept; none where all are: in evaluation, and at probability 0.
+///
+/// # Errors
+/// If the probability is not at least 0 and below 1.
+pub(super) fn keep(probability: f64, name: &str, pass: &Pass, count: usize) -> Result<Option<Vec<bool>>> {
+    if !(0.0..1.0).contains(&probability) {
+        return Err(Error::invalid(
+            format!("dropout {name}"),
+            format!("probability {probability}"),
+            "give one from 0 to below 1",
+        ));
+    }
+    if probability == 0.0 || !pass.is_train() {
+        return Ok(None);
+    }
+    let key = Key::new(pass.seed).named("dropout").named(name).with(pass.step).with(pass.micro as u64);
+    // A number below the threshold drops.
+    let threshold = (probability * 4_294_967_296.0) as u32;
+    let mut keep = vec![false; count];
+    keep.par_chunks_mut(CHUNK).enumerate().for_each(|(i, keep)| {
+        let mut stream = key.with(i as u64).stream();
+        for keep in keep {
+            *keep = stream.next_u32() >= threshold;
+        }
+    });
+    Ok(Some(keep))
+}
+
+/// `1/(1 - p)`: what kept elements are multiplied with, so that the mean stays.
+pub(super) fn scale(probability: f64) -> f32 {
+    (1.0 / (1.0 - probability)) as f32
+}
+
+impl Differentiable for Dropout {
+    fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
+        let x = x.single()?;
+        let keep = keep(self.probability, &self.name, pass, x.elem_count())?;
+        let y = match &keep {
+            None => x.clone(),
+            Some(keep) => {
+                let scale = scale(self.probability);
+                let x = dense(x, &self.name)?;
+                tensor(zip(&read(&x)?, keep, |x, keep| if keep { x * scale } else { 0.0 }), x.shape())?
+            }
+        };
+        let saved = if pass.is_train() {
+            Saved::new(SavedDropout { shape: x.shape().clone(), keep })
+        } else {
+            Saved::nothing()
+        };
+        Ok((y.into(), saved))
+    }
+
+    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        let SavedDropout { shape, keep } = saved.get()?;
+        if !wants.input {
+            return Ok(Pulled::default());
+        }
+        let c = cotangent(c, shape.dims(), &self.name)?;
+        let dx = match keep {
+            None => c,
+            Some(keep) => {
+                let scale = scale(self.probability);
+                tensor(zip(&read(&c)?, keep, |c, keep| if keep { c * scale } else { 0.0 }), shape)?
+            }
+        };
+        Ok(Pulled { input: Some(dx.into()), ..Pulled::default() })
+    }
+}

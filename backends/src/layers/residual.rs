@@ -1,0 +1,111 @@
+//! Residual connection: `y = main(x) + shortcut(x)`, where the shortcut is `x` itself unless a layer is given.
+//!
+//! Both branches take the same input and give outputs of one shape; `∂x` is the sum of the branches' input gradients.
+
+use candle_core::Tensor;
+use interlock::{
+    Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants,
+    differentiable::{Pending, input_of},
+    parameters::Gradients,
+};
+
+use super::slices::{dense, read, tensor, zip};
+
+/// The sum of two branches.
+pub struct Residual {
+    main: Box<dyn Differentiable>,
+    shortcut: Option<Box<dyn Differentiable>>,
+}
+
+struct SavedResidual {
+    main: Saved,
+    shortcut: Option<Saved>,
+}
+
+struct PendingResidual {
+    main: Pending,
+    shortcut: Option<Pending>,
+}
+
+impl Residual {
+    /// `main(x) + shortcut(x)`, or `main(x) + x`.
+    pub fn new(main: Box<dyn Differentiable>, shortcut: Option<Box<dyn Differentiable>>) -> Self {
+        Self { main, shortcut }
+    }
+
+    /// The shortcut and what its forward pass saved: both or neither.
+    fn shortcut<'a>(&'a self, saved: &'a SavedResidual) -> Option<(&'a dyn Differentiable, &'a Saved)> {
+        self.shortcut.as_deref().zip(saved.shortcut.as_ref())
+    }
+}
+
+fn add(a: &Activation, b: &Activation) -> Result<Activation> {
+    let (a, b): (&Tensor, &Tensor) = (a.single()?, b.single()?);
+    if a.dims() != b.dims() {
+        return Err(Error::invalid(
+            "residual",
+            format!("branches of shapes {:?} and {:?}", a.dims(), b.dims()),
+            "give a shortcut that changes the shape as the main branch does",
+        ));
+    }
+    let (a, b) = (dense(a, "residual")?, dense(b, "residual")?);
+    let sum = zip(&read(&a)?, &read::<f32>(&b)?, |a, b| a + b);
+    Ok(tensor(sum, a.shape())?.into())
+}
+
+impl Differentiable for Residual {
+    fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
+        let (y, main) = self.main.forward(x, pass)?;
+        let (y, shortcut) = match &self.shortcut {
+            Some(layer) => {
+                let (short, saved) = layer.forward(x, pass)?;
+                (add(&y, &short)?, Some(saved))
+            }
+            None => (add(&y, x)?, None),
+        };
+        let saved = if pass.is_train() { Saved::new(SavedResidual { main, shortcut }) } else { Saved::nothing() };
+        Ok((y, saved))
+    }
+
+    fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
+        let saved: &SavedResidual = saved.get()?;
+        let mut main = self.main.pull_back(&saved.main, cotangent, wants)?;
+        let mut parameters = std::mem::take(&mut main.parameters);
+        let shortcut = match self.shortcut(saved) {
+            Some((layer, saved)) => {
+                let mut pulled = layer.pull_back(saved, cotangent, wants)?;
+                parameters.append(&mut pulled.parameters);
+                wants.input.then(|| input_of(pulled)).transpose()?
+            }
+            None => wants.input.then(|| cotangent.clone()),
+        };
+        let input = match shortcut {
+            Some(shortcut) => Some(add(&input_of(main)?, &shortcut)?),
+            None => None,
+        };
+        Ok(Pulled { input, parameters })
+    }
+
+    fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
+        let saved: &SavedResidual = saved.get()?;
+        let (main_input, main) = self.main.input_pass(&saved.main, cotangent)?;
+        let (input, shortcut) = match self.shortcut(saved) {
+            Some((layer, saved)) => {
+                let (input, pending) = layer.input_pass(saved, cotangent)?;
+                (add(&main_input, &input)?, Some(pending))
+            }
+            None => (add(&main_input, cotangent)?, None),
+        };
+        Ok((input, Pending::new(PendingResidual { main, shortcut })))
+    }
+
+    fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
+        let saved: &SavedResidual = saved.get()?;
+        let pending: PendingResidual = pending.take()?;
+        let mut gradients = self.main.parameter_pass(&saved.main, pending.main)?;
+        if let Some(((layer, saved), pending)) = self.shortcut(saved).zip(pending.shortcut) {
+            gradients.extend(layer.parameter_pass(saved, pending)?);
+        }
+        Ok(gradients)
+    }
+}

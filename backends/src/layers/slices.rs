@@ -1,0 +1,198 @@
+//! Tensors as slices, and parallel work over slices whose cut depends on lengths only.
+
+use std::{cell::RefCell, marker::PhantomData, ops::Deref, ops::Range};
+
+use candle_core::{DType, Device, Storage, StorageRef, Tensor, WithDType};
+use candle_nn::VarBuilder;
+use interlock::{Activation, Error, Result};
+use rayon::prelude::*;
+
+/// Elements in one piece of elementwise work.
+pub(crate) const CHUNK: usize = 16_384;
+
+/// What a layer calls itself in messages: its kind and the prefix of its parameters' names.
+pub(crate) fn label(kind: &str, vb: &VarBuilder) -> String {
+    match vb.prefix() {
+        prefix if prefix.is_empty() => kind.to_owned(),
+        prefix => format!("{kind} {prefix}"),
+    }
+}
+
+/// A message about an input of the wrong shape; `takes` says what would be right.
+pub(crate) fn wrong_shape(layer: &str, got: &[usize], takes: impl std::fmt::Display) -> Error {
+    Error::invalid(layer, format!("input of shape {got:?}"), format!("it takes {takes}"))
+}
+
+/// `tensor` outside of any graph, with its elements side by side; copies only where they are not.
+///
+/// # Errors
+/// If it is not a tensor of `f32` on the CPU with at least one element.
+pub(crate) fn dense(tensor: &Tensor, layer: &str) -> Result<Tensor> {
+    dense_of(tensor, DType::F32, layer)
+}
+
+/// [`dense`] for another type of elements.
+pub(crate) fn dense_of(tensor: &Tensor, dtype: DType, layer: &str) -> Result<Tensor> {
+    if tensor.dtype() != dtype {
+        return Err(Error::invalid(
+            layer,
+            format!("a tensor of {}", tensor.dtype().as_str()),
+            format!("convert it to {}", dtype.as_str()),
+        ));
+    }
+    if !matches!(tensor.device(), Device::Cpu) {
+        return Err(Error::invalid(layer, "a tensor on another device", "move it to the CPU"));
+    }
+    if tensor.elem_count() == 0 {
+        return Err(wrong_shape(layer, tensor.dims(), "at least one element"));
+    }
+    Ok(tensor.detach().contiguous()?)
+}
+
+/// The cotangent of an output of shape `dims`, as [`dense`] gives it.
+pub(crate) fn cotangent(cotangent: &Activation, dims: &[usize], layer: &str) -> Result<Tensor> {
+    let tensor = cotangent.single()?;
+    if tensor.dims() != dims {
+        return Err(Error::invalid(
+            layer,
+            format!("cotangent of shape {:?}", tensor.dims()),
+            format!("the output had shape {dims:?}"),
+        ));
+    }
+    dense(tensor, layer)
+}
+
+/// The elements of a tensor, locked for reading while this lives.
+pub(crate) struct Values<'a, T> {
+    storage: StorageRef<'a>,
+    range: Range<usize>,
+    elements: PhantomData<T>,
+}
+
+/// The elements of a dense tensor (see [`dense`]), without a copy.
+pub(crate) fn read<T: WithDType>(tensor: &Tensor) -> Result<Values<'_, T>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        return Err(Error::invalid(
+            "layer",
+            "a tensor that is not contiguous",
+            "give parameters as contiguous tensors",
+        ));
+    };
+    match &*storage {
+        Storage::Cpu(cpu) => cpu.as_slice::<T>().map(drop)?,
+        _ => return Err(Error::invalid("layer", "a tensor on another device", "build the layer on the CPU")),
+    }
+    Ok(Values { storage, range: start..end, elements: PhantomData })
+}
+
+impl<T: WithDType> Deref for Values<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match &*self.storage {
+            Storage::Cpu(cpu) => match cpu.as_slice::<T>() {
+                Ok(all) => &all[self.range.clone()],
+                Err(_) => unreachable!("`read` checked the type"),
+            },
+            _ => unreachable!("`read` checked the device"),
+        }
+    }
+}
+
+/// A tensor of these values.
+pub(crate) fn tensor(values: Vec<f32>, dims: impl Into<candle_core::Shape>) -> Result<Tensor> {
+    Ok(Tensor::from_vec(values, dims, &Device::Cpu)?)
+}
+
+/// `f` of every element.
+pub(crate) fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = f(x);
+        }
+    });
+    y
+}
+
+/// `f` of every two elements at the same place.
+pub(crate) fn zip<T: Copy + Sync>(a: &[f32], b: &[T], f: impl Fn(f32, T) -> f32 + Sync) -> Vec<f32> {
+    assert_eq!(a.len(), b.len(), "slices of different lengths");
+    let mut y = vec![0.0; a.len()];
+    y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK))).for_each(|(y, (a, b))| {
+        for (y, (&a, &b)) in y.iter_mut().zip(a.iter().zip(b)) {
+            *y = f(a, b);
+        }
+    });
+    y
+}
+
+/// The sum of vectors of equal length, element by element, added in their order.
+pub(crate) fn add_up(mut parts: Vec<Vec<f32>>) -> Vec<f32> {
+    let rest = parts.split_off(parts.len().min(1));
+    let Some(mut sum) = parts.pop() else { return Vec::new() };
+    sum.par_chunks_mut(CHUNK).enumerate().for_each(|(i, sum)| {
+        for part in &rest {
+            for (sum, &value) in sum.iter_mut().zip(&part[i * CHUNK..]) {
+                *sum += value;
+            }
+        }
+    });
+    sum
+}
+
+/// The sums of the columns of a matrix with rows of length `width`.
+pub(crate) fn column_sums(rows: &[f32], width: usize) -> Vec<f32> {
+    let parts: Vec<Vec<f32>> = rows
+        .par_chunks(64 * width)
+        .map(|rows| {
+            let mut sums = vec![0.0_f32; width];
+            for row in rows.chunks_exact(width) {
+                for (sum, &value) in sums.iter_mut().zip(row) {
+                    *sum += value;
+                }
+            }
+            sums
+        })
+        .collect();
+    let mut sums = vec![0.0_f64; width];
+    for part in parts {
+        for (sum, value) in sums.iter_mut().zip(part) {
+            *sum += f64::from(value);
+        }
+    }
+    sums.into_iter().map(|sum| sum as f32).collect()
+}
+
+/// For `(B, C, P)`: the sum over examples and places of every channel.
+pub(crate) fn channel_sums(values: &[f32], channels: usize, places: usize) -> Vec<f32> {
+    (0..channels)
+        .into_par_iter()
+        .map(|c| {
+            let images = values.chunks_exact(channels * places);
+            images.map(|image| super::math::sum(&image[c * places..][..places])).sum::<f64>() as f32
+        })
+        .collect()
+}
+
+/// Rows in one piece of work over a matrix of `rows` rows: about eight pieces, none too small for a matrix product.
+pub(crate) fn rows_at_a_time(rows: usize) -> usize {
+    rows.div_ceil(8).next_multiple_of(16).clamp(32, 512)
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `work` with a buffer of `len` elements of any value, kept by this thread for the next time.
+pub(crate) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+    // Taken out while in use, so that a nested call gets a buffer of its own.
+    let mut buffer = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if buffer.len() < len {
+        buffer = vec![0.0; len];
+    }
+    let result = work(&mut buffer[..len]);
+    SCRATCH.with_borrow_mut(|kept| kept.push(buffer));
+    result
+}

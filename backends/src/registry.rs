@@ -1,0 +1,110 @@
+//! The backends of this build, by the scheme of their devices' names.
+
+use std::sync::Arc;
+
+use interlock::{Backend, Error, Result, StageDevice};
+
+/// Backends, each for one scheme of device names.
+pub struct Backends(Vec<Box<dyn Backend>>);
+
+/// Schemes that a build may have, and the feature that brings each in.
+const OPTIONAL: [(&str, &str); 2] = [("cpu", "cpu"), ("cuda", "cuda")];
+
+impl Default for Backends {
+    /// The backends that this build was compiled with.
+    fn default() -> Self {
+        Self(vec![
+            #[cfg(feature = "cpu")]
+            Box::new(crate::CpuBackend),
+        ])
+    }
+}
+
+impl Backends {
+    /// No backend at all; see [`Self::with`].
+    pub fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    /// The same backends and `backend`, which takes the place of one with the same scheme.
+    #[must_use]
+    pub fn with(mut self, backend: impl Backend + 'static) -> Self {
+        self.0.retain(|known| known.scheme() != backend.scheme());
+        self.0.push(Box::new(backend));
+        self
+    }
+
+    /// Opens the device called `name`, such as `cpu` or `cpu:threads=2`.
+    ///
+    /// # Errors
+    /// If no backend has its scheme (the message tells the known ones, or the feature that is missing), or if the backend has no such device.
+    pub fn open(&self, name: &str) -> Result<Arc<dyn StageDevice>> {
+        let scheme = name.split(':').next().unwrap_or(name).trim();
+        if let Some(backend) = self.0.iter().find(|backend| backend.scheme() == scheme) {
+            return backend.open(name);
+        }
+        let known: Vec<&str> = self.0.iter().map(|backend| backend.scheme()).collect();
+        let here = match known.as_slice() {
+            [] => "no device at all".to_owned(),
+            ["cpu"] => "the CPU only".to_owned(),
+            several => several.join(", ") + " only",
+        };
+        Err(match OPTIONAL.iter().find(|(optional, _)| *optional == scheme) {
+            Some((_, feature)) => Error::invalid(
+                "device",
+                format!("{name} requested, but this build has {here}"),
+                format!("rebuild with --features {feature}"),
+            ),
+            None => Error::invalid(
+                "device",
+                format!("{name:?} begins with no known kind of device"),
+                format!("this build knows {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") }),
+            ),
+        })
+    }
+
+    /// A line for each device that could be opened: its name and what it is.
+    pub fn list(&self) -> Vec<(String, String)> {
+        self.0.iter().flat_map(|backend| backend.list()).collect()
+    }
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests {
+    use super::*;
+
+    fn refusal(name: &str) -> String {
+        match Backends::default().open(name) {
+            Ok(device) => panic!("{name} opened {}", device.name()),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn known_names_open_and_others_say_what_is_known() {
+        let opened = Backends::default().open("cpu:threads=2").expect("a device of two threads");
+        assert_eq!(opened.name(), "cpu:threads=2");
+        assert_eq!(
+            refusal("cuda:0"),
+            "device: cuda:0 requested, but this build has the CPU only; rebuild with --features cuda"
+        );
+        assert_eq!(refusal("tpu:1"), "device: \"tpu:1\" begins with no known kind of device; this build knows cpu");
+        assert_eq!(refusal(""), "device: \"\" begins with no known kind of device; this build knows cpu");
+    }
+
+    #[test]
+    fn every_listed_device_opens() {
+        let backends = Backends::default();
+        let listed = backends.list();
+        assert!(!listed.is_empty());
+        for (name, _) in listed {
+            assert_eq!(backends.open(&name).expect("a listed device").name(), name);
+        }
+    }
+
+    #[test]
+    fn a_backend_replaces_the_one_of_its_scheme() {
+        assert!(Backends::none().open("cpu").is_err());
+        assert!(Backends::none().with(crate::CpuBackend).with(crate::CpuBackend).0.len() == 1);
+    }
+}

@@ -1,0 +1,71 @@
+//! CPU devices: names, threads, and several of them at the same time.
+#![cfg(feature = "cpu")]
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Barrier,
+    thread,
+};
+
+use candle_core::{Device, Tensor};
+use interlock::{Differentiable, ParameterStore, Pass, StageDevice, device::run_on};
+use interlock_backends::{CpuDevice, cpu, layers::Linear};
+
+#[test]
+fn two_devices_compute_at_the_same_time() {
+    let devices = [cpu(0), cpu(1)];
+    let meeting = Barrier::new(2);
+    let sums = thread::scope(|scope| {
+        let runs = devices.each_ref().map(|device| {
+            let meeting = &meeting;
+            scope.spawn(move || {
+                run_on(device.as_ref(), || {
+                    let store = ParameterStore::new(1, Default::default());
+                    let layer = Linear::new(64, 64, true, store.builder(device.device())).expect("a layer");
+                    let mut x = Tensor::ones((256, 64), candle_core::DType::F32, &Device::Cpu).expect("a tensor");
+                    for _ in 0..3 {
+                        // Passes only when both are inside their pieces of work: no device waits for the other to finish.
+                        meeting.wait();
+                        let (y, _) = layer.forward(&x.into(), &Pass::eval()).expect("a pass");
+                        x = y.single().expect("one tensor").clone();
+                    }
+                    x.sum_all().and_then(|sum| sum.to_scalar::<f32>()).expect("a sum")
+                })
+            })
+        });
+        runs.map(|run| run.join().expect("a device's work"))
+    });
+    assert_eq!(sums[0].to_bits(), sums[1].to_bits());
+}
+
+#[test]
+fn work_runs_on_the_devices_own_threads() {
+    let device = CpuDevice::open("cpu:threads=3").expect("a device");
+    assert_eq!((device.threads(), device.name()), (3, "cpu:threads=3"));
+    let (name, threads) =
+        run_on(&device, || (thread::current().name().map(str::to_owned), rayon::current_num_threads()));
+    assert!(name.is_some_and(|name| name.starts_with("cpu:threads=3 #")));
+    assert_eq!(threads, 3);
+}
+
+#[test]
+fn pinned_devices_open_where_there_is_a_core_and_refuse_where_there_is_none() {
+    let cores = core_affinity::get_core_ids().expect("the cores of this machine");
+    let core = cores[0].id;
+    let device = CpuDevice::open(&format!("cpu:cores={core},threads=2")).expect("two threads on one core");
+    assert_eq!(device.threads(), 2);
+    let allowed = run_on(&device, core_affinity::get_core_ids).expect("the cores of the thread");
+    assert_eq!(allowed.iter().map(|core| core.id).collect::<Vec<_>>(), [core]);
+    let error = CpuDevice::open("cpu:cores=4000").expect_err("no such core").to_string();
+    assert!(error.starts_with("device cpu:cores=4000: core 4000 does not exist"), "{error}");
+    assert_eq!(cpu(4000).name(), "cpu:threads=1");
+    assert_eq!(cpu(core).name(), format!("cpu:cores={core}"));
+}
+
+#[test]
+fn a_panic_passes_through_and_the_device_works_on() {
+    let device = cpu(0);
+    let caught = catch_unwind(AssertUnwindSafe(|| run_on(device.as_ref(), || panic!("in the work"))));
+    assert_eq!(caught.expect_err("the panic").downcast_ref::<&str>(), Some(&"in the work"));
+    assert_eq!(run_on(device.as_ref(), || 1), 1);
+}

@@ -1,0 +1,229 @@
+//! What every layer must do, checked by finite differences and by equality of bits.
+
+use std::{collections::HashMap, sync::Arc};
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use interlock::{
+    Activation, Differentiable, ParameterStore, Pass, Result, Wants, differentiable::input_of, parameters::Gradients,
+    random::Key,
+};
+use rand::Rng;
+use rayon::ThreadPoolBuilder;
+
+/// The pass that everything is checked in: training, and no statistics moved.
+pub(crate) fn pass() -> Pass {
+    Pass { track: false, ..Pass::train(7, 3, 1) }
+}
+
+/// Numbers in `-1 … 1` that depend on `name` and `count` only.
+pub(crate) fn numbers(name: &str, count: usize) -> Vec<f32> {
+    let mut stream = Key::new(1).named(name).stream();
+    (0..count).map(|_| (f64::from(stream.next_u32()) / 2_147_483_648.0 - 1.0) as f32).collect()
+}
+
+pub(crate) fn random(name: &str, dims: &[usize]) -> Tensor {
+    Tensor::from_vec(numbers(name, dims.iter().product()), dims, &Device::Cpu).expect("a tensor")
+}
+
+/// Distinct multiples of 1/8, no two nearer than that and none within 1/16 of zero, in a shuffled order: no step of a finite difference
+/// crosses a kink.
+pub(crate) fn distinct(name: &str, dims: &[usize]) -> Tensor {
+    let count: usize = dims.iter().product();
+    let mut order: Vec<(f32, usize)> = numbers(name, count).into_iter().zip(0..).collect();
+    order.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let values = order.into_iter().map(|(_, i)| (i as f32 - (count / 2) as f32 + 0.5) / 8.0).collect::<Vec<_>>();
+    Tensor::from_vec(values, dims, &Device::Cpu).expect("a tensor")
+}
+
+pub(crate) fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().and_then(|t| t.to_vec1()).expect("the values of a tensor")
+}
+
+pub(crate) fn one(activation: &Activation) -> Vec<f32> {
+    values(activation.single().expect("one tensor"))
+}
+
+pub(crate) fn eval(layer: &dyn Differentiable, x: &Tensor) -> Vec<f32> {
+    one(&layer.forward(&x.clone().into(), &Pass::eval()).expect("a forward pass").0)
+}
+
+/// Values of a tensor as bits, so that equality means equality.
+fn bits(tensor: &Tensor) -> Vec<u32> {
+    values(tensor).into_iter().map(f32::to_bits).collect()
+}
+
+fn gradient_bits(store: &ParameterStore, gradients: &Gradients) -> Vec<(Option<usize>, Vec<u32>)> {
+    gradients.iter().map(|(id, g)| (store.position(*id), bits(g))).collect()
+}
+
+pub(crate) fn store() -> ParameterStore {
+    ParameterStore::new(11, Arc::new(HashMap::new()))
+}
+
+/// What one build of a layer gives, as bits.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    output: Vec<u32>,
+    evaluated: Vec<u32>,
+    input: Option<Vec<u32>>,
+    parameters: Vec<(Option<usize>, Vec<u32>)>,
+}
+
+type Build<'a> = &'a (dyn Fn(VarBuilder<'static>) -> Result<Box<dyn Differentiable>> + Sync);
+
+/// Checks a layer made by `build` on the input `x`:
+/// - the gradient of `Σ r·y` for random `r` against finite differences, for the input (where it is of `f32`) and every parameter;
+/// - every parameter of the store gets one gradient of its shape;
+/// - each pass alone, and the two halves, give the bits of both at once, and only what was asked for;
+/// - views and cotangents that are not contiguous give the same bits;
+/// - 1, 2 and 3 threads give the same bits;
+/// - an evaluation pass saves nothing.
+pub(crate) fn check(name: &str, x: &Tensor, build: Build<'_>) {
+    let outcomes: Vec<Outcome> = [1, 2, 3]
+        .map(|threads| {
+            let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+            pool.install(|| outcome(name, x, build))
+        })
+        .into();
+    assert!(outcomes[0] == outcomes[1] && outcomes[0] == outcomes[2], "{name}: bits depend on the number of threads");
+    finite_differences(name, x, build);
+}
+
+fn outcome(name: &str, x: &Tensor, build: Build<'_>) -> Outcome {
+    let store = store();
+    let layer = build(store.builder(&Device::Cpu)).expect(name);
+    let float = x.dtype() == DType::F32;
+    let input = Activation::from(x.clone());
+    let (y, saved) = layer.forward(&input, &pass()).expect(name);
+    let y = y.single().expect(name);
+    let c = random("cotangent", y.dims());
+    let cotangent = Activation::from(c.clone());
+
+    let both = layer.pull_back(&saved, &cotangent, Wants { input: float, parameters: true }).expect(name);
+    let parameters = gradient_bits(&store, &both.parameters);
+    assert_eq!(both.input.is_some(), float, "{name}: input gradient of both");
+    let input_bits = both.input.as_ref().map(|input| {
+        let input = input.single().expect(name);
+        assert_eq!(input.dims(), x.dims(), "{name}: shape of the input gradient");
+        bits(input)
+    });
+    let mut positions: Vec<usize> =
+        parameters.iter().map(|(at, _)| at.expect("a gradient of a known tensor")).collect();
+    positions.sort_unstable();
+    let wanted: Vec<usize> = store.parameters().iter().filter_map(|e| store.position(e.var.id())).collect();
+    assert_eq!(positions, wanted, "{name}: one gradient for each parameter");
+    for (id, gradient) in &both.parameters {
+        let entry = &store.entries()[store.position(*id).expect(name)];
+        assert_eq!(gradient.shape(), entry.var.shape(), "{name}: shape of the gradient of {}", entry.name);
+    }
+
+    let alone = layer.pull_back(&saved, &cotangent, Wants::PARAMETERS).expect(name);
+    assert!(alone.input.is_none(), "{name}: an input gradient nobody asked for");
+    assert_eq!(gradient_bits(&store, &alone.parameters), parameters, "{name}: parameter pass alone");
+    let nothing = layer.pull_back(&saved, &cotangent, Wants { input: false, parameters: false }).expect(name);
+    assert!(nothing.input.is_none() && nothing.parameters.is_empty(), "{name}: gradients nobody asked for");
+
+    // The same values with gaps between their rows.
+    let gaps =
+        |t: &Tensor| Tensor::stack(&[t, t], t.rank()).and_then(|t| t.narrow(t.rank() - 1, 1, 1)?.squeeze(t.rank() - 1));
+    let gapped = gaps(&c).expect("a view");
+    assert!(gapped.elem_count() == 1 || !gapped.is_contiguous());
+    if float {
+        let alone = layer.pull_back(&saved, &cotangent, Wants::INPUT).expect(name);
+        assert!(alone.parameters.is_empty(), "{name}: parameter gradients nobody asked for");
+        assert_eq!(input_of(alone).ok().map(|i| bits(i.single().expect(name))), input_bits, "{name}: input pass alone");
+        let (first, pending) = layer.input_pass(&saved, &gapped.clone().into()).expect(name);
+        assert_eq!(Some(bits(first.single().expect(name))), input_bits, "{name}: input half");
+        let second = layer.parameter_pass(&saved, pending).expect(name);
+        assert_eq!(gradient_bits(&store, &second), parameters, "{name}: parameter half");
+    } else {
+        let again = layer.pull_back(&saved, &gapped.into(), Wants::PARAMETERS).expect(name);
+        assert_eq!(gradient_bits(&store, &again.parameters), parameters, "{name}: cotangent with gaps");
+        assert!(layer.pull_back(&saved, &cotangent, Wants::INPUT).expect(name).input.is_none());
+    }
+
+    let doubled = Tensor::cat(&[x, x], 0).and_then(|t| t.narrow(0, x.dims()[0], x.dims()[0])).expect("a view");
+    let transposed =
+        x.transpose(0, x.rank() - 1).and_then(|t| t.contiguous()?.transpose(0, x.rank() - 1)).expect("a view");
+    for view in [doubled, transposed, gaps(x).expect("a view")] {
+        let (again, _) = layer.forward(&view.into(), &pass()).expect(name);
+        assert_eq!(bits(again.single().expect(name)), bits(y), "{name}: another layout of the same input");
+    }
+
+    let (evaluated, nothing) = layer.forward(&input, &Pass::eval()).expect(name);
+    assert!(
+        nothing.get::<()>().is_ok() || nothing.get::<Vec<interlock::Saved>>().is_ok_and(Vec::is_empty),
+        "{name}: an evaluation pass saved something"
+    );
+    Outcome { output: bits(y), evaluated: bits(evaluated.single().expect(name)), input: input_bits, parameters }
+}
+
+/// `Σ r·y` in `f64`.
+fn objective(layer: &dyn Differentiable, x: &Tensor, r: &[f32]) -> f64 {
+    let (y, _) = layer.forward(&x.clone().into(), &pass()).expect("a forward pass");
+    one(&y).iter().zip(r).map(|(&y, &r)| f64::from(y) * f64::from(r)).sum()
+}
+
+/// The derivative at 0 of a function of a step, from four values: its error is of fourth order.
+fn derivative(mut f: impl FnMut(f32) -> f64) -> f64 {
+    const STEP: f32 = 1.0 / 64.0;
+    let inner = f(STEP) - f(-STEP);
+    let outer = f(2.0 * STEP) - f(-2.0 * STEP);
+    (8.0 * inner - outer) / (12.0 * f64::from(STEP))
+}
+
+fn finite_differences(name: &str, x: &Tensor, build: Build<'_>) {
+    let store = store();
+    let layer = build(store.builder(&Device::Cpu)).expect(name);
+    let (y, saved) = layer.forward(&x.clone().into(), &pass()).expect(name);
+    let dims = y.single().expect(name).dims().to_vec();
+    let c = random("cotangent", &dims);
+    let r = values(&c);
+    let float = x.dtype() == DType::F32;
+    let pulled = layer.pull_back(&saved, &c.into(), Wants { input: float, parameters: true }).expect(name);
+    if let Some(input) = pulled.input {
+        let (analytic, at) = (one(&input), values(x));
+        compare(name, "input", &analytic, |i, step| {
+            let mut moved = at.clone();
+            moved[i] += step;
+            let moved = Tensor::from_vec(moved, x.dims(), &Device::Cpu).expect("a tensor");
+            objective(layer.as_ref(), &moved, &r)
+        });
+    }
+    for (id, gradient) in pulled.parameters {
+        let entry = &store.entries()[store.position(id).expect(name)];
+        let at = values(&entry.var);
+        let set = |values: Vec<f32>| {
+            entry
+                .var
+                .set(&Tensor::from_vec(values, entry.var.dims(), &Device::Cpu).expect("a tensor"))
+                .expect("an update");
+        };
+        compare(name, &entry.name, &values(&gradient), |i, step| {
+            let mut moved = at.clone();
+            moved[i] += step;
+            set(moved);
+            objective(layer.as_ref(), x, &r)
+        });
+        set(at.clone());
+    }
+}
+
+/// At most so many elements of a tensor are moved, spread over it.
+const MOVED: usize = 150;
+
+fn compare(name: &str, what: &str, analytic: &[f32], mut moved: impl FnMut(usize, f32) -> f64) {
+    let largest = analytic.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+    assert!(largest > 0.0, "{name}: the gradient of {what} is zero everywhere");
+    let apart = (analytic.len() / MOVED).max(1) | 1;
+    for i in (0..analytic.len()).step_by(apart) {
+        let numeric = derivative(|step| moved(i, step));
+        let error = (numeric - f64::from(analytic[i])).abs();
+        assert!(
+            error <= 3e-4 * f64::from(largest.max(1.0)),
+            "{name}: the gradient of {what}[{i}] is {}, but finite differences say {numeric}",
+            analytic[i]
+        );
+    }
+}

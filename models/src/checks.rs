@@ -1,0 +1,53 @@
+//! Refusals that several models share.
+
+use interlock::{Error, Result};
+
+/// The largest number accepted for any extent (channels, width, vocabulary, pixels a side): far above any real model, and small
+/// enough that products of a few extents do not overflow.
+const LARGEST_EXTENT: usize = 1 << 24;
+
+/// The largest number of units of one kind.
+const LARGEST_DEPTH: usize = 1 << 16;
+
+fn within(subject: &str, value: usize, largest: usize) -> Result<()> {
+    if (1..=largest).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::invalid(subject, format!("it is {value}"), format!("give a number from 1 to {largest}")))
+}
+
+/// Refuses an extent of zero or of absurd size.
+pub(crate) fn extent(subject: &str, value: usize) -> Result<()> {
+    within(subject, value, LARGEST_EXTENT)
+}
+
+/// Refuses a number of layers or blocks of zero or of absurd size.
+pub(crate) fn depth(subject: &str, value: usize) -> Result<()> {
+    within(subject, value, LARGEST_DEPTH)
+}
+
+/// Refuses a list that holds an extent of zero or of absurd size.
+pub(crate) fn extents(subject: &str, values: &[usize]) -> Result<()> {
+    values.iter().enumerate().try_for_each(|(at, &value)| extent(&format!("{subject}[{at}]"), value))
+}
+
+/// Refuses anything but a probability below 1.
+pub(crate) fn probability(subject: &str, value: f64) -> Result<()> {
+    if (0.0..1.0).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::invalid(subject, format!("it is {value}"), "give a probability of at least 0 and below 1"))
+}
+
+/// The entry of `presets` called `name`.
+pub(crate) fn preset<'a, P>(
+    subject: &str,
+    name: &str,
+    presets: &'a [P],
+    name_of: impl Fn(&P) -> &str,
+) -> Result<&'a P> {
+    presets.iter().find(|p| name_of(p) == name).ok_or_else(|| {
+        let known: Vec<&str> = presets.iter().map(&name_of).collect();
+        Error::invalid(subject, format!("there is no preset {name:?}"), format!("presets are {}", known.join(", ")))
+    })
+}

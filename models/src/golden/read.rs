@@ -1,0 +1,228 @@
+//! Reading a case's folder.
+
+use std::{collections::HashMap, path::Path, sync::Arc};
+
+use candle_core::{DType, Device, Tensor};
+use interlock::{Batch, Error, Result, optimizer::OptimizerConfig};
+use serde::Deserialize;
+
+use super::{Clip, Computed, GoldenCase};
+use crate::config::{InputShape, ModelConfig};
+
+/// `case.json`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    model: ModelConfig,
+    units_per_stage: Vec<usize>,
+    width: usize,
+    #[serde(default)]
+    widths: Option<Vec<usize>>,
+    heads: bool,
+    head: String,
+    optimizer: OptimizerConfig,
+    steps: usize,
+    batch: usize,
+    /// What the reference drew values and batches from; they are in the file.
+    #[serde(rename = "seed")]
+    _seed: u64,
+    /// Height and width of the images.
+    #[serde(default)]
+    size: Option<usize>,
+    /// Tokens of one example.
+    #[serde(default)]
+    context: Option<usize>,
+    #[serde(default = "one")]
+    micro_batches: usize,
+    #[serde(default)]
+    clip: Option<Clip>,
+}
+
+fn one() -> usize {
+    1
+}
+
+pub(super) fn read(folder: &Path) -> Result<GoldenCase> {
+    let path = folder.join("case.json");
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
+    let case: Case = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
+    let shape = case.check().map_err(|e| Error::file(&path, e))?;
+
+    let path = folder.join("tensors.safetensors");
+    let stored = candle_core::safetensors::load(&path, &Device::Cpu).map_err(|e| Error::file(&path, e))?;
+    let mut tensors = Tensors { path: &path, stored };
+    let batches = (0..case.steps).map(|step| tensors.batch(&case, shape, step)).collect::<Result<Vec<_>>>()?;
+    let losses = (0..case.steps).map(|step| tensors.losses(&case, step)).collect::<Result<Vec<_>>>()?;
+    let logits = tensors.take("eval/logits")?;
+    let init = tensors.take_all("init/");
+    let gradients = tensors.take_all("grad/");
+    let finals = tensors.take_all("final/");
+    tensors.check_alike("final/", &finals, "init/", &init)?;
+    tensors.check_alike("init/", &init, "final/", &finals)?;
+    tensors.check_alike("grad/", &gradients, "init/", &init)?;
+    tensors.finish()?;
+
+    Ok(GoldenCase {
+        name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        widths: case.widths.unwrap_or_else(|| vec![case.width; case.units_per_stage.len()]),
+        model: case.model,
+        shape,
+        units_per_stage: case.units_per_stage,
+        heads: case.heads,
+        head: case.head,
+        optimizer: case.optimizer,
+        steps: case.steps,
+        micro_batches: case.micro_batches,
+        clip: case.clip,
+        init: Arc::new(init),
+        batches,
+        expected: Computed { losses, gradients, finals, logits },
+    })
+}
+
+impl Case {
+    /// Refuses contradictions; gives the shape of the data.
+    fn check(&self) -> Result<InputShape> {
+        let shape = self.shape()?;
+        let model = self.model.build(shape)?;
+        let (units, stages) = (model.units()?.len(), self.units_per_stage.len());
+        let covered = self.units_per_stage.iter().try_fold(0_usize, |sum, &n| sum.checked_add(n));
+        if self.units_per_stage.contains(&0) || covered != Some(units) {
+            return Err(Error::invalid(
+                "units_per_stage",
+                format!("{:?} does not cut the model's {units} units", self.units_per_stage),
+                format!("give every stage at least one unit, {units} together"),
+            ));
+        }
+        let widths = self.widths.as_deref().unwrap_or_default();
+        if self.width == 0 || widths.contains(&0) || self.widths.as_ref().is_some_and(|w| w.len() != stages) {
+            return Err(Error::invalid(
+                "width, widths",
+                format!("{} and {widths:?} are no interlock widths of {stages} stages", self.width),
+                "give one number from 1, or one a stage",
+            ));
+        }
+        for (key, value) in [("steps", self.steps), ("batch", self.batch), ("micro_batches", self.micro_batches)] {
+            if value == 0 {
+                return Err(Error::invalid(key, "it is 0", "give a number from 1"));
+            }
+        }
+        if self.heads {
+            let behind = self.units_per_stage.iter().scan(0, |sum, n| {
+                *sum += n;
+                Some(*sum - 1)
+            });
+            for unit in behind.take(stages - 1) {
+                model.head(unit, &self.head)?;
+            }
+        }
+        Ok(shape)
+    }
+
+    fn shape(&self) -> Result<InputShape> {
+        let needs = |key: &str| Error::invalid(key, "it is not given", "this kind of model needs it");
+        match &self.model {
+            ModelConfig::Mlp(mlp) => match mlp.dims.as_deref() {
+                Some(&[width, .., outputs]) => Ok(InputShape::Vectors { width, outputs }),
+                _ => Err(needs("model.dims")),
+            },
+            ModelConfig::Resnet(resnet) => {
+                let size = self.size.ok_or_else(|| needs("size"))?;
+                let classes = resnet.classes.ok_or_else(|| needs("model.classes"))?;
+                Ok(InputShape::Images { channels: resnet.channels.unwrap_or(3), height: size, width: size, classes })
+            }
+            ModelConfig::Transformer(gpt) => Ok(InputShape::Text {
+                vocab: gpt.vocab.ok_or_else(|| needs("model.vocab"))?,
+                context: self.context.ok_or_else(|| needs("context"))?,
+            }),
+        }
+    }
+}
+
+/// What is left of `tensors.safetensors`.
+struct Tensors<'a> {
+    path: &'a Path,
+    stored: HashMap<String, Tensor>,
+}
+
+impl Tensors<'_> {
+    fn take(&mut self, name: &str) -> Result<Tensor> {
+        self.stored.remove(name).ok_or_else(|| Error::file(self.path, format!("there is no tensor {name}")))
+    }
+
+    fn take_as(&mut self, name: &str, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        let tensor = self.take(name)?;
+        if tensor.dtype() == dtype && tensor.dims() == shape {
+            return Ok(tensor);
+        }
+        let (is, dims) = (tensor.dtype().as_str(), tensor.dims());
+        let wanted = dtype.as_str();
+        Err(Error::file(self.path, format!("{name} is {is} {dims:?}; the case needs {wanted} {shape:?}")))
+    }
+
+    fn batch(&mut self, case: &Case, shape: InputShape, step: usize) -> Result<Batch> {
+        let (dtype, example, target) = match shape {
+            InputShape::Images { channels, height, width, .. } => (DType::F32, vec![channels, height, width], vec![]),
+            InputShape::Text { context, .. } => (DType::U32, vec![context], vec![context]),
+            InputShape::Vectors { width, .. } => (DType::F32, vec![width], vec![]),
+        };
+        let batched = |example: &[usize]| [&[case.batch], example].concat();
+        Ok(Batch {
+            inputs: self.take_as(&format!("batch/{step}/inputs"), dtype, &batched(&example))?.into(),
+            targets: self.take_as(&format!("batch/{step}/targets"), DType::U32, &batched(&target))?,
+        })
+    }
+
+    fn losses(&mut self, case: &Case, step: usize) -> Result<Vec<Option<f64>>> {
+        let last = case.units_per_stage.len() - 1;
+        let mut loss = |name: &str| {
+            let value = self.take_as(name, DType::F32, &[])?.to_scalar::<f32>()?;
+            Ok(Some(f64::from(value)))
+        };
+        (0..=last)
+            .map(|stage| match stage {
+                _ if stage == last => loss(&format!("loss/{step}")),
+                _ if case.heads => loss(&format!("local_loss/{step}/{stage}")),
+                _ => Ok(None),
+            })
+            .collect()
+    }
+
+    /// The tensors below `prefix`, by the rest of their names.
+    fn take_all(&mut self, prefix: &str) -> HashMap<String, Tensor> {
+        let (taken, left) = std::mem::take(&mut self.stored).into_iter().partition(|(n, _)| n.starts_with(prefix));
+        self.stored = left;
+        let taken: HashMap<String, Tensor> = taken;
+        taken.into_iter().map(|(name, tensor)| (name[prefix.len()..].to_owned(), tensor)).collect()
+    }
+
+    /// Refuses a name of `some` that `all` does not have with the same shape, or a value that is not `f32`.
+    fn check_alike(
+        &self,
+        prefix: &str,
+        some: &HashMap<String, Tensor>,
+        other: &str,
+        all: &HashMap<String, Tensor>,
+    ) -> Result<()> {
+        for (name, tensor) in some {
+            let problem = match all.get(name) {
+                None => format!("there is {prefix}{name}, but no {other}{name}"),
+                Some(_) if tensor.dtype() != DType::F32 => format!("{prefix}{name} is not f32"),
+                Some(t) if t.dims() != tensor.dims() => {
+                    format!("{prefix}{name} has shape {:?}, {other}{name} {:?}", tensor.dims(), t.dims())
+                }
+                Some(_) => continue,
+            };
+            return Err(Error::file(self.path, problem));
+        }
+        Ok(())
+    }
+
+    /// Refuses what the case does not ask for.
+    fn finish(self) -> Result<()> {
+        match self.stored.keys().min() {
+            None => Ok(()),
+            Some(name) => Err(Error::file(self.path, format!("the case does not ask for the tensor {name}"))),
+        }
+    }
+}

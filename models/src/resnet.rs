@@ -1,0 +1,194 @@
+//! Residual networks.
+//!
+//! He, Zhang, Ren, Sun: *Deep Residual Learning for Image Recognition*, CVPR 2016, with projection shortcuts where the shape
+//! changes (their option B) and, in bottleneck blocks, the stride in the 3×3 convolution as torchvision has it.
+
+mod blocks;
+
+use interlock::{Error, ModelSpec, Result, Unit};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{checks, heads};
+use blocks::Shape;
+
+/// Which residual block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BlockKind {
+    /// Two 3×3 convolutions.
+    Basic,
+    /// A 1×1, a 3×3 and a 1×1 convolution; gives four times the planes.
+    Bottleneck,
+}
+
+impl BlockKind {
+    /// Output channels a plane.
+    pub fn expansion(self) -> usize {
+        match self {
+            Self::Basic => 1,
+            Self::Bottleneck => 4,
+        }
+    }
+}
+
+/// Which first unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StemKind {
+    /// A 3×3 convolution with stride 1.
+    Cifar,
+    /// A 7×7 convolution and a 3×3 max-pool, both with stride 2.
+    Imagenet,
+}
+
+/// A residual network: units are the stem, each block, and the classifier.
+///
+/// Inputs `(B, channels, height, width)`, outputs `(B, classes)`. Parameters are named as torchvision's: `conv1`, `bn1`,
+/// `layer{i}.{j}.conv1`, …, `layer{i}.{j}.downsample.0`, `fc`. Convolutions start Kaiming-normal over their fan-out, batch norms
+/// at 1 and 0, the classifier as PyTorch's linear layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResNet {
+    /// The residual block.
+    pub block: BlockKind,
+    /// The first unit.
+    pub stem: StemKind,
+    /// Output channels of the first unit.
+    pub stem_planes: usize,
+    /// Planes of each group of blocks; every group but the first begins with stride 2.
+    pub planes: Vec<usize>,
+    /// Blocks of each group.
+    pub blocks: Vec<usize>,
+    /// Classes told apart.
+    pub classes: usize,
+    /// Channels of the images.
+    pub channels: usize,
+    /// Height of the images.
+    pub height: usize,
+    /// Width of the images.
+    pub width: usize,
+}
+
+/// A residual network's shape under its usual name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preset {
+    /// The name, such as `resnet50`.
+    pub name: &'static str,
+    /// The residual block.
+    pub block: BlockKind,
+    /// The first unit.
+    pub stem: StemKind,
+    /// Planes of each group of blocks; the stem has the first's.
+    pub planes: &'static [usize],
+    /// Blocks of each group.
+    pub blocks: &'static [usize],
+}
+
+const fn cifar(name: &'static str, blocks: &'static [usize; 3]) -> Preset {
+    Preset { name, block: BlockKind::Basic, stem: StemKind::Cifar, planes: &[16, 32, 64], blocks }
+}
+
+const fn imagenet(name: &'static str, block: BlockKind, blocks: &'static [usize; 4]) -> Preset {
+    Preset { name, block, stem: StemKind::Imagenet, planes: &[64, 128, 256, 512], blocks }
+}
+
+/// The shapes of He et al.: sections 4.2 (CIFAR) and 4.1 (ImageNet).
+pub const PRESETS: [Preset; 10] = [
+    cifar("resnet20", &[3; 3]),
+    cifar("resnet32", &[5; 3]),
+    cifar("resnet44", &[7; 3]),
+    cifar("resnet56", &[9; 3]),
+    cifar("resnet110", &[18; 3]),
+    imagenet("resnet18", BlockKind::Basic, &[2, 2, 2, 2]),
+    imagenet("resnet34", BlockKind::Basic, &[3, 4, 6, 3]),
+    imagenet("resnet50", BlockKind::Bottleneck, &[3, 4, 6, 3]),
+    imagenet("resnet101", BlockKind::Bottleneck, &[3, 4, 23, 3]),
+    imagenet("resnet152", BlockKind::Bottleneck, &[3, 8, 36, 3]),
+];
+
+/// The preset called `name`.
+///
+/// # Errors
+/// If there is none; the message lists all.
+pub fn preset(name: &str) -> Result<&'static Preset> {
+    checks::preset("model.preset", name, &PRESETS, |p| p.name)
+}
+
+impl ResNet {
+    /// The preset called `name` for images of `[channels, height, width]`.
+    ///
+    /// # Errors
+    /// If there is no such preset.
+    pub fn preset(name: &str, [channels, height, width]: [usize; 3], classes: usize) -> Result<Self> {
+        let Preset { block, stem, planes, blocks, .. } = *preset(name)?;
+        Ok(Self {
+            block,
+            stem,
+            stem_planes: planes[0],
+            planes: planes.to_vec(),
+            blocks: blocks.to_vec(),
+            classes,
+            channels,
+            height,
+            width,
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.planes.is_empty() || self.planes.len() != self.blocks.len() {
+            return Err(Error::invalid(
+                "model.blocks",
+                format!("{:?} blocks for {:?} planes", self.blocks, self.planes),
+                "give both lists the same length, one entry a group of blocks",
+            ));
+        }
+        checks::extents("model.planes", &self.planes)?;
+        for (at, &blocks) in self.blocks.iter().enumerate() {
+            checks::depth(&format!("model.blocks[{at}]"), blocks)?;
+        }
+        for (key, extent) in [
+            ("model.stem_planes", self.stem_planes),
+            ("model.classes", self.classes),
+            ("model.channels", self.channels),
+            ("model.height", self.height),
+            ("model.width", self.width),
+        ] {
+            checks::extent(key, extent)?;
+        }
+        Ok(())
+    }
+}
+
+impl ModelSpec for ResNet {
+    fn units(&self) -> Result<Vec<Unit>> {
+        self.check()?;
+        let image = Shape { channels: self.channels, height: self.height, width: self.width };
+        let (stem, mut shape) = blocks::stem(self.stem, image, self.stem_planes);
+        let mut units = vec![stem];
+        for (group, (&planes, &blocks)) in self.planes.iter().zip(&self.blocks).enumerate() {
+            for index in 0..blocks {
+                let stride = if group > 0 && index == 0 { 2 } else { 1 };
+                let name = format!("layer{}.{index}", group + 1);
+                let (block, after) = match self.block {
+                    BlockKind::Basic => blocks::basic(name, shape, planes, stride),
+                    BlockKind::Bottleneck => blocks::bottleneck(name, shape, planes, stride),
+                };
+                units.push(block);
+                shape = after;
+            }
+        }
+        units.push(blocks::classifier(shape, self.classes));
+        Ok(units)
+    }
+
+    fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
+        heads::behind(&self.units()?, unit, arch, self.classes, None)
+    }
+
+    fn default_head(&self) -> &str {
+        match self.stem {
+            StemKind::Cifar => "conv16_bn_gbpl_fc",
+            StemKind::Imagenet => "conv64_bn_gbpl_fc",
+        }
+    }
+}

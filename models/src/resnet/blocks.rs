@@ -1,0 +1,137 @@
+//! The units of a residual network.
+
+use candle_nn::VarBuilder;
+use interlock::{Differentiable, Result, Sequential, Unit};
+use interlock_backends::layers::{BatchNorm2d, Conv2d, Conv2dConfig, GlobalAvgPool, Linear, MaxPool2d, Relu, Residual};
+
+use super::{BlockKind, StemKind};
+use crate::flops;
+
+/// The shape of an activation without the batch dimension.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub(super) channels: usize,
+    pub(super) height: usize,
+    pub(super) width: usize,
+}
+
+impl Shape {
+    fn dims(self) -> [usize; 3] {
+        [self.channels, self.height, self.width]
+    }
+
+    fn elements(self) -> f64 {
+        flops::elements(&self.dims())
+    }
+
+    /// After a window that covers its input and keeps its centre: odd kernel, padding `(kernel - 1) / 2`.
+    fn strided(self, channels: usize, stride: usize) -> Self {
+        Self { channels, height: self.height.div_ceil(stride), width: self.width.div_ceil(stride) }
+    }
+}
+
+/// A convolution that keeps the centre, without bias, and the batch norm behind it.
+#[derive(Clone, Copy, Debug)]
+struct Normed {
+    inputs: usize,
+    kernel: usize,
+    stride: usize,
+    output: Shape,
+}
+
+impl Normed {
+    fn new(input: Shape, outputs: usize, kernel: usize, stride: usize) -> Self {
+        Self { inputs: input.channels, kernel, stride, output: input.strided(outputs, stride) }
+    }
+
+    fn flops(self) -> f64 {
+        flops::convolution(self.inputs, self.kernel, &self.output.dims()) + flops::NORM * self.output.elements()
+    }
+
+    fn push(self, layers: &mut Sequential, vb: &VarBuilder<'static>, convolution: &str, norm: &str) -> Result<()> {
+        let Self { inputs, kernel, stride, output } = self;
+        let config =
+            Conv2dConfig { inputs, outputs: output.channels, kernel, stride, padding: (kernel - 1) / 2, bias: false };
+        layers.push(Conv2d::new(config, vb.pp(convolution))?);
+        layers.push(BatchNorm2d::new(output.channels, vb.pp(norm))?);
+        Ok(())
+    }
+}
+
+/// The first unit: `conv1`, `bn1`, ReLU and, for ImageNet, a max-pool.
+pub(super) fn stem(kind: StemKind, input: Shape, planes: usize) -> (Unit, Shape) {
+    let (convolution, pooled) = match kind {
+        StemKind::Cifar => (Normed::new(input, planes, 3, 1), None),
+        StemKind::Imagenet => {
+            let convolution = Normed::new(input, planes, 7, 2);
+            (convolution, Some(convolution.output.strided(planes, 2)))
+        }
+    };
+    let mut cost = convolution.flops() + flops::SIMPLE * convolution.output.elements();
+    if let Some(pooled) = pooled {
+        cost += 9.0 * flops::SIMPLE * pooled.elements();
+    }
+    let output = pooled.unwrap_or(convolution.output);
+    let unit = Unit::new("", output.dims(), move |vb| {
+        let mut layers = Sequential::default();
+        convolution.push(&mut layers, &vb, "conv1", "bn1")?;
+        layers.push(Relu);
+        if pooled.is_some() {
+            layers.push(MaxPool2d::new(3, 2, 1));
+        }
+        Ok(layers)
+    });
+    (unit.with_flops(cost), output)
+}
+
+/// Two 3×3 convolutions beside a shortcut.
+pub(super) fn basic(name: String, input: Shape, planes: usize, stride: usize) -> (Unit, Shape) {
+    let first = Normed::new(input, planes, 3, stride);
+    let second = Normed::new(first.output, planes, 3, 1);
+    block(name, input, stride, vec![first, second], BlockKind::Basic.expansion() * planes)
+}
+
+/// A 1×1, a 3×3 (with the stride) and a 1×1 convolution beside a shortcut.
+pub(super) fn bottleneck(name: String, input: Shape, planes: usize, stride: usize) -> (Unit, Shape) {
+    let outputs = BlockKind::Bottleneck.expansion() * planes;
+    let first = Normed::new(input, planes, 1, 1);
+    let second = Normed::new(first.output, planes, 3, stride);
+    let third = Normed::new(second.output, outputs, 1, 1);
+    block(name, input, stride, vec![first, second, third], outputs)
+}
+
+/// `relu(main(x) + shortcut(x))`: `main` are `conv{i}`, `bn{i}` with a ReLU between; the shortcut is the identity, or a 1×1
+/// convolution and a batch norm, `downsample.0` and `downsample.1`, where the shape changes.
+fn block(name: String, input: Shape, stride: usize, main: Vec<Normed>, outputs: usize) -> (Unit, Shape) {
+    let projection = (stride != 1 || input.channels != outputs).then(|| Normed::new(input, outputs, 1, stride));
+    let output = input.strided(outputs, stride);
+    let convolutions: f64 = main.iter().chain(&projection).map(|c| c.flops()).sum();
+    // A ReLU behind every convolution of the main path, and the addition.
+    let elementwise: f64 = main.iter().map(|c| c.output.elements()).sum::<f64>() + output.elements();
+    let unit = Unit::new(name, output.dims(), move |vb| {
+        let mut layers = Sequential::default();
+        for (at, convolution) in main.iter().enumerate() {
+            if at > 0 {
+                layers.push(Relu);
+            }
+            convolution.push(&mut layers, &vb, &format!("conv{}", at + 1), &format!("bn{}", at + 1))?;
+        }
+        let shortcut = projection.map(|projection| {
+            let mut shortcut = Sequential::default();
+            projection.push(&mut shortcut, &vb.pp("downsample"), "0", "1")?;
+            Ok::<_, interlock::Error>(Box::new(shortcut) as Box<dyn Differentiable>)
+        });
+        Ok(Sequential::default().and(Residual::new(Box::new(layers), shortcut.transpose()?)).and(Relu))
+    });
+    (unit.with_flops(convolutions + flops::SIMPLE * elementwise), output)
+}
+
+/// The last unit: global average pool and `fc`.
+pub(super) fn classifier(input: Shape, classes: usize) -> Unit {
+    let channels = input.channels;
+    Unit::new("", [classes], move |vb| {
+        let fc = Linear::new(channels, classes, true, vb.pp("fc"))?;
+        Ok(Sequential::default().and(GlobalAvgPool).and(fc))
+    })
+    .with_flops(flops::SIMPLE * input.elements() + flops::linear(1, channels, classes))
+}
