@@ -7,6 +7,7 @@
 //! - [`Mlp`], [`ResNet`], [`Transformer`]: the models, with [presets](resnet::PRESETS) under their usual names.
 //! - [`heads`]: auxiliary heads from descriptions such as `conv16_bn_gbpl_fc`.
 //! - [`config`]: a model as a configuration file states it, completed from the shape of the data.
+//! - [`data`]: data sets, tokenizers, and two small embedded sets.
 //! - [`golden`]: reference runs to the last digit that `f32` allows, and comparisons with them.
 //!
 //! ```
@@ -22,6 +23,7 @@
 //! ```
 
 pub mod config;
+pub mod data;
 pub mod golden;
 pub mod heads;
 pub mod mlp;

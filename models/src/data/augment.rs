@@ -1,0 +1,106 @@
+//! Random changes to training images.
+
+use interlock::random::Key;
+use rand::RngExt;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Which random changes training images get; in a configuration also `true` (both) or `false` (none).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "Switch")]
+pub struct Augment {
+    /// Moves the image by up to the padding in each direction; what was outside is black.
+    ///
+    /// The padding is 4 pixels; for folders of images an eighth of the size, at least 4.
+    pub crop: bool,
+    /// Mirrors the image left to right, every other time.
+    pub flip: bool,
+}
+
+/// How a configuration gives an [`Augment`].
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged, deny_unknown_fields, expecting = "expected true, false or { crop = …, flip = … }")]
+enum Switch {
+    All(bool),
+    Each {
+        #[serde(default)]
+        crop: bool,
+        #[serde(default)]
+        flip: bool,
+    },
+}
+
+impl From<Switch> for Augment {
+    fn from(switch: Switch) -> Self {
+        match switch {
+            Switch::All(on) => Self { crop: on, flip: on },
+            Switch::Each { crop, flip } => Self { crop, flip },
+        }
+    }
+}
+
+impl Augment {
+    /// Random crops and flips.
+    pub const ALL: Self = Self { crop: true, flip: true };
+    /// Images as they are.
+    pub const NONE: Self = Self { crop: false, flip: false };
+    /// Flips only.
+    pub const FLIP: Self = Self { crop: false, flip: true };
+
+    /// Where to take example `number` from; unmoved without a key.
+    ///
+    /// All numbers are drawn whatever is switched on, so one switch does not change what the other does.
+    pub(super) fn place(self, key: Option<Key>, number: usize, padding: usize) -> Place {
+        let Some(key) = key else { return Place::default() };
+        let mut random = key.with(number as u64).stream();
+        let reach = i32::try_from(padding).unwrap_or(i32::MAX);
+        let (down, right) = (random.random_range(-reach..=reach), random.random_range(-reach..=reach));
+        let flip = random.random_range(0..2_u32) == 1;
+        let (down, right) = if self.crop { (down as isize, right as isize) } else { (0, 0) };
+        Place { down, right, flip: self.flip && flip }
+    }
+}
+
+/// Which window of a padded image is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Rows that the window is moved down by.
+    pub(super) down: isize,
+    /// Columns that the window is moved right by.
+    pub(super) right: isize,
+    /// Whether the window is mirrored.
+    pub(super) flip: bool,
+}
+
+impl Place {
+    /// Writes the window of `image` `(C, H, W)` to `out` `(C, H, W)`, each byte through its channel's table.
+    pub(super) fn render(self, image: &[u8], [_, height, width]: [usize; 3], tables: &[[f32; 256]], out: &mut [f32]) {
+        // Columns of `out`, before mirroring, that lie inside the image.
+        let inside = |moved: isize, len: usize| {
+            let first = usize::try_from(-moved).unwrap_or(0).min(len);
+            let end = len.saturating_sub(usize::try_from(moved).unwrap_or(0));
+            first..end.max(first)
+        };
+        let (rows, columns) = (inside(self.down, height), inside(self.right, width));
+        let plane = height * width;
+        for ((image, out), table) in image.chunks_exact(plane).zip(out.chunks_exact_mut(plane)).zip(tables) {
+            for (y, out) in out.chunks_exact_mut(width).enumerate() {
+                if !rows.contains(&y) || columns.is_empty() {
+                    out.fill(table[0]);
+                    continue;
+                }
+                let start = y.wrapping_add_signed(self.down) * width;
+                let source = &image[start..start + width];
+                let from = columns.start.wrapping_add_signed(self.right);
+                out[..columns.start].fill(table[0]);
+                out[columns.end..].fill(table[0]);
+                for (value, &pixel) in out[columns.clone()].iter_mut().zip(&source[from..]) {
+                    *value = table[usize::from(pixel)];
+                }
+                if self.flip {
+                    out.reverse();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What opened data are, for those that build models for them.
+
+use std::{fmt, sync::Arc};
+
+use interlock::Dataset;
+use serde::{Deserialize, Serialize};
+
+use super::{Normalization, Vocabulary};
+
+/// Data that can be trained on.
+#[derive(Clone)]
+pub struct Data {
+    /// The training examples.
+    pub train: Arc<dyn Dataset>,
+    /// The examples that results are measured on; never augmented.
+    pub validation: Arc<dyn Dataset>,
+    /// What the examples are.
+    pub description: Description,
+}
+
+impl fmt::Debug for Data {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Data")
+            .field("train", &self.train.len())
+            .field("validation", &self.validation.len())
+            .field("description", &self.description)
+            .finish()
+    }
+}
+
+/// What the examples of a data set are: all that is needed to build a model for them, and to use it later without them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    /// Images or text.
+    pub kind: DataKind,
+    /// How pixels were normalised; none for text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normalization: Option<Normalization>,
+}
+
+/// The kinds of data.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum DataKind {
+    /// Inputs `(B, C, H, W)` of `f32`, targets the classes `(B)` of `u32`.
+    Images {
+        /// `C`
+        channels: usize,
+        /// `H`
+        height: usize,
+        /// `W`
+        width: usize,
+        /// The number of classes.
+        classes: usize,
+        /// The names of the classes by number; empty where they are not known.
+        class_names: Vec<String>,
+    },
+    /// Inputs and targets `(B, context)` of `u32`, each target the token after its input.
+    Text {
+        /// What the tokens stand for.
+        vocab: Vocabulary,
+        /// Tokens of an example.
+        context: usize,
+    },
+}

@@ -1,0 +1,325 @@
+//! Folders of images, one folder a class; decoded as they are taken.
+
+use std::{
+    fs,
+    num::NonZero,
+    ops::Range,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use image::{ImageReader, RgbImage, imageops};
+use interlock::{Batch, Dataset, Error, Result, random::Key};
+use rand::Rng;
+
+use super::{
+    Augment, Normalization, files,
+    images::{image_batch, out_of_range},
+    normalization::Sums,
+};
+
+/// Endings of the files that count as images.
+const ENDINGS: [&str; 5] = ["png", "jpg", "jpeg", "bmp", "webp"];
+/// Names of the folder of validation images beside `train`, in order of preference.
+const VALIDATION: [&str; 4] = ["val", "valid", "validation", "test"];
+/// Images that statistics are taken from, at most.
+const SAMPLE: usize = 1000;
+/// What a folder of this kind is.
+const FOLDER: &str = "expected a folder for each class with its images (png, jpg, bmp, webp), either directly, or in train/ and \
+                      val/ (or valid/, validation/, test/)";
+
+/// The files of a folder of class folders, split into training and validation.
+///
+/// Classes are numbered in the order of their folders' names. Within a part, examples are numbered by taking one image of each
+/// class in turn, so that the first `n` are as balanced as the classes allow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// The names of the classes.
+    pub class_names: Vec<String>,
+    /// Training images and their classes.
+    pub train: Vec<(PathBuf, u32)>,
+    /// Validation images and their classes.
+    pub validation: Vec<(PathBuf, u32)>,
+}
+
+impl Listing {
+    /// Lists `path`, with `train/` and `val/` in it or else split by itself.
+    ///
+    /// A single folder gives `fraction` of each class, at least one image where it has two, to validation: those whose names
+    /// have the smallest hashes, so that neither the order of the files nor a seed has a part in it.
+    ///
+    /// # Errors
+    /// If a folder is missing or empty, or validation has a class that training lacks.
+    pub fn open(path: &Path, fraction: f64) -> Result<Self> {
+        let train = path.join("train");
+        if !train.is_dir() {
+            return Self::split(classes(path)?, fraction);
+        }
+        let Some(validation) = VALIDATION.iter().map(|name| path.join(name)).find(|folder| folder.is_dir()) else {
+            return Err(Error::file(path, format!("has train/, but neither val/ nor test/; {FOLDER}")));
+        };
+        let (train, held_out) = (classes(&train)?, classes(&validation)?);
+        let class_names: Vec<String> = train.iter().map(|(name, _)| name.clone()).collect();
+        let mut numbered = Vec::new();
+        for (name, files) in held_out {
+            let Ok(class) = class_names.binary_search(&name) else {
+                return Err(Error::file(
+                    validation.join(&name),
+                    "there is no such class in train/; give validation the classes of training, or fewer",
+                ));
+            };
+            numbered.push((class, files));
+        }
+        let train = train.into_iter().map(|(_, files)| files).enumerate().collect();
+        Ok(Self { class_names, train: in_turn(train), validation: in_turn(numbered) })
+    }
+
+    fn split(classes: Vec<(String, Vec<PathBuf>)>, fraction: f64) -> Result<Self> {
+        let (mut class_names, mut train, mut validation) = (Vec::new(), Vec::new(), Vec::new());
+        for (class, (name, mut files)) in classes.into_iter().enumerate() {
+            let hash = |file: &PathBuf| {
+                let file = file.file_name().unwrap_or_default().to_string_lossy();
+                Key::new(0).named(&name).named(&file).stream().next_u64()
+            };
+            files.sort_by_cached_key(|file| (hash(file), file.clone()));
+            let wanted = (files.len() as f64 * fraction).round() as usize;
+            let count = wanted.max(1).min(files.len() - 1);
+            let mut rest = files.split_off(count);
+            files.sort();
+            rest.sort();
+            if count > 0 {
+                validation.push((class, files));
+            }
+            train.push((class, rest));
+            class_names.push(name);
+        }
+        if validation.is_empty() {
+            return Err(Error::invalid(
+                "data.path",
+                "no class has a second image, so none is left for validation",
+                "give at least one class two images, or folders train/ and val/",
+            ));
+        }
+        Ok(Self { class_names, train: in_turn(train), validation: in_turn(validation) })
+    }
+}
+
+/// One file of each class in turn, until all are taken.
+fn in_turn(classes: Vec<(usize, Vec<PathBuf>)>) -> Vec<(PathBuf, u32)> {
+    let mut files: Vec<_> = classes
+        .into_iter()
+        .flat_map(|(class, files)| files.into_iter().enumerate().map(move |(turn, file)| (turn, class, file)))
+        .collect();
+    files.sort();
+    files.into_iter().map(|(_, class, file)| (file, class as u32)).collect()
+}
+
+/// The class folders of `folder` with their images, both by name.
+fn classes(folder: &Path) -> Result<Vec<(String, Vec<PathBuf>)>> {
+    let mut classes = Vec::new();
+    for class in entries(folder)?.into_iter().filter(|path| path.is_dir()) {
+        let image = |path: &PathBuf| {
+            let ending = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+            path.is_file() && ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
+        };
+        let files: Vec<_> = entries(&class)?.into_iter().filter(image).collect();
+        if files.is_empty() {
+            return Err(Error::file(class, format!("holds no image; {FOLDER}; remove a class without images")));
+        }
+        let name = class.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        classes.push((name, files));
+    }
+    classes.sort();
+    if classes.is_empty() {
+        return Err(Error::file(folder, format!("holds no class folders; {FOLDER}")));
+    }
+    Ok(classes)
+}
+
+/// What is in a folder, by name, without hidden entries.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |e: std::io::Error| files::unreadable(folder, &e, FOLDER);
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if !entry.file_name().to_string_lossy().starts_with('.') {
+            paths.push(entry.path());
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Images in files, decoded as they are taken, by several threads.
+///
+/// An image is cut to its central square, resized to `size` × `size` pixels (bilinear, smoothed when it shrinks) and taken as RGB;
+/// transparency and EXIF orientation are not regarded. Inputs are `(B, 3, size, size)` of `f32`, targets the classes `(B)` of
+/// `u32`. Augmented, an image is moved by up to an eighth of the size (at least 4 pixels) over a black ground, and mirrored every
+/// other time, as its [`Augment`] allows.
+#[derive(Clone, Debug)]
+pub struct FolderSet {
+    files: Vec<(PathBuf, u32)>,
+    size: usize,
+    tables: Vec<[f32; 256]>,
+    augment: Augment,
+    threads: usize,
+}
+
+impl FolderSet {
+    /// A set of image files and their classes; `threads` decode at a time, by default as many as the machine has.
+    ///
+    /// # Errors
+    /// If there is no file, `size` is not in 1 … 65,535, or `normalization` is not for three channels.
+    pub fn new(
+        files: Vec<(PathBuf, u32)>,
+        size: usize,
+        normalization: &Normalization,
+        augment: Augment,
+        threads: Option<usize>,
+    ) -> Result<Self> {
+        if files.is_empty() {
+            return Err(Error::invalid("images", "no file", "give at least one"));
+        }
+        check_size(size)?;
+        normalization.check(3)?;
+        Ok(Self { files, size, tables: normalization.tables(), augment, threads: thread_count(threads) })
+    }
+}
+
+impl Dataset for FolderSet {
+    fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    fn batch(&self, numbers: &[usize], augment: Option<Key>) -> Result<Batch> {
+        let shape = [3, self.size, self.size];
+        let each = shape.iter().product();
+        let padding = (self.size / 8).max(4);
+        let mut values = vec![0.0; numbers.len() * each];
+        let file = |number: usize| self.files.get(number).ok_or_else(|| out_of_range(number, self.len()));
+        let labels = numbers.iter().map(|&number| Ok(file(number)?.1)).collect::<Result<_>>()?;
+
+        let share = numbers.len().div_ceil(self.threads).max(1);
+        let decode = |numbers: &[usize], values: &mut [f32]| {
+            for (&number, out) in numbers.iter().zip(values.chunks_exact_mut(each)) {
+                let path = &file(number)?.0;
+                let image = square(path, self.size).map_err(|e| Error::Data(format!("{}: {e}", path.display())))?;
+                self.augment.place(augment, number, padding).render(&image, shape, &self.tables, out);
+            }
+            Ok::<_, Error>(())
+        };
+        let decode = &decode;
+        let mut pieces = numbers.chunks(share).zip(values.chunks_mut(share * each));
+        thread::scope(|scope| {
+            let first = pieces.next();
+            let others: Vec<_> = pieces.map(|(numbers, values)| scope.spawn(move || decode(numbers, values))).collect();
+            let own = first.map_or(Ok(()), |(numbers, values)| decode(numbers, values));
+            others.into_iter().map(joined).fold(own, Result::and)
+        })?;
+        image_batch(values, labels, shape)
+    }
+}
+
+/// Looks at every file, and takes the statistics of up to 1,000 of them, evenly spread.
+///
+/// With `thorough`, every image is decoded as a whole; otherwise the headers of those outside of the sample are read.
+///
+/// # Errors
+/// If a file cannot be decoded: the first such one is named, and how many there are.
+pub(super) fn inspect(
+    files: &[(PathBuf, u32)],
+    size: usize,
+    sample: bool,
+    thorough: bool,
+    threads: Option<usize>,
+) -> Result<Normalization> {
+    check_size(size)?;
+    let count = files.len();
+    let sampled = if sample { count.min(SAMPLE) } else { 0 };
+    let in_sample = |i: usize| (i + 1) * sampled / count > i * sampled / count;
+    let look = |range: Range<usize>| {
+        let (mut sums, mut bad) = (Sums::new(3), Vec::new());
+        for i in range {
+            let path = &files[i].0;
+            let result = if in_sample(i) {
+                square(path, size).map(|image| sums.add(&image))
+            } else if thorough {
+                decode(path).map(drop)
+            } else {
+                open(path).and_then(|reader| reader.into_dimensions().map_err(|e| e.to_string())).map(drop)
+            };
+            bad.extend(result.err().map(|cause| (path, cause)));
+        }
+        (sums, bad)
+    };
+    let share = count.div_ceil(thread_count(threads)).max(1);
+    let pieces: Vec<_> = thread::scope(|scope| {
+        let look = &look;
+        let running: Vec<_> =
+            (0..count).step_by(share).map(|at| scope.spawn(move || look(at..(at + share).min(count)))).collect();
+        running.into_iter().map(joined).collect()
+    });
+    let mut sums = Sums::new(3);
+    let mut bad = Vec::new();
+    for (part, more) in pieces {
+        sums.merge(&part);
+        bad.extend(more);
+    }
+    match bad.first() {
+        None => Ok(sums.finish()),
+        Some((path, cause)) => Err(Error::file(
+            path,
+            format!(
+                "cannot be decoded as an image ({cause}); {} of {count} images cannot; mend or remove them",
+                bad.len()
+            ),
+        )),
+    }
+}
+
+fn check_size(size: usize) -> Result<()> {
+    if size == 0 || size > usize::from(u16::MAX) {
+        return Err(Error::invalid("data.size", size.to_string(), "give pixels from 1 to 65535, such as 224"));
+    }
+    Ok(())
+}
+
+fn thread_count(wanted: Option<usize>) -> usize {
+    wanted.or_else(|| thread::available_parallelism().ok().map(NonZero::get)).unwrap_or(1).max(1)
+}
+
+/// A thread's result; its panic goes on in this thread.
+fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn open(path: &Path) -> Result<ImageReader<std::io::BufReader<fs::File>>, String> {
+    ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(|e| e.to_string())
+}
+
+fn decode(path: &Path) -> Result<RgbImage, String> {
+    Ok(open(path)?.decode().map_err(|e| e.to_string())?.into_rgb8())
+}
+
+/// The central square of an image, resized: bytes `(3, size, size)`.
+fn square(path: &Path, size: usize) -> Result<Vec<u8>, String> {
+    let image = decode(path)?;
+    let (width, height) = image.dimensions();
+    let side = width.min(height);
+    if side == 0 {
+        return Err("the image has no pixels".to_owned());
+    }
+    let mut cut = imageops::crop_imm(&image, (width - side) / 2, (height - side) / 2, side, side).to_image();
+    if side as usize != size {
+        let size = u32::try_from(size).map_err(|e| e.to_string())?;
+        cut = imageops::resize(&cut, size, size, imageops::FilterType::Triangle);
+    }
+    let plane = size * size;
+    let mut planes = vec![0; 3 * plane];
+    for (i, pixel) in cut.pixels().enumerate() {
+        for (channel, &value) in pixel.0.iter().enumerate() {
+            planes[channel * plane + i] = value;
+        }
+    }
+    Ok(planes)
+}

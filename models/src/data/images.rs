@@ -1,0 +1,108 @@
+//! Images in memory.
+
+use candle_core::{Device, Tensor};
+use interlock::{Batch, Dataset, Error, Result, random::Key};
+
+use super::{Augment, Normalization};
+
+/// Pixels by which a random crop moves an image at most.
+const PADDING: usize = 4;
+
+/// Images of one shape as bytes, with their classes: what an image file holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawImages {
+    /// `(C, H, W)` of each image.
+    pub shape: [usize; 3],
+    /// The images one after another, `(N, C, H, W)`.
+    pub pixels: Vec<u8>,
+    /// The class of each image.
+    pub labels: Vec<u32>,
+}
+
+impl RawImages {
+    /// Keeps the first `count` images at most.
+    pub fn truncate(&mut self, count: usize) {
+        self.labels.truncate(count);
+        self.pixels.truncate(self.labels.len() * self.shape.iter().product::<usize>());
+    }
+
+    /// The statistics of these images.
+    pub fn statistics(&self) -> Normalization {
+        Normalization::of(&self.pixels, self.shape)
+    }
+}
+
+/// Images in memory, as bytes; normalised and augmented as they are taken.
+///
+/// Inputs are `(B, C, H, W)` of `f32`, targets the classes `(B)` of `u32`. Augmented, each image is moved by up to 4 pixels in
+/// each direction over a black ground, and mirrored every other time, as its [`Augment`] allows.
+#[derive(Clone, Debug)]
+pub struct ImageSet {
+    images: RawImages,
+    /// What each byte becomes, per channel.
+    tables: Vec<[f32; 256]>,
+    augment: Augment,
+}
+
+impl ImageSet {
+    /// A set of `images`, normalised by `normalization` (the training set's own, for training and test set alike).
+    ///
+    /// # Errors
+    /// If there is no image, a dimension is 0, the numbers of pixels and labels do not fit the shape, or `normalization` is
+    /// not for so many channels.
+    pub fn new(images: RawImages, normalization: &Normalization, augment: Augment) -> Result<Self> {
+        let each: usize = images.shape.iter().product();
+        let count = images.labels.len();
+        if count == 0 || each == 0 || images.pixels.len() != count * each {
+            return Err(Error::invalid(
+                "images",
+                format!("{} pixel bytes and {count} labels for shape {:?}", images.pixels.len(), images.shape),
+                "give C × H × W bytes and one label for each image, and at least one image",
+            ));
+        }
+        normalization.check(images.shape[0])?;
+        Ok(Self { tables: normalization.tables(), images, augment })
+    }
+
+    /// `(C, H, W)` of each image.
+    pub fn shape(&self) -> [usize; 3] {
+        self.images.shape
+    }
+
+    /// The classes of all images.
+    pub fn labels(&self) -> &[u32] {
+        &self.images.labels
+    }
+}
+
+impl Dataset for ImageSet {
+    fn len(&self) -> usize {
+        self.images.labels.len()
+    }
+
+    fn batch(&self, numbers: &[usize], augment: Option<Key>) -> Result<Batch> {
+        let shape = self.images.shape;
+        let each: usize = shape.iter().product();
+        let mut values = vec![0.0; numbers.len() * each];
+        let mut labels = Vec::with_capacity(numbers.len());
+        for (&number, out) in numbers.iter().zip(values.chunks_exact_mut(each)) {
+            labels.push(*self.images.labels.get(number).ok_or_else(|| out_of_range(number, self.len()))?);
+            let image = &self.images.pixels[number * each..][..each];
+            self.augment.place(augment, number, PADDING).render(image, shape, &self.tables, out);
+        }
+        image_batch(values, labels, shape)
+    }
+}
+
+/// A batch of images `(B, C, H, W)` and classes `(B)`.
+pub(super) fn image_batch(values: Vec<f32>, labels: Vec<u32>, [c, h, w]: [usize; 3]) -> Result<Batch> {
+    let count = labels.len();
+    Ok(Batch {
+        inputs: Tensor::from_vec(values, (count, c, h, w), &Device::Cpu)?.into(),
+        targets: Tensor::from_vec(labels, count, &Device::Cpu)?,
+    })
+}
+
+pub(super) fn out_of_range(number: usize, len: usize) -> Error {
+    Error::Data(format!("there is no example {number}; the set has {len}, numbered from 0"))
+}

@@ -1,0 +1,208 @@
+//! From a configuration to data that can be trained on; whatever is wrong with it is refused here.
+
+use std::{path::Path, sync::Arc};
+
+use interlock::{Error, Result};
+
+use super::{
+    Augment, Data, DataConfig, DataKind, Description, FolderSet, ImageSet, Listing, Normalization, RawImages, TextSet,
+    cifar,
+    config::{FRACTION, ImageFolder, Normalize, Tokenizer},
+    embedded, files, folder, idx,
+    text::{self, Tokenization},
+};
+
+impl DataConfig {
+    /// Reads and checks the data.
+    ///
+    /// # Errors
+    /// If an option is out of range, or a file is missing, damaged, of another format or does not fit the others. The error is
+    /// always a refusal ([`Error::is_refusal`]).
+    pub fn open(&self) -> Result<Data> {
+        match self {
+            Self::FashionMnistMini(c) => {
+                check_limit(c.limit)?;
+                let names = &embedded::FASHION_MNIST_CLASSES;
+                images(embedded::fashion_mnist()?, names.len(), names, c.limit, &c.normalize, c.augment)
+            }
+            Self::Idx(c) => {
+                check_limit(c.limit)?;
+                if c.classes == 0 || c.classes > 256 {
+                    return Err(Error::invalid("data.classes", c.classes.to_string(), "give 1 to 256, such as 10"));
+                }
+                images(idx::open(&c.path, c.classes)?, c.classes, &[], c.limit, &c.normalize, c.augment)
+            }
+            Self::Cifar10(c) | Self::Cifar100(c) => {
+                check_limit(c.limit)?;
+                let layout = if matches!(self, Self::Cifar10(_)) { cifar::CIFAR10 } else { cifar::CIFAR100 };
+                let names = layout.class_names;
+                images(layout.open(&c.path)?, names.len(), names, c.limit, &c.normalize, c.augment)
+            }
+            Self::ImageFolder(c) => image_folder(c),
+            Self::Shakespeare(c) => {
+                check_limit(c.limit)?;
+                let (path, content) = embedded::shakespeare()?;
+                texts(
+                    (path, &content),
+                    Held::Fraction(c.validation_fraction),
+                    &c.tokenizer,
+                    c.context,
+                    c.augment,
+                    c.limit,
+                )
+            }
+            Self::Text(c) => {
+                check_limit(c.limit)?;
+                let remedy = "expected a text file, plain or .gz";
+                let content = files::read(&c.path, remedy)?;
+                let held_out = c.validation_path.as_ref().map(|path| files::read(path, remedy)).transpose()?;
+                let held = match (&c.validation_path, &held_out, c.validation_fraction) {
+                    (Some(_), _, Some(_)) => {
+                        return Err(Error::invalid(
+                            "data.validation_fraction",
+                            "given beside data.validation_path",
+                            "give one of the two",
+                        ));
+                    }
+                    (Some(path), Some(text), None) => Held::File(path, text),
+                    (_, _, fraction) => Held::Fraction(fraction.unwrap_or(FRACTION)),
+                };
+                texts((&c.path, &content), held, &c.tokenizer, c.context, c.augment, c.limit)
+            }
+        }
+    }
+}
+
+fn check_limit(limit: Option<usize>) -> Result<()> {
+    match limit {
+        Some(0) => {
+            Err(Error::invalid("data.limit", "0 training examples", "give at least 1, or leave it out to use all"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_fraction(fraction: f64) -> Result<()> {
+    if fraction > 0.0 && fraction < 1.0 {
+        return Ok(());
+    }
+    Err(Error::invalid("data.validation_fraction", fraction.to_string(), "give a number between 0 and 1, such as 0.1"))
+}
+
+impl Normalize {
+    /// The given values, or `own` statistics, or none.
+    fn resolve(&self, channels: usize, own: impl FnOnce() -> Result<Normalization>) -> Result<Normalization> {
+        match self {
+            Self::Own(true) => own(),
+            Self::Own(false) => Ok(Normalization::none(channels)),
+            Self::Given(values) => values.check(channels).map(|()| values.clone()),
+        }
+    }
+}
+
+fn images(
+    (mut train, test): (RawImages, RawImages),
+    classes: usize,
+    names: &[&str],
+    limit: Option<usize>,
+    normalize: &Normalize,
+    augment: Augment,
+) -> Result<Data> {
+    train.truncate(limit.unwrap_or(usize::MAX));
+    let [channels, height, width] = train.shape;
+    let normalization = normalize.resolve(channels, || Ok(train.statistics()))?;
+    let class_names = names.iter().map(|&name| name.to_owned()).collect();
+    Ok(Data {
+        train: Arc::new(ImageSet::new(train, &normalization, augment)?),
+        validation: Arc::new(ImageSet::new(test, &normalization, Augment::NONE)?),
+        description: Description {
+            kind: DataKind::Images { channels, height, width, classes, class_names },
+            normalization: Some(normalization),
+        },
+    })
+}
+
+fn image_folder(c: &ImageFolder) -> Result<Data> {
+    check_limit(c.limit)?;
+    let fraction = c.validation_fraction.unwrap_or(FRACTION);
+    check_fraction(fraction)?;
+    if c.validation_fraction.is_some() && c.path.join("train").is_dir() {
+        return Err(Error::invalid(
+            "data.validation_fraction",
+            format!("given, but {} has train/ and its own validation images", c.path.display()),
+            "leave it out",
+        ));
+    }
+    if c.threads == Some(0) {
+        return Err(Error::invalid("data.threads", "0", "give at least 1, or leave it out"));
+    }
+    let Listing { class_names, mut train, validation } = Listing::open(&c.path, fraction)?;
+    train.truncate(c.limit.unwrap_or(usize::MAX));
+    let sample = c.normalize == Normalize::Own(true);
+    let own = folder::inspect(&train, c.size, sample, c.verify, c.threads)?;
+    folder::inspect(&validation, c.size, false, c.verify, c.threads)?;
+    let normalization = c.normalize.resolve(3, || Ok(own))?;
+    let set = |files, augment| FolderSet::new(files, c.size, &normalization, augment, c.threads);
+    Ok(Data {
+        train: Arc::new(set(train, c.augment)?),
+        validation: Arc::new(set(validation, Augment::NONE)?),
+        description: Description {
+            kind: DataKind::Images {
+                channels: 3,
+                height: c.size,
+                width: c.size,
+                classes: class_names.len(),
+                class_names,
+            },
+            normalization: Some(normalization),
+        },
+    })
+}
+
+/// Where the text for validation comes from.
+enum Held<'a> {
+    /// The end of the text.
+    Fraction(f64),
+    /// A file of its own.
+    File(&'a Path, &'a [u8]),
+}
+
+fn texts(
+    text: (&Path, &[u8]),
+    held: Held<'_>,
+    tokenizer: &Tokenizer,
+    context: usize,
+    shift: bool,
+    limit: Option<usize>,
+) -> Result<Data> {
+    let tokenization = match tokenizer {
+        Tokenizer::Bytes => Tokenization::Bytes,
+        Tokenizer::Chars => Tokenization::Characters,
+        Tokenizer::File(path) => Tokenization::File(path),
+    };
+    let set = |path: &Path, part: &str, tokens, shift| {
+        TextSet::new(tokens, context, shift).map_err(|e| Error::file(path, format!("{part}: {e}")))
+    };
+    let (vocab, train, validation) = match held {
+        Held::File(path, held_out) => {
+            let (vocab, mut tokens) = text::tokenize(&[text, (path, held_out)], &tokenization)?;
+            let validation = set(path, "validation", tokens.pop().unwrap_or_default(), false)?;
+            (vocab, set(text.0, "training", tokens.pop().unwrap_or_default(), shift)?, validation)
+        }
+        Held::Fraction(fraction) => {
+            check_fraction(fraction)?;
+            let (vocab, mut tokens) = text::tokenize(&[text], &tokenization)?;
+            let mut train = tokens.pop().unwrap_or_default();
+            let validation = train.split_off((train.len() as f64 * (1.0 - fraction)) as usize);
+            let part = format!("validation, the last {fraction} of the text");
+            (vocab, set(text.0, "training", train, shift)?, set(text.0, &part, validation, false)?)
+        }
+    };
+    let mut train = train;
+    train.truncate(limit.unwrap_or(usize::MAX));
+    Ok(Data {
+        train: Arc::new(train),
+        validation: Arc::new(validation),
+        description: Description { kind: DataKind::Text { vocab, context }, normalization: None },
+    })
+}

@@ -1,0 +1,62 @@
+//! Tests of the data sets: each writes the few small files that it reads.
+
+mod cifar;
+mod config;
+mod embedded;
+mod folder;
+mod idx;
+mod images;
+mod text;
+mod vocabulary;
+
+use std::{fs, io::Write, path::Path};
+
+use flate2::{Compression, write::GzEncoder};
+use interlock::{Batch, Result};
+
+use super::{Data, DataConfig};
+
+fn config(json: serde_json::Value) -> DataConfig {
+    serde_json::from_value(json).expect("a valid configuration")
+}
+
+/// Asserts that opening `json` is refused with a message that has all `parts`.
+fn refused(json: serde_json::Value, parts: &[&str]) {
+    refusal(config(json).open(), parts);
+}
+
+fn refusal(result: Result<Data>, parts: &[&str]) {
+    let error = result.expect_err("must be refused");
+    assert!(error.is_refusal(), "not a refusal: {error:?}");
+    let text = error.to_string();
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in {text:?}");
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).expect("writes to memory");
+    encoder.finish().expect("writes to memory")
+}
+
+fn write(path: &Path, bytes: impl AsRef<[u8]>) {
+    fs::create_dir_all(path.parent().expect("has a parent")).expect("makes folders");
+    fs::write(path, bytes).expect("writes a file");
+}
+
+/// The inputs of a batch of images, one after another.
+fn values(batch: &Batch) -> Vec<f32> {
+    let inputs = batch.inputs.single().expect("one tensor");
+    inputs.flatten_all().and_then(|t| t.to_vec1()).expect("values")
+}
+
+fn labels(batch: &Batch) -> Vec<u32> {
+    batch.targets.to_vec1().expect("labels")
+}
+
+/// The inputs and the targets of a batch of tokens.
+fn tokens(batch: &Batch) -> (Vec<Vec<u32>>, Vec<Vec<u32>>) {
+    let inputs = batch.inputs.single().expect("one tensor");
+    (inputs.to_vec2().expect("tokens"), batch.targets.to_vec2().expect("tokens"))
+}

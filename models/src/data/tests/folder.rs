@@ -1,0 +1,187 @@
+use std::{fs, path::Path};
+
+use image::{DynamicImage, Rgb, RgbImage};
+use interlock::random::Key;
+use serde_json::json;
+
+use super::{config, labels, refused, values, write};
+use crate::data::{DataKind, Listing};
+
+fn save(path: &Path, image: RgbImage) {
+    fs::create_dir_all(path.parent().expect("has a parent")).expect("makes folders");
+    DynamicImage::ImageRgb8(image).save(path).expect("saves");
+}
+
+/// Three classes of one colour each; a wide and a high image among them.
+fn part(folder: &Path, count: usize) {
+    for (class, colour) in [("ant", [255, 0, 0]), ("bee", [0, 255, 0]), ("cat", [0, 0, 255])] {
+        for i in 0..count {
+            let (w, h) = [(8, 8), (20, 8), (8, 12)][i % 3];
+            let ending = ["png", "bmp", "PNG"][i % 3];
+            save(&folder.join(class).join(format!("{i}.{ending}")), RgbImage::from_pixel(w, h, Rgb(colour)));
+        }
+    }
+}
+
+fn json_of(path: &Path) -> serde_json::Value {
+    json!({ "kind": "image-folder", "path": path, "size": 4, "normalize": false })
+}
+
+#[test]
+fn train_and_val_folders_with_classes_in_turn() {
+    let folder = tempfile::tempdir().expect("a folder");
+    part(&folder.path().join("train"), 4);
+    part(&folder.path().join("val"), 1);
+    write(&folder.path().join("train/ant/notes.txt"), "not an image");
+    write(&folder.path().join("train/.hidden/x"), "not a class");
+    let data = config(json_of(folder.path())).open().expect("data");
+    assert_eq!((data.train.len(), data.validation.len()), (12, 3));
+    let batch = data.train.batch(&(0..12).collect::<Vec<_>>(), None).expect("a batch");
+    assert_eq!(labels(&batch), [0, 1, 2].repeat(4));
+    let values = values(&batch);
+    for (i, image) in values.chunks(48).enumerate() {
+        for (channel, plane) in image.chunks(16).enumerate() {
+            assert_eq!(plane, [if channel == i % 3 { 1.0 } else { 0.0 }; 16], "image {i}");
+        }
+    }
+    let DataKind::Images { channels: 3, height: 4, width: 4, classes: 3, class_names } = data.description.kind else {
+        panic!("{:?}", data.description);
+    };
+    assert_eq!(class_names, ["ant", "bee", "cat"]);
+    let limited = config(json!({ "kind": "image-folder", "path": folder.path(), "size": 4, "limit": 4 }));
+    assert_eq!(limited.open().expect("data").train.len(), 4);
+}
+
+#[test]
+fn an_image_is_cut_to_its_central_square() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // 8 × 4 pixels: red columns left and right of the central four, which are grey.
+    let image = RgbImage::from_fn(8, 4, |x, _| if (2..6).contains(&x) { Rgb([51; 3]) } else { Rgb([255, 0, 0]) });
+    save(&folder.path().join("train/a/wide.png"), image.clone());
+    save(&folder.path().join("test/a/high.png"), image::imageops::rotate90(&image));
+    let data = config(json_of(folder.path())).open().expect("data");
+    for set in [&data.train, &data.validation] {
+        assert_eq!(values(&set.batch(&[0], None).expect("a batch")), [0.2; 48]);
+    }
+}
+
+#[test]
+fn a_single_folder_is_split_the_same_way_every_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    part(folder.path(), 10);
+    let listing = Listing::open(folder.path(), 0.2).expect("a listing");
+    assert_eq!((listing.train.len(), listing.validation.len()), (24, 6));
+    for class in 0..3 {
+        assert_eq!(listing.validation.iter().filter(|f| f.1 == class).count(), 2);
+    }
+    assert!(listing.validation.iter().all(|file| !listing.train.contains(file)));
+    assert_eq!(listing, Listing::open(folder.path(), 0.2).expect("a listing"));
+    // Each class of two or more images gives at least one, and keeps at least one.
+    let count = |fraction| Listing::open(folder.path(), fraction).expect("a listing").validation.len();
+    assert_eq!((count(0.001), count(0.999)), (3, 27));
+}
+
+#[test]
+fn results_do_not_depend_on_threads() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for i in 0..13_u8 {
+        let image = RgbImage::from_fn(9, 11, |x, y| Rgb([i * 9, (x * 20) as u8, (y * 20) as u8 ^ i]));
+        save(&folder.path().join(format!("{}/{i}.png", i % 2)), image);
+    }
+    let run = |threads: usize| {
+        let json = json!({ "kind": "image-folder", "path": folder.path(), "size": 6, "threads": threads });
+        let data = config(json).open().expect("data");
+        let numbers: Vec<_> = (0..data.train.len()).rev().collect();
+        let batch = data.train.batch(&numbers, Some(Key::new(1))).expect("a batch");
+        (values(&batch), labels(&batch), data.description.normalization)
+    };
+    let one = run(1);
+    assert_eq!(one, run(3));
+    assert_eq!(one, run(64));
+}
+
+#[test]
+fn statistics_are_those_of_the_training_images() {
+    let folder = tempfile::tempdir().expect("a folder");
+    part(&folder.path().join("train"), 2);
+    part(&folder.path().join("val"), 1);
+    let data = config(json!({ "kind": "image-folder", "path": folder.path(), "size": 4 })).open().expect("data");
+    let normalization = data.description.normalization.expect("statistics");
+    let std = (2.0_f64 / 9.0).sqrt();
+    for channel in 0..3 {
+        assert!((normalization.mean[channel] - 1.0 / 3.0).abs() < 1e-12, "{normalization:?}");
+        assert!((normalization.std[channel] - std).abs() < 1e-12, "{normalization:?}");
+    }
+}
+
+#[test]
+fn folders_without_classes_or_images_are_refused() {
+    refused(
+        json_of(Path::new("/no/such/images")),
+        &["/no/such/images: no such file or folder", "a folder for each class"],
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    refused(json_of(folder.path()), &["no class folders", "a folder for each class"]);
+    save(&folder.path().join("loose.png"), RgbImage::new(4, 4));
+    refused(json_of(folder.path()), &["no class folders"]);
+    fs::create_dir(folder.path().join("empty")).expect("makes a folder");
+    refused(json_of(folder.path()), &["empty: holds no image"]);
+    save(&folder.path().join("empty/only.png"), RgbImage::new(4, 4));
+    refused(json_of(folder.path()), &["data.path", "none is left for validation"]);
+    part(&folder.path().join("train"), 1);
+    refused(json_of(folder.path()), &["has train/, but neither val/ nor test/"]);
+    save(&folder.path().join("val/dog/1.png"), RgbImage::new(4, 4));
+    refused(json_of(folder.path()), &["val/dog", "no such class in train/"]);
+}
+
+#[test]
+fn an_undecodable_image_is_named_before_training() {
+    let folder = tempfile::tempdir().expect("a folder");
+    part(folder.path(), 3);
+    let path = folder.path().join("bee/1.bmp");
+    write(&path, "no image at all");
+    for verify in [true, false] {
+        let mut json = json_of(folder.path());
+        json["verify"] = verify.into();
+        refused(json, &["bee/1.bmp", "cannot be decoded as an image", "1 of "]);
+    }
+}
+
+#[test]
+fn an_image_cut_short_is_found_by_verification_or_else_named_by_the_batch() {
+    let folder = tempfile::tempdir().expect("a folder");
+    part(&folder.path().join("train"), 2);
+    part(&folder.path().join("val"), 1);
+    let path = folder.path().join("val/cat/0.png");
+    save(&path, RgbImage::from_fn(64, 64, |x, y| Rgb([(x * y) as u8, x as u8, y as u8])));
+    let bytes = fs::read(&path).expect("reads");
+    write(&path, &bytes[..bytes.len() / 2]);
+    refused(json_of(folder.path()), &["val/cat/0.png", "cannot be decoded as an image"]);
+
+    let mut json = json_of(folder.path());
+    json["verify"] = false.into();
+    let data = config(json).open().expect("headers are whole");
+    let error = data.validation.batch(&[0, 1, 2], None).expect_err("cut short").to_string();
+    assert!(error.contains("val/cat/0.png"), "{error}");
+}
+
+#[test]
+fn options_out_of_range_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    part(folder.path(), 3);
+    for (key, value, part) in [
+        ("size", json!(0), "data.size"),
+        ("limit", json!(0), "data.limit"),
+        ("threads", json!(0), "data.threads"),
+        ("validation_fraction", json!(1.0), "between 0 and 1"),
+        ("validation_fraction", json!(0.0), "between 0 and 1"),
+    ] {
+        let mut json = json_of(folder.path());
+        json[key] = value;
+        refused(json, &[part]);
+    }
+    part(&folder.path().join("train"), 1);
+    let mut json = json_of(folder.path());
+    json["validation_fraction"] = 0.5.into();
+    refused(json, &["data.validation_fraction", "leave it out"]);
+}

@@ -1,0 +1,165 @@
+use std::path::Path;
+
+use candle_core::DType;
+use interlock::{Dataset, random::Key};
+use serde_json::json;
+
+use super::{config, gzip, refused, tokens, vocabulary::tokenizer_json, write};
+use crate::data::{DataKind, TextSet};
+
+#[test]
+fn targets_are_inputs_shifted_by_one() {
+    let set = TextSet::new((0..23).collect(), 5, true).expect("a set");
+    // 22 tokens have a next one: four whole windows.
+    assert_eq!(set.len(), 4);
+    let batch = set.batch(&[3, 0], None).expect("a batch");
+    assert_eq!(batch.inputs.single().expect("one tensor").dtype(), DType::U32);
+    assert_eq!(batch.targets.dtype(), DType::U32);
+    let (inputs, targets) = tokens(&batch);
+    assert_eq!(inputs, [[15, 16, 17, 18, 19], [0, 1, 2, 3, 4]]);
+    assert_eq!(targets, [[16, 17, 18, 19, 20], [1, 2, 3, 4, 5]]);
+    assert!(set.batch(&[4], None).expect_err("out of range").to_string().contains("no example 4"));
+}
+
+#[test]
+fn the_least_text_is_one_window_and_one_token() {
+    let set = TextSet::new((0..6).collect(), 5, true).expect("a set");
+    assert_eq!(set.len(), 1);
+    assert_eq!(tokens(&set.batch(&[0], Some(Key::new(1))).expect("a batch")).1, [[1, 2, 3, 4, 5]]);
+    assert!(TextSet::new((0..5).collect(), 5, true).expect_err("too short").is_refusal());
+    assert!(TextSet::new((0..5).collect(), 0, true).expect_err("no context").is_refusal());
+}
+
+#[test]
+fn windows_are_shifted_by_key_and_number_within_the_text() {
+    let set = TextSet::new((0..103).collect(), 10, true).expect("a set");
+    let all: Vec<usize> = (0..set.len()).collect();
+    let mut shifts = std::collections::HashSet::new();
+    for seed in 0..50 {
+        let key = Some(Key::new(seed));
+        let (inputs, targets) = tokens(&set.batch(&all, key).expect("a batch"));
+        for (i, (input, target)) in inputs.iter().zip(&targets).enumerate() {
+            let start = input[0];
+            shifts.insert(start as usize - 10 * i);
+            assert_eq!(*input, (start..start + 10).collect::<Vec<_>>());
+            assert_eq!(*target, (start + 1..start + 11).collect::<Vec<_>>());
+            assert_eq!(tokens(&set.batch(&[i], key).expect("a batch")).0[0], *input);
+        }
+    }
+    assert_eq!(shifts, (0..10).collect());
+    let still = TextSet::new((0..103).collect(), 10, false).expect("a set");
+    let (inputs, _) = tokens(&still.batch(&all, Some(Key::new(1))).expect("a batch"));
+    assert_eq!(inputs, tokens(&set.batch(&all, None).expect("a batch")).0);
+}
+
+#[test]
+fn tokens_beyond_two_bytes_are_kept() {
+    let set = TextSet::new(vec![70_000, 1, 80_000], 2, false).expect("a set");
+    assert_eq!(tokens(&set.batch(&[0], None).expect("a batch")), (vec![vec![70_000, 1]], vec![vec![1, 80_000]]));
+}
+
+fn text_file(content: impl AsRef<[u8]>) -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("text.txt");
+    write(&path, content);
+    (folder, path)
+}
+
+#[test]
+fn the_last_fraction_serves_validation() {
+    let content: Vec<u8> = (0..100).collect();
+    for bytes in [content.clone(), gzip(&content)] {
+        let (_folder, path) = text_file(bytes);
+        let json = json!({ "kind": "text", "path": path, "context": 8, "validation_fraction": 0.25 });
+        let data = config(json).open().expect("data");
+        // 75 and 25 tokens.
+        assert_eq!((data.train.len(), data.validation.len()), (9, 3));
+        let (inputs, _) = tokens(&data.validation.batch(&[0], Some(Key::new(5))).expect("a batch"));
+        assert_eq!(inputs[0], (75..83).collect::<Vec<_>>());
+        let DataKind::Text { vocab, context: 8 } = data.description.kind else { panic!("{:?}", data.description) };
+        assert_eq!(vocab.len(), 256);
+    }
+}
+
+#[test]
+fn limit_takes_the_first_windows_even_when_shifted() {
+    let (_folder, path) = text_file((0..100).collect::<Vec<u8>>());
+    let data = config(json!({ "kind": "text", "path": path, "context": 8, "limit": 2 })).open().expect("data");
+    assert_eq!(data.train.len(), 2);
+    for seed in 0..50 {
+        let (_, targets) = tokens(&data.train.batch(&[0, 1], Some(Key::new(seed))).expect("a batch"));
+        assert!(targets.iter().flatten().all(|&t| t <= 16), "{targets:?}");
+    }
+    refused(json!({ "kind": "text", "path": path, "limit": 0 }), &["data.limit"]);
+}
+
+#[test]
+fn a_validation_file_shares_the_vocabulary() {
+    let (folder, path) = text_file("abcabcabcabc");
+    let held_out = folder.path().join("held-out.txt");
+    write(&held_out, "xyzxyz");
+    let json = json!({
+        "kind": "text", "path": path, "validation_path": held_out, "tokenizer": "chars", "context": 4
+    });
+    let data = config(json.clone()).open().expect("data");
+    assert_eq!((data.train.len(), data.validation.len()), (2, 1));
+    assert_eq!(tokens(&data.validation.batch(&[0], None).expect("a batch")).0, [[3, 4, 5, 3]]);
+    let mut both = json;
+    both["validation_fraction"] = 0.1.into();
+    refused(both, &["data.validation_fraction", "give one of the two"]);
+}
+
+#[test]
+fn a_tokenizer_file_gives_the_tokens() {
+    let (folder, path) = text_file("to be or not to be\n".repeat(10));
+    let tokenizer = folder.path().join("tokenizer.json");
+    write(&tokenizer, tokenizer_json());
+    let json = json!({
+        "kind": "text", "path": path, "tokenizer": tokenizer, "context": 5, "validation_fraction": 0.5
+    });
+    let data = config(json.clone()).open().expect("data");
+    assert_eq!((data.train.len(), data.validation.len()), (5, 5));
+    assert_eq!(tokens(&data.train.batch(&[0], None).expect("a batch")).1, [[2, 3, 5, 1, 2]]);
+    write(&tokenizer, "{}");
+    refused(json.clone(), &["tokenizer.json", "not a tokenizer"]);
+    std::fs::remove_file(&tokenizer).expect("removes");
+    refused(json, &["tokenizer.json", "no such file"]);
+}
+
+#[test]
+fn a_saved_vocabulary_serves_another_text_or_names_what_it_lacks() {
+    let (folder, path) = text_file("abcabcabcabc");
+    let saved = folder.path().join("vocabulary.json");
+    crate::data::Vocabulary::of_characters("cba").expect("a vocabulary").save(&saved).expect("saves");
+    let json = json!({ "kind": "text", "path": path, "tokenizer": saved, "context": 1, "validation_fraction": 0.5 });
+    assert_eq!(config(json.clone()).open().expect("data").train.len(), 5);
+    write(&path, "abcabd");
+    refused(json, &["text.txt", "'d' at byte 5"]);
+}
+
+#[test]
+fn bad_texts_are_refused() {
+    refused(json!({ "kind": "text", "path": Path::new("/no/such.txt") }), &["/no/such.txt: no such file"]);
+    let (folder, path) = text_file("");
+    refused(json!({ "kind": "text", "path": folder.path() }), &["is a folder, not a file"]);
+    refused(json!({ "kind": "text", "path": path }), &["text.txt: is empty"]);
+    write(&path, "ten bytes.");
+    refused(
+        json!({ "kind": "text", "path": path, "context": 9 }),
+        &["text.txt: training", "9 tokens are too few for a window of 9", "smaller context"],
+    );
+    refused(
+        json!({ "kind": "text", "path": path, "context": 2 }),
+        &["text.txt: validation, the last 0.1", "1 tokens are too few"],
+    );
+    refused(json!({ "kind": "text", "path": path, "context": 0 }), &["data.context"]);
+    for fraction in [0.0, 1.0, -0.5, 1.5] {
+        refused(json!({ "kind": "text", "path": path, "validation_fraction": fraction }), &["between 0 and 1"]);
+    }
+    write(&path, b"abc\xffdef");
+    refused(json!({ "kind": "text", "path": path, "tokenizer": "chars" }), &["text.txt", "not UTF-8 at byte 3"]);
+    let mut damaged = gzip(b"some text");
+    damaged.truncate(15);
+    write(&path, damaged);
+    refused(json!({ "kind": "text", "path": path }), &["text.txt", "damaged gzip data"]);
+}

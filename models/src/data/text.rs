@@ -1,0 +1,165 @@
+//! Text as windows of tokens.
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use interlock::{Batch, Dataset, Error, Result, random::Key};
+use rand::RngExt;
+
+use super::{Vocabulary, images::out_of_range};
+
+/// Tokens one after another, in two bytes each where the vocabulary allows.
+#[derive(Clone, Debug)]
+enum Tokens {
+    Short(Vec<u16>),
+    Long(Vec<u32>),
+}
+
+impl Tokens {
+    fn new(tokens: Vec<u32>) -> Self {
+        match tokens.iter().map(|&t| u16::try_from(t)).collect() {
+            Ok(short) => Self::Short(short),
+            Err(_) => Self::Long(tokens),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Short(tokens) => tokens.len(),
+            Self::Long(tokens) => tokens.len(),
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        match self {
+            Self::Short(tokens) => tokens.truncate(len),
+            Self::Long(tokens) => tokens.truncate(len),
+        }
+    }
+
+    fn append(&self, at: usize, count: usize, out: &mut Vec<u32>) {
+        match self {
+            Self::Short(tokens) => out.extend(tokens[at..at + count].iter().map(|&t| u32::from(t))),
+            Self::Long(tokens) => out.extend_from_slice(&tokens[at..at + count]),
+        }
+    }
+}
+
+/// A text as windows of `context` tokens, each with the tokens that come next.
+///
+/// Inputs and targets are `(B, context)` of `u32`; `targets[b, s]` is the token after `inputs[b, s]`. Window `i` begins at token
+/// `i · context`: windows do not overlap, and what is left at the end is not used. Augmented, if the set shifts, window `i` begins
+/// up to `context - 1` tokens later (never so late that it would leave the text), so that over the epochs tokens are seen in all
+/// positions.
+#[derive(Clone, Debug)]
+pub struct TextSet {
+    tokens: Tokens,
+    context: usize,
+    shift: bool,
+}
+
+impl TextSet {
+    /// Windows over `tokens`; `shift` moves them at random where a batch is augmented.
+    ///
+    /// # Errors
+    /// If `context` is 0, or the tokens are too few for one window and the token after it.
+    pub fn new(tokens: Vec<u32>, context: usize, shift: bool) -> Result<Self> {
+        if context == 0 {
+            return Err(Error::invalid("data.context", "0", "give the number of tokens of a window, at least 1"));
+        }
+        if tokens.len() <= context {
+            return Err(Error::invalid(
+                "data.context",
+                format!("{} tokens are too few for a window of {context} and the token after it", tokens.len()),
+                "give a longer text or a smaller context",
+            ));
+        }
+        Ok(Self { tokens: Tokens::new(tokens), context, shift })
+    }
+
+    /// Keeps the first `count` windows at most, and at least one.
+    pub fn truncate(&mut self, count: usize) {
+        self.tokens.truncate(count.max(1).saturating_mul(self.context).saturating_add(1));
+    }
+
+    /// Tokens of a window.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Tokens of the whole text.
+    pub fn tokens(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
+impl Dataset for TextSet {
+    fn len(&self) -> usize {
+        (self.tokens.len() - 1) / self.context
+    }
+
+    fn batch(&self, numbers: &[usize], augment: Option<Key>) -> Result<Batch> {
+        let context = self.context;
+        let last = self.tokens.len() - 1 - context;
+        let capacity = numbers.len() * context;
+        let (mut inputs, mut targets) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
+        for &number in numbers {
+            if number >= self.len() {
+                return Err(out_of_range(number, self.len()));
+            }
+            let shift = match augment.filter(|_| self.shift) {
+                Some(key) => key.with(number as u64).stream().random_range(0..context as u64) as usize,
+                None => 0,
+            };
+            let at = (number * context + shift).min(last);
+            self.tokens.append(at, context, &mut inputs);
+            self.tokens.append(at + 1, context, &mut targets);
+        }
+        let shape = (numbers.len(), context);
+        Ok(Batch {
+            inputs: Tensor::from_vec(inputs, shape, &Device::Cpu)?.into(),
+            targets: Tensor::from_vec(targets, shape, &Device::Cpu)?,
+        })
+    }
+}
+
+/// How a text becomes tokens.
+pub(super) enum Tokenization<'a> {
+    Bytes,
+    Characters,
+    File(&'a Path),
+}
+
+/// The vocabulary of texts, and the tokens of each; errors call the texts by their paths.
+pub(super) fn tokenize(
+    texts: &[(&Path, &[u8])],
+    tokenization: &Tokenization<'_>,
+) -> Result<(Vocabulary, Vec<Vec<u32>>)> {
+    for (path, text) in texts {
+        if text.is_empty() {
+            return Err(Error::file(*path, "is empty; give a text of at least one window of tokens and one more"));
+        }
+    }
+    let vocabulary = match tokenization {
+        Tokenization::Bytes => {
+            let bytes = |(_, text): &(&Path, &[u8])| text.iter().map(|&b| u32::from(b)).collect();
+            return Ok((Vocabulary::bytes(), texts.iter().map(bytes).collect()));
+        }
+        Tokenization::Characters => {
+            Vocabulary::of_characters(&texts.iter().map(|&text| utf8(text)).collect::<Result<String>>()?)?
+        }
+        Tokenization::File(path) => Vocabulary::load(path)?,
+    };
+    let encode = |&text: &(&Path, &[u8])| vocabulary.encode(utf8(text)?).map_err(|e| Error::file(text.0, e));
+    let tokens = texts.iter().map(encode).collect::<Result<_>>()?;
+    Ok((vocabulary, tokens))
+}
+
+fn utf8<'a>((path, text): (&Path, &'a [u8])) -> Result<&'a str> {
+    std::str::from_utf8(text).map_err(|e| {
+        Error::file(
+            path,
+            format!("is not UTF-8 at byte {}; convert it to UTF-8, or use tokenizer = \"bytes\"", e.valid_up_to()),
+        )
+    })
+}

@@ -1,0 +1,243 @@
+//! Text to tokens and back.
+
+use std::{collections::HashMap, fmt, fs, path::Path, sync::Arc};
+
+use interlock::{Error, Result};
+use serde::{Deserialize, Serialize};
+use tokenizers::Tokenizer;
+
+use super::files;
+
+/// Characters of a text that a Hugging Face tokenizer takes at a time, at least.
+const PIECE: usize = 1 << 20;
+
+/// What the tokens of a text model stand for; cheap to clone.
+///
+/// Serialised, it is complete: a saved vocabulary needs neither the text nor the tokenizer's file that it came from.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
+pub struct Vocabulary(Arc<Kind>);
+
+enum Kind {
+    Bytes,
+    Chars { characters: Vec<char>, tokens: HashMap<char, u32> },
+    Tokenizer { json: String, tokenizer: Box<Tokenizer>, len: usize },
+}
+
+/// The serialised form.
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+enum Stored {
+    Bytes {},
+    Chars {
+        /// Token 0 is the first character.
+        characters: String,
+    },
+    Tokenizer {
+        /// The text of a `tokenizer.json`.
+        json: String,
+    },
+}
+
+impl TryFrom<Stored> for Vocabulary {
+    type Error = String;
+
+    fn try_from(stored: Stored) -> Result<Self, String> {
+        match stored {
+            Stored::Bytes {} => Ok(Self::bytes()),
+            Stored::Chars { characters } => {
+                let characters: Vec<char> = characters.chars().collect();
+                let tokens: HashMap<_, _> = characters.iter().enumerate().map(|(i, &c)| (c, i as u32)).collect();
+                if tokens.is_empty() || tokens.len() != characters.len() {
+                    return Err("`characters` must be at least one, each once".to_owned());
+                }
+                Ok(Self(Arc::new(Kind::Chars { characters, tokens })))
+            }
+            Stored::Tokenizer { json } => Self::from_tokenizer_json(json),
+        }
+    }
+}
+
+impl From<Vocabulary> for Stored {
+    fn from(vocabulary: Vocabulary) -> Self {
+        match &*vocabulary.0 {
+            Kind::Bytes => Self::Bytes {},
+            Kind::Chars { characters, .. } => Self::Chars { characters: characters.iter().collect() },
+            Kind::Tokenizer { json, .. } => Self::Tokenizer { json: json.clone() },
+        }
+    }
+}
+
+impl fmt::Debug for Vocabulary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match &*self.0 {
+            Kind::Bytes => "bytes",
+            Kind::Chars { .. } => "chars",
+            Kind::Tokenizer { .. } => "tokenizer",
+        };
+        write!(f, "Vocabulary({kind}, {} tokens)", self.len())
+    }
+}
+
+impl Vocabulary {
+    /// 256 tokens, the bytes of the text in UTF-8 (or of anything).
+    pub fn bytes() -> Self {
+        Self(Arc::new(Kind::Bytes))
+    }
+
+    /// A token for each different character of `text`, in the order of code points.
+    ///
+    /// # Errors
+    /// If `text` is empty.
+    pub fn of_characters(text: &str) -> Result<Self> {
+        let mut seen: Vec<char> = text.chars().collect::<std::collections::HashSet<_>>().into_iter().collect();
+        seen.sort_unstable();
+        let stored = Stored::Chars { characters: seen.into_iter().collect() };
+        Self::try_from(stored).map_err(|_| Error::invalid("text", "empty", "give at least one character"))
+    }
+
+    /// The vocabulary of a Hugging Face `tokenizer.json`; its truncation and padding are switched off.
+    fn from_tokenizer_json(json: String) -> Result<Self, String> {
+        let mut tokenizer = Tokenizer::from_bytes(&json).map_err(|e| e.to_string())?;
+        tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
+        tokenizer.with_padding(None);
+        let len = tokenizer.get_vocab(true).values().max().map_or(0, |&last| last as usize + 1);
+        if len == 0 {
+            return Err("the tokenizer has no tokens".to_owned());
+        }
+        Ok(Self(Arc::new(Kind::Tokenizer { json, tokenizer: Box::new(tokenizer), len })))
+    }
+
+    /// Reads a Hugging Face `tokenizer.json`, or a vocabulary that [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    /// If there is no such file, or it is neither of the two.
+    pub fn load(path: &Path) -> Result<Self> {
+        let remedy = "expected a Hugging Face tokenizer.json or a vocabulary saved by a run";
+        let json = String::from_utf8(files::read(path, remedy)?).map_err(|e| {
+            Error::file(path, format!("is not UTF-8 at byte {}; {remedy}", e.utf8_error().valid_up_to()))
+        })?;
+        let refused = |cause: &dyn fmt::Display| Error::file(path, format!("{cause}; {remedy}"));
+        let value: serde_json::Value = serde_json::from_str(&json).map_err(|e| refused(&e))?;
+        if value.get("kind").is_some() {
+            serde_json::from_value(value).map_err(|e| refused(&e))
+        } else {
+            Self::from_tokenizer_json(json).map_err(|e| refused(&format_args!("not a tokenizer: {e}")))
+        }
+    }
+
+    /// Writes this vocabulary as JSON: first beside `path`, then renamed to it.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let json = serde_json::to_vec_pretty(self).map_err(|e| Error::file(path, e))?;
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(".part");
+        fs::write(&aside, json).and_then(|()| fs::rename(&aside, path)).map_err(|e| {
+            // What was written in part is of no use; that it stays behind would not be worth another error.
+            let _ = fs::remove_file(&aside);
+            Error::file(path, e)
+        })
+    }
+
+    /// The number of tokens; every token is below it.
+    pub fn len(&self) -> usize {
+        match &*self.0 {
+            Kind::Bytes => 256,
+            Kind::Chars { characters, .. } => characters.len(),
+            Kind::Tokenizer { len, .. } => *len,
+        }
+    }
+
+    /// Never: a vocabulary has at least one token.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The tokens of a text, without any special tokens around them.
+    ///
+    /// A Hugging Face tokenizer gets a text of more than 1 MiB in pieces, cut where a line ends and the next begins without white
+    /// space, so that memory stays bounded.
+    ///
+    /// # Errors
+    /// If the text has a character that this vocabulary lacks; its place is named.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        match &*self.0 {
+            Kind::Bytes => Ok(text.bytes().map(u32::from).collect()),
+            Kind::Chars { tokens, .. } => {
+                let token = |(at, character): (usize, char)| {
+                    tokens.get(&character).copied().ok_or_else(|| {
+                        Error::invalid(
+                            "text",
+                            format!("the character {character:?} at byte {at} is not in the vocabulary"),
+                            format!(
+                                "use only the {} characters of the text that the vocabulary was made of",
+                                self.len()
+                            ),
+                        )
+                    })
+                };
+                text.char_indices().map(token).collect()
+            }
+            Kind::Tokenizer { tokenizer, .. } => {
+                let mut tokens = Vec::new();
+                for piece in pieces(text, PIECE) {
+                    let encoding = tokenizer.encode_fast(piece, false);
+                    let encoding = encoding.map_err(|e| {
+                        Error::invalid(
+                            "text",
+                            format!("the tokenizer failed: {e}"),
+                            "use a tokenizer that takes any text",
+                        )
+                    })?;
+                    tokens.extend_from_slice(encoding.get_ids());
+                }
+                Ok(tokens)
+            }
+        }
+    }
+
+    /// The text of `tokens`; bytes that are not UTF-8 become `U+FFFD`.
+    ///
+    /// # Errors
+    /// If a token is not below [`len`](Self::len).
+    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
+        let len = self.len();
+        if let Some(at) = tokens.iter().position(|&t| t as usize >= len) {
+            return Err(Error::invalid(
+                "tokens",
+                format!("token {} at place {at} is not in the vocabulary", tokens[at]),
+                format!("give tokens below {len}"),
+            ));
+        }
+        match &*self.0 {
+            Kind::Bytes => {
+                let bytes: Vec<u8> = tokens.iter().map(|&t| t as u8).collect();
+                Ok(String::from_utf8_lossy(&bytes).into_owned())
+            }
+            Kind::Chars { characters, .. } => Ok(tokens.iter().map(|&t| characters[t as usize]).collect()),
+            Kind::Tokenizer { tokenizer, .. } => tokenizer
+                .decode(tokens, false)
+                .map_err(|e| Error::invalid("tokens", format!("the tokenizer failed: {e}"), "use its own tokens")),
+        }
+    }
+}
+
+/// `text` in pieces of at least `least` bytes, but for the last: cut after a single line end between visible characters.
+pub(super) fn pieces(text: &str, least: usize) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let visible = |byte: Option<&u8>| byte.is_some_and(|b| !b.is_ascii_whitespace());
+        let bytes = rest.as_bytes();
+        let end = (least.max(1)..bytes.len())
+            .find(|&i| bytes[i - 1] == b'\n' && visible(bytes.get(i.wrapping_sub(2))) && visible(bytes.get(i)))
+            .unwrap_or(bytes.len());
+        let (piece, after) = rest.split_at(end);
+        rest = after;
+        Some(piece)
+    })
+}
