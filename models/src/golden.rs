@@ -4,40 +4,20 @@
 //! `tensors.safetensors`, which holds what a reference implementation started from and computed. Beside the cases stands the
 //! script that writes them and defines their format and semantics.
 //!
-//! A replay takes [`GoldenCase::init`] and [`GoldenCase::batches`], fills a [`Computed`], and asks [`GoldenCase::compare`]. For
+//! [`GoldenCase::replay`] runs a case by plain calls of the stage engine, [`GoldenCase::compare`] compares what it computed. For
 //! each tensor, `max|ours - theirs| ≤ 2e-6 + 5e-5 · max|theirs|` must hold.
 
 mod compare;
 mod read;
+mod replay;
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use candle_core::Tensor;
-use interlock::{Batch, ModelSpec, Result, optimizer::OptimizerConfig, parameters::NamedTensors};
-use serde::{Deserialize, Serialize};
+use interlock::{Batch, ModelSpec, Result, clip::ClipConfig, optimizer::OptimizerConfig, parameters::NamedTensors};
 
 use crate::config::{InputShape, ModelConfig};
 pub use compare::Comparison;
-
-/// Which parameters' gradients one norm is taken over; each head's by itself either way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ClipScope {
-    /// The main parameters of each stage.
-    Stage,
-    /// The main parameters of all stages.
-    Global,
-}
-
-/// Clipping of gradients: by `max_norm / (norm + 1e-6)` where that is below 1.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Clip {
-    /// The largest norm left alone.
-    pub max_norm: f64,
-    /// What the norm is taken over.
-    pub scope: ClipScope,
-}
 
 /// What a run computed, or must compute.
 #[derive(Clone, Debug)]
@@ -76,7 +56,7 @@ pub struct GoldenCase {
     /// Pieces that each batch is cut into.
     pub micro_batches: usize,
     /// Clipping, if any.
-    pub clip: Option<Clip>,
+    pub clip: Option<ClipConfig>,
     /// Every parameter and buffer before step 0, by name.
     pub init: Arc<NamedTensors>,
     /// The batch of each step.

@@ -10,9 +10,11 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use interlock::{
-    Activation, Batch, Differentiable, Gradients, ParameterStore, Pass, Sequential, Wants, parameters::unused,
+    Activation, Batch, Differentiable, Gradients, ParameterStore, Pass, Sequential, Wants,
+    clip::{ClipConfig, ClipScope},
+    parameters::unused,
 };
-use interlock_models::golden::{Clip, ClipScope, Comparison, Computed, GoldenCase};
+use interlock_models::golden::{Comparison, Computed, GoldenCase};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -137,7 +139,7 @@ impl Built {
         if let Some(rest) = name.strip_prefix("aux.") {
             return format!("head {}", rest.split('.').next().unwrap());
         }
-        let Some(Clip { scope: ClipScope::Stage, .. }) = case.clip else { return "all".into() };
+        let Some(ClipConfig { scope: ClipScope::Stage, .. }) = case.clip else { return "all".into() };
         // Build the stages one by one to learn which names are whose.
         let units = case.spec().unwrap().units().unwrap();
         let mut at = 0;

@@ -3,10 +3,10 @@
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
-use interlock::{Batch, Error, Result, optimizer::OptimizerConfig};
+use interlock::{Batch, Error, Result, clip::ClipConfig, optimizer::OptimizerConfig};
 use serde::Deserialize;
 
-use super::{Clip, Computed, GoldenCase};
+use super::{Computed, GoldenCase};
 use crate::config::{InputShape, ModelConfig};
 
 /// `case.json`.
@@ -35,7 +35,7 @@ struct Case {
     #[serde(default = "one")]
     micro_batches: usize,
     #[serde(default)]
-    clip: Option<Clip>,
+    clip: Option<ClipConfig>,
 }
 
 fn one() -> usize {

@@ -1,0 +1,87 @@
+//! Every golden case by the stage engine, and by the actors to the same bits: whatever is in flight, however many threads.
+
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use candle_core::{DType, Tensor};
+use interlock::{Batch, Dataset, Result, StageDevice, random::Key, trainer::Split};
+use interlock_backends::Backends;
+use interlock_models::golden::GoldenCase;
+
+fn cases() -> Vec<GoldenCase> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut folders: Vec<PathBuf> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    folders.sort();
+    folders.iter().map(|f| GoldenCase::read(f).unwrap()).collect()
+}
+
+fn devices(names: &[&str]) -> Vec<Arc<dyn StageDevice>> {
+    names.iter().map(|name| Backends::default().open(name).unwrap()).collect()
+}
+
+#[test]
+fn the_engine_agrees_with_every_case() {
+    let cases = cases();
+    assert_eq!(cases.len(), 17);
+    for case in cases {
+        let computed = case.replay(devices(&["cpu:threads=1"])).unwrap();
+        let comparisons = case.compare(&computed);
+        assert!(!comparisons.is_empty());
+        for comparison in comparisons {
+            assert!(comparison.passes(), "{}: {comparison}", case.name);
+        }
+    }
+}
+
+/// The batches of a case in their order, one an epoch: a data set whose only example is the whole batch of its turn.
+struct Batches {
+    batches: Vec<Batch>,
+}
+
+impl Dataset for Batches {
+    fn len(&self) -> usize {
+        self.batches[0].len().unwrap()
+    }
+
+    fn batch(&self, _: &[usize], augment: Option<Key>) -> Result<Batch> {
+        // The key of an epoch tells which it is.
+        let epoch = (0..self.batches.len()).find(|&epoch| {
+            let key = Key::new(0).named("augment").with(epoch as u64);
+            augment.is_some_and(|augment| format!("{augment:?}") == format!("{key:?}"))
+        });
+        Ok(self.batches[epoch.unwrap()].clone())
+    }
+}
+
+fn bits(tensors: &HashMap<String, Tensor>) -> BTreeMap<String, Vec<u32>> {
+    let bits = |t: &Tensor| {
+        let values = t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        values.iter().map(|v| v.to_bits()).collect()
+    };
+    tensors.iter().map(|(name, tensor)| (name.clone(), bits(tensor))).collect()
+}
+
+#[test]
+fn actors_agree_with_plain_calls_to_the_bit() {
+    for case in cases() {
+        let expected = bits(&case.replay(devices(&["cpu:threads=1"])).unwrap().finals);
+        for (in_flight, names) in
+            [(1, &["cpu:threads=2"][..]), (2, &["cpu:threads=1", "cpu:threads=3"]), (8, &["cpu:threads=1"])]
+        {
+            let builder = case.trainer(devices(names)).unwrap();
+            let data = Batches { batches: case.batches.clone() };
+            let builder = builder.in_flight(in_flight).batch_size(data.len()).epochs(case.steps as u64);
+            let mut trainer = builder.build().unwrap();
+            trainer.fit(Split { train: &data, validation: None }).unwrap();
+            let found = bits(&trainer.snapshot().unwrap().into_iter().collect());
+            assert!(found == expected, "{}: in flight {in_flight}, devices {names:?}", case.name);
+        }
+    }
+}
