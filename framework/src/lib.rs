@@ -7,11 +7,13 @@
 
 mod activation;
 pub mod actor;
+pub mod autograd;
 pub mod clip;
 pub mod data;
 pub mod device;
 pub mod differentiable;
 mod error;
+pub mod graph;
 pub mod loss;
 pub mod lr_schedule;
 pub mod model;
@@ -28,6 +30,7 @@ pub mod trainer;
 pub mod transport;
 
 pub use activation::Activation;
+pub use autograd::{Autograd, StageModule};
 pub use data::{Batch, Dataset};
 pub use device::{Backend, StageDevice};
 pub use differentiable::{Differentiable, Mode, Pass, Pulled, Saved, Sequential, Wants};

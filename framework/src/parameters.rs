@@ -130,6 +130,12 @@ impl ParameterStore {
     }
 }
 
+/// Whether a tensor of this name is trained: the last part of the name tells.
+pub fn kind_of(name: &str) -> Kind {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    if BUFFERS.contains(&last) { Kind::Buffer } else { Kind::Parameter }
+}
+
 fn check_shape(name: &str, value: &Tensor, wanted: &Shape) -> Result<()> {
     if value.shape() == wanted {
         return Ok(());
@@ -163,8 +169,7 @@ impl Inner {
         };
         let var = Var::from_tensor(&value)?;
         let tensor = var.as_tensor().clone();
-        let last = name.rsplit('.').next().unwrap_or(name);
-        let kind = if BUFFERS.contains(&last) { Kind::Buffer } else { Kind::Parameter };
+        let kind = kind_of(name);
         self.by_name.insert(name.to_owned(), self.entries.len());
         self.by_id.insert(var.id(), self.entries.len());
         self.entries.push(Entry { name: name.to_owned(), var, kind });
