@@ -121,10 +121,11 @@ impl Conv2d {
                 if window.is_pointwise() && across == places {
                     return multiply(1.0, weight, c, Target::new(dx, places), Write::Replace);
                 }
-                with_scratch(depth * across, |columns| {
-                    multiply(1.0, weight, c, Target::new(columns, across), Write::Replace);
+                let stride = row_stride(across);
+                with_scratch(depth * stride, |columns| {
+                    multiply(1.0, weight, c, Target::new(columns, stride), Write::Replace);
                     for (i, dx) in dx.chunks_exact_mut(image).enumerate() {
-                        window.add_back(columns, across, i * places, dx);
+                        window.add_back(columns, stride, i * places, dx);
                     }
                 });
             });
@@ -165,6 +166,12 @@ fn images_at_a_time(window: &Window, batch: usize) -> usize {
     (PLACES / window.places()).clamp(1, batch.div_ceil(4))
 }
 
+/// How far apart rows of `across` columns begin: never a multiple of 64 elements, or down a column of the matrix all elements would
+/// compete for the same few lines of the cache.
+fn row_stride(across: usize) -> usize {
+    if across.is_multiple_of(64) { across + 16 } else { across }
+}
+
 /// Calls `work` with the columns of all images of `x` beside each other, and their number.
 fn with_columns(window: &Window, x: &[f32], work: impl FnOnce(Matrix<'_>, usize)) {
     let image = window.channels * window.pixels();
@@ -173,11 +180,12 @@ fn with_columns(window: &Window, x: &[f32], work: impl FnOnce(Matrix<'_>, usize)
     if window.is_pointwise() && across == places {
         return work(Matrix::new(x, depth, places), places);
     }
-    with_scratch(depth * across, |columns| {
+    let stride = row_stride(across);
+    with_scratch(depth * stride, |columns| {
         for (i, x) in x.chunks_exact(image).enumerate() {
-            window.fill(x, columns, across, i * places);
+            window.fill(x, columns, stride, i * places);
         }
-        work(Matrix::new(columns, depth, across), across);
+        work(Matrix::strided(columns, depth, across, stride), across);
     });
 }
 

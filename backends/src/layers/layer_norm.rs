@@ -27,10 +27,13 @@ pub struct LayerNorm {
     bias: Tensor,
 }
 
+/// `μ` and `1/√(σ² + ε)` of one row.
+type Statistics = (f32, f32);
+
 struct SavedLayerNorm {
     x: Tensor,
-    /// `μ` and `1/√(σ² + ε)` of each row.
-    statistics: Vec<(f32, f32)>,
+    /// A pair for each row.
+    statistics: Vec<Statistics>,
 }
 
 impl LayerNorm {
@@ -49,7 +52,7 @@ impl LayerNorm {
         CHUNK.div_ceil(self.width)
     }
 
-    fn moments(&self, row: &[f32]) -> (f32, f32) {
+    fn moments(&self, row: &[f32]) -> Statistics {
         let count = self.width as f64;
         let mean = sum(row) / count;
         let centre = mean as f32;
@@ -58,7 +61,7 @@ impl LayerNorm {
         (centre, (1.0 / ((square - distance * distance).max(0.0) + EPSILON).sqrt()) as f32)
     }
 
-    fn apply(&self, x: &[f32]) -> Result<(Vec<f32>, Vec<(f32, f32)>)> {
+    fn apply(&self, x: &[f32]) -> Result<(Vec<f32>, Vec<Statistics>)> {
         let (width, rows) = (self.width, self.rows());
         let (weight, bias) = (read::<f32>(&self.weight)?, read::<f32>(&self.bias)?);
         let (weight, bias): (&[f32], &[f32]) = (&weight, &bias);
@@ -78,7 +81,7 @@ impl LayerNorm {
         Ok((y, statistics))
     }
 
-    fn input_gradient(&self, x: &[f32], statistics: &[(f32, f32)], c: &[f32]) -> Result<Vec<f32>> {
+    fn input_gradient(&self, x: &[f32], statistics: &[Statistics], c: &[f32]) -> Result<Vec<f32>> {
         let (width, rows) = (self.width, self.rows());
         let weight = read::<f32>(&self.weight)?;
         let weight: &[f32] = &weight;
@@ -106,7 +109,7 @@ impl LayerNorm {
     }
 
     /// `∂γ` and then `∂β`.
-    fn parameter_gradients(&self, x: &[f32], statistics: &[(f32, f32)], c: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    fn parameter_gradients(&self, x: &[f32], statistics: &[Statistics], c: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let width = self.width;
         // At most sixteen pieces: each holds a sum as long as two rows.
         let rows = self.rows().max(statistics.len().div_ceil(16));

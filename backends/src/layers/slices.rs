@@ -196,3 +196,59 @@ pub(crate) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) ->
     SCRATCH.with_borrow_mut(|kept| kept.push(buffer));
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small whole numbers, whose sums are exact in any order.
+    fn whole(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 31 + seed * 7) % 13) as f32 - 6.0).collect()
+    }
+
+    #[test]
+    fn parts_are_added_place_by_place_beyond_one_chunk() {
+        let count = 2 * CHUNK + 5;
+        let parts: Vec<Vec<f32>> = (0..4).map(|seed| whole(count, seed)).collect();
+        let wanted: Vec<f32> = (0..count).map(|i| parts.iter().map(|part| part[i]).sum()).collect();
+        assert_eq!(add_up(parts), wanted);
+        assert_eq!(add_up(vec![vec![1.0, 2.0]]), [1.0, 2.0]);
+        assert!(add_up(Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn maps_cover_every_element_beyond_one_chunk() {
+        let (a, b) = (whole(CHUNK + 3, 0), whole(CHUNK + 3, 1));
+        assert!(map(&a, |a| 2.0 * a).iter().zip(&a).all(|(y, a)| *y == 2.0 * a));
+        assert!(zip(&a, &b, |a, b| a - b).iter().zip(a.iter().zip(&b)).all(|(y, (a, b))| *y == a - b));
+    }
+
+    #[test]
+    fn sums_go_down_columns_and_over_channels() {
+        let values = whole(150 * 6, 2);
+        let columns: Vec<f32> = (0..6).map(|c| (0..150).map(|row| values[row * 6 + c]).sum()).collect();
+        assert_eq!(column_sums(&values, 6), columns);
+        // (B, C, P) = (75, 6, 2)
+        let channel = |c: usize| (0..75).map(|b| values[(b * 6 + c) * 2] + values[(b * 6 + c) * 2 + 1]).sum::<f32>();
+        assert_eq!(channel_sums(&values, 6, 2), (0..6).map(channel).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn nested_scratch_buffers_are_apart() {
+        with_scratch(4, |outer| {
+            outer.fill(1.0);
+            with_scratch(8, |inner| inner.fill(2.0));
+            assert_eq!(outer, [1.0; 4]);
+        });
+    }
+
+    #[test]
+    fn a_view_is_read_in_place() -> Result<()> {
+        let whole = tensor((0..12).map(|i| i as f32).collect(), (4, 3))?;
+        let view = dense(&whole.narrow(0, 2, 2)?, "test")?;
+        assert_eq!(&*read::<f32>(&view)?, &[6.0, 7.0, 8.0, 9.0, 10.0, 11.0]);
+        assert!(std::ptr::eq(&read::<f32>(&view)?[0], &read::<f32>(&whole)?[6]), "the view was copied");
+        assert!(read::<f32>(&whole.t()?).is_err() && read::<u32>(&whole).is_err());
+        Ok(())
+    }
+}

@@ -25,6 +25,9 @@ fn cases() -> Vec<(usize, [usize; 2], Conv2dConfig)> {
         (2, [16, 17], conv(2, 3, 1, 1, 0, true)),
         (2, [1, 1], conv(2, 3, 1, 1, 0, false)),
         (1, [2, 3], conv(1, 1, 3, 2, 3, false)),
+        // Several groups of images in each part of the weight gradient: large images one at a time, small ones together.
+        (19, [16, 17], conv(1, 2, 3, 1, 1, true)),
+        (70, [6, 7], conv(1, 2, 3, 1, 0, false)),
     ]
 }
 
