@@ -1,0 +1,352 @@
+//! The command's contract: exit codes, messages, files.
+
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A small run: one epoch of 96 images, two stages, a moment in the dev profile.
+const SMALL: [&str; 8] = [
+    "--set=data.limit=96",
+    "--set=epochs=1",
+    "--set=model.planes=[4, 8]",
+    "--set=model.blocks=[1, 1]",
+    "--set=model.stem_planes=4",
+    "--set=partition.stages=2",
+    "--set=heads.arch=gbpl_fc",
+    "--set=batch_size=32",
+];
+
+/// A small run on text.
+const TEXT: [&str; 7] = [
+    "--set=steps=12",
+    "--set=eval_every=12",
+    "--set=data.limit=64",
+    "--set=data.context=16",
+    "--set=data.validation_fraction=0.002",
+    "--set=model.width=16",
+    "--set=partition.stages=2",
+];
+
+fn interlock(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_interlock")).args(arguments).current_dir(folder).output().unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn done(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{}{}", out(output), err(output));
+    out(output)
+}
+
+/// Exit code 2, every one of `words` in the message, and nothing in the folder but what was there before.
+fn refused(folder: &Path, arguments: &[&str], words: &[&str]) {
+    let list = |folder: &Path| -> Vec<PathBuf> {
+        let mut names: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+        names.sort();
+        names
+    };
+    let before = list(folder);
+    let output = interlock(folder, arguments);
+    let message = err(&output);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+    for word in words {
+        assert!(message.contains(word), "{arguments:?}: {word:?} is not in {message:?}");
+    }
+    assert_eq!(list(folder), before, "{arguments:?} wrote something");
+}
+
+fn train(folder: &Path, more: &[&str]) -> Output {
+    interlock(folder, &[&["train", "--plain", "--out", "run"], more].concat())
+}
+
+fn configs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("configs")
+}
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden").join(name)
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_run_is_trained_stored_and_scored_again() {
+    let folder = TempDir::new().unwrap();
+    let output = train(folder.path(), &[&SMALL[..], &["--report", "report.json"]].concat());
+    let shown = done(&output);
+    assert!(shown.contains("accuracy of the last stage") && shown.contains("the run lies in run"), "{shown}");
+
+    let report = json(&folder.path().join("report.json"));
+    assert_eq!(report, json(&folder.path().join("run/report.json")));
+    let accuracy = report["final"]["accuracy"].as_f64().unwrap();
+    assert!((0.0..=1.0).contains(&accuracy));
+    assert!(report["final"]["loss"].is_f64() && report["examples_per_second"].as_f64().unwrap() > 0.0);
+    assert_eq!((report["steps"].as_u64(), report["seed"].as_u64()), (Some(3), Some(1)));
+    let stages = report["stages"].as_array().unwrap();
+    assert_eq!(stages.len(), 2);
+    for (k, stage) in stages.iter().enumerate() {
+        assert_eq!(stage["index"].as_u64(), Some(k as u64));
+        assert_eq!(stage["follows"].as_u64(), Some(1));
+        assert!(stage["device"] == "cpu" && stage["loss"].is_f64() && stage["accuracy"].is_f64());
+    }
+    assert_eq!(json(&folder.path().join("run/status.json"))["state"], "finished");
+    assert!(fs::read_to_string(folder.path().join("run/run.log")).unwrap().contains("finished"));
+    let index = json(&folder.path().join("run/model.safetensors.index.json"));
+    assert_eq!(index["weight_map"]["conv1.weight"], "model-00001-of-00002.safetensors");
+    assert_eq!(index["weight_map"]["fc.weight"], "model-00002-of-00002.safetensors");
+
+    let scored = done(&interlock(folder.path(), &["eval", "run", "--json"]));
+    let heads: Value = serde_json::from_str(scored.lines().last().unwrap()).unwrap();
+    for (head, stage) in heads.as_array().unwrap().iter().zip(stages) {
+        assert_eq!(head["accuracy"], stage["accuracy"]);
+    }
+    let early = done(&interlock(folder.path(), &["eval", "run", "--stage", "0", "--json"]));
+    let heads: Value = serde_json::from_str(early.lines().last().unwrap()).unwrap();
+    assert_eq!((heads.as_array().unwrap().len(), &heads[0]["accuracy"]), (1, &stages[0]["accuracy"]));
+    refused(folder.path(), &["eval", "run", "--stage", "7"], &["stage 7 has no head", "0, 1"]);
+    refused(folder.path(), &["generate", "run", "--prompt", "x"], &["not one on text"]);
+
+    // What was written configures the same run again, and starts another one.
+    let again = ["train", "--quiet", "--out", "again", "--config", "run/config.toml", "--set", "init_from=run"];
+    assert_eq!(done(&interlock(folder.path(), &again)), "");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run_and_another_seed_another() {
+    let folder = TempDir::new().unwrap();
+    let loss = |name: &str, more: &[&str]| {
+        let arguments = [&["train", "--quiet", "--out", name], &SMALL[..], more].concat();
+        done(&interlock(folder.path(), &arguments));
+        json(&folder.path().join(name).join("report.json"))["final"]["loss"].as_f64().unwrap()
+    };
+    let first = loss("a", &[]);
+    assert_eq!(first, loss("b", &["--set=devices=[\"cpu:threads=1\", \"cpu:threads=2\"]", "--set=in_flight=1"]));
+    assert_ne!(first, loss("c", &["--set=seed=2"]));
+}
+
+#[test]
+fn a_text_is_learned_and_continued() {
+    let folder = TempDir::new().unwrap();
+    let config = configs().join("shakespeare-gpt.toml");
+    let source = ["--config", config.to_str().unwrap()];
+    let shown = done(&train(folder.path(), &[&source[..], &TEXT].concat()));
+    assert!(shown.contains("perplexity of the last stage"), "{shown}");
+    assert!(json(&folder.path().join("run/report.json"))["final"]["perplexity"].as_f64().unwrap() > 1.0);
+    let generate = |more: &[&str]| {
+        let arguments = [&["generate", "run", "--prompt", "ROMEO", "--tokens", "20"], more].concat();
+        done(&interlock(folder.path(), &arguments))
+    };
+    let text = generate(&["--seed", "4"]);
+    assert!(text.starts_with("ROMEO") && text.chars().count() > 20, "{text}");
+    assert_eq!(text, generate(&["--seed", "4"]));
+    assert_ne!(text, generate(&["--seed", "5"]));
+    refused(folder.path(), &["generate", "run", "--prompt", ""], &["--prompt"]);
+    refused(folder.path(), &["generate", "run", "--prompt", "x", "--temperature=-1"], &["--temperature"]);
+    refused(folder.path(), &["generate", "run", "--prompt", "x", "--top-k", "0"], &["--top-k"]);
+}
+
+#[test]
+fn widths_are_compared_and_the_table_is_stored() {
+    let folder = TempDir::new().unwrap();
+    let arguments =
+        [&["compare", "--widths", "1,e2e", "--seeds", "2", "--out", "table", "--json"], &SMALL[..]].concat();
+    let shown = done(&interlock(folder.path(), &arguments));
+    let last: Value = serde_json::from_str(shown.lines().last().unwrap()).unwrap();
+    assert_eq!(last, json(&folder.path().join("table/compare.json")));
+    assert_eq!((last["rows"].as_array().unwrap().len(), last["runs"].as_array().unwrap().len()), (2, 4));
+    assert_eq!(last["rows"][1]["width"], "e2e");
+    assert_eq!(fs::read_to_string(folder.path().join("table/compare.csv")).unwrap().lines().count(), 5);
+    refused(folder.path(), &["compare", "--widths", "1,x"], &["no width"]);
+    let too_wide = [&["compare", "--widths", "1,3"], &SMALL[..]].concat();
+    refused(folder.path(), &too_wide, &["width 3", "1 (local) to 2"]);
+}
+
+#[test]
+fn golden_cases_are_replayed_and_a_bent_one_fails() {
+    let folder = TempDir::new().unwrap();
+    let good = golden("mlp-k5-w2");
+    let shown = done(&interlock(folder.path(), &["replay", good.to_str().unwrap()]));
+    assert_eq!(shown.lines().last(), Some("1 passed, 0 failed"));
+    let bent = folder.path().join("bent");
+    fs::create_dir(&bent).unwrap();
+    fs::copy(good.join("case.json"), bent.join("case.json")).unwrap();
+    let mut bytes = fs::read(good.join("tensors.safetensors")).unwrap();
+    let at = bytes.len() - 2;
+    bytes[at] ^= 0x40; // in the last tensor's last value
+    fs::write(bent.join("tensors.safetensors"), bytes).unwrap();
+    let output = interlock(folder.path(), &["replay", good.to_str().unwrap(), "bent", "missing"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(out(&output).lines().last(), Some("1 passed, 2 failed"));
+    assert!(out(&output).contains("FAILED") && out(&output).contains("case.json"), "{}", out(&output));
+}
+
+#[test]
+fn bad_settings_are_refused_before_anything_is_written() {
+    let folder = TempDir::new().unwrap();
+    let units = ["train", "--out", "run", "--set=partition.units_per_stage=[1, 1]"];
+    refused(folder.path(), &units, &["units_per_stage", "adds up to 2 units, the model has 5"]);
+    refused(folder.path(), &["train", "--out", "run", "--set=steps=0"], &["steps", "1 or more"]);
+    let refused = |sets: &[&str], words: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(|s| format!("--set={s}")).collect();
+        let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+        refused(folder.path(), &[&["train", "--out", "run"], &SMALL[..], &sets].concat(), words);
+    };
+    refused(&["strategy.width=0"], &["strategy.width", "1 (local) to 2"]);
+    refused(&["strategy.width=3"], &["width 3", "1 (local) to 2"]);
+    refused(&["strategy.widths=[1]"], &["strategy.widths", "1 widths for 2 stages"]);
+    refused(&["partition.stages=9"], &["partition.stages", "1 to 4"]);
+    refused(&["optimizer.learning_rate=1"], &["learning_rate", "expected one of"]);
+    refused(&["batch_size=\"many\""], &["batch_size", "expected usize"]);
+    refused(&["optimizer.lr=0"], &["optimizer.lr", "above 0"]);
+    refused(&["optimizer.lr=-0.1"], &["optimizer.lr", "above 0"]);
+    refused(&["batch_size=0"], &["batch_size", "1 or more"]);
+    refused(&["batch_size=-4"], &["batch_size"]);
+    refused(&["devices=[\"tpu\"]"], &["tpu", "cpu"]);
+    refused(&["devices=[\"cuda:0\"]"], &["cuda:0", "--features cuda"]);
+    refused(&["devices=[]"], &["devices", "cpu"]);
+    refused(&["heads.arch=conv8_fancy"], &["fancy"]);
+    refused(&["lr_schedule.kind=linear"], &["linear"]);
+    refused(&["steps=1"], &["epochs", "steps are given too"]);
+    refused(&["epochs=0"], &["epochs", "1 or more"]);
+    refused(&["eval_every=0"], &["eval_every", "1 or more"]);
+    refused(&["in_flight=0"], &["in_flight", "1 or more"]);
+    refused(&["micro_batches=0"], &["micro_batches", "1 or more"]);
+    refused(&["clip.max_norm=0"], &["clip.max_norm", "above 0"]);
+    refused(&["init_from=nowhere"], &["nowhere"]);
+    refused(&["name=a/b"], &["name"]);
+    refused(&["data.kind=cifar10", "data.path=nowhere"], &["nowhere"]);
+}
+
+#[test]
+fn bad_files_are_refused_before_anything_is_written() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path();
+    let write = |name: &str, bytes: &[u8]| {
+        let file = path.join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, bytes).unwrap();
+    };
+    let with = |data: &[&str], words: &[&str]| {
+        refused(path, &[&["train", "--out", "run"], data].concat(), words);
+    };
+    refused(path, &["train", "--config", "none.toml"], &["none.toml"]);
+    write("broken.toml", b"seed = 1\nseeed = 2\n[data]\nkind = \"shakespeare\"\n[model]\nkind = \"mlp\"\n");
+    refused(path, &["train", "--config", "broken.toml"], &["broken.toml", "seeed", "line 2"]);
+
+    let cifar = ["--set=data.kind=cifar10", "--set=data.path=cifar"];
+    write("cifar/test_batch.bin", &[1; 3073]);
+    for i in 1..=5 {
+        write(&format!("cifar/data_batch_{i}.bin"), &[1; 3073]);
+    }
+    write("cifar/data_batch_3.bin", &[1; 3000]);
+    with(&cifar, &["data_batch_3.bin", "3073"]);
+    write("cifar/data_batch_3.bin", &[77; 3073]);
+    with(&cifar, &["data_batch_3.bin", "77"]);
+
+    let idx = |magic: u8, dims: &[u32], data: usize| {
+        let mut bytes = vec![0, 0, 8, magic];
+        dims.iter().for_each(|d| bytes.extend(d.to_be_bytes()));
+        bytes.resize(bytes.len() + data, 1);
+        bytes
+    };
+    let set = ["--set=data.kind=idx", "--set=data.path=idx"];
+    for part in ["train", "t10k"] {
+        write(&format!("idx/{part}-images-idx3-ubyte"), &idx(3, &[2, 28, 28], 2 * 784));
+        write(&format!("idx/{part}-labels-idx1-ubyte"), &idx(1, &[2], 2));
+    }
+    write("idx/train-images-idx3-ubyte", &idx(3, &[2, 28, 28], 784));
+    with(&set, &["train-images-idx3-ubyte"]);
+    write("idx/train-images-idx3-ubyte", &idx(3, &[3, 28, 28], 3 * 784));
+    with(&set, &["3", "2"]);
+
+    write("empty.txt", b"");
+    with(&["--config", configs().join("text-gpt.toml").to_str().unwrap(), "--set=data.path=empty.txt"], &["empty.txt"]);
+    with(
+        &["--config", configs().join("shakespeare-gpt.toml").to_str().unwrap(), "--set=model.tied=true"],
+        &["tied = false"],
+    );
+    write("archive.tar.gz", b"not an archive");
+    with(&["--set=data.kind=cifar10", "--set=data.path=archive.tar.gz"], &["archive.tar.gz"]);
+}
+
+#[test]
+fn a_run_folder_that_is_none_or_of_another_model_is_refused() {
+    let folder = TempDir::new().unwrap();
+    refused(folder.path(), &["eval", "nothing"], &["nothing", "no run folder"]);
+    done(&train(folder.path(), &SMALL));
+    refused(folder.path(), &["train", "--out", "run"], &["--out run", "it exists"]);
+    let config = folder.path().join("run/config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("planes = [\n    4,\n    8,\n]", "planes = [4, 16]").replace("[4, 8]", "[4, 16]"))
+        .unwrap();
+    refused(folder.path(), &["eval", "run"], &["shape"]);
+    fs::write(
+        &config,
+        text.replace("blocks = [1, 1]", "blocks = [1, 2]").replace("blocks = [\n    1,\n    1,\n]", "blocks = [1, 2]"),
+    )
+    .unwrap();
+    refused(folder.path(), &["eval", "run"], &["another model"]);
+    fs::write(&config, text).unwrap();
+    fs::remove_file(folder.path().join("run/model-00002-of-00002.safetensors")).unwrap();
+    refused(folder.path(), &["eval", "run"], &["model-00002-of-00002.safetensors"]);
+}
+
+#[test]
+fn a_run_that_leaves_the_finite_fails_and_stores_no_weights() {
+    let folder = TempDir::new().unwrap();
+    let output = train(folder.path(), &[&SMALL[..], &["--set=optimizer.lr=1e30"]].concat());
+    let message = err(&output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    for word in ["stage ", "step ", "micro-batch 0", "marked as failed"] {
+        assert!(message.contains(word), "{word:?} is not in {message:?}");
+    }
+    let status = json(&folder.path().join("run/status.json"));
+    assert_eq!(status["state"], "failed");
+    assert!(message.contains(status["cause"].as_str().unwrap()));
+    let stored = fs::read_dir(folder.path().join("run")).unwrap().map(|e| e.unwrap().file_name());
+    assert!(stored.into_iter().all(|name| !name.to_string_lossy().contains("safetensors")));
+    refused(folder.path(), &["eval", "run"], &["the run has failed"]);
+}
+
+#[test]
+fn the_configurations_that_come_along_are_sound() {
+    let folder = TempDir::new().unwrap();
+    let mut names: Vec<PathBuf> = fs::read_dir(configs()).unwrap().map(|e| e.unwrap().path()).collect();
+    names.sort();
+    assert_eq!(names.len(), 6);
+    for name in names {
+        let printed = done(&interlock(folder.path(), &["config", "--config", name.to_str().unwrap()]));
+        fs::write(folder.path().join("again.toml"), &printed).unwrap();
+        assert_eq!(printed, done(&interlock(folder.path(), &["config", "--config", "again.toml"])));
+    }
+    let built_in = fs::read_to_string(configs().join("fashion-mnist.toml")).unwrap();
+    fs::write(folder.path().join("built-in.toml"), built_in).unwrap();
+    let printed = done(&interlock(folder.path(), &["config"]));
+    assert_eq!(printed, done(&interlock(folder.path(), &["config", "--config", "built-in.toml"])));
+    let schema: Value = serde_json::from_str(&done(&interlock(folder.path(), &["config", "--schema"]))).unwrap();
+    assert!(schema["properties"]["strategy"].is_object());
+}
+
+#[test]
+fn help_says_what_there_is() {
+    let folder = TempDir::new().unwrap();
+    insta::assert_snapshot!("help", done(&interlock(folder.path(), &["--help"])));
+    insta::assert_snapshot!("help_train", done(&interlock(folder.path(), &["train", "--help"])));
+    assert!(done(&interlock(folder.path(), &["devices"])).contains("cpu"));
+    assert_eq!(interlock(folder.path(), &["fly"]).status.code(), Some(2));
+}
