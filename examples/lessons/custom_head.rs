@@ -4,6 +4,7 @@
 //! - A model decides what its head descriptions (`heads.arch`) mean: here `narrow16` is a perceptron with 16 hidden units.
 //! - Heads may be made of any layers; these come from `interlock_backends`, with hand-written gradients.
 //! - A [`Loss`] gives a score and its gradient. One head may have another loss than the rest; gradients cross boundaries all the same.
+#![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_core::{D, DType, Tensor};
 use interlock::{

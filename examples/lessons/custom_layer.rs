@@ -6,6 +6,7 @@
 //! - [`InGraph`] makes such a layer one node of a module's graph. Its parameters' gradients reach the stage all the same.
 //! - That is how to use operations that candle does not differentiate: `candle_nn`'s own root-mean-square norm passes no gradient on.
 //! - A gradient written by hand is checked by finite differences.
+#![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_core::{D, Device, Tensor};
 use candle_nn::{Init, Linear, Module, VarBuilder, linear};

@@ -4,6 +4,7 @@
 //! - A block is a [`StageModule`]: candle operations from input to output. candle's graph differentiates it.
 //! - A model is a [`ModelSpec`]: an ordered list of units, and the auxiliary head that may follow any of them.
 //! - Stages, devices and strategy are settings of the trainer; the model knows nothing of them.
+#![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_core::Tensor;
 use candle_nn::{Linear, Module, VarBuilder, linear};

@@ -5,6 +5,7 @@
 //!   cross which boundary, which stage relays them, which heads are needed.
 //! - The plan prints as a table, before anything is trained.
 //! - Heads that no stage follows are not even built, unless one asks for probes.
+#![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use interlock::{GradientPlan, Result, Strategy, Trainer, optimizer::OptimizerConfig, trainer::Split};
 use interlock_backends::cpu;

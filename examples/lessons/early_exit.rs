@@ -5,6 +5,7 @@
 //!   or not: the rest of the network comes out the same, bit for bit.
 //! - `evaluate` scores every head, through the same actors.
 //! - The first units with a head behind them are a model of their own: it takes the trained values by name.
+#![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use std::{collections::BTreeMap, sync::Arc};
 

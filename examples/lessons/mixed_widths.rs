@@ -5,6 +5,7 @@
 //!   far ahead, the second learns by itself, and relays for the first what it does not use.
 //! - A pull-back computes what somebody asked for and nothing else: the plan counts them.
 //! - The same seed gives the same initial values under every strategy, so strategies can be compared.
+#![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use interlock::{EndToEnd, Interlock, Local, Strategy, Trainer, optimizer::OptimizerConfig, trainer::Split};
 use interlock_backends::cpu;

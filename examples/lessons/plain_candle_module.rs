@@ -6,6 +6,7 @@
 //! - The parameters keep the names that the module asked its `VarBuilder` for, below the unit's.
 //! - One caution: some fused operations of candle (`LayerNorm`, `RmsNorm`, `softmax_last_dim`) pass no gradient on. A parameter that
 //!   no gradient reaches is an error that names it, never a silent zero; the lesson `custom_layer` shows the way out.
+#![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_core::Tensor;
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder, conv2d, linear, rms_norm};

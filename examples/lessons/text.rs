@@ -4,6 +4,7 @@
 //! - Text is data like any other: windows of tokens, each with the tokens that come next.
 //! - Every head predicts the next token, so perplexity can be read at every depth.
 //! - The trained values, by name, make the same model in one piece, which is called directly to write a text.
+#![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -42,7 +43,8 @@ fn main() -> anyhow::Result<()> {
         .stages(3)
         .optimizer(OptimizerConfig { kind: OptimizerKind::Adamw, lr: 3e-3, ..Default::default() })
         .clip(ClipConfig { max_norm: 1.0, scope: ClipScope::Stage })
-        .steps(200)
+        .batch_size(16)
+        .steps(250)
         .build()?;
     println!("{}\n", trainer.plan());
     let before = trainer.evaluate(&*data.validation)?;
