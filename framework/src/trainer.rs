@@ -202,9 +202,7 @@ impl Trainer {
     /// Scores every head on `data`, through the same actors.
     pub fn evaluate(&mut self, data: &dyn Dataset) -> Result<Evaluation> {
         self.check_usable()?;
-        let evaluation = self.run_evaluation(data);
-        self.failed |= evaluation.is_err();
-        evaluation
+        self.run_evaluation(data)
     }
 
     /// Trains as long as the builder said.
@@ -214,9 +212,7 @@ impl Trainer {
     /// may have been stopped in the middle of a step.
     pub fn fit<'a>(&mut self, data: impl Into<Split<'a>>) -> Result<Report> {
         self.check_usable()?;
-        let report = self.run(data.into());
-        self.failed |= report.as_ref().is_err_and(|e| !e.is_refusal());
-        report
+        self.run(data.into())
     }
 
     fn check_usable(&self) -> Result<()> {
@@ -247,6 +243,8 @@ impl Trainer {
                 Length::Steps(steps) => steps,
             };
         let eval_every = self.settings.eval_every.unwrap_or(per_epoch);
+        // Until the end of the run, any way out leaves the stages in the middle of something.
+        self.failed = true;
         self.pipeline.begin(last)?;
         let plan = self.plan().clone();
         let built = self.stages().to_vec();
@@ -275,7 +273,8 @@ impl Trainer {
                 evaluation = Some(found);
             }
         }
-        let report = self.report(&trained, evaluation);
+        self.failed = false;
+        let report = Report::new(self, &trained, evaluation);
         self.tell(&TrainEvent::Finished { report: &report });
         Ok(report)
     }
@@ -331,6 +330,7 @@ impl Trainer {
         if batches == 0 {
             return Err(Error::invalid("evaluation", "the data set is empty", "give at least one example"));
         }
+        let was_usable = !std::mem::replace(&mut self.failed, true);
         let start = Instant::now();
         let mut sums: Vec<Option<Score>> = vec![None; self.stages().len()];
         std::thread::scope(|scope| {
@@ -368,6 +368,7 @@ impl Trainer {
             }
             Ok(())
         })?;
+        self.failed = !was_usable;
         Evaluation::new(&sums, start.elapsed())
     }
 
@@ -387,10 +388,6 @@ impl Trainer {
         let stages = self.pipeline.snapshot_by_stage()?;
         self.best = Some(Best { steps: self.steps, evaluation: found.clone(), stages });
         Ok(true)
-    }
-
-    fn report(&self, trained: &Trained, evaluation: Option<Evaluation>) -> Report {
-        Report::new(self, trained, evaluation)
     }
 }
 

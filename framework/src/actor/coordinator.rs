@@ -124,8 +124,10 @@ impl Actor for Coordinator {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // Every stage may have reported a step and a norm for each micro-batch in flight, and given a credit for it.
-        ctx.set_mailbox_capacity(16 + 8 * self.stages.len() * (self.in_flight + 1));
+        // As long as this actor feeds nothing new there are at most `in_flight` micro-batches a boundary, and each of them makes
+        // every stage report at most three times (a norm, a step or a score, a credit).
+        let stages = self.stages.len();
+        ctx.set_mailbox_capacity(64 + 3 * stages * (stages + 1) * (self.in_flight + 1));
     }
 }
 

@@ -44,22 +44,17 @@ impl Policy {
         }
     }
 
-    /// Smaller comes first; equal never occurs, since the action itself is part of the rank.
+    /// Smaller comes first; of equal ranks, the one that became possible first.
     pub(super) fn rank(self, action: &Action, plan: &GradientPlan, stage: usize) -> (u8, u64, usize, usize) {
         let awaited_head = plan.crosses(stage).contains(&stage);
-        let (forward, kind) = match self.0 {
-            PolicyName::FillDrain => (0, action),
-            PolicyName::OneFOneB | PolicyName::Interlock => (3, action),
-        };
-        let class = match kind {
+        let class = match action {
             Action::Update(_) | Action::ShareNorm(_) => 0,
-            Action::Forward(_) => forward,
+            Action::Forward(_) if self.0 == PolicyName::FillDrain => 0,
+            Action::Forward(_) => 3,
             Action::PullBack { wants: Wants { input: true, .. }, .. } => 1,
             Action::Head { cotangent: true, .. } if awaited_head => 2,
-            Action::PullBack { .. } => match self.0 {
-                PolicyName::Interlock => 5,
-                PolicyName::FillDrain | PolicyName::OneFOneB => 2,
-            },
+            Action::PullBack { .. } if self.0 == PolicyName::Interlock => 5,
+            Action::PullBack { .. } => 2,
             Action::Head { cotangent: true, .. } => 4,
             Action::Head { cotangent: false, .. } => 6,
         };

@@ -1,0 +1,135 @@
+//! Timing changes nothing: the same parameters to the bit after 50 steps, by plain calls and by actors, whatever is in flight and
+//! however many threads a device has.
+
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use candle_core::{DType, Device, Tensor};
+use interlock::{
+    Batch, Dataset, Interlock, ModelSpec, Result, StageDevice, Trainer,
+    clip::{ClipConfig, ClipScope},
+    optimizer::{OptimizerConfig, OptimizerKind},
+    plain::PlainPipeline,
+    random::Key,
+    trainer::TrainerBuilder,
+};
+use interlock_backends::Backends;
+use interlock_models::{
+    ResNet, Transformer,
+    resnet::{BlockKind, StemKind},
+};
+use rand::RngExt;
+
+const STEPS: u64 = 50;
+
+/// One batch of random examples, whatever is asked for; so plain calls need no order of their own.
+struct OneBatch(Batch);
+
+impl Dataset for OneBatch {
+    fn len(&self) -> usize {
+        self.0.len().unwrap()
+    }
+
+    fn batch(&self, _: &[usize], _: Option<Key>) -> Result<Batch> {
+        Ok(self.0.clone())
+    }
+}
+
+fn images(count: usize) -> OneBatch {
+    let mut stream = Key::new(9).named("images").stream();
+    let pixels: Vec<f32> = (0..count * 3 * 12 * 12).map(|_| stream.random::<f32>() - 0.5).collect();
+    let inputs = Tensor::from_vec(pixels, (count, 3, 12, 12), &Device::Cpu).unwrap();
+    let targets = Tensor::from_vec((0..count as u32).map(|i| i % 10).collect(), count, &Device::Cpu).unwrap();
+    OneBatch(Batch { inputs: inputs.into(), targets })
+}
+
+fn tokens(count: usize, length: usize) -> OneBatch {
+    let mut stream = Key::new(9).named("tokens").stream();
+    let mut draw = || {
+        let tokens: Vec<u32> = (0..count * length).map(|_| stream.random_range(0..17)).collect();
+        Tensor::from_vec(tokens, (count, length), &Device::Cpu).unwrap()
+    };
+    OneBatch(Batch { inputs: draw().into(), targets: draw() })
+}
+
+fn resnet() -> Arc<dyn ModelSpec> {
+    Arc::new(ResNet {
+        block: BlockKind::Basic,
+        stem: StemKind::Cifar,
+        stem_planes: 4,
+        planes: vec![4, 8, 8],
+        blocks: vec![1, 1, 1],
+        classes: 10,
+        channels: 3,
+        height: 12,
+        width: 12,
+    })
+}
+
+fn transformer() -> Arc<dyn ModelSpec> {
+    Arc::new(Transformer {
+        vocab: 17,
+        context: 10,
+        sequence: 10,
+        width: 16,
+        heads: 2,
+        layers: 3,
+        dropout: 0.2,
+        tied: false,
+    })
+}
+
+fn devices(names: &[&str]) -> Vec<Arc<dyn StageDevice>> {
+    names.iter().map(|name| Backends::default().open(name).unwrap()).collect()
+}
+
+fn bits(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Vec<u32>> {
+    let bits = |t: Tensor| -> Vec<u32> {
+        let values = t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        values.iter().map(|v| v.to_bits()).collect()
+    };
+    tensors.into_iter().map(|(name, tensor)| (name, bits(tensor))).collect()
+}
+
+fn check(data: &OneBatch, micro_batches: usize, make: impl Fn() -> TrainerBuilder) {
+    let make = |names: &[&str]| {
+        let builder = make().stages(4).probes().seed(7).micro_batches(micro_batches).batch_size(data.len());
+        builder.steps(STEPS).devices(devices(names))
+    };
+    let layout = make(&["cpu:threads=1"]).layout().unwrap();
+    let mut plain = PlainPipeline::build(&layout.blueprints, layout.plan, &layout.settings).unwrap();
+    for _ in 0..STEPS {
+        plain.train_step(&data.0, micro_batches).unwrap();
+    }
+    let expected = bits(plain.snapshot().unwrap());
+    for in_flight in [1, 2, 8] {
+        for names in [&["cpu:threads=1"][..], &["cpu:threads=2"]] {
+            let mut trainer = make(names).in_flight(in_flight).build().unwrap();
+            trainer.fit(data).unwrap();
+            let found = bits(trainer.snapshot().unwrap());
+            assert!(found == expected, "M = {micro_batches}, in flight {in_flight}, devices {names:?}");
+        }
+    }
+}
+
+#[test]
+fn a_resnet_of_four_stages() {
+    for micro_batches in [1, 4] {
+        check(&images(10), micro_batches, || {
+            let optimizer = OptimizerConfig { lr: 0.05, weight_decay: 1e-4, ..OptimizerConfig::default() };
+            Trainer::builder(resnet()).strategy(Interlock::width(2)).optimizer(optimizer)
+        });
+    }
+}
+
+#[test]
+fn a_transformer_with_dropout_and_global_clipping() {
+    for micro_batches in [1, 4] {
+        check(&tokens(10, 10), micro_batches, || {
+            let optimizer = OptimizerConfig { kind: OptimizerKind::Adamw, lr: 1e-3, ..OptimizerConfig::default() };
+            let clip = ClipConfig { max_norm: 0.5, scope: ClipScope::Global };
+            Trainer::builder(transformer()).strategy(Interlock::width(3)).optimizer(optimizer).clip(clip)
+        });
+    }
+}
