@@ -1,1 +1,38 @@
-fn main() {}
+//! The `interlock` command: trains, evaluates and compares models cut into stages.
+
+mod arguments;
+mod compare;
+mod config;
+mod evaluate;
+mod exit;
+mod generate;
+mod progress;
+mod replay;
+mod run_folder;
+mod show;
+mod table;
+mod train;
+
+use std::process::ExitCode;
+
+use arguments::{Arguments, Command};
+use clap::Parser;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    // Before anything else: candle reads it once, and no other thread runs yet.
+    interlock_backends::candle_single_threaded();
+    let arguments = Arguments::parse();
+    let done = match arguments.command.unwrap_or_default() {
+        Command::Train(arguments) => train::run(&arguments),
+        Command::Eval(arguments) => evaluate::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
+        Command::Compare(arguments) => compare::run(&arguments),
+        Command::Replay(arguments) => replay::run(&arguments),
+        Command::Devices => show::devices(),
+        Command::Config(arguments) => show::config(&arguments),
+    };
+    exit::report(done)
+}

@@ -105,6 +105,7 @@ pub mod stage;
 pub mod strategy;
 pub mod trainer;
 pub mod transport;
+pub mod weights;
 
 pub use activation::Activation;
 pub use autograd::{Autograd, StageModule};

@@ -1,0 +1,170 @@
+//! `interlock compare`.
+
+use interlock::{
+    strategy::{StrategyConfig, StrategyName},
+    trainer::Split,
+};
+use serde::Serialize;
+
+use crate::{
+    arguments::{Compare, Width},
+    config::RunConfig,
+    exit::Exit,
+    progress::say,
+    run_folder,
+    table::{Measure, table},
+};
+
+/// One run.
+#[derive(Clone, Debug, Serialize)]
+struct Run {
+    width: String,
+    seed: u64,
+    accuracy: Option<f64>,
+    perplexity: Option<f64>,
+    loss: f64,
+    examples_per_second: f64,
+}
+
+/// All runs of one width.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    width: String,
+    runs: usize,
+    mean: f64,
+    /// The sample standard deviation; 0 for a single run.
+    spread: f64,
+    examples_per_second: f64,
+}
+
+/// What is stored.
+#[derive(Clone, Debug, Serialize)]
+struct Comparison {
+    measure: &'static str,
+    rows: Vec<Row>,
+    runs: Vec<Run>,
+}
+
+pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
+    let base = RunConfig::load(arguments.source.config.as_deref(), &arguments.source.sets)?;
+    if arguments.seeds == 0 {
+        return Err(Exit::Refused("--seeds 0: there is nothing to train; use 1 or more".to_owned()));
+    }
+    let out = arguments.out.clone().unwrap_or_else(|| run_folder::fresh(&format!("{}-compare", base.name)));
+    run_folder::refuse_existing(&out)?;
+    let configs: Vec<(Width, RunConfig)> = arguments
+        .widths
+        .iter()
+        .flat_map(|&width| (0..arguments.seeds).map(move |i| (width, i)))
+        .map(|(width, i)| (width, RunConfig { seed: base.seed + i, strategy: strategy(width), ..base.clone() }))
+        .collect();
+    let mut measure = Measure::Accuracy;
+    for (_, config) in &configs {
+        measure = Measure::of(&config.prepare()?.data.description.kind);
+    }
+
+    std::fs::create_dir_all(&out).map_err(|e| Exit::Failed(format!("{}: {e}", out.display())))?;
+    let mut runs = Vec::new();
+    for (width, config) in &configs {
+        let one = train(*width, config).map_err(Exit::failed)?;
+        let result = value(&one, measure);
+        let name = measure.name();
+        say(&format!(
+            "width {width}  seed {}  {name} {result:.4}  {:.1} examples/s",
+            one.seed, one.examples_per_second
+        ));
+        runs.push(one);
+    }
+    let rows: Vec<Row> = arguments.widths.iter().map(|width| row(&width.to_string(), &runs, measure)).collect();
+    let mut shown = table(&["width", "runs", measure.name(), "spread", "examples/s"]);
+    for row in &rows {
+        shown.add_row([
+            row.width.clone(),
+            row.runs.to_string(),
+            format!("{:.4}", row.mean),
+            format!("{:.4}", row.spread),
+            format!("{:.1}", row.examples_per_second),
+        ]);
+    }
+    say(&shown.to_string());
+    let comparison = Comparison { measure: measure.name(), rows, runs };
+    run_folder::write_json(&out.join("compare.json"), &comparison).map_err(Exit::failed)?;
+    write_csv(&out.join("compare.csv"), &comparison.runs)?;
+    say(&format!("the tables lie in {}", out.display()));
+    if arguments.json {
+        say(&serde_json::to_string(&comparison).map_err(Exit::failed)?);
+    }
+    Ok(())
+}
+
+fn strategy(width: Width) -> StrategyConfig {
+    match width {
+        Width::Number(width) => StrategyConfig { name: None, width: Some(width), widths: None },
+        Width::EndToEnd => StrategyConfig { name: Some(StrategyName::EndToEnd), width: None, widths: None },
+    }
+}
+
+fn train(width: Width, config: &RunConfig) -> interlock::Result<Run> {
+    let prepared = config.prepare()?;
+    let mut trainer = prepared.builder.keep_best(None).build()?;
+    let report = trainer.fit(Split { train: &*prepared.data.train, validation: Some(&*prepared.data.validation) })?;
+    Ok(Run {
+        width: width.to_string(),
+        seed: config.seed,
+        accuracy: report.finally.accuracy,
+        perplexity: report.finally.perplexity,
+        loss: report.finally.loss,
+        examples_per_second: report.examples_per_second,
+    })
+}
+
+fn value(run: &Run, measure: Measure) -> f64 {
+    match measure {
+        Measure::Accuracy => run.accuracy.unwrap_or(f64::NAN),
+        Measure::Perplexity => run.perplexity.unwrap_or(f64::NAN),
+    }
+}
+
+fn row(width: &str, runs: &[Run], measure: Measure) -> Row {
+    let own: Vec<&Run> = runs.iter().filter(|run| run.width == width).collect();
+    let count = own.len() as f64;
+    let mean = own.iter().map(|run| value(run, measure)).sum::<f64>() / count;
+    let squares: f64 = own.iter().map(|run| (value(run, measure) - mean).powi(2)).sum();
+    Row {
+        width: width.to_owned(),
+        runs: own.len(),
+        mean,
+        spread: if own.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 },
+        examples_per_second: own.iter().map(|run| run.examples_per_second).sum::<f64>() / count,
+    }
+}
+
+fn write_csv(path: &std::path::Path, runs: &[Run]) -> Result<(), Exit> {
+    let failed = |e: csv::Error| Exit::Failed(format!("{}: {e}", path.display()));
+    let mut file = csv::Writer::from_path(path).map_err(failed)?;
+    for run in runs {
+        file.serialize(run).map_err(failed)?;
+    }
+    file.flush().map_err(|e| Exit::Failed(format!("{}: {e}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_has_mean_and_sample_deviation() {
+        let run = |width: &str, accuracy| Run {
+            width: width.to_owned(),
+            seed: 0,
+            accuracy: Some(accuracy),
+            perplexity: None,
+            loss: 0.0,
+            examples_per_second: 10.0 * accuracy,
+        };
+        let runs = [run("1", 1.0), run("2", 9.0), run("1", 3.0)];
+        let row = row("1", &runs, Measure::Accuracy);
+        assert_eq!((row.runs, row.mean, row.examples_per_second), (2, 2.0, 20.0));
+        assert!((row.spread - 2.0_f64.sqrt()).abs() < 1e-12);
+    }
+}

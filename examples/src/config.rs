@@ -1,0 +1,308 @@
+//! The configuration of a run: flags over a file over defaults.
+
+use std::path::{Path, PathBuf};
+
+use interlock::{
+    Error, Result, Trainer,
+    clip::ClipConfig,
+    lr_schedule::LrScheduleConfig,
+    optimizer::OptimizerConfig,
+    parameters::NamedTensors,
+    partition::PartitionConfig,
+    schedule::PolicyName,
+    stage::HeadsConfig,
+    strategy::StrategyConfig,
+    trainer::{Criterion, TrainerBuilder},
+    weights,
+};
+use interlock_backends::Backends;
+use interlock_models::{
+    InputShape, ModelConfig,
+    data::{Data, DataConfig, DataKind, Description},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+/// What `interlock` runs when it is told nothing else.
+pub(crate) const BUILT_IN: &str = include_str!("../configs/fashion-mnist.toml");
+
+/// Everything that decides what a run computes, and how it is laid out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RunConfig {
+    /// The run's name; the run folder begins with it.
+    #[serde(default = "default_name")]
+    pub(crate) name: String,
+    /// The seed of initial values, shuffling, augmentation and dropout.
+    #[serde(default)]
+    pub(crate) seed: u64,
+    /// Passes over the training set; 1 where neither this nor `steps` is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) epochs: Option<u64>,
+    /// Optimizer steps, instead of `epochs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) steps: Option<u64>,
+    /// Examples a step.
+    #[serde(default = "default_batch_size")]
+    pub(crate) batch_size: usize,
+    /// Into how many micro-batches a batch is cut.
+    #[serde(default = "default_micro_batches")]
+    pub(crate) micro_batches: usize,
+    /// The room of each boundary in micro-batches; the schedule's own choice where none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) in_flight: Option<usize>,
+    /// The devices; stage `k` is pinned to device `k mod` their number.
+    #[serde(default = "default_devices")]
+    pub(crate) devices: Vec<String>,
+    /// Steps between two evaluations; an epoch where none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) eval_every: Option<u64>,
+    /// Values to start from: a safetensors file, an index or a run folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) init_from: Option<PathBuf>,
+    /// The data set.
+    pub(crate) data: DataConfig,
+    /// The model.
+    pub(crate) model: ModelConfig,
+    /// How the model is cut; into as many stages as there are devices where nothing is given.
+    #[serde(default)]
+    pub(crate) partition: PartitionConfig,
+    /// Which loss trains which stage.
+    #[serde(default)]
+    pub(crate) strategy: StrategyConfig,
+    /// The auxiliary heads.
+    #[serde(default)]
+    pub(crate) heads: HeadsConfig,
+    /// The update rule.
+    #[serde(default)]
+    pub(crate) optimizer: OptimizerConfig,
+    /// Gradient clipping; none where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) clip: Option<ClipConfig>,
+    /// The learning rate over time.
+    #[serde(default)]
+    pub(crate) lr_schedule: LrScheduleConfig,
+    /// How the pipeline runs.
+    #[serde(default)]
+    pub(crate) pipeline: PipelineConfig,
+}
+
+/// How the pipeline runs; changes nothing in what is computed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PipelineConfig {
+    /// What comes first when a stage could do several things.
+    pub(crate) schedule: PolicyName,
+}
+
+fn default_name() -> String {
+    "run".to_owned()
+}
+
+fn default_batch_size() -> usize {
+    32
+}
+
+fn default_micro_batches() -> usize {
+    1
+}
+
+fn default_devices() -> Vec<String> {
+    vec!["cpu".to_owned()]
+}
+
+/// Keys that take each other's place: setting the first on the command line drops the others of the file.
+const RIVALS: [(&str, &str, &[&str]); 6] = [
+    ("strategy", "width", &["name", "widths"]),
+    ("strategy", "widths", &["name", "width"]),
+    ("strategy", "name", &["width", "widths"]),
+    ("partition", "stages", &["units_per_stage"]),
+    ("partition", "units_per_stage", &["stages"]),
+    ("", "steps", &["epochs"]),
+];
+
+impl RunConfig {
+    /// The file at `path`, or the built-in configuration, with `sets` (`key.path=value`) over it.
+    ///
+    /// # Errors
+    /// If the file cannot be read, a key is unknown or a value has the wrong type; the message names the key.
+    pub(crate) fn load(path: Option<&Path>, sets: &[String]) -> Result<Self> {
+        let (text, subject) = match path {
+            Some(path) => {
+                (std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?, path.display().to_string())
+            }
+            None => (BUILT_IN.to_owned(), "built-in configuration".to_owned()),
+        };
+        let broken = |e: toml::de::Error| {
+            Error::invalid(&subject, e.to_string().trim_end().to_owned(), "`interlock config --schema` lists every key")
+        };
+        let mut table: Table = toml::from_str(&text).map_err(broken)?;
+        if sets.is_empty() {
+            // From the text, so that messages tell the line.
+            return toml::from_str(&text).map_err(broken);
+        }
+        for set in sets {
+            apply(&mut table, set, sets)?;
+        }
+        table.try_into().map_err(|e: toml::de::Error| {
+            let given = sets.join(" --set ");
+            Error::invalid(
+                format!("--set {given}"),
+                e.to_string().trim_end().to_owned(),
+                "`interlock config --schema` lists every key",
+            )
+        })
+    }
+
+    /// The configuration as a file.
+    pub(crate) fn to_toml(&self) -> Result<String> {
+        toml::to_string(self)
+            .map_err(|e| Error::invalid("configuration", e.to_string(), "this is a defect; please report it"))
+    }
+
+    /// Opens the data and checks everything that can be checked before anything is written.
+    pub(crate) fn prepare(&self) -> Result<Prepared> {
+        if self.epochs.is_some() && self.steps.is_some() {
+            return Err(Error::invalid("epochs", "steps are given too", "give one of them"));
+        }
+        if self.name.is_empty() || self.name.contains(['/', '\\']) {
+            return Err(Error::invalid("name", format!("{:?}", self.name), "use a name without slashes"));
+        }
+        let strategy = self.strategy.build()?;
+        let backends = Backends::default();
+        let devices = self.devices.iter().map(|name| backends.open(name)).collect::<Result<Vec<_>>>()?;
+        let initial = match &self.init_from {
+            Some(path) => weights::load(path)?,
+            None => NamedTensors::new(),
+        };
+        let data = self.data.open()?;
+        let model = self.model.build(shape_of(&data.description))?;
+        let builder = Trainer::builder(model)
+            .strategy_boxed(strategy)
+            .devices(devices)
+            .partition(self.partition.clone())
+            .heads(self.heads.clone())
+            .optimizer(self.optimizer.clone())
+            .clip(self.clip.clone())
+            .lr_schedule(self.lr_schedule.clone())
+            .schedule(self.pipeline.schedule)
+            .in_flight(self.in_flight)
+            .micro_batches(self.micro_batches)
+            .batch_size(self.batch_size)
+            .eval_every(self.eval_every)
+            .seed(self.seed)
+            .initial_values(initial)
+            .keep_best(match data.description.kind {
+                DataKind::Images { .. } => Criterion::Accuracy,
+                DataKind::Text { .. } => Criterion::Loss,
+            });
+        let builder = match (self.epochs, self.steps) {
+            (_, Some(steps)) => builder.steps(steps),
+            (epochs, None) => builder.epochs(epochs.unwrap_or(1)),
+        };
+        builder.layout()?;
+        Ok(Prepared { data, builder })
+    }
+}
+
+/// A run that could begin.
+pub(crate) struct Prepared {
+    pub(crate) data: Data,
+    pub(crate) builder: TrainerBuilder,
+}
+
+/// What a model for these data takes and gives.
+pub(crate) fn shape_of(description: &Description) -> InputShape {
+    match &description.kind {
+        DataKind::Images { channels, height, width, classes, .. } => {
+            InputShape::Images { channels: *channels, height: *height, width: *width, classes: *classes }
+        }
+        DataKind::Text { vocab, context } => InputShape::Text { vocab: vocab.len(), context: *context },
+    }
+}
+
+/// Puts one `key.path=value` into the table.
+fn apply(table: &mut Table, set: &str, all: &[String]) -> Result<()> {
+    let refuse = |problem: &str, remedy: &str| {
+        Err(Error::invalid(format!("--set {set}"), problem.to_owned(), remedy.to_owned()))
+    };
+    let Some((path, text)) = set.split_once('=') else {
+        return refuse("there is no =", "write key.path=value, such as optimizer.lr=0.1");
+    };
+    let keys: Vec<&str> = path.trim().split('.').collect();
+    if keys.iter().any(|key| key.is_empty()) {
+        return refuse("a part of the key is empty", "write key.path=value, such as optimizer.lr=0.1");
+    }
+    // A TOML value; anything else is a string, so that quotes may be left out.
+    let value = toml::from_str::<Table>(&format!("value = {text}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| Value::String(text.to_owned()));
+    let (last, parents) = (keys[keys.len() - 1], &keys[..keys.len() - 1]);
+    let mut at = table;
+    for key in parents {
+        let next = at.entry(key.to_owned()).or_insert_with(|| Value::Table(Table::new()));
+        match next {
+            Value::Table(next) => at = next,
+            _ => return refuse(&format!("{key} is a value, not a table"), "see `interlock config` for the keys"),
+        }
+    }
+    let parent = parents.join(".");
+    let asked = |rival: &str| {
+        let full = if parent.is_empty() { rival.to_owned() } else { format!("{parent}.{rival}") };
+        all.iter().any(|set| set.split_once('=').is_some_and(|(key, _)| key.trim() == full))
+    };
+    for (_, _, rivals) in RIVALS.iter().filter(|(table, key, _)| *table == parent && *key == last) {
+        for rival in rivals.iter().filter(|rival| !asked(rival)) {
+            at.remove(*rival);
+        }
+    }
+    // Another kind of data, model or schedule has other keys.
+    if last == "kind" && parent != "optimizer" && at.get("kind") != Some(&value) {
+        at.clear();
+    }
+    at.insert(last.to_owned(), value);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(sets: &[&str]) -> Result<RunConfig> {
+        RunConfig::load(None, &sets.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn what_is_printed_parses_back_to_itself() {
+        let config = load(&["clip.max_norm=1", "strategy.widths=[1,2,2,1]"]).unwrap();
+        let again: RunConfig = toml::from_str(&config.to_toml().unwrap()).unwrap();
+        assert_eq!(config, again);
+    }
+
+    #[test]
+    fn a_set_takes_the_place_of_what_it_contradicts() {
+        let config = load(&["strategy.width=3", "steps=5", "name=abc", "optimizer.lr=1"]).unwrap();
+        assert_eq!((config.strategy.width, config.strategy.name), (Some(3), None));
+        assert_eq!((config.steps, config.epochs, config.name.as_str()), (Some(5), None, "abc"));
+        let config = load(&["model.kind=mlp", "model.hidden=[8]", "heads.arch=fc"]).unwrap();
+        assert!(matches!(config.model, ModelConfig::Mlp(_)));
+        // Asked for together, contradictions stay contradictions.
+        assert!(load(&["strategy.width=3", "strategy.name=local"]).unwrap().strategy.build().is_err());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let refused = |set: &str, word: &str| {
+            let error = load(&[set]).unwrap_err();
+            assert!(error.is_refusal() && error.to_string().contains(word), "{error}");
+        };
+        refused("optimizer.learning_rate=0.1", "learning_rate");
+        refused("batch_size=many", "batch_size");
+        refused("batch_size=-1", "batch_size");
+        refused("seed", "no =");
+        refused("seed.x=1", "seed is a value");
+        refused("colour=blue", "colour");
+    }
+}

@@ -1,0 +1,86 @@
+//! `interlock generate`.
+
+use candle_core::{Device, Tensor};
+use interlock::{Batch, Error, plain::PlainPipeline, random::Key};
+use interlock_models::data::DataKind;
+use rand::RngExt;
+
+use crate::{arguments::Generate, evaluate::refused, exit::Exit, progress::say, run_folder::RunFolder};
+
+pub(crate) fn run(arguments: &Generate) -> Result<(), Exit> {
+    let (folder, config, data) = RunFolder::open(&arguments.run)?;
+    let DataKind::Text { vocab, context } = data.kind else {
+        return Err(Exit::Refused(format!("{}: the run is not one on text", arguments.run.display())));
+    };
+    if !(arguments.temperature >= 0.0 && arguments.temperature.is_finite()) {
+        return Err(
+            Error::invalid("--temperature", arguments.temperature.to_string(), "use 0 or a number above").into()
+        );
+    }
+    if arguments.top_k == Some(0) {
+        return Err(Error::invalid("--top-k", "0", "use 1 or more").into());
+    }
+    let mut tokens = vocab.encode(&arguments.prompt)?;
+    if tokens.is_empty() {
+        return Err(Error::invalid("--prompt", "it is empty", "give at least one character to continue").into());
+    }
+    let given = folder.weights(false)?;
+    let layout = config.prepare()?.builder.initial_values(given).layout()?;
+    let mut model = PlainPipeline::build(&layout.blueprints, layout.plan, &layout.settings).map_err(refused)?;
+    let mut draws = Key::new(arguments.seed).named("generate").stream();
+    for _ in 0..arguments.tokens {
+        let window = &tokens[tokens.len().saturating_sub(context)..];
+        let inputs = Tensor::from_slice(window, (1, window.len()), &Device::Cpu).map_err(Exit::failed)?;
+        let batch = Batch { inputs: inputs.clone().into(), targets: inputs };
+        let logits = model.predict(&batch)?;
+        let last = logits.narrow(1, window.len() - 1, 1).and_then(|l| l.flatten_all()?.to_vec1::<f32>());
+        tokens.push(choose(&last.map_err(Exit::failed)?, arguments, draws.random::<f64>()));
+    }
+    say(&vocab.decode(&tokens)?);
+    Ok(())
+}
+
+/// The token that the draw `u` from 0 to 1 falls on.
+fn choose(logits: &[f32], arguments: &Generate, u: f64) -> u32 {
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+    if arguments.temperature == 0.0 {
+        return order[0];
+    }
+    order.truncate(arguments.top_k.unwrap_or(order.len()));
+    let best = f64::from(logits[order[0] as usize]);
+    let weight = |&token: &u32| ((f64::from(logits[token as usize]) - best) / arguments.temperature).exp();
+    let mut left = u * order.iter().map(weight).sum::<f64>();
+    for token in &order {
+        left -= weight(token);
+        if left < 0.0 {
+            return *token;
+        }
+    }
+    order[order.len() - 1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_follow_temperature_and_top_k() {
+        let arguments = |temperature, top_k| Generate {
+            run: "run".into(),
+            prompt: String::new(),
+            temperature,
+            top_k,
+            seed: 0,
+            tokens: 1,
+        };
+        // Probabilities 1/8, 5/8, 2/8.
+        let logits = [1.0_f32.ln(), 5.0_f32.ln(), 2.0_f32.ln()];
+        let draw = |arguments: &Generate, u| choose(&logits, arguments, u);
+        assert_eq!([0.0, 0.62, 0.63, 0.87, 0.88].map(|u| draw(&arguments(1.0, None), u)), [1, 1, 2, 2, 0]);
+        assert_eq!(draw(&arguments(0.0, None), 0.99), 1);
+        assert_eq!(draw(&arguments(1.0, Some(1)), 0.99), 1);
+        assert_eq!([0.71, 0.72].map(|u| draw(&arguments(1.0, Some(2)), u)), [1, 2]);
+        assert_eq!(draw(&arguments(1e-3, None), 0.999), 1);
+    }
+}

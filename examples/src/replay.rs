@@ -1,0 +1,46 @@
+//! `interlock replay`.
+
+use std::path::Path;
+
+use interlock_backends::Backends;
+use interlock_models::golden::{Comparison, GoldenCase};
+
+use crate::{arguments::Replay, exit::Exit, progress::say};
+
+pub(crate) fn run(arguments: &Replay) -> Result<(), Exit> {
+    let device = Backends::default().open(&arguments.device)?;
+    let mut failed = 0;
+    for folder in &arguments.cases {
+        let outcome = GoldenCase::read(folder).and_then(|case| Ok(case.compare(&case.replay(vec![device.clone()])?)));
+        let (verdict, words) = match outcome {
+            Ok(comparisons) => {
+                let passed = comparisons.iter().all(Comparison::passes);
+                (passed, worst(&comparisons).map_or_else(|| "nothing was compared".to_owned(), describe))
+            }
+            Err(error) => (false, error.to_string()),
+        };
+        failed += usize::from(!verdict);
+        let name = folder.file_name().unwrap_or(Path::new("case").as_os_str()).to_string_lossy();
+        say(&format!("{name:<28} {}  {words}", if verdict { "passed" } else { "FAILED" }));
+    }
+    say(&format!("{} passed, {failed} failed", arguments.cases.len() - failed));
+    match failed {
+        0 => Ok(()),
+        _ => Err(Exit::Failed(format!("{failed} of {} cases failed", arguments.cases.len()))),
+    }
+}
+
+/// The comparison that is nearest to failing, or fails worst.
+fn worst(comparisons: &[Comparison]) -> Option<&Comparison> {
+    let share = |c: &Comparison| c.worst / c.allowance;
+    comparisons.iter().max_by(|a, b| share(a).total_cmp(&share(b)))
+}
+
+fn describe(comparison: &Comparison) -> String {
+    match &comparison.problem {
+        Some(_) => comparison.to_string(),
+        None => {
+            format!("worst {}: error {:.1e} of {:.1e} allowed", comparison.name, comparison.worst, comparison.allowance)
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! A run's folder: configuration, weights, report, log, and how it ended.
+
+use std::{
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use candle_core::Tensor;
+use interlock::{Error, Report, Result, parameters::NamedTensors, trainer::Best, weights};
+use interlock_models::data::Description;
+use serde::{Deserialize, Serialize};
+
+use crate::config::RunConfig;
+
+const CONFIG: &str = "config.toml";
+const DATA: &str = "data.json";
+const STATUS: &str = "status.json";
+
+/// How a run stands; `status.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub(crate) enum Status {
+    /// Under way, or ended from outside.
+    Running,
+    /// Ended as it should.
+    Finished,
+    /// Ended before its time.
+    Failed {
+        /// What went wrong.
+        cause: String,
+    },
+}
+
+/// The folder of one run.
+#[derive(Clone, Debug)]
+pub(crate) struct RunFolder {
+    path: PathBuf,
+}
+
+/// The folder where a run goes that was not told where: `runs/<name>-<time>`.
+pub(crate) fn fresh(name: &str) -> PathBuf {
+    let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let time: String = time.chars().filter(char::is_ascii_digit).collect();
+    let base = PathBuf::from("runs").join(format!("{name}-{}-{}", &time[..8], &time[8..]));
+    let numbered = (2_u32..).map(|n| PathBuf::from(format!("{}-{n}", base.display())));
+    std::iter::once(base.clone()).chain(numbered).find(|path| !path.exists()).unwrap_or(base)
+}
+
+/// # Errors
+/// If there is something at `path`.
+pub(crate) fn refuse_existing(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Err(Error::invalid(
+            format!("--out {}", path.display()),
+            "it exists",
+            "name a folder that does not, or leave --out away",
+        ));
+    }
+    Ok(())
+}
+
+impl RunFolder {
+    /// Makes the folder, with the configuration and a description of the data in it.
+    pub(crate) fn create(path: PathBuf, config: &RunConfig, data: &Description) -> Result<Self> {
+        std::fs::create_dir_all(&path).map_err(|e| Error::file(&path, e))?;
+        let folder = Self { path };
+        weights::write_text(&folder.path.join(CONFIG), &config.to_toml()?)?;
+        folder.write_json(DATA, data)?;
+        folder.set_status(&Status::Running)?;
+        Ok(folder)
+    }
+
+    /// The folder of a run that has finished.
+    ///
+    /// # Errors
+    /// If it is none, or the run has not finished.
+    pub(crate) fn open(path: &Path) -> Result<(Self, RunConfig, Description)> {
+        let folder = Self { path: path.to_owned() };
+        let file = path.join(CONFIG);
+        let text = std::fs::read_to_string(&file)
+            .map_err(|e| Error::file(&file, format!("{e}; {} is no run folder", path.display())))?;
+        let config = toml::from_str(&text).map_err(|e| Error::file(&file, e))?;
+        match folder.read_json(STATUS)? {
+            Status::Finished => {}
+            Status::Running => {
+                return Err(Error::file(path.join(STATUS), "the run has not finished; use the folder of one that has"));
+            }
+            Status::Failed { cause } => {
+                return Err(Error::file(path.join(STATUS), format!("the run has failed ({cause}); it has no weights")));
+            }
+        }
+        let data = folder.read_json(DATA)?;
+        Ok((folder, config, data))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.path.join("run.log")
+    }
+
+    pub(crate) fn set_status(&self, status: &Status) -> Result<()> {
+        self.write_json(STATUS, status)
+    }
+
+    /// Writes the weights, those of the best evaluation where they are others, and the report; then the run is finished.
+    pub(crate) fn finish(&self, stages: &[Vec<(String, Tensor)>], best: Option<&Best>, report: &Report) -> Result<()> {
+        weights::save(&self.path, stages)?;
+        if let Some(best) = best.filter(|best| best.steps != report.steps) {
+            let folder = self.path.join("best");
+            std::fs::create_dir_all(&folder).map_err(|e| Error::file(&folder, e))?;
+            weights::save(&folder, &best.stages)?;
+        }
+        self.write_json("report.json", report)?;
+        self.set_status(&Status::Finished)
+    }
+
+    /// The weights of the last step, or of the best evaluation.
+    pub(crate) fn weights(&self, best: bool) -> Result<NamedTensors> {
+        let own = self.path.join("best");
+        weights::load(if best && own.exists() { &own } else { &self.path })
+    }
+
+    fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        write_json(&self.path.join(name), value)
+    }
+
+    fn read_json<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<T> {
+        let file = self.path.join(name);
+        let text = std::fs::read_to_string(&file).map_err(|e| Error::file(&file, e))?;
+        serde_json::from_str(&text).map_err(|e| Error::file(&file, e))
+    }
+}
+
+/// Writes `value` as JSON, whole or not at all.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::file(path, e))?;
+    weights::write_text(path, &(text + "\n"))
+}

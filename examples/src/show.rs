@@ -1,0 +1,25 @@
+//! `interlock devices` and `interlock config`.
+
+use interlock_backends::Backends;
+
+use crate::{arguments::Config, config::RunConfig, exit::Exit, progress::say, table::table};
+
+pub(crate) fn devices() -> Result<(), Exit> {
+    let mut rows = table(&["device", "what it is"]);
+    for (name, what) in Backends::default().list() {
+        rows.add_row([name, what]);
+    }
+    say(&rows.to_string());
+    Ok(())
+}
+
+pub(crate) fn config(arguments: &Config) -> Result<(), Exit> {
+    if arguments.schema {
+        let schema = schemars::schema_for!(RunConfig);
+        say(&serde_json::to_string_pretty(&schema).map_err(Exit::failed)?);
+        return Ok(());
+    }
+    let config = RunConfig::load(arguments.source.config.as_deref(), &arguments.source.sets)?;
+    say(config.to_toml()?.trim_end());
+    Ok(())
+}
