@@ -70,7 +70,7 @@
 //! ```
 //!
 //! # Where things are
-//! - What is trained: [`model`], [`partition`], [`parameters`], [`data`], [`loss`], [`optimizer`], [`lr_schedule`], [`clip`].
+//! - What is trained: [`model`], [`partition`], [`parameters`], [`data`], [`loss`], [`optimizer`], [`lr_schedule`], [`clip`]; files of it: [`weights`].
 //! - How gradients are computed: [`differentiable`] is the seam; [`autograd`] and [`graph`] tie it to candle.
 //! - *Which* gradients cross: [`strategy`] and [`plan`]. *When* a stage does what: [`schedule`]. *How*: [`stage`]. *Where*: [`device`].
 //! - Who carries the messages: [`actor`], over a [`transport`]; [`plain`] is the same computation by plain calls.
