@@ -89,7 +89,61 @@ struct Settings {
 /// Trains one model over a pipeline of stage actors.
 ///
 /// # Example
-/// A builder names what differs from the defaults; see the crate's documentation for a model of one's own.
+/// A builder names what differs from the defaults. With a model and a data set of one's own (see the [crate]'s example):
+/// ```
+/// # use candle_core::{DType, Device, Tensor};
+/// # use candle_nn::linear;
+/// # use interlock::{Autograd, Batch, Dataset, ModelSpec, Result, Unit, autograd::FromModule, random::Key};
+/// # struct Net;
+/// # impl ModelSpec for Net {
+/// #     fn units(&self) -> Result<Vec<Unit>> {
+/// #         let unit = |name: &str| {
+/// #             Unit::new(name, [4], |vb| Autograd::build(vb, |vb| Ok(FromModule(linear(4, 4, vb)?))))
+/// #         };
+/// #         Ok(vec![unit("first"), unit("second"), unit("third")])
+/// #     }
+/// #     fn head(&self, _: usize, _: &str) -> Result<Unit> {
+/// #         Ok(Unit::new("", [4], |vb| Autograd::build(vb, |vb| Ok(FromModule(linear(4, 4, vb)?)))))
+/// #     }
+/// # }
+/// # struct Corners(usize);
+/// # impl Dataset for Corners {
+/// #     fn len(&self) -> usize {
+/// #         self.0
+/// #     }
+/// #     fn batch(&self, numbers: &[usize], _: Option<Key>) -> Result<Batch> {
+/// #         let classes: Vec<u32> = numbers.iter().map(|n| (n % 4) as u32).collect();
+/// #         let points = Tensor::eye(4, DType::F32, &Device::Cpu)?.embedding(&Tensor::new(&*classes, &Device::Cpu)?)?;
+/// #         Ok(Batch { inputs: points.into(), targets: Tensor::new(classes, &Device::Cpu)? })
+/// #     }
+/// # }
+/// use interlock::{Interlock, TrainEvent, Trainer, trainer::Criterion};
+///
+/// # let (model, train, validation) = (Net, Corners(64), Corners(8));
+/// let mut trainer = Trainer::builder(model)
+///     .strategy(Interlock::width(2))
+///     .probes() // heads that train nobody but themselves, for early exits
+///     .stages(3)
+///     .micro_batches(2)
+///     .epochs(8)
+///     .keep_best(Criterion::Accuracy)
+///     .observer(|event: &TrainEvent<'_>| {
+///         if let TrainEvent::Evaluated { steps, evaluation, .. } = event {
+///             eprintln!("after {steps} steps: loss {}", evaluation.last().score.mean_loss());
+///         }
+///     })
+///     .build()?;
+///
+/// let report = trainer.fit((&train, &validation))?;
+/// println!("accuracy {:?}", report.finally.accuracy);
+/// for head in trainer.evaluate(&validation)?.heads() {
+///     println!("head of stage {}: accuracy {:?}", head.stage, head.score.accuracy());
+/// }
+/// let parameters = trainer.snapshot()?; // by name, as the model calls them
+/// # assert_eq!(report.finally.accuracy, Some(1.0));
+/// # assert_eq!(parameters.len(), 10);
+/// # Ok::<(), interlock::Error>(())
+/// ```
 pub struct Trainer {
     pipeline: Pipeline,
     settings: Settings,

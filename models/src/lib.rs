@@ -37,3 +37,8 @@ pub use config::{InputShape, ModelConfig};
 pub use mlp::Mlp;
 pub use resnet::ResNet;
 pub use transformer::Transformer;
+
+/// The example in the README compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -1,0 +1,48 @@
+//! One interlock width for each stage.
+//!
+//! What one learns:
+//! - With width `N`, stage `k` is trained by the head of stage `min(k + N - 1, K - 1)`. Widths may differ: here the first stage looks
+//!   far ahead, the second learns by itself, and relays for the first what it does not use.
+//! - A pull-back computes what somebody asked for and nothing else: the plan counts them.
+//! - The same seed gives the same initial values under every strategy, so strategies can be compared.
+#![allow(clippy::print_stdout)] // a lesson shows what it does
+
+use interlock::{EndToEnd, Interlock, Local, Strategy, Trainer, optimizer::OptimizerConfig, trainer::Split};
+use interlock_backends::cpu;
+use interlock_models::{
+    Mlp,
+    data::config::{DataConfig, FashionMnistMini},
+};
+
+fn main() -> anyhow::Result<()> {
+    let data = DataConfig::FashionMnistMini(FashionMnistMini { limit: Some(2000), ..Default::default() }).open()?;
+
+    let mixed = Interlock::widths([3, 1, 2, 1]);
+    let plan = mixed.plan(4)?;
+    println!("{plan}\n");
+    assert_eq!(plan.follows(1), 1, "stage 1 is trained by its own head");
+    assert_eq!(plan.crosses(1), [2], "and sends the loss of stage 2 back to stage 0");
+
+    let strategies: [(&str, Box<dyn Strategy>); 4] = [
+        ("local (1)", Box::new(Local)),
+        ("widths 3 1 2 1", Box::new(mixed)),
+        ("pairwise (2)", Box::new(Interlock::width(2))),
+        ("end-to-end (4)", Box::new(EndToEnd)),
+    ];
+    println!("{:<16} {:>12} {:>8} {:>10}", "strategy", "pull-backs", "loss", "accuracy");
+    for (name, strategy) in strategies {
+        let mut trainer = Trainer::builder(Mlp { dims: vec![784, 64, 64, 64, 10], flatten: true })
+            .strategy_boxed(strategy)
+            .devices([cpu(0), cpu(1)])
+            .stages(4)
+            .optimizer(OptimizerConfig { lr: 0.02, ..Default::default() })
+            .epochs(3)
+            .build()?;
+        let pull_backs = trainer.plan().pull_backs();
+        let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
+        let accuracy = report.finally.accuracy.unwrap_or_default();
+        println!("{name:<16} {pull_backs:>12} {:>8.3} {accuracy:>10.3}", report.finally.loss);
+        assert!(accuracy > 0.6, "a tenth would be chance");
+    }
+    Ok(())
+}

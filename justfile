@@ -1,0 +1,39 @@
+# Recipes for daily work; `just` lists them. `.ci/run` is what must pass before a change lands.
+
+_default:
+    @just --list --unsorted
+
+# Types and lints, the quickest look at a change
+check:
+    cargo clippy --workspace --all-targets --locked
+
+# Every test of every crate
+test:
+    cargo test --workspace --locked
+
+# Format, then lint as strictly as CI does
+lint:
+    cargo fmt --all
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Documentation, with broken links as errors
+docs:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+# Every lesson, or the ones that are named: `just lessons text early_exit`
+lessons *NAMES:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    names="{{ NAMES }}"
+    for lesson in ${names:-$(basename -s .rs examples/lessons/*.rs)}; do
+        printf '\n== %s\n' "$lesson"
+        cargo run --quiet --locked --package interlock-examples --example "$lesson"
+    done
+
+# Licences, advisories and sources of all dependencies; needs cargo-deny
+deny:
+    cargo deny --locked check
+
+# All that must hold before a change lands
+ci:
+    .ci/run
