@@ -11,7 +11,9 @@ use candle_core::{DType, Device, Shape, Tensor, Var};
 use candle_nn::{Init, ModuleT, VarBuilder, var_builder::SimpleBackend};
 
 use crate::{
-    Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants, graph,
+    Activation, Differentiable, Error, Gradients, Pass, Pulled, Result, Saved, Wants,
+    differentiable::{Pending, input_of},
+    graph,
     parameters::{Kind, kind_of},
 };
 
@@ -131,10 +133,17 @@ impl<M: StageModule> Differentiable for Autograd<M> {
 
     fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
         let graph: &Graph = saved.get()?;
-        let differentiable = graph.outputs.iter().filter(|t| t.dtype().is_float());
+        let differentiable: Vec<&Tensor> = graph.outputs.iter().filter(|t| t.dtype().is_float()).collect();
+        if differentiable.len() != cotangent.tensors().len() {
+            return Err(Error::invalid(
+                "pull-back",
+                format!("{} cotangents for {} outputs", cotangent.tensors().len(), differentiable.len()),
+                "give one for each floating-point tensor of the output",
+            ));
+        }
         // The gradient of Σ y·c with respect to anything is c pulled back to it.
         let mut objective: Option<Tensor> = None;
-        for (y, c) in differentiable.zip(cotangent.tensors()) {
+        for (y, c) in differentiable.into_iter().zip(cotangent.tensors()) {
             let term = (y * c.detach())?.sum_all()?;
             objective = Some(match objective {
                 Some(sum) => (sum + term)?,
@@ -179,6 +188,17 @@ impl<M: StageModule> Differentiable for Autograd<M> {
         }
         Ok(pulled)
     }
+
+    /// One backward pass computes both; the parameters' gradients are kept for later.
+    fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
+        let mut pulled = self.pull_back(saved, cotangent, Wants::BOTH)?;
+        let parameters = std::mem::take(&mut pulled.parameters);
+        Ok((input_of(pulled)?, Pending::new(parameters)))
+    }
+
+    fn parameter_pass(&self, _: &Saved, pending: Pending) -> Result<Gradients> {
+        pending.take()
+    }
 }
 
 #[cfg(test)]
@@ -186,7 +206,7 @@ mod tests {
     use candle_nn::{Linear, Module, linear};
 
     use super::*;
-    use crate::{ParameterStore, differentiable::input_of};
+    use crate::ParameterStore;
 
     fn store() -> (ParameterStore, VarBuilder<'static>) {
         let store = ParameterStore::new(5, Arc::default());

@@ -5,13 +5,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, Shape, Storage, Tensor, Var};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Storage, Tensor, Var};
 
 use crate::{Activation, Differentiable, Gradients, Pass, Result, Saved, Wants};
 
 /// A layer that can be used inside a module's `forward`, where it is one node of candle's graph.
 ///
-/// The gradients of its parameters reach the stage through the [`Autograd`](crate::autograd::Autograd) around the module.
+/// For layers on the CPU. The gradients of its parameters reach the stage through the [`Autograd`](crate::autograd::Autograd) around the module.
 pub struct InGraph<D>(Arc<D>);
 
 impl<D: Differentiable + Sync + 'static> InGraph<D> {
@@ -62,22 +62,6 @@ impl<D: Differentiable + Sync + 'static> CustomOp2 for Node<D> {
         match &*storage {
             Storage::Cpu(storage) => Ok((storage.clone(), y.shape().clone())),
             _ => candle_core::bail!("a layer on the CPU gave a result on another device"),
-        }
-    }
-
-    fn cuda_fwd(
-        &self,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> candle_core::Result<(CudaStorage, Shape)> {
-        use candle_core::backend::BackendStorage;
-        let y = self.y.contiguous()?.copy()?;
-        let (storage, layout) = y.storage_and_layout();
-        match &*storage {
-            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, y.shape().clone())),
-            _ => candle_core::bail!("a layer on a GPU gave a result on another device"),
         }
     }
 

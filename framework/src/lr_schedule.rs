@@ -8,12 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result};
 
 /// A schedule as configuration files give it; steps are optimizer steps.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum LrScheduleConfig {
     /// The base rate throughout.
-    #[default]
-    Constant,
+    Constant {},
     /// Multiplied by `gamma` every `every` steps.
     Step {
         /// Steps between two changes.
@@ -54,6 +53,12 @@ pub enum LrScheduleConfig {
         #[serde(default)]
         min_fraction: f64,
     },
+}
+
+impl Default for LrScheduleConfig {
+    fn default() -> Self {
+        Self::Constant {}
+    }
 }
 
 fn default_threshold() -> f64 {
@@ -101,7 +106,7 @@ impl LrSchedule {
             }
         };
         match config {
-            LrScheduleConfig::Constant => {}
+            LrScheduleConfig::Constant {} => {}
             LrScheduleConfig::Step { every, gamma } => {
                 if *every == 0 {
                     return refuse("every", "0".to_owned(), "use 1 or more steps");
@@ -166,7 +171,7 @@ impl LrSchedule {
 
     fn factor(&self, step: u64) -> f64 {
         match &self.config {
-            LrScheduleConfig::Constant => 1.0,
+            LrScheduleConfig::Constant {} => 1.0,
             LrScheduleConfig::Step { every, gamma } => gamma.powf((step / every) as f64),
             LrScheduleConfig::MultiStep { milestones, gamma } => {
                 gamma.powf(milestones.iter().filter(|&&milestone| milestone <= step).count() as f64)
@@ -196,7 +201,7 @@ mod tests {
 
     #[test]
     fn by_hand() {
-        assert_eq!(rates(LrScheduleConfig::Constant, &[0, 100]), [0.5, 0.5]);
+        assert_eq!(rates(LrScheduleConfig::Constant {}, &[0, 100]), [0.5, 0.5]);
         assert_eq!(rates(LrScheduleConfig::Step { every: 3, gamma: 0.1 }, &[0, 2, 3, 6]), [0.5, 0.5, 0.05, 0.005]);
         let milestones = LrScheduleConfig::MultiStep { milestones: vec![2, 5], gamma: 0.5 };
         assert_eq!(rates(milestones, &[1, 2, 4, 5, 9]), [0.5, 0.25, 0.25, 0.125, 0.125]);

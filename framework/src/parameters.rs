@@ -111,23 +111,6 @@ impl ParameterStore {
     pub fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
         self.entries().into_iter().map(|e| Ok((e.name, e.var.as_tensor().copy()?.detach()))).collect()
     }
-
-    /// Overwrites the values of the names given; names that this store does not have are left alone.
-    ///
-    /// # Errors
-    /// If a shape differs; nothing is changed then.
-    pub fn load(&self, values: &NamedTensors) -> Result<()> {
-        let entries = self.entries();
-        let found: Vec<(&Entry, &Tensor)> = entries.iter().filter_map(|e| Some((e, values.get(&e.name)?))).collect();
-        for (entry, value) in &found {
-            check_shape(&entry.name, value, entry.var.shape())?;
-        }
-        for (entry, value) in found {
-            let value = value.to_device(entry.var.device())?.to_dtype(entry.var.dtype())?;
-            entry.var.set(&value.contiguous()?)?;
-        }
-        Ok(())
-    }
 }
 
 /// Whether a tensor of this name is trained: the last part of the name tells.

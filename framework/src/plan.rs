@@ -100,7 +100,7 @@ impl GradientPlan {
     }
 }
 
-/// One row a stage: what it follows, relays and computes.
+/// One row a stage: what it follows, relays and computes. The head of a probe is there only where all heads are trained.
 impl fmt::Display for GradientPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |losses: &[usize]| match losses {

@@ -305,7 +305,7 @@ impl StageSchedule {
     }
 
     /// What to do now, if anything. The action counts as begun until [`Self::done`] is called; meanwhile there is nothing else to do.
-    pub fn next(&mut self) -> Option<Action> {
+    pub fn begin(&mut self) -> Option<Action> {
         if self.running.is_some() {
             return None;
         }
@@ -360,7 +360,7 @@ impl StageSchedule {
         actions
     }
 
-    /// Takes note that the action given by [`Self::next`] is done.
+    /// Takes note that the action given by [`Self::begin`] is done.
     ///
     /// # Panics
     /// If `action` is not the one begun: the caller has mixed up its actions.

@@ -19,7 +19,6 @@ use crate::{
     clip::{self, ClipConfig, ClipScope},
     differentiable::{Pending, input_of},
     lr_schedule::LrSchedule,
-    parameters::NamedTensors,
     schedule::{Action, Purpose, Ticket},
 };
 
@@ -127,15 +126,6 @@ impl Stage {
             tensors.extend(head.parameters.store().snapshot()?);
         }
         Ok(tensors)
-    }
-
-    /// Overwrites the values of the names given; others are left alone.
-    ///
-    /// # Errors
-    /// If a shape differs.
-    pub fn restore(&mut self, values: &NamedTensors) -> Result<()> {
-        self.parameters.store().load(values)?;
-        self.head.as_ref().map_or(Ok(()), |head| head.parameters.store().load(values))
     }
 
     /// From now on every update keeps the gradients it applied, for [`Trainable::applied`].
@@ -259,7 +249,11 @@ impl Stage {
         let output = live.output.take().ok_or_else(|| lost("the output", ticket))?;
         let training = ticket.purpose == Purpose::Train;
         let score = match (&mut self.head, training) {
-            (None, false) => self.loss.score(output.single()?, &live.targets)?,
+            (None, false) => {
+                let score = self.loss.score(output.single()?, &live.targets)?;
+                check_loss(self.index, score)?;
+                score
+            }
             (None, true) => {
                 let (score, gradient) = self.loss.differentiate(output.single()?, &live.targets, live.total)?;
                 check_loss(self.index, score)?;
@@ -270,7 +264,9 @@ impl Stage {
             }
             (Some(head), false) => {
                 let (logits, _) = head.module.forward(&output, &pass)?;
-                self.loss.score(logits.single()?, &live.targets)?
+                let score = self.loss.score(logits.single()?, &live.targets)?;
+                check_loss(self.index, score)?;
+                score
             }
             (Some(head), true) => {
                 let (logits, saved) = head.module.forward(&output, &pass)?;
@@ -319,6 +315,7 @@ impl Stage {
 
     fn update(&mut self, step: u64, global_norm: Option<f64>) -> Result<Outcome> {
         let lr = self.schedule.lr(step);
+        // Finite: every gradient was checked as it came, and squares of f32 do not overflow f64.
         let own_norm = self.parameters.squared_norms()?.iter().sum::<f64>().sqrt();
         let coefficient = |norm: f64| self.clip.as_ref().map_or(1.0, |clip| clip::coefficient(clip.max_norm, norm));
         let main_norm = match &self.clip {

@@ -237,11 +237,10 @@ impl Trainer {
         };
         let per_epoch = order.steps_per_epoch()?;
         let first = self.steps;
-        let last = first
-            + match self.settings.length {
-                Length::Epochs(epochs) => epochs * per_epoch,
-                Length::Steps(steps) => steps,
-            };
+        let last = first.saturating_add(match self.settings.length {
+            Length::Epochs(epochs) => epochs.saturating_mul(per_epoch),
+            Length::Steps(steps) => steps,
+        });
         let eval_every = self.settings.eval_every.unwrap_or(per_epoch);
         // Until the end of the run, any way out leaves the stages in the middle of something.
         self.failed = true;

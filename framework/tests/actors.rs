@@ -1,5 +1,7 @@
 //! Actors compute what plain calls compute, to the bit, whatever is in flight; and every failure ends in one typed error.
 
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
 #[path = "common/models.rs"]
 mod common;
 
@@ -214,11 +216,20 @@ fn data_that_fail_in_the_middle_end_the_run() {
 }
 
 #[test]
+fn an_update_that_overflows_is_a_failure_not_a_result() {
+    let optimizer = OptimizerConfig { lr: 1e39, momentum: 0.0, ..OptimizerConfig::default() };
+    let mut trainer = builder(2, None).strategy(Interlock::width(2)).optimizer(optimizer).steps(1).build().unwrap();
+    let Error::Stage(failure) = trainer.fit(&Spiral { examples: 21 }).unwrap_err() else { panic!("no stage failed") };
+    assert_eq!((failure.step, failure.phase), (Some(0), Phase::Update), "{failure}");
+}
+
+#[test]
 fn settings_that_cannot_be_are_refused_before_anything_starts() {
     let refused = |builder: TrainerBuilder, key: &str| {
         let error = builder.layout().err().unwrap();
         assert!(error.is_refusal() && error.to_string().contains(key), "{error}");
     };
+    refused(builder(3, None).head_loss(3, interlock::loss::MeanSquaredError), "head_loss");
     refused(builder(3, None).batch_size(0), "batch_size");
     refused(builder(3, None).micro_batches(0), "micro_batches");
     refused(builder(3, None).in_flight(0), "in_flight");

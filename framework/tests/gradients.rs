@@ -1,5 +1,7 @@
 //! Gradients of a chain of scalars, worked out by hand, and the equivalences of strategies.
 
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
 #[path = "common/models.rs"]
 mod common;
 

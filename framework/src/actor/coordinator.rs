@@ -95,7 +95,7 @@ impl Coordinator {
         }
     }
 
-    fn to_all<M>(&mut self, message: &M)
+    fn broadcast<M>(&mut self, message: &M)
     where
         M: actix::Message<Result = ()> + Clone + Send + 'static,
         StageActor: Handler<M>,
@@ -164,10 +164,9 @@ impl Handler<ToAll> for Coordinator {
 
     fn handle(&mut self, message: ToAll, _: &mut Self::Context) {
         match message {
-            ToAll::Begin(message) => self.to_all(&message),
-            ToAll::Validated(message) => self.to_all(&message),
-            ToAll::TakeSnapshot(message) => self.to_all(&message),
-            ToAll::Restore(message) => self.to_all(&message),
+            ToAll::Begin(message) => self.broadcast(&message),
+            ToAll::Validated(message) => self.broadcast(&message),
+            ToAll::TakeSnapshot(message) => self.broadcast(&message),
         }
     }
 }
@@ -202,7 +201,7 @@ impl Handler<Told> for Coordinator {
                 if let Some(all) = self.norms.add(step, stage, norms) {
                     // In the order of stages and parameters, whatever arrived when.
                     let norm = all.iter().flatten().fold(0.0, |sum, norm| sum + norm).sqrt();
-                    self.to_all(&Norm { step, norm });
+                    self.broadcast(&Norm { step, norm });
                 }
             }
             Report::Snapshot { stage, tensors } => {

@@ -86,13 +86,6 @@ pub(super) struct Begin {
 #[rtype(result = "()")]
 pub(super) struct TakeSnapshot;
 
-/// To every stage, while nothing is in flight: overwrite the values of these names.
-#[derive(Message, Clone)]
-#[rtype(result = "()")]
-pub(super) struct Restore {
-    pub(super) values: Arc<crate::parameters::NamedTensors>,
-}
-
 /// A stage to itself: do the next action. Comes behind what waits in the mailbox, so that the schedule sees all of it.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "()")]
@@ -128,7 +121,6 @@ pub(super) enum ToAll {
     Begin(Begin),
     Validated(Validated),
     TakeSnapshot(TakeSnapshot),
-    Restore(Restore),
 }
 
 /// What the coordinator tells the outside.

@@ -1,28 +1,26 @@
 //! The outside's handle on the actors.
 
 use std::{
-    collections::BTreeMap,
+    cell::RefCell,
+    collections::{BTreeMap, HashSet},
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+        mpsc::{Receiver, Sender, channel},
     },
     thread::JoinHandle,
-    time::Duration,
 };
 
-use actix::{Actor, Addr, Arbiter, Context, System};
+use actix::{Actor, Addr, Arbiter, Context, Handler, Message, System};
 use candle_core::Tensor;
 
 use super::{
     coordinator::Coordinator,
-    messages::{Begin, Connect, Feed, Lead, PipelineEvent, Restore, TakeSnapshot, ToAll, Validated},
+    messages::{Begin, Connect, Feed, Lead, PipelineEvent, TakeSnapshot, ToAll, Validated},
     stage::{Settings, StageActor},
     strategy::StrategyActor,
     wire::send,
 };
-use crate::{
-    Error, GradientPlan, Result, parameters::NamedTensors, schedule::Policy, stage::StageBlueprint, transport::Built,
-};
+use crate::{Error, GradientPlan, Result, StageFailure, schedule::Policy, stage::StageBlueprint, transport::Built};
 
 /// How a pipeline runs: everything here changes when things happen, never what is computed.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +46,8 @@ pub struct Pipeline {
     system: System,
     thread: Option<JoinHandle<()>>,
     arbiters: Vec<Arbiter>,
+    /// The failure that ended the pipeline: there will be no further event.
+    failure: RefCell<Option<StageFailure>>,
     built: Vec<Built>,
     plan: Arc<GradientPlan>,
 }
@@ -58,6 +58,13 @@ impl Pipeline {
     /// # Errors
     /// If a thread cannot be started or a stage cannot be built: the failure names the stage and the cause.
     pub fn start(blueprints: Vec<StageBlueprint>, plan: GradientPlan, settings: PipelineSettings) -> Result<Self> {
+        if plan.stages() != blueprints.len() {
+            return Err(Error::invalid(
+                "gradient plan",
+                format!("it is for {} stages", plan.stages()),
+                format!("there are {}", blueprints.len()),
+            ));
+        }
         let plan = Arc::new(plan);
         let (tell, events) = channel();
         let (started, ready) = channel();
@@ -75,10 +82,28 @@ impl Pipeline {
             .map_err(|e| Error::Ended(format!("its thread cannot be started: {e}")))?;
         let (system, (coordinator, arbiters)) =
             ready.recv().map_err(|_| Error::Ended("its thread ended while it was being started".to_owned()))?;
-        let mut pipeline =
-            Self { coordinator, events, system, thread: Some(thread), arbiters, built: Vec::new(), plan };
+        let mut pipeline = Self {
+            coordinator,
+            events,
+            system,
+            thread: Some(thread),
+            arbiters,
+            failure: RefCell::new(None),
+            built: Vec::new(),
+            plan,
+        };
         match pipeline.next()? {
-            PipelineEvent::Ready(built) => pipeline.built = built,
+            PipelineEvent::Ready(built) => {
+                let mut names = HashSet::new();
+                if let Some(twice) = built.iter().flat_map(|stage| &stage.names).find(|name| !names.insert(*name)) {
+                    return Err(Error::invalid(
+                        "model",
+                        format!("two stages have a parameter called {twice}"),
+                        "give every unit a name of its own",
+                    ));
+                }
+                pipeline.built = built;
+            }
             other => return Err(Error::Ended(format!("{other:?} came before the stages were built"))),
         }
         Ok(pipeline)
@@ -95,55 +120,55 @@ impl Pipeline {
     }
 
     /// Hands a batch over, to be fed when there is room; never waits.
+    ///
+    /// # Errors
+    /// If the pipeline has failed or ended.
     pub fn feed(&self, feed: Feed) -> Result<()> {
-        send(&self.coordinator, "the coordinator", feed)
+        self.send(feed)
+    }
+
+    fn send<M>(&self, message: M) -> Result<()>
+    where
+        M: Message<Result = ()> + Send + 'static,
+        Coordinator: Handler<M>,
+    {
+        if let Some(failure) = &*self.failure.borrow() {
+            return Err(Error::Stage(failure.clone()));
+        }
+        send(&self.coordinator, "the coordinator", message)
     }
 
     /// The next event; waits for it.
     ///
     /// # Errors
-    /// If a stage has failed ([`Error::Stage`]), or the actors' threads have ended.
+    /// If a stage has failed ([`Error::Stage`], the same from then on), or the actors' threads have ended.
     pub fn next(&self) -> Result<PipelineEvent> {
+        if let Some(failure) = &*self.failure.borrow() {
+            return Err(Error::Stage(failure.clone()));
+        }
         match self.events.recv() {
-            Ok(PipelineEvent::Failed(failure)) => Err(Error::Stage(failure)),
+            Ok(PipelineEvent::Failed(failure)) => {
+                self.failure.replace(Some(failure.clone()));
+                Err(Error::Stage(failure))
+            }
             Ok(event) => Ok(event),
             Err(_) => Err(Error::Ended("its threads have ended without a report".to_owned())),
         }
     }
 
-    /// The next event, if there is one within `patience`.
-    ///
-    /// # Errors
-    /// As [`Self::next`].
-    pub fn next_within(&self, patience: Duration) -> Result<Option<PipelineEvent>> {
-        match self.events.recv_timeout(patience) {
-            Ok(PipelineEvent::Failed(failure)) => Err(Error::Stage(failure)),
-            Ok(event) => Ok(Some(event)),
-            Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => {
-                Err(Error::Ended("its threads have ended without a report".to_owned()))
-            }
-        }
-    }
-
     /// Tells every stage the last stage's validation loss; call it only while nothing is in flight.
     pub fn observe_validation(&self, loss: f64) -> Result<()> {
-        send(&self.coordinator, "the coordinator", ToAll::Validated(Validated { loss }))
-    }
-
-    /// Overwrites values by name in whichever stages hold them; call it only while nothing is in flight.
-    pub fn restore(&self, values: Arc<NamedTensors>) -> Result<()> {
-        send(&self.coordinator, "the coordinator", ToAll::Restore(Restore { values }))
+        self.send(ToAll::Validated(Validated { loss }))
     }
 
     /// Tells every stage how many steps the run has, for schedules that depend on it; call it only while nothing is in flight.
     pub fn begin(&self, total_steps: u64) -> Result<()> {
-        send(&self.coordinator, "the coordinator", ToAll::Begin(Begin { total_steps }))
+        self.send(ToAll::Begin(Begin { total_steps }))
     }
 
     /// A copy of every parameter and buffer of each stage, in order of stages; call it only while nothing is in flight.
     pub fn snapshot_by_stage(&self) -> Result<Vec<Vec<(String, Tensor)>>> {
-        send(&self.coordinator, "the coordinator", ToAll::TakeSnapshot(TakeSnapshot))?;
+        self.send(ToAll::TakeSnapshot(TakeSnapshot))?;
         loop {
             if let PipelineEvent::Snapshot(stages) = self.next()? {
                 return Ok(stages);
@@ -159,8 +184,10 @@ impl Pipeline {
 
 impl Drop for Pipeline {
     fn drop(&mut self) {
-        for arbiter in self.arbiters.drain(..) {
+        for arbiter in &self.arbiters {
             arbiter.stop();
+        }
+        for arbiter in self.arbiters.drain(..) {
             // A panic outside of a handler has nothing more to tell; the pipeline is over.
             let _ = arbiter.join();
         }

@@ -9,7 +9,7 @@ use std::{
 use actix::{Actor, AsyncContext, Context, Handler};
 
 use super::{
-    messages::{Act, Activation, Begin, Connect, Credit, Follow, Gradient, Norm, Restore, TakeSnapshot, Validated},
+    messages::{Act, Activation, Begin, Connect, Credit, Follow, Gradient, Norm, TakeSnapshot, Validated},
     wire::Wire,
 };
 use crate::{
@@ -174,7 +174,7 @@ impl Work {
 
     /// Does one action, if there is one to do; whether there was.
     fn act(&mut self) -> Result<bool, Stopped> {
-        let Some(action) = self.schedule.next() else { return Ok(false) };
+        let Some(action) = self.schedule.begin() else { return Ok(false) };
         let norm = match action {
             Action::Update(step) => self.norms.remove(&step),
             _ => None,
@@ -381,14 +381,6 @@ impl Handler<TakeSnapshot> for StageActor {
             let tensors = work.stage.snapshot()?;
             Ok(work.wire.report(Report::Snapshot { stage: work.stage.index(), tensors })?)
         });
-    }
-}
-
-impl Handler<Restore> for StageActor {
-    type Result = ();
-
-    fn handle(&mut self, message: Restore, _: &mut Self::Context) {
-        self.between_steps(Phase::Snapshot, |work| Ok(work.stage.restore(&message.values)?));
     }
 }
 

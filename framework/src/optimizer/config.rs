@@ -139,6 +139,23 @@ impl OptimizerConfig {
         Ok(settings)
     }
 
+    /// The patterns of groups that match none of `names`.
+    ///
+    /// # Errors
+    /// If a pattern is malformed.
+    pub fn unmatched<'a, I: Iterator<Item = &'a str>>(&self, names: impl Fn() -> I) -> Result<Vec<&str>> {
+        let mut unmatched = Vec::new();
+        for (at, group) in self.groups.iter().enumerate() {
+            for pattern in &group.patterns {
+                let parsed = parse(at, pattern)?;
+                if !names().any(|name| parsed.matches(name)) {
+                    unmatched.push(pattern.as_str());
+                }
+            }
+        }
+        Ok(unmatched)
+    }
+
     /// Checks every constant, for a model of `stages` stages.
     ///
     /// # Errors
@@ -223,6 +240,8 @@ mod tests {
         assert_eq!(config.settings("transformer.h.0.ln_1.weight").unwrap().weight_decay, 0.0);
         assert_eq!(config.settings("transformer.h.0.attn.c_attn.weight").unwrap().weight_decay, 0.1);
         config.validate(1).unwrap();
+        let names = ["transformer.wte.weight", "transformer.h.0.attn.c_attn.bias"];
+        assert_eq!(config.unmatched(|| names.into_iter()).unwrap(), ["*.ln_*.*"]);
     }
 
     #[test]

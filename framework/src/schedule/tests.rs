@@ -83,7 +83,7 @@ impl World {
                 moves.push(Move::Activation(k));
             }
             moves.extend((0..self.others[k].len()).map(|i| Move::Other(k, i)));
-            if self.stages[k].clone().next().is_some() {
+            if self.stages[k].clone().begin().is_some() {
                 moves.push(Move::Act(k));
             }
         }
@@ -116,7 +116,7 @@ impl World {
     }
 
     fn act(&mut self, k: usize) {
-        let action = self.stages[k].next().unwrap();
+        let action = self.stages[k].begin().unwrap();
         let record = &mut self.records[k];
         let updates = record.updates.len() as u64;
         match action {
@@ -265,7 +265,7 @@ fn train(micro: usize, micros: usize) -> Ticket {
 /// Everything that the stage does until it has to wait, in its notation.
 fn until_waiting(schedule: &mut StageSchedule) -> String {
     let mut done = Vec::new();
-    while let Some(action) = schedule.next() {
+    while let Some(action) = schedule.begin() {
         schedule.done(action);
         done.push(action.to_string());
     }
@@ -314,7 +314,7 @@ fn a_message_that_contradicts_the_plan_is_refused() {
     stage.on(Event::Activation(train(0, 1))).unwrap();
     assert!(stage.on(Event::Activation(train(0, 1))).is_err());
     // The stage's own loss never arrives as a message.
-    let forward = stage.next().unwrap();
+    let forward = stage.begin().unwrap();
     stage.done(forward);
     assert!(stage.on(Event::Gradient { ticket: train(0, 1), loss: 0 }).is_err());
 }

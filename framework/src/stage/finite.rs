@@ -15,7 +15,8 @@ pub(super) fn check(activation: &Activation, what: impl Fn() -> String) -> Resul
     Ok(())
 }
 
-fn is_finite(tensor: &Tensor) -> Result<bool> {
+/// Whether every element is neither an infinity nor a NaN.
+pub(super) fn is_finite(tensor: &Tensor) -> Result<bool> {
     let (storage, layout) = tensor.storage_and_layout();
     if let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
         // An exponent of all ones is an infinity or a NaN; without a branch a value, this runs at the speed of memory.

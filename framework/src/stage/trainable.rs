@@ -95,7 +95,7 @@ impl Trainable {
     /// Multiplies the gradients with `coefficient`, updates every trained parameter, and forgets the gradients.
     ///
     /// # Errors
-    /// If a parameter that is not frozen has received no gradient.
+    /// If a parameter that is not frozen has received no gradient, or is not finite after the update.
     pub fn update(&mut self, lr: f64, coefficient: f64) -> Result<()> {
         let mut gradients = Vec::with_capacity(self.entries.len());
         let summed = std::mem::replace(&mut self.gradients, vec![None; self.entries.len()]);
@@ -123,6 +123,11 @@ impl Trainable {
             })
             .collect();
         self.optimizer.update(lr, &slots)?;
+        for slot in &slots {
+            if !super::finite::is_finite(slot.var)? {
+                return Err(Error::NotFinite(format!("{} holds an infinity or a NaN after the update", slot.name)));
+            }
+        }
         if self.applied.is_some() {
             self.applied = Some(slots.iter().map(|s| (s.name.to_owned(), s.gradient.clone())).collect());
         }

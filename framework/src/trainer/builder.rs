@@ -261,6 +261,13 @@ impl TrainerBuilder {
                 format!("the model is cut into {}", partition.stages()),
             ));
         }
+        if let Some(k) = self.head_losses.keys().find(|&&k| k >= partition.stages()) {
+            return Err(Error::invalid(
+                "head_loss",
+                format!("there is no stage {k}"),
+                format!("stages are 0 to {}", partition.stages() - 1),
+            ));
+        }
         let settings = Arc::new(StageSettings {
             seed: self.settings.seed,
             optimizer: self.optimizer.clone(),
@@ -294,6 +301,10 @@ impl TrainerBuilder {
             },
         )?;
         warn_of_names(&pipeline, &self.initial);
+        let names = || pipeline.built().iter().flat_map(|stage| &stage.names).map(String::as_str);
+        for pattern in self.optimizer.unmatched(names)? {
+            tracing::warn!("optimizer.groups: {pattern:?} matches no parameter");
+        }
         Ok(Trainer {
             pipeline,
             settings: self.settings,

@@ -64,7 +64,7 @@ pub struct FinalReport {
     pub loss: f64,
     /// The fraction of targets predicted right; none where the loss has no such notion.
     pub accuracy: Option<f64>,
-    /// `exp(loss)`; none where the loss is no cross-entropy.
+    /// `exp(loss)`; none where the loss has no notion of a right prediction.
     pub perplexity: Option<f64>,
 }
 
