@@ -55,28 +55,34 @@ impl Partition {
         Ok(partition)
     }
 
-    /// The cut into `stages` stages whose costliest stage costs least, in floating-point operations a forward pass.
-    ///
-    /// `head_flops(i)` is the cost of an auxiliary head behind unit `i`; it counts for every stage but the last. Of equally
-    /// good cuts the one whose later stages are the larger is taken, so that the result is unique.
-    ///
-    /// # Errors
-    /// If there are more stages than units, or none.
-    pub fn balanced(stages: usize, units: &[Unit], head_flops: impl Fn(usize) -> f64) -> Result<Self> {
-        let count = units.len();
-        if stages == 0 || stages > count {
-            return Err(Error::invalid(
+    /// Refuses a number of stages into which these units cannot be cut.
+    pub(crate) fn check_stages(stages: usize, units: &[Unit]) -> Result<()> {
+        match units.len() {
+            count if stages == 0 || stages > count => Err(Error::invalid(
                 "partition.stages",
                 format!("{stages} stages for a model of {count} units"),
                 format!("1 to {count} stages are possible"),
-            ));
+            )),
+            _ => Ok(()),
         }
+    }
+
+    /// The cut into `stages` stages whose costliest stage costs least, in floating-point operations a forward pass.
+    ///
+    /// `head_flops(k, i)` is the cost of stage `k`'s auxiliary head behind unit `i`, 0 where the stage has none; the last stage
+    /// is not asked for. Of equally good cuts the one whose later stages are the larger is taken, so that the result is unique.
+    ///
+    /// # Errors
+    /// If there are more stages than units, or none.
+    pub fn balanced(stages: usize, units: &[Unit], head_flops: impl Fn(usize, usize) -> f64) -> Result<Self> {
+        Self::check_stages(stages, units)?;
+        let count = units.len();
         let mut before = vec![0.0];
         for unit in units {
             before.push(before[before.len() - 1] + unit.flops);
         }
-        let cost = |range: Range<usize>| {
-            let head = if range.end < count { head_flops(range.end - 1) } else { 0.0 };
+        let cost = |stage: usize, range: Range<usize>| {
+            let head = if stage + 1 < stages { head_flops(stage, range.end - 1) } else { 0.0 };
             before[range.end] - before[range.start] + head
         };
         // best[s][end]: the least possible cost of the costliest of s stages over the first `end` units, and where the last begins.
@@ -86,7 +92,7 @@ impl Partition {
             for end in s..=count {
                 for start in s - 1..end {
                     let Some((below, _)) = best[s - 1][start] else { continue };
-                    let worst = cost(start..end).max(below);
+                    let worst = cost(s - 1, start..end).max(below);
                     if best[s][end].is_none_or(|(known, _)| worst < known) {
                         best[s][end] = Some((worst, start));
                     }
@@ -137,13 +143,17 @@ mod tests {
     #[test]
     fn balances_the_costliest_stage() {
         let units = units(&[1.0, 1.0, 1.0, 1.0, 4.0]);
-        let cut = |stages, head: f64| Partition::balanced(stages, &units, |_| head).unwrap().units_per_stage;
+        let cut = |stages, head: f64| Partition::balanced(stages, &units, |_, _| head).unwrap().units_per_stage;
         assert_eq!(cut(2, 0.0), [4, 1]);
         assert_eq!(cut(5, 0.0), [1; 5]);
         // A head as dear as two units moves the cut.
         assert_eq!(cut(2, 2.0), [3, 2]);
-        assert!(Partition::balanced(6, &units, |_| 0.0).is_err());
-        assert!(Partition::balanced(0, &units, |_| 0.0).is_err());
+        // Only the stage that has a head pays for it.
+        let only = |k: usize| move |stage: usize, _: usize| if stage == k { 3.0 } else { 0.0 };
+        assert_eq!(Partition::balanced(3, &units, only(0)).unwrap().units_per_stage, [1, 3, 1]);
+        assert_eq!(Partition::balanced(3, &units, only(1)).unwrap().units_per_stage, [3, 1, 1]);
+        assert!(Partition::balanced(6, &units, |_, _| 0.0).is_err());
+        assert!(Partition::balanced(0, &units, |_, _| 0.0).is_err());
     }
 
     #[test]

@@ -37,6 +37,13 @@ pub struct HeadsConfig {
     pub train: HeadsTrained,
 }
 
+impl HeadsConfig {
+    /// Whether stage `k` has an auxiliary head under `plan`; the last stage never has one.
+    pub fn has_head(&self, plan: &GradientPlan, k: usize) -> bool {
+        k + 1 < plan.stages() && (self.train == HeadsTrained::All || plan.is_needed(k))
+    }
+}
+
 /// What all stages of a run share.
 #[derive(Clone)]
 pub struct StageSettings {
@@ -103,8 +110,8 @@ impl StageBlueprint {
         (0..stages)
             .map(|index| {
                 let range = partition.units(index);
-                let wanted = index + 1 < stages && (plan.is_needed(index) || settings.heads.train == HeadsTrained::All);
-                let head = if wanted { Some(model.head(range.end - 1, arch)?) } else { None };
+                let head =
+                    if settings.heads.has_head(plan, index) { Some(model.head(range.end - 1, arch)?) } else { None };
                 Ok(Self {
                     index,
                     stages,

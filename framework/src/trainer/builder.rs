@@ -237,7 +237,7 @@ impl TrainerBuilder {
             clip.validate()?;
         }
         let units = self.model.units()?;
-        let partition = match (&self.partition.units_per_stage, self.partition.stages) {
+        let (partition, plan) = match (&self.partition.units_per_stage, self.partition.stages) {
             (Some(_), Some(_)) => {
                 return Err(Error::invalid(
                     "partition",
@@ -245,27 +245,31 @@ impl TrainerBuilder {
                     "give one of them",
                 ));
             }
-            (Some(units_per_stage), None) => Partition::new(units_per_stage.clone(), &units)?,
+            (Some(units_per_stage), None) => {
+                let partition = Partition::new(units_per_stage.clone(), &units)?;
+                let plan = self.plan(partition.stages())?;
+                (partition, plan)
+            }
             (None, stages) => {
+                let stages = stages.unwrap_or(self.devices.len());
+                Partition::check_stages(stages, &units)?;
+                let plan = self.plan(stages)?;
                 let arch = self.heads.arch.as_deref().unwrap_or_else(|| self.model.default_head());
-                let head_flops = |unit| self.model.head(unit, arch).map_or(0.0, |head| head.flops);
-                Partition::balanced(stages.unwrap_or(self.devices.len()), &units, head_flops)?
+                let partition =
+                    Partition::balanced(stages, &units, |stage, unit| match self.heads.has_head(&plan, stage) {
+                        true => self.model.head(unit, arch).map_or(0.0, |head| head.flops),
+                        false => 0.0,
+                    })?;
+                (partition, plan)
             }
         };
-        self.optimizer.validate(partition.stages())?;
-        let plan = self.strategy.plan(partition.stages())?;
-        if plan.stages() != partition.stages() {
-            return Err(Error::invalid(
-                "strategy",
-                format!("it plans for {} stages", plan.stages()),
-                format!("the model is cut into {}", partition.stages()),
-            ));
-        }
-        if let Some(k) = self.head_losses.keys().find(|&&k| k >= partition.stages()) {
+        let stages = partition.stages();
+        self.optimizer.validate(stages)?;
+        if let Some(k) = self.head_losses.keys().find(|&&k| k >= stages) {
             return Err(Error::invalid(
                 "head_loss",
                 format!("there is no stage {k}"),
-                format!("stages are 0 to {}", partition.stages() - 1),
+                format!("stages are 0 to {}", stages - 1),
             ));
         }
         let settings = Arc::new(StageSettings {
@@ -280,6 +284,19 @@ impl TrainerBuilder {
         });
         let blueprints = StageBlueprint::of(&*self.model, &partition, &plan, &self.devices, &settings)?;
         Ok(Layout { partition, plan, blueprints, settings })
+    }
+
+    /// The strategy's plan for `stages` stages.
+    fn plan(&self, stages: usize) -> Result<GradientPlan> {
+        let plan = self.strategy.plan(stages)?;
+        if plan.stages() != stages {
+            return Err(Error::invalid(
+                "strategy",
+                format!("it plans for {} stages", plan.stages()),
+                format!("the model is cut into {stages}"),
+            ));
+        }
+        Ok(plan)
     }
 
     /// Checks everything and starts the pipeline: every stage is built on its device when this returns.
