@@ -6,10 +6,12 @@
 mod candle_threads;
 #[cfg(feature = "cpu")]
 mod cpu;
+mod kernels;
 pub mod layers;
 mod registry;
 
 pub use candle_threads::candle_single_threaded;
 #[cfg(feature = "cpu")]
 pub use cpu::{CpuBackend, CpuDevice, cpu};
+pub use kernels::Instructions;
 pub use registry::Backends;

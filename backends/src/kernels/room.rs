@@ -1,0 +1,124 @@
+//! Memory for results: aligned to cache lines, and not cleared before it is written.
+
+use std::mem::MaybeUninit;
+
+use candle_core::{Device, Shape, Tensor};
+use interlock::Result;
+
+use super::lanes::LANES;
+
+/// Memory that has not been written yet.
+pub(crate) type Blank = [MaybeUninit<f32>];
+
+/// Room for numbers that begins on a cache line: a vector load across two lines costs twice.
+#[derive(Debug)]
+pub(crate) struct Room {
+    memory: Vec<MaybeUninit<f32>>,
+    start: usize,
+    len: usize,
+}
+
+impl Room {
+    /// Room for `len` numbers of any value.
+    pub(crate) fn new(len: usize) -> Self {
+        let mut memory: Vec<MaybeUninit<f32>> = Vec::with_capacity(len + LANES);
+        // SAFETY: uninitialized memory is a value of `MaybeUninit`.
+        unsafe { memory.set_len(len + LANES) };
+        // Within sixteen numbers of four bytes a line of 64 begins; where the address does not tell, any start will do.
+        let start = memory.as_ptr().align_offset(64).min(LANES);
+        let mut room = Self { memory, start, len };
+        if cfg!(debug_assertions) {
+            // What is read without having been written shows.
+            room.blank().fill(MaybeUninit::new(f32::NAN));
+        }
+        room
+    }
+
+    /// All of it, to be written.
+    pub(crate) fn blank(&mut self) -> &mut Blank {
+        &mut self.memory[self.start..][..self.len]
+    }
+
+    /// The numbers as a tensor of this shape.
+    ///
+    /// # Safety
+    /// Every number must have been written.
+    pub(crate) unsafe fn into_tensor(self, shape: impl Into<Shape>) -> Result<Tensor> {
+        let Self { memory, start, len } = self;
+        let mut memory = std::mem::ManuallyDrop::new(memory);
+        let (whole, capacity) = (memory.len(), memory.capacity());
+        // SAFETY: `MaybeUninit<f32>` has the layout of `f32`; the allocation is handed over once. Numbers outside of `start..start + len` were
+        // possibly never written; they are written now, before the vector can be read.
+        let memory = unsafe {
+            let first: *mut f32 = memory.as_mut_ptr().cast();
+            first.write_bytes(0, start);
+            first.add(start + len).write_bytes(0, whole - start - len);
+            Vec::from_raw_parts(first, whole, capacity)
+        };
+        Ok(Tensor::from_vec(memory, whole, &Device::Cpu)?.narrow(0, start, len)?.reshape(shape)?)
+    }
+}
+
+/// Zeros that begin on a cache line, for scratch and packed weights.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Aligned {
+    memory: Vec<Line>,
+    len: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([f32; LANES]);
+
+impl Aligned {
+    /// `len` zeros.
+    pub(crate) fn zeros(len: usize) -> Self {
+        Self { memory: vec![Line([0.0; LANES]); len.div_ceil(LANES)], len }
+    }
+}
+
+impl std::ops::Deref for Aligned {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: lines are sixteen numbers without gaps, and there are enough of them for `len`.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), self.len) }
+    }
+}
+
+impl std::ops::DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_becomes_a_tensor_of_what_was_written_and_starts_on_a_line() -> Result<()> {
+        for len in [1, 15, 16, 17, 1000] {
+            let mut room = Room::new(len);
+            for (i, number) in room.blank().iter_mut().enumerate() {
+                number.write(i as f32);
+            }
+            assert_eq!(room.blank().as_ptr() as usize % 64, 0);
+            // SAFETY: just written.
+            let tensor = unsafe { room.into_tensor((1, len)) }?;
+            assert_eq!(tensor.to_vec2::<f32>()?, [(0..len).map(|i| i as f32).collect::<Vec<_>>()]);
+            assert!(tensor.is_contiguous());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn zeros_start_on_a_line() {
+        for len in [0, 1, 16, 33] {
+            let zeros = Aligned::zeros(len);
+            assert_eq!(&*zeros, vec![0.0; len]);
+            assert_eq!(zeros.as_ptr() as usize % 64, 0);
+        }
+    }
+}
