@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::WorkloadName;
+
 /// Trains neural networks cut in depth across devices, with interlocking backpropagation.
 ///
 /// Without a command: `interlock train`, with the built-in configuration.
@@ -26,6 +28,9 @@ pub(crate) enum Command {
     Compare(Compare),
     /// Replay golden cases: recorded runs that must be reproduced to the last digit
     Replay(Replay),
+    /// Measure what things cost on this machine
+    #[command(subcommand)]
+    Bench(Bench),
     /// List the devices of this machine
     Devices,
     /// Print the configuration that a run would have
@@ -160,6 +165,37 @@ pub(crate) struct Replay {
     /// The device to replay on
     #[arg(long, default_value = "cpu")]
     pub(crate) device: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Time whole training steps on random data, after two steps that are not counted
+    Step(BenchStep),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchStep {
+    /// What to train
+    #[arg(long)]
+    pub(crate) workload: WorkloadName,
+    /// Number of stages: 1, 2 or 4
+    #[arg(long, default_value_t = 2, value_name = "K")]
+    pub(crate) stages: usize,
+    /// Interlock width; below the number of stages every head is trained, at it there is none
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub(crate) width: usize,
+    /// Threads of each stage's device
+    #[arg(long, default_value_t = 1, value_name = "T")]
+    pub(crate) threads: usize,
+    /// Micro-batches a step
+    #[arg(long, default_value_t = 1, value_name = "M")]
+    pub(crate) micro_batches: usize,
+    /// Steps that are timed
+    #[arg(long, default_value_t = 20, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) steps: u64,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]

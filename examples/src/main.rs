@@ -1,6 +1,7 @@
 //! The `interlock` command: trains, evaluates and compares models cut into stages.
 
 mod arguments;
+mod bench;
 mod compare;
 mod config;
 mod evaluate;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Devices => show::devices(),
         Command::Config(arguments) => show::config(&arguments),
     };

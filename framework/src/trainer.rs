@@ -205,7 +205,12 @@ impl Trainer {
         self.run_evaluation(data)
     }
 
-    /// Trains as long as the builder said.
+    /// How long the next call of [`Self::fit`] trains; as long as the builder said unless told otherwise.
+    pub fn set_length(&mut self, length: Length) {
+        self.settings.length = length;
+    }
+
+    /// Trains as long as the builder or [`Self::set_length`] said.
     ///
     /// # Errors
     /// If the data are too few or cannot be read, or a stage fails. After a failure the trainer can be used no more: the stages

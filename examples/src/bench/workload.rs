@@ -1,0 +1,160 @@
+//! Training steps whose cost is measured: models, cuts, heads and optimizers that other systems can be given too.
+
+use candle_core::{Device, Tensor};
+use clap::ValueEnum;
+use interlock::{
+    Batch, Dataset, Error, Interlock, Result, Trainer,
+    optimizer::{OptimizerConfig, OptimizerKind},
+    random::Key,
+    stage::{HeadsConfig, HeadsTrained},
+    trainer::TrainerBuilder,
+};
+use interlock_models::{resnet::ResNet, transformer::Transformer};
+use rand::RngExt;
+
+/// A workload on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum WorkloadName {
+    /// ResNet-32 for CIFAR (16, 32 and 64 planes), 128 images of 3×32×32, SGD with momentum
+    Resnet32,
+    /// ResNet-18 for ImageNet, 32 images of 3×64×64, 100 classes, SGD with momentum
+    Resnet18,
+    /// GPT of 6 layers, width 256, 8 heads, 16 texts of 128 of 256 tokens, `AdamW`
+    Gpt,
+}
+
+/// One of them.
+pub(crate) struct Workload {
+    pub(super) name: &'static str,
+    /// Examples a step.
+    pub(super) batch: usize,
+    /// One example's shape.
+    shape: &'static [usize],
+    /// Classes, or tokens.
+    classes: usize,
+    head: &'static str,
+    /// Units of each stage, for each number of stages that there is a cut for.
+    cuts: [&'static [usize]; 3],
+}
+
+impl Workload {
+    pub(super) fn named(name: WorkloadName) -> &'static Self {
+        static RESNET32: Workload = Workload {
+            name: "resnet32",
+            batch: 128,
+            shape: &[3, 32, 32],
+            classes: 10,
+            head: "conv16_bn_gbpl_fc",
+            cuts: [&[17], &[8, 9], &[4, 4, 5, 4]],
+        };
+        static RESNET18: Workload = Workload {
+            name: "resnet18",
+            batch: 32,
+            shape: &[3, 64, 64],
+            classes: 100,
+            head: "gbpl_fc",
+            cuts: [&[10], &[5, 5], &[3, 2, 2, 3]],
+        };
+        static GPT: Workload = Workload {
+            name: "gpt",
+            batch: 16,
+            shape: &[128],
+            classes: 256,
+            head: "ln_fc",
+            cuts: [&[8], &[4, 4], &[2, 2, 2, 2]],
+        };
+        match name {
+            WorkloadName::Resnet32 => &RESNET32,
+            WorkloadName::Resnet18 => &RESNET18,
+            WorkloadName::Gpt => &GPT,
+        }
+    }
+
+    fn is_text(&self) -> bool {
+        self.shape.len() == 1
+    }
+
+    /// A builder with everything but devices and lengths. Widths below the number of stages train every head, end-to-end none.
+    pub(super) fn trainer(&self, stages: usize, width: usize) -> Result<TrainerBuilder> {
+        let cut = self.cuts.iter().find(|cut| cut.len() == stages).ok_or_else(|| {
+            let known: Vec<String> = self.cuts.iter().map(|cut| cut.len().to_string()).collect();
+            Error::invalid(
+                "--stages",
+                format!("there is no cut of {} into {stages}", self.name),
+                format!("use {}", known.join(", ")),
+            )
+        })?;
+        let builder = match *self.shape {
+            [channels, height, width] => {
+                Trainer::builder(ResNet::preset(self.name, [channels, height, width], self.classes)?)
+            }
+            _ => Trainer::builder(Transformer {
+                vocab: self.classes,
+                context: self.shape[0],
+                sequence: self.shape[0],
+                width: 256,
+                heads: 8,
+                layers: 6,
+                dropout: 0.0,
+                tied: false,
+            }),
+        };
+        let common = OptimizerConfig::default();
+        let optimizer = if self.is_text() {
+            OptimizerConfig { kind: OptimizerKind::Adamw, lr: 3e-4, betas: [0.9, 0.95], weight_decay: 0.1, ..common }
+        } else {
+            OptimizerConfig { kind: OptimizerKind::Sgd, lr: 0.1, momentum: 0.9, weight_decay: 2e-4, ..common }
+        };
+        let train = if width < stages { HeadsTrained::All } else { HeadsTrained::Needed };
+        Ok(builder
+            .units_per_stage(cut.to_vec())
+            .strategy(Interlock::width(width))
+            .heads(HeadsConfig { arch: Some(self.head.to_owned()), train })
+            .optimizer(optimizer)
+            .batch_size(1)
+            .seed(7))
+    }
+}
+
+/// Batches of random numbers, made beforehand; each counts as one example of the data set, so that a step takes one as it is.
+pub(super) struct RandomBatches(Vec<Batch>);
+
+/// How many of them there are; longer runs see them again.
+const BATCHES: u64 = 4;
+
+impl RandomBatches {
+    pub(super) fn new(workload: &Workload) -> Result<Self> {
+        (0..BATCHES).map(|number| random_batch(workload, Key::new(8).with(number))).collect::<Result<_>>().map(Self)
+    }
+}
+
+fn random_batch(workload: &Workload, key: Key) -> Result<Batch> {
+    let mut stream = key.stream();
+    let dims = [&[workload.batch], workload.shape].concat();
+    let count: usize = dims.iter().product();
+    let mut classes = |count: usize, dims: &[usize]| {
+        let values: Vec<u32> = (0..count).map(|_| stream.random_range(0..workload.classes as u32)).collect();
+        Tensor::from_vec(values, dims, &Device::Cpu)
+    };
+    if workload.is_text() {
+        return Ok(Batch { inputs: classes(count, &dims)?.into(), targets: classes(count, &dims)? });
+    }
+    let targets = classes(workload.batch, &[workload.batch])?;
+    // Of variance 1.
+    let side = 3.0_f32.sqrt();
+    let values: Vec<f32> = (0..count).map(|_| stream.random_range(-side..side)).collect();
+    Ok(Batch { inputs: Tensor::from_vec(values, dims, &Device::Cpu)?.into(), targets })
+}
+
+impl Dataset for RandomBatches {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn batch(&self, numbers: &[usize], _: Option<Key>) -> Result<Batch> {
+        match numbers {
+            [number] => Ok(self.0[*number].clone()),
+            _ => Err(Error::Data(format!("batches are taken one at a time, not {}", numbers.len()))),
+        }
+    }
+}
