@@ -1,15 +1,19 @@
 //! Loops over `f32` in memory, written for vector units: what the layers spend their time in.
 //!
 //! A kernel is a generic body over [`Lanes`](lanes::Lanes), sixteen numbers at a time, compiled for AVX-512, for AVX2 and for any processor;
-//! [`dispatch!`] makes the function that picks one when it is called. Everything here works on slices and pointers and knows no tensors, no
-//! layers and no threads; `unsafe` stays below this folder.
+//! [`dispatch!`] makes the function that picks one when it is called. Everything here works on slices and pointers and knows no layers; `unsafe`
+//! stays below this folder. Work for several threads is cut into pieces that depend on shapes only.
 //!
 //! Bits depend on the picked instructions: a fused multiply-add rounds once, where the portable body rounds twice. They depend on nothing
 //! else, so one binary on one model of CPU gives the same bits.
 
 #[macro_use]
 mod instructions;
+pub(crate) mod convolution;
 pub(crate) mod lanes;
+pub(crate) mod norm;
+pub(crate) mod padded;
+pub(crate) mod pieces;
 pub(crate) mod room;
 
 pub use instructions::Instructions;

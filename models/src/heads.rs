@@ -18,7 +18,9 @@
 
 use candle_nn::{Init, VarBuilder};
 use interlock::{Error, Result, Sequential, Unit};
-use interlock_backends::layers::{BatchNorm2d, Conv2d, Conv2dConfig, Flatten, GlobalAvgPool, LayerNorm, Linear, Relu};
+use interlock_backends::layers::{
+    BatchNorm2d, Conv2d, Conv2dConfig, ConvBlock, Flatten, GlobalAvgPool, LayerNorm, Linear, Relu, Shortcut,
+};
 
 use crate::{checks, flops};
 
@@ -89,21 +91,32 @@ pub fn head(arch: &str, input: &[usize], outputs: usize, fc_weight: Option<Init>
 
 fn build(modules: &[Module], fc_weight: Option<Init>, vb: &VarBuilder<'static>) -> Result<Sequential> {
     let mut layers = Sequential::default();
-    for (at, module) in modules.iter().enumerate() {
-        let vb = vb.pp(at);
+    let mut at = 0;
+    while let [module, behind @ ..] = &modules[at..] {
+        let here = vb.pp(at);
+        at += 1;
         match *module {
             Module::Convolution { inputs, outputs } => {
                 let config = Conv2dConfig { inputs, outputs, kernel: 3, stride: 1, padding: 1, bias: true };
-                layers.push(Conv2d::new(config, vb)?);
+                let convolution = Conv2d::new(config, here)?;
+                match behind {
+                    // All three at once.
+                    [Module::BatchNorm { channels }, Module::Relu, ..] => {
+                        let norm = BatchNorm2d::new(*channels, vb.pp(at))?;
+                        layers.push(ConvBlock::new(vec![(convolution, norm)], Shortcut::None)?);
+                        at += 2;
+                    }
+                    _ => layers.push(convolution),
+                }
             }
-            Module::BatchNorm { channels } => layers.push(BatchNorm2d::new(channels, vb)?),
+            Module::BatchNorm { channels } => layers.push(BatchNorm2d::new(channels, here)?),
             Module::Relu => layers.push(Relu),
             Module::Pool => layers.push(GlobalAvgPool),
             Module::Flatten => layers.push(Flatten),
-            Module::LayerNorm { width } => layers.push(LayerNorm::new(width, vb)?),
+            Module::LayerNorm { width } => layers.push(LayerNorm::new(width, here)?),
             Module::Linear { inputs, outputs, bias } => layers.push(match fc_weight {
-                Some(weight) => Linear::with_init(inputs, outputs, weight, bias.then_some(Init::Const(0.0)), vb)?,
-                None => Linear::new(inputs, outputs, bias, vb)?,
+                Some(weight) => Linear::with_init(inputs, outputs, weight, bias.then_some(Init::Const(0.0)), here)?,
+                None => Linear::new(inputs, outputs, bias, here)?,
             }),
         }
     }

@@ -39,23 +39,71 @@ impl Room {
         &mut self.memory[self.start..][..self.len]
     }
 
-    /// The numbers as a tensor of this shape.
+    /// The room, now that it is full.
     ///
     /// # Safety
     /// Every number must have been written.
-    pub(crate) unsafe fn into_tensor(self, shape: impl Into<Shape>) -> Result<Tensor> {
+    pub(crate) unsafe fn filled(self) -> Filled {
         let Self { memory, start, len } = self;
         let mut memory = std::mem::ManuallyDrop::new(memory);
         let (whole, capacity) = (memory.len(), memory.capacity());
-        // SAFETY: `MaybeUninit<f32>` has the layout of `f32`; the allocation is handed over once. Numbers outside of `start..start + len` were
-        // possibly never written; they are written now, before the vector can be read.
+        // SAFETY: `MaybeUninit<f32>` has the layout of `f32`; the allocation is handed over once. The numbers before and behind were possibly
+        // never written; they are written now, before the vector can be read.
         let memory = unsafe {
             let first: *mut f32 = memory.as_mut_ptr().cast();
             first.write_bytes(0, start);
             first.add(start + len).write_bytes(0, whole - start - len);
             Vec::from_raw_parts(first, whole, capacity)
         };
+        Filled { memory, start, len }
+    }
+
+    /// The numbers as a tensor of this shape.
+    ///
+    /// # Safety
+    /// Every number must have been written.
+    pub(crate) unsafe fn into_tensor(self, shape: impl Into<Shape>) -> Result<Tensor> {
+        // SAFETY: as demanded of the caller.
+        unsafe { self.filled() }.into_tensor(shape)
+    }
+}
+
+/// Numbers that begin on a cache line.
+#[derive(Debug, Default)]
+pub(crate) struct Filled {
+    memory: Vec<f32>,
+    start: usize,
+    len: usize,
+}
+
+impl Filled {
+    /// The numbers as a tensor of this shape.
+    pub(crate) fn into_tensor(self, shape: impl Into<Shape>) -> Result<Tensor> {
+        let Self { memory, start, len } = self;
+        let whole = memory.len();
         Ok(Tensor::from_vec(memory, whole, &Device::Cpu)?.narrow(0, start, len)?.reshape(shape)?)
+    }
+
+    /// The numbers, to be written over. What a kernel leaves unwritten keeps its value.
+    pub(crate) fn blank(&mut self) -> &mut Blank {
+        let numbers: &mut [f32] = self;
+        // SAFETY: `MaybeUninit<f32>` has the layout of `f32`, and nothing in this crate puts memory that was never written into a `Blank`: it
+        // writes numbers only.
+        unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), numbers.len()) }
+    }
+}
+
+impl std::ops::Deref for Filled {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.memory[self.start..][..self.len]
+    }
+}
+
+impl std::ops::DerefMut for Filled {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.memory[self.start..][..self.len]
     }
 }
 

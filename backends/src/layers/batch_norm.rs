@@ -6,16 +6,18 @@
 //! `∂β = Σ c`, `∂γ = Σ c x̂`, `∂x = γ/√(σ² + ε) (c - ∂β/n - x̂ ∂γ/n)`.
 //!
 //! Ioffe and Szegedy, *Batch Normalization*, 2015, section 3.
+//!
+//! Images may lie in memory as they will; those that come out are channels-last.
 
 use candle_core::{Tensor, Var};
 use candle_nn::{Init, VarBuilder};
-use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
-use rayon::prelude::*;
+use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants};
 
 use super::{
-    math::{sum, sum_of},
-    slices::{cotangent, dense, label, read, tensor, wrong_shape},
+    images::{channels_last, cotangent_last, images},
+    slices::{label, read, tensor, wrong_shape},
 };
+use crate::kernels::norm::{self, Addend, Norm, NormGradient, Statistics};
 
 const EPSILON: f64 = 1e-5;
 const MOMENTUM: f64 = 0.1;
@@ -31,13 +33,10 @@ pub struct BatchNorm2d {
     running_var: Var,
 }
 
-/// Mean and variance (biased) of one channel.
-type Moments = (f64, f64);
-
 struct SavedBatchNorm {
+    /// `(B, H, W, C)`.
     x: Tensor,
-    /// `μ` and `1/√(σ² + ε)` of each channel.
-    statistics: Vec<(f32, f32)>,
+    norm: Norm,
 }
 
 impl BatchNorm2d {
@@ -59,158 +58,100 @@ impl BatchNorm2d {
         })
     }
 
-    /// Pixels of one channel of an image.
-    fn pixels(&self, dims: &[usize]) -> Result<usize> {
-        match dims {
-            [_, channels, height, width] if *channels == self.channels => Ok(height * width),
-            _ => Err(wrong_shape(&self.name, dims, format_args!("(B, {}, H, W)", self.channels))),
+    /// The channels.
+    pub(super) fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// The norm of a batch of `dims`, `(B, C, H, W)`, by its own moments; the running statistics follow it where `pass` says so. `offset`
+    /// was left out of the values: the norm is the same without it, the running mean is not.
+    pub(super) fn of_batch(
+        &self,
+        moments: &[f32],
+        dims: [usize; 4],
+        pass: &Pass,
+        offset: Option<&[f32]>,
+    ) -> Result<Norm> {
+        let [batch, _, height, width] = dims;
+        if batch * height * width < 2 {
+            return Err(wrong_shape(&self.name, &dims, "more than one value a channel in training"));
         }
+        let statistics = Statistics::merge(moments, self.channels, height * width);
+        if pass.track {
+            self.track(&statistics, offset)?;
+        }
+        Ok(statistics.norm(&*read(&self.weight)?, &*read(&self.bias)?, EPSILON))
     }
 
-    /// `f` of each channel's number, a task a channel.
-    fn for_channels<R: Send>(&self, f: impl Fn(usize) -> R + Sync + Send) -> Vec<R> {
-        (0..self.channels).into_par_iter().map(f).collect()
-    }
-
-    /// Mean first, then the mean square distance from it: no cancellation.
-    fn moments(&self, x: &[f32], pixels: usize) -> Vec<Moments> {
-        let image = self.channels * pixels;
-        let count = (x.len() / self.channels) as f64;
-        self.for_channels(|c| {
-            let planes = || x.chunks_exact(image).map(|image| &image[c * pixels..][..pixels]);
-            let mean = planes().map(sum).sum::<f64>() / count;
-            let centre = mean as f32;
-            // What rounding the centre took away is put back.
-            let distance = mean - f64::from(centre);
-            let square = |plane: &[f32]| sum_of(plane, plane, |x, _| (x - centre) * (x - centre));
-            (mean, (planes().map(square).sum::<f64>() / count - distance * distance).max(0.0))
-        })
-    }
-
-    fn track(&self, moments: &[Moments], count: f64) -> Result<()> {
+    fn track(&self, statistics: &Statistics, offset: Option<&[f32]>) -> Result<()> {
         let moved = |running: &Var, values: &mut dyn Iterator<Item = f64>| -> Result<()> {
             let old: Vec<f32> = running.to_vec1()?;
             let new =
                 old.iter().zip(values).map(|(&old, new)| ((1.0 - MOMENTUM) * f64::from(old) + MOMENTUM * new) as f32);
             Ok(running.set(&tensor(new.collect(), self.channels)?)?)
         };
-        moved(&self.running_mean, &mut moments.iter().map(|m| m.0))?;
-        moved(&self.running_var, &mut moments.iter().map(|m| m.1 * count / (count - 1.0)))
+        let count = statistics.count();
+        let offset = |channel: usize| offset.map_or(0.0, |offset| f64::from(offset[channel]));
+        let mut means = statistics.means().iter().enumerate().map(|(channel, mean)| mean + offset(channel));
+        moved(&self.running_mean, &mut means)?;
+        moved(&self.running_var, &mut statistics.variances().map(|variance| variance * count / (count - 1.0)))
     }
 
-    fn running(&self) -> Result<Vec<Moments>> {
-        let (mean, var) = (read::<f32>(&self.running_mean)?, read::<f32>(&self.running_var)?);
-        Ok(mean.iter().zip(var.iter()).map(|(&mean, &var)| (f64::from(mean), f64::from(var))).collect())
+    /// The norm by the running statistics, for values that `offset` was left out of.
+    pub(super) fn of_running(&self, offset: Option<&[f32]>) -> Result<Norm> {
+        let mut mean = read::<f32>(&self.running_mean)?.to_vec();
+        for (mean, offset) in mean.iter_mut().zip(offset.unwrap_or_default()) {
+            *mean -= offset;
+        }
+        let statistics = Statistics::given(&mean, &read(&self.running_var)?);
+        Ok(statistics.norm(&*read(&self.weight)?, &*read(&self.bias)?, EPSILON))
     }
 
-    fn apply(&self, x: &[f32], pixels: usize, statistics: &[(f32, f32)]) -> Result<Vec<f32>> {
-        let (weight, bias) = (read::<f32>(&self.weight)?, read::<f32>(&self.bias)?);
-        let lines: Vec<(f32, f32, f32)> = statistics
-            .iter()
-            .zip(weight.iter().zip(bias.iter()))
-            .map(|(&(mean, inverse), (&weight, &bias))| (mean, weight * inverse, bias))
-            .collect();
-        let image = self.channels * pixels;
-        let mut y = vec![0.0; x.len()];
-        y.par_chunks_mut(image).zip(x.par_chunks(image)).for_each(|(y, x)| {
-            let planes = y.chunks_exact_mut(pixels).zip(x.chunks_exact(pixels));
-            for ((y, x), &(mean, scale, shift)) in planes.zip(&lines) {
-                for (y, &x) in y.iter_mut().zip(x) {
-                    *y = (x - mean) * scale + shift;
-                }
-            }
-        });
-        Ok(y)
-    }
-
-    /// `(∂β, ∂γ)` of each channel.
-    fn sums(&self, saved: &SavedBatchNorm, x: &[f32], c: &[f32], pixels: usize) -> Vec<(f64, f64)> {
-        let image = self.channels * pixels;
-        self.for_channels(|channel| {
-            let (mean, inverse) = saved.statistics[channel];
-            let at = channel * pixels;
-            let mut sums = (0.0, 0.0);
-            for (x, c) in x.chunks_exact(image).zip(c.chunks_exact(image)) {
-                let (x, c) = (&x[at..][..pixels], &c[at..][..pixels]);
-                sums.0 += sum(c);
-                sums.1 += sum_of(x, c, |x, c| c * ((x - mean) * inverse));
-            }
-            sums
-        })
-    }
-
-    fn input_gradient(
-        &self,
-        saved: &SavedBatchNorm,
-        sums: &[(f64, f64)],
-        x: &[f32],
-        c: &[f32],
-        pixels: usize,
-    ) -> Result<Vec<f32>> {
-        let count = (x.len() / self.channels) as f64;
-        let weight = read::<f32>(&self.weight)?;
-        // ∂x = scale (c - mean_c - (x - μ) slope)
-        let lines: Vec<[f32; 4]> = (sums.iter().zip(&saved.statistics).zip(weight.iter()))
-            .map(|((&(db, dg), &(mean, inverse)), &weight)| {
-                [mean, weight * inverse, (db / count) as f32, (dg / count * f64::from(inverse)) as f32]
-            })
-            .collect();
-        let image = self.channels * pixels;
-        let mut dx = vec![0.0; x.len()];
-        dx.par_chunks_mut(image).zip(x.par_chunks(image).zip(c.par_chunks(image))).for_each(|(dx, (x, c))| {
-            let planes = dx.chunks_exact_mut(pixels).zip(x.chunks_exact(pixels).zip(c.chunks_exact(pixels)));
-            for ((dx, (x, c)), &[mean, scale, mean_c, slope]) in planes.zip(&lines) {
-                for (dx, (&x, &c)) in dx.iter_mut().zip(x.iter().zip(c)) {
-                    *dx = scale * (c - mean_c - (x - mean) * slope);
-                }
-            }
-        });
-        Ok(dx)
+    /// The gradients of the parameters.
+    pub(super) fn gradients(&self, gradient: &NormGradient) -> Result<Gradients> {
+        Ok(vec![
+            (self.weight.id(), tensor(gradient.weight.clone(), self.channels)?),
+            (self.bias.id(), tensor(gradient.bias.clone(), self.channels)?),
+        ])
     }
 }
 
 impl Differentiable for BatchNorm2d {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
-        let pixels = self.pixels(x.dims())?;
-        let x = dense(x, &self.name)?;
-        let values = read(&x)?;
-        let count = values.len() / self.channels;
-        let moments = if pass.is_train() {
-            if count < 2 {
-                return Err(wrong_shape(&self.name, x.dims(), "more than one value a channel in training"));
-            }
-            let moments = self.moments(&values, pixels);
-            if pass.track {
-                self.track(&moments, count as f64)?;
-            }
-            moments
-        } else {
-            self.running()?
+        let &[batch, channels, height, width] = x.dims() else {
+            return Err(wrong_shape(&self.name, x.dims(), format_args!("(B, {}, H, W)", self.channels)));
         };
-        let statistics: Vec<(f32, f32)> =
-            moments.iter().map(|&(mean, var)| (mean as f32, (1.0 / (var + EPSILON).sqrt()) as f32)).collect();
-        let y = tensor(self.apply(&values, pixels, &statistics)?, x.shape())?;
+        if channels != self.channels {
+            return Err(wrong_shape(&self.name, x.dims(), format_args!("(B, {}, H, W)", self.channels)));
+        }
+        let x = channels_last(x, &self.name)?;
+        let values = read::<f32>(&x)?;
+        let image = [height * width, channels];
+        let norm = match pass.is_train() {
+            true => self.of_batch(&norm::moments(&values, image), [batch, channels, height, width], pass, None)?,
+            false => self.of_running(None)?,
+        };
+        let (y, _) = norm::join(&values, &norm.line, Addend::Nothing, image, false);
         drop(values);
-        let saved = if pass.is_train() { Saved::new(SavedBatchNorm { x, statistics }) } else { Saved::nothing() };
-        Ok((y.into(), saved))
+        let saved = if pass.is_train() { Saved::new(SavedBatchNorm { x, norm }) } else { Saved::nothing() };
+        Ok((images(y, batch, [height, width, channels])?.into(), saved))
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        let saved: &SavedBatchNorm = saved.get()?;
-        let dims = saved.x.dims();
-        let pixels = self.pixels(dims)?;
-        let c = cotangent(c, dims, &self.name)?;
-        let (x, c) = (read(&saved.x)?, read(&c)?);
-        let sums = self.sums(saved, &x, &c, pixels);
+        let SavedBatchNorm { x, norm } = saved.get()?;
+        let (batch, height, width, channels) = x.dims4()?;
+        let c = cotangent_last(c, &[batch, channels, height, width], &self.name)?;
+        let (x, c) = (read::<f32>(x)?, read::<f32>(&c)?);
+        let image = [height * width, channels];
+        let gradient = norm.gradient(&norm::gradient_sums(&c, None, &x, norm, image));
         let mut pulled = Pulled::default();
         if wants.input {
-            pulled.input = Some(tensor(self.input_gradient(saved, &sums, &x, &c, pixels)?, dims)?.into());
+            let dx = norm::gradient(&c, &x, &gradient, image);
+            pulled.input = Some(images(dx, batch, [height, width, channels])?.into());
         }
         if wants.parameters {
-            let of =
-                |part: fn(&(f64, f64)) -> f64| tensor(sums.iter().map(|s| part(s) as f32).collect(), self.channels);
-            pulled.parameters = vec![(self.weight.id(), of(|s| s.1)?), (self.bias.id(), of(|s| s.0)?)];
+            pulled.parameters = self.gradients(&gradient)?;
         }
         Ok(pulled)
     }

@@ -51,6 +51,11 @@ pub(crate) fn dense_of(tensor: &Tensor, dtype: DType, layer: &str) -> Result<Ten
 
 /// The cotangent of an output of shape `dims`, as [`dense`] gives it.
 pub(crate) fn cotangent(cotangent: &Activation, dims: &[usize], layer: &str) -> Result<Tensor> {
+    dense(cotangent_of(cotangent, dims, layer)?, layer)
+}
+
+/// The cotangent of an output of shape `dims`.
+pub(crate) fn cotangent_of<'a>(cotangent: &'a Activation, dims: &[usize], layer: &str) -> Result<&'a Tensor> {
     let tensor = cotangent.single()?;
     if tensor.dims() != dims {
         return Err(Error::invalid(
@@ -59,7 +64,7 @@ pub(crate) fn cotangent(cotangent: &Activation, dims: &[usize], layer: &str) -> 
             format!("the output had shape {dims:?}"),
         ));
     }
-    dense(tensor, layer)
+    Ok(tensor)
 }
 
 /// The elements of a tensor, locked for reading while this lives.

@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use interlock::{Activation, Differentiable, ParameterStore, Pass, Sequential, Wants};
 use interlock_backends::layers::*;
 
-use crate::contract::{check, distinct, eval, numbers, one, random, store, values};
+use crate::contract::{check, check_bits, distinct, eval, numbers, one, random, store, values};
 
 fn conv(inputs: usize, outputs: usize, kernel: usize, stride: usize, padding: usize, bias: bool) -> Conv2dConfig {
     Conv2dConfig { inputs, outputs, kernel, stride, padding, bias }
@@ -257,6 +257,130 @@ fn residual_blocks_keep_the_contract() {
         error,
         "residual: branches of shapes [2, 3, 2, 3] and [2, 3, 5, 7]; give a shortcut that changes the shape as the main branch does"
     );
+}
+
+fn link(
+    config: Conv2dConfig,
+    vb: &candle_nn::VarBuilder<'static>,
+    at: usize,
+) -> interlock::Result<(Conv2d, BatchNorm2d)> {
+    Ok((Conv2d::new(config, vb.pp(format!("conv{at}")))?, BatchNorm2d::new(config.outputs, vb.pp(format!("bn{at}")))?))
+}
+
+/// Blocks of every kind: links, and the projection of the shortcut; without one the shortcut is the input where the shapes agree.
+fn blocks() -> Vec<(&'static str, [usize; 4], Vec<Conv2dConfig>, Option<Conv2dConfig>)> {
+    vec![
+        ("identity", [2, 3, 5, 7], vec![conv(3, 3, 3, 1, 1, false), conv(3, 3, 3, 1, 1, false)], None),
+        (
+            "projection",
+            [3, 3, 5, 7],
+            vec![conv(3, 17, 3, 2, 1, false), conv(17, 17, 3, 1, 1, false)],
+            Some(conv(3, 17, 1, 2, 0, false)),
+        ),
+        (
+            "bottleneck",
+            [2, 4, 6, 5],
+            vec![conv(4, 2, 1, 1, 0, false), conv(2, 2, 3, 2, 1, false), conv(2, 8, 1, 1, 0, false)],
+            Some(conv(4, 8, 1, 2, 0, false)),
+        ),
+        ("biased", [3, 2, 4, 4], vec![conv(2, 3, 3, 1, 1, true)], None),
+    ]
+}
+
+#[test]
+fn convolution_blocks_equal_their_layers_one_after_another() {
+    for (name, dims, links, projection) in blocks() {
+        let x = random("x", &dims);
+        let (block_store, layer_store) = (store(), store());
+        let vb = block_store.builder(&Device::Cpu);
+        let block = block(&links, projection, &vb).expect("a block");
+        let vb = layer_store.builder(&Device::Cpu);
+        let mut main = Sequential::default();
+        for (at, &config) in links.iter().enumerate() {
+            if at > 0 {
+                main.push(Relu);
+            }
+            let (conv, norm) = link(config, &vb, at).expect("a link");
+            main = main.and(conv).and(norm);
+        }
+        let short = projection.map(|config| {
+            let (conv, norm) = link(config, &vb, 9).expect("a link");
+            Box::new(Sequential::default().and(conv).and(norm)) as Box<dyn Differentiable>
+        });
+        let layers = match name {
+            "biased" => main.and(Relu),
+            _ => Sequential::default().and(Residual::new(Box::new(main), short)).and(Relu),
+        };
+        let pass = Pass::train(7, 3, 1);
+        let forward = |layer: &dyn Differentiable| layer.forward(&x.clone().into(), &pass).expect("a pass");
+        let ((y, saved), (y_layers, saved_layers)) = (forward(&block), forward(&layers));
+        near(name, &one(&y), &one(&y_layers));
+        let c = Activation::from(random("c", y.single().expect("one tensor").dims()));
+        let pulled = block.pull_back(&saved, &c, Wants::BOTH).expect("a pull-back");
+        let wanted = layers.pull_back(&saved_layers, &c, Wants::BOTH).expect("a pull-back");
+        near(name, &one(&pulled.input.expect("a gradient")), &one(&wanted.input.expect("a gradient")));
+        let gradients = |store: &ParameterStore, gradients: &interlock::Gradients| {
+            let mut named: Vec<(String, Vec<f32>)> = gradients
+                .iter()
+                .map(|(id, g)| (store.entries()[store.position(*id).expect("known")].name.clone(), values(g)))
+                .collect();
+            named.sort_by(|a, b| a.0.cmp(&b.0));
+            named
+        };
+        let (found, wanted) =
+            (gradients(&block_store, &pulled.parameters), gradients(&layer_store, &wanted.parameters));
+        assert_eq!(found.len(), wanted.len(), "{name}");
+        for ((parameter, found), (_, wanted)) in found.iter().zip(&wanted) {
+            near(&format!("{name}: {parameter}"), found, wanted);
+        }
+        // Running statistics have moved alike, and evaluation follows them.
+        for (found, wanted) in block_store.entries().iter().zip(layer_store.entries()) {
+            assert_eq!(found.name, wanted.name);
+            near(&found.name, &values(&found.var), &values(&wanted.var));
+        }
+        near(name, &eval(&block, &x), &eval(&layers, &x));
+    }
+}
+
+fn block(
+    links: &[Conv2dConfig],
+    projection: Option<Conv2dConfig>,
+    vb: &candle_nn::VarBuilder<'static>,
+) -> interlock::Result<ConvBlock> {
+    let parts: Vec<_> = links.iter().enumerate().map(|(at, &c)| link(c, vb, at)).collect::<Result<_, _>>()?;
+    let shortcut = match projection {
+        Some(config) => {
+            let (conv, norm) = link(config, vb, 9)?;
+            Shortcut::Projection(conv, norm)
+        }
+        None if links[0].inputs == links[links.len() - 1].outputs => Shortcut::Identity,
+        None => Shortcut::None,
+    };
+    ConvBlock::new(parts, shortcut)
+}
+
+#[test]
+fn convolution_blocks_keep_the_contract() {
+    for (name, dims, links, projection) in blocks() {
+        // No finite differences: ReLUs inside have their kinks anywhere. The gradients are those of the layers one after another.
+        check_bits(name, &random("x", &dims), &|vb| Ok(Box::new(block(&links, projection, &vb)?)));
+    }
+}
+
+#[test]
+fn blocks_that_do_not_fit_are_refused() {
+    let store = store();
+    let vb = store.builder(&Device::Cpu);
+    let refusal = |error: Option<interlock::Error>| error.expect("a refusal").to_string();
+    assert!(refusal(ConvBlock::new(Vec::new(), Shortcut::None).err()).contains("no convolution"));
+    let conv2 = Conv2d::new(conv(3, 4, 3, 1, 1, false), vb.pp("a")).expect("a convolution");
+    let norm = BatchNorm2d::new(3, vb.pp("b")).expect("a norm");
+    let text = refusal(ConvBlock::new(vec![(conv2, norm)], Shortcut::None).err());
+    assert!(text.contains("a norm of 3 channels behind a convolution that gives 4"), "{text}");
+    let part = link(conv(3, 4, 3, 1, 1, false), &vb, 1).expect("a link");
+    let layer = ConvBlock::new(vec![part], Shortcut::Identity).expect("a block");
+    let text = refusal(layer.forward(&random("x", &[1, 3, 4, 4]).into(), &Pass::eval()).err());
+    assert!(text.contains("branches of shapes [1, 4, 4, 4] and [1, 3, 4, 4]"), "{text}");
 }
 
 #[test]

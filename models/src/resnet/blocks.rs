@@ -1,8 +1,10 @@
 //! The units of a residual network.
 
 use candle_nn::VarBuilder;
-use interlock::{Differentiable, Result, Sequential, Unit};
-use interlock_backends::layers::{BatchNorm2d, Conv2d, Conv2dConfig, GlobalAvgPool, Linear, MaxPool2d, Relu, Residual};
+use interlock::{Result, Sequential, Unit};
+use interlock_backends::layers::{
+    BatchNorm2d, Conv2d, Conv2dConfig, ConvBlock, GlobalAvgPool, Linear, MaxPool2d, Shortcut,
+};
 
 use super::{BlockKind, StemKind};
 use crate::flops;
@@ -48,13 +50,11 @@ impl Normed {
         flops::convolution(self.inputs, self.kernel, &self.output.dims()) + flops::NORM * self.output.elements()
     }
 
-    fn push(self, layers: &mut Sequential, vb: &VarBuilder<'static>, convolution: &str, norm: &str) -> Result<()> {
+    fn build(self, vb: &VarBuilder<'static>, convolution: &str, norm: &str) -> Result<(Conv2d, BatchNorm2d)> {
         let Self { inputs, kernel, stride, output } = self;
         let config =
             Conv2dConfig { inputs, outputs: output.channels, kernel, stride, padding: (kernel - 1) / 2, bias: false };
-        layers.push(Conv2d::new(config, vb.pp(convolution))?);
-        layers.push(BatchNorm2d::new(output.channels, vb.pp(norm))?);
-        Ok(())
+        Ok((Conv2d::new(config, vb.pp(convolution))?, BatchNorm2d::new(output.channels, vb.pp(norm))?))
     }
 }
 
@@ -73,9 +73,8 @@ pub(super) fn stem(kind: StemKind, input: Shape, planes: usize) -> (Unit, Shape)
     }
     let output = pooled.unwrap_or(convolution.output);
     let unit = Unit::new("", output.dims(), move |vb| {
-        let mut layers = Sequential::default();
-        convolution.push(&mut layers, &vb, "conv1", "bn1")?;
-        layers.push(Relu);
+        let links = vec![convolution.build(&vb, "conv1", "bn1")?];
+        let mut layers = Sequential::default().and(ConvBlock::new(links, Shortcut::None)?);
         if pooled.is_some() {
             layers.push(MaxPool2d::new(3, 2, 1));
         }
@@ -109,19 +108,19 @@ fn block(name: String, input: Shape, stride: usize, main: Vec<Normed>, outputs: 
     // A ReLU behind every convolution of the main path, and the addition.
     let elementwise: f64 = main.iter().map(|c| c.output.elements()).sum::<f64>() + output.elements();
     let unit = Unit::new(name, output.dims(), move |vb| {
-        let mut layers = Sequential::default();
-        for (at, convolution) in main.iter().enumerate() {
-            if at > 0 {
-                layers.push(Relu);
+        let links = main
+            .iter()
+            .enumerate()
+            .map(|(at, convolution)| convolution.build(&vb, &format!("conv{}", at + 1), &format!("bn{}", at + 1)));
+        let links = links.collect::<Result<_>>()?;
+        let shortcut = match projection {
+            Some(projection) => {
+                let (convolution, norm) = projection.build(&vb.pp("downsample"), "0", "1")?;
+                Shortcut::Projection(convolution, norm)
             }
-            convolution.push(&mut layers, &vb, &format!("conv{}", at + 1), &format!("bn{}", at + 1))?;
-        }
-        let shortcut = projection.map(|projection| {
-            let mut shortcut = Sequential::default();
-            projection.push(&mut shortcut, &vb.pp("downsample"), "0", "1")?;
-            Ok::<_, interlock::Error>(Box::new(shortcut) as Box<dyn Differentiable>)
-        });
-        Ok(Sequential::default().and(Residual::new(Box::new(layers), shortcut.transpose()?)).and(Relu))
+            None => Shortcut::Identity,
+        };
+        ConvBlock::new(links, shortcut)
     });
     (unit.with_flops(convolutions + flops::SIMPLE * elementwise), output)
 }

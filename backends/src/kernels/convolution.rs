@@ -1,0 +1,77 @@
+//! Convolution of padded images: one kernel for the forward pass and for the gradient of the input.
+//!
+//! `y[o][p] = Σ_{c,u,v} W[o][c][u][v] · x[c][s·p + (u,v) - padding]`. The gradient of the input is such a sum too: with stride `s` the pixels of
+//! each parity take part in their own few elements of the window, so it is `s²` convolutions of the cotangent with stride 1, each writing
+//! every `s`-th pixel.
+//!
+//! A tile of pixels by sixteen or thirty-two output channels is summed in registers over all input channels and all elements of the window.
+//! What follows a sum in memory (adding, the gate of a ReLU, sums for batch norm) is done while the tile is in registers.
+
+mod batch;
+mod pack;
+mod sweep;
+#[cfg(test)]
+mod tests;
+mod tile;
+mod weights;
+
+pub(crate) use batch::{Batch, Into, line_count};
+#[cfg(test)]
+use sweep::{End, Sweep};
+#[cfg(test)]
+use weights::WeightGradient;
+
+/// The shape of a convolution of images of one size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    pub(crate) inputs: usize,
+    pub(crate) outputs: usize,
+    pub(crate) kernel: usize,
+    pub(crate) stride: usize,
+    pub(crate) padding: usize,
+    /// Height and width of the input.
+    pub(crate) from: [usize; 2],
+    /// Height and width of the output.
+    pub(crate) to: [usize; 2],
+}
+
+impl Geometry {
+    /// Height, width and channels of the input.
+    pub(crate) fn input(&self) -> [usize; 3] {
+        [self.from[0], self.from[1], self.inputs]
+    }
+
+    /// Height, width and channels of the output.
+    pub(crate) fn output(&self) -> [usize; 3] {
+        [self.to[0], self.to[1], self.outputs]
+    }
+
+    /// The border that the input needs.
+    pub(crate) fn border(&self) -> usize {
+        self.padding
+    }
+
+    /// The border that the cotangent needs for the gradient of the input.
+    pub(crate) fn gradient_border(&self) -> usize {
+        let beyond = |axis: usize| {
+            let classes = (0..self.stride.min(self.from[axis])).flat_map(|parity| {
+                let last = (self.from[axis] - 1 - parity) / self.stride;
+                self.elements(parity).map(move |(_, offset)| {
+                    let after = last as isize + offset - (self.to[axis] as isize - 1);
+                    (-offset).max(after).max(0) as usize
+                })
+            });
+            classes.max().unwrap_or(0)
+        };
+        beyond(0).max(beyond(1))
+    }
+
+    /// Along one axis, for input pixels `s·i + parity`: the elements of the window that reach them, with the output pixel's offset from `i`.
+    fn elements(&self, parity: usize) -> impl Iterator<Item = (usize, isize)> + use<> {
+        let (stride, padding) = (self.stride as isize, self.padding as isize);
+        (0..self.kernel).filter_map(move |element| {
+            let distance = parity as isize + padding - element as isize;
+            (distance.rem_euclid(stride) == 0).then_some((element, distance.div_euclid(stride)))
+        })
+    }
+}

@@ -1,0 +1,242 @@
+//! The kernels against plain loops, on odd sizes. Whole numbers, so that sums are exact in any order.
+
+use super::*;
+use crate::kernels::{
+    lanes::LANES,
+    padded::{Line, Padded, Source, blocks},
+    room::{Aligned, Blank},
+};
+
+fn geometry([inputs, outputs, kernel, stride, padding, height, width]: [usize; 7]) -> Geometry {
+    let to = [height, width].map(|side| (side + 2 * padding - kernel) / stride + 1);
+    Geometry { inputs, outputs, kernel, stride, padding, from: [height, width], to }
+}
+
+/// Inputs, outputs, kernel, stride, padding, height, width.
+const SHAPES: [[usize; 7]; 14] = [
+    [1, 1, 1, 1, 0, 1, 1],
+    [3, 17, 3, 1, 1, 5, 7],
+    [17, 3, 3, 2, 1, 5, 7],
+    [16, 32, 3, 1, 1, 8, 8],
+    [32, 16, 3, 1, 1, 5, 20],
+    [32, 32, 3, 2, 1, 9, 10],
+    [3, 16, 7, 2, 3, 11, 13],
+    [16, 16, 1, 2, 0, 6, 5],
+    [5, 4, 3, 3, 1, 7, 8],
+    [4, 4, 2, 2, 0, 6, 7],
+    [16, 64, 3, 1, 1, 2, 2],
+    [64, 32, 3, 1, 1, 4, 4],
+    [2, 2, 5, 1, 0, 7, 6],
+    [2, 3, 1, 3, 0, 5, 5],
+];
+const IMAGES: usize = 3;
+
+fn whole(count: usize, seed: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 31 + i / 7 + seed * 11) % 9) as f32 - 4.0).collect()
+}
+
+fn count([height, width, channels]: [usize; 3]) -> usize {
+    IMAGES * height * width * channels
+}
+
+/// Visits every product of the convolution: image, pixel and channel of the input, pixel and channel of the output, element of the weights.
+fn products(g: &Geometry, mut visit: impl FnMut(usize, usize, usize)) {
+    let Geometry { inputs, outputs, kernel, stride, padding, from, to } = *g;
+    for (image, row, column) in
+        (0..IMAGES).flat_map(|i| (0..to[0]).flat_map(move |r| (0..to[1]).map(move |c| (i, r, c))))
+    {
+        for (u, v) in (0..kernel).flat_map(|u| (0..kernel).map(move |v| (u, v))) {
+            let (y, x) = ((row * stride + u).wrapping_sub(padding), (column * stride + v).wrapping_sub(padding));
+            if y >= from[0] || x >= from[1] {
+                continue;
+            }
+            for (i, o) in (0..inputs).flat_map(|i| (0..outputs).map(move |o| (i, o))) {
+                let read = ((image * from[0] + y) * from[1] + x) * inputs + i;
+                let write = ((image * to[0] + row) * to[1] + column) * outputs + o;
+                visit(read, write, ((o * inputs + i) * kernel + u) * kernel + v);
+            }
+        }
+    }
+}
+
+struct Case {
+    geometry: Geometry,
+    x: Vec<f32>,
+    weight: Vec<f32>,
+    /// A cotangent of the output.
+    g: Vec<f32>,
+}
+
+impl Case {
+    fn new(shape: [usize; 7]) -> Self {
+        let geometry = geometry(shape);
+        let weights = geometry.outputs * geometry.inputs * geometry.kernel * geometry.kernel;
+        Self {
+            geometry,
+            x: whole(count(geometry.input()), 1),
+            weight: whole(weights, 2),
+            g: whole(count(geometry.output()), 3),
+        }
+    }
+
+    /// `x` and `g`, padded; one image more than there is.
+    fn padded(&self) -> [Padded; 2] {
+        let pad = |numbers: &[f32], size: [usize; 3], border: usize| {
+            let mut padded = Padded::zeros(IMAGES + 1, size, border);
+            padded.fill(&Source::Plain(numbers));
+            padded
+        };
+        [
+            pad(&self.x, self.geometry.input(), self.geometry.border()),
+            pad(&self.g, self.geometry.output(), self.geometry.gradient_border()),
+        ]
+    }
+
+    fn input_gradient(&self) -> Vec<f32> {
+        let mut gradient = vec![0.0; self.x.len()];
+        products(&self.geometry, |read, write, weight| gradient[read] += self.g[write] * self.weight[weight]);
+        gradient
+    }
+}
+
+fn run(sweeps: &[Sweep], x: &Padded, before: &[f32], mut end: impl FnMut() -> End<'static>) -> Vec<f32> {
+    let mut y = before.to_vec();
+    for sweep in sweeps {
+        sweep.run(x, IMAGES, blank(&mut y), end());
+    }
+    y
+}
+
+fn blank(y: &mut [f32]) -> &mut Blank {
+    // SAFETY: numbers are valid as memory that may be blank, and the sweeps leave only numbers.
+    unsafe { std::slice::from_raw_parts_mut(y.as_mut_ptr().cast(), y.len()) }
+}
+
+#[test]
+fn forward_passes_and_moments() {
+    for shape in SHAPES {
+        let case = Case::new(shape);
+        let (g, [x, _]) = (case.geometry, case.padded());
+        let mut expected = vec![0.0; case.g.len()];
+        products(&g, |read, write, weight| expected[write] += case.x[read] * case.weight[weight]);
+        let sweep = Sweep::forward(&g, &case.weight);
+        let nan = vec![f32::NAN; expected.len()];
+        assert_eq!(run(std::slice::from_ref(&sweep), &x, &nan, || End::Write), expected, "{shape:?}");
+
+        let padded = blocks(g.outputs) * LANES;
+        let (mut y, mut moments) = (nan, vec![f32::NAN; IMAGES * 3 * padded]);
+        sweep.run(&x, IMAGES, blank(&mut y), End::Moments(&mut moments));
+        assert_eq!(y, expected, "{shape:?}");
+        let image = g.to[0] * g.to[1] * g.outputs;
+        for (i, channel) in (0..IMAGES).flat_map(|i| (0..g.outputs).map(move |c| (i, c))) {
+            let values: Vec<f32> =
+                expected[i * image..][..image].iter().copied().skip(channel).step_by(g.outputs).collect();
+            let shift = values[0];
+            let sum: f32 = values.iter().map(|v| v - shift).sum();
+            let squares: f32 = values.iter().map(|v| (v - shift) * (v - shift)).sum();
+            let found = [0, 1, 2].map(|k| moments[(i * 3 + k) * padded + channel]);
+            assert_eq!(found, [shift, sum, squares], "{shape:?}: image {i}, channel {channel}");
+        }
+    }
+}
+
+#[test]
+fn input_gradients_written_added_and_skipped() {
+    for shape in SHAPES {
+        let case = Case::new(shape);
+        let (geometry, [_, g]) = (case.geometry, case.padded());
+        let expected = case.input_gradient();
+        let sweeps = Sweep::input_gradient(&geometry, &case.weight);
+        let nan = vec![f32::NAN; expected.len()];
+        assert_eq!(run(&sweeps, &g, &nan, || End::Write), expected, "{shape:?}");
+
+        let before = whole(expected.len(), 4);
+        let sum = |gate: &dyn Fn(usize) -> bool| -> Vec<f32> {
+            let before = before.iter().enumerate().map(|(i, &b)| if gate(i) { b } else { 0.0 });
+            before.zip(&expected).map(|(b, e)| b + e).collect()
+        };
+        assert_eq!(run(&sweeps, &g, &before, || End::Add), sum(&|_| true), "{shape:?}");
+
+        let (channels, blocks) = (geometry.inputs, blocks(geometry.inputs));
+        let gate: Vec<u16> = (0..expected.len() / channels * blocks).map(|i| (i * 2_654_435) as u16).collect();
+        let open = |i: usize| {
+            let (pixel, channel) = (i / channels, i % channels);
+            gate[pixel * blocks + channel / 16] >> (channel % 16) & 1 == 1
+        };
+        for (gate, expected) in [(None, sum(&|_| true)), (Some(&gate[..]), sum(&open))] {
+            let mut y = nan.clone();
+            for sweep in &sweeps {
+                sweep.run(&g, IMAGES, blank(&mut y), End::Skip { g: &before, gate });
+            }
+            assert_eq!(y, expected, "{shape:?}");
+        }
+    }
+}
+
+#[test]
+fn input_gradients_through_a_gate_and_their_sums() {
+    for shape in SHAPES {
+        let case = Case::new(shape);
+        let (geometry, [_, g]) = (case.geometry, case.padded());
+        let (channels, padded) = (geometry.inputs, blocks(geometry.inputs) * LANES);
+        let numbers = |seed: usize| {
+            let mut numbers = Aligned::zeros(padded);
+            numbers[..channels].copy_from_slice(&whole(channels, seed));
+            numbers
+        };
+        let y = whole(case.x.len(), 5);
+        let line = Line { mean: numbers(6), scale: numbers(7), shift: numbers(8) };
+        let value = |i: usize, y: f32| {
+            let channel = i % channels;
+            line.scale[channel] * (y - line.mean[channel]) + line.shift[channel]
+        };
+        let expected: Vec<f32> = (case.input_gradient().into_iter().zip(&y).enumerate())
+            .map(|(i, (e, y))| if value(i, *y) > 0.0 { e } else { 0.0 })
+            .collect();
+        let (mut found, mut sums) = (vec![f32::NAN; y.len()], vec![0.0; IMAGES * 2 * padded]);
+        for sweep in &Sweep::input_gradient(&geometry, &case.weight) {
+            let end = End::Gate { y: &y, line: &line, sums: &mut sums };
+            sweep.run(&g, IMAGES, blank(&mut found), end);
+        }
+        assert_eq!(found, expected, "{shape:?}");
+        let image = y.len() / IMAGES;
+        for (i, channel) in (0..IMAGES).flat_map(|i| (0..channels).map(move |c| (i, c))) {
+            let here = || (i * image..(i + 1) * image).filter(|at| at % channels == channel);
+            let sum: f32 = here().map(|at| expected[at]).sum();
+            let product: f32 = here().map(|at| expected[at] * (y[at] - line.mean[channel])).sum();
+            let found = [0, 1].map(|k| sums[(i * 2 + k) * padded + channel]);
+            assert_eq!(found, [sum, product], "{shape:?}: image {i}, channel {channel}");
+        }
+    }
+}
+
+#[test]
+fn weight_gradients_of_all_outputs_and_of_blocks() {
+    for shape in SHAPES {
+        let case = Case::new(shape);
+        let (geometry, [x, g]) = (case.geometry, case.padded());
+        let mut expected = vec![0.0; case.weight.len()];
+        products(&geometry, |read, write, weight| expected[weight] += case.g[write] * case.x[read]);
+        let all = blocks(geometry.outputs);
+        let one = LANES * geometry.inputs * geometry.kernel * geometry.kernel;
+        let mut sums = WeightGradient::zeros(&geometry, 0..all);
+        sums.add(&x, &g, 1);
+        let once = sums.sums.to_vec();
+        let mut rest = WeightGradient::zeros(&geometry, 0..all);
+        rest.add(&x, &g, IMAGES);
+        sums.add_sums(&rest);
+        for (sum, once) in sums.sums.iter_mut().zip(once) {
+            *sum -= once;
+        }
+        let mut found = vec![f32::NAN; expected.len()];
+        sums.write(&mut found);
+        assert_eq!(found, expected, "{shape:?}");
+        for (block, found) in found.chunks_mut(one).enumerate() {
+            let before = found.to_vec();
+            let mut sums = WeightGradient::zeros(&geometry, block..block + 1);
+            sums.add(&x, &g, IMAGES);
+            sums.write(found);
+            assert_eq!(found, before, "{shape:?}: block {block}");
+        }
+    }
+}

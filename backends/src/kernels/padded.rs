@@ -1,0 +1,264 @@
+//! Images as the convolutions read them: surrounded by zeros, their channels in blocks of sixteen.
+//!
+//! Outside of the kernels images are channels-last, `[H][W][C]`. The ones in work are copied here one or a few at a time, as
+//! `[C/16][image][H + 2b][W + 2b][16]`, while they stay in the cache. The copy is where batch norm, ReLU and their gradients are applied,
+//! so that their results never go to memory.
+
+use std::ops::Range;
+
+use super::{
+    lanes::{LANES, Lanes},
+    norm::NormGradient,
+    room::Aligned,
+};
+
+/// How many blocks of sixteen hold `channels`.
+pub(crate) fn blocks(channels: usize) -> usize {
+    channels.div_ceil(LANES)
+}
+
+/// A few images with a border of zeros.
+#[derive(Debug)]
+pub(crate) struct Padded {
+    pub(super) images: usize,
+    pub(super) height: usize,
+    pub(super) width: usize,
+    pub(super) channels: usize,
+    pub(super) border: usize,
+    pub(super) numbers: Aligned,
+}
+
+/// `scale·(x - mean) + shift`: a number of each for each channel, and zeros up to whole blocks of channels.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    pub(crate) mean: Aligned,
+    pub(crate) scale: Aligned,
+    pub(crate) shift: Aligned,
+}
+
+/// What is copied: channels-last images, seen through a function.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    /// The numbers.
+    Plain(&'a [f32]),
+    /// The ReLU behind a line.
+    Rectified(&'a [f32], &'a Line),
+    /// The pull-back of a batch norm of `y`, with `g` where the gate is open, otherwise 0.
+    Gradient { g: &'a [f32], gate: Option<&'a [u16]>, y: &'a [f32], lines: &'a NormGradient },
+}
+
+impl Line {
+    /// Whether there is a number for each of so many channels.
+    pub(super) fn holds(&self, channels: usize) -> bool {
+        [&self.mean, &self.scale, &self.shift].iter().all(|line| line.len() >= blocks(channels) * LANES)
+    }
+
+    /// Mean, scale and shift of the channels from `from` on.
+    ///
+    /// # Safety
+    /// The line must hold them.
+    #[inline(always)]
+    pub(super) unsafe fn lanes<L: Lanes>(&self, from: usize) -> [L; 3] {
+        // SAFETY: as demanded of the caller.
+        [&self.mean, &self.scale, &self.shift].map(|line| unsafe { L::load(line.as_ptr().add(from)) })
+    }
+}
+
+impl<'a> Source<'a> {
+    /// Some images of those, each of `[height, width, channels]`.
+    pub(crate) fn images(&self, images: Range<usize>, [height, width, channels]: [usize; 3]) -> Self {
+        let part = |x: &'a [f32]| {
+            let each = height * width * channels;
+            &x[images.start * each..images.end * each]
+        };
+        match *self {
+            Self::Plain(x) => Self::Plain(part(x)),
+            Self::Rectified(y, line) => Self::Rectified(part(y), line),
+            Self::Gradient { g, gate, y, lines } => {
+                let each = height * width * blocks(channels);
+                let gate = gate.map(|gate| &gate[images.start * each..images.end * each]);
+                Self::Gradient { g: part(g), gate, y: part(y), lines }
+            }
+        }
+    }
+}
+
+impl Padded {
+    /// `images` images of zeros.
+    pub(crate) fn zeros(images: usize, [height, width, channels]: [usize; 3], border: usize) -> Self {
+        let len = blocks(channels) * images * (height + 2 * border) * (width + 2 * border) * LANES;
+        Self { images, height, width, channels, border, numbers: Aligned::zeros(len) }
+    }
+
+    /// How many images there is room for.
+    pub(crate) fn images(&self) -> usize {
+        self.images
+    }
+
+    /// How far apart rows are.
+    pub(super) fn pitch(&self) -> usize {
+        (self.width + 2 * self.border) * LANES
+    }
+
+    /// How far apart images are.
+    pub(super) fn image(&self) -> usize {
+        (self.height + 2 * self.border) * self.pitch()
+    }
+
+    /// How far apart blocks of channels are.
+    pub(super) fn plane(&self) -> usize {
+        self.images * self.image()
+    }
+
+    /// Where the first pixel inside the border is.
+    pub(super) fn origin(&self) -> usize {
+        self.border * (self.pitch() + LANES)
+    }
+
+    /// Copies at most as many images as there is room for; the others keep what they had.
+    pub(crate) fn fill(&mut self, source: &Source<'_>) {
+        let len = match source {
+            Source::Plain(x) => x.len(),
+            Source::Rectified(y, line) => {
+                assert!(line.holds(self.channels), "a line too short");
+                y.len()
+            }
+            Source::Gradient { g, gate, y, lines } => {
+                assert!(g.len() == y.len(), "a gradient of another length");
+                assert!(lines.a.len() >= blocks(self.channels) * LANES, "lines too short");
+                assert!(gate.is_none_or(|gate| gate.len() >= y.len() / self.channels * blocks(self.channels)));
+                y.len()
+            }
+        };
+        let image = self.height * self.width * self.channels;
+        assert!(len.is_multiple_of(image) && len <= self.images * image, "images of another size");
+        // SAFETY: `len` numbers of whole images, as many as there is room for; lines have a number for each channel.
+        unsafe { fill(self, source, len / image) }
+    }
+}
+
+dispatch! { unsafe fn fill(padded: &mut Padded, source: &Source<'_>, images: usize) = fill_body }
+
+/// # Safety
+/// The source has `images` images, at most as many as the target, and lines of at least as many numbers as there are channels.
+#[inline(always)]
+unsafe fn fill_body<L: Lanes>(padded: &mut Padded, source: &Source<'_>, images: usize) {
+    let channels = padded.channels;
+    let blocks = blocks(channels);
+    // SAFETY (all): `at` is the index of the first of `count` numbers of one pixel, `from` that of its first channel.
+    unsafe {
+        let load = |from: *const f32, count: usize| match count {
+            LANES => L::load(from),
+            _ => L::load_first(from, count),
+        };
+        match *source {
+            Source::Plain(x) => {
+                each::<L, _>(padded, images, |_, count| move |at: usize, _| unsafe { load(x.as_ptr().add(at), count) });
+            }
+            Source::Rectified(y, line) => each::<L, _>(padded, images, |from, count| {
+                let [mean, scale, shift] = line.lanes::<L>(from);
+                move |at: usize, _| unsafe {
+                    let y = load(y.as_ptr().add(at), count);
+                    // In this order a value that is not a number stays one.
+                    L::splat(0.0).max(shift.plus_product(scale, y.minus(mean)))
+                }
+            }),
+            Source::Gradient { g, gate, y, lines } => each::<L, _>(padded, images, |from, count| {
+                let [mean, a, b, c] = lines.lanes::<L>(from);
+                move |at: usize, pixel: usize| unsafe {
+                    let mut g = load(g.as_ptr().add(at), count);
+                    if let Some(gate) = gate {
+                        g = g.where_set(*gate.get_unchecked(pixel * blocks + from / LANES));
+                    }
+                    c.plus_product(b, load(y.as_ptr().add(at), count).minus(mean)).plus_product(a, g)
+                }
+            }),
+        }
+    }
+}
+
+/// Writes `value(from, count)(at, pixel)` for every block of channels, `count` from number `from` on, and every pixel, whose numbers begin
+/// at `at` in channels-last images.
+///
+/// # Safety
+/// There is room for `images` images.
+#[inline(always)]
+unsafe fn each<L: Lanes, V: Fn(usize, usize) -> L>(
+    padded: &mut Padded,
+    images: usize,
+    value: impl Fn(usize, usize) -> V,
+) {
+    let (height, width, channels) = (padded.height, padded.width, padded.channels);
+    let (pitch, image, plane) = (padded.pitch(), padded.image(), padded.plane());
+    for from in (0..channels).step_by(LANES) {
+        let value = value(from, (channels - from).min(LANES));
+        // SAFETY: rows, columns and blocks are those inside the border, of images that there is room for.
+        unsafe {
+            let origin = padded.numbers.as_mut_ptr().add(padded.origin() + from / LANES * plane);
+            for (i, row) in (0..images).flat_map(|i| (0..height).map(move |row| (i, row))) {
+                let to = origin.add(i * image + row * pitch);
+                let first = (i * height + row) * width;
+                for column in 0..width {
+                    value((first + column) * channels + from, first + column).store(to.add(column * LANES));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_land_inside_the_border_and_the_border_stays_zero() {
+        let [height, width, channels] = [2, 3, 17];
+        let mut padded = Padded::zeros(2, [height, width, channels], 1);
+        let x: Vec<f32> = (1..=2 * 6 * 17).map(|i| i as f32).collect();
+        padded.fill(&Source::Plain(&x));
+        let mut inside = 0;
+        for block in 0..2 {
+            for (i, row, column) in (0..2 * 4 * 5).map(|at| (at / 20, at / 5 % 4, at % 5)) {
+                for lane in 0..16 {
+                    let at = block * padded.plane() + i * padded.image() + row * padded.pitch() + column * 16 + lane;
+                    let channel = block * 16 + lane;
+                    let within = (1..=2).contains(&row) && (1..=3).contains(&column) && channel < channels;
+                    let expected = match within {
+                        true => x[((i * 2 + row - 1) * 3 + column - 1) * channels + channel],
+                        false => 0.0,
+                    };
+                    assert_eq!(padded.numbers[at], expected, "{block} {i} {row} {column} {lane}");
+                    inside += usize::from(within);
+                }
+            }
+        }
+        assert_eq!(inside, x.len());
+    }
+
+    #[test]
+    fn functions_are_applied_channel_by_channel() {
+        let line = |values: [f32; 2]| {
+            let mut line = Aligned::zeros(LANES);
+            line[..2].copy_from_slice(&values);
+            line
+        };
+        let mut padded = Padded::zeros(1, [1, 2, 2], 0);
+        let y = [1.0, 2.0, -3.0, 4.0];
+        padded.fill(&Source::Rectified(
+            &y,
+            &Line { mean: line([1.0, 0.0]), scale: line([2.0, -1.0]), shift: line([3.0, 3.0]) },
+        ));
+        assert_eq!([0, 1, 16, 17].map(|at| padded.numbers[at]), [3.0, 1.0, 0.0, 0.0]);
+        let g = [10.0, 20.0, 30.0, 40.0];
+        let lines = NormGradient {
+            mean: line([1.0, 0.0]),
+            a: line([1.0, 0.5]),
+            b: line([2.0, 1.0]),
+            c: line([2.0, 100.0]),
+            weight: Vec::new(),
+            bias: Vec::new(),
+        };
+        padded.fill(&Source::Gradient { g: &g, gate: Some(&[0b01, 0b11]), y: &y, lines: &lines });
+        assert_eq!([0, 1, 16, 17].map(|at| padded.numbers[at]), [12.0, 102.0, 24.0, 124.0]);
+    }
+}

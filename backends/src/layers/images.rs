@@ -1,0 +1,33 @@
+//! Images as tensors: `(B, C, H, W)` to the outside, with the channels last in memory.
+//!
+//! A channels-last image is a tensor of shape `(B, C, H, W)` whose elements lie as those of `(B, H, W, C)`: PyTorch's `channels_last`. All layers
+//! for images take any layout and give this one, so between them nothing is copied.
+
+use candle_core::Tensor;
+use interlock::{Activation, Result};
+
+use super::slices::{cotangent_of, dense, wrong_shape};
+use crate::kernels::room::Filled;
+
+/// `(B, C, H, W)` as a contiguous `(B, H, W, C)`; copies only where the elements do not lie so.
+pub(super) fn channels_last(x: &Tensor, layer: &str) -> Result<Tensor> {
+    if x.rank() != 4 {
+        return Err(wrong_shape(layer, x.dims(), "(B, C, H, W)"));
+    }
+    dense(&x.permute((0, 2, 3, 1))?, layer)
+}
+
+/// The cotangent of images of shape `dims`, `(B, C, H, W)`, as [`channels_last`] gives it.
+pub(super) fn cotangent_last(c: &Activation, dims: &[usize], layer: &str) -> Result<Tensor> {
+    channels_last(cotangent_of(c, dims, layer)?, layer)
+}
+
+/// A contiguous `(B, H, W, C)` as `(B, C, H, W)`.
+pub(super) fn channels_first(x: &Tensor) -> Result<Tensor> {
+    Ok(x.permute((0, 3, 1, 2))?)
+}
+
+/// Numbers `[B][H][W][C]` as a tensor `(B, C, H, W)`.
+pub(super) fn images(numbers: Filled, batch: usize, [height, width, channels]: [usize; 3]) -> Result<Tensor> {
+    channels_first(&numbers.into_tensor((batch, height, width, channels))?)
+}
