@@ -10,16 +10,14 @@
 mod batch;
 mod pack;
 mod sweep;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod tile;
 mod weights;
+mod winograd;
 
 pub(crate) use batch::{Batch, Into, line_count};
-#[cfg(test)]
-use sweep::{End, Sweep};
-#[cfg(test)]
-use weights::WeightGradient;
 
 /// The shape of a convolution of images of one size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +44,15 @@ impl Geometry {
         [self.to[0], self.to[1], self.outputs]
     }
 
-    /// The border that the input needs.
+    /// The border that the input needs; one more where the last tile of two by two outputs reaches beyond them.
     pub(crate) fn border(&self) -> usize {
-        self.padding
+        self.padding + self.ragged()
+    }
+
+    /// 1 where tiles of two by two outputs may be in use and do not fit, otherwise 0.
+    fn ragged(&self) -> usize {
+        let odd = self.to.iter().chain(&self.from).any(|side| side % 2 == 1);
+        usize::from(self.kernel == 3 && self.stride == 1 && odd)
     }
 
     /// The border that the cotangent needs for the gradient of the input.
@@ -63,7 +67,7 @@ impl Geometry {
             });
             classes.max().unwrap_or(0)
         };
-        beyond(0).max(beyond(1))
+        beyond(0).max(beyond(1)) + self.ragged()
     }
 
     /// Along one axis, for input pixels `s·i + parity`: the elements of the window that reach them, with the output pixel's offset from `i`.

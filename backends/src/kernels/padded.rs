@@ -153,11 +153,11 @@ unsafe fn fill_body<L: Lanes>(padded: &mut Padded, source: &Source<'_>, images: 
         };
         match *source {
             Source::Plain(x) => {
-                each::<L, _>(padded, images, |_, count| move |at: usize, _| unsafe { load(x.as_ptr().add(at), count) });
+                each::<L, _>(padded, images, |_, count| move |at: usize, _| load(x.as_ptr().add(at), count));
             }
             Source::Rectified(y, line) => each::<L, _>(padded, images, |from, count| {
                 let [mean, scale, shift] = line.lanes::<L>(from);
-                move |at: usize, _| unsafe {
+                move |at: usize, _| {
                     let y = load(y.as_ptr().add(at), count);
                     // In this order a value that is not a number stays one.
                     L::splat(0.0).max(shift.plus_product(scale, y.minus(mean)))
@@ -165,7 +165,7 @@ unsafe fn fill_body<L: Lanes>(padded: &mut Padded, source: &Source<'_>, images: 
             }),
             Source::Gradient { g, gate, y, lines } => each::<L, _>(padded, images, |from, count| {
                 let [mean, a, b, c] = lines.lanes::<L>(from);
-                move |at: usize, pixel: usize| unsafe {
+                move |at: usize, pixel: usize| {
                     let mut g = load(g.as_ptr().add(at), count);
                     if let Some(gate) = gate {
                         g = g.where_set(*gate.get_unchecked(pixel * blocks + from / LANES));

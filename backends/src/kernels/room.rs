@@ -1,6 +1,6 @@
 //! Memory for results: aligned to cache lines, and not cleared before it is written.
 
-use std::mem::MaybeUninit;
+use std::{cell::RefCell, mem::MaybeUninit};
 
 use candle_core::{Device, Shape, Tensor};
 use interlock::Result;
@@ -139,6 +139,22 @@ impl std::ops::DerefMut for Aligned {
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast(), self.len) }
     }
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<Aligned>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `work` with `len` numbers of any value, kept by this thread for the next time.
+pub(crate) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+    // Taken out while in use, so that a nested call gets numbers of its own.
+    let mut scratch = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if scratch.len() < len {
+        scratch = Aligned::zeros(len);
+    }
+    let result = work(&mut scratch[..len]);
+    SCRATCH.with_borrow_mut(|kept| kept.push(scratch));
+    result
 }
 
 #[cfg(test)]

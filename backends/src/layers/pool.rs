@@ -1,15 +1,18 @@
 //! Pooling: the greatest value, or the mean, under a window that moves over each channel.
 //!
 //! Shapes: `x (B, C, H, W)`, `y (B, C, H', W')` with `H' = (H + 2·padding - kernel)/stride + 1`; global average: `y (B, C)`. The gradient of
-//! a maximum goes to the first greatest pixel in reading order; padding is never chosen.
+//! a maximum goes to the first greatest pixel in reading order; padding is never chosen. Images may lie in memory as
+//! they will; those that come out are channels-last.
+
+use std::ops::Range;
 
 use candle_core::Shape;
 use interlock::{Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants};
 use rayon::prelude::*;
 
 use super::{
-    math,
-    slices::{cotangent, dense, read, tensor, wrong_shape},
+    images::{channels_first, channels_last, cotangent_last},
+    slices::{cotangent, read, tensor, wrong_shape},
     window::Window,
 };
 
@@ -22,7 +25,7 @@ pub struct MaxPool2d {
 struct SavedMaxPool {
     shape: Shape,
     window: Window,
-    /// The pixel of its channel that each output came from.
+    /// The pixel of its image that each output came from, `[B][H'][W'][C]`.
     chosen: Vec<u32>,
 }
 
@@ -34,17 +37,21 @@ impl MaxPool2d {
 }
 
 /// The range of pixels under the window along one side.
-fn covered(window: &Window, place: usize, side: usize) -> std::ops::Range<usize> {
+fn covered(window: &Window, place: usize, side: usize) -> Range<usize> {
     let start = place * window.stride;
     start.saturating_sub(window.padding)..(start + window.kernel).saturating_sub(window.padding).min(side)
 }
 
-/// Calls `visit(place, rows, columns)` for every place of the window.
-fn places(window: &Window, mut visit: impl FnMut(usize, std::ops::Range<usize>, std::ops::Range<usize>)) {
+/// Calls `visit(place, pixel)` for every place of the window and every pixel under it, in reading order.
+fn pixels(window: &Window, mut visit: impl FnMut(usize, usize)) {
     for y in 0..window.places[0] {
         for x in 0..window.places[1] {
-            let (rows, columns) = (covered(window, y, window.image[0]), covered(window, x, window.image[1]));
-            visit(y * window.places[1] + x, rows, columns);
+            let columns = covered(window, x, window.image[1]);
+            for row in covered(window, y, window.image[0]) {
+                for column in columns.clone() {
+                    visit(y * window.places[1] + x, row * window.image[1] + column);
+                }
+            }
         }
     }
 }
@@ -61,33 +68,30 @@ impl Differentiable for MaxPool2d {
             ));
         }
         let window = Window::over(x.dims(), self.window, "max pool")?;
-        let x = dense(x, "max pool")?;
+        let shape = x.shape().clone();
+        let x = channels_last(x, "max pool")?;
         let (batch, channels) = (x.dims()[0], window.channels);
-        let mut y = vec![0.0; batch * channels * window.places()];
-        let mut chosen = vec![0_u32; y.len()];
+        let mut y = vec![f32::NEG_INFINITY; batch * channels * window.places()];
+        let mut chosen = vec![u32::MAX; y.len()];
+        let (from, to) = (channels * window.pixels(), channels * window.places());
         let values = read::<f32>(&x)?;
-        (y.par_chunks_mut(window.places()).zip(chosen.par_chunks_mut(window.places())))
-            .zip(values.par_chunks(window.pixels()))
-            .for_each(|((y, chosen), x)| {
-                places(&window, |place, rows, columns| {
-                    let mut best = rows.start * window.image[1] + columns.start;
-                    for row in rows {
-                        for pixel in row * window.image[1] + columns.start..row * window.image[1] + columns.end {
-                            // A value that is not a number wins and stays.
-                            if x[pixel] > x[best] || (x[pixel].is_nan() && !x[best].is_nan()) {
-                                best = pixel;
-                            }
-                        }
+        (y.par_chunks_mut(to).zip(chosen.par_chunks_mut(to))).zip(values.par_chunks(from)).for_each(
+            |((y, chosen), x)| {
+                pixels(&window, |place, pixel| {
+                    let outputs = y[place * channels..][..channels].iter_mut().zip(&mut chosen[place * channels..]);
+                    for ((y, chosen), &x) in outputs.zip(&x[pixel * channels..]) {
+                        // The first pixel is taken whatever it is; a value that is not a number wins and stays.
+                        let wins = *chosen == u32::MAX || x > *y || (x.is_nan() && !y.is_nan());
+                        *y = if wins { x } else { *y };
+                        *chosen = if wins { pixel as u32 } else { *chosen };
                     }
-                    y[place] = x[best];
-                    chosen[place] = best as u32;
                 });
-            });
-        let y = tensor(y, (batch, channels, window.places[0], window.places[1]))?;
-        let saved = if pass.is_train() {
-            Saved::new(SavedMaxPool { shape: x.shape().clone(), window, chosen })
-        } else {
-            Saved::nothing()
+            },
+        );
+        let y = channels_first(&tensor(y, (batch, window.places[0], window.places[1], channels))?)?;
+        let saved = match pass.is_train() {
+            true => Saved::new(SavedMaxPool { shape, window, chosen }),
+            false => Saved::nothing(),
         };
         Ok((y.into(), saved))
     }
@@ -97,18 +101,20 @@ impl Differentiable for MaxPool2d {
         if !wants.input {
             return Ok(Pulled::default());
         }
-        let dims = [shape.dims()[0], window.channels, window.places[0], window.places[1]];
-        let c = cotangent(c, &dims, "max pool")?;
+        let (batch, channels) = (shape.dims()[0], window.channels);
+        let c = cotangent_last(c, &[batch, channels, window.places[0], window.places[1]], "max pool")?;
         let mut dx = vec![0.0; shape.elem_count()];
+        let (from, to) = (channels * window.pixels(), channels * window.places());
         let c = read::<f32>(&c)?;
-        (dx.par_chunks_mut(window.pixels()))
-            .zip(c.par_chunks(window.places()).zip(chosen.par_chunks(window.places())))
-            .for_each(|(dx, (c, chosen))| {
-                for (&c, &pixel) in c.iter().zip(chosen) {
-                    dx[pixel as usize] += c;
+        dx.par_chunks_mut(from).zip(c.par_chunks(to).zip(chosen.par_chunks(to))).for_each(|(dx, (c, chosen))| {
+            for (c, chosen) in c.chunks_exact(channels).zip(chosen.chunks_exact(channels)) {
+                for (channel, (&c, &pixel)) in c.iter().zip(chosen).enumerate() {
+                    dx[pixel as usize * channels + channel] += c;
                 }
-            });
-        Ok(Pulled { input: Some(tensor(dx, shape)?.into()), ..Pulled::default() })
+            }
+        });
+        let dx = tensor(dx, (batch, window.image[0], window.image[1], channels))?;
+        Ok(Pulled { input: Some(channels_first(&dx)?.into()), ..Pulled::default() })
     }
 }
 
@@ -125,26 +131,31 @@ impl AvgPool2d {
     }
 }
 
+/// `to += share · from`.
+fn add(to: &mut [f32], from: &[f32], share: f32) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to += share * from;
+    }
+}
+
 impl Differentiable for AvgPool2d {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
         let window = Window::over(x.dims(), self.window, "average pool")?;
-        let x = dense(x, "average pool")?;
+        let shape = x.shape().clone();
+        let x = channels_last(x, "average pool")?;
         let (batch, channels) = (x.dims()[0], window.channels);
         let share = 1.0 / (window.kernel * window.kernel) as f32;
         let mut y = vec![0.0; batch * channels * window.places()];
         let values = read::<f32>(&x)?;
-        y.par_chunks_mut(window.places()).zip(values.par_chunks(window.pixels())).for_each(|(y, x)| {
-            places(&window, |place, rows, columns| {
-                let mut sum = 0.0;
-                for row in rows {
-                    sum += x[row * window.image[1]..][columns.clone()].iter().sum::<f32>();
-                }
-                y[place] = sum * share;
+        let images = values.par_chunks(channels * window.pixels());
+        y.par_chunks_mut(channels * window.places()).zip(images).for_each(|(y, x)| {
+            pixels(&window, |place, pixel| {
+                add(&mut y[place * channels..][..channels], &x[pixel * channels..][..channels], share);
             });
         });
-        let y = tensor(y, (batch, channels, window.places[0], window.places[1]))?;
-        let saved = if pass.is_train() { Saved::new((x.shape().clone(), window)) } else { Saved::nothing() };
+        let y = channels_first(&tensor(y, (batch, window.places[0], window.places[1], channels))?)?;
+        let saved = if pass.is_train() { Saved::new((shape, window)) } else { Saved::nothing() };
         Ok((y.into(), saved))
     }
 
@@ -153,21 +164,19 @@ impl Differentiable for AvgPool2d {
         if !wants.input {
             return Ok(Pulled::default());
         }
-        let dims = [shape.dims()[0], window.channels, window.places[0], window.places[1]];
-        let c = cotangent(c, &dims, "average pool")?;
+        let (batch, channels) = (shape.dims()[0], window.channels);
+        let c = cotangent_last(c, &[batch, channels, window.places[0], window.places[1]], "average pool")?;
         let share = 1.0 / (window.kernel * window.kernel) as f32;
         let mut dx = vec![0.0; shape.elem_count()];
         let c = read::<f32>(&c)?;
-        dx.par_chunks_mut(window.pixels()).zip(c.par_chunks(window.places())).for_each(|(dx, c)| {
-            places(window, |place, rows, columns| {
-                for row in rows {
-                    for dx in &mut dx[row * window.image[1]..][columns.clone()] {
-                        *dx += c[place] * share;
-                    }
-                }
+        let images = c.par_chunks(channels * window.places());
+        dx.par_chunks_mut(channels * window.pixels()).zip(images).for_each(|(dx, c)| {
+            pixels(window, |place, pixel| {
+                add(&mut dx[pixel * channels..][..channels], &c[place * channels..][..channels], share);
             });
         });
-        Ok(Pulled { input: Some(tensor(dx, shape)?.into()), ..Pulled::default() })
+        let dx = tensor(dx, (batch, window.image[0], window.image[1], channels))?;
+        Ok(Pulled { input: Some(channels_first(&dx)?.into()), ..Pulled::default() })
     }
 }
 
@@ -175,16 +184,34 @@ impl Differentiable for AvgPool2d {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GlobalAvgPool;
 
+/// Pixels summed in `f32` before the sum goes over to `f64`.
+const BLOCK: usize = 64;
+
 impl Differentiable for GlobalAvgPool {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
         let &[batch, channels, height, width] = x.dims() else {
             return Err(wrong_shape("global average pool", x.dims(), "(B, C, H, W)"));
         };
-        let x = dense(x, "global average pool")?;
-        let pixels = height * width;
-        let means = read::<f32>(&x)?.par_chunks(pixels).map(|x| (math::sum(x) / pixels as f64) as f32).collect();
         let saved = if pass.is_train() { Saved::new(x.shape().clone()) } else { Saved::nothing() };
+        let x = channels_last(x, "global average pool")?;
+        let pixels = height * width;
+        let mut means = vec![0.0; batch * channels];
+        means.par_chunks_mut(channels).zip(read::<f32>(&x)?.par_chunks(pixels * channels)).for_each(|(means, x)| {
+            let mut totals = vec![0.0_f64; channels];
+            for block in x.chunks(BLOCK * channels) {
+                let mut sums = vec![0.0_f32; channels];
+                for pixel in block.chunks_exact(channels) {
+                    add(&mut sums, pixel, 1.0);
+                }
+                for (total, sum) in totals.iter_mut().zip(sums) {
+                    *total += f64::from(sum);
+                }
+            }
+            for (mean, total) in means.iter_mut().zip(totals) {
+                *mean = (total / pixels as f64) as f32;
+            }
+        });
         Ok((tensor(means, (batch, channels))?.into(), saved))
     }
 
@@ -198,7 +225,12 @@ impl Differentiable for GlobalAvgPool {
         let pixels = height * width;
         let mut dx = vec![0.0; shape.elem_count()];
         let c = read::<f32>(&c)?;
-        dx.par_chunks_mut(pixels).zip(c.par_iter()).for_each(|(dx, &c)| dx.fill(c / pixels as f32));
-        Ok(Pulled { input: Some(tensor(dx, shape)?.into()), ..Pulled::default() })
+        dx.par_chunks_mut(pixels * channels).zip(c.par_chunks(channels)).for_each(|(dx, c)| {
+            for pixel in dx.chunks_exact_mut(channels) {
+                add(pixel, c, 1.0 / pixels as f32);
+            }
+        });
+        let dx = tensor(dx, (batch, height, width, channels))?;
+        Ok(Pulled { input: Some(channels_first(&dx)?.into()), ..Pulled::default() })
     }
 }

@@ -170,17 +170,6 @@ pub(crate) fn column_sums(rows: &[f32], width: usize) -> Vec<f32> {
     sums.into_iter().map(|sum| sum as f32).collect()
 }
 
-/// For `(B, C, P)`: the sum over examples and places of every channel.
-pub(crate) fn channel_sums(values: &[f32], channels: usize, places: usize) -> Vec<f32> {
-    (0..channels)
-        .into_par_iter()
-        .map(|c| {
-            let images = values.chunks_exact(channels * places);
-            images.map(|image| super::math::sum(&image[c * places..][..places])).sum::<f64>() as f32
-        })
-        .collect()
-}
-
 /// Rows in one piece of work over a matrix of `rows` rows: about eight pieces, none too small for a matrix product.
 pub(crate) fn rows_at_a_time(rows: usize) -> usize {
     rows.div_ceil(8).next_multiple_of(16).clamp(32, 512)
@@ -229,13 +218,10 @@ mod tests {
     }
 
     #[test]
-    fn sums_go_down_columns_and_over_channels() {
+    fn sums_go_down_columns() {
         let values = whole(150 * 6, 2);
         let columns: Vec<f32> = (0..6).map(|c| (0..150).map(|row| values[row * 6 + c]).sum()).collect();
         assert_eq!(column_sums(&values, 6), columns);
-        // (B, C, P) = (75, 6, 2)
-        let channel = |c: usize| (0..75).map(|b| values[(b * 6 + c) * 2] + values[(b * 6 + c) * 2 + 1]).sum::<f32>();
-        assert_eq!(channel_sums(&values, 6, 2), (0..6).map(channel).collect::<Vec<_>>());
     }
 
     #[test]

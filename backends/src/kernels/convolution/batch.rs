@@ -6,8 +6,10 @@ use rayon::prelude::*;
 
 use super::{
     Geometry,
-    sweep::{End, Sweep},
+    sweep::Sweep,
+    tail::End,
     weights::{WeightGradient, sums_are_large},
+    winograd::{self, Winograd},
 };
 use crate::kernels::{
     lanes::LANES,
@@ -59,7 +61,42 @@ pub(crate) fn line_count(channels: usize) -> usize {
     blocks(channels) * LANES
 }
 
+/// How sums are computed.
+pub(super) enum Method {
+    Direct(Sweep),
+    Winograd(Winograd),
+}
+
+impl Method {
+    pub(super) fn run(&self, x: &Padded, images: usize, y: &mut Blank, end: End<'_>) {
+        match self {
+            Self::Direct(sweep) => sweep.run(x, images, y, end),
+            Self::Winograd(winograd) => winograd.run(x, images, y, end),
+        }
+    }
+}
+
+/// The method for the forward pass.
+pub(super) fn forward(winograd: bool, geometry: &Geometry, weight: &[f32]) -> Method {
+    match winograd {
+        true => Method::Winograd(Winograd::forward(geometry, weight)),
+        false => Method::Direct(Sweep::forward(geometry, weight)),
+    }
+}
+
+/// Which together write the gradient of the input.
+pub(super) fn input_gradient(winograd: bool, geometry: &Geometry, weight: &[f32]) -> Vec<Method> {
+    match winograd {
+        true => vec![Method::Winograd(Winograd::input_gradient(geometry, weight))],
+        false => Sweep::input_gradient(geometry, weight).into_iter().map(Method::Direct).collect(),
+    }
+}
+
 impl Batch<'_> {
+    fn input_gradient(&self) -> Vec<Method> {
+        input_gradient(winograd::suits(&self.geometry, self.images), &self.geometry, self.weight)
+    }
+
     fn padded(&self, size: [usize; 3], border: usize) -> Padded {
         let bytes = (size[0] + 2 * border) * (size[1] + 2 * border) * blocks(size[2]) * LANES * size_of::<f32>();
         let piece = images_at_a_time(self.images, self.geometry.to[0] * self.geometry.to[1]);
@@ -73,7 +110,7 @@ impl Batch<'_> {
     /// The output, `[B][H'][W'][O]`, and with `moments` each image's moments.
     pub(crate) fn forward(&self, x: &Source<'_>, moments: Option<&mut [f32]>) -> Filled {
         let geometry = &self.geometry;
-        let sweep = Sweep::forward(geometry, self.weight);
+        let sweep = forward(winograd::suits(geometry, self.images), geometry, self.weight);
         let (input, output) = (geometry.input(), geometry.output());
         let each = 3 * line_count(geometry.outputs);
         let mut y = Room::new(self.images * count(output));
@@ -110,12 +147,12 @@ impl Batch<'_> {
             None => Gradients { input: None, weight: self.pull(g, x, &[], None) },
             Some(Into::Add(mut before)) => {
                 assert_eq!(before.len(), len, "a sum of other images");
-                let sweeps = Sweep::input_gradient(geometry, self.weight);
+                let sweeps = self.input_gradient();
                 let weight = self.pull(g, x, &sweeps, Some((before.blank(), Into::Add(Filled::default()))));
                 Gradients { input: Some(before), weight }
             }
             Some(into) => {
-                let sweeps = Sweep::input_gradient(geometry, self.weight);
+                let sweeps = self.input_gradient();
                 let mut dx = Room::new(len);
                 let weight = self.pull(g, x, &sweeps, Some((dx.blank(), into)));
                 // SAFETY: the pieces cover all images, and the sweeps together write every number of their images.
@@ -128,7 +165,7 @@ impl Batch<'_> {
         &self,
         g: &Source<'_>,
         x: Option<&Source<'_>>,
-        sweeps: &[Sweep],
+        sweeps: &[Method],
         input: Option<(&mut Blank, Into<'_>)>,
     ) -> Option<Vec<f32>> {
         let geometry = &self.geometry;
@@ -137,7 +174,8 @@ impl Batch<'_> {
         let apart = sums_are_large(geometry);
         let piece = |work| {
             let mut kept = Vec::new();
-            let mut sums = WeightGradient::zeros(geometry, if x.is_some() && !apart { 0..output } else { 0..0 });
+            let mut sums =
+                WeightGradient::zeros(geometry, self.images, if x.is_some() && !apart { 0..output } else { 0..0 });
             self.piece(work, g, x, sweeps, |padded, some| {
                 if apart {
                     kept.push((padded, some));
@@ -154,7 +192,7 @@ impl Batch<'_> {
         let mut gradient = vec![0.0; one / LANES * geometry.outputs];
         if apart {
             gradient.par_chunks_mut(one).enumerate().for_each(|(block, gradient)| {
-                let mut sums = WeightGradient::zeros(geometry, block..block + 1);
+                let mut sums = WeightGradient::zeros(geometry, self.images, block..block + 1);
                 for ([x, g], some) in done.iter().flat_map(|(_, kept)| kept) {
                     sums.add(x, g, *some);
                 }
@@ -201,7 +239,7 @@ impl Batch<'_> {
         work: Work<'_>,
         g: &Source<'_>,
         x: Option<&Source<'_>>,
-        sweeps: &[Sweep],
+        sweeps: &[Method],
         mut weigh: impl FnMut([Padded; 2], usize) -> Option<[Padded; 2]>,
     ) {
         let geometry = &self.geometry;

@@ -3,30 +3,15 @@
 use super::{
     Geometry,
     pack::{Direction, pack},
-    tile::{self, Grid, Tail},
+    tail::End,
+    tile::{self, Grid},
 };
 use crate::kernels::{
     Instructions,
     lanes::LANES,
-    padded::{Line, Padded, blocks},
+    padded::Padded,
     room::{Aligned, Blank},
 };
-
-/// What becomes of the sums.
-pub(crate) enum End<'a> {
-    /// They are written.
-    Write,
-    /// They are written, and each image's moments go to `moments`: `[image][3][channels in blocks]`, a shift `d` near the mean, `Σ (y - d)` and
-    /// `Σ (y - d)²`.
-    Moments(&'a mut [f32]),
-    /// They are added to what is there.
-    Add,
-    /// They are added to the cotangent where the gate is open, and written.
-    Skip { g: &'a [f32], gate: Option<&'a [u16]> },
-    /// They are written where the line of `y` is above 0, elsewhere 0; `sums` are `[image][2][channels in blocks]`: of what is written, and of what
-    /// is written times `y - mean`.
-    Gate { y: &'a [f32], line: &'a Line, sums: &'a mut [f32] },
-}
 
 /// A convolution, or one parity of the gradient of its input, with its weights packed.
 #[derive(Debug)]
@@ -107,7 +92,6 @@ impl Sweep {
     /// Sweeps over the first `images` images of `x` and writes channels-last images to `y`.
     pub(crate) fn run(&self, x: &Padded, images: usize, y: &mut Blank, end: End<'_>) {
         assert!(x.channels == self.reads && images <= x.images, "images of another shape");
-        assert_eq!(y.len(), images * self.size[0] * self.size[1] * self.writes, "room for other images");
         // Every pixel that is read lies within the border.
         for axis in 0..2 {
             let (border, extent) = (x.border as isize, [x.height, x.width][axis] as isize);
@@ -116,30 +100,12 @@ impl Sweep {
                 assert!(element[axis] >= -border && last + element[axis] < extent + border, "a border too narrow");
             }
         }
-        let (pixels, padded) = (images * self.size[0] * self.size[1], blocks(self.writes) * LANES);
-        let tail = match end {
-            End::Write => Tail::Write,
-            End::Add => Tail::Add,
-            End::Moments(moments) => {
-                assert_eq!(moments.len(), images * 3 * padded, "room for other moments");
-                moments.fill(0.0);
-                Tail::Moments(moments.as_mut_ptr())
-            }
-            End::Skip { g, gate } => {
-                assert!(g.len() == y.len() && gate.is_none_or(|gate| gate.len() == pixels * blocks(self.writes)));
-                Tail::Skip { g: g.as_ptr(), gate: gate.map_or(std::ptr::null(), <[u16]>::as_ptr) }
-            }
-            End::Gate { y: own, line, sums } => {
-                assert!(own.len() == y.len() && sums.len() == images * 2 * padded && line.holds(self.writes));
-                Tail::Gate { y: own.as_ptr(), line, sums: sums.as_mut_ptr() }
-            }
-        };
+        let output = end.output(y, images, self.size, self.writes, self.apart);
         let pitch = x.pitch();
         let offsets: Vec<isize> =
             self.elements.iter().map(|[row, column]| row * pitch as isize + column * LANES as isize).collect();
         let grid = Grid {
             reads: self.reads,
-            writes: self.writes,
             offsets: &offsets,
             plane: x.plane(),
             row: self.step * pitch,
@@ -147,16 +113,11 @@ impl Sweep {
             images,
             rows: self.grid[0],
             columns: self.grid[1],
-            pixel: self.first[0] * self.size[1] + self.first[1],
-            pixel_apart: self.apart,
-            row_apart: self.apart * self.size[1],
-            image_apart: self.size[0] * self.size[1],
             weights: self.weights.as_ptr(),
+            pixel: self.first[0] * self.size[1] + self.first[1],
         };
         // SAFETY: the grid's pixels and channels lie within `x` (checked above) and `y`, and the tail's slices have a number, or a bit, for
         // each number of `y`, or for each channel.
-        unsafe {
-            tile::sweep(&grid, x.numbers.as_ptr().add(x.origin()), y.as_mut_ptr().cast(), tail, self.vectors, self.step)
-        }
+        unsafe { tile::sweep(&grid, x.numbers.as_ptr().add(x.origin()), &output, self.vectors, self.step) }
     }
 }

@@ -1,6 +1,11 @@
 //! The kernels against plain loops, on odd sizes. Whole numbers, so that sums are exact in any order.
 
-use super::*;
+use super::{
+    Geometry,
+    batch::{Method, forward, input_gradient},
+    tail::End,
+    weights::WeightGradient,
+};
 use crate::kernels::{
     lanes::LANES,
     padded::{Line, Padded, Source, blocks},
@@ -13,7 +18,7 @@ fn geometry([inputs, outputs, kernel, stride, padding, height, width]: [usize; 7
 }
 
 /// Inputs, outputs, kernel, stride, padding, height, width.
-const SHAPES: [[usize; 7]; 14] = [
+const SHAPES: [[usize; 7]; 18] = [
     [1, 1, 1, 1, 0, 1, 1],
     [3, 17, 3, 1, 1, 5, 7],
     [17, 3, 3, 2, 1, 5, 7],
@@ -28,6 +33,10 @@ const SHAPES: [[usize; 7]; 14] = [
     [64, 32, 3, 1, 1, 4, 4],
     [2, 2, 5, 1, 0, 7, 6],
     [2, 3, 1, 3, 0, 5, 5],
+    [17, 32, 3, 1, 1, 5, 19],
+    [32, 17, 3, 1, 0, 8, 12],
+    [2, 3, 3, 1, 2, 3, 4],
+    [33, 64, 3, 1, 1, 9, 9],
 ];
 const IMAGES: usize = 3;
 
@@ -99,7 +108,12 @@ impl Case {
     }
 }
 
-fn run(sweeps: &[Sweep], x: &Padded, before: &[f32], mut end: impl FnMut() -> End<'static>) -> Vec<f32> {
+/// The methods that there are for a shape.
+fn methods(g: &Geometry) -> &'static [bool] {
+    if g.kernel == 3 && g.stride == 1 { &[false, true] } else { &[false] }
+}
+
+fn run(sweeps: &[Method], x: &Padded, before: &[f32], mut end: impl FnMut() -> End<'static>) -> Vec<f32> {
     let mut y = before.to_vec();
     for sweep in sweeps {
         sweep.run(x, IMAGES, blank(&mut y), end());
@@ -119,14 +133,18 @@ fn forward_passes_and_moments() {
         let (g, [x, _]) = (case.geometry, case.padded());
         let mut expected = vec![0.0; case.g.len()];
         products(&g, |read, write, weight| expected[write] += case.x[read] * case.weight[weight]);
-        let sweep = Sweep::forward(&g, &case.weight);
-        let nan = vec![f32::NAN; expected.len()];
-        assert_eq!(run(std::slice::from_ref(&sweep), &x, &nan, || End::Write), expected, "{shape:?}");
-
         let padded = blocks(g.outputs) * LANES;
-        let (mut y, mut moments) = (nan, vec![f32::NAN; IMAGES * 3 * padded]);
-        sweep.run(&x, IMAGES, blank(&mut y), End::Moments(&mut moments));
-        assert_eq!(y, expected, "{shape:?}");
+        let mut moments = vec![f32::NAN; IMAGES * 3 * padded];
+        for &winograd in methods(&g) {
+            let sweep = forward(winograd, &g, &case.weight);
+            let nan = vec![f32::NAN; expected.len()];
+            assert_eq!(run(std::slice::from_ref(&sweep), &x, &nan, || End::Write), expected, "{shape:?} {winograd}");
+            let before = std::mem::replace(&mut moments, vec![f32::NAN; IMAGES * 3 * padded]);
+            let mut y = nan;
+            sweep.run(&x, IMAGES, blank(&mut y), End::Moments(&mut moments));
+            assert_eq!(y, expected, "{shape:?} {winograd}");
+            assert!(!winograd || moments == before, "{shape:?}: moments by the two methods");
+        }
         let image = g.to[0] * g.to[1] * g.outputs;
         for (i, channel) in (0..IMAGES).flat_map(|i| (0..g.outputs).map(move |c| (i, c))) {
             let values: Vec<f32> =
@@ -146,29 +164,31 @@ fn input_gradients_written_added_and_skipped() {
         let case = Case::new(shape);
         let (geometry, [_, g]) = (case.geometry, case.padded());
         let expected = case.input_gradient();
-        let sweeps = Sweep::input_gradient(&geometry, &case.weight);
-        let nan = vec![f32::NAN; expected.len()];
-        assert_eq!(run(&sweeps, &g, &nan, || End::Write), expected, "{shape:?}");
+        for &winograd in methods(&geometry) {
+            let sweeps = input_gradient(winograd, &geometry, &case.weight);
+            let nan = vec![f32::NAN; expected.len()];
+            assert_eq!(run(&sweeps, &g, &nan, || End::Write), expected, "{shape:?}");
 
-        let before = whole(expected.len(), 4);
-        let sum = |gate: &dyn Fn(usize) -> bool| -> Vec<f32> {
-            let before = before.iter().enumerate().map(|(i, &b)| if gate(i) { b } else { 0.0 });
-            before.zip(&expected).map(|(b, e)| b + e).collect()
-        };
-        assert_eq!(run(&sweeps, &g, &before, || End::Add), sum(&|_| true), "{shape:?}");
+            let before = whole(expected.len(), 4);
+            let sum = |gate: &dyn Fn(usize) -> bool| -> Vec<f32> {
+                let before = before.iter().enumerate().map(|(i, &b)| if gate(i) { b } else { 0.0 });
+                before.zip(&expected).map(|(b, e)| b + e).collect()
+            };
+            assert_eq!(run(&sweeps, &g, &before, || End::Add), sum(&|_| true), "{shape:?}");
 
-        let (channels, blocks) = (geometry.inputs, blocks(geometry.inputs));
-        let gate: Vec<u16> = (0..expected.len() / channels * blocks).map(|i| (i * 2_654_435) as u16).collect();
-        let open = |i: usize| {
-            let (pixel, channel) = (i / channels, i % channels);
-            gate[pixel * blocks + channel / 16] >> (channel % 16) & 1 == 1
-        };
-        for (gate, expected) in [(None, sum(&|_| true)), (Some(&gate[..]), sum(&open))] {
-            let mut y = nan.clone();
-            for sweep in &sweeps {
-                sweep.run(&g, IMAGES, blank(&mut y), End::Skip { g: &before, gate });
+            let (channels, blocks) = (geometry.inputs, blocks(geometry.inputs));
+            let gate: Vec<u16> = (0..expected.len() / channels * blocks).map(|i| (i * 2_654_435) as u16).collect();
+            let open = |i: usize| {
+                let (pixel, channel) = (i / channels, i % channels);
+                gate[pixel * blocks + channel / 16] >> (channel % 16) & 1 == 1
+            };
+            for (gate, expected) in [(None, sum(&|_| true)), (Some(&gate[..]), sum(&open))] {
+                let mut y = nan.clone();
+                for sweep in &sweeps {
+                    sweep.run(&g, IMAGES, blank(&mut y), End::Skip { g: &before, gate });
+                }
+                assert_eq!(y, expected, "{shape:?} {winograd}");
             }
-            assert_eq!(y, expected, "{shape:?}");
         }
     }
 }
@@ -193,19 +213,21 @@ fn input_gradients_through_a_gate_and_their_sums() {
         let expected: Vec<f32> = (case.input_gradient().into_iter().zip(&y).enumerate())
             .map(|(i, (e, y))| if value(i, *y) > 0.0 { e } else { 0.0 })
             .collect();
-        let (mut found, mut sums) = (vec![f32::NAN; y.len()], vec![0.0; IMAGES * 2 * padded]);
-        for sweep in &Sweep::input_gradient(&geometry, &case.weight) {
-            let end = End::Gate { y: &y, line: &line, sums: &mut sums };
-            sweep.run(&g, IMAGES, blank(&mut found), end);
-        }
-        assert_eq!(found, expected, "{shape:?}");
-        let image = y.len() / IMAGES;
-        for (i, channel) in (0..IMAGES).flat_map(|i| (0..channels).map(move |c| (i, c))) {
-            let here = || (i * image..(i + 1) * image).filter(|at| at % channels == channel);
-            let sum: f32 = here().map(|at| expected[at]).sum();
-            let product: f32 = here().map(|at| expected[at] * (y[at] - line.mean[channel])).sum();
-            let found = [0, 1].map(|k| sums[(i * 2 + k) * padded + channel]);
-            assert_eq!(found, [sum, product], "{shape:?}: image {i}, channel {channel}");
+        for &winograd in methods(&geometry) {
+            let (mut found, mut sums) = (vec![f32::NAN; y.len()], vec![0.0; IMAGES * 2 * padded]);
+            for sweep in &input_gradient(winograd, &geometry, &case.weight) {
+                let end = End::Gate { y: &y, line: &line, sums: &mut sums };
+                sweep.run(&g, IMAGES, blank(&mut found), end);
+            }
+            assert_eq!(found, expected, "{shape:?}");
+            let image = y.len() / IMAGES;
+            for (i, channel) in (0..IMAGES).flat_map(|i| (0..channels).map(move |c| (i, c))) {
+                let here = || (i * image..(i + 1) * image).filter(|at| at % channels == channel);
+                let sum: f32 = here().map(|at| expected[at]).sum();
+                let product: f32 = here().map(|at| expected[at] * (y[at] - line.mean[channel])).sum();
+                let found = [0, 1].map(|k| sums[(i * 2 + k) * padded + channel]);
+                assert_eq!(found, [sum, product], "{shape:?} {winograd}: image {i}, channel {channel}");
+            }
         }
     }
 }
@@ -217,26 +239,28 @@ fn weight_gradients_of_all_outputs_and_of_blocks() {
         let (geometry, [x, g]) = (case.geometry, case.padded());
         let mut expected = vec![0.0; case.weight.len()];
         products(&geometry, |read, write, weight| expected[weight] += case.g[write] * case.x[read]);
-        let all = blocks(geometry.outputs);
-        let one = LANES * geometry.inputs * geometry.kernel * geometry.kernel;
-        let mut sums = WeightGradient::zeros(&geometry, 0..all);
-        sums.add(&x, &g, 1);
-        let once = sums.sums.to_vec();
-        let mut rest = WeightGradient::zeros(&geometry, 0..all);
-        rest.add(&x, &g, IMAGES);
-        sums.add_sums(&rest);
-        for (sum, once) in sums.sums.iter_mut().zip(once) {
-            *sum -= once;
-        }
-        let mut found = vec![f32::NAN; expected.len()];
-        sums.write(&mut found);
-        assert_eq!(found, expected, "{shape:?}");
-        for (block, found) in found.chunks_mut(one).enumerate() {
-            let before = found.to_vec();
-            let mut sums = WeightGradient::zeros(&geometry, block..block + 1);
-            sums.add(&x, &g, IMAGES);
-            sums.write(found);
-            assert_eq!(found, before, "{shape:?}: block {block}");
+        for &winograd in methods(&geometry) {
+            let all = blocks(geometry.outputs);
+            let one = LANES * geometry.inputs * geometry.kernel * geometry.kernel;
+            let mut sums = WeightGradient::by(winograd, &geometry, 0..all);
+            sums.add(&x, &g, 1);
+            let once = sums.sums.to_vec();
+            let mut rest = WeightGradient::by(winograd, &geometry, 0..all);
+            rest.add(&x, &g, IMAGES);
+            sums.add_sums(&rest);
+            for (sum, once) in sums.sums.iter_mut().zip(once) {
+                *sum -= once;
+            }
+            let mut found = vec![f32::NAN; expected.len()];
+            sums.write(&mut found);
+            assert_eq!(found, expected, "{shape:?}");
+            for (block, found) in found.chunks_mut(one).enumerate() {
+                let before = found.to_vec();
+                let mut sums = WeightGradient::by(winograd, &geometry, block..block + 1);
+                sums.add(&x, &g, IMAGES);
+                sums.write(found);
+                assert_eq!(found, before, "{shape:?} {winograd}: block {block}");
+            }
         }
     }
 }

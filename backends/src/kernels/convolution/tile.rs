@@ -1,14 +1,11 @@
 //! The inner loops of a sweep.
 
-use crate::kernels::{
-    lanes::{LANES, Lanes},
-    padded::Line,
-};
+use super::tail::{Output, Place, finish};
+use crate::kernels::lanes::{LANES, Lanes};
 
-/// Where a sweep reads and writes.
+/// What a sweep reads, and in which order.
 pub(super) struct Grid<'a> {
     pub(super) reads: usize,
-    pub(super) writes: usize,
     /// Of each element of the window, in the padded images.
     pub(super) offsets: &'a [isize],
     /// In the padded images: how far apart blocks of channels, rows of the grid and images are.
@@ -18,42 +15,29 @@ pub(super) struct Grid<'a> {
     pub(super) images: usize,
     pub(super) rows: usize,
     pub(super) columns: usize,
-    /// In the output, in pixels: the first, and how far apart neighbours, rows and images are.
-    pub(super) pixel: usize,
-    pub(super) pixel_apart: usize,
-    pub(super) row_apart: usize,
-    pub(super) image_apart: usize,
     pub(super) weights: *const f32,
-}
-
-/// [`End`](super::End) as pointers.
-#[derive(Clone, Copy)]
-pub(super) enum Tail {
-    Write,
-    Moments(*mut f32),
-    Add,
-    Skip { g: *const f32, gate: *const u16 },
-    Gate { y: *const f32, line: *const Line, sums: *mut f32 },
+    /// The output's pixel for the grid's first.
+    pub(super) pixel: usize,
 }
 
 dispatch! {
     /// # Safety
-    /// What the grid spans must lie within the padded images from `x` on, within `y`, and within what the tail points to.
-    pub(super) unsafe fn sweep(grid: &Grid<'_>, x: *const f32, y: *mut f32, tail: Tail, vectors: usize, step: usize) = sweep_body
+    /// What the grid spans must lie within the padded images from `x` on, within the output, and within what its tail points to.
+    pub(super) unsafe fn sweep(grid: &Grid<'_>, x: *const f32, output: &Output, vectors: usize, step: usize) = sweep_body
 }
 
 #[inline(always)]
-unsafe fn sweep_body<L: Lanes>(grid: &Grid<'_>, x: *const f32, y: *mut f32, tail: Tail, vectors: usize, step: usize) {
+unsafe fn sweep_body<L: Lanes>(grid: &Grid<'_>, x: *const f32, output: &Output, vectors: usize, step: usize) {
     // Distances known when compiled become parts of the instructions' addresses.
     // SAFETY: as demanded of the caller.
     unsafe {
         match (vectors, step) {
-            (2, 1) => images::<L, 2, LANES>(grid, x, y, tail, LANES),
-            (2, 2) => images::<L, 2, { 2 * LANES }>(grid, x, y, tail, 2 * LANES),
-            (2, _) => images::<L, 2, 0>(grid, x, y, tail, step * LANES),
-            (_, 1) => images::<L, 1, LANES>(grid, x, y, tail, LANES),
-            (_, 2) => images::<L, 1, { 2 * LANES }>(grid, x, y, tail, 2 * LANES),
-            _ => images::<L, 1, 0>(grid, x, y, tail, step * LANES),
+            (2, 1) => images::<L, 2, LANES>(grid, x, output, LANES),
+            (2, 2) => images::<L, 2, { 2 * LANES }>(grid, x, output, 2 * LANES),
+            (2, _) => images::<L, 2, 0>(grid, x, output, step * LANES),
+            (_, 1) => images::<L, 1, LANES>(grid, x, output, LANES),
+            (_, 2) => images::<L, 1, { 2 * LANES }>(grid, x, output, 2 * LANES),
+            _ => images::<L, 1, 0>(grid, x, output, step * LANES),
         }
     }
 }
@@ -63,30 +47,26 @@ unsafe fn sweep_body<L: Lanes>(grid: &Grid<'_>, x: *const f32, y: *mut f32, tail
 unsafe fn images<L: Lanes, const V: usize, const X: usize>(
     grid: &Grid<'_>,
     x: *const f32,
-    y: *mut f32,
-    tail: Tail,
+    output: &Output,
     x_apart: usize,
 ) {
     let panel = grid.offsets.len() * grid.reads * LANES * V;
     // Output channels outermost: a panel of weights serves all images while it is in the cache.
-    for (at, channel) in (0..grid.writes).step_by(LANES * V).enumerate() {
+    for (at, channel) in (0..output.writes).step_by(LANES * V).enumerate() {
         for image in 0..grid.images {
             let mut row = 0;
             while row < grid.rows {
                 let two = row + 1 < grid.rows && (V == 1 || grid.columns < 8) && L::SUMS >= 16;
                 // SAFETY: rows and images of the grid, whole panels.
                 unsafe {
-                    let place = Place {
-                        x: x.add(image * grid.image + row * grid.row),
-                        weights: grid.weights.add(at * panel),
-                        pixel: grid.pixel + image * grid.image_apart + row * grid.row_apart,
-                        channel,
-                        image,
-                    };
+                    let from =
+                        From { x: x.add(image * grid.image + row * grid.row), weights: grid.weights.add(at * panel) };
+                    let pixel = grid.pixel + image * output.image_apart + row * output.row_apart;
+                    let place = Place { pixel, channel, image };
                     if two {
-                        columns::<L, V, X, 2>(grid, &place, y, tail, x_apart);
+                        columns::<L, V, X, 2>(grid, from, output, place, x_apart);
                     } else {
-                        columns::<L, V, X, 1>(grid, &place, y, tail, x_apart);
+                        columns::<L, V, X, 1>(grid, from, output, place, x_apart);
                     }
                 }
                 row += 1 + usize::from(two);
@@ -95,23 +75,20 @@ unsafe fn images<L: Lanes, const V: usize, const X: usize>(
     }
 }
 
-/// The first pixel of a tile.
+/// What a tile reads first.
 #[derive(Clone, Copy)]
-struct Place {
+struct From {
     x: *const f32,
     weights: *const f32,
-    pixel: usize,
-    channel: usize,
-    image: usize,
 }
 
 /// `R` whole rows.
 #[inline(always)]
 unsafe fn columns<L: Lanes, const V: usize, const X: usize, const R: usize>(
     grid: &Grid<'_>,
-    place: &Place,
-    y: *mut f32,
-    tail: Tail,
+    from: From,
+    output: &Output,
+    place: Place,
     x_apart: usize,
 ) {
     let apart = if X == 0 { x_apart } else { X };
@@ -120,16 +97,16 @@ unsafe fn columns<L: Lanes, const V: usize, const X: usize, const R: usize>(
         let left = grid.columns - column;
         // SAFETY: as many columns as are left.
         unsafe {
-            let place =
-                Place { x: place.x.add(column * apart), pixel: place.pixel + column * grid.pixel_apart, ..*place };
+            let from = From { x: from.x.add(column * apart), ..from };
+            let place = Place { pixel: place.pixel + column * output.pixel_apart, ..place };
             column += if X == 0 || left == 1 {
-                tile::<L, V, X, R, 1>(grid, &place, y, tail)
+                tile::<L, V, X, R, 1>(grid, from, output, place)
             } else if left >= 8 && 8 * R * V <= L::SUMS {
-                tile::<L, V, X, R, 8>(grid, &place, y, tail)
+                tile::<L, V, X, R, 8>(grid, from, output, place)
             } else if left >= 4 {
-                tile::<L, V, X, R, 4>(grid, &place, y, tail)
+                tile::<L, V, X, R, 4>(grid, from, output, place)
             } else {
-                tile::<L, V, X, R, 2>(grid, &place, y, tail)
+                tile::<L, V, X, R, 2>(grid, from, output, place)
             };
         }
     }
@@ -139,17 +116,17 @@ unsafe fn columns<L: Lanes, const V: usize, const X: usize, const R: usize>(
 #[inline(always)]
 unsafe fn tile<L: Lanes, const V: usize, const X: usize, const R: usize, const Q: usize>(
     grid: &Grid<'_>,
-    place: &Place,
-    y: *mut f32,
-    tail: Tail,
+    from: From,
+    output: &Output,
+    place: Place,
 ) -> usize {
     // SAFETY: the tile's pixels are in the grid; weights are packed in the order in which they are read here.
     unsafe {
         let mut sums = [[[L::splat(0.0); V]; Q]; R];
-        let mut weights = place.weights;
+        let mut weights = from.weights;
         for block in 0..grid.reads.div_ceil(LANES) {
             let count = (grid.reads - block * LANES).min(LANES);
-            let x = place.x.add(block * grid.plane);
+            let x = from.x.add(block * grid.plane);
             for &offset in grid.offsets {
                 let x = x.offset(offset);
                 for channel in 0..count {
@@ -166,100 +143,26 @@ unsafe fn tile<L: Lanes, const V: usize, const X: usize, const R: usize, const Q
                 }
             }
         }
+        // Through memory: what follows is too long to be unrolled, and `sums` must stay in registers up to here.
+        let mut done = Done([0.0; MOST * LANES]);
+        for r in 0..R {
+            for q in 0..Q {
+                for v in 0..V {
+                    sums[r][q][v].store(done.0.as_mut_ptr().add(((v * R + r) * Q + q) * LANES));
+                }
+            }
+        }
         for v in 0..V {
-            let channel = place.channel + v * LANES;
-            let count = grid.writes.saturating_sub(channel).min(LANES);
-            let column: [[L; Q]; R] = std::array::from_fn(|r| std::array::from_fn(|q| sums[r][q][v]));
-            finish::<L, R, Q>(grid, place, y, tail, channel, count, &column);
+            let place = Place { channel: place.channel + v * LANES, ..place };
+            finish::<L, R, Q>(output, place, done.0.as_ptr().add(v * R * Q * LANES));
         }
         Q
     }
 }
 
-/// Writes the sums of one register of channels.
-#[inline(always)]
-unsafe fn finish<L: Lanes, const R: usize, const Q: usize>(
-    grid: &Grid<'_>,
-    place: &Place,
-    y: *mut f32,
-    tail: Tail,
-    channel: usize,
-    count: usize,
-    sums: &[[L; Q]; R],
-) {
-    let pixel = |r: usize, q: usize| place.pixel + r * grid.row_apart + q * grid.pixel_apart;
-    let blocks = grid.writes.div_ceil(LANES);
-    // SAFETY: `count` channels from `channel` on of the tile's pixels.
-    unsafe {
-        let load = |from: *const f32| if count == LANES { L::load(from) } else { L::load_first(from, count) };
-        let store =
-            |sum: L, at: usize| if count == LANES { sum.store(y.add(at)) } else { sum.store_first(y.add(at), count) };
-        match tail {
-            Tail::Write => {
-                for r in 0..R {
-                    for q in 0..Q {
-                        store(sums[r][q], pixel(r, q) * grid.writes + channel);
-                    }
-                }
-            }
-            Tail::Add => {
-                for r in 0..R {
-                    for q in 0..Q {
-                        let at = pixel(r, q) * grid.writes + channel;
-                        store(load(y.add(at)).plus(sums[r][q]), at);
-                    }
-                }
-            }
-            Tail::Skip { g, gate } => {
-                for r in 0..R {
-                    for q in 0..Q {
-                        let at = pixel(r, q) * grid.writes + channel;
-                        let mut g = load(g.add(at));
-                        if !gate.is_null() {
-                            g = g.where_set(*gate.add(pixel(r, q) * blocks + channel / LANES));
-                        }
-                        store(g.plus(sums[r][q]), at);
-                    }
-                }
-            }
-            Tail::Moments(moments) => {
-                let moments = moments.add(place.image * 3 * blocks * LANES + channel);
-                let at = |i: usize| moments.add(i * blocks * LANES);
-                // The image's first pixel is as good a guess of the mean as any, and always the same.
-                if place.pixel == place.image * grid.image_apart {
-                    sums[0][0].store(at(0));
-                }
-                let shift = L::load(at(0));
-                let mut totals = [L::load(at(1)), L::load(at(2))];
-                for r in 0..R {
-                    for q in 0..Q {
-                        let sum = sums[r][q];
-                        let distance = sum.minus(shift);
-                        totals = [totals[0].plus(distance), totals[1].plus_product(distance, distance)];
-                        store(sum, pixel(r, q) * grid.writes + channel);
-                    }
-                }
-                totals[0].store(at(1));
-                totals[1].store(at(2));
-            }
-            Tail::Gate { y: own, line, sums: totals } => {
-                let totals = totals.add(place.image * 2 * blocks * LANES + channel);
-                let next = totals.add(blocks * LANES);
-                let [mean, scale, shift] = (*line).lanes::<L>(channel);
-                let mut pair = [L::load(totals), L::load(next)];
-                for r in 0..R {
-                    for q in 0..Q {
-                        let at = pixel(r, q) * grid.writes + channel;
-                        let own = load(own.add(at));
-                        let distance = own.minus(mean);
-                        let sum = sums[r][q].where_positive(shift.plus_product(scale, distance));
-                        pair = [pair[0].plus(sum), pair[1].plus_product(sum, distance)];
-                        store(sum, at);
-                    }
-                }
-                pair[0].store(totals);
-                pair[1].store(next);
-            }
-        }
-    }
-}
+/// Most registers that a tile has.
+const MOST: usize = 16;
+
+/// The sums of a tile, `[V][R][Q][16]`.
+#[repr(align(64))]
+struct Done([f32; MOST * LANES]);

@@ -2,31 +2,38 @@
 
 use std::ops::Range;
 
-use super::Geometry;
+use super::{Geometry, winograd};
 use crate::kernels::{
     lanes::{LANES, Lanes},
     padded::{Padded, blocks},
     room::Aligned,
 };
 
-/// Sums for some blocks of output channels, `[O/16][I/16][element][16 inputs][16 outputs]`.
+/// Sums for some blocks of output channels, `[O/16][I/16][element][16 inputs][16 outputs]`; the elements are those of the window, or of the
+/// transformed window.
 #[derive(Debug)]
 pub(crate) struct WeightGradient {
     geometry: Geometry,
+    winograd: bool,
     outputs: Range<usize>,
     pub(super) sums: Aligned,
 }
 
-/// Numbers of one pair of blocks.
-fn pair(geometry: &Geometry) -> usize {
-    geometry.kernel * geometry.kernel * LANES * LANES
-}
-
 impl WeightGradient {
-    /// Zeros for blocks of sixteen output channels.
-    pub(crate) fn zeros(geometry: &Geometry, outputs: Range<usize>) -> Self {
-        let len = outputs.len() * blocks(geometry.inputs) * pair(geometry);
-        Self { geometry: *geometry, outputs, sums: Aligned::zeros(len) }
+    /// Zeros for blocks of sixteen output channels, of the method that suits `images` images.
+    pub(crate) fn zeros(geometry: &Geometry, images: usize, outputs: Range<usize>) -> Self {
+        Self::by(winograd::suits(geometry, images), geometry, outputs)
+    }
+
+    /// Zeros, of one method or the other.
+    pub(super) fn by(winograd: bool, geometry: &Geometry, outputs: Range<usize>) -> Self {
+        let mut zeros = Self { geometry: *geometry, winograd, outputs, sums: Aligned::default() };
+        zeros.sums = Aligned::zeros(zeros.outputs.len() * blocks(geometry.inputs) * zeros.elements() * LANES * LANES);
+        zeros
+    }
+
+    fn elements(&self) -> usize {
+        if self.winograd { winograd::ELEMENTS } else { self.geometry.kernel * self.geometry.kernel }
     }
 
     /// Adds what the first `images` images of `x`, and of the cotangent `g`, give.
@@ -36,6 +43,9 @@ impl WeightGradient {
             [x.height, x.width, x.channels] == geometry.input() && [g.height, g.width, g.channels] == geometry.output()
         );
         assert!(images <= x.images && images <= g.images && self.outputs.end <= blocks(geometry.outputs));
+        if self.winograd {
+            return winograd::add_tiles(geometry, x, g, images, self.outputs.clone(), &mut self.sums);
+        }
         for axis in 0..2 {
             let last = (geometry.to[axis] - 1) * geometry.stride + geometry.kernel - 1;
             assert!(x.border >= geometry.padding && last < geometry.from[axis] + x.border + geometry.padding);
@@ -46,7 +56,10 @@ impl WeightGradient {
 
     /// Adds another sum of the same blocks.
     pub(crate) fn add_sums(&mut self, other: &Self) {
-        assert!(self.geometry == other.geometry && self.outputs == other.outputs, "sums of other weights");
+        assert!(
+            self.geometry == other.geometry && self.winograd == other.winograd && self.outputs == other.outputs,
+            "sums of other weights"
+        );
         for (sum, &other) in self.sums.iter_mut().zip(other.sums.iter()) {
             *sum += other;
         }
@@ -58,13 +71,18 @@ impl WeightGradient {
         let square = kernel * kernel;
         let first = self.outputs.start * LANES;
         assert_eq!(gradient.len(), ((self.outputs.end * LANES).min(outputs) - first) * inputs * square);
-        let pair = pair(&self.geometry);
+        let elements = self.elements();
         for (output, gradient) in gradient.chunks_exact_mut(inputs * square).enumerate() {
             for (input, gradient) in gradient.chunks_exact_mut(square).enumerate() {
-                let at = (output / LANES * blocks(inputs) + input / LANES) * pair;
-                let from = at + input % LANES * LANES + output % LANES;
-                for (element, gradient) in gradient.iter_mut().enumerate() {
-                    *gradient = self.sums[from + element * LANES * LANES];
+                let pair = (output / LANES * blocks(inputs) + input / LANES) * elements * LANES * LANES;
+                let from = pair + input % LANES * LANES + output % LANES;
+                let sum = |element: usize| self.sums[from + element * LANES * LANES];
+                if self.winograd {
+                    gradient.copy_from_slice(&winograd::inverse(std::array::from_fn(sum)));
+                } else {
+                    for (element, gradient) in gradient.iter_mut().enumerate() {
+                        *gradient = sum(element);
+                    }
                 }
             }
         }
