@@ -60,7 +60,10 @@ impl Line {
     #[inline(always)]
     pub(super) unsafe fn lanes<L: Lanes>(&self, from: usize) -> [L; 3] {
         // SAFETY: as demanded of the caller.
-        [&self.mean, &self.scale, &self.shift].map(|line| unsafe { L::load(line.as_ptr().add(from)) })
+        unsafe {
+            let load = |line: &Aligned| L::load(line.as_ptr().add(from));
+            [load(&self.mean), load(&self.scale), load(&self.shift)]
+        }
     }
 }
 

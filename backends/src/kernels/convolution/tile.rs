@@ -1,5 +1,7 @@
 //! The inner loops of a sweep.
 
+use std::mem::MaybeUninit;
+
 use super::tail::{Output, Place, finish};
 use crate::kernels::lanes::{LANES, Lanes};
 
@@ -144,17 +146,18 @@ unsafe fn tile<L: Lanes, const V: usize, const X: usize, const R: usize, const Q
             }
         }
         // Through memory: what follows is too long to be unrolled, and `sums` must stay in registers up to here.
-        let mut done = Done([0.0; MOST * LANES]);
+        let mut done = Done(MaybeUninit::uninit());
+        let to: *mut f32 = done.0.as_mut_ptr().cast();
         for r in 0..R {
             for q in 0..Q {
                 for v in 0..V {
-                    sums[r][q][v].store(done.0.as_mut_ptr().add(((v * R + r) * Q + q) * LANES));
+                    sums[r][q][v].store(to.add(((v * R + r) * Q + q) * LANES));
                 }
             }
         }
         for v in 0..V {
             let place = Place { channel: place.channel + v * LANES, ..place };
-            finish::<L, R, Q>(output, place, done.0.as_ptr().add(v * R * Q * LANES));
+            finish::<L, R, Q>(output, place, to.add(v * R * Q * LANES));
         }
         Q
     }
@@ -165,4 +168,4 @@ const MOST: usize = 16;
 
 /// The sums of a tile, `[V][R][Q][16]`.
 #[repr(align(64))]
-struct Done([f32; MOST * LANES]);
+struct Done(MaybeUninit<[f32; MOST * LANES]>);
