@@ -50,6 +50,12 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
     let BenchStep { workload, stages, width, threads, micro_batches, steps, .. } = *arguments;
     let idle = memory::resident();
     let workload = Workload::named(workload);
+    if micro_batches == 0 || micro_batches > workload.batch {
+        return Err(Exit::Refused(format!(
+            "--micro-batches {micro_batches}: a batch of {} has {} examples; use 1 to {}",
+            workload.name, workload.batch, workload.batch
+        )));
+    }
     let name = format!("cpu:threads={threads}");
     let backends = Backends::default();
     let devices = (0..stages).map(|_| backends.open(&name)).collect::<interlock::Result<Vec<_>>>()?;

@@ -343,6 +343,53 @@ fn the_configurations_that_come_along_are_sound() {
 }
 
 #[test]
+fn a_step_is_timed_and_bad_measurements_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let bench = ["bench", "step", "--workload", "gpt", "--steps", "1"];
+    let measure = |more: &[&str]| -> Value {
+        let shown = done(&interlock(folder.path(), &[&bench[..], &["--json"], more].concat()));
+        serde_json::from_str(shown.lines().last().unwrap()).unwrap()
+    };
+    let whole = measure(&["--stages", "1", "--width", "1"]);
+    let keys: Vec<&str> = whole.as_object().unwrap().keys().map(String::as_str).collect();
+    let expected = [
+        "workload",
+        "width",
+        "stages",
+        "threads",
+        "micro_batches",
+        "step_seconds",
+        "examples_per_second",
+        "peak_memory_mib",
+        "losses",
+    ];
+    assert_eq!(keys, expected);
+    let counts = ["width", "stages", "threads", "micro_batches"].map(|key| whole[key].as_u64());
+    assert_eq!((whole["workload"].as_str(), counts), (Some("gpt"), [Some(1); 4]));
+    let (seconds, rate) = (whole["step_seconds"].as_f64().unwrap(), whole["examples_per_second"].as_f64().unwrap());
+    assert!(seconds > 0.0 && (rate * seconds - 16.0).abs() < 1e-6, "{whole}");
+    assert!(!cfg!(target_os = "linux") || whole["peak_memory_mib"].as_f64().unwrap() > 0.0, "{whole}");
+    let losses = |of: &Value| -> Vec<f64> {
+        of["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect()
+    };
+    // Near the loss of a guess among 256 tokens; the same batches in pieces differ in the last digits, and do differ.
+    let (one, four) = (losses(&whole), losses(&measure(&["--stages", "1", "--width", "1", "--micro-batches", "4"])));
+    assert_eq!((one.len(), four.len()), (2, 2));
+    assert!(one.iter().zip(&four).all(|(a, b)| (a - 256.0_f64.ln()).abs() < 1.0 && (a - b).abs() < 1e-4), "{one:?}");
+    assert_ne!(one, four);
+
+    refused(folder.path(), &["bench", "step", "--workload", "gpt", "--steps", "0"], &["--steps", "0 is not in 1.."]);
+    refused(folder.path(), &["bench", "step", "--workload", "vgg"], &["vgg", "resnet32"]);
+    let refused = |more: &[&str], words: &[&str]| refused(folder.path(), &[&bench[..], more].concat(), words);
+    refused(&["--stages", "3"], &["--stages", "gpt into 3", "1, 2, 4"]);
+    refused(&["--width", "0"], &["width 0", "1 (local) to 2"]);
+    refused(&["--width", "3"], &["width 3", "1 (local) to 2"]);
+    refused(&["--threads", "0"], &["threads=0", "from 1"]);
+    refused(&["--micro-batches", "0"], &["--micro-batches 0", "use 1 to 16"]);
+    refused(&["--micro-batches", "17"], &["--micro-batches 17", "use 1 to 16"]);
+}
+
+#[test]
 fn help_says_what_there_is() {
     let folder = TempDir::new().unwrap();
     insta::assert_snapshot!("help", done(&interlock(folder.path(), &["--help"])));
