@@ -188,7 +188,9 @@ impl Stage {
                 Action::Forward(ticket) => (Phase::Forward, self.forward(ticket)),
                 Action::Head { ticket, cotangent } => (Phase::Head, self.run_head(ticket, cotangent)),
                 Action::PullBack { ticket, loss, wants } => (Phase::PullBack, self.pull_back(ticket, loss, wants)),
-                Action::ShareNorm(_) => (Phase::Update, self.parameters.squared_norms().map(Outcome::SquaredNorms)),
+                Action::ShareNorm(_) => {
+                    (Phase::Update, self.parameters.squared_norms().map(|norms| Outcome::SquaredNorms(norms.to_vec())))
+                }
                 Action::Update(step) => (Phase::Update, self.update(step, global_norm)),
             };
             done.map_err(|e| StageFailure {
@@ -326,8 +328,11 @@ impl Stage {
         };
         self.parameters.update(lr, coefficient(main_norm))?;
         if let Some(head) = &mut self.head {
-            let norm = head.parameters.squared_norms()?.iter().sum::<f64>().sqrt();
-            head.parameters.update(lr, coefficient(norm))?;
+            let coefficient = match self.clip {
+                Some(_) => coefficient(head.parameters.squared_norms()?.iter().sum::<f64>().sqrt()),
+                None => 1.0,
+            };
+            head.parameters.update(lr, coefficient)?;
         }
         Ok(Outcome::Updated(Updated { lr, gradient_norm: own_norm }))
     }
