@@ -11,11 +11,11 @@ use std::{
 };
 
 use interlock::{TrainEvent, trainer::Length};
-use interlock_backends::Backends;
 use serde::Serialize;
 
 use crate::{
-    arguments::{Bench, BenchStep},
+    arguments::{Bench, BenchStep, Threads},
+    config::Devices,
     exit::Exit,
     progress::say,
 };
@@ -36,7 +36,9 @@ struct StepResult {
     workload: &'static str,
     width: usize,
     stages: usize,
-    threads: usize,
+    threads: Threads,
+    /// Each stage's.
+    devices: Vec<String>,
     micro_batches: usize,
     step_seconds: f64,
     examples_per_second: f64,
@@ -56,16 +58,15 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
             workload.name, workload.batch, workload.batch
         )));
     }
-    let name = format!("cpu:threads={threads}");
-    let backends = Backends::default();
-    let devices = (0..stages).map(|_| backends.open(&name)).collect::<interlock::Result<Vec<_>>>()?;
+    let devices = match threads {
+        Threads::Auto => Devices::Auto,
+        Threads::Each(threads) => Devices::Named(vec![format!("cpu:threads={threads}"); stages]),
+    };
     let losses: Arc<Mutex<Vec<f64>>> = Arc::default();
     let seen = Arc::clone(&losses);
-    let mut trainer = workload
-        .trainer(stages, width)?
-        .devices(devices)
-        .micro_batches(micro_batches)
-        .steps(WARM_UP)
+    let builder = workload.trainer(stages, width)?.micro_batches(micro_batches).steps(WARM_UP);
+    let mut trainer = devices
+        .give_to(builder)?
         .observer(move |event: &TrainEvent<'_>| {
             if let TrainEvent::StepDone { stages, .. } = event {
                 let last = stages.last().and_then(|stage| stage.score);
@@ -86,6 +87,7 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
         width,
         stages,
         threads,
+        devices: trainer.stages().iter().map(|stage| stage.device.clone()).collect(),
         micro_batches,
         step_seconds,
         examples_per_second: workload.batch as f64 / step_seconds,
@@ -96,8 +98,9 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
         say(&serde_json::to_string(&result).map_err(Exit::failed)?);
     } else {
         say(&format!(
-            "{}: {stages} stages of {threads} threads, width {width}: {:.1} ms a step, {:.1} examples/s, peak memory {}",
+            "{}: {stages} stages on {}, width {width}: {:.1} ms a step, {:.1} examples/s, peak memory {}",
             result.workload,
+            result.devices.join(", "),
             step_seconds * 1e3,
             result.examples_per_second,
             result.peak_memory_mib.map_or_else(|| "unknown".to_owned(), |mib| format!("{mib:.0} MiB")),

@@ -102,7 +102,11 @@ fn a_run_is_trained_stored_and_scored_again() {
     for (k, stage) in stages.iter().enumerate() {
         assert_eq!(stage["index"].as_u64(), Some(k as u64));
         assert_eq!(stage["follows"].as_u64(), Some(1));
-        assert!(stage["device"] == "cpu" && stage["loss"].is_f64() && stage["accuracy"].is_f64());
+        assert!(
+            stage["device"].as_str().unwrap().starts_with("cpu:threads=")
+                && stage["loss"].is_f64()
+                && stage["accuracy"].is_f64()
+        );
     }
     assert_eq!(json(&folder.path().join("run/status.json"))["state"], "finished");
     assert!(fs::read_to_string(folder.path().join("run/run.log")).unwrap().contains("finished"));
@@ -219,6 +223,7 @@ fn bad_settings_are_refused_before_anything_is_written() {
     refused(&["devices=[\"tpu\"]"], &["tpu", "cpu"]);
     refused(&["devices=[\"cuda:0\"]"], &["cuda:0", "--features cuda"]);
     refused(&["devices=[]"], &["devices", "cpu"]);
+    refused(&["devices=cpu"], &["devices", "auto", "cpu:threads=2"]);
     refused(&["heads.arch=conv8_fancy"], &["fancy"]);
     refused(&["lr_schedule.kind=linear"], &["linear"]);
     refused(&["steps=1"], &["epochs", "steps are given too"]);
@@ -357,6 +362,7 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
         "width",
         "stages",
         "threads",
+        "devices",
         "micro_batches",
         "step_seconds",
         "examples_per_second",
@@ -364,16 +370,19 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
         "losses",
     ];
     assert_eq!(keys, expected);
-    let counts = ["width", "stages", "threads", "micro_batches"].map(|key| whole[key].as_u64());
-    assert_eq!((whole["workload"].as_str(), counts), (Some("gpt"), [Some(1); 4]));
+    let counts = ["width", "stages", "micro_batches"].map(|key| whole[key].as_u64());
+    assert_eq!((whole["workload"].as_str(), counts), (Some("gpt"), [Some(1); 3]));
+    assert_eq!((&whole["threads"], whole["devices"].as_array().unwrap().len()), (&Value::from("auto"), 1));
     let (seconds, rate) = (whole["step_seconds"].as_f64().unwrap(), whole["examples_per_second"].as_f64().unwrap());
     assert!(seconds > 0.0 && (rate * seconds - 16.0).abs() < 1e-6, "{whole}");
     assert!(!cfg!(target_os = "linux") || whole["peak_memory_mib"].as_f64().unwrap() > 0.0, "{whole}");
     let losses = |of: &Value| -> Vec<f64> {
         of["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect()
     };
+    let pieces = measure(&["--stages", "1", "--width", "1", "--threads", "1", "--micro-batches", "4"]);
+    assert_eq!((&pieces["threads"], &pieces["devices"][0]), (&Value::from(1), &Value::from("cpu:threads=1")));
     // Near the loss of a guess among 256 tokens; the same batches in pieces differ in the last digits, and do differ.
-    let (one, four) = (losses(&whole), losses(&measure(&["--stages", "1", "--width", "1", "--micro-batches", "4"])));
+    let (one, four) = (losses(&whole), losses(&pieces));
     assert_eq!((one.len(), four.len()), (2, 2));
     assert!(one.iter().zip(&four).all(|(a, b)| (a - 256.0_f64.ln()).abs() < 1.0 && (a - b).abs() < 1e-4), "{one:?}");
     assert_ne!(one, four);
@@ -384,7 +393,7 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
     refused(&["--stages", "3"], &["--stages", "gpt into 3", "1, 2, 4"]);
     refused(&["--width", "0"], &["width 0", "1 (local) to 2"]);
     refused(&["--width", "3"], &["width 3", "1 (local) to 2"]);
-    refused(&["--threads", "0"], &["threads=0", "from 1"]);
+    refused(&["--threads", "0"], &["--threads", "\"0\" is no number of threads", "auto, 1"]);
     refused(&["--micro-batches", "0"], &["--micro-batches 0", "use 1 to 16"]);
     refused(&["--micro-batches", "17"], &["--micro-batches 17", "use 1 to 16"]);
 }

@@ -129,6 +129,11 @@ impl StageBlueprint {
         self.head.is_some()
     }
 
+    /// What the forward pass of one example costs, head included; 0 where the model does not tell.
+    pub fn flops(&self) -> f64 {
+        self.units.iter().chain(&self.head).map(|unit| unit.flops).sum()
+    }
+
     /// Builds the stage, on the calling thread and for its device.
     pub fn build(&self) -> Result<Stage, StageFailure> {
         let device = Arc::clone(&self.device);

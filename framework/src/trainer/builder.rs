@@ -47,6 +47,16 @@ pub struct Layout {
     pub blueprints: Vec<StageBlueprint>,
     /// What the stages share.
     pub settings: Arc<StageSettings>,
+    /// Into how many micro-batches a batch is cut.
+    pub micro_batches: usize,
+}
+
+impl Layout {
+    /// Whether stages are busy at the same time for a good part of a step: not where one micro-batch goes through all stages and its
+    /// gradient comes all the way back.
+    pub fn stages_overlap(&self) -> bool {
+        self.micro_batches > 1 || !self.plan.is_end_to_end()
+    }
 }
 
 impl TrainerBuilder {
@@ -283,7 +293,7 @@ impl TrainerBuilder {
             heads: self.heads.clone(),
         });
         let blueprints = StageBlueprint::of(&*self.model, &partition, &plan, &self.devices, &settings)?;
-        Ok(Layout { partition, plan, blueprints, settings })
+        Ok(Layout { partition, plan, blueprints, settings, micro_batches: self.settings.micro_batches })
     }
 
     /// The strategy's plan for `stages` stages.
@@ -304,7 +314,7 @@ impl TrainerBuilder {
     /// # Errors
     /// As [`Self::layout`], or if a stage cannot be built.
     pub fn build(self) -> Result<Trainer> {
-        let Layout { partition, plan, blueprints, settings } = self.layout()?;
+        let Layout { partition, plan, blueprints, settings, .. } = self.layout()?;
         let global_norm = self.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global);
         let pipeline = Pipeline::start(
             blueprints,
