@@ -191,6 +191,9 @@ pub(crate) struct BenchStep {
     /// Micro-batches a step
     #[arg(long, default_value_t = 1, value_name = "M")]
     pub(crate) micro_batches: usize,
+    /// Every stage keeps only its input, and runs the forward pass again before it pulls back
+    #[arg(long)]
+    pub(crate) recompute: bool,
     /// Steps that are timed
     #[arg(long, default_value_t = 20, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) steps: u64,

@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use interlock::{TrainEvent, trainer::Length};
+use interlock::{TrainEvent, stage::Recompute, trainer::Length};
 use serde::Serialize;
 
 use crate::{
@@ -40,6 +40,7 @@ struct StepResult {
     /// Each stage's.
     devices: Vec<String>,
     micro_batches: usize,
+    recompute: bool,
     step_seconds: f64,
     examples_per_second: f64,
     /// The most memory resident at any time, above that of the idle program.
@@ -49,7 +50,7 @@ struct StepResult {
 }
 
 fn step(arguments: &BenchStep) -> Result<(), Exit> {
-    let BenchStep { workload, stages, width, threads, micro_batches, steps, .. } = *arguments;
+    let BenchStep { workload, stages, width, threads, micro_batches, recompute, steps, .. } = *arguments;
     let idle = memory::resident();
     let workload = Workload::named(workload);
     if micro_batches == 0 || micro_batches > workload.batch {
@@ -64,7 +65,8 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
     };
     let losses: Arc<Mutex<Vec<f64>>> = Arc::default();
     let seen = Arc::clone(&losses);
-    let builder = workload.trainer(stages, width)?.micro_batches(micro_batches).steps(WARM_UP);
+    let which = if recompute { Recompute::All } else { Recompute::None };
+    let builder = workload.trainer(stages, width)?.micro_batches(micro_batches).recompute(which).steps(WARM_UP);
     let mut trainer = devices
         .give_to(builder)?
         .observer(move |event: &TrainEvent<'_>| {
@@ -89,6 +91,7 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
         threads,
         devices: trainer.stages().iter().map(|stage| stage.device.clone()).collect(),
         micro_batches,
+        recompute,
         step_seconds,
         examples_per_second: workload.batch as f64 / step_seconds,
         peak_memory_mib: memory::peak().zip(idle).map(|(peak, idle)| peak - idle),

@@ -14,7 +14,7 @@ use interlock::{
     parameters::NamedTensors,
     partition::PartitionConfig,
     schedule::PolicyName,
-    stage::HeadsConfig,
+    stage::{HeadsConfig, Recompute},
     strategy::StrategyConfig,
     trainer::{Criterion, TrainerBuilder},
     weights,
@@ -58,6 +58,10 @@ pub(crate) struct RunConfig {
     /// The devices: `"auto"` divides the cores of the machine among the stages; of a list stage `k` is pinned to device `k mod` its length.
     #[serde(default)]
     pub(crate) devices: Devices,
+    /// The stages that keep only their input and run the forward pass again before they pull back: `true` for all, or a list. Less memory,
+    /// more time, the same results.
+    #[serde(default)]
+    pub(crate) recompute: Recompute,
     /// Steps between two evaluations; an epoch where none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) eval_every: Option<u64>,
@@ -179,6 +183,7 @@ impl RunConfig {
             .strategy_boxed(strategy)
             .partition(self.partition.clone())
             .heads(self.heads.clone())
+            .recompute(self.recompute.clone())
             .optimizer(self.optimizer.clone())
             .clip(self.clip.clone())
             .lr_schedule(self.lr_schedule.clone())

@@ -230,6 +230,8 @@ fn bad_settings_are_refused_before_anything_is_written() {
     refused(&["epochs=0"], &["epochs", "1 or more"]);
     refused(&["eval_every=0"], &["eval_every", "1 or more"]);
     refused(&["in_flight=0"], &["in_flight", "1 or more"]);
+    refused(&["recompute=[0, 2]"], &["recompute", "no stage 2", "0 to 1"]);
+    refused(&["recompute=some"], &["recompute", "true, false, or a list"]);
     refused(&["micro_batches=0"], &["micro_batches", "1 or more"]);
     refused(&["clip.max_norm=0"], &["clip.max_norm", "above 0"]);
     refused(&["init_from=nowhere"], &["nowhere"]);
@@ -364,6 +366,7 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
         "threads",
         "devices",
         "micro_batches",
+        "recompute",
         "step_seconds",
         "examples_per_second",
         "peak_memory_mib",
@@ -379,6 +382,9 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
     let losses = |of: &Value| -> Vec<f64> {
         of["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect()
     };
+    let again = measure(&["--stages", "1", "--width", "1", "--recompute"]);
+    assert_eq!((&whole["recompute"], &again["recompute"]), (&Value::from(false), &Value::from(true)));
+    assert_eq!(whole["losses"], again["losses"]);
     let pieces = measure(&["--stages", "1", "--width", "1", "--threads", "1", "--micro-batches", "4"]);
     assert_eq!((&pieces["threads"], &pieces["devices"][0]), (&Value::from(1), &Value::from("cpu:threads=1")));
     // Near the loss of a guess among 256 tokens; the same batches in pieces differ in the last digits, and do differ.

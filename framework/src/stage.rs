@@ -5,9 +5,11 @@
 
 mod blueprint;
 mod finite;
+mod recompute;
 mod trainable;
 
 pub use blueprint::{HeadsConfig, HeadsTrained, StageBlueprint, StageSettings};
+pub use recompute::Recompute;
 pub use trainable::Trainable;
 
 use std::{collections::HashMap, sync::Arc};
@@ -64,9 +66,17 @@ struct Head {
     parameters: Trainable,
 }
 
+/// What a pull-back starts from.
+enum Kept {
+    /// What the forward pass saved.
+    Saved(Saved),
+    /// The input, for the forward pass to be run again before the first pull-back.
+    Input(Activation),
+}
+
 /// What is kept of a micro-batch between its forward pass and its last pull-back.
 struct Live {
-    saved: Saved,
+    kept: Kept,
     /// The stage's output, until the head has seen it.
     output: Option<Activation>,
     targets: Tensor,
@@ -89,6 +99,7 @@ pub struct Stage {
     loss: Arc<dyn Loss>,
     clip: Option<ClipConfig>,
     schedule: LrSchedule,
+    recompute: bool,
     waiting: HashMap<Ticket, Payload>,
     live: HashMap<Ticket, Live>,
 }
@@ -227,15 +238,17 @@ impl Stage {
     fn forward(&mut self, ticket: Ticket) -> Result<Outcome> {
         let Payload { inputs, targets, total } =
             self.waiting.remove(&ticket).ok_or_else(|| lost("an activation", ticket))?;
-        let (output, saved) = self.module.forward(&inputs, &self.pass(ticket))?;
+        let pass = self.pass(ticket);
+        let recompute = self.recompute && pass.is_train();
+        let (output, saved) = self.module.forward(&inputs, &Pass { save: pass.save && !recompute, ..pass })?;
         let output = output.detach();
-        let kept = (self.is_last() || self.head.is_some()).then(|| output.clone());
+        let for_head = (self.is_last() || self.head.is_some()).then(|| output.clone());
         if !self.is_last() {
             finite::check(&output, || format!("the output of stage {}", self.index))?;
         }
         let live = Live {
-            saved,
-            output: kept,
+            kept: if recompute { Kept::Input(inputs) } else { Kept::Saved(saved) },
+            output: for_head,
             targets: targets.clone(),
             total,
             cotangents: HashMap::new(),
@@ -289,19 +302,24 @@ impl Stage {
     }
 
     fn pull_back(&mut self, ticket: Ticket, loss: usize, wants: Wants) -> Result<Outcome> {
+        let pass = Pass { track: false, ..self.pass(ticket) };
         let live = self.live.get_mut(&ticket).ok_or_else(|| lost("a micro-batch", ticket))?;
+        if let Kept::Input(inputs) = &live.kept {
+            live.kept = Kept::Saved(self.module.forward(inputs, &pass)?.1);
+        }
+        let Kept::Saved(saved) = &live.kept else { return Err(lost("the forward pass", ticket)) };
         if let (Wants::PARAMETERS, Some(pending)) = (wants, live.pending.remove(&loss)) {
-            let gradients = self.module.parameter_pass(&live.saved, pending)?;
+            let gradients = self.module.parameter_pass(saved, pending)?;
             self.parameters.accumulate(gradients)?;
             return Ok(Outcome::None);
         }
         let cotangent = live.cotangents.remove(&loss).ok_or_else(|| lost("a gradient", ticket))?;
         let input = if wants == Wants::INPUT {
-            let (input, pending) = self.module.input_pass(&live.saved, &cotangent)?;
+            let (input, pending) = self.module.input_pass(saved, &cotangent)?;
             live.pending.insert(loss, pending);
             Some(input)
         } else {
-            let mut pulled = self.module.pull_back(&live.saved, &cotangent, wants)?;
+            let mut pulled = self.module.pull_back(saved, &cotangent, wants)?;
             self.parameters.accumulate(std::mem::take(&mut pulled.parameters))?;
             if wants.input { Some(input_of(pulled)?) } else { None }
         };

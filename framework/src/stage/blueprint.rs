@@ -8,7 +8,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Head, Stage, Trainable};
+use super::{Head, Recompute, Stage, Trainable};
 use crate::{
     Error, GradientPlan, Loss, ModelSpec, ParameterStore, Partition, Phase, Result, Sequential, StageDevice,
     StageFailure, Unit, clip::ClipConfig, lr_schedule::LrSchedule, optimizer::OptimizerConfig,
@@ -63,6 +63,8 @@ pub struct StageSettings {
     pub given: Arc<NamedTensors>,
     /// The auxiliary heads.
     pub heads: HeadsConfig,
+    /// The stages that compute their forward pass again instead of keeping it.
+    pub recompute: Recompute,
 }
 
 /// Everything that a stage is built from; can be sent to the stage's thread.
@@ -176,6 +178,7 @@ impl StageBlueprint {
             loss: Arc::clone(loss),
             clip: settings.clip.clone(),
             schedule: settings.schedule.for_base(config.lr),
+            recompute: settings.recompute.is_for(self.index),
             waiting: HashMap::new(),
             live: HashMap::new(),
         })

@@ -14,7 +14,7 @@ use crate::{
     parameters::{NamedTensors, unused},
     partition::PartitionConfig,
     schedule::PolicyName,
-    stage::{HeadsConfig, HeadsTrained, StageBlueprint, StageSettings},
+    stage::{HeadsConfig, HeadsTrained, Recompute, StageBlueprint, StageSettings},
 };
 
 /// Names what differs from the defaults, checks everything, and starts the pipeline.
@@ -30,6 +30,7 @@ pub struct TrainerBuilder {
     loss: Arc<dyn Loss>,
     head_losses: HashMap<usize, Arc<dyn Loss>>,
     heads: HeadsConfig,
+    recompute: Recompute,
     policy: PolicyName,
     in_flight: Option<usize>,
     initial: Arc<NamedTensors>,
@@ -72,6 +73,7 @@ impl TrainerBuilder {
             loss: Arc::new(CrossEntropy::default()),
             head_losses: HashMap::new(),
             heads: HeadsConfig::default(),
+            recompute: Recompute::None,
             policy: PolicyName::default(),
             in_flight: None,
             initial: Arc::default(),
@@ -154,6 +156,12 @@ impl TrainerBuilder {
     pub fn probes(mut self) -> Self {
         self.heads.train = HeadsTrained::All;
         self
+    }
+
+    /// The stages that keep only their input and run the forward pass again before they pull back: less memory, more time, the same bits.
+    /// None unless told otherwise.
+    pub fn recompute(self, recompute: Recompute) -> Self {
+        Self { recompute, ..self }
     }
 
     /// What comes first when a stage could do several things; changes nothing in what is computed.
@@ -275,6 +283,7 @@ impl TrainerBuilder {
         };
         let stages = partition.stages();
         self.optimizer.validate(stages)?;
+        self.recompute.validate(stages)?;
         if let Some(k) = self.head_losses.keys().find(|&&k| k >= stages) {
             return Err(Error::invalid(
                 "head_loss",
@@ -291,6 +300,7 @@ impl TrainerBuilder {
             head_losses: self.head_losses.clone(),
             given: Arc::clone(&self.initial),
             heads: self.heads.clone(),
+            recompute: self.recompute.clone(),
         });
         let blueprints = StageBlueprint::of(&*self.model, &partition, &plan, &self.devices, &settings)?;
         Ok(Layout { partition, plan, blueprints, settings, micro_batches: self.settings.micro_batches })
