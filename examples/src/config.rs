@@ -14,7 +14,7 @@ use interlock::{
     parameters::NamedTensors,
     partition::PartitionConfig,
     schedule::PolicyName,
-    stage::{HeadsConfig, Recompute},
+    stage::{BoundaryDtype, HeadsConfig, Recompute},
     strategy::StrategyConfig,
     trainer::{Criterion, TrainerBuilder},
     weights,
@@ -58,6 +58,9 @@ pub(crate) struct RunConfig {
     /// The devices: `"auto"` divides the cores of the machine among the stages; of a list stage `k` is pinned to device `k mod` its length.
     #[serde(default)]
     pub(crate) devices: Devices,
+    /// The dtype in which activations and gradients go from stage to stage; layers compute in `f32` whatever it is.
+    #[serde(default)]
+    pub(crate) dtype: BoundaryDtype,
     /// The stages that keep only their input and run the forward pass again before they pull back: `true` for all, or a list. Less memory,
     /// more time, the same results.
     #[serde(default)]
@@ -184,6 +187,7 @@ impl RunConfig {
             .partition(self.partition.clone())
             .heads(self.heads.clone())
             .recompute(self.recompute.clone())
+            .dtype(self.dtype)
             .optimizer(self.optimizer.clone())
             .clip(self.clip.clone())
             .lr_schedule(self.lr_schedule.clone())

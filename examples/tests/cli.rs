@@ -140,6 +140,8 @@ fn the_same_seed_gives_the_same_run_and_another_seed_another() {
     };
     let first = loss("a", &[]);
     assert_eq!(first, loss("b", &["--set=devices=[\"cpu:threads=1\", \"cpu:threads=2\"]", "--set=in_flight=1"]));
+    let rounded = loss("d", &["--set=dtype=bf16"]);
+    assert!(rounded != first && (rounded - first).abs() < 0.1 * first, "{rounded} {first}");
     assert_ne!(first, loss("c", &["--set=seed=2"]));
 }
 
@@ -231,6 +233,7 @@ fn bad_settings_are_refused_before_anything_is_written() {
     refused(&["eval_every=0"], &["eval_every", "1 or more"]);
     refused(&["in_flight=0"], &["in_flight", "1 or more"]);
     refused(&["recompute=[0, 2]"], &["recompute", "no stage 2", "0 to 1"]);
+    refused(&["dtype=f16"], &["f16", "f32", "bf16"]);
     refused(&["recompute=some"], &["recompute", "true, false, or a list"]);
     refused(&["micro_batches=0"], &["micro_batches", "1 or more"]);
     refused(&["clip.max_norm=0"], &["clip.max_norm", "above 0"]);

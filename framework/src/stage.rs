@@ -4,11 +4,13 @@
 //! actors or of when things should be done: the [`schedule`](crate::schedule) decides that.
 
 mod blueprint;
+mod boundary;
 mod finite;
 mod recompute;
 mod trainable;
 
 pub use blueprint::{HeadsConfig, HeadsTrained, StageBlueprint, StageSettings};
+pub use boundary::BoundaryDtype;
 pub use recompute::Recompute;
 pub use trainable::Trainable;
 
@@ -70,7 +72,7 @@ struct Head {
 enum Kept {
     /// What the forward pass saved.
     Saved(Saved),
-    /// The input, for the forward pass to be run again before the first pull-back.
+    /// The input as it came, for the forward pass to be run again before the first pull-back.
     Input(Activation),
 }
 
@@ -100,6 +102,7 @@ pub struct Stage {
     clip: Option<ClipConfig>,
     schedule: LrSchedule,
     recompute: bool,
+    dtype: BoundaryDtype,
     waiting: HashMap<Ticket, Payload>,
     live: HashMap<Ticket, Live>,
 }
@@ -240,9 +243,11 @@ impl Stage {
             self.waiting.remove(&ticket).ok_or_else(|| lost("an activation", ticket))?;
         let pass = self.pass(ticket);
         let recompute = self.recompute && pass.is_train();
-        let (output, saved) = self.module.forward(&inputs, &Pass { save: pass.save && !recompute, ..pass })?;
+        let first = Pass { save: pass.save && !recompute, ..pass };
+        let (output, saved) = self.module.forward(&self.dtype.unpack(&inputs)?, &first)?;
         let output = output.detach();
         let for_head = (self.is_last() || self.head.is_some()).then(|| output.clone());
+        let output = if self.is_last() { output } else { self.dtype.pack(&output)? };
         if !self.is_last() {
             finite::check(&output, || format!("the output of stage {}", self.index))?;
         }
@@ -305,7 +310,7 @@ impl Stage {
         let pass = Pass { track: false, ..self.pass(ticket) };
         let live = self.live.get_mut(&ticket).ok_or_else(|| lost("a micro-batch", ticket))?;
         if let Kept::Input(inputs) = &live.kept {
-            live.kept = Kept::Saved(self.module.forward(inputs, &pass)?.1);
+            live.kept = Kept::Saved(self.module.forward(&self.dtype.unpack(inputs)?, &pass)?.1);
         }
         let Kept::Saved(saved) = &live.kept else { return Err(lost("the forward pass", ticket)) };
         if let (Wants::PARAMETERS, Some(pending)) = (wants, live.pending.remove(&loss)) {
@@ -314,6 +319,7 @@ impl Stage {
             return Ok(Outcome::None);
         }
         let cotangent = live.cotangents.remove(&loss).ok_or_else(|| lost("a gradient", ticket))?;
+        let cotangent = self.dtype.unpack(&cotangent)?;
         let input = if wants == Wants::INPUT {
             let (input, pending) = self.module.input_pass(saved, &cotangent)?;
             live.pending.insert(loss, pending);
@@ -325,7 +331,7 @@ impl Stage {
         };
         match input {
             Some(input) => {
-                let input = input.detach();
+                let input = self.dtype.pack(&input.detach())?;
                 finite::check(&input, || format!("the gradient of loss {loss} behind stage {}", self.index))?;
                 Ok(Outcome::Gradient(input))
             }

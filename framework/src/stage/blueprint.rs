@@ -8,7 +8,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Head, Recompute, Stage, Trainable};
+use super::{BoundaryDtype, Head, Recompute, Stage, Trainable};
 use crate::{
     Error, GradientPlan, Loss, ModelSpec, ParameterStore, Partition, Phase, Result, Sequential, StageDevice,
     StageFailure, Unit, clip::ClipConfig, lr_schedule::LrSchedule, optimizer::OptimizerConfig,
@@ -65,6 +65,8 @@ pub struct StageSettings {
     pub heads: HeadsConfig,
     /// The stages that compute their forward pass again instead of keeping it.
     pub recompute: Recompute,
+    /// What crosses boundaries.
+    pub dtype: BoundaryDtype,
 }
 
 /// Everything that a stage is built from; can be sent to the stage's thread.
@@ -179,6 +181,7 @@ impl StageBlueprint {
             clip: settings.clip.clone(),
             schedule: settings.schedule.for_base(config.lr),
             recompute: settings.recompute.is_for(self.index),
+            dtype: settings.dtype,
             waiting: HashMap::new(),
             live: HashMap::new(),
         })

@@ -14,7 +14,7 @@ use crate::{
     parameters::{NamedTensors, unused},
     partition::PartitionConfig,
     schedule::PolicyName,
-    stage::{HeadsConfig, HeadsTrained, Recompute, StageBlueprint, StageSettings},
+    stage::{BoundaryDtype, HeadsConfig, HeadsTrained, Recompute, StageBlueprint, StageSettings},
 };
 
 /// Names what differs from the defaults, checks everything, and starts the pipeline.
@@ -31,6 +31,7 @@ pub struct TrainerBuilder {
     head_losses: HashMap<usize, Arc<dyn Loss>>,
     heads: HeadsConfig,
     recompute: Recompute,
+    dtype: BoundaryDtype,
     policy: PolicyName,
     in_flight: Option<usize>,
     initial: Arc<NamedTensors>,
@@ -74,6 +75,7 @@ impl TrainerBuilder {
             head_losses: HashMap::new(),
             heads: HeadsConfig::default(),
             recompute: Recompute::None,
+            dtype: BoundaryDtype::F32,
             policy: PolicyName::default(),
             in_flight: None,
             initial: Arc::default(),
@@ -162,6 +164,11 @@ impl TrainerBuilder {
     /// None unless told otherwise.
     pub fn recompute(self, recompute: Recompute) -> Self {
         Self { recompute, ..self }
+    }
+
+    /// The dtype in which `f32` activations and gradients go from stage to stage; `f32` unless told otherwise.
+    pub fn dtype(self, dtype: BoundaryDtype) -> Self {
+        Self { dtype, ..self }
     }
 
     /// What comes first when a stage could do several things; changes nothing in what is computed.
@@ -301,6 +308,7 @@ impl TrainerBuilder {
             given: Arc::clone(&self.initial),
             heads: self.heads.clone(),
             recompute: self.recompute.clone(),
+            dtype: self.dtype,
         });
         let blueprints = StageBlueprint::of(&*self.model, &partition, &plan, &self.devices, &settings)?;
         Ok(Layout { partition, plan, blueprints, settings, micro_batches: self.settings.micro_batches })
