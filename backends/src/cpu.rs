@@ -5,7 +5,7 @@
 
 mod name;
 
-use std::{ops::RangeInclusive, sync::Arc, thread::available_parallelism};
+use std::{ops::RangeInclusive, sync::Arc};
 
 use candle_core::Device;
 use core_affinity::CoreId;
@@ -13,6 +13,7 @@ use interlock::{Backend, Error, Result, StageDevice, device::Plain};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use self::name::CpuName;
+use crate::division::core_count;
 
 /// The backend of the scheme `cpu`.
 ///
@@ -121,10 +122,6 @@ pub fn cpu(core: usize) -> Arc<dyn StageDevice> {
 /// The cores that the calling thread may use; none where the system does not tell.
 fn cores() -> Vec<CoreId> {
     core_affinity::get_core_ids().unwrap_or_default()
-}
-
-fn core_count() -> usize {
-    available_parallelism().map_or(1, usize::from)
 }
 
 /// The cores with these numbers.

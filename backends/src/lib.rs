@@ -6,6 +6,7 @@
 mod candle_threads;
 #[cfg(feature = "cpu")]
 mod cpu;
+mod division;
 mod kernels;
 pub mod layers;
 mod registry;

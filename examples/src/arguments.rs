@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use serde::{Serialize, Serializer};
 
 use crate::bench::WorkloadName;
 
@@ -184,18 +185,50 @@ pub(crate) struct BenchStep {
     /// Interlock width; below the number of stages every head is trained, at it there is none
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub(crate) width: usize,
-    /// Threads of each stage's device
-    #[arg(long, default_value_t = 1, value_name = "T")]
-    pub(crate) threads: usize,
+    /// Threads of each stage's device; auto divides the cores of the machine among the stages
+    #[arg(long, default_value = "auto", value_name = "T")]
+    pub(crate) threads: Threads,
     /// Micro-batches a step
     #[arg(long, default_value_t = 1, value_name = "M")]
     pub(crate) micro_batches: usize,
+    /// Every stage keeps only its input, and runs the forward pass again before it pulls back
+    #[arg(long)]
+    pub(crate) recompute: bool,
     /// Steps that are timed
     #[arg(long, default_value_t = 20, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) steps: u64,
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Threads of a device on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Threads {
+    /// So many for each stage.
+    Each(usize),
+    /// What suits machine and stages.
+    #[serde(serialize_with = "auto")]
+    Auto,
+}
+
+fn auto<S: Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str("auto")
+}
+
+impl std::str::FromStr for Threads {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            number => match number.parse() {
+                Ok(threads) if threads > 0 => Ok(Self::Each(threads)),
+                _ => Err(format!("{number:?} is no number of threads; use auto, 1, 2, …")),
+            },
+        }
+    }
 }
 
 #[derive(Args, Debug)]

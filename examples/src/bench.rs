@@ -10,12 +10,12 @@ use std::{
     time::Instant,
 };
 
-use interlock::{TrainEvent, trainer::Length};
-use interlock_backends::Backends;
+use interlock::{TrainEvent, stage::Recompute, trainer::Length};
 use serde::Serialize;
 
 use crate::{
-    arguments::{Bench, BenchStep},
+    arguments::{Bench, BenchStep, Threads},
+    config::Devices,
     exit::Exit,
     progress::say,
 };
@@ -36,8 +36,11 @@ struct StepResult {
     workload: &'static str,
     width: usize,
     stages: usize,
-    threads: usize,
+    threads: Threads,
+    /// Each stage's.
+    devices: Vec<String>,
     micro_batches: usize,
+    recompute: bool,
     step_seconds: f64,
     examples_per_second: f64,
     /// The most memory resident at any time, above that of the idle program.
@@ -47,19 +50,25 @@ struct StepResult {
 }
 
 fn step(arguments: &BenchStep) -> Result<(), Exit> {
-    let BenchStep { workload, stages, width, threads, micro_batches, steps, .. } = *arguments;
+    let BenchStep { workload, stages, width, threads, micro_batches, recompute, steps, .. } = *arguments;
     let idle = memory::resident();
     let workload = Workload::named(workload);
-    let name = format!("cpu:threads={threads}");
-    let backends = Backends::default();
-    let devices = (0..stages).map(|_| backends.open(&name)).collect::<interlock::Result<Vec<_>>>()?;
+    if micro_batches == 0 || micro_batches > workload.batch {
+        return Err(Exit::Refused(format!(
+            "--micro-batches {micro_batches}: a batch of {} has {} examples; use 1 to {}",
+            workload.name, workload.batch, workload.batch
+        )));
+    }
+    let devices = match threads {
+        Threads::Auto => Devices::Auto,
+        Threads::Each(threads) => Devices::Named(vec![format!("cpu:threads={threads}"); stages]),
+    };
     let losses: Arc<Mutex<Vec<f64>>> = Arc::default();
     let seen = Arc::clone(&losses);
-    let mut trainer = workload
-        .trainer(stages, width)?
-        .devices(devices)
-        .micro_batches(micro_batches)
-        .steps(WARM_UP)
+    let which = if recompute { Recompute::All } else { Recompute::None };
+    let builder = workload.trainer(stages, width)?.micro_batches(micro_batches).recompute(which).steps(WARM_UP);
+    let mut trainer = devices
+        .give_to(builder)?
         .observer(move |event: &TrainEvent<'_>| {
             if let TrainEvent::StepDone { stages, .. } = event {
                 let last = stages.last().and_then(|stage| stage.score);
@@ -80,7 +89,9 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
         width,
         stages,
         threads,
+        devices: trainer.stages().iter().map(|stage| stage.device.clone()).collect(),
         micro_batches,
+        recompute,
         step_seconds,
         examples_per_second: workload.batch as f64 / step_seconds,
         peak_memory_mib: memory::peak().zip(idle).map(|(peak, idle)| peak - idle),
@@ -90,8 +101,9 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
         say(&serde_json::to_string(&result).map_err(Exit::failed)?);
     } else {
         say(&format!(
-            "{}: {stages} stages of {threads} threads, width {width}: {:.1} ms a step, {:.1} examples/s, peak memory {}",
+            "{}: {stages} stages on {}, width {width}: {:.1} ms a step, {:.1} examples/s, peak memory {}",
             result.workload,
+            result.devices.join(", "),
             step_seconds * 1e3,
             result.examples_per_second,
             result.peak_memory_mib.map_or_else(|| "unknown".to_owned(), |mib| format!("{mib:.0} MiB")),

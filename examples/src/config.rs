@@ -1,5 +1,9 @@
 //! The configuration of a run: flags over a file over defaults.
 
+mod devices;
+
+pub(crate) use devices::Devices;
+
 use std::path::{Path, PathBuf};
 
 use interlock::{
@@ -10,12 +14,11 @@ use interlock::{
     parameters::NamedTensors,
     partition::PartitionConfig,
     schedule::PolicyName,
-    stage::HeadsConfig,
+    stage::{BoundaryDtype, HeadsConfig, Recompute},
     strategy::StrategyConfig,
     trainer::{Criterion, TrainerBuilder},
     weights,
 };
-use interlock_backends::Backends;
 use interlock_models::{
     InputShape, ModelConfig,
     data::{Data, DataConfig, DataKind, Description},
@@ -52,9 +55,16 @@ pub(crate) struct RunConfig {
     /// The room of each boundary in micro-batches; the schedule's own choice where none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) in_flight: Option<usize>,
-    /// The devices; stage `k` is pinned to device `k mod` their number.
-    #[serde(default = "default_devices")]
-    pub(crate) devices: Vec<String>,
+    /// The devices: `"auto"` divides the cores of the machine among the stages; of a list stage `k` is pinned to device `k mod` its length.
+    #[serde(default)]
+    pub(crate) devices: Devices,
+    /// The dtype in which activations and gradients go from stage to stage; layers compute in `f32` whatever it is.
+    #[serde(default)]
+    pub(crate) dtype: BoundaryDtype,
+    /// The stages that keep only their input and run the forward pass again before they pull back: `true` for all, or a list. Less memory,
+    /// more time, the same results.
+    #[serde(default)]
+    pub(crate) recompute: Recompute,
     /// Steps between two evaluations; an epoch where none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) eval_every: Option<u64>,
@@ -65,7 +75,7 @@ pub(crate) struct RunConfig {
     pub(crate) data: DataConfig,
     /// The model.
     pub(crate) model: ModelConfig,
-    /// How the model is cut; into as many stages as there are devices where nothing is given.
+    /// How the model is cut; into as many stages as there are devices where nothing is given (one under `"auto"`).
     #[serde(default)]
     pub(crate) partition: PartitionConfig,
     /// Which loss trains which stage.
@@ -106,10 +116,6 @@ fn default_batch_size() -> usize {
 
 fn default_micro_batches() -> usize {
     1
-}
-
-fn default_devices() -> Vec<String> {
-    vec!["cpu".to_owned()]
 }
 
 /// Keys that take each other's place: setting the first on the command line drops the others of the file.
@@ -170,8 +176,6 @@ impl RunConfig {
             return Err(Error::invalid("name", format!("{:?}", self.name), "use a name without slashes"));
         }
         let strategy = self.strategy.build()?;
-        let backends = Backends::default();
-        let devices = self.devices.iter().map(|name| backends.open(name)).collect::<Result<Vec<_>>>()?;
         let initial = match &self.init_from {
             Some(path) => weights::load(path)?,
             None => NamedTensors::new(),
@@ -180,9 +184,10 @@ impl RunConfig {
         let model = self.model.build(shape_of(&data.description))?;
         let builder = Trainer::builder(model)
             .strategy_boxed(strategy)
-            .devices(devices)
             .partition(self.partition.clone())
             .heads(self.heads.clone())
+            .recompute(self.recompute.clone())
+            .dtype(self.dtype)
             .optimizer(self.optimizer.clone())
             .clip(self.clip.clone())
             .lr_schedule(self.lr_schedule.clone())
@@ -201,6 +206,7 @@ impl RunConfig {
             (_, Some(steps)) => builder.steps(steps),
             (epochs, None) => builder.epochs(epochs.unwrap_or(1)),
         };
+        let builder = self.devices.give_to(builder)?;
         builder.layout()?;
         Ok(Prepared { data, builder })
     }
@@ -304,5 +310,8 @@ mod tests {
         refused("seed", "no =");
         refused("seed.x=1", "seed is a value");
         refused("colour=blue", "colour");
+        refused("devices=cpu", "\"auto\", or a list of names");
+        refused("devices=3", "\"auto\", or a list of names");
+        refused("devices=[1]", "expected a string");
     }
 }

@@ -102,7 +102,11 @@ fn a_run_is_trained_stored_and_scored_again() {
     for (k, stage) in stages.iter().enumerate() {
         assert_eq!(stage["index"].as_u64(), Some(k as u64));
         assert_eq!(stage["follows"].as_u64(), Some(1));
-        assert!(stage["device"] == "cpu" && stage["loss"].is_f64() && stage["accuracy"].is_f64());
+        assert!(
+            stage["device"].as_str().unwrap().starts_with("cpu:threads=")
+                && stage["loss"].is_f64()
+                && stage["accuracy"].is_f64()
+        );
     }
     assert_eq!(json(&folder.path().join("run/status.json"))["state"], "finished");
     assert!(fs::read_to_string(folder.path().join("run/run.log")).unwrap().contains("finished"));
@@ -136,6 +140,8 @@ fn the_same_seed_gives_the_same_run_and_another_seed_another() {
     };
     let first = loss("a", &[]);
     assert_eq!(first, loss("b", &["--set=devices=[\"cpu:threads=1\", \"cpu:threads=2\"]", "--set=in_flight=1"]));
+    let rounded = loss("d", &["--set=dtype=bf16"]);
+    assert!(rounded != first && (rounded - first).abs() < 0.1 * first, "{rounded} {first}");
     assert_ne!(first, loss("c", &["--set=seed=2"]));
 }
 
@@ -219,12 +225,16 @@ fn bad_settings_are_refused_before_anything_is_written() {
     refused(&["devices=[\"tpu\"]"], &["tpu", "cpu"]);
     refused(&["devices=[\"cuda:0\"]"], &["cuda:0", "--features cuda"]);
     refused(&["devices=[]"], &["devices", "cpu"]);
+    refused(&["devices=cpu"], &["devices", "auto", "cpu:threads=2"]);
     refused(&["heads.arch=conv8_fancy"], &["fancy"]);
     refused(&["lr_schedule.kind=linear"], &["linear"]);
     refused(&["steps=1"], &["epochs", "steps are given too"]);
     refused(&["epochs=0"], &["epochs", "1 or more"]);
     refused(&["eval_every=0"], &["eval_every", "1 or more"]);
     refused(&["in_flight=0"], &["in_flight", "1 or more"]);
+    refused(&["recompute=[0, 2]"], &["recompute", "no stage 2", "0 to 1"]);
+    refused(&["dtype=f16"], &["f16", "f32", "bf16"]);
+    refused(&["recompute=some"], &["recompute", "true, false, or a list"]);
     refused(&["micro_batches=0"], &["micro_batches", "1 or more"]);
     refused(&["clip.max_norm=0"], &["clip.max_norm", "above 0"]);
     refused(&["init_from=nowhere"], &["nowhere"]);
@@ -340,6 +350,61 @@ fn the_configurations_that_come_along_are_sound() {
     assert_eq!(printed, done(&interlock(folder.path(), &["config", "--config", "built-in.toml"])));
     let schema: Value = serde_json::from_str(&done(&interlock(folder.path(), &["config", "--schema"]))).unwrap();
     assert!(schema["properties"]["strategy"].is_object());
+}
+
+#[test]
+fn a_step_is_timed_and_bad_measurements_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let bench = ["bench", "step", "--workload", "gpt", "--steps", "1"];
+    let measure = |more: &[&str]| -> Value {
+        let shown = done(&interlock(folder.path(), &[&bench[..], &["--json"], more].concat()));
+        serde_json::from_str(shown.lines().last().unwrap()).unwrap()
+    };
+    let whole = measure(&["--stages", "1", "--width", "1"]);
+    let keys: Vec<&str> = whole.as_object().unwrap().keys().map(String::as_str).collect();
+    let expected = [
+        "workload",
+        "width",
+        "stages",
+        "threads",
+        "devices",
+        "micro_batches",
+        "recompute",
+        "step_seconds",
+        "examples_per_second",
+        "peak_memory_mib",
+        "losses",
+    ];
+    assert_eq!(keys, expected);
+    let counts = ["width", "stages", "micro_batches"].map(|key| whole[key].as_u64());
+    assert_eq!((whole["workload"].as_str(), counts), (Some("gpt"), [Some(1); 3]));
+    assert_eq!((&whole["threads"], whole["devices"].as_array().unwrap().len()), (&Value::from("auto"), 1));
+    let (seconds, rate) = (whole["step_seconds"].as_f64().unwrap(), whole["examples_per_second"].as_f64().unwrap());
+    assert!(seconds > 0.0 && (rate * seconds - 16.0).abs() < 1e-6, "{whole}");
+    assert!(!cfg!(target_os = "linux") || whole["peak_memory_mib"].as_f64().unwrap() > 0.0, "{whole}");
+    let losses = |of: &Value| -> Vec<f64> {
+        of["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect()
+    };
+    let again = measure(&["--stages", "1", "--width", "1", "--recompute"]);
+    assert_eq!((&whole["recompute"], &again["recompute"]), (&Value::from(false), &Value::from(true)));
+    assert_eq!(whole["losses"], again["losses"]);
+    let pieces = measure(&["--stages", "1", "--width", "1", "--threads", "1", "--micro-batches", "4"]);
+    assert_eq!((&pieces["threads"], &pieces["devices"][0]), (&Value::from(1), &Value::from("cpu:threads=1")));
+    // Near the loss of a guess among 256 tokens; the same batches in pieces differ in the last digits, and do differ.
+    let (one, four) = (losses(&whole), losses(&pieces));
+    assert_eq!((one.len(), four.len()), (2, 2));
+    assert!(one.iter().zip(&four).all(|(a, b)| (a - 256.0_f64.ln()).abs() < 1.0 && (a - b).abs() < 1e-4), "{one:?}");
+    assert_ne!(one, four);
+
+    refused(folder.path(), &["bench", "step", "--workload", "gpt", "--steps", "0"], &["--steps", "0 is not in 1.."]);
+    refused(folder.path(), &["bench", "step", "--workload", "vgg"], &["vgg", "resnet32"]);
+    let refused = |more: &[&str], words: &[&str]| refused(folder.path(), &[&bench[..], more].concat(), words);
+    refused(&["--stages", "3"], &["--stages", "gpt into 3", "1, 2, 4"]);
+    refused(&["--width", "0"], &["width 0", "1 (local) to 2"]);
+    refused(&["--width", "3"], &["width 3", "1 (local) to 2"]);
+    refused(&["--threads", "0"], &["--threads", "\"0\" is no number of threads", "auto, 1"]);
+    refused(&["--micro-batches", "0"], &["--micro-batches 0", "use 1 to 16"]);
+    refused(&["--micro-batches", "17"], &["--micro-batches 17", "use 1 to 16"]);
 }
 
 #[test]

@@ -4,7 +4,10 @@ use candle_core::{CpuStorage, Storage, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    elementwise::{dense_range, map_chunks},
+};
 
 /// Over which parameters the norm is taken. Heads are clipped each by their own in either case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -44,23 +47,35 @@ pub fn coefficient(max_norm: f64, norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
 }
 
-/// The sum of squares of all elements, in `f64` and in an order that depends on the shape only.
+/// The sum of squares of all elements, in `f64` and in an order that depends on shape and strides only.
 pub fn squared_norm(tensor: &Tensor) -> Result<f64> {
-    const LANES: usize = 8;
     let (storage, layout) = tensor.storage_and_layout();
-    if let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
-        let chunks = values[start..end].chunks_exact(LANES);
-        let rest: f64 = chunks.remainder().iter().map(|&v| f64::from(v) * f64::from(v)).sum();
-        let mut sums = [0.0_f64; LANES];
-        for chunk in chunks {
-            for (sum, &v) in sums.iter_mut().zip(chunk) {
-                *sum += f64::from(v) * f64::from(v);
-            }
-        }
-        return Ok(sums.iter().sum::<f64>() + rest);
+    if let (Storage::Cpu(CpuStorage::F32(values)), Some(range)) = (&*storage, dense_range(layout)) {
+        return Ok(map_chunks(&values[range], |chunk| chunk.chunks(BLOCK).map(block).sum::<f64>()).iter().sum());
     }
     drop(storage);
     Ok(tensor.to_dtype(candle_core::DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?)
+}
+
+/// Elements whose squares are added in `f32`: few, so that the sum is right to about six digits.
+const BLOCK: usize = 256;
+
+fn block(values: &[f32]) -> f64 {
+    const LANES: usize = 16;
+    let rows = values.chunks_exact(LANES);
+    let mut sum: f64 = rows.remainder().iter().map(|v| f64::from(v * v)).sum();
+    let mut sums = [0.0_f32; LANES];
+    for row in rows {
+        for (sum, v) in sums.iter_mut().zip(row) {
+            *sum += v * v;
+        }
+    }
+    sum += sums.iter().map(|&sum| f64::from(sum)).sum::<f64>();
+    // Squares that are too large or too small for f32 are taken in f64.
+    match sum.is_finite() && sum > 1e-25 {
+        true => sum,
+        false => values.iter().map(|&v| f64::from(v) * f64::from(v)).sum(),
+    }
 }
 
 #[cfg(test)]
@@ -76,6 +91,23 @@ mod tests {
         let tensor = Tensor::from_vec(values, (10, 6), &Device::Cpu).unwrap().narrow(0, 1, 9).unwrap();
         assert_eq!(squared_norm(&tensor).unwrap(), expected);
         assert_eq!(squared_norm(&tensor.t().unwrap()).unwrap(), expected);
+    }
+
+    #[test]
+    fn squares_beyond_f32_count_and_threads_do_not() {
+        let norm = |values: Vec<f32>| {
+            let count = values.len();
+            squared_norm(&Tensor::from_vec(values, count, &Device::Cpu).unwrap()).unwrap()
+        };
+        for (value, count) in [(1e30_f32, 1000), (1e-30, 1000), (0.5, 100_003), (0.0, 50)] {
+            let expected = count as f64 * f64::from(value) * f64::from(value);
+            let found = norm(vec![value; count]);
+            assert!((found - expected).abs() <= 1e-6 * expected, "{value}: {found} {expected}");
+        }
+        let uneven = || norm((0..100_003).map(|i| (i % 1013) as f32 * 1e-3 - 0.4).collect());
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        assert_eq!(pool.install(uneven).to_bits(), uneven().to_bits());
+        assert!(!norm(vec![f32::INFINITY; 20]).is_finite());
     }
 
     #[test]

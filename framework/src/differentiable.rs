@@ -30,17 +30,19 @@ pub struct Pass {
     pub micro: usize,
     /// Whether running statistics are to be updated: false when a forward pass is recomputed.
     pub track: bool,
+    /// Whether the forward pass will be pulled back: false in training where it will be recomputed before that, so that nothing need be saved.
+    pub save: bool,
 }
 
 impl Pass {
     /// A training pass.
     pub fn train(seed: u64, step: u64, micro: usize) -> Self {
-        Self { mode: Mode::Train, seed, step, micro, track: true }
+        Self { mode: Mode::Train, seed, step, micro, track: true, save: true }
     }
 
     /// An evaluation pass.
     pub fn eval() -> Self {
-        Self { mode: Mode::Eval, seed: 0, step: 0, micro: 0, track: false }
+        Self { mode: Mode::Eval, seed: 0, step: 0, micro: 0, track: false, save: false }
     }
 
     /// Whether this is a training pass.
@@ -140,7 +142,7 @@ pub struct Pulled {
 /// [`input_pass`]: Self::input_pass
 /// [`parameter_pass`]: Self::parameter_pass
 pub trait Differentiable: Send {
-    /// `y = f(x)` and, in training mode, what its pull-backs need.
+    /// `y = f(x)` and, in training mode, what its pull-backs need (nothing need be saved where [`Pass::save`] is false).
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)>;
 
     /// Pulls `cotangent` (shaped as the output) back; gives exactly what `wants` asks for.
@@ -218,10 +220,10 @@ impl Sequential {
 impl Differentiable for Sequential {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let mut x = x.clone();
-        let mut all = Vec::with_capacity(if pass.is_train() { self.0.len() } else { 0 });
+        let mut all = Vec::with_capacity(if pass.save { self.0.len() } else { 0 });
         for layer in &self.0 {
             let (y, saved) = layer.forward(&x, pass)?;
-            if pass.is_train() {
+            if pass.save {
                 all.push(saved);
             }
             x = y;

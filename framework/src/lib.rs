@@ -89,6 +89,7 @@ pub mod clip;
 pub mod data;
 pub mod device;
 pub mod differentiable;
+mod elementwise;
 mod error;
 pub mod graph;
 pub mod loss;

@@ -10,7 +10,7 @@ pub use sgd::Sgd;
 
 use std::collections::HashMap;
 
-use candle_core::{CpuStorage, Storage, Tensor, Var};
+use candle_core::{Tensor, Var};
 
 use crate::Result;
 
@@ -44,28 +44,3 @@ pub fn plain(config: &OptimizerConfig) -> Result<Box<dyn Optimizer>> {
 
 /// State tensors by parameter name, kept as plain values where the parameter is `f32` on the CPU.
 type State<S> = HashMap<String, S>;
-
-/// Runs `update` over the values and gradients of an `f32` parameter on the CPU and writes the values back; false where the
-/// parameter is not one.
-fn update_in_place(slot: &Slot<'_>, update: impl FnOnce(&mut [f32], &[f32])) -> Result<bool> {
-    if !slot.var.device().is_cpu() || slot.var.dtype() != candle_core::DType::F32 {
-        return Ok(false);
-    }
-    let gradient = slot.gradient.contiguous()?;
-    let mut values = {
-        let (storage, layout) = slot.var.storage_and_layout();
-        match (&*storage, layout.contiguous_offsets()) {
-            (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => values[start..end].to_vec(),
-            _ => return Ok(false),
-        }
-    };
-    {
-        let (storage, layout) = gradient.storage_and_layout();
-        match (&*storage, layout.contiguous_offsets()) {
-            (Storage::Cpu(CpuStorage::F32(gradient)), Some((start, end))) => update(&mut values, &gradient[start..end]),
-            _ => return Ok(false),
-        }
-    }
-    slot.var.set(&Tensor::from_vec(values, slot.var.shape(), slot.var.device())?)?;
-    Ok(true)
-}

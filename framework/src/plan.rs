@@ -69,6 +69,11 @@ impl GradientPlan {
         self.follows.len()
     }
 
+    /// Whether every stage follows the last one: plain backpropagation.
+    pub fn is_end_to_end(&self) -> bool {
+        self.follows.iter().all(|&j| j + 1 == self.stages())
+    }
+
     /// The loss that trains the parameters of stage `k`.
     pub fn follows(&self, k: usize) -> usize {
         self.follows[k]

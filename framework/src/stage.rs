@@ -4,10 +4,14 @@
 //! actors or of when things should be done: the [`schedule`](crate::schedule) decides that.
 
 mod blueprint;
+mod boundary;
 mod finite;
+mod recompute;
 mod trainable;
 
 pub use blueprint::{HeadsConfig, HeadsTrained, StageBlueprint, StageSettings};
+pub use boundary::BoundaryDtype;
+pub use recompute::Recompute;
 pub use trainable::Trainable;
 
 use std::{collections::HashMap, sync::Arc};
@@ -64,9 +68,17 @@ struct Head {
     parameters: Trainable,
 }
 
+/// What a pull-back starts from.
+enum Kept {
+    /// What the forward pass saved.
+    Saved(Saved),
+    /// The input as it came, for the forward pass to be run again before the first pull-back.
+    Input(Activation),
+}
+
 /// What is kept of a micro-batch between its forward pass and its last pull-back.
 struct Live {
-    saved: Saved,
+    kept: Kept,
     /// The stage's output, until the head has seen it.
     output: Option<Activation>,
     targets: Tensor,
@@ -89,6 +101,8 @@ pub struct Stage {
     loss: Arc<dyn Loss>,
     clip: Option<ClipConfig>,
     schedule: LrSchedule,
+    recompute: bool,
+    dtype: BoundaryDtype,
     waiting: HashMap<Ticket, Payload>,
     live: HashMap<Ticket, Live>,
 }
@@ -188,7 +202,9 @@ impl Stage {
                 Action::Forward(ticket) => (Phase::Forward, self.forward(ticket)),
                 Action::Head { ticket, cotangent } => (Phase::Head, self.run_head(ticket, cotangent)),
                 Action::PullBack { ticket, loss, wants } => (Phase::PullBack, self.pull_back(ticket, loss, wants)),
-                Action::ShareNorm(_) => (Phase::Update, self.parameters.squared_norms().map(Outcome::SquaredNorms)),
+                Action::ShareNorm(_) => {
+                    (Phase::Update, self.parameters.squared_norms().map(|norms| Outcome::SquaredNorms(norms.to_vec())))
+                }
                 Action::Update(step) => (Phase::Update, self.update(step, global_norm)),
             };
             done.map_err(|e| StageFailure {
@@ -225,15 +241,19 @@ impl Stage {
     fn forward(&mut self, ticket: Ticket) -> Result<Outcome> {
         let Payload { inputs, targets, total } =
             self.waiting.remove(&ticket).ok_or_else(|| lost("an activation", ticket))?;
-        let (output, saved) = self.module.forward(&inputs, &self.pass(ticket))?;
+        let pass = self.pass(ticket);
+        let recompute = self.recompute && pass.is_train();
+        let first = Pass { save: pass.save && !recompute, ..pass };
+        let (output, saved) = self.module.forward(&self.dtype.unpack(&inputs)?, &first)?;
         let output = output.detach();
-        let kept = (self.is_last() || self.head.is_some()).then(|| output.clone());
+        let for_head = (self.is_last() || self.head.is_some()).then(|| output.clone());
+        let output = if self.is_last() { output } else { self.dtype.pack(&output)? };
         if !self.is_last() {
             finite::check(&output, || format!("the output of stage {}", self.index))?;
         }
         let live = Live {
-            saved,
-            output: kept,
+            kept: if recompute { Kept::Input(inputs) } else { Kept::Saved(saved) },
+            output: for_head,
             targets: targets.clone(),
             total,
             cotangents: HashMap::new(),
@@ -287,25 +307,31 @@ impl Stage {
     }
 
     fn pull_back(&mut self, ticket: Ticket, loss: usize, wants: Wants) -> Result<Outcome> {
+        let pass = Pass { track: false, ..self.pass(ticket) };
         let live = self.live.get_mut(&ticket).ok_or_else(|| lost("a micro-batch", ticket))?;
+        if let Kept::Input(inputs) = &live.kept {
+            live.kept = Kept::Saved(self.module.forward(&self.dtype.unpack(inputs)?, &pass)?.1);
+        }
+        let Kept::Saved(saved) = &live.kept else { return Err(lost("the forward pass", ticket)) };
         if let (Wants::PARAMETERS, Some(pending)) = (wants, live.pending.remove(&loss)) {
-            let gradients = self.module.parameter_pass(&live.saved, pending)?;
+            let gradients = self.module.parameter_pass(saved, pending)?;
             self.parameters.accumulate(gradients)?;
             return Ok(Outcome::None);
         }
         let cotangent = live.cotangents.remove(&loss).ok_or_else(|| lost("a gradient", ticket))?;
+        let cotangent = self.dtype.unpack(&cotangent)?;
         let input = if wants == Wants::INPUT {
-            let (input, pending) = self.module.input_pass(&live.saved, &cotangent)?;
+            let (input, pending) = self.module.input_pass(saved, &cotangent)?;
             live.pending.insert(loss, pending);
             Some(input)
         } else {
-            let mut pulled = self.module.pull_back(&live.saved, &cotangent, wants)?;
+            let mut pulled = self.module.pull_back(saved, &cotangent, wants)?;
             self.parameters.accumulate(std::mem::take(&mut pulled.parameters))?;
             if wants.input { Some(input_of(pulled)?) } else { None }
         };
         match input {
             Some(input) => {
-                let input = input.detach();
+                let input = self.dtype.pack(&input.detach())?;
                 finite::check(&input, || format!("the gradient of loss {loss} behind stage {}", self.index))?;
                 Ok(Outcome::Gradient(input))
             }
@@ -326,8 +352,11 @@ impl Stage {
         };
         self.parameters.update(lr, coefficient(main_norm))?;
         if let Some(head) = &mut self.head {
-            let norm = head.parameters.squared_norms()?.iter().sum::<f64>().sqrt();
-            head.parameters.update(lr, coefficient(norm))?;
+            let coefficient = match self.clip {
+                Some(_) => coefficient(head.parameters.squared_norms()?.iter().sum::<f64>().sqrt()),
+                None => 1.0,
+            };
+            head.parameters.update(lr, coefficient)?;
         }
         Ok(Outcome::Updated(Updated { lr, gradient_norm: own_norm }))
     }

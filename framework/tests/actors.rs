@@ -10,13 +10,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use candle_core::Tensor;
 use common::{Fault, How, Perceptron, Spiral, When};
 use interlock::{
-    Dataset, EndToEnd, Error, Interlock, Phase, StageDevice, Strategy, Trainer,
+    Dataset, EndToEnd, Error, Interlock, Phase, StageDevice, Strategy, Trainer, Wants,
     clip::{ClipConfig, ClipScope},
     device::Plain,
     optimizer::OptimizerConfig,
     plain::PlainPipeline,
-    schedule::PolicyName,
-    stage::{HeadsConfig, HeadsTrained},
+    schedule::{Action, PolicyName, Purpose, Ticket},
+    stage::{BoundaryDtype, HeadsConfig, HeadsTrained, Outcome, Payload, Recompute},
     trainer::{Split, TrainerBuilder},
 };
 use proptest::prelude::*;
@@ -80,21 +80,66 @@ proptest! {
         micro_batches in 1_usize..5,
         in_flight in 1_usize..9,
         policy in prop_oneof![Just(PolicyName::FillDrain), Just(PolicyName::OneFOneB), Just(PolicyName::Interlock)],
+        recompute in prop_oneof![Just(Recompute::None), Just(Recompute::All), Just(Recompute::Stages(vec![0]))],
+        dtype in prop_oneof![Just(BoundaryDtype::F32), Just(BoundaryDtype::Bf16)],
         clip in prop_oneof![Just(None), Just(Some(ClipScope::Stage)), Just(Some(ClipScope::Global))],
     ) {
         let make = || {
             builder(layers, None)
                 .strategy(Interlock::width(width.min(layers)))
                 .micro_batches(micro_batches)
+                .dtype(dtype)
                 .clip(clip.map(|scope| ClipConfig { max_norm: 0.1, scope }))
                 .batch_size(13)
         };
         let expected = by_plain_calls(&make(), 6, micro_batches, 13);
-        let mut trainer = make().in_flight(in_flight).schedule(policy).steps(6).build().unwrap();
+        let mut trainer = make().recompute(recompute).in_flight(in_flight).schedule(policy).steps(6).build().unwrap();
         trainer.fit(&OneBatch { size: 13 }).unwrap();
         let found = trainer.snapshot().unwrap();
         prop_assert!(same(&found, &expected));
     }
+}
+
+/// Drives the second of three stages by hand.
+#[test]
+fn what_crosses_a_boundary_is_rounded_and_half_as_large() {
+    for (dtype, bytes) in [(BoundaryDtype::F32, 4), (BoundaryDtype::Bf16, 2)] {
+        let layout = builder(3, None).strategy(EndToEnd).dtype(dtype).layout().unwrap();
+        let mut stages: Vec<_> = layout.blueprints.iter().map(|stage| stage.build().unwrap()).collect();
+        let ticket = Ticket { step: 0, purpose: Purpose::Train, micro: 0, micros: 1 };
+        let batch = Spiral { examples: 5 }.batch(&[0, 1, 2, 3, 4], None).unwrap();
+        let mut payload = Payload { inputs: batch.inputs, targets: batch.targets, total: 5.0 };
+        for (k, stage) in stages.iter_mut().enumerate() {
+            stage.accept(ticket, payload).unwrap();
+            let Outcome::Activation(next) = stage.perform(Action::Forward(ticket), None).unwrap() else { panic!() };
+            // (5, 8) between stages; the last one's logits (5, 3) go nowhere and stay as they are.
+            assert_eq!(next.inputs.bytes(), if k < 2 { 5 * 8 * bytes } else { 5 * 3 * 4 });
+            payload = next;
+        }
+        stages[2].perform(Action::Head { ticket, cotangent: true }, None).unwrap();
+        for k in [2, 1] {
+            let action = Action::PullBack { ticket, loss: 2, wants: Wants::BOTH };
+            let Outcome::Gradient(gradient) = stages[k].perform(action, None).unwrap() else { panic!() };
+            assert_eq!(gradient.bytes(), 5 * 8 * bytes);
+            stages[k - 1].accept_gradient(ticket, 2, &gradient).unwrap();
+        }
+        let action = Action::PullBack { ticket, loss: 2, wants: Wants::PARAMETERS };
+        assert!(matches!(stages[0].perform(action, None).unwrap(), Outcome::None));
+    }
+}
+
+#[test]
+fn training_with_rounded_boundaries_learns() {
+    let data = Spiral { examples: 300 };
+    let optimizer = OptimizerConfig { lr: 0.05, ..OptimizerConfig::default() };
+    let train = |dtype| {
+        let builder = builder(4, None).strategy(Interlock::width(2)).optimizer(optimizer.clone()).batch_size(32);
+        let mut trainer = builder.epochs(60).dtype(dtype).build().unwrap();
+        trainer.fit((&data, &data)).unwrap().finally
+    };
+    let (exact, rounded) = (train(BoundaryDtype::F32), train(BoundaryDtype::Bf16));
+    assert_ne!(exact.loss, rounded.loss);
+    assert!(rounded.accuracy.unwrap() > 0.85 && exact.accuracy.unwrap() > 0.85, "{rounded:?} {exact:?}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Timing changes nothing: the same parameters to the bit after 50 steps, by plain calls and by actors, whatever is in flight and
-//! however many threads a device has.
+//! however many threads a device has; and the same again where stages compute forward passes twice instead of keeping them.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
@@ -12,6 +12,7 @@ use interlock::{
     optimizer::{OptimizerConfig, OptimizerKind},
     plain::PlainPipeline,
     random::Key,
+    stage::Recompute,
     trainer::TrainerBuilder,
 };
 use interlock_backends::Backends;
@@ -132,4 +133,30 @@ fn a_transformer_with_dropout_and_global_clipping() {
             Trainer::builder(transformer()).strategy(Interlock::width(3)).optimizer(optimizer).clip(clip)
         });
     }
+}
+
+/// Trained with and without recomputation, by actors.
+fn check_recomputed(data: &OneBatch, model: fn() -> Arc<dyn ModelSpec>, optimizer: &OptimizerConfig) {
+    for (width, micro_batches) in [(1, 4), (2, 1), (3, 1), (3, 4), (4, 4)] {
+        let train = |recompute: Recompute| {
+            let builder = Trainer::builder(model()).strategy(Interlock::width(width)).optimizer(optimizer.clone());
+            let builder = builder.stages(4).probes().seed(7).micro_batches(micro_batches).batch_size(data.len());
+            let mut trainer =
+                builder.steps(20).devices(devices(&["cpu:threads=1"])).recompute(recompute).build().unwrap();
+            trainer.fit(data).unwrap();
+            bits(trainer.snapshot().unwrap())
+        };
+        let kept = train(Recompute::None);
+        for recompute in [Recompute::All, Recompute::Stages(vec![1, 2])] {
+            assert!(train(recompute.clone()) == kept, "width {width}, M = {micro_batches}, {recompute:?}");
+        }
+    }
+}
+
+#[test]
+fn forward_passes_computed_again_are_the_same() {
+    let sgd = OptimizerConfig { lr: 0.05, weight_decay: 1e-4, ..OptimizerConfig::default() };
+    check_recomputed(&images(10), resnet, &sgd);
+    let adamw = OptimizerConfig { kind: OptimizerKind::Adamw, lr: 1e-3, ..OptimizerConfig::default() };
+    check_recomputed(&tokens(10, 10), transformer, &adamw);
 }

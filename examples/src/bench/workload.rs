@@ -158,3 +158,31 @@ impl Dataset for RandomBatches {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_takes_a_whole_batch_which_micro_batches_cut() {
+        for (name, batch, pieces) in [(WorkloadName::Resnet32, 128, 32), (WorkloadName::Gpt, 16, 4)] {
+            let workload = Workload::named(name);
+            let batches = RandomBatches::new(workload).unwrap();
+            let one = batches.batch(&[1], None).unwrap();
+            assert_eq!((one.len().unwrap(), batches.len()), (batch, BATCHES as usize));
+            let sizes: Vec<usize> = one.split(4).unwrap().iter().map(|piece| piece.len().unwrap()).collect();
+            assert_eq!(sizes, [pieces; 4]);
+            assert!(batches.batch(&[0, 1], None).is_err());
+        }
+    }
+
+    #[test]
+    fn every_cut_is_one_of_the_whole_model() {
+        for name in [WorkloadName::Resnet32, WorkloadName::Resnet18, WorkloadName::Gpt] {
+            for stages in [1, 2, 4] {
+                let layout = Workload::named(name).trainer(stages, 1).unwrap().layout().unwrap();
+                assert_eq!(layout.partition.stages(), stages);
+            }
+        }
+    }
+}

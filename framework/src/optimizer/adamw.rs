@@ -5,8 +5,11 @@
 
 use candle_core::Tensor;
 
-use super::{Optimizer, OptimizerConfig, Slot, State, update_in_place};
-use crate::Result;
+use super::{Optimizer, OptimizerConfig, Slot, State};
+use crate::{
+    Result,
+    elementwise::{change_in_place, zip4},
+};
 
 /// Adam with decoupled weight decay.
 pub struct AdamW {
@@ -54,7 +57,7 @@ impl Optimizer for AdamW {
         let [b1, b2] = self.betas;
         for slot in slots {
             let lr = lr * slot.lr_scale;
-            let done = update_in_place(slot, |values, gradient| {
+            let done = change_in_place(slot.var, slot.gradient, |values, gradient| {
                 let zeros = || vec![0.0; values.len()];
                 let state = self.moments.entry(slot.name.to_owned()).or_insert_with(|| Moments {
                     first: zeros(),
@@ -67,12 +70,14 @@ impl Optimizer for AdamW {
                 let root = (1.0 - b2.powi(state.steps)).sqrt() as f32;
                 let (b1, c1, b2, c2, eps) =
                     (b1 as f32, (1.0 - b1) as f32, b2 as f32, (1.0 - b2) as f32, self.eps as f32);
-                let moments = state.first.iter_mut().zip(&mut state.second);
-                for ((w, g), (m, s)) in values.iter_mut().zip(gradient).zip(moments) {
-                    *m = b1 * *m + c1 * g;
-                    *s = b2 * *s + c2 * g * g;
-                    *w = keep * *w - rate * *m / (s.sqrt() / root + eps);
-                }
+                let moments = (&mut *state.first, &mut *state.second);
+                zip4(values, gradient, moments, |values, gradient, first, second| {
+                    for ((w, g), (m, s)) in values.iter_mut().zip(gradient).zip(first.iter_mut().zip(second)) {
+                        *m = b1 * *m + c1 * g;
+                        *s = b2 * *s + c2 * g * g;
+                        *w = keep * *w - rate * *m / (s.sqrt() / root + eps);
+                    }
+                });
             })?;
             if !done {
                 self.update_elsewhere(lr, slot)?;

@@ -5,8 +5,11 @@
 
 use candle_core::Tensor;
 
-use super::{Optimizer, OptimizerConfig, Slot, State, update_in_place};
-use crate::Result;
+use super::{Optimizer, OptimizerConfig, Slot, State};
+use crate::{
+    Result,
+    elementwise::{change_in_place, zip2, zip3},
+};
 
 /// Stochastic gradient descent with momentum.
 pub struct Sgd {
@@ -50,21 +53,25 @@ impl Optimizer for Sgd {
         for slot in slots {
             let lr = lr * slot.lr_scale;
             let (rate, decay, momentum) = (lr as f32, slot.weight_decay as f32, self.momentum as f32);
-            let done = update_in_place(slot, |values, gradient| {
+            let nesterov = self.nesterov;
+            let done = change_in_place(slot.var, slot.gradient, |values, gradient| {
                 if momentum == 0.0 {
-                    for (w, g) in values.iter_mut().zip(gradient) {
-                        *w -= rate * (g + decay * *w);
-                    }
-                    return;
+                    return zip2(values, gradient, |values, gradient| {
+                        for (w, g) in values.iter_mut().zip(gradient) {
+                            *w -= rate * (g + decay * *w);
+                        }
+                    });
                 }
                 let known = self.velocity.contains_key(slot.name);
                 let velocity = self.velocity.entry(slot.name.to_owned()).or_insert_with(|| vec![0.0; values.len()]);
                 let kept = if known { momentum } else { 0.0 };
-                for ((w, g), v) in values.iter_mut().zip(gradient).zip(velocity) {
-                    let g = g + decay * *w;
-                    *v = kept * *v + g;
-                    *w -= rate * if self.nesterov { g + momentum * *v } else { *v };
-                }
+                zip3(values, gradient, velocity, |values, gradient, velocity| {
+                    for ((w, g), v) in values.iter_mut().zip(gradient).zip(velocity) {
+                        let g = g + decay * *w;
+                        *v = kept * *v + g;
+                        *w -= rate * if nesterov { g + momentum * *v } else { *v };
+                    }
+                });
             })?;
             if !done {
                 self.update_elsewhere(lr, slot)?;

@@ -8,7 +8,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Head, Stage, Trainable};
+use super::{BoundaryDtype, Head, Recompute, Stage, Trainable};
 use crate::{
     Error, GradientPlan, Loss, ModelSpec, ParameterStore, Partition, Phase, Result, Sequential, StageDevice,
     StageFailure, Unit, clip::ClipConfig, lr_schedule::LrSchedule, optimizer::OptimizerConfig,
@@ -63,6 +63,10 @@ pub struct StageSettings {
     pub given: Arc<NamedTensors>,
     /// The auxiliary heads.
     pub heads: HeadsConfig,
+    /// The stages that compute their forward pass again instead of keeping it.
+    pub recompute: Recompute,
+    /// What crosses boundaries.
+    pub dtype: BoundaryDtype,
 }
 
 /// Everything that a stage is built from; can be sent to the stage's thread.
@@ -129,6 +133,11 @@ impl StageBlueprint {
         self.head.is_some()
     }
 
+    /// What the forward pass of one example costs, head included; 0 where the model does not tell.
+    pub fn flops(&self) -> f64 {
+        self.units.iter().chain(&self.head).map(|unit| unit.flops).sum()
+    }
+
     /// Builds the stage, on the calling thread and for its device.
     pub fn build(&self) -> Result<Stage, StageFailure> {
         let device = Arc::clone(&self.device);
@@ -171,6 +180,8 @@ impl StageBlueprint {
             loss: Arc::clone(loss),
             clip: settings.clip.clone(),
             schedule: settings.schedule.for_base(config.lr),
+            recompute: settings.recompute.is_for(self.index),
+            dtype: settings.dtype,
             waiting: HashMap::new(),
             live: HashMap::new(),
         })

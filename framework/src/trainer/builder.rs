@@ -14,7 +14,7 @@ use crate::{
     parameters::{NamedTensors, unused},
     partition::PartitionConfig,
     schedule::PolicyName,
-    stage::{HeadsConfig, HeadsTrained, StageBlueprint, StageSettings},
+    stage::{BoundaryDtype, HeadsConfig, HeadsTrained, Recompute, StageBlueprint, StageSettings},
 };
 
 /// Names what differs from the defaults, checks everything, and starts the pipeline.
@@ -30,6 +30,8 @@ pub struct TrainerBuilder {
     loss: Arc<dyn Loss>,
     head_losses: HashMap<usize, Arc<dyn Loss>>,
     heads: HeadsConfig,
+    recompute: Recompute,
+    dtype: BoundaryDtype,
     policy: PolicyName,
     in_flight: Option<usize>,
     initial: Arc<NamedTensors>,
@@ -47,6 +49,16 @@ pub struct Layout {
     pub blueprints: Vec<StageBlueprint>,
     /// What the stages share.
     pub settings: Arc<StageSettings>,
+    /// Into how many micro-batches a batch is cut.
+    pub micro_batches: usize,
+}
+
+impl Layout {
+    /// Whether stages are busy at the same time for a good part of a step: not where one micro-batch goes through all stages and its
+    /// gradient comes all the way back.
+    pub fn stages_overlap(&self) -> bool {
+        self.micro_batches > 1 || !self.plan.is_end_to_end()
+    }
 }
 
 impl TrainerBuilder {
@@ -62,6 +74,8 @@ impl TrainerBuilder {
             loss: Arc::new(CrossEntropy::default()),
             head_losses: HashMap::new(),
             heads: HeadsConfig::default(),
+            recompute: Recompute::None,
+            dtype: BoundaryDtype::F32,
             policy: PolicyName::default(),
             in_flight: None,
             initial: Arc::default(),
@@ -144,6 +158,17 @@ impl TrainerBuilder {
     pub fn probes(mut self) -> Self {
         self.heads.train = HeadsTrained::All;
         self
+    }
+
+    /// The stages that keep only their input and run the forward pass again before they pull back: less memory, more time, the same bits.
+    /// None unless told otherwise.
+    pub fn recompute(self, recompute: Recompute) -> Self {
+        Self { recompute, ..self }
+    }
+
+    /// The dtype in which `f32` activations and gradients go from stage to stage; `f32` unless told otherwise.
+    pub fn dtype(self, dtype: BoundaryDtype) -> Self {
+        Self { dtype, ..self }
     }
 
     /// What comes first when a stage could do several things; changes nothing in what is computed.
@@ -265,6 +290,7 @@ impl TrainerBuilder {
         };
         let stages = partition.stages();
         self.optimizer.validate(stages)?;
+        self.recompute.validate(stages)?;
         if let Some(k) = self.head_losses.keys().find(|&&k| k >= stages) {
             return Err(Error::invalid(
                 "head_loss",
@@ -281,9 +307,11 @@ impl TrainerBuilder {
             head_losses: self.head_losses.clone(),
             given: Arc::clone(&self.initial),
             heads: self.heads.clone(),
+            recompute: self.recompute.clone(),
+            dtype: self.dtype,
         });
         let blueprints = StageBlueprint::of(&*self.model, &partition, &plan, &self.devices, &settings)?;
-        Ok(Layout { partition, plan, blueprints, settings })
+        Ok(Layout { partition, plan, blueprints, settings, micro_batches: self.settings.micro_batches })
     }
 
     /// The strategy's plan for `stages` stages.
@@ -304,7 +332,7 @@ impl TrainerBuilder {
     /// # Errors
     /// As [`Self::layout`], or if a stage cannot be built.
     pub fn build(self) -> Result<Trainer> {
-        let Layout { partition, plan, blueprints, settings } = self.layout()?;
+        let Layout { partition, plan, blueprints, settings, .. } = self.layout()?;
         let global_norm = self.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global);
         let pipeline = Pipeline::start(
             blueprints,

@@ -1,0 +1,76 @@
+//! The cores of this machine, divided among the stages of a pipeline.
+
+use std::{sync::Arc, thread::available_parallelism};
+
+use interlock::{Result, StageDevice, trainer::Layout};
+
+use crate::Backends;
+
+/// How many cores this process may use.
+pub(crate) fn core_count() -> usize {
+    available_parallelism().map_or(1, usize::from)
+}
+
+impl Backends {
+    /// CPU devices for the stages of `layout`, by the rule that configurations call `auto`:
+    ///
+    /// - A single stage, or stages that are hardly ever busy at the same time (one micro-batch trained end to end), share one device of all
+    ///   cores.
+    /// - Otherwise each stage gets a device of its own, and the cores are divided evenly among them; those that remain go one each to the
+    ///   stages that cost most.
+    /// - More stages than cores get a device of one thread each, and share the cores.
+    ///
+    /// No thread is pinned. Which devices there are changes nothing in what is computed.
+    ///
+    /// # Errors
+    /// If this build has no CPU devices, or the system gives no more threads.
+    pub fn auto(&self, layout: &Layout) -> Result<Vec<Arc<dyn StageDevice>>> {
+        let costs: Vec<f64> = layout.blueprints.iter().map(|stage| stage.flops()).collect();
+        let threads = threads(core_count(), &costs, layout.stages_overlap());
+        threads.into_iter().map(|threads| self.open(&format!("cpu:threads={threads}"))).collect()
+    }
+}
+
+/// The threads of each device; a single device is for all stages.
+fn threads(cores: usize, costs: &[f64], overlap: bool) -> Vec<usize> {
+    let stages = costs.len();
+    if stages < 2 || !overlap {
+        return vec![cores];
+    }
+    let mut threads = vec![(cores / stages).max(1); stages];
+    let rest = cores.saturating_sub(threads.iter().sum());
+    let mut costliest: Vec<usize> = (0..stages).collect();
+    // Stable: where costs are equal or unknown the first stages come first.
+    costliest.sort_by(|&a, &b| costs[b].total_cmp(&costs[a]));
+    costliest.into_iter().take(rest).for_each(|stage| threads[stage] += 1);
+    threads
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_that_are_not_busy_together_share_all_cores() {
+        assert_eq!(threads(6, &[1.0; 4], false), [6]);
+        assert_eq!(threads(6, &[1.0], true), [6]);
+        assert_eq!(threads(1, &[1.0; 4], false), [1]);
+    }
+
+    #[test]
+    fn every_core_is_given_to_one_stage() {
+        assert_eq!(threads(2, &[1.0; 2], true), [1, 1]);
+        assert_eq!(threads(8, &[0.0; 3], true), [3, 3, 2]);
+        assert_eq!(threads(8, &[1.0, 5.0, 2.0], true), [2, 3, 3]);
+        assert_eq!(threads(4, &[1.0, 5.0, 2.0], true), [1, 2, 1]);
+        for (cores, stages) in [(2, 2), (7, 3), (64, 5), (64, 64)] {
+            assert_eq!(threads(cores, &vec![1.0; stages], true).iter().sum::<usize>(), cores);
+        }
+    }
+
+    #[test]
+    fn more_stages_than_cores_have_a_thread_each() {
+        assert_eq!(threads(2, &[1.0; 4], true), [1; 4]);
+        assert_eq!(threads(1, &[1.0; 2], true), [1; 2]);
+    }
+}

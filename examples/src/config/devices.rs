@@ -1,0 +1,87 @@
+//! The key `devices`: names, or `auto`.
+
+use std::{borrow::Cow, fmt, sync::Arc};
+
+use interlock::{Result, StageDevice, trainer::TrainerBuilder};
+use interlock_backends::Backends;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// On which devices the stages compute.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Devices {
+    /// The machine's cores, divided among the stages.
+    #[default]
+    Auto,
+    /// Stage `k` is pinned to device `k mod` their number.
+    Named(Vec<String>),
+}
+
+const AUTO: &str = "auto";
+
+impl Devices {
+    /// Opens the devices for what `builder` says by now, and gives them to it.
+    pub(crate) fn give_to(&self, builder: TrainerBuilder) -> Result<TrainerBuilder> {
+        let backends = Backends::default();
+        let devices: Vec<Arc<dyn StageDevice>> = match self {
+            Self::Auto => backends.auto(&builder.layout()?)?,
+            Self::Named(names) => names.iter().map(|name| backends.open(name)).collect::<Result<_>>()?,
+        };
+        Ok(builder.devices(devices))
+    }
+}
+
+impl Serialize for Devices {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str(AUTO),
+            Self::Named(names) => names.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Devices {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Devices;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("devices: \"auto\", or a list of names such as [\"cpu:threads=2\"]")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<Devices, E> {
+                match text {
+                    AUTO => Ok(Devices::Auto),
+                    other => Err(E::invalid_value(de::Unexpected::Str(other), &self)),
+                }
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, list: A) -> std::result::Result<Devices, A::Error> {
+                Vec::deserialize(de::value::SeqAccessDeserializer::new(list)).map(Devices::Named)
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl JsonSchema for Devices {
+    fn schema_name() -> Cow<'static, str> {
+        "Devices".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "anyOf": [
+                { "const": AUTO, "description": "The machine's cores, divided among the stages." },
+                {
+                    "type": "array",
+                    "items": { "type": "string" },
+                    "description": "Names; stage `k` is pinned to device `k mod` their number."
+                }
+            ]
+        })
+    }
+}
