@@ -7,6 +7,9 @@
 //! Bits depend on the picked instructions: a fused multiply-add rounds once, where the portable body rounds twice. They depend on nothing
 //! else, so one binary on one model of CPU gives the same bits.
 
+// Loops over numbers known when compiled, so that they are unrolled and what they index stays in registers.
+#![allow(clippy::needless_range_loop)]
+
 #[macro_use]
 mod instructions;
 pub(crate) mod convolution;

@@ -148,7 +148,7 @@ dispatch! { unsafe fn fill(padded: &mut Padded, source: &Source<'_>, images: usi
 unsafe fn fill_body<L: Lanes>(padded: &mut Padded, source: &Source<'_>, images: usize) {
     let channels = padded.channels;
     let blocks = blocks(channels);
-    // SAFETY (all): `at` is the index of the first of `count` numbers of one pixel, `from` that of its first channel.
+    // SAFETY: `at` is the index of the first of `count` numbers of one pixel, `from` that of its first channel.
     unsafe {
         let load = |from: *const f32, count: usize| match count {
             LANES => L::load(from),

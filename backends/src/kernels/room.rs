@@ -57,15 +57,6 @@ impl Room {
         };
         Filled { memory, start, len }
     }
-
-    /// The numbers as a tensor of this shape.
-    ///
-    /// # Safety
-    /// Every number must have been written.
-    pub(crate) unsafe fn into_tensor(self, shape: impl Into<Shape>) -> Result<Tensor> {
-        // SAFETY: as demanded of the caller.
-        unsafe { self.filled() }.into_tensor(shape)
-    }
 }
 
 /// Numbers that begin on a cache line.
@@ -170,7 +161,7 @@ mod tests {
             }
             assert_eq!(room.blank().as_ptr() as usize % 64, 0);
             // SAFETY: just written.
-            let tensor = unsafe { room.into_tensor((1, len)) }?;
+            let tensor = unsafe { room.filled() }.into_tensor((1, len))?;
             assert_eq!(tensor.to_vec2::<f32>()?, [(0..len).map(|i| i as f32).collect::<Vec<_>>()]);
             assert!(tensor.is_contiguous());
         }

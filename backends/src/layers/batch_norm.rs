@@ -80,7 +80,7 @@ impl BatchNorm2d {
         if pass.track {
             self.track(&statistics, offset)?;
         }
-        Ok(statistics.norm(&*read(&self.weight)?, &*read(&self.bias)?, EPSILON))
+        Ok(statistics.norm(&read(&self.weight)?, &read(&self.bias)?, EPSILON))
     }
 
     fn track(&self, statistics: &Statistics, offset: Option<&[f32]>) -> Result<()> {
@@ -104,7 +104,7 @@ impl BatchNorm2d {
             *mean -= offset;
         }
         let statistics = Statistics::given(&mean, &read(&self.running_var)?);
-        Ok(statistics.norm(&*read(&self.weight)?, &*read(&self.bias)?, EPSILON))
+        Ok(statistics.norm(&read(&self.weight)?, &read(&self.bias)?, EPSILON))
     }
 
     /// The gradients of the parameters.

@@ -6,7 +6,7 @@
 use candle_core::Tensor;
 use interlock::{Activation, Result};
 
-use super::slices::{cotangent_of, dense, wrong_shape};
+use super::slices::{cotangent_of, dense, tensor, wrong_shape};
 use crate::kernels::room::Filled;
 
 /// `(B, C, H, W)` as a contiguous `(B, H, W, C)`; copies only where the elements do not lie so.
@@ -30,4 +30,39 @@ pub(super) fn channels_first(x: &Tensor) -> Result<Tensor> {
 /// Numbers `[B][H][W][C]` as a tensor `(B, C, H, W)`.
 pub(super) fn images(numbers: Filled, batch: usize, [height, width, channels]: [usize; 3]) -> Result<Tensor> {
     channels_first(&numbers.into_tensor((batch, height, width, channels))?)
+}
+
+/// How the elements of a tensor lie in memory, for layers that take one element at a time and give what they took in the same order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Row by row, as its shape says.
+    Plain,
+    /// As channels-last images.
+    ChannelsLast,
+}
+
+impl Order {
+    /// That of `x`; `Plain` where it is neither.
+    pub(super) fn of(x: &Tensor) -> Self {
+        match x.rank() == 4 && !x.is_contiguous() && x.permute((0, 2, 3, 1)).is_ok_and(|x| x.is_contiguous()) {
+            true => Self::ChannelsLast,
+            false => Self::Plain,
+        }
+    }
+
+    /// The elements of `x` side by side in this order; copies only where they do not lie so.
+    pub(super) fn dense(self, x: &Tensor, layer: &str) -> Result<Tensor> {
+        match self {
+            Self::Plain => dense(x, layer),
+            Self::ChannelsLast => channels_last(x, layer),
+        }
+    }
+
+    /// Elements in this order as a tensor of shape `dims`.
+    pub(super) fn tensor(self, values: Vec<f32>, dims: &[usize]) -> Result<Tensor> {
+        match (self, dims) {
+            (Self::ChannelsLast, &[b, c, h, w]) => channels_first(&tensor(values, (b, h, w, c))?),
+            _ => tensor(values, dims),
+        }
+    }
 }

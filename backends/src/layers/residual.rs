@@ -9,7 +9,10 @@ use interlock::{
     parameters::Gradients,
 };
 
-use super::slices::{dense, read, tensor, zip};
+use super::{
+    images::Order,
+    slices::{read, zip},
+};
 
 /// The sum of two branches.
 pub struct Residual {
@@ -48,9 +51,10 @@ fn add(a: &Activation, b: &Activation) -> Result<Activation> {
             "give a shortcut that changes the shape as the main branch does",
         ));
     }
-    let (a, b) = (dense(a, "residual")?, dense(b, "residual")?);
+    let (order, dims) = (Order::of(a), a.dims());
+    let (a, b) = (order.dense(a, "residual")?, order.dense(b, "residual")?);
     let sum = zip(&read(&a)?, &read::<f32>(&b)?, |a, b| a + b);
-    Ok(tensor(sum, a.shape())?.into())
+    Ok(order.tensor(sum, dims)?.into())
 }
 
 impl Differentiable for Residual {
