@@ -12,11 +12,18 @@
 
 #[macro_use]
 mod instructions;
+pub(crate) mod attention;
 pub(crate) mod convolution;
+pub(crate) mod gelu;
 pub(crate) mod lanes;
+pub(crate) mod layer_norm;
+pub(crate) mod linear;
+pub(crate) mod matrix;
 pub(crate) mod norm;
 pub(crate) mod padded;
+pub(crate) mod panels;
 pub(crate) mod pieces;
+pub(crate) mod product;
 pub(crate) mod room;
 
 pub use instructions::Instructions;

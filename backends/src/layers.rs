@@ -21,8 +21,6 @@ mod embedding;
 mod images;
 mod layer_norm;
 mod linear;
-mod math;
-mod matrix;
 mod pool;
 mod residual;
 mod shape;

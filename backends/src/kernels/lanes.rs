@@ -30,7 +30,6 @@ pub(crate) trait Lanes: Copy {
     unsafe fn minus(self, other: Self) -> Self;
     unsafe fn times(self, other: Self) -> Self;
     unsafe fn over(self, other: Self) -> Self;
-    unsafe fn root(self) -> Self;
     /// The greater of each two; `other` where one is not a number.
     unsafe fn max(self, other: Self) -> Self;
     /// The lesser of each two; `other` where one is not a number.
@@ -157,10 +156,6 @@ impl Lanes for Avx512 {
         unsafe { _mm512_div_ps(self, other) }
     }
     #[inline(always)]
-    unsafe fn root(self) -> Self {
-        unsafe { _mm512_sqrt_ps(self) }
-    }
-    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         unsafe { _mm512_max_ps(self, other) }
     }
@@ -279,10 +274,6 @@ impl Lanes for Avx2 {
         self.both(other, |a, b| unsafe { _mm256_div_ps(a, b) })
     }
     #[inline(always)]
-    unsafe fn root(self) -> Self {
-        unsafe { Self(_mm256_sqrt_ps(self.0), _mm256_sqrt_ps(self.1)) }
-    }
-    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         self.both(other, |a, b| unsafe { _mm256_max_ps(a, b) })
     }
@@ -374,10 +365,6 @@ impl Lanes for Portable {
         both(self, other, |a, b| a / b)
     }
     #[inline(always)]
-    unsafe fn root(self) -> Self {
-        self.map(f32::sqrt)
-    }
-    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         both(self, other, |a, b| if a > b { a } else { b })
     }
@@ -421,7 +408,6 @@ mod tests {
                 x.over(y),
                 x.max(y),
                 x.min(y),
-                x.times(x).root(),
                 x.where_positive(y),
                 x.where_set(0b1010_0110_0011_0101),
                 L::splat(a[3]),

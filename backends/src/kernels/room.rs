@@ -4,6 +4,7 @@ use std::{cell::RefCell, mem::MaybeUninit};
 
 use candle_core::{Device, Shape, Tensor};
 use interlock::Result;
+use rayon::prelude::*;
 
 use super::lanes::LANES;
 
@@ -68,6 +69,17 @@ pub(crate) struct Filled {
 }
 
 impl Filled {
+    /// `len` numbers, written in chunks by the threads at hand.
+    ///
+    /// # Safety
+    /// `write(i, chunk i)` must write every number of its chunk.
+    pub(crate) unsafe fn by_chunks(len: usize, chunk: usize, write: impl Fn(usize, &mut Blank) + Sync) -> Self {
+        let mut room = Room::new(len);
+        room.blank().par_chunks_mut(chunk.max(1)).enumerate().for_each(|(i, part)| write(i, part));
+        // SAFETY: the chunks cover all numbers, and each has been written.
+        unsafe { room.filled() }
+    }
+
     /// The numbers as a tensor of this shape.
     pub(crate) fn into_tensor(self, shape: impl Into<Shape>) -> Result<Tensor> {
         let Self { memory, start, len } = self;

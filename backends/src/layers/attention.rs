@@ -6,8 +6,6 @@
 //!
 //! Vaswani et al., *Attention Is All You Need*, 2017, section 3.2; laid out as in Karpathy's nanoGPT.
 
-mod heads;
-
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 use interlock::{
@@ -16,11 +14,11 @@ use interlock::{
     parameters::Gradients,
 };
 
-use self::heads::Heads;
 use super::{
     Dropout, Linear, dropout,
-    slices::{cotangent, label, read, tensor, wrong_shape},
+    slices::{cotangent, label, read, wrong_shape},
 };
+use crate::kernels::attention::Heads;
 
 /// Causal self-attention: queries, keys and values, heads, and the projection behind them.
 #[derive(Clone, Debug)]
@@ -40,8 +38,9 @@ struct SavedAttention {
     c_attn: Saved,
     /// Queries, keys and values, `(B, T, 3D)`.
     qkv: Tensor,
-    /// `P`, `(B, n, T, T)`; only `P[.., i, ..=i]` means anything.
-    probabilities: Vec<f32>,
+    /// What the heads gave, `(B, T, D)`, and a logarithm for each of their positions, from which `P` is computed again.
+    mixed: Tensor,
+    logs: Vec<f32>,
     keep: Option<Vec<bool>>,
     c_proj: Saved,
     output: Saved,
@@ -91,8 +90,8 @@ impl CausalSelfAttention {
         let mixed = input_of(self.c_proj.pull_back(&saved.c_proj, &projection, Wants::INPUT)?)?;
         let mixed = cotangent(&mixed, &saved.heads.dims(1), &self.name)?;
         let keep = saved.keep.as_deref().map(|keep| (keep, dropout::scale(self.probability)));
-        let qkv = saved.heads.pull_back(&read(&saved.qkv)?, &saved.probabilities, keep, &read(&mixed)?);
-        Ok(Cotangents { projection, qkv: tensor(qkv, &saved.heads.dims(3))?.into() })
+        let qkv = saved.heads.pull_back(&read(&saved.qkv)?, keep, &read(&saved.mixed)?, &saved.logs, &read(&mixed)?);
+        Ok(Cotangents { projection, qkv: qkv.into_tensor(&saved.heads.dims(3))?.into() })
     }
 
     fn gradients(&self, saved: &SavedAttention, cotangents: &Cotangents) -> Result<Gradients> {
@@ -118,11 +117,12 @@ impl Differentiable for CausalSelfAttention {
         let qkv = qkv.single()?.clone();
         let keep = dropout::keep(self.probability, &self.dropout_name, pass, heads.weights())?;
         let kept = keep.as_deref().map(|keep| (keep, dropout::scale(self.probability)));
-        let (mixed, probabilities) = heads.apply(&read(&qkv)?, kept, pass.is_train());
-        let (y, c_proj) = self.c_proj.forward(&tensor(mixed, &heads.dims(1))?.into(), pass)?;
+        let (mixed, logs) = heads.mix(&read(&qkv)?, kept);
+        let mixed = mixed.into_tensor(&heads.dims(1))?;
+        let (y, c_proj) = self.c_proj.forward(&mixed.clone().into(), pass)?;
         let (y, output) = self.output_dropout.forward(&y, pass)?;
         let saved = if pass.is_train() {
-            Saved::new(SavedAttention { heads, c_attn, qkv, probabilities, keep, c_proj, output })
+            Saved::new(SavedAttention { heads, c_attn, qkv, mixed, logs, keep, c_proj, output })
         } else {
             Saved::nothing()
         };

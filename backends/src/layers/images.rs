@@ -6,7 +6,7 @@
 use candle_core::Tensor;
 use interlock::{Activation, Result};
 
-use super::slices::{cotangent_of, dense, tensor, wrong_shape};
+use super::slices::{cotangent_of, dense, wrong_shape};
 use crate::kernels::room::Filled;
 
 /// `(B, C, H, W)` as a contiguous `(B, H, W, C)`; copies only where the elements do not lie so.
@@ -58,11 +58,11 @@ impl Order {
         }
     }
 
-    /// Elements in this order as a tensor of shape `dims`.
-    pub(super) fn tensor(self, values: Vec<f32>, dims: &[usize]) -> Result<Tensor> {
-        match (self, dims) {
-            (Self::ChannelsLast, &[b, c, h, w]) => channels_first(&tensor(values, (b, h, w, c))?),
-            _ => tensor(values, dims),
+    /// What [`Self::dense`] gave, in the shape that it was given.
+    pub(super) fn tensor_of(self, dense: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Plain => Ok(dense.clone()),
+            Self::ChannelsLast => channels_first(dense),
         }
     }
 }

@@ -6,12 +6,9 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
-use rayon::prelude::*;
 
-use super::{
-    matrix::{Matrix, Target, Write, multiply},
-    slices::{column_sums, cotangent, dense, label, read, rows_at_a_time, tensor, wrong_shape},
-};
+use super::slices::{column_sums, cotangent, dense, label, read, tensor, wrong_shape};
+use crate::kernels::{linear, matrix::Matrix, panels::Packed};
 
 /// `y = x Wᵀ + b` over the last dimension.
 #[derive(Clone, Debug)]
@@ -49,55 +46,9 @@ impl Linear {
         }
     }
 
-    fn apply(&self, x: &[f32]) -> Result<Vec<f32>> {
-        let (inputs, outputs) = (self.inputs, self.outputs);
-        let rows = x.len() / inputs;
-        let at_a_time = rows_at_a_time(rows);
-        let weight = read(&self.weight)?;
-        let bias = self.bias.as_ref().map(read).transpose()?;
-        let (weight, bias): (&[f32], Option<&[f32]>) = (&weight, bias.as_deref());
-        let mut y = vec![0.0; rows * outputs];
-        y.par_chunks_mut(at_a_time * outputs).zip(x.par_chunks(at_a_time * inputs)).for_each(|(y, x)| {
-            let write = match bias {
-                Some(bias) => {
-                    y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
-                    Write::Add
-                }
-                None => Write::Replace,
-            };
-            let x = Matrix::new(x, x.len() / inputs, inputs);
-            multiply(1.0, x, Matrix::new(weight, outputs, inputs).t(), Target::new(y, outputs), write);
-        });
-        Ok(y)
-    }
-
-    fn input_gradient(&self, c: &[f32]) -> Result<Vec<f32>> {
-        let (inputs, outputs) = (self.inputs, self.outputs);
-        let rows = c.len() / outputs;
-        let at_a_time = rows_at_a_time(rows);
-        let weight = read(&self.weight)?;
-        let weight: &[f32] = &weight;
-        let mut dx = vec![0.0; rows * inputs];
-        dx.par_chunks_mut(at_a_time * inputs).zip(c.par_chunks(at_a_time * outputs)).for_each(|(dx, c)| {
-            let c = Matrix::new(c, c.len() / outputs, outputs);
-            multiply(1.0, c, Matrix::new(weight, outputs, inputs), Target::new(dx, inputs), Write::Replace);
-        });
-        Ok(dx)
-    }
-
-    /// Cut by rows of the weight, so that there is nothing to add up afterwards.
-    fn weight_gradient(&self, x: &[f32], c: &[f32]) -> Vec<f32> {
-        let (inputs, outputs) = (self.inputs, self.outputs);
-        let rows = x.len() / inputs;
-        let at_a_time = rows_at_a_time(outputs);
-        let (x, c) = (Matrix::new(x, rows, inputs), Matrix::new(c, rows, outputs).t());
-        let mut dw = vec![0.0; outputs * inputs];
-        dw.par_chunks_mut(at_a_time * inputs).enumerate().for_each(|(i, dw)| {
-            let first = i * at_a_time;
-            let c = c.rows(first..first + dw.len() / inputs);
-            multiply(1.0, c, x, Target::new(dw, inputs), Write::Replace);
-        });
-        dw
+    /// `weight (outputs, inputs)`.
+    fn matrix<'a>(&self, weight: &'a [f32]) -> Matrix<'a> {
+        Matrix::new(weight, self.outputs, self.inputs)
     }
 }
 
@@ -106,9 +57,11 @@ impl Differentiable for Linear {
         let x = x.single()?;
         let dims = self.output_dims(x.dims())?;
         let x = dense(x, &self.name)?;
-        let y = self.apply(&read(&x)?)?;
+        let bias = self.bias.as_ref().map(read::<f32>).transpose()?;
+        let weight = Packed::new(self.matrix(&read(&self.weight)?).t());
+        let y = linear::rows_times(&read(&x)?, &weight, bias.as_deref());
         let saved = if pass.is_train() { Saved::new(x) } else { Saved::nothing() };
-        Ok((tensor(y, dims)?.into(), saved))
+        Ok((y.into_tensor(dims)?.into(), saved))
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
@@ -117,11 +70,12 @@ impl Differentiable for Linear {
         let c = read(&c)?;
         let mut pulled = Pulled::default();
         if wants.input {
-            pulled.input = Some(tensor(self.input_gradient(&c)?, x.shape())?.into());
+            let weight = Packed::new(self.matrix(&read(&self.weight)?));
+            pulled.input = Some(linear::rows_times(&c, &weight, None).into_tensor(x.shape())?.into());
         }
         if wants.parameters {
-            let dw = self.weight_gradient(&read(x)?, &c);
-            pulled.parameters.push((self.weight.id(), tensor(dw, self.weight.shape())?));
+            let dw = linear::columns_times_rows(&c, self.outputs, &read(x)?, self.inputs);
+            pulled.parameters.push((self.weight.id(), dw.into_tensor(self.weight.shape())?));
             if let Some(bias) = &self.bias {
                 pulled.parameters.push((bias.id(), tensor(column_sums(&c, self.outputs), bias.shape())?));
             }

@@ -11,7 +11,7 @@ use interlock::{
 
 use super::{
     images::Order,
-    slices::{read, zip},
+    slices::{read, tensor, zip},
 };
 
 /// The sum of two branches.
@@ -51,10 +51,10 @@ fn add(a: &Activation, b: &Activation) -> Result<Activation> {
             "give a shortcut that changes the shape as the main branch does",
         ));
     }
-    let (order, dims) = (Order::of(a), a.dims());
+    let order = Order::of(a);
     let (a, b) = (order.dense(a, "residual")?, order.dense(b, "residual")?);
     let sum = zip(&read(&a)?, &read::<f32>(&b)?, |a, b| a + b);
-    Ok(order.tensor(sum, dims)?.into())
+    Ok(order.tensor_of(&tensor(sum, a.shape())?)?.into())
 }
 
 impl Differentiable for Residual {

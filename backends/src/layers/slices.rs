@@ -1,6 +1,6 @@
 //! Tensors as slices, and parallel work over slices whose cut depends on lengths only.
 
-use std::{cell::RefCell, marker::PhantomData, ops::Deref, ops::Range};
+use std::{marker::PhantomData, ops::Deref, ops::Range};
 
 use candle_core::{DType, Device, Storage, StorageRef, Tensor, WithDType};
 use candle_nn::VarBuilder;
@@ -133,20 +133,6 @@ pub(crate) fn zip<T: Copy + Sync>(a: &[f32], b: &[T], f: impl Fn(f32, T) -> f32 
     y
 }
 
-/// The sum of vectors of equal length, element by element, added in their order.
-pub(crate) fn add_up(mut parts: Vec<Vec<f32>>) -> Vec<f32> {
-    let rest = parts.split_off(parts.len().min(1));
-    let Some(mut sum) = parts.pop() else { return Vec::new() };
-    sum.par_chunks_mut(CHUNK).enumerate().for_each(|(i, sum)| {
-        for part in &rest {
-            for (sum, &value) in sum.iter_mut().zip(&part[i * CHUNK..]) {
-                *sum += value;
-            }
-        }
-    });
-    sum
-}
-
 /// The sums of the columns of a matrix with rows of length `width`.
 pub(crate) fn column_sums(rows: &[f32], width: usize) -> Vec<f32> {
     let parts: Vec<Vec<f32>> = rows
@@ -170,27 +156,6 @@ pub(crate) fn column_sums(rows: &[f32], width: usize) -> Vec<f32> {
     sums.into_iter().map(|sum| sum as f32).collect()
 }
 
-/// Rows in one piece of work over a matrix of `rows` rows: about eight pieces, none too small for a matrix product.
-pub(crate) fn rows_at_a_time(rows: usize) -> usize {
-    rows.div_ceil(8).next_multiple_of(16).clamp(32, 512)
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Calls `work` with a buffer of `len` elements of any value, kept by this thread for the next time.
-pub(crate) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
-    // Taken out while in use, so that a nested call gets a buffer of its own.
-    let mut buffer = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
-    if buffer.len() < len {
-        buffer = vec![0.0; len];
-    }
-    let result = work(&mut buffer[..len]);
-    SCRATCH.with_borrow_mut(|kept| kept.push(buffer));
-    result
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,16 +163,6 @@ mod tests {
     /// Small whole numbers, whose sums are exact in any order.
     fn whole(count: usize, seed: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * 31 + seed * 7) % 13) as f32 - 6.0).collect()
-    }
-
-    #[test]
-    fn parts_are_added_place_by_place_beyond_one_chunk() {
-        let count = 2 * CHUNK + 5;
-        let parts: Vec<Vec<f32>> = (0..4).map(|seed| whole(count, seed)).collect();
-        let wanted: Vec<f32> = (0..count).map(|i| parts.iter().map(|part| part[i]).sum()).collect();
-        assert_eq!(add_up(parts), wanted);
-        assert_eq!(add_up(vec![vec![1.0, 2.0]]), [1.0, 2.0]);
-        assert!(add_up(Vec::new()).is_empty());
     }
 
     #[test]
@@ -222,15 +177,6 @@ mod tests {
         let values = whole(150 * 6, 2);
         let columns: Vec<f32> = (0..6).map(|c| (0..150).map(|row| values[row * 6 + c]).sum()).collect();
         assert_eq!(column_sums(&values, 6), columns);
-    }
-
-    #[test]
-    fn nested_scratch_buffers_are_apart() {
-        with_scratch(4, |outer| {
-            outer.fill(1.0);
-            with_scratch(8, |inner| inner.fill(2.0));
-            assert_eq!(outer, [1.0; 4]);
-        });
     }
 
     #[test]

@@ -1,0 +1,104 @@
+//! All heads of a batch: a task a head of an example.
+
+use rayon::prelude::*;
+
+use super::Head;
+use crate::kernels::{
+    matrix::{Matrix, MatrixMut},
+    room::{Filled, Room, with_scratch},
+};
+
+/// The shape of the work.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heads {
+    /// Examples, `B`.
+    pub(crate) batch: usize,
+    /// Positions, `T`.
+    pub(crate) length: usize,
+    /// Heads, `n`.
+    pub(crate) count: usize,
+    /// Columns of a head, `h`.
+    pub(crate) width: usize,
+}
+
+/// Which attention weights are kept, `(B, n, T, T)`, and what they are multiplied with.
+pub(crate) type Kept<'a> = Option<(&'a [bool], f32)>;
+
+impl Heads {
+    /// `(B, T, parts·n·h)`.
+    pub(crate) fn dims(&self, parts: usize) -> [usize; 3] {
+        [self.batch, self.length, parts * self.count * self.width]
+    }
+
+    fn elements(&self, parts: usize) -> usize {
+        self.dims(parts).iter().product()
+    }
+
+    /// Attention weights of all heads: `B·n·T·T`.
+    pub(crate) fn weights(&self) -> usize {
+        self.batch * self.count * self.length * self.length
+    }
+
+    /// The columns of head number `task` (of all examples) in part `part` of values `(B, T, parts, n, h)`, as a matrix `(T, h)`.
+    fn part<'a>(&self, values: &'a [f32], task: usize, part: usize, parts: usize) -> Matrix<'a> {
+        let row = parts * self.count * self.width;
+        let (example, head) = (task / self.count, task % self.count);
+        let start = example * self.length * row + (part * self.count + head) * self.width;
+        Matrix::strided(&values[start..], self.length, self.width, row)
+    }
+
+    fn head<'a>(&self, qkv: &'a [f32], kept: Kept<'a>, task: usize) -> Head<'a> {
+        let [queries, keys, values] = [0, 1, 2].map(|part| self.part(qkv, task, part, 3));
+        let square = self.length * self.length;
+        let kept = kept.map(|(keep, scale)| (&keep[task * square..][..square], scale));
+        Head { queries, keys, values, kept }
+    }
+
+    fn check(&self, qkv: &[f32], kept: Kept<'_>) {
+        assert_eq!(qkv.len(), self.elements(3), "queries, keys and values");
+        assert!(kept.is_none_or(|(keep, _)| keep.len() == self.weights()), "a mask of another shape");
+    }
+
+    /// What all heads give, `(B, T, n·h)`, and a logarithm for each of their positions, `(B, n, T)`, from queries, keys and values
+    /// `(B, T, 3·n·h)`.
+    pub(crate) fn mix(&self, qkv: &[f32], kept: Kept<'_>) -> (Filled, Vec<f32>) {
+        self.check(qkv, kept);
+        let mut mixed = Room::new(self.elements(1));
+        let mut logs = vec![0.0; self.batch * self.count * self.length];
+        let row = self.count * self.width;
+        let strips = mixed.blank().chunks_mut(self.length * row);
+        let strips = strips.flat_map(|example| MatrixMut::blank(example, self.length, row).strips(self.width));
+        let tasks: Vec<_> = strips.zip(logs.chunks_mut(self.length)).collect();
+        tasks.into_par_iter().enumerate().for_each(|(task, (mut mixed, logs))| {
+            with_scratch(Head::scratch(self.length, self.width), |scratch| {
+                self.head(qkv, kept, task).mix(&mut mixed, logs, scratch);
+            });
+        });
+        // SAFETY: the strips cover all elements, and each head writes its own.
+        (unsafe { mixed.filled() }, logs)
+    }
+
+    /// The cotangent of queries, keys and values, `(B, T, 3·n·h)`, from the results of [`Self::mix`] and their cotangent `c (B, T, n·h)`.
+    pub(crate) fn pull_back(&self, qkv: &[f32], kept: Kept<'_>, mixed: &[f32], logs: &[f32], c: &[f32]) -> Filled {
+        self.check(qkv, kept);
+        assert!(mixed.len() == self.elements(1) && c.len() == mixed.len(), "results of another shape");
+        let mut gradient = Room::new(self.elements(3));
+        let row = 3 * self.count * self.width;
+        let mut tasks = Vec::with_capacity(self.batch * self.count);
+        for example in gradient.blank().chunks_mut(self.length * row) {
+            let mut strips = MatrixMut::blank(example, self.length, row).strips(self.width);
+            let mut part = || strips.by_ref().take(self.count).collect::<Vec<_>>();
+            let (queries, keys, values) = (part(), part(), part());
+            tasks.extend(queries.into_iter().zip(keys).zip(values).map(|((q, k), v)| [q, k, v]));
+        }
+        tasks.into_par_iter().enumerate().for_each(|(task, gradients)| {
+            let logs = &logs[task * self.length..][..self.length];
+            let [mixed, c] = [mixed, c].map(|values| self.part(values, task, 0, 1));
+            with_scratch(Head::scratch(self.length, self.width), |scratch| {
+                self.head(qkv, kept, task).pull_back(mixed, logs, c, gradients, scratch);
+            });
+        });
+        // SAFETY: the strips cover all elements, and each head writes its own.
+        unsafe { gradient.filled() }
+    }
+}

@@ -1,0 +1,212 @@
+//! Matrices inside slices: what the kernels multiply.
+
+use std::{marker::PhantomData, mem::MaybeUninit, ops::Range};
+
+use super::room::Blank;
+
+/// A matrix of `rows` by `columns` numbers inside a slice, read only.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Matrix<'a> {
+    values: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows one after another, without gaps.
+    pub(crate) fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
+        Self::strided(values, rows, columns, columns)
+    }
+
+    /// Rows that begin `row_stride` numbers apart.
+    pub(crate) fn strided(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+        let matrix = Self { values, rows, columns, row_stride, column_stride: 1 };
+        assert!(matrix.extent() <= values.len(), "a matrix beyond its slice");
+        matrix
+    }
+
+    /// How many numbers lie from its first to its last element.
+    fn extent(&self) -> usize {
+        match (self.rows, self.columns) {
+            (0, _) | (_, 0) => 0,
+            (rows, columns) => (rows - 1) * self.row_stride + (columns - 1) * self.column_stride + 1,
+        }
+    }
+
+    /// The transpose.
+    pub(crate) fn t(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// Some of the rows.
+    pub(crate) fn rows(self, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        let start = (rows.start * self.row_stride).min(self.values.len());
+        Self { values: &self.values[start..], rows: rows.len(), ..self }
+    }
+
+    /// Some of the columns.
+    pub(crate) fn columns(self, columns: Range<usize>) -> Self {
+        self.t().rows(columns).t()
+    }
+
+    /// Rows and columns.
+    pub(crate) fn dims(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// How far apart rows and columns begin.
+    pub(super) fn strides(&self) -> (usize, usize) {
+        (self.row_stride, self.column_stride)
+    }
+
+    /// Its first element; the whole matrix lies behind it.
+    pub(super) fn first(&self) -> *const f32 {
+        self.values.as_ptr()
+    }
+
+    /// The numbers from its first element on.
+    pub(super) fn values(&self) -> &'a [f32] {
+        self.values
+    }
+}
+
+/// A matrix of `rows` by `columns` numbers that nobody else reads or writes meanwhile.
+#[derive(Debug)]
+pub(crate) struct MatrixMut<'a> {
+    first: *mut f32,
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    written: bool,
+    memory: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it is a mutable borrow of its elements, and of nothing between its rows; such a borrow may go to another thread.
+unsafe impl Send for MatrixMut<'_> {}
+
+impl<'a> MatrixMut<'a> {
+    /// Rows one after another in `values`.
+    pub(crate) fn new(values: &'a mut [f32], rows: usize, columns: usize) -> Self {
+        Self::strided(values, rows, columns, columns)
+    }
+
+    /// Rows that begin `row_stride` numbers apart.
+    pub(crate) fn strided(values: &'a mut [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+        assert!(columns <= row_stride, "rows of a matrix overlap");
+        let extent = if rows == 0 { 0 } else { (rows - 1) * row_stride + columns };
+        assert!(extent <= values.len(), "a matrix beyond its slice");
+        Self { first: values.as_mut_ptr(), rows, columns, row_stride, written: true, memory: PhantomData }
+    }
+
+    /// Rows one after another in memory that is yet to be written.
+    pub(crate) fn blank(memory: &'a mut Blank, rows: usize, columns: usize) -> Self {
+        assert!(rows * columns <= memory.len(), "a matrix beyond its memory");
+        let first = memory.as_mut_ptr().cast();
+        Self { first, rows, columns, row_stride: columns, written: false, memory: PhantomData }
+    }
+
+    /// The same matrix for a shorter time.
+    pub(crate) fn again(&mut self) -> MatrixMut<'_> {
+        MatrixMut { memory: PhantomData, ..*self }
+    }
+
+    /// Some of the rows.
+    pub(crate) fn rows(&mut self, rows: Range<usize>) -> MatrixMut<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        let first = self.first.wrapping_add(rows.start * self.row_stride);
+        MatrixMut { first, rows: rows.len(), memory: PhantomData, ..*self }
+    }
+
+    /// Strips of `width` columns, from the first on.
+    pub(crate) fn strips(self, width: usize) -> impl Iterator<Item = MatrixMut<'a>> {
+        assert!(width > 0 && self.columns.is_multiple_of(width), "strips of {width} of {} columns", self.columns);
+        let Self { first, rows, row_stride, written, columns, .. } = self;
+        (0..columns / width).map(move |strip| MatrixMut {
+            first: first.wrapping_add(strip * width),
+            rows,
+            columns: width,
+            row_stride,
+            written,
+            memory: PhantomData,
+        })
+    }
+
+    /// One row, to be written.
+    pub(crate) fn row(&mut self, row: usize) -> &mut Blank {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        // SAFETY: the row lies within the memory that was borrowed (asserted when this was made), and this borrow of it is exclusive.
+        unsafe {
+            let first: *mut MaybeUninit<f32> = self.first.add(row * self.row_stride).cast();
+            std::slice::from_raw_parts_mut(first, self.columns)
+        }
+    }
+
+    /// Says that every element has been written.
+    ///
+    /// # Safety
+    /// It must be so.
+    pub(super) unsafe fn assume_written(self) -> Self {
+        Self { written: true, ..self }
+    }
+
+    /// Whether every element is known to have been written.
+    pub(super) fn is_written(&self) -> bool {
+        self.written
+    }
+
+    /// Rows and columns.
+    pub(crate) fn dims(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// How far apart rows begin.
+    pub(super) fn row_stride(&self) -> usize {
+        self.row_stride
+    }
+
+    /// Its first element.
+    pub(super) fn first(&self) -> *mut f32 {
+        self.first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_matrix_name_its_elements() {
+        let values: Vec<f32> = (0..20).map(|i| i as f32).collect();
+        let matrix = Matrix::strided(&values, 4, 3, 5);
+        let part = matrix.rows(1..3).columns(1..3);
+        assert_eq!((part.dims(), part.values()[0]), ((2, 2), 6.0));
+        assert_eq!(part.t().rows(1..2).values()[0], 7.0);
+        assert_eq!(matrix.rows(4..4).dims(), (0, 3));
+    }
+
+    #[test]
+    fn strips_are_apart() {
+        let mut values = vec![0.0; 12];
+        for (strip, mut part) in MatrixMut::new(&mut values, 3, 4).strips(2).enumerate() {
+            for row in 0..3 {
+                part.row(row).fill(MaybeUninit::new((strip * 10 + row) as f32));
+            }
+        }
+        assert_eq!(values, [0.0, 0.0, 10.0, 10.0, 1.0, 1.0, 11.0, 11.0, 2.0, 2.0, 12.0, 12.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a matrix beyond its slice")]
+    fn a_matrix_that_does_not_fit_is_refused() {
+        Matrix::strided(&[0.0; 7], 2, 3, 5);
+    }
+}

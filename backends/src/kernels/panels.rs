@@ -1,0 +1,165 @@
+//! Right factors of products, packed: panels of 32 columns, in which a row's 32 numbers lie side by side.
+//!
+//! `B (depth, columns)` becomes `(columns/32, depth, 32)`; columns that are missing in the last panel are zeros.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{matrix::Matrix, room::Aligned};
+
+/// Columns of one panel.
+pub(crate) const PANEL: usize = 32;
+
+/// A packed matrix.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panels<'a> {
+    values: &'a [f32],
+    depth: usize,
+    columns: usize,
+    /// Numbers from one panel to the next.
+    stride: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// The numbers that a packed matrix takes.
+    pub(crate) fn len(depth: usize, columns: usize) -> usize {
+        columns.div_ceil(PANEL) * PANEL * depth
+    }
+
+    /// A matrix whose panels, one after another, were filled by [`pack`].
+    pub(crate) fn new(values: &'a [f32], depth: usize, columns: usize) -> Self {
+        assert!(Self::len(depth, columns) <= values.len(), "panels beyond their slice");
+        Self { values, depth, columns, stride: PANEL * depth }
+    }
+
+    /// Packs all of `b` into the first numbers of `memory`.
+    pub(crate) fn pack(b: Matrix<'_>, memory: &'a mut [f32]) -> Self {
+        let (depth, columns) = b.dims();
+        let memory = &mut memory[..Self::len(depth, columns)];
+        for (panel, memory) in memory.chunks_exact_mut(PANEL * depth.max(1)).enumerate() {
+            pack(b, panel, memory);
+        }
+        Self::new(memory, depth, columns)
+    }
+
+    /// Some of the rows.
+    pub(crate) fn rows(self, rows: Range<usize>) -> Self {
+        assert!(rows.start < rows.end && rows.end <= self.depth, "rows {rows:?} of {}", self.depth);
+        Self { values: &self.values[rows.start * PANEL..], depth: rows.len(), ..self }
+    }
+
+    /// The first columns.
+    pub(crate) fn first_columns(self, columns: usize) -> Self {
+        assert!(columns <= self.columns, "{columns} of {} columns", self.columns);
+        Self { columns, ..self }
+    }
+
+    /// Rows and columns.
+    pub(crate) fn dims(&self) -> (usize, usize) {
+        (self.depth, self.columns)
+    }
+
+    /// The first panel, and how many numbers later the next begins.
+    pub(super) fn first(&self) -> (*const f32, usize) {
+        (self.values.as_ptr(), self.stride)
+    }
+}
+
+/// A packed matrix with memory of its own.
+pub(crate) struct Packed {
+    memory: Aligned,
+    depth: usize,
+    columns: usize,
+}
+
+impl Packed {
+    /// Packs all of `b` on the threads at hand.
+    pub(crate) fn new(b: Matrix<'_>) -> Self {
+        let (depth, columns) = b.dims();
+        let mut memory = Aligned::zeros(Panels::len(depth, columns));
+        memory.par_chunks_mut(PANEL * depth.max(1)).enumerate().for_each(|(panel, memory)| pack(b, panel, memory));
+        Self { memory, depth, columns }
+    }
+
+    /// The matrix.
+    pub(crate) fn panels(&self) -> Panels<'_> {
+        Panels::new(&self.memory, self.depth, self.columns)
+    }
+}
+
+/// Fills `memory (depth, 32)` with panel number `panel` of `b`.
+pub(crate) fn pack(b: Matrix<'_>, panel: usize, memory: &mut [f32]) {
+    let (depth, columns) = b.dims();
+    assert_eq!(memory.len(), depth * PANEL, "the memory of a panel");
+    let first = panel * PANEL;
+    let b = b.columns(first..columns.min(first + PANEL));
+    match b.strides() {
+        (row_stride, 1) => pack_rows(b, row_stride, memory),
+        (1, column_stride) => pack_columns(b, column_stride, memory),
+        strides => unreachable!("a matrix with strides {strides:?} has neither rows nor columns side by side"),
+    }
+}
+
+/// Rows lie side by side.
+fn pack_rows(b: Matrix<'_>, row_stride: usize, memory: &mut [f32]) {
+    let (values, (_, columns)) = (b.values(), b.dims());
+    for (i, row) in memory.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+        match values[i * row_stride..].first_chunk::<PANEL>() {
+            Some(whole) if columns == PANEL => *row = *whole,
+            _ => {
+                row[..columns].copy_from_slice(&values[i * row_stride..][..columns]);
+                row[columns..].fill(0.0);
+            }
+        }
+    }
+}
+
+/// Columns lie side by side: sixteen rows at a time, so that whole cache lines are read.
+fn pack_columns(b: Matrix<'_>, column_stride: usize, memory: &mut [f32]) {
+    const ROWS: usize = 16;
+    let (values, (depth, columns)) = (b.values(), b.dims());
+    if columns < PANEL {
+        memory.fill(0.0);
+    }
+    let (whole, rest) = memory.as_chunks_mut::<{ ROWS * PANEL }>();
+    for (block, rows) in whole.iter_mut().enumerate() {
+        for column in 0..columns.min(PANEL) {
+            if let Some(from) = values[column * column_stride + block * ROWS..].first_chunk::<ROWS>() {
+                for (i, &value) in from.iter().enumerate() {
+                    rows[i * PANEL + column] = value;
+                }
+            }
+        }
+    }
+    let done = depth - rest.len() / PANEL;
+    for (i, row) in rest.chunks_exact_mut(PANEL).enumerate() {
+        for (column, to) in row[..columns].iter_mut().enumerate() {
+            *to = values[column * column_stride + done + i];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_orders_pack_alike_and_missing_columns_are_zeros() {
+        for (depth, columns) in [(1, 1), (3, 32), (16, 5), (17, 33), (40, 70)] {
+            let rows: Vec<f32> = (0..depth * columns).map(|i| i as f32 + 1.0).collect();
+            let turned: Vec<f32> = (0..depth * columns).map(|i| rows[i % depth * columns + i / depth]).collect();
+            let len = Panels::len(depth, columns);
+            let (mut one, mut other) = (vec![f32::NAN; len], vec![f32::NAN; len]);
+            Panels::pack(Matrix::new(&rows, depth, columns), &mut one);
+            Panels::pack(Matrix::new(&turned, columns, depth).t(), &mut other);
+            assert_eq!(one, other);
+            for (at, &found) in one.iter().enumerate() {
+                let (panel, row, column) = (at / (depth * PANEL), at / PANEL % depth, at % PANEL);
+                let column = panel * PANEL + column;
+                let wanted = if column < columns { rows[row * columns + column] } else { 0.0 };
+                assert_eq!(found, wanted, "({depth}, {columns}) at {at}");
+            }
+        }
+    }
+}

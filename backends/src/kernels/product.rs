@@ -1,0 +1,329 @@
+//! Products `y = A B` with `B` packed in [`Panels`], and what is done with a result while it is in registers.
+//!
+//! A tile of 8 rows by 32 columns of `y` is summed over the whole depth in registers (4 by 16 where registers are few); for each row of a
+//! panel it loads the panel's 32 numbers once and one number of each of the 8 rows of `A`. Rows are taken in blocks, so that a panel is
+//! used several times while it is near. The sum of an element is over the depth from the first to the last, whatever the shape of `y`.
+
+use super::{
+    gelu::gelu,
+    lanes::{LANES, Lanes},
+    matrix::{Matrix, MatrixMut},
+    panels::{PANEL, Panels},
+};
+
+/// What becomes of the product `p = A B`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum End<'a> {
+    /// `y = p`
+    Replace,
+    /// `y += p`
+    Add,
+    /// `y = s p`
+    Scaled(f32),
+    /// `y = p + b`, a number for each column.
+    Bias(&'a [f32]),
+    /// `y = p + b + r`, with a matrix `r` of the shape of `y`.
+    BiasAnd(&'a [f32], Matrix<'a>),
+    /// `y = p GELU'(h)`, with a matrix `h` of the shape of `y`.
+    GeluSlope(Matrix<'a>),
+}
+
+/// A product by addresses.
+#[derive(Clone, Copy)]
+struct Job {
+    a: *const f32,
+    a_strides: (usize, usize),
+    b: *const f32,
+    panel_stride: usize,
+    y: *mut f32,
+    y_stride: usize,
+    rows: usize,
+    columns: usize,
+    depth: usize,
+    end: RawEnd,
+}
+
+#[derive(Clone, Copy)]
+enum RawEnd {
+    Replace,
+    Add,
+    Scaled(f32),
+    Bias(*const f32),
+    BiasAnd(*const f32, *const f32, usize),
+    GeluSlope(*const f32, usize),
+}
+
+/// `y = A B`, ended as `end` says, on the calling thread.
+///
+/// # Panics
+/// If shapes do not fit, or `y` is to be added to before it was written.
+pub(crate) fn product(a: Matrix<'_>, b: Panels<'_>, y: MatrixMut<'_>, end: End<'_>) {
+    let ((rows, depth), (b_depth, columns)) = (a.dims(), b.dims());
+    assert_eq!(depth, b_depth, "inner dimensions of a product");
+    assert_eq!((rows, columns), y.dims(), "the shape of a product");
+    let beside = |other: Matrix<'_>| {
+        assert_eq!((rows, columns), other.dims(), "the shape of what a product meets");
+        assert_eq!(other.strides().1, 1, "rows of what a product meets lie side by side");
+        (other.first(), other.strides().0)
+    };
+    let bias = |bias: &[f32]| {
+        assert_eq!(bias.len(), columns, "a bias for each column");
+        bias.as_ptr()
+    };
+    let end = match end {
+        End::Replace => RawEnd::Replace,
+        End::Add => {
+            assert!(y.is_written(), "a product is added to what was never written");
+            RawEnd::Add
+        }
+        End::Scaled(scale) => RawEnd::Scaled(scale),
+        End::Bias(b) => RawEnd::Bias(bias(b)),
+        End::BiasAnd(b, other) => {
+            let (other, stride) = beside(other);
+            RawEnd::BiasAnd(bias(b), other, stride)
+        }
+        End::GeluSlope(h) => {
+            let (h, stride) = beside(h);
+            RawEnd::GeluSlope(h, stride)
+        }
+    };
+    let (b, panel_stride) = b.first();
+    let (y, y_stride) = (y.first(), y.row_stride());
+    let job = Job { a: a.first(), a_strides: a.strides(), b, panel_stride, y, y_stride, rows, columns, depth, end };
+    // SAFETY: matrices and panels lie inside their slices (asserted when they were made), their shapes fit, `y` is borrowed exclusively, and
+    // is read only where it was written.
+    unsafe { run(&job) }
+}
+
+dispatch! { unsafe fn run(job: &Job) = body }
+
+/// Numbers of `A` in one block of rows: they stay near while all panels pass by.
+const BLOCK: usize = 65_536;
+
+#[inline(always)]
+unsafe fn body<L: Lanes>(job: &Job) {
+    let height = (BLOCK / job.depth.max(1)).clamp(32, 256) / 8 * 8;
+    for top in (0..job.rows).step_by(height) {
+        let bottom = job.rows.min(top + height);
+        for column in (0..job.columns).step_by(PANEL) {
+            let mut row = top;
+            // SAFETY: tiles lie inside of the product, whose addresses the caller vouches for.
+            unsafe {
+                if L::SUMS >= 16 {
+                    while row + 8 <= bottom {
+                        tile::<L, 8, 2>(job, row, column);
+                        row += 8;
+                    }
+                    if row + 4 <= bottom {
+                        tile::<L, 4, 2>(job, row, column);
+                        row += 4;
+                    }
+                    while row < bottom {
+                        tile::<L, 1, 2>(job, row, column);
+                        row += 1;
+                    }
+                } else {
+                    for column in [column, column + LANES] {
+                        row = top;
+                        while column < job.columns && row + 4 <= bottom {
+                            tile::<L, 4, 1>(job, row, column);
+                            row += 4;
+                        }
+                        while column < job.columns && row < bottom {
+                            tile::<L, 1, 1>(job, row, column);
+                            row += 1;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `P` rows by `V` vectors of the product.
+#[inline(always)]
+unsafe fn tile<L: Lanes, const P: usize, const V: usize>(job: &Job, row: usize, column: usize) {
+    let (row_stride, column_stride) = job.a_strides;
+    // SAFETY: the tile's rows are rows of the product, and its columns are columns of a panel, whole in memory; of `y` and its like only
+    // columns below `job.columns` are touched.
+    unsafe {
+        for p in 0..P {
+            fetch(job.y.wrapping_add((row + p) * job.y_stride + column));
+            if V == 2 {
+                fetch(job.y.wrapping_add((row + p) * job.y_stride + column + LANES));
+            }
+            if let RawEnd::BiasAnd(_, other, stride) | RawEnd::GeluSlope(other, stride) = job.end {
+                fetch(other.wrapping_add((row + p) * stride + column));
+                if V == 2 {
+                    fetch(other.wrapping_add((row + p) * stride + column + LANES));
+                }
+            }
+        }
+        let mut a = job.a.add(row * row_stride);
+        let mut b = job.b.add(column / PANEL * job.panel_stride + column % PANEL);
+        let mut sums = [[L::splat(0.0); V]; P];
+        for _ in 0..job.depth {
+            let mut factors = [L::splat(0.0); V];
+            for v in 0..V {
+                factors[v] = L::load(b.add(v * LANES));
+            }
+            for p in 0..P {
+                let x = L::splat(*a.add(p * row_stride));
+                for v in 0..V {
+                    sums[p][v] = sums[p][v].plus_product(x, factors[v]);
+                }
+            }
+            a = a.wrapping_add(column_stride);
+            b = b.wrapping_add(PANEL);
+        }
+        for p in 0..P {
+            for v in 0..V {
+                let column = column + v * LANES;
+                if column < job.columns {
+                    finish(job, sums[p][v], row + p, column);
+                }
+            }
+        }
+    }
+}
+
+/// Ends one vector of the product.
+#[inline(always)]
+unsafe fn finish<L: Lanes>(job: &Job, sum: L, row: usize, column: usize) {
+    let count = (job.columns - column).min(LANES);
+    // SAFETY: `count` numbers from this row and column on belong to `y` and its like.
+    unsafe {
+        let y = job.y.add(row * job.y_stride + column);
+        let load = |from: *const f32| if count == LANES { L::load(from) } else { L::load_first(from, count) };
+        let result = match job.end {
+            RawEnd::Replace => sum,
+            RawEnd::Add => load(y).plus(sum),
+            RawEnd::Scaled(scale) => sum.times(L::splat(scale)),
+            RawEnd::Bias(bias) => sum.plus(load(bias.add(column))),
+            RawEnd::BiasAnd(bias, other, stride) => {
+                sum.plus(load(bias.add(column))).plus(load(other.add(row * stride + column)))
+            }
+            RawEnd::GeluSlope(h, stride) => sum.times(gelu(load(h.add(row * stride + column))).1),
+        };
+        if count == LANES { result.store(y) } else { result.store_first(y, count) }
+    }
+}
+
+/// Asks for a cache line that will be needed: rows lie far apart, where the processor does not look by itself.
+#[inline(always)]
+fn fetch(_line: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: part of every processor of this kind; an address that is not there is passed over.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(_line.cast());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::{lanes::Portable, room::Aligned};
+
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 37 + seed * 11) % 23) as f32 / 8.0 - 1.375).collect()
+    }
+
+    /// Products of all shapes and ends, by `multiply`, against plain sums.
+    fn check(multiply: impl Fn(Matrix<'_>, Panels<'_>, MatrixMut<'_>, End<'_>)) {
+        for (rows, columns, depth) in [(1, 1, 1), (3, 17, 5), (8, 32, 16), (17, 33, 7), (13, 70, 40), (300, 48, 260)] {
+            let (a, b) = (numbers(depth * (rows + 2), 1), numbers(depth * columns, 2));
+            let (bias, other) = (numbers(columns, 3), numbers(rows * (columns + 1), 4));
+            let mut memory = Aligned::zeros(Panels::len(depth, columns));
+            let panels = Panels::pack(Matrix::new(&b, depth, columns), &mut memory);
+            // (depth, rows) with a gap, as the transpose of a left factor.
+            let a_m = Matrix::strided(&a, depth, rows, rows + 2).t();
+            let beside = Matrix::strided(&other, rows, columns, columns + 1);
+            let ends = [
+                End::Replace,
+                End::Add,
+                End::Scaled(0.5),
+                End::Bias(&bias),
+                End::BiasAnd(&bias, beside),
+                End::GeluSlope(beside),
+            ];
+            for end in ends {
+                let mut y = vec![2.0; rows * (columns + 3)];
+                multiply(a_m, panels, MatrixMut::strided(&mut y, rows, columns, columns + 3), end);
+                for (at, &found) in y.iter().enumerate() {
+                    let (i, j) = (at / (columns + 3), at % (columns + 3));
+                    if j >= columns {
+                        assert_eq!(found, 2.0, "the gap between rows was written");
+                        continue;
+                    }
+                    let p: f64 =
+                        (0..depth).map(|l| f64::from(a[l * (rows + 2) + i]) * f64::from(b[l * columns + j])).sum();
+                    let (bias, other) = (f64::from(bias[j]), other[i * (columns + 1) + j]);
+                    let wanted = match end {
+                        End::Replace => p,
+                        End::Add => p + 2.0,
+                        End::Scaled(_) => 0.5 * p,
+                        End::Bias(_) => p + bias,
+                        End::BiasAnd(..) => p + bias + f64::from(other),
+                        // SAFETY: portable lanes need nothing.
+                        End::GeluSlope(_) => p * f64::from(unsafe { gelu::<Portable>([other; 16]).1[0] }),
+                    };
+                    let error = (f64::from(found) - wanted).abs();
+                    assert!(
+                        error < 1e-4 * wanted.abs().max(1.0),
+                        "{end:?} ({rows}, {columns}, {depth}): {found} {wanted}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_of_all_shapes_and_ends_equal_plain_sums() {
+        check(product);
+    }
+
+    /// `product` for other lanes than the processor's best.
+    fn with(run: unsafe fn(&Job)) -> impl Fn(Matrix<'_>, Panels<'_>, MatrixMut<'_>, End<'_>) {
+        move |a, b, y, end| {
+            let end = match end {
+                End::Replace => RawEnd::Replace,
+                End::Add => RawEnd::Add,
+                End::Scaled(scale) => RawEnd::Scaled(scale),
+                End::Bias(bias) => RawEnd::Bias(bias.as_ptr()),
+                End::BiasAnd(bias, other) => RawEnd::BiasAnd(bias.as_ptr(), other.first(), other.strides().0),
+                End::GeluSlope(h) => RawEnd::GeluSlope(h.first(), h.strides().0),
+            };
+            let ((rows, depth), (_, columns), (b, panel_stride)) = (a.dims(), b.dims(), b.first());
+            let (y, y_stride, a_strides) = (y.first(), y.row_stride(), a.strides());
+            let job = Job { a: a.first(), a_strides, b, panel_stride, y, y_stride, rows, columns, depth, end };
+            // SAFETY: the shapes fit; `run` is what the processor has.
+            unsafe { run(&job) }
+        }
+    }
+
+    #[test]
+    fn portable_lanes_do_the_same() {
+        check(with(body::<Portable>));
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn avx2_lanes_do_the_same() {
+        use crate::kernels::{Instructions, lanes::Avx2};
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn avx2(job: &Job) {
+            // SAFETY: called below where the processor has them.
+            unsafe { body::<Avx2>(job) }
+        }
+        if Instructions::of_the_processor() >= Instructions::Avx2 {
+            check(with(avx2));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "inner dimensions")]
+    fn factors_that_do_not_fit_are_refused() {
+        let one = [1.0_f32; 64];
+        product(Matrix::new(&one, 2, 3), Panels::new(&one, 2, 1), MatrixMut::new(&mut [0.0; 2], 2, 1), End::Replace);
+    }
+}
