@@ -13,7 +13,7 @@ use interlock::{Backend, Error, Result, StageDevice, device::Plain};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use self::name::CpuName;
-use crate::division::core_count;
+use crate::{Instructions, division::core_count};
 
 /// The backend of the scheme `cpu`.
 ///
@@ -101,7 +101,7 @@ impl Backend for CpuBackend {
     }
 
     fn list(&self) -> Vec<(String, String)> {
-        let all = ("cpu".to_owned(), format!("all cores, {} threads", core_count()));
+        let all = ("cpu".to_owned(), format!("all cores, {} threads, {}", core_count(), Instructions::in_use()));
         let one = |core: CoreId| (format!("cpu:cores={}", core.id), format!("core {}, 1 thread", core.id));
         std::iter::once(all).chain(cores().into_iter().map(one)).collect()
     }

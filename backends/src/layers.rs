@@ -1,7 +1,8 @@
 //! Training layers with hand-written gradients, for `f32` tensors on the CPU.
 //!
 //! Every layer implements [`Differentiable`](interlock::Differentiable) on an activation of one tensor. Images are `(B, C, H, W)`, sequences
-//! `(B, T, D)`; how a layer lays data out inside is its own affair. Parameters have PyTorch's names and shapes.
+//! `(B, T, D)`. Layers for images take them in any layout and give them channels-last: as elements of `(B, H, W, C)` lie, in PyTorch's words
+//! `channels_last`. Parameters have PyTorch's names and shapes.
 //!
 //! Invariants, kept by all of them:
 //! - **The same bits for any number of threads.** Work is cut into chunks that depend on shapes only, every sum over chunks is added up

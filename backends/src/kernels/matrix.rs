@@ -94,11 +94,6 @@ pub(crate) struct MatrixMut<'a> {
 unsafe impl Send for MatrixMut<'_> {}
 
 impl<'a> MatrixMut<'a> {
-    /// Rows one after another in `values`.
-    pub(crate) fn new(values: &'a mut [f32], rows: usize, columns: usize) -> Self {
-        Self::strided(values, rows, columns, columns)
-    }
-
     /// Rows that begin `row_stride` numbers apart.
     pub(crate) fn strided(values: &'a mut [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         assert!(columns <= row_stride, "rows of a matrix overlap");
@@ -196,7 +191,7 @@ mod tests {
     #[test]
     fn strips_are_apart() {
         let mut values = vec![0.0; 12];
-        for (strip, mut part) in MatrixMut::new(&mut values, 3, 4).strips(2).enumerate() {
+        for (strip, mut part) in MatrixMut::strided(&mut values, 3, 4, 4).strips(2).enumerate() {
             for row in 0..3 {
                 part.row(row).fill(MaybeUninit::new((strip * 10 + row) as f32));
             }

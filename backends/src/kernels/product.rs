@@ -5,7 +5,6 @@
 //! used several times while it is near. The sum of an element is over the depth from the first to the last, whatever the shape of `y`.
 
 use super::{
-    gelu::gelu,
     lanes::{LANES, Lanes},
     matrix::{Matrix, MatrixMut},
     panels::{PANEL, Panels},
@@ -22,10 +21,6 @@ pub(crate) enum End<'a> {
     Scaled(f32),
     /// `y = p + b`, a number for each column.
     Bias(&'a [f32]),
-    /// `y = p + b + r`, with a matrix `r` of the shape of `y`.
-    BiasAnd(&'a [f32], Matrix<'a>),
-    /// `y = p GELU'(h)`, with a matrix `h` of the shape of `y`.
-    GeluSlope(Matrix<'a>),
 }
 
 /// A product by addresses.
@@ -49,8 +44,6 @@ enum RawEnd {
     Add,
     Scaled(f32),
     Bias(*const f32),
-    BiasAnd(*const f32, *const f32, usize),
-    GeluSlope(*const f32, usize),
 }
 
 /// `y = A B`, ended as `end` says, on the calling thread.
@@ -61,11 +54,6 @@ pub(crate) fn product(a: Matrix<'_>, b: Panels<'_>, y: MatrixMut<'_>, end: End<'
     let ((rows, depth), (b_depth, columns)) = (a.dims(), b.dims());
     assert_eq!(depth, b_depth, "inner dimensions of a product");
     assert_eq!((rows, columns), y.dims(), "the shape of a product");
-    let beside = |other: Matrix<'_>| {
-        assert_eq!((rows, columns), other.dims(), "the shape of what a product meets");
-        assert_eq!(other.strides().1, 1, "rows of what a product meets lie side by side");
-        (other.first(), other.strides().0)
-    };
     let bias = |bias: &[f32]| {
         assert_eq!(bias.len(), columns, "a bias for each column");
         bias.as_ptr()
@@ -78,14 +66,6 @@ pub(crate) fn product(a: Matrix<'_>, b: Panels<'_>, y: MatrixMut<'_>, end: End<'
         }
         End::Scaled(scale) => RawEnd::Scaled(scale),
         End::Bias(b) => RawEnd::Bias(bias(b)),
-        End::BiasAnd(b, other) => {
-            let (other, stride) = beside(other);
-            RawEnd::BiasAnd(bias(b), other, stride)
-        }
-        End::GeluSlope(h) => {
-            let (h, stride) = beside(h);
-            RawEnd::GeluSlope(h, stride)
-        }
     };
     let (b, panel_stride) = b.first();
     let (y, y_stride) = (y.first(), y.row_stride());
@@ -152,12 +132,6 @@ unsafe fn tile<L: Lanes, const P: usize, const V: usize>(job: &Job, row: usize, 
             if V == 2 {
                 fetch(job.y.wrapping_add((row + p) * job.y_stride + column + LANES));
             }
-            if let RawEnd::BiasAnd(_, other, stride) | RawEnd::GeluSlope(other, stride) = job.end {
-                fetch(other.wrapping_add((row + p) * stride + column));
-                if V == 2 {
-                    fetch(other.wrapping_add((row + p) * stride + column + LANES));
-                }
-            }
         }
         let mut a = job.a.add(row * row_stride);
         let mut b = job.b.add(column / PANEL * job.panel_stride + column % PANEL);
@@ -200,10 +174,6 @@ unsafe fn finish<L: Lanes>(job: &Job, sum: L, row: usize, column: usize) {
             RawEnd::Add => load(y).plus(sum),
             RawEnd::Scaled(scale) => sum.times(L::splat(scale)),
             RawEnd::Bias(bias) => sum.plus(load(bias.add(column))),
-            RawEnd::BiasAnd(bias, other, stride) => {
-                sum.plus(load(bias.add(column))).plus(load(other.add(row * stride + column)))
-            }
-            RawEnd::GeluSlope(h, stride) => sum.times(gelu(load(h.add(row * stride + column))).1),
         };
         if count == LANES { result.store(y) } else { result.store_first(y, count) }
     }
@@ -232,20 +202,12 @@ mod tests {
     fn check(multiply: impl Fn(Matrix<'_>, Panels<'_>, MatrixMut<'_>, End<'_>)) {
         for (rows, columns, depth) in [(1, 1, 1), (3, 17, 5), (8, 32, 16), (17, 33, 7), (13, 70, 40), (300, 48, 260)] {
             let (a, b) = (numbers(depth * (rows + 2), 1), numbers(depth * columns, 2));
-            let (bias, other) = (numbers(columns, 3), numbers(rows * (columns + 1), 4));
+            let bias = numbers(columns, 3);
             let mut memory = Aligned::zeros(Panels::len(depth, columns));
             let panels = Panels::pack(Matrix::new(&b, depth, columns), &mut memory);
             // (depth, rows) with a gap, as the transpose of a left factor.
             let a_m = Matrix::strided(&a, depth, rows, rows + 2).t();
-            let beside = Matrix::strided(&other, rows, columns, columns + 1);
-            let ends = [
-                End::Replace,
-                End::Add,
-                End::Scaled(0.5),
-                End::Bias(&bias),
-                End::BiasAnd(&bias, beside),
-                End::GeluSlope(beside),
-            ];
+            let ends = [End::Replace, End::Add, End::Scaled(0.5), End::Bias(&bias)];
             for end in ends {
                 let mut y = vec![2.0; rows * (columns + 3)];
                 multiply(a_m, panels, MatrixMut::strided(&mut y, rows, columns, columns + 3), end);
@@ -257,15 +219,12 @@ mod tests {
                     }
                     let p: f64 =
                         (0..depth).map(|l| f64::from(a[l * (rows + 2) + i]) * f64::from(b[l * columns + j])).sum();
-                    let (bias, other) = (f64::from(bias[j]), other[i * (columns + 1) + j]);
+                    let bias = f64::from(bias[j]);
                     let wanted = match end {
                         End::Replace => p,
                         End::Add => p + 2.0,
                         End::Scaled(_) => 0.5 * p,
                         End::Bias(_) => p + bias,
-                        End::BiasAnd(..) => p + bias + f64::from(other),
-                        // SAFETY: portable lanes need nothing.
-                        End::GeluSlope(_) => p * f64::from(unsafe { gelu::<Portable>([other; 16]).1[0] }),
                     };
                     let error = (f64::from(found) - wanted).abs();
                     assert!(
@@ -290,8 +249,6 @@ mod tests {
                 End::Add => RawEnd::Add,
                 End::Scaled(scale) => RawEnd::Scaled(scale),
                 End::Bias(bias) => RawEnd::Bias(bias.as_ptr()),
-                End::BiasAnd(bias, other) => RawEnd::BiasAnd(bias.as_ptr(), other.first(), other.strides().0),
-                End::GeluSlope(h) => RawEnd::GeluSlope(h.first(), h.strides().0),
             };
             let ((rows, depth), (_, columns), (b, panel_stride)) = (a.dims(), b.dims(), b.first());
             let (y, y_stride, a_strides) = (y.first(), y.row_stride(), a.strides());
@@ -324,6 +281,11 @@ mod tests {
     #[should_panic(expected = "inner dimensions")]
     fn factors_that_do_not_fit_are_refused() {
         let one = [1.0_f32; 64];
-        product(Matrix::new(&one, 2, 3), Panels::new(&one, 2, 1), MatrixMut::new(&mut [0.0; 2], 2, 1), End::Replace);
+        product(
+            Matrix::new(&one, 2, 3),
+            Panels::new(&one, 2, 1),
+            MatrixMut::strided(&mut [0.0; 2], 2, 1, 1),
+            End::Replace,
+        );
     }
 }

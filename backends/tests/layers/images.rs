@@ -267,8 +267,11 @@ fn link(
     Ok((Conv2d::new(config, vb.pp(format!("conv{at}")))?, BatchNorm2d::new(config.outputs, vb.pp(format!("bn{at}")))?))
 }
 
+/// A name, the shape of the input, the links, and the projection of the shortcut.
+type BlockCase = (&'static str, [usize; 4], Vec<Conv2dConfig>, Option<Conv2dConfig>);
+
 /// Blocks of every kind: links, and the projection of the shortcut; without one the shortcut is the input where the shapes agree.
-fn blocks() -> Vec<(&'static str, [usize; 4], Vec<Conv2dConfig>, Option<Conv2dConfig>)> {
+fn blocks() -> Vec<BlockCase> {
     vec![
         ("identity", [2, 3, 5, 7], vec![conv(3, 3, 3, 1, 1, false), conv(3, 3, 3, 1, 1, false)], None),
         (
