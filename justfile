@@ -30,6 +30,10 @@ lessons *NAMES:
         cargo run --quiet --locked --package interlock-examples --example "$lesson"
     done
 
+# What the layers cost on one thread: `just bench linear`
+bench *NAMES:
+    cargo bench --package interlock-backends --locked -- {{ NAMES }}
+
 # Licences, advisories and sources of all dependencies; needs cargo-deny
 deny:
     cargo deny --locked check
