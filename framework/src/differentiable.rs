@@ -96,6 +96,18 @@ impl Saved {
             )
         })
     }
+
+    /// The value kept, to be freed in pieces.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn take<T: 'static>(self) -> Result<T> {
+        self.get::<T>()?;
+        self.0
+            .downcast()
+            .map(|value| *value)
+            .map_err(|_| Error::Ended("a saved forward pass changed its type".to_owned()))
+    }
 }
 
 /// What an input pass leaves for the parameter pass of the same loss.
@@ -150,16 +162,34 @@ pub trait Differentiable: Send {
     /// A `Saved` may be pulled back any number of times.
     fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled>;
 
+    /// Whether there are parameters, whose gradients a parameter pass gives. Where not, no cotangent is kept for it.
+    fn has_parameters(&self) -> bool {
+        true
+    }
+
     /// The input's gradient now, the parameters' later by [`Self::parameter_pass`].
     fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
         let pulled = self.pull_back(saved, cotangent, Wants::INPUT)?;
-        Ok((input_of(pulled)?, Pending::new(cotangent.clone())))
+        Ok((input_of(pulled)?, Pending::new(self.has_parameters().then(|| cotangent.clone()))))
     }
 
     /// The parameters' gradients of the loss whose input pass left `pending`.
     fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
-        let cotangent: Activation = pending.take()?;
-        Ok(self.pull_back(saved, &cotangent, Wants::PARAMETERS)?.parameters)
+        match pending.take()? {
+            Some(cotangent) => Ok(self.pull_back(saved, &cotangent, Wants::PARAMETERS)?.parameters),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// [`Self::pull_back`] for the last time: what was saved and the cotangent may be freed on the way. Containers override it, so that
+    /// each layer frees its own when it is done.
+    fn last_pull_back(&self, saved: Saved, cotangent: Activation, wants: Wants) -> Result<Pulled> {
+        self.pull_back(&saved, &cotangent, wants)
+    }
+
+    /// [`Self::parameter_pass`] as the last of all pull-backs.
+    fn last_parameter_pass(&self, saved: Saved, pending: Pending) -> Result<Gradients> {
+        self.parameter_pass(&saved, pending)
     }
 }
 
@@ -186,11 +216,20 @@ impl<T: Differentiable + ?Sized> Differentiable for Box<T> {
     fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
         (**self).pull_back(saved, cotangent, wants)
     }
+    fn has_parameters(&self) -> bool {
+        (**self).has_parameters()
+    }
     fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
         (**self).input_pass(saved, cotangent)
     }
     fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
         (**self).parameter_pass(saved, pending)
+    }
+    fn last_pull_back(&self, saved: Saved, cotangent: Activation, wants: Wants) -> Result<Pulled> {
+        (**self).last_pull_back(saved, cotangent, wants)
+    }
+    fn last_parameter_pass(&self, saved: Saved, pending: Pending) -> Result<Gradients> {
+        (**self).last_parameter_pass(saved, pending)
     }
 }
 
@@ -217,6 +256,30 @@ impl Sequential {
     }
 }
 
+impl Sequential {
+    /// Pulls `cotangent` back from layer to layer; `pull` does one of them.
+    fn chain<S>(
+        &self,
+        saved: impl DoubleEndedIterator<Item = S> + ExactSizeIterator,
+        mut cotangent: Activation,
+        wants: Wants,
+        pull: impl Fn(&dyn Differentiable, S, Activation, Wants) -> Result<Pulled>,
+    ) -> Result<Pulled> {
+        let mut parameters = Vec::new();
+        for (at, (layer, saved)) in self.0.iter().zip(saved).enumerate().rev() {
+            let layer_wants = Wants { input: wants.input || at > 0, ..wants };
+            let pulled = pull(&**layer, saved, cotangent, layer_wants)?;
+            parameters.extend(pulled.parameters);
+            match pulled.input {
+                Some(input) => cotangent = input,
+                None if at == 0 && !wants.input => return Ok(Pulled { input: None, parameters }),
+                None => return Err(no_input_gradient()),
+            }
+        }
+        Ok(Pulled { input: wants.input.then_some(cotangent), parameters })
+    }
+}
+
 impl Differentiable for Sequential {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let mut x = x.clone();
@@ -233,19 +296,7 @@ impl Differentiable for Sequential {
 
     fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
         let saved: &Vec<Saved> = saved.get()?;
-        let mut cotangent = cotangent.clone();
-        let mut parameters = Vec::new();
-        for (at, (layer, saved)) in self.0.iter().zip(saved).enumerate().rev() {
-            let layer_wants = Wants { input: wants.input || at > 0, ..wants };
-            let pulled = layer.pull_back(saved, &cotangent, layer_wants)?;
-            parameters.extend(pulled.parameters);
-            match pulled.input {
-                Some(input) => cotangent = input,
-                None if at == 0 && !wants.input => return Ok(Pulled { input: None, parameters }),
-                None => return Err(no_input_gradient()),
-            }
-        }
-        Ok(Pulled { input: wants.input.then_some(cotangent), parameters })
+        self.chain(saved.iter(), cotangent.clone(), wants, |layer, saved, c, wants| layer.pull_back(saved, &c, wants))
     }
 
     fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
@@ -266,6 +317,21 @@ impl Differentiable for Sequential {
         let mut gradients = Vec::new();
         for ((layer, saved), pending) in self.0.iter().zip(saved).rev().zip(left) {
             gradients.extend(layer.parameter_pass(saved, pending)?);
+        }
+        Ok(gradients)
+    }
+
+    fn last_pull_back(&self, saved: Saved, cotangent: Activation, wants: Wants) -> Result<Pulled> {
+        let saved: Vec<Saved> = saved.take()?;
+        self.chain(saved.into_iter(), cotangent, wants, |layer, saved, c, wants| layer.last_pull_back(saved, c, wants))
+    }
+
+    fn last_parameter_pass(&self, saved: Saved, pending: Pending) -> Result<Gradients> {
+        let saved: Vec<Saved> = saved.take()?;
+        let left: Vec<Pending> = pending.take()?;
+        let mut gradients = Vec::new();
+        for ((layer, saved), pending) in self.0.iter().zip(saved).rev().zip(left) {
+            gradients.extend(layer.last_parameter_pass(saved, pending)?);
         }
         Ok(gradients)
     }

@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use crate::{
     Batch, Error, GradientPlan, Loss, Result, Score, Stage,
     clip::ClipScope,
-    schedule::{Action, Purpose, Ticket},
+    schedule::{Action, Purpose, Then, Ticket},
     stage::{Outcome, Payload, StageBlueprint, StageSettings},
 };
 
@@ -53,9 +53,10 @@ impl PlainPipeline {
                 if let Some(score) = self.run_head(k, ticket)? {
                     scores[k] = Some(scores[k].map_or(score, |sum: Score| sum.and(score)));
                 }
-                for &loss in self.plan.wants(k) {
+                for (at, &loss) in self.plan.wants(k).iter().enumerate() {
                     let wants = self.plan.pull_back(k, loss);
-                    let action = Action::PullBack { ticket, loss, wants };
+                    let then = Then::after(false, at + 1 < self.plan.wants(k).len());
+                    let action = Action::PullBack { ticket, loss, wants, then };
                     if let Outcome::Gradient(gradient) = self.stages[k].perform(action, None).map_err(Error::Stage)? {
                         self.stages[k - 1].accept_gradient(ticket, loss, &gradient).map_err(Error::Stage)?;
                     }

@@ -46,6 +46,28 @@ pub struct Ticket {
     pub micros: usize,
 }
 
+/// What is left of a micro-batch's pull-backs behind one of them: it decides what the stage keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Then {
+    /// The parameters' gradients of the same loss.
+    Parameters,
+    /// Other losses only.
+    Others,
+    /// Nothing: what the forward pass saved can go.
+    Nothing,
+}
+
+impl Then {
+    /// After a pull-back of a loss of which the parameters' gradients are left or not, where other losses are left or not.
+    pub fn after(parameters: bool, others: bool) -> Self {
+        match (parameters, others) {
+            (true, _) => Self::Parameters,
+            (false, true) => Self::Others,
+            (false, false) => Self::Nothing,
+        }
+    }
+}
+
 /// Something that a stage has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {
@@ -66,6 +88,8 @@ pub enum Action {
         loss: usize,
         /// Which gradients to compute.
         wants: Wants,
+        /// What the stage will be asked for after it.
+        then: Then,
     },
     /// Tell the squared norms of the gradients of this step (global clipping).
     ShareNorm(u64),
@@ -106,7 +130,7 @@ impl fmt::Display for Action {
         match self {
             Self::Forward(ticket) => write!(f, "F{}", ticket.micro),
             Self::Head { ticket, .. } => write!(f, "H{}", ticket.micro),
-            Self::PullBack { ticket, loss, wants } => {
+            Self::PullBack { ticket, loss, wants, .. } => {
                 let letter = match (wants.input, wants.parameters) {
                     (true, true) => 'B',
                     (true, false) => 'I',
@@ -179,7 +203,13 @@ struct Live {
 
 impl Live {
     fn is_done(&self) -> bool {
-        !self.head_left && self.losses.iter().all(|l| !l.left.input && !l.left.parameters)
+        !self.head_left && !self.losses.iter().any(PullBackState::is_left)
+    }
+}
+
+impl PullBackState {
+    fn is_left(&self) -> bool {
+        self.left.input || self.left.parameters
     }
 }
 
@@ -341,7 +371,11 @@ impl StageSchedule {
             }
             for state in live.losses.iter().filter(|l| l.arrived) {
                 let in_order = ticket.micro == self.next_parameters;
-                let mut push = |wants| actions.push(Action::PullBack { ticket, loss: state.loss, wants });
+                let others = live.losses.iter().any(|l| l.loss != state.loss && l.is_left());
+                let mut push = |wants: Wants| {
+                    let then = Then::after(state.left.parameters && !wants.parameters, others);
+                    actions.push(Action::PullBack { ticket, loss: state.loss, wants, then });
+                };
                 match (state.left.input, state.left.parameters) {
                     (true, true) if self.role.policy.fuses() && in_order => push(Wants::BOTH),
                     (true, _) => push(Wants::INPUT),
@@ -393,7 +427,7 @@ impl StageSchedule {
                 }
                 self.free_if_done(ticket);
             }
-            Action::PullBack { ticket, loss, wants } => {
+            Action::PullBack { ticket, loss, wants, .. } => {
                 if wants.parameters {
                     self.next_parameters += 1;
                 }

@@ -19,11 +19,12 @@ use std::{collections::HashMap, sync::Arc};
 use candle_core::Tensor;
 
 use crate::{
-    Activation, Differentiable, Error, Loss, Pass, Phase, Result, Saved, Score, StageDevice, StageFailure, Wants,
+    Activation, Differentiable, Error, Loss, Pass, Phase, Pulled, Result, Saved, Score, StageDevice, StageFailure,
+    Wants,
     clip::{self, ClipConfig, ClipScope},
     differentiable::{Pending, input_of},
     lr_schedule::LrSchedule,
-    schedule::{Action, Purpose, Ticket},
+    schedule::{Action, Purpose, Then, Ticket},
 };
 
 /// A micro-batch on its way from stage to stage.
@@ -78,7 +79,8 @@ enum Kept {
 
 /// What is kept of a micro-batch between its forward pass and its last pull-back.
 struct Live {
-    kept: Kept,
+    /// Until the last pull-back begins.
+    kept: Option<Kept>,
     /// The stage's output, until the head has seen it.
     output: Option<Activation>,
     targets: Tensor,
@@ -87,6 +89,17 @@ struct Live {
     cotangents: HashMap<usize, Activation>,
     /// What input passes have left for parameter passes.
     pending: HashMap<usize, Pending>,
+}
+
+impl Live {
+    /// Keeps what the forward pass saved for a pull-back to come.
+    fn keep(&mut self, saved: Saved) -> &Saved {
+        self.kept = Some(Kept::Saved(saved));
+        match &self.kept {
+            Some(Kept::Saved(saved)) => saved,
+            _ => unreachable!("just put there"),
+        }
+    }
 }
 
 /// One stage of a model, on its device.
@@ -201,7 +214,9 @@ impl Stage {
             let (phase, done) = match action {
                 Action::Forward(ticket) => (Phase::Forward, self.forward(ticket)),
                 Action::Head { ticket, cotangent } => (Phase::Head, self.run_head(ticket, cotangent)),
-                Action::PullBack { ticket, loss, wants } => (Phase::PullBack, self.pull_back(ticket, loss, wants)),
+                Action::PullBack { ticket, loss, wants, then } => {
+                    (Phase::PullBack, self.pull_back(ticket, loss, wants, then))
+                }
                 Action::ShareNorm(_) => {
                     (Phase::Update, self.parameters.squared_norms().map(|norms| Outcome::SquaredNorms(norms.to_vec())))
                 }
@@ -252,7 +267,7 @@ impl Stage {
             finite::check(&output, || format!("the output of stage {}", self.index))?;
         }
         let live = Live {
-            kept: if recompute { Kept::Input(inputs) } else { Kept::Saved(saved) },
+            kept: Some(if recompute { Kept::Input(inputs) } else { Kept::Saved(saved) }),
             output: for_head,
             targets: targets.clone(),
             total,
@@ -293,7 +308,7 @@ impl Stage {
                 let (score, gradient) = self.loss.differentiate(logits.single()?, &live.targets, live.total)?;
                 check_loss(self.index, score)?;
                 let wants = Wants { input: cotangent, parameters: true };
-                let mut pulled = head.module.pull_back(&saved, &gradient.into(), wants)?;
+                let mut pulled = head.module.last_pull_back(saved, gradient.into(), wants)?;
                 head.parameters.accumulate(std::mem::take(&mut pulled.parameters))?;
                 if cotangent {
                     let gradient = input_of(pulled)?;
@@ -306,37 +321,39 @@ impl Stage {
         Ok(Outcome::Score(score))
     }
 
-    fn pull_back(&mut self, ticket: Ticket, loss: usize, wants: Wants) -> Result<Outcome> {
+    fn pull_back(&mut self, ticket: Ticket, loss: usize, wants: Wants, then: Then) -> Result<Outcome> {
         let pass = Pass { track: false, ..self.pass(ticket) };
         let live = self.live.get_mut(&ticket).ok_or_else(|| lost("a micro-batch", ticket))?;
-        if let Kept::Input(inputs) = &live.kept {
-            live.kept = Kept::Saved(self.module.forward(&self.dtype.unpack(inputs)?, &pass)?.1);
-        }
-        let Kept::Saved(saved) = &live.kept else { return Err(lost("the forward pass", ticket)) };
-        if let (Wants::PARAMETERS, Some(pending)) = (wants, live.pending.remove(&loss)) {
-            let gradients = self.module.parameter_pass(saved, pending)?;
-            self.parameters.accumulate(gradients)?;
+        let saved = match live.kept.take().ok_or_else(|| lost("the forward pass", ticket))? {
+            Kept::Saved(saved) => saved,
+            Kept::Input(inputs) => self.module.forward(&self.dtype.unpack(&inputs)?, &pass)?.1,
+        };
+        let mut pulled = if let (Wants::PARAMETERS, Some(pending)) = (wants, live.pending.remove(&loss)) {
+            let parameters = match then {
+                Then::Nothing => self.module.last_parameter_pass(saved, pending)?,
+                _ => self.module.parameter_pass(live.keep(saved), pending)?,
+            };
+            Pulled { input: None, parameters }
+        } else {
+            let cotangent = live.cotangents.remove(&loss).ok_or_else(|| lost("a gradient", ticket))?;
+            let cotangent = self.dtype.unpack(&cotangent)?;
+            match then {
+                Then::Nothing => self.module.last_pull_back(saved, cotangent, wants)?,
+                Then::Others => self.module.pull_back(live.keep(saved), &cotangent, wants)?,
+                Then::Parameters => {
+                    let (input, pending) = self.module.input_pass(live.keep(saved), &cotangent)?;
+                    live.pending.insert(loss, pending);
+                    Pulled { input: Some(input), parameters: Vec::new() }
+                }
+            }
+        };
+        self.parameters.accumulate(std::mem::take(&mut pulled.parameters))?;
+        if !wants.input {
             return Ok(Outcome::None);
         }
-        let cotangent = live.cotangents.remove(&loss).ok_or_else(|| lost("a gradient", ticket))?;
-        let cotangent = self.dtype.unpack(&cotangent)?;
-        let input = if wants == Wants::INPUT {
-            let (input, pending) = self.module.input_pass(saved, &cotangent)?;
-            live.pending.insert(loss, pending);
-            Some(input)
-        } else {
-            let mut pulled = self.module.pull_back(saved, &cotangent, wants)?;
-            self.parameters.accumulate(std::mem::take(&mut pulled.parameters))?;
-            if wants.input { Some(input_of(pulled)?) } else { None }
-        };
-        match input {
-            Some(input) => {
-                let input = self.dtype.pack(&input.detach())?;
-                finite::check(&input, || format!("the gradient of loss {loss} behind stage {}", self.index))?;
-                Ok(Outcome::Gradient(input))
-            }
-            None => Ok(Outcome::None),
-        }
+        let input = self.dtype.pack(&input_of(pulled)?.detach())?;
+        finite::check(&input, || format!("the gradient of loss {loss} behind stage {}", self.index))?;
+        Ok(Outcome::Gradient(input))
     }
 
     fn update(&mut self, step: u64, global_norm: Option<f64>) -> Result<Outcome> {

@@ -15,7 +15,7 @@ use interlock::{
     device::Plain,
     optimizer::OptimizerConfig,
     plain::PlainPipeline,
-    schedule::{Action, PolicyName, Purpose, Ticket},
+    schedule::{Action, PolicyName, Purpose, Then, Ticket},
     stage::{BoundaryDtype, HeadsConfig, HeadsTrained, Outcome, Payload, Recompute},
     trainer::{Split, TrainerBuilder},
 };
@@ -118,12 +118,12 @@ fn what_crosses_a_boundary_is_rounded_and_half_as_large() {
         }
         stages[2].perform(Action::Head { ticket, cotangent: true }, None).unwrap();
         for k in [2, 1] {
-            let action = Action::PullBack { ticket, loss: 2, wants: Wants::BOTH };
+            let action = Action::PullBack { ticket, loss: 2, wants: Wants::BOTH, then: Then::Nothing };
             let Outcome::Gradient(gradient) = stages[k].perform(action, None).unwrap() else { panic!() };
             assert_eq!(gradient.bytes(), 5 * 8 * bytes);
             stages[k - 1].accept_gradient(ticket, 2, &gradient).unwrap();
         }
-        let action = Action::PullBack { ticket, loss: 2, wants: Wants::PARAMETERS };
+        let action = Action::PullBack { ticket, loss: 2, wants: Wants::PARAMETERS, then: Then::Nothing };
         assert!(matches!(stages[0].perform(action, None).unwrap(), Outcome::None));
     }
 }

@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
 
 use super::{
+    Recomputed,
     images::Order,
     slices::{cotangent, cotangent_of, dense, map, read, tensor, zip},
 };
@@ -44,6 +45,10 @@ impl Differentiable for Relu {
         let dx = zip(&read(&c)?, &read::<f32>(y)?, |c, y| if y > 0.0 { c } else { 0.0 });
         Ok(Pulled { input: Some(order.tensor_of(&tensor(dx, y.shape())?)?.into()), ..Pulled::default() })
     }
+
+    fn has_parameters(&self) -> bool {
+        false
+    }
 }
 
 /// `y = x Φ(x)` in its tanh approximation.
@@ -66,5 +71,16 @@ impl Differentiable for Gelu {
         let c = cotangent(c, x.dims(), "gelu")?;
         let dx = gelu::pull_back(&read(x)?, &read(&c)?).into_tensor(x.shape())?;
         Ok(Pulled { input: Some(dx.into()), ..Pulled::default() })
+    }
+
+    fn has_parameters(&self) -> bool {
+        false
+    }
+}
+
+impl Recomputed for Gelu {
+    fn output(&self, saved: &Saved) -> Result<Activation> {
+        let x: &Tensor = saved.get()?;
+        Ok(gelu::apply(&read(x)?).into_tensor(x.shape())?.into())
     }
 }

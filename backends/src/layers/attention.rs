@@ -15,7 +15,7 @@ use interlock::{
 };
 
 use super::{
-    Dropout, Linear, dropout,
+    Dropout, LayerNorm, Linear, LinearOf, dropout,
     slices::{cotangent, label, read, wrong_shape},
 };
 use crate::kernels::attention::Heads;
@@ -28,9 +28,27 @@ pub struct CausalSelfAttention {
     heads: usize,
     probability: f64,
     dropout_name: String,
-    c_attn: Linear,
+    c_attn: Projection,
     c_proj: Linear,
     output_dropout: Dropout,
+}
+
+/// Queries, keys and values: of the input, or of its norm.
+#[derive(Clone, Debug)]
+enum Projection {
+    Plain(Linear),
+    Normed(LinearOf<LayerNorm>),
+}
+
+impl std::ops::Deref for Projection {
+    type Target = dyn Differentiable;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Plain(linear) => linear,
+            Self::Normed(linear) => linear,
+        }
+    }
 }
 
 struct SavedAttention {
@@ -50,6 +68,11 @@ struct SavedAttention {
 struct Cotangents {
     projection: Activation,
     qkv: Activation,
+}
+
+struct PendingAttention {
+    projection: Activation,
+    c_attn: Pending,
 }
 
 impl CausalSelfAttention {
@@ -77,11 +100,20 @@ impl CausalSelfAttention {
             heads,
             probability: dropout,
             dropout_name: format!("{name} weights"),
-            c_attn: linear(3 * width, init_std, "c_attn")?,
+            c_attn: Projection::Plain(linear(3 * width, init_std, "c_attn")?),
             c_proj: linear(width, proj_std, "c_proj")?,
             output_dropout: Dropout::new(dropout, format!("{name} output")),
             name,
         })
+    }
+
+    /// Attention of `norm(x)`: the same as a norm before attention, but what the norm gives is not kept.
+    #[must_use]
+    pub fn of(self, norm: LayerNorm) -> Self {
+        let c_attn = match self.c_attn {
+            Projection::Plain(linear) | Projection::Normed(LinearOf { linear, .. }) => linear,
+        };
+        Self { c_attn: Projection::Normed(LinearOf::new(norm, c_attn)), ..self }
     }
 
     /// Pulls the cotangent of the output back to the outputs of both linear layers.
@@ -94,14 +126,8 @@ impl CausalSelfAttention {
         Ok(Cotangents { projection, qkv: qkv.into_tensor(&saved.heads.dims(3))?.into() })
     }
 
-    fn gradients(&self, saved: &SavedAttention, cotangents: &Cotangents) -> Result<Gradients> {
-        let mut gradients = self.c_attn.pull_back(&saved.c_attn, &cotangents.qkv, Wants::PARAMETERS)?.parameters;
-        gradients.extend(self.c_proj.pull_back(&saved.c_proj, &cotangents.projection, Wants::PARAMETERS)?.parameters);
-        Ok(gradients)
-    }
-
-    fn input_gradient(&self, saved: &SavedAttention, cotangents: &Cotangents) -> Result<Activation> {
-        input_of(self.c_attn.pull_back(&saved.c_attn, &cotangents.qkv, Wants::INPUT)?)
+    fn projection_gradients(&self, saved: &SavedAttention, c: &Activation) -> Result<Gradients> {
+        Ok(self.c_proj.pull_back(&saved.c_proj, c, Wants::PARAMETERS)?.parameters)
     }
 }
 
@@ -134,20 +160,26 @@ impl Differentiable for CausalSelfAttention {
         if !wants.input && !wants.parameters {
             return Ok(Pulled::default());
         }
-        let cotangents = self.cotangents(saved, c)?;
-        Ok(Pulled {
-            input: wants.input.then(|| self.input_gradient(saved, &cotangents)).transpose()?,
-            parameters: if wants.parameters { self.gradients(saved, &cotangents)? } else { Vec::new() },
-        })
+        let Cotangents { projection, qkv } = self.cotangents(saved, c)?;
+        let mut pulled = self.c_attn.pull_back(&saved.c_attn, &qkv, wants)?;
+        if wants.parameters {
+            pulled.parameters.extend(self.projection_gradients(saved, &projection)?);
+        }
+        Ok(pulled)
     }
 
     fn input_pass(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
         let saved: &SavedAttention = saved.get()?;
-        let cotangents = self.cotangents(saved, c)?;
-        Ok((self.input_gradient(saved, &cotangents)?, Pending::new(cotangents)))
+        let Cotangents { projection, qkv } = self.cotangents(saved, c)?;
+        let (input, c_attn) = self.c_attn.input_pass(&saved.c_attn, &qkv)?;
+        Ok((input, Pending::new(PendingAttention { projection, c_attn })))
     }
 
     fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
-        self.gradients(saved.get()?, &pending.take()?)
+        let saved: &SavedAttention = saved.get()?;
+        let PendingAttention { projection, c_attn } = pending.take()?;
+        let mut gradients = self.c_attn.parameter_pass(&saved.c_attn, c_attn)?;
+        gradients.extend(self.projection_gradients(saved, &projection)?);
+        Ok(gradients)
     }
 }

@@ -98,4 +98,8 @@ impl Differentiable for Dropout {
         };
         Ok(Pulled { input: Some(dx.into()), ..Pulled::default() })
     }
+
+    fn has_parameters(&self) -> bool {
+        false
+    }
 }

@@ -10,7 +10,10 @@ use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
 
-use super::slices::{cotangent, dense, label, read, tensor, wrong_shape};
+use super::{
+    Recomputed,
+    slices::{cotangent, dense, label, read, tensor, wrong_shape},
+};
 use crate::kernels::layer_norm::{self, Statistics};
 
 /// Layer normalization over the last dimension.
@@ -38,6 +41,10 @@ impl LayerNorm {
             bias: vb.get_with_hints(width, "bias", Init::Const(0.0))?,
         })
     }
+
+    fn normalize(&self, SavedLayerNorm { x, statistics }: &SavedLayerNorm) -> Result<Tensor> {
+        layer_norm::normalize(&read(x)?, statistics, &read(&self.weight)?, &read(&self.bias)?).into_tensor(x.shape())
+    }
 }
 
 impl Differentiable for LayerNorm {
@@ -47,13 +54,10 @@ impl Differentiable for LayerNorm {
             return Err(wrong_shape(&self.name, x.dims(), format_args!("(…, {})", self.width)));
         }
         let x = dense(x, &self.name)?;
-        let values = read::<f32>(&x)?;
-        let statistics = layer_norm::statistics(&values, self.width);
-        let y = layer_norm::normalize(&values, &statistics, &read(&self.weight)?, &read(&self.bias)?);
-        drop(values);
-        let y = y.into_tensor(x.shape())?;
-        let saved = if pass.is_train() { Saved::new(SavedLayerNorm { x, statistics }) } else { Saved::nothing() };
-        Ok((y.into(), saved))
+        let statistics = layer_norm::statistics(&read(&x)?, self.width);
+        let saved = SavedLayerNorm { x, statistics };
+        let y = self.normalize(&saved)?;
+        Ok((y.into(), if pass.is_train() { Saved::new(saved) } else { Saved::nothing() }))
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
@@ -72,5 +76,11 @@ impl Differentiable for LayerNorm {
                 vec![(self.weight.id(), tensor(dg, self.width)?), (self.bias.id(), tensor(db, self.width)?)];
         }
         Ok(pulled)
+    }
+}
+
+impl Recomputed for LayerNorm {
+    fn output(&self, saved: &Saved) -> Result<Activation> {
+        Ok(self.normalize(saved.get()?)?.into())
     }
 }

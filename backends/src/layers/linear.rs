@@ -5,7 +5,7 @@
 
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
-use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
+use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants};
 
 use super::slices::{column_sums, cotangent, dense, label, read, tensor, wrong_shape};
 use crate::kernels::{linear, matrix::Matrix, panels::Packed};
@@ -50,36 +50,47 @@ impl Linear {
     fn matrix<'a>(&self, weight: &'a [f32]) -> Matrix<'a> {
         Matrix::new(weight, self.outputs, self.inputs)
     }
+
+    /// `y`, of a dense `x`.
+    pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let dims = self.output_dims(x.dims())?;
+        let bias = self.bias.as_ref().map(read::<f32>).transpose()?;
+        let weight = Packed::new(self.matrix(&read(&self.weight)?).t());
+        linear::rows_times(&read(x)?, &weight, bias.as_deref()).into_tensor(dims)
+    }
+
+    /// `∂x`, of shape `dims`.
+    pub(super) fn input_gradient(&self, dims: &[usize], c: &Activation) -> Result<Activation> {
+        let c = cotangent(c, &self.output_dims(dims)?, &self.name)?;
+        let weight = Packed::new(self.matrix(&read(&self.weight)?));
+        Ok(linear::rows_times(&read(&c)?, &weight, None).into_tensor(dims)?.into())
+    }
+
+    /// `∂W` and `∂b`, for the input `x`.
+    pub(super) fn gradients(&self, x: &Tensor, c: &Activation) -> Result<Gradients> {
+        let c = cotangent(c, &self.output_dims(x.dims())?, &self.name)?;
+        let c = read(&c)?;
+        let dw = linear::columns_times_rows(&c, self.outputs, &read(x)?, self.inputs);
+        let mut gradients = vec![(self.weight.id(), dw.into_tensor(self.weight.shape())?)];
+        if let Some(bias) = &self.bias {
+            gradients.push((bias.id(), tensor(column_sums(&c, self.outputs), bias.shape())?));
+        }
+        Ok(gradients)
+    }
 }
 
 impl Differentiable for Linear {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
-        let x = x.single()?;
-        let dims = self.output_dims(x.dims())?;
-        let x = dense(x, &self.name)?;
-        let bias = self.bias.as_ref().map(read::<f32>).transpose()?;
-        let weight = Packed::new(self.matrix(&read(&self.weight)?).t());
-        let y = linear::rows_times(&read(&x)?, &weight, bias.as_deref());
-        let saved = if pass.is_train() { Saved::new(x) } else { Saved::nothing() };
-        Ok((y.into_tensor(dims)?.into(), saved))
+        let x = dense(x.single()?, &self.name)?;
+        let y = self.apply(&x)?;
+        Ok((y.into(), if pass.is_train() { Saved::new(x) } else { Saved::nothing() }))
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
         let x: &Tensor = saved.get()?;
-        let c = cotangent(c, &self.output_dims(x.dims())?, &self.name)?;
-        let c = read(&c)?;
-        let mut pulled = Pulled::default();
-        if wants.input {
-            let weight = Packed::new(self.matrix(&read(&self.weight)?));
-            pulled.input = Some(linear::rows_times(&c, &weight, None).into_tensor(x.shape())?.into());
-        }
-        if wants.parameters {
-            let dw = linear::columns_times_rows(&c, self.outputs, &read(x)?, self.inputs);
-            pulled.parameters.push((self.weight.id(), dw.into_tensor(self.weight.shape())?));
-            if let Some(bias) = &self.bias {
-                pulled.parameters.push((bias.id(), tensor(column_sums(&c, self.outputs), bias.shape())?));
-            }
-        }
-        Ok(pulled)
+        Ok(Pulled {
+            input: wants.input.then(|| self.input_gradient(x.dims(), c)).transpose()?,
+            parameters: if wants.parameters { self.gradients(x, c)? } else { Vec::new() },
+        })
     }
 }

@@ -116,6 +116,10 @@ impl Differentiable for MaxPool2d {
         let dx = tensor(dx, (batch, window.image[0], window.image[1], channels))?;
         Ok(Pulled { input: Some(channels_first(&dx)?.into()), ..Pulled::default() })
     }
+
+    fn has_parameters(&self) -> bool {
+        false
+    }
 }
 
 /// The mean under each window; no padding.
@@ -178,6 +182,10 @@ impl Differentiable for AvgPool2d {
         let dx = tensor(dx, (batch, window.image[0], window.image[1], channels))?;
         Ok(Pulled { input: Some(channels_first(&dx)?.into()), ..Pulled::default() })
     }
+
+    fn has_parameters(&self) -> bool {
+        false
+    }
 }
 
 /// The mean of each channel: `(B, C, H, W) → (B, C)`.
@@ -232,5 +240,9 @@ impl Differentiable for GlobalAvgPool {
         });
         let dx = tensor(dx, (batch, height, width, channels))?;
         Ok(Pulled { input: Some(channels_first(&dx)?.into()), ..Pulled::default() })
+    }
+
+    fn has_parameters(&self) -> bool {
+        false
     }
 }

@@ -57,6 +57,23 @@ fn add(a: &Activation, b: &Activation) -> Result<Activation> {
     Ok(order.tensor_of(&tensor(sum, a.shape())?)?.into())
 }
 
+/// What the pull-backs of both branches give together; the shortcut without a layer gives the cotangent itself.
+fn join(mut main: Pulled, shortcut: Option<Pulled>, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
+    let mut parameters = std::mem::take(&mut main.parameters);
+    let shortcut = match shortcut {
+        Some(mut pulled) => {
+            parameters.append(&mut pulled.parameters);
+            wants.input.then(|| input_of(pulled)).transpose()?
+        }
+        None => wants.input.then(|| cotangent.clone()),
+    };
+    let input = match shortcut {
+        Some(shortcut) => Some(add(&input_of(main)?, &shortcut)?),
+        None => None,
+    };
+    Ok(Pulled { input, parameters })
+}
+
 impl Differentiable for Residual {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let (y, main) = self.main.forward(x, pass)?;
@@ -73,21 +90,19 @@ impl Differentiable for Residual {
 
     fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
         let saved: &SavedResidual = saved.get()?;
-        let mut main = self.main.pull_back(&saved.main, cotangent, wants)?;
-        let mut parameters = std::mem::take(&mut main.parameters);
-        let shortcut = match self.shortcut(saved) {
-            Some((layer, saved)) => {
-                let mut pulled = layer.pull_back(saved, cotangent, wants)?;
-                parameters.append(&mut pulled.parameters);
-                wants.input.then(|| input_of(pulled)).transpose()?
-            }
-            None => wants.input.then(|| cotangent.clone()),
-        };
-        let input = match shortcut {
-            Some(shortcut) => Some(add(&input_of(main)?, &shortcut)?),
-            None => None,
-        };
-        Ok(Pulled { input, parameters })
+        let main = self.main.pull_back(&saved.main, cotangent, wants)?;
+        let shortcut =
+            self.shortcut(saved).map(|(layer, saved)| layer.pull_back(saved, cotangent, wants)).transpose()?;
+        join(main, shortcut, cotangent, wants)
+    }
+
+    fn last_pull_back(&self, saved: Saved, cotangent: Activation, wants: Wants) -> Result<Pulled> {
+        let saved: SavedResidual = saved.take()?;
+        let main = self.main.last_pull_back(saved.main, cotangent.clone(), wants)?;
+        let shortcut = self.shortcut.as_ref().zip(saved.shortcut);
+        let shortcut =
+            shortcut.map(|(layer, saved)| layer.last_pull_back(saved, cotangent.clone(), wants)).transpose()?;
+        join(main, shortcut, &cotangent, wants)
     }
 
     fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
@@ -111,5 +126,19 @@ impl Differentiable for Residual {
             gradients.extend(layer.parameter_pass(saved, pending)?);
         }
         Ok(gradients)
+    }
+
+    fn last_parameter_pass(&self, saved: Saved, pending: Pending) -> Result<Gradients> {
+        let saved: SavedResidual = saved.take()?;
+        let pending: PendingResidual = pending.take()?;
+        let mut gradients = self.main.last_parameter_pass(saved.main, pending.main)?;
+        if let Some(((layer, saved), pending)) = self.shortcut.as_ref().zip(saved.shortcut).zip(pending.shortcut) {
+            gradients.extend(layer.last_parameter_pass(saved, pending)?);
+        }
+        Ok(gradients)
+    }
+
+    fn has_parameters(&self) -> bool {
+        self.main.has_parameters() || self.shortcut.as_ref().is_some_and(|layer| layer.has_parameters())
     }
 }

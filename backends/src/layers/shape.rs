@@ -29,4 +29,8 @@ impl Differentiable for Flatten {
         let c = cotangent(c, &[batch, shape.elem_count() / batch.max(1)], "flatten")?;
         Ok(Pulled { input: Some(c.reshape(shape)?.into()), ..Pulled::default() })
     }
+
+    fn has_parameters(&self) -> bool {
+        false
+    }
 }

@@ -131,7 +131,7 @@ impl World {
                 assert_eq!(ticket.step, updates, "a head scored with parameters newer than the forward pass");
                 record.scores.push((ticket, updates));
             }
-            Action::PullBack { ticket, loss, wants } => {
+            Action::PullBack { ticket, loss, wants, .. } => {
                 assert_eq!(ticket.step, updates, "a pull-back saw parameters newer than its forward pass");
                 if wants.parameters {
                     record.parameters.push((ticket, loss));

@@ -2,7 +2,9 @@
 
 use candle_nn::{Init, VarBuilder};
 use interlock::{Result, Sequential, Unit};
-use interlock_backends::layers::{CausalSelfAttention, Dropout, Gelu, LayerNorm, Linear, Residual, TokenAndPosition};
+use interlock_backends::layers::{
+    CausalSelfAttention, Dropout, Gelu, LayerNorm, Linear, LinearOf, Residual, TokenAndPosition,
+};
 
 use super::Transformer;
 use crate::flops;
@@ -46,10 +48,9 @@ fn attention(
     dropout: f64,
     projection: f64,
     vb: &VarBuilder<'static>,
-) -> Result<Sequential> {
+) -> Result<CausalSelfAttention> {
     let norm = LayerNorm::new(width, vb.pp("ln_1"))?;
-    let attention = CausalSelfAttention::new(width, heads, dropout, DEVIATION, projection, vb.pp("attn"))?;
-    Ok(Sequential::default().and(norm).and(attention))
+    Ok(CausalSelfAttention::new(width, heads, dropout, DEVIATION, projection, vb.pp("attn"))?.of(norm))
 }
 
 fn perceptron(width: usize, dropout: f64, projection: f64, vb: &VarBuilder<'static>) -> Result<Sequential> {
@@ -57,7 +58,7 @@ fn perceptron(width: usize, dropout: f64, projection: f64, vb: &VarBuilder<'stat
     let widen = Linear::with_init(width, 4 * width, INITIAL_WEIGHT, Some(ZERO), vb.pp("mlp.c_fc"))?;
     let narrow = Init::Randn { mean: 0.0, stdev: projection };
     let narrow = Linear::with_init(4 * width, width, narrow, Some(ZERO), vb.pp("mlp.c_proj"))?;
-    let mut layers = Sequential::default().and(norm).and(widen).and(Gelu).and(narrow);
+    let mut layers = Sequential::default().and(LinearOf::new(norm, widen)).and(LinearOf::new(Gelu, narrow));
     push_dropout(&mut layers, dropout, vb, "mlp.dropout");
     Ok(layers)
 }
