@@ -1,0 +1,164 @@
+//! The program's allocator: tensors in one heap that all threads share, everything else in the system's.
+//!
+//! A training step asks for the same few hundred large blocks again and again, in one thread and another. A heap that gives the lowest place
+//! that is large enough, and merges neighbours as they are freed, keeps what is resident within a twentieth of what is in use; and since
+//! nothing goes back to the system between steps, no step pays for fresh pages.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    ptr::{NonNull, null_mut},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use linked_list_allocator::Heap;
+use memmap2::{Advice, MmapOptions, MmapRaw};
+
+/// Blocks of this many bytes and more lie in the shared heap while there is room.
+const LARGE: usize = 64 << 10;
+
+/// How many bytes of addresses are asked for, first to last: an address costs nothing before it is used, but a limit may forbid many.
+const ADDRESSES: [usize; 4] = [1 << 40, 64 << 30, 4 << 30, 256 << 20];
+
+/// See the module.
+pub(crate) struct Allocator(Mutex<Shared>);
+
+struct Shared {
+    heap: Heap,
+    /// Whether addresses have been asked for.
+    asked: bool,
+}
+
+impl Allocator {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(Shared { heap: Heap::empty(), asked: false }))
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// A place in the heap, unless it is full or there is none.
+    fn place(&mut self, layout: Layout) -> Option<NonNull<u8>> {
+        if !self.asked {
+            self.asked = true;
+            self.ask();
+        }
+        self.heap.allocate_first_fit(layout).ok()
+    }
+
+    fn ask(&mut self) {
+        let map = |&len| MmapOptions::new().len(len).no_reserve_swap().map_anon().ok();
+        let Some(map) = ADDRESSES.iter().find_map(map).map(MmapRaw::from) else { return };
+        // Where the system has large pages to give.
+        let _ = map.advise(Advice::HugePage);
+        // SAFETY: nobody else knows of these addresses, and they stay mapped, since `map` is forgotten.
+        unsafe { self.heap.init(map.as_mut_ptr(), map.len()) };
+        std::mem::forget(map);
+    }
+
+    fn holds(&self, block: *mut u8) -> bool {
+        (self.heap.bottom()..self.heap.top()).contains(&block)
+    }
+}
+
+// SAFETY: blocks come from two allocators that keep the contract, and go back to the one that they came from: large blocks by address, all
+// others to the system's. Nothing here allocates while the lock is held: the heap keeps its list in its holes.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let place = if layout.size() < LARGE { None } else { self.shared().place(layout) };
+        // SAFETY: as demanded of the caller.
+        place.map_or_else(|| unsafe { System.alloc(layout) }, NonNull::as_ptr)
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let place = if layout.size() < LARGE { None } else { self.shared().place(layout) };
+        // SAFETY: as demanded of the caller; a place has the size asked for.
+        unsafe {
+            match place {
+                Some(place) => {
+                    place.write_bytes(0, layout.size());
+                    place.as_ptr()
+                }
+                None => System.alloc_zeroed(layout),
+            }
+        }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if layout.size() >= LARGE
+            && let Some(place) = NonNull::new(block)
+        {
+            let mut shared = self.shared();
+            if shared.holds(block) {
+                // SAFETY: the block came from this heap, by `alloc`, with this layout.
+                return unsafe { shared.heap.deallocate(place, layout) };
+            }
+        }
+        // SAFETY: the block came from the system's allocator.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new: usize) -> *mut u8 {
+        // SAFETY: as demanded of the caller; small blocks are the system's, before and after.
+        unsafe {
+            if layout.size() < LARGE && new < LARGE {
+                return System.realloc(block, layout, new);
+            }
+            let Ok(other) = Layout::from_size_align(new, layout.align()) else { return null_mut() };
+            let moved = self.alloc(other);
+            if !moved.is_null() {
+                moved.copy_from_nonoverlapping(block, layout.size().min(new));
+                self.dealloc(block, layout);
+            }
+            moved
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_blocks_merge_when_freed_and_are_given_again() {
+        let allocator = Allocator::new();
+        let layout = |len| Layout::from_size_align(len, 64).unwrap();
+        // SAFETY: every block is freed once, with its layout.
+        unsafe {
+            let blocks = [1, 2, 3].map(|i| (allocator.alloc_zeroed(layout(i * LARGE)), i * LARGE));
+            for (i, &(block, len)) in blocks.iter().enumerate() {
+                assert!(allocator.shared().holds(block) && block as usize % 64 == 0);
+                assert!(std::slice::from_raw_parts(block, len).iter().all(|&byte| byte == 0));
+                block.write_bytes(i as u8 + 1, len);
+            }
+            for &(block, len) in &blocks {
+                allocator.dealloc(block, layout(len));
+            }
+            // The three were neighbours, at the lowest addresses: one block takes their place, and is cleared if that is asked for.
+            let all = allocator.alloc_zeroed(layout(6 * LARGE));
+            assert_eq!(all, blocks[0].0);
+            assert!(std::slice::from_raw_parts(all, 6 * LARGE).iter().all(|&byte| byte == 0));
+            allocator.dealloc(all, layout(6 * LARGE));
+        }
+    }
+
+    #[test]
+    fn blocks_keep_what_they_hold_when_they_move_from_one_heap_to_the_other() {
+        let allocator = Allocator::new();
+        let layout = |len| Layout::from_size_align(len, 8).unwrap();
+        // SAFETY: the block is moved and freed with the layout it has.
+        unsafe {
+            let mut block = allocator.alloc(layout(100));
+            assert!(!allocator.shared().holds(block));
+            block.write_bytes(7, 100);
+            for (from, to) in [(100, 2 * LARGE), (2 * LARGE, 4 * LARGE), (4 * LARGE, 50)] {
+                block = allocator.realloc(block, layout(from), to);
+                assert_eq!(allocator.shared().holds(block), to >= LARGE);
+                assert!(std::slice::from_raw_parts(block, 50).iter().all(|&byte| byte == 7));
+            }
+            allocator.dealloc(block, layout(50));
+        }
+    }
+}
