@@ -25,5 +25,6 @@ pub(crate) mod panels;
 pub(crate) mod pieces;
 pub(crate) mod product;
 pub(crate) mod room;
+pub(crate) mod strips;
 
 pub use instructions::Instructions;

@@ -38,7 +38,7 @@ pub use dropout::Dropout;
 pub use embedding::{Embedding, TokenAndPosition};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
-pub use linear_of::{LinearOf, Recomputed};
+pub use linear_of::LinearOf;
 pub use pool::{AvgPool2d, GlobalAvgPool, MaxPool2d};
 pub use residual::Residual;
 pub use shape::Flatten;

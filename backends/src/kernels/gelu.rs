@@ -4,7 +4,7 @@
 
 use super::{
     lanes::{LANES, Lanes},
-    room::Filled,
+    room::{Blank, Filled},
 };
 
 /// `2√(2/π)`.
@@ -21,7 +21,7 @@ pub(super) unsafe fn gelu<L: Lanes>(x: L) -> (L, L) {
     unsafe {
         let (one, square) = (L::splat(1.0), x.times(x));
         let minus_v = x.times(L::splat(-LINEAR).plus_product(square, L::splat(-CUBIC)));
-        let s = one.over(one.plus(minus_v.exp()));
+        let s = one.plus(minus_v.exp()).inverse();
         let slope_of_v = L::splat(LINEAR).plus_product(square, L::splat(3.0 * CUBIC));
         (x.times(s), s.plus_product(x.times(s).times(one.minus(s)), slope_of_v))
     }
@@ -32,13 +32,30 @@ const CHUNK: usize = 16_384;
 
 /// GELU of every number.
 pub(crate) fn apply(x: &[f32]) -> Filled {
-    // SAFETY: chunk `i` of `x` is as long as that of the result, all of which is written.
-    unsafe {
-        Filled::by_chunks(x.len(), CHUNK, |i, y| {
-            let x = &x[i * CHUNK..][..y.len()];
-            apply_to(x.as_ptr(), y.as_mut_ptr().cast(), x.len());
-        })
-    }
+    // SAFETY: all of each chunk is written.
+    unsafe { Filled::by_chunks(x.len(), CHUNK, |i, y| apply_to(&x[i * CHUNK..][..y.len()], y)) }
+}
+
+/// Writes GELU of every number of `x` to `y`.
+pub(crate) fn apply_to(x: &[f32], y: &mut Blank) {
+    assert_eq!(x.len(), y.len(), "slices of different lengths");
+    // SAFETY: as many numbers of both.
+    unsafe { apply_here(x.as_ptr(), y.as_mut_ptr().cast(), x.len()) }
+}
+
+/// Replaces every number by its GELU.
+pub(crate) fn apply_in_place(x: &mut [f32]) {
+    let (first, len) = (x.as_mut_ptr(), x.len());
+    // SAFETY: each number is read before it is written.
+    unsafe { apply_here(first, first, len) }
+}
+
+/// `c · GELU'(x)` in place of `c`.
+pub(crate) fn times_slope(x: &[f32], c: &mut [f32]) {
+    assert_eq!(x.len(), c.len(), "slices of different lengths");
+    let first = c.as_mut_ptr();
+    // SAFETY: as many numbers of both; each of `c` is read before it is written.
+    unsafe { pull_back_here(x.as_ptr(), first, first, x.len()) }
 }
 
 /// `c · GELU'(x)`.
@@ -48,13 +65,13 @@ pub(crate) fn pull_back(x: &[f32], c: &[f32]) -> Filled {
     unsafe {
         Filled::by_chunks(x.len(), CHUNK, |i, dx| {
             let (x, c) = (&x[i * CHUNK..][..dx.len()], &c[i * CHUNK..][..dx.len()]);
-            pull_back_to(x.as_ptr(), c.as_ptr(), dx.as_mut_ptr().cast(), x.len());
+            pull_back_here(x.as_ptr(), c.as_ptr(), dx.as_mut_ptr().cast(), x.len());
         })
     }
 }
 
-dispatch! { unsafe fn apply_to(x: *const f32, y: *mut f32, len: usize) = apply_body }
-dispatch! { unsafe fn pull_back_to(x: *const f32, c: *const f32, dx: *mut f32, len: usize) = pull_back_body }
+dispatch! { unsafe fn apply_here(x: *const f32, y: *mut f32, len: usize) = apply_body }
+dispatch! { unsafe fn pull_back_here(x: *const f32, c: *const f32, dx: *mut f32, len: usize) = pull_back_body }
 
 #[inline(always)]
 unsafe fn apply_body<L: Lanes>(x: *const f32, y: *mut f32, len: usize) {

@@ -3,30 +3,83 @@
 use rayon::prelude::*;
 
 use super::{
+    gelu,
     matrix::{Matrix, MatrixMut},
-    panels::Packed,
+    panels::{PANEL, Packed, Panels},
     product::{End, product},
-    room::{Filled, Room},
+    room::{Filled, Room, blank, numbers, with_scratch},
+    strips::{Left, STRIP},
 };
+
+/// Rows that a product reads, one after another, seen through a function.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Rows<'a> {
+    /// The numbers.
+    Plain(&'a [f32]),
+    /// GELU of each number.
+    Gelu(&'a [f32]),
+}
+
+/// What becomes of the rows of a product.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Then<'a> {
+    /// They are the result.
+    Nothing,
+    /// A number is added to each column.
+    Bias(&'a [f32]),
+    /// They are multiplied with the slopes of GELU at these numbers, as many as the result has.
+    GeluSlope(&'a [f32]),
+}
+
+impl<'a> Rows<'a> {
+    fn values(&self) -> &'a [f32] {
+        match *self {
+            Self::Plain(x) | Self::Gelu(x) => x,
+        }
+    }
+}
 
 /// Rows in one piece of work over `rows` rows: about sixteen pieces, none too small to be worth one.
 fn rows_at_a_time(rows: usize) -> usize {
-    rows.div_ceil(16).next_multiple_of(8).clamp(32, 512)
+    rows.div_ceil(16).next_multiple_of(STRIP).clamp(32, 512)
 }
 
-/// `x b`, with a `bias` for each column added where there is one: `x (rows, depth)`, `b (depth, columns)`.
-pub(crate) fn rows_times(x: &[f32], b: &Packed, bias: Option<&[f32]>) -> Filled {
+/// Numbers of the left factor that are in work at a time, where a function is applied to it or to the product.
+const IN_WORK: usize = 65_536;
+
+/// `x b`: `x (rows, depth)`, `b (depth, columns)`.
+pub(crate) fn rows_times(x: Rows<'_>, b: &Packed, then: Then<'_>) -> Filled {
     let (depth, columns) = b.panels().dims();
-    let rows = x.len() / depth;
-    assert_eq!(x.len(), rows * depth, "whole rows");
+    let rows = x.values().len() / depth;
+    assert_eq!(x.values().len(), rows * depth, "whole rows");
+    if let Then::GeluSlope(h) = then {
+        assert_eq!(h.len(), rows * columns, "a slope for each number");
+    }
     let some = rows_at_a_time(rows);
+    // What is made and what is changed should be near when it is used again.
+    let near = match (x, then) {
+        (Rows::Plain(_), Then::Nothing | Then::Bias(_)) => some,
+        _ => (IN_WORK / depth.max(columns)).next_multiple_of(STRIP).clamp(STRIP, some),
+    };
     // SAFETY: a product writes every element; the pieces cover all rows.
     unsafe {
-        Filled::by_chunks(rows * columns, some * columns, |i, y| {
-            let rows = y.len() / columns;
-            let x = Matrix::new(&x[i * some * depth..][..rows * depth], rows, depth);
-            let end = bias.map_or(End::Replace, End::Bias);
-            product(x, b.panels(), MatrixMut::blank(y, rows, columns), end);
+        Filled::by_chunks(rows * columns, some * columns, |piece, y| {
+            for (part, y) in y.chunks_mut(near * columns).enumerate() {
+                let (first, rows) = (piece * some + part * near, y.len() / columns);
+                let end = if let Then::Bias(bias) = then { End::Bias(bias) } else { End::Replace };
+                let multiply = |x: &[f32], y: MatrixMut<'_>| product(Matrix::new(x, rows, depth), b.panels(), y, end);
+                let from = &x.values()[first * depth..][..rows * depth];
+                match x {
+                    Rows::Plain(_) => multiply(from, MatrixMut::blank(y, rows, columns)),
+                    Rows::Gelu(_) => with_scratch(rows * depth, |scratch| {
+                        gelu::apply_to(from, blank(scratch));
+                        multiply(scratch, MatrixMut::blank(y, rows, columns));
+                    }),
+                }
+                if let Then::GeluSlope(h) = then {
+                    gelu::times_slope(&h[first * columns..][..rows * columns], numbers(y));
+                }
+            }
         })
     }
 }
@@ -34,26 +87,52 @@ pub(crate) fn rows_times(x: &[f32], b: &Packed, bias: Option<&[f32]>) -> Filled 
 /// Depth that is summed at a time: a panel's part stays in the nearest cache.
 const DEPTH: usize = 256;
 
-/// `cᵀ x`, `(outputs, inputs)`, of `c (rows, outputs)` and `x (rows, inputs)`: cut by outputs, so that there is nothing to add up afterwards.
-pub(crate) fn columns_times_rows(c: &[f32], outputs: usize, x: &[f32], inputs: usize) -> Filled {
+/// Rows and columns of the result in one piece of work, at most: both factors' parts and the result stay in the cache of a core. At least
+/// four pieces where the result is large enough, cut along its longer side.
+fn cut(rows: usize, columns: usize) -> (usize, usize) {
+    const ROWS: usize = 256;
+    const COLUMNS: usize = 512;
+    let quarter = |side: usize, most: usize| side.div_ceil(4).next_multiple_of(PANEL).clamp(2 * PANEL, most);
+    match rows > columns {
+        true => (quarter(rows, ROWS), COLUMNS),
+        false => (ROWS, quarter(columns, COLUMNS)),
+    }
+}
+
+/// `cᵀ x`, `(outputs, inputs)`, of `c (rows, outputs)` and `x (rows, inputs)`: cut by outputs and inputs, so that there is nothing to add up
+/// afterwards. Each piece packs what it needs of both factors.
+pub(crate) fn columns_times_rows(c: &[f32], outputs: usize, x: Rows<'_>, inputs: usize) -> Filled {
     let rows = c.len() / outputs;
-    assert!(c.len() == rows * outputs && x.len() == rows * inputs && rows > 0, "whole rows, equally many");
-    let (c, x) = (Matrix::new(c, rows, outputs).t(), Packed::new(Matrix::new(x, rows, inputs)));
-    let some = rows_at_a_time(outputs);
+    assert!(c.len() == rows * outputs && x.values().len() == rows * inputs && rows > 0, "whole rows, equally many");
+    let (c, values) = (Matrix::new(c, rows, outputs), Matrix::new(x.values(), rows, inputs));
+    let (high, wide) = cut(outputs, inputs);
     let mut room = Room::new(outputs * inputs);
-    room.blank().par_chunks_mut(some * inputs).enumerate().for_each(|(i, y)| {
+    let strips = room.blank().chunks_mut(high * inputs).enumerate().flat_map(|(i, y)| {
         let count = y.len() / inputs;
-        let c = c.rows(i * some..i * some + count);
-        let mut y = MatrixMut::blank(y, count, inputs);
-        for first in (0..rows).step_by(DEPTH) {
-            let depth = first..(first + DEPTH).min(rows);
-            let end = if first == 0 { End::Replace } else { End::Add };
-            product(c.columns(depth.clone()), x.panels().rows(depth), y.again(), end);
-            // SAFETY: the first product has written every element.
-            y = unsafe { y.assume_written() };
-        }
+        MatrixMut::blank(y, count, inputs).strips(wide).enumerate().map(move |(j, y)| ([i * high, j * wide], y))
     });
-    // SAFETY: the pieces cover all outputs.
+    strips.collect::<Vec<_>>().into_par_iter().for_each(|([output, input], mut y)| {
+        let (outputs, inputs) = y.dims();
+        let depth = DEPTH.min(rows);
+        let left = Left::len(outputs, depth).next_multiple_of(PANEL);
+        with_scratch(left + Panels::len(depth, inputs), |scratch| {
+            let (left, right) = scratch.split_at_mut(left);
+            for first in (0..rows).step_by(DEPTH) {
+                let depth = first..(first + DEPTH).min(rows);
+                let c = Left::pack_transpose(c.rows(depth.clone()).columns(output..output + outputs), left);
+                let right = &mut right[..Panels::len(depth.len(), inputs)];
+                Panels::pack(values.rows(depth.clone()).columns(input..input + inputs), right);
+                if let Rows::Gelu(_) = x {
+                    gelu::apply_in_place(right);
+                }
+                let end = if first == 0 { End::Replace } else { End::Add };
+                product(c, Panels::new(right, depth.len(), inputs), y.again(), end);
+                // SAFETY: the first product has written every element.
+                y = unsafe { y.assume_written() };
+            }
+        });
+    });
+    // SAFETY: the pieces cover the result.
     unsafe { room.filled() }
 }
 
@@ -67,21 +146,40 @@ mod tests {
 
     #[test]
     fn whole_batches_equal_plain_sums() {
-        for (rows, inputs, outputs) in [(1, 1, 1), (3, 17, 5), (70, 33, 40), (600, 20, 70)] {
+        for (rows, inputs, outputs) in
+            [(1, 1, 1), (3, 17, 5), (70, 33, 40), (600, 20, 70), (30, 300, 600), (20, 1100, 260)]
+        {
             let (x, w, c) = (whole(rows * inputs, 1), whole(inputs * outputs, 2), whole(rows * outputs, 3));
             let bias = whole(outputs, 4);
             let b = Packed::new(Matrix::new(&w, inputs, outputs));
-            let y = rows_times(&x, &b, Some(&bias));
+            let y = rows_times(Rows::Plain(&x), &b, Then::Bias(&bias));
             for (at, &found) in y.iter().enumerate() {
                 let (i, j) = (at / outputs, at % outputs);
                 let sum: f32 = (0..inputs).map(|k| x[i * inputs + k] * w[k * outputs + j]).sum();
                 assert_eq!(found, sum + bias[j], "({rows}, {inputs}, {outputs})");
             }
-            for (at, &found) in columns_times_rows(&c, outputs, &x, inputs).iter().enumerate() {
+            for (at, &found) in columns_times_rows(&c, outputs, Rows::Plain(&x), inputs).iter().enumerate() {
                 let (o, i) = (at / inputs, at % inputs);
                 let sum: f32 = (0..rows).map(|k| c[k * outputs + o] * x[k * inputs + i]).sum();
                 assert_eq!(found, sum, "({rows}, {inputs}, {outputs})");
             }
         }
+    }
+
+    #[test]
+    fn functions_on_the_way_are_those_applied_before_or_after() {
+        let (rows, inputs, outputs) = (150, 600, 70);
+        let quarters = |count, seed| whole(count, seed).into_iter().map(|v| v / 4.0).collect::<Vec<_>>();
+        let (x, w, c) = (quarters(rows * inputs, 1), quarters(inputs * outputs, 2), quarters(rows * outputs, 3));
+        let h = quarters(rows * outputs, 4);
+        let b = Packed::new(Matrix::new(&w, inputs, outputs));
+        let applied = gelu::apply(&x);
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let before = rows_times(Rows::Plain(&applied), &b, Then::Nothing);
+        assert_eq!(bits(&rows_times(Rows::Gelu(&x), &b, Then::Nothing)), bits(&before));
+        let after = gelu::pull_back(&h, &rows_times(Rows::Plain(&x), &b, Then::Nothing));
+        assert_eq!(bits(&rows_times(Rows::Plain(&x), &b, Then::GeluSlope(&h))), bits(&after));
+        let gradient = columns_times_rows(&c, outputs, Rows::Plain(&applied), inputs);
+        assert_eq!(bits(&columns_times_rows(&c, outputs, Rows::Gelu(&x), inputs)), bits(&gradient));
     }
 }

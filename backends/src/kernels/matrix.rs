@@ -68,11 +68,6 @@ impl<'a> Matrix<'a> {
         (self.row_stride, self.column_stride)
     }
 
-    /// Its first element; the whole matrix lies behind it.
-    pub(super) fn first(&self) -> *const f32 {
-        self.values.as_ptr()
-    }
-
     /// The numbers from its first element on.
     pub(super) fn values(&self) -> &'a [f32] {
         self.values
@@ -121,14 +116,13 @@ impl<'a> MatrixMut<'a> {
         MatrixMut { first, rows: rows.len(), memory: PhantomData, ..*self }
     }
 
-    /// Strips of `width` columns, from the first on.
+    /// Strips of `width` columns, from the first on; the last has those that are left.
     pub(crate) fn strips(self, width: usize) -> impl Iterator<Item = MatrixMut<'a>> {
-        assert!(width > 0 && self.columns.is_multiple_of(width), "strips of {width} of {} columns", self.columns);
         let Self { first, rows, row_stride, written, columns, .. } = self;
-        (0..columns / width).map(move |strip| MatrixMut {
-            first: first.wrapping_add(strip * width),
+        (0..columns).step_by(width).map(move |at| MatrixMut {
+            first: first.wrapping_add(at),
             rows,
-            columns: width,
+            columns: width.min(columns - at),
             row_stride,
             written,
             memory: PhantomData,
@@ -190,13 +184,16 @@ mod tests {
 
     #[test]
     fn strips_are_apart() {
-        let mut values = vec![0.0; 12];
-        for (strip, mut part) in MatrixMut::strided(&mut values, 3, 4, 4).strips(2).enumerate() {
+        let mut values = vec![0.0; 15];
+        for (strip, mut part) in MatrixMut::strided(&mut values, 3, 5, 5).strips(2).enumerate() {
             for row in 0..3 {
                 part.row(row).fill(MaybeUninit::new((strip * 10 + row) as f32));
             }
         }
-        assert_eq!(values, [0.0, 0.0, 10.0, 10.0, 1.0, 1.0, 11.0, 11.0, 2.0, 2.0, 12.0, 12.0]);
+        assert_eq!(
+            values,
+            [[0.0, 0.0, 10.0, 10.0, 20.0], [1.0, 1.0, 11.0, 11.0, 21.0], [2.0, 2.0, 12.0, 12.0, 22.0]].concat()
+        );
     }
 
     #[test]

@@ -2,11 +2,12 @@
 //!
 //! `B (depth, columns)` becomes `(columns/32, depth, 32)`; columns that are missing in the last panel are zeros.
 
-use std::ops::Range;
+use std::{mem::MaybeUninit, ops::Range};
 
-use rayon::prelude::*;
-
-use super::{matrix::Matrix, room::Aligned};
+use super::{
+    matrix::Matrix,
+    room::{Blank, Filled, blank, written},
+};
 
 /// Columns of one panel.
 pub(crate) const PANEL: usize = 32;
@@ -37,8 +38,14 @@ impl<'a> Panels<'a> {
     pub(crate) fn pack(b: Matrix<'_>, memory: &'a mut [f32]) -> Self {
         let (depth, columns) = b.dims();
         let memory = &mut memory[..Self::len(depth, columns)];
-        for (panel, memory) in memory.chunks_exact_mut(PANEL * depth.max(1)).enumerate() {
-            pack(b, panel, memory);
+        // A few rows at a time, so that they are read from their first to their last number.
+        const ROWS: usize = 16;
+        for first in (0..depth).step_by(ROWS) {
+            let rows = first..(first + ROWS).min(depth);
+            let b = b.rows(rows.clone());
+            for (panel, memory) in memory.chunks_exact_mut(PANEL * depth).enumerate() {
+                pack(b, panel, blank(&mut memory[rows.start * PANEL..rows.end * PANEL]));
+            }
         }
         Self::new(memory, depth, columns)
     }
@@ -68,7 +75,7 @@ impl<'a> Panels<'a> {
 
 /// A packed matrix with memory of its own.
 pub(crate) struct Packed {
-    memory: Aligned,
+    memory: Filled,
     depth: usize,
     columns: usize,
 }
@@ -77,8 +84,10 @@ impl Packed {
     /// Packs all of `b` on the threads at hand.
     pub(crate) fn new(b: Matrix<'_>) -> Self {
         let (depth, columns) = b.dims();
-        let mut memory = Aligned::zeros(Panels::len(depth, columns));
-        memory.par_chunks_mut(PANEL * depth.max(1)).enumerate().for_each(|(panel, memory)| pack(b, panel, memory));
+        // SAFETY: `pack` writes every number.
+        let memory = unsafe {
+            Filled::by_chunks(Panels::len(depth, columns), PANEL * depth, |panel, memory| pack(b, panel, memory))
+        };
         Self { memory, depth, columns }
     }
 
@@ -89,7 +98,7 @@ impl Packed {
 }
 
 /// Fills `memory (depth, 32)` with panel number `panel` of `b`.
-pub(crate) fn pack(b: Matrix<'_>, panel: usize, memory: &mut [f32]) {
+pub(crate) fn pack(b: Matrix<'_>, panel: usize, memory: &mut Blank) {
     let (depth, columns) = b.dims();
     assert_eq!(memory.len(), depth * PANEL, "the memory of a panel");
     let first = panel * PANEL;
@@ -102,25 +111,25 @@ pub(crate) fn pack(b: Matrix<'_>, panel: usize, memory: &mut [f32]) {
 }
 
 /// Rows lie side by side.
-fn pack_rows(b: Matrix<'_>, row_stride: usize, memory: &mut [f32]) {
-    let (values, (_, columns)) = (b.values(), b.dims());
+fn pack_rows(b: Matrix<'_>, row_stride: usize, memory: &mut Blank) {
+    let (values, (_, columns)) = (written(b.values()), b.dims());
     for (i, row) in memory.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
         match values[i * row_stride..].first_chunk::<PANEL>() {
             Some(whole) if columns == PANEL => *row = *whole,
             _ => {
                 row[..columns].copy_from_slice(&values[i * row_stride..][..columns]);
-                row[columns..].fill(0.0);
+                row[columns..].fill(MaybeUninit::new(0.0));
             }
         }
     }
 }
 
 /// Columns lie side by side: sixteen rows at a time, so that whole cache lines are read.
-fn pack_columns(b: Matrix<'_>, column_stride: usize, memory: &mut [f32]) {
+fn pack_columns(b: Matrix<'_>, column_stride: usize, memory: &mut Blank) {
     const ROWS: usize = 16;
-    let (values, (depth, columns)) = (b.values(), b.dims());
+    let (values, (depth, columns)) = (written(b.values()), b.dims());
     if columns < PANEL {
-        memory.fill(0.0);
+        memory.fill(MaybeUninit::new(0.0));
     }
     let (whole, rest) = memory.as_chunks_mut::<{ ROWS * PANEL }>();
     for (block, rows) in whole.iter_mut().enumerate() {

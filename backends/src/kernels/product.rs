@@ -6,8 +6,9 @@
 
 use super::{
     lanes::{LANES, Lanes},
-    matrix::{Matrix, MatrixMut},
+    matrix::MatrixMut,
     panels::{PANEL, Panels},
+    strips::{Left, STRIP, Strides},
 };
 
 /// What becomes of the product `p = A B`.
@@ -27,7 +28,7 @@ pub(crate) enum End<'a> {
 #[derive(Clone, Copy)]
 struct Job {
     a: *const f32,
-    a_strides: (usize, usize),
+    a_strides: Strides,
     b: *const f32,
     panel_stride: usize,
     y: *mut f32,
@@ -50,7 +51,8 @@ enum RawEnd {
 ///
 /// # Panics
 /// If shapes do not fit, or `y` is to be added to before it was written.
-pub(crate) fn product(a: Matrix<'_>, b: Panels<'_>, y: MatrixMut<'_>, end: End<'_>) {
+pub(crate) fn product<'a>(a: impl Into<Left<'a>>, b: Panels<'_>, y: MatrixMut<'_>, end: End<'_>) {
+    let a = a.into();
     let ((rows, depth), (b_depth, columns)) = (a.dims(), b.dims());
     assert_eq!(depth, b_depth, "inner dimensions of a product");
     assert_eq!((rows, columns), y.dims(), "the shape of a product");
@@ -82,7 +84,7 @@ const BLOCK: usize = 65_536;
 
 #[inline(always)]
 unsafe fn body<L: Lanes>(job: &Job) {
-    let height = (BLOCK / job.depth.max(1)).clamp(32, 256) / 8 * 8;
+    let height = (BLOCK / job.depth.max(1)).clamp(32, 256) / STRIP * STRIP;
     for top in (0..job.rows).step_by(height) {
         let bottom = job.rows.min(top + height);
         for column in (0..job.columns).step_by(PANEL) {
@@ -123,7 +125,7 @@ unsafe fn body<L: Lanes>(job: &Job) {
 /// `P` rows by `V` vectors of the product.
 #[inline(always)]
 unsafe fn tile<L: Lanes, const P: usize, const V: usize>(job: &Job, row: usize, column: usize) {
-    let (row_stride, column_stride) = job.a_strides;
+    let Strides { strip, row: row_stride, column: column_stride } = job.a_strides;
     // SAFETY: the tile's rows are rows of the product, and its columns are columns of a panel, whole in memory; of `y` and its like only
     // columns below `job.columns` are touched.
     unsafe {
@@ -133,7 +135,8 @@ unsafe fn tile<L: Lanes, const P: usize, const V: usize>(job: &Job, row: usize, 
                 fetch(job.y.wrapping_add((row + p) * job.y_stride + column + LANES));
             }
         }
-        let mut a = job.a.add(row * row_stride);
+        // Tiles lie within strips.
+        let mut a = job.a.add(row / STRIP * strip + row % STRIP * row_stride);
         let mut b = job.b.add(column / PANEL * job.panel_stride + column % PANEL);
         let mut sums = [[L::splat(0.0); V]; P];
         for _ in 0..job.depth {
@@ -192,23 +195,25 @@ fn fetch(_line: *const f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{lanes::Portable, room::Aligned};
+    use crate::kernels::{lanes::Portable, matrix::Matrix, room::Aligned};
 
     fn numbers(count: usize, seed: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * 37 + seed * 11) % 23) as f32 / 8.0 - 1.375).collect()
     }
 
     /// Products of all shapes and ends, by `multiply`, against plain sums.
-    fn check(multiply: impl Fn(Matrix<'_>, Panels<'_>, MatrixMut<'_>, End<'_>)) {
+    fn check(multiply: impl Fn(Left<'_>, Panels<'_>, MatrixMut<'_>, End<'_>)) {
         for (rows, columns, depth) in [(1, 1, 1), (3, 17, 5), (8, 32, 16), (17, 33, 7), (13, 70, 40), (300, 48, 260)] {
             let (a, b) = (numbers(depth * (rows + 2), 1), numbers(depth * columns, 2));
             let bias = numbers(columns, 3);
             let mut memory = Aligned::zeros(Panels::len(depth, columns));
             let panels = Panels::pack(Matrix::new(&b, depth, columns), &mut memory);
             // (depth, rows) with a gap, as the transpose of a left factor.
-            let a_m = Matrix::strided(&a, depth, rows, rows + 2).t();
+            let a_t = Matrix::strided(&a, depth, rows, rows + 2);
+            let mut strips = vec![f32::NAN; Left::len(rows, depth)];
+            let packed = Left::pack_transpose(a_t, &mut strips);
             let ends = [End::Replace, End::Add, End::Scaled(0.5), End::Bias(&bias)];
-            for end in ends {
+            for (end, a_m) in ends.into_iter().flat_map(|end| [(end, a_t.t().into()), (end, packed)]) {
                 let mut y = vec![2.0; rows * (columns + 3)];
                 multiply(a_m, panels, MatrixMut::strided(&mut y, rows, columns, columns + 3), end);
                 for (at, &found) in y.iter().enumerate() {
@@ -238,11 +243,11 @@ mod tests {
 
     #[test]
     fn products_of_all_shapes_and_ends_equal_plain_sums() {
-        check(product);
+        check(|a, b, y, end| product(a, b, y, end));
     }
 
     /// `product` for other lanes than the processor's best.
-    fn with(run: unsafe fn(&Job)) -> impl Fn(Matrix<'_>, Panels<'_>, MatrixMut<'_>, End<'_>) {
+    fn with(run: unsafe fn(&Job)) -> impl Fn(Left<'_>, Panels<'_>, MatrixMut<'_>, End<'_>) {
         move |a, b, y, end| {
             let end = match end {
                 End::Replace => RawEnd::Replace,

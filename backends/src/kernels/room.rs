@@ -11,6 +11,28 @@ use super::lanes::LANES;
 /// Memory that has not been written yet.
 pub(crate) type Blank = [MaybeUninit<f32>];
 
+/// Numbers as memory that has been written.
+pub(crate) fn written(numbers: &[f32]) -> &Blank {
+    // SAFETY: `MaybeUninit<f32>` has the layout of `f32`, and any number is a value of it.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), numbers.len()) }
+}
+
+/// Numbers to be written over. What a kernel leaves unwritten keeps its value.
+pub(crate) fn blank(numbers: &mut [f32]) -> &mut Blank {
+    // SAFETY: `MaybeUninit<f32>` has the layout of `f32`, and nothing in this crate puts memory that was never written into a `Blank`: it
+    // writes numbers only.
+    unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), numbers.len()) }
+}
+
+/// Memory that has been written, as numbers.
+///
+/// # Safety
+/// Every number must have been written.
+pub(crate) unsafe fn numbers(memory: &mut Blank) -> &mut [f32] {
+    // SAFETY: `MaybeUninit<f32>` has the layout of `f32`, and the caller vouches for the values.
+    unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast(), memory.len()) }
+}
+
 /// Room for numbers that begins on a cache line: a vector load across two lines costs twice.
 #[derive(Debug)]
 pub(crate) struct Room {
@@ -87,12 +109,9 @@ impl Filled {
         Ok(Tensor::from_vec(memory, whole, &Device::Cpu)?.narrow(0, start, len)?.reshape(shape)?)
     }
 
-    /// The numbers, to be written over. What a kernel leaves unwritten keeps its value.
+    /// The numbers, to be written over.
     pub(crate) fn blank(&mut self) -> &mut Blank {
-        let numbers: &mut [f32] = self;
-        // SAFETY: `MaybeUninit<f32>` has the layout of `f32`, and nothing in this crate puts memory that was never written into a `Blank`: it
-        // writes numbers only.
-        unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), numbers.len()) }
+        blank(self)
     }
 }
 

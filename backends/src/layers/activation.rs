@@ -7,7 +7,6 @@ use candle_core::Tensor;
 use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
 
 use super::{
-    Recomputed,
     images::Order,
     slices::{cotangent, cotangent_of, dense, map, read, tensor, zip},
 };
@@ -75,12 +74,5 @@ impl Differentiable for Gelu {
 
     fn has_parameters(&self) -> bool {
         false
-    }
-}
-
-impl Recomputed for Gelu {
-    fn output(&self, saved: &Saved) -> Result<Activation> {
-        let x: &Tensor = saved.get()?;
-        Ok(gelu::apply(&read(x)?).into_tensor(x.shape())?.into())
     }
 }

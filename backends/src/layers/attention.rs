@@ -37,7 +37,7 @@ pub struct CausalSelfAttention {
 #[derive(Clone, Debug)]
 enum Projection {
     Plain(Linear),
-    Normed(LinearOf<LayerNorm>),
+    Normed(LinearOf),
 }
 
 impl std::ops::Deref for Projection {
@@ -113,7 +113,7 @@ impl CausalSelfAttention {
         let c_attn = match self.c_attn {
             Projection::Plain(linear) | Projection::Normed(LinearOf { linear, .. }) => linear,
         };
-        Self { c_attn: Projection::Normed(LinearOf::new(norm, c_attn)), ..self }
+        Self { c_attn: Projection::Normed(LinearOf::norm(norm, c_attn)), ..self }
     }
 
     /// Pulls the cotangent of the output back to the outputs of both linear layers.

@@ -10,10 +10,7 @@ use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
 
-use super::{
-    Recomputed,
-    slices::{cotangent, dense, label, read, tensor, wrong_shape},
-};
+use super::slices::{cotangent, dense, label, read, tensor, wrong_shape};
 use crate::kernels::layer_norm::{self, Statistics};
 
 /// Layer normalization over the last dimension.
@@ -40,6 +37,11 @@ impl LayerNorm {
             weight: vb.get_with_hints(width, "weight", Init::Const(1.0))?,
             bias: vb.get_with_hints(width, "bias", Init::Const(0.0))?,
         })
+    }
+
+    /// What the forward pass that saved `saved` gave, to the bit.
+    pub(super) fn output(&self, saved: &Saved) -> Result<Tensor> {
+        self.normalize(saved.get()?)
     }
 
     fn normalize(&self, SavedLayerNorm { x, statistics }: &SavedLayerNorm) -> Result<Tensor> {
@@ -76,11 +78,5 @@ impl Differentiable for LayerNorm {
                 vec![(self.weight.id(), tensor(dg, self.width)?), (self.bias.id(), tensor(db, self.width)?)];
         }
         Ok(pulled)
-    }
-}
-
-impl Recomputed for LayerNorm {
-    fn output(&self, saved: &Saved) -> Result<Activation> {
-        Ok(self.normalize(saved.get()?)?.into())
     }
 }

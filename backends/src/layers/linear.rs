@@ -8,7 +8,11 @@ use candle_nn::{Init, VarBuilder};
 use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants};
 
 use super::slices::{column_sums, cotangent, dense, label, read, tensor, wrong_shape};
-use crate::kernels::{linear, matrix::Matrix, panels::Packed};
+use crate::kernels::{
+    linear::{self, Rows, Then},
+    matrix::Matrix,
+    panels::Packed,
+};
 
 /// `y = x Wᵀ + b` over the last dimension.
 #[derive(Clone, Debug)]
@@ -51,26 +55,26 @@ impl Linear {
         Matrix::new(weight, self.outputs, self.inputs)
     }
 
-    /// `y`, of a dense `x`.
-    pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let dims = self.output_dims(x.dims())?;
+    /// `y`, of rows that are those of a dense tensor of shape `dims`.
+    pub(super) fn apply(&self, x: Rows<'_>, dims: &[usize]) -> Result<Tensor> {
+        let dims = self.output_dims(dims)?;
         let bias = self.bias.as_ref().map(read::<f32>).transpose()?;
         let weight = Packed::new(self.matrix(&read(&self.weight)?).t());
-        linear::rows_times(&read(x)?, &weight, bias.as_deref()).into_tensor(dims)
+        linear::rows_times(x, &weight, bias.as_deref().map_or(Then::Nothing, Then::Bias)).into_tensor(dims)
     }
 
-    /// `∂x`, of shape `dims`.
-    pub(super) fn input_gradient(&self, dims: &[usize], c: &Activation) -> Result<Activation> {
+    /// `∂x`, of shape `dims`, and what is then done to it.
+    pub(super) fn input_gradient(&self, dims: &[usize], c: &Activation, then: Then<'_>) -> Result<Activation> {
         let c = cotangent(c, &self.output_dims(dims)?, &self.name)?;
         let weight = Packed::new(self.matrix(&read(&self.weight)?));
-        Ok(linear::rows_times(&read(&c)?, &weight, None).into_tensor(dims)?.into())
+        Ok(linear::rows_times(Rows::Plain(&read(&c)?), &weight, then).into_tensor(dims)?.into())
     }
 
-    /// `∂W` and `∂b`, for the input `x`.
-    pub(super) fn gradients(&self, x: &Tensor, c: &Activation) -> Result<Gradients> {
-        let c = cotangent(c, &self.output_dims(x.dims())?, &self.name)?;
+    /// `∂W` and `∂b`, for an input of these rows, of shape `dims`.
+    pub(super) fn gradients(&self, x: Rows<'_>, dims: &[usize], c: &Activation) -> Result<Gradients> {
+        let c = cotangent(c, &self.output_dims(dims)?, &self.name)?;
         let c = read(&c)?;
-        let dw = linear::columns_times_rows(&c, self.outputs, &read(x)?, self.inputs);
+        let dw = linear::columns_times_rows(&c, self.outputs, x, self.inputs);
         let mut gradients = vec![(self.weight.id(), dw.into_tensor(self.weight.shape())?)];
         if let Some(bias) = &self.bias {
             gradients.push((bias.id(), tensor(column_sums(&c, self.outputs), bias.shape())?));
@@ -81,16 +85,18 @@ impl Linear {
 
 impl Differentiable for Linear {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
-        let x = dense(x.single()?, &self.name)?;
-        let y = self.apply(&x)?;
+        let x = x.single()?;
+        self.output_dims(x.dims())?;
+        let x = dense(x, &self.name)?;
+        let y = self.apply(Rows::Plain(&read(&x)?), x.dims())?;
         Ok((y.into(), if pass.is_train() { Saved::new(x) } else { Saved::nothing() }))
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
         let x: &Tensor = saved.get()?;
-        Ok(Pulled {
-            input: wants.input.then(|| self.input_gradient(x.dims(), c)).transpose()?,
-            parameters: if wants.parameters { self.gradients(x, c)? } else { Vec::new() },
-        })
+        let input = wants.input.then(|| self.input_gradient(x.dims(), c, Then::Nothing)).transpose()?;
+        let parameters =
+            if wants.parameters { self.gradients(Rows::Plain(&read(x)?), x.dims(), c)? } else { Vec::new() };
+        Ok(Pulled { input, parameters })
     }
 }

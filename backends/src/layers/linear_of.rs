@@ -1,63 +1,103 @@
-//! A linear layer of what a cheap layer gives: `y = f(x) Wᵀ + b`.
+//! A linear layer of what a cheap layer gives: `y = f(x) Wᵀ + b`, `f` a layer norm or GELU.
 //!
 //! The same values as the two one after another. What `f` gives, which the linear layer would keep for its own gradient, is not kept but
-//! computed again from what `f` keeps anyway: an eighth of a Transformer's memory for its norms and a quarter for its GELUs.
+//! computed again from what `f` keeps anyway: an eighth of a Transformer's memory for its norms and a quarter for its GELUs. GELU is computed
+//! where the product reads its rows, and its slope multiplied in where the product's rows are near.
 
+use candle_core::Tensor;
 use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants, differentiable::Pending};
 
-use super::Linear;
-
-/// A layer whose output costs little to compute again.
-pub trait Recomputed: Differentiable {
-    /// What the forward pass that saved `saved` gave, to the bit.
-    fn output(&self, saved: &Saved) -> Result<Activation>;
-}
+use super::{
+    LayerNorm, Linear,
+    slices::{dense, read},
+};
+use crate::kernels::linear::{Rows, Then};
 
 /// `y = f(x) Wᵀ + b`.
 #[derive(Clone, Debug)]
-pub struct LinearOf<F> {
-    inner: F,
+pub struct LinearOf {
+    inner: Inner,
     pub(super) linear: Linear,
 }
 
-impl<F> LinearOf<F> {
-    /// `linear` behind `inner`.
-    pub fn new(inner: F, linear: Linear) -> Self {
-        Self { inner, linear }
-    }
+#[derive(Clone, Debug)]
+enum Inner {
+    Norm(LayerNorm),
+    Gelu,
 }
 
-/// What an input pass leaves: the cotangent, and what the inner layer leaves.
-type Left = (Activation, Pending);
-
 struct SavedLinearOf {
+    /// What the norm keeps, or GELU's input.
     inner: Saved,
-    /// The shape of what the inner layer gave.
+    /// The input's shape, which `f` does not change.
     dims: Vec<usize>,
 }
 
-impl<F: Recomputed> LinearOf<F> {
+/// What an input pass leaves: the cotangent, and what the norm leaves.
+type Left = (Activation, Option<Pending>);
+
+impl LinearOf {
+    /// `linear` behind `norm`.
+    pub fn norm(norm: LayerNorm, linear: Linear) -> Self {
+        Self { inner: Inner::Norm(norm), linear }
+    }
+
+    /// `linear` behind GELU.
+    pub fn gelu(linear: Linear) -> Self {
+        Self { inner: Inner::Gelu, linear }
+    }
+
+    /// Gives `work` what `f` gave, to the bit.
+    fn with_rows<R>(&self, inner: &Saved, work: impl FnOnce(Rows<'_>) -> Result<R>) -> Result<R> {
+        match &self.inner {
+            Inner::Norm(norm) => work(Rows::Plain(&read(&norm.output(inner)?)?)),
+            Inner::Gelu => work(Rows::Gelu(&read(inner.get::<Tensor>()?)?)),
+        }
+    }
+
     fn linear_gradients(&self, saved: &SavedLinearOf, c: &Activation) -> Result<Gradients> {
-        self.linear.gradients(self.inner.output(&saved.inner)?.single()?, c)
+        self.with_rows(&saved.inner, |rows| self.linear.gradients(rows, &saved.dims, c))
+    }
+
+    /// The cotangent of what `f` gave.
+    fn inner_cotangent(&self, saved: &SavedLinearOf, c: &Activation) -> Result<Activation> {
+        self.linear.input_gradient(&saved.dims, c, Then::Nothing)
+    }
+
+    /// The cotangent of GELU's input.
+    fn through_gelu(&self, saved: &SavedLinearOf, c: &Activation) -> Result<Activation> {
+        let x = read(saved.inner.get::<Tensor>()?)?;
+        self.linear.input_gradient(&saved.dims, c, Then::GeluSlope(&x))
     }
 }
 
-impl<F: Recomputed> Differentiable for LinearOf<F> {
+impl Differentiable for LinearOf {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
-        let (x, inner) = self.inner.forward(x, pass)?;
-        let y = self.linear.apply(x.single()?)?;
         let dims = x.single()?.dims().to_vec();
+        let (y, inner) = match &self.inner {
+            Inner::Norm(norm) => {
+                let (normed, inner) = norm.forward(x, pass)?;
+                (self.linear.apply(Rows::Plain(&read(normed.single()?)?), &dims)?, inner)
+            }
+            Inner::Gelu => {
+                let x = dense(x.single()?, "GELU")?;
+                let y = self.linear.apply(Rows::Gelu(&read(&x)?), &dims)?;
+                (y, Saved::new(x))
+            }
+        };
         let saved = if pass.is_train() { Saved::new(SavedLinearOf { inner, dims }) } else { Saved::nothing() };
         Ok((y.into(), saved))
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
         let saved: &SavedLinearOf = saved.get()?;
-        let mut pulled = Pulled::default();
-        if wants.input || wants.parameters && self.inner.has_parameters() {
-            let inner = self.linear.input_gradient(&saved.dims, c)?;
-            pulled = self.inner.pull_back(&saved.inner, &inner, wants)?;
-        }
+        let mut pulled = match &self.inner {
+            Inner::Norm(norm) if wants.input || wants.parameters => {
+                norm.pull_back(&saved.inner, &self.inner_cotangent(saved, c)?, wants)?
+            }
+            Inner::Gelu if wants.input => Pulled { input: Some(self.through_gelu(saved, c)?), ..Pulled::default() },
+            _ => Pulled::default(),
+        };
         if wants.parameters {
             pulled.parameters.extend(self.linear_gradients(saved, c)?);
         }
@@ -66,15 +106,23 @@ impl<F: Recomputed> Differentiable for LinearOf<F> {
 
     fn input_pass(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
         let saved: &SavedLinearOf = saved.get()?;
-        let inner = self.linear.input_gradient(&saved.dims, c)?;
-        let (input, pending) = self.inner.input_pass(&saved.inner, &inner)?;
-        Ok((input, Pending::new::<Left>((c.clone(), pending))))
+        let (input, left) = match &self.inner {
+            Inner::Norm(norm) => {
+                let (input, left) = norm.input_pass(&saved.inner, &self.inner_cotangent(saved, c)?)?;
+                (input, Some(left))
+            }
+            Inner::Gelu => (self.through_gelu(saved, c)?, None),
+        };
+        Ok((input, Pending::new::<Left>((c.clone(), left))))
     }
 
     fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
         let saved: &SavedLinearOf = saved.get()?;
-        let (c, pending) = pending.take::<Left>()?;
-        let mut gradients = self.inner.parameter_pass(&saved.inner, pending)?;
+        let (c, left) = pending.take::<Left>()?;
+        let mut gradients = match (&self.inner, left) {
+            (Inner::Norm(norm), Some(left)) => norm.parameter_pass(&saved.inner, left)?,
+            _ => Vec::new(),
+        };
         gradients.extend(self.linear_gradients(saved, &c)?);
         Ok(gradients)
     }
