@@ -13,6 +13,7 @@
 #[macro_use]
 mod instructions;
 pub(crate) mod attention;
+pub(crate) mod blocked;
 pub(crate) mod convolution;
 pub(crate) mod gelu;
 pub(crate) mod lanes;

@@ -9,6 +9,7 @@
 
 mod batch;
 mod pack;
+mod patches;
 mod sweep;
 mod tail;
 #[cfg(test)]
@@ -17,7 +18,7 @@ mod tile;
 mod weights;
 mod winograd;
 
-pub(crate) use batch::{Batch, Into, line_count};
+pub(crate) use batch::{Batch, Gradients, Into, line_count};
 
 /// The shape of a convolution of images of one size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

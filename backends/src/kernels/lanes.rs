@@ -69,6 +69,16 @@ pub(crate) trait Lanes: Copy {
         }
     }
 
+    /// The transpose of sixteen rows.
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+        // SAFETY: as demanded of the caller; arrays hold sixteen numbers.
+        unsafe {
+            let rows = rows.map(|row| row.array());
+            std::array::from_fn(|i| Self::load(std::array::from_fn::<f32, LANES, _>(|j| rows[j][i]).as_ptr()))
+        }
+    }
+
     /// The lanes as an array.
     #[inline(always)]
     unsafe fn array(self) -> [f32; LANES] {
@@ -180,6 +190,37 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn where_set(self, bits: u16) -> Self {
         unsafe { _mm512_maskz_mov_ps(bits, self) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+        let (mut pairs, mut fours, mut columns) = (rows, rows, rows);
+        unsafe {
+            for i in 0..8 {
+                pairs[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+                pairs[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+            }
+            let double = |x| _mm512_castps_pd(x);
+            for i in 0..4 {
+                let [a, b, c, d] = [0, 1, 2, 3].map(|j| double(pairs[4 * i + j]));
+                fours[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+                fours[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+                fours[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+                fours[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+            }
+            // Of four rows each, quarter `q` of `fours[j]` is column `4q + j`: quarters of one number are brought together.
+            const EVEN: i32 = 0b10_00_10_00;
+            const ODD: i32 = 0b11_01_11_01;
+            for j in 0..4 {
+                let [a, b, c, d] = [0, 4, 8, 12].map(|i| fours[i + j]);
+                let (even, other_even) = (_mm512_shuffle_f32x4::<EVEN>(a, b), _mm512_shuffle_f32x4::<EVEN>(c, d));
+                let (odd, other_odd) = (_mm512_shuffle_f32x4::<ODD>(a, b), _mm512_shuffle_f32x4::<ODD>(c, d));
+                columns[j] = _mm512_shuffle_f32x4::<EVEN>(even, other_even);
+                columns[4 + j] = _mm512_shuffle_f32x4::<EVEN>(odd, other_odd);
+                columns[8 + j] = _mm512_shuffle_f32x4::<ODD>(even, other_even);
+                columns[12 + j] = _mm512_shuffle_f32x4::<ODD>(odd, other_odd);
+            }
+        }
+        columns
     }
     #[inline(always)]
     unsafe fn times_power_of_two(self, shifted: Self) -> Self {
@@ -420,6 +461,8 @@ mod tests {
             ]
             .map(|lanes| lanes.array())
             .into();
+            all.extend(L::transpose(std::array::from_fn(|i| x.plus(L::splat(i as f32)))).map(|row| row.array()));
+            all.extend(L::transpose(std::array::from_fn(|i| L::splat(i as f32))).map(|row| row.array()));
             let positive = x.positive();
             all.push(std::array::from_fn(|i| f32::from(positive >> i & 1)));
             for count in [0, 1, 7, 8, 9, 15, 16] {
@@ -464,6 +507,14 @@ mod tests {
         for (here, portable) in here.iter().flatten().zip(portable.iter().flatten()) {
             assert!((here - portable).abs() <= 4e-7 * portable.abs(), "{here} {portable}");
         }
+    }
+
+    #[test]
+    fn transposed_rows_are_columns() {
+        let rows: [Portable; 16] = std::array::from_fn(|i| std::array::from_fn(|j| (16 * i + j) as f32));
+        // SAFETY: portable lanes need nothing.
+        let columns = unsafe { Portable::transpose(rows) };
+        assert!((0..256).all(|at| columns[at % 16][at / 16] == at as f32));
     }
 
     #[test]

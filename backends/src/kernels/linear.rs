@@ -1,14 +1,13 @@
 //! Products of whole batches of rows, by the threads at hand.
 
-use rayon::prelude::*;
-
 use super::{
+    blocked::multiply,
     gelu,
     matrix::{Matrix, MatrixMut},
-    panels::{PANEL, Packed, Panels},
+    panels::Packed,
     product::{End, product},
-    room::{Filled, Room, blank, numbers, with_scratch},
-    strips::{Left, STRIP},
+    room::{Filled, blank, numbers, with_scratch},
+    strips::STRIP,
 };
 
 /// Rows that a product reads, one after another, seen through a function.
@@ -84,56 +83,15 @@ pub(crate) fn rows_times(x: Rows<'_>, b: &Packed, then: Then<'_>) -> Filled {
     }
 }
 
-/// Depth that is summed at a time: a panel's part stays in the nearest cache.
-const DEPTH: usize = 256;
-
-/// Rows and columns of the result in one piece of work, at most: both factors' parts and the result stay in the cache of a core. At least
-/// four pieces where the result is large enough, cut along its longer side.
-fn cut(rows: usize, columns: usize) -> (usize, usize) {
-    const ROWS: usize = 256;
-    const COLUMNS: usize = 512;
-    let quarter = |side: usize, most: usize| side.div_ceil(4).next_multiple_of(PANEL).clamp(2 * PANEL, most);
-    match rows > columns {
-        true => (quarter(rows, ROWS), COLUMNS),
-        false => (ROWS, quarter(columns, COLUMNS)),
-    }
-}
-
-/// `cᵀ x`, `(outputs, inputs)`, of `c (rows, outputs)` and `x (rows, inputs)`: cut by outputs and inputs, so that there is nothing to add up
-/// afterwards. Each piece packs what it needs of both factors.
+/// `cᵀ x`, `(outputs, inputs)`, of `c (rows, outputs)` and `x (rows, inputs)`.
 pub(crate) fn columns_times_rows(c: &[f32], outputs: usize, x: Rows<'_>, inputs: usize) -> Filled {
     let rows = c.len() / outputs;
     assert!(c.len() == rows * outputs && x.values().len() == rows * inputs && rows > 0, "whole rows, equally many");
     let (c, values) = (Matrix::new(c, rows, outputs), Matrix::new(x.values(), rows, inputs));
-    let (high, wide) = cut(outputs, inputs);
-    let mut room = Room::new(outputs * inputs);
-    let strips = room.blank().chunks_mut(high * inputs).enumerate().flat_map(|(i, y)| {
-        let count = y.len() / inputs;
-        MatrixMut::blank(y, count, inputs).strips(wide).enumerate().map(move |(j, y)| ([i * high, j * wide], y))
-    });
-    strips.collect::<Vec<_>>().into_par_iter().for_each(|([output, input], mut y)| {
-        let (outputs, inputs) = y.dims();
-        let depth = DEPTH.min(rows);
-        let left = Left::len(outputs, depth).next_multiple_of(PANEL);
-        with_scratch(left + Panels::len(depth, inputs), |scratch| {
-            let (left, right) = scratch.split_at_mut(left);
-            for first in (0..rows).step_by(DEPTH) {
-                let depth = first..(first + DEPTH).min(rows);
-                let c = Left::pack_transpose(c.rows(depth.clone()).columns(output..output + outputs), left);
-                let right = &mut right[..Panels::len(depth.len(), inputs)];
-                Panels::pack(values.rows(depth.clone()).columns(input..input + inputs), right);
-                if let Rows::Gelu(_) = x {
-                    gelu::apply_in_place(right);
-                }
-                let end = if first == 0 { End::Replace } else { End::Add };
-                product(c, Panels::new(right, depth.len(), inputs), y.again(), end);
-                // SAFETY: the first product has written every element.
-                y = unsafe { y.assume_written() };
-            }
-        });
-    });
-    // SAFETY: the pieces cover the result.
-    unsafe { room.filled() }
+    match x {
+        Rows::Plain(_) => multiply(c.t(), values, |_| {}),
+        Rows::Gelu(_) => multiply(c.t(), values, gelu::apply_in_place),
+    }
 }
 
 #[cfg(test)]

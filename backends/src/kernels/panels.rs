@@ -5,6 +5,7 @@
 use std::{mem::MaybeUninit, ops::Range};
 
 use super::{
+    lanes::{LANES, Lanes},
     matrix::Matrix,
     room::{Blank, Filled, blank, written},
 };
@@ -38,10 +39,10 @@ impl<'a> Panels<'a> {
     pub(crate) fn pack(b: Matrix<'_>, memory: &'a mut [f32]) -> Self {
         let (depth, columns) = b.dims();
         let memory = &mut memory[..Self::len(depth, columns)];
-        // A few rows at a time, so that they are read from their first to their last number.
-        const ROWS: usize = 16;
-        for first in (0..depth).step_by(ROWS) {
-            let rows = first..(first + ROWS).min(depth);
+        // Rows or columns are read from their first to their last number, a few at a time.
+        let some = if b.strides().1 == 1 { LANES } else { depth.max(1) };
+        for first in (0..depth).step_by(some) {
+            let rows = first..(first + some).min(depth);
             let b = b.rows(rows.clone());
             for (panel, memory) in memory.chunks_exact_mut(PANEL * depth).enumerate() {
                 pack(b, panel, blank(&mut memory[rows.start * PANEL..rows.end * PANEL]));
@@ -124,27 +125,43 @@ fn pack_rows(b: Matrix<'_>, row_stride: usize, memory: &mut Blank) {
     }
 }
 
-/// Columns lie side by side: sixteen rows at a time, so that whole cache lines are read.
+/// Columns lie side by side: squares of sixteen by sixteen are transposed, what is left goes number by number.
 fn pack_columns(b: Matrix<'_>, column_stride: usize, memory: &mut Blank) {
-    const ROWS: usize = 16;
-    let (values, (depth, columns)) = (written(b.values()), b.dims());
+    let (values, (depth, columns)) = (b.values(), b.dims());
     if columns < PANEL {
         memory.fill(MaybeUninit::new(0.0));
     }
-    let (whole, rest) = memory.as_chunks_mut::<{ ROWS * PANEL }>();
-    for (block, rows) in whole.iter_mut().enumerate() {
-        for column in 0..columns.min(PANEL) {
-            if let Some(from) = values[column * column_stride + block * ROWS..].first_chunk::<ROWS>() {
-                for (i, &value) in from.iter().enumerate() {
-                    rows[i * PANEL + column] = value;
-                }
-            }
+    let (high, wide) = (depth / LANES * LANES, columns.min(PANEL) / LANES * LANES);
+    if high > 0 && wide > 0 {
+        assert!((wide - 1) * column_stride + high <= values.len() && high * PANEL <= memory.len());
+        // SAFETY: just asserted; `high` and `wide` are whole squares, of one panel at most.
+        unsafe { transpose_squares(values.as_ptr(), column_stride, [high, wide], memory.as_mut_ptr().cast()) }
+    }
+    for column in 0..columns.min(PANEL) {
+        let first = if column < wide { high } else { 0 };
+        let from = &values[column * column_stride..][first..depth];
+        for (row, &value) in memory[first * PANEL..].chunks_exact_mut(PANEL).zip(from) {
+            row[column].write(value);
         }
     }
-    let done = depth - rest.len() / PANEL;
-    for (i, row) in rest.chunks_exact_mut(PANEL).enumerate() {
-        for (column, to) in row[..columns].iter_mut().enumerate() {
-            *to = values[column * column_stride + done + i];
+}
+
+dispatch! {
+    /// `to[32 i + j] = from[j stride + i]` for `i` below the first side and `j` below the second, both multiples of sixteen.
+    unsafe fn transpose_squares(from: *const f32, stride: usize, sides: [usize; 2], to: *mut f32) = transpose_squares_body
+}
+
+#[inline(always)]
+unsafe fn transpose_squares_body<L: Lanes>(from: *const f32, stride: usize, [high, wide]: [usize; 2], to: *mut f32) {
+    for j in (0..wide).step_by(LANES) {
+        for i in (0..high).step_by(LANES) {
+            // SAFETY: squares inside of both.
+            unsafe {
+                let rows = L::transpose(std::array::from_fn(|k| L::load(from.add((j + k) * stride + i))));
+                for (k, row) in rows.into_iter().enumerate() {
+                    row.store(to.add((i + k) * PANEL + j));
+                }
+            }
         }
     }
 }
@@ -155,7 +172,7 @@ mod tests {
 
     #[test]
     fn both_orders_pack_alike_and_missing_columns_are_zeros() {
-        for (depth, columns) in [(1, 1), (3, 32), (16, 5), (17, 33), (40, 70)] {
+        for (depth, columns) in [(1, 1), (3, 32), (16, 5), (17, 33), (40, 70), (35, 60), (64, 16)] {
             let rows: Vec<f32> = (0..depth * columns).map(|i| i as f32 + 1.0).collect();
             let turned: Vec<f32> = (0..depth * columns).map(|i| rows[i % depth * columns + i / depth]).collect();
             let len = Panels::len(depth, columns);

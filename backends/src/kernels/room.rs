@@ -115,6 +115,12 @@ impl Filled {
     }
 }
 
+impl From<Vec<f32>> for Filled {
+    fn from(memory: Vec<f32>) -> Self {
+        Self { start: 0, len: memory.len(), memory }
+    }
+}
+
 impl std::ops::Deref for Filled {
     type Target = [f32];
 

@@ -120,7 +120,7 @@ impl Differentiable for Conv2d {
             pulled.input = Some(images(input, batch.images, geometry.input())?.into());
         }
         if let Some(weight) = gradients.weight {
-            pulled.parameters.push((self.weight.id(), tensor(weight, self.weight.shape())?));
+            pulled.parameters.push((self.weight.id(), weight.into_tensor(self.weight.shape())?));
             if let Some(bias) = &self.bias {
                 pulled.parameters.push((bias.id(), tensor(column_sums(&c, outputs), bias.shape())?));
             }

@@ -15,7 +15,7 @@ use interlock::{
 use super::{
     BatchNorm2d, Conv2d,
     images::{channels_last, cotangent_last, images},
-    slices::{read, tensor},
+    slices::read,
 };
 use crate::kernels::{
     convolution::{Batch, Into, line_count},
@@ -146,10 +146,10 @@ impl ConvBlock {
     }
 
     /// The gradients of a convolution's own parameters.
-    fn own(&self, conv: &Conv2d, weight: Option<Vec<f32>>) -> Result<Gradients> {
+    fn own(&self, conv: &Conv2d, weight: Option<Filled>) -> Result<Gradients> {
         let mut gradients = Vec::new();
         if let Some(weight) = weight {
-            gradients.push((conv.weight().id(), tensor(weight, conv.weight().shape())?));
+            gradients.push((conv.weight().id(), weight.into_tensor(conv.weight().shape())?));
             if let Some(bias) = conv.bias() {
                 gradients.push((bias.id(), bias.zeros_like()?));
             }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{
-    Geometry,
+    Geometry, patches,
     sweep::Sweep,
     tail::End,
     weights::{WeightGradient, sums_are_large},
@@ -44,7 +44,7 @@ pub(crate) enum Into<'a> {
 /// What a pull-back gives.
 pub(crate) struct Gradients {
     pub(crate) input: Option<Filled>,
-    pub(crate) weight: Option<Vec<f32>>,
+    pub(crate) weight: Option<Filled>,
 }
 
 fn count([height, width, channels]: [usize; 3]) -> usize {
@@ -110,6 +110,9 @@ impl Batch<'_> {
     /// The output, `[B][H'][W'][O]`, and with `moments` each image's moments.
     pub(crate) fn forward(&self, x: &Source<'_>, moments: Option<&mut [f32]>) -> Filled {
         let geometry = &self.geometry;
+        if patches::suits(geometry, self.images) {
+            return patches::forward(self, x, moments);
+        }
         let sweep = forward(winograd::suits(geometry, self.images), geometry, self.weight);
         let (input, output) = (geometry.input(), geometry.output());
         let each = 3 * line_count(geometry.outputs);
@@ -142,6 +145,9 @@ impl Batch<'_> {
     /// With `input`, the gradient of the input; with `x`, the gradient of the weights, `(O, I, k, k)`. `g` is the cotangent.
     pub(crate) fn pull_back(&self, g: &Source<'_>, x: Option<&Source<'_>>, input: Option<Into<'_>>) -> Gradients {
         let geometry = &self.geometry;
+        if patches::suits(geometry, self.images) {
+            return patches::pull_back(self, g, x, input);
+        }
         let len = self.images * count(geometry.input());
         match input {
             None => Gradients { input: None, weight: self.pull(g, x, &[], None) },
@@ -167,7 +173,7 @@ impl Batch<'_> {
         x: Option<&Source<'_>>,
         sweeps: &[Method],
         input: Option<(&mut Blank, Into<'_>)>,
-    ) -> Option<Vec<f32>> {
+    ) -> Option<Filled> {
         let geometry = &self.geometry;
         let output = blocks(geometry.outputs);
         // Where sums are large each piece keeps its padded images, and the sums are cut by output channels afterwards.
@@ -205,7 +211,7 @@ impl Batch<'_> {
                 sums.write(&mut gradient);
             }
         }
-        Some(gradient)
+        Some(gradient.into())
     }
 
     /// What each piece is to do, with its part of the results.

@@ -1,13 +1,15 @@
 //! The kernels against plain loops, on odd sizes. Whole numbers, so that sums are exact in any order.
 
 use super::{
-    Geometry,
-    batch::{Method, forward, input_gradient},
+    Batch, Geometry, Into,
+    batch::{Method, forward, input_gradient, line_count},
+    patches,
     tail::End,
     weights::WeightGradient,
 };
 use crate::kernels::{
     lanes::LANES,
+    norm::Statistics,
     padded::{Line, Padded, Source, blocks},
     room::{Aligned, Blank},
 };
@@ -262,5 +264,48 @@ fn weight_gradients_of_all_outputs_and_of_blocks() {
                 assert_eq!(found, before, "{shape:?} {winograd}: block {block}");
             }
         }
+    }
+}
+
+/// All that a batch does, by the method that its shape has and as one product.
+#[test]
+fn products_of_patches_are_the_same_in_every_way() {
+    for shape in SHAPES {
+        let case = Case::new(shape);
+        let batch = Batch { geometry: case.geometry, weight: &case.weight, images: IMAGES };
+        assert!(!patches::suits(&case.geometry, IMAGES), "{shape:?} would be compared with itself");
+        let (x, g) = (Source::Plain(&case.x), Source::Plain(&case.g));
+        let moments = || vec![f32::NAN; IMAGES * 3 * line_count(case.geometry.outputs)];
+        let (mut plain, mut found) = (moments(), moments());
+        let y = batch.forward(&x, Some(&mut plain));
+        assert_eq!(*patches::forward(&batch, &x, Some(&mut found)), *y, "{shape:?}");
+        assert_eq!(found, plain, "{shape:?}");
+
+        let channels = case.geometry.inputs;
+        let (before, own) = (whole(case.x.len(), 4), whole(case.x.len(), 5));
+        let gate: Vec<u16> = (0..case.x.len() / channels * blocks(channels)).map(|i| (i * 2_654_435) as u16).collect();
+        let ones = vec![1.0; channels];
+        let norm = Statistics::given(&whole(channels, 6), &ones).norm(&ones, &vec![0.5; channels], 0.0);
+        let sums = || vec![0.0; IMAGES * 2 * line_count(channels)];
+        let (mut plain, mut found) = (sums(), sums());
+        let mut pull = |by_patches: bool, way: usize| {
+            let sums = if by_patches { &mut found } else { &mut plain };
+            let into = match way {
+                0 => Into::Write,
+                1 => Into::Add(before.clone().into()),
+                2 => Into::Skip { g: &before, gate: &gate },
+                _ => Into::Gate { y: &own, norm: &norm, sums },
+            };
+            let gradients = match by_patches {
+                true => patches::pull_back(&batch, &g, Some(&x), Some(into)),
+                false => batch.pull_back(&g, Some(&x), Some(into)),
+            };
+            [gradients.input, gradients.weight].map(|part| part.map(|part| part.to_vec()))
+        };
+        for way in 0..4 {
+            assert_eq!(pull(true, way), pull(false, way), "{shape:?}, way {way}");
+        }
+        assert_eq!(found, plain, "{shape:?}");
+        assert!(patches::pull_back(&batch, &g, None, None).weight.is_none());
     }
 }

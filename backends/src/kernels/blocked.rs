@@ -1,0 +1,93 @@
+//! Products of matrices that lie anywhere, cut into pieces that pack what they need of both factors, a block of the depth at a time.
+
+use rayon::prelude::*;
+
+use super::{
+    matrix::{Matrix, MatrixMut},
+    panels::{PANEL, Panels},
+    product::{End, product},
+    room::{Filled, Room, with_scratch},
+    strips::Left,
+};
+
+/// Depth that is summed at a time: a panel's part stays in the nearest cache.
+const DEPTH: usize = 256;
+
+/// Rows and columns of the result in one piece of work: both factors' parts and the result stay in the cache of a core, and there are at
+/// least four pieces where the result is large enough.
+fn cut(rows: usize, columns: usize) -> (usize, usize) {
+    let (mut high, mut wide) = (rows.next_multiple_of(PANEL).min(256), columns.next_multiple_of(PANEL).min(512));
+    while rows.div_ceil(high) * columns.div_ceil(wide) < 4 && high.max(wide) >= 4 * PANEL {
+        let longer = if high > wide { &mut high } else { &mut wide };
+        *longer = (*longer / 2).next_multiple_of(PANEL);
+    }
+    (high, wide)
+}
+
+/// `a f(b)`, on the threads at hand: `a (rows, depth)`, `b (depth, columns)`; `f` is applied to parts of `b`, packed, and must leave zeros zeros.
+///
+/// The sum of an element is over the depth in blocks, from the first to the last, however the result is cut.
+pub(crate) fn multiply(a: Matrix<'_>, b: Matrix<'_>, f: impl Fn(&mut [f32]) + Sync) -> Filled {
+    let ((rows, depth), (b_depth, columns)) = (a.dims(), b.dims());
+    assert!(depth == b_depth && depth > 0, "inner dimensions of a product");
+    let (high, wide) = cut(rows, columns);
+    let mut room = Room::new(rows * columns);
+    let pieces = room.blank().chunks_mut(high * columns).enumerate().flat_map(|(i, y)| {
+        let count = y.len() / columns;
+        MatrixMut::blank(y, count, columns).strips(wide).enumerate().map(move |(j, y)| ([i * high, j * wide], y))
+    });
+    pieces.collect::<Vec<_>>().into_par_iter().for_each(|([row, column], mut y)| {
+        let (rows, columns) = y.dims();
+        let (a, b) = (a.rows(row..row + rows), b.columns(column..column + columns));
+        let strips = if a.strides().1 == 1 { 0 } else { Left::len(rows, DEPTH.min(depth)).next_multiple_of(PANEL) };
+        with_scratch(strips + Panels::len(DEPTH.min(depth), columns), |scratch| {
+            let (strips, panels) = scratch.split_at_mut(strips);
+            for first in (0..depth).step_by(DEPTH) {
+                let part = first..(first + DEPTH).min(depth);
+                let a = a.columns(part.clone());
+                let left = if strips.is_empty() { a.into() } else { Left::pack_transpose(a.t(), strips) };
+                let panels = &mut panels[..Panels::len(part.len(), columns)];
+                Panels::pack(b.rows(part.clone()), panels);
+                f(panels);
+                let end = if first == 0 { End::Replace } else { End::Add };
+                product(left, Panels::new(panels, part.len(), columns), y.again(), end);
+                // SAFETY: the first product has written every element.
+                y = unsafe { y.assume_written() };
+            }
+        });
+    });
+    // SAFETY: the pieces cover the result.
+    unsafe { room.filled() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 31 + seed * 7) % 9) as f32 - 4.0).collect()
+    }
+
+    #[test]
+    fn factors_in_any_order_of_memory_give_plain_sums() {
+        for (rows, columns, depth) in
+            [(1, 1, 1), (5, 17, 3), (40, 33, 70), (70, 20, 600), (600, 300, 30), (260, 1100, 20)]
+        {
+            let (a, b) = (whole(rows * depth, 1), whole(depth * columns, 2));
+            let turned = |m: &[f32], rows: usize, columns: usize| -> Vec<f32> {
+                (0..m.len()).map(|at| m[at % rows * columns + at / rows]).collect()
+            };
+            let (a_t, b_t) = (turned(&a, rows, depth), turned(&b, depth, columns));
+            let lefts = [Matrix::new(&a, rows, depth), Matrix::new(&a_t, depth, rows).t()];
+            let rights = [Matrix::new(&b, depth, columns), Matrix::new(&b_t, columns, depth).t()];
+            for (left, right) in lefts.into_iter().flat_map(|left| rights.map(|right| (left, right))) {
+                let y = multiply(left, right, |part| part.iter_mut().for_each(|value| *value *= 2.0));
+                for (at, &found) in y.iter().enumerate() {
+                    let (i, j) = (at / columns, at % columns);
+                    let sum: f32 = (0..depth).map(|k| a[i * depth + k] * b[k * columns + j]).sum();
+                    assert_eq!(found, 2.0 * sum, "({rows}, {columns}, {depth})");
+                }
+            }
+        }
+    }
+}
