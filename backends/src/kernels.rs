@@ -16,6 +16,7 @@ pub(crate) mod attention;
 pub(crate) mod blocked;
 pub(crate) mod convolution;
 pub(crate) mod gelu;
+pub(crate) mod half;
 pub(crate) mod lanes;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;

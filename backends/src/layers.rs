@@ -20,6 +20,7 @@ mod conv_block;
 mod dropout;
 mod embedding;
 mod images;
+mod kept;
 mod layer_norm;
 mod linear;
 mod linear_of;

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use interlock::ActivationDtype;
 use serde::{Serialize, Serializer};
 
 use crate::bench::WorkloadName;
@@ -194,12 +195,34 @@ pub(crate) struct BenchStep {
     /// Every stage keeps only its input, and runs the forward pass again before it pulls back
     #[arg(long)]
     pub(crate) recompute: bool,
+    /// In which dtype activations cross boundaries and are kept
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    pub(crate) dtype: Dtype,
     /// Steps that are timed
     #[arg(long, default_value_t = 20, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) steps: u64,
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// A dtype on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Dtype {
+    /// As they are computed
+    F32,
+    /// Rounded, in half of the bytes
+    Bf16,
+}
+
+impl From<Dtype> for ActivationDtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// Threads of a device on the command line.

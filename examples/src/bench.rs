@@ -14,7 +14,7 @@ use interlock::{TrainEvent, stage::Recompute, trainer::Length};
 use serde::Serialize;
 
 use crate::{
-    arguments::{Bench, BenchStep, Threads},
+    arguments::{Bench, BenchStep, Dtype, Threads},
     config::Devices,
     exit::Exit,
     progress::say,
@@ -41,6 +41,7 @@ struct StepResult {
     devices: Vec<String>,
     micro_batches: usize,
     recompute: bool,
+    dtype: Dtype,
     step_seconds: f64,
     examples_per_second: f64,
     /// The most memory resident at any time, above that of the idle program.
@@ -50,7 +51,7 @@ struct StepResult {
 }
 
 fn step(arguments: &BenchStep) -> Result<(), Exit> {
-    let BenchStep { workload, stages, width, threads, micro_batches, recompute, steps, .. } = *arguments;
+    let BenchStep { workload, stages, width, threads, micro_batches, recompute, dtype, steps, .. } = *arguments;
     let idle = memory::resident();
     let workload = Workload::named(workload);
     if micro_batches == 0 || micro_batches > workload.batch {
@@ -66,7 +67,12 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
     let losses: Arc<Mutex<Vec<f64>>> = Arc::default();
     let seen = Arc::clone(&losses);
     let which = if recompute { Recompute::All } else { Recompute::None };
-    let builder = workload.trainer(stages, width)?.micro_batches(micro_batches).recompute(which).steps(WARM_UP);
+    let builder = workload
+        .trainer(stages, width)?
+        .micro_batches(micro_batches)
+        .recompute(which)
+        .dtype(dtype.into())
+        .steps(WARM_UP);
     let mut trainer = devices
         .give_to(builder)?
         .observer(move |event: &TrainEvent<'_>| {
@@ -92,6 +98,7 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
         devices: trainer.stages().iter().map(|stage| stage.device.clone()).collect(),
         micro_batches,
         recompute,
+        dtype,
         step_seconds,
         examples_per_second: workload.batch as f64 / step_seconds,
         peak_memory_mib: memory::peak().zip(idle).map(|(peak, idle)| peak - idle),

@@ -7,14 +7,14 @@ pub(crate) use devices::Devices;
 use std::path::{Path, PathBuf};
 
 use interlock::{
-    Error, Result, Trainer,
+    ActivationDtype, Error, Result, Trainer,
     clip::ClipConfig,
     lr_schedule::LrScheduleConfig,
     optimizer::OptimizerConfig,
     parameters::NamedTensors,
     partition::PartitionConfig,
     schedule::PolicyName,
-    stage::{BoundaryDtype, HeadsConfig, Recompute},
+    stage::{HeadsConfig, Recompute},
     strategy::StrategyConfig,
     trainer::{Criterion, TrainerBuilder},
     weights,
@@ -58,9 +58,10 @@ pub(crate) struct RunConfig {
     /// The devices: `"auto"` divides the cores of the machine among the stages; of a list stage `k` is pinned to device `k mod` its length.
     #[serde(default)]
     pub(crate) devices: Devices,
-    /// The dtype in which activations and gradients go from stage to stage; layers compute in `f32` whatever it is.
+    /// The dtype in which activations and gradients go from stage to stage, and in which layers keep what their pull-backs need; they compute
+    /// in `f32` whatever it is.
     #[serde(default)]
-    pub(crate) dtype: BoundaryDtype,
+    pub(crate) dtype: ActivationDtype,
     /// The stages that keep only their input and run the forward pass again before they pull back: `true` for all, or a list. Less memory,
     /// more time, the same results.
     #[serde(default)]

@@ -370,6 +370,7 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
         "devices",
         "micro_batches",
         "recompute",
+        "dtype",
         "step_seconds",
         "examples_per_second",
         "peak_memory_mib",
@@ -388,6 +389,10 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
     let again = measure(&["--stages", "1", "--width", "1", "--recompute"]);
     assert_eq!((&whole["recompute"], &again["recompute"]), (&Value::from(false), &Value::from(true)));
     assert_eq!(whole["losses"], again["losses"]);
+    let rounded = measure(&["--stages", "1", "--width", "1", "--dtype", "bf16"]);
+    assert_eq!((&whole["dtype"], &rounded["dtype"]), (&Value::from("f32"), &Value::from("bf16")));
+    // The first forward pass is the same; the second is that of parameters whose gradients came from rounded values.
+    assert!(losses(&whole)[0] == losses(&rounded)[0] && losses(&whole)[1] != losses(&rounded)[1], "{rounded}");
     let pieces = measure(&["--stages", "1", "--width", "1", "--threads", "1", "--micro-batches", "4"]);
     assert_eq!((&pieces["threads"], &pieces["devices"][0]), (&Value::from(1), &Value::from("cpu:threads=1")));
     // Near the loss of a guess among 256 tokens; the same batches in pieces differ in the last digits, and do differ.

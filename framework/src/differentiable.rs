@@ -6,7 +6,7 @@
 
 use std::any::Any;
 
-use crate::{Activation, Error, Result, parameters::Gradients};
+use crate::{Activation, ActivationDtype, Error, Result, parameters::Gradients};
 
 /// Training or evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,17 +32,19 @@ pub struct Pass {
     pub track: bool,
     /// Whether the forward pass will be pulled back: false in training where it will be recomputed before that, so that nothing need be saved.
     pub save: bool,
+    /// In which dtype what is saved should be kept. A layer may keep more than that.
+    pub dtype: ActivationDtype,
 }
 
 impl Pass {
     /// A training pass.
     pub fn train(seed: u64, step: u64, micro: usize) -> Self {
-        Self { mode: Mode::Train, seed, step, micro, track: true, save: true }
+        Self { mode: Mode::Train, seed, step, micro, track: true, save: true, dtype: ActivationDtype::F32 }
     }
 
     /// An evaluation pass.
     pub fn eval() -> Self {
-        Self { mode: Mode::Eval, seed: 0, step: 0, micro: 0, track: false, save: false }
+        Self { mode: Mode::Eval, seed: 0, step: 0, micro: 0, track: false, save: false, dtype: ActivationDtype::F32 }
     }
 
     /// Whether this is a training pass.

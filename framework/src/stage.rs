@@ -4,13 +4,11 @@
 //! actors or of when things should be done: the [`schedule`](crate::schedule) decides that.
 
 mod blueprint;
-mod boundary;
 mod finite;
 mod recompute;
 mod trainable;
 
 pub use blueprint::{HeadsConfig, HeadsTrained, StageBlueprint, StageSettings};
-pub use boundary::BoundaryDtype;
 pub use recompute::Recompute;
 pub use trainable::Trainable;
 
@@ -19,8 +17,8 @@ use std::{collections::HashMap, sync::Arc};
 use candle_core::Tensor;
 
 use crate::{
-    Activation, Differentiable, Error, Loss, Pass, Phase, Pulled, Result, Saved, Score, StageDevice, StageFailure,
-    Wants,
+    Activation, ActivationDtype, Differentiable, Error, Loss, Pass, Phase, Pulled, Result, Saved, Score, StageDevice,
+    StageFailure, Wants,
     clip::{self, ClipConfig, ClipScope},
     differentiable::{Pending, input_of},
     lr_schedule::LrSchedule,
@@ -115,7 +113,7 @@ pub struct Stage {
     clip: Option<ClipConfig>,
     schedule: LrSchedule,
     recompute: bool,
-    dtype: BoundaryDtype,
+    dtype: ActivationDtype,
     waiting: HashMap<Ticket, Payload>,
     live: HashMap<Ticket, Live>,
 }
@@ -244,7 +242,7 @@ impl Stage {
 
     fn pass(&self, ticket: Ticket) -> Pass {
         match ticket.purpose {
-            Purpose::Train => Pass::train(self.seed, ticket.step, ticket.micro),
+            Purpose::Train => Pass { dtype: self.dtype, ..Pass::train(self.seed, ticket.step, ticket.micro) },
             Purpose::Evaluate => Pass::eval(),
         }
     }

@@ -10,13 +10,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use candle_core::Tensor;
 use common::{Fault, How, Perceptron, Spiral, When};
 use interlock::{
-    Dataset, EndToEnd, Error, Interlock, Phase, StageDevice, Strategy, Trainer, Wants,
+    ActivationDtype, Dataset, EndToEnd, Error, Interlock, Phase, StageDevice, Strategy, Trainer, Wants,
     clip::{ClipConfig, ClipScope},
     device::Plain,
     optimizer::OptimizerConfig,
     plain::PlainPipeline,
     schedule::{Action, PolicyName, Purpose, Then, Ticket},
-    stage::{BoundaryDtype, HeadsConfig, HeadsTrained, Outcome, Payload, Recompute},
+    stage::{HeadsConfig, HeadsTrained, Outcome, Payload, Recompute},
     trainer::{Split, TrainerBuilder},
 };
 use proptest::prelude::*;
@@ -81,7 +81,7 @@ proptest! {
         in_flight in 1_usize..9,
         policy in prop_oneof![Just(PolicyName::FillDrain), Just(PolicyName::OneFOneB), Just(PolicyName::Interlock)],
         recompute in prop_oneof![Just(Recompute::None), Just(Recompute::All), Just(Recompute::Stages(vec![0]))],
-        dtype in prop_oneof![Just(BoundaryDtype::F32), Just(BoundaryDtype::Bf16)],
+        dtype in prop_oneof![Just(ActivationDtype::F32), Just(ActivationDtype::Bf16)],
         clip in prop_oneof![Just(None), Just(Some(ClipScope::Stage)), Just(Some(ClipScope::Global))],
     ) {
         let make = || {
@@ -103,7 +103,7 @@ proptest! {
 /// Drives the second of three stages by hand.
 #[test]
 fn what_crosses_a_boundary_is_rounded_and_half_as_large() {
-    for (dtype, bytes) in [(BoundaryDtype::F32, 4), (BoundaryDtype::Bf16, 2)] {
+    for (dtype, bytes) in [(ActivationDtype::F32, 4), (ActivationDtype::Bf16, 2)] {
         let layout = builder(3, None).strategy(EndToEnd).dtype(dtype).layout().unwrap();
         let mut stages: Vec<_> = layout.blueprints.iter().map(|stage| stage.build().unwrap()).collect();
         let ticket = Ticket { step: 0, purpose: Purpose::Train, micro: 0, micros: 1 };
@@ -137,7 +137,7 @@ fn training_with_rounded_boundaries_learns() {
         let mut trainer = builder.epochs(60).dtype(dtype).build().unwrap();
         trainer.fit((&data, &data)).unwrap().finally
     };
-    let (exact, rounded) = (train(BoundaryDtype::F32), train(BoundaryDtype::Bf16));
+    let (exact, rounded) = (train(ActivationDtype::F32), train(ActivationDtype::Bf16));
     assert_ne!(exact.loss, rounded.loss);
     assert!(rounded.accuracy.unwrap() > 0.85 && exact.accuracy.unwrap() > 0.85, "{rounded:?} {exact:?}");
 }

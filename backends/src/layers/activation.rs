@@ -3,11 +3,11 @@
 //! Any shape. GELU: `y = x/2 (1 + tanh u) = x s` with `u = √(2/π) (x + 0.044715 x³)` and `s = 1/(1 + e^(-2u))`, so
 //! `∂x = c (s + 2 x s (1 - s) u')` with `u' = √(2/π) (1 + 3·0.044715 x²)` (Hendrycks and Gimpel, 2016).
 
-use candle_core::Tensor;
 use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
 
 use super::{
     images::Order,
+    kept::Kept,
     slices::{cotangent, cotangent_of, dense, map, read, tensor, zip},
 };
 use crate::kernels::gelu;
@@ -18,7 +18,7 @@ pub struct Relu;
 
 /// What a ReLU keeps: its output, not its input, since the next layer keeps that too.
 struct SavedRelu {
-    y: Tensor,
+    y: Kept,
     dims: Vec<usize>,
     order: Order,
 }
@@ -31,7 +31,10 @@ impl Differentiable for Relu {
         // Not `x > 0`: a value that is not a number must not vanish.
         let y = tensor(map(&read(&x)?, |x| if x < 0.0 { 0.0 } else { x }), x.shape())?;
         let given = order.tensor_of(&y)?;
-        let saved = if pass.is_train() { Saved::new(SavedRelu { y, dims, order }) } else { Saved::nothing() };
+        let saved = match pass.is_train() {
+            true => Saved::new(SavedRelu { y: Kept::new(y, pass)?, dims, order }),
+            false => Saved::nothing(),
+        };
         Ok((given.into(), saved))
     }
 
@@ -41,7 +44,8 @@ impl Differentiable for Relu {
             return Ok(Pulled::default());
         }
         let c = order.dense(cotangent_of(c, dims, "relu")?, "relu")?;
-        let dx = zip(&read(&c)?, &read::<f32>(y)?, |c, y| if y > 0.0 { c } else { 0.0 });
+        let y = y.tensor()?;
+        let dx = zip(&read(&c)?, &read::<f32>(&y)?, |c, y| if y > 0.0 { c } else { 0.0 });
         Ok(Pulled { input: Some(order.tensor_of(&tensor(dx, y.shape())?)?.into()), ..Pulled::default() })
     }
 
@@ -58,17 +62,18 @@ impl Differentiable for Gelu {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = dense(x.single()?, "gelu")?;
         let y = gelu::apply(&read(&x)?).into_tensor(x.shape())?;
-        let saved = if pass.is_train() { Saved::new(x) } else { Saved::nothing() };
+        let saved = if pass.is_train() { Saved::new(Kept::new(x, pass)?) } else { Saved::nothing() };
         Ok((y.into(), saved))
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        let x: &Tensor = saved.get()?;
+        let x: &Kept = saved.get()?;
         if !wants.input {
             return Ok(Pulled::default());
         }
+        let x = x.tensor()?;
         let c = cotangent(c, x.dims(), "gelu")?;
-        let dx = gelu::pull_back(&read(x)?, &read(&c)?).into_tensor(x.shape())?;
+        let dx = gelu::pull_back(&read(&x)?, &read(&c)?).into_tensor(x.shape())?;
         Ok(Pulled { input: Some(dx.into()), ..Pulled::default() })
     }
 

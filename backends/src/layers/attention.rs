@@ -6,7 +6,6 @@
 //!
 //! Vaswani et al., *Attention Is All You Need*, 2017, section 3.2; laid out as in Karpathy's nanoGPT.
 
-use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 use interlock::{
     Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants,
@@ -16,6 +15,7 @@ use interlock::{
 
 use super::{
     Dropout, LayerNorm, Linear, LinearOf, dropout,
+    kept::Kept,
     slices::{cotangent, label, read, wrong_shape},
 };
 use crate::kernels::attention::Heads;
@@ -55,11 +55,11 @@ struct SavedAttention {
     heads: Heads,
     c_attn: Saved,
     /// Queries, keys and values, `(B, T, 3D)`.
-    qkv: Tensor,
-    /// What the heads gave, `(B, T, D)`, and a logarithm for each of their positions, from which `P` is computed again.
-    mixed: Tensor,
+    qkv: Kept,
+    /// A logarithm for each position of each head, from which `P` is computed again.
     logs: Vec<f32>,
     keep: Option<Vec<bool>>,
+    /// What the heads gave, `(B, T, D)`, as [`Kept`].
     c_proj: Saved,
     output: Saved,
 }
@@ -122,7 +122,8 @@ impl CausalSelfAttention {
         let mixed = input_of(self.c_proj.pull_back(&saved.c_proj, &projection, Wants::INPUT)?)?;
         let mixed = cotangent(&mixed, &saved.heads.dims(1), &self.name)?;
         let keep = saved.keep.as_deref().map(|keep| (keep, dropout::scale(self.probability)));
-        let qkv = saved.heads.pull_back(&read(&saved.qkv)?, keep, &read(&saved.mixed)?, &saved.logs, &read(&mixed)?);
+        let (qkv, given) = (saved.qkv.tensor()?, saved.c_proj.get::<Kept>()?.tensor()?);
+        let qkv = saved.heads.pull_back(&read(&qkv)?, keep, &read(&given)?, &saved.logs, &read(&mixed)?);
         Ok(Cotangents { projection, qkv: qkv.into_tensor(&saved.heads.dims(3))?.into() })
     }
 
@@ -145,10 +146,10 @@ impl Differentiable for CausalSelfAttention {
         let kept = keep.as_deref().map(|keep| (keep, dropout::scale(self.probability)));
         let (mixed, logs) = heads.mix(&read(&qkv)?, kept);
         let mixed = mixed.into_tensor(&heads.dims(1))?;
-        let (y, c_proj) = self.c_proj.forward(&mixed.clone().into(), pass)?;
+        let (y, c_proj) = self.c_proj.forward(&mixed.into(), pass)?;
         let (y, output) = self.output_dropout.forward(&y, pass)?;
         let saved = if pass.is_train() {
-            Saved::new(SavedAttention { heads, c_attn, qkv, mixed, logs, keep, c_proj, output })
+            Saved::new(SavedAttention { heads, c_attn, qkv: Kept::new(qkv, pass)?, logs, keep, c_proj, output })
         } else {
             Saved::nothing()
         };

@@ -15,6 +15,7 @@ use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Sav
 
 use super::{
     images::{channels_last, cotangent_last, images},
+    kept::Kept,
     slices::{label, read, tensor, wrong_shape},
 };
 use crate::kernels::norm::{self, Addend, Norm, NormGradient, Statistics};
@@ -35,7 +36,7 @@ pub struct BatchNorm2d {
 
 struct SavedBatchNorm {
     /// `(B, H, W, C)`.
-    x: Tensor,
+    x: Kept,
     norm: Norm,
 }
 
@@ -134,15 +135,19 @@ impl Differentiable for BatchNorm2d {
         };
         let (y, _) = norm::join(&values, &norm.line, Addend::Nothing, image, false);
         drop(values);
-        let saved = if pass.is_train() { Saved::new(SavedBatchNorm { x, norm }) } else { Saved::nothing() };
+        let saved = match pass.is_train() {
+            true => Saved::new(SavedBatchNorm { x: Kept::new(x, pass)?, norm }),
+            false => Saved::nothing(),
+        };
         Ok((images(y, batch, [height, width, channels])?.into(), saved))
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
         let SavedBatchNorm { x, norm } = saved.get()?;
+        let x = x.tensor()?;
         let (batch, height, width, channels) = x.dims4()?;
         let c = cotangent_last(c, &[batch, channels, height, width], &self.name)?;
-        let (x, c) = (read::<f32>(x)?, read::<f32>(&c)?);
+        let (x, c) = (read::<f32>(&x)?, read::<f32>(&c)?);
         let image = [height * width, channels];
         let gradient = norm.gradient(&norm::gradient_sums(&c, None, &x, norm, image));
         let mut pulled = Pulled::default();

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use super::{
     images::{channels_first, channels_last, cotangent_last, images},
+    kept::Kept,
     slices::{column_sums, label, read, tensor, wrong_shape},
     window::Window,
 };
@@ -102,16 +103,16 @@ impl Differentiable for Conv2d {
             add_to_rows(&mut y, &read(bias)?);
         }
         let y = images(y, batch.images, geometry.output())?;
-        Ok((y.into(), if pass.is_train() { Saved::new(x) } else { Saved::nothing() }))
+        Ok((y.into(), if pass.is_train() { Saved::new(Kept::new(x, pass)?) } else { Saved::nothing() }))
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        let x: &Tensor = saved.get()?;
-        let geometry = self.geometry(channels_first(x)?.dims())?;
+        let x = saved.get::<Kept>()?.tensor()?;
+        let geometry = self.geometry(channels_first(&x)?.dims())?;
         let batch = Batch { geometry, weight: &read(&self.weight)?, images: x.dims()[0] };
         let [height, width, outputs] = geometry.output();
         let c = cotangent_last(c, &[batch.images, outputs, height, width], &self.name)?;
-        let (x, c) = (read(x)?, read(&c)?);
+        let (x, c) = (read(&x)?, read(&c)?);
         let x = Source::Plain(&x);
         let gradients =
             batch.pull_back(&Source::Plain(&c), wants.parameters.then_some(&x), wants.input.then_some(Into::Write));

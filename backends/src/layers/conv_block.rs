@@ -7,6 +7,8 @@
 //!
 //! A bias of a convolution is taken away again by the norm behind it: it moves the running mean, and its gradient is zero.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use interlock::{
     Activation, Differentiable, Error, Gradients, Pass, Pulled, Result, Saved, Wants, differentiable::Pending,
@@ -15,6 +17,7 @@ use interlock::{
 use super::{
     BatchNorm2d, Conv2d,
     images::{channels_last, cotangent_last, images},
+    kept::Kept,
     slices::read,
 };
 use crate::kernels::{
@@ -46,13 +49,45 @@ struct Link {
     norm: Norm,
 }
 
-struct SavedBlock {
+/// A forward pass.
+struct Computed {
     /// `(B, H, W, C)`.
     x: Tensor,
     links: Vec<Link>,
     projection: Option<Link>,
     /// Where the last ReLU is open: a bit for each element, channels in blocks of sixteen.
-    gate: Vec<u16>,
+    gate: Arc<[u16]>,
+}
+
+/// What is kept of it.
+struct SavedBlock {
+    x: Kept,
+    links: Vec<(Kept, Norm)>,
+    projection: Option<(Kept, Norm)>,
+    gate: Arc<[u16]>,
+}
+
+impl SavedBlock {
+    fn new(computed: Computed, pass: &Pass) -> Result<Self> {
+        let keep = |link: Link| Ok::<_, Error>((Kept::new(link.y, pass)?, link.norm));
+        Ok(Self {
+            x: Kept::new(computed.x, pass)?,
+            links: computed.links.into_iter().map(keep).collect::<Result<_>>()?,
+            projection: computed.projection.map(keep).transpose()?,
+            gate: computed.gate,
+        })
+    }
+
+    /// The forward pass, from what was kept.
+    fn computed(&self) -> Result<Computed> {
+        let link = |(y, norm): &(Kept, Norm)| Ok::<_, Error>(Link { y: y.tensor()?, norm: norm.clone() });
+        Ok(Computed {
+            x: self.x.tensor()?,
+            links: self.links.iter().map(link).collect::<Result<_>>()?,
+            projection: self.projection.as_ref().map(link).transpose()?,
+            gate: Arc::clone(&self.gate),
+        })
+    }
 }
 
 /// A cotangent of a norm's output, with the norm's pull-back.
@@ -160,7 +195,7 @@ impl ConvBlock {
     /// Pulls `c` back through everything; leaves the cotangents of the norms where `keep` says so.
     fn pull(
         &self,
-        saved: &SavedBlock,
+        saved: &Computed,
         c: &Activation,
         wants: Wants,
         keep: bool,
@@ -247,7 +282,7 @@ impl Differentiable for ConvBlock {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = channels_last(x.single()?, "convolution block")?;
         let from = dims(&x)?;
-        let mut saved = SavedBlock { x, links: Vec::new(), projection: None, gate: Vec::new() };
+        let mut saved = Computed { x, links: Vec::new(), projection: None, gate: Arc::default() };
         for (conv, norm) in &self.links {
             let link = match saved.links.last() {
                 None => self.link((conv, norm), &Source::Plain(&read(&saved.x)?), from, pass)?,
@@ -278,27 +313,27 @@ impl Differentiable for ConvBlock {
             ));
         }
         let (out, gate) = self.join(&saved.x, &last, saved.projection.as_ref())?;
-        saved.gate = gate;
+        saved.gate = gate.into();
         let [batch, channels, height, width] = to;
         let out = images(out, batch, [height, width, channels])?;
         saved.links.push(last);
-        Ok((out.into(), if pass.is_train() { Saved::new(saved) } else { Saved::nothing() }))
+        Ok((out.into(), if pass.is_train() { Saved::new(SavedBlock::new(saved, pass)?) } else { Saved::nothing() }))
     }
 
     fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
         if wants == (Wants { input: false, parameters: false }) {
             return Ok(Pulled::default());
         }
-        Ok(self.pull(saved.get()?, cotangent, wants, false)?.0)
+        Ok(self.pull(&saved.get::<SavedBlock>()?.computed()?, cotangent, wants, false)?.0)
     }
 
     fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
-        let (pulled, pending) = self.pull(saved.get()?, cotangent, Wants::INPUT, true)?;
+        let (pulled, pending) = self.pull(&saved.get::<SavedBlock>()?.computed()?, cotangent, Wants::INPUT, true)?;
         Ok((interlock::differentiable::input_of(pulled)?, Pending::new(pending.ok_or_else(no_link)?)))
     }
 
     fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
-        let saved: &SavedBlock = saved.get()?;
+        let saved = saved.get::<SavedBlock>()?.computed()?;
         let PendingBlock { links, projection } = pending.take()?;
         let mut parameters = Vec::new();
         let mut weigh = |conv: &Conv2d,

@@ -10,6 +10,7 @@ use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
 
+use super::kept::Kept;
 use super::slices::{cotangent, dense, label, read, tensor, wrong_shape};
 use crate::kernels::layer_norm::{self, Statistics};
 
@@ -23,7 +24,7 @@ pub struct LayerNorm {
 }
 
 struct SavedLayerNorm {
-    x: Tensor,
+    x: Kept,
     /// A pair for each row.
     statistics: Vec<Statistics>,
 }
@@ -41,10 +42,11 @@ impl LayerNorm {
 
     /// What the forward pass that saved `saved` gave, to the bit.
     pub(super) fn output(&self, saved: &Saved) -> Result<Tensor> {
-        self.normalize(saved.get()?)
+        let SavedLayerNorm { x, statistics } = saved.get()?;
+        self.normalize(&x.tensor()?, statistics)
     }
 
-    fn normalize(&self, SavedLayerNorm { x, statistics }: &SavedLayerNorm) -> Result<Tensor> {
+    fn normalize(&self, x: &Tensor, statistics: &[Statistics]) -> Result<Tensor> {
         layer_norm::normalize(&read(x)?, statistics, &read(&self.weight)?, &read(&self.bias)?).into_tensor(x.shape())
     }
 }
@@ -57,15 +59,19 @@ impl Differentiable for LayerNorm {
         }
         let x = dense(x, &self.name)?;
         let statistics = layer_norm::statistics(&read(&x)?, self.width);
-        let saved = SavedLayerNorm { x, statistics };
-        let y = self.normalize(&saved)?;
-        Ok((y.into(), if pass.is_train() { Saved::new(saved) } else { Saved::nothing() }))
+        let y = self.normalize(&x, &statistics)?;
+        let saved = match pass.is_train() {
+            true => Saved::new(SavedLayerNorm { x: Kept::new(x, pass)?, statistics }),
+            false => Saved::nothing(),
+        };
+        Ok((y.into(), saved))
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
         let SavedLayerNorm { x, statistics } = saved.get()?;
         let c = cotangent(c, x.dims(), &self.name)?;
-        let (values, c) = (read(x)?, read(&c)?);
+        let x = x.tensor()?;
+        let (values, c) = (read(&x)?, read(&c)?);
         let mut pulled = Pulled::default();
         if wants.input {
             let dx = layer_norm::input_gradient(&values, statistics, &read(&self.weight)?, &c);

@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants};
 
+use super::kept::Kept;
 use super::slices::{column_sums, cotangent, dense, label, read, tensor, wrong_shape};
 use crate::kernels::{
     linear::{self, Rows, Then},
@@ -89,14 +90,14 @@ impl Differentiable for Linear {
         self.output_dims(x.dims())?;
         let x = dense(x, &self.name)?;
         let y = self.apply(Rows::Plain(&read(&x)?), x.dims())?;
-        Ok((y.into(), if pass.is_train() { Saved::new(x) } else { Saved::nothing() }))
+        Ok((y.into(), if pass.is_train() { Saved::new(Kept::new(x, pass)?) } else { Saved::nothing() }))
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        let x: &Tensor = saved.get()?;
+        let x: &Kept = saved.get()?;
         let input = wants.input.then(|| self.input_gradient(x.dims(), c, Then::Nothing)).transpose()?;
         let parameters =
-            if wants.parameters { self.gradients(Rows::Plain(&read(x)?), x.dims(), c)? } else { Vec::new() };
+            if wants.parameters { self.gradients(Rows::Plain(&read(&x.tensor()?)?), x.dims(), c)? } else { Vec::new() };
         Ok(Pulled { input, parameters })
     }
 }

@@ -4,11 +4,11 @@
 //! computed again from what `f` keeps anyway: an eighth of a Transformer's memory for its norms and a quarter for its GELUs. GELU is computed
 //! where the product reads its rows, and its slope multiplied in where the product's rows are near.
 
-use candle_core::Tensor;
 use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants, differentiable::Pending};
 
 use super::{
     LayerNorm, Linear,
+    kept::Kept,
     slices::{dense, read},
 };
 use crate::kernels::linear::{Rows, Then};
@@ -51,7 +51,7 @@ impl LinearOf {
     fn with_rows<R>(&self, inner: &Saved, work: impl FnOnce(Rows<'_>) -> Result<R>) -> Result<R> {
         match &self.inner {
             Inner::Norm(norm) => work(Rows::Plain(&read(&norm.output(inner)?)?)),
-            Inner::Gelu => work(Rows::Gelu(&read(inner.get::<Tensor>()?)?)),
+            Inner::Gelu => work(Rows::Gelu(&read(&inner.get::<Kept>()?.tensor()?)?)),
         }
     }
 
@@ -66,8 +66,8 @@ impl LinearOf {
 
     /// The cotangent of GELU's input.
     fn through_gelu(&self, saved: &SavedLinearOf, c: &Activation) -> Result<Activation> {
-        let x = read(saved.inner.get::<Tensor>()?)?;
-        self.linear.input_gradient(&saved.dims, c, Then::GeluSlope(&x))
+        let x = saved.inner.get::<Kept>()?.tensor()?;
+        self.linear.input_gradient(&saved.dims, c, Then::GeluSlope(&read(&x)?))
     }
 }
 
@@ -82,7 +82,7 @@ impl Differentiable for LinearOf {
             Inner::Gelu => {
                 let x = dense(x.single()?, "GELU")?;
                 let y = self.linear.apply(Rows::Gelu(&read(&x)?), &dims)?;
-                (y, Saved::new(x))
+                (y, if pass.is_train() { Saved::new(Kept::new(x, pass)?) } else { Saved::nothing() })
             }
         };
         let saved = if pass.is_train() { Saved::new(SavedLinearOf { inner, dims }) } else { Saved::nothing() };

@@ -8,10 +8,10 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{BoundaryDtype, Head, Recompute, Stage, Trainable};
+use super::{Head, Recompute, Stage, Trainable};
 use crate::{
-    Error, GradientPlan, Loss, ModelSpec, ParameterStore, Partition, Phase, Result, Sequential, StageDevice,
-    StageFailure, Unit, clip::ClipConfig, lr_schedule::LrSchedule, optimizer::OptimizerConfig,
+    ActivationDtype, Error, GradientPlan, Loss, ModelSpec, ParameterStore, Partition, Phase, Result, Sequential,
+    StageDevice, StageFailure, Unit, clip::ClipConfig, lr_schedule::LrSchedule, optimizer::OptimizerConfig,
     parameters::NamedTensors,
 };
 
@@ -66,7 +66,7 @@ pub struct StageSettings {
     /// The stages that compute their forward pass again instead of keeping it.
     pub recompute: Recompute,
     /// What crosses boundaries.
-    pub dtype: BoundaryDtype,
+    pub dtype: ActivationDtype,
 }
 
 /// Everything that a stage is built from; can be sent to the stage's thread.

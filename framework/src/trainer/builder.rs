@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{Criterion, Length, Observer, Settings, Trainer};
 use crate::{
-    Error, GradientPlan, Loss, ModelSpec, Pairwise, Partition, Result, StageDevice, Strategy,
+    ActivationDtype, Error, GradientPlan, Loss, ModelSpec, Pairwise, Partition, Result, StageDevice, Strategy,
     actor::{Pipeline, PipelineSettings},
     clip::{ClipConfig, ClipScope},
     device::Plain,
@@ -14,7 +14,7 @@ use crate::{
     parameters::{NamedTensors, unused},
     partition::PartitionConfig,
     schedule::PolicyName,
-    stage::{BoundaryDtype, HeadsConfig, HeadsTrained, Recompute, StageBlueprint, StageSettings},
+    stage::{HeadsConfig, HeadsTrained, Recompute, StageBlueprint, StageSettings},
 };
 
 /// Names what differs from the defaults, checks everything, and starts the pipeline.
@@ -31,7 +31,7 @@ pub struct TrainerBuilder {
     head_losses: HashMap<usize, Arc<dyn Loss>>,
     heads: HeadsConfig,
     recompute: Recompute,
-    dtype: BoundaryDtype,
+    dtype: ActivationDtype,
     policy: PolicyName,
     in_flight: Option<usize>,
     initial: Arc<NamedTensors>,
@@ -75,7 +75,7 @@ impl TrainerBuilder {
             head_losses: HashMap::new(),
             heads: HeadsConfig::default(),
             recompute: Recompute::None,
-            dtype: BoundaryDtype::F32,
+            dtype: ActivationDtype::F32,
             policy: PolicyName::default(),
             in_flight: None,
             initial: Arc::default(),
@@ -166,8 +166,8 @@ impl TrainerBuilder {
         Self { recompute, ..self }
     }
 
-    /// The dtype in which `f32` activations and gradients go from stage to stage; `f32` unless told otherwise.
-    pub fn dtype(self, dtype: BoundaryDtype) -> Self {
+    /// The dtype in which `f32` activations and gradients go from stage to stage and layers keep what they save; `f32` unless told otherwise.
+    pub fn dtype(self, dtype: ActivationDtype) -> Self {
         Self { dtype, ..self }
     }
 

@@ -1,4 +1,4 @@
-//! In which dtype activations and gradients cross boundaries.
+//! In which dtype activations and gradients cross boundaries, and what forward passes save is kept.
 
 use candle_core::DType;
 use schemars::JsonSchema;
@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Activation, Result};
 
-/// The dtype of the `f32` values that go from stage to stage; stages compute in `f32` whatever it is, and other dtypes (tokens, masks) are left
-/// alone.
+/// The dtype of the `f32` values that go from stage to stage, and of those that layers keep for their pull-backs; stages compute in `f32`
+/// whatever it is, and other dtypes (tokens, masks) are left alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum BoundaryDtype {
+pub enum ActivationDtype {
     /// As they are.
     #[default]
     F32,
@@ -18,14 +18,14 @@ pub enum BoundaryDtype {
     Bf16,
 }
 
-impl BoundaryDtype {
+impl ActivationDtype {
     /// What is sent of `activation`.
-    pub(super) fn pack(self, activation: &Activation) -> Result<Activation> {
+    pub(crate) fn pack(self, activation: &Activation) -> Result<Activation> {
         self.convert(activation, DType::F32, DType::BF16)
     }
 
     /// What is computed with of what was sent.
-    pub(super) fn unpack(self, activation: &Activation) -> Result<Activation> {
+    pub(crate) fn unpack(self, activation: &Activation) -> Result<Activation> {
         self.convert(activation, DType::BF16, DType::F32)
     }
 

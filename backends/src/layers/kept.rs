@@ -1,0 +1,42 @@
+//! Tensors that layers keep for their pull-backs, as they are or rounded.
+
+use candle_core::{Shape, Tensor};
+use interlock::{ActivationDtype, Pass, Result};
+
+use super::slices::read;
+use crate::kernels::half;
+
+/// A dense `f32` tensor between a forward pass and its last pull-back.
+#[derive(Debug)]
+pub(super) enum Kept {
+    /// As it is.
+    Whole(Tensor),
+    /// Rounded to `bf16`.
+    Half(Vec<u16>, Shape),
+}
+
+impl Kept {
+    /// Keeps `x` in the dtype that `pass` says.
+    pub(super) fn new(x: Tensor, pass: &Pass) -> Result<Self> {
+        Ok(match pass.dtype {
+            ActivationDtype::F32 => Self::Whole(x),
+            ActivationDtype::Bf16 => Self::Half(half::round(&read(&x)?), x.shape().clone()),
+        })
+    }
+
+    /// The tensor, in `f32`; a copy where it was rounded.
+    pub(super) fn tensor(&self) -> Result<Tensor> {
+        match self {
+            Self::Whole(x) => Ok(x.clone()),
+            Self::Half(bits, shape) => half::widen(bits).into_tensor(shape),
+        }
+    }
+
+    /// Its dimensions.
+    pub(super) fn dims(&self) -> &[usize] {
+        match self {
+            Self::Whole(x) => x.dims(),
+            Self::Half(_, shape) => shape.dims(),
+        }
+    }
+}
