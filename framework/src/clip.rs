@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
-    elementwise::{dense_range, map_chunks},
+    elementwise::{CHUNK, add_in_place, dense_range, each},
 };
 
 /// Over which parameters the norm is taken. Heads are clipped each by their own in either case.
@@ -47,35 +47,54 @@ pub fn coefficient(max_norm: f64, norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
 }
 
-/// The sum of squares of all elements, in `f64` and in an order that depends on shape and strides only.
+/// The sum of squares of all elements, in `f64` and in an order that depends on shape and strides only. Of `f32` it is finite iff they all
+/// are: their squares are far from what `f64` cannot hold.
 pub fn squared_norm(tensor: &Tensor) -> Result<f64> {
     let (storage, layout) = tensor.storage_and_layout();
     if let (Storage::Cpu(CpuStorage::F32(values)), Some(range)) = (&*storage, dense_range(layout)) {
-        return Ok(map_chunks(&values[range], |chunk| chunk.chunks(BLOCK).map(block).sum::<f64>()).iter().sum());
+        let values = &values[range];
+        return Ok(each(values.len(), values.chunks(CHUNK), squares).iter().sum());
     }
     drop(storage);
     Ok(tensor.to_dtype(candle_core::DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?)
 }
 
+/// Adds `others` to `sum` in place, and gives the squared norm of the sum as [`squared_norm`] does. None, and nothing is done, unless both are
+/// `f32` on the CPU, of one shape, and `sum` contiguous.
+pub(crate) fn add_with_squared_norm(sum: &Tensor, others: &Tensor) -> Result<Option<f64>> {
+    Ok(add_in_place(sum, others, squares)?.map(|parts| parts.iter().sum()))
+}
+
 /// Elements whose squares are added in `f32`: few, so that the sum is right to about six digits.
 const BLOCK: usize = 256;
 
+/// The sum of squares of a chunk.
+fn squares(chunk: &[f32]) -> f64 {
+    chunk.chunks(BLOCK).map(block).sum()
+}
+
 fn block(values: &[f32]) -> f64 {
     const LANES: usize = 16;
-    let rows = values.chunks_exact(LANES);
-    let mut sum: f64 = rows.remainder().iter().map(|v| f64::from(v * v)).sum();
+    let (rows, rest) = values.as_chunks::<LANES>();
     let mut sums = [0.0_f32; LANES];
     for row in rows {
         for (sum, v) in sums.iter_mut().zip(row) {
             *sum += v * v;
         }
     }
-    sum += sums.iter().map(|&sum| f64::from(sum)).sum::<f64>();
-    // Squares that are too large or too small for f32 are taken in f64.
-    match sum.is_finite() && sum > 1e-25 {
-        true => sum,
-        false => values.iter().map(|&v| f64::from(v) * f64::from(v)).sum(),
+    let sum = rest.iter().map(|v| v * v).chain(sums).map(f64::from).sum::<f64>();
+    if sum.is_finite() && sum > 1e-25 {
+        return sum;
     }
+    // Squares that are too large or too small for f32 are taken in f64.
+    let wide = |v: f32| f64::from(v) * f64::from(v);
+    let mut sums = [0.0_f64; LANES];
+    for row in rows {
+        for (sum, v) in sums.iter_mut().zip(row) {
+            *sum += wide(*v);
+        }
+    }
+    rest.iter().map(|&v| wide(v)).chain(sums).sum()
 }
 
 #[cfg(test)]
@@ -107,7 +126,31 @@ mod tests {
         let uneven = || norm((0..100_003).map(|i| (i % 1013) as f32 * 1e-3 - 0.4).collect());
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         assert_eq!(pool.install(uneven).to_bits(), uneven().to_bits());
-        assert!(!norm(vec![f32::INFINITY; 20]).is_finite());
+    }
+
+    #[test]
+    fn the_norm_is_finite_iff_every_element_is() {
+        let extremes = [0.0, 1.0, 1e30, -f32::MAX, f32::MIN_POSITIVE];
+        for count in [1, 16, 20, 256, 300, CHUNK + 20] {
+            for others in extremes {
+                // At the first place, within a row of lanes, and at the last.
+                for at in [0, count / 2, count - 1] {
+                    let norm = |value: f32| {
+                        let mut values = vec![others; count];
+                        values[at] = value;
+                        let tensor = Tensor::from_vec(values, count, &Device::Cpu).unwrap();
+                        let zeros = tensor.zeros_like().unwrap();
+                        let norm = squared_norm(&tensor).unwrap();
+                        let of_sum = add_with_squared_norm(&zeros, &tensor).unwrap().unwrap();
+                        assert!(of_sum.to_bits() == norm.to_bits() || of_sum.is_nan() && norm.is_nan());
+                        norm.is_finite()
+                    };
+                    assert!(extremes.into_iter().all(norm), "{count} of {others}, other at {at}");
+                    let bad = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+                    assert!(!bad.into_iter().any(norm), "{count} of {others}, bad at {at}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -13,58 +13,45 @@ use crate::Result;
 /// Elements of a chunk: 64 KiB of `f32`.
 pub(crate) const CHUNK: usize = 16 * 1024;
 
-/// Whether more than one thread may help with `elements`.
-fn is_shared(elements: usize) -> bool {
-    elements > CHUNK && rayon::current_thread_index().is_some() && rayon::current_num_threads() > 1
-}
-
-/// What `of` gives for each chunk, in order.
-pub(crate) fn map_chunks<T: Sync, R: Send>(values: &[T], of: impl Fn(&[T]) -> R + Sync + Send) -> Vec<R> {
-    match is_shared(values.len()) {
-        true => values.par_chunks(CHUNK).map(of).collect(),
-        false => values.chunks(CHUNK).map(of).collect(),
+/// What `of` gives for each of the `pieces` of a whole of `elements`, in order; by several threads where there is work enough.
+pub(crate) fn each<P: Send, R: Send>(
+    elements: usize,
+    pieces: impl Iterator<Item = P>,
+    of: impl Fn(P) -> R + Sync + Send,
+) -> Vec<R> {
+    match elements > CHUNK && rayon::current_thread_index().is_some() && rayon::current_num_threads() > 1 {
+        true => pieces.collect::<Vec<P>>().into_par_iter().map(of).collect(),
+        false => pieces.map(of).collect(),
     }
 }
 
-/// Changes `values` by `others`, chunk by chunk.
-pub(crate) fn zip2(values: &mut [f32], others: &[f32], change: impl Fn(&mut [f32], &[f32]) + Sync) {
-    match is_shared(values.len()) {
-        true => values.par_chunks_mut(CHUNK).zip(others.par_chunks(CHUNK)).for_each(|(v, o)| change(v, o)),
-        false => change(values, others),
-    }
+/// Whether every value is neither an infinity nor a NaN. Without a branch a value, this runs at the speed of memory.
+pub(crate) fn all_finite(values: &[f32]) -> bool {
+    // An exponent of all ones is an infinity or a NaN.
+    const EXPONENT: u32 = 0x7f80_0000;
+    !values.iter().fold(false, |bad, v| bad | (v.to_bits() & EXPONENT == EXPONENT))
 }
 
-/// Changes `values` and `state` by `others`, chunk by chunk.
-pub(crate) fn zip3(
-    values: &mut [f32],
-    others: &[f32],
-    state: &mut [f32],
-    change: impl Fn(&mut [f32], &[f32], &mut [f32]) + Sync,
-) {
-    match is_shared(values.len()) {
-        true => {
-            let chunks = values.par_chunks_mut(CHUNK).zip(others.par_chunks(CHUNK)).zip(state.par_chunks_mut(CHUNK));
-            chunks.for_each(|((v, o), s)| change(v, o, s));
+/// Whether every element is neither an infinity nor a NaN.
+pub(crate) fn is_finite(tensor: &Tensor) -> Result<bool> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, dense_range(layout)) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some(range)) => {
+            let values = &values[range];
+            return Ok(!each(values.len(), values.chunks(CHUNK), all_finite).contains(&false));
         }
-        false => change(values, others, state),
-    }
-}
-
-/// Changes `values` and both parts of `state` by `others`, chunk by chunk.
-pub(crate) fn zip4(
-    values: &mut [f32],
-    others: &[f32],
-    state: (&mut [f32], &mut [f32]),
-    change: impl Fn(&mut [f32], &[f32], &mut [f32], &mut [f32]) + Sync,
-) {
-    match is_shared(values.len()) {
-        true => {
-            let state = state.0.par_chunks_mut(CHUNK).zip(state.1.par_chunks_mut(CHUNK));
-            let chunks = values.par_chunks_mut(CHUNK).zip(others.par_chunks(CHUNK)).zip(state);
-            chunks.for_each(|((v, o), (a, b))| change(v, o, a, b));
+        (Storage::Cpu(CpuStorage::BF16(values)), Some(range)) => {
+            let values = &values[range];
+            let chunks = values.chunks(CHUNK);
+            let bad = each(values.len(), chunks, |chunk| chunk.iter().fold(false, |bad, v| bad | !v.is_finite()));
+            return Ok(!bad.contains(&true));
         }
-        false => change(values, others, state.0, state.1),
+        _ => {}
     }
+    drop(storage);
+    // A product with zero is zero for finite values and NaN for all others.
+    let sum = tensor.zeros_like()?.mul(tensor)?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
+    Ok(sum == 0.0)
 }
 
 /// The range of the storage that the tensor's elements cover, each once and without a gap, in whatever order: contiguous tensors and
@@ -83,9 +70,13 @@ pub(crate) fn dense_range(layout: &Layout) -> Option<std::ops::Range<usize>> {
     Some(layout.start_offset()..layout.start_offset() + covered)
 }
 
-struct Change<F>(Cell<Option<F>>);
+/// A change and what came of it.
+struct Change<F, R> {
+    change: Cell<Option<F>>,
+    result: Cell<Option<R>>,
+}
 
-impl<F: FnOnce(&mut [f32], &[f32])> InplaceOp2 for Change<F> {
+impl<R, F: FnOnce(&mut [f32], &[f32]) -> R> InplaceOp2 for Change<F, R> {
     fn name(&self) -> &'static str {
         "change-in-place"
     }
@@ -93,33 +84,34 @@ impl<F: FnOnce(&mut [f32], &[f32])> InplaceOp2 for Change<F> {
     fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> candle_core::Result<()> {
         let (CpuStorage::F32(values), CpuStorage::F32(others)) = (s1, s2) else { return Ok(()) };
         if let (Some((from, to)), Some((others_from, others_to)), Some(change)) =
-            (l1.contiguous_offsets(), l2.contiguous_offsets(), self.0.take())
+            (l1.contiguous_offsets(), l2.contiguous_offsets(), self.change.take())
         {
-            change(&mut values[from..to], &others[others_from..others_to]);
+            self.result.set(Some(change(&mut values[from..to], &others[others_from..others_to])));
         }
         Ok(())
     }
 }
 
-/// Lets `change` write into the elements of `values`, beside those of `others`; every tensor that shares the storage of `values` changes with
-/// it. False, and nothing is done, unless `values` is a contiguous `f32` tensor on the CPU and `others` one of the same shape there.
-pub(crate) fn change_in_place(
+/// Lets `change` write into the elements of `values`, beside those of `others`, and gives what it gives; every tensor that shares the storage
+/// of `values` changes with it. None, and nothing is done, unless `values` is a contiguous `f32` tensor on the CPU and `others` one of the
+/// same shape there.
+pub(crate) fn change_in_place<R>(
     values: &Tensor,
     others: &Tensor,
-    change: impl FnOnce(&mut [f32], &[f32]),
-) -> Result<bool> {
+    change: impl FnOnce(&mut [f32], &[f32]) -> R,
+) -> Result<Option<R>> {
     let suited = |t: &Tensor| t.device().is_cpu() && t.dtype() == DType::F32 && t.shape() == values.shape();
     if !suited(values) || !suited(others) || !values.is_contiguous() {
-        return Ok(false);
+        return Ok(None);
     }
     let others = match storage_of(values) == storage_of(others) {
         // Its own value, or a view of it: read before it is written to.
         true => others.copy()?.contiguous()?,
         false => others.contiguous()?,
     };
-    let change = Change(Cell::new(Some(change)));
+    let change = Change { change: Cell::new(Some(change)), result: Cell::new(None) };
     values.inplace_op2(&others, &change)?;
-    Ok(change.0.take().is_none())
+    Ok(change.result.take())
 }
 
 /// Where a tensor's storage lies: equal for tensors that share it.
@@ -127,14 +119,20 @@ fn storage_of(tensor: &Tensor) -> *const Storage {
     &*tensor.storage_and_layout().0
 }
 
-/// Adds `others` to `sum` in place; false, and nothing is done, as for [`change_in_place`].
-pub(crate) fn add_in_place(sum: &Tensor, others: &Tensor) -> Result<bool> {
+/// Adds `others` to `sum` in place, and gives what `of` gives for each chunk of the sum, in order: it reads it while it is near. None, and
+/// nothing is done, as for [`change_in_place`].
+pub(crate) fn add_in_place<R: Send>(
+    sum: &Tensor,
+    others: &Tensor,
+    of: impl Fn(&[f32]) -> R + Sync + Send,
+) -> Result<Option<Vec<R>>> {
     change_in_place(sum, others, |sum, others| {
-        zip2(sum, others, |sum, others| {
+        each(sum.len(), sum.chunks_mut(CHUNK).zip(others.chunks(CHUNK)), |(sum, others)| {
             for (sum, other) in sum.iter_mut().zip(others) {
                 *sum += other;
             }
-        });
+            of(sum)
+        })
     })
 }
 
@@ -164,7 +162,8 @@ mod tests {
         let add = || {
             let sum = values(0.1).unwrap();
             let shares = sum.detach();
-            assert!(add_in_place(&sum, &values(0.7).unwrap()).unwrap());
+            let lengths = add_in_place(&sum, &values(0.7).unwrap(), <[f32]>::len).unwrap();
+            assert_eq!(lengths, Some(vec![CHUNK, CHUNK, CHUNK, 5]));
             shares.to_vec1::<f32>().unwrap()
         };
         let alone = add();
@@ -178,13 +177,36 @@ mod tests {
 
     #[test]
     fn a_tensor_may_be_added_to_itself_and_views_keep_their_order() {
+        let add = |sum: &Tensor, others: &Tensor| add_in_place(sum, others, <[f32]>::to_vec).unwrap();
         let tensor = Tensor::new(&[[1.0_f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
-        assert!(add_in_place(&tensor, &tensor.t().unwrap()).unwrap());
+        assert_eq!(add(&tensor, &tensor.t().unwrap()), Some(vec![vec![2.0, 5.0, 5.0, 8.0]]));
         assert_eq!(tensor.to_vec2::<f32>().unwrap(), [[2.0, 5.0], [5.0, 8.0]]);
         let other = Tensor::new(&[[1.0_f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
-        assert!(add_in_place(&tensor, &other.t().unwrap()).unwrap());
+        assert!(add(&tensor, &other.t().unwrap()).is_some());
         assert_eq!(tensor.to_vec2::<f32>().unwrap(), [[3.0, 8.0], [7.0, 12.0]]);
-        assert!(!add_in_place(&tensor.t().unwrap(), &other).unwrap());
-        assert!(!add_in_place(&tensor, &other.to_dtype(DType::F64).unwrap()).unwrap());
+        assert_eq!(add(&tensor.t().unwrap(), &other), None);
+        assert_eq!(add(&tensor, &other.to_dtype(DType::F64).unwrap()), None);
+    }
+
+    #[test]
+    fn finds_the_one_value_that_is_not_finite() {
+        for (bad, finite) in
+            [(1.0, true), (f32::MAX, true), (f32::INFINITY, false), (f32::NAN, false), (-f32::INFINITY, false)]
+        {
+            let mut values = vec![0.5_f32; 40_000];
+            values[39_999] = bad;
+            let tensor = Tensor::from_vec(values, (200, 200), &Device::Cpu).unwrap();
+            assert_eq!(is_finite(&tensor).unwrap(), finite, "{bad}");
+            assert_eq!(is_finite(&tensor.t().unwrap()).unwrap(), finite, "{bad}, transposed");
+            assert_eq!(is_finite(&tensor.narrow(1, 1, 199).unwrap()).unwrap(), finite, "{bad}, with gaps");
+            let rounded = tensor.to_dtype(DType::BF16).unwrap();
+            // The largest f32 is rounded up, beyond what bf16 reaches.
+            assert_eq!(is_finite(&rounded).unwrap(), finite && bad != f32::MAX, "{bad}, rounded");
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+            assert_eq!(pool.install(|| is_finite(&tensor)).unwrap(), finite, "{bad}, two threads");
+            // A view that leaves the bad value out is finite.
+            assert!(is_finite(&tensor.narrow(0, 0, 199).unwrap()).unwrap());
+            assert!(is_finite(&tensor.narrow(1, 0, 199).unwrap()).unwrap());
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Losses: what a head's output is worth, and its gradient.
 
 mod cross_entropy;
+mod exponentials;
 mod mean_squared_error;
 
 pub use cross_entropy::CrossEntropy;

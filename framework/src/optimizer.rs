@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use candle_core::{Tensor, Var};
 
-use crate::Result;
+use crate::{Error, Result, elementwise};
 
 /// One parameter with its gradient, as an optimizer gets it.
 pub struct Slot<'a> {
@@ -20,18 +20,44 @@ pub struct Slot<'a> {
     pub name: &'a str,
     /// The value, to be changed in place.
     pub var: &'a Var,
-    /// The gradient (clipped, of the whole batch), shaped as the value.
-    pub gradient: &'a Tensor,
+    /// The gradient of the whole batch before clipping, shaped as the value; [`Self::gradient`] gives what clipping makes of it.
+    pub unclipped: &'a Tensor,
+    /// What clipping multiplies the gradient with: 1 where it leaves it as it is.
+    pub clip: f64,
     /// What its group multiplies the learning rate with.
     pub lr_scale: f64,
     /// Its group's weight decay.
     pub weight_decay: f64,
 }
 
+impl Slot<'_> {
+    /// The clipped gradient. A rule that writes its own loop spares memory and time by multiplying in it.
+    pub fn gradient(&self) -> Result<Tensor> {
+        Ok(if self.clip == 1.0 { self.unclipped.clone() } else { (self.unclipped * self.clip)? })
+    }
+
+    /// What an update fails with that has left an infinity or a NaN in the value.
+    pub fn not_finite(&self) -> Error {
+        Error::NotFinite(format!("{} holds an infinity or a NaN after the update", self.name))
+    }
+
+    /// # Errors
+    /// If the value holds an infinity or a NaN; looked for in a pass of its own.
+    pub(crate) fn check(&self) -> Result<()> {
+        if elementwise::is_finite(self.var)? { Ok(()) } else { Err(self.not_finite()) }
+    }
+}
+
 /// An update rule with its state.
 pub trait Optimizer: Send {
     /// Updates every parameter of `slots` in place with learning rate `lr`.
     fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()>;
+
+    /// Whether [`Self::update`] looks for infinities and NaN in what it writes and fails with [`Slot::not_finite`]. Where it does not, the
+    /// stage looks for them afterwards, which reads every parameter once more.
+    fn checks_values(&self) -> bool {
+        false
+    }
 }
 
 /// The optimizer that `config` names.

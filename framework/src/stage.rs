@@ -215,9 +215,7 @@ impl Stage {
                 Action::PullBack { ticket, loss, wants, then } => {
                     (Phase::PullBack, self.pull_back(ticket, loss, wants, then))
                 }
-                Action::ShareNorm(_) => {
-                    (Phase::Update, self.parameters.squared_norms().map(|norms| Outcome::SquaredNorms(norms.to_vec())))
-                }
+                Action::ShareNorm(_) => (Phase::Update, Ok(Outcome::SquaredNorms(self.parameters.squared_norms()))),
                 Action::Update(step) => (Phase::Update, self.update(step, global_norm)),
             };
             done.map_err(|e| StageFailure {
@@ -356,8 +354,8 @@ impl Stage {
 
     fn update(&mut self, step: u64, global_norm: Option<f64>) -> Result<Outcome> {
         let lr = self.schedule.lr(step);
-        // Finite: every gradient was checked as it came, and squares of f32 do not overflow f64.
-        let own_norm = self.parameters.squared_norms()?.iter().sum::<f64>().sqrt();
+        // Finite: checked as every gradient came.
+        let own_norm = self.parameters.squared_norms().iter().sum::<f64>().sqrt();
         let coefficient = |norm: f64| self.clip.as_ref().map_or(1.0, |clip| clip::coefficient(clip.max_norm, norm));
         let main_norm = match &self.clip {
             Some(ClipConfig { scope: ClipScope::Global, .. }) => global_norm.ok_or_else(|| {
@@ -368,7 +366,7 @@ impl Stage {
         self.parameters.update(lr, coefficient(main_norm))?;
         if let Some(head) = &mut self.head {
             let coefficient = match self.clip {
-                Some(_) => coefficient(head.parameters.squared_norms()?.iter().sum::<f64>().sqrt()),
+                Some(_) => coefficient(head.parameters.squared_norms().iter().sum::<f64>().sqrt()),
                 None => 1.0,
             };
             head.parameters.update(lr, coefficient)?;

@@ -1,5 +1,7 @@
 //! Timing changes nothing: the same parameters to the bit after 50 steps, by plain calls and by actors, whatever is in flight and
 //! however many threads a device has; and the same again where stages compute forward passes twice instead of keeping them.
+//!
+//! Models whose work is cut into many pieces, those of `interlock bench step` with fewer blocks and smaller inputs, are trained for two steps.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
@@ -12,7 +14,7 @@ use interlock::{
     optimizer::{OptimizerConfig, OptimizerKind},
     plain::PlainPipeline,
     random::Key,
-    stage::Recompute,
+    stage::{HeadsConfig, HeadsTrained, Recompute},
     trainer::TrainerBuilder,
 };
 use interlock_backends::Backends;
@@ -37,18 +39,18 @@ impl Dataset for OneBatch {
     }
 }
 
-fn images(count: usize) -> OneBatch {
+fn images(count: usize, side: usize) -> OneBatch {
     let mut stream = Key::new(9).named("images").stream();
-    let pixels: Vec<f32> = (0..count * 3 * 12 * 12).map(|_| stream.random::<f32>() - 0.5).collect();
-    let inputs = Tensor::from_vec(pixels, (count, 3, 12, 12), &Device::Cpu).unwrap();
+    let pixels: Vec<f32> = (0..count * 3 * side * side).map(|_| stream.random::<f32>() - 0.5).collect();
+    let inputs = Tensor::from_vec(pixels, (count, 3, side, side), &Device::Cpu).unwrap();
     let targets = Tensor::from_vec((0..count as u32).map(|i| i % 10).collect(), count, &Device::Cpu).unwrap();
     OneBatch(Batch { inputs: inputs.into(), targets })
 }
 
-fn tokens(count: usize, length: usize) -> OneBatch {
+fn tokens(count: usize, length: usize, vocab: u32) -> OneBatch {
     let mut stream = Key::new(9).named("tokens").stream();
     let mut draw = || {
-        let tokens: Vec<u32> = (0..count * length).map(|_| stream.random_range(0..17)).collect();
+        let tokens: Vec<u32> = (0..count * length).map(|_| stream.random_range(0..vocab)).collect();
         Tensor::from_vec(tokens, (count, length), &Device::Cpu).unwrap()
     };
     OneBatch(Batch { inputs: draw().into(), targets: draw() })
@@ -117,7 +119,7 @@ fn check(data: &OneBatch, micro_batches: usize, make: impl Fn() -> TrainerBuilde
 #[test]
 fn a_resnet_of_four_stages() {
     for micro_batches in [1, 4] {
-        check(&images(10), micro_batches, || {
+        check(&images(10, 12), micro_batches, || {
             let optimizer = OptimizerConfig { lr: 0.05, weight_decay: 1e-4, ..OptimizerConfig::default() };
             Trainer::builder(resnet()).strategy(Interlock::width(2)).optimizer(optimizer)
         });
@@ -127,7 +129,7 @@ fn a_resnet_of_four_stages() {
 #[test]
 fn a_transformer_with_dropout_and_global_clipping() {
     for micro_batches in [1, 4] {
-        check(&tokens(10, 10), micro_batches, || {
+        check(&tokens(10, 10, 17), micro_batches, || {
             let optimizer = OptimizerConfig { kind: OptimizerKind::Adamw, lr: 1e-3, ..OptimizerConfig::default() };
             let clip = ClipConfig { max_norm: 0.5, scope: ClipScope::Global };
             Trainer::builder(transformer()).strategy(Interlock::width(3)).optimizer(optimizer).clip(clip)
@@ -156,7 +158,87 @@ fn check_recomputed(data: &OneBatch, model: fn() -> Arc<dyn ModelSpec>, optimize
 #[test]
 fn forward_passes_computed_again_are_the_same() {
     let sgd = OptimizerConfig { lr: 0.05, weight_decay: 1e-4, ..OptimizerConfig::default() };
-    check_recomputed(&images(10), resnet, &sgd);
+    check_recomputed(&images(10, 12), resnet, &sgd);
     let adamw = OptimizerConfig { kind: OptimizerKind::Adamw, lr: 1e-3, ..OptimizerConfig::default() };
-    check_recomputed(&tokens(10, 10), transformer, &adamw);
+    check_recomputed(&tokens(10, 10, 17), transformer, &adamw);
+}
+
+/// Two steps of two stages on devices of 1, 2 and 3 threads.
+fn check_threads(data: &OneBatch, model: &Arc<dyn ModelSpec>, head: &str, optimizer: &OptimizerConfig) {
+    for (width, micro_batches) in [(1, 1), (1, 2), (2, 1), (2, 2)] {
+        let train = |device: &str| {
+            let heads = HeadsConfig { arch: Some(head.to_owned()), train: HeadsTrained::All };
+            let builder = Trainer::builder(Arc::clone(model)).strategy(Interlock::width(width)).heads(heads);
+            let builder = builder.optimizer(optimizer.clone()).stages(2).seed(7).micro_batches(micro_batches);
+            // Norms are of use, so that their bits show.
+            let clip = ClipConfig { max_norm: 0.5, scope: ClipScope::Stage };
+            let builder = builder.clip(clip).batch_size(data.len()).steps(2).devices(devices(&[device]));
+            let mut trainer = builder.build().unwrap();
+            trainer.fit(data).unwrap();
+            bits(trainer.snapshot().unwrap())
+        };
+        let expected = train("cpu:threads=1");
+        for device in ["cpu:threads=2", "cpu:threads=3"] {
+            assert!(train(device) == expected, "width {width}, M = {micro_batches}, {device}");
+        }
+    }
+}
+
+/// Stochastic gradient descent as `interlock bench step` has it.
+fn descent() -> OptimizerConfig {
+    OptimizerConfig { lr: 0.1, momentum: 0.9, weight_decay: 2e-4, ..OptimizerConfig::default() }
+}
+
+#[test]
+fn a_resnet_for_cifar_on_any_number_of_threads() {
+    let model: Arc<dyn ModelSpec> = Arc::new(ResNet {
+        stem_planes: 16,
+        planes: vec![16, 32, 64],
+        height: 32,
+        width: 32,
+        blocks: vec![1, 1, 1],
+        block: BlockKind::Basic,
+        stem: StemKind::Cifar,
+        classes: 10,
+        channels: 3,
+    });
+    check_threads(&images(34, 32), &model, "conv16_bn_gbpl_fc", &descent());
+}
+
+#[test]
+fn a_resnet_for_imagenet_on_any_number_of_threads() {
+    let model: Arc<dyn ModelSpec> = Arc::new(ResNet {
+        stem_planes: 64,
+        planes: vec![64, 128, 256, 512],
+        height: 32,
+        width: 32,
+        blocks: vec![1, 1, 1, 1],
+        block: BlockKind::Basic,
+        stem: StemKind::Imagenet,
+        classes: 10,
+        channels: 3,
+    });
+    check_threads(&images(10, 32), &model, "gbpl_fc", &descent());
+}
+
+#[test]
+fn a_gpt_on_any_number_of_threads() {
+    let model: Arc<dyn ModelSpec> = Arc::new(Transformer {
+        vocab: 256,
+        context: 128,
+        sequence: 128,
+        width: 256,
+        heads: 8,
+        layers: 2,
+        dropout: 0.1,
+        tied: false,
+    });
+    let adamw = OptimizerConfig {
+        kind: OptimizerKind::Adamw,
+        lr: 3e-4,
+        betas: [0.9, 0.95],
+        weight_decay: 0.1,
+        ..OptimizerConfig::default()
+    };
+    check_threads(&tokens(3, 128, 256), &model, "ln_fc", &adamw);
 }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{
     lanes::{LANES, Lanes},
-    room::Filled,
+    room::{Filled, Room},
 };
 
 const EPSILON: f32 = 1e-5;
@@ -64,21 +64,13 @@ pub(crate) fn input_gradient(x: &[f32], statistics: &[Statistics], weight: &[f32
     }
 }
 
-/// `∂γ` and then `∂β`, in one.
-pub(crate) fn parameter_gradients(x: &[f32], statistics: &[Statistics], c: &[f32]) -> Vec<f32> {
-    let width = x.len() / statistics.len().max(1);
-    assert!(x.len() == c.len() && x.len() == statistics.len() * width, "slices of different lengths");
-    // At most sixteen pieces: each holds a sum as long as two rows.
-    let rows = rows(width.max(1)).max(statistics.len().div_ceil(16));
-    let pieces = statistics.par_chunks(rows).zip(x.par_chunks(rows * width).zip(c.par_chunks(rows * width)));
-    let parts: Vec<Vec<f32>> = pieces
-        .map(|(statistics, (x, c))| {
-            let mut sums = vec![0.0; 2 * width];
-            // SAFETY: as many rows of both as statistics, half as wide as the sums.
-            unsafe { add_parameter_gradients_to(x.as_ptr(), statistics, c.as_ptr(), &mut sums) };
-            sums
-        })
-        .collect();
+/// Rows in one piece of sums: at most sixteen pieces, since each holds a sum as long as two rows.
+fn rows_summed(width: usize, count: usize) -> usize {
+    rows(width.max(1)).max(count.div_ceil(16))
+}
+
+/// Sums of pieces, added in order.
+fn add_up(parts: Vec<Vec<f32>>, width: usize) -> Vec<f32> {
     let mut sums = vec![0.0; 2 * width];
     for part in parts {
         for (sum, part) in sums.iter_mut().zip(part) {
@@ -86,6 +78,40 @@ pub(crate) fn parameter_gradients(x: &[f32], statistics: &[Statistics], c: &[f32
         }
     }
     sums
+}
+
+/// `∂γ` and then `∂β`, in one.
+pub(crate) fn parameter_gradients(x: &[f32], statistics: &[Statistics], c: &[f32]) -> Vec<f32> {
+    let width = x.len() / statistics.len().max(1);
+    assert!(x.len() == c.len() && x.len() == statistics.len() * width, "slices of different lengths");
+    let rows = rows_summed(width, statistics.len());
+    let pieces = statistics.par_chunks(rows).zip(x.par_chunks(rows * width).zip(c.par_chunks(rows * width)));
+    let parts = pieces.map(|(statistics, (x, c))| {
+        let mut sums = vec![0.0; 2 * width];
+        // SAFETY: as many rows of both as statistics, half as wide as the sums.
+        unsafe { add_parameter_gradients_to(x.as_ptr(), statistics, c.as_ptr(), &mut sums) };
+        sums
+    });
+    add_up(parts.collect(), width)
+}
+
+/// [`input_gradient`] and [`parameter_gradients`], in one pass.
+pub(crate) fn gradients(x: &[f32], statistics: &[Statistics], weight: &[f32], c: &[f32]) -> (Filled, Vec<f32>) {
+    let width = weight.len();
+    assert_eq!(x.len(), c.len(), "slices of different lengths");
+    assert_eq!(x.len(), statistics.len() * width, "a pair of statistics for each row");
+    let rows = rows_summed(width, statistics.len());
+    let mut room = Room::new(x.len());
+    let pieces = statistics.par_chunks(rows).zip(x.par_chunks(rows * width).zip(c.par_chunks(rows * width)));
+    let parts = room.blank().par_chunks_mut(rows * width).zip(pieces).map(|(dx, (statistics, (x, c)))| {
+        let mut sums = vec![0.0; 2 * width];
+        // SAFETY: as many rows of all as statistics, as wide as the weight and half as wide as the sums.
+        unsafe { gradients_to(x.as_ptr(), statistics, weight, c.as_ptr(), dx.as_mut_ptr().cast(), &mut sums) };
+        sums
+    });
+    let sums = add_up(parts.collect(), width);
+    // SAFETY: the pieces cover all rows, and all of each has been written.
+    (unsafe { room.filled() }, sums)
 }
 
 dispatch! { unsafe fn statistics_of(x: &[f32], width: usize, statistics: &mut [Statistics]) = statistics_body }
@@ -102,6 +128,11 @@ dispatch! {
 dispatch! {
     unsafe fn add_parameter_gradients_to(x: *const f32, statistics: &[Statistics], c: *const f32, sums: &mut [f32])
         = add_parameter_gradients_body
+}
+dispatch! {
+    unsafe fn gradients_to(
+        x: *const f32, statistics: &[Statistics], weight: &[f32], c: *const f32, dx: *mut f32, sums: &mut [f32],
+    ) = gradients_body
 }
 
 /// Loads sixteen numbers, or the `left` that are left and zeros.
@@ -172,7 +203,35 @@ unsafe fn input_gradient_body<L: Lanes>(
     c: *const f32,
     dx: *mut f32,
 ) {
+    // SAFETY: as demanded of the caller.
+    unsafe { pull_back::<L>(x, statistics, weight, c, dx, None) }
+}
+
+#[inline(always)]
+unsafe fn gradients_body<L: Lanes>(
+    x: *const f32,
+    statistics: &[Statistics],
+    weight: &[f32],
+    c: *const f32,
+    dx: *mut f32,
+    sums: &mut [f32],
+) {
+    // SAFETY: as demanded of the caller.
+    unsafe { pull_back::<L>(x, statistics, weight, c, dx, Some(sums)) }
+}
+
+/// Writes `∂x`; adds to `∂γ` and `∂β` row by row, as [`add_parameter_gradients_body`] does, where they are given.
+#[inline(always)]
+unsafe fn pull_back<L: Lanes>(
+    x: *const f32,
+    statistics: &[Statistics],
+    weight: &[f32],
+    c: *const f32,
+    dx: *mut f32,
+    sums: Option<&mut [f32]>,
+) {
     let width = weight.len();
+    let sums = sums.map(|sums| sums.as_mut_ptr());
     for (row, &(mean, inverse)) in statistics.iter().enumerate() {
         // SAFETY: the caller gives as many rows as statistics; loads and stores end with the row.
         unsafe {
@@ -191,10 +250,16 @@ unsafe fn input_gradient_body<L: Lanes>(
             let (mean_g, mean_gx) = (L::splat(sum.sum() / count), L::splat(-product.sum() / count));
             for at in (0..width).step_by(LANES) {
                 let left = width - at;
-                let g = load::<L>(c.add(at), left).times(load(weight.as_ptr().add(at), left));
+                let c = load::<L>(c.add(at), left);
+                let g = c.times(load(weight.as_ptr().add(at), left));
                 let normal = load::<L>(x.add(at), left).minus(centre).times(scale);
                 let inner = g.minus(mean_g).plus_product(normal, mean_gx);
                 store(inner.times(scale), dx.add(at), left);
+                if let Some(sums) = sums {
+                    let (dg, db) = (sums.add(at), sums.add(width + at));
+                    store(load::<L>(dg, left).plus_product(c, normal), dg, left);
+                    store(load::<L>(db, left).plus(c), db, left);
+                }
             }
         }
     }

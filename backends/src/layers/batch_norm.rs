@@ -11,7 +11,10 @@
 
 use candle_core::{Tensor, Var};
 use candle_nn::{Init, VarBuilder};
-use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants};
+use interlock::{
+    Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants,
+    differentiable::{Pending, input_of},
+};
 
 use super::{
     images::{channels_last, cotangent_last, images},
@@ -159,5 +162,16 @@ impl Differentiable for BatchNorm2d {
             pulled.parameters = self.gradients(&gradient)?;
         }
         Ok(pulled)
+    }
+
+    /// The input's gradient needs the parameters' anyway: they are left, and no cotangent is kept.
+    fn input_pass(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
+        let mut pulled = self.pull_back(saved, c, Wants::BOTH)?;
+        let parameters = std::mem::take(&mut pulled.parameters);
+        Ok((input_of(pulled)?, Pending::new::<Gradients>(parameters)))
+    }
+
+    fn parameter_pass(&self, _: &Saved, pending: Pending) -> Result<Gradients> {
+        pending.take()
     }
 }

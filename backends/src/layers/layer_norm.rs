@@ -8,7 +8,10 @@
 
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
-use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
+use interlock::{
+    Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants,
+    differentiable::{Pending, input_of},
+};
 
 use super::kept::Kept;
 use super::slices::{cotangent, dense, label, read, tensor, wrong_shape};
@@ -71,18 +74,36 @@ impl Differentiable for LayerNorm {
         let SavedLayerNorm { x, statistics } = saved.get()?;
         let c = cotangent(c, x.dims(), &self.name)?;
         let x = x.tensor()?;
-        let (values, c) = (read(&x)?, read(&c)?);
+        let (values, weight, c) = (read(&x)?, read(&self.weight)?, read(&c)?);
+        let (dx, dw) = match (wants.input, wants.parameters) {
+            (true, true) => {
+                let (dx, dw) = layer_norm::gradients(&values, statistics, &weight, &c);
+                (Some(dx), Some(dw))
+            }
+            (true, false) => (Some(layer_norm::input_gradient(&values, statistics, &weight, &c)), None),
+            (false, true) => (None, Some(layer_norm::parameter_gradients(&values, statistics, &c))),
+            (false, false) => (None, None),
+        };
         let mut pulled = Pulled::default();
-        if wants.input {
-            let dx = layer_norm::input_gradient(&values, statistics, &read(&self.weight)?, &c);
+        if let Some(dx) = dx {
             pulled.input = Some(dx.into_tensor(x.shape())?.into());
         }
-        if wants.parameters {
-            let mut dg = layer_norm::parameter_gradients(&values, statistics, &c);
-            let db = dg.split_off(self.width);
+        if let Some(mut dw) = dw {
+            let db = dw.split_off(self.width);
             pulled.parameters =
-                vec![(self.weight.id(), tensor(dg, self.width)?), (self.bias.id(), tensor(db, self.width)?)];
+                vec![(self.weight.id(), tensor(dw, self.width)?), (self.bias.id(), tensor(db, self.width)?)];
         }
         Ok(pulled)
+    }
+
+    /// Both gradients at once: the parameters' are two rows, where the cotangent that would be kept for them is all of them.
+    fn input_pass(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
+        let mut pulled = self.pull_back(saved, c, Wants::BOTH)?;
+        let parameters = std::mem::take(&mut pulled.parameters);
+        Ok((input_of(pulled)?, Pending::new::<Gradients>(parameters)))
+    }
+
+    fn parameter_pass(&self, _: &Saved, pending: Pending) -> Result<Gradients> {
+        pending.take()
     }
 }

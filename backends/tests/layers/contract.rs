@@ -76,6 +76,7 @@ type Build<'a> = &'a (dyn Fn(VarBuilder<'static>) -> Result<Box<dyn Differentiab
 /// - the gradient of `Σ r·y` for random `r` against finite differences, for the input (where it is of `f32`) and every parameter;
 /// - every parameter of the store gets one gradient of its shape;
 /// - each pass alone, and the two halves, give the bits of both at once, and only what was asked for;
+/// - so do the last pull-backs, which free what was saved on their way;
 /// - views and cotangents that are not contiguous give the same bits;
 /// - 1, 2 and 3 threads give the same bits;
 /// - an evaluation pass saves nothing.
@@ -93,6 +94,20 @@ pub(crate) fn check_bits(name: &str, x: &Tensor, build: Build<'_>) {
         })
         .into();
     assert!(outcomes[0] == outcomes[1] && outcomes[0] == outcomes[2], "{name}: bits depend on the number of threads");
+}
+
+/// Checks that the layers that `one` and `other` build, of the same parameters, give the same bits wherever they are asked for any.
+pub(crate) fn same(name: &str, x: &Tensor, one: Build<'_>, other: Build<'_>) {
+    let [one, other] = [one, other].map(|build| {
+        let mut outcome = outcome(name, x, build);
+        // The order in which layers give their gradients is theirs.
+        outcome.parameters.sort();
+        outcome
+    });
+    assert_eq!(one.output, other.output, "{name}: outputs");
+    assert_eq!(one.evaluated, other.evaluated, "{name}: outputs in evaluation");
+    assert_eq!(one.input, other.input, "{name}: gradients of the input");
+    assert_eq!(one.parameters, other.parameters, "{name}: gradients of parameters");
 }
 
 fn outcome(name: &str, x: &Tensor, build: Build<'_>) -> Outcome {
@@ -146,6 +161,24 @@ fn outcome(name: &str, x: &Tensor, build: Build<'_>) -> Outcome {
         let again = layer.pull_back(&saved, &gapped.into(), Wants::PARAMETERS).expect(name);
         assert_eq!(gradient_bits(&store, &again.parameters), parameters, "{name}: cotangent with gaps");
         assert!(layer.pull_back(&saved, &cotangent, Wants::INPUT).expect(name).input.is_none());
+    }
+
+    let saved = || layer.forward(&input, &pass()).expect(name).1;
+    let last = |wants: Wants| {
+        let pulled = layer.last_pull_back(saved(), cotangent.clone(), wants).expect(name);
+        let input = pulled.input.map(|input| bits(input.single().expect(name)));
+        assert_eq!(input, input_bits.clone().filter(|_| wants.input), "{name}: input gradient of the last {wants:?}");
+        let wanted = if wants.parameters { parameters.clone() } else { Vec::new() };
+        assert_eq!(gradient_bits(&store, &pulled.parameters), wanted, "{name}: parameters of the last {wants:?}");
+    };
+    last(Wants::PARAMETERS);
+    if float {
+        last(Wants::BOTH);
+        last(Wants::INPUT);
+        let saved = saved();
+        let (_, pending) = layer.input_pass(&saved, &cotangent).expect(name);
+        let second = layer.last_parameter_pass(saved, pending).expect(name);
+        assert_eq!(gradient_bits(&store, &second), parameters, "{name}: last parameter half");
     }
 
     let doubled = Tensor::cat(&[x, x], 0).and_then(|t| t.narrow(0, x.dims()[0], x.dims()[0])).expect("a view");

@@ -6,7 +6,14 @@ use interlock_backends::layers::*;
 
 use crate::contract::{check, check_bits, distinct, eval, numbers, one, random, store, values};
 
-fn conv(inputs: usize, outputs: usize, kernel: usize, stride: usize, padding: usize, bias: bool) -> Conv2dConfig {
+pub(crate) fn conv(
+    inputs: usize,
+    outputs: usize,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+    bias: bool,
+) -> Conv2dConfig {
     Conv2dConfig { inputs, outputs, kernel, stride, padding, bias }
 }
 
@@ -345,7 +352,7 @@ fn convolution_blocks_equal_their_layers_one_after_another() {
     }
 }
 
-fn block(
+pub(crate) fn block(
     links: &[Conv2dConfig],
     projection: Option<Conv2dConfig>,
     vb: &candle_nn::VarBuilder<'static>,

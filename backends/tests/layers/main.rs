@@ -3,4 +3,5 @@
 mod contract;
 mod images;
 mod sequences;
+mod threads;
 mod vectors;

@@ -4,9 +4,9 @@ use candle_core::{Device, Tensor};
 use interlock::{Differentiable, Pass, Sequential};
 use interlock_backends::layers::*;
 
-use crate::contract::{check, eval, random, store, values};
+use crate::contract::{check, eval, random, same, store, values};
 
-fn tokens(dims: &[usize], vocab: u32) -> Tensor {
+pub(crate) fn tokens(dims: &[usize], vocab: u32) -> Tensor {
     let count: usize = dims.iter().product();
     let tokens: Vec<u32> = (0..count as u32).map(|i| i * i * 7 % vocab).collect();
     Tensor::from_vec(tokens, dims, &Device::Cpu).expect("a tensor")
@@ -63,6 +63,21 @@ fn attention_keeps_the_contract() {
             |vb: candle_nn::VarBuilder<'static>| CausalSelfAttention::new(dims[2], heads, dropout, 0.7, 0.5, vb);
         check(&name, &random("x", &dims), &|vb| Ok(Box::new(build(vb)?)));
     }
+}
+
+#[test]
+fn attention_of_a_norm_equals_the_norm_and_then_attention() {
+    let attention = |vb: candle_nn::VarBuilder<'static>| CausalSelfAttention::new(6, 3, 0.2, 0.7, 0.5, vb.pp("attn"));
+    let of = |vb: candle_nn::VarBuilder<'static>| -> interlock::Result<Box<dyn Differentiable>> {
+        let norm = LayerNorm::new(6, vb.pp("ln"))?;
+        Ok(Box::new(attention(vb)?.of(norm)))
+    };
+    let x = random("x", &[3, 37, 6]);
+    same("attention of a norm", &x, &of, &|vb| {
+        let norm = LayerNorm::new(6, vb.pp("ln"))?;
+        Ok(Box::new(Sequential::default().and(norm).and(attention(vb)?)))
+    });
+    check("attention of a norm", &random("x", &[2, 5, 6]), &of);
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! Layers of vectors, functions of single elements, and layer normalization.
 
 use candle_core::{Device, Tensor};
-use candle_nn::Init;
-use interlock::{Differentiable, Pass, Wants};
+use candle_nn::{Init, VarBuilder};
+use interlock::{Differentiable, Pass, Result, Sequential, Wants};
 use interlock_backends::layers::*;
 
-use crate::contract::{check, distinct, eval, one, random, store, values};
+use crate::contract::{check, distinct, eval, one, random, same, store, values};
 
 #[test]
 fn linear_keeps_the_contract() {
@@ -83,6 +83,35 @@ fn layer_norm_gives_rows_of_mean_0_and_variance_1() {
     let wanted = [-2.0, -1.0, 0.0, 3.0].map(|d: f32| d / 3.5_f32.sqrt());
     for (got, wanted) in y.iter().zip(wanted.iter().chain(&[-1.0, -1.0, 1.0, 1.0])) {
         assert!((got - wanted).abs() < 1e-5, "{y:?}");
+    }
+}
+
+/// A norm or a GELU, and a linear layer.
+fn norm_and_linear(width: usize, vb: &VarBuilder<'static>) -> Result<(LayerNorm, Linear)> {
+    Ok((LayerNorm::new(width, vb.pp("ln"))?, Linear::new(width, 33, true, vb.pp("fc"))?))
+}
+
+#[test]
+fn a_linear_layer_of_a_cheap_one_equals_the_two_one_after_another() {
+    for dims in [vec![1, 3], vec![2, 5, 7], vec![300, 40]] {
+        let width = dims[dims.len() - 1];
+        let x = random("x", &dims);
+        let of_norm = |vb: VarBuilder<'static>| -> Result<Box<dyn Differentiable>> {
+            let (norm, linear) = norm_and_linear(width, &vb)?;
+            Ok(Box::new(LinearOf::norm(norm, linear)))
+        };
+        same("linear of a norm", &x, &of_norm, &|vb| {
+            let (norm, linear) = norm_and_linear(width, &vb)?;
+            Ok(Box::new(Sequential::default().and(norm).and(linear)))
+        });
+        let of_gelu = |vb: VarBuilder<'static>| -> Result<Box<dyn Differentiable>> {
+            Ok(Box::new(LinearOf::gelu(Linear::new(width, 5, false, vb)?)))
+        };
+        same("linear of GELU", &x, &of_gelu, &|vb| {
+            Ok(Box::new(Sequential::default().and(Gelu).and(Linear::new(width, 5, false, vb)?)))
+        });
+        check("linear of a norm", &x, &of_norm);
+        check("linear of GELU", &x, &of_gelu);
     }
 }
 

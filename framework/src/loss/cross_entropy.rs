@@ -2,11 +2,19 @@
 //!
 //! For logits `z` and class `t` of `C`: `l = log Σ exp(z) - z_t`, and `∂l/∂z = softmax(z) - onehot(t)`. With label smoothing `s` the
 //! target is `(1-s)·onehot(t) + s/C`, as PyTorch defines it.
+//!
+//! Rows are taken in pieces of a fixed size, on all threads of the device, and their losses added in order.
 
 use candle_core::{CpuStorage, D, DType, Storage, Tensor};
 
-use super::{Loss, Score};
-use crate::{Error, Result};
+use super::{
+    Loss, Score,
+    exponentials::{exponentials, largest},
+};
+use crate::{
+    Error, Result,
+    elementwise::{CHUNK, each},
+};
 
 /// Cross-entropy; also for one class a position, as language models have it.
 ///
@@ -47,52 +55,60 @@ impl CrossEntropy {
         Ok(count)
     }
 
-    /// Scores each row and hands its softmax to `visit`.
-    fn rows(
+    /// Scores a piece of the rows. Where it is given, writes the gradient of the losses times `scale` to `gradient`, which begins as zeros.
+    fn piece(
         &self,
-        logits: &[f32],
-        classes: &[u32],
+        (logits, classes): (&[f32], &[u32]),
         count: usize,
-        mut visit: impl FnMut(usize, &[f32], Option<usize>),
+        mut gradient: Option<&mut [f32]>,
+        scale: f32,
     ) -> Score {
-        let mut score = Score { loss: 0.0, count: 0.0, correct: Some(0.0) };
+        let mut score = Score::default();
         let mut correct = 0.0;
-        let mut softmax = vec![0.0_f32; count];
+        let differentiates = gradient.is_some();
+        let mut room = vec![0.0_f32; if differentiates { 0 } else { count }];
         for (row, (z, &target)) in logits.chunks_exact(count).zip(classes).enumerate() {
             if Some(target) == self.ignore_index {
-                visit(row, &softmax, None);
                 continue;
             }
             let target = target as usize;
-            let (mut best, mut max) = (0, f32::NEG_INFINITY);
-            for (class, &value) in z.iter().enumerate() {
-                if value > max {
-                    (best, max) = (class, value);
-                }
-            }
-            let mut sum = 0.0_f32;
-            for (p, &value) in softmax.iter_mut().zip(z) {
-                *p = (value - max).exp();
-                sum += *p;
-            }
-            let log_sum = f64::from(max) + f64::from(sum).ln();
-            let mut loss = log_sum - f64::from(z[target]);
+            let max = largest(z);
+            let best = z.iter().position(|&value| value == max).unwrap_or(0);
+            let to = match &mut gradient {
+                Some(gradient) => &mut gradient[row * count..][..count],
+                None => &mut room,
+            };
+            let sum = exponentials(z, max, to);
+            let mut loss = f64::from(max) + sum.ln() - f64::from(z[target]);
             if self.label_smoothing > 0.0 {
                 let mean = z.iter().map(|&v| f64::from(v)).sum::<f64>() / count as f64;
                 loss += self.label_smoothing * (f64::from(z[target]) - mean);
             }
-            if z.iter().any(|v| v.is_nan()) {
-                loss = f64::NAN;
-            }
             score.loss += loss;
             score.count += 1.0;
             correct += f64::from(u8::from(best == target));
-            softmax.iter_mut().for_each(|p| *p /= sum);
-            visit(row, &softmax, Some(target));
+            if differentiates {
+                let even = (self.label_smoothing / count as f64) as f32;
+                let part = (1.0 / sum) as f32;
+                for g in to.iter_mut() {
+                    *g = (*g * part - even) * scale;
+                }
+                to[target] -= (1.0 - self.label_smoothing) as f32 * scale;
+            }
         }
-        score.correct = Some(correct);
-        score
+        Score { correct: Some(correct), ..score }
     }
+}
+
+/// Rows of `count` classes in a piece.
+fn rows(count: usize) -> usize {
+    CHUNK.div_ceil(count.max(1))
+}
+
+/// Scores of pieces, added in order.
+fn together(scores: Vec<Score>) -> Score {
+    let nothing = Score { correct: Some(0.0), ..Score::default() };
+    scores.into_iter().fold(nothing, Score::and)
 }
 
 /// Calls `read` with the elements of `tensor` as `f32` on the CPU, copied only where they are something else.
@@ -117,24 +133,21 @@ impl Loss for CrossEntropy {
     fn score(&self, output: &Tensor, targets: &Tensor) -> Result<Score> {
         let classes = self.classes(targets)?;
         let count = self.shape(output, &classes)?;
-        with_values(output, |logits| self.rows(logits, &classes, count, |_, _, _| {}))
+        with_values(output, |logits| {
+            let pieces = logits.chunks((rows(count) * count).max(1)).zip(classes.chunks(rows(count)));
+            together(each(logits.len(), pieces, |piece| self.piece(piece, count, None, 0.0)))
+        })
     }
 
     fn differentiate(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Score, Tensor)> {
         let classes = self.classes(targets)?;
         let count = self.shape(output, &classes)?;
         let scale = if total > 0.0 { (1.0 / total) as f32 } else { 0.0 };
-        let even = (self.label_smoothing / count as f64) as f32;
         let mut gradient = vec![0.0_f32; output.elem_count()];
         let score = with_values(output, |logits| {
-            self.rows(logits, &classes, count, |row, softmax, target| {
-                let Some(target) = target else { return };
-                let gradient = &mut gradient[row * count..][..count];
-                for (g, p) in gradient.iter_mut().zip(softmax) {
-                    *g = (p - even) * scale;
-                }
-                gradient[target] -= (1.0 - self.label_smoothing) as f32 * scale;
-            })
+            let length = (rows(count) * count).max(1);
+            let pieces = logits.chunks(length).zip(classes.chunks(rows(count))).zip(gradient.chunks_mut(length));
+            together(each(logits.len(), pieces, |(piece, gradient)| self.piece(piece, count, Some(gradient), scale)))
         })?;
         let gradient = Tensor::from_vec(gradient, output.shape(), output.device())?.to_dtype(output.dtype())?;
         Ok((score, gradient))
@@ -199,6 +212,34 @@ mod tests {
             assert!((slope - f64::from(gradient[i])).abs() < 1e-4, "{i}: {slope} {}", gradient[i]);
         }
         assert!(gradient[20..].iter().all(|&g| g == 0.0), "an ignored position has no gradient");
+    }
+
+    #[test]
+    fn threads_change_no_bit_and_rows_beyond_a_piece_count() {
+        let (rows, count) = (1_001, 130);
+        let logits: Vec<f32> = (0..rows * count).map(|i| ((i * 7919) % 1013) as f32 / 90.0 - 5.0).collect();
+        let classes: Vec<u32> = (0..rows).map(|i| ((i * 31) % (count + 1)) as u32).collect();
+        let loss = CrossEntropy { label_smoothing: 0.1, ignore_index: Some(count as u32) };
+        let run = |rows: std::ops::Range<usize>| {
+            let (output, targets) =
+                tensors(&logits[rows.start * count..rows.end * count], count, &classes[rows.clone()]);
+            let (score, gradient) = loss.differentiate(&output, &targets, 900.0).unwrap();
+            assert_eq!(loss.score(&output, &targets).unwrap(), score);
+            let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            (score.loss.to_bits(), score, gradient.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+        };
+        let alone = run(0..rows);
+        for threads in [1, 2, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            assert!(pool.install(|| run(0..rows)) == alone, "{threads} threads");
+        }
+        // Row by row: no row is left out, and none sees another.
+        let each: Vec<_> = (0..rows).map(|row| run(row..row + 1)).collect();
+        assert_eq!(each.iter().flat_map(|(.., gradient)| gradient.clone()).collect::<Vec<_>>(), alone.2);
+        let sum =
+            each.iter().fold(Score { correct: Some(0.0), ..Score::default() }, |sum, (_, score, _)| sum.and(*score));
+        assert_eq!((sum.count, sum.correct), (alone.1.count, alone.1.correct));
+        assert!((sum.loss - alone.1.loss).abs() < 1e-9 * sum.loss && sum.count < rows as f64);
     }
 
     #[test]

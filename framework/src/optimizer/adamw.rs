@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use super::{Optimizer, OptimizerConfig, Slot, State};
 use crate::{
     Result,
-    elementwise::{change_in_place, zip4},
+    elementwise::{CHUNK, all_finite, change_in_place, each},
 };
 
 /// Adam with decoupled weight decay.
@@ -34,7 +34,7 @@ impl AdamW {
     /// The rule in candle operations, for any device.
     fn update_elsewhere(&mut self, lr: f64, slot: &Slot<'_>) -> Result<()> {
         let [b1, b2] = self.betas;
-        let g = slot.gradient.detach();
+        let g = slot.gradient()?.detach();
         let state = match self.moments_elsewhere.remove(slot.name) {
             Some(Moments { first, second, steps }) => Moments {
                 first: ((first * b1)? + (&g * (1.0 - b1))?)?,
@@ -48,8 +48,36 @@ impl AdamW {
         let decayed = (slot.var.as_detached_tensor() * (1.0 - lr * slot.weight_decay))?;
         slot.var.set(&(decayed - change)?)?;
         self.moments_elsewhere.insert(slot.name.to_owned(), state);
-        Ok(())
+        slot.check()
     }
+}
+
+/// The constants of one parameter's update.
+#[derive(Clone, Copy)]
+struct Constants {
+    clip: f32,
+    /// `β` and `1 - β`, of either moment.
+    first: [f32; 2],
+    second: [f32; 2],
+    /// What of the value decay leaves.
+    keep: f32,
+    /// `η/(1-β₁ᵗ)`.
+    rate: f32,
+    /// `1/√(1-β₂ᵗ)`.
+    root: f32,
+    eps: f32,
+}
+
+/// Updates a chunk, and tells whether it is finite. Constants by value, since those behind a reference are read anew in each round.
+fn step(constants: Constants, values: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) -> bool {
+    let Constants { clip, first: [b1, c1], second: [b2, c2], keep, rate, root, eps } = constants;
+    for ((w, g), (m, s)) in values.iter_mut().zip(gradient).zip(first.iter_mut().zip(second)) {
+        let g = clip * g;
+        *m = b1 * *m + c1 * g;
+        *s = b2 * *s + c2 * g * g;
+        *w = keep * *w - rate * *m / (s.sqrt() * root + eps);
+    }
+    all_finite(values)
 }
 
 impl Optimizer for AdamW {
@@ -57,33 +85,39 @@ impl Optimizer for AdamW {
         let [b1, b2] = self.betas;
         for slot in slots {
             let lr = lr * slot.lr_scale;
-            let done = change_in_place(slot.var, slot.gradient, |values, gradient| {
-                let zeros = || vec![0.0; values.len()];
+            let finite = change_in_place(slot.var, slot.unclipped, |values, gradient| {
+                let count = values.len();
+                let zeros = || vec![0.0; count];
                 let state = self.moments.entry(slot.name.to_owned()).or_insert_with(|| Moments {
                     first: zeros(),
                     second: zeros(),
                     steps: 0,
                 });
                 state.steps += 1;
-                let keep = (1.0 - lr * slot.weight_decay) as f32;
-                let rate = (lr / (1.0 - b1.powi(state.steps))) as f32;
-                let root = (1.0 - b2.powi(state.steps)).sqrt() as f32;
-                let (b1, c1, b2, c2, eps) =
-                    (b1 as f32, (1.0 - b1) as f32, b2 as f32, (1.0 - b2) as f32, self.eps as f32);
-                let moments = (&mut *state.first, &mut *state.second);
-                zip4(values, gradient, moments, |values, gradient, first, second| {
-                    for ((w, g), (m, s)) in values.iter_mut().zip(gradient).zip(first.iter_mut().zip(second)) {
-                        *m = b1 * *m + c1 * g;
-                        *s = b2 * *s + c2 * g * g;
-                        *w = keep * *w - rate * *m / (s.sqrt() / root + eps);
-                    }
-                });
+                let constants = Constants {
+                    clip: slot.clip as f32,
+                    first: [b1, 1.0 - b1].map(|c| c as f32),
+                    second: [b2, 1.0 - b2].map(|c| c as f32),
+                    keep: (1.0 - lr * slot.weight_decay) as f32,
+                    rate: (lr / (1.0 - b1.powi(state.steps))) as f32,
+                    root: (1.0 / (1.0 - b2.powi(state.steps)).sqrt()) as f32,
+                    eps: self.eps as f32,
+                };
+                let moments = state.first.chunks_mut(CHUNK).zip(state.second.chunks_mut(CHUNK));
+                let chunks = values.chunks_mut(CHUNK).zip(gradient.chunks(CHUNK)).zip(moments);
+                each(count, chunks, |((w, g), (m, s))| step(constants, w, g, m, s))
             })?;
-            if !done {
-                self.update_elsewhere(lr, slot)?;
+            match finite {
+                None => self.update_elsewhere(lr, slot)?,
+                Some(chunks) if chunks.contains(&false) => return Err(slot.not_finite()),
+                Some(_) => {}
             }
         }
         Ok(())
+    }
+
+    fn checks_values(&self) -> bool {
+        true
     }
 }
 
@@ -124,7 +158,8 @@ mod tests {
             let mut rule = AdamW::new(&config);
             for (g, expected) in [0.5_f32, -0.25, 1.0].iter().zip(&expected) {
                 let gradient = Tensor::new(&[*g], &Device::Cpu).unwrap();
-                let slot = Slot { name: "w", var: &var, gradient: &gradient, lr_scale: 1.0, weight_decay: 0.5 };
+                let slot =
+                    Slot { name: "w", var: &var, unclipped: &gradient, clip: 1.0, lr_scale: 1.0, weight_decay: 0.5 };
                 match elsewhere {
                     true => rule.update_elsewhere(0.1, &slot).unwrap(),
                     false => rule.update(0.1, &[slot]).unwrap(),

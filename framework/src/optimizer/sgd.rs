@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use super::{Optimizer, OptimizerConfig, Slot, State};
 use crate::{
     Result,
-    elementwise::{change_in_place, zip2, zip3},
+    elementwise::{CHUNK, all_finite, change_in_place, each},
 };
 
 /// Stochastic gradient descent with momentum.
@@ -32,7 +32,7 @@ impl Sgd {
 
     /// The rule in candle operations, for any device.
     fn update_elsewhere(&mut self, lr: f64, slot: &Slot<'_>) -> Result<()> {
-        let mut gradient = slot.gradient.detach();
+        let mut gradient = slot.gradient()?.detach();
         if slot.weight_decay != 0.0 {
             gradient = (gradient + (slot.var.as_detached_tensor() * slot.weight_decay)?)?;
         }
@@ -44,40 +44,76 @@ impl Sgd {
             gradient = if self.nesterov { (gradient + (&velocity * self.momentum)?)? } else { velocity.clone() };
             self.velocity_elsewhere.insert(slot.name.to_owned(), velocity);
         }
-        Ok(slot.var.set(&(slot.var.as_detached_tensor() - (gradient * lr)?)?)?)
+        slot.var.set(&(slot.var.as_detached_tensor() - (gradient * lr)?)?)?;
+        slot.check()
     }
+}
+
+/// The constants of one parameter's update.
+#[derive(Clone, Copy)]
+struct Constants {
+    rate: f32,
+    decay: f32,
+    clip: f32,
+    momentum: f32,
+    /// What of the velocity is kept: nothing at first.
+    kept: f32,
+    nesterov: bool,
+}
+
+/// Updates a chunk, and tells whether it is finite. Constants by value, since those behind a reference are read anew in each round.
+fn descend(Constants { rate, decay, clip, .. }: Constants, values: &mut [f32], gradient: &[f32]) -> bool {
+    for (w, g) in values.iter_mut().zip(gradient) {
+        *w -= rate * (clip * g + decay * *w);
+    }
+    all_finite(values)
+}
+
+/// [`descend`] with momentum.
+fn roll(constants: Constants, values: &mut [f32], gradient: &[f32], velocity: &mut [f32]) -> bool {
+    let Constants { rate, decay, clip, momentum, kept, nesterov } = constants;
+    for ((w, g), v) in values.iter_mut().zip(gradient).zip(velocity) {
+        let g = clip * g + decay * *w;
+        *v = kept * *v + g;
+        *w -= rate * if nesterov { g + momentum * *v } else { *v };
+    }
+    all_finite(values)
 }
 
 impl Optimizer for Sgd {
     fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()> {
         for slot in slots {
             let lr = lr * slot.lr_scale;
-            let (rate, decay, momentum) = (lr as f32, slot.weight_decay as f32, self.momentum as f32);
-            let nesterov = self.nesterov;
-            let done = change_in_place(slot.var, slot.gradient, |values, gradient| {
+            let known = self.velocity.contains_key(slot.name);
+            let momentum = self.momentum as f32;
+            let constants = Constants {
+                rate: lr as f32,
+                decay: slot.weight_decay as f32,
+                clip: slot.clip as f32,
+                momentum,
+                kept: if known { momentum } else { 0.0 },
+                nesterov: self.nesterov,
+            };
+            let finite = change_in_place(slot.var, slot.unclipped, |values, gradient| {
+                let count = values.len();
+                let chunks = values.chunks_mut(CHUNK).zip(gradient.chunks(CHUNK));
                 if momentum == 0.0 {
-                    return zip2(values, gradient, |values, gradient| {
-                        for (w, g) in values.iter_mut().zip(gradient) {
-                            *w -= rate * (g + decay * *w);
-                        }
-                    });
+                    return each(count, chunks, |(w, g)| descend(constants, w, g));
                 }
-                let known = self.velocity.contains_key(slot.name);
-                let velocity = self.velocity.entry(slot.name.to_owned()).or_insert_with(|| vec![0.0; values.len()]);
-                let kept = if known { momentum } else { 0.0 };
-                zip3(values, gradient, velocity, |values, gradient, velocity| {
-                    for ((w, g), v) in values.iter_mut().zip(gradient).zip(velocity) {
-                        let g = g + decay * *w;
-                        *v = kept * *v + g;
-                        *w -= rate * if nesterov { g + momentum * *v } else { *v };
-                    }
-                });
+                let velocity = self.velocity.entry(slot.name.to_owned()).or_insert_with(|| vec![0.0; count]);
+                each(count, chunks.zip(velocity.chunks_mut(CHUNK)), |((w, g), v)| roll(constants, w, g, v))
             })?;
-            if !done {
-                self.update_elsewhere(lr, slot)?;
+            match finite {
+                None => self.update_elsewhere(lr, slot)?,
+                Some(chunks) if chunks.contains(&false) => return Err(slot.not_finite()),
+                Some(_) => {}
             }
         }
         Ok(())
+    }
+
+    fn checks_values(&self) -> bool {
+        true
     }
 }
 
@@ -98,7 +134,8 @@ mod tests {
                 let slot = Slot {
                     name: "w",
                     var: &var,
-                    gradient: &gradient,
+                    unclipped: &gradient,
+                    clip: 1.0,
                     lr_scale: 1.0,
                     weight_decay: config.weight_decay,
                 };

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use crate::{
-    Error, Gradients, ParameterStore, Result, clip, elementwise,
+    Error, Gradients, ParameterStore, Result, clip,
     optimizer::{Optimizer, OptimizerConfig, ParameterSettings, Slot},
     parameters::{Entry, Kind},
 };
@@ -15,8 +15,6 @@ pub struct Trainable {
     /// One for each entry; buffers are never trained.
     settings: Vec<Option<ParameterSettings>>,
     gradients: Vec<Option<Sum>>,
-    /// The squared norms of these gradients, once somebody has asked for them.
-    norms: Option<Vec<f64>>,
     /// The gradients of the last update as the optimizer got them, where they are kept.
     applied: Option<Vec<(String, Tensor)>>,
     optimizer: Box<dyn Optimizer>,
@@ -28,6 +26,24 @@ struct Sum {
     value: Tensor,
     /// Whether its elements are nobody else's, so that more can be added in place.
     own: bool,
+    /// Its squared norm, of the same pass over it that tells whether it is finite.
+    squares: f64,
+}
+
+impl Sum {
+    fn new(value: Tensor, own: bool) -> Result<Self> {
+        Ok(Self { squares: clip::squared_norm(&value)?, value, own })
+    }
+
+    /// The sum of this and `gradient`.
+    fn and(self, gradient: &Tensor) -> Result<Self> {
+        if self.own
+            && let Some(squares) = clip::add_with_squared_norm(&self.value, gradient)?
+        {
+            return Ok(Self { squares, ..self });
+        }
+        Self::new((&self.value + gradient)?, true)
+    }
 }
 
 impl Trainable {
@@ -39,7 +55,7 @@ impl Trainable {
             .map(|e| Ok(if e.kind == Kind::Parameter { Some(config.settings(&e.name)?) } else { None }))
             .collect::<Result<_>>()?;
         let gradients = vec![None; entries.len()];
-        Ok(Self { store, entries, settings, gradients, norms: None, applied: None, optimizer })
+        Ok(Self { store, entries, settings, gradients, applied: None, optimizer })
     }
 
     /// The named tensors.
@@ -85,26 +101,21 @@ impl Trainable {
             if !self.is_trained(at) {
                 continue;
             }
-            if !super::finite::is_finite(&gradient)? {
+            let sum = match self.gradients[at].take() {
+                Some(sum) => sum.and(&gradient)?,
+                None => Sum::new(gradient.detach(), false)?,
+            };
+            if !sum.squares.is_finite() {
                 return Err(Error::NotFinite(format!("the gradient of {} holds an infinity or a NaN", entry.name)));
             }
-            match &mut self.gradients[at] {
-                Some(sum) if sum.own && elementwise::add_in_place(&sum.value, &gradient)? => {}
-                Some(sum) => *sum = Sum { value: (&sum.value + &gradient)?, own: true },
-                none => *none = Some(Sum { value: gradient.detach(), own: false }),
-            }
-            self.norms = None;
+            self.gradients[at] = Some(sum);
         }
         Ok(())
     }
 
     /// The squared norm of each trained parameter's gradient, in order of creation.
-    pub fn squared_norms(&mut self) -> Result<&[f64]> {
-        let norms = match self.norms.take() {
-            Some(norms) => norms,
-            None => self.gradients.iter().flatten().map(|sum| clip::squared_norm(&sum.value)).collect::<Result<_>>()?,
-        };
-        Ok(self.norms.insert(norms))
+    pub fn squared_norms(&self) -> Vec<f64> {
+        self.gradients.iter().flatten().map(|sum| sum.squares).collect()
     }
 
     /// Multiplies the gradients with `coefficient`, updates every trained parameter, and forgets the gradients.
@@ -112,7 +123,6 @@ impl Trainable {
     /// # Errors
     /// If a parameter that is not frozen has received no gradient, or is not finite after the update.
     pub fn update(&mut self, lr: f64, coefficient: f64) -> Result<()> {
-        self.norms = None;
         let mut gradients = Vec::with_capacity(self.entries.len());
         let summed = std::mem::replace(&mut self.gradients, vec![None; self.entries.len()]);
         for (at, gradient) in summed.into_iter().enumerate().filter(|(at, _)| self.is_trained(*at)) {
@@ -124,7 +134,7 @@ impl Trainable {
                     "use it in forward, through operations that can be differentiated, or freeze it (optimizer.groups)",
                 )
             })?;
-            gradients.push(if coefficient < 1.0 { (gradient.value * coefficient)? } else { gradient.value });
+            gradients.push(gradient.value);
         }
         let trained = self.entries.iter().zip(&self.settings);
         let trained = trained.filter_map(|(entry, settings)| Some((entry, settings.filter(|s| !s.frozen)?)));
@@ -133,19 +143,18 @@ impl Trainable {
             .map(|((entry, settings), gradient)| Slot {
                 name: &entry.name,
                 var: &entry.var,
-                gradient,
+                unclipped: gradient,
+                clip: coefficient,
                 lr_scale: settings.lr_scale,
                 weight_decay: settings.weight_decay,
             })
             .collect();
         self.optimizer.update(lr, &slots)?;
-        for slot in &slots {
-            if !super::finite::is_finite(slot.var)? {
-                return Err(Error::NotFinite(format!("{} holds an infinity or a NaN after the update", slot.name)));
-            }
+        if !self.optimizer.checks_values() {
+            slots.iter().try_for_each(Slot::check)?;
         }
         if self.applied.is_some() {
-            self.applied = Some(slots.iter().map(|s| (s.name.to_owned(), s.gradient.clone())).collect());
+            self.applied = Some(slots.iter().map(|s| Ok((s.name.to_owned(), s.gradient()?))).collect::<Result<_>>()?);
         }
         Ok(())
     }
@@ -156,23 +165,33 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::optimizer::OptimizerKind;
 
-    #[test]
-    fn gradients_add_up_in_order_and_stay_as_they_were_given() {
+    /// One parameter of two zeros under plain descent with rate 1, and its tensor.
+    fn one_parameter(optimizer: Option<Box<dyn Optimizer>>) -> (Trainable, Tensor) {
         let config = OptimizerConfig { lr: 1.0, momentum: 0.0, ..OptimizerConfig::default() };
         let store = ParameterStore::new(1, Default::default());
         let weight = store.builder(&Device::Cpu).get_with_hints(2, "w", candle_nn::Init::Const(0.0)).unwrap();
-        let mut trainable = Trainable::new(store, &config, crate::optimizer::plain(&config).unwrap()).unwrap();
+        let optimizer = optimizer.unwrap_or_else(|| crate::optimizer::plain(&config).unwrap());
+        (Trainable::new(store, &config, optimizer).unwrap(), weight)
+    }
+
+    fn gradient(values: [f32; 2]) -> Tensor {
+        Tensor::new(&values, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn gradients_add_up_in_order_and_stay_as_they_were_given() {
+        let (mut trainable, weight) = one_parameter(None);
         trainable.keep_gradients();
         let given = [[1e8_f32, 1.0], [3.0, 2.0], [-1e8, 4.0], [5.0, 8.0]];
-        let gradients = given.map(|values| Tensor::new(&values, &Device::Cpu).unwrap());
+        let gradients = given.map(gradient);
         for step in 0..2 {
             for gradient in &gradients {
                 trainable.accumulate(vec![(weight.id(), gradient.clone())]).unwrap();
             }
             // In this order the 3 is lost beside 1e8, and nothing else is.
-            assert_eq!(trainable.squared_norms().unwrap(), [25.0 + 225.0]);
-            assert_eq!(trainable.squared_norms().unwrap(), [25.0 + 225.0]);
+            assert_eq!(trainable.squared_norms(), [25.0 + 225.0]);
             trainable.update(1.0, 1.0).unwrap();
             assert_eq!(trainable.applied()[0].1.to_vec1::<f32>().unwrap(), [5.0, 15.0], "step {step}");
         }
@@ -180,5 +199,63 @@ mod tests {
             assert_eq!(gradient.to_vec1::<f32>().unwrap(), given);
         }
         assert_eq!(weight.to_vec1::<f32>().unwrap(), [-10.0, -30.0]);
+    }
+
+    #[test]
+    fn clipping_reaches_the_update_and_what_is_kept_of_it() {
+        let (mut trainable, weight) = one_parameter(None);
+        trainable.keep_gradients();
+        trainable.accumulate(vec![(weight.id(), gradient([3.0, -8.0]))]).unwrap();
+        trainable.update(1.0, 0.25).unwrap();
+        assert_eq!(trainable.applied()[0].1.to_vec1::<f32>().unwrap(), [0.75, -2.0]);
+        assert_eq!(weight.to_vec1::<f32>().unwrap(), [-0.75, 2.0]);
+    }
+
+    #[test]
+    fn gradients_that_are_not_finite_are_refused_whichever_comes() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for before in 0..3 {
+                let (mut trainable, weight) = one_parameter(None);
+                for _ in 0..before {
+                    trainable.accumulate(vec![(weight.id(), gradient([1e30, -1e30]))]).unwrap();
+                }
+                let error = trainable.accumulate(vec![(weight.id(), gradient([1.0, bad]))]).unwrap_err();
+                assert!(error.to_string().starts_with("the gradient of w holds an infinity or a NaN"), "{error}");
+            }
+        }
+        // Two that are finite, and their sum is not.
+        let (mut trainable, weight) = one_parameter(None);
+        trainable.accumulate(vec![(weight.id(), gradient([f32::MAX, 0.0]))]).unwrap();
+        assert!(trainable.accumulate(vec![(weight.id(), gradient([f32::MAX, 0.0]))]).is_err());
+    }
+
+    /// A user's rule, which does not look at what it writes.
+    struct Subtract;
+
+    impl Optimizer for Subtract {
+        fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()> {
+            for slot in slots {
+                slot.var.set(&(slot.var.as_detached_tensor() - (slot.gradient()? * lr)?)?)?;
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn parameters_that_are_not_finite_are_found_under_every_rule() {
+        let rule = |kind| crate::optimizer::plain(&OptimizerConfig { kind, ..OptimizerConfig::default() }).unwrap();
+        for make in [&|| None, &|| Some(rule(OptimizerKind::Sgd)), &|| Some(rule(OptimizerKind::Adamw)), &|| {
+            Some(Box::new(Subtract) as Box<dyn Optimizer>)
+        }] as [&dyn Fn() -> Option<Box<dyn Optimizer>>; 4]
+        {
+            let (mut trainable, weight) = one_parameter(make());
+            let mut step = |lr: f64| {
+                trainable.accumulate(vec![(weight.id(), gradient([0.0, 1e20]))]).unwrap();
+                trainable.update(lr, 1.0)
+            };
+            step(1e-3).unwrap();
+            let error = step(1e38).unwrap_err().to_string();
+            assert!(error.starts_with("w holds an infinity or a NaN after the update"), "{error}");
+        }
     }
 }
