@@ -129,7 +129,7 @@ mod tests {
         unsafe {
             let blocks = [1, 2, 3].map(|i| (allocator.alloc_zeroed(layout(i * LARGE)), i * LARGE));
             for (i, &(block, len)) in blocks.iter().enumerate() {
-                assert!(allocator.shared().holds(block) && block as usize % 64 == 0);
+                assert!(allocator.shared().holds(block) && (block as usize).is_multiple_of(64));
                 assert!(std::slice::from_raw_parts(block, len).iter().all(|&byte| byte == 0));
                 block.write_bytes(i as u8 + 1, len);
             }
