@@ -15,6 +15,7 @@ mod instructions;
 pub(crate) mod attention;
 pub(crate) mod blocked;
 pub(crate) mod convolution;
+pub(crate) mod each;
 pub(crate) mod gelu;
 pub(crate) mod half;
 pub(crate) mod lanes;

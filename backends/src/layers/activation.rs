@@ -8,9 +8,12 @@ use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
 use super::{
     images::Order,
     kept::Kept,
-    slices::{cotangent, cotangent_of, dense, map, read, tensor, zip},
+    slices::{cotangent, cotangent_of, dense, read},
 };
-use crate::kernels::gelu;
+use crate::kernels::{
+    each::{map, zip},
+    gelu,
+};
 
 /// `y = max(x, 0)`. Its gradient at zero is zero.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,7 +32,7 @@ impl Differentiable for Relu {
         let (order, dims) = (Order::of(x), x.dims().to_vec());
         let x = order.dense(x, "relu")?;
         // Not `x > 0`: a value that is not a number must not vanish.
-        let y = tensor(map(&read(&x)?, |x| if x < 0.0 { 0.0 } else { x }), x.shape())?;
+        let y = map(&read(&x)?, |x| if x < 0.0 { 0.0 } else { x }).into_tensor(x.shape())?;
         let given = order.tensor_of(&y)?;
         let saved = match pass.is_train() {
             true => Saved::new(SavedRelu { y: Kept::new(y, pass)?, dims, order }),
@@ -46,7 +49,7 @@ impl Differentiable for Relu {
         let c = order.dense(cotangent_of(c, dims, "relu")?, "relu")?;
         let y = y.tensor()?;
         let dx = zip(&read(&c)?, &read::<f32>(&y)?, |c, y| if y > 0.0 { c } else { 0.0 });
-        Ok(Pulled { input: Some(order.tensor_of(&tensor(dx, y.shape())?)?.into()), ..Pulled::default() })
+        Ok(Pulled { input: Some(order.tensor_of(&dx.into_tensor(y.shape())?)?.into()), ..Pulled::default() })
     }
 
     fn has_parameters(&self) -> bool {

@@ -8,7 +8,8 @@ use interlock::{Activation, Differentiable, Error, Pass, Pulled, Result, Saved, 
 use rand::Rng;
 use rayon::prelude::*;
 
-use super::slices::{CHUNK, cotangent, dense, read, tensor, zip};
+use super::slices::{cotangent, dense, read};
+use crate::kernels::each::{CHUNK, zip};
 
 /// Drops elements at random while training.
 #[derive(Clone, Debug)]
@@ -72,7 +73,7 @@ impl Differentiable for Dropout {
             Some(keep) => {
                 let scale = scale(self.probability);
                 let x = dense(x, &self.name)?;
-                tensor(zip(&read(&x)?, keep, |x, keep| if keep { x * scale } else { 0.0 }), x.shape())?
+                zip(&read(&x)?, keep, |x, keep| if keep { x * scale } else { 0.0 }).into_tensor(x.shape())?
             }
         };
         let saved = if pass.is_train() {
@@ -93,7 +94,7 @@ impl Differentiable for Dropout {
             None => c,
             Some(keep) => {
                 let scale = scale(self.probability);
-                tensor(zip(&read(&c)?, keep, |c, keep| if keep { c * scale } else { 0.0 }), shape)?
+                zip(&read(&c)?, keep, |c, keep| if keep { c * scale } else { 0.0 }).into_tensor(shape)?
             }
         };
         Ok(Pulled { input: Some(dx.into()), ..Pulled::default() })

@@ -8,7 +8,8 @@ use candle_nn::{Init, VarBuilder};
 use interlock::{Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants};
 use rayon::prelude::*;
 
-use super::slices::{CHUNK, cotangent, dense_of, label, read, tensor, wrong_shape};
+use super::slices::{cotangent, dense_of, label, read, tensor, wrong_shape};
+use crate::kernels::each::CHUNK;
 
 /// A vector for each token.
 #[derive(Clone, Debug)]

@@ -9,10 +9,8 @@ use interlock::{
     parameters::Gradients,
 };
 
-use super::{
-    images::Order,
-    slices::{read, tensor, zip},
-};
+use super::{images::Order, slices::read};
+use crate::kernels::each::zip;
 
 /// The sum of two branches.
 pub struct Residual {
@@ -54,7 +52,7 @@ fn add(a: &Activation, b: &Activation) -> Result<Activation> {
     let order = Order::of(a);
     let (a, b) = (order.dense(a, "residual")?, order.dense(b, "residual")?);
     let sum = zip(&read(&a)?, &read::<f32>(&b)?, |a, b| a + b);
-    Ok(order.tensor_of(&tensor(sum, a.shape())?)?.into())
+    Ok(order.tensor_of(&sum.into_tensor(a.shape())?)?.into())
 }
 
 /// What the pull-backs of both branches give together; the shortcut without a layer gives the cotangent itself.

@@ -7,9 +7,6 @@ use candle_nn::VarBuilder;
 use interlock::{Activation, Error, Result};
 use rayon::prelude::*;
 
-/// Elements in one piece of elementwise work.
-pub(crate) const CHUNK: usize = 16_384;
-
 /// What a layer calls itself in messages: its kind and the prefix of its parameters' names.
 pub(crate) fn label(kind: &str, vb: &VarBuilder) -> String {
     match vb.prefix() {
@@ -110,29 +107,6 @@ pub(crate) fn tensor(values: Vec<f32>, dims: impl Into<candle_core::Shape>) -> R
     Ok(Tensor::from_vec(values, dims, &Device::Cpu)?)
 }
 
-/// `f` of every element.
-pub(crate) fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
-    let mut y = vec![0.0; x.len()];
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = f(x);
-        }
-    });
-    y
-}
-
-/// `f` of every two elements at the same place.
-pub(crate) fn zip<T: Copy + Sync>(a: &[f32], b: &[T], f: impl Fn(f32, T) -> f32 + Sync) -> Vec<f32> {
-    assert_eq!(a.len(), b.len(), "slices of different lengths");
-    let mut y = vec![0.0; a.len()];
-    y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK))).for_each(|(y, (a, b))| {
-        for (y, (&a, &b)) in y.iter_mut().zip(a.iter().zip(b)) {
-            *y = f(a, b);
-        }
-    });
-    y
-}
-
 /// The sums of the columns of a matrix with rows of length `width`.
 pub(crate) fn column_sums(rows: &[f32], width: usize) -> Vec<f32> {
     let parts: Vec<Vec<f32>> = rows
@@ -163,13 +137,6 @@ mod tests {
     /// Small whole numbers, whose sums are exact in any order.
     fn whole(count: usize, seed: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * 31 + seed * 7) % 13) as f32 - 6.0).collect()
-    }
-
-    #[test]
-    fn maps_cover_every_element_beyond_one_chunk() {
-        let (a, b) = (whole(CHUNK + 3, 0), whole(CHUNK + 3, 1));
-        assert!(map(&a, |a| 2.0 * a).iter().zip(&a).all(|(y, a)| *y == 2.0 * a));
-        assert!(zip(&a, &b, |a, b| a - b).iter().zip(a.iter().zip(&b)).all(|(y, (a, b))| *y == a - b));
     }
 
     #[test]
