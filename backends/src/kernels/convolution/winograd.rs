@@ -43,11 +43,12 @@ pub(super) struct Winograd {
 }
 
 /// Whether the method suits a convolution of so many images: enough tiles for the transformed window to be worth making, and channels for
-/// the transformed tiles.
+/// the transformed tiles. The wider the vectors, the less the products saved count beside the transformations.
 pub(super) fn suits(geometry: &Geometry, images: usize) -> bool {
     let Geometry { inputs, outputs, kernel, stride, padding, to, .. } = *geometry;
     let tiles = images * to[0].div_ceil(2) * to[1].div_ceil(2);
-    kernel == 3 && stride == 1 && padding <= 2 && inputs >= LANES && outputs >= LANES && tiles >= 64
+    let channels = if Instructions::in_use() == Instructions::Avx512 { 2 * LANES } else { LANES };
+    kernel == 3 && stride == 1 && padding <= 2 && inputs >= channels && outputs >= channels && tiles >= 64
 }
 
 impl Winograd {
