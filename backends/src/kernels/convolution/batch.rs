@@ -100,7 +100,7 @@ impl Batch<'_> {
     fn padded(&self, size: [usize; 3], border: usize) -> Padded {
         let bytes = (size[0] + 2 * border) * (size[1] + 2 * border) * blocks(size[2]) * LANES * size_of::<f32>();
         let piece = images_at_a_time(self.images, self.geometry.to[0] * self.geometry.to[1]);
-        Padded::zeros((IN_WORK / bytes).clamp(1, piece), size, border)
+        Padded::taken((IN_WORK / bytes).clamp(1, piece), size, border)
     }
 
     fn pixels(&self) -> usize {
@@ -134,6 +134,7 @@ impl Batch<'_> {
                 };
                 sweep.run(&padded, some, y, end);
             }
+            padded.keep();
         });
         // SAFETY: the pieces cover all images, and a sweep writes every number of its images.
         unsafe { y.filled() }
@@ -284,6 +285,7 @@ impl Batch<'_> {
             };
             first += some;
         }
+        memory.into_iter().flatten().for_each(Padded::keep);
     }
 }
 
