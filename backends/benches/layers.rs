@@ -22,7 +22,15 @@ fn main() {
 }
 
 fn random(dims: &[usize]) -> Activation {
-    Tensor::randn(0.0_f32, 1.0, dims, &Device::Cpu).unwrap().into()
+    laid_out(Tensor::randn(0.0_f32, 1.0, dims, &Device::Cpu).unwrap()).into()
+}
+
+/// Images with their channels last in memory, as layers pass them on; anything else as it is.
+fn laid_out(x: Tensor) -> Tensor {
+    match x.rank() {
+        4 => x.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap().permute((0, 3, 1, 2)).unwrap(),
+        _ => x,
+    }
 }
 
 /// A layer with an input, what its forward pass saved, and a cotangent.
@@ -56,7 +64,7 @@ impl Setup {
         let (y, saved) = layer.forward(&x, &Pass::train(1, 0, 0)).unwrap();
         // Gradients come in the layout of what the layer gave.
         let y = y.single().unwrap();
-        let c = y.randn_like(0.0, 1.0).unwrap().into();
+        let c = laid_out(y.randn_like(0.0, 1.0).unwrap()).into();
         Self { layer: Box::new(layer), x, saved, c, operations }
     }
 

@@ -117,6 +117,18 @@ fn first(count: usize) -> u16 {
     ((1_u32 << count) - 1) as u16
 }
 
+/// Asks for the cache line of what may lie at `at`, which will be read soon; any address will do.
+#[inline(always)]
+pub(crate) fn prefetch(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which every x86-64 processor takes and which reads nothing that a program can see.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// One 512-bit register.
 #[cfg(target_arch = "x86_64")]
 pub(crate) type Avx512 = __m512;

@@ -4,10 +4,10 @@
 //! `[C/16][image][H + 2b][W + 2b][16]`, while they stay in the cache. The copy is where batch norm, ReLU and their gradients are applied,
 //! so that their results never go to memory.
 
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
 use super::{
-    lanes::{LANES, Lanes},
+    lanes::{LANES, Lanes, prefetch},
     norm::NormGradient,
     room::Aligned,
 };
@@ -16,6 +16,9 @@ use super::{
 pub(crate) fn blocks(channels: usize) -> usize {
     channels.div_ceil(LANES)
 }
+
+/// How many pixels before they are needed numbers are asked for: images come from far, and processors by themselves do not look far ahead.
+const AHEAD: usize = 32;
 
 /// A few images with a border of zeros.
 #[derive(Debug)]
@@ -86,7 +89,37 @@ impl<'a> Source<'a> {
     }
 }
 
+/// How many padded images, and of how many numbers at most, a thread keeps for the next time.
+const KEPT: usize = 4;
+const KEPT_NUMBERS: usize = 64 << 10;
+
+thread_local! {
+    static MEMORY: RefCell<Vec<Padded>> = const { RefCell::new(Vec::new()) };
+}
+
 impl Padded {
+    /// Room for `images` images inside a border of zeros: what this thread has kept of that shape, or new.
+    pub(crate) fn taken(images: usize, size: [usize; 3], border: usize) -> Self {
+        let same = |kept: &Self| {
+            kept.images == images && [kept.height, kept.width, kept.channels] == size && kept.border == border
+        };
+        let kept = MEMORY.with_borrow_mut(|all| all.iter().position(same).map(|at| all.remove(at)));
+        kept.unwrap_or_else(|| Self::zeros(images, size, border))
+    }
+
+    /// Gives the memory to this thread for the next time: only its inside is ever written, and clearing the border takes a while.
+    pub(crate) fn keep(self) {
+        if self.numbers.len() > KEPT_NUMBERS {
+            return;
+        }
+        MEMORY.with_borrow_mut(|all| {
+            if all.len() == KEPT {
+                all.remove(0);
+            }
+            all.push(self);
+        });
+    }
+
     /// `images` images of zeros.
     pub(crate) fn zeros(images: usize, [height, width, channels]: [usize; 3], border: usize) -> Self {
         let len = blocks(channels) * images * (height + 2 * border) * (width + 2 * border) * LANES;
@@ -148,6 +181,7 @@ dispatch! { unsafe fn fill(padded: &mut Padded, source: &Source<'_>, images: usi
 unsafe fn fill_body<L: Lanes>(padded: &mut Padded, source: &Source<'_>, images: usize) {
     let channels = padded.channels;
     let blocks = blocks(channels);
+    let ahead = AHEAD * channels;
     // SAFETY: `at` is the index of the first of `count` numbers of one pixel, `from` that of its first channel.
     unsafe {
         let load = |from: *const f32, count: usize| match count {
@@ -156,11 +190,17 @@ unsafe fn fill_body<L: Lanes>(padded: &mut Padded, source: &Source<'_>, images: 
         };
         match *source {
             Source::Plain(x) => {
-                each::<L, _>(padded, images, |_, count| move |at: usize, _| load(x.as_ptr().add(at), count));
+                each::<L, _>(padded, images, |_, count| {
+                    move |at: usize, _| {
+                        prefetch(x.as_ptr().wrapping_add(at + ahead));
+                        load(x.as_ptr().add(at), count)
+                    }
+                });
             }
             Source::Rectified(y, line) => each::<L, _>(padded, images, |from, count| {
                 let [mean, scale, shift] = line.lanes::<L>(from);
                 move |at: usize, _| {
+                    prefetch(y.as_ptr().wrapping_add(at + ahead));
                     let y = load(y.as_ptr().add(at), count);
                     // In this order a value that is not a number stays one.
                     L::splat(0.0).max(shift.plus_product(scale, y.minus(mean)))
@@ -169,6 +209,8 @@ unsafe fn fill_body<L: Lanes>(padded: &mut Padded, source: &Source<'_>, images: 
             Source::Gradient { g, gate, y, lines } => each::<L, _>(padded, images, |from, count| {
                 let [mean, a, b, c] = lines.lanes::<L>(from);
                 move |at: usize, pixel: usize| {
+                    prefetch(g.as_ptr().wrapping_add(at + ahead));
+                    prefetch(y.as_ptr().wrapping_add(at + ahead));
                     let mut g = load(g.as_ptr().add(at), count);
                     if let Some(gate) = gate {
                         g = g.where_set(*gate.get_unchecked(pixel * blocks + from / LANES));
@@ -236,6 +278,26 @@ mod tests {
             }
         }
         assert_eq!(inside, x.len());
+    }
+
+    #[test]
+    fn memory_kept_is_taken_again_for_the_same_shape_only() {
+        let mut padded = Padded::taken(2, [2, 3, 17], 1);
+        padded.fill(&Source::Plain(&[1.0; 2 * 6 * 17]));
+        let at = padded.numbers.as_ptr();
+        padded.keep();
+        for (images, size, border) in [(1, [2, 3, 17], 1), (2, [3, 2, 17], 1), (2, [2, 3, 16], 1), (2, [2, 3, 17], 2)] {
+            let other = Padded::taken(images, size, border);
+            assert!(other.numbers.iter().all(|&number| number == 0.0), "{images} {size:?} {border}");
+        }
+        let again = Padded::taken(2, [2, 3, 17], 1);
+        assert_eq!(again.numbers.as_ptr(), at);
+        assert_eq!(again.numbers.iter().sum::<f32>(), (2 * 6 * 17) as f32);
+        assert_ne!(Padded::taken(2, [2, 3, 17], 1).numbers.as_ptr(), at, "taken twice");
+        for side in 1..=KEPT + 1 {
+            Padded::zeros(1, [side, 1, 1], 0).keep();
+        }
+        assert_eq!(MEMORY.with_borrow(Vec::len), KEPT);
     }
 
     #[test]

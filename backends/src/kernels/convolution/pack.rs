@@ -11,15 +11,18 @@ pub(super) enum Direction {
     Backward,
 }
 
-/// The weights of some elements of the window as `[writes/16v][reads/16][element][reads in the block][16v]`, zero where there is no channel.
+/// The weights of some elements of the window as `[writes/16v][reads/16][element/run][reads in the block][run][16v]`, zero where there is no
+/// channel.
 pub(super) fn pack(
     weight: &[f32],
     [outputs, inputs, square]: [usize; 3],
     direction: Direction,
     elements: &[usize],
+    run: usize,
     vectors: usize,
 ) -> Aligned {
     assert_eq!(weight.len(), outputs * inputs * square, "weights of another shape");
+    assert!(elements.len().is_multiple_of(run), "elements that are left of the last run");
     let wide = LANES * vectors;
     let ((reads, read_stride), (writes, write_stride)) = match direction {
         Direction::Forward => ((inputs, square), (outputs, inputs * square)),
@@ -35,7 +38,8 @@ pub(super) fn pack(
             for lane in 0..written {
                 let from = &weight[(first + lane) * write_stride + block * read_stride..];
                 for (i, &element) in elements.iter().enumerate() {
-                    let to = part[i * count * wide + lane..].iter_mut().step_by(wide);
+                    let first = (i / run * count * run + i % run) * wide + lane;
+                    let to = part[first..].iter_mut().step_by(run * wide);
                     for (to, &from) in to.zip(from[element..].iter().step_by(read_stride)).take(count) {
                         *to = from;
                     }
@@ -54,18 +58,19 @@ mod tests {
     fn every_weight_lies_where_the_tile_looks_for_it() {
         let [outputs, inputs, square] = [18, 17, 9];
         let weight: Vec<f32> = (0..outputs * inputs * square).map(|i| i as f32).collect();
-        let elements = [1, 4];
-        for (direction, reads, writes) in
-            [(Direction::Forward, inputs, outputs), (Direction::Backward, outputs, inputs)]
+        let elements = [1, 4, 7, 8];
+        for (direction, reads, writes, run) in
+            [(Direction::Forward, inputs, outputs, 1), (Direction::Backward, outputs, inputs, 2)]
         {
-            let packed = pack(&weight, [outputs, inputs, square], direction, &elements, 1);
-            assert_eq!(packed.len(), 2 * reads * 2 * 16);
+            let packed = pack(&weight, [outputs, inputs, square], direction, &elements, run, 1);
+            assert_eq!(packed.len(), 2 * reads * 4 * 16);
             for (write, read, (i, element)) in (0..32)
                 .flat_map(|write| (0..reads).map(move |read| (write, read)))
                 .flat_map(|(write, read)| elements.into_iter().enumerate().map(move |e| (write, read, e)))
             {
                 let (block, count) = (read / 16, (reads - read / 16 * 16).min(16));
-                let at = write / 16 * reads * 32 + block * 16 * 32 + (i * count + read % 16) * 16 + write % 16;
+                let in_block = (i / run * count + read % 16) * run + i % run;
+                let at = write / 16 * reads * 64 + block * 16 * 64 + in_block * 16 + write % 16;
                 let (output, input) = if direction == Direction::Forward { (write, read) } else { (read, write) };
                 let expected = if write < writes { weight[(output * inputs + input) * square + element] } else { 0.0 };
                 assert_eq!(packed[at], expected, "{direction:?} {write} {read} {element}");
