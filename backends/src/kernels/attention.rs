@@ -114,6 +114,7 @@ impl Head<'_> {
         for start in (0..length).step_by(ROWS) {
             let end = (start + ROWS).min(length);
             let rows = start..end;
+            y.read_ahead(rows.clone());
             let block = |values| MatrixMut::strided(values, end - start, end, stride);
             product(
                 self.queries.rows(rows.clone()),

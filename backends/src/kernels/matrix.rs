@@ -2,7 +2,10 @@
 
 use std::{marker::PhantomData, mem::MaybeUninit, ops::Range};
 
-use super::room::Blank;
+use super::{
+    lanes::{LANES, prefetch},
+    room::Blank,
+};
 
 /// A matrix of `rows` by `columns` numbers inside a slice, read only.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +59,15 @@ impl<'a> Matrix<'a> {
     /// Some of the columns.
     pub(crate) fn columns(self, columns: Range<usize>) -> Self {
         self.t().rows(columns).t()
+    }
+
+    /// Asks for rows that lie side by side before they are needed; those beyond the last are left out.
+    pub(super) fn read_ahead(&self, rows: Range<usize>) {
+        for row in rows.start..rows.end.min(self.rows) {
+            for column in (0..self.columns).step_by(LANES) {
+                prefetch(self.values.as_ptr().wrapping_add(row * self.row_stride + column));
+            }
+        }
     }
 
     /// Rows and columns.

@@ -43,6 +43,9 @@ impl<'a> Panels<'a> {
         let some = if b.strides().1 == 1 { LANES } else { depth.max(1) };
         for first in (0..depth).step_by(some) {
             let rows = first..(first + some).min(depth);
+            if some < depth {
+                b.read_ahead(rows.end..rows.end + some);
+            }
             let b = b.rows(rows.clone());
             for (panel, memory) in memory.chunks_exact_mut(PANEL * depth).enumerate() {
                 pack(b, panel, blank(&mut memory[rows.start * PANEL..rows.end * PANEL]));

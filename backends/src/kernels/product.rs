@@ -5,7 +5,7 @@
 //! used several times while it is near. The sum of an element is over the depth from the first to the last, whatever the shape of `y`.
 
 use super::{
-    lanes::{LANES, Lanes},
+    lanes::{LANES, Lanes, prefetch},
     matrix::MatrixMut,
     panels::{PANEL, Panels},
     strips::{Left, STRIP, Strides},
@@ -85,6 +85,7 @@ const BLOCK: usize = 65_536;
 #[inline(always)]
 unsafe fn body<L: Lanes>(job: &Job) {
     let height = (BLOCK / job.depth.max(1)).clamp(32, 256) / STRIP * STRIP;
+    let as_it_is = job.a_strides.column == 1;
     for top in (0..job.rows).step_by(height) {
         let bottom = job.rows.min(top + height);
         for column in (0..job.columns).step_by(PANEL) {
@@ -92,27 +93,32 @@ unsafe fn body<L: Lanes>(job: &Job) {
             // SAFETY: tiles lie inside of the product, whose addresses the caller vouches for.
             unsafe {
                 if L::SUMS >= 16 {
+                    // The first panel meets rows that are far away, later ones find them near.
+                    while row + 8 <= bottom && column == 0 && as_it_is {
+                        tile::<L, 8, 2, true>(job, row, column);
+                        row += 8;
+                    }
                     while row + 8 <= bottom {
-                        tile::<L, 8, 2>(job, row, column);
+                        tile::<L, 8, 2, false>(job, row, column);
                         row += 8;
                     }
                     if row + 4 <= bottom {
-                        tile::<L, 4, 2>(job, row, column);
+                        tile::<L, 4, 2, false>(job, row, column);
                         row += 4;
                     }
                     while row < bottom {
-                        tile::<L, 1, 2>(job, row, column);
+                        tile::<L, 1, 2, false>(job, row, column);
                         row += 1;
                     }
                 } else {
                     for column in [column, column + LANES] {
                         row = top;
                         while column < job.columns && row + 4 <= bottom {
-                            tile::<L, 4, 1>(job, row, column);
+                            tile::<L, 4, 1, false>(job, row, column);
                             row += 4;
                         }
                         while column < job.columns && row < bottom {
-                            tile::<L, 1, 1>(job, row, column);
+                            tile::<L, 1, 1, false>(job, row, column);
                             row += 1;
                         }
                     }
@@ -122,34 +128,37 @@ unsafe fn body<L: Lanes>(job: &Job) {
     }
 }
 
-/// `P` rows by `V` vectors of the product.
+/// `P` rows by `V` vectors of the product. With `AHEAD` it reads ahead the rows of the next tile, a line of one of them at a time.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const P: usize, const V: usize>(job: &Job, row: usize, column: usize) {
+unsafe fn tile<L: Lanes, const P: usize, const V: usize, const AHEAD: bool>(job: &Job, row: usize, column: usize) {
     let Strides { strip, row: row_stride, column: column_stride } = job.a_strides;
     // SAFETY: the tile's rows are rows of the product, and its columns are columns of a panel, whole in memory; of `y` and its like only
     // columns below `job.columns` are touched.
     unsafe {
         for p in 0..P {
-            fetch(job.y.wrapping_add((row + p) * job.y_stride + column));
+            prefetch(job.y.wrapping_add((row + p) * job.y_stride + column));
             if V == 2 {
-                fetch(job.y.wrapping_add((row + p) * job.y_stride + column + LANES));
+                prefetch(job.y.wrapping_add((row + p) * job.y_stride + column + LANES));
             }
         }
         // Tiles lie within strips.
         let mut a = job.a.add(row / STRIP * strip + row % STRIP * row_stride);
         let mut b = job.b.add(column / PANEL * job.panel_stride + column % PANEL);
         let mut sums = [[L::splat(0.0); V]; P];
-        for _ in 0..job.depth {
-            let mut factors = [L::splat(0.0); V];
-            for v in 0..V {
-                factors[v] = L::load(b.add(v * LANES));
-            }
-            for p in 0..P {
-                let x = L::splat(*a.add(p * row_stride));
-                for v in 0..V {
-                    sums[p][v] = sums[p][v].plus_product(x, factors[v]);
+        let mut left = job.depth;
+        if AHEAD {
+            while left >= P {
+                for p in 0..P {
+                    prefetch(a.wrapping_add(strip + p * row_stride));
+                    add::<L, P, V>(&mut sums, a, b, row_stride);
+                    a = a.wrapping_add(column_stride);
+                    b = b.wrapping_add(PANEL);
                 }
+                left -= P;
             }
+        }
+        for _ in 0..left {
+            add::<L, P, V>(&mut sums, a, b, row_stride);
             a = a.wrapping_add(column_stride);
             b = b.wrapping_add(PANEL);
         }
@@ -159,6 +168,29 @@ unsafe fn tile<L: Lanes, const P: usize, const V: usize>(job: &Job, row: usize, 
                 if column < job.columns {
                     finish(job, sums[p][v], row + p, column);
                 }
+            }
+        }
+    }
+}
+
+/// Adds the products of one column of `A` and one row of a panel.
+#[inline(always)]
+unsafe fn add<L: Lanes, const P: usize, const V: usize>(
+    sums: &mut [[L; V]; P],
+    a: *const f32,
+    b: *const f32,
+    row_stride: usize,
+) {
+    // SAFETY: the caller gives `P` rows of the column and `V` vectors of the row.
+    unsafe {
+        let mut factors = [L::splat(0.0); V];
+        for v in 0..V {
+            factors[v] = L::load(b.add(v * LANES));
+        }
+        for p in 0..P {
+            let x = L::splat(*a.add(p * row_stride));
+            for v in 0..V {
+                sums[p][v] = sums[p][v].plus_product(x, factors[v]);
             }
         }
     }
@@ -179,16 +211,6 @@ unsafe fn finish<L: Lanes>(job: &Job, sum: L, row: usize, column: usize) {
             RawEnd::Bias(bias) => sum.plus(load(bias.add(column))),
         };
         if count == LANES { result.store(y) } else { result.store_first(y, count) }
-    }
-}
-
-/// Asks for a cache line that will be needed: rows lie far apart, where the processor does not look by itself.
-#[inline(always)]
-fn fetch(_line: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: part of every processor of this kind; an address that is not there is passed over.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(_line.cast());
     }
 }
 

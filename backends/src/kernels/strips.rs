@@ -50,6 +50,7 @@ impl<'a> Left<'a> {
         const ROWS: usize = 8;
         for first in (0..depth).step_by(ROWS) {
             let some = ROWS.min(depth - first);
+            columns.read_ahead(first + some..first + some + ROWS);
             for (strip, memory) in memory.chunks_exact_mut(STRIP * depth).enumerate() {
                 let memory = memory[first * STRIP..].as_chunks_mut::<STRIP>().0;
                 for (row, to) in (first..first + some).zip(memory) {
