@@ -8,6 +8,8 @@
 
 mod heads;
 
+use std::ops::Range;
+
 pub(crate) use heads::Heads;
 
 use super::{
@@ -28,6 +30,8 @@ pub(crate) struct Head<'a> {
     pub(crate) values: Matrix<'a>,
     /// Which weights are kept, `(T, T)`, and what they are multiplied with.
     pub(crate) kept: Option<(&'a [bool], f32)>,
+    /// What the next head will read, `(T, …)`: it is read ahead, its rows lying too far apart for the processor to do so by itself.
+    pub(crate) next: &'a [Matrix<'a>],
 }
 
 impl Head<'_> {
@@ -47,6 +51,11 @@ impl Head<'_> {
     pub(crate) fn scratch(length: usize, width: usize) -> usize {
         let by_position = Panels::len(width, length);
         2 * by_position + 3 * Panels::len(length, width) + 2 * ROWS * length.next_multiple_of(LANES)
+    }
+
+    /// Reads these rows of the next head.
+    fn read_ahead(&self, rows: Range<usize>) {
+        self.next.iter().for_each(|matrix| matrix.read_ahead(rows.clone()));
     }
 
     /// Multiplies the weights of position `row` that are kept with their scale, and drops the others.
@@ -70,6 +79,7 @@ impl Head<'_> {
         let values = Panels::pack(self.values, values);
         for start in (0..length).step_by(ROWS) {
             let end = (start + ROWS).min(length);
+            self.read_ahead(start..end);
             let block = MatrixMut::strided(scores, end - start, end, stride);
             product(self.queries.rows(start..end), keys.first_columns(end), block, End::Scaled(self.root()));
             let mut sums = [0.0_f32; ROWS];
@@ -114,7 +124,7 @@ impl Head<'_> {
         for start in (0..length).step_by(ROWS) {
             let end = (start + ROWS).min(length);
             let rows = start..end;
-            y.read_ahead(rows.clone());
+            self.read_ahead(rows.clone());
             let block = |values| MatrixMut::strided(values, end - start, end, stride);
             product(
                 self.queries.rows(rows.clone()),

@@ -50,14 +50,6 @@ pub(crate) fn apply_in_place(x: &mut [f32]) {
     unsafe { apply_here(first, first, len) }
 }
 
-/// `c · GELU'(x)` in place of `c`.
-pub(crate) fn times_slope(x: &[f32], c: &mut [f32]) {
-    assert_eq!(x.len(), c.len(), "slices of different lengths");
-    let first = c.as_mut_ptr();
-    // SAFETY: as many numbers of both; each of `c` is read before it is written.
-    unsafe { pull_back_here(x.as_ptr(), first, first, x.len()) }
-}
-
 /// `c · GELU'(x)`.
 pub(crate) fn pull_back(x: &[f32], c: &[f32]) -> Filled {
     assert_eq!(x.len(), c.len(), "slices of different lengths");

@@ -6,7 +6,7 @@ use super::{
     matrix::{Matrix, MatrixMut},
     panels::Packed,
     product::{End, product},
-    room::{Filled, blank, numbers, with_scratch},
+    room::{Filled, blank, with_scratch},
     strips::STRIP,
 };
 
@@ -43,41 +43,29 @@ fn rows_at_a_time(rows: usize) -> usize {
     rows.div_ceil(16).next_multiple_of(STRIP).clamp(32, 512)
 }
 
-/// Numbers of the left factor that are in work at a time, where a function is applied to it or to the product.
-const IN_WORK: usize = 65_536;
-
 /// `x b`: `x (rows, depth)`, `b (depth, columns)`.
 pub(crate) fn rows_times(x: Rows<'_>, b: &Packed, then: Then<'_>) -> Filled {
     let (depth, columns) = b.panels().dims();
     let rows = x.values().len() / depth;
     assert_eq!(x.values().len(), rows * depth, "whole rows");
-    if let Then::GeluSlope(h) = then {
-        assert_eq!(h.len(), rows * columns, "a slope for each number");
-    }
     let some = rows_at_a_time(rows);
-    // What is made and what is changed should be near when it is used again.
-    let near = match (x, then) {
-        (Rows::Plain(_), Then::Nothing | Then::Bias(_)) => some,
-        _ => (IN_WORK / depth.max(columns)).next_multiple_of(STRIP).clamp(STRIP, some),
-    };
     // SAFETY: a product writes every element; the pieces cover all rows.
     unsafe {
         Filled::by_chunks(rows * columns, some * columns, |piece, y| {
-            for (part, y) in y.chunks_mut(near * columns).enumerate() {
-                let (first, rows) = (piece * some + part * near, y.len() / columns);
-                let end = if let Then::Bias(bias) = then { End::Bias(bias) } else { End::Replace };
-                let multiply = |x: &[f32], y: MatrixMut<'_>| product(Matrix::new(x, rows, depth), b.panels(), y, end);
-                let from = &x.values()[first * depth..][..rows * depth];
-                match x {
-                    Rows::Plain(_) => multiply(from, MatrixMut::blank(y, rows, columns)),
-                    Rows::Gelu(_) => with_scratch(rows * depth, |scratch| {
-                        gelu::apply_to(from, blank(scratch));
-                        multiply(scratch, MatrixMut::blank(y, rows, columns));
-                    }),
-                }
-                if let Then::GeluSlope(h) = then {
-                    gelu::times_slope(&h[first * columns..][..rows * columns], numbers(y));
-                }
+            let (first, rows) = (piece * some, y.len() / columns);
+            let end = match then {
+                Then::Nothing => End::Replace,
+                Then::Bias(bias) => End::Bias(bias),
+                Then::GeluSlope(h) => End::GeluSlope(&h[first * columns..][..rows * columns]),
+            };
+            let y = MatrixMut::blank(y, rows, columns);
+            let from = &x.values()[first * depth..][..rows * depth];
+            match x {
+                Rows::Plain(_) => product(Matrix::new(from, rows, depth), b.panels(), y, end),
+                Rows::Gelu(_) => with_scratch(rows * depth, |scratch| {
+                    gelu::apply_to(from, blank(scratch));
+                    product(Matrix::new(scratch, rows, depth), b.panels(), y, end);
+                }),
             }
         })
     }

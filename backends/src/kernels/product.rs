@@ -5,6 +5,7 @@
 //! used several times while it is near. The sum of an element is over the depth from the first to the last, whatever the shape of `y`.
 
 use super::{
+    gelu::gelu,
     lanes::{LANES, Lanes, prefetch},
     matrix::MatrixMut,
     panels::{PANEL, Panels},
@@ -22,6 +23,8 @@ pub(crate) enum End<'a> {
     Scaled(f32),
     /// `y = p + b`, a number for each column.
     Bias(&'a [f32]),
+    /// `y = p GELU'(h)`, `h` as large as `y`, row after row without gaps.
+    GeluSlope(&'a [f32]),
 }
 
 /// A product by addresses.
@@ -45,6 +48,26 @@ enum RawEnd {
     Add,
     Scaled(f32),
     Bias(*const f32),
+    GeluSlope(*const f32),
+}
+
+impl RawEnd {
+    /// Of a product of `rows` by `columns` numbers.
+    fn new(end: End<'_>, rows: usize, columns: usize) -> Self {
+        match end {
+            End::Replace => Self::Replace,
+            End::Add => Self::Add,
+            End::Scaled(scale) => Self::Scaled(scale),
+            End::Bias(bias) => {
+                assert_eq!(bias.len(), columns, "a bias for each column");
+                Self::Bias(bias.as_ptr())
+            }
+            End::GeluSlope(h) => {
+                assert_eq!(h.len(), rows * columns, "a slope for each number");
+                Self::GeluSlope(h.as_ptr())
+            }
+        }
+    }
 }
 
 /// `y = A B`, ended as `end` says, on the calling thread.
@@ -56,19 +79,8 @@ pub(crate) fn product<'a>(a: impl Into<Left<'a>>, b: Panels<'_>, y: MatrixMut<'_
     let ((rows, depth), (b_depth, columns)) = (a.dims(), b.dims());
     assert_eq!(depth, b_depth, "inner dimensions of a product");
     assert_eq!((rows, columns), y.dims(), "the shape of a product");
-    let bias = |bias: &[f32]| {
-        assert_eq!(bias.len(), columns, "a bias for each column");
-        bias.as_ptr()
-    };
-    let end = match end {
-        End::Replace => RawEnd::Replace,
-        End::Add => {
-            assert!(y.is_written(), "a product is added to what was never written");
-            RawEnd::Add
-        }
-        End::Scaled(scale) => RawEnd::Scaled(scale),
-        End::Bias(b) => RawEnd::Bias(bias(b)),
-    };
+    assert!(!matches!(end, End::Add) || y.is_written(), "a product is added to what was never written");
+    let end = RawEnd::new(end, rows, columns);
     let (b, panel_stride) = b.first();
     let (y, y_stride) = (y.first(), y.row_stride());
     let job = Job { a: a.first(), a_strides: a.strides(), b, panel_stride, y, y_stride, rows, columns, depth, end };
@@ -136,6 +148,11 @@ unsafe fn tile<L: Lanes, const P: usize, const V: usize, const AHEAD: bool>(job:
     // columns below `job.columns` are touched.
     unsafe {
         for p in 0..P {
+            if let RawEnd::GeluSlope(h) = job.end {
+                let h = h.wrapping_add((row + p) * job.columns + column);
+                prefetch(h);
+                prefetch(h.wrapping_add(LANES));
+            }
             prefetch(job.y.wrapping_add((row + p) * job.y_stride + column));
             if V == 2 {
                 prefetch(job.y.wrapping_add((row + p) * job.y_stride + column + LANES));
@@ -209,6 +226,7 @@ unsafe fn finish<L: Lanes>(job: &Job, sum: L, row: usize, column: usize) {
             RawEnd::Add => load(y).plus(sum),
             RawEnd::Scaled(scale) => sum.times(L::splat(scale)),
             RawEnd::Bias(bias) => sum.plus(load(bias.add(column))),
+            RawEnd::GeluSlope(h) => sum.times(gelu(load(h.add(row * job.columns + column))).1),
         };
         if count == LANES { result.store(y) } else { result.store_first(y, count) }
     }
@@ -217,7 +235,7 @@ unsafe fn finish<L: Lanes>(job: &Job, sum: L, row: usize, column: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{lanes::Portable, matrix::Matrix, room::Aligned};
+    use crate::kernels::{gelu, lanes::Portable, matrix::Matrix, room::Aligned};
 
     fn numbers(count: usize, seed: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * 37 + seed * 11) % 23) as f32 / 8.0 - 1.375).collect()
@@ -234,7 +252,9 @@ mod tests {
             let a_t = Matrix::strided(&a, depth, rows, rows + 2);
             let mut strips = vec![f32::NAN; Left::len(rows, depth)];
             let packed = Left::pack_transpose(a_t, &mut strips);
-            let ends = [End::Replace, End::Add, End::Scaled(0.5), End::Bias(&bias)];
+            let h = numbers(rows * columns, 4);
+            let slopes = gelu::pull_back(&h, &vec![1.0; h.len()]);
+            let ends = [End::Replace, End::Add, End::Scaled(0.5), End::Bias(&bias), End::GeluSlope(&h)];
             for (end, a_m) in ends.into_iter().flat_map(|end| [(end, a_t.t().into()), (end, packed)]) {
                 let mut y = vec![2.0; rows * (columns + 3)];
                 multiply(a_m, panels, MatrixMut::strided(&mut y, rows, columns, columns + 3), end);
@@ -252,6 +272,7 @@ mod tests {
                         End::Add => p + 2.0,
                         End::Scaled(_) => 0.5 * p,
                         End::Bias(_) => p + bias,
+                        End::GeluSlope(_) => p * f64::from(slopes[i * columns + j]),
                     };
                     let error = (f64::from(found) - wanted).abs();
                     assert!(
@@ -271,14 +292,9 @@ mod tests {
     /// `product` for other lanes than the processor's best.
     fn with(run: unsafe fn(&Job)) -> impl Fn(Left<'_>, Panels<'_>, MatrixMut<'_>, End<'_>) {
         move |a, b, y, end| {
-            let end = match end {
-                End::Replace => RawEnd::Replace,
-                End::Add => RawEnd::Add,
-                End::Scaled(scale) => RawEnd::Scaled(scale),
-                End::Bias(bias) => RawEnd::Bias(bias.as_ptr()),
-            };
             let ((rows, depth), (_, columns), (b, panel_stride)) = (a.dims(), b.dims(), b.first());
             let (y, y_stride, a_strides) = (y.first(), y.row_stride(), a.strides());
+            let end = RawEnd::new(end, rows, columns);
             let job = Job { a: a.first(), a_strides, b, panel_stride, y, y_stride, rows, columns, depth, end };
             // SAFETY: the shapes fit; `run` is what the processor has.
             unsafe { run(&job) }

@@ -24,15 +24,6 @@ pub(crate) fn blank(numbers: &mut [f32]) -> &mut Blank {
     unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), numbers.len()) }
 }
 
-/// Memory that has been written, as numbers.
-///
-/// # Safety
-/// Every number must have been written.
-pub(crate) unsafe fn numbers(memory: &mut Blank) -> &mut [f32] {
-    // SAFETY: `MaybeUninit<f32>` has the layout of `f32`, and the caller vouches for the values.
-    unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast(), memory.len()) }
-}
-
 /// Room for numbers that begins on a cache line: a vector load across two lines costs twice.
 #[derive(Debug)]
 pub(crate) struct Room {

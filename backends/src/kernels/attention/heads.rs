@@ -47,11 +47,16 @@ impl Heads {
         Matrix::strided(&values[start..], self.length, self.width, row)
     }
 
-    fn head<'a>(&self, qkv: &'a [f32], kept: Kept<'a>, task: usize) -> Head<'a> {
+    fn head<'a>(&self, qkv: &'a [f32], kept: Kept<'a>, task: usize, next: &'a [Matrix<'a>]) -> Head<'a> {
         let [queries, keys, values] = [0, 1, 2].map(|part| self.part(qkv, task, part, 3));
         let square = self.length * self.length;
         let kept = kept.map(|(keep, scale)| (&keep[task * square..][..square], scale));
-        Head { queries, keys, values, kept }
+        Head { queries, keys, values, kept, next }
+    }
+
+    /// The head after this one, if there is one.
+    fn next(&self, task: usize) -> Option<usize> {
+        (task + 1 < self.batch * self.count).then_some(task + 1)
     }
 
     fn check(&self, qkv: &[f32], kept: Kept<'_>) {
@@ -70,8 +75,9 @@ impl Heads {
         let strips = strips.flat_map(|example| MatrixMut::blank(example, self.length, row).strips(self.width));
         let tasks: Vec<_> = strips.zip(logs.chunks_mut(self.length)).collect();
         tasks.into_par_iter().enumerate().for_each(|(task, (mut mixed, logs))| {
+            let next = self.next(task).map(|next| [0, 1, 2].map(|part| self.part(qkv, next, part, 3)));
             with_scratch(Head::scratch(self.length, self.width), |scratch| {
-                self.head(qkv, kept, task).mix(&mut mixed, logs, scratch);
+                self.head(qkv, kept, task, next.as_ref().map_or(&[], |next| next)).mix(&mut mixed, logs, scratch);
             });
         });
         // SAFETY: the strips cover all elements, and each head writes its own.
@@ -93,9 +99,14 @@ impl Heads {
         }
         tasks.into_par_iter().enumerate().for_each(|(task, gradients)| {
             let logs = &logs[task * self.length..][..self.length];
+            let next = self.next(task).map(|next| {
+                let [queries, keys, values] = [0, 1, 2].map(|part| self.part(qkv, next, part, 3));
+                [queries, keys, values, self.part(mixed, next, 0, 1), self.part(c, next, 0, 1)]
+            });
             let [mixed, c] = [mixed, c].map(|values| self.part(values, task, 0, 1));
             with_scratch(Head::scratch(self.length, self.width), |scratch| {
-                self.head(qkv, kept, task).pull_back(mixed, logs, c, gradients, scratch);
+                let head = self.head(qkv, kept, task, next.as_ref().map_or(&[], |next| next));
+                head.pull_back(mixed, logs, c, gradients, scratch);
             });
         });
         // SAFETY: the strips cover all elements, and each head writes its own.
