@@ -7,13 +7,15 @@
 //! After Dao et al., *FlashAttention*, 2022.
 
 mod heads;
+mod softmax;
 
 use std::ops::Range;
 
 pub(crate) use heads::Heads;
+use softmax::Block;
 
 use super::{
-    lanes::{LANES, Lanes},
+    lanes::LANES,
     matrix::{Matrix, MatrixMut},
     panels::Panels,
     product::{End, product},
@@ -53,6 +55,11 @@ impl Head<'_> {
         2 * by_position + 3 * Panels::len(length, width) + 2 * ROWS * length.next_multiple_of(LANES)
     }
 
+    /// The scores of the positions from `start` to `end`.
+    fn block(&self, start: usize, end: usize) -> Block {
+        Block { rows: end - start, seen: start + 1, stride: self.dims().0.next_multiple_of(LANES) }
+    }
+
     /// Reads these rows of the next head.
     fn read_ahead(&self, rows: Range<usize>) {
         self.next.iter().for_each(|matrix| matrix.read_ahead(rows.clone()));
@@ -82,15 +89,15 @@ impl Head<'_> {
             self.read_ahead(start..end);
             let block = MatrixMut::strided(scores, end - start, end, stride);
             product(self.queries.rows(start..end), keys.first_columns(end), block, End::Scaled(self.root()));
-            let mut sums = [0.0_f32; ROWS];
-            for ((row, scores), sum) in (start..end).zip(scores.chunks_exact_mut(stride)).zip(&mut sums) {
-                let (top, total) = exponentials(scores, row + 1, end);
-                (logs[row], *sum) = (top + total.ln(), total);
+            let mut sums = [[0.0_f32; 2]; ROWS];
+            softmax::exponentials(scores, self.block(start, end), &mut sums[..end - start]);
+            for ((row, scores), [top, sum]) in (start..end).zip(scores.chunks_exact_mut(stride)).zip(sums) {
+                logs[row] = top + sum.ln();
                 self.drop_weights(row, &mut scores[..=row]);
             }
             let weights = Matrix::strided(scores, end - start, end, stride);
             product(weights, values.rows(0..end), y.rows(start..end), End::Replace);
-            for (row, sum) in (start..end).zip(sums) {
+            for (row, [_, sum]) in (start..end).zip(sums) {
                 let inverse = 1.0 / sum;
                 for value in y.row(row) {
                     // SAFETY: the product wrote every element of these rows.
@@ -133,11 +140,12 @@ impl Head<'_> {
                 End::Scaled(self.root()),
             );
             product(c.rows(rows.clone()), values_t.first_columns(end), block(slopes), End::Replace);
-            let pairs = weights.chunks_exact_mut(stride).zip(slopes.chunks_exact_mut(stride));
-            for (row, (weights, slopes)) in rows.clone().zip(pairs) {
+            for (row, slopes) in rows.clone().zip(slopes.chunks_exact_mut(stride)) {
                 self.drop_weights(row, &mut slopes[..=row]);
-                let mean = dot(c.rows(row..row + 1).values(), y.rows(row..row + 1).values(), width);
-                softmax_gradient(weights, slopes, [logs[row], mean, self.root()], row + 1, end);
+            }
+            let given = [c, y].map(|matrix| matrix.rows(rows.clone()));
+            softmax::gradient(weights, slopes, self.block(start, end), &logs[rows.clone()], given, self.root());
+            for (row, weights) in rows.clone().zip(weights.chunks_exact_mut(stride)) {
                 self.drop_weights(row, &mut weights[..=row]);
             }
             let weights = Matrix::strided(weights, end - start, end, stride);
@@ -151,104 +159,5 @@ impl Head<'_> {
                 product(left.rows(0..start), right, earlier, End::Add);
             }
         }
-    }
-}
-
-/// `e^(x - top)` of the first `seen` scores in place, zeros up to number `end`; gives `top`, the greatest, and the sum.
-fn exponentials(scores: &mut [f32], seen: usize, end: usize) -> (f32, f32) {
-    assert!(0 < seen && seen <= end && end.next_multiple_of(LANES) <= scores.len(), "scores of a row");
-    // SAFETY: just asserted.
-    unsafe { exponentials_in(scores.as_mut_ptr(), seen, end) }
-}
-
-/// `p = e^(x - log)` in place of the first `seen` scores, and `p (d - mean) root` in place of the slopes `d`; zeros up to number `end`.
-fn softmax_gradient(scores: &mut [f32], slopes: &mut [f32], constants: [f32; 3], seen: usize, end: usize) {
-    assert!(scores.len() == slopes.len(), "slices of different lengths");
-    assert!(seen <= end && end.next_multiple_of(LANES) <= scores.len(), "scores of a row");
-    // SAFETY: just asserted.
-    unsafe { softmax_gradient_in(scores.as_mut_ptr(), slopes.as_mut_ptr(), constants, seen, end) }
-}
-
-/// `Σ_i a_i b_i` over the first `count`.
-fn dot(a: &[f32], b: &[f32], count: usize) -> f32 {
-    assert!(count <= a.len() && count <= b.len(), "a dot product beyond its slices");
-    // SAFETY: just asserted.
-    unsafe { dot_of(a.as_ptr(), b.as_ptr(), count) }
-}
-
-dispatch! { unsafe fn exponentials_in(scores: *mut f32, seen: usize, end: usize) -> (f32, f32) = exponentials_body }
-dispatch! {
-    unsafe fn softmax_gradient_in(scores: *mut f32, slopes: *mut f32, constants: [f32; 3], seen: usize, end: usize)
-        = softmax_gradient_body
-}
-dispatch! { unsafe fn dot_of(a: *const f32, b: *const f32, count: usize) -> f32 = dot_body }
-
-/// A bit for each lane from number `at` on that is among the first `seen`.
-#[inline(always)]
-fn among(at: usize, seen: usize) -> u16 {
-    match seen.saturating_sub(at) {
-        left @ 0..LANES => (1 << left) - 1,
-        _ => u16::MAX,
-    }
-}
-
-#[inline(always)]
-unsafe fn exponentials_body<L: Lanes>(scores: *mut f32, seen: usize, end: usize) -> (f32, f32) {
-    let whole = seen / LANES * LANES;
-    // SAFETY: the caller gives whole vectors up to `end`.
-    unsafe {
-        let mut top = L::splat(f32::NEG_INFINITY);
-        for at in (0..whole).step_by(LANES) {
-            top = top.max(L::load(scores.add(at)));
-        }
-        let mut top = top.greatest();
-        for at in whole..seen {
-            top = top.max(*scores.add(at));
-        }
-        let (centre, mut sum) = (L::splat(top), L::splat(0.0));
-        for at in (0..whole).step_by(LANES) {
-            let power = L::load(scores.add(at)).minus(centre).exp();
-            power.store(scores.add(at));
-            sum = sum.plus(power);
-        }
-        for at in (whole..end).step_by(LANES) {
-            let power = L::load(scores.add(at)).minus(centre).exp().where_set(among(at, seen));
-            power.store(scores.add(at));
-            sum = sum.plus(power);
-        }
-        (top, sum.sum())
-    }
-}
-
-#[inline(always)]
-unsafe fn softmax_gradient_body<L: Lanes>(
-    scores: *mut f32,
-    slopes: *mut f32,
-    [log, mean, root]: [f32; 3],
-    seen: usize,
-    end: usize,
-) {
-    // SAFETY: the caller gives whole vectors up to `end`.
-    unsafe {
-        for at in (0..end).step_by(LANES) {
-            let seen = among(at, seen);
-            let p = L::load(scores.add(at)).minus(L::splat(log)).exp().where_set(seen);
-            let slope = L::load(slopes.add(at)).minus(L::splat(mean)).times(p).times(L::splat(root));
-            p.store(scores.add(at));
-            slope.where_set(seen).store(slopes.add(at));
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn dot_body<L: Lanes>(a: *const f32, b: *const f32, count: usize) -> f32 {
-    // SAFETY: the caller gives `count` numbers.
-    unsafe {
-        let mut sum = L::splat(0.0);
-        for at in (0..count).step_by(LANES) {
-            let left = (count - at).min(LANES);
-            sum = sum.plus_product(L::load_first(a.add(at), left), L::load_first(b.add(at), left));
-        }
-        sum.sum()
     }
 }

@@ -192,6 +192,25 @@ impl Lanes for Avx512 {
         unsafe { _mm512_min_ps(self, other) }
     }
     #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // Halves to halves, as the other lanes do.
+        unsafe {
+            let x = _mm512_add_ps(self, _mm512_shuffle_f32x4::<0b01_00_11_10>(self, self));
+            let x = _mm512_add_ps(x, _mm512_shuffle_f32x4::<0b10_11_00_01>(x, x));
+            let x = _mm512_add_ps(x, _mm512_permute_ps::<0b01_00_11_10>(x));
+            _mm512_cvtss_f32(_mm512_add_ps(x, _mm512_permute_ps::<0b10_11_00_01>(x)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn greatest(self) -> f32 {
+        unsafe {
+            let x = _mm512_max_ps(self, _mm512_shuffle_f32x4::<0b01_00_11_10>(self, self));
+            let x = _mm512_max_ps(x, _mm512_shuffle_f32x4::<0b10_11_00_01>(x, x));
+            let x = _mm512_max_ps(x, _mm512_permute_ps::<0b01_00_11_10>(x));
+            _mm512_cvtss_f32(_mm512_max_ps(x, _mm512_permute_ps::<0b10_11_00_01>(x)))
+        }
+    }
+    #[inline(always)]
     unsafe fn where_positive(self, gate: Self) -> Self {
         unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(gate, _mm512_setzero_ps()), self) }
     }

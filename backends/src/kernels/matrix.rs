@@ -61,6 +61,12 @@ impl<'a> Matrix<'a> {
         self.t().rows(columns).t()
     }
 
+    /// One row, whose numbers lie side by side.
+    pub(crate) fn row(&self, row: usize) -> &'a [f32] {
+        assert!(row < self.rows && (self.column_stride == 1 || self.columns == 1), "row {row} of {}", self.rows);
+        &self.values[row * self.row_stride..][..self.columns]
+    }
+
     /// Asks for rows that lie side by side before they are needed; those beyond the last are left out.
     pub(super) fn read_ahead(&self, rows: Range<usize>) {
         for row in rows.start..rows.end.min(self.rows) {
