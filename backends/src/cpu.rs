@@ -28,6 +28,10 @@ use crate::{Instructions, division::core_count};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuBackend;
 
+/// Bytes of a thread's stack, which are asked for and hardly used: while a stage's work waits for another thread, a thread may begin that of
+/// another stage on the same device.
+const STACK: usize = 16 << 20;
+
 /// Some threads of the CPU, pinned to cores or not.
 #[derive(Debug)]
 pub struct CpuDevice {
@@ -46,6 +50,7 @@ impl CpuDevice {
         let threads = threads.or(cores.as_ref().map(Vec::len)).unwrap_or_else(core_count);
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
+            .stack_size(STACK)
             .thread_name({
                 let name = name.to_owned();
                 move |i| format!("{name} #{i}")

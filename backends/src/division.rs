@@ -14,11 +14,10 @@ pub(crate) fn core_count() -> usize {
 impl Backends {
     /// CPU devices for the stages of `layout`, by the rule that configurations call `auto`:
     ///
-    /// - A single stage, or stages that are hardly ever busy at the same time (one micro-batch trained end to end), share one device of all
-    ///   cores.
+    /// - A single stage, stages that are hardly ever busy at the same time (one micro-batch trained end to end), and more stages than there
+    ///   are cores share one device of all cores: no core waits while a stage has work.
     /// - Otherwise each stage gets a device of its own, and the cores are divided evenly among them; those that remain go one each to the
     ///   stages that cost most.
-    /// - More stages than cores get a device of one thread each, and share the cores.
     ///
     /// No thread is pinned. Which devices there are changes nothing in what is computed.
     ///
@@ -34,11 +33,11 @@ impl Backends {
 /// The threads of each device; a single device is for all stages.
 fn threads(cores: usize, costs: &[f64], overlap: bool) -> Vec<usize> {
     let stages = costs.len();
-    if stages < 2 || !overlap {
+    if stages < 2 || !overlap || stages > cores {
         return vec![cores];
     }
-    let mut threads = vec![(cores / stages).max(1); stages];
-    let rest = cores.saturating_sub(threads.iter().sum());
+    let mut threads = vec![cores / stages; stages];
+    let rest = cores % stages;
     let mut costliest: Vec<usize> = (0..stages).collect();
     // Stable: where costs are equal or unknown the first stages come first.
     costliest.sort_by(|&a, &b| costs[b].total_cmp(&costs[a]));
@@ -69,8 +68,8 @@ mod tests {
     }
 
     #[test]
-    fn more_stages_than_cores_have_a_thread_each() {
-        assert_eq!(threads(2, &[1.0; 4], true), [1; 4]);
-        assert_eq!(threads(1, &[1.0; 2], true), [1; 2]);
+    fn more_stages_than_cores_share_them() {
+        assert_eq!(threads(2, &[1.0; 4], true), [2]);
+        assert_eq!(threads(1, &[1.0; 2], true), [1]);
     }
 }

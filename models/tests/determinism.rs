@@ -19,7 +19,7 @@ use interlock::{
 };
 use interlock_backends::Backends;
 use interlock_models::{
-    ResNet, Transformer,
+    Mlp, ResNet, Transformer,
     resnet::{BlockKind, StemKind},
 };
 use rand::RngExt;
@@ -153,6 +153,30 @@ fn check_recomputed(data: &OneBatch, model: fn() -> Arc<dyn ModelSpec>, optimize
             assert!(train(recompute.clone()) == kept, "width {width}, M = {micro_batches}, {recompute:?}");
         }
     }
+}
+
+#[test]
+fn many_stages_share_a_device_of_few_threads() {
+    let data = images(12, 12);
+    let make = || {
+        let dims = [&[3 * 12 * 12][..], &[16; 47], &[10]].concat();
+        let model = Mlp { flatten: true, ..Mlp::new(dims) };
+        Trainer::builder(model)
+            .strategy(Interlock::width(3))
+            .stages(48)
+            .seed(7)
+            .batch_size(12)
+            .micro_batches(2)
+            .steps(3)
+    };
+    let layout = make().devices(devices(&["cpu:threads=1"])).layout().unwrap();
+    let mut plain = PlainPipeline::build(&layout.blueprints, layout.plan, &layout.settings).unwrap();
+    for _ in 0..3 {
+        plain.train_step(&data.0, 2).unwrap();
+    }
+    let mut trainer = make().devices(devices(&["cpu:threads=2"])).build().unwrap();
+    trainer.fit(&data).unwrap();
+    assert!(bits(trainer.snapshot().unwrap()) == bits(plain.snapshot().unwrap()));
 }
 
 #[test]
