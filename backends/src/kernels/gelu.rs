@@ -3,7 +3,7 @@
 //! This is the tanh approximation, `tanh(v/2) = 2s - 1`, without the cancellation of `1 + tanh` for negative `x`.
 
 use super::{
-    lanes::{LANES, Lanes},
+    lanes::{AHEAD, LANES, Lanes, prefetch},
     room::{Blank, Filled},
 };
 
@@ -71,6 +71,7 @@ unsafe fn apply_body<L: Lanes>(x: *const f32, y: *mut f32, len: usize) {
         // SAFETY: the caller gives `len` numbers; at most what is left is read and written.
         unsafe {
             if len - at >= LANES {
+                prefetch(x.wrapping_add(at + AHEAD));
                 gelu(L::load(x.add(at))).0.store(y.add(at));
             } else {
                 gelu(L::load_first(x.add(at), len - at)).0.store_first(y.add(at), len - at);
