@@ -5,11 +5,16 @@
 
 #![allow(clippy::unwrap_used)] // a bench that cannot be set up has nothing to measure
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use divan::{Bencher, counter::ItemsCount};
-use interlock::{Activation, Differentiable, ParameterStore, Pass, Result, Saved, Wants};
+use interlock::{
+    Activation, Differentiable, Loss, ParameterStore, Pass, Result, Saved, Wants,
+    loss::CrossEntropy,
+    optimizer::{self, OptimizerConfig, OptimizerKind, Slot},
+};
 use interlock_backends::layers::{
-    BatchNorm2d, CausalSelfAttention, Conv2d, Conv2dConfig, ConvBlock, Gelu, LayerNorm, Linear, Shortcut,
+    BatchNorm2d, CausalSelfAttention, Conv2d, Conv2dConfig, ConvBlock, Gelu, GlobalAvgPool, LayerNorm, Linear,
+    MaxPool2d, Shortcut,
 };
 
 #[global_allocator]
@@ -177,4 +182,41 @@ impl<T: std::fmt::Debug> std::fmt::Display for Shown<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:?}", self.0)
     }
+}
+
+#[divan::bench(args = [Part::Forward, Part::Input])]
+fn max_pool(bencher: Bencher<'_, '_>, part: Part) {
+    let dims = [32, 64, 32, 32];
+    Setup::new(&dims, dims.iter().product(), |_| Ok(MaxPool2d::new(3, 2, 1))).measure(part, bencher);
+}
+
+#[divan::bench(args = [Part::Forward, Part::Input])]
+fn global_average_pool(bencher: Bencher<'_, '_>, part: Part) {
+    let dims = [128, 64, 8, 8];
+    Setup::new(&dims, dims.iter().product(), |_| Ok(GlobalAvgPool)).measure(part, bencher);
+}
+
+#[divan::bench]
+fn cross_entropy(bencher: Bencher<'_, '_>) {
+    let (rows, classes) = (2048, 256);
+    let logits = Tensor::randn(0.0_f32, 1.0, (rows, classes), &Device::Cpu).unwrap();
+    let targets = Tensor::arange(0_u32, rows as u32, &Device::Cpu).unwrap();
+    let targets = (targets.to_dtype(candle_core::DType::F32).unwrap() * 0.1).unwrap();
+    let targets = targets.to_dtype(candle_core::DType::U32).unwrap();
+    let loss = CrossEntropy::default();
+    let bencher = bencher.counter(ItemsCount::new(rows * classes));
+    bencher.bench_local(|| loss.differentiate(&logits, &targets, rows as f64).map(drop));
+}
+
+#[divan::bench(args = [OptimizerKind::Sgd, OptimizerKind::Adamw])]
+fn update(bencher: Bencher<'_, '_>, kind: OptimizerKind) {
+    const COUNT: usize = 1 << 20;
+    let var = Var::from_tensor(&Tensor::randn(0.0_f32, 1.0, COUNT, &Device::Cpu).unwrap()).unwrap();
+    let gradient = Tensor::randn(0.0_f32, 1.0, COUNT, &Device::Cpu).unwrap();
+    let mut rule = optimizer::plain(&OptimizerConfig { kind, ..OptimizerConfig::default() }).unwrap();
+    let bencher = bencher.counter(ItemsCount::new(COUNT));
+    bencher.bench_local(|| {
+        let slot = Slot { name: "w", var: &var, unclipped: &gradient, clip: 1.0, lr_scale: 1.0, weight_decay: 1e-4 };
+        rule.update(1e-3, &[slot])
+    });
 }

@@ -56,6 +56,25 @@ fn pixels(window: &Window, mut visit: impl FnMut(usize, usize)) {
     }
 }
 
+/// Replaces numbers by greater ones of `x`, and in `chosen` where they came from. A value that is not a number wins and stays.
+fn take_greater(y: &mut [f32], chosen: &mut [u32], x: &[f32], pixel: u32) {
+    // Sixteen channels at once, without a branch.
+    let (ys, y_rest) = y.as_chunks_mut::<16>();
+    let (all_chosen, chosen_rest) = chosen.as_chunks_mut::<16>();
+    let (xs, x_rest) = x.as_chunks::<16>();
+    let wins = |x: f32, y: f32| (x > y) | (x.is_nan() & !y.is_nan());
+    for ((y, chosen), x) in ys.iter_mut().zip(all_chosen).zip(xs) {
+        let mask: [u32; 16] = std::array::from_fn(|i| if wins(x[i], y[i]) { u32::MAX } else { 0 });
+        *y = std::array::from_fn(|i| f32::from_bits(x[i].to_bits() & mask[i] | y[i].to_bits() & !mask[i]));
+        *chosen = std::array::from_fn(|i| pixel & mask[i] | chosen[i] & !mask[i]);
+    }
+    for ((y, chosen), &x) in y_rest.iter_mut().zip(chosen_rest).zip(x_rest) {
+        if wins(x, *y) {
+            (*y, *chosen) = (x, pixel);
+        }
+    }
+}
+
 impl Differentiable for MaxPool2d {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
@@ -71,20 +90,25 @@ impl Differentiable for MaxPool2d {
         let shape = x.shape().clone();
         let x = channels_last(x, "max pool")?;
         let (batch, channels) = (x.dims()[0], window.channels);
-        let mut y = vec![f32::NEG_INFINITY; batch * channels * window.places()];
-        let mut chosen = vec![u32::MAX; y.len()];
+        let mut y = vec![0.0; batch * channels * window.places()];
+        let mut chosen = vec![0; y.len()];
         let (from, to) = (channels * window.pixels(), channels * window.places());
         let values = read::<f32>(&x)?;
         (y.par_chunks_mut(to).zip(chosen.par_chunks_mut(to))).zip(values.par_chunks(from)).for_each(
             |((y, chosen), x)| {
+                let mut begun = usize::MAX;
                 pixels(&window, |place, pixel| {
-                    let outputs = y[place * channels..][..channels].iter_mut().zip(&mut chosen[place * channels..]);
-                    for ((y, chosen), &x) in outputs.zip(&x[pixel * channels..]) {
-                        // The first pixel is taken whatever it is; a value that is not a number wins and stays.
-                        let wins = *chosen == u32::MAX || x > *y || (x.is_nan() && !y.is_nan());
-                        *y = if wins { x } else { *y };
-                        *chosen = if wins { pixel as u32 } else { *chosen };
+                    let range = place * channels..(place + 1) * channels;
+                    let (y, chosen) = (&mut y[range.clone()], &mut chosen[range]);
+                    let x = &x[pixel * channels..][..channels];
+                    if begun != place {
+                        // The first pixel is taken whatever it is.
+                        begun = place;
+                        y.copy_from_slice(x);
+                        chosen.fill(pixel as u32);
+                        return;
                     }
+                    take_greater(y, chosen, x, pixel as u32);
                 });
             },
         );
@@ -244,5 +268,28 @@ impl Differentiable for GlobalAvgPool {
 
     fn has_parameters(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_greater_wins_and_what_is_no_number_stays() {
+        const COUNT: usize = 35;
+        // All pairs of these lie at some place, among whole sixteens and behind them.
+        let values = [0.0, -0.0, 1.5, -2.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+        for shift in 0..values.len() {
+            let x: Vec<f32> = (0..COUNT).map(|i| values[i % values.len()]).collect();
+            let before: Vec<f32> = (0..COUNT).map(|i| values[(i + shift) % values.len()]).collect();
+            let (mut y, mut chosen) = (before.clone(), vec![3; COUNT]);
+            take_greater(&mut y, &mut chosen, &x, 8);
+            for i in 0..COUNT {
+                let wins = if before[i].is_nan() { false } else { x[i].is_nan() || x[i] > before[i] };
+                let (value, from) = if wins { (x[i], 8) } else { (before[i], 3) };
+                assert_eq!((y[i].to_bits(), chosen[i]), (value.to_bits(), from), "{} and {}", before[i], x[i]);
+            }
+        }
     }
 }
