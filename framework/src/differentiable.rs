@@ -195,6 +195,17 @@ pub trait Differentiable: Send {
     }
 }
 
+impl Pulled {
+    /// As what [`Differentiable::input_pass`] gives, for layers that compute their parameters' gradients on the way: these are what it leaves.
+    ///
+    /// # Errors
+    /// If there is no gradient of the input.
+    pub fn into_input_pass(mut self) -> Result<(Activation, Pending)> {
+        let parameters = std::mem::take(&mut self.parameters);
+        Ok((input_of(self)?, Pending::new::<Gradients>(parameters)))
+    }
+}
+
 /// The input's gradient of a pull-back that was asked for it.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 //! This is the tanh approximation, `tanh(v/2) = 2s - 1`, without the cancellation of `1 + tanh` for negative `x`.
 
 use super::{
-    lanes::{AHEAD, LANES, Lanes, prefetch},
+    lanes::{LANES, Lanes, prefetch},
     room::{Blank, Filled},
 };
 
@@ -29,6 +29,9 @@ pub(super) unsafe fn gelu<L: Lanes>(x: L) -> (L, L) {
 
 /// Numbers in one piece of work.
 const CHUNK: usize = 16_384;
+
+/// How many numbers are read ahead: the time of some dozens of vectors.
+const AHEAD: usize = 512;
 
 /// GELU of every number.
 pub(crate) fn apply(x: &[f32]) -> Filled {

@@ -121,9 +121,6 @@ pub(crate) trait Lanes: Copy {
     }
 }
 
-/// How many numbers ahead a loop over memory asks for: two kilobytes, the time of some dozens of its rounds.
-pub(crate) const AHEAD: usize = 512;
-
 /// Asks for the cache line of what may lie at `at`, which will be read soon; any address will do.
 #[inline(always)]
 pub(crate) fn prefetch(at: *const f32) {

@@ -11,10 +11,7 @@
 
 use candle_core::{Tensor, Var};
 use candle_nn::{Init, VarBuilder};
-use interlock::{
-    Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants,
-    differentiable::{Pending, input_of},
-};
+use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants, differentiable::Pending};
 
 use super::{
     images::{channels_last, cotangent_last, images},
@@ -166,9 +163,7 @@ impl Differentiable for BatchNorm2d {
 
     /// The input's gradient needs the parameters' anyway: they are left, and no cotangent is kept.
     fn input_pass(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
-        let mut pulled = self.pull_back(saved, c, Wants::BOTH)?;
-        let parameters = std::mem::take(&mut pulled.parameters);
-        Ok((input_of(pulled)?, Pending::new::<Gradients>(parameters)))
+        self.pull_back(saved, c, Wants::BOTH)?.into_input_pass()
     }
 
     fn parameter_pass(&self, _: &Saved, pending: Pending) -> Result<Gradients> {

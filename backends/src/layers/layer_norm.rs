@@ -8,10 +8,7 @@
 
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
-use interlock::{
-    Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants,
-    differentiable::{Pending, input_of},
-};
+use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants, differentiable::Pending};
 
 use super::kept::Kept;
 use super::slices::{cotangent, dense, label, read, tensor, wrong_shape};
@@ -98,9 +95,7 @@ impl Differentiable for LayerNorm {
 
     /// Both gradients at once: the parameters' are two rows, where the cotangent that would be kept for them is all of them.
     fn input_pass(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
-        let mut pulled = self.pull_back(saved, c, Wants::BOTH)?;
-        let parameters = std::mem::take(&mut pulled.parameters);
-        Ok((input_of(pulled)?, Pending::new::<Gradients>(parameters)))
+        self.pull_back(saved, c, Wants::BOTH)?.into_input_pass()
     }
 
     fn parameter_pass(&self, _: &Saved, pending: Pending) -> Result<Gradients> {
