@@ -8,7 +8,11 @@
 //!
 //! This module knows neither tensors nor actors.
 
-use std::fmt;
+mod schedule;
+
+pub use schedule::{PlanPhase, PlanSchedule};
+
+use std::{collections::BTreeSet, fmt};
 
 use crate::{Error, Result, differentiable::Wants};
 
@@ -18,6 +22,7 @@ pub struct GradientPlan {
     follows: Vec<usize>,
     wants: Vec<Vec<usize>>,
     crosses: Vec<Vec<usize>>,
+    needed: Vec<bool>,
 }
 
 impl GradientPlan {
@@ -39,11 +44,18 @@ impl GradientPlan {
                 ));
             }
         }
-        let from =
-            |k: usize, below: usize| -> Vec<usize> { (k..stages).filter(|j| follows[..below].contains(j)).collect() };
-        let wants = (0..stages).map(|k| from(k, k + 1)).collect();
-        let crosses = (0..stages).map(|k| from(k, k)).collect();
-        Ok(Self { follows, wants, crosses })
+        let (mut wants, mut crosses) = (Vec::with_capacity(stages), Vec::with_capacity(stages));
+        let mut needed = vec![false; stages];
+        // The losses that the stages before follow and that lie ahead.
+        let mut followed = BTreeSet::new();
+        for (k, &j) in follows.iter().enumerate() {
+            followed = followed.split_off(&k);
+            crosses.push(followed.iter().copied().collect());
+            followed.insert(j);
+            wants.push(followed.iter().copied().collect());
+            needed[j] = true;
+        }
+        Ok(Self { follows, wants, crosses, needed })
     }
 
     /// The plan of one interlock width for each stage: `follows(k) = min(k + widths[k] - 1, K - 1)`.
@@ -96,7 +108,7 @@ impl GradientPlan {
 
     /// Whether some stage follows the loss of stage `k`.
     pub fn is_needed(&self, k: usize) -> bool {
-        self.follows.contains(&k)
+        self.needed[k]
     }
 
     /// The number of pull-backs of one micro-batch, over all stages.

@@ -200,7 +200,7 @@ impl Work {
     fn deliver(&mut self, action: Action, outcome: Outcome) -> Result<()> {
         let stage = self.stage.index();
         let role = self.schedule.role();
-        let last = stage + 1 == role.plan.stages();
+        let last = stage + 1 == role.plans.stages();
         match (action, outcome) {
             (Action::Forward(ticket), Outcome::Activation(payload)) if !last => {
                 self.wire.send_activation(ticket, payload)
@@ -254,7 +254,7 @@ impl Handler<Follow> for StageActor {
             let stage = Box::new(this.blueprint.build()?);
             let role = StageRole {
                 stage: stage.index(),
-                plan: message.plan,
+                plans: message.plan.into(),
                 has_head: stage.has_head() || stage.index() + 1 == this.blueprint.stages,
                 global_norm: this.settings.global_norm,
                 credits: this.settings.in_flight,

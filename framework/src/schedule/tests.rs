@@ -1,10 +1,14 @@
 //! A pipeline of schedules under arbitrary message orders: the same result, no deadlock, no credit overdrawn.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::plan::GradientPlan;
 
 /// What a step does to a stage, symbolically: in which order which sums were formed, and under which parameters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,7 +53,7 @@ impl World {
             .map(|stage| {
                 StageSchedule::new(StageRole {
                     stage,
-                    plan: Arc::clone(plan),
+                    plans: Arc::clone(plan).into(),
                     has_head: heads || plan.is_needed(stage),
                     global_norm: norm,
                     credits: in_flight,
@@ -249,7 +253,7 @@ proptest! {
 fn single(width: usize, stages: usize, stage: usize, policy: PolicyName) -> StageSchedule {
     StageSchedule::new(StageRole {
         stage,
-        plan: Arc::new(GradientPlan::of_widths(&vec![width; stages]).unwrap()),
+        plans: GradientPlan::of_widths(&vec![width; stages]).unwrap().into(),
         has_head: true,
         global_norm: false,
         credits: 2,

@@ -1,0 +1,145 @@
+//! Which gradient plan holds at which step.
+
+use std::sync::Arc;
+
+use super::GradientPlan;
+use crate::{Error, Result};
+
+/// From one step on, which plan holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanPhase {
+    /// The first step.
+    pub from_step: u64,
+    /// The plan of the steps that `every` does not name.
+    pub plan: Arc<GradientPlan>,
+    /// Another plan, for the steps that this number divides.
+    pub every: Option<(u64, Arc<GradientPlan>)>,
+}
+
+/// The plans of a run by step: a pure function, the same in every stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanSchedule {
+    /// In ascending order of their first steps; the first begins at step 0.
+    phases: Vec<PlanPhase>,
+}
+
+impl PlanSchedule {
+    /// These phases, each until the next begins.
+    ///
+    /// # Errors
+    /// If there is none, the first does not begin at step 0, their first steps do not ascend, a plan is for another number of stages than the
+    /// first, or `every` is 0 steps.
+    pub fn new(phases: Vec<PlanPhase>) -> Result<Self> {
+        let refuse = |problem: String, right: &str| Err(Error::invalid("width schedule", problem, right));
+        let Some(first) = phases.first() else {
+            return refuse("it has no phase".to_owned(), "give one from step 0 on");
+        };
+        if first.from_step != 0 {
+            return refuse(format!("it begins at step {}", first.from_step), "its first phase must begin at step 0");
+        }
+        let stages = first.plan.stages();
+        for phase in &phases {
+            let plans = std::iter::once(&phase.plan).chain(phase.every.iter().map(|(_, plan)| plan));
+            for plan in plans.filter(|plan| plan.stages() != stages) {
+                let problem = format!("a plan of {} stages from step {} on", plan.stages(), phase.from_step);
+                return refuse(problem, &format!("the first is of {stages}"));
+            }
+            if phase.every.as_ref().is_some_and(|(steps, _)| *steps == 0) {
+                return refuse("another plan every 0 steps".to_owned(), "use 1 or more");
+            }
+        }
+        if let Some(pair) = phases.windows(2).find(|pair| pair[0].from_step >= pair[1].from_step) {
+            let problem = format!("step {} comes behind step {}", pair[1].from_step, pair[0].from_step);
+            return refuse(problem, "list the phases in ascending order of from_step");
+        }
+        Ok(Self { phases })
+    }
+
+    /// The number of stages.
+    pub fn stages(&self) -> usize {
+        self.phases[0].plan.stages()
+    }
+
+    /// The plan of `step`.
+    pub fn at(&self, step: u64) -> &Arc<GradientPlan> {
+        let begun = self.phases.partition_point(|phase| phase.from_step <= step);
+        let phase = &self.phases[begun.saturating_sub(1)];
+        match &phase.every {
+            Some((steps, plan)) if step.is_multiple_of(*steps) => plan,
+            _ => &phase.plan,
+        }
+    }
+
+    /// Every plan that some step may have.
+    pub fn plans(&self) -> impl Iterator<Item = &Arc<GradientPlan>> {
+        self.phases
+            .iter()
+            .flat_map(|phase| std::iter::once(&phase.plan).chain(phase.every.iter().map(|(_, plan)| plan)))
+    }
+
+    /// The phases in order.
+    pub fn phases(&self) -> &[PlanPhase] {
+        &self.phases
+    }
+
+    /// From its first step on, `phase` takes the place of what was to hold.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn change(&mut self, phase: PlanPhase) -> Result<()> {
+        let mut phases = self.phases.clone();
+        phases.retain(|known| known.from_step < phase.from_step);
+        phases.push(phase);
+        *self = Self::new(phases)?;
+        Ok(())
+    }
+}
+
+impl From<GradientPlan> for PlanSchedule {
+    /// One plan for all steps.
+    fn from(plan: GradientPlan) -> Self {
+        Self::from(Arc::new(plan))
+    }
+}
+
+impl From<Arc<GradientPlan>> for PlanSchedule {
+    /// One plan for all steps.
+    fn from(plan: Arc<GradientPlan>) -> Self {
+        Self { phases: vec![PlanPhase { from_step: 0, plan, every: None }] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn width(n: usize) -> Arc<GradientPlan> {
+        Arc::new(GradientPlan::of_widths(&[n; 4]).unwrap())
+    }
+
+    fn phase(from_step: u64, n: usize, every: Option<(u64, usize)>) -> PlanPhase {
+        PlanPhase { from_step, plan: width(n), every: every.map(|(steps, n)| (steps, width(n))) }
+    }
+
+    #[test]
+    fn a_step_has_the_plan_of_the_last_phase_that_has_begun() {
+        let mut plans = PlanSchedule::new(vec![phase(0, 1, None), phase(10, 2, Some((4, 4)))]).unwrap();
+        let found = |plans: &PlanSchedule, step| plans.at(step).follows(0) + 1;
+        assert_eq!([0, 9, 10, 11, 12, 13, 16].map(|step| found(&plans, step)), [1, 1, 2, 2, 4, 2, 4]);
+        plans.change(phase(12, 3, None)).unwrap();
+        assert_eq!([9, 11, 12, 16].map(|step| found(&plans, step)), [1, 2, 3, 3]);
+        assert_eq!(plans.plans().count(), 4);
+        assert_eq!(PlanSchedule::from(width(2)).at(u64::MAX), &width(2));
+    }
+
+    #[test]
+    fn what_is_no_schedule_is_refused() {
+        let refused = |phases| PlanSchedule::new(phases).unwrap_err().to_string();
+        assert!(refused(vec![]).contains("no phase"));
+        assert!(refused(vec![phase(1, 1, None)]).contains("begins at step 1"));
+        assert!(refused(vec![phase(0, 1, None), phase(5, 1, None), phase(5, 2, None)]).contains("step 5"));
+        assert!(refused(vec![phase(0, 1, Some((0, 2)))]).contains("every 0 steps"));
+        let other = PlanPhase { plan: Arc::new(GradientPlan::of_widths(&[1; 3]).unwrap()), ..phase(5, 1, None) };
+        assert!(refused(vec![phase(0, 1, None), other]).contains("3 stages from step 5"));
+    }
+}

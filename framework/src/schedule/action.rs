@@ -1,0 +1,154 @@
+//! What a stage does, and what happens to it.
+
+use std::fmt;
+
+use crate::differentiable::Wants;
+
+/// What a micro-batch is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Purpose {
+    /// Forward only; scored by every head.
+    Evaluate,
+    /// Forward, pull-backs, and part of an update.
+    Train,
+}
+
+/// The identity of one micro-batch on its way through the stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket {
+    /// The step that it belongs to; for evaluations the number of updates made before it.
+    pub step: u64,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// Its number within the step or evaluation.
+    pub micro: usize,
+    /// How many micro-batches the step or evaluation has.
+    pub micros: usize,
+}
+
+/// What is left of a micro-batch's pull-backs behind one of them: it decides what the stage keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Then {
+    /// The parameters' gradients of the same loss.
+    Parameters,
+    /// Other losses only.
+    Others,
+    /// Nothing: what the forward pass saved can go.
+    Nothing,
+}
+
+impl Then {
+    /// After a pull-back of a loss of which the parameters' gradients are left or not, where other losses are left or not.
+    pub fn after(parameters: bool, others: bool) -> Self {
+        match (parameters, others) {
+            (true, _) => Self::Parameters,
+            (false, true) => Self::Others,
+            (false, false) => Self::Nothing,
+        }
+    }
+}
+
+/// Something that a stage has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Action {
+    /// Run the stage forward, and send the result on unless it is the last.
+    Forward(Ticket),
+    /// Run the head (or just the loss, on the last stage).
+    Head {
+        /// The micro-batch.
+        ticket: Ticket,
+        /// Whether the gradient with respect to the stage's output is wanted: the head is needed, not a probe.
+        cotangent: bool,
+    },
+    /// Pull a loss back through the stage.
+    PullBack {
+        /// The micro-batch.
+        ticket: Ticket,
+        /// The stage whose loss it is.
+        loss: usize,
+        /// Which gradients to compute.
+        wants: Wants,
+        /// What the stage will be asked for after it.
+        then: Then,
+    },
+    /// Tell the squared norms of the gradients of this step (global clipping).
+    ShareNorm(u64),
+    /// Update the parameters.
+    Update(u64),
+}
+
+impl Action {
+    /// Whether it is part of a training step, not of an evaluation.
+    pub fn trains(&self) -> bool {
+        match self {
+            Self::Forward(ticket) | Self::Head { ticket, .. } => ticket.purpose == Purpose::Train,
+            Self::PullBack { .. } | Self::ShareNorm(_) | Self::Update(_) => true,
+        }
+    }
+
+    /// The step that it belongs to.
+    pub fn step(&self) -> u64 {
+        match self {
+            Self::Forward(ticket) | Self::Head { ticket, .. } | Self::PullBack { ticket, .. } => ticket.step,
+            Self::ShareNorm(step) | Self::Update(step) => *step,
+        }
+    }
+
+    /// The micro-batch that it belongs to, unless it concerns the whole step.
+    pub fn micro(&self) -> Option<usize> {
+        match self {
+            Self::Forward(ticket) | Self::Head { ticket, .. } | Self::PullBack { ticket, .. } => Some(ticket.micro),
+            Self::ShareNorm(_) | Self::Update(_) => None,
+        }
+    }
+}
+
+/// `F0` forward, `H0` head, `I0.2` input gradient of loss 2, `W0.2` parameter gradient, `B0.2` both, `N` norm, `U` update; the
+/// first number is the micro-batch.
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forward(ticket) => write!(f, "F{}", ticket.micro),
+            Self::Head { ticket, .. } => write!(f, "H{}", ticket.micro),
+            Self::PullBack { ticket, loss, wants, .. } => {
+                let letter = match (wants.input, wants.parameters) {
+                    (true, true) => 'B',
+                    (true, false) => 'I',
+                    (false, _) => 'W',
+                };
+                write!(f, "{letter}{}.{loss}", ticket.micro)
+            }
+            Self::ShareNorm(_) => f.write_str("N"),
+            Self::Update(_) => f.write_str("U"),
+        }
+    }
+}
+
+/// Something that has happened, from a stage's point of view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Event {
+    /// The stage before sent an activation.
+    Activation(Ticket),
+    /// The stage behind sent the gradient of a loss with respect to this stage's output.
+    Gradient {
+        /// The micro-batch.
+        ticket: Ticket,
+        /// The stage whose loss it is.
+        loss: usize,
+    },
+    /// The stage behind has freed a micro-batch: one more may be sent.
+    Credit,
+    /// The norm of all stages' gradients of this step is known.
+    Norm(u64),
+}
+
+/// A message that no correct neighbour would send.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unexpected message: {0}")]
+pub struct Unexpected(String);
+
+impl Unexpected {
+    pub(super) fn new(what: String) -> Self {
+        Self(what)
+    }
+}

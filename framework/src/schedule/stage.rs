@@ -1,0 +1,333 @@
+//! The state machine of one stage.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use super::{Action, Event, Policy, Purpose, Then, Ticket, Unexpected};
+use crate::{
+    differentiable::Wants,
+    plan::{GradientPlan, PlanPhase, PlanSchedule},
+};
+
+/// What a stage's schedule depends on.
+#[derive(Clone, Debug)]
+pub struct StageRole {
+    /// The stage, counted from 0.
+    pub stage: usize,
+    /// The plans of all stages by step.
+    pub plans: PlanSchedule,
+    /// Whether the stage has an auxiliary head; the last stage has its loss in any case.
+    pub has_head: bool,
+    /// Whether updates wait for the norm of all stages' gradients.
+    pub global_norm: bool,
+    /// How many micro-batches the next stage has room for.
+    pub credits: usize,
+    /// What comes first when several actions are possible.
+    pub policy: Policy,
+    /// The first step of the run.
+    pub first_step: u64,
+}
+
+/// How far a loss of one micro-batch has been pulled back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PullBackState {
+    loss: usize,
+    arrived: bool,
+    left: Wants,
+}
+
+/// A micro-batch that has been run forward and not yet been freed.
+#[derive(Clone, Debug)]
+struct Live {
+    head_left: bool,
+    losses: Vec<PullBackState>,
+}
+
+impl Live {
+    fn is_done(&self) -> bool {
+        !self.head_left && !self.losses.iter().any(PullBackState::is_left)
+    }
+}
+
+impl PullBackState {
+    fn is_left(&self) -> bool {
+        self.left.input || self.left.parameters
+    }
+}
+
+/// The state machine of one stage.
+#[derive(Clone, Debug)]
+pub struct StageSchedule {
+    role: StageRole,
+    /// Updates made: the step whose forward passes may run.
+    step: u64,
+    /// The plan of that step.
+    plan: Arc<GradientPlan>,
+    /// Arrived and not yet run forward, in order of arrival.
+    queue: VecDeque<Ticket>,
+    credits: usize,
+    live: BTreeMap<Ticket, Live>,
+    /// How many micro-batches the step in work has, once known, and how many of them are freed.
+    micros: Option<usize>,
+    freed_in_step: usize,
+    /// The next micro-batch whose head, and whose parameter gradient, may be added.
+    next_head: usize,
+    next_parameters: usize,
+    norm: NormState,
+    running: Option<Action>,
+    freed: Vec<Ticket>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NormState {
+    ToShare,
+    Shared,
+    Known,
+}
+
+impl StageSchedule {
+    /// The schedule of a stage before anything has arrived.
+    pub fn new(role: StageRole) -> Self {
+        let norm = if role.global_norm { NormState::ToShare } else { NormState::Known };
+        Self {
+            step: role.first_step,
+            plan: Arc::clone(role.plans.at(role.first_step)),
+            queue: VecDeque::new(),
+            credits: role.credits,
+            live: BTreeMap::new(),
+            micros: None,
+            freed_in_step: 0,
+            next_head: 0,
+            next_parameters: 0,
+            norm,
+            running: None,
+            freed: Vec::new(),
+            role,
+        }
+    }
+
+    /// The role that it was made for.
+    pub fn role(&self) -> &StageRole {
+        &self.role
+    }
+
+    fn is_last(&self) -> bool {
+        self.role.stage + 1 == self.role.plans.stages()
+    }
+
+    /// The number of updates made, counted from the first step of the model's life.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// The plan of the step in work.
+    pub fn plan(&self) -> &Arc<GradientPlan> {
+        &self.plan
+    }
+
+    /// From its first step on, `phase` takes the place of the plans that were to hold.
+    ///
+    /// # Errors
+    /// If a forward pass of that step or a later one may have run, or the phase does not fit the plans before.
+    pub fn follow(&mut self, phase: PlanPhase) -> Result<(), Unexpected> {
+        if phase.from_step <= self.step {
+            let problem = format!("a change of plan at step {}, {} is in work", phase.from_step, self.step);
+            return Err(Unexpected::new(problem));
+        }
+        self.role.plans.change(phase).map_err(|error| Unexpected::new(error.to_string()))
+    }
+
+    /// The action that has begun and is not yet done.
+    pub fn running(&self) -> Option<Action> {
+        self.running
+    }
+
+    /// Micro-batches whose saved activations the stage holds.
+    pub fn live(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Whether nothing is queued, running or held.
+    pub fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.live.is_empty() && self.running.is_none()
+    }
+
+    /// Takes note of an event.
+    ///
+    /// # Errors
+    /// If it contradicts what has happened before: a gradient of a micro-batch that the stage does not hold, say.
+    pub fn on(&mut self, event: Event) -> Result<(), Unexpected> {
+        let unexpected = |what: String| Err(Unexpected::new(what));
+        match event {
+            Event::Activation(ticket) => {
+                if ticket.step < self.step {
+                    return unexpected(format!("an activation of step {}, {} is in work", ticket.step, self.step));
+                }
+                if self.queue.back().is_some_and(|last| *last >= ticket) {
+                    return unexpected(format!("activation {ticket:?} out of order"));
+                }
+                self.queue.push_back(ticket);
+            }
+            Event::Gradient { ticket, loss } => {
+                let stage = self.role.stage;
+                let state = self
+                    .live
+                    .get_mut(&ticket)
+                    .and_then(|live| live.losses.iter_mut().find(|l| l.loss == loss && loss != stage));
+                match state {
+                    Some(state) if !state.arrived => state.arrived = true,
+                    Some(_) => return unexpected(format!("a second gradient of loss {loss} for {ticket:?}")),
+                    None => return unexpected(format!("a gradient of loss {loss} for {ticket:?}")),
+                }
+            }
+            Event::Credit => {
+                if self.credits >= self.role.credits {
+                    return unexpected("a credit more than there are".to_owned());
+                }
+                self.credits += 1;
+            }
+            Event::Norm(step) => {
+                if step != self.step || self.norm != NormState::Shared {
+                    return unexpected(format!("the gradient norm of step {step}, {} is in work", self.step));
+                }
+                self.norm = NormState::Known;
+            }
+        }
+        Ok(())
+    }
+
+    /// What to do now, if anything. The action counts as begun until [`Self::done`] is called; meanwhile there is nothing else to do.
+    pub fn begin(&mut self) -> Option<Action> {
+        if self.running.is_some() {
+            return None;
+        }
+        let action =
+            self.candidates().into_iter().min_by_key(|a| self.role.policy.rank(a, &self.plan, self.role.stage))?;
+        if let Action::Forward(ticket) = action {
+            self.queue.pop_front();
+            if !self.is_last() {
+                self.credits -= 1;
+            }
+            if ticket.purpose == Purpose::Train {
+                self.micros = Some(ticket.micros);
+            }
+        }
+        self.running = Some(action);
+        Some(action)
+    }
+
+    /// Everything that could be done now, the same for the same history.
+    fn candidates(&self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if let Some(&ticket) = self.queue.front()
+            && ticket.step == self.step
+            && (self.is_last() || self.credits > 0)
+        {
+            actions.push(Action::Forward(ticket));
+        }
+        for (&ticket, live) in &self.live {
+            let in_order = ticket.purpose == Purpose::Evaluate || ticket.micro == self.next_head;
+            if live.head_left && in_order {
+                let needed = ticket.purpose == Purpose::Train && self.plan.is_needed(self.role.stage);
+                actions.push(Action::Head { ticket, cotangent: needed });
+            }
+            for state in live.losses.iter().filter(|l| l.arrived) {
+                let in_order = ticket.micro == self.next_parameters;
+                let others = live.losses.iter().any(|l| l.loss != state.loss && l.is_left());
+                let mut push = |wants: Wants| {
+                    let then = Then::after(state.left.parameters && !wants.parameters, others);
+                    actions.push(Action::PullBack { ticket, loss: state.loss, wants, then });
+                };
+                match (state.left.input, state.left.parameters) {
+                    (true, true) if self.role.policy.fuses() && in_order => push(Wants::BOTH),
+                    (true, _) => push(Wants::INPUT),
+                    (false, true) if in_order => push(Wants::PARAMETERS),
+                    _ => {}
+                }
+            }
+        }
+        if self.micros == Some(self.freed_in_step) && self.live.is_empty() {
+            match self.norm {
+                NormState::ToShare => actions.push(Action::ShareNorm(self.step)),
+                NormState::Shared => {}
+                NormState::Known => actions.push(Action::Update(self.step)),
+            }
+        }
+        actions
+    }
+
+    /// Takes note that the action given by [`Self::begin`] is done.
+    ///
+    /// # Panics
+    /// If `action` is not the one begun: the caller has mixed up its actions.
+    pub fn done(&mut self, action: Action) {
+        assert_eq!(self.running.take(), Some(action), "an action was reported done that was not the one begun");
+        match action {
+            Action::Forward(ticket) => {
+                let train = ticket.purpose == Purpose::Train;
+                let plan = &self.plan;
+                let stage = self.role.stage;
+                let losses = if train { plan.wants(stage) } else { &[] };
+                let losses = losses
+                    .iter()
+                    .map(|&loss| PullBackState { loss, arrived: false, left: plan.pull_back(stage, loss) })
+                    .collect();
+                let live = Live { head_left: self.is_last() || self.role.has_head, losses };
+                self.live.insert(ticket, live);
+                self.free_if_done(ticket);
+            }
+            Action::Head { ticket, cotangent } => {
+                if ticket.purpose == Purpose::Train {
+                    self.next_head += 1;
+                }
+                let stage = self.role.stage;
+                if let Some(live) = self.live.get_mut(&ticket) {
+                    live.head_left = false;
+                    for state in live.losses.iter_mut().filter(|l| l.loss == stage) {
+                        state.arrived = cotangent;
+                    }
+                }
+                self.free_if_done(ticket);
+            }
+            Action::PullBack { ticket, loss, wants, .. } => {
+                if wants.parameters {
+                    self.next_parameters += 1;
+                }
+                if let Some(state) =
+                    self.live.get_mut(&ticket).and_then(|live| live.losses.iter_mut().find(|l| l.loss == loss))
+                {
+                    state.left.input &= !wants.input;
+                    state.left.parameters &= !wants.parameters;
+                }
+                self.free_if_done(ticket);
+            }
+            Action::ShareNorm(_) => self.norm = NormState::Shared,
+            Action::Update(_) => {
+                self.step += 1;
+                self.plan = Arc::clone(self.role.plans.at(self.step));
+                self.micros = None;
+                self.freed_in_step = 0;
+                self.next_head = 0;
+                self.next_parameters = 0;
+                self.norm = if self.role.global_norm { NormState::ToShare } else { NormState::Known };
+            }
+        }
+    }
+
+    fn free_if_done(&mut self, ticket: Ticket) {
+        if self.live.get(&ticket).is_some_and(Live::is_done) {
+            self.live.remove(&ticket);
+            if ticket.purpose == Purpose::Train {
+                self.freed_in_step += 1;
+            }
+            self.freed.push(ticket);
+        }
+    }
+
+    /// The micro-batches freed since the last call: what the stage saved of them can go, and the stage before gets a credit for each.
+    pub fn take_freed(&mut self) -> Vec<Ticket> {
+        std::mem::take(&mut self.freed)
+    }
+}
