@@ -4,6 +4,8 @@
 
 use std::{fmt, path::PathBuf};
 
+use crate::simulator::Deadlock;
+
 /// What a computation on behalf of one stage was doing when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
@@ -88,6 +90,9 @@ pub enum Error {
     /// A loss, an activation or a gradient is infinite or not a number.
     #[error("{0}; a smaller learning rate or clipping (clip.max_norm) may help")]
     NotFinite(String),
+    /// A simulated schedule came to a halt: stages wait for each other.
+    #[error("deadlock: {0}")]
+    Deadlock(Deadlock),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

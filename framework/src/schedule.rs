@@ -16,7 +16,7 @@ mod action;
 mod policy;
 mod stage;
 
-pub use action::{Action, Event, Purpose, Then, Ticket, Unexpected};
+pub use action::{Action, Event, Lack, Purpose, Then, Ticket, Unexpected};
 pub use policy::{Policy, PolicyName};
 pub use stage::{StageRole, StageSchedule};
 

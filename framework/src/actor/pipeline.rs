@@ -20,14 +20,17 @@ use super::{
     strategy::StrategyActor,
     wire::send,
 };
-use crate::{Error, GradientPlan, Result, StageFailure, schedule::Policy, stage::StageBlueprint, transport::Built};
+use crate::{
+    Error, GradientPlan, Result, StageFailure, schedule::Policy, simulator::least_in_flight, stage::StageBlueprint,
+    transport::Built,
+};
 
 /// How a pipeline runs: everything here changes when things happen, never what is computed.
 #[derive(Clone, Copy, Debug)]
 pub struct PipelineSettings {
     /// The most micro-batches that the training step of a run has.
     pub micro_batches: usize,
-    /// Credits a boundary: activations sent whose receiver has not yet freed its saved copy. The policy's own choice where none.
+    /// Credits a boundary: activations sent whose receiver has not yet freed its saved copy. The least that costs the schedule nothing where none.
     pub in_flight: Option<usize>,
     /// What comes first when a stage could do several things.
     pub policy: Policy,
@@ -66,6 +69,10 @@ impl Pipeline {
             ));
         }
         let plan = Arc::new(plan);
+        let in_flight = match settings.in_flight {
+            Some(in_flight) => in_flight.max(1),
+            None => least_in_flight(&plan, settings.micro_batches.max(1), settings.policy)?,
+        };
         let (tell, events) = channel();
         let (started, ready) = channel();
         let shared = Arc::clone(&plan);
@@ -73,7 +80,7 @@ impl Pipeline {
             .name("interlock".to_owned())
             .spawn(move || {
                 let system = System::new();
-                let launched = system.block_on(async { launch(blueprints, shared, settings, tell) });
+                let launched = system.block_on(async { launch(blueprints, shared, settings, in_flight, tell) });
                 if started.send((System::current(), launched)).is_ok() {
                     // Ends when the handle is dropped and stops the system; its exit code says nothing more.
                     let _ = system.run();
@@ -204,11 +211,9 @@ fn launch(
     blueprints: Vec<StageBlueprint>,
     plan: Arc<GradientPlan>,
     settings: PipelineSettings,
+    in_flight: usize,
     events: Sender<PipelineEvent>,
 ) -> (Addr<Coordinator>, Vec<Arbiter>) {
-    let stages = blueprints.len();
-    let micro_batches = settings.micro_batches.max(1);
-    let in_flight = settings.in_flight.unwrap_or_else(|| settings.policy.in_flight(stages, micro_batches)).max(1);
     let (actors, arbiters): (Vec<Addr<StageActor>>, Vec<Arbiter>) = blueprints
         .into_iter()
         .map(|blueprint| {

@@ -94,6 +94,16 @@ impl Action {
         }
     }
 
+    /// The same in another step.
+    #[must_use]
+    pub fn of_step(mut self, to: u64) -> Self {
+        match &mut self {
+            Self::Forward(ticket) | Self::Head { ticket, .. } | Self::PullBack { ticket, .. } => ticket.step = to,
+            Self::ShareNorm(step) | Self::Update(step) => *step = to,
+        }
+        self
+    }
+
     /// The micro-batch that it belongs to, unless it concerns the whole step.
     pub fn micro(&self) -> Option<usize> {
         match self {
@@ -140,6 +150,33 @@ pub enum Event {
     Credit,
     /// The norm of all stages' gradients of this step is known.
     Norm(u64),
+}
+
+/// What a stage with nothing to do waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// The next micro-batch, from the stage before.
+    Activation,
+    /// Room for a micro-batch in the stage behind.
+    Room,
+    /// The gradient of a loss, from the stage behind.
+    Gradient {
+        /// The stage whose loss it is.
+        loss: usize,
+    },
+    /// The norm of all stages' gradients.
+    Norm,
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Activation => f.write_str("an activation"),
+            Self::Room => f.write_str("room for an activation"),
+            Self::Gradient { loss } => write!(f, "the gradient of loss {loss}"),
+            Self::Norm => f.write_str("the norm of all gradients"),
+        }
+    }
 }
 
 /// A message that no correct neighbour would send.

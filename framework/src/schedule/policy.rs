@@ -14,7 +14,7 @@ pub enum PolicyName {
     FillDrain,
     /// A micro-batch's pull-back before the next one's forward pass, both gradients at once.
     OneFOneB,
-    /// Gradients that another stage waits for first, parameter gradients while waiting.
+    /// Gradients that another stage waits for first, parameter gradients while waiting, or when there is no room left.
     #[default]
     Interlock,
 }
@@ -35,17 +35,15 @@ impl Policy {
         self.0 != PolicyName::Interlock
     }
 
-    /// The least room, in micro-batches a boundary, that costs the schedule nothing: every stage of a pipeline of `stages` can
-    /// hold what lies between its forward pass and its last pull-back, and one more may be on its way.
-    pub fn in_flight(self, stages: usize, micro_batches: usize) -> usize {
-        match self.0 {
-            PolicyName::FillDrain => micro_batches + 1,
-            PolicyName::OneFOneB | PolicyName::Interlock => stages.min(micro_batches) + 1,
-        }
-    }
-
-    /// Smaller comes first; of equal ranks, the one that became possible first.
-    pub(super) fn rank(self, action: &Action, plan: &GradientPlan, stage: usize) -> (u8, u64, usize, usize) {
+    /// Smaller comes first; of equal ranks, the one that became possible first. `full` tells that the stage holds as many micro-batches as it
+    /// has room for, so that the stage before cannot send: then what frees one comes before what takes another.
+    pub(super) fn rank(
+        self,
+        action: &Action,
+        plan: &GradientPlan,
+        stage: usize,
+        full: bool,
+    ) -> (u8, u64, usize, usize) {
         let awaited_head = plan.crosses(stage).contains(&stage);
         let class = match action {
             Action::Update(_) | Action::ShareNorm(_) => 0,
@@ -53,7 +51,13 @@ impl Policy {
             Action::Forward(_) => 3,
             Action::PullBack { wants: Wants { input: true, .. }, .. } => 1,
             Action::Head { cotangent: true, .. } if awaited_head => 2,
-            Action::PullBack { .. } if self.0 == PolicyName::Interlock => 5,
+            Action::PullBack { .. } if self.0 == PolicyName::Interlock => {
+                if full {
+                    3
+                } else {
+                    5
+                }
+            }
             Action::PullBack { .. } => 2,
             Action::Head { cotangent: true, .. } => 4,
             Action::Head { cotangent: false, .. } => 6,

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Action, Event, Policy, Purpose, Then, Ticket, Unexpected};
+use super::{Action, Event, Lack, Policy, Purpose, Then, Ticket, Unexpected};
 use crate::{
     differentiable::Wants,
     plan::{GradientPlan, PlanPhase, PlanSchedule},
@@ -198,13 +198,30 @@ impl StageSchedule {
         Ok(())
     }
 
-    /// What to do now, if anything. The action counts as begun until [`Self::done`] is called; meanwhile there is nothing else to do.
-    pub fn begin(&mut self) -> Option<Action> {
+    /// What [`Self::begin`] would give.
+    pub fn next(&self) -> Option<Action> {
         if self.running.is_some() {
             return None;
         }
-        let action =
-            self.candidates().into_iter().min_by_key(|a| self.role.policy.rank(a, &self.plan, self.role.stage))?;
+        let full = self.live.len() >= self.role.credits;
+        self.candidates().into_iter().min_by_key(|a| self.role.policy.rank(a, &self.plan, self.role.stage, full))
+    }
+
+    /// What it waits for while there is nothing to do.
+    pub fn lack(&self) -> Lack {
+        let front_waits = self.queue.front().is_some_and(|ticket| ticket.step == self.step);
+        let unarrived = self.live.values().flat_map(|live| &live.losses).find(|l| !l.arrived && l.is_left());
+        match unarrived {
+            Some(state) => Lack::Gradient { loss: state.loss },
+            None if self.norm == NormState::Shared => Lack::Norm,
+            None if front_waits => Lack::Room,
+            None => Lack::Activation,
+        }
+    }
+
+    /// What to do now, if anything. The action counts as begun until [`Self::done`] is called; meanwhile there is nothing else to do.
+    pub fn begin(&mut self) -> Option<Action> {
+        let action = self.next()?;
         if let Action::Forward(ticket) = action {
             self.queue.pop_front();
             if !self.is_last() {

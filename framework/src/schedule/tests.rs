@@ -304,7 +304,8 @@ fn without_credit_nothing_is_sent() {
     for micro in 0..3 {
         stage.on(Event::Activation(train(micro, 3))).unwrap();
     }
-    assert_eq!(until_waiting(&mut stage), "F0 F1 H0 H1 W0.0 W1.0");
+    // It holds all that it has room for, so that the stage before waits: what frees one comes before the next head.
+    assert_eq!(until_waiting(&mut stage), "F0 F1 H0 W0.0 H1 W1.0");
     stage.on(Event::Credit).unwrap();
     assert_eq!(until_waiting(&mut stage), "F2 H2 W2.0 U");
 }

@@ -1,0 +1,166 @@
+//! The chain of causes that makes a step as long as it is.
+
+use std::{collections::HashMap, fmt};
+
+use super::world::Cause;
+use crate::{
+    differentiable::Wants,
+    schedule::{Action, Event},
+    timeline::Span,
+};
+
+/// The actions of the critical path that are of one kind.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Segment {
+    /// What they are, in words.
+    pub kind: &'static str,
+    /// How many a step; not whole where the period is longer than a step.
+    pub count: f64,
+    /// Their seconds a step.
+    pub seconds: f64,
+}
+
+/// Why a step takes as long as it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// One stage has work all the time.
+    Work {
+        /// The stage.
+        stage: usize,
+    },
+    /// A step is the way of activations forward and of gradients back through some stages: they wait for each other.
+    Chain {
+        /// The first of them.
+        first: usize,
+        /// The last of them.
+        last: usize,
+    },
+    /// A stage waits until the next has room for another micro-batch.
+    InFlight {
+        /// The stage that waits.
+        stage: usize,
+    },
+    /// Every stage waits for the norm of all gradients.
+    GlobalNorm,
+    /// Stages wait for a device or for cores that others use.
+    Device,
+}
+
+/// The critical path: nothing on it can be later without all steps behind it being later.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Critical {
+    /// Why the step takes as long as it does.
+    pub reason: Reason,
+    /// What the path consists of, a step; in the order of the kinds.
+    pub segments: Vec<Segment>,
+    /// Its actions as indices into the timeline's spans, latest first. They form a circle: the first comes again so many steps before the
+    /// last; where steps never repeat themselves it is the whole way to the beginning.
+    pub path: Vec<usize>,
+    /// The steps that it goes through.
+    pub steps: u64,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Work { stage } => write!(f, "stage {stage} has work all the time"),
+            Self::Chain { first, last } => {
+                write!(f, "the way forward and back through stages {first} to {last}")
+            }
+            Self::InFlight { stage } => {
+                write!(f, "stage {stage} waits for room in stage {}; a larger in_flight may help", stage + 1)
+            }
+            Self::GlobalNorm => f.write_str("all stages wait for the norm of all gradients (clip.scope = \"global\")"),
+            Self::Device => f.write_str("stages wait for a device or for cores that others use"),
+        }
+    }
+}
+
+impl fmt::Display for Critical {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.reason)?;
+        let words = |s: &Segment| format!("{} {:.1} ms", s.kind, 1e3 * s.seconds);
+        let parts: Vec<String> = self.segments.iter().filter(|s| s.seconds > 0.0).map(words).collect();
+        if !parts.is_empty() {
+            write!(f, " ({})", parts.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+fn kind(action: &Action) -> &'static str {
+    match action {
+        Action::Forward(_) => "forward",
+        Action::Head { .. } => "head",
+        Action::PullBack { wants: Wants::INPUT, .. } => "input gradient",
+        Action::PullBack { wants: Wants::BOTH, .. } => "both gradients",
+        Action::PullBack { .. } => "parameter gradient",
+        Action::ShareNorm(_) => "norm",
+        Action::Update(_) => "update",
+    }
+}
+
+const KINDS: [&str; 8] =
+    ["forward", "head", "input gradient", "parameter gradient", "both gradients", "norm", "update", "transfer"];
+
+/// Goes from the last update back from cause to cause, until an action comes again, a multiple of `period` steps before.
+pub(super) fn find(spans: &[Span], causes: &[Cause], period: u64) -> Critical {
+    let mut path = Vec::new();
+    let mut seen = HashMap::new();
+    let mut at = (0..spans.len()).rev().find(|&at| matches!(spans[at].action, Action::Update(_)));
+    while let Some(span) = at {
+        let Span { stage, action, .. } = spans[span];
+        let same = (stage, action.of_step(action.step() % period));
+        if let Some((begin, step)) = seen.insert(same, (path.len(), action.step())) {
+            return describe(spans, causes, path.split_off(begin), step - action.step());
+        }
+        path.push(span);
+        at = match causes[span] {
+            Cause::Start => None,
+            Cause::Own(before) | Cause::Message(before, _) | Cause::Device(before) => Some(before),
+        };
+    }
+    let steps = path.first().map_or(0, |&last| spans[last].action.step() + 1);
+    describe(spans, causes, path, steps.max(1))
+}
+
+/// What `path` says about its `steps` steps.
+fn describe(spans: &[Span], causes: &[Cause], path: Vec<usize>, steps: u64) -> Critical {
+    let share = 1.0 / steps as f64;
+    let mut sums = KINDS.map(|kind| Segment { kind, count: 0.0, seconds: 0.0 });
+    let mut add = |kind: &str, seconds: f64| {
+        for sum in sums.iter_mut().filter(|sum| sum.kind == kind) {
+            sum.count += share;
+            sum.seconds += seconds * share;
+        }
+    };
+    let (mut norm, mut credit, mut device) = (false, None, false);
+    for &at in &path {
+        let span = spans[at];
+        add(kind(&span.action), span.end - span.start);
+        match causes[at] {
+            Cause::Message(before, event) => {
+                let waited = span.start - spans[before].end;
+                if waited > 0.0 {
+                    add("transfer", waited);
+                }
+                norm |= matches!(event, Event::Norm(_));
+                if matches!(event, Event::Credit) {
+                    credit = Some(span.stage);
+                }
+            }
+            Cause::Device(before) => device |= spans[before].stage != span.stage,
+            Cause::Own(_) | Cause::Start => {}
+        }
+    }
+    let stages = || path.iter().map(|&at| spans[at].stage);
+    let (first, last) = (stages().min().unwrap_or(0), stages().max().unwrap_or(0));
+    let reason = match credit {
+        _ if norm => Reason::GlobalNorm,
+        _ if device => Reason::Device,
+        Some(stage) => Reason::InFlight { stage },
+        None if first == last => Reason::Work { stage: first },
+        None => Reason::Chain { first, last },
+    };
+    Critical { reason, segments: sums.into_iter().filter(|sum| sum.count > 0.0).collect(), path, steps }
+}

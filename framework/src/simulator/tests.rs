@@ -1,0 +1,199 @@
+//! Steps worked out by hand, and what holds for any.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Error, schedule::Lack, schedule::PolicyName};
+
+/// `F = B = W = 1`, `H = 0.3`, where the last stage's loss costs nothing, and room for `in_flight`.
+fn scenario(width: usize, stages: usize) -> Scenario {
+    let plan = GradientPlan::of_widths(&vec![width; stages]).unwrap();
+    let costs = (0..stages).map(|k| StageCosts::of(1.0, if k + 1 < stages { 0.3 } else { 0.0 }, 1.0, 1.0)).collect();
+    Scenario::new(plan, costs)
+}
+
+fn found(scenario: &Scenario) -> Simulated {
+    let found = simulate(scenario).unwrap();
+    assert!(found.steady, "{scenario:?}");
+    found
+}
+
+fn step(scenario: &Scenario) -> f64 {
+    (found(scenario).step_seconds * 1e6).round() / 1e6
+}
+
+#[test]
+fn a_step_takes_as_long_for_many_stages_as_for_few() {
+    for (width, expected) in [(1, 3.3), (2, 5.3), (3, 7.3), (5, 11.3)] {
+        for stages in [8, 16, 64] {
+            let scenario = scenario(width, stages);
+            assert_eq!(step(&scenario), expected, "width {width}, {stages} stages");
+            let Critical { reason, .. } = found(&scenario).critical;
+            match reason {
+                Reason::Work { .. } => assert_eq!(width, 1),
+                Reason::Chain { first, last } => assert_eq!(last - first + 1, width),
+                other => panic!("{other}"),
+            }
+        }
+    }
+    for stages in [2, 4, 8, 16, 64] {
+        let scenario = scenario(stages, stages);
+        assert_eq!(step(&scenario), 2.0 * stages as f64 + 1.0, "end-to-end, {stages} stages");
+        assert_eq!(found(&scenario).critical.reason, Reason::Chain { first: 0, last: stages - 1 });
+    }
+}
+
+#[test]
+fn micro_batches_fill_the_waits() {
+    let with =
+        |policy: PolicyName| Scenario { micro_batches: 8, in_flight: 18, policy: policy.into(), ..scenario(4, 4) };
+    // 8 (F + B + W) and what the first and the last micro-batch wait for: 3 (F + B + W) where both gradients are computed at once.
+    assert_eq!(step(&with(PolicyName::FillDrain)), 33.0);
+    assert_eq!(step(&with(PolicyName::OneFOneB)), 33.0);
+    // Parameter gradients fill the waits.
+    let interlock = with(PolicyName::Interlock);
+    assert_eq!(step(&interlock), 24.0);
+    assert_eq!(found(&interlock).lower_bound(&interlock), 24.0);
+    // The simplest schedule holds all micro-batches, the others no more than there are stages ahead.
+    assert_eq!(found(&with(PolicyName::FillDrain)).peak_live, [8, 8, 8, 8]);
+    assert_eq!(found(&Scenario { in_flight: 5, ..with(PolicyName::OneFOneB) }).peak_live, [5, 5, 4, 1]);
+}
+
+#[test]
+fn the_least_room_that_costs_nothing() {
+    let least = |width: usize, stages: usize, micro_batches| {
+        let plan = Arc::new(GradientPlan::of_widths(&vec![width; stages]).unwrap());
+        least_in_flight(&plan, micro_batches, PolicyName::Interlock.into()).unwrap()
+    };
+    assert_eq!([1, 2, 3, 8].map(|width| least(width, 8, 1)), [2; 4]);
+    assert_eq!([1, 2, 3, 8].map(|width| least(width, 8, 8)), [2, 2, 3, 8]);
+}
+
+#[test]
+fn what_is_on_its_way_costs_no_ones_time() {
+    // Forward and back over the boundary, once a step.
+    let slow = Scenario { links: vec![Link { latency: 0.25, bandwidth: f64::INFINITY }; 2], ..scenario(2, 2) };
+    assert_eq!(step(&slow), 5.5);
+    assert!(found(&slow).critical.segments.contains(&Segment { kind: "transfer", count: 2.0, seconds: 0.5 }));
+    // With local losses nobody waits for it; a link that is busy longer than the stages is what all wait for.
+    let local = |bandwidth| {
+        let mut local = Scenario { links: vec![Link { latency: 3.0, bandwidth }; 2], in_flight: 9, ..scenario(1, 2) };
+        local.costs[0].activation_bytes = 100;
+        step(&local)
+    };
+    assert_eq!((local(100.0), local(f64::INFINITY)), (3.3, 3.3));
+    assert_eq!(local(20.0), 5.0);
+}
+
+#[test]
+fn shared_devices_and_cores_are_taken_in_turns() {
+    let shared = Scenario { devices: vec![0; 4], ..scenario(1, 4) };
+    assert_eq!(step(&shared), 12.9);
+    assert!((found(&shared).lower_bound(&shared) - 12.9).abs() < 1e-9);
+    let cores = Scenario { cores: Some(2), ..scenario(1, 4) };
+    let found = found(&cores);
+    assert!(
+        (found.lower_bound(&cores) - 6.45).abs() < 1e-9 && (6.45..7.0).contains(&found.step_seconds),
+        "{}",
+        found.step_seconds
+    );
+    assert_eq!(found.critical.reason, Reason::Device);
+    // One core is not enough for a device of two threads beside another.
+    let wide = Scenario { cores: Some(3), threads: vec![2; 4], ..scenario(1, 4) };
+    assert_eq!(step(&wide), 12.9);
+}
+
+#[test]
+fn what_makes_a_step_long_is_named() {
+    let mut slow = scenario(1, 4);
+    slow.costs[2].forward = 5.0;
+    assert_eq!(found(&slow).critical.reason, Reason::Work { stage: 2 });
+    assert_eq!(
+        found(&slow).critical.to_string(),
+        "stage 2 has work all the time (forward 5000.0 ms, head 300.0 ms, parameter gradient 2000.0 ms)"
+    );
+    let norm = Scenario { global_norm: true, ..scenario(1, 4) };
+    assert_eq!(found(&norm).critical.reason, Reason::GlobalNorm);
+    let tight = Scenario { in_flight: 1, ..scenario(1, 4) };
+    assert!(matches!(found(&tight).critical.reason, Reason::InFlight { .. }), "{}", found(&tight).critical);
+    assert!(step(&tight) > 3.3);
+}
+
+#[test]
+fn a_deadlock_is_an_error_with_its_cycle() {
+    let stuck = Scenario { in_flight: 0, ..scenario(1, 2) };
+    match simulate(&stuck) {
+        Err(Error::Deadlock(deadlock)) => {
+            assert_eq!(deadlock.cycle, [Wait { stage: 0, on: None, lack: Lack::Activation }]);
+            assert_eq!(deadlock.to_string(), "stage 0 waits for an activation");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_cannot_be_simulated_is_refused() {
+    let refused = |scenario: Scenario| simulate(&scenario).unwrap_err().to_string();
+    let with = |change: &dyn Fn(&mut Scenario)| {
+        let mut scenario = scenario(2, 3);
+        change(&mut scenario);
+        refused(scenario)
+    };
+    assert!(with(&|s| s.costs.truncate(2)).contains("costs of 2 stages"));
+    assert!(with(&|s| s.micro_batches = 0).contains("0 micro-batches"));
+    assert!(with(&|s| s.cores = Some(0)).contains("0 cores"));
+    assert!(with(&|s| s.heads[1] = false).contains("stage 1 has no head"));
+    assert!(with(&|s| s.costs[1].both = f64::NAN).contains("NaN seconds"));
+    assert!(with(&|s| s.hop = -1.0).contains("-1 seconds"));
+    assert!(with(&|s| s.links[0].bandwidth = 0.0).contains("0 bytes a second"));
+}
+
+fn any_scenario() -> impl Strategy<Value = Scenario> {
+    let times = || {
+        (0_u32..20, 0_u32..20, 0_u32..20, 0_u32..20, 0_u32..4).prop_map(|(f, h, b, w, u)| {
+            let [f, h, b, w, u] = [f, h, b, w, u].map(|tenths| f64::from(tenths) / 10.0);
+            StageCosts { update: u, norm: u, ..StageCosts::of(f, h, b, w) }
+        })
+    };
+    let policy = prop_oneof![Just(PolicyName::FillDrain), Just(PolicyName::OneFOneB), Just(PolicyName::Interlock)];
+    (1_usize..7, policy, 1_usize..5, 1_usize..6, any::<bool>(), any::<bool>(), prop::option::of(1_usize..4))
+        .prop_flat_map(move |(stages, policy, micro_batches, in_flight, global_norm, shared, cores)| {
+            let follows = (0..stages).map(|k| k..stages).collect::<Vec<_>>();
+            let costs = prop::collection::vec(times(), stages);
+            let links = prop::collection::vec((0_u32..5).prop_map(|l| f64::from(l) / 10.0), stages);
+            (follows, costs, links).prop_map(move |(follows, costs, links)| {
+                let links = links.into_iter().map(|latency| Link { latency, ..Link::default() }).collect();
+                let devices = (0..stages).map(|k| if shared { k / 2 } else { k }).collect();
+                let scenario = Scenario::new(GradientPlan::new(follows).unwrap(), costs);
+                let policy = policy.into();
+                Scenario { micro_batches, in_flight, policy, global_norm, links, devices, cores, ..scenario }
+            })
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// No schedule comes to a halt, none is faster than its busiest stage, and the critical path accounts for all of the time.
+    #[test]
+    fn any_pipeline_goes_on(scenario in any_scenario()) {
+        let found = simulate(&scenario).unwrap();
+        if found.steady {
+            prop_assert!(found.step_seconds >= found.lower_bound(&scenario) - 1e-6);
+            let path: f64 = found.critical.segments.iter().map(|segment| segment.seconds).sum();
+            prop_assert!((path - found.step_seconds).abs() < 1e-6, "{path} {}", found.step_seconds);
+        }
+        for k in 0..scenario.plan.stages() {
+            prop_assert!(found.peak_held[k] <= scenario.in_flight && found.peak_live[k] <= found.peak_held[k]);
+            prop_assert!(found.idle(k) > -1e-6);
+        }
+        // One after another, and none twice.
+        let mut last = vec![0.0; scenario.plan.stages()];
+        let mut seen = std::collections::HashSet::new();
+        for span in &found.timeline.spans {
+            prop_assert!(span.start >= last[span.stage] && span.end >= span.start);
+            last[span.stage] = span.end;
+            prop_assert!(seen.insert((span.stage, span.action)));
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! The clock, the messages on their way, and who acts next.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+};
+
+use super::{Scenario, Simulated, critical, deadlock};
+use crate::{
+    Error, Result,
+    link::Line,
+    schedule::{Action, Event, Purpose, StageRole, StageSchedule, Ticket},
+    timeline::{Span, Timeline},
+};
+
+/// Nanoseconds.
+type Time = u64;
+
+/// The most steps of the steady state's period that are looked for.
+const LONGEST_PERIOD: u64 = 8;
+
+/// What let an action begin: it began when the latest of its causes had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// The beginning of the simulation.
+    Start,
+    /// The stage had finished this action.
+    Own(usize),
+    /// A message had arrived, sent when this action was done.
+    Message(usize, Event),
+    /// This action had left the device or the cores to it.
+    Device(usize),
+}
+
+/// What happens at some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    /// A stage is done with the action of this span.
+    Done(usize),
+    /// A message arrives at a stage, sent when the action of this span was done.
+    Arrive { stage: usize, event: Event, sender: Option<usize> },
+}
+
+struct StageState {
+    schedule: StageSchedule,
+    /// The latest that has come, and when.
+    cause: Cause,
+    caused: Time,
+    /// Whether it waits for its device.
+    waits: bool,
+    /// What it sends: forward, and backward.
+    lines: [Line; 2],
+    done_steps: Vec<Time>,
+    work: Time,
+    peak_live: usize,
+    peak_held: usize,
+    held: usize,
+}
+
+impl StageState {
+    /// Takes note of a cause. Of several that come at the same time one stands for all: the stage's own work before that of others, and a
+    /// message that brings something before one that only gives room.
+    fn comes(&mut self, now: Time, cause: Cause) {
+        let weight = |cause: &Cause| match cause {
+            Cause::Start => 0,
+            Cause::Message(_, Event::Credit) => 1,
+            Cause::Message(..) => 2,
+            Cause::Device(_) => 3,
+            Cause::Own(_) => 4,
+        };
+        if now > self.caused || weight(&cause) >= weight(&self.cause) {
+            (self.caused, self.cause) = (now, cause);
+        }
+    }
+}
+
+pub(super) struct World<'a> {
+    scenario: &'a Scenario,
+    stages: Vec<StageState>,
+    now: Time,
+    count: u64,
+    queue: BinaryHeap<Reverse<(Time, u64, What)>>,
+    /// Stages that could act but for their device, first come first.
+    ready: VecDeque<usize>,
+    device_busy: Vec<bool>,
+    cores_free: usize,
+    /// The next micro-batch to be fed, as its step and number, and the first stage's room.
+    next: (u64, usize),
+    room: usize,
+    norms: usize,
+    spans: Vec<Span>,
+    causes: Vec<Cause>,
+    steps: u64,
+}
+
+fn time(seconds: f64) -> Time {
+    (seconds * 1e9).round() as Time
+}
+
+fn seconds(time: Time) -> f64 {
+    time as f64 * 1e-9
+}
+
+impl<'a> World<'a> {
+    pub(super) fn new(scenario: &'a Scenario) -> Result<Self> {
+        check(scenario)?;
+        let count = scenario.plan.stages();
+        let stages = (0..count)
+            .map(|stage| StageState {
+                schedule: StageSchedule::new(StageRole {
+                    stage,
+                    plans: scenario.plan.clone().into(),
+                    has_head: scenario.heads[stage],
+                    global_norm: scenario.global_norm,
+                    credits: scenario.in_flight,
+                    policy: scenario.policy,
+                    first_step: 0,
+                }),
+                cause: Cause::Start,
+                caused: 0,
+                waits: false,
+                lines: [Line::new(scenario.links[stage]); 2],
+                done_steps: Vec::new(),
+                work: 0,
+                peak_live: 0,
+                peak_held: 0,
+                held: 0,
+            })
+            .collect();
+        let devices = scenario.devices.iter().max().map_or(0, |most| most + 1);
+        Ok(Self {
+            scenario,
+            stages,
+            now: 0,
+            count: 0,
+            queue: BinaryHeap::new(),
+            ready: VecDeque::new(),
+            device_busy: vec![false; devices],
+            cores_free: scenario.cores.unwrap_or(usize::MAX),
+            next: (0, 0),
+            room: scenario.in_flight,
+            norms: 0,
+            spans: Vec::new(),
+            causes: Vec::new(),
+            steps: 0,
+        })
+    }
+
+    /// Runs until steps repeat themselves, or long enough.
+    pub(super) fn run(mut self) -> Result<Simulated> {
+        // Long enough for the slowest stage to fill the room of all boundaries before it.
+        let mut most = 64 + 4 * LONGEST_PERIOD;
+        let mut period = None;
+        self.feed(None);
+        while self.steps < most {
+            let Some(&Reverse((now, ..))) = self.queue.peek() else {
+                return Err(Error::Deadlock(deadlock::find(self.stages.iter().map(|s| &s.schedule), self.room)));
+            };
+            self.now = now;
+            while let Some(&Reverse((at, _, what))) = self.queue.peek()
+                && at == now
+            {
+                self.queue.pop();
+                self.happen(what)?;
+            }
+            self.act();
+            while self.stages.iter().all(|stage| stage.done_steps.len() as u64 > self.steps) {
+                self.steps += 1;
+                if period.is_none() {
+                    period = self.period();
+                    // A few more, for the critical path to close.
+                    most = period.map_or(most, |p| self.steps + 4 * p);
+                }
+            }
+        }
+        Ok(self.found(period))
+    }
+
+    /// The least number of steps after which every stage does the same again at the same distance of time.
+    fn period(&self) -> Option<u64> {
+        let last = self.steps - 1;
+        (1..=LONGEST_PERIOD).find(|&p| {
+            let Some(before) = last.checked_sub(3 * p) else { return false };
+            let at = |stage: &StageState, step: u64| stage.done_steps[step as usize];
+            let distance = at(&self.stages[0], last) - at(&self.stages[0], last - p);
+            (before + 1..=last - p)
+                .all(|step| self.stages.iter().all(|stage| at(stage, step + p) - at(stage, step) == distance))
+        })
+    }
+
+    /// Hands micro-batches to the first stage, as far as it has room.
+    fn feed(&mut self, sender: Option<usize>) {
+        while self.room > 0 {
+            self.room -= 1;
+            let (step, micro) = self.next;
+            let micros = self.scenario.micro_batches;
+            self.next = if micro + 1 == micros { (step + 1, 0) } else { (step, micro + 1) };
+            let event = Event::Activation(Ticket { step, purpose: Purpose::Train, micro, micros });
+            self.post(self.now, What::Arrive { stage: 0, event, sender });
+        }
+    }
+
+    fn post(&mut self, at: Time, what: What) {
+        self.count += 1;
+        self.queue.push(Reverse((at, self.count, what)));
+    }
+
+    fn happen(&mut self, what: What) -> Result<()> {
+        match what {
+            What::Done(span) => self.finish(span),
+            What::Arrive { stage, event, sender } => {
+                let state = &mut self.stages[stage];
+                state.schedule.on(event).map_err(|e| Error::Ended(format!("simulated stage {stage}: {e}")))?;
+                state.comes(self.now, sender.map_or(Cause::Start, |span| Cause::Message(span, event)));
+                if matches!(event, Event::Activation(_)) {
+                    state.held += 1;
+                    state.peak_held = state.peak_held.max(state.held);
+                }
+                self.want(stage);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a stage that has something to do among those that wait for their devices.
+    fn want(&mut self, stage: usize) {
+        let state = &mut self.stages[stage];
+        if !state.waits && state.schedule.next().is_some() {
+            state.waits = true;
+            self.ready.push_back(stage);
+        }
+    }
+
+    fn cores(&self, stage: usize) -> usize {
+        self.scenario.cores.map_or(0, |cores| self.scenario.threads[stage].min(cores))
+    }
+
+    /// Lets every stage begin whose device and cores are free.
+    fn act(&mut self) {
+        let mut waiting = std::mem::take(&mut self.ready);
+        while let Some(stage) = waiting.pop_front() {
+            let device = self.scenario.devices[stage];
+            let cores = self.cores(stage);
+            if self.device_busy[device] || cores > self.cores_free {
+                self.ready.push_back(stage);
+                continue;
+            }
+            let scenario = self.scenario;
+            let state = &mut self.stages[stage];
+            state.waits = false;
+            let Some(action) = state.schedule.begin() else { continue };
+            let took = time(scenario.costs[stage].seconds(&action, &scenario.plan, stage));
+            let span = self.spans.len();
+            self.device_busy[device] = true;
+            self.cores_free -= cores;
+            state.work += took;
+            self.causes.push(state.cause);
+            self.spans.push(Span { stage, action, start: seconds(self.now), end: seconds(self.now + took) });
+            self.post(self.now + took, What::Done(span));
+        }
+    }
+
+    fn finish(&mut self, span: usize) {
+        let Span { stage, action, .. } = self.spans[span];
+        self.device_busy[self.scenario.devices[stage]] = false;
+        self.cores_free += self.cores(stage);
+        let shared = self.scenario.cores.is_some();
+        for &waiting in &self.ready {
+            // Those that waited for it can begin now at the earliest.
+            if shared || self.scenario.devices[waiting] == self.scenario.devices[stage] {
+                self.stages[waiting].comes(self.now, Cause::Device(span));
+            }
+        }
+        let costs = self.scenario.costs[stage];
+        match action {
+            Action::Forward(ticket) if stage + 1 < self.stages.len() => {
+                self.send(span, 0, stage + 1, costs.activation_bytes, Event::Activation(ticket));
+            }
+            Action::PullBack { ticket, loss, wants, .. } if wants.input => {
+                self.send(span, 1, stage - 1, costs.gradient_bytes, Event::Gradient { ticket, loss });
+            }
+            Action::ShareNorm(step) => {
+                self.norms += 1;
+                if self.norms == self.stages.len() {
+                    self.norms = 0;
+                    for stage in 0..self.stages.len() {
+                        self.deliver(span, stage, self.now, Event::Norm(step));
+                    }
+                }
+            }
+            _ => {}
+        }
+        let now = self.now;
+        let state = &mut self.stages[stage];
+        state.schedule.done(action);
+        state.peak_live = state.peak_live.max(state.schedule.live());
+        state.comes(now, Cause::Own(span));
+        if matches!(action, Action::Update(_)) {
+            state.done_steps.push(now);
+        }
+        let freed = state.schedule.take_freed().len();
+        state.held -= freed;
+        match stage {
+            0 => {
+                self.room += freed;
+                self.feed(Some(span));
+            }
+            _ => (0..freed).for_each(|_| self.deliver(span, stage - 1, now, Event::Credit)),
+        }
+        self.want(stage);
+    }
+
+    /// Sends over the stage's link.
+    fn send(&mut self, span: usize, direction: usize, to: usize, bytes: u64, event: Event) {
+        let stage = self.spans[span].stage;
+        let arrival = time(self.stages[stage].lines[direction].send(seconds(self.now), bytes));
+        self.deliver(span, to, arrival.max(self.now), event);
+    }
+
+    fn deliver(&mut self, span: usize, stage: usize, at: Time, event: Event) {
+        self.post(at + time(self.scenario.hop), What::Arrive { stage, event, sender: Some(span) });
+    }
+
+    fn found(self, period: Option<u64>) -> Simulated {
+        let last = self.steps as usize - 1;
+        // Where steps never repeat themselves, the second half of them stands for all.
+        let window = period.map_or(last / 2, |p| p as usize).max(1).min(last.max(1));
+        let all_done = |step: usize| self.stages.iter().map(|s| s.done_steps[step]).max().unwrap_or(0);
+        let span_of_steps = if last == 0 { all_done(0) } else { all_done(last) - all_done(last - window) };
+        let step = span_of_steps as f64 / window as f64;
+        let work = self
+            .spans
+            .iter()
+            .filter(|span| last == 0 || (last - window..last).contains(&(span.action.step() as usize)))
+            .fold(vec![0.0; self.stages.len()], |mut work, span| {
+                work[span.stage] += (span.end - span.start) / window as f64;
+                work
+            });
+        let critical = critical::find(&self.spans, &self.causes, window as u64);
+        Simulated {
+            step_seconds: step * 1e-9,
+            steady: period.is_some(),
+            first_step_seconds: seconds(all_done(0)),
+            work,
+            peak_live: self.stages.iter().map(|s| s.peak_live).collect(),
+            peak_held: self.stages.iter().map(|s| s.peak_held).collect(),
+            critical,
+            timeline: Timeline { stages: self.stages.len(), spans: self.spans },
+            steps: self.steps,
+            period: window as u64,
+        }
+    }
+}
+
+fn check(scenario: &Scenario) -> Result<()> {
+    let stages = scenario.plan.stages();
+    let refuse = |problem: String, right: &str| Err(Error::invalid("simulation", problem, right));
+    for (what, count) in [
+        ("costs", scenario.costs.len()),
+        ("links", scenario.links.len()),
+        ("heads", scenario.heads.len()),
+        ("devices", scenario.devices.len()),
+        ("threads", scenario.threads.len()),
+    ] {
+        if count != stages {
+            return refuse(format!("{what} of {count} stages, the plan is for {stages}"), "give one for each stage");
+        }
+    }
+    if scenario.micro_batches == 0 {
+        return refuse("0 micro-batches".to_owned(), "use 1 or more");
+    }
+    if scenario.cores == Some(0) {
+        return refuse("0 cores".to_owned(), "use 1 or more");
+    }
+    if let Some(k) = (0..stages.saturating_sub(1)).find(|&k| scenario.plan.is_needed(k) && !scenario.heads[k]) {
+        return refuse(format!("stage {k} has no head, and some stage follows it"), "give it one");
+    }
+    let plain = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
+    for (k, costs) in scenario.costs.iter().enumerate() {
+        let times = [
+            costs.forward,
+            costs.head,
+            costs.probe,
+            costs.input,
+            costs.parameters,
+            costs.both,
+            costs.parameters_only,
+            costs.norm,
+            costs.update,
+            scenario.links[k].latency,
+            scenario.hop,
+        ];
+        let bandwidth = scenario.links[k].bandwidth;
+        if let Some(wrong) = times.into_iter().find(|&seconds| !plain(seconds)) {
+            return refuse(format!("stage {k} takes {wrong} seconds for something"), "times are finite and at least 0");
+        }
+        if bandwidth.is_nan() || bandwidth <= 0.0 {
+            return refuse(format!("stage {k} sends {bandwidth} bytes a second"), "bandwidths are above 0");
+        }
+    }
+    Ok(())
+}
