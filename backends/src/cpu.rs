@@ -91,6 +91,14 @@ impl StageDevice for CpuDevice {
         &Device::Cpu
     }
 
+    fn takes_turns(&self) -> bool {
+        true
+    }
+
+    fn threads(&self) -> usize {
+        Self::threads(self)
+    }
+
     fn run(&self, work: &mut (dyn FnMut() + Send)) {
         self.pool.install(work);
     }

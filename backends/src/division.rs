@@ -7,7 +7,7 @@ use interlock::{Result, StageDevice, trainer::Layout};
 use crate::Backends;
 
 /// How many cores this process may use.
-pub(crate) fn core_count() -> usize {
+pub fn core_count() -> usize {
     available_parallelism().map_or(1, usize::from)
 }
 

@@ -7,6 +7,7 @@ mod candle_threads;
 #[cfg(feature = "cpu")]
 mod cpu;
 mod division;
+mod emulated;
 mod kernels;
 pub mod layers;
 mod registry;
@@ -14,5 +15,7 @@ mod registry;
 pub use candle_threads::candle_single_threaded;
 #[cfg(feature = "cpu")]
 pub use cpu::{CpuBackend, CpuDevice, cpu};
+pub use division::core_count;
+pub use emulated::EmulatedBackend;
 pub use kernels::Instructions;
 pub use registry::Backends;

@@ -16,6 +16,7 @@ impl Default for Backends {
         Self(vec![
             #[cfg(feature = "cpu")]
             Box::new(crate::CpuBackend),
+            Box::new(crate::EmulatedBackend),
         ])
     }
 }
@@ -46,8 +47,7 @@ impl Backends {
         let known: Vec<&str> = self.0.iter().map(|backend| backend.scheme()).collect();
         let here = match known.as_slice() {
             [] => "no device at all".to_owned(),
-            ["cpu"] => "the CPU only".to_owned(),
-            several => several.join(", ") + " only",
+            several => several.join(" and ") + " only",
         };
         Err(match OPTIONAL.iter().find(|(optional, _)| *optional == scheme) {
             Some((_, feature)) => Error::invalid(
@@ -86,10 +86,12 @@ mod tests {
         assert_eq!(opened.name(), "cpu:threads=2");
         assert_eq!(
             refusal("cuda:0"),
-            "device: cuda:0 requested, but this build has the CPU only; rebuild with --features cuda"
+            "device: cuda:0 requested, but this build has cpu and emulated only; rebuild with --features cuda"
         );
-        assert_eq!(refusal("tpu:1"), "device: \"tpu:1\" begins with no known kind of device; this build knows cpu");
-        assert_eq!(refusal(""), "device: \"\" begins with no known kind of device; this build knows cpu");
+        let known = "begins with no known kind of device; this build knows cpu, emulated";
+        assert_eq!(refusal("tpu:1"), format!("device: \"tpu:1\" {known}"));
+        assert_eq!(refusal(""), format!("device: \"\" {known}"));
+        assert!(refusal("emulated:forward-ms=x").contains("forward-ms: \"x\" is not a time"));
     }
 
     #[test]

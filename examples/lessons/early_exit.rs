@@ -85,8 +85,8 @@ fn main() -> anyhow::Result<()> {
 /// `model` in one piece with these parameters, to be called directly.
 fn with_values(model: impl ModelSpec + 'static, values: BTreeMap<String, Tensor>) -> Result<PlainPipeline> {
     let used = values.into_iter().collect::<std::collections::HashMap<_, _>>();
-    let Layout { blueprints, plan, settings, .. } = Trainer::builder(model).initial_values(Arc::new(used)).layout()?;
-    PlainPipeline::build(&blueprints, plan, &settings)
+    let Layout { blueprints, plans, settings, .. } = Trainer::builder(model).initial_values(Arc::new(used)).layout()?;
+    PlainPipeline::build(&blueprints, plans, &settings)
 }
 
 fn bits(value: &Tensor) -> Vec<u32> {

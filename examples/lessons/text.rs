@@ -57,9 +57,9 @@ fn main() -> anyhow::Result<()> {
     }
 
     let values: HashMap<String, Tensor> = trainer.snapshot()?.into_iter().collect();
-    let Layout { blueprints, plan, settings, .. } =
+    let Layout { blueprints, plans, settings, .. } =
         Trainer::builder(model).initial_values(Arc::new(values)).layout()?;
-    let mut whole = PlainPipeline::build(&blueprints, plan, &settings)?;
+    let mut whole = PlainPipeline::build(&blueprints, plans, &settings)?;
     let text = write(&mut whole, &vocab, "ROMEO. ", 160)?;
     println!("\n{text}");
     assert_eq!(text.chars().count(), 160 + "ROMEO. ".len());

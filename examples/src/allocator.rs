@@ -3,6 +3,8 @@
 //! A training step asks for the same few hundred large blocks again and again, in one thread and another. A heap that gives the lowest place
 //! that is large enough, and merges neighbours as they are freed, keeps what is resident within a twentieth of what is in use; and since
 //! nothing goes back to the system between steps, no step pays for fresh pages.
+//!
+//! The bytes of large blocks are counted, wherever the blocks lie; small ones are not.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -10,6 +12,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use interlock::planner::MemoryMeter;
 use linked_list_allocator::Heap;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
@@ -26,11 +29,15 @@ struct Shared {
     heap: Heap,
     /// Whether addresses have been asked for.
     asked: bool,
+    /// Bytes of all large blocks in use.
+    in_use: usize,
+    /// The most of them since it was last taken.
+    peak: usize,
 }
 
 impl Allocator {
     pub(crate) const fn new() -> Self {
-        Self(Mutex::new(Shared { heap: Heap::empty(), asked: false }))
+        Self(Mutex::new(Shared { heap: Heap::empty(), asked: false, in_use: 0, peak: 0 }))
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -39,12 +46,14 @@ impl Allocator {
 }
 
 impl Shared {
-    /// A place in the heap, unless it is full or there is none.
+    /// A place in the heap, unless it is full or there is none; the block counts in either case.
     fn place(&mut self, layout: Layout) -> Option<NonNull<u8>> {
         if !self.asked {
             self.asked = true;
             self.ask();
         }
+        self.in_use += layout.size();
+        self.peak = self.peak.max(self.in_use);
         self.heap.allocate_first_fit(layout).ok()
     }
 
@@ -91,6 +100,7 @@ unsafe impl GlobalAlloc for Allocator {
             && let Some(place) = NonNull::new(block)
         {
             let mut shared = self.shared();
+            shared.in_use -= layout.size();
             if shared.holds(block) {
                 // SAFETY: the block came from this heap, by `alloc`, with this layout.
                 return unsafe { shared.heap.deallocate(place, layout) };
@@ -117,9 +127,45 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
+impl MemoryMeter for Allocator {
+    fn in_use(&self) -> u64 {
+        self.shared().in_use as u64
+    }
+
+    fn take_peak(&self) -> u64 {
+        let mut shared = self.shared();
+        let in_use = shared.in_use;
+        std::mem::replace(&mut shared.peak, in_use) as u64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_blocks_count_from_their_allocation_to_their_end() {
+        let allocator = Allocator::new();
+        let layout = |len| Layout::from_size_align(len, 8).unwrap();
+        let seen = || (allocator.in_use() as usize / LARGE, allocator.take_peak() as usize / LARGE);
+        // SAFETY: every block is freed once, with its layout.
+        unsafe {
+            let small = allocator.alloc(layout(LARGE - 1));
+            let first = allocator.alloc(layout(LARGE));
+            let second = allocator.alloc_zeroed(layout(2 * LARGE));
+            assert_eq!(seen(), (3, 3));
+            // Both are there while what the block holds moves.
+            let first = allocator.realloc(first, layout(LARGE), 4 * LARGE);
+            assert_eq!(seen(), (6, 7));
+            allocator.dealloc(second, layout(2 * LARGE));
+            assert_eq!(seen(), (4, 6));
+            let first = allocator.realloc(first, layout(4 * LARGE), LARGE - 1);
+            assert_eq!(seen(), (0, 4));
+            allocator.dealloc(first, layout(LARGE - 1));
+            allocator.dealloc(small, layout(LARGE - 1));
+        }
+        assert_eq!(seen(), (0, 0));
+    }
 
     #[test]
     fn large_blocks_merge_when_freed_and_are_given_again() {

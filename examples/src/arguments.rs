@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use interlock::ActivationDtype;
+use interlock::{ActivationDtype, Interlock, schedule::PolicyName};
 use serde::{Serialize, Serializer};
 
 use crate::bench::WorkloadName;
@@ -22,6 +22,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Train a model; without a configuration, a ResNet of four stages on embedded images
     Train(Train),
+    /// Predict what training costs with several cuts, widths and numbers of micro-batches, and recommend one
+    Plan(Box<Plan>),
     /// Score every head of a trained run on its validation data
     Eval(Eval),
     /// Continue a text with a trained language model
@@ -63,15 +65,72 @@ pub(crate) struct Train {
     /// Folder to write the run to; must not exist [default: runs/<name>-<time>]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+    /// Measure what the model's units cost on the devices, and cut it so that a step is predicted to be shortest
+    #[arg(long)]
+    pub(crate) auto: bool,
     /// Write the report here too
     #[arg(long, value_name = "FILE.json")]
     pub(crate) report: Option<PathBuf>,
+    /// Write what each stage did when in the run's last steps: a picture (.svg), or a trace for ui.perfetto.dev (.json)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+    /// How many steps the trace shows [default: 4]
+    #[arg(long, value_name = "N", requires = "trace", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) trace_steps: Option<u64>,
     /// Print plain lines instead of a progress bar
     #[arg(long)]
     pub(crate) plain: bool,
     /// Print nothing but errors
     #[arg(long)]
     pub(crate) quiet: bool,
+}
+
+#[derive(Args, Debug, Default)]
+pub(crate) struct Plan {
+    #[command(flatten)]
+    pub(crate) source: Source,
+    /// Plan for one of the workloads of `bench` instead of a configuration
+    #[arg(long, conflicts_with_all = ["config", "sets"])]
+    pub(crate) workload: Option<WorkloadName>,
+    /// The devices to measure on and to plan for, separated by commas: those of the configuration where none is given
+    #[arg(long, value_delimiter = ',', value_name = "DEVICE,…")]
+    pub(crate) devices: Vec<String>,
+    /// Every stage (and every replica) has a device of its own, like the one measured, and shares nothing with others
+    #[arg(long)]
+    pub(crate) dedicated: bool,
+    /// Numbers of stages to try [default: that of the configuration]
+    #[arg(long, value_delimiter = ',', value_name = "K,…")]
+    pub(crate) stages: Vec<usize>,
+    /// Interlock widths to try; e2e is end-to-end [default: the configuration's strategy]
+    #[arg(long, value_delimiter = ',', value_name = "N,…,e2e")]
+    pub(crate) widths: Vec<Width>,
+    /// Numbers of micro-batches to try [default: that of the configuration]
+    #[arg(long, value_delimiter = ',', value_name = "M,…")]
+    pub(crate) micro_batches: Vec<usize>,
+    /// Predict this cut, the units of each stage, instead of finding the best
+    #[arg(long, value_delimiter = ',', value_name = "U,…", conflicts_with = "stages")]
+    pub(crate) units_per_stage: Vec<usize>,
+    /// Take the costs of units from this file, written by `bench units --out`, instead of measuring; one for each size of a micro-batch
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) costs: Vec<PathBuf>,
+    /// Data-parallel replicas of every stage; their gradients are added up over the links. Implies --dedicated
+    #[arg(long, default_value_t = 1, value_name = "R")]
+    pub(crate) replicas: usize,
+    /// Latency of the links between devices, in microseconds
+    #[arg(long, default_value_t = 0.0, value_name = "L")]
+    pub(crate) latency_us: f64,
+    /// Bandwidth of the links between devices, in gigabytes a second [default: unlimited]
+    #[arg(long, value_name = "G")]
+    pub(crate) gigabytes_per_second: Option<f64>,
+    /// Memory of each device in MiB, for --dedicated; otherwise what this machine has free for all of them
+    #[arg(long, value_name = "MIB")]
+    pub(crate) memory_mib: Option<u64>,
+    /// Draw the recommended schedule (.svg), or write it as a trace for Perfetto (.json); may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Vec<PathBuf>,
+    /// Print the result as JSON on the last line
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -137,6 +196,21 @@ pub(crate) enum Width {
     EndToEnd,
 }
 
+impl Width {
+    /// The number, of so many stages.
+    pub(crate) fn of(self, stages: usize) -> usize {
+        match self {
+            Self::Number(width) => width,
+            Self::EndToEnd => stages,
+        }
+    }
+
+    /// The strategy, for so many stages.
+    pub(crate) fn strategy(self, stages: usize) -> Interlock {
+        Interlock::width(self.of(stages))
+    }
+}
+
 impl std::str::FromStr for Width {
     type Err = String;
 
@@ -173,6 +247,36 @@ pub(crate) struct Replay {
 pub(crate) enum Bench {
     /// Time whole training steps on random data, after two steps that are not counted
     Step(BenchStep),
+    /// Measure what each unit of a model, and a head behind it, costs in time and memory on given devices
+    Units(BenchUnits),
+    /// Time the steps of stages that compute nothing and sleep as long as they are told
+    Runtime(BenchRuntime),
+    /// Time messages between two stages that do nothing, and see whether they are copied
+    Mailbox(BenchMailbox),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchUnits {
+    #[command(flatten)]
+    pub(crate) source: Source,
+    /// Measure this instead of a configuration's model
+    #[arg(long, conflicts_with_all = ["config", "sets"])]
+    pub(crate) workload: Option<WorkloadName>,
+    /// The devices, which are measured at the same time; the configuration's, or all cores as one device, where none is given
+    #[arg(long, num_args = 1.., value_name = "NAME")]
+    pub(crate) devices: Vec<String>,
+    /// Micro-batches a step; the configuration's, or 1, where none is given
+    #[arg(long, value_name = "M")]
+    pub(crate) micro_batches: Option<usize>,
+    /// In which dtype a workload's activations cross boundaries and are kept [default: f32]
+    #[arg(long, value_enum, requires = "workload")]
+    pub(crate) dtype: Option<Dtype>,
+    /// Write the costs to this file, as JSON
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) out: Option<PathBuf>,
+    /// Print the costs as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -183,6 +287,9 @@ pub(crate) struct BenchStep {
     /// Number of stages: 1, 2 or 4
     #[arg(long, default_value_t = 2, value_name = "K")]
     pub(crate) stages: usize,
+    /// Units of each stage, instead of the workload's own cut
+    #[arg(long, value_delimiter = ',', value_name = "U,…", conflicts_with = "stages")]
+    pub(crate) units_per_stage: Vec<usize>,
     /// Interlock width; below the number of stages every head is trained, at it there is none
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub(crate) width: usize,
@@ -204,6 +311,88 @@ pub(crate) struct BenchStep {
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchRuntime {
+    /// Number of stages
+    #[arg(long, default_value_t = 4, value_name = "K", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) stages: u16,
+    /// Interlock width; e2e is end-to-end
+    #[arg(long, default_value = "3", value_name = "N")]
+    pub(crate) width: Width,
+    /// Micro-batches a step
+    #[arg(long, default_value_t = 1, value_name = "M")]
+    pub(crate) micro_batches: usize,
+    /// Milliseconds of a forward pass of one micro-batch through a stage
+    #[arg(long, default_value_t = 5.0, value_name = "MS")]
+    pub(crate) forward_ms: f64,
+    /// Milliseconds of an auxiliary head
+    #[arg(long, default_value_t = 2.0, value_name = "MS")]
+    pub(crate) head_ms: f64,
+    /// Milliseconds of a pull-back to a stage's input
+    #[arg(long, default_value_t = 5.0, value_name = "MS")]
+    pub(crate) input_gradient_ms: f64,
+    /// Milliseconds of the parameters' gradients after it
+    #[arg(long, default_value_t = 5.0, value_name = "MS")]
+    pub(crate) parameter_gradient_ms: f64,
+    /// Milliseconds that an activation or a gradient is on its way to a neighbour
+    #[arg(long, default_value_t = 0.0, value_name = "MS")]
+    pub(crate) transfer_ms: f64,
+    /// Gigabits a second that leave a stage for each neighbour; unlimited where none are given
+    #[arg(long, value_name = "G")]
+    pub(crate) gbps: Option<f64>,
+    /// Bytes of an activation; a multiple of 4
+    #[arg(long, default_value_t = 4096, value_name = "B")]
+    pub(crate) bytes: usize,
+    /// What comes first when a stage could do several things
+    #[arg(long, value_enum, default_value_t = Schedule::Interlock)]
+    pub(crate) schedule: Schedule,
+    /// Room of each boundary in micro-batches; the schedule's own choice where none is given
+    #[arg(long, value_name = "N")]
+    pub(crate) in_flight: Option<usize>,
+    /// Steps that are timed
+    #[arg(long, default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) steps: u64,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchMailbox {
+    /// Bytes of an activation, 8 or more
+    #[arg(long, default_value_t = 4096, value_name = "B")]
+    pub(crate) bytes: usize,
+    /// Activations that are timed
+    #[arg(long, default_value_t = 200_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) messages: u32,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A schedule on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub(crate) enum Schedule {
+    /// All forward passes of a step first, then the pull-backs
+    FillDrain,
+    /// A micro-batch's pull-back before the next one's forward pass
+    OneFOneB,
+    /// Gradients that another stage waits for first, parameter gradients while waiting
+    Interlock,
+}
+
+impl From<Schedule> for PolicyName {
+    fn from(schedule: Schedule) -> Self {
+        match schedule {
+            Schedule::FillDrain => Self::FillDrain,
+            Schedule::OneFOneB => Self::OneFOneB,
+            Schedule::Interlock => Self::Interlock,
+        }
+    }
 }
 
 /// A dtype on the command line.

@@ -1,9 +1,14 @@
 //! `interlock bench`: what things cost on this machine.
 
-mod memory;
+mod cpu;
+mod empty;
+mod mailbox;
+mod runtime;
+mod threads;
+mod units;
 mod workload;
 
-pub(crate) use workload::WorkloadName;
+pub(crate) use workload::{Workload, WorkloadName};
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -17,13 +22,27 @@ use crate::{
     arguments::{Bench, BenchStep, Dtype, Threads},
     config::Devices,
     exit::Exit,
+    memory,
     progress::say,
 };
-use workload::{RandomBatches, Workload};
+use workload::RandomBatches;
 
 pub(crate) fn run(arguments: &Bench) -> Result<(), Exit> {
     match arguments {
         Bench::Step(arguments) => step(arguments),
+        Bench::Units(arguments) => units::run(arguments),
+        Bench::Runtime(arguments) => runtime::run(arguments),
+        Bench::Mailbox(arguments) => mailbox::run(arguments),
+    }
+}
+
+/// Refuses numbers of micro-batches into which a batch of `examples` cannot be cut.
+fn check_micro_batches(micro_batches: usize, of: &str, examples: usize) -> Result<(), Exit> {
+    match (1..=examples).contains(&micro_batches) {
+        true => Ok(()),
+        false => Err(Exit::Refused(format!(
+            "--micro-batches {micro_batches}: a batch of {of} has {examples} examples; use 1 to {examples}"
+        ))),
     }
 }
 
@@ -44,6 +63,8 @@ struct StepResult {
     dtype: Dtype,
     step_seconds: f64,
     examples_per_second: f64,
+    /// Seconds a step that the stages' threads computed, all together: the runtime's own cost. The work is done by the devices' threads.
+    runtime_seconds: Option<f64>,
     /// The most memory resident at any time, above that of the idle program.
     peak_memory_mib: Option<f64>,
     /// The last stage's, of the steps before the clock started.
@@ -51,15 +72,12 @@ struct StepResult {
 }
 
 fn step(arguments: &BenchStep) -> Result<(), Exit> {
-    let BenchStep { workload, stages, width, threads, micro_batches, recompute, dtype, steps, .. } = *arguments;
+    let BenchStep { workload, width, threads, micro_batches, recompute, dtype, steps, .. } = *arguments;
+    let units = &arguments.units_per_stage;
+    let stages = if units.is_empty() { arguments.stages } else { units.len() };
     let idle = memory::resident();
     let workload = Workload::named(workload);
-    if micro_batches == 0 || micro_batches > workload.batch {
-        return Err(Exit::Refused(format!(
-            "--micro-batches {micro_batches}: a batch of {} has {} examples; use 1 to {}",
-            workload.name, workload.batch, workload.batch
-        )));
-    }
+    check_micro_batches(micro_batches, workload.name, workload.batch)?;
     let devices = match threads {
         Threads::Auto => Devices::Auto,
         Threads::Each(threads) => Devices::Named(vec![format!("cpu:threads={threads}"); stages]),
@@ -68,7 +86,8 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
     let seen = Arc::clone(&losses);
     let which = if recompute { Recompute::All } else { Recompute::None };
     let builder = workload
-        .trainer(stages, width)?
+        .trainer(width, stages)?
+        .units_per_stage(if units.is_empty() { workload.cut(stages)? } else { units.clone() })
         .micro_batches(micro_batches)
         .recompute(which)
         .dtype(dtype.into())
@@ -85,8 +104,10 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
     let batches = RandomBatches::new(workload)?;
     trainer.fit(&batches).map_err(Exit::failed)?;
     trainer.set_length(Length::Steps(steps));
+    let before = threads::stage_seconds();
     let start = Instant::now();
     trainer.fit(&batches).map_err(Exit::failed)?;
+    let runtime = threads::stage_seconds().zip(before).map(|(now, before)| now - before);
     let step_seconds = start.elapsed().as_secs_f64() / steps as f64;
     let mut losses = std::mem::take(&mut *losses.lock().unwrap_or_else(PoisonError::into_inner));
     losses.truncate(WARM_UP as usize);
@@ -101,6 +122,7 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
         dtype,
         step_seconds,
         examples_per_second: workload.batch as f64 / step_seconds,
+        runtime_seconds: runtime.map(|seconds| seconds / steps as f64),
         peak_memory_mib: memory::peak().zip(idle).map(|(peak, idle)| peak - idle),
         losses,
     };

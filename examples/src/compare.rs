@@ -99,8 +99,8 @@ pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
 
 fn strategy(width: Width) -> StrategyConfig {
     match width {
-        Width::Number(width) => StrategyConfig { name: None, width: Some(width), widths: None },
-        Width::EndToEnd => StrategyConfig { name: Some(StrategyName::EndToEnd), width: None, widths: None },
+        Width::Number(width) => StrategyConfig { width: Some(width), ..StrategyConfig::default() },
+        Width::EndToEnd => StrategyConfig { name: Some(StrategyName::EndToEnd), ..StrategyConfig::default() },
     }
 }
 

@@ -120,10 +120,12 @@ fn default_micro_batches() -> usize {
 }
 
 /// Keys that take each other's place: setting the first on the command line drops the others of the file.
-const RIVALS: [(&str, &str, &[&str]); 6] = [
-    ("strategy", "width", &["name", "widths"]),
-    ("strategy", "widths", &["name", "width"]),
-    ("strategy", "name", &["width", "widths"]),
+const RIVALS: [(&str, &str, &[&str]); 8] = [
+    ("strategy", "width", &["name", "widths", "width_schedule", "adaptive"]),
+    ("strategy", "widths", &["name", "width", "width_schedule", "adaptive"]),
+    ("strategy", "name", &["width", "widths", "width_schedule", "adaptive"]),
+    ("strategy", "width_schedule", &["name", "width", "widths", "end_to_end_every", "adaptive"]),
+    ("strategy", "adaptive", &["name", "width", "widths", "end_to_end_every", "width_schedule"]),
     ("partition", "stages", &["units_per_stage"]),
     ("partition", "units_per_stage", &["stages"]),
     ("", "steps", &["epochs"]),
@@ -176,12 +178,19 @@ impl RunConfig {
         if self.name.is_empty() || self.name.contains(['/', '\\']) {
             return Err(Error::invalid("name", format!("{:?}", self.name), "use a name without slashes"));
         }
+        let data = self.data.open()?;
+        let builder = self.devices.give_to(self.builder(&data)?)?;
+        builder.layout()?;
+        Ok(Prepared { data, builder })
+    }
+
+    /// A builder with everything but devices.
+    pub(crate) fn builder(&self, data: &Data) -> Result<TrainerBuilder> {
         let strategy = self.strategy.build()?;
         let initial = match &self.init_from {
             Some(path) => weights::load(path)?,
             None => NamedTensors::new(),
         };
-        let data = self.data.open()?;
         let model = self.model.build(shape_of(&data.description))?;
         let builder = Trainer::builder(model)
             .strategy_boxed(strategy)
@@ -203,13 +212,10 @@ impl RunConfig {
                 DataKind::Images { .. } => Criterion::Accuracy,
                 DataKind::Text { .. } => Criterion::Loss,
             });
-        let builder = match (self.epochs, self.steps) {
+        Ok(match (self.epochs, self.steps) {
             (_, Some(steps)) => builder.steps(steps),
             (epochs, None) => builder.epochs(epochs.unwrap_or(1)),
-        };
-        let builder = self.devices.give_to(builder)?;
-        builder.layout()?;
-        Ok(Prepared { data, builder })
+        })
     }
 }
 
@@ -258,10 +264,12 @@ fn apply(table: &mut Table, set: &str, all: &[String]) -> Result<()> {
     let parent = parents.join(".");
     let asked = |rival: &str| {
         let full = if parent.is_empty() { rival.to_owned() } else { format!("{parent}.{rival}") };
-        all.iter().any(|set| set.split_once('=').is_some_and(|(key, _)| key.trim() == full))
+        let within = |key: &str| key.strip_prefix(&full).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        all.iter().any(|set| set.split_once('=').is_some_and(|(key, _)| within(key.trim())))
     };
     for (_, _, rivals) in RIVALS.iter().filter(|(table, key, _)| *table == parent && *key == last) {
-        for rival in rivals.iter().filter(|rival| !asked(rival)) {
+        // A name does not drop the table of its own keys.
+        for rival in rivals.iter().filter(|rival| !asked(rival) && value.as_str() != Some(rival)) {
             at.remove(*rival);
         }
     }
@@ -297,6 +305,43 @@ mod tests {
         assert!(matches!(config.model, ModelConfig::Mlp(_)));
         // Asked for together, contradictions stay contradictions.
         assert!(load(&["strategy.width=3", "strategy.name=local"]).unwrap().strategy.build().is_err());
+    }
+
+    #[test]
+    fn strategies_that_change_widths_are_read_written_and_take_the_place_of_others() {
+        let phases =
+            "strategy.width_schedule=[{from_step=0, width=1}, {from_step=9, widths=[2,1], end_to_end_every=3}]";
+        let adaptive = ["strategy.adaptive.every=5", "strategy.adaptive.window=2", "strategy.adaptive.below=0.1"];
+        let named = [&["strategy.name=adaptive"], &adaptive[..]].concat();
+        let whole = ["strategy.adaptive={every=5, window=2, below=0.1, width=2, max_width=3}"];
+        let steps = ["strategy.end_to_end_every=4"];
+        let within = [&["strategy.adaptive.every=7"], &whole[..]].concat();
+        for sets in [&[phases][..], &named, &whole, &steps] {
+            let config = load(sets).unwrap();
+            let again: RunConfig = toml::from_str(&config.to_toml().unwrap()).unwrap();
+            assert_eq!(config, again);
+            config.strategy.build().unwrap();
+        }
+        assert!(load(&within).is_ok());
+        let config = load(&named).unwrap();
+        let adaptive = config.strategy.adaptive.unwrap();
+        assert_eq!((adaptive.every, adaptive.width, adaptive.max_width), (5, 1, None));
+
+        // Over a file with a table of adaptive: its own name keeps it, another drops it.
+        let over = |set: &str| {
+            let mut table: Table = toml::from_str(&load(&named).unwrap().to_toml().unwrap()).unwrap();
+            apply(&mut table, set, &[set.to_owned()]).unwrap();
+            table.try_into::<RunConfig>().unwrap().strategy
+        };
+        assert!(over("strategy.name=adaptive").adaptive.is_some());
+        for set in ["strategy.name=local", "strategy.width=2", phases] {
+            let strategy = over(set);
+            assert!(strategy.adaptive.is_none(), "{set}");
+            strategy.build().unwrap();
+        }
+        // A key of adaptive beside the file's name is a contradiction.
+        let error = load(&["strategy.adaptive.every=5"]).unwrap_err().to_string();
+        assert!(error.contains("window"), "{error}");
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Exit> {
     }
     let given = folder.weights(false)?;
     let layout = config.prepare()?.builder.initial_values(given).layout()?;
-    let mut model = PlainPipeline::build(&layout.blueprints, layout.plan, &layout.settings).map_err(refused)?;
+    let mut model = PlainPipeline::build(&layout.blueprints, layout.plans, &layout.settings).map_err(refused)?;
     let mut draws = Key::new(arguments.seed).named("generate").stream();
     for _ in 0..arguments.tokens {
         let window = &tokens[tokens.len().saturating_sub(context)..];

@@ -8,11 +8,14 @@ mod config;
 mod evaluate;
 mod exit;
 mod generate;
+mod memory;
+mod plan;
 mod progress;
 mod replay;
 mod run_folder;
 mod show;
 mod table;
+mod trace;
 mod train;
 
 use std::process::ExitCode;
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.command.unwrap_or_default() {
         Command::Train(arguments) => train::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Eval(arguments) => evaluate::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),

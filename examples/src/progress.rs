@@ -114,6 +114,13 @@ impl Observer for Progress {
                     self.line(&format!("step {}/{}  {rate:.0} examples/s  losses {losses}", step + 1, self.last_step));
                 }
             }
+            TrainEvent::PlanChanged { from_step, plan } => {
+                let follows: Vec<String> = (0..plan.stages()).map(|k| plan.follows(k).to_string()).collect();
+                self.line(&format!(
+                    "from step {from_step} on  stages follow the losses of stages {}",
+                    follows.join(" ")
+                ));
+            }
             TrainEvent::Evaluated { steps, evaluation, improved } => {
                 let spent = self.since.elapsed().saturating_sub(Duration::from_secs_f64(evaluation.seconds()));
                 self.trained += spent;

@@ -1,4 +1,4 @@
-//! A run's folder: configuration, weights, report, log, and how it ended.
+//! A run's folder: configuration, weights, report, log, what its strategy decided, and how it ended.
 
 use std::{
     path::{Path, PathBuf},
@@ -59,6 +59,20 @@ pub(crate) fn refuse_existing(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// # Errors
+/// If no file can be written to `path`, which the option called `name` gave: its folder is not there, or it is one itself.
+pub(crate) fn refuse_no_place(name: &str, path: &Path) -> Result<()> {
+    let refuse =
+        |problem: String, right: &str| Err(Error::invalid(format!("{name} {}", path.display()), problem, right));
+    if path.is_dir() {
+        return refuse("it is a folder".to_owned(), "name a file");
+    }
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
+        Some(parent) => refuse(format!("there is no folder {}", parent.display()), "make it first, or name another"),
+        None => Ok(()),
+    }
+}
+
 impl RunFolder {
     /// Makes the folder, with the configuration and a description of the data in it.
     pub(crate) fn create(path: PathBuf, config: &RunConfig, data: &Description) -> Result<Self> {
@@ -103,6 +117,11 @@ impl RunFolder {
 
     pub(crate) fn set_status(&self, status: &Status) -> Result<()> {
         self.write_json(STATUS, status)
+    }
+
+    /// Writes what a strategy that decides on the way has decided and remembers.
+    pub(crate) fn write_strategy(&self, state: &serde_json::Value) -> Result<()> {
+        self.write_json("strategy.json", state)
     }
 
     /// Writes the weights, those of the best evaluation where they are others, and the report; then the run is finished.

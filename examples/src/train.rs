@@ -5,27 +5,34 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use interlock::{Report, trainer::Split};
+use interlock::{Report, partition::PartitionConfig, timeline::Timeline, trainer::Split};
 use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
     arguments::Train,
     config::{Prepared, RunConfig},
     exit::Exit,
+    plan,
     progress::{Progress, Verbosity, say},
     run_folder::{self, RunFolder, Status},
     table::{self, Measure},
+    trace::{self, TraceFile},
 };
 
 pub(crate) fn run(arguments: &Train) -> Result<(), Exit> {
-    let config = RunConfig::load(arguments.source.config.as_deref(), &arguments.source.sets)?;
+    let mut config = RunConfig::load(arguments.source.config.as_deref(), &arguments.source.sets)?;
     let out = arguments.out.clone().unwrap_or_else(|| run_folder::fresh(&config.name));
     run_folder::refuse_existing(&out)?;
-    let prepared = config.prepare()?;
-    if let Some(report) = &arguments.report
-        && let Some(parent) = report.parent().filter(|p| !p.as_os_str().is_empty() && !p.is_dir())
-    {
-        return Err(Exit::Refused(format!("--report {}: there is no folder {}", report.display(), parent.display())));
+    if let Some(report) = &arguments.report {
+        run_folder::refuse_no_place("--report", report)?;
+    }
+    let trace = arguments.trace.as_deref().map(TraceFile::new).transpose()?;
+    if arguments.auto {
+        config.partition = PartitionConfig { stages: None, units_per_stage: Some(plan::best_partition(&config)?) };
+    }
+    let mut prepared = config.prepare()?;
+    if trace.is_some() {
+        prepared.builder = prepared.builder.record(arguments.trace_steps.unwrap_or(trace::STEPS));
     }
     let verbosity = match arguments {
         Train { quiet: true, .. } => Verbosity::Quiet,
@@ -34,9 +41,15 @@ pub(crate) fn run(arguments: &Train) -> Result<(), Exit> {
     };
     let folder = RunFolder::create(out, &config, &prepared.data.description)?;
     match train(&config, prepared, &folder, verbosity) {
-        Ok(report) => {
+        Ok((report, timeline)) => {
             if let Some(path) = &arguments.report {
                 run_folder::write_json(path, &report).map_err(Exit::failed)?;
+            }
+            if let (Some(file), Some(timeline)) = (&trace, &timeline) {
+                file.write(timeline, &config.name).map_err(Exit::failed)?;
+                if verbosity != Verbosity::Quiet {
+                    say(&format!("what stages did when lies in {}", file.path().display()));
+                }
             }
             Ok(())
         }
@@ -54,7 +67,7 @@ fn train(
     prepared: Prepared,
     folder: &RunFolder,
     verbosity: Verbosity,
-) -> interlock::Result<Report> {
+) -> interlock::Result<(Report, Option<Timeline>)> {
     log_to(folder)?;
     let measure = Measure::of(&prepared.data.description.kind);
     let mut trainer = prepared.builder.observer(Progress::new(verbosity, measure)).observer(Log).build()?;
@@ -68,10 +81,13 @@ fn train(
             config.seed
         ));
         say(&format!("stages on {}; units {:?}", devices.join(", "), trainer.partition().units_per_stage()));
-        say(&format!("{}\n", trainer.plan()));
+        say(&format!("{}\n", trainer.plans()));
     }
     let split = Split { train: &*prepared.data.train, validation: Some(&*prepared.data.validation) };
     let report = trainer.fit(split)?;
+    if let Some(state) = trainer.strategy_state()? {
+        folder.write_strategy(&state)?;
+    }
     folder.finish(&trainer.snapshot_by_stage()?, trainer.best(), &report)?;
     if verbosity != Verbosity::Quiet {
         say(&table::stages(&report, measure).to_string());
@@ -88,7 +104,7 @@ fn train(
         ));
         say(&format!("the run lies in {}", folder.path().display()));
     }
-    Ok(report)
+    Ok((report, trainer.timeline()))
 }
 
 /// Sends log lines to the run's log, and to stderr as `RUST_LOG` says (warnings where it says nothing).
@@ -111,9 +127,12 @@ impl interlock::trainer::Observer for Log {
     fn observe(&mut self, event: &interlock::TrainEvent<'_>) {
         use interlock::TrainEvent as E;
         match event {
-            E::Started { first_step, last_step, steps_per_epoch, plan, .. } => {
-                tracing::info!("steps {first_step} to {last_step}, {steps_per_epoch} an epoch; gradient plan:\n{plan}");
+            E::Started { first_step, last_step, steps_per_epoch, plans, .. } => {
+                tracing::info!(
+                    "steps {first_step} to {last_step}, {steps_per_epoch} an epoch; gradient plan:\n{plans}"
+                );
             }
+            E::PlanChanged { from_step, plan } => tracing::info!("from step {from_step} on, gradient plan:\n{plan}"),
             E::StageStep(step) => {
                 let loss = step.score.map(|s| s.mean_loss());
                 tracing::debug!(
@@ -122,6 +141,7 @@ impl interlock::trainer::Observer for Log {
                     loss,
                     lr = step.updated.lr,
                     gradient_norm = step.updated.gradient_norm,
+                    alignment = step.alignment,
                     busy = step.busy_seconds
                 );
             }

@@ -131,6 +131,37 @@ fn a_run_is_trained_stored_and_scored_again() {
 }
 
 #[test]
+fn what_stages_did_when_is_drawn_or_traced() {
+    let folder = TempDir::new().unwrap();
+    let train = |name: &str, more: &[&str]| -> String {
+        let arguments = [&["train", "--quiet", "--out", name], &SMALL[..], more].concat();
+        done(&interlock(folder.path(), &arguments));
+        fs::read_to_string(folder.path().join(more[1])).unwrap()
+    };
+    let svg = train("a", &["--trace", "a.svg"]);
+    assert!(svg.starts_with("<svg") && svg.contains("fashion-mnist") && svg.contains("steps 0 to 2"), "{svg}");
+    let trace: Value = serde_json::from_str(&train("b", &["--trace", "b.json", "--trace-steps", "1"])).unwrap();
+    let slices: Vec<&Value> =
+        trace["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "X").collect();
+    // Of the last step alone, in two stages of width 2 with a probe: forward, head, parameter gradient and update in both, and the
+    // gradient of the last one's input.
+    assert_eq!(slices.len(), 4 * 2 + 1);
+    assert!(slices.iter().all(|slice| slice["args"]["step"] == 2), "{slices:?}");
+
+    let refused = |more: &[&str], words: &[&str]| {
+        refused(folder.path(), &[&["train", "--out", "run"], &SMALL[..], more].concat(), words);
+    };
+    refused(&["--trace", "a.png"], &["--trace a.png", ".svg", ".json"]);
+    refused(&["--trace", "svg"], &["--trace svg", ".svg", ".json"]);
+    refused(&["--trace", "nowhere/a.svg"], &["--trace nowhere/a.svg", "no folder nowhere"]);
+    fs::create_dir(folder.path().join("folder.svg")).unwrap();
+    refused(&["--trace", "folder.svg"], &["--trace folder.svg", "it is a folder"]);
+    refused(&["--report", "nowhere/a.json"], &["--report nowhere/a.json", "no folder nowhere"]);
+    refused(&["--trace", "a.svg", "--trace-steps", "0"], &["--trace-steps", "0 is not in 1.."]);
+    refused(&["--trace-steps", "2"], &["--trace <FILE>"]);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run_and_another_seed_another() {
     let folder = TempDir::new().unwrap();
     let loss = |name: &str, more: &[&str]| {
@@ -183,6 +214,40 @@ fn widths_are_compared_and_the_table_is_stored() {
 }
 
 #[test]
+fn widths_change_by_schedule_and_by_measurement() {
+    let folder = TempDir::new().unwrap();
+    let train = |name: &str, more: &[&str]| {
+        let arguments = [&["train", "--plain", "--out", name], &SMALL[..], more].concat();
+        let shown = done(&interlock(folder.path(), &arguments));
+        (shown, json(&folder.path().join(name).join("report.json")))
+    };
+    let schedule =
+        "--set=strategy.width_schedule=[{from_step=0, width=1}, {from_step=2, widths=[2, 1], end_to_end_every=5}]";
+    let (shown, report) = train("schedule", &[schedule]);
+    for words in ["from step 0 on:", "from step 2 on:", "from step 2 on  stages follow the losses of stages 1 1"] {
+        assert!(shown.contains(words), "{words:?} is not in {shown}");
+    }
+    let follows = |report: &Value, phase: usize| report["plans"][phase]["follows"].clone();
+    assert_eq!((follows(&report, 0), follows(&report, 1)), (Value::from(vec![0, 1]), Value::from(vec![1, 1])));
+    assert_eq!((&report["stages"][0]["follows"], &report["plans"][1]["every"]["steps"]), (&1.into(), &5.into()));
+    assert!(!folder.path().join("schedule/strategy.json").exists());
+    done(&interlock(folder.path(), &["eval", "schedule"]));
+
+    let adaptive = ["name=adaptive", "adaptive.every=1", "adaptive.window=1", "adaptive.below=1.5"];
+    let adaptive: Vec<String> = adaptive.iter().map(|set| format!("--set=strategy.{set}")).collect();
+    let (shown, report) = train("adaptive", &adaptive.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(shown.contains("measures") && shown.contains("from step 1 on  stages follow"), "{shown}");
+    let state = json(&folder.path().join("adaptive/strategy.json"));
+    let change = &state["changes"][0];
+    assert_eq!((&state["widths"], state["changes"].as_array().unwrap().len()), (&Value::from(vec![2, 1]), 1));
+    assert_eq!([&change["step"], &change["stage"], &change["width"]], [&Value::from(1), &0.into(), &2.into()]);
+    assert!(change["cosine"].as_f64().unwrap().abs() <= 1.0);
+    assert_eq!((follows(&report, 0), follows(&report, 1)), (Value::from(vec![0, 1]), Value::from(vec![1, 1])));
+    assert!(fs::read_to_string(folder.path().join("adaptive/run.log")).unwrap().contains("from step 1 on"));
+    done(&interlock(folder.path(), &["eval", "adaptive"]));
+}
+
+#[test]
 fn golden_cases_are_replayed_and_a_bent_one_fails() {
     let folder = TempDir::new().unwrap();
     let good = golden("mlp-k5-w2");
@@ -215,6 +280,18 @@ fn bad_settings_are_refused_before_anything_is_written() {
     refused(&["strategy.width=0"], &["strategy.width", "1 (local) to 2"]);
     refused(&["strategy.width=3"], &["width 3", "1 (local) to 2"]);
     refused(&["strategy.widths=[1]"], &["strategy.widths", "1 widths for 2 stages"]);
+    let schedule = |phases: &str| format!("strategy.width_schedule=[{phases}]");
+    refused(&[&schedule("{from_step=1, width=1}")], &["strategy.width_schedule", "begins at step 1", "step 0"]);
+    refused(
+        &[&schedule("{from_step=0, width=1}, {from_step=5, width=3}")],
+        &["width 3", "from step 5", "1 (local) to 2"],
+    );
+    refused(&[&schedule("{from_step=0, width=1, widths=[1, 1]}")], &["both width and widths", "give one"]);
+    refused(&[&schedule("{from_step=0, width=1}"), "strategy.width=1"], &["width_schedule", "give one of them"]);
+    refused(&["strategy.end_to_end_every=0"], &["strategy.end_to_end_every", "1 or more"]);
+    refused(&["strategy.name=adaptive"], &["strategy.adaptive", "every, window and below"]);
+    refused(&["strategy.adaptive={every=0, window=1, below=0}"], &["strategy.adaptive.every", "1 or more"]);
+    refused(&["strategy.adaptive={every=1, window=1, below=0, max_width=3}"], &["max_width", "1 (local) to 2"]);
     refused(&["partition.stages=9"], &["partition.stages", "1 to 4"]);
     refused(&["optimizer.learning_rate=1"], &["learning_rate", "expected one of"]);
     refused(&["batch_size=\"many\""], &["batch_size", "expected usize"]);
@@ -413,10 +490,102 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
 }
 
 #[test]
+fn stages_that_sleep_are_timed() {
+    let folder = TempDir::new().unwrap();
+    let measure = |more: &[&str]| -> Value {
+        let shown = done(&interlock(folder.path(), &[&["bench", "runtime", "--steps", "10", "--json"], more].concat()));
+        serde_json::from_str(shown.lines().last().unwrap()).unwrap()
+    };
+    let costs = ["--forward-ms=1", "--head-ms=2", "--input-gradient-ms=3", "--parameter-gradient-ms=4"];
+    let three = measure(&[&["--stages=5", "--transfer-ms=0.1", "--gbps=1"], &costs[..]].concat());
+    // Stage 2 pulls losses 2, 3 and 4 back.
+    assert_eq!(three["lower_bound_seconds"].as_f64(), Some(0.016));
+    // Activations and credits of 5 stages each, gradients of 1, 2, 2 and 1 losses, and 5 reports.
+    assert_eq!(three["messages_per_step"].as_u64(), Some(21));
+    // The clock may start late on a machine that is busy, by less than half of ten steps.
+    let takes =
+        |result: &Value, seconds: f64| assert!(result["step_seconds"].as_f64().unwrap() > seconds / 2.0, "{result}");
+    takes(&three, 0.016);
+    if cfg!(unix) {
+        let cpu = ["cpu_seconds_per_step", "cpu_seconds_per_message"].map(|key| three[key].as_f64().unwrap());
+        assert!(cpu[1] > 0.0 && (cpu[0] - 21.0 * cpu[1]).abs() < 1e-9, "{three}");
+    }
+    // All of two stages' work, one after the other, and two transfers.
+    let whole = measure(&[&["--stages=2", "--width=e2e", "--transfer-ms=1"], &costs[..]].concat());
+    assert_eq!((whole["width"].as_str(), whole["lower_bound_seconds"].as_f64()), (Some("e2e"), Some(0.008)));
+    takes(&whole, 0.014);
+    let cut = measure(&["--stages=2", "--width=1", "--micro-batches=3", "--schedule=fill_drain", "--in-flight=2"]);
+    assert_eq!((&cut["schedule"], &cut["in_flight"]), (&Value::from("fill_drain"), &Value::from(2)));
+    assert_eq!(cut["messages_per_step"].as_u64(), Some(3 * 4 + 2));
+
+    let refused =
+        |more: &[&str], words: &[&str]| refused(folder.path(), &[&["bench", "runtime"], more].concat(), words);
+    refused(&["--stages", "0"], &["--stages", "0 is not in 1..=1024"]);
+    refused(&["--stages", "2", "--width", "3"], &["width 3", "1 (local) to 2"]);
+    refused(&["--width", "wide"], &["\"wide\" is no width", "e2e"]);
+    refused(&["--forward-ms=-1"], &["forward-ms: \"-1\" is not a time", "write emulated"]);
+    refused(&["--gbps", "0"], &["gbps: \"0\" is not a number", "above 0"]);
+    refused(&["--bytes", "6"], &["--bytes 6", "a multiple of 4"]);
+    refused(&["--micro-batches", "0"], &["micro_batches", "1 or more"]);
+    refused(&["--in-flight", "0"], &["in_flight", "1 or more"]);
+}
+
+#[test]
+fn messages_are_timed_and_nothing_is_copied() {
+    let folder = TempDir::new().unwrap();
+    let shown = done(&interlock(folder.path(), &["bench", "mailbox", "--bytes", "100", "--messages", "500", "--json"]));
+    let result: Value = serde_json::from_str(shown.lines().last().unwrap()).unwrap();
+    assert_eq!(["bytes", "messages", "bytes_copied"].map(|key| result[key].as_u64()), [Some(100), Some(500), Some(0)]);
+    // To the first stage and to the second, two credits, two reports.
+    assert_eq!(result["messages_of_all_kinds"].as_u64(), Some(500 * 6));
+    let (rate, ns) = (result["messages_per_second"].as_f64().unwrap(), result["wall_ns_per_message"].as_f64().unwrap());
+    assert!(rate > 0.0 && (rate * ns - 1e9).abs() < 1.0, "{result}");
+    refused(folder.path(), &["bench", "mailbox", "--bytes", "7"], &["--bytes 7", "use 8 or more"]);
+    refused(folder.path(), &["bench", "mailbox", "--messages", "0"], &["--messages", "0 is not in 1.."]);
+}
+
+#[test]
+fn units_are_measured_for_a_configuration_and_a_file_keeps_what_they_cost() {
+    let folder = TempDir::new().unwrap();
+    let bench = [&["bench", "units"], &SMALL[..]].concat();
+    let more = ["--devices", "cpu:threads=1", "cpu:threads=2", "--micro-batches", "2", "--out", "costs.json", "--json"];
+    let printed = done(&interlock(folder.path(), &[&bench[..], &more].concat()));
+    let costs = json(&folder.path().join("costs.json"));
+    assert_eq!(costs, serde_json::from_str::<Value>(printed.lines().last().unwrap()).unwrap());
+    // Half of a batch of 32.
+    assert_eq!((&costs["examples"], &costs["dtype"]), (&Value::from(16), &Value::from("f32")));
+    assert_eq!(costs["order"], serde_json::json!([0, 1]));
+    for (device, name) in costs["devices"].as_array().unwrap().iter().zip(["cpu:threads=1", "cpu:threads=2"]) {
+        assert_eq!(device["device"], name);
+        let units = device["units"].as_array().unwrap();
+        let names: Vec<&str> = units.iter().map(|unit| unit["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["", "layer1.0", "layer2.0", ""]);
+        // Four planes of 28 by 28 and eight of 14 by 14, in f32; ten classes.
+        let bytes: Vec<u64> = units.iter().map(|unit| unit["output_bytes"].as_u64().unwrap()).collect();
+        assert_eq!(bytes, [16 * 4 * 784 * 4, 16 * 4 * 784 * 4, 16 * 8 * 196 * 4, 16 * 10 * 4]);
+        // A block keeps more than its input.
+        assert!(units[1]["saved_bytes"].as_u64().unwrap() > bytes[0], "{device}");
+        assert!(units.iter().all(|unit| unit["forward"].as_f64().unwrap() > 0.0));
+        assert!(units[2]["head"].is_object() && units[3]["head"].is_null());
+    }
+    let shown = done(&interlock(folder.path(), &bench));
+    assert!(shown.contains("1 layer1.0") && shown.contains("micro-batches of 32 examples"), "{shown}");
+
+    let refused = |more: &[&str], words: &[&str]| refused(folder.path(), &[&["bench", "units"], more].concat(), words);
+    refused(&["--workload", "gpt", "--config", "x.toml"], &["--workload", "--config"]);
+    refused(&["--dtype", "bf16"], &["--workload"]);
+    refused(&["--workload", "gpt", "--micro-batches", "17"], &["--micro-batches 17", "use 1 to 16"]);
+    refused(&["--set=batch_size=8", "--micro-batches", "9"], &["--micro-batches 9", "use 1 to 8"]);
+    refused(&["--devices", "tpu"], &["tpu", "cpu"]);
+    refused(&["--out", "none/costs.json"], &["--out", "no folder none"]);
+}
+
+#[test]
 fn help_says_what_there_is() {
     let folder = TempDir::new().unwrap();
     insta::assert_snapshot!("help", done(&interlock(folder.path(), &["--help"])));
     insta::assert_snapshot!("help_train", done(&interlock(folder.path(), &["train", "--help"])));
-    assert!(done(&interlock(folder.path(), &["devices"])).contains("cpu"));
+    let devices = done(&interlock(folder.path(), &["devices"]));
+    assert!(devices.contains("cpu") && devices.contains("emulated:forward-ms=5"), "{devices}");
     assert_eq!(interlock(folder.path(), &["fly"]).status.code(), Some(2));
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use crate::{
-    Differentiable, Result,
+    Differentiable, Link, Result,
     optimizer::{Optimizer, OptimizerConfig},
 };
 
@@ -39,6 +39,16 @@ pub trait StageDevice: Send + Sync {
         work();
     }
 
+    /// Whether stages that share the device compute one after another.
+    fn takes_turns(&self) -> bool {
+        false
+    }
+
+    /// The cores of this machine that are busy while it computes.
+    fn threads(&self) -> usize {
+        1
+    }
+
     /// `tensor` on this device; no copy where it is there already.
     fn bring(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(tensor.to_device(self.device())?)
@@ -54,15 +64,41 @@ pub trait StageDevice: Send + Sync {
         None
     }
 
-    /// An optimizer for parameters on this device.
-    fn optimizer(&self, config: &OptimizerConfig) -> Result<Box<dyn Optimizer>> {
+    /// An optimizer for the parameters of `part` on this device.
+    fn optimizer(&self, _part: &Part<'_>, config: &OptimizerConfig) -> Result<Box<dyn Optimizer>> {
         crate::optimizer::plain(config)
     }
 
-    /// Wraps a stage as it is built; the default changes nothing.
-    fn prepare(&self, _stage: usize, module: Box<dyn Differentiable>) -> Box<dyn Differentiable> {
-        module
+    /// Wraps `module`, which computes `part`, as it is built; the default changes nothing.
+    fn prepare(&self, _part: &Part<'_>, module: Box<dyn Differentiable>) -> Result<Box<dyn Differentiable>> {
+        Ok(module)
     }
+
+    /// What holds back the activations and gradients that a stage on this device sends, in each direction by itself; nothing unless told
+    /// otherwise. Stages on the same device are held apart by it too.
+    fn link(&self) -> Link {
+        Link::IMMEDIATE
+    }
+}
+
+/// A piece of a stage that is built on a device.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// The stage, counted from 0.
+    pub stage: usize,
+    /// Which piece of it.
+    pub kind: PartKind,
+    /// The shape of its output for one example, without the batch dimension; of the first tensor where there are several.
+    pub output: &'a [usize],
+}
+
+/// Which piece of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartKind {
+    /// The units of the model.
+    Main,
+    /// The auxiliary head.
+    Head,
 }
 
 /// Runs `work` on the device's threads and returns its result.

@@ -3,7 +3,7 @@
 //! Work is cut into chunks of a fixed number of elements, so that nothing depends on the number of threads. Loops run on the threads of the
 //! pool that the caller is in (a stage's device), and on the calling thread alone where it is in none.
 
-use std::cell::Cell;
+use std::{cell::Cell, ops::Range};
 
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Storage, Tensor};
 use rayon::prelude::*;
@@ -35,7 +35,9 @@ pub(crate) fn all_finite(values: &[f32]) -> bool {
 /// Whether every element is neither an infinity nor a NaN.
 pub(crate) fn is_finite(tensor: &Tensor) -> Result<bool> {
     let (storage, layout) = tensor.storage_and_layout();
-    match (&*storage, dense_range(layout)) {
+    // One look at a value tells of all elements that repeat it.
+    let range = range_without(layout, |stride, size| size == 1 || (stride == 0 && size > 0));
+    match (&*storage, range) {
         (Storage::Cpu(CpuStorage::F32(values)), Some(range)) => {
             let values = &values[range];
             return Ok(!each(values.len(), values.chunks(CHUNK), all_finite).contains(&false));
@@ -56,9 +58,15 @@ pub(crate) fn is_finite(tensor: &Tensor) -> Result<bool> {
 
 /// The range of the storage that the tensor's elements cover, each once and without a gap, in whatever order: contiguous tensors and
 /// permutations of them. None for others.
-pub(crate) fn dense_range(layout: &Layout) -> Option<std::ops::Range<usize>> {
+pub(crate) fn dense_range(layout: &Layout) -> Option<Range<usize>> {
+    range_without(layout, |_, size| size == 1)
+}
+
+/// [`dense_range`] of the dimensions that are left when those go of whose stride and size `goes` says so.
+fn range_without(layout: &Layout, goes: impl Fn(usize, usize) -> bool) -> Option<Range<usize>> {
+    let strides = layout.stride().iter().copied();
     let mut dims: Vec<(usize, usize)> =
-        layout.stride().iter().copied().zip(layout.dims().iter().copied()).filter(|&(_, size)| size != 1).collect();
+        strides.zip(layout.dims().iter().copied()).filter(|&(stride, size)| !goes(stride, size)).collect();
     dims.sort_unstable();
     let mut covered = 1;
     for (stride, size) in dims {
@@ -186,6 +194,21 @@ mod tests {
         assert_eq!(tensor.to_vec2::<f32>().unwrap(), [[3.0, 8.0], [7.0, 12.0]]);
         assert_eq!(add(&tensor.t().unwrap(), &other), None);
         assert_eq!(add(&tensor, &other.to_dtype(DType::F64).unwrap()), None);
+    }
+
+    #[test]
+    fn repeated_values_are_looked_at_and_the_others_of_the_storage_are_not() {
+        let tensor = Tensor::new(&[1.0_f32, f32::NAN, 2.0], &Device::Cpu).unwrap();
+        for at in 0..3 {
+            let row = tensor.narrow(0, at, 1).unwrap();
+            assert_eq!(is_finite(&row.broadcast_as((5, 7, 1)).unwrap()).unwrap(), at != 1);
+            let scalar = row.squeeze(0).unwrap();
+            assert_eq!(is_finite(&scalar.broadcast_as((40, 50)).unwrap()).unwrap(), at != 1);
+        }
+        let rows = tensor.broadcast_as((4, 3)).unwrap();
+        assert!(!is_finite(&rows).unwrap() && is_finite(&rows.narrow(1, 2, 1).unwrap()).unwrap());
+        // Nothing is finite, however it is repeated.
+        assert!(is_finite(&tensor.narrow(0, 1, 1).unwrap().broadcast_as((0, 1)).unwrap()).unwrap());
     }
 
     #[test]

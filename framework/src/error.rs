@@ -23,6 +23,8 @@ pub enum Phase {
     Transfer,
     /// Taking or giving parameter values.
     Snapshot,
+    /// Deciding the plans of steps to come. The strategy does, for all stages: the stage named is the first.
+    Plan,
 }
 
 impl fmt::Display for Phase {
@@ -35,6 +37,7 @@ impl fmt::Display for Phase {
             Self::Update => "update",
             Self::Transfer => "transfer",
             Self::Snapshot => "snapshot",
+            Self::Plan => "plan",
         })
     }
 }
@@ -84,6 +87,18 @@ pub enum Error {
     /// A stage failed; the run cannot go on.
     #[error("{0}")]
     Stage(StageFailure),
+    /// A unit of a model, or the head behind it, failed while it was measured.
+    #[error("unit {unit} {name:?}, {phase}: {cause}")]
+    Unit {
+        /// The unit, counted from 0.
+        unit: usize,
+        /// Its name, which may be empty.
+        name: String,
+        /// What it was doing.
+        phase: Phase,
+        /// What went wrong, in words.
+        cause: String,
+    },
     /// The pipeline ended without saying why: a thread of it was killed from outside.
     #[error("the pipeline has ended: {0}")]
     Ended(String),

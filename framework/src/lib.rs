@@ -73,8 +73,8 @@
 //! - What is trained: [`model`], [`partition`], [`parameters`], [`data`], [`loss`], [`optimizer`], [`lr_schedule`], [`clip`]; files of it: [`weights`].
 //! - How gradients are computed: [`differentiable`] is the seam; [`autograd`] and [`graph`] tie it to candle.
 //! - *Which* gradients cross: [`strategy`] and [`plan`]. *When* a stage does what: [`schedule`]. *How*: [`stage`]. *Where*: [`device`].
-//! - Who carries the messages: [`actor`], over a [`transport`]; [`plain`] is the same computation by plain calls.
-//! - What one uses: [`trainer`].
+//! - Who carries the messages: [`actor`], over a [`transport`], as fast as a [`link`] lets them; [`plain`] is the same computation by plain calls.
+//! - What one uses: [`trainer`]. What units cost on a device: [`planner`].
 //!
 //! # What can be relied upon
 //! - **Timing changes nothing.** For one binary on one model of CPU the trained parameters depend on configuration, seed and data
@@ -84,6 +84,7 @@
 
 mod activation;
 pub mod actor;
+mod alignment;
 pub mod autograd;
 pub mod clip;
 pub mod data;
@@ -102,9 +103,11 @@ pub mod parameters;
 pub mod partition;
 pub mod plain;
 pub mod plan;
+pub mod planner;
 pub mod random;
 pub mod schedule;
 pub mod simulator;
+pub mod sleep;
 pub mod stage;
 pub mod strategy;
 pub mod timeline;
@@ -119,11 +122,12 @@ pub use device::{Backend, StageDevice};
 pub use differentiable::{Differentiable, Mode, Pass, Pulled, Saved, Sequential, Wants};
 pub use dtype::ActivationDtype;
 pub use error::{Error, Phase, Result, StageFailure};
+pub use link::Link;
 pub use loss::{Loss, Score};
 pub use model::{ModelSpec, Unit};
 pub use parameters::{Gradients, ParameterStore};
 pub use partition::Partition;
 pub use plan::{GradientPlan, PlanSchedule};
 pub use stage::Stage;
-pub use strategy::{EndToEnd, Interlock, Local, Pairwise, Strategy};
+pub use strategy::{Adaptive, EndToEnd, Interlock, Local, Pairwise, Strategy, WidthSchedule};
 pub use trainer::{Report, TrainEvent, Trainer};

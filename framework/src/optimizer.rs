@@ -53,6 +53,11 @@ pub trait Optimizer: Send {
     /// Updates every parameter of `slots` in place with learning rate `lr`.
     fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()>;
 
+    /// Whether updates follow gradients. Where not, parameters that received none are no error, and are left out of `slots`.
+    fn uses_gradients(&self) -> bool {
+        true
+    }
+
     /// Whether [`Self::update`] looks for infinities and NaN in what it writes and fails with [`Slot::not_finite`]. Where it does not, the
     /// stage looks for them afterwards, which reads every parameter once more.
     fn checks_values(&self) -> bool {

@@ -85,16 +85,28 @@ impl Partition {
             let head = if stage + 1 < stages { head_flops(stage, range.end - 1) } else { 0.0 };
             before[range.end] - before[range.start] + head
         };
+        Self::new(Self::least_of_most(stages, count, &cost), units)
+    }
+
+    /// The numbers of units of each stage for which the costliest stage costs least, `cost(k, range)` being what stage `k` costs with these units;
+    /// of equally good cuts the one whose later stages are the larger. Costs do not fall as a stage grows to the front.
+    pub(crate) fn least_of_most(stages: usize, count: usize, cost: &dyn Fn(usize, Range<usize>) -> f64) -> Vec<usize> {
         // best[s][end]: the least possible cost of the costliest of s stages over the first `end` units, and where the last begins.
         let mut best: Vec<Vec<Option<(f64, usize)>>> = vec![vec![None; count + 1]; stages + 1];
         best[0][0] = Some((0.0, 0));
         for s in 1..=stages {
-            for end in s..=count {
-                for start in s - 1..end {
+            // Of a last stage, whose end is known, only whole cuts are of use.
+            let ends = if s == stages { count..=count } else { s..=count + s - stages };
+            for end in ends {
+                for start in (s - 1..end).rev() {
                     let Some((below, _)) = best[s - 1][start] else { continue };
-                    let worst = cost(s - 1, start..end).max(below);
-                    if best[s][end].is_none_or(|(known, _)| worst < known) {
-                        best[s][end] = Some((worst, start));
+                    let own = cost(s - 1, start..end);
+                    let known = best[s][end];
+                    if known.is_none_or(|(known, _)| own.max(below) <= known) {
+                        best[s][end] = Some((own.max(below), start));
+                    }
+                    if known.is_some_and(|(known, _)| own > known) && own.is_finite() {
+                        break;
                     }
                 }
             }
@@ -107,7 +119,7 @@ impl Partition {
             end = start;
         }
         units_per_stage.reverse();
-        Self::new(units_per_stage, units)
+        units_per_stage
     }
 
     /// The number of stages.

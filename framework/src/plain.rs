@@ -2,32 +2,36 @@
 //!
 //! It states what a step computes in a few lines, without actors, credits or a schedule. The actors must agree with it to the bit.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::Tensor;
 
 use crate::{
-    Batch, Error, GradientPlan, Loss, Result, Score, Stage,
+    Batch, Error, Loss, Result, Score, Stage,
     clip::ClipScope,
     schedule::{Action, Purpose, Then, Ticket},
     stage::{Outcome, Payload, StageBlueprint, StageSettings},
+    strategy::Plans,
 };
 
 /// The stages of a model in one thread.
 pub struct PlainPipeline {
     stages: Vec<Stage>,
-    plan: GradientPlan,
+    plans: Plans,
     global_norm: bool,
-    loss: std::sync::Arc<dyn Loss>,
+    loss: Arc<dyn Loss>,
     step: u64,
 }
 
 impl PlainPipeline {
     /// Builds every stage.
-    pub fn build(blueprints: &[StageBlueprint], plan: GradientPlan, settings: &StageSettings) -> Result<Self> {
+    ///
+    /// # Errors
+    /// If a stage cannot be built.
+    pub fn build(blueprints: &[StageBlueprint], plans: impl Into<Plans>, settings: &StageSettings) -> Result<Self> {
         let stages = blueprints.iter().map(StageBlueprint::build).collect::<Result<_, _>>().map_err(Error::Stage)?;
         let global_norm = settings.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global);
-        Ok(Self { stages, plan, global_norm, loss: settings.loss.clone(), step: 0 })
+        Ok(Self { stages, plans: plans.into(), global_norm, loss: settings.loss.clone(), step: 0 })
     }
 
     /// The stages.
@@ -40,8 +44,14 @@ impl PlainPipeline {
         &mut self.stages
     }
 
+    /// The plans by step, as they are decided by now.
+    pub fn plans(&self) -> &Plans {
+        &self.plans
+    }
+
     /// One training step: every stage's score, where it has a head or is the last.
     pub fn train_step(&mut self, batch: &Batch, micro_batches: usize) -> Result<Vec<Option<Score>>> {
+        let plan = Arc::clone(self.plans.at(self.step));
         let total = self.loss.count(&batch.targets)?;
         let pieces = batch.split(micro_batches)?;
         let micros = pieces.len();
@@ -50,13 +60,13 @@ impl PlainPipeline {
             let ticket = Ticket { step: self.step, purpose: Purpose::Train, micro, micros };
             self.run_forward(ticket, Payload { inputs: piece.inputs, targets: piece.targets, total })?;
             for k in (0..self.stages.len()).rev() {
-                if let Some(score) = self.run_head(k, ticket)? {
+                if let Some(score) = self.run_head(k, ticket, plan.is_needed(k))? {
                     scores[k] = Some(scores[k].map_or(score, |sum: Score| sum.and(score)));
                 }
-                for (at, &loss) in self.plan.wants(k).iter().enumerate() {
-                    let wants = self.plan.pull_back(k, loss);
-                    let then = Then::after(false, at + 1 < self.plan.wants(k).len());
-                    let action = Action::PullBack { ticket, loss, wants, then };
+                for (at, &loss) in plan.wants(k).iter().enumerate() {
+                    let (wants, measured) = (plan.pull_back(k, loss), plan.measures(k) == Some(loss));
+                    let then = Then::after(false, at + 1 < plan.wants(k).len());
+                    let action = Action::PullBack { ticket, loss, wants, measured, then };
                     if let Outcome::Gradient(gradient) = self.stages[k].perform(action, None).map_err(Error::Stage)? {
                         self.stages[k - 1].accept_gradient(ticket, loss, &gradient).map_err(Error::Stage)?;
                     }
@@ -68,6 +78,8 @@ impl PlainPipeline {
         for stage in &mut self.stages {
             stage.perform(Action::Update(self.step), global_norm).map_err(Error::Stage)?;
         }
+        let alignments: Vec<Option<f64>> = self.stages.iter().map(Stage::alignment).collect();
+        self.plans.observe(self.step, &alignments)?;
         self.step += 1;
         Ok(scores)
     }
@@ -79,7 +91,7 @@ impl PlainPipeline {
         self.run_forward(ticket, Payload { inputs: batch.inputs.clone(), targets: batch.targets.clone(), total })?;
         (0..self.stages.len())
             .map(|k| {
-                let score = self.run_head(k, ticket);
+                let score = self.run_head(k, ticket, false);
                 self.stages[k].free(ticket);
                 score
             })
@@ -112,11 +124,10 @@ impl PlainPipeline {
         Ok(payload)
     }
 
-    fn run_head(&mut self, k: usize, ticket: Ticket) -> Result<Option<Score>> {
+    fn run_head(&mut self, k: usize, ticket: Ticket, cotangent: bool) -> Result<Option<Score>> {
         if k + 1 < self.stages.len() && !self.stages[k].has_head() {
             return Ok(None);
         }
-        let cotangent = self.plan.is_needed(k);
         match self.stages[k].perform(Action::Head { ticket, cotangent }, None).map_err(Error::Stage)? {
             Outcome::Score(score) => Ok(Some(score)),
             other => Err(Error::Ended(format!("a head gave {other:?}"))),

@@ -6,6 +6,9 @@
 //! - `crosses(k) = { j ≥ k : some i < k follows j }`: the losses whose gradient leaves stage `k` for stage `k-1`.
 //! - The head of stage `k` is *needed* iff some stage follows `k`; any other head is a *probe*.
 //!
+//! In single steps a stage may also *measure* a loss: it computes its parameters' gradients of that loss too, compares them with those that
+//! it follows, and does not apply them. Above, a loss that is measured counts as one that is followed.
+//!
 //! This module knows neither tensors nor actors.
 
 mod schedule;
@@ -20,6 +23,7 @@ use crate::{Error, Result, differentiable::Wants};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GradientPlan {
     follows: Vec<usize>,
+    measures: Vec<Option<usize>>,
     wants: Vec<Vec<usize>>,
     crosses: Vec<Vec<usize>>,
     needed: Vec<bool>,
@@ -31,31 +35,62 @@ impl GradientPlan {
     /// # Errors
     /// If there is no stage, or a stage follows one before itself or behind the last.
     pub fn new(follows: Vec<usize>) -> Result<Self> {
+        let measures = vec![None; follows.len()];
+        Self::of(follows, measures)
+    }
+
+    /// The same plan, in which stage `k` also measures the loss of stage `measures[k]`.
+    ///
+    /// # Errors
+    /// If there is not one for each stage, or a stage measures a loss before itself, behind the last, or the one that it follows.
+    pub fn measuring(self, measures: Vec<Option<usize>>) -> Result<Self> {
+        if measures.len() != self.stages() {
+            return Err(Error::invalid(
+                "gradient plan",
+                format!("{} losses to measure", measures.len()),
+                format!("give one, or none, for each of {} stages", self.stages()),
+            ));
+        }
+        if let Some(k) = (0..self.stages()).find(|&k| measures[k] == Some(self.follows[k])) {
+            return Err(Error::invalid(
+                "gradient plan",
+                format!("stage {k} measures the loss of stage {}, which it follows", self.follows[k]),
+                "measure another one",
+            ));
+        }
+        Self::of(self.follows, measures)
+    }
+
+    fn of(follows: Vec<usize>, measures: Vec<Option<usize>>) -> Result<Self> {
         let stages = follows.len();
         if stages == 0 {
             return Err(Error::invalid("gradient plan", "there is no stage", "a model needs at least one"));
         }
-        for (k, &j) in follows.iter().enumerate() {
-            if !(k..stages).contains(&j) {
-                return Err(Error::invalid(
-                    "gradient plan",
-                    format!("stage {k} follows the loss of stage {j}"),
-                    format!("it can follow its own or a later one: {k} to {}", stages - 1),
-                ));
+        for k in 0..stages {
+            for (verb, j) in std::iter::once(("follows", follows[k])).chain(measures[k].map(|j| ("measures", j))) {
+                if !(k..stages).contains(&j) {
+                    return Err(Error::invalid(
+                        "gradient plan",
+                        format!("stage {k} {verb} the loss of stage {j}"),
+                        format!("it can be its own or a later one: {k} to {}", stages - 1),
+                    ));
+                }
             }
         }
         let (mut wants, mut crosses) = (Vec::with_capacity(stages), Vec::with_capacity(stages));
         let mut needed = vec![false; stages];
-        // The losses that the stages before follow and that lie ahead.
-        let mut followed = BTreeSet::new();
-        for (k, &j) in follows.iter().enumerate() {
-            followed = followed.split_off(&k);
-            crosses.push(followed.iter().copied().collect());
-            followed.insert(j);
-            wants.push(followed.iter().copied().collect());
-            needed[j] = true;
+        // The losses that the stages before follow or measure and that lie ahead.
+        let mut asked = BTreeSet::new();
+        for (k, &followed) in follows.iter().enumerate() {
+            asked = asked.split_off(&k);
+            crosses.push(asked.iter().copied().collect());
+            for j in std::iter::once(followed).chain(measures[k]) {
+                asked.insert(j);
+                needed[j] = true;
+            }
+            wants.push(asked.iter().copied().collect());
         }
-        Ok(Self { follows, wants, crosses, needed })
+        Ok(Self { follows, measures, wants, crosses, needed })
     }
 
     /// The plan of one interlock width for each stage: `follows(k) = min(k + widths[k] - 1, K - 1)`.
@@ -91,6 +126,16 @@ impl GradientPlan {
         self.follows[k]
     }
 
+    /// The loss whose gradients of the parameters stage `k` compares with those that it follows, if any.
+    pub fn measures(&self, k: usize) -> Option<usize> {
+        self.measures[k]
+    }
+
+    /// Whether some stage measures a loss.
+    pub fn measures_any(&self) -> bool {
+        self.measures.iter().any(Option::is_some)
+    }
+
     /// The losses that stage `k` pulls back, nearest first.
     pub fn wants(&self, k: usize) -> &[usize] {
         &self.wants[k]
@@ -103,10 +148,11 @@ impl GradientPlan {
 
     /// Which gradients stage `k` computes of loss `j`.
     pub fn pull_back(&self, k: usize, j: usize) -> Wants {
-        Wants { input: self.crosses[k].contains(&j), parameters: self.follows[k] == j }
+        let parameters = self.follows[k] == j || self.measures[k] == Some(j);
+        Wants { input: self.crosses[k].contains(&j), parameters }
     }
 
-    /// Whether some stage follows the loss of stage `k`.
+    /// Whether some stage follows, or measures, the loss of stage `k`.
     pub fn is_needed(&self, k: usize) -> bool {
         self.needed[k]
     }
@@ -117,23 +163,27 @@ impl GradientPlan {
     }
 }
 
-/// One row a stage: what it follows, relays and computes. The head of a probe is there only where all heads are trained.
+/// One row a stage: what it follows, measures (where something is), relays and computes. The head of a probe is there only where all heads
+/// are trained, or where another step needs it.
 impl fmt::Display for GradientPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |losses: &[usize]| match losses {
             [] => "-".to_owned(),
             _ => losses.iter().map(usize::to_string).collect::<Vec<_>>().join(" "),
         };
-        write!(f, "{:>5}  {:>7}  {:<12}  {:<16}  head", "stage", "follows", "pulls back", "sends back")?;
+        let measures = |cell: &str| if self.measures_any() { format!("  {cell:>8}") } else { String::new() };
+        let heading = measures("measures");
+        write!(f, "{:>5}  {:>7}{heading}  {:<12}  {:<16}  head", "stage", "follows", "pulls back", "sends back")?;
         for k in 0..self.stages() {
             let head = match (k + 1 == self.stages(), self.is_needed(k)) {
                 (true, _) => "last",
                 (false, true) => "needed",
                 (false, false) => "probe",
             };
+            let measured = measures(&self.measures[k].map_or_else(|| "-".to_owned(), |j| j.to_string()));
             write!(
                 f,
-                "\n{k:>5}  {:>7}  {:<12}  {:<16}  {head}",
+                "\n{k:>5}  {:>7}{measured}  {:<12}  {:<16}  {head}",
                 self.follows[k],
                 list(&self.wants[k]),
                 list(&self.crosses[k])
@@ -185,6 +235,31 @@ mod tests {
         assert_eq!(plan.pull_back(1, 1), Wants::PARAMETERS);
         assert_eq!(plan.pull_back(1, 2), Wants::INPUT);
         assert!(!plan.is_needed(0));
+    }
+
+    #[test]
+    fn what_is_measured_is_pulled_back_and_not_followed() {
+        let plan = widths(1, 4).measuring(vec![Some(1), None, Some(3), None]).unwrap();
+        assert_eq!((0..4).map(|k| plan.follows(k)).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!([plan.wants(0), plan.wants(1), plan.wants(2), plan.wants(3)], [&[0, 1][..], &[1], &[2, 3], &[3]]);
+        assert_eq!((plan.crosses(1), plan.crosses(2), plan.crosses(3)), (&[1][..], &[][..], &[3][..]));
+        assert_eq!(plan.pull_back(0, 1), Wants::PARAMETERS);
+        assert_eq!(plan.pull_back(1, 1), Wants::BOTH);
+        // A head that is only measured gives a cotangent.
+        let plan = GradientPlan::new(vec![2, 2, 2]).unwrap().measuring(vec![Some(1), None, None]).unwrap();
+        assert!(plan.is_needed(1) && !plan.is_needed(0) && plan.measures_any());
+        assert_eq!(plan.pull_back(1, 1), Wants::INPUT);
+        insta::assert_snapshot!(plan, @r"
+        stage  follows  measures  pulls back    sends back        head
+            0        2         1  1 2           -                 probe
+            1        2         -  1 2           1 2               needed
+            2        2         -  2             2                 last
+        ");
+        let refused = |measures| widths(1, 3).measuring(measures).unwrap_err().to_string();
+        assert!(refused(vec![None]).contains("1 losses to measure"));
+        assert!(refused(vec![Some(0), None, None]).contains("stage 0 measures the loss of stage 0, which it follows"));
+        assert!(refused(vec![None, Some(0), None]).contains("stage 1 measures the loss of stage 0"));
+        assert!(refused(vec![Some(3), None, None]).contains("0 to 2"));
     }
 
     #[test]

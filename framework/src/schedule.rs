@@ -13,10 +13,14 @@
 //!   than its forward pass.
 
 mod action;
+mod grid;
+mod kind;
 mod policy;
 mod stage;
 
 pub use action::{Action, Event, Lack, Purpose, Then, Ticket, Unexpected};
+pub use grid::{Cell, Fill, Grid, Slot};
+pub use kind::ActionKind;
 pub use policy::{Policy, PolicyName};
 pub use stage::{StageRole, StageSchedule};
 

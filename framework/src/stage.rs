@@ -4,7 +4,7 @@
 //! actors or of when things should be done: the [`schedule`](crate::schedule) decides that.
 
 mod blueprint;
-mod finite;
+pub(crate) mod finite;
 mod recompute;
 mod trainable;
 
@@ -34,6 +34,13 @@ pub struct Payload {
     pub targets: Tensor,
     /// How many targets count in the whole batch: the divisor of every micro-batch's losses.
     pub total: f64,
+}
+
+impl Payload {
+    /// Bytes held by the elements of inputs and targets.
+    pub fn bytes(&self) -> usize {
+        self.inputs.bytes() + self.targets.elem_count() * self.targets.dtype().size_in_bytes()
+    }
 }
 
 /// What an action gives to the outside.
@@ -114,6 +121,8 @@ pub struct Stage {
     schedule: LrSchedule,
     recompute: bool,
     dtype: ActivationDtype,
+    /// What the step of the last update measured.
+    alignment: Option<f64>,
     waiting: HashMap<Ticket, Payload>,
     live: HashMap<Ticket, Live>,
 }
@@ -142,6 +151,12 @@ impl Stage {
     /// The head's parameters.
     pub fn head_parameters(&self) -> Option<&Trainable> {
         self.head.as_ref().map(|head| &head.parameters)
+    }
+
+    /// The cosine between the gradients of the main parameters that the stage followed and that it measured, before clipping, in the step of
+    /// the last update. None where nothing was measured, or one of the gradients was zero.
+    pub fn alignment(&self) -> Option<f64> {
+        self.alignment
     }
 
     /// A copy of every parameter and buffer of the stage and its head, by name.
@@ -212,8 +227,8 @@ impl Stage {
             let (phase, done) = match action {
                 Action::Forward(ticket) => (Phase::Forward, self.forward(ticket)),
                 Action::Head { ticket, cotangent } => (Phase::Head, self.run_head(ticket, cotangent)),
-                Action::PullBack { ticket, loss, wants, then } => {
-                    (Phase::PullBack, self.pull_back(ticket, loss, wants, then))
+                Action::PullBack { ticket, loss, wants, measured, then } => {
+                    (Phase::PullBack, self.pull_back(ticket, loss, wants, measured, then))
                 }
                 Action::ShareNorm(_) => (Phase::Update, Ok(Outcome::SquaredNorms(self.parameters.squared_norms()))),
                 Action::Update(step) => (Phase::Update, self.update(step, global_norm)),
@@ -317,7 +332,7 @@ impl Stage {
         Ok(Outcome::Score(score))
     }
 
-    fn pull_back(&mut self, ticket: Ticket, loss: usize, wants: Wants, then: Then) -> Result<Outcome> {
+    fn pull_back(&mut self, ticket: Ticket, loss: usize, wants: Wants, measured: bool, then: Then) -> Result<Outcome> {
         let pass = Pass { track: false, ..self.pass(ticket) };
         let live = self.live.get_mut(&ticket).ok_or_else(|| lost("a micro-batch", ticket))?;
         let saved = match live.kept.take().ok_or_else(|| lost("the forward pass", ticket))? {
@@ -343,7 +358,11 @@ impl Stage {
                 }
             }
         };
-        self.parameters.accumulate(std::mem::take(&mut pulled.parameters))?;
+        let gradients = std::mem::take(&mut pulled.parameters);
+        match measured {
+            true => self.parameters.measure(gradients)?,
+            false => self.parameters.accumulate(gradients)?,
+        }
         if !wants.input {
             return Ok(Outcome::None);
         }
@@ -363,6 +382,7 @@ impl Stage {
             })?,
             _ => own_norm,
         };
+        self.alignment = self.parameters.alignment()?;
         self.parameters.update(lr, coefficient(main_norm))?;
         if let Some(head) = &mut self.head {
             let coefficient = match self.clip {

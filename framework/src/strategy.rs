@@ -1,11 +1,23 @@
-//! Strategies: from a number of stages to a gradient plan.
+//! Strategies: from a number of stages to a gradient plan, to one that changes with the steps, or to one that is decided on the way.
+
+mod adapt;
+mod adaptive;
+mod config;
+mod plans;
+mod width_schedule;
+
+pub use adapt::Adapt;
+pub use adaptive::{Adaptive, AdaptiveState, Widened};
+pub use config::{StrategyConfig, StrategyName, WidthPhaseConfig};
+pub use plans::Plans;
+pub use width_schedule::WidthSchedule;
 
 use std::fmt::Debug;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-use crate::{Error, Result, plan::GradientPlan};
+use crate::{
+    Error, Result,
+    plan::{GradientPlan, PlanSchedule},
+};
 
 /// Decides which loss trains which stage.
 ///
@@ -26,8 +38,32 @@ use crate::{Error, Result, plan::GradientPlan};
 /// # Ok::<(), interlock::Error>(())
 /// ```
 pub trait Strategy: Debug + Send + Sync {
-    /// The plan for a model cut into `stages` stages.
+    /// The plan for a model cut into `stages` stages, at the beginning of the run.
     fn plan(&self, stages: usize) -> Result<GradientPlan>;
+
+    /// The plans of a run by step; that of its beginning for all steps unless told otherwise.
+    fn plans(&self, stages: usize) -> Result<PlanSchedule> {
+        Ok(self.plan(stages)?.into())
+    }
+
+    /// What changes these plans on the way, by what stages measure; nothing unless told otherwise.
+    fn adapt(&self, _stages: usize) -> Result<Option<Box<dyn Adapt>>> {
+        Ok(None)
+    }
+}
+
+impl<S: Strategy + ?Sized> Strategy for Box<S> {
+    fn plan(&self, stages: usize) -> Result<GradientPlan> {
+        (**self).plan(stages)
+    }
+
+    fn plans(&self, stages: usize) -> Result<PlanSchedule> {
+        (**self).plans(stages)
+    }
+
+    fn adapt(&self, stages: usize) -> Result<Option<Box<dyn Adapt>>> {
+        (**self).adapt(stages)
+    }
 }
 
 /// Every stage is trained by its own head: no gradient crosses a boundary.
@@ -98,57 +134,6 @@ impl Strategy for Interlock {
     }
 }
 
-/// The strategies that have names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum StrategyName {
-    /// Width 1.
-    Local,
-    /// Width 2.
-    #[default]
-    Pairwise,
-    /// A width, or one for each stage.
-    Interlock,
-    /// The number of stages as width.
-    EndToEnd,
-}
-
-/// A strategy by name, as configuration files give it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct StrategyConfig {
-    /// The strategy; `interlock` where a width is given, otherwise `pairwise`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<StrategyName>,
-    /// The interlock width of every stage.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub width: Option<usize>,
-    /// The interlock width of each stage.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub widths: Option<Vec<usize>>,
-}
-
-impl StrategyConfig {
-    /// The strategy that this names. A width implies `interlock`.
-    ///
-    /// # Errors
-    /// If the keys contradict each other.
-    pub fn build(&self) -> Result<Box<dyn Strategy>> {
-        use StrategyName as Name;
-        let refuse = |problem: &str, remedy: &str| Err(Error::invalid("strategy", problem, remedy));
-        match (self.name, self.width, &self.widths) {
-            (_, Some(_), Some(_)) => refuse("both width and widths are given", "give one of them"),
-            (None | Some(Name::Interlock), Some(width), None) => Ok(Box::new(Interlock::width(width))),
-            (None | Some(Name::Interlock), None, Some(widths)) => Ok(Box::new(Interlock::widths(widths.clone()))),
-            (Some(Name::Interlock), None, None) => refuse("interlock without a width", "give strategy.width"),
-            (Some(Name::Local), None, None) => Ok(Box::new(Local)),
-            (None | Some(Name::Pairwise), None, None) => Ok(Box::new(Pairwise)),
-            (Some(Name::EndToEnd), None, None) => Ok(Box::new(EndToEnd)),
-            (Some(_), ..) => refuse("a width beside a name other than interlock", "leave the name or the width out"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,16 +148,5 @@ mod tests {
             }
         }
         assert!(EndToEnd.plan(0).is_err());
-    }
-
-    #[test]
-    fn a_width_implies_interlock_and_contradictions_are_refused() {
-        let config = |name, width, widths| StrategyConfig { name, width, widths };
-        let plan = config(None, Some(3), None).build().unwrap().plan(4).unwrap();
-        assert_eq!(plan, Interlock::width(3).plan(4).unwrap());
-        assert!(config(Some(StrategyName::Local), Some(1), None).build().is_err());
-        assert!(config(None, Some(1), Some(vec![1])).build().is_err());
-        assert!(config(Some(StrategyName::Interlock), None, None).build().is_err());
-        assert!(config(None, None, Some(vec![1, 2])).build().unwrap().plan(3).is_err());
     }
 }

@@ -1,4 +1,13 @@
-//! What stages did when: of a run that happened, or of one that was simulated.
+//! What stages did when: of a run that happened, or of one that was simulated; drawn ([`Timeline::to_svg`]), or written for the
+//! viewers of traces ([`Timeline::to_trace`]).
+
+mod svg;
+mod time;
+mod trace;
+
+pub use svg::Drawing;
+
+use std::{collections::BTreeSet, ops::Range};
 
 use crate::schedule::Action;
 
@@ -15,6 +24,19 @@ pub struct Span {
     pub end: f64,
 }
 
+impl Span {
+    /// Whether some of it lies within `window`.
+    fn is_in(&self, window: &Range<f64>) -> bool {
+        let instant = self.start == self.end && (window.start..=window.end).contains(&self.start);
+        (self.start < window.end && self.end > window.start && self.start <= self.end) || instant
+    }
+
+    /// What of it lies within `window`.
+    fn within(&self, window: &Range<f64>) -> Range<f64> {
+        self.start.max(window.start)..self.end.min(window.end)
+    }
+}
+
 /// What every stage did, in order of ends.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timeline {
@@ -23,3 +45,42 @@ pub struct Timeline {
     /// Every action.
     pub spans: Vec<Span>,
 }
+
+impl Timeline {
+    /// From the start of the first action to the end of the last, in seconds; empty at 0 where there is none.
+    pub fn extent(&self) -> Range<f64> {
+        extent(&self.spans)
+    }
+
+    /// From the start of the first action to the end of the last of the last `steps` training steps, in seconds.
+    pub fn last_steps(&self, steps: usize) -> Range<f64> {
+        let trained = || self.spans.iter().filter(|span| span.action.trains());
+        let last: BTreeSet<u64> = trained().map(|span| span.action.step()).collect();
+        match last.iter().rev().take(steps).next_back() {
+            Some(&first) => extent(trained().filter(|span| span.action.step() >= first)),
+            None => 0.0..0.0,
+        }
+    }
+
+    /// The share of `window` in which each stage did something, from 0 to 1; actions of a stage do not overlap.
+    pub fn busy(&self, window: &Range<f64>) -> Vec<f64> {
+        let mut busy = vec![0.0; self.stages];
+        for span in self.spans.iter().filter(|span| span.is_in(window)) {
+            if let Some(busy) = busy.get_mut(span.stage) {
+                let Range { start, end } = span.within(window);
+                *busy += (end - start) / (window.end - window.start).max(f64::MIN_POSITIVE);
+            }
+        }
+        busy
+    }
+}
+
+fn extent<'a>(spans: impl IntoIterator<Item = &'a Span>) -> Range<f64> {
+    let whole = spans
+        .into_iter()
+        .fold(f64::INFINITY..f64::NEG_INFINITY, |whole, span| whole.start.min(span.start)..whole.end.max(span.end));
+    if whole.start <= whole.end { whole } else { 0.0..0.0 }
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,11 +3,12 @@
 mod builder;
 mod loader;
 mod observer;
+mod recording;
 mod report;
 
 pub use builder::{Layout, TrainerBuilder};
 pub use observer::{Observer, TrainEvent};
-pub use report::{BestReport, Evaluation, FinalReport, HeadScore, Report, StageReport};
+pub use report::{BestReport, Evaluation, EveryReport, FinalReport, HeadScore, PhaseReport, Report, StageReport};
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -16,14 +17,17 @@ use std::{
 };
 
 use candle_core::Tensor;
+use serde_json::Value;
 
 use crate::{
-    Dataset, Error, GradientPlan, Loss, ModelSpec, Partition, Result, Score,
+    Dataset, Error, GradientPlan, Loss, ModelSpec, Partition, PlanSchedule, Result, Score,
     actor::{Feed, Pipeline, PipelineEvent},
     schedule::Purpose,
+    timeline::Timeline,
     transport::{Built, StageStep},
 };
 use loader::{Loader, Order};
+use recording::Recording;
 
 /// What a run trains on, and what it is evaluated on.
 #[derive(Clone, Copy)]
@@ -84,6 +88,8 @@ struct Settings {
     eval_every: Option<u64>,
     drop_last: bool,
     keep_best: Option<Criterion>,
+    /// How many steps are kept of what stages did when.
+    record: Option<u64>,
 }
 
 /// Trains one model over a pipeline of stage actors.
@@ -146,12 +152,14 @@ struct Settings {
 /// ```
 pub struct Trainer {
     pipeline: Pipeline,
+    plans: PlanSchedule,
     settings: Settings,
     partition: Partition,
     loss: Arc<dyn Loss>,
     observers: Vec<Box<dyn Observer>>,
     steps: u64,
     best: Option<Best>,
+    recording: Option<Recording>,
     /// A run that failed has left the stages in the middle of a step.
     failed: bool,
 }
@@ -162,9 +170,22 @@ impl Trainer {
         TrainerBuilder::new(Arc::new(model))
     }
 
-    /// The gradient plan.
+    /// The gradient plans by step, as they are decided by now.
+    pub fn plans(&self) -> &PlanSchedule {
+        &self.plans
+    }
+
+    /// The gradient plan of now; where some steps have another, such as end-to-end ones in between, that of the others.
     pub fn plan(&self) -> &GradientPlan {
-        self.pipeline.plan()
+        &self.plans.phase_at(self.steps).plan
+    }
+
+    /// What a strategy that decides on the way has decided and remembers; none for others.
+    ///
+    /// # Errors
+    /// If the strategy cannot tell, or the pipeline has ended.
+    pub fn strategy_state(&self) -> Result<Option<Value>> {
+        self.pipeline.strategy_state()
     }
 
     /// Which units lie on which stage.
@@ -185,6 +206,13 @@ impl Trainer {
     /// The values at the best evaluation, where the builder asked to keep them.
     pub fn best(&self) -> Option<&Best> {
         self.best.as_ref()
+    }
+
+    /// When each stage did what in the last training steps, counted from the first action of them; none unless
+    /// [`TrainerBuilder::record`] asked for it. Evaluations are left out; a stage may have begun the first of the steps while others
+    /// were at the one before.
+    pub fn timeline(&self) -> Option<Timeline> {
+        self.recording.as_ref().map(|recording| recording.timeline(self.stages().len()))
     }
 
     /// A copy of every parameter and buffer, by name.
@@ -250,13 +278,13 @@ impl Trainer {
         // Until the end of the run, any way out leaves the stages in the middle of something.
         self.failed = true;
         self.pipeline.begin(last)?;
-        let plan = self.plan().clone();
+        let plans = self.plans.clone();
         let built = self.stages().to_vec();
         self.tell(&TrainEvent::Started {
             first_step: first,
             last_step: last,
             steps_per_epoch: per_epoch,
-            plan: &plan,
+            plans: &plans,
             stages: &built,
         });
 
@@ -307,10 +335,13 @@ impl Trainer {
                 match self.pipeline.next()? {
                     PipelineEvent::Fed { .. } => waiting -= 1,
                     PipelineEvent::StageStep(stage) => self.tell(&TrainEvent::StageStep(&stage)),
-                    PipelineEvent::StepDone { step, stages } => {
+                    PipelineEvent::StepDone { step, stages, change } => {
                         let (count, targets) = examples.pop_front().unwrap_or_default();
                         self.steps = step + 1;
                         trained.add(&stages, count);
+                        if let Some(recording) = &mut self.recording {
+                            recording.add(&stages);
+                        }
                         self.tell(&TrainEvent::StepDone {
                             step,
                             epoch: step / trained.per_epoch,
@@ -318,6 +349,10 @@ impl Trainer {
                             targets,
                             stages: &stages,
                         });
+                        if let Some(phase) = change {
+                            self.plans.change(phase)?;
+                        }
+                        self.tell_of_plan();
                     }
                     other => return Err(Error::Ended(format!("{other:?} came in the middle of training"))),
                 }
@@ -326,6 +361,15 @@ impl Trainer {
         })?;
         trained.time += start.elapsed();
         Ok(())
+    }
+
+    /// Tells of a phase of plans that begins with the next step.
+    fn tell_of_plan(&mut self) {
+        let phase = self.plans.phase_at(self.steps);
+        if phase.from_step == self.steps {
+            let (from_step, plan) = (phase.from_step, Arc::clone(&phase.plan));
+            self.tell(&TrainEvent::PlanChanged { from_step, plan: &plan });
+        }
     }
 
     fn run_evaluation(&mut self, data: &dyn Dataset) -> Result<Evaluation> {

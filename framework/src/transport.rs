@@ -4,6 +4,7 @@ use crate::{
     Activation, Result, Score, StageFailure,
     schedule::Ticket,
     stage::{Payload, Updated},
+    timeline::Span,
 };
 
 /// What a stage tells the coordinator.
@@ -70,14 +71,20 @@ pub struct StageStep {
     pub score: Option<Score>,
     /// What the update did.
     pub updated: Updated,
+    /// The cosine between the gradients of the main parameters that the stage followed and that it measured, before clipping. None where
+    /// nothing was measured, or one of the gradients was zero.
+    pub alignment: Option<f64>,
     /// Seconds of the step that the stage computed.
     pub busy_seconds: f64,
+    /// What it did for the step and when, in order, in seconds since the recording's beginning; empty where nothing is recorded.
+    pub spans: Vec<Span>,
 }
 
 /// A stage's connections to its neighbours and to the coordinator.
 ///
 /// Each call hands one message over and returns without waiting for its receiver; messages of one kind to one receiver arrive in
-/// order. In process a message is moved into the receiver's mailbox and no tensor is copied.
+/// order. In process a message is moved into the receiver's mailbox and no tensor is copied; where the device has a [`Link`](crate::Link)
+/// that delays, activations and gradients are moved there when they arrive.
 pub trait Transport: Send {
     /// Sends an activation to the next stage.
     fn send_activation(&mut self, ticket: Ticket, payload: Payload) -> Result<()>;

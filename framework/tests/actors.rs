@@ -10,7 +10,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use candle_core::Tensor;
 use common::{Fault, How, Perceptron, Spiral, When};
 use interlock::{
-    ActivationDtype, Dataset, EndToEnd, Error, Interlock, Phase, StageDevice, Strategy, Trainer, Wants,
+    ActivationDtype, Adaptive, Dataset, EndToEnd, Error, Interlock, Link, Phase, PlanSchedule, StageDevice, Strategy,
+    Trainer, Wants, WidthSchedule,
+    actor::{Feed, Pipeline, PipelineSettings},
     clip::{ClipConfig, ClipScope},
     device::Plain,
     optimizer::OptimizerConfig,
@@ -19,7 +21,7 @@ use interlock::{
     stage::{HeadsConfig, HeadsTrained, Outcome, Payload, Recompute},
     trainer::{Split, TrainerBuilder},
 };
-use proptest::prelude::*;
+use proptest::{prelude::*, strategy::Strategy as _};
 
 fn builder(layers: usize, fault: Option<Fault>) -> TrainerBuilder {
     Trainer::builder(Perceptron { layers, fault })
@@ -31,6 +33,30 @@ fn builder(layers: usize, fault: Option<Fault>) -> TrainerBuilder {
         .seed(3)
 }
 
+/// The CPU, far away: half a millisecond a message of 100 floats.
+struct Remote(Link);
+
+impl StageDevice for Remote {
+    fn name(&self) -> &str {
+        "remote"
+    }
+
+    fn device(&self) -> &candle_core::Device {
+        &candle_core::Device::Cpu
+    }
+
+    fn link(&self) -> Link {
+        self.0
+    }
+}
+
+const FAR: Link = Link { latency: 1e-4, bandwidth: 1e6 };
+
+/// Every other stage is far away.
+fn devices(link: Link) -> [Arc<dyn StageDevice>; 2] {
+    [Arc::new(Plain), Arc::new(Remote(link))]
+}
+
 fn same(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> bool {
     let bits = |t: &Tensor| -> Vec<u32> {
         t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect()
@@ -38,21 +64,21 @@ fn same(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|((n, x), (m, y))| n == m && bits(x) == bits(y))
 }
 
-/// The parameters after `steps` steps by plain calls: a loop over the batches in the order in which the trainer takes them is not
+/// The parameters and the plans after `steps` steps by plain calls: a loop over the batches in the order in which the trainer takes them is not
 /// needed, since the data are the same for every batch here.
 fn by_plain_calls(
     builder: &TrainerBuilder,
     steps: usize,
     micro_batches: usize,
     batch: usize,
-) -> BTreeMap<String, Tensor> {
+) -> (BTreeMap<String, Tensor>, PlanSchedule) {
     let layout = builder.layout().unwrap();
-    let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plan, &layout.settings).unwrap();
+    let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plans, &layout.settings).unwrap();
     let data = OneBatch { size: batch };
     for _ in 0..steps {
         pipeline.train_step(&data.batch(&[], None).unwrap(), micro_batches).unwrap();
     }
-    pipeline.snapshot().unwrap()
+    (pipeline.snapshot().unwrap(), pipeline.plans().schedule().clone())
 }
 
 /// Gives the same batch whatever is asked for.
@@ -70,33 +96,83 @@ impl Dataset for OneBatch {
     }
 }
 
+/// Which loss trains which stage, for any number of stages: widths beyond it are end-to-end.
+#[derive(Clone, Debug)]
+enum Widths {
+    Constant(usize),
+    /// Widths, each for so many steps, and every how many steps are end-to-end.
+    Schedule(Vec<(u64, usize, Option<u64>)>),
+    Adaptive(Adaptive),
+}
+
+impl Widths {
+    fn strategy(&self, stages: usize) -> Box<dyn Strategy> {
+        match self.clone() {
+            Self::Constant(width) => Box::new(Interlock::width(width.min(stages))),
+            Self::Schedule(phases) => {
+                let mut from_step = 0;
+                let mut schedule: Option<WidthSchedule> = None;
+                for (steps, width, every) in phases {
+                    let strategy = Interlock::width(width.min(stages));
+                    let next = match schedule {
+                        Some(schedule) => schedule.then(from_step, strategy),
+                        None => WidthSchedule::new(strategy),
+                    };
+                    schedule = Some(match every {
+                        Some(steps) => next.end_to_end_every(steps),
+                        None => next,
+                    });
+                    from_step += steps;
+                }
+                Box::new(schedule.unwrap())
+            }
+            Self::Adaptive(rule) => Box::new(Adaptive { width: rule.width.min(stages), ..rule }),
+        }
+    }
+}
+
+fn any_widths() -> impl proptest::strategy::Strategy<Value = Widths> {
+    let phase = (1_u64..4, 1_usize..6, proptest::option::of(2_u64..4));
+    let adaptive = (1_u64..4, 1_usize..3, prop_oneof![Just(2.0), -0.5..1.0], 1_usize..3);
+    prop_oneof![
+        (1_usize..6).prop_map(Widths::Constant),
+        proptest::collection::vec(phase, 1..4).prop_map(Widths::Schedule),
+        adaptive.prop_map(|(every, window, below, width)| {
+            Widths::Adaptive(Adaptive { every, window, below, width, max_width: None })
+        }),
+    ]
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn actors_equal_plain_calls(
         layers in 1_usize..6,
-        width in 1_usize..6,
+        widths in any_widths(),
         micro_batches in 1_usize..5,
         in_flight in 1_usize..9,
         policy in prop_oneof![Just(PolicyName::FillDrain), Just(PolicyName::OneFOneB), Just(PolicyName::Interlock)],
         recompute in prop_oneof![Just(Recompute::None), Just(Recompute::All), Just(Recompute::Stages(vec![0]))],
         dtype in prop_oneof![Just(ActivationDtype::F32), Just(ActivationDtype::Bf16)],
         clip in prop_oneof![Just(None), Just(Some(ClipScope::Stage)), Just(Some(ClipScope::Global))],
+        link in prop_oneof![Just(Link::IMMEDIATE), Just(FAR)],
     ) {
         let make = || {
             builder(layers, None)
-                .strategy(Interlock::width(width.min(layers)))
+                .strategy(widths.strategy(layers))
                 .micro_batches(micro_batches)
                 .dtype(dtype)
                 .clip(clip.map(|scope| ClipConfig { max_norm: 0.1, scope }))
                 .batch_size(13)
         };
-        let expected = by_plain_calls(&make(), 6, micro_batches, 13);
-        let mut trainer = make().recompute(recompute).in_flight(in_flight).schedule(policy).steps(6).build().unwrap();
+        let (expected, plans) = by_plain_calls(&make(), 8, micro_batches, 13);
+        let make = make().devices(devices(link)).recompute(recompute).in_flight(in_flight).schedule(policy);
+        let mut trainer = make.steps(8).build().unwrap();
         trainer.fit(&OneBatch { size: 13 }).unwrap();
         let found = trainer.snapshot().unwrap();
         prop_assert!(same(&found, &expected));
+        prop_assert_eq!(trainer.plans(), &plans);
     }
 }
 
@@ -118,12 +194,13 @@ fn what_crosses_a_boundary_is_rounded_and_half_as_large() {
         }
         stages[2].perform(Action::Head { ticket, cotangent: true }, None).unwrap();
         for k in [2, 1] {
-            let action = Action::PullBack { ticket, loss: 2, wants: Wants::BOTH, then: Then::Nothing };
+            let action = Action::PullBack { ticket, loss: 2, wants: Wants::BOTH, measured: false, then: Then::Nothing };
             let Outcome::Gradient(gradient) = stages[k].perform(action, None).unwrap() else { panic!() };
             assert_eq!(gradient.bytes(), 5 * 8 * bytes);
             stages[k - 1].accept_gradient(ticket, 2, &gradient).unwrap();
         }
-        let action = Action::PullBack { ticket, loss: 2, wants: Wants::PARAMETERS, then: Then::Nothing };
+        let action =
+            Action::PullBack { ticket, loss: 2, wants: Wants::PARAMETERS, measured: false, then: Then::Nothing };
         assert!(matches!(stages[0].perform(action, None).unwrap(), Outcome::None));
     }
 }
@@ -181,11 +258,12 @@ fn a_failure_anywhere_is_one_typed_error() {
     for head in [false, true] {
         for when in [When::Forward, When::PullBackInput, When::PullBackParameters] {
             for how in [How::Panic, How::Error, How::NotANumber] {
-                for micro_batches in [1, 3] {
+                for (micro_batches, link) in [(1, Link::IMMEDIATE), (3, Link::IMMEDIATE), (3, FAR)] {
                     let fault = Fault { unit: 2, head, when, how, step: 2 };
                     let mut trainer = builder(4, Some(fault.clone()))
                         .strategy(Interlock::width(3))
                         .micro_batches(micro_batches)
+                        .devices(devices(link))
                         .steps(10)
                         .build()
                         .unwrap();
@@ -212,6 +290,39 @@ fn a_failure_anywhere_is_one_typed_error() {
             }
         }
     }
+}
+
+#[test]
+fn a_pipeline_stops_with_messages_on_their_way() {
+    let (done, stopped) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let link = Link { latency: 1e6, ..Link::IMMEDIATE };
+        let layout = builder(2, None).strategy(EndToEnd).devices([Arc::new(Remote(link)) as _]).layout().unwrap();
+        let settings = PipelineSettings {
+            micro_batches: 1,
+            in_flight: None,
+            policy: PolicyName::default().into(),
+            global_norm: false,
+            first_step: 0,
+            record: None,
+        };
+        let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings).unwrap();
+        let pieces = vec![Spiral { examples: 3 }.batch(&[0, 1, 2], None).unwrap()];
+        pipeline.feed(Feed { purpose: Purpose::Train, step: 0, pieces, first: 0, of: 1, total: 3.0 }).unwrap();
+        while pipeline.sent().activations < 2 {
+            std::thread::yield_now();
+        }
+        drop(pipeline);
+        done.send(()).unwrap();
+    });
+    stopped.recv_timeout(Duration::from_secs(30)).expect("it stops in bounded time");
+}
+
+#[test]
+fn a_link_that_cannot_be_is_refused_before_anything_starts() {
+    let link = Link { latency: -1.0, ..FAR };
+    let error = builder(2, None).strategy(EndToEnd).devices(devices(link)).build().err().unwrap();
+    assert!(error.is_refusal() && error.to_string().starts_with("device remote: its link has a latency"), "{error}");
 }
 
 /// A unit that cannot be built.

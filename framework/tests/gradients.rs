@@ -7,10 +7,12 @@ mod common;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use common::{Chain, Slope, given, scalars};
+use candle_core::{Device, Tensor};
+use common::{ByTarget, Chain, Matrices, Slope, given, scalars};
 use interlock::{
-    GradientPlan, Interlock, Strategy, Trainer,
+    Batch, GradientPlan, Interlock, Strategy, Trainer,
     device::Plain,
+    loss::Loss,
     optimizer::OptimizerConfig,
     plain::PlainPipeline,
     stage::{HeadsConfig, HeadsTrained},
@@ -37,7 +39,7 @@ fn gradients(stages: usize, strategy: impl Strategy + 'static) -> BTreeMap<Strin
         .devices([Arc::new(Plain) as Arc<dyn interlock::StageDevice>])
         .initial_values(given(&WEIGHTS));
     let layout = builder.layout().unwrap();
-    let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plan, &layout.settings).unwrap();
+    let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plans, &layout.settings).unwrap();
     pipeline.stages_mut().iter_mut().for_each(interlock::Stage::keep_gradients);
     pipeline.train_step(&scalars(&[1.0]), 1).unwrap();
     let parts = pipeline.stages().iter().flat_map(|s| [Some(s.parameters()), s.head_parameters()]).flatten();
@@ -108,4 +110,75 @@ fn a_strategy_of_ones_own_by_hand() {
     let stages: Vec<f32> = (0..4).map(|k| found[&format!("s{k}.weight")]).collect();
     // Stage 0 takes l_3 = 7·5·3·x through stages that do not follow it.
     assert_eq!(stages, [105.0, 26.0, 102.0, 30.0]);
+}
+
+/// Local learning; the first stage measures the loss of the next.
+#[derive(Debug)]
+struct Measuring;
+
+impl Strategy for Measuring {
+    fn plan(&self, stages: usize) -> interlock::Result<GradientPlan> {
+        let next = |k: usize| Some(k + 1).filter(|&j| j < stages);
+        GradientPlan::new((0..stages).collect())?.measuring((0..stages).map(next).collect())
+    }
+}
+
+/// The cosines that each stage measures in a step, and the gradient of `s0.weight` that it applies.
+fn measured(
+    model: impl interlock::ModelSpec + 'static,
+    loss: impl Loss + 'static,
+    values: &[(&str, &[f32], [usize; 2])],
+    batch: &Batch,
+    micro_batches: usize,
+) -> (Vec<Option<f64>>, Vec<f32>) {
+    let values = values
+        .iter()
+        .map(|&(name, values, dims)| (name.to_owned(), Tensor::from_slice(values, &dims[..], &Device::Cpu).unwrap()));
+    let builder = Trainer::builder(model)
+        .strategy(Measuring)
+        .stages(2)
+        .head_loss(1, loss)
+        .loss(Slope(1.0))
+        .optimizer(OptimizerConfig { lr: 1e-3, momentum: 0.0, ..OptimizerConfig::default() })
+        .initial_values(values.collect::<interlock::parameters::NamedTensors>());
+    let layout = builder.layout().unwrap();
+    let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plans, &layout.settings).unwrap();
+    pipeline.stages_mut().iter_mut().for_each(interlock::Stage::keep_gradients);
+    pipeline.train_step(batch, micro_batches).unwrap();
+    let applied = &pipeline.stages()[0].parameters().applied()[0].1;
+    let alignments = pipeline.stages().iter().map(interlock::Stage::alignment).collect();
+    (alignments, applied.flatten_all().unwrap().to_vec1().unwrap())
+}
+
+/// `l_0 = x·W_0·A_0` and `l_1 = x·W_0·W_1`, so `∂l_0/∂W_0 = xᵀ·A_0ᵀ` and `∂l_1/∂W_0 = xᵀ·W_1ᵀ`.
+#[test]
+fn a_cosine_by_hand() {
+    let values: [(&str, &[f32], [usize; 2]); 3] = [
+        ("s0.weight", &[2.0, -1.0], [1, 2]),
+        ("aux.0.weight", &[1.0, 0.0], [2, 1]),
+        ("s1.weight", &[3.0, 4.0], [2, 1]),
+    ];
+    let model = Matrices { dims: vec![1, 2, 1] };
+    let (alignments, applied) = measured(model.clone(), Slope(1.0), &values, &scalars(&[5.0]), 1);
+    // (1, 0) and (3, 4); what is applied is the gradient that the stage follows, 5·(1, 0).
+    assert_eq!((alignments, applied), (vec![Some(0.6), None], vec![5.0, 0.0]));
+    let (alignments, _) = measured(model.clone(), Slope(-1.0), &values, &scalars(&[5.0]), 1);
+    assert_eq!(alignments[0], Some(-0.6));
+    // A gradient that is zero points nowhere.
+    let (alignments, _) = measured(model, Slope(0.0), &values, &scalars(&[5.0]), 1);
+    assert_eq!(alignments[0], None);
+}
+
+/// The sums over micro-batches are compared: `∂l_0/∂W_0 = Σ x_i = (1, 1)` and `∂l_1/∂W_0 = Σ t_i·x_i = (1, 7)`, up to a factor, so the cosine
+/// is `8 / √(2·50)`. Each micro-batch by itself would have the cosine 1.
+#[test]
+fn the_cosine_is_that_of_sums_over_micro_batches() {
+    let values: [(&str, &[f32], [usize; 2]); 3] =
+        [("s0.weight", &[1.0, 1.0], [2, 1]), ("aux.0.weight", &[1.0], [1, 1]), ("s1.weight", &[1.0], [1, 1])];
+    let inputs = Tensor::new(&[[1.0_f32, 0.0], [0.0, 1.0]], &Device::Cpu).unwrap();
+    let batch = Batch { inputs: inputs.into(), targets: Tensor::new(&[1_u32, 7], &Device::Cpu).unwrap() };
+    for micro_batches in [1, 2] {
+        let (alignments, _) = measured(Matrices { dims: vec![2, 1, 1] }, ByTarget, &values, &batch, micro_batches);
+        assert_eq!(alignments, [Some(0.8), None], "M = {micro_batches}");
+    }
 }

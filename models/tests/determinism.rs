@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{
-    Batch, Dataset, Interlock, ModelSpec, Result, StageDevice, Trainer,
+    Adaptive, Batch, Dataset, Interlock, ModelSpec, Result, StageDevice, Trainer,
     clip::{ClipConfig, ClipScope},
     optimizer::{OptimizerConfig, OptimizerKind},
     plain::PlainPipeline,
@@ -101,7 +101,7 @@ fn check(data: &OneBatch, micro_batches: usize, make: impl Fn() -> TrainerBuilde
         builder.steps(STEPS).devices(devices(names))
     };
     let layout = make(&["cpu:threads=1"]).layout().unwrap();
-    let mut plain = PlainPipeline::build(&layout.blueprints, layout.plan, &layout.settings).unwrap();
+    let mut plain = PlainPipeline::build(&layout.blueprints, layout.plans, &layout.settings).unwrap();
     for _ in 0..STEPS {
         plain.train_step(&data.0, micro_batches).unwrap();
     }
@@ -112,6 +112,7 @@ fn check(data: &OneBatch, micro_batches: usize, make: impl Fn() -> TrainerBuilde
             trainer.fit(data).unwrap();
             let found = bits(trainer.snapshot().unwrap());
             assert!(found == expected, "M = {micro_batches}, in flight {in_flight}, devices {names:?}");
+            assert_eq!(trainer.plans(), plain.plans().schedule());
         }
     }
 }
@@ -124,6 +125,21 @@ fn a_resnet_of_four_stages() {
             Trainer::builder(resnet()).strategy(Interlock::width(2)).optimizer(optimizer)
         });
     }
+}
+
+#[test]
+fn a_resnet_whose_stages_widen_by_what_they_measure() {
+    let rule = Adaptive { every: 4, window: 2, below: 0.5, width: 1, max_width: None };
+    let data = images(10, 12);
+    let make = || {
+        let optimizer = OptimizerConfig { lr: 0.05, weight_decay: 1e-4, ..OptimizerConfig::default() };
+        Trainer::builder(resnet()).strategy(rule.clone()).optimizer(optimizer)
+    };
+    check(&data, 4, make);
+    let mut trainer = make().stages(4).seed(7).micro_batches(4).batch_size(10).steps(STEPS).build().unwrap();
+    trainer.fit(&data).unwrap();
+    let phases = trainer.plans().phases().len();
+    assert!(phases > 1, "nothing was widened, so nothing was compared");
 }
 
 #[test]
@@ -170,7 +186,7 @@ fn many_stages_share_a_device_of_few_threads() {
             .steps(3)
     };
     let layout = make().devices(devices(&["cpu:threads=1"])).layout().unwrap();
-    let mut plain = PlainPipeline::build(&layout.blueprints, layout.plan, &layout.settings).unwrap();
+    let mut plain = PlainPipeline::build(&layout.blueprints, layout.plans, &layout.settings).unwrap();
     for _ in 0..3 {
         plain.train_step(&data.0, 2).unwrap();
     }

@@ -27,7 +27,7 @@ pub(crate) enum WorkloadName {
 pub(crate) struct Workload {
     pub(super) name: &'static str,
     /// Examples a step.
-    pub(super) batch: usize,
+    pub(crate) batch: usize,
     /// One example's shape.
     shape: &'static [usize],
     /// Classes, or tokens.
@@ -38,7 +38,7 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
-    pub(super) fn named(name: WorkloadName) -> &'static Self {
+    pub(crate) fn named(name: WorkloadName) -> &'static Self {
         static RESNET32: Workload = Workload {
             name: "resnet32",
             batch: 128,
@@ -70,12 +70,17 @@ impl Workload {
         }
     }
 
+    /// A batch of random numbers; another for another `number`.
+    pub(crate) fn random_batch(&self, number: u64) -> Result<Batch> {
+        random_batch(self, Key::new(8).with(number))
+    }
+
     fn is_text(&self) -> bool {
         self.shape.len() == 1
     }
 
-    /// A builder with everything but devices and lengths. Widths below the number of stages train every head, end-to-end none.
-    pub(super) fn trainer(&self, stages: usize, width: usize) -> Result<TrainerBuilder> {
+    /// The units of each of `stages` stages.
+    pub(super) fn cut(&self, stages: usize) -> Result<Vec<usize>> {
         let cut = self.cuts.iter().find(|cut| cut.len() == stages).ok_or_else(|| {
             let known: Vec<String> = self.cuts.iter().map(|cut| cut.len().to_string()).collect();
             Error::invalid(
@@ -84,6 +89,11 @@ impl Workload {
                 format!("use {}", known.join(", ")),
             )
         })?;
+        Ok(cut.to_vec())
+    }
+
+    /// A builder with everything but a cut, devices and lengths, for `stages` stages. Widths below their number train every head, end-to-end none.
+    pub(crate) fn trainer(&self, width: usize, stages: usize) -> Result<TrainerBuilder> {
         let builder = match *self.shape {
             [channels, height, width] => {
                 Trainer::builder(ResNet::preset(self.name, [channels, height, width], self.classes)?)
@@ -107,7 +117,6 @@ impl Workload {
         };
         let train = if width < stages { HeadsTrained::All } else { HeadsTrained::Needed };
         Ok(builder
-            .units_per_stage(cut.to_vec())
             .strategy(Interlock::width(width))
             .heads(HeadsConfig { arch: Some(self.head.to_owned()), train })
             .optimizer(optimizer)
@@ -124,11 +133,11 @@ const BATCHES: u64 = 4;
 
 impl RandomBatches {
     pub(super) fn new(workload: &Workload) -> Result<Self> {
-        (0..BATCHES).map(|number| random_batch(workload, Key::new(8).with(number))).collect::<Result<_>>().map(Self)
+        (0..BATCHES).map(|number| workload.random_batch(number)).collect::<Result<_>>().map(Self)
     }
 }
 
-fn random_batch(workload: &Workload, key: Key) -> Result<Batch> {
+pub(super) fn random_batch(workload: &Workload, key: Key) -> Result<Batch> {
     let mut stream = key.stream();
     let dims = [&[workload.batch], workload.shape].concat();
     let count: usize = dims.iter().product();
@@ -180,7 +189,9 @@ mod tests {
     fn every_cut_is_one_of_the_whole_model() {
         for name in [WorkloadName::Resnet32, WorkloadName::Resnet18, WorkloadName::Gpt] {
             for stages in [1, 2, 4] {
-                let layout = Workload::named(name).trainer(stages, 1).unwrap().layout().unwrap();
+                let workload = Workload::named(name);
+                let cut = workload.cut(stages).unwrap();
+                let layout = workload.trainer(1, stages).unwrap().units_per_stage(cut).layout().unwrap();
                 assert_eq!(layout.partition.stages(), stages);
             }
         }

@@ -2,14 +2,16 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::mpsc::Sender,
+    sync::{Arc, mpsc::Sender},
 };
 
 use actix::{Actor, Addr, Context, Handler};
 
 use super::{
-    messages::{Activation, Credit, Feed, Norm, PipelineEvent, ToAll, Told},
+    messages::{Activation, Cleared, Credit, Feed, Norm, Observe, Observed, PipelineEvent, ToAll, Told},
+    sent::{Counter, count},
     stage::StageActor,
+    strategy::StrategyActor,
     wire::send,
 };
 use crate::{
@@ -22,7 +24,12 @@ use crate::{
 /// Feeds micro-batches to the first stage within its credits, and gathers what the stages report into events.
 pub(super) struct Coordinator {
     stages: Vec<Addr<StageActor>>,
+    /// Told of every step, where plans are decided on the way.
+    strategy: Option<Addr<StrategyActor>>,
+    /// Only steps below this one are fed: the plans of the others may still change.
+    cleared: u64,
     events: Sender<PipelineEvent>,
+    sent: Arc<Counter>,
     credits: usize,
     in_flight: usize,
     /// What has been fed and not yet been sent; the last piece of a feed carries what it was.
@@ -59,11 +66,20 @@ impl<K: Ord + Copy, V> Gather<K, V> {
 }
 
 impl Coordinator {
-    pub(super) fn new(stages: Vec<Addr<StageActor>>, in_flight: usize, events: Sender<PipelineEvent>) -> Self {
+    pub(super) fn new(
+        stages: Vec<Addr<StageActor>>,
+        strategy: Option<Addr<StrategyActor>>,
+        in_flight: usize,
+        events: Sender<PipelineEvent>,
+        sent: Arc<Counter>,
+    ) -> Self {
         let count = stages.len();
         Self {
             stages,
+            strategy,
+            cleared: 0,
             events,
+            sent,
             credits: in_flight,
             in_flight,
             waiting: VecDeque::new(),
@@ -106,11 +122,16 @@ impl Coordinator {
         }
     }
 
-    /// Sends what waits, as far as the first stage has room.
+    /// Sends what waits, as far as the first stage has room and plans are known.
     fn flow(&mut self) {
         while self.credits > 0 && !self.failed {
+            let cleared = |ticket: &Ticket| ticket.purpose == Purpose::Evaluate || ticket.step < self.cleared;
+            if self.waiting.front().is_some_and(|(ticket, ..)| !cleared(ticket)) {
+                break;
+            }
             let Some((ticket, payload, last)) = self.waiting.pop_front() else { break };
             self.credits -= 1;
+            count(&self.sent.activations);
             let sent = send(&self.stages[0], "stage 0", Activation { ticket, payload });
             self.check(0, sent);
             if last {
@@ -125,9 +146,9 @@ impl Actor for Coordinator {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         // As long as this actor feeds nothing new there are at most `in_flight` micro-batches a boundary, and each of them makes
-        // every stage report at most three times (a norm, a step or a score, a credit).
+        // every stage report at most three times (a norm, a step or a score, a credit), and the strategy actor twice.
         let stages = self.stages.len();
-        ctx.set_mailbox_capacity(64 + 3 * stages * (stages + 1) * (self.in_flight + 1));
+        ctx.set_mailbox_capacity(64 + (3 * stages + 2) * (stages + 1) * (self.in_flight + 1));
     }
 }
 
@@ -156,6 +177,26 @@ impl Handler<Credit> for Coordinator {
             self.check(0, error);
         }
         self.flow();
+    }
+}
+
+impl Handler<Cleared> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, message: Cleared, _: &mut Self::Context) {
+        self.cleared = message.until;
+        self.flow();
+    }
+}
+
+impl Handler<Observed> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, message: Observed, _: &mut Self::Context) {
+        if !self.failed {
+            let Observed { step, stages, change } = message;
+            self.tell(PipelineEvent::StepDone { step, stages, change });
+        }
     }
 }
 
@@ -188,7 +229,13 @@ impl Handler<Told> for Coordinator {
                 self.tell(PipelineEvent::StageStep(done.clone()));
                 let step = done.step;
                 if let Some(stages) = self.steps.add(step, done.stage, done) {
-                    self.tell(PipelineEvent::StepDone { step, stages });
+                    match &self.strategy {
+                        Some(strategy) => {
+                            let sent = send(strategy, "the strategy actor", Observe { step, stages });
+                            self.check(0, sent);
+                        }
+                        None => self.tell(PipelineEvent::StepDone { step, stages, change: None }),
+                    }
                 }
             }
             Report::Scored { stage, ticket, score } => {
@@ -201,6 +248,7 @@ impl Handler<Told> for Coordinator {
                 if let Some(all) = self.norms.add(step, stage, norms) {
                     // In the order of stages and parameters, whatever arrived when.
                     let norm = all.iter().flatten().fold(0.0, |sum, norm| sum + norm).sqrt();
+                    (0..self.stages.len()).for_each(|_| count(&self.sent.norms));
                     self.broadcast(&Norm { step, norm });
                 }
             }

@@ -1,32 +1,68 @@
 //! The messages between actors, one struct each.
 
-use std::sync::Arc;
+use std::sync::mpsc::Sender;
 
 use actix::{Addr, Message};
 use candle_core::Tensor;
+use serde_json::Value;
 
-use super::{coordinator::Coordinator, stage::StageActor};
+use super::{coordinator::Coordinator, stage::StageActor, wire::Wire};
 use crate::{
-    Activation as Tensors, Batch, GradientPlan, Score, StageFailure,
+    Activation as Tensors, Batch, PlanSchedule, Result, Score, StageFailure,
+    plan::PlanPhase,
     schedule::{Purpose, Ticket},
     stage::Payload,
     transport::{Built, Report, StageStep},
 };
 
-/// To a stage: its neighbours, and then its build begins.
+/// To a stage: its connections, and then its build begins.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(super) struct Connect {
-    pub(super) previous: Option<Addr<StageActor>>,
-    pub(super) next: Option<Addr<StageActor>>,
-    pub(super) coordinator: Addr<Coordinator>,
-}
+pub(super) struct Connect(pub(super) Wire);
 
-/// From the strategy actor to a stage: what to relay and what to follow.
-#[derive(Message, Clone)]
+/// From the strategy actor to a stage: what to relay and what to follow, step by step; then its build begins.
+#[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Follow {
-    pub(super) plan: Arc<GradientPlan>,
+    pub(super) plans: PlanSchedule,
+}
+
+/// From the strategy actor to a stage: other plans from a step on that it cannot have begun.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Change {
+    pub(super) phase: PlanPhase,
+}
+
+/// From the strategy actor to the coordinator: every stage knows, or has in its mailbox, the plans of all steps below this one.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub(super) struct Cleared {
+    pub(super) until: u64,
+}
+
+/// From the coordinator to the strategy actor: every stage has finished this step. Sent where plans are decided on the way.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Observe {
+    pub(super) step: u64,
+    pub(super) stages: Vec<StageStep>,
+}
+
+/// From the strategy actor to the coordinator: what came of an [`Observe`].
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Observed {
+    pub(super) step: u64,
+    pub(super) stages: Vec<StageStep>,
+    pub(super) change: Option<PlanPhase>,
+}
+
+/// From the outside to the strategy actor: tell what you have decided and remember.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct TellState {
+    pub(super) to: Sender<Result<Option<Value>>>,
 }
 
 /// To the strategy actor: the stages to tell.
@@ -143,6 +179,8 @@ pub enum PipelineEvent {
         step: u64,
         /// What each stage reported.
         stages: Vec<StageStep>,
+        /// What takes the place of plans of steps to come, by what was measured in this step or before.
+        change: Option<PlanPhase>,
     },
     /// Every stage has scored a micro-batch of an evaluation; in order of stages.
     Scored {

@@ -8,21 +8,25 @@ use std::{
         mpsc::{Receiver, Sender, channel},
     },
     thread::JoinHandle,
+    time::Instant,
 };
 
 use actix::{Actor, Addr, Arbiter, Context, Handler, Message, System};
 use candle_core::Tensor;
+use serde_json::Value;
 
 use super::{
     coordinator::Coordinator,
-    messages::{Begin, Connect, Feed, Lead, PipelineEvent, TakeSnapshot, ToAll, Validated},
+    delay::DelayLine,
+    messages::{Begin, Connect, Feed, Lead, PipelineEvent, TakeSnapshot, TellState, ToAll, Validated},
+    sent::{Counter, Sent},
     stage::{Settings, StageActor},
     strategy::StrategyActor,
-    wire::send,
+    wire::{Neighbour, Wire, send},
 };
 use crate::{
-    Error, GradientPlan, Result, StageFailure, schedule::Policy, simulator::least_in_flight, stage::StageBlueprint,
-    transport::Built,
+    Error, Link, Result, StageFailure, schedule::Policy, simulator::least_in_flight, stage::StageBlueprint,
+    strategy::Plans, transport::Built,
 };
 
 /// How a pipeline runs: everything here changes when things happen, never what is computed.
@@ -38,6 +42,8 @@ pub struct PipelineSettings {
     pub global_norm: bool,
     /// The first step.
     pub first_step: u64,
+    /// Where stages are to note when they did what: the moment from which all of them count.
+    pub record: Option<Instant>,
 }
 
 /// A running pipeline of stage actors.
@@ -45,59 +51,80 @@ pub struct PipelineSettings {
 /// Dropping it stops the actors and waits for their threads; a stage in the middle of a computation finishes that computation.
 pub struct Pipeline {
     coordinator: Addr<Coordinator>,
+    strategy: Addr<StrategyActor>,
     events: Receiver<PipelineEvent>,
     system: System,
     thread: Option<JoinHandle<()>>,
     arbiters: Vec<Arbiter>,
+    /// There where some device's link delays.
+    delays: Option<DelayLine>,
+    sent: Vec<Arc<Counter>>,
+    in_flight: usize,
     /// The failure that ended the pipeline: there will be no further event.
     failure: RefCell<Option<StageFailure>>,
     built: Vec<Built>,
-    plan: Arc<GradientPlan>,
 }
 
 impl Pipeline {
     /// Starts an actor for each blueprint, each on a thread of its own, and waits until all are built.
     ///
     /// # Errors
-    /// If a thread cannot be started or a stage cannot be built: the failure names the stage and the cause.
-    pub fn start(blueprints: Vec<StageBlueprint>, plan: GradientPlan, settings: PipelineSettings) -> Result<Self> {
-        if plan.stages() != blueprints.len() {
+    /// If the plans are for another number of stages or leave the first step open, a device's link cannot be, a thread cannot be started, or a
+    /// stage cannot be built: the failure names the stage and the cause.
+    pub fn start(blueprints: Vec<StageBlueprint>, plans: impl Into<Plans>, settings: PipelineSettings) -> Result<Self> {
+        let plans = plans.into();
+        if plans.stages() != blueprints.len() {
             return Err(Error::invalid(
                 "gradient plan",
-                format!("it is for {} stages", plan.stages()),
+                format!("it is for {} stages", plans.stages()),
                 format!("there are {}", blueprints.len()),
             ));
         }
-        let plan = Arc::new(plan);
+        if plans.known_until() <= settings.first_step {
+            return Err(Error::invalid(
+                "strategy",
+                format!("its plans are known up to step {}", plans.known_until()),
+                format!("known_until must be beyond the first step, {}", settings.first_step),
+            ));
+        }
         let in_flight = match settings.in_flight {
             Some(in_flight) => in_flight.max(1),
-            None => least_in_flight(&plan, settings.micro_batches.max(1), settings.policy)?,
+            None => plans.schedule().plans().try_fold(1, |most, plan| {
+                Ok::<_, Error>(least_in_flight(plan, settings.micro_batches.max(1), settings.policy)?.max(most))
+            })?,
+        };
+        blueprints.iter().try_for_each(|stage| stage.device.link().validate(stage.device.name()))?;
+        let delays = match blueprints.iter().all(|stage| stage.device.link().is_immediate()) {
+            true => None,
+            false => Some(DelayLine::start()?),
         };
         let (tell, events) = channel();
         let (started, ready) = channel();
-        let shared = Arc::clone(&plan);
         let thread = std::thread::Builder::new()
             .name("interlock".to_owned())
             .spawn(move || {
                 let system = System::new();
-                let launched = system.block_on(async { launch(blueprints, shared, settings, in_flight, tell) });
+                let launched = system.block_on(async { launch(blueprints, plans, settings, in_flight, tell, delays) });
                 if started.send((System::current(), launched)).is_ok() {
                     // Ends when the handle is dropped and stops the system; its exit code says nothing more.
                     let _ = system.run();
                 }
             })
             .map_err(|e| Error::Ended(format!("its thread cannot be started: {e}")))?;
-        let (system, (coordinator, arbiters)) =
+        let (system, Launched { coordinator, strategy, arbiters, delays, sent }) =
             ready.recv().map_err(|_| Error::Ended("its thread ended while it was being started".to_owned()))?;
         let mut pipeline = Self {
             coordinator,
+            strategy,
             events,
             system,
             thread: Some(thread),
             arbiters,
+            delays,
+            sent,
+            in_flight,
             failure: RefCell::new(None),
             built: Vec::new(),
-            plan,
         };
         match pipeline.next()? {
             PipelineEvent::Ready(built) => {
@@ -121,9 +148,14 @@ impl Pipeline {
         &self.built
     }
 
-    /// The gradient plan.
-    pub fn plan(&self) -> &GradientPlan {
-        &self.plan
+    /// The most activations of each boundary that may have been sent and not yet been freed.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// How many messages the actors have sent to each other since the start.
+    pub fn sent(&self) -> Sent {
+        self.sent.iter().fold(Sent::default(), |sum, counter| sum + counter.read())
     }
 
     /// Hands a batch over, to be fed when there is room; never waits.
@@ -173,6 +205,16 @@ impl Pipeline {
         self.send(ToAll::Begin(Begin { total_steps }))
     }
 
+    /// What the strategy has decided and remembers by the last [`PipelineEvent::StepDone`]; none where nothing is decided on the way.
+    ///
+    /// # Errors
+    /// If the strategy cannot tell, or the actors' threads have ended.
+    pub fn strategy_state(&self) -> Result<Option<Value>> {
+        let (to, told) = channel();
+        send(&self.strategy, "the strategy actor", TellState { to })?;
+        told.recv().map_err(|_| Error::Ended("its strategy has ended".to_owned()))?
+    }
+
     /// A copy of every parameter and buffer of each stage, in order of stages; call it only while nothing is in flight.
     pub fn snapshot_by_stage(&self) -> Result<Vec<Vec<(String, Tensor)>>> {
         self.send(ToAll::TakeSnapshot(TakeSnapshot))?;
@@ -203,27 +245,45 @@ impl Drop for Pipeline {
             // A panic of that thread has been reported as a failure or ends here; either way the pipeline is over.
             let _ = thread.join();
         }
+        // Whatever it still holds has no receiver any more.
+        self.delays = None;
     }
+}
+
+/// What has been started: the actors that the outside speaks with, and the threads.
+struct Launched {
+    coordinator: Addr<Coordinator>,
+    strategy: Addr<StrategyActor>,
+    arbiters: Vec<Arbiter>,
+    delays: Option<DelayLine>,
+    sent: Vec<Arc<Counter>>,
 }
 
 /// Starts the actors and tells them of each other.
 fn launch(
     blueprints: Vec<StageBlueprint>,
-    plan: Arc<GradientPlan>,
+    plans: Plans,
     settings: PipelineSettings,
     in_flight: usize,
     events: Sender<PipelineEvent>,
-) -> (Addr<Coordinator>, Vec<Arbiter>) {
+    delays: Option<DelayLine>,
+) -> Launched {
+    let stages = blueprints.len();
+    let links: Vec<Link> = blueprints.iter().map(|stage| stage.device.link()).collect();
+    // One for each stage and one for the coordinator.
+    let sent: Vec<Arc<Counter>> = (0..=stages).map(|_| Arc::default()).collect();
     let (actors, arbiters): (Vec<Addr<StageActor>>, Vec<Arbiter>) = blueprints
         .into_iter()
         .map(|blueprint| {
-            // Room for every activation, gradient and credit that can be on its way to the stage, and for a few words besides.
-            let mailbox = 16 + in_flight * (2 + plan.wants(blueprint.index).len());
+            // Room for every activation, gradient and credit that can be on its way to the stage, and for a few words besides. Of a
+            // micro-batch there is at most one gradient of each loss from this stage's on.
+            let mailbox = 16 + in_flight * (2 + stages - blueprint.index);
             let settings = Settings {
                 in_flight,
                 policy: settings.policy,
                 global_norm: settings.global_norm,
                 first_step: settings.first_step,
+                record: settings.record,
                 mailbox,
             };
             let arbiter = Arbiter::new();
@@ -231,17 +291,25 @@ fn launch(
             (StageActor::start_in_arbiter(&arbiter.handle(), actor), arbiter)
         })
         .unzip();
-    let coordinator = Coordinator::new(actors.clone(), in_flight, events).start();
-    let strategy = StrategyActor::new(plan).start();
+    let adapts = plans.adapts();
+    let strategy = StrategyActor::new(plans).start();
+    let observer = adapts.then(|| strategy.clone());
+    let coordinator = Coordinator::new(actors.clone(), observer, in_flight, events, Arc::clone(&sent[stages])).start();
     for (k, actor) in actors.iter().enumerate() {
-        let connect = Connect {
-            previous: k.checked_sub(1).map(|k| actors[k].clone()),
-            next: actors.get(k + 1).cloned(),
+        let neighbour = |stage: usize| {
+            let delayed = delays.as_ref().filter(|_| !links[k].is_immediate()).map(|line| line.direction(links[k]));
+            actors.get(stage).map(|address| Neighbour { stage, address: address.clone(), delayed })
+        };
+        let wire = Wire {
+            stage: k,
+            previous: k.checked_sub(1).and_then(neighbour),
+            next: neighbour(k + 1),
             coordinator: coordinator.clone(),
+            sent: Arc::clone(&sent[k]),
         };
         // The mailboxes are new and empty, their actors just started.
-        let _ = send(actor, "a stage", connect);
+        let _ = send(actor, "a stage", Connect(wire));
     }
     let _ = send(&strategy, "the strategy actor", Lead { stages: actors, coordinator: coordinator.clone() });
-    (coordinator, arbiters)
+    Launched { coordinator, strategy, arbiters, delays, sent }
 }

@@ -8,15 +8,15 @@ use std::{
 
 use actix::{Actor, AsyncContext, Context, Handler};
 
-use super::{
-    messages::{Act, Activation, Begin, Connect, Credit, Follow, Gradient, Norm, TakeSnapshot, Validated},
-    wire::Wire,
+use super::messages::{
+    Act, Activation, Begin, Change, Connect, Credit, Follow, Gradient, Norm, TakeSnapshot, Validated,
 };
 use crate::{
     Error, Phase, Result, Score, Stage, StageFailure,
     error::panic_message,
     schedule::{Action, Event, Policy, Purpose, StageRole, StageSchedule},
     stage::{Outcome, StageBlueprint},
+    timeline::Span,
     transport::{Built, Report, StageStep, Transport},
 };
 
@@ -34,6 +34,7 @@ pub(super) struct Settings {
     pub(super) policy: Policy,
     pub(super) global_norm: bool,
     pub(super) first_step: u64,
+    pub(super) record: Option<Instant>,
     pub(super) mailbox: usize,
 }
 
@@ -68,6 +69,9 @@ struct Work {
     /// The score of the step in work, and the time spent on it.
     score: Option<Score>,
     busy: Duration,
+    /// From when times are counted where they are recorded, and what has been done of the step in work.
+    record: Option<Instant>,
+    spans: Vec<Span>,
 }
 
 impl StageActor {
@@ -182,7 +186,7 @@ impl Work {
         let start = Instant::now();
         let outcome = self.stage.perform(action, norm)?;
         if action.trains() {
-            self.busy += start.elapsed();
+            self.note(action, start, Instant::now());
         }
         self.deliver(action, outcome)?;
         self.schedule.done(action);
@@ -195,6 +199,15 @@ impl Work {
             self.wire.send_credit()?;
         }
         Ok(true)
+    }
+
+    /// Takes note of what has been done for the step in work.
+    fn note(&mut self, action: Action, start: Instant, end: Instant) {
+        self.busy += end - start;
+        if let Some(origin) = self.record {
+            let since = |instant: Instant| instant.duration_since(origin).as_secs_f64();
+            self.spans.push(Span { stage: self.stage.index(), action, start: since(start), end: since(end) });
+        }
     }
 
     fn deliver(&mut self, action: Action, outcome: Outcome) -> Result<()> {
@@ -220,8 +233,10 @@ impl Work {
             }
             (Action::Update(step), Outcome::Updated(updated)) => {
                 let busy_seconds = std::mem::take(&mut self.busy).as_secs_f64();
-                let score = self.score.take();
-                self.wire.report(Report::StepDone(StageStep { stage, step, score, updated, busy_seconds }))
+                let (score, spans) = (self.score.take(), std::mem::take(&mut self.spans));
+                let alignment = self.stage.alignment();
+                let done = StageStep { stage, step, score, updated, alignment, busy_seconds, spans };
+                self.wire.report(Report::StepDone(done))
             }
             _ => Ok(()),
         }
@@ -239,9 +254,7 @@ impl Actor for StageActor {
 impl Handler<Connect> for StageActor {
     type Result = ();
 
-    fn handle(&mut self, message: Connect, _: &mut Self::Context) {
-        let Connect { previous, next, coordinator } = message;
-        let wire = Wire { stage: self.blueprint.index, previous, next, coordinator };
+    fn handle(&mut self, Connect(wire): Connect, _: &mut Self::Context) {
         self.state = State::Connected { wire: Box::new(wire) };
     }
 }
@@ -254,7 +267,7 @@ impl Handler<Follow> for StageActor {
             let stage = Box::new(this.blueprint.build()?);
             let role = StageRole {
                 stage: stage.index(),
-                plans: message.plan.into(),
+                plans: message.plans,
                 has_head: stage.has_head() || stage.index() + 1 == this.blueprint.stages,
                 global_norm: this.settings.global_norm,
                 credits: this.settings.in_flight,
@@ -271,6 +284,8 @@ impl Handler<Follow> for StageActor {
                     norms: HashMap::new(),
                     score: None,
                     busy: Duration::ZERO,
+                    record: this.settings.record,
+                    spans: Vec::new(),
                 })),
                 other => other,
             };
@@ -278,6 +293,17 @@ impl Handler<Follow> for StageActor {
                 State::Working(work) => Ok(work.wire.report(Report::Built(built))?),
                 _ => Err(Error::Ended("was told a plan before it was connected, or a second time".to_owned()).into()),
             }
+        });
+    }
+}
+
+impl Handler<Change> for StageActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Change, _: &mut Self::Context) {
+        self.guarded(Phase::Plan, |this| match &mut this.state {
+            State::Working(work) => Ok(work.schedule.follow(message.phase).map_err(|e| Error::Ended(e.to_string()))?),
+            _ => Err(Error::Ended("was told of a change before its first plan".to_owned()).into()),
         });
     }
 }

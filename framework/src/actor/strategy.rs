@@ -1,41 +1,115 @@
 //! The strategy actor.
 
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use actix::{Actor, Context, Handler};
+use actix::{Actor, Addr, Context, Handler, Message};
 
 use super::{
-    messages::{Follow, Lead, Told},
+    coordinator::Coordinator,
+    messages::{Change, Cleared, Follow, Lead, Observe, Observed, TellState, Told},
+    stage::StageActor,
     wire::send,
 };
-use crate::{GradientPlan, Phase, StageFailure, transport::Report};
+use crate::{Error, Phase, Result, StageFailure, error::panic_message, strategy::Plans, transport::Report};
 
-/// Holds the gradient plan and tells every stage what to relay and what to follow.
+/// Holds the plans of the run: tells every stage what to relay and what to follow, decides the changes that follow from what stages measure, and
+/// tells the coordinator for which steps every stage has been told.
 pub(super) struct StrategyActor {
-    plan: Arc<GradientPlan>,
+    plans: Plans,
+    /// Whom to tell, once it leads; none after a failure.
+    followers: Option<Lead>,
 }
 
 impl StrategyActor {
-    pub(super) fn new(plan: Arc<GradientPlan>) -> Self {
-        Self { plan }
+    pub(super) fn new(plans: Plans) -> Self {
+        Self { plans, followers: None }
     }
+
+    /// Runs `work`; an error or a panic becomes the run's failure, is reported once, and ends this actor's work.
+    fn guarded(&mut self, step: Option<u64>, work: impl FnOnce(&mut Plans, &Lead) -> Result<()>) {
+        let Some(followers) = &self.followers else { return };
+        let failure = |phase, cause| StageFailure { stage: 0, step, micro: None, phase, cause };
+        let failure = match catch_unwind(AssertUnwindSafe(|| work(&mut self.plans, followers))) {
+            Ok(Ok(())) => return,
+            Ok(Err(Error::Stage(failure))) => failure,
+            Ok(Err(error)) => failure(Phase::Plan, error.to_string()),
+            Err(panic) => failure(Phase::Plan, format!("panicked: {}", panic_message(&*panic))),
+        };
+        // Where this fails the coordinator is gone, and with it everyone who could be told.
+        let _ = send(&followers.coordinator, "the coordinator", Told(Report::Failed(failure)));
+        self.followers = None;
+    }
+}
+
+/// Sends every stage a message.
+fn tell_stages<M>(stages: &[Addr<StageActor>], message: impl Fn() -> M) -> Result<()>
+where
+    M: Message<Result = ()> + Send + 'static,
+    StageActor: Handler<M>,
+{
+    for (stage, to) in stages.iter().enumerate() {
+        send(to, &format!("stage {stage}"), message()).map_err(|error| {
+            let cause = error.to_string();
+            Error::Stage(StageFailure { stage, step: None, micro: None, phase: Phase::Transfer, cause })
+        })?;
+    }
+    Ok(())
+}
+
+fn tell_coordinator<M>(to: &Addr<Coordinator>, message: M) -> Result<()>
+where
+    M: Message<Result = ()> + Send + 'static,
+    Coordinator: Handler<M>,
+{
+    send(to, "the coordinator", message)
 }
 
 impl Actor for StrategyActor {
     type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        // Unbounded: at most one message for each step that was cleared and is not yet observed.
+        ctx.set_mailbox_capacity(0);
+    }
 }
 
 impl Handler<Lead> for StrategyActor {
     type Result = ();
 
     fn handle(&mut self, message: Lead, _: &mut Self::Context) {
-        for (k, stage) in message.stages.iter().enumerate() {
-            if let Err(error) = send(stage, &format!("stage {k}"), Follow { plan: Arc::clone(&self.plan) }) {
-                let cause = error.to_string();
-                let failure = StageFailure { stage: k, step: None, micro: None, phase: Phase::Transfer, cause };
-                // Where this fails the coordinator is gone, and with it everyone who could be told.
-                let _ = send(&message.coordinator, "the coordinator", Told(Report::Failed(failure)));
+        self.followers = Some(message);
+        self.guarded(None, |plans, followers| {
+            tell_stages(&followers.stages, || Follow { plans: plans.schedule().clone() })?;
+            tell_coordinator(&followers.coordinator, Cleared { until: plans.known_until() })
+        });
+    }
+}
+
+impl Handler<Observe> for StrategyActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Observe, _: &mut Self::Context) {
+        let Observe { step, stages } = message;
+        self.guarded(Some(step), |plans, followers| {
+            let alignments: Vec<Option<f64>> = stages.iter().map(|stage| stage.alignment).collect();
+            let change = plans.observe(step, &alignments)?;
+            if let Some(phase) = &change {
+                tell_stages(&followers.stages, || Change { phase: phase.clone() })?;
             }
-        }
+            tell_coordinator(&followers.coordinator, Observed { step, stages, change })?;
+            // After the change is in every mailbox: an activation of a step that this clears arrives behind it.
+            tell_coordinator(&followers.coordinator, Cleared { until: plans.known_until() })
+        });
+    }
+}
+
+impl Handler<TellState> for StrategyActor {
+    type Result = ();
+
+    fn handle(&mut self, message: TellState, _: &mut Self::Context) {
+        let told = catch_unwind(AssertUnwindSafe(|| self.plans.state()))
+            .unwrap_or_else(|panic| Err(Error::Ended(format!("panicked: {}", panic_message(&*panic)))));
+        // Whoever asked may have given up; nothing is lost.
+        let _ = message.to.send(told);
     }
 }

@@ -1,14 +1,18 @@
-//! The transport between actors of one process: a message is moved into the receiver's mailbox.
+//! The transport between actors of one process: a message is moved into the receiver's mailbox, at once or through the delay line.
+
+use std::sync::Arc;
 
 use actix::{Actor, Addr, Handler, Message, dev::ToEnvelope, prelude::SendError};
 
 use super::{
     coordinator::Coordinator,
+    delay::Delayed,
     messages::{Activation, Credit, Gradient, Told},
+    sent::{Counter, count},
     stage::StageActor,
 };
 use crate::{
-    Activation as Tensors, Error, Result,
+    Activation as Tensors, Error, Phase, Result, StageFailure,
     schedule::Ticket,
     stage::Payload,
     transport::{Report, Transport},
@@ -33,36 +37,146 @@ where
 /// The connections of one stage in process.
 pub(super) struct Wire {
     pub(super) stage: usize,
-    pub(super) previous: Option<Addr<StageActor>>,
-    pub(super) next: Option<Addr<StageActor>>,
+    pub(super) previous: Option<Neighbour>,
+    pub(super) next: Option<Neighbour>,
     pub(super) coordinator: Addr<Coordinator>,
+    pub(super) sent: Arc<Counter>,
 }
 
-impl Wire {
-    fn neighbour<'a>(&self, to: Option<&'a Addr<StageActor>>) -> Result<&'a Addr<StageActor>> {
-        to.ok_or_else(|| Error::Ended(format!("stage {} has no such neighbour", self.stage)))
+/// A stage before or behind.
+pub(super) struct Neighbour {
+    pub(super) stage: usize,
+    pub(super) address: Addr<StageActor>,
+    /// What holds back the activations or gradients that go there; none where nothing does.
+    pub(super) delayed: Option<Delayed>,
+}
+
+impl Neighbour {
+    /// Sends tensors of so many bytes, which belong to `ticket`, from stage `from`. Where that fails only when they arrive, the coordinator
+    /// is told.
+    fn send<M>(
+        &mut self,
+        from: usize,
+        ticket: Ticket,
+        bytes: usize,
+        message: M,
+        teller: &Addr<Coordinator>,
+    ) -> Result<()>
+    where
+        M: Message<Result = ()> + Send + 'static,
+        StageActor: Handler<M>,
+    {
+        let name = format!("stage {}", self.stage);
+        let Some(delayed) = &mut self.delayed else { return send(&self.address, &name, message) };
+        let (address, teller) = (self.address.clone(), teller.clone());
+        delayed.send(bytes as u64, move || {
+            if let Err(error) = send(&address, &name, message) {
+                let failure = StageFailure {
+                    stage: from,
+                    step: Some(ticket.step),
+                    micro: Some(ticket.micro),
+                    phase: Phase::Transfer,
+                    cause: error.to_string(),
+                };
+                // Where even this fails the coordinator is gone, and with it everyone who could be told.
+                let _ = send(&teller, "the coordinator", Told(Report::Failed(failure)));
+            }
+        })
     }
+}
+
+fn lonely(stage: usize) -> Error {
+    Error::Ended(format!("stage {stage} has no such neighbour"))
 }
 
 impl Transport for Wire {
     fn send_activation(&mut self, ticket: Ticket, payload: Payload) -> Result<()> {
-        let to = self.neighbour(self.next.as_ref())?;
-        send(to, &format!("stage {}", self.stage + 1), Activation { ticket, payload })
+        let next = self.next.as_mut().ok_or_else(|| lonely(self.stage))?;
+        count(&self.sent.activations);
+        next.send(self.stage, ticket, payload.bytes(), Activation { ticket, payload }, &self.coordinator)
     }
 
     fn send_gradient(&mut self, ticket: Ticket, loss: usize, tensors: Tensors) -> Result<()> {
-        let to = self.neighbour(self.previous.as_ref())?;
-        send(to, &format!("stage {}", self.stage.wrapping_sub(1)), Gradient { ticket, loss, tensors })
+        let previous = self.previous.as_mut().ok_or_else(|| lonely(self.stage))?;
+        count(&self.sent.gradients);
+        previous.send(self.stage, ticket, tensors.bytes(), Gradient { ticket, loss, tensors }, &self.coordinator)
     }
 
     fn send_credit(&mut self) -> Result<()> {
+        count(&self.sent.credits);
         match &self.previous {
-            Some(previous) => send(previous, &format!("stage {}", self.stage - 1), Credit),
+            Some(previous) => send(&previous.address, &format!("stage {}", previous.stage), Credit),
             None => send(&self.coordinator, "the coordinator", Credit),
         }
     }
 
     fn report(&mut self, report: Report) -> Result<()> {
+        count(&self.sent.reports);
         send(&self.coordinator, "the coordinator", Told(report))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc::channel, time::Duration};
+
+    use actix::{Arbiter, System};
+    use candle_core::{DType, Device, Tensor};
+
+    use super::*;
+    use crate::{
+        Link, ModelSpec, Sequential, Trainer, Unit,
+        actor::{PipelineEvent, delay::DelayLine, stage::Settings},
+        schedule::{Policy, Purpose},
+    };
+
+    /// One unit that does nothing.
+    struct Nothing;
+
+    impl ModelSpec for Nothing {
+        fn units(&self) -> Result<Vec<Unit>> {
+            Ok(vec![Unit::new("", [1], |_| Ok(Sequential::default()))])
+        }
+    }
+
+    #[test]
+    fn a_delayed_message_that_finds_nobody_is_the_runs_failure() {
+        let blueprint = Trainer::builder(Nothing).layout().unwrap().blueprints.remove(0);
+        let settings = Settings {
+            in_flight: 1,
+            policy: Policy::default(),
+            global_norm: false,
+            first_step: 0,
+            record: None,
+            mailbox: 16,
+        };
+        let line = DelayLine::start().unwrap();
+        let event = System::new().block_on(async {
+            let (tell, told) = channel();
+            let sent = Arc::<Counter>::default();
+            let coordinator = Coordinator::new(Vec::new(), None, 1, tell, Arc::clone(&sent)).start();
+            let arbiter = Arbiter::new();
+            let address =
+                StageActor::start_in_arbiter(&arbiter.handle(), move |_| StageActor::new(blueprint, settings));
+            arbiter.stop();
+            arbiter.join().unwrap();
+            let delayed = Some(line.direction(Link { latency: 1e-3, ..Link::IMMEDIATE }));
+            let next = Some(Neighbour { stage: 3, address, delayed });
+            let mut wire = Wire { stage: 2, previous: None, next, coordinator, sent };
+            let inputs = Tensor::zeros((1, 1), DType::F32, &Device::Cpu).unwrap();
+            let payload = Payload { targets: inputs.clone(), inputs: inputs.into(), total: 1.0 };
+            wire.send_activation(Ticket { step: 5, purpose: Purpose::Train, micro: 1, micros: 2 }, payload).unwrap();
+            loop {
+                match told.try_recv() {
+                    Ok(event) => break event,
+                    Err(_) => actix::clock::sleep(Duration::from_millis(1)).await,
+                }
+            }
+        });
+        let PipelineEvent::Failed(failure) = event else { panic!("{event:?}") };
+        assert_eq!(
+            failure.to_string(),
+            "stage 2, step 5, micro-batch 1, transfer: the pipeline has ended: stage 3 no longer takes messages"
+        );
     }
 }

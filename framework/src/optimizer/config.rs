@@ -118,6 +118,15 @@ impl OptimizerConfig {
         config
     }
 
+    /// How many values the rule keeps for each value of a parameter.
+    pub fn kept_values(&self) -> u64 {
+        match self.kind {
+            OptimizerKind::Sgd if self.momentum == 0.0 => 0,
+            OptimizerKind::Sgd => 1,
+            OptimizerKind::Adamw => 2,
+        }
+    }
+
     /// How the parameter called `name` is trained.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Which gradient plan holds at which step.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use super::GradientPlan;
 use crate::{Error, Result};
@@ -14,6 +14,13 @@ pub struct PlanPhase {
     pub plan: Arc<GradientPlan>,
     /// Another plan, for the steps that this number divides.
     pub every: Option<(u64, Arc<GradientPlan>)>,
+}
+
+impl PlanPhase {
+    /// Its plan, and the other one where there is one.
+    pub fn plans(&self) -> impl Iterator<Item = &Arc<GradientPlan>> {
+        std::iter::once(&self.plan).chain(self.every.iter().map(|(_, plan)| plan))
+    }
 }
 
 /// The plans of a run by step: a pure function, the same in every stage.
@@ -30,7 +37,7 @@ impl PlanSchedule {
     /// If there is none, the first does not begin at step 0, their first steps do not ascend, a plan is for another number of stages than the
     /// first, or `every` is 0 steps.
     pub fn new(phases: Vec<PlanPhase>) -> Result<Self> {
-        let refuse = |problem: String, right: &str| Err(Error::invalid("width schedule", problem, right));
+        let refuse = |problem: String, right: &str| Err(Error::invalid("strategy.width_schedule", problem, right));
         let Some(first) = phases.first() else {
             return refuse("it has no phase".to_owned(), "give one from step 0 on");
         };
@@ -39,8 +46,7 @@ impl PlanSchedule {
         }
         let stages = first.plan.stages();
         for phase in &phases {
-            let plans = std::iter::once(&phase.plan).chain(phase.every.iter().map(|(_, plan)| plan));
-            for plan in plans.filter(|plan| plan.stages() != stages) {
+            if let Some(plan) = phase.plans().find(|plan| plan.stages() != stages) {
                 let problem = format!("a plan of {} stages from step {} on", plan.stages(), phase.from_step);
                 return refuse(problem, &format!("the first is of {stages}"));
             }
@@ -62,19 +68,22 @@ impl PlanSchedule {
 
     /// The plan of `step`.
     pub fn at(&self, step: u64) -> &Arc<GradientPlan> {
-        let begun = self.phases.partition_point(|phase| phase.from_step <= step);
-        let phase = &self.phases[begun.saturating_sub(1)];
+        let phase = self.phase_at(step);
         match &phase.every {
             Some((steps, plan)) if step.is_multiple_of(*steps) => plan,
             _ => &phase.plan,
         }
     }
 
+    /// The phase that `step` lies in.
+    pub fn phase_at(&self, step: u64) -> &PlanPhase {
+        let begun = self.phases.partition_point(|phase| phase.from_step <= step);
+        &self.phases[begun.saturating_sub(1)]
+    }
+
     /// Every plan that some step may have.
     pub fn plans(&self) -> impl Iterator<Item = &Arc<GradientPlan>> {
-        self.phases
-            .iter()
-            .flat_map(|phase| std::iter::once(&phase.plan).chain(phase.every.iter().map(|(_, plan)| plan)))
+        self.phases.iter().flat_map(PlanPhase::plans)
     }
 
     /// The phases in order.
@@ -109,6 +118,23 @@ impl From<Arc<GradientPlan>> for PlanSchedule {
     }
 }
 
+/// The table of each plan, below the steps that have it; a single plan for all steps is its table alone.
+impl fmt::Display for PlanSchedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let [PlanPhase { plan, every: None, .. }] = &*self.phases {
+            return plan.fmt(f);
+        }
+        for (at, PlanPhase { from_step, plan, every }) in self.phases.iter().enumerate() {
+            let gap = if at > 0 { "\n\n" } else { "" };
+            write!(f, "{gap}from step {from_step} on:\n{plan}")?;
+            if let Some((steps, plan)) = every {
+                write!(f, "\nthere, in steps divisible by {steps}:\n{plan}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +156,29 @@ mod tests {
         assert_eq!([9, 11, 12, 16].map(|step| found(&plans, step)), [1, 2, 3, 3]);
         assert_eq!(plans.plans().count(), 4);
         assert_eq!(PlanSchedule::from(width(2)).at(u64::MAX), &width(2));
+    }
+
+    #[test]
+    fn every_phase_is_printed() {
+        let plan = |widths: &[usize]| Arc::new(GradientPlan::of_widths(widths).unwrap());
+        let first = PlanPhase { from_step: 0, plan: plan(&[1, 1]), every: None };
+        assert_eq!(PlanSchedule::from(first.plan.clone()).to_string(), first.plan.to_string());
+        let second = PlanPhase { from_step: 7, plan: plan(&[1, 1]), every: Some((3, plan(&[2, 2]))) };
+        insta::assert_snapshot!(PlanSchedule::new(vec![first, second]).unwrap(), @r"
+        from step 0 on:
+        stage  follows  pulls back    sends back        head
+            0        0  0             -                 needed
+            1        1  1             -                 last
+
+        from step 7 on:
+        stage  follows  pulls back    sends back        head
+            0        0  0             -                 needed
+            1        1  1             -                 last
+        there, in steps divisible by 3:
+        stage  follows  pulls back    sends back        head
+            0        1  1             -                 probe
+            1        1  1             1                 last
+        ");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::ActionKind;
 use crate::differentiable::Wants;
 
 /// What a micro-batch is for.
@@ -68,6 +69,8 @@ pub enum Action {
         loss: usize,
         /// Which gradients to compute.
         wants: Wants,
+        /// Whether the parameters' gradients are only measured: compared with those that the stage follows, and not applied.
+        measured: bool,
         /// What the stage will be asked for after it.
         then: Then,
     },
@@ -111,26 +114,45 @@ impl Action {
             Self::ShareNorm(_) | Self::Update(_) => None,
         }
     }
+
+    /// The stage whose loss it pulls back, if it pulls one back.
+    pub fn loss(&self) -> Option<usize> {
+        match self {
+            Self::PullBack { loss, .. } => Some(*loss),
+            _ => None,
+        }
+    }
+
+    /// What sort of work it is.
+    pub fn kind(&self) -> ActionKind {
+        match self {
+            Self::Forward(_) => ActionKind::Forward,
+            Self::Head { .. } => ActionKind::Head,
+            Self::PullBack { wants, measured, .. } => match (wants.input, wants.parameters, measured) {
+                (true, true, false) => ActionKind::BothGradients,
+                (true, true, true) => ActionKind::BothMeasured,
+                (true, false, _) => ActionKind::InputGradient,
+                (false, _, false) => ActionKind::ParameterGradient,
+                (false, _, true) => ActionKind::MeasuredGradient,
+            },
+            Self::ShareNorm(_) => ActionKind::Norm,
+            Self::Update(_) => ActionKind::Update,
+        }
+    }
 }
 
-/// `F0` forward, `H0` head, `I0.2` input gradient of loss 2, `W0.2` parameter gradient, `B0.2` both, `N` norm, `U` update; the
-/// first number is the micro-batch.
+/// `F0` forward, `H0` head, `I0.2` input gradient of loss 2, `W0.2` parameter gradient, `B0.2` both (`w0.2` and `b0.2` where the parameter
+/// gradient is only measured), `N` norm, `U` update; the first number is the micro-batch.
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Forward(ticket) => write!(f, "F{}", ticket.micro),
-            Self::Head { ticket, .. } => write!(f, "H{}", ticket.micro),
-            Self::PullBack { ticket, loss, wants, .. } => {
-                let letter = match (wants.input, wants.parameters) {
-                    (true, true) => 'B',
-                    (true, false) => 'I',
-                    (false, _) => 'W',
-                };
-                write!(f, "{letter}{}.{loss}", ticket.micro)
-            }
-            Self::ShareNorm(_) => f.write_str("N"),
-            Self::Update(_) => f.write_str("U"),
+        write!(f, "{}", self.kind().letter())?;
+        if let Some(micro) = self.micro() {
+            write!(f, "{micro}")?;
         }
+        if let Some(loss) = self.loss() {
+            write!(f, ".{loss}")?;
+        }
+        Ok(())
     }
 }
 

@@ -72,9 +72,10 @@ pub struct StageSchedule {
     /// How many micro-batches the step in work has, once known, and how many of them are freed.
     micros: Option<usize>,
     freed_in_step: usize,
-    /// The next micro-batch whose head, and whose parameter gradient, may be added.
+    /// The next micro-batch whose head, whose parameter gradient of the loss followed, and of the loss measured may be added.
     next_head: usize,
     next_parameters: usize,
+    next_measured: usize,
     norm: NormState,
     running: Option<Action>,
     freed: Vec<Ticket>,
@@ -101,6 +102,7 @@ impl StageSchedule {
             freed_in_step: 0,
             next_head: 0,
             next_parameters: 0,
+            next_measured: 0,
             norm,
             running: None,
             freed: Vec::new(),
@@ -130,13 +132,16 @@ impl StageSchedule {
     /// From its first step on, `phase` takes the place of the plans that were to hold.
     ///
     /// # Errors
-    /// If a forward pass of that step or a later one may have run, or the phase does not fit the plans before.
+    /// If a forward pass of that step has begun, or the phase does not fit the plans before.
     pub fn follow(&mut self, phase: PlanPhase) -> Result<(), Unexpected> {
-        if phase.from_step <= self.step {
-            let problem = format!("a change of plan at step {}, {} is in work", phase.from_step, self.step);
+        let begun = self.step + u64::from(self.micros.is_some());
+        if phase.from_step < begun {
+            let problem = format!("a change of plan at step {}, which has begun", phase.from_step);
             return Err(Unexpected::new(problem));
         }
-        self.role.plans.change(phase).map_err(|error| Unexpected::new(error.to_string()))
+        self.role.plans.change(phase).map_err(|error| Unexpected::new(error.to_string()))?;
+        self.plan = Arc::clone(self.role.plans.at(self.step));
+        Ok(())
     }
 
     /// The action that has begun and is not yet done.
@@ -251,11 +256,13 @@ impl StageSchedule {
                 actions.push(Action::Head { ticket, cotangent: needed });
             }
             for state in live.losses.iter().filter(|l| l.arrived) {
-                let in_order = ticket.micro == self.next_parameters;
+                let measured = self.plan.measures(self.role.stage) == Some(state.loss);
+                let in_order = ticket.micro == if measured { self.next_measured } else { self.next_parameters };
                 let others = live.losses.iter().any(|l| l.loss != state.loss && l.is_left());
                 let mut push = |wants: Wants| {
                     let then = Then::after(state.left.parameters && !wants.parameters, others);
-                    actions.push(Action::PullBack { ticket, loss: state.loss, wants, then });
+                    let measured = measured && wants.parameters;
+                    actions.push(Action::PullBack { ticket, loss: state.loss, wants, measured, then });
                 };
                 match (state.left.input, state.left.parameters) {
                     (true, true) if self.role.policy.fuses() && in_order => push(Wants::BOTH),
@@ -308,9 +315,9 @@ impl StageSchedule {
                 }
                 self.free_if_done(ticket);
             }
-            Action::PullBack { ticket, loss, wants, .. } => {
+            Action::PullBack { ticket, loss, wants, measured, .. } => {
                 if wants.parameters {
-                    self.next_parameters += 1;
+                    *(if measured { &mut self.next_measured } else { &mut self.next_parameters }) += 1;
                 }
                 if let Some(state) =
                     self.live.get_mut(&ticket).and_then(|live| live.losses.iter_mut().find(|l| l.loss == loss))
@@ -328,6 +335,7 @@ impl StageSchedule {
                 self.freed_in_step = 0;
                 self.next_head = 0;
                 self.next_parameters = 0;
+                self.next_measured = 0;
                 self.norm = if self.role.global_norm { NormState::ToShare } else { NormState::Known };
             }
         }

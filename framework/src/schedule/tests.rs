@@ -8,7 +8,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::plan::GradientPlan;
+use crate::plan::{GradientPlan, PlanPhase, PlanSchedule};
 
 /// What a step does to a stage, symbolically: in which order which sums were formed, and under which parameters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,8 +18,9 @@ struct Record {
     /// Every head that trains, in order, and every head that only scores; sorted, with the number of updates before it.
     heads: Vec<Ticket>,
     scores: Vec<(Ticket, u64)>,
-    /// (ticket, loss) of every parameter gradient, in order.
+    /// (ticket, loss) of every parameter gradient that is followed, in order, and of every one that is measured, in order.
     parameters: Vec<(Ticket, usize)>,
+    measured: Vec<(Ticket, usize)>,
     /// Every loss pulled back to the input; sorted, since their order means nothing.
     inputs: Vec<(Ticket, usize)>,
     updates: Vec<u64>,
@@ -41,20 +42,13 @@ struct World {
 }
 
 impl World {
-    fn new(
-        plan: &Arc<GradientPlan>,
-        feed: Vec<Ticket>,
-        in_flight: usize,
-        policy: Policy,
-        heads: bool,
-        norm: bool,
-    ) -> Self {
-        let stages: Vec<_> = (0..plan.stages())
+    fn new(plans: &PlanSchedule, feed: Vec<Ticket>, in_flight: usize, policy: Policy, heads: bool, norm: bool) -> Self {
+        let stages: Vec<_> = (0..plans.stages())
             .map(|stage| {
                 StageSchedule::new(StageRole {
                     stage,
-                    plans: Arc::clone(plan).into(),
-                    has_head: heads || plan.is_needed(stage),
+                    plans: plans.clone(),
+                    has_head: heads || plans.plans().any(|plan| plan.is_needed(stage)),
                     global_norm: norm,
                     credits: in_flight,
                     policy,
@@ -135,10 +129,11 @@ impl World {
                 assert_eq!(ticket.step, updates, "a head scored with parameters newer than the forward pass");
                 record.scores.push((ticket, updates));
             }
-            Action::PullBack { ticket, loss, wants, .. } => {
+            Action::PullBack { ticket, loss, wants, measured, .. } => {
                 assert_eq!(ticket.step, updates, "a pull-back saw parameters newer than its forward pass");
+                assert!(wants.parameters || !measured, "{action} measures nothing");
                 if wants.parameters {
-                    record.parameters.push((ticket, loss));
+                    (if measured { &mut record.measured } else { &mut record.parameters }).push((ticket, loss));
                 }
                 if wants.input {
                     record.inputs.push((ticket, loss));
@@ -205,10 +200,31 @@ fn feed(micros: &[usize]) -> Vec<Ticket> {
     tickets
 }
 
-fn any_plan() -> impl Strategy<Value = Arc<GradientPlan>> {
-    (1_usize..7)
-        .prop_flat_map(|stages| (0..stages).map(|k| k..stages).collect::<Vec<_>>())
-        .prop_map(|follows| Arc::new(GradientPlan::new(follows).unwrap()))
+/// A plan of `stages` stages, each following any loss that it can, and measuring any other or none.
+fn any_plan(stages: usize) -> impl Strategy<Value = Arc<GradientPlan>> {
+    let follows = (0..stages).map(|k| k..stages).collect::<Vec<_>>();
+    let measures = (0..stages).map(|k| proptest::option::of(k..stages)).collect::<Vec<_>>();
+    (follows, measures).prop_map(|(follows, mut measures)| {
+        measures.iter_mut().zip(&follows).for_each(|(measured, j)| *measured = measured.filter(|m| m != j));
+        Arc::new(GradientPlan::new(follows).unwrap().measuring(measures).unwrap())
+    })
+}
+
+/// Up to three phases, some of them with another plan in between.
+fn any_plans() -> impl Strategy<Value = PlanSchedule> {
+    let phases = |stages| {
+        let every = proptest::option::of((1_u64..4, any_plan(stages)));
+        proptest::collection::vec((1_u64..3, any_plan(stages), every), 1..4)
+    };
+    (1_usize..7).prop_flat_map(phases).prop_map(|phases| {
+        let mut next = 0;
+        let phase = |(steps, plan, every)| {
+            let from_step = next;
+            next += steps;
+            PlanPhase { from_step, plan, every }
+        };
+        PlanSchedule::new(phases.into_iter().map(phase).collect()).unwrap()
+    })
 }
 
 fn any_policy() -> impl Strategy<Value = Policy> {
@@ -222,8 +238,8 @@ proptest! {
     /// Any arrival order, any policy and any number in flight give the same sums under the same parameters.
     #[test]
     fn timing_changes_nothing(
-        plan in any_plan(),
-        micros in proptest::collection::vec(1_usize..5, 1..4),
+        plans in any_plans(),
+        micros in proptest::collection::vec(1_usize..5, 1..6),
         in_flight in 1_usize..5,
         policy in any_policy(),
         heads in any::<bool>(),
@@ -231,18 +247,22 @@ proptest! {
         choices in proptest::collection::vec(any::<prop::sample::Index>(), 64),
     ) {
         let tickets = feed(&micros);
-        let reference = World::new(&plan, tickets.clone(), 1, Policy::default(), heads, norm).run(|_| 0);
+        let reference = World::new(&plans, tickets.clone(), 1, Policy::default(), heads, norm).run(|_| 0);
         let mut turn = 0;
-        let records = World::new(&plan, tickets.clone(), in_flight, policy, heads, norm).run(|count| {
+        let records = World::new(&plans, tickets.clone(), in_flight, policy, heads, norm).run(|count| {
             turn += 1;
             choices[turn % choices.len()].index(count)
         });
         prop_assert_eq!(&records, &reference);
         for (k, record) in records.iter().enumerate() {
-            let trained: usize = micros.iter().sum();
-            prop_assert_eq!(record.parameters.len(), trained);
-            prop_assert!(record.parameters.iter().all(|(_, loss)| *loss == plan.follows(k)));
-            prop_assert_eq!(record.inputs.len(), trained * plan.crosses(k).len());
+            // Every micro-batch in order, under the plan of its step.
+            let trained = || tickets.iter().filter(|ticket| ticket.purpose == Purpose::Train);
+            let followed: Vec<_> = trained().map(|&ticket| (ticket, plans.at(ticket.step).follows(k))).collect();
+            prop_assert_eq!(&record.parameters, &followed);
+            let measured = trained().filter_map(|&ticket| Some((ticket, plans.at(ticket.step).measures(k)?)));
+            prop_assert_eq!(&record.measured, &measured.collect::<Vec<_>>());
+            let crossing = |ticket: &Ticket| plans.at(ticket.step).crosses(k).len();
+            prop_assert_eq!(record.inputs.len(), trained().map(crossing).sum::<usize>());
             prop_assert_eq!(record.updates.len(), micros.len());
             prop_assert_eq!(record.forwards.len(), tickets.len());
             prop_assert!(record.forwards.iter().all(|(ticket, updates)| ticket.step == *updates));
@@ -260,6 +280,54 @@ fn single(width: usize, stages: usize, stage: usize, policy: PolicyName) -> Stag
         policy: policy.into(),
         first_step: 0,
     })
+}
+
+#[test]
+fn measured_gradients_are_told_from_followed_ones() {
+    let plan = GradientPlan::of_widths(&[1, 1, 1]).unwrap().measuring(vec![Some(1), Some(2), None]).unwrap();
+    let run = |policy: PolicyName| {
+        let mut stage =
+            StageSchedule::new(StageRole { plans: plan.clone().into(), ..single(1, 3, 1, policy).role().clone() });
+        stage.on(Event::Activation(train(0, 1))).unwrap();
+        let before = until_waiting(&mut stage);
+        stage.on(Event::Gradient { ticket: train(0, 1), loss: 2 }).unwrap();
+        before + " | " + &until_waiting(&mut stage)
+    };
+    // Loss 1 is followed here and measured by the stage before; loss 2 is measured here and goes no further.
+    assert_eq!(run(PolicyName::Interlock), "F0 H0 I0.1 W0.1 | w0.2 U");
+    assert_eq!(run(PolicyName::OneFOneB), "F0 H0 B0.1 | w0.2 U");
+    let far = GradientPlan::of_widths(&[2, 1, 1]).unwrap().measuring(vec![Some(2), Some(2), None]).unwrap();
+    let role = single(1, 3, 1, PolicyName::OneFOneB).role().clone();
+    let mut stage = StageSchedule::new(StageRole { plans: far.into(), ..role });
+    stage.on(Event::Activation(train(0, 1))).unwrap();
+    assert_eq!(until_waiting(&mut stage), "F0 H0 B0.1");
+    stage.on(Event::Gradient { ticket: train(0, 1), loss: 2 }).unwrap();
+    assert_eq!(until_waiting(&mut stage), "b0.2 U");
+}
+
+#[test]
+fn a_change_of_plan_holds_from_its_step_on_unless_that_has_begun() {
+    let mut stage = single(1, 3, 1, PolicyName::Interlock);
+    let phase = |from_step, width: usize| PlanPhase {
+        from_step,
+        plan: GradientPlan::of_widths(&[width; 3]).unwrap().into(),
+        every: None,
+    };
+    let step = |step| Ticket { step, ..train(0, 1) };
+    // Before anything of the step has begun, though its activation is there.
+    stage.on(Event::Activation(step(0))).unwrap();
+    stage.follow(phase(0, 2)).unwrap();
+    assert_eq!(until_waiting(&mut stage), "F0 H0 I0.1");
+    assert!(stage.follow(phase(0, 1)).unwrap_err().to_string().contains("step 0, which has begun"));
+    stage.follow(phase(1, 1)).unwrap();
+    // The change comes later than the step in work, which goes on as it began.
+    stage.on(Event::Gradient { ticket: step(0), loss: 2 }).unwrap();
+    assert_eq!(until_waiting(&mut stage), "W0.2 U");
+    stage.on(Event::Activation(step(1))).unwrap();
+    stage.on(Event::Credit).unwrap();
+    assert_eq!(until_waiting(&mut stage), "F0 H0 W0.1 U");
+    assert!(stage.follow(phase(1, 2)).unwrap_err().to_string().contains("step 1"));
+    assert!(stage.follow(PlanPhase { plan: GradientPlan::new(vec![0]).unwrap().into(), ..phase(9, 1) }).is_err());
 }
 
 fn train(micro: usize, micros: usize) -> Ticket {

@@ -3,7 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Error, schedule::Lack, schedule::PolicyName};
+use crate::{
+    Error,
+    schedule::{Grid, Lack, PolicyName},
+};
 
 /// `F = B = W = 1`, `H = 0.3`, where the last stage's loss costs nothing, and room for `in_flight`.
 fn scenario(width: usize, stages: usize) -> Scenario {
@@ -196,4 +199,52 @@ proptest! {
             prop_assert!(seen.insert((span.stage, span.action)));
         }
     }
+}
+
+/// Two steps of three stages where every action takes 1, as a grid that parses back.
+fn grid(width: usize, micro_batches: usize, policy: PolicyName) -> String {
+    let plan = GradientPlan::of_widths(&[width; 3]).unwrap();
+    let costs = vec![StageCosts { update: 1.0, ..StageCosts::of(1.0, 1.0, 1.0, 1.0) }; 3];
+    let scenario = Scenario { micro_batches, policy: policy.into(), in_flight: 4, ..Scenario::new(plan, costs) };
+    let mut timeline = simulate(&scenario).unwrap().timeline;
+    timeline.spans.retain(|span| span.action.step() < 2);
+    let grid = Grid::of(&timeline, 1.0).unwrap();
+    assert_eq!(grid.to_string().parse::<Grid>().unwrap(), grid);
+    grid.to_string()
+}
+
+#[test]
+fn interlocked_stages_wait_for_the_window_only() {
+    insta::assert_snapshot!(grid(2, 1, PolicyName::Interlock), @r"
+    F0 .  .  .    W0.1 -    U F0@1 .    .    .      W0.1@1 -      U@1 .
+    .  F0 H0 I0.1 .    W0.2 - U    F0@1 H0@1 I0.1@1 .      W0.2@1 -   U@1
+    .  .  F0 H0   I0.2 W0.2 U .    .    F0@1 H0@1   I0.2@1 W0.2@1 U@1 .
+    ");
+}
+
+#[test]
+fn parameter_gradients_fill_the_waits_of_end_to_end() {
+    insta::assert_snapshot!(grid(3, 2, PolicyName::Interlock), @r"
+    F0 F1 .  .  .    .    W0.2 -    .    W1.2 - U F0@1 F1@1 .    .    .      .      W0.2@1 -      .      W1.2@1 -   U@1
+    .  F0 F1 .  .    I0.2 W0.2 .    I1.2 W1.2 U . .    F0@1 F1@1 .    .      I0.2@1 W0.2@1 .      I1.2@1 W1.2@1 U@1 .
+    .  .  F0 H0 I0.2 F1   H1   I1.2 W0.2 W1.2 U . .    .    F0@1 H0@1 I0.2@1 F1@1   H1@1   I1.2@1 W0.2@1 W1.2@1 U@1 .
+    ");
+}
+
+#[test]
+fn one_forward_one_backward() {
+    insta::assert_snapshot!(grid(3, 3, PolicyName::OneFOneB), @r"
+    F0 F1 F2 .  .    . .    .  W0.2 - .    .  W1.2 - .    . W2.2 - U F0@1 F1@1 F2@1 .    .      . .      .    W0.2@1 - .      .    W1.2@1 - .      . W2.2@1 - U@1
+    .  F0 F1 F2 .    . B0.2 -  .    . B1.2 -  .    . B2.2 - U    . . .    F0@1 F1@1 F2@1 .      . B0.2@1 -    .      . B1.2@1 -    .      . B2.2@1 - U@1    . .
+    .  .  F0 H0 B0.2 - F1   H1 B1.2 - F2   H2 B2.2 - U    . .    . . .    .    F0@1 H0@1 B0.2@1 - F1@1   H1@1 B1.2@1 - F2@1   H2@1 B2.2@1 - U@1    . .      . .
+    ");
+}
+
+#[test]
+fn fill_and_drain() {
+    insta::assert_snapshot!(grid(3, 3, PolicyName::FillDrain), @r"
+    F0 F1 F2 .  .  .  .    . .    .    W0.2 -    .    W1.2 -    . W2.2 - U F0@1 F1@1 F2@1 .    .    .    .      . .      .      W0.2@1 -      .      W1.2@1 -      . W2.2@1 - U@1
+    .  F0 F1 F2 .  .  .    . B0.2 -    .    B1.2 -    .    B2.2 - U    . . .    F0@1 F1@1 F2@1 .    .    .      . B0.2@1 -      .      B1.2@1 -      .      B2.2@1 - U@1    . .
+    .  .  F0 F1 F2 H0 B0.2 - H1   B1.2 -    H2   B2.2 -    U    . .    . . .    .    F0@1 F1@1 F2@1 H0@1 B0.2@1 - H1@1   B1.2@1 -      H2@1   B2.2@1 -      U@1    . .      . .
+    ");
 }

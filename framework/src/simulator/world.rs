@@ -8,7 +8,7 @@ use std::{
 use super::{Scenario, Simulated, critical, deadlock};
 use crate::{
     Error, Result,
-    link::Line,
+    link::Channel,
     schedule::{Action, Event, Purpose, StageRole, StageSchedule, Ticket},
     timeline::{Span, Timeline},
 };
@@ -49,7 +49,7 @@ struct StageState {
     /// Whether it waits for its device.
     waits: bool,
     /// What it sends: forward, and backward.
-    lines: [Line; 2],
+    channels: [Channel; 2],
     done_steps: Vec<Time>,
     work: Time,
     peak_live: usize,
@@ -119,7 +119,7 @@ impl<'a> World<'a> {
                 cause: Cause::Start,
                 caused: 0,
                 waits: false,
-                lines: [Line::new(scenario.links[stage]); 2],
+                channels: [Channel::new(scenario.links[stage]); 2],
                 done_steps: Vec::new(),
                 work: 0,
                 peak_live: 0,
@@ -313,7 +313,7 @@ impl<'a> World<'a> {
     /// Sends over the stage's link.
     fn send(&mut self, span: usize, direction: usize, to: usize, bytes: u64, event: Event) {
         let stage = self.spans[span].stage;
-        let arrival = time(self.stages[stage].lines[direction].send(seconds(self.now), bytes));
+        let arrival = time(self.stages[stage].channels[direction].send(seconds(self.now), bytes));
         self.deliver(span, to, arrival.max(self.now), event);
     }
 

@@ -10,16 +10,21 @@ use serde::{Deserialize, Serialize};
 
 use super::{Head, Recompute, Stage, Trainable};
 use crate::{
-    ActivationDtype, Error, GradientPlan, Loss, ModelSpec, ParameterStore, Partition, Phase, Result, Sequential,
-    StageDevice, StageFailure, Unit, clip::ClipConfig, lr_schedule::LrSchedule, optimizer::OptimizerConfig,
+    ActivationDtype, Error, Loss, ModelSpec, ParameterStore, Partition, Phase, Result, Sequential, StageDevice,
+    StageFailure, Unit,
+    clip::ClipConfig,
+    device::{Part, PartKind},
+    lr_schedule::LrSchedule,
+    optimizer::OptimizerConfig,
     parameters::NamedTensors,
+    strategy::Plans,
 };
 
 /// Which auxiliary heads are trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HeadsTrained {
-    /// Those whose loss some stage follows.
+    /// Those whose loss some stage follows, or may follow in another step.
     #[default]
     Needed,
     /// All; those that no stage follows are probes, which train nothing but themselves.
@@ -38,9 +43,10 @@ pub struct HeadsConfig {
 }
 
 impl HeadsConfig {
-    /// Whether stage `k` has an auxiliary head under `plan`; the last stage never has one.
-    pub fn has_head(&self, plan: &GradientPlan, k: usize) -> bool {
-        k + 1 < plan.stages() && (self.train == HeadsTrained::All || plan.is_needed(k))
+    /// Whether stage `k` has an auxiliary head under `plans`: one that some step may need is there, and trained, from the first step on. The
+    /// last stage never has one.
+    pub fn has_head(&self, plans: &Plans, k: usize) -> bool {
+        k + 1 < plans.stages() && (self.train == HeadsTrained::All || plans.may_need(k))
     }
 }
 
@@ -84,7 +90,7 @@ pub struct StageBlueprint {
 }
 
 impl StageBlueprint {
-    /// The blueprints of all stages of `model`, cut as `partition` says and trained by `plan`. Stage `k` is pinned to device
+    /// The blueprints of all stages of `model`, cut as `partition` says and trained by `plans`. Stage `k` is pinned to device
     /// `k mod devices.len()`.
     ///
     /// # Errors
@@ -92,7 +98,7 @@ impl StageBlueprint {
     pub fn of(
         model: &dyn ModelSpec,
         partition: &Partition,
-        plan: &GradientPlan,
+        plans: &Plans,
         devices: &[Arc<dyn StageDevice>],
         settings: &Arc<StageSettings>,
     ) -> Result<Vec<Self>> {
@@ -115,7 +121,7 @@ impl StageBlueprint {
             .map(|index| {
                 let range = partition.units(index);
                 let head =
-                    if settings.heads.has_head(plan, index) { Some(model.head(range.end - 1, arch)?) } else { None };
+                    if settings.heads.has_head(plans, index) { Some(model.head(range.end - 1, arch)?) } else { None };
                 Ok(Self {
                     index,
                     stages,
@@ -154,17 +160,23 @@ impl StageBlueprint {
         let settings = &self.settings;
         let config = settings.optimizer.for_stage(self.index);
         let store = || ParameterStore::new(settings.seed, Arc::clone(&settings.given));
-        let trainable = |store| Trainable::new(store, &config, self.device.optimizer(&config)?);
+        let finish = |kind: PartKind, last: Option<&Unit>, store, module| -> Result<_> {
+            let part = Part { stage: self.index, kind, output: last.map_or(&[], |unit| &unit.output) };
+            let parameters = Trainable::new(store, &config, self.device.optimizer(&part, &config)?)?;
+            Ok((self.device.prepare(&part, module)?, parameters))
+        };
 
         let main = store();
         let root = main.builder(self.device.device());
         let units = self.units.iter().map(|unit| unit.build(&root)).collect::<Result<_>>()?;
-        let module = self.device.prepare(self.index, Box::new(Sequential::new(units)));
+        let (module, parameters) =
+            finish(PartKind::Main, self.units.last(), main, Box::new(Sequential::new(units)) as Box<_>)?;
         let head = match &self.head {
             Some(unit) => {
                 let store = store();
                 let root = store.builder(self.device.device()).pp("aux").pp(self.index);
-                Some(Head { module: unit.build(&root)?, parameters: trainable(store)? })
+                let (module, parameters) = finish(PartKind::Head, Some(unit), store, unit.build(&root)?)?;
+                Some(Head { module, parameters })
             }
             None => None,
         };
@@ -175,13 +187,14 @@ impl StageBlueprint {
             seed: settings.seed,
             device: Arc::clone(&self.device),
             module,
-            parameters: trainable(main)?,
+            parameters,
             head,
             loss: Arc::clone(loss),
             clip: settings.clip.clone(),
             schedule: settings.schedule.for_base(config.lr),
             recompute: settings.recompute.is_for(self.index),
             dtype: settings.dtype,
+            alignment: None,
             waiting: HashMap::new(),
             live: HashMap::new(),
         })

@@ -3,7 +3,9 @@
 use candle_core::Tensor;
 
 use crate::{
-    Error, Gradients, ParameterStore, Result, clip,
+    Error, Gradients, ParameterStore, Result,
+    alignment::Products,
+    clip,
     optimizer::{Optimizer, OptimizerConfig, ParameterSettings, Slot},
     parameters::{Entry, Kind},
 };
@@ -15,6 +17,8 @@ pub struct Trainable {
     /// One for each entry; buffers are never trained.
     settings: Vec<Option<ParameterSettings>>,
     gradients: Vec<Option<Sum>>,
+    /// Those of the loss that is only measured; empty where none is.
+    measured: Vec<Option<Sum>>,
     /// The gradients of the last update as the optimizer got them, where they are kept.
     applied: Option<Vec<(String, Tensor)>>,
     optimizer: Box<dyn Optimizer>,
@@ -55,7 +59,7 @@ impl Trainable {
             .map(|e| Ok(if e.kind == Kind::Parameter { Some(config.settings(&e.name)?) } else { None }))
             .collect::<Result<_>>()?;
         let gradients = vec![None; entries.len()];
-        Ok(Self { store, entries, settings, gradients, applied: None, optimizer })
+        Ok(Self { store, entries, settings, gradients, measured: Vec::new(), applied: None, optimizer })
     }
 
     /// The named tensors.
@@ -82,6 +86,26 @@ impl Trainable {
     /// # Errors
     /// If one is not finite, has the wrong shape, or belongs to no parameter here.
     pub fn accumulate(&mut self, gradients: Gradients) -> Result<()> {
+        let mut sums = std::mem::take(&mut self.gradients);
+        let added = self.add(&mut sums, gradients);
+        self.gradients = sums;
+        added
+    }
+
+    /// Adds gradients of the loss that is only measured, likewise: they are compared with the others ([`Self::alignment`]), and forgotten with
+    /// the update.
+    ///
+    /// # Errors
+    /// As [`Self::accumulate`].
+    pub fn measure(&mut self, gradients: Gradients) -> Result<()> {
+        let mut sums = std::mem::take(&mut self.measured);
+        sums.resize(self.entries.len(), None);
+        let added = self.add(&mut sums, gradients);
+        self.measured = sums;
+        added
+    }
+
+    fn add(&self, sums: &mut [Option<Sum>], gradients: Gradients) -> Result<()> {
         for (id, gradient) in gradients {
             let Some(at) = self.store.position(id) else {
                 return Err(Error::invalid(
@@ -101,16 +125,31 @@ impl Trainable {
             if !self.is_trained(at) {
                 continue;
             }
-            let sum = match self.gradients[at].take() {
+            let sum = match sums[at].take() {
                 Some(sum) => sum.and(&gradient)?,
                 None => Sum::new(gradient.detach(), false)?,
             };
             if !sum.squares.is_finite() {
                 return Err(Error::NotFinite(format!("the gradient of {} holds an infinity or a NaN", entry.name)));
             }
-            self.gradients[at] = Some(sum);
+            sums[at] = Some(sum);
         }
         Ok(())
+    }
+
+    /// The cosine between the sums of the gradients and of those measured, over all trained parameters. None where nothing was measured, or
+    /// one of the two is zero.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn alignment(&self) -> Result<Option<f64>> {
+        let mut products = Products::default();
+        for (gradient, measured) in self.gradients.iter().zip(&self.measured) {
+            if let (Some(gradient), Some(measured)) = (gradient, measured) {
+                products.add(&gradient.value, &measured.value)?;
+            }
+        }
+        Ok(products.cosine())
     }
 
     /// The squared norm of each trained parameter's gradient, in order of creation.
@@ -121,26 +160,28 @@ impl Trainable {
     /// Multiplies the gradients with `coefficient`, updates every trained parameter, and forgets the gradients.
     ///
     /// # Errors
-    /// If a parameter that is not frozen has received no gradient, or is not finite after the update.
+    /// If a parameter that is not frozen has received no gradient under an optimizer that uses them, or is not finite after the update.
     pub fn update(&mut self, lr: f64, coefficient: f64) -> Result<()> {
+        self.measured = Vec::new();
         let mut gradients = Vec::with_capacity(self.entries.len());
         let summed = std::mem::replace(&mut self.gradients, vec![None; self.entries.len()]);
-        for (at, gradient) in summed.into_iter().enumerate().filter(|(at, _)| self.is_trained(*at)) {
-            let entry = &self.entries[at];
-            let gradient = gradient.ok_or_else(|| {
-                Error::invalid(
-                    &entry.name,
-                    "the parameter received no gradient",
-                    "use it in forward, through operations that can be differentiated, or freeze it (optimizer.groups)",
-                )
-            })?;
-            gradients.push(gradient.value);
+        for (at, sum) in summed.into_iter().enumerate() {
+            let Some(settings) = self.settings[at].filter(|s| !s.frozen) else { continue };
+            match sum {
+                Some(sum) => gradients.push((&self.entries[at], settings, sum.value)),
+                None if self.optimizer.uses_gradients() => {
+                    return Err(Error::invalid(
+                        &self.entries[at].name,
+                        "the parameter received no gradient",
+                        "use it in forward, through operations that can be differentiated, or freeze it (optimizer.groups)",
+                    ));
+                }
+                None => {}
+            }
         }
-        let trained = self.entries.iter().zip(&self.settings);
-        let trained = trained.filter_map(|(entry, settings)| Some((entry, settings.filter(|s| !s.frozen)?)));
-        let slots: Vec<Slot<'_>> = trained
-            .zip(&gradients)
-            .map(|((entry, settings), gradient)| Slot {
+        let slots: Vec<Slot<'_>> = gradients
+            .iter()
+            .map(|(entry, settings, gradient)| Slot {
                 name: &entry.name,
                 var: &entry.var,
                 unclipped: gradient,
@@ -212,6 +253,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_measured_is_compared_and_not_applied() {
+        let (mut trainable, weight) = one_parameter(None);
+        let add = |trainable: &mut Trainable, followed: [f32; 2], measured: Option<[f32; 2]>| {
+            trainable.accumulate(vec![(weight.id(), gradient(followed))]).unwrap();
+            if let Some(measured) = measured {
+                trainable.measure(vec![(weight.id(), gradient(measured))]).unwrap();
+            }
+        };
+        // (1, 0) and (3, 4), each in two pieces.
+        add(&mut trainable, [5.0, -1.0], Some([1.0, 1.0]));
+        add(&mut trainable, [-4.0, 1.0], Some([2.0, 3.0]));
+        assert_eq!(trainable.alignment().unwrap(), Some(0.6));
+        assert_eq!(trainable.squared_norms(), [1.0]);
+        trainable.update(1.0, 1.0).unwrap();
+        assert_eq!(weight.to_vec1::<f32>().unwrap(), [-1.0, 0.0]);
+        // The next step knows nothing of it.
+        add(&mut trainable, [1.0, 0.0], None);
+        assert_eq!(trainable.alignment().unwrap(), None);
+        let error = trainable.measure(vec![(weight.id(), gradient([1.0, f32::NAN]))]).unwrap_err();
+        assert!(error.to_string().starts_with("the gradient of w holds an infinity or a NaN"), "{error}");
+    }
+
+    #[test]
     fn gradients_that_are_not_finite_are_refused_whichever_comes() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for before in 0..3 {
@@ -227,6 +291,30 @@ mod tests {
         let (mut trainable, weight) = one_parameter(None);
         trainable.accumulate(vec![(weight.id(), gradient([f32::MAX, 0.0]))]).unwrap();
         assert!(trainable.accumulate(vec![(weight.id(), gradient([f32::MAX, 0.0]))]).is_err());
+    }
+
+    /// Changes nothing, and so needs nothing.
+    struct Rest;
+
+    impl Optimizer for Rest {
+        fn update(&mut self, _: f64, slots: &[Slot<'_>]) -> Result<()> {
+            assert!(slots.is_empty(), "nobody gave a gradient");
+            Ok(())
+        }
+
+        fn uses_gradients(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_parameter_without_a_gradient_is_an_error_where_gradients_are_used() {
+        let (mut trainable, _) = one_parameter(None);
+        let error = trainable.update(1.0, 1.0).unwrap_err().to_string();
+        assert!(error.starts_with("w: the parameter received no gradient"), "{error}");
+        let (mut trainable, weight) = one_parameter(Some(Box::new(Rest)));
+        trainable.update(1.0, 1.0).unwrap();
+        assert_eq!(weight.to_vec1::<f32>().unwrap(), [0.0, 0.0]);
     }
 
     /// A user's rule, which does not look at what it writes.

@@ -1,10 +1,12 @@
 //! What a trainer is built from.
 
-use std::{collections::HashMap, sync::Arc};
+mod planning;
 
-use super::{Criterion, Length, Observer, Settings, Trainer};
+use std::{collections::HashMap, sync::Arc, time::Instant};
+
+use super::{Criterion, Length, Observer, Settings, Trainer, recording::Recording};
 use crate::{
-    ActivationDtype, Error, GradientPlan, Loss, ModelSpec, Pairwise, Partition, Result, StageDevice, Strategy,
+    ActivationDtype, Error, Loss, ModelSpec, Pairwise, Partition, Result, StageDevice, Strategy,
     actor::{Pipeline, PipelineSettings},
     clip::{ClipConfig, ClipScope},
     device::Plain,
@@ -15,6 +17,7 @@ use crate::{
     partition::PartitionConfig,
     schedule::PolicyName,
     stage::{HeadsConfig, HeadsTrained, Recompute, StageBlueprint, StageSettings},
+    strategy::Plans,
 };
 
 /// Names what differs from the defaults, checks everything, and starts the pipeline.
@@ -39,12 +42,12 @@ pub struct TrainerBuilder {
     settings: Settings,
 }
 
-/// A model, its cut and its plan, checked against each other: everything about a run but its devices' threads.
+/// A model, its cut and its plans, checked against each other: everything about a run but its devices' threads.
 pub struct Layout {
     /// Which units lie on which stage.
     pub partition: Partition,
-    /// Which losses train which stage.
-    pub plan: GradientPlan,
+    /// Which losses train which stage at which step, and what decides it on the way.
+    pub plans: Plans,
     /// What each stage is built from.
     pub blueprints: Vec<StageBlueprint>,
     /// What the stages share.
@@ -57,7 +60,7 @@ impl Layout {
     /// Whether stages are busy at the same time for a good part of a step: not where one micro-batch goes through all stages and its
     /// gradient comes all the way back.
     pub fn stages_overlap(&self) -> bool {
-        self.micro_batches > 1 || !self.plan.is_end_to_end()
+        self.micro_batches > 1 || !self.plans.schedule().plans().all(|plan| plan.is_end_to_end())
     }
 }
 
@@ -88,6 +91,7 @@ impl TrainerBuilder {
                 eval_every: None,
                 drop_last: false,
                 keep_best: None,
+                record: None,
             },
         }
     }
@@ -121,6 +125,11 @@ impl TrainerBuilder {
     /// there are as many stages as devices.
     pub fn devices(self, devices: impl Into<Vec<Arc<dyn StageDevice>>>) -> Self {
         Self { devices: devices.into(), ..self }
+    }
+
+    /// The devices that stages would be pinned to, as [`Self::devices`] gave them.
+    pub fn pinned_to(&self) -> &[Arc<dyn StageDevice>] {
+        &self.devices
     }
 
     /// The update rule; stochastic gradient descent with learning rate 0.1 and momentum 0.9 unless told otherwise.
@@ -223,6 +232,13 @@ impl TrainerBuilder {
         self
     }
 
+    /// Notes when each stage did what, for [`Trainer::timeline`], and keeps the notes of the last `steps` training steps; nothing unless
+    /// told otherwise. What is computed does not change.
+    pub fn record(mut self, steps: impl Into<Option<u64>>) -> Self {
+        self.settings.record = steps.into();
+        self
+    }
+
     /// The seed of initial values, shuffling, augmentation and dropout; 0 unless told otherwise.
     pub fn seed(mut self, seed: u64) -> Self {
         self.settings.seed = seed;
@@ -253,6 +269,7 @@ impl TrainerBuilder {
         at_least_one("micro_batches", self.settings.micro_batches)?;
         at_least_one("in_flight", self.in_flight.unwrap_or(1))?;
         at_least_one("eval_every", self.settings.eval_every.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
+        at_least_one("record", self.settings.record.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
         match self.settings.length {
             Length::Epochs(0) => return Err(Error::invalid("epochs", "0", "use 1 or more")),
             Length::Steps(0) => return Err(Error::invalid("steps", "0", "use 1 or more")),
@@ -262,7 +279,7 @@ impl TrainerBuilder {
             clip.validate()?;
         }
         let units = self.model.units()?;
-        let (partition, plan) = match (&self.partition.units_per_stage, self.partition.stages) {
+        let (partition, plans) = match (&self.partition.units_per_stage, self.partition.stages) {
             (Some(_), Some(_)) => {
                 return Err(Error::invalid(
                     "partition",
@@ -272,20 +289,20 @@ impl TrainerBuilder {
             }
             (Some(units_per_stage), None) => {
                 let partition = Partition::new(units_per_stage.clone(), &units)?;
-                let plan = self.plan(partition.stages())?;
-                (partition, plan)
+                let plans = Plans::of(&*self.strategy, partition.stages())?;
+                (partition, plans)
             }
             (None, stages) => {
                 let stages = stages.unwrap_or(self.devices.len());
                 Partition::check_stages(stages, &units)?;
-                let plan = self.plan(stages)?;
+                let plans = Plans::of(&*self.strategy, stages)?;
                 let arch = self.heads.arch.as_deref().unwrap_or_else(|| self.model.default_head());
                 let partition =
-                    Partition::balanced(stages, &units, |stage, unit| match self.heads.has_head(&plan, stage) {
+                    Partition::balanced(stages, &units, |stage, unit| match self.heads.has_head(&plans, stage) {
                         true => self.model.head(unit, arch).map_or(0.0, |head| head.flops),
                         false => 0.0,
                     })?;
-                (partition, plan)
+                (partition, plans)
             }
         };
         let stages = partition.stages();
@@ -310,21 +327,8 @@ impl TrainerBuilder {
             recompute: self.recompute.clone(),
             dtype: self.dtype,
         });
-        let blueprints = StageBlueprint::of(&*self.model, &partition, &plan, &self.devices, &settings)?;
-        Ok(Layout { partition, plan, blueprints, settings, micro_batches: self.settings.micro_batches })
-    }
-
-    /// The strategy's plan for `stages` stages.
-    fn plan(&self, stages: usize) -> Result<GradientPlan> {
-        let plan = self.strategy.plan(stages)?;
-        if plan.stages() != stages {
-            return Err(Error::invalid(
-                "strategy",
-                format!("it plans for {} stages", plan.stages()),
-                format!("the model is cut into {stages}"),
-            ));
-        }
-        Ok(plan)
+        let blueprints = StageBlueprint::of(&*self.model, &partition, &plans, &self.devices, &settings)?;
+        Ok(Layout { partition, plans, blueprints, settings, micro_batches: self.settings.micro_batches })
     }
 
     /// Checks everything and starts the pipeline: every stage is built on its device when this returns.
@@ -332,17 +336,19 @@ impl TrainerBuilder {
     /// # Errors
     /// As [`Self::layout`], or if a stage cannot be built.
     pub fn build(self) -> Result<Trainer> {
-        let Layout { partition, plan, blueprints, settings, .. } = self.layout()?;
+        let Layout { partition, plans, blueprints, settings, .. } = self.layout()?;
+        let schedule = plans.schedule().clone();
         let global_norm = self.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global);
         let pipeline = Pipeline::start(
             blueprints,
-            plan,
+            plans,
             PipelineSettings {
                 micro_batches: self.settings.micro_batches,
                 in_flight: self.in_flight,
                 policy: self.policy.into(),
                 global_norm,
                 first_step: 0,
+                record: self.settings.record.map(|_| Instant::now()),
             },
         )?;
         warn_of_names(&pipeline, &self.initial);
@@ -351,7 +357,9 @@ impl TrainerBuilder {
             tracing::warn!("optimizer.groups: {pattern:?} matches no parameter");
         }
         Ok(Trainer {
+            recording: self.settings.record.map(Recording::new),
             pipeline,
+            plans: schedule,
             settings: self.settings,
             partition,
             loss: Arc::clone(&settings.loss),

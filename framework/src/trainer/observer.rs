@@ -2,7 +2,7 @@
 
 use super::{Evaluation, Report};
 use crate::{
-    GradientPlan,
+    GradientPlan, PlanSchedule,
     transport::{Built, StageStep},
 };
 
@@ -18,8 +18,8 @@ pub enum TrainEvent<'a> {
         last_step: u64,
         /// Steps of one pass over the training set.
         steps_per_epoch: u64,
-        /// The gradient plan.
-        plan: &'a GradientPlan,
+        /// The gradient plans by step, as far as they are decided.
+        plans: &'a PlanSchedule,
         /// The stages.
         stages: &'a [Built],
     },
@@ -37,6 +37,13 @@ pub enum TrainEvent<'a> {
         targets: f64,
         /// Each stage's part.
         stages: &'a [StageStep],
+    },
+    /// From the next step on stages follow, or measure, other losses.
+    PlanChanged {
+        /// That step.
+        from_step: u64,
+        /// Its plan, and that of those behind it; where some steps in between have another, such as end-to-end ones, that of the others.
+        plan: &'a GradientPlan,
     },
     /// Every head has been scored on the validation set.
     Evaluated {

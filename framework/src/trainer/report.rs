@@ -1,11 +1,11 @@
 //! What a run came to.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Trained, Trainer};
-use crate::{Error, Result, Score};
+use crate::{Error, GradientPlan, Result, Score, plan::PlanPhase};
 
 /// One head's score.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,7 +82,7 @@ pub struct StageReport {
     pub index: usize,
     /// Its device.
     pub device: String,
-    /// The stage whose loss trains it.
+    /// The stage whose loss trained it at the end, leaving out steps that have another plan in between.
     pub follows: usize,
     /// Units on it.
     pub units: usize,
@@ -128,6 +128,48 @@ pub struct Report {
     pub seed: u64,
     /// Every stage.
     pub stages: Vec<StageReport>,
+    /// Which losses trained which stage from which step on.
+    pub plans: Vec<PhaseReport>,
+}
+
+/// What stages followed from one step on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseReport {
+    /// The first step.
+    pub from_step: u64,
+    /// The stage whose loss trains each stage.
+    pub follows: Vec<usize>,
+    /// What the steps have in between that have another plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every: Option<EveryReport>,
+}
+
+/// Another plan for some steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EveryReport {
+    /// The steps divisible by this have it.
+    pub steps: u64,
+    /// The stage whose loss trains each stage.
+    pub follows: Vec<usize>,
+    /// The stage whose loss each stage measures, if any; empty where none does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub measures: Vec<Option<usize>>,
+}
+
+impl From<&PlanPhase> for PhaseReport {
+    fn from(phase: &PlanPhase) -> Self {
+        let follows = |plan: &GradientPlan| (0..plan.stages()).map(|k| plan.follows(k)).collect();
+        let measures = |plan: &GradientPlan| match plan.measures_any() {
+            true => (0..plan.stages()).map(|k| plan.measures(k)).collect(),
+            false => Vec::new(),
+        };
+        let every = |(steps, plan): &(u64, Arc<GradientPlan>)| EveryReport {
+            steps: *steps,
+            follows: follows(plan),
+            measures: measures(plan),
+        };
+        Self { from_step: phase.from_step, follows: follows(&phase.plan), every: phase.every.as_ref().map(every) }
+    }
 }
 
 impl Report {
@@ -137,7 +179,9 @@ impl Report {
             Some(evaluation) => evaluation.head(k).map(|head| head.score),
             None => trained.last.get(k).and_then(|stage| stage.score),
         };
-        let plan = trainer.plan();
+        let plans = trainer.plans();
+        // That of the last step made, not of the next one.
+        let plan = &plans.phase_at(trainer.steps().saturating_sub(1)).plan;
         let stages = trainer
             .stages()
             .iter()
@@ -164,6 +208,7 @@ impl Report {
             steps: trainer.steps(),
             seed: trainer.settings.seed,
             stages,
+            plans: plans.phases().iter().map(PhaseReport::from).collect(),
         }
     }
 }

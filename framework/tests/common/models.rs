@@ -79,6 +79,29 @@ impl Loss for Slope {
     }
 }
 
+/// A loss whose slope is the target: `Σ target · output`.
+pub struct ByTarget;
+
+impl Loss for ByTarget {
+    fn count(&self, targets: &Tensor) -> Result<f64> {
+        Ok(targets.elem_count() as f64)
+    }
+
+    fn score(&self, output: &Tensor, targets: &Tensor) -> Result<Score> {
+        let products = (output.flatten_all()? * targets.to_dtype(candle_core::DType::F32)?)?;
+        Ok(Score {
+            loss: f64::from(products.sum_all()?.to_scalar::<f32>()?),
+            count: self.count(targets)?,
+            correct: None,
+        })
+    }
+
+    fn differentiate(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Score, Tensor)> {
+        let gradient = (targets.to_dtype(candle_core::DType::F32)?.reshape(output.dims())? / total)?;
+        Ok((self.score(output, targets)?, gradient))
+    }
+}
+
 /// A batch of scalars `(B, 1)`.
 pub fn scalars(values: &[f32]) -> Batch {
     let inputs = Tensor::from_slice(values, (values.len(), 1), &Device::Cpu).unwrap();
@@ -149,6 +172,27 @@ impl Differentiable for Dense {
         let parameters = if wants.parameters { vec![(self.weight.id(), x.t()?.matmul(&c)?)] } else { Vec::new() };
         let input = if wants.input { Some(c.matmul(&self.weight.detach().t()?.contiguous()?)?.into()) } else { None };
         Ok(Pulled { input, parameters })
+    }
+}
+
+/// Linear layers `s0`, `s1` … between spaces of these dimensions, each with a linear head of one output: gradients are products of matrices.
+#[derive(Clone)]
+pub struct Matrices {
+    pub dims: Vec<usize>,
+}
+
+impl ModelSpec for Matrices {
+    fn units(&self) -> Result<Vec<Unit>> {
+        let unit = |(i, dims): (usize, &[usize])| {
+            let (inputs, outputs) = (dims[0], dims[1]);
+            Unit::new(format!("s{i}"), [outputs], move |vb| Dense::new(&vb, inputs, outputs, false)).with_flops(1.0)
+        };
+        Ok(self.dims.windows(2).enumerate().map(unit).collect())
+    }
+
+    fn head(&self, unit: usize, _: &str) -> Result<Unit> {
+        let inputs = self.dims[unit + 1];
+        Ok(Unit::new("", [1], move |vb| Dense::new(&vb, inputs, 1, false)).with_flops(0.1))
     }
 }
 

@@ -35,7 +35,7 @@ impl GoldenCase {
     /// If a stage cannot be built or fails.
     pub fn replay(&self, devices: Vec<Arc<dyn StageDevice>>) -> Result<Computed> {
         let layout = self.trainer(devices)?.layout()?;
-        let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plan, &layout.settings)?;
+        let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plans, &layout.settings)?;
         pipeline.stages_mut().iter_mut().for_each(Stage::keep_gradients);
         let mut losses = Vec::with_capacity(self.steps);
         let mut gradients = HashMap::new();

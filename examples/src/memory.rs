@@ -1,17 +1,27 @@
-//! This process's memory, as Linux tells it.
+//! Memory as Linux tells it: of this process, and what is free.
 
 /// Memory resident now, in MiB; none where the system does not tell.
-pub(super) fn resident() -> Option<f64> {
+pub(crate) fn resident() -> Option<f64> {
     status("VmRSS:")
 }
 
 /// The most memory that was ever resident, in MiB; none where the system does not tell.
-pub(super) fn peak() -> Option<f64> {
+pub(crate) fn peak() -> Option<f64> {
     status("VmHWM:")
 }
 
+/// Bytes of this machine that programs could still use; none where the system does not tell.
+pub(crate) fn free_bytes() -> Option<u64> {
+    Some((read("/proc/meminfo", "MemAvailable:")? * f64::from(1 << 20)) as u64)
+}
+
 fn status(key: &str) -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    read("/proc/self/status", key)
+}
+
+/// A number of KiB in MiB.
+fn read(file: &str, key: &str) -> Option<f64> {
+    let text = std::fs::read_to_string(file).ok()?;
     let kib: f64 = text.lines().find_map(|line| line.strip_prefix(key))?.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib / 1024.0)
 }
@@ -28,5 +38,6 @@ mod tests {
         assert!(resident().unwrap() > before + 32.0, "{}", block.len());
         drop(block);
         assert!(peak().unwrap() > before + 32.0);
+        assert!(free_bytes().unwrap() > 0);
     }
 }

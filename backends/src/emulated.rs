@@ -1,0 +1,94 @@
+//! Devices that compute nothing: they sleep given times and pass tensors of the right shapes.
+//!
+//! Under the real actors and schedules they show how long a step would take on devices of these speeds, on any machine: a stage that sleeps
+//! needs no core.
+
+mod name;
+mod part;
+
+use std::sync::Arc;
+
+use candle_core::Device;
+use interlock::{
+    Backend, Differentiable, Link, Result, StageDevice,
+    device::{Part, PartKind},
+    optimizer::{Optimizer, OptimizerConfig},
+};
+
+use self::{
+    name::Costs,
+    part::{Asleep, Rest},
+};
+
+/// The backend of the scheme `emulated`.
+///
+/// Names set what things cost, `emulated:forward-ms=5,head-ms=2,gbps=10`; what is not set costs nothing:
+///
+/// | key | milliseconds of |
+/// |---|---|
+/// | `forward-ms` | a forward pass of one micro-batch through the stage |
+/// | `head-ms` | all that a stage's auxiliary head does for one micro-batch |
+/// | `input-gradient-ms` | a pull-back to the input |
+/// | `parameter-gradient-ms` | the parameters' gradients once that has been done; where only they are wanted, both times count |
+/// | `update-ms` | an update |
+/// | `transfer-ms` | the way of a message to a neighbour |
+///
+/// | key | gigabits a second |
+/// |---|---|
+/// | `gbps` | that leave for each neighbour, one message after another; unlimited unless set |
+///
+/// A device counts as one of its own for each stage pinned to it, so that one name serves a whole pipeline. Outputs and gradients are zeros,
+/// parameters never change, and losses are computed as ever.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EmulatedBackend;
+
+struct Emulated {
+    name: String,
+    costs: Costs,
+}
+
+impl Backend for EmulatedBackend {
+    fn scheme(&self) -> &'static str {
+        "emulated"
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn StageDevice>> {
+        Ok(Arc::new(Emulated { name: name.to_owned(), costs: name.parse()? }))
+    }
+
+    fn list(&self) -> Vec<(String, String)> {
+        let what = "computes nothing and sleeps as long as it is told, as in emulated:forward-ms=5,input-gradient-ms=5";
+        vec![("emulated".to_owned(), what.to_owned())]
+    }
+}
+
+impl StageDevice for Emulated {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    /// A stage that sleeps keeps no core busy.
+    fn threads(&self) -> usize {
+        0
+    }
+
+    fn optimizer(&self, part: &Part<'_>, _: &OptimizerConfig) -> Result<Box<dyn Optimizer>> {
+        // The stage's update is one, its head's included.
+        Ok(Box::new(match part.kind {
+            PartKind::Main => Rest(self.costs.update),
+            PartKind::Head => Rest::default(),
+        }))
+    }
+
+    fn prepare(&self, part: &Part<'_>, _: Box<dyn Differentiable>) -> Result<Box<dyn Differentiable>> {
+        Ok(Box::new(Asleep::new(part, &self.costs)?))
+    }
+
+    fn link(&self) -> Link {
+        self.costs.link
+    }
+}

@@ -1,0 +1,172 @@
+//! What stands in the place of a stage's main part or head.
+
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device, Tensor};
+use interlock::{
+    Activation, Differentiable, Error, Gradients, Pass, Pulled, Result, Saved, Wants,
+    device::{Part, PartKind},
+    differentiable::{Pending, input_of},
+    optimizer::{Optimizer, Slot},
+    sleep,
+};
+
+use super::name::Costs;
+
+/// A function of a known shape that sleeps and gives zeros.
+pub(super) struct Asleep {
+    /// One example's.
+    output: Vec<usize>,
+    /// What all its tensors repeat: they take neither time nor memory.
+    zero: Tensor,
+    forward: Duration,
+    input_gradient: Duration,
+    parameter_gradient: Duration,
+}
+
+/// The shapes of the input's tensors that have gradients.
+struct Shapes(Vec<Vec<usize>>);
+
+fn asleep<R>(time: Duration, meanwhile: impl FnOnce() -> R) -> R {
+    let deadline = Instant::now() + time;
+    let done = meanwhile();
+    sleep::until(deadline);
+    done
+}
+
+impl Asleep {
+    pub(super) fn new(part: &Part<'_>, costs: &Costs) -> Result<Self> {
+        let (forward, input_gradient, parameter_gradient) = match part.kind {
+            PartKind::Main => (costs.forward, costs.input_gradient, costs.parameter_gradient),
+            PartKind::Head => (costs.head, Duration::ZERO, Duration::ZERO),
+        };
+        let zero = Tensor::zeros((), DType::F32, &Device::Cpu)?;
+        Ok(Self { output: part.output.to_vec(), zero, forward, input_gradient, parameter_gradient })
+    }
+}
+
+impl Differentiable for Asleep {
+    fn forward(&self, x: &Activation, _: &Pass) -> Result<(Activation, Saved)> {
+        asleep(self.forward, || {
+            let examples = x.tensors().first().and_then(|tensor| tensor.dims().first()).ok_or_else(|| {
+                Error::invalid(
+                    "activation",
+                    "it has no examples",
+                    "stack them along the first dimension of its tensors",
+                )
+            })?;
+            let output = [&[*examples], self.output.as_slice()].concat();
+            let float = x.tensors().iter().filter(|tensor| tensor.dtype().is_float());
+            let shapes = Shapes(float.map(|tensor| tensor.dims().to_vec()).collect());
+            Ok((self.zero.broadcast_as(output)?.into(), Saved::new(shapes)))
+        })
+    }
+
+    fn pull_back(&self, saved: &Saved, _: &Activation, wants: Wants) -> Result<Pulled> {
+        let parameters = if wants.parameters { self.parameter_gradient } else { Duration::ZERO };
+        asleep(self.input_gradient + parameters, || {
+            let Shapes(shapes) = saved.get()?;
+            let zeros = |shape: &Vec<usize>| Ok(self.zero.broadcast_as(shape.as_slice())?);
+            let gradient = || shapes.iter().map(zeros).collect::<Result<_>>().map(Activation::new);
+            Ok(Pulled { input: if wants.input { Some(gradient()?) } else { None }, parameters: Vec::new() })
+        })
+    }
+
+    fn has_parameters(&self) -> bool {
+        // None that change.
+        false
+    }
+
+    fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
+        Ok((input_of(self.pull_back(saved, cotangent, Wants::INPUT)?)?, Pending::new(())))
+    }
+
+    fn parameter_pass(&self, _: &Saved, _: Pending) -> Result<Gradients> {
+        Ok(asleep(self.parameter_gradient, Vec::new))
+    }
+}
+
+/// An update that takes its time and changes nothing.
+#[derive(Default)]
+pub(super) struct Rest(pub(super) Duration);
+
+impl Optimizer for Rest {
+    fn update(&mut self, _: f64, _: &[Slot<'_>]) -> Result<()> {
+        asleep(self.0, || Ok(()))
+    }
+
+    fn uses_gradients(&self) -> bool {
+        false
+    }
+
+    fn checks_values(&self) -> bool {
+        // There are no new ones.
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(kind: PartKind) -> Asleep {
+        let costs = "emulated:forward-ms=3,head-ms=4,input-gradient-ms=6,parameter-gradient-ms=10".parse().unwrap();
+        Asleep::new(&Part { stage: 1, kind, output: &[7, 2] }, &costs).unwrap()
+    }
+
+    /// What `work` gives, after no less than so many milliseconds.
+    fn takes<R>(ms: u64, work: impl FnOnce() -> R) -> R {
+        let start = Instant::now();
+        let done = work();
+        assert!(start.elapsed() >= Duration::from_millis(ms), "{:?} instead of {ms} ms", start.elapsed());
+        done
+    }
+
+    fn input() -> Activation {
+        let mask = Tensor::ones((5, 9), DType::U32, &Device::Cpu).unwrap();
+        Activation::new(vec![Tensor::ones((5, 3), DType::F32, &Device::Cpu).unwrap(), mask])
+    }
+
+    fn is_zero(tensor: &Tensor, dims: &[usize]) -> bool {
+        tensor.dims() == dims
+            && tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).unwrap().iter().all(|v| *v == 0.0)
+    }
+
+    #[test]
+    fn every_phase_takes_its_time_and_gives_zeros_of_the_right_shape() {
+        let stage = part(PartKind::Main);
+        let (output, saved) = takes(3, || stage.forward(&input(), &Pass::train(0, 0, 0))).unwrap();
+        assert!(is_zero(output.single().unwrap(), &[5, 7, 2]));
+        assert_eq!(output.bytes(), 5 * 7 * 2 * 4);
+        for (wants, ms) in [(Wants::INPUT, 6), (Wants::PARAMETERS, 16), (Wants::BOTH, 16)] {
+            let pulled = takes(ms, || stage.pull_back(&saved, &output, wants)).unwrap();
+            assert!(pulled.parameters.is_empty());
+            assert_eq!(pulled.input.is_some(), wants.input);
+            if let Some(input) = pulled.input {
+                assert!(is_zero(input.single().unwrap(), &[5, 3]));
+            }
+        }
+        let (input, pending) = takes(6, || stage.input_pass(&saved, &output)).unwrap();
+        assert!(is_zero(input.single().unwrap(), &[5, 3]));
+        assert!(takes(10, || stage.parameter_pass(&saved, pending)).unwrap().is_empty());
+        takes(8, || Rest(Duration::from_millis(8)).update(0.1, &[])).unwrap();
+    }
+
+    #[test]
+    fn a_heads_time_is_spent_going_forward() {
+        let head = part(PartKind::Head);
+        let (output, saved) = takes(4, || head.forward(&input(), &Pass::eval())).unwrap();
+        let pulled = head.pull_back(&saved, &output, Wants::BOTH).unwrap();
+        assert!(is_zero(pulled.input.unwrap().single().unwrap(), &[5, 3]));
+        assert_eq!((head.input_gradient, head.parameter_gradient), (Duration::ZERO, Duration::ZERO));
+    }
+
+    #[test]
+    fn what_has_no_examples_is_refused() {
+        let stage = part(PartKind::Main);
+        for empty in [Activation::new(vec![]), Tensor::zeros((), DType::F32, &Device::Cpu).unwrap().into()] {
+            let error = stage.forward(&empty, &Pass::eval()).err().unwrap().to_string();
+            assert!(error.contains("it has no examples"), "{error}");
+        }
+    }
+}

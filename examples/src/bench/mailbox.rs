@@ -1,0 +1,190 @@
+//! `interlock bench mailbox`: what an activation costs on its way from one stage actor to the next.
+//!
+//! Evaluations of a model of two stages that do nothing: each activation crosses the boundary between them once. All that belongs to that
+//! is in the figures: the stages' own scheduling, the way from the coordinator to the first stage, credits, and what stages report.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use candle_core::{CpuStorage, Device, Storage, Tensor};
+use interlock::{
+    Activation, Batch, Differentiable, EndToEnd, Error, ModelSpec, Pass, Pulled, Result, Saved, Trainer, Unit, Wants,
+    actor::{Feed, Pipeline, PipelineEvent, PipelineSettings},
+    schedule::{PolicyName, Purpose},
+};
+use serde::Serialize;
+
+use super::{cpu, empty::NoLoss};
+use crate::{arguments::BenchMailbox, exit::Exit, progress::say};
+
+/// Activations that may be on their way at the same time.
+const IN_FLIGHT: usize = 64;
+
+/// Activations that are sent before the clock starts.
+const WARM_UP: usize = 2_000;
+
+/// The first bytes of a tensor hold their own address.
+const ADDRESS: usize = size_of::<u64>();
+
+/// What `bench mailbox` prints.
+#[derive(Serialize)]
+struct MailboxResult {
+    bytes: usize,
+    /// Activations from the first stage to the second.
+    messages: u32,
+    in_flight: usize,
+    messages_per_second: f64,
+    wall_ns_per_message: f64,
+    cpu_ns_per_message: Option<f64>,
+    /// All that went between actors for them, credits and reports included.
+    messages_of_all_kinds: u64,
+    /// Bytes that arrived at a stage elsewhere than where they were made.
+    bytes_copied: u64,
+}
+
+/// Passes its input on, and counts the bytes of those that do not lie where they were made.
+struct Witness {
+    copied: Arc<AtomicU64>,
+}
+
+impl Witness {
+    fn look(&self, tensor: &Tensor) -> Result<()> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let values = match &*storage {
+            Storage::Cpu(CpuStorage::U8(values)) => values.get(layout.start_offset()..),
+            _ => None,
+        };
+        let found = values.and_then(|values| Some((values.as_ptr() as u64, values.first_chunk::<ADDRESS>()?)));
+        let (address, made) = found.ok_or_else(|| Error::Ended("an activation holds no address".to_owned()))?;
+        if address != u64::from_ne_bytes(*made) {
+            self.copied.fetch_add(layout.shape().elem_count() as u64, Relaxed);
+        }
+        Ok(())
+    }
+}
+
+impl Differentiable for Witness {
+    fn forward(&self, x: &Activation, _: &Pass) -> Result<(Activation, Saved)> {
+        self.look(x.single()?)?;
+        Ok((x.clone(), Saved::nothing()))
+    }
+
+    fn pull_back(&self, _: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
+        Ok(Pulled { input: wants.input.then(|| cotangent.clone()), parameters: Vec::new() })
+    }
+}
+
+/// Two of them.
+struct Pair {
+    bytes: usize,
+    copied: Arc<AtomicU64>,
+}
+
+impl ModelSpec for Pair {
+    fn units(&self) -> Result<Vec<Unit>> {
+        let unit = || {
+            let copied = Arc::clone(&self.copied);
+            Unit::new("", [self.bytes], move |_| Ok(Witness { copied: Arc::clone(&copied) }))
+        };
+        Ok(vec![unit(), unit()])
+    }
+}
+
+pub(super) fn run(arguments: &BenchMailbox) -> Result<(), Exit> {
+    let BenchMailbox { bytes, messages, .. } = *arguments;
+    if bytes < ADDRESS {
+        return Err(Exit::Refused(format!(
+            "--bytes {bytes}: an activation holds its own address; use {ADDRESS} or more"
+        )));
+    }
+    let copied = Arc::new(AtomicU64::new(0));
+    let model = Pair { bytes, copied: Arc::clone(&copied) };
+    let layout = Trainer::builder(model).stages(2).strategy(EndToEnd).loss(NoLoss).layout()?;
+    let settings = PipelineSettings {
+        micro_batches: 1,
+        in_flight: Some(IN_FLIGHT),
+        policy: PolicyName::default().into(),
+        global_norm: false,
+        first_step: 0,
+        record: None,
+    };
+    let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings)?;
+    let batches = (0..4).map(|_| batch(bytes)).collect::<Result<Vec<_>>>()?;
+    let count = messages as usize;
+    let send =
+        |first, count| send(&pipeline, &batches, first, count, WARM_UP + messages as usize).map_err(Exit::failed);
+    send(0, WARM_UP)?;
+    let sent = pipeline.sent().total();
+    let (start, cpu_start) = (Instant::now(), cpu::seconds());
+    send(WARM_UP, count)?;
+    let (seconds, cpu_end) = (start.elapsed().as_secs_f64(), cpu::seconds());
+    let each = |seconds: f64| seconds * 1e9 / f64::from(messages);
+    let result = MailboxResult {
+        bytes,
+        messages,
+        in_flight: IN_FLIGHT,
+        messages_per_second: f64::from(messages) / seconds,
+        wall_ns_per_message: each(seconds),
+        cpu_ns_per_message: cpu_start.zip(cpu_end).map(|(start, end)| each(end - start)),
+        messages_of_all_kinds: pipeline.sent().total() - sent,
+        bytes_copied: copied.load(Relaxed),
+    };
+    if arguments.json {
+        say(&serde_json::to_string(&result).map_err(Exit::failed)?);
+    } else {
+        say(&format!(
+            "{messages} activations of {bytes} bytes: {:.0}/s, {:.0} ns each and {} of CPU time, {} bytes copied",
+            result.messages_per_second,
+            result.wall_ns_per_message,
+            result.cpu_ns_per_message.map_or_else(|| "an unknown time".to_owned(), |ns| format!("{ns:.0} ns")),
+            result.bytes_copied,
+        ));
+    }
+    Ok(())
+}
+
+/// One example of so many bytes, of which stages need not know whether they are finite.
+fn batch(bytes: usize) -> Result<Batch> {
+    let mut values = vec![0_u8; bytes];
+    let address = values.as_ptr() as u64;
+    values[..ADDRESS].copy_from_slice(&address.to_ne_bytes());
+    let inputs = Tensor::from_vec(values, (1, bytes), &Device::Cpu)?;
+    Ok(Batch { inputs: inputs.into(), targets: Tensor::zeros(1, candle_core::DType::U32, &Device::Cpu)? })
+}
+
+/// Sends activations through both stages and waits until they have come to the end.
+fn send(pipeline: &Pipeline, batches: &[Batch], first: usize, count: usize, of: usize) -> Result<()> {
+    let pieces = batches.iter().cycle().take(count).cloned().collect();
+    pipeline.feed(Feed { purpose: Purpose::Evaluate, step: 0, pieces, first, of, total: 1.0 })?;
+    let mut scored = 0;
+    while scored < count {
+        if let PipelineEvent::Scored { .. } = pipeline.next()? {
+            scored += 1;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_seen_and_what_was_only_moved_is_not() {
+        let witness = Witness { copied: Arc::default() };
+        let Batch { inputs, .. } = batch(100).unwrap();
+        let moved = inputs.clone();
+        witness.forward(&moved, &Pass::eval()).unwrap();
+        assert_eq!(witness.copied.load(Relaxed), 0);
+        let copied = inputs.single().unwrap().copy().unwrap();
+        witness.forward(&copied.into(), &Pass::eval()).unwrap();
+        assert_eq!(witness.copied.load(Relaxed), 100);
+        let other = Tensor::zeros((1, 100), candle_core::DType::F32, &Device::Cpu).unwrap();
+        assert!(witness.look(&other).is_err());
+    }
+}

@@ -1,0 +1,326 @@
+//! `interlock bench runtime`: real actors over stages that sleep.
+//!
+//! What a step takes is measured in the steady state. Stages are not at the same step at the same time: activations fill the pipeline in the
+//! first steps, and a stage may run ahead of those behind it as far as gradients and credits let it. In the long run they all advance at one
+//! pace, that of the slowest loop of waiting through the pipeline, and the pace of the stage that finishes a step last is free of what
+//! others do ahead of it. So a step counts as done when its last stage has finished it; the clock runs from one such instant, when the
+//! pipeline has long been full, to another, while it still is: as many steps as fill it follow those that are timed.
+
+use std::{sync::Arc, time::Instant};
+
+use candle_core::{DType, Device, Tensor};
+use interlock::{
+    Batch, EndToEnd, GradientPlan, Interlock, ModelSpec, Result, Sequential, Strategy, Trainer, Unit,
+    actor::{Feed, Pipeline, PipelineEvent, PipelineSettings},
+    link::Link,
+    schedule::{PolicyName, Purpose},
+    simulator::{Scenario, StageCosts, least_in_flight, simulate},
+    trainer::Layout,
+};
+use interlock_backends::Backends;
+use serde::Serialize;
+
+use super::{cpu, empty::NoLoss};
+use crate::{
+    arguments::{BenchRuntime, Schedule, Width},
+    exit::Exit,
+    progress::say,
+};
+
+/// What `bench runtime` prints.
+#[derive(Serialize)]
+struct RuntimeResult {
+    stages: u16,
+    width: String,
+    micro_batches: usize,
+    schedule: Schedule,
+    in_flight: usize,
+    device: String,
+    bytes: usize,
+    steps: u64,
+    /// Of the steady state.
+    step_seconds: f64,
+    /// What the busiest stage works in a step: no schedule makes steps shorter.
+    lower_bound_seconds: f64,
+    /// What the simulator says of the same stages, costs and links.
+    simulated_step_seconds: f64,
+    /// Why, by the simulator, it takes so long.
+    reason: String,
+    /// Activations, gradients and credits between actors, the coordinator included, and one report a stage.
+    messages_per_step: u64,
+    cpu_seconds_per_step: Option<f64>,
+    cpu_seconds_per_message: Option<f64>,
+}
+
+/// Units without parameters, each of which gives so many `f32`.
+struct Units {
+    count: usize,
+    elements: usize,
+}
+
+impl ModelSpec for Units {
+    fn units(&self) -> Result<Vec<Unit>> {
+        let unit = || Unit::new("", [self.elements], |_| Ok(Sequential::default()));
+        Ok((0..self.count).map(|_| unit()).collect())
+    }
+
+    fn head(&self, _: usize, _: &str) -> Result<Unit> {
+        Ok(Unit::new("", [self.elements], |_| Ok(Sequential::default())))
+    }
+}
+
+pub(super) fn run(arguments: &BenchRuntime) -> Result<(), Exit> {
+    let device = device_name(arguments);
+    let layout = layout(arguments, &device)?;
+    let (plan, micro_batches) = (Arc::clone(layout.plans.at(0)), arguments.micro_batches);
+    let scenario = scenario(arguments, &layout)?;
+    let simulated = simulate(&scenario)?;
+    let policy = PolicyName::from(arguments.schedule).into();
+    let settings = PipelineSettings {
+        micro_batches,
+        in_flight: arguments.in_flight,
+        policy,
+        global_norm: false,
+        first_step: 0,
+        record: None,
+    };
+    let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings)?;
+    let fill = steps_to_fill(&plan);
+    let (first, last) = (fill - 1, fill - 1 + arguments.steps);
+    let steps = last + 1 + fill;
+    let mut marks = Vec::new();
+    let before = pipeline.sent();
+    train(&pipeline, &batch(arguments)?, micro_batches, steps, |step| {
+        if step == first || step == last {
+            marks.push((Instant::now(), cpu::seconds()));
+        }
+    })
+    .map_err(Exit::failed)?;
+    let messages_per_step = (pipeline.sent().total() - before.total()) / steps;
+    let [(start, cpu_start), (end, cpu_end)] = marks[..] else {
+        return Err(Exit::Failed("a step was done twice or never".to_owned()));
+    };
+    let timed = arguments.steps as f64;
+    let cpu_seconds_per_step = cpu_start.zip(cpu_end).map(|(start, end)| (end - start) / timed);
+    let result = RuntimeResult {
+        stages: arguments.stages,
+        width: arguments.width.to_string(),
+        micro_batches,
+        schedule: arguments.schedule,
+        in_flight: pipeline.in_flight(),
+        device,
+        bytes: arguments.bytes,
+        steps: arguments.steps,
+        step_seconds: (end - start).as_secs_f64() / timed,
+        lower_bound_seconds: simulated.lower_bound(&scenario),
+        simulated_step_seconds: simulated.step_seconds,
+        reason: simulated.critical.to_string(),
+        messages_per_step,
+        cpu_seconds_per_step,
+        cpu_seconds_per_message: cpu_seconds_per_step.map(|seconds| seconds / messages_per_step as f64),
+    };
+    if arguments.json {
+        say(&serde_json::to_string(&result).map_err(Exit::failed)?);
+    } else {
+        let cpu = cpu_seconds_per_step.map_or_else(
+            || "unknown CPU time".to_owned(),
+            |seconds| {
+                format!(
+                    "{:.2} ms of CPU time ({:.1} µs a message)",
+                    seconds * 1e3,
+                    seconds * 1e6 / messages_per_step as f64
+                )
+            },
+        );
+        say(&format!(
+            "{} stages of {}, width {}: {:.2} ms a step, simulated {:.2}, {:.2} ms of work for the busiest stage; {messages_per_step} messages a step, {cpu}\nby the simulation: {}",
+            result.stages,
+            result.device,
+            result.width,
+            result.step_seconds * 1e3,
+            result.simulated_step_seconds * 1e3,
+            result.lower_bound_seconds * 1e3,
+            result.reason,
+        ));
+    }
+    Ok(())
+}
+
+/// The name of every stage's device.
+fn device_name(arguments: &BenchRuntime) -> String {
+    let BenchRuntime { forward_ms, head_ms, input_gradient_ms, parameter_gradient_ms, transfer_ms, .. } = arguments;
+    let gbps = arguments.gbps.map_or_else(String::new, |gbps| format!(",gbps={gbps}"));
+    format!(
+        "emulated:forward-ms={forward_ms},head-ms={head_ms},input-gradient-ms={input_gradient_ms},\
+         parameter-gradient-ms={parameter_gradient_ms},transfer-ms={transfer_ms}{gbps}"
+    )
+}
+
+fn layout(arguments: &BenchRuntime, device: &str) -> Result<Layout, Exit> {
+    let (stages, bytes) = (usize::from(arguments.stages), arguments.bytes);
+    if bytes == 0 || !bytes.is_multiple_of(4) {
+        return Err(Exit::Refused(format!("--bytes {bytes}: activations are of f32; use a multiple of 4")));
+    }
+    let strategy: Box<dyn Strategy> = match arguments.width {
+        Width::Number(width) => Box::new(Interlock::width(width)),
+        Width::EndToEnd => Box::new(EndToEnd),
+    };
+    let builder = Trainer::builder(Units { count: stages, elements: bytes / 4 })
+        .stages(stages)
+        .strategy_boxed(strategy)
+        .devices([Backends::default().open(device)?])
+        .loss(NoLoss)
+        .micro_batches(arguments.micro_batches)
+        .in_flight(arguments.in_flight);
+    Ok(builder.layout()?)
+}
+
+/// As many examples as micro-batches.
+fn batch(arguments: &BenchRuntime) -> Result<Batch> {
+    let inputs = Tensor::zeros((arguments.micro_batches, arguments.bytes / 4), DType::F32, &Device::Cpu)?;
+    let targets = Tensor::zeros(arguments.micro_batches, DType::U32, &Device::Cpu)?;
+    Ok(Batch { inputs: inputs.into(), targets })
+}
+
+/// Trains, always with a batch at hand for the pipeline to take, and calls `done` when all stages have finished a step.
+fn train(
+    pipeline: &Pipeline,
+    batch: &Batch,
+    micro_batches: usize,
+    steps: u64,
+    mut done: impl FnMut(u64),
+) -> Result<()> {
+    let (mut fed, mut waiting) = (0, 0);
+    loop {
+        while fed < steps && waiting < 2 {
+            let pieces = batch.split(micro_batches)?;
+            let total = pieces.len() as f64;
+            pipeline.feed(Feed { purpose: Purpose::Train, step: fed, pieces, first: 0, of: micro_batches, total })?;
+            fed += 1;
+            waiting += 1;
+        }
+        match pipeline.next()? {
+            PipelineEvent::Fed { .. } => waiting -= 1,
+            PipelineEvent::StepDone { step, .. } => {
+                done(step);
+                if step + 1 == steps {
+                    return Ok(());
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Steps until what the last stage does is felt at the first: each stage waits for the one whose loss it follows, or is at least held back by
+/// the next one's credits. And a few more.
+fn steps_to_fill(plan: &GradientPlan) -> u64 {
+    let (mut stage, mut hops) = (0, 0);
+    while stage + 1 < plan.stages() {
+        stage = plan.follows(stage).max(stage + 1);
+        hops += 1;
+    }
+    4 + 2 * hops
+}
+
+/// The same for the simulator.
+fn scenario(arguments: &BenchRuntime, layout: &Layout) -> Result<Scenario> {
+    let BenchRuntime { forward_ms, head_ms, input_gradient_ms, parameter_gradient_ms, transfer_ms, .. } = *arguments;
+    let [forward, head, input, parameters, latency] =
+        [forward_ms, head_ms, input_gradient_ms, parameter_gradient_ms, transfer_ms].map(|ms| ms / 1e3);
+    let stages = layout.plans.stages();
+    let costs = |k: usize| StageCosts {
+        activation_bytes: arguments.bytes as u64,
+        gradient_bytes: arguments.bytes as u64,
+        // The last stage's loss costs nothing.
+        ..StageCosts::of(forward, if k + 1 < stages { head } else { 0.0 }, input, parameters)
+    };
+    let bandwidth = arguments.gbps.map_or(f64::INFINITY, |gigabits| gigabits * 1e9 / 8.0);
+    let plan = Arc::clone(layout.plans.at(0));
+    let (policy, micro_batches) = (PolicyName::from(arguments.schedule).into(), arguments.micro_batches);
+    let in_flight = match arguments.in_flight {
+        Some(in_flight) => in_flight,
+        None => least_in_flight(&plan, micro_batches, policy)?,
+    };
+    Ok(Scenario {
+        links: vec![Link { latency, bandwidth }; stages],
+        micro_batches,
+        in_flight,
+        policy,
+        ..Scenario::new(plan, (0..stages).map(costs).collect())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(stages: u16, width: Width, micro_batches: usize) -> BenchRuntime {
+        BenchRuntime {
+            stages,
+            width,
+            micro_batches,
+            forward_ms: 5.0,
+            head_ms: 2.0,
+            input_gradient_ms: 5.0,
+            parameter_gradient_ms: 5.0,
+            transfer_ms: 0.0,
+            gbps: None,
+            bytes: 64,
+            schedule: Schedule::Interlock,
+            in_flight: None,
+            steps: 1,
+            json: false,
+        }
+    }
+
+    #[test]
+    fn the_busiest_stage_by_hand() {
+        let busiest = |stages, width, micro_batches| {
+            let arguments = arguments(stages, width, micro_batches);
+            let scenario = scenario(&arguments, &layout(&arguments, "emulated").unwrap()).unwrap();
+            (simulate(&scenario).unwrap().lower_bound(&scenario) * 1e6).round() / 1e6
+        };
+        // Stage 2 of 4 goes forward, has a head, pulls losses 2 and 3 back, and follows loss 3.
+        assert_eq!(busiest(4, Width::Number(3), 1), 0.022);
+        // Stage 2 of 8 pulls losses 2, 3 and 4 back.
+        assert_eq!(busiest(8, Width::Number(3), 2), 2.0 * 0.027);
+        assert_eq!(busiest(8, Width::EndToEnd, 1), 0.015);
+        assert_eq!(busiest(1, Width::EndToEnd, 1), 0.015);
+    }
+
+    #[test]
+    fn it_takes_more_steps_to_fill_a_pipeline_of_narrow_widths() {
+        let steps = |stages, width| steps_to_fill(&Interlock::width(width).plan(stages).unwrap());
+        assert_eq!([steps(64, 64), steps(64, 3), steps(64, 1), steps(1, 1)], [6, 68, 130, 4]);
+    }
+
+    #[test]
+    fn what_is_sent_follows_from_the_plan() {
+        for (stages, width, micro_batches) in [(1, 1, 2), (4, 1, 1), (4, 3, 1), (4, 3, 3), (5, 5, 2), (8, 5, 1)] {
+            let arguments = arguments(stages, Width::Number(width), micro_batches);
+            let layout = layout(&arguments, "emulated").unwrap();
+            let plan = Arc::clone(layout.plans.at(0));
+            let settings = PipelineSettings {
+                micro_batches,
+                in_flight: None,
+                policy: PolicyName::Interlock.into(),
+                global_norm: false,
+                first_step: 0,
+                record: None,
+            };
+            let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings).unwrap();
+            let before = pipeline.sent();
+            let steps = 5;
+            train(&pipeline, &batch(&arguments).unwrap(), micro_batches, steps, |_| {}).unwrap();
+            let sent = pipeline.sent();
+            let (stages, micros) = (u64::from(stages), steps * micro_batches as u64);
+            let crossing: usize = (0..plan.stages()).map(|k| plan.crosses(k).len()).sum();
+            assert_eq!(sent.activations - before.activations, micros * stages);
+            assert_eq!(sent.gradients - before.gradients, micros * crossing as u64);
+            assert_eq!(sent.credits - before.credits, micros * stages);
+            assert_eq!(sent.reports - before.reports, steps * stages);
+            assert_eq!(sent.total() - before.total(), micros * (2 * stages + crossing as u64) + steps * stages);
+        }
+    }
+}

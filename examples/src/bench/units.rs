@@ -1,0 +1,143 @@
+//! `interlock bench units`: what each unit of a model costs.
+
+use std::fmt::Write as _;
+
+use comfy_table::{CellAlignment, Table};
+use interlock::{
+    Batch,
+    planner::{DeviceCosts, Profile},
+    trainer::TrainerBuilder,
+};
+
+use super::{Workload, check_micro_batches};
+use crate::{
+    arguments::{BenchUnits, Dtype},
+    config::{Devices, RunConfig},
+    exit::Exit,
+    progress::say,
+    run_folder::{refuse_no_place, write_json},
+    table::table,
+};
+
+pub(super) fn run(arguments: &BenchUnits) -> Result<(), Exit> {
+    let (builder, batch) = prepare(arguments)?;
+    if let Some(path) = &arguments.out {
+        refuse_no_place("--out", path)?;
+    }
+    let profile = builder.profile(&batch, Some(&crate::ALLOCATOR))?;
+    if let Some(path) = &arguments.out {
+        write_json(path, &profile).map_err(Exit::failed)?;
+    }
+    say(&match arguments.json {
+        true => serde_json::to_string(&profile).map_err(Exit::failed)?,
+        false => show(&profile),
+    });
+    Ok(())
+}
+
+/// What is to be measured, and a micro-batch for it.
+fn prepare(arguments: &BenchUnits) -> Result<(TrainerBuilder, Batch), Exit> {
+    let BenchUnits { source, workload, devices, micro_batches, dtype, .. } = arguments;
+    let named = (!devices.is_empty()).then(|| Devices::Named(devices.clone()));
+    let (builder, batch, micro_batches) = match workload {
+        Some(name) => {
+            let workload = Workload::named(*name);
+            let micro_batches = micro_batches.unwrap_or(1);
+            check_micro_batches(micro_batches, workload.name, workload.batch)?;
+            // One stage for whatever devices there are: the cut is not what is measured.
+            let builder = workload.trainer(1, 1)?.stages(1).dtype(dtype.unwrap_or(Dtype::F32).into());
+            let builder = named.unwrap_or(Devices::Auto).give_to(builder)?;
+            (builder, workload.random_batch(0)?, micro_batches)
+        }
+        None => {
+            let mut config = RunConfig::load(source.config.as_deref(), &source.sets)?;
+            config.devices = named.unwrap_or(config.devices);
+            config.micro_batches = micro_batches.unwrap_or(config.micro_batches);
+            let prepared = config.prepare()?;
+            let examples = config.batch_size.min(prepared.data.train.len());
+            check_micro_batches(config.micro_batches, &config.name, examples)?;
+            let numbers: Vec<usize> = (0..examples).collect();
+            (prepared.builder, prepared.data.train.batch(&numbers, None)?, config.micro_batches)
+        }
+    };
+    let first = batch.split(micro_batches)?.into_iter().next();
+    Ok((builder, first.ok_or_else(|| Exit::Failed("the batch is empty".to_owned()))?))
+}
+
+fn show(profile: &Profile) -> String {
+    let mut text = String::new();
+    for costs in &profile.devices {
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "{}: micro-batches of {} examples; loss {}, an action {} beyond its work, scratch {}",
+            costs.device,
+            profile.examples,
+            milliseconds(costs.loss),
+            milliseconds(costs.action),
+            mebibytes(costs.scratch_bytes),
+        );
+        let _ = writeln!(text, "{}", units(costs));
+    }
+    text.push_str("Times in ms; head: as stages follow it / as a probe. Memory in MiB.");
+    text
+}
+
+fn units(costs: &DeviceCosts) -> Table {
+    let mut rows = table(&[
+        "unit",
+        "forward",
+        "input",
+        "then parameters",
+        "both",
+        "parameters only",
+        "send",
+        "update",
+        "head",
+        "output",
+        "parameters",
+        "saved",
+        "pending",
+        "transient",
+        "head's",
+    ]);
+    for (i, unit) in costs.units.iter().enumerate() {
+        let head = unit.head.as_ref();
+        rows.add_row([
+            format!("{i} {}", unit.name),
+            number(unit.forward),
+            number(unit.input_gradient),
+            number(unit.parameter_gradient),
+            number(unit.both),
+            number(unit.parameters_only),
+            number(unit.send),
+            number(unit.update),
+            head.map_or_else(none, |head| format!("{} / {}", number(head.needed), number(head.probe))),
+            mebibytes(Some(unit.output_bytes)),
+            mebibytes(Some(unit.parameter_bytes)),
+            mebibytes(unit.saved_bytes),
+            mebibytes(unit.pending_bytes),
+            mebibytes(unit.transient_bytes),
+            mebibytes(head.and_then(|head| head.transient_bytes)),
+        ]);
+    }
+    rows.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    rows
+}
+
+fn none() -> String {
+    "-".to_owned()
+}
+
+fn number(seconds: f64) -> String {
+    format!("{:.2}", seconds * 1e3)
+}
+
+fn milliseconds(seconds: f64) -> String {
+    format!("{:.3} ms", seconds * 1e3)
+}
+
+/// A dash where it was not measured.
+fn mebibytes(bytes: Option<u64>) -> String {
+    bytes.map_or_else(none, |bytes| format!("{:.2}", bytes as f64 / f64::from(1 << 20)))
+}

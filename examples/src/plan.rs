@@ -1,0 +1,132 @@
+//! `interlock plan`.
+
+mod question;
+mod subject;
+mod words;
+
+use std::cmp::Ordering;
+
+use interlock::{Error, Result, planner::Cut};
+use serde::Serialize;
+
+use crate::{arguments::Plan, config::RunConfig, exit::Exit, progress::say, trace::TraceFile};
+use question::Question;
+use subject::Subject;
+
+/// Of what is about as fast the widest is recommended: it learns most. About as fast is within so much of the fastest.
+const ABOUT: f64 = 0.95;
+
+/// What one way to train comes to.
+#[derive(Serialize)]
+struct Row {
+    stages: usize,
+    /// As it was asked for.
+    width: String,
+    micro_batches: usize,
+    units_per_stage: Vec<usize>,
+    /// Whether no other cut is predicted to be faster.
+    proven: bool,
+    in_flight: usize,
+    step_seconds: f64,
+    examples_per_second: f64,
+    /// The share of time in which each stage does nothing, on average.
+    idle: f64,
+    /// Of each stage; none where it could not be measured.
+    memory_bytes: Option<Vec<u64>>,
+    /// Its step over that of end-to-end with as many stages and micro-batches.
+    against_end_to_end: f64,
+    /// Why a step takes as long as it does.
+    reason: String,
+    /// Why it would fail.
+    refused: Option<String>,
+    #[serde(skip)]
+    interlocked: usize,
+    #[serde(skip)]
+    cut: Cut,
+}
+
+/// What `plan --json` prints.
+#[derive(Serialize)]
+struct Answer<'a> {
+    replicas: usize,
+    rows: &'a [Row],
+    /// Indices of rows.
+    recommended: Option<usize>,
+    fastest: Option<usize>,
+}
+
+pub(crate) fn run(arguments: &Plan) -> Result<(), Exit> {
+    let traces = arguments.trace.iter().map(|path| TraceFile::new(path)).collect::<Result<Vec<_>>>()?;
+    let mut question = Question::new(Subject::new(arguments)?, arguments)?;
+    let mut rows = Vec::new();
+    for &stages in &question.stages.clone() {
+        for &micro_batches in &question.micro_batches.clone() {
+            let end_to_end = question.step_seconds_of_end_to_end(stages, micro_batches)?;
+            for width in question.widths.clone() {
+                rows.push(question.row(stages, micro_batches, width, end_to_end)?);
+            }
+        }
+    }
+    let fastest = best(&rows, |_| true);
+    let enough = fastest.map_or(0.0, |at| ABOUT * rows[at].examples_per_second);
+    let widest = rows.iter().filter(|row| row.refused.is_none() && row.examples_per_second >= enough);
+    let widest = widest.map(|row| row.interlocked).max();
+    let recommended = best(&rows, |row| Some(row.interlocked) == widest && row.examples_per_second >= enough);
+    say(&words::table_of(&rows, recommended).to_string());
+    for (at, row) in rows.iter().enumerate() {
+        if let Some(refused) = &row.refused {
+            say(&format!("{}: would fail: {refused}", words::name(row)));
+        } else if Some(at) == recommended || Some(at) == fastest {
+            say(&words::verdict(row, Some(at) == recommended, Some(at) == fastest));
+        }
+    }
+    if let Some(at) = recommended {
+        for file in &traces {
+            write(file, &rows[at])?;
+        }
+    }
+    if arguments.json {
+        let answer = Answer { replicas: arguments.replicas, rows: &rows, recommended, fastest };
+        say(&serde_json::to_string(&answer).map_err(Exit::failed)?);
+    }
+    match recommended {
+        Some(_) => Ok(()),
+        None => Err(Exit::Failed("nothing that was tried would fit".to_owned())),
+    }
+}
+
+/// The row of most examples a second among those that fit and that `among` takes; of equals the one that holds least.
+fn best(rows: &[Row], among: impl Fn(&Row) -> bool) -> Option<usize> {
+    let memory = |row: &Row| row.memory_bytes.as_ref().map_or(0, |bytes| bytes.iter().sum());
+    let better = |a: &Row, b: &Row| match a.examples_per_second.total_cmp(&b.examples_per_second) {
+        Ordering::Equal => memory(b).cmp(&memory(a)),
+        other => other,
+    };
+    let fits = rows.iter().enumerate().filter(|(_, row)| row.refused.is_none() && among(row));
+    fits.max_by(|(_, a), (_, b)| better(a, b)).map(|(at, _)| at)
+}
+
+fn write(file: &TraceFile, row: &Row) -> Result<(), Exit> {
+    let title = format!("{}, predicted: {}", words::name(row), row.reason);
+    file.write_simulated(&row.cut.simulated, &title).map_err(Exit::failed)?;
+    say(&format!("the recommended schedule lies in {}", file.path().display()));
+    Ok(())
+}
+
+/// The units of each stage that the planner finds best for the configuration as it is, on its devices.
+pub(crate) fn best_partition(config: &RunConfig) -> Result<Vec<usize>> {
+    let arguments = Plan { replicas: 1, ..Plan::default() };
+    let mut question = Question::new(Subject::of_run(config.clone())?, &arguments)?;
+    let (stages, micro_batches) = (question.stages[0], question.micro_batches[0]);
+    let row = question.row(stages, micro_batches, None, 1.0)?;
+    Ok(row.units_per_stage)
+}
+
+/// The largest width of any stage.
+fn widest(follows: impl Iterator<Item = usize>) -> usize {
+    follows.enumerate().map(|(k, j)| j - k + 1).max().unwrap_or(1)
+}
+
+fn refuse(subject: &str, problem: String, remedy: &str) -> Error {
+    Error::invalid(subject, problem, remedy)
+}

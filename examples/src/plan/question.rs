@@ -1,0 +1,212 @@
+//! What is asked: numbers of stages, widths and micro-batches, on devices.
+
+use std::{collections::HashMap, fs, sync::Arc};
+
+use interlock::{
+    Batch, Error, Result, StageDevice,
+    link::Link,
+    planner::{Cut, Placement, Profile, Replicas, Setup},
+    trainer::TrainerBuilder,
+};
+use interlock_backends::{Backends, core_count};
+
+use super::{
+    Row, refuse,
+    subject::{Defaults, Subject},
+    widest,
+};
+use crate::{
+    arguments::{Plan, Width},
+    config::Devices,
+    memory::free_bytes,
+};
+
+/// The most stages that a device is measured for.
+const MOST_STAGES: usize = 1000;
+
+pub(super) struct Question<'a> {
+    subject: Subject,
+    arguments: &'a Plan,
+    pub(super) stages: Vec<usize>,
+    /// None is the configuration's strategy.
+    pub(super) widths: Vec<Option<Width>>,
+    pub(super) micro_batches: Vec<usize>,
+    devices: Devices,
+    batch: Batch,
+    /// As files or measurements gave them, by devices (none for files) and examples of a micro-batch.
+    profiles: HashMap<(Vec<String>, usize), Arc<Profile>>,
+}
+
+impl<'a> Question<'a> {
+    /// # Errors
+    /// If an argument is out of range or a file of costs cannot be read.
+    pub(super) fn new((subject, defaults): (Subject, Defaults), arguments: &'a Plan) -> Result<Self> {
+        if arguments.replicas == 0 {
+            return Err(refuse("--replicas", "0".to_owned(), "use 1 or more"));
+        }
+        let latency = arguments.latency_us;
+        if !(latency.is_finite() && latency >= 0.0) {
+            return Err(refuse("--latency-us", latency.to_string(), "use 0 or more"));
+        }
+        if let Some(wrong) = arguments.gigabytes_per_second.filter(|speed| !(speed.is_finite() && *speed > 0.0)) {
+            return Err(refuse("--gigabytes-per-second", wrong.to_string(), "use a number above 0"));
+        }
+        let own = |list: &[usize], default: usize| if list.is_empty() { vec![default] } else { list.to_vec() };
+        let stages = match arguments.units_per_stage.len() {
+            0 => own(&arguments.stages, defaults.stages),
+            given => vec![given],
+        };
+        if stages.iter().any(|&count| count == 0 || count > MOST_STAGES) {
+            return Err(refuse("--stages", format!("{stages:?}"), &format!("use 1 to {MOST_STAGES}")));
+        }
+        let micro_batches = own(&arguments.micro_batches, defaults.micro_batches);
+        let most = subject.batch_size();
+        if micro_batches.iter().any(|&count| count == 0 || count > most) {
+            let right = format!("a batch has {most} examples: use 1 to {most}");
+            return Err(refuse("--micro-batches", format!("{micro_batches:?}"), &right));
+        }
+        let widths = match arguments.widths.as_slice() {
+            [] => vec![defaults.width],
+            widths => widths.iter().copied().map(Some).collect(),
+        };
+        let mut profiles = HashMap::new();
+        for path in &arguments.costs {
+            let text = fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
+            let profile: Profile = serde_json::from_str(&text).map_err(|e| Error::file(path, e))?;
+            profiles.insert((Vec::new(), profile.examples), Arc::new(profile));
+        }
+        let devices = match arguments.devices.as_slice() {
+            [] => defaults.devices,
+            names => Devices::Named(names.to_vec()),
+        };
+        Ok(Self { batch: subject.batch()?, subject, arguments, stages, widths, micro_batches, devices, profiles })
+    }
+
+    fn dedicated(&self) -> bool {
+        self.arguments.dedicated || self.arguments.replicas > 1
+    }
+
+    /// The builder for one way to train, on its devices.
+    fn builder(&self, stages: usize, micro_batches: usize, width: Option<Width>) -> Result<TrainerBuilder> {
+        let builder = self.subject.builder(stages, width)?.micro_batches(micro_batches);
+        match &self.devices {
+            Devices::Auto if self.dedicated() => Ok(builder.devices([Backends::default().open("cpu:threads=1")?])),
+            devices => devices.give_to(builder),
+        }
+    }
+
+    /// What units cost with micro-batches of that size, measured where it is not known yet.
+    fn profile(&mut self, builder: &TrainerBuilder, stages: usize, micro_batches: usize) -> Result<Arc<Profile>> {
+        let piece = self.batch.split(micro_batches)?.swap_remove(0);
+        let examples = piece.len()?;
+        if !self.arguments.costs.is_empty() {
+            return self.profiles.get(&(Vec::new(), examples)).cloned().ok_or_else(|| {
+                let mut known: Vec<String> = self.profiles.keys().map(|(_, examples)| examples.to_string()).collect();
+                known.sort_unstable();
+                let problem = format!("none of the files is of micro-batches of {examples} examples");
+                let right = format!("they are of {}; measure others with `bench units`", known.join(", "));
+                refuse("--costs", problem, &right)
+            });
+        }
+        let measured = at_the_same_time(builder.pinned_to(), stages);
+        let names: Vec<String> = measured.iter().map(|device| device.name().to_owned()).collect();
+        if let Some(known) = self.profiles.get(&(names.clone(), examples)) {
+            return Ok(Arc::clone(known));
+        }
+        let profile = Arc::new(
+            self.builder(stages, micro_batches, None)?.devices(measured).profile(&piece, Some(&crate::ALLOCATOR))?,
+        );
+        self.profiles.insert((names, examples), Arc::clone(&profile));
+        Ok(profile)
+    }
+
+    /// The best cut into so many stages, and what each of its stages holds.
+    fn cut(
+        &mut self,
+        stages: usize,
+        micro_batches: usize,
+        width: Option<Width>,
+    ) -> Result<(Cut, Option<Vec<u64>>, usize)> {
+        let builder = self.builder(stages, micro_batches, width)?;
+        let profile = self.profile(&builder, stages, micro_batches)?;
+        let placement = match self.dedicated() {
+            true => Placement::dedicated(stages),
+            false => Placement::on(builder.pinned_to(), stages, core_count()),
+        };
+        let link = Link {
+            latency: self.arguments.latency_us * 1e-6,
+            bandwidth: self.arguments.gigabytes_per_second.map_or(f64::INFINITY, |gigabytes| gigabytes * 1e9),
+        };
+        let replicas = Replicas { count: self.arguments.replicas, link };
+        let setup = Setup { link, replicas, ..builder.setup(stages, &profile, placement)? };
+        let cut = match self.arguments.units_per_stage.as_slice() {
+            [] => setup.best_cut(&builder.tied_units()?)?,
+            units => setup.predict(units)?,
+        };
+        let memory = setup.memory(&cut);
+        Ok((cut, memory, widest((0..stages).map(|k| setup.plan.follows(k)))))
+    }
+
+    pub(super) fn step_seconds_of_end_to_end(&mut self, stages: usize, micro_batches: usize) -> Result<f64> {
+        Ok(self.cut(stages, micro_batches, Some(Width::EndToEnd))?.0.simulated.step_seconds)
+    }
+
+    /// What training so comes to, beside a step of end-to-end.
+    pub(super) fn row(
+        &mut self,
+        stages: usize,
+        micro_batches: usize,
+        width: Option<Width>,
+        end_to_end: f64,
+    ) -> Result<Row> {
+        let (cut, memory, interlocked) = self.cut(stages, micro_batches, width)?;
+        let step = cut.simulated.step_seconds;
+        Ok(Row {
+            stages,
+            width: width.map_or_else(|| "as configured".to_owned(), |width| width.to_string()),
+            micro_batches,
+            units_per_stage: cut.units_per_stage.clone(),
+            proven: cut.proven,
+            in_flight: cut.scenario.in_flight,
+            step_seconds: step,
+            examples_per_second: (self.subject.batch_size() * self.arguments.replicas) as f64 / step,
+            idle: cut.simulated.mean_idle(),
+            refused: memory.as_deref().and_then(|bytes| self.does_not_fit(bytes)),
+            memory_bytes: memory,
+            against_end_to_end: step / end_to_end,
+            reason: cut.simulated.critical.to_string(),
+            interlocked,
+            cut,
+        })
+    }
+
+    /// Why stages that hold so much do not fit, if they do not.
+    fn does_not_fit(&self, bytes: &[u64]) -> Option<String> {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let limit = self.arguments.memory_mib;
+        if self.dedicated() {
+            let (stage, &most) = bytes.iter().enumerate().max_by_key(|(_, bytes)| **bytes)?;
+            let limit = limit.filter(|&limit| mib(most) > limit)?;
+            return Some(format!("stage {stage} holds {} MiB, its device has {limit} (--memory-mib)", mib(most)));
+        }
+        let all = mib(bytes.iter().sum());
+        let free = limit.or_else(|| free_bytes().map(mib)).filter(|&free| all > free)?;
+        Some(format!("all stages together hold {all} MiB, {free} are free"))
+    }
+}
+
+/// Of the devices of all stages, those that are measured at the same time: no more of the same kind than the cores have room for, since stages
+/// wait for cores in the simulation already.
+fn at_the_same_time(devices: &[Arc<dyn StageDevice>], stages: usize) -> Vec<Arc<dyn StageDevice>> {
+    let mut cores = 0;
+    let mut taken: Vec<Arc<dyn StageDevice>> = Vec::new();
+    for device in devices.iter().take(stages) {
+        let known = taken.iter().any(|other| other.name() == device.name());
+        if known && (cores + device.threads() > core_count() || device.threads() == 0) {
+            continue;
+        }
+        cores += device.threads();
+        taken.push(Arc::clone(device));
+    }
+    taken
+}

@@ -1,0 +1,86 @@
+//! What is planned for: a run as it is configured, or one of the workloads that `bench` measures.
+
+use interlock::{Batch, Result, partition::PartitionConfig, trainer::TrainerBuilder};
+use interlock_models::data::Data;
+
+use crate::{
+    arguments::{Plan, Width},
+    bench::Workload,
+    config::{Devices, Prepared, RunConfig},
+};
+
+pub(super) enum Subject {
+    Run(Box<RunConfig>, Data),
+    Workload(&'static Workload),
+}
+
+/// What it would be trained with unless asked otherwise.
+pub(super) struct Defaults {
+    pub(super) stages: usize,
+    /// None is the configuration's strategy.
+    pub(super) width: Option<Width>,
+    pub(super) micro_batches: usize,
+    pub(super) devices: Devices,
+}
+
+impl Subject {
+    /// # Errors
+    /// If the configuration is no good.
+    pub(super) fn new(arguments: &Plan) -> Result<(Self, Defaults)> {
+        if let Some(name) = arguments.workload {
+            let defaults =
+                Defaults { stages: 2, width: Some(Width::Number(2)), micro_batches: 1, devices: Devices::Auto };
+            return Ok((Self::Workload(Workload::named(name)), defaults));
+        }
+        Self::of_run(RunConfig::load(arguments.source.config.as_deref(), &arguments.source.sets)?)
+    }
+
+    /// # Errors
+    /// If the configuration is no good.
+    pub(super) fn of_run(config: RunConfig) -> Result<(Self, Defaults)> {
+        let Prepared { data, builder } = config.prepare()?;
+        let defaults = Defaults {
+            stages: builder.layout()?.partition.stages(),
+            width: None,
+            micro_batches: config.micro_batches,
+            devices: config.devices.clone(),
+        };
+        Ok((Self::Run(Box::new(config), data), defaults))
+    }
+
+    /// Examples of a batch.
+    pub(super) fn batch_size(&self) -> usize {
+        match self {
+            Self::Run(config, _) => config.batch_size,
+            Self::Workload(workload) => workload.batch,
+        }
+    }
+
+    /// A batch as steps have it.
+    pub(super) fn batch(&self) -> Result<Batch> {
+        match self {
+            Self::Run(config, data) => {
+                let numbers: Vec<usize> = (0..config.batch_size).map(|i| i % data.train.len().max(1)).collect();
+                data.train.batch(&numbers, None)
+            }
+            Self::Workload(workload) => workload.random_batch(0),
+        }
+    }
+
+    /// A builder with everything but devices.
+    pub(super) fn builder(&self, stages: usize, width: Option<Width>) -> Result<TrainerBuilder> {
+        let partition = PartitionConfig { stages: Some(stages), units_per_stage: None };
+        Ok(match self {
+            Self::Run(config, data) => {
+                let builder = config.builder(data)?.partition(partition);
+                match width {
+                    Some(width) => builder.strategy(width.strategy(stages)),
+                    None => builder,
+                }
+            }
+            Self::Workload(workload) => {
+                workload.trainer(width.map_or(2, |width| width.of(stages)), stages)?.partition(partition)
+            }
+        })
+    }
+}

@@ -1,0 +1,74 @@
+//! A plan in words.
+
+use comfy_table::Table;
+
+use super::Row;
+use crate::table::{dash, table};
+
+/// One way to train.
+pub(super) fn name(row: &Row) -> String {
+    let micro = if row.micro_batches == 1 { "micro-batch" } else { "micro-batches" };
+    let width = row.width.parse::<usize>().map_or_else(|_| row.width.clone(), |width| format!("width {width}"));
+    format!("{} stages, {width}, {} {micro}", row.stages, row.micro_batches)
+}
+
+/// Numbers of units, equal neighbours taken together: `3 2×5`.
+pub(super) fn units(units: &[usize]) -> String {
+    let runs = units.chunk_by(|a, b| a == b);
+    let words: Vec<String> =
+        runs.map(|run| if run.len() == 1 { run[0].to_string() } else { format!("{}×{}", run[0], run.len()) }).collect();
+    words.join(" ")
+}
+
+pub(super) fn table_of(rows: &[Row], recommended: Option<usize>) -> Table {
+    let mut all = table(&[
+        "",
+        "stages",
+        "width",
+        "micro-batches",
+        "units a stage",
+        "in flight",
+        "ms a step",
+        "examples/s",
+        "idle",
+        "MiB, largest",
+        "MiB, all",
+        "of end-to-end",
+    ]);
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20).to_string();
+    for (at, row) in rows.iter().enumerate() {
+        let memory = |of: fn(&Vec<u64>) -> u64| row.memory_bytes.as_ref().map_or_else(dash, |bytes| mib(of(bytes)));
+        let mark = match (Some(at) == recommended, &row.refused) {
+            (true, _) => "▸",
+            (_, Some(_)) => "✗",
+            _ => "",
+        };
+        all.add_row([
+            mark.to_owned(),
+            row.stages.to_string(),
+            row.width.clone(),
+            row.micro_batches.to_string(),
+            units(&row.units_per_stage),
+            row.in_flight.to_string(),
+            format!("{:.1}", 1e3 * row.step_seconds),
+            format!("{:.1}", row.examples_per_second),
+            format!("{:.0} %", 100.0 * row.idle),
+            memory(|bytes| bytes.iter().max().copied().unwrap_or(0)),
+            memory(|bytes| bytes.iter().sum()),
+            format!("{:.2}", row.against_end_to_end),
+        ]);
+    }
+    all
+}
+
+/// What makes the row what it is.
+pub(super) fn verdict(row: &Row, recommended: bool, fastest: bool) -> String {
+    let praise = match (recommended, fastest) {
+        (true, true) => "recommended, and the fastest",
+        (true, false) => "recommended: the widest of those that are about as fast as the fastest",
+        _ => "the fastest",
+    };
+    let proof = if row.proven { "no cut is faster" } else { "the best cut that was found" };
+    let name = name(row);
+    format!("{name}: {praise}; units {} ({proof}); what a step takes: {}", units(&row.units_per_stage), row.reason)
+}

@@ -1,0 +1,72 @@
+//! Where `--trace` writes what stages did when: a picture or a trace, by the file's ending.
+
+use std::path::{Path, PathBuf};
+
+use interlock::{
+    Error, Result,
+    simulator::Simulated,
+    timeline::{Drawing, Timeline},
+    weights,
+};
+
+use crate::run_folder;
+
+/// How many steps are shown unless `--trace-steps` says otherwise.
+pub(crate) const STEPS: u64 = 4;
+
+/// A file for a timeline.
+#[derive(Debug)]
+pub(crate) struct TraceFile {
+    path: PathBuf,
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Format {
+    Svg,
+    Json,
+}
+
+impl TraceFile {
+    /// # Errors
+    /// If the ending is neither `.svg` nor `.json`, or a file cannot be written there.
+    pub(crate) fn new(path: &Path) -> Result<Self> {
+        let format = match path.extension().and_then(|ending| ending.to_str()) {
+            Some("svg") => Format::Svg,
+            Some("json") => Format::Json,
+            _ => {
+                return Err(Error::invalid(
+                    format!("--trace {}", path.display()),
+                    "its ending says neither picture nor trace",
+                    "use .svg (a picture) or .json (a trace for ui.perfetto.dev)",
+                ));
+            }
+        };
+        run_folder::refuse_no_place("--trace", path)?;
+        Ok(Self { path: path.to_owned(), format })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes all of `timeline`, under this title where it is drawn; whole or not at all.
+    pub(crate) fn write(&self, timeline: &Timeline, title: &str) -> Result<()> {
+        self.draw(timeline, &Drawing { title, ..Drawing::default() })
+    }
+
+    /// Writes the last steps of what was simulated, the critical path outlined where it is drawn; whole or not at all.
+    pub(crate) fn write_simulated(&self, simulated: &Simulated, title: &str) -> Result<()> {
+        let timeline = &simulated.timeline;
+        let window = Some(timeline.last_steps(STEPS as usize));
+        self.draw(timeline, &Drawing { title, window, path: &simulated.critical.path })
+    }
+
+    fn draw(&self, timeline: &Timeline, drawing: &Drawing<'_>) -> Result<()> {
+        let text = match self.format {
+            Format::Svg => timeline.to_svg(drawing),
+            Format::Json => timeline.to_trace(),
+        };
+        weights::write_text(&self.path, &text)
+    }
+}

@@ -1,0 +1,68 @@
+//! How many messages actors send to each other.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Messages that have crossed from actor to actor since the start. Those that start a pipeline or go to all stages between steps are not
+/// among them, nor is what an actor tells itself or the outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Activations: from the coordinator to the first stage, and from stage to stage.
+    pub activations: u64,
+    /// Gradients, from stage to stage.
+    pub gradients: u64,
+    /// Credits: from stage to stage, and from the first stage to the coordinator.
+    pub credits: u64,
+    /// What stages told the coordinator: that they are built, what heads scored, that a step is done, and so on.
+    pub reports: u64,
+    /// Norms of all stages' gradients, from the coordinator to each stage.
+    pub norms: u64,
+}
+
+impl Sent {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.activations + self.gradients + self.credits + self.reports + self.norms
+    }
+}
+
+impl std::ops::Add for Sent {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            activations: self.activations + other.activations,
+            gradients: self.gradients + other.gradients,
+            credits: self.credits + other.credits,
+            reports: self.reports + other.reports,
+            norms: self.norms + other.norms,
+        }
+    }
+}
+
+/// What one actor has sent; each has its own, so that they do not disturb each other.
+#[derive(Debug, Default)]
+pub(super) struct Counter {
+    pub(super) activations: AtomicU64,
+    pub(super) gradients: AtomicU64,
+    pub(super) credits: AtomicU64,
+    pub(super) reports: AtomicU64,
+    pub(super) norms: AtomicU64,
+}
+
+impl Counter {
+    pub(super) fn read(&self) -> Sent {
+        let read = |count: &AtomicU64| count.load(Relaxed);
+        Sent {
+            activations: read(&self.activations),
+            gradients: read(&self.gradients),
+            credits: read(&self.credits),
+            reports: read(&self.reports),
+            norms: read(&self.norms),
+        }
+    }
+}
+
+/// One more.
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
+}

@@ -1,0 +1,259 @@
+//! What each unit of a model costs on given devices, in time and in memory: measured by training steps of all units in turn.
+//!
+//! Costs of units add up to those of stages. In time: a stage's forward pass takes the sum of its units' `forward`; pulling a loss back to its
+//! input and later into its parameters the sums of `input_gradient` and `parameter_gradient`; into its parameters only, the sum of `both`
+//! with `parameters_only` in place of its first unit's; a relay the sum of `input_gradient`. What leaves a stage costs the `send` of the unit
+//! before the boundary, in both directions, and what arrives its `receive`. A stage that recomputes pays `forward` twice.
+//!
+//! In memory: parameters, gradients and optimizer as they are, and for each micro-batch in work the sums of `saved_bytes` and, between input
+//! pass and parameter pass, of `pending_bytes`; and the largest `transient_bytes` of what runs at the moment. What was saved goes as it is pulled
+//! back for the last time, unit by unit from the last to the first.
+
+mod chain;
+mod memory;
+mod parts;
+mod time;
+
+#[cfg(test)]
+mod tests;
+
+pub use memory::MemoryMeter;
+
+use std::{sync::Arc, thread};
+
+use serde::{Deserialize, Serialize};
+
+use self::{
+    chain::{Chain, Figure},
+    memory::Memory,
+    parts::Parts,
+    time::Times,
+};
+use crate::{
+    ActivationDtype, Batch, Error, ModelSpec, Result, StageDevice,
+    device::run_on,
+    error::panic_message,
+    stage::{Payload, StageSettings},
+};
+
+/// What a model costs on some devices. Times are in seconds, memory in bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Examples of the micro-batch that all costs are of.
+    pub examples: usize,
+    /// In which dtype activations crossed boundaries and were kept.
+    pub dtype: ActivationDtype,
+    /// The costs on each distinct device, while all of them computed.
+    pub devices: Vec<DeviceCosts>,
+    /// For each device of the list that was given, which of [`Self::devices`] it is.
+    pub order: Vec<usize>,
+}
+
+/// What a model costs on one device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceCosts {
+    /// The device's name.
+    pub device: String,
+    /// Seconds to hand a piece of work over to the device's threads and learn that it is done: once an action of a stage.
+    pub action: f64,
+    /// The units from input to output.
+    pub units: Vec<UnitCosts>,
+    /// Seconds of the loss behind the last unit, with its gradient.
+    pub loss: f64,
+    /// The most bytes in use while it is computed, beyond what units saved.
+    pub loss_bytes: Option<u64>,
+    /// Bytes that the device's threads keep from one piece of work to the next.
+    pub scratch_bytes: Option<u64>,
+}
+
+/// What one unit costs on one device.
+///
+/// Times are of one micro-batch, but for the update's. Bytes of `None` could not be measured: nobody told how much memory was in use.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnitCosts {
+    /// The unit's name.
+    pub name: String,
+    /// Seconds of a forward pass in training.
+    pub forward: f64,
+    /// Seconds of an input pass; 0 for the model's first unit, which is never asked for one.
+    pub input_gradient: f64,
+    /// Seconds of the parameter pass that follows an input pass, with the adding up of gradients; 0 for the model's first unit.
+    pub parameter_gradient: f64,
+    /// Seconds of a pull-back to input and parameters at once, with the adding up; 0 for the model's first unit.
+    pub both: f64,
+    /// Seconds of a pull-back to the parameters only, with the adding up: what a stage's first unit does where no stage before wants a gradient.
+    pub parameters_only: f64,
+    /// Seconds of the optimizer's update of its parameters, once a step.
+    pub update: f64,
+    /// Seconds that its output takes to leave a stage, checked and rounded; the gradient that comes back over the boundary takes as long.
+    /// 0 for the model's last unit.
+    pub send: f64,
+    /// Seconds that its output takes to be widened again where it arrives; its gradient likewise. 0 for the model's last unit.
+    pub receive: f64,
+    /// Bytes of its output as it crosses a boundary.
+    pub output_bytes: u64,
+    /// Bytes of its parameters and buffers. Those of a unit that is tied to an earlier one count there, and so does its update.
+    pub parameter_bytes: u64,
+    /// Bytes of its parameters' gradients, from a step's first pull-back to its update.
+    pub gradient_bytes: u64,
+    /// Bytes of what the optimizer keeps for its parameters.
+    pub optimizer_bytes: u64,
+    /// Bytes that stay in use between its forward pass and its last pull-back because of it: its input counts here or, where the unit before keeps
+    /// its output anyway, there. The batch itself does not count.
+    pub saved_bytes: Option<u64>,
+    /// Bytes that stay in use beyond them between input pass and parameter pass, of each loss that is pulled back so.
+    pub pending_bytes: Option<u64>,
+    /// The most bytes in use at any time of any of its passes beyond what it and the units before it keep: inputs, outputs, cotangents and
+    /// what is needed in between, without its parameters' gradients.
+    pub transient_bytes: Option<u64>,
+    /// The auxiliary head behind it; none behind the model's last unit, and where the model has none there.
+    pub head: Option<HeadCosts>,
+}
+
+/// What an auxiliary head costs on one device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadCosts {
+    /// Seconds of forward pass, loss and pull-back to the unit's output and the head's parameters: a head that a stage follows.
+    pub needed: f64,
+    /// The same without the gradient of the unit's output: a head that no stage follows.
+    pub probe: f64,
+    /// Seconds of the update of its parameters, once a step.
+    pub update: f64,
+    /// Bytes of its parameters and buffers.
+    pub parameter_bytes: u64,
+    /// Bytes of its parameters' gradients.
+    pub gradient_bytes: u64,
+    /// Bytes of what the optimizer keeps for its parameters.
+    pub optimizer_bytes: u64,
+    /// The most bytes in use while it works beyond what the units keep: the unit's output, and all that the head needs, without its parameters'
+    /// gradients.
+    pub transient_bytes: Option<u64>,
+}
+
+impl Profile {
+    /// Measures `model` on `devices` with `batch`, a micro-batch: first the memory on one device after the other, then the time on all of
+    /// them together, since stages that run at the same time slow each other down. A device that is given twice is measured once.
+    ///
+    /// Steps are made at learning rate 0, so that they repeat each other. Bytes in use are what a device tells and, of devices that do not
+    /// tell, what `meter` does.
+    ///
+    /// # Errors
+    /// If there is no device, if no unit can have the head that the settings name, or if a unit fails; the message names the unit.
+    pub fn measure(
+        model: &dyn ModelSpec,
+        settings: &StageSettings,
+        devices: &[Arc<dyn StageDevice>],
+        batch: &Batch,
+        meter: Option<&dyn MemoryMeter>,
+    ) -> Result<Self> {
+        if devices.is_empty() {
+            return Err(Error::invalid("devices", "there is none", "give at least one, such as \"cpu\""));
+        }
+        let examples = batch.len()?;
+        if examples == 0 {
+            return Err(Error::invalid("batch", "there is no example", "give a micro-batch as steps will have it"));
+        }
+        let mut distinct: Vec<&Arc<dyn StageDevice>> = Vec::new();
+        let mut order = Vec::with_capacity(devices.len());
+        for device in devices {
+            let known = distinct.iter().position(|known| Arc::ptr_eq(known, device));
+            order.push(known.unwrap_or(distinct.len()));
+            if known.is_none() {
+                distinct.push(device);
+            }
+        }
+        let total = settings.loss.count(&batch.targets)?.max(1.0);
+        let mut measured = Vec::with_capacity(distinct.len());
+        for &device in &distinct {
+            let payload = Payload {
+                inputs: batch.inputs.try_map(|t| device.bring(t))?,
+                targets: device.bring(&batch.targets)?,
+                total,
+            };
+            let read = memory::Reader::of(&**device, meter);
+            measured.push(run_on(&**device, || {
+                let parts = Parts::build(model, settings, &**device)?;
+                let mut chain = Chain::new(parts, &**device, settings, payload);
+                let memory = read.map(|read| Memory::measure(&mut chain, read)).transpose()?;
+                Ok::<_, Error>((chain, memory))
+            })?);
+        }
+        let together = time::Together::new(distinct.len());
+        let devices = thread::scope(|scope| {
+            let threads: Vec<_> = measured
+                .into_iter()
+                .map(|(mut chain, memory)| {
+                    let together = &together;
+                    scope.spawn(move || {
+                        let times = Times::measure(&mut chain, together)?;
+                        DeviceCosts::of(&chain, &times, memory.as_ref())
+                    })
+                })
+                .collect();
+            let join = |thread: thread::ScopedJoinHandle<'_, Result<DeviceCosts>>| {
+                thread.join().unwrap_or_else(|panic| Err(Error::Ended(format!("panicked: {}", panic_message(&*panic)))))
+            };
+            threads.into_iter().map(join).collect::<Vec<_>>().into_iter().collect::<Result<Vec<_>>>()
+        })?;
+        Ok(Self { examples, dtype: settings.dtype, devices, order })
+    }
+
+    /// The costs on the device of stage `k`: number `k mod` their number of the list that was given.
+    pub fn on(&self, k: usize) -> Option<&DeviceCosts> {
+        let place = self.order.get(k.checked_rem(self.order.len())?)?;
+        self.devices.get(*place)
+    }
+}
+
+impl DeviceCosts {
+    fn of(chain: &Chain<'_>, times: &Times, memory: Option<&Memory>) -> Result<Self> {
+        let last = chain.parts.units.len() - 1;
+        let units = chain.parts.units.iter().enumerate().map(|(i, unit)| {
+            let bytes = chain.parts.bytes(unit)?;
+            let own = memory.map(|memory| &memory.units[i]);
+            let head = chain.parts.heads[i].as_ref().map(|head| {
+                let bytes = chain.parts.bytes(head)?;
+                Ok::<_, Error>(HeadCosts {
+                    needed: times.of(i, Figure::HeadNeeded),
+                    probe: times.of(i, Figure::HeadProbe),
+                    update: times.of(i, Figure::HeadUpdate),
+                    parameter_bytes: bytes.parameters,
+                    gradient_bytes: bytes.gradients,
+                    optimizer_bytes: bytes.optimizer,
+                    transient_bytes: own.and_then(|own| own.head_transient),
+                })
+            });
+            Ok(UnitCosts {
+                name: unit.name.clone(),
+                forward: times.of(i, Figure::Forward),
+                input_gradient: times.of(i, Figure::Input),
+                parameter_gradient: times.of(i, Figure::Parameters),
+                both: times.of(i, Figure::Both),
+                parameters_only: times.of(i, Figure::ParametersOnly),
+                update: times.of(i, Figure::Update),
+                send: times.of(i, Figure::Send),
+                receive: times.of(i, Figure::Receive),
+                output_bytes: chain.outputs[i] as u64,
+                parameter_bytes: bytes.parameters,
+                gradient_bytes: bytes.gradients,
+                optimizer_bytes: bytes.optimizer,
+                saved_bytes: own.map(|own| own.saved),
+                pending_bytes: own.map(|own| own.pending),
+                transient_bytes: own.and_then(|own| own.transient),
+                head: head.transpose()?,
+            })
+        });
+        Ok(Self {
+            device: chain.device.name().to_owned(),
+            action: times.action,
+            units: units.collect::<Result<_>>()?,
+            loss: times.of(last, Figure::Loss),
+            loss_bytes: memory.and_then(|memory| memory.loss),
+            scratch_bytes: memory.map(|memory| memory.scratch),
+        })
+    }
+}

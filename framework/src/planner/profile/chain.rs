@@ -1,0 +1,325 @@
+//! Training steps through all units in turn, in which each pass of each unit is seen by itself.
+
+use std::{
+    collections::HashMap,
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Instant,
+};
+
+use super::{memory::Reader, parts::Parts};
+use crate::{
+    Activation, Error, Pass, Phase, Result, Saved, StageDevice, Wants,
+    differentiable::input_of,
+    error::panic_message,
+    stage::{Payload, StageSettings, finite},
+};
+
+/// A piece of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Figure {
+    Forward,
+    Input,
+    Parameters,
+    Both,
+    ParametersOnly,
+    Relay,
+    Update,
+    Loss,
+    Send,
+    Receive,
+    HeadNeeded,
+    HeadProbe,
+    HeadUpdate,
+    /// Nothing, between input passes and parameter passes.
+    Between,
+    /// What is done for the sake of the rest.
+    Aside,
+}
+
+impl Figure {
+    fn phase(self) -> Phase {
+        match self {
+            Self::Forward | Self::Between | Self::Aside => Phase::Forward,
+            Self::Input | Self::Parameters | Self::Both | Self::ParametersOnly | Self::Relay => Phase::PullBack,
+            Self::Update | Self::HeadUpdate => Phase::Update,
+            Self::Loss | Self::HeadNeeded | Self::HeadProbe => Phase::Head,
+            Self::Send | Self::Receive => Phase::Transfer,
+        }
+    }
+}
+
+/// What was seen of a piece.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(super) seconds: f64,
+    pub(super) used: Option<Used>,
+}
+
+/// Bytes in use.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Used {
+    pub(super) before: i64,
+    pub(super) after: i64,
+    /// The most in between, where that can be told.
+    pub(super) peak: Option<i64>,
+}
+
+/// The units of a model on a device, and a micro-batch.
+pub(super) struct Chain<'a> {
+    pub(super) parts: Parts,
+    pub(super) device: &'a dyn StageDevice,
+    /// Tells how much memory is in use, while that is to be seen too.
+    pub(super) reader: Option<Reader<'a>>,
+    /// In order of events.
+    pub(super) seen: HashMap<(usize, Figure), Vec<Seen>>,
+    /// Bytes of each unit's output as it crosses a boundary.
+    pub(super) outputs: Vec<usize>,
+    /// Bytes of the cotangent of each unit's output.
+    pub(super) cotangents: Vec<usize>,
+    settings: &'a StageSettings,
+    payload: Payload,
+}
+
+/// Does `work` on behalf of a unit; errors and panics name it.
+pub(super) fn guarded<R>(unit: usize, name: &str, phase: Phase, work: impl FnOnce() -> Result<R>) -> Result<R> {
+    let done = catch_unwind(AssertUnwindSafe(work));
+    let cause = match done {
+        Ok(Ok(result)) => return Ok(result),
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => format!("panicked: {}", panic_message(&*panic)),
+    };
+    Err(Error::Unit { unit, name: name.to_owned(), phase, cause })
+}
+
+impl<'a> Chain<'a> {
+    pub(super) fn new(
+        parts: Parts,
+        device: &'a dyn StageDevice,
+        settings: &'a StageSettings,
+        payload: Payload,
+    ) -> Self {
+        let none = vec![0; parts.units.len()];
+        let (outputs, cotangents) = (none.clone(), none);
+        Self { parts, device, reader: None, seen: HashMap::new(), outputs, cotangents, settings, payload }
+    }
+
+    /// Does `work`, a piece of unit `i`, and notes what it took.
+    fn see<R>(&mut self, i: usize, figure: Figure, work: impl FnOnce(&mut Parts) -> Result<R>) -> Result<R> {
+        let name = self.parts.units[i].name.clone();
+        let before = self.reader.map(|reader| reader.begin());
+        let start = Instant::now();
+        let result = guarded(i, &name, figure.phase(), || {
+            let result = work(&mut self.parts)?;
+            self.device.synchronize()?;
+            Ok(result)
+        })?;
+        let seconds = start.elapsed().as_secs_f64();
+        let used = self.reader.zip(before).map(|(reader, before)| Used {
+            before,
+            after: reader.in_use(),
+            peak: reader.peak(),
+        });
+        self.seen.entry((i, figure)).or_default().push(Seen { seconds, used });
+        Ok(result)
+    }
+
+    /// The forward passes, each followed by what `behind` does with the output: the last output, and what was saved.
+    fn forward(
+        &mut self,
+        figure: Figure,
+        mut behind: impl FnMut(&mut Self, usize, &Activation) -> Result<()>,
+    ) -> Result<(Activation, Vec<Saved>)> {
+        let pass = Pass { dtype: self.settings.dtype, ..Pass::train(self.settings.seed, 0, 0) };
+        let mut x = self.settings.dtype.unpack(&self.payload.inputs)?;
+        let mut all = Vec::with_capacity(self.parts.units.len());
+        for i in 0..self.parts.units.len() {
+            let (y, saved) = self.see(i, figure, |parts| parts.units[i].module.forward(&x, &pass))?;
+            x = y.detach();
+            drop(y);
+            all.push(saved);
+            behind(self, i, &x)?;
+        }
+        if let Some(last) = self.outputs.last_mut() {
+            *last = x.bytes();
+        }
+        Ok((x, all))
+    }
+
+    /// The forward passes and the loss: its gradient, and what was saved.
+    fn begin(&mut self, figure: Figure) -> Result<(Activation, Vec<Saved>)> {
+        let (output, saved) = self.forward(figure, |_, _, _| Ok(()))?;
+        Ok((self.loss(output)?, saved))
+    }
+
+    fn loss(&mut self, output: Activation) -> Result<Activation> {
+        let Payload { targets, total, .. } = self.payload.clone();
+        let loss = self.settings.loss.clone();
+        let gradient = self.see(self.parts.units.len() - 1, Figure::Loss, |_| {
+            Ok(loss.differentiate(output.single()?, &targets, total)?.1)
+        })?;
+        Ok(gradient.into())
+    }
+
+    /// The last pull-back of unit `i`, to its parameters and, where asked for, to its input.
+    fn pull(&mut self, i: usize, saved: Saved, cotangent: Activation, wants: Wants) -> Result<Option<Activation>> {
+        self.cotangents[i] = cotangent.bytes();
+        let figure = if wants.input { Figure::Both } else { Figure::ParametersOnly };
+        self.see(i, figure, |parts| {
+            let mut pulled = parts.units[i].module.last_pull_back(saved, cotangent, wants)?;
+            parts.accumulate(i, mem::take(&mut pulled.parameters))?;
+            if wants.input { input_of(pulled).map(Some) } else { Ok(None) }
+        })
+    }
+
+    fn update(&mut self) -> Result<()> {
+        for i in 0..self.parts.units.len() {
+            self.see(i, Figure::Update, |parts| match &mut parts.units[i].parameters {
+                Some(parameters) => parameters.update(0.0, 1.0),
+                None => Ok(()),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn update_heads(&mut self) -> Result<()> {
+        for i in 0..self.parts.heads.len() {
+            if self.parts.heads[i].is_some() {
+                self.see(i, Figure::HeadUpdate, |parts| {
+                    let parameters = parts.heads[i].as_mut().and_then(|head| head.parameters.as_mut());
+                    parameters.map_or(Ok(()), |parameters| parameters.update(0.0, 1.0))
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All that the head behind unit `i` does with the unit's output, if there is one.
+    fn head(&mut self, i: usize, output: &Activation, needed: bool) -> Result<()> {
+        if self.parts.heads[i].is_none() {
+            return Ok(());
+        }
+        let pass = Pass { dtype: self.settings.dtype, ..Pass::train(self.settings.seed, 0, 0) };
+        let Payload { targets, total, .. } = self.payload.clone();
+        let loss = self.settings.loss.clone();
+        self.see(i, if needed { Figure::HeadNeeded } else { Figure::HeadProbe }, |parts| {
+            let Some(head) = &mut parts.heads[i] else { return Ok(None) };
+            let (logits, saved) = head.module.forward(output, &pass)?;
+            let (_, gradient) = loss.differentiate(logits.single()?, &targets, total)?;
+            let wants = Wants { input: needed, parameters: true };
+            let mut pulled = head.module.last_pull_back(saved, gradient.into(), wants)?;
+            if let Some(parameters) = &mut head.parameters {
+                parameters.accumulate(mem::take(&mut pulled.parameters))?;
+            }
+            if !needed {
+                return Ok(None);
+            }
+            let gradient = input_of(pulled)?;
+            finite::check(&gradient, || "the gradient that the head gives".to_owned())?;
+            Ok(Some(gradient))
+        })?;
+        Ok(())
+    }
+
+    /// What a boundary behind unit `i` would cost.
+    fn boundary(&mut self, i: usize, output: &Activation) -> Result<()> {
+        if i + 1 == self.parts.units.len() {
+            return Ok(());
+        }
+        let dtype = self.settings.dtype;
+        let sent = self.see(i, Figure::Send, |_| {
+            let sent = dtype.pack(output)?;
+            finite::check(&sent, || "the output".to_owned())?;
+            Ok(sent)
+        })?;
+        self.outputs[i] = sent.bytes();
+        self.see(i, Figure::Receive, |_| dtype.unpack(&sent))?;
+        Ok(())
+    }
+
+    /// A step that pulls the loss back to inputs and parameters at once.
+    pub(super) fn whole(&mut self) -> Result<()> {
+        let (mut cotangent, saved) = self.begin(Figure::Forward)?;
+        for (i, saved) in saved.into_iter().enumerate().rev() {
+            match self.pull(i, saved, cotangent, if i > 0 { Wants::BOTH } else { Wants::PARAMETERS })? {
+                Some(input) => cotangent = input,
+                None => break,
+            }
+        }
+        self.update()
+    }
+
+    /// A step that pulls the loss back to the first unit, and only then into the parameters.
+    pub(super) fn split(&mut self) -> Result<()> {
+        let (mut cotangent, mut saved) = self.begin(Figure::Forward)?;
+        let behind = saved.split_off(1);
+        let mut left = Vec::with_capacity(behind.len());
+        for (i, saved) in behind.iter().enumerate().map(|(i, saved)| (i + 1, saved)).rev() {
+            let (input, pending) =
+                self.see(i, Figure::Input, |parts| parts.units[i].module.input_pass(saved, &cotangent))?;
+            cotangent = input;
+            left.push(pending);
+        }
+        self.see(0, Figure::Between, |_| Ok(()))?;
+        for first in saved {
+            self.pull(0, first, cotangent.clone(), Wants::PARAMETERS)?;
+        }
+        drop(cotangent);
+        for ((i, saved), pending) in behind.into_iter().enumerate().rev().zip(left) {
+            let i = i + 1;
+            self.see(i, Figure::Parameters, |parts| {
+                let gradients = parts.units[i].module.last_parameter_pass(saved, pending)?;
+                parts.accumulate(i, gradients)
+            })?;
+        }
+        self.update()
+    }
+
+    /// A step with all heads, as stages follow them, and with each unit as if it were the first of a stage.
+    pub(super) fn needed(&mut self) -> Result<()> {
+        let (output, saved) = self.forward(Figure::Aside, |chain, i, y| chain.head(i, y, true))?;
+        let mut cotangent = self.loss(output)?;
+        for (i, saved) in saved.into_iter().enumerate().rev() {
+            let input = match i {
+                0 => None,
+                _ => Some(self.see(i, Figure::Aside, |parts| {
+                    input_of(parts.units[i].module.pull_back(&saved, &cotangent, Wants::INPUT)?)
+                })?),
+            };
+            self.pull(i, saved, cotangent, Wants::PARAMETERS)?;
+            match input {
+                Some(input) => cotangent = input,
+                None => break,
+            }
+        }
+        self.update()?;
+        self.update_heads()
+    }
+
+    /// Forward passes with all heads as probes, and boundaries behind all units.
+    pub(super) fn probe(&mut self) -> Result<()> {
+        self.forward(Figure::Aside, |chain, i, y| {
+            chain.boundary(i, y)?;
+            chain.head(i, y, false)
+        })?;
+        self.update_heads()
+    }
+
+    /// A step that pulls the loss back to inputs only.
+    pub(super) fn relay(&mut self) -> Result<()> {
+        let (mut cotangent, saved) = self.begin(Figure::Forward)?;
+        for (i, saved) in saved.into_iter().enumerate().rev() {
+            self.cotangents[i] = cotangent.bytes();
+            if i == 0 {
+                return self.see(i, Figure::Relay, |_| {
+                    drop((saved, cotangent));
+                    Ok(())
+                });
+            }
+            cotangent = self.see(i, Figure::Relay, |parts| {
+                input_of(parts.units[i].module.last_pull_back(saved, cotangent, Wants::INPUT)?)
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,183 @@
+//! Bytes in use in the course of training steps, and what units have to do with them.
+
+use super::chain::{Chain, Figure, Used};
+use crate::{Result, StageDevice};
+
+/// Tells how much memory the program has in use.
+pub trait MemoryMeter: Sync {
+    /// Bytes in use now.
+    fn in_use(&self) -> u64;
+
+    /// The most bytes in use at any time since the last call.
+    fn take_peak(&self) -> u64;
+}
+
+/// Who tells how much memory is in use.
+#[derive(Clone, Copy)]
+pub(super) enum Reader<'a> {
+    Device(&'a dyn StageDevice),
+    Meter(&'a dyn MemoryMeter),
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn of(device: &'a dyn StageDevice, meter: Option<&'a dyn MemoryMeter>) -> Option<Self> {
+        match device.memory_in_use() {
+            Some(_) => Some(Self::Device(device)),
+            None => meter.map(Self::Meter),
+        }
+    }
+
+    pub(super) fn in_use(self) -> i64 {
+        let bytes = match self {
+            Self::Device(device) => device.memory_in_use().unwrap_or_default(),
+            Self::Meter(meter) => meter.in_use(),
+        };
+        i64::try_from(bytes).unwrap_or(i64::MAX)
+    }
+
+    /// Bytes in use now; from here on the peak is watched.
+    pub(super) fn begin(self) -> i64 {
+        self.peak();
+        self.in_use()
+    }
+
+    /// The most bytes in use since [`Self::begin`]; a device knows the present only.
+    pub(super) fn peak(self) -> Option<i64> {
+        match self {
+            Self::Device(_) => None,
+            Self::Meter(meter) => Some(i64::try_from(meter.take_peak()).unwrap_or(i64::MAX)),
+        }
+    }
+}
+
+/// What was found.
+pub(super) struct Memory {
+    pub(super) units: Vec<UnitMemory>,
+    pub(super) loss: Option<u64>,
+    pub(super) scratch: u64,
+}
+
+/// What was found of one unit.
+pub(super) struct UnitMemory {
+    pub(super) saved: u64,
+    pub(super) pending: u64,
+    pub(super) transient: Option<u64>,
+    pub(super) head_transient: Option<u64>,
+}
+
+impl Memory {
+    /// Runs steps on `chain`, which has run none yet.
+    pub(super) fn measure<'a>(chain: &mut Chain<'a>, reader: Reader<'a>) -> Result<Self> {
+        chain.reader = Some(reader);
+        let start = reader.in_use();
+        steps(chain)?;
+        let grown = reader.in_use() - start;
+        // Again, now that scratch and the optimizer's values are there.
+        steps(chain)?;
+        chain.reader = None;
+        let found = Readings(chain).memory(grown);
+        chain.seen.clear();
+        found
+    }
+}
+
+fn steps(chain: &mut Chain<'_>) -> Result<()> {
+    chain.whole()?;
+    chain.split()?;
+    chain.needed()?;
+    chain.relay()
+}
+
+fn bytes(count: i64) -> u64 {
+    u64::try_from(count).unwrap_or_default()
+}
+
+struct Readings<'c, 'a>(&'c Chain<'a>);
+
+impl Readings<'_, '_> {
+    fn all(&self, i: usize, figure: Figure) -> impl DoubleEndedIterator<Item = Used> {
+        self.0.seen.get(&(i, figure)).into_iter().flatten().filter_map(|seen| seen.used)
+    }
+
+    fn last(&self, i: usize, figure: Figure) -> Used {
+        self.all(i, figure).next_back().unwrap_or(Used { before: 0, after: 0, peak: None })
+    }
+
+    /// The most in use during `figure` beyond what was before it.
+    fn risen(&self, i: usize, figure: Figure) -> Option<i64> {
+        let used = self.last(i, figure);
+        Some(used.peak? - used.before)
+    }
+
+    fn cotangent(&self, i: usize) -> i64 {
+        self.0.cotangents[i] as i64
+    }
+
+    /// What units 0 to `i` keep, from the last [`Chain::relay`]: no gradients of parameters are in use there.
+    fn kept(&self, i: usize) -> i64 {
+        self.last(i, Figure::Relay).before - self.cotangent(i) - self.empty()
+    }
+
+    /// What is in use when no step is in work.
+    fn empty(&self) -> i64 {
+        self.last(0, Figure::Relay).after
+    }
+
+    /// What the output of unit `i` takes, unless the unit keeps it anyway.
+    fn output(&self, i: usize) -> i64 {
+        let behind = match i + 1 == self.0.parts.units.len() {
+            true => self.last(i, Figure::Loss),
+            false => self.last(i + 1, Figure::Forward),
+        };
+        behind.before - self.kept(i) - self.empty()
+    }
+
+    /// What the input passes of units behind `i` have left.
+    fn left_behind(&self, i: usize) -> i64 {
+        let used = self.last(i, if i > 0 { Figure::Input } else { Figure::Between });
+        used.before - self.cotangent(i)
+    }
+
+    fn memory(&self, grown: i64) -> Result<Memory> {
+        let parts = &self.0.parts;
+        // The first update makes the optimizer's values and frees the gradients, the second frees them only.
+        let net = |used: Used| used.after - used.before;
+        let slots = |i: usize, figure| {
+            let mut updates = self.all(i, figure);
+            updates.next().map_or(0, net) - updates.next().map_or(0, net)
+        };
+        let slots: i64 = (0..parts.units.len()).map(|i| slots(i, Figure::Update) + slots(i, Figure::HeadUpdate)).sum();
+        let units = (0..parts.units.len()).map(|i| self.unit(i)).collect::<Result<Vec<_>>>()?;
+        let last = parts.units.len() - 1;
+        let loss = self.risen(last, Figure::Loss).map(|risen| bytes(risen + self.output(last)));
+        Ok(Memory { units, loss, scratch: bytes(grown - slots) })
+    }
+
+    fn unit(&self, i: usize) -> Result<UnitMemory> {
+        let parts = &self.0.parts;
+        let gradients = parts.bytes(&parts.units[i])?.gradients as i64;
+        let (cotangent, before) = (self.cotangent(i), if i > 0 { self.kept(i - 1) } else { 0 });
+        let pending = if i > 0 { self.left_behind(i - 1) - self.left_behind(i) } else { 0 };
+        let forward = self.last(i, Figure::Forward).peak.map(|peak| peak - self.kept(i) - self.empty());
+        let back = if i > 0 { Figure::Both } else { Figure::ParametersOnly };
+        let transients = [
+            forward,
+            self.risen(i, back).map(|risen| risen + cotangent - gradients),
+            self.risen(i, Figure::Input).map(|risen| risen + cotangent - pending),
+            self.risen(i, Figure::Parameters).map(|risen| risen - gradients),
+        ];
+        let head_transient = match &parts.heads[i] {
+            Some(head) => {
+                let gradients = parts.bytes(head)?.gradients as i64;
+                self.risen(i, Figure::HeadNeeded).map(|risen| bytes(risen + self.output(i) - gradients))
+            }
+            None => None,
+        };
+        Ok(UnitMemory {
+            saved: bytes(self.kept(i) - before),
+            pending: bytes(pending),
+            transient: transients.into_iter().flatten().max().map(bytes),
+            head_transient,
+        })
+    }
+}

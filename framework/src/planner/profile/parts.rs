@@ -1,0 +1,127 @@
+//! The units and heads of a model, each with parameters and optimizer of its own.
+
+use super::chain::guarded;
+use crate::{
+    Differentiable, Error, Gradients, ModelSpec, ParameterStore, Phase, Result, StageDevice, Unit,
+    device::{Part as Piece, PartKind},
+    optimizer::OptimizerConfig,
+    parameters::Kind,
+    stage::{StageSettings, Trainable},
+};
+
+/// A unit or a head.
+pub(super) struct Part {
+    pub(super) name: String,
+    pub(super) module: Box<dyn Differentiable>,
+    /// None for a unit that is tied to an earlier one: its parameters lie there.
+    pub(super) parameters: Option<Trainable>,
+}
+
+/// The units of a model, and the heads behind them.
+pub(super) struct Parts {
+    pub(super) units: Vec<Part>,
+    /// One for each unit.
+    pub(super) heads: Vec<Option<Part>>,
+    /// The units in which the parameters of units lie.
+    owners: Vec<usize>,
+    optimizer: OptimizerConfig,
+}
+
+/// Bytes of a part's parameters.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Bytes {
+    /// Buffers included.
+    pub(super) parameters: u64,
+    pub(super) gradients: u64,
+    pub(super) optimizer: u64,
+}
+
+/// A unit or its head as its device sees it: a device that wraps stages wraps each unit as if it were one.
+fn piece(i: usize, kind: PartKind, unit: &Unit) -> Piece<'_> {
+    Piece { stage: i, kind, output: &unit.output }
+}
+
+impl Parts {
+    /// Builds all of them for `device`, on the calling thread.
+    pub(super) fn build(model: &dyn ModelSpec, settings: &StageSettings, device: &dyn StageDevice) -> Result<Self> {
+        let units = model.units()?;
+        if units.is_empty() {
+            return Err(Error::invalid("model", "it has no units", "give at least one"));
+        }
+        let heads = heads(model, settings, units.len())?;
+        let config = &settings.optimizer;
+        let store = || ParameterStore::new(settings.seed, settings.given.clone());
+        let trainable = |store, piece: &Piece<'_>| Trainable::new(store, config, device.optimizer(piece, config)?);
+
+        let mut owners: Vec<usize> = Vec::with_capacity(units.len());
+        let mut stores = Vec::with_capacity(units.len());
+        let mut built = Vec::with_capacity(units.len());
+        for (i, unit) in units.iter().enumerate() {
+            let owner = unit.tied_to.and_then(|other| owners.get(other).copied()).unwrap_or(i);
+            owners.push(owner);
+            stores.push(if owner == i { store() } else { ParameterStore::clone(&stores[owner]) });
+            let root = stores[i].builder(device.device());
+            let build = || device.prepare(&piece(i, PartKind::Main, unit), unit.build(&root)?);
+            let module = guarded(i, &unit.name, Phase::Build, build)?;
+            built.push(Part { name: unit.name.clone(), module, parameters: None });
+        }
+        // When all are built: a unit may ask for parameters in the store of an earlier one.
+        for (i, store) in stores.into_iter().enumerate().filter(|&(i, _)| owners[i] == i) {
+            built[i].parameters = Some(trainable(store, &piece(i, PartKind::Main, &units[i]))?);
+        }
+        let heads = heads.into_iter().enumerate().map(|(i, head)| {
+            let Some(head) = head else { return Ok(None) };
+            let (store, name) = (store(), units[i].name.clone());
+            let root = store.builder(device.device()).pp("aux").pp(i);
+            let piece = piece(i, PartKind::Head, &head);
+            let module = guarded(i, &name, Phase::Head, || device.prepare(&piece, head.build(&root)?))?;
+            Ok(Some(Part { name, module, parameters: Some(trainable(store, &piece)?) }))
+        });
+        Ok(Self { heads: heads.collect::<Result<_>>()?, units: built, owners, optimizer: config.clone() })
+    }
+
+    /// Adds gradients that unit `i` gave.
+    pub(super) fn accumulate(&mut self, i: usize, gradients: Gradients) -> Result<()> {
+        match &mut self.units[self.owners[i]].parameters {
+            Some(parameters) => parameters.accumulate(gradients),
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes of what `part` has in parameters.
+    pub(super) fn bytes(&self, part: &Part) -> Result<Bytes> {
+        let mut sum = Bytes::default();
+        for entry in part.parameters.iter().flat_map(|parameters| parameters.store().entries()) {
+            let bytes = (entry.var.elem_count() * entry.var.dtype().size_in_bytes()) as u64;
+            sum.parameters += bytes;
+            if entry.kind == Kind::Parameter && !self.optimizer.settings(&entry.name)?.frozen {
+                sum.gradients += bytes;
+                sum.optimizer += bytes * self.optimizer.kept_values();
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// The head behind each of `count` units but the last, where the model has one there.
+///
+/// # Errors
+/// If the settings name a head that is possible nowhere.
+fn heads(model: &dyn ModelSpec, settings: &StageSettings, count: usize) -> Result<Vec<Option<Unit>>> {
+    let arch = settings.heads.arch.as_deref();
+    let mut refused = None;
+    let mut heads: Vec<Option<Unit>> = (0..count - 1)
+        .map(|i| match model.head(i, arch.unwrap_or_else(|| model.default_head())) {
+            Ok(head) => Some(head),
+            Err(error) => {
+                refused = Some(error);
+                None
+            }
+        })
+        .collect();
+    heads.push(None);
+    match refused {
+        Some(error) if arch.is_some() && heads.iter().all(Option::is_none) => Err(error),
+        _ => Ok(heads),
+    }
+}

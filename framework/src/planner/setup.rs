@@ -1,0 +1,262 @@
+//! From what units cost to what stages cost, and to the scenario that is simulated.
+
+use std::{ops::Range, sync::Arc};
+
+use super::{
+    Cut,
+    profile::{DeviceCosts, Profile, UnitCosts},
+};
+use crate::{
+    Error, GradientPlan, Result, StageDevice,
+    link::Link,
+    schedule::Policy,
+    simulator::{Scenario, Simulated, StageCosts},
+    stage::Recompute,
+};
+
+/// Seconds that a message takes from one stage's actor to another's in the same process.
+const HOP: f64 = 10e-6;
+
+/// Data-parallel replicas: every stage is there several times, each copy with a batch of its own, and their gradients are added up before the
+/// update, in a ring.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Replicas {
+    /// How many.
+    pub count: usize,
+    /// Between two of them.
+    pub link: Link,
+}
+
+impl Default for Replicas {
+    fn default() -> Self {
+        Self { count: 1, link: Link::default() }
+    }
+}
+
+impl Replicas {
+    /// Seconds until `bytes` of gradients are added up over all of them: each sends and receives `2 (R-1)` pieces of an `R`-th.
+    pub fn all_reduce(&self, bytes: u64) -> f64 {
+        let rounds = 2.0 * (self.count.max(1) - 1) as f64;
+        rounds * (self.link.latency + bytes as f64 / self.count.max(1) as f64 / self.link.bandwidth)
+    }
+}
+
+/// Where stages compute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Placement {
+    /// The device of each stage, by any numbers: stages of the same one take turns.
+    pub devices: Vec<usize>,
+    /// The cores that are busy while each stage computes.
+    pub threads: Vec<usize>,
+    /// The cores that there are; none where they are never short.
+    pub cores: Option<usize>,
+}
+
+impl Placement {
+    /// Stage `k` of `stages` on device `k mod` their number, on a machine of `cores` cores.
+    pub fn on(devices: &[Arc<dyn StageDevice>], stages: usize, cores: usize) -> Self {
+        let device = |k: usize| &devices[k % devices.len()];
+        let place = |k: usize| match device(k).takes_turns() {
+            // The first of those that are the same.
+            true => (0..devices.len()).find(|&i| Arc::ptr_eq(&devices[i], device(k))).unwrap_or(k),
+            false => devices.len() + k,
+        };
+        Self {
+            devices: (0..stages).map(place).collect(),
+            threads: (0..stages).map(|k| device(k).threads()).collect(),
+            cores: Some(cores),
+        }
+    }
+
+    /// Every stage on a device of its own, which shares nothing with others.
+    pub fn dedicated(stages: usize) -> Self {
+        Self { devices: (0..stages).collect(), threads: vec![0; stages], cores: None }
+    }
+}
+
+/// What is planned for, apart from the cut.
+#[derive(Clone, Debug)]
+pub struct Setup<'a> {
+    /// What units cost, with micro-batches of the size that is planned for.
+    pub profile: &'a Profile,
+    /// Which losses train which stage.
+    pub plan: Arc<GradientPlan>,
+    /// Which stages have an auxiliary head.
+    pub heads: Vec<bool>,
+    /// Micro-batches a step.
+    pub micro_batches: usize,
+    /// Micro-batches that each boundary has room for.
+    pub in_flight: usize,
+    /// What comes first when a stage could do several things.
+    pub policy: Policy,
+    /// Whether updates wait for the norm of all stages' gradients.
+    pub global_norm: bool,
+    /// The stages that run forward again before they pull back.
+    pub recompute: Recompute,
+    /// Where stages compute.
+    pub placement: Placement,
+    /// How what stages send is on its way.
+    pub link: Link,
+    /// Data-parallel replicas.
+    pub replicas: Replicas,
+}
+
+impl Setup<'_> {
+    /// The number of stages.
+    pub fn stages(&self) -> usize {
+        self.plan.stages()
+    }
+
+    /// The costs of units on the device of stage `k`.
+    pub(super) fn device(&self, k: usize) -> &DeviceCosts {
+        &self.profile.devices[self.profile.order[k % self.profile.order.len()]]
+    }
+
+    pub(super) fn has_head(&self, k: usize) -> bool {
+        k + 1 < self.stages() && self.heads[k]
+    }
+
+    /// # Errors
+    /// If there are fewer units than stages, or a head that the plan needs was not measured.
+    pub(super) fn check(&self) -> Result<()> {
+        let units = self.device(0).units.len();
+        if self.stages() > units {
+            return Err(Error::invalid(
+                "partition.stages",
+                format!("{} stages for a model of {units} units", self.stages()),
+                format!("1 to {units} stages are possible"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// What stage `k` costs if it holds these units; none where it cannot: it needs a head, and there is none behind its last unit.
+    pub(super) fn costs(&self, k: usize, units: Range<usize>) -> Option<StageCosts> {
+        let device = self.device(k);
+        let own = &device.units[units.clone()];
+        let sum = |of: fn(&UnitCosts) -> f64| own.iter().map(of).sum::<f64>();
+        let last = k + 1 == self.stages();
+        let (first_unit, last_unit) = (&own[0], &own[own.len() - 1]);
+        let before = units.start.checked_sub(1).map(|unit| &device.units[unit]);
+        // What arrives is widened, what leaves is checked and rounded.
+        let taken_in = before.map_or(0.0, |unit| unit.receive);
+        let given_back = before.map_or(0.0, |unit| unit.send);
+        let (given, taken_back) = if last { (0.0, 0.0) } else { (last_unit.send, last_unit.receive) };
+        let forward = sum(|unit| unit.forward);
+        // Before the first of a micro-batch's pull-backs; spread over all of them.
+        let again = match self.recompute.is_for(k) {
+            true => forward / self.plan.wants(k).len().max(1) as f64,
+            false => 0.0,
+        };
+        let head = match (last, self.has_head(k)) {
+            (true, _) | (_, false) => None,
+            (false, true) => Some(last_unit.head.as_ref()?),
+        };
+        let gradients = sum_bytes(own, |unit| unit.gradient_bytes) + head.map_or(0, |head| head.gradient_bytes);
+        let update = sum(|unit| unit.update) + head.map_or(0.0, |head| head.update);
+        let chain = again + taken_back;
+        let action = device.action;
+        Some(StageCosts {
+            forward: action + taken_in + forward + given,
+            head: action + if last { device.loss } else { head.map_or(0.0, |head| head.needed) },
+            probe: action + head.map_or(0.0, |head| head.probe),
+            input: action + chain + sum(|unit| unit.input_gradient) + given_back,
+            parameters: action + sum(|unit| unit.parameter_gradient),
+            both: action + chain + sum(|unit| unit.both) + given_back,
+            parameters_only: action + chain + first_unit.parameters_only + own[1..].iter().map(|u| u.both).sum::<f64>(),
+            norm: action,
+            update: action + update + self.replicas.all_reduce(gradients),
+            activation_bytes: last_unit.output_bytes,
+            gradient_bytes: before.map_or(0, |unit| unit.output_bytes),
+        })
+    }
+
+    /// Seconds that stage `k` works in a step.
+    pub(super) fn work(&self, k: usize, units: Range<usize>) -> Option<f64> {
+        let costs = self.costs(k, units)?;
+        let micro = costs.forward
+            + match (k + 1 == self.stages(), self.plan.is_needed(k), self.has_head(k)) {
+                (true, ..) | (_, true, _) => costs.head,
+                (_, _, true) => costs.probe,
+                _ => 0.0,
+            }
+            + self.plan.wants(k).iter().map(|&loss| self.pull_back(&costs, k, loss)).sum::<f64>();
+        let norm = if self.global_norm { costs.norm } else { 0.0 };
+        Some(self.micro_batches as f64 * micro + norm + costs.update)
+    }
+
+    fn pull_back(&self, costs: &StageCosts, k: usize, loss: usize) -> f64 {
+        let wants = self.plan.pull_back(k, loss);
+        match (wants.input, wants.parameters) {
+            (true, true) if self.policy.fuses() => costs.both.min(costs.input + costs.parameters),
+            (true, true) => costs.input + costs.parameters,
+            (true, false) => costs.input,
+            (false, true) => costs.parameters_only,
+            (false, false) => 0.0,
+        }
+    }
+
+    /// What is simulated for the cut into stages of these costs.
+    pub(super) fn scenario(&self, costs: Vec<StageCosts>) -> Scenario {
+        let stages = self.stages();
+        let Placement { devices, threads, cores } = self.placement.clone();
+        Scenario {
+            links: vec![self.link; stages],
+            heads: (0..stages).map(|k| self.has_head(k)).collect(),
+            devices,
+            threads,
+            cores,
+            micro_batches: self.micro_batches,
+            in_flight: self.in_flight,
+            policy: self.policy,
+            global_norm: self.global_norm,
+            hop: HOP,
+            ..Scenario::new(Arc::clone(&self.plan), costs)
+        }
+    }
+
+    /// Bytes that each stage of `cut` holds at most, by what the profile knows; none where it does not know.
+    pub fn memory(&self, cut: &Cut) -> Option<Vec<u64>> {
+        let mut start = 0;
+        let stages = cut.units_per_stage.iter().enumerate();
+        stages
+            .map(|(k, &count)| {
+                let units = start..start + count;
+                start = units.end;
+                self.stage_memory(k, units, &cut.simulated)
+            })
+            .collect()
+    }
+
+    fn stage_memory(&self, k: usize, units: Range<usize>, simulated: &Simulated) -> Option<u64> {
+        let device = self.device(k);
+        let own = &device.units[units.clone()];
+        let last_unit = &own[own.len() - 1];
+        let last = k + 1 == self.stages();
+        let head = if self.has_head(k) && !last { last_unit.head.as_ref() } else { None };
+        let held = sum_bytes(own, |u| u.parameter_bytes + u.gradient_bytes + u.optimizer_bytes)
+            + head.map_or(0, |h| h.parameter_bytes + h.gradient_bytes + h.optimizer_bytes);
+        let (live, waiting) = (simulated.peak_live[k] as u64, (simulated.peak_held[k] - simulated.peak_live[k]) as u64);
+        let input = units.start.checked_sub(1).map_or(0, |unit| device.units[unit].output_bytes);
+        let known = |of: fn(&UnitCosts) -> Option<u64>| own.iter().map(of).collect::<Option<Vec<u64>>>();
+        let saved = match self.recompute.is_for(k) {
+            true => input,
+            false => known(|unit| unit.saved_bytes)?.into_iter().sum(),
+        };
+        let apart = !self.policy.fuses() && self.plan.pull_back(k, self.plan.follows(k)).input;
+        let pending = if apart { known(|unit| unit.pending_bytes)?.into_iter().sum() } else { 0 };
+        let mut most = known(|unit| unit.transient_bytes)?.into_iter().max().unwrap_or(0);
+        if last {
+            most = most.max(device.loss_bytes?);
+        }
+        if let Some(head) = head {
+            most = most.max(head.transient_bytes?);
+        }
+        let more = if self.recompute.is_for(k) { known(|unit| unit.saved_bytes)?.into_iter().sum() } else { 0 };
+        Some(held + live * saved + waiting * input + pending + most + more + device.scratch_bytes.unwrap_or(0))
+    }
+}
+
+fn sum_bytes(units: &[UnitCosts], of: fn(&UnitCosts) -> u64) -> u64 {
+    units.iter().map(of).sum()
+}

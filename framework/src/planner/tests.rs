@@ -1,0 +1,187 @@
+//! Plans for models whose units' costs are made up.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::{ActivationDtype, GradientPlan, link::Link, schedule::PolicyName, stage::Recompute};
+
+/// A unit whose forward pass takes `cost`, as do both of its gradients; its head takes 0.5, its bytes are powers of ten.
+fn unit(cost: f64, head: bool) -> UnitCosts {
+    UnitCosts {
+        name: "u".to_owned(),
+        forward: cost,
+        input_gradient: cost,
+        parameter_gradient: cost,
+        both: 1.9 * cost,
+        parameters_only: 1.2 * cost,
+        update: 0.01,
+        send: 0.001,
+        receive: 0.002,
+        output_bytes: 1,
+        parameter_bytes: 10,
+        gradient_bytes: 100,
+        optimizer_bytes: 1000,
+        saved_bytes: Some(10_000),
+        pending_bytes: Some(100_000),
+        transient_bytes: Some(1_000_000),
+        head: head.then_some(HeadCosts {
+            needed: 0.5,
+            probe: 0.4,
+            update: 0.02,
+            parameter_bytes: 20,
+            gradient_bytes: 200,
+            optimizer_bytes: 2000,
+            transient_bytes: Some(5_000_000),
+        }),
+    }
+}
+
+fn profile(costs: &[f64]) -> Profile {
+    let units = costs.iter().enumerate().map(|(i, &cost)| unit(cost, i + 1 < costs.len())).collect();
+    let device = DeviceCosts {
+        device: "made up".to_owned(),
+        action: 0.0001,
+        units,
+        loss: 0.03,
+        loss_bytes: Some(7),
+        scratch_bytes: Some(0),
+    };
+    Profile { examples: 1, dtype: ActivationDtype::F32, devices: vec![device], order: vec![0] }
+}
+
+fn setup(profile: &Profile, width: usize, stages: usize, micro_batches: usize) -> Setup<'_> {
+    Setup {
+        profile,
+        heads: (0..stages).map(|k| k + 1 < stages && width < stages).collect(),
+        plan: Arc::new(GradientPlan::of_widths(&vec![width; stages]).unwrap()),
+        micro_batches,
+        in_flight: 2,
+        policy: PolicyName::Interlock.into(),
+        global_norm: false,
+        recompute: Recompute::None,
+        placement: Placement::dedicated(stages),
+        link: Link::default(),
+        replicas: Replicas::default(),
+    }
+}
+
+fn close(a: f64, b: f64) {
+    assert!((a - b).abs() < 1e-6, "{a} is not {b}");
+}
+
+#[test]
+fn costs_of_units_add_up_to_those_of_stages() {
+    let profile = profile(&[8.0, 4.0, 2.0, 1.0]);
+    let setup = setup(&profile, 2, 2, 1);
+    let cut = setup.predict(&[2, 2]).unwrap();
+    let [first, second] = cut.scenario.costs.as_slice() else { panic!() };
+    close(first.forward, 0.0001 + 12.0 + 0.001);
+    close(first.parameters_only, 0.0001 + 0.002 + 9.6 + 7.6);
+    close(second.forward, 0.0001 + 0.002 + 3.0);
+    close(second.head, 0.0001 + 0.03);
+    close(second.input, 0.0001 + 3.0 + 0.001);
+    close(second.parameters, 0.0001 + 3.0);
+    close(second.update, 0.0001 + 0.02);
+    assert_eq!((first.activation_bytes, second.gradient_bytes), (1, 1));
+    // The way there and back: both forward passes, the loss, the input's gradient, and what stage 0 makes of it.
+    let way = first.forward + second.forward + second.head + second.input + first.parameters_only + first.update;
+    assert!(cut.simulated.step_seconds > way && cut.simulated.step_seconds < way + 0.001);
+    // Two of each unit; what was saved, once; the largest transient.
+    let held = 2 * (10 + 100 + 1000) + 10_000 * 2 + 1_000_000;
+    assert_eq!(setup.memory(&cut).unwrap(), [held, held + 2 * 100_000]);
+}
+
+#[test]
+fn a_stage_that_recomputes_takes_longer_and_keeps_its_input() {
+    let profile = profile(&[1.0, 2.0, 4.0, 8.0]);
+    let plain = setup(&profile, 1, 2, 1);
+    let again = Setup { recompute: Recompute::Stages(vec![1]), ..plain.clone() };
+    let [plain_cut, cut] = [&plain, &again].map(|setup| setup.predict(&[2, 2]).unwrap());
+    let stage = |cut: &Cut, k: usize| cut.scenario.costs[k];
+    close(stage(&cut, 1).parameters_only - stage(&plain_cut, 1).parameters_only, 12.0);
+    assert_eq!(stage(&cut, 0), stage(&plain_cut, 0));
+}
+
+#[test]
+fn replicas_add_up_gradients_in_a_ring() {
+    let link = Link { latency: 0.1, bandwidth: 100.0 };
+    close(Replicas { count: 4, link }.all_reduce(400), 6.0 * (0.1 + 1.0));
+    close(Replicas { count: 1, link }.all_reduce(400), 0.0);
+    let profile = profile(&[1.0; 4]);
+    let one = setup(&profile, 1, 2, 1);
+    let four = Setup { replicas: Replicas { count: 4, link }, ..one.clone() };
+    let update = |setup: &Setup<'_>| setup.predict(&[2, 2]).unwrap().scenario.costs[0].update;
+    // Of two units and a head.
+    close(update(&four) - update(&one), 6.0 * (0.1 + 1.0));
+}
+
+/// Every cut of `units` into `stages`.
+fn cuts(units: usize, stages: usize) -> Vec<Vec<usize>> {
+    if stages == 1 {
+        return vec![vec![units]];
+    }
+    let with = |first: usize| cuts(units - first, stages - 1).into_iter().map(move |rest| [vec![first], rest].concat());
+    (1..=units + 1 - stages).flat_map(with).collect()
+}
+
+#[test]
+fn no_cut_is_better_than_the_best() {
+    let profile = profile(&[3.0, 1.0, 1.0, 2.0, 5.0, 1.0, 4.0]);
+    for (width, stages, micro_batches) in [(1, 2, 1), (1, 3, 2), (2, 3, 1), (2, 4, 4), (3, 3, 1), (3, 4, 1), (4, 4, 2)]
+    {
+        let setup = setup(&profile, width, stages, micro_batches);
+        let best = setup.best_cut(&[]).unwrap();
+        assert!(best.proven);
+        let step = |cut: &Vec<usize>| setup.predict(cut).unwrap().simulated.step_seconds;
+        let least = cuts(7, stages).iter().map(step).fold(f64::INFINITY, f64::min);
+        close(best.simulated.step_seconds, least);
+    }
+}
+
+#[test]
+fn units_that_share_parameters_stay_together() {
+    let profile = profile(&[1.0; 6]);
+    let setup = setup(&profile, 1, 3, 1);
+    assert_eq!(setup.best_cut(&[]).unwrap().units_per_stage, [2, 2, 2]);
+    assert_eq!(setup.best_cut(&[(1, 3)]).unwrap().units_per_stage, [1, 3, 2]);
+    assert!(setup.best_cut(&[(0, 5)]).unwrap_err().to_string().contains("ties on one stage"));
+}
+
+#[test]
+fn a_stage_needs_a_head_where_some_stage_follows_it() {
+    let mut profile = profile(&[1.0; 4]);
+    profile.devices[0].units[1].head = None;
+    let setup = setup(&profile, 1, 2, 1);
+    assert_ne!(setup.best_cut(&[]).unwrap().units_per_stage[0], 2);
+    assert!(setup.predict(&[2, 2]).is_err());
+    assert!(setup.predict(&[4]).is_err() && setup.predict(&[5, 0]).is_err());
+    let stages = setup.clone();
+    let many = Setup { plan: Arc::new(GradientPlan::of_widths(&[1; 5]).unwrap()), heads: vec![true; 5], ..stages };
+    assert!(many.best_cut(&[]).unwrap_err().to_string().contains("5 stages for a model of 4 units"));
+}
+
+#[test]
+fn many_stages_are_cut_where_the_busiest_has_least_to_do() {
+    // More cuts than can be counted.
+    let costs: Vec<f64> = (0..400).map(|i| 1.0 + f64::from(i % 7)).collect();
+    let profile = profile(&costs);
+    for (width, micro_batches) in [(1, 1), (2, 4)] {
+        let setup = setup(&profile, width, 100, micro_batches);
+        let best = setup.best_cut(&[]).unwrap();
+        assert_eq!(best.units_per_stage.iter().sum::<usize>(), 400);
+        let even = setup.predict(&[4; 100]).unwrap();
+        assert!(best.simulated.step_seconds < even.simulated.step_seconds);
+        assert!(best.proven, "{}", best.simulated.critical);
+    }
+}
+
+#[test]
+fn stages_of_one_device_take_turns_and_others_share_cores() {
+    use crate::{StageDevice, device::Plain};
+    let devices: Vec<Arc<dyn StageDevice>> = vec![Arc::new(Plain), Arc::new(Plain)];
+    let placement = Placement::on(&devices, 3, 2);
+    assert_eq!((placement.threads, placement.cores), (vec![1; 3], Some(2)));
+    // A plain device computes on the stage's own thread.
+    let distinct: std::collections::HashSet<usize> = placement.devices.into_iter().collect();
+    assert_eq!(distinct.len(), 3);
+}

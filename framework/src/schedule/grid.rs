@@ -1,0 +1,193 @@
+//! A schedule as text: one row a stage, one column a unit of time.
+//!
+//! ```text
+//! F0 F1 .  .    W0.1 .  .    W1.1 - U
+//! .  F0 H0 B0.1 F1   H1 B1.1 U    . .
+//! ```
+//!
+//! `.` is a unit in which a stage does nothing, `-` one in which what began before goes on. Actions that take less than half a unit
+//! stand before what fills it, as in `H0+B0.1` or `U+`.
+
+mod cell;
+#[cfg(test)]
+mod tests;
+
+pub use cell::Cell;
+
+use std::{fmt, str::FromStr};
+
+use crate::{
+    Error, Result,
+    timeline::{Span, Timeline},
+};
+
+/// The most slots of a grid: more is no text to read, but a unit of time that is far too small.
+const MOST_SLOTS: usize = 1 << 20;
+
+/// One unit of time of one stage.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// What is done at its beginning and takes no time, or far less than a unit.
+    pub at_once: Vec<Cell>,
+    /// What it is spent on.
+    pub then: Fill,
+}
+
+/// What a unit of time is spent on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fill {
+    /// Nothing.
+    #[default]
+    Idle,
+    /// An action that begins.
+    Begins(Cell),
+    /// The action of the slot before.
+    Continues,
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for cell in &self.at_once {
+            write!(f, "{cell}+")?;
+        }
+        match self.then {
+            Fill::Idle if self.at_once.is_empty() => f.write_str("."),
+            Fill::Idle => Ok(()),
+            Fill::Begins(cell) => cell.fmt(f),
+            Fill::Continues => f.write_str("-"),
+        }
+    }
+}
+
+impl Slot {
+    fn read(word: &str) -> Option<Self> {
+        let (at_once, then) = word.rsplit_once('+').map_or((None, word), |(at_once, then)| (Some(at_once), then));
+        let at_once = at_once.map_or(Some(Vec::new()), |cells| cells.split('+').map(Cell::read).collect())?;
+        let then = match then {
+            "" if !at_once.is_empty() => Fill::Idle,
+            "." if at_once.is_empty() => Fill::Idle,
+            "-" if at_once.is_empty() => Fill::Continues,
+            cell => Fill::Begins(Cell::read(cell)?),
+        };
+        Some(Self { at_once, then })
+    }
+}
+
+/// What every stage does in every unit of time; prints as aligned text, which parses back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Of one length, at least 1.
+    rows: Vec<Vec<Slot>>,
+}
+
+impl Grid {
+    /// The training actions of `timeline` by units of `unit` seconds. An action begins at the unit nearest to its start and goes on
+    /// until the one nearest to its end. Steps are counted from the first that is there; evaluations are left out.
+    ///
+    /// # Errors
+    /// If the unit is not above 0, or so small that the text could not be read, or actions of a stage overlap.
+    pub fn of(timeline: &Timeline, unit: f64) -> Result<Self> {
+        let refuse = |problem: String, right: &str| Err(Error::invalid("grid", problem, right));
+        if !(unit > 0.0 && unit.is_finite()) {
+            return refuse(format!("a unit of {unit} s"), "use a unit of time above 0");
+        }
+        let mut spans: Vec<&Span> = timeline.spans.iter().filter(|span| span.action.trains()).collect();
+        spans.sort_by(|a, b| a.start.total_cmp(&b.start).then(a.end.total_cmp(&b.end)));
+        let first_step = spans.iter().map(|span| span.action.step()).min().unwrap_or_default();
+        let mut rows = vec![vec![Slot::default()]; timeline.stages];
+        for span in spans {
+            let (start, end) = ((span.start / unit).round(), (span.end / unit).round());
+            let what = || format!("{} of stage {} from {} s to {} s", span.action, span.stage, span.start, span.end);
+            let Some(row) = rows.get_mut(span.stage).filter(|_| start >= 0.0 && start <= end) else {
+                return refuse(what(), "actions end after they begin, at times from 0 on, on stages that are there");
+            };
+            if end >= (MOST_SLOTS / timeline.stages) as f64 {
+                return refuse(format!("{end} units of {unit} s"), "use a larger unit of time");
+            }
+            let (start, end) = (start as usize, end as usize);
+            row.resize_with(row.len().max(end).max(start + 1), Slot::default);
+            if row[start..].iter().any(|slot| slot.then != Fill::Idle) {
+                return refuse(what(), "a stage does one thing after the other");
+            }
+            let cell = Cell::new(&span.action, first_step);
+            match &mut row[start..end] {
+                [] => row[start].at_once.push(cell),
+                [first, rest @ ..] => {
+                    first.then = Fill::Begins(cell);
+                    rest.iter_mut().for_each(|slot| slot.then = Fill::Continues);
+                }
+            }
+        }
+        let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
+        rows.iter_mut().for_each(|row| row.resize_with(columns, Slot::default));
+        Ok(Self { rows })
+    }
+
+    /// The number of stages.
+    pub fn stages(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The slots of each stage, as many for every stage.
+    pub fn rows(&self) -> &[Vec<Slot>] {
+        &self.rows
+    }
+}
+
+impl fmt::Display for Grid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows: Vec<Vec<String>> = self.rows.iter().map(|row| row.iter().map(Slot::to_string).collect()).collect();
+        let columns = rows.first().map_or(0, Vec::len);
+        let widths: Vec<usize> =
+            (0..columns).map(|c| rows.iter().map(|row| row[c].len()).max().unwrap_or_default()).collect();
+        for (k, row) in rows.iter().enumerate() {
+            let line: Vec<String> = row.iter().zip(&widths).map(|(slot, &width)| format!("{slot:<width$}")).collect();
+            let line = line.join(" ");
+            write!(f, "{}{}", if k > 0 { "\n" } else { "" }, line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Grid {
+    type Err = Error;
+
+    /// # Errors
+    /// If something is no action, nothing is there to go on, or the rows differ in length; line and column are named, counted from 1.
+    /// Blank lines are passed over.
+    fn from_str(text: &str) -> Result<Self> {
+        let mut rows: Vec<Vec<Slot>> = Vec::new();
+        for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
+            let refuse = |column: usize, problem: String, right: String| {
+                Err(Error::invalid("grid", format!("line {number}, column {column}: {problem}"), right))
+            };
+            let (mut row, mut column) = (Vec::new(), 1);
+            for word in line.trim_end().split(char::is_whitespace) {
+                match Slot::read(word) {
+                    _ if word.is_empty() => {}
+                    Some(Slot { then: Fill::Continues, .. })
+                        if row.last().is_none_or(|before: &Slot| before.then == Fill::Idle) =>
+                    {
+                        let right = "put . where a stage is idle".to_owned();
+                        return refuse(column, "nothing is there to go on".to_owned(), right);
+                    }
+                    Some(slot) => row.push(slot),
+                    None => {
+                        let right = format!("{}; . is idle, - goes on, H0+B0.2 takes no time for H0", cell::NOTATION);
+                        return refuse(column, format!("{word:?} is no action"), right);
+                    }
+                }
+                column += word.chars().count() + 1;
+            }
+            if let Some(first) = rows.first()
+                && first.len() != row.len()
+            {
+                let problem = format!("{} slots, the first stage has {}", row.len(), first.len());
+                let right = "give every stage as many, with . where it is idle".to_owned();
+                return refuse(column.saturating_sub(1), problem, right);
+            }
+            rows.push(row);
+        }
+        Ok(Self { rows })
+    }
+}

@@ -1,0 +1,214 @@
+//! The plans of one run.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{Adapt, Strategy};
+use crate::{
+    Error, Result,
+    plan::{GradientPlan, PlanPhase, PlanSchedule},
+};
+
+/// The plans of a run as far as they are known, and what decides the rest.
+#[derive(Debug)]
+pub struct Plans {
+    schedule: PlanSchedule,
+    adapt: Option<Box<dyn Adapt>>,
+    /// Whether some plan may need the head of each stage.
+    heads: Vec<bool>,
+}
+
+impl Plans {
+    /// Those of `strategy` for a model cut into `stages` stages.
+    ///
+    /// # Errors
+    /// If the strategy has none, or plans for another number of stages.
+    pub fn of(strategy: &dyn Strategy, stages: usize) -> Result<Self> {
+        let schedule = strategy.plans(stages)?;
+        if schedule.stages() != stages {
+            return Err(Error::invalid(
+                "strategy",
+                format!("it plans for {} stages", schedule.stages()),
+                format!("the model is cut into {stages}"),
+            ));
+        }
+        Ok(Self::new(schedule, strategy.adapt(stages)?))
+    }
+
+    fn new(schedule: PlanSchedule, adapt: Option<Box<dyn Adapt>>) -> Self {
+        let planned = |k: usize| schedule.plans().any(|plan| plan.is_needed(k));
+        let heads = (0..schedule.stages()).map(|k| planned(k) || adapt.as_ref().is_some_and(|adapt| adapt.may_need(k)));
+        Self { heads: heads.collect(), schedule, adapt }
+    }
+
+    /// The plans by step, as they are decided by now.
+    pub fn schedule(&self) -> &PlanSchedule {
+        &self.schedule
+    }
+
+    /// The number of stages.
+    pub fn stages(&self) -> usize {
+        self.schedule.stages()
+    }
+
+    /// The plan of `step`, as it is decided by now.
+    pub fn at(&self, step: u64) -> &Arc<GradientPlan> {
+        self.schedule.at(step)
+    }
+
+    /// Whether the plan of some step may need the head of stage `k`.
+    pub fn may_need(&self, k: usize) -> bool {
+        self.heads[k]
+    }
+
+    /// Whether something is decided on the way.
+    pub fn adapts(&self) -> bool {
+        self.adapt.is_some()
+    }
+
+    /// The plans of all steps below this one will not change.
+    pub fn known_until(&self) -> u64 {
+        self.adapt.as_ref().map_or(u64::MAX, |adapt| adapt.known_until())
+    }
+
+    /// All stages have finished `step`, and measured this: gives the change of plans that follows from it, after making it.
+    ///
+    /// # Errors
+    /// If the strategy fails, changes what was known, plans for another number of stages or with a head that is not there, or would leave the
+    /// run without a plan for the next step.
+    pub fn observe(&mut self, step: u64, alignments: &[Option<f64>]) -> Result<Option<PlanPhase>> {
+        let Some(adapt) = &mut self.adapt else { return Ok(None) };
+        let refuse = |problem: String, right: &str| Err(Error::invalid("strategy", problem, right));
+        let known = adapt.known_until();
+        let change = adapt.observe(step, alignments)?;
+        let known_now = adapt.known_until();
+        if known_now < known || known_now <= step.saturating_add(1) {
+            let problem =
+                format!("after step {step} its plans are known up to step {known_now}, before it up to {known}");
+            return refuse(problem, "known_until never falls, and is beyond the step to come");
+        }
+        if let Some(phase) = &change {
+            if phase.from_step < known {
+                let problem = format!("after step {step} it changes the plan from step {} on", phase.from_step);
+                return refuse(problem, &format!("known_until was {known}: the earliest step that may change"));
+            }
+            let needed = |k: &usize| phase.plans().any(|plan| k + 1 < plan.stages() && plan.is_needed(*k));
+            if let Some(k) = (0..self.heads.len()).filter(needed).find(|&k| !self.heads[k]) {
+                let problem = format!("from step {} on it needs the head of stage {k}", phase.from_step);
+                return refuse(problem, "may_need must be true of every head that a plan to come needs");
+            }
+            self.schedule.change(phase.clone())?;
+        }
+        Ok(change)
+    }
+
+    /// What the strategy has decided and remembers; none where nothing is decided on the way.
+    ///
+    /// # Errors
+    /// If it cannot be written as JSON.
+    pub fn state(&self) -> Result<Option<Value>> {
+        self.adapt.as_ref().map(|adapt| adapt.state()).transpose()
+    }
+
+    /// Goes on from what [`Self::state`] gave.
+    ///
+    /// # Errors
+    /// If nothing is decided on the way, or it is not the state of such a strategy for as many stages.
+    pub fn restore(&mut self, state: &Value) -> Result<()> {
+        let Some(adapt) = &mut self.adapt else {
+            return Err(Error::invalid("strategy state", "the strategy keeps none", "leave it out"));
+        };
+        self.schedule = adapt.restore(state)?;
+        Ok(())
+    }
+}
+
+impl From<PlanSchedule> for Plans {
+    /// These plans, whatever is measured.
+    fn from(schedule: PlanSchedule) -> Self {
+        Self::new(schedule, None)
+    }
+}
+
+impl From<GradientPlan> for Plans {
+    /// One plan for all steps.
+    fn from(plan: GradientPlan) -> Self {
+        Self::new(plan.into(), None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers every step with the same change, if any, and knows what it is told to know.
+    #[derive(Clone, Debug)]
+    struct Says {
+        change: Option<(u64, Vec<usize>)>,
+        known: u64,
+        known_then: u64,
+    }
+
+    impl Strategy for Says {
+        fn plan(&self, stages: usize) -> Result<GradientPlan> {
+            GradientPlan::new(vec![stages - 1; stages])
+        }
+
+        fn adapt(&self, _: usize) -> Result<Option<Box<dyn Adapt>>> {
+            Ok(Some(Box::new(self.clone())))
+        }
+    }
+
+    impl Adapt for Says {
+        fn may_need(&self, k: usize) -> bool {
+            k == 1
+        }
+
+        fn known_until(&self) -> u64 {
+            self.known
+        }
+
+        fn observe(&mut self, _: u64, _: &[Option<f64>]) -> Result<Option<PlanPhase>> {
+            self.known = self.known_then;
+            let phase = |(from_step, follows): (u64, Vec<usize>)| -> Result<PlanPhase> {
+                Ok(PlanPhase { from_step, plan: GradientPlan::new(follows)?.into(), every: None })
+            };
+            self.change.clone().map(phase).transpose()
+        }
+
+        fn state(&self) -> Result<Value> {
+            Ok(Value::Null)
+        }
+
+        fn restore(&mut self, _: &Value) -> Result<PlanSchedule> {
+            Ok(self.plan(3)?.into())
+        }
+    }
+
+    #[test]
+    fn a_change_is_made_where_it_may_be() {
+        let says = Says { change: Some((4, vec![1, 1, 2])), known: 4, known_then: 9 };
+        let mut plans = Plans::of(&says, 3).unwrap();
+        assert_eq!([0, 1, 2].map(|k| plans.may_need(k)), [false, true, true]);
+        assert_eq!(plans.observe(3, &[None; 3]).unwrap().unwrap().from_step, 4);
+        assert_eq!([3, 4].map(|step| plans.at(step).follows(0)), [2, 1]);
+        assert_eq!(plans.known_until(), 9);
+        assert_eq!(Plans::from(says.plan(3).unwrap()).known_until(), u64::MAX);
+    }
+
+    #[test]
+    fn what_would_break_the_run_is_refused() {
+        let refused = |change: Option<(u64, &[usize])>, known, known_then| {
+            let change = change.map(|(from_step, follows)| (from_step, follows.to_vec()));
+            let mut plans = Plans::of(&Says { change, known, known_then }, 3).unwrap();
+            plans.observe(3, &[None; 3]).unwrap_err().to_string()
+        };
+        assert!(refused(Some((4, &[1, 1, 2])), 5, 9).contains("changes the plan from step 4 on; known_until was 5"));
+        assert!(refused(Some((5, &[0, 1, 2])), 5, 9).contains("needs the head of stage 0"));
+        assert!(refused(Some((5, &[1, 1])), 5, 9).contains("2 stages from step 5"));
+        assert!(refused(None, 4, 4).contains("known up to step 4"));
+        assert!(refused(None, 9, 8).contains("known_until never falls"));
+        assert!(Plans::from(GradientPlan::new(vec![0]).unwrap()).restore(&Value::Null).is_err());
+    }
+}

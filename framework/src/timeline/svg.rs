@@ -1,0 +1,308 @@
+//! A timeline as a picture: stages down, time across, one rectangle an action.
+
+mod element;
+mod palette;
+
+use std::{collections::BTreeSet, fmt::Write, ops::Range};
+
+use self::element::{Element, number};
+use super::{
+    Span, Timeline,
+    time::{in_words, moment, ticks},
+};
+use crate::schedule::{Action, ActionKind, Purpose};
+
+/// What of a timeline is drawn, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drawing<'a> {
+    /// What the picture shows, in a few words.
+    pub title: &'a str,
+    /// From when to when, in seconds; the whole timeline where none is given. A picture takes about 200 bytes an action.
+    pub window: Option<Range<f64>>,
+    /// The spans of the critical path, by their index: outlined, and joined in the order of their starts.
+    pub path: &'a [usize],
+}
+
+impl Default for Drawing<'_> {
+    /// All of it, under a title that fits everything.
+    fn default() -> Self {
+        Self { title: "What each stage did when", window: None, path: &[] }
+    }
+}
+
+const WIDTH: f64 = 1200.0;
+const MARGIN: f64 = 28.0;
+/// Where the rows begin and end.
+const LEFT: f64 = 92.0;
+const RIGHT: f64 = 1084.0;
+/// Where the share of time in which a stage is busy is drawn.
+const BUSY: Range<f64> = 1096.0..1136.0;
+const LEGEND: f64 = 82.0;
+const TOP: f64 = 134.0;
+/// The least distance of two lines of text.
+const LINE: f64 = 14.0;
+
+/// Where things are.
+struct Layout {
+    window: Range<f64>,
+    stages: usize,
+    /// From row to row, and how much of that is a row.
+    pitch: f64,
+    row: f64,
+}
+
+impl Layout {
+    fn new(window: Range<f64>, stages: usize) -> Self {
+        let pitch = (900.0 / stages.max(1) as f64).clamp(2.0, 36.0);
+        // Rows too low for a gap of at least a pixel have none.
+        let row = if pitch < 5.0 { pitch } else { pitch * 0.8 };
+        Self { window, stages, pitch, row }
+    }
+
+    fn x(&self, time: f64) -> f64 {
+        let length = (self.window.end - self.window.start).max(f64::MIN_POSITIVE);
+        LEFT + (time - self.window.start) / length * (RIGHT - LEFT)
+    }
+
+    fn y(&self, stage: usize) -> f64 {
+        TOP + stage as f64 * self.pitch
+    }
+
+    fn bottom(&self) -> f64 {
+        self.y(self.stages)
+    }
+
+    /// Whether the axis is wanted at the bottom too.
+    fn is_tall(&self) -> bool {
+        self.bottom() > 600.0
+    }
+
+    /// The stages whose rows have text beside them: all, or every second, fifth, tenth …
+    fn labelled(&self) -> impl Iterator<Item = usize> {
+        let every = (0..).flat_map(|n| [1, 2, 5].map(|m| m * 10_usize.pow(n))).find(|&n| n as f64 * self.pitch >= LINE);
+        (0..self.stages).step_by(every.unwrap_or(1))
+    }
+
+    /// Where a span is drawn: left edge and width. Neighbours keep a little apart where they are wide enough.
+    fn place(&self, span: &Span) -> (f64, f64) {
+        let Range { start, end } = span.within(&self.window);
+        let (x, width) = (self.x(start), self.x(end) - self.x(start));
+        (x, if width > 4.0 { width - 0.7 } else { width.max(0.3) })
+    }
+}
+
+impl Timeline {
+    /// The timeline as a picture in SVG: the rows are the stages, the first on top; the colours are kinds of work, two shades of them
+    /// alternate with steps; numbers at the right are the share of time in which a stage is busy. Pointing at an action tells what it is.
+    pub fn to_svg(&self, drawing: &Drawing<'_>) -> String {
+        let window = drawing.window.clone().unwrap_or_else(|| self.extent());
+        let layout = Layout::new(window, self.stages);
+        let shown: Vec<&Span> =
+            self.spans.iter().filter(|span| span.stage < self.stages && span.is_in(&layout.window)).collect();
+        let height = layout.bottom() + if layout.is_tall() { 44.0 } else { 24.0 };
+        let mut svg = Element::new("svg")
+            .text("xmlns", "http://www.w3.org/2000/svg")
+            .text("viewBox", format!("0 0 {WIDTH} {}", number(height)))
+            .number("width", WIDTH)
+            .number("height", height)
+            .text("role", "img")
+            .text("aria-labelledby", "title")
+            .text("font-family", "Inter, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans', sans-serif")
+            .number("font-size", 12.0)
+            .text("fill", palette::TEXT);
+        svg.push(Element::new("title").text("id", "title").content(drawing.title));
+        svg.push(rect(0.0, 0.0, WIDTH, height).text("fill", palette::PAPER));
+        self.draw_heading(&mut svg, drawing, &layout, &shown);
+        self.draw_frame(&mut svg, &layout);
+        svg.push(draw_spans(&layout, &shown));
+        svg.push(draw_names(&layout, &shown));
+        if !drawing.path.is_empty() {
+            let path: Vec<&Span> = drawing.path.iter().filter_map(|&index| self.spans.get(index)).collect();
+            svg.push(draw_path(&layout, path));
+        }
+        svg.to_string() + "\n"
+    }
+
+    /// The title, what is shown, and the legend.
+    fn draw_heading(&self, svg: &mut Element, drawing: &Drawing<'_>, layout: &Layout, shown: &[&Span]) {
+        svg.push(label(MARGIN, 38.0, drawing.title).number("font-size", 18.0).number("font-weight", 700.0));
+        let mut words = match self.stages {
+            1 => "1 stage".to_owned(),
+            stages => format!("{stages} stages"),
+        };
+        let steps: BTreeSet<u64> = shown.iter().filter(|s| s.action.trains()).map(|s| s.action.step()).collect();
+        match (steps.first(), steps.last()) {
+            (Some(first), Some(last)) if first == last => words += &format!(", step {first}"),
+            (Some(first), Some(last)) => words += &format!(", steps {first} to {last}"),
+            _ => {}
+        }
+        let busy = self.busy(&layout.window);
+        let mean = busy.iter().sum::<f64>() / busy.len().max(1) as f64;
+        let length = in_words(layout.window.end - layout.window.start);
+        words += &format!(", {length}; on average, a stage is busy for {} of it", percent(mean));
+        svg.push(label(MARGIN, 59.0, &words).number("font-size", 13.0).text("fill", palette::FAINT));
+
+        let kinds: BTreeSet<ActionKind> = shown.iter().map(|span| span.action.kind()).collect();
+        let mut x = MARGIN;
+        for kind in kinds {
+            let first = steps.first().copied().unwrap_or_default();
+            for (half, step) in [(0.0, first), (8.0, first + u64::from(steps.len() > 1))] {
+                svg.push(rect(x + half, LEGEND, 8.0, 12.0).text("fill", palette::fill(kind, step)));
+            }
+            svg.push(label(x + 22.0, LEGEND + 10.0, kind.name()));
+            x += 42.0 + 5.7 * kind.name().len() as f64;
+        }
+        if !drawing.path.is_empty() {
+            let line = rect(x + 1.0, LEGEND + 1.0, 14.0, 10.0).text("fill", "none").text("stroke", palette::PATH);
+            svg.push(line.number("stroke-width", 1.8));
+            svg.push(label(x + 22.0, LEGEND + 10.0, "critical path"));
+        }
+        if steps.len() > 1 {
+            let note = label(RIGHT, LEGEND + 10.0, "shades alternate with steps");
+            svg.push(note.text("text-anchor", "end").text("fill", palette::FAINT));
+        }
+    }
+
+    /// The axis, and beside the rows the stages and how busy they are.
+    fn draw_frame(&self, svg: &mut Element, layout: &Layout) {
+        let (top, bottom) = (TOP - 6.0, layout.bottom() + 4.0);
+        let mut lanes = String::new();
+        let mut bars = String::new();
+        let busy = self.busy(&layout.window);
+        for (stage, busy) in busy.iter().enumerate() {
+            lanes += &outline(LEFT, layout.y(stage), RIGHT - LEFT, layout.row);
+            lanes += &outline(BUSY.start, layout.y(stage), BUSY.end - BUSY.start, layout.row);
+            bars += &outline(BUSY.start, layout.y(stage), (BUSY.end - BUSY.start) * busy.min(1.0), layout.row);
+        }
+        svg.push(Element::new("path").text("d", lanes).text("fill", palette::LANE));
+        svg.push(Element::new("path").text("d", bars).text("fill", palette::BUSY));
+        let mut lines = String::new();
+        let mut times = Element::new("g").text("text-anchor", "middle").text("fill", palette::FAINT);
+        for (time, words) in ticks(&layout.window, 10) {
+            let x = number(layout.x(time));
+            // Writing to a string cannot fail.
+            let _ = write!(lines, "M{x} {}V{}", number(top), number(bottom));
+            times.push(label(layout.x(time), top - 6.0, &words));
+            if layout.is_tall() {
+                times.push(label(layout.x(time), bottom + 16.0, &words));
+            }
+        }
+        svg.push(Element::new("path").text("d", lines).text("stroke", palette::LINE));
+        svg.push(times);
+        let mut names = Element::new("g").text("text-anchor", "end");
+        let mut shares = Element::new("g");
+        shares.push(label(BUSY.end + 8.0, top - 6.0, "busy").text("fill", palette::FAINT));
+        for stage in layout.labelled() {
+            let y = layout.y(stage) + layout.row / 2.0 + 4.2;
+            names.push(label(LEFT - 10.0, y, &format!("stage {stage}")));
+            shares.push(label(BUSY.end + 8.0, y, &percent(busy[stage])));
+        }
+        svg.push(names);
+        svg.push(shares);
+    }
+}
+
+/// A rectangle each, with what it is to be read when it is pointed at, unless it is too narrow for that.
+fn draw_spans(layout: &Layout, shown: &[&Span]) -> Element {
+    let mut group = Element::new("g").text("id", "actions");
+    for span in shown {
+        let (x, width) = layout.place(span);
+        let mut rect = rect(x, layout.y(span.stage), width, layout.row)
+            .text("fill", palette::fill(span.action.kind(), span.action.step()));
+        if width > 0.5 {
+            rect.push(Element::new("title").content(&in_full(span, layout)));
+        }
+        group.push(rect);
+    }
+    group
+}
+
+/// In the rectangles that have room for it: the notation of their actions if most have, or else the number of the micro-batch alone.
+fn draw_names(layout: &Layout, shown: &[&Span]) -> Element {
+    let size = (layout.row * 0.62).min(12.0);
+    let mut group = Element::new("g")
+        .number("font-size", size)
+        .number("font-weight", 600.0)
+        .text("text-anchor", "middle")
+        .text("pointer-events", "none")
+        .text("fill", palette::NAME);
+    if size < 6.0 {
+        return group;
+    }
+    let fits = |span: &Span, name: &str| name.len() as f64 * size * 0.6 + 2.0 <= layout.place(span).1;
+    let most = shown.iter().filter(|span| fits(span, &span.action.to_string())).count() * 2 > shown.len();
+    for span in shown {
+        let name = match span.action.micro().filter(|_| !most) {
+            Some(micro) => micro.to_string(),
+            None => span.action.to_string(),
+        };
+        if fits(span, &name) {
+            let (x, width) = layout.place(span);
+            group.push(label(x + width / 2.0, layout.y(span.stage) + layout.row / 2.0 + size * 0.36, &name));
+        }
+    }
+    group
+}
+
+/// An outline around each span of a path, and lines from one to the next.
+fn draw_path(layout: &Layout, mut path: Vec<&Span>) -> Element {
+    path.sort_by(|a, b| a.start.total_cmp(&b.start));
+    path.retain(|span| span.stage < layout.stages && span.is_in(&layout.window));
+    let middle = |stage: usize| layout.y(stage) + layout.row / 2.0;
+    let mut line = String::new();
+    let mut before: Option<(f64, f64)> = None;
+    for span in path {
+        let (x, width) = layout.place(span);
+        if let Some((x0, y0)) = before {
+            let _ = write!(line, "M{} {}L{} {}", number(x0), number(y0), number(x), number(middle(span.stage)));
+        }
+        line += &outline(x, layout.y(span.stage), width, layout.row);
+        before = Some((x + width, middle(span.stage)));
+    }
+    Element::new("path")
+        .text("id", "path")
+        .text("d", line)
+        .text("fill", "none")
+        .text("pointer-events", "none")
+        .text("stroke", palette::PATH)
+        .number("stroke-width", if layout.row < 8.0 { 1.0 } else { 1.8 })
+}
+
+/// An action in words.
+fn in_full(span: &Span, layout: &Layout) -> String {
+    let Span { stage, action, start, end } = span;
+    let mut words = format!("stage {stage}: {}", action.kind().name());
+    if let Some(loss) = action.loss() {
+        words += &format!(" of loss {loss}");
+    }
+    if let Some(micro) = action.micro() {
+        words += &format!(", micro-batch {micro}");
+    }
+    let evaluates = |ticket: &crate::schedule::Ticket| ticket.purpose == Purpose::Evaluate;
+    match action {
+        Action::Forward(ticket) | Action::Head { ticket, .. } if evaluates(ticket) => {
+            words += &format!(" of the evaluation before step {}", ticket.step);
+        }
+        _ => words += &format!(", step {}", action.step()),
+    }
+    format!("{words}; from {}, for {}", moment(*start, &layout.window), in_words(end - start))
+}
+
+fn percent(share: f64) -> String {
+    let decimals = usize::from(share > 0.0 && share < 0.0095);
+    format!("{:.decimals$} %", share * 100.0)
+}
+
+fn rect(x: f64, y: f64, width: f64, height: f64) -> Element {
+    Element::new("rect").number("x", x).number("y", y).number("width", width).number("height", height)
+}
+
+/// The outline of a rectangle, as a part of a path.
+fn outline(x: f64, y: f64, width: f64, height: f64) -> String {
+    let (x, y, width, height) = (number(x), number(y), number(width), number(height));
+    format!("M{x} {y}h{width}v{height}h-{width}z")
+}
+
+fn label(x: f64, y: f64, words: &str) -> Element {
+    Element::new("text").number("x", x).number("y", y).content(words)
+}

@@ -1,0 +1,72 @@
+//! Elements of XML, escaped.
+
+use std::fmt;
+
+/// An element with attributes, and either text or other elements in it.
+pub(super) struct Element {
+    name: &'static str,
+    /// Escaped.
+    attributes: String,
+    content: String,
+}
+
+impl Element {
+    pub(super) fn new(name: &'static str) -> Self {
+        Self { name, attributes: String::new(), content: String::new() }
+    }
+
+    /// An attribute that is text.
+    pub(super) fn text(mut self, name: &str, value: impl AsRef<str>) -> Self {
+        self.attributes += &format!(" {name}=\"{}\"", escape(value.as_ref()));
+        self
+    }
+
+    /// An attribute that is a number.
+    pub(super) fn number(self, name: &str, value: f64) -> Self {
+        self.text(name, number(value))
+    }
+
+    /// With this text in it.
+    pub(super) fn content(mut self, text: &str) -> Self {
+        self.content += &escape(text);
+        self
+    }
+
+    /// Puts another element into it.
+    pub(super) fn push(&mut self, child: Element) {
+        self.content += &format!("\n{child}");
+    }
+}
+
+impl fmt::Display for Element {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, attributes, content } = self;
+        match content.is_empty() {
+            true => write!(f, "<{name}{attributes}/>"),
+            false => write!(f, "<{name}{attributes}>{content}</{name}>"),
+        }
+    }
+}
+
+/// A number of pixels, to a hundredth.
+pub(super) fn number(value: f64) -> String {
+    let text = format!("{value:.2}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// Without what XML would take for markup, and without control characters, which it does not allow.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped += "&amp;",
+            '<' => escaped += "&lt;",
+            '>' => escaped += "&gt;",
+            '"' => escaped += "&quot;",
+            '\t' | '\n' | '\r' => escaped.push(' '),
+            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => escaped.push('\u{fffd}'),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}

@@ -1,0 +1,97 @@
+//! A timeline in the JSON trace event format, which <https://ui.perfetto.dev> and `chrome://tracing` show.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use super::{Span, Timeline};
+use crate::schedule::{Action, Ticket};
+
+/// What reaches a stage over a boundary: a micro-batch, or the gradient of one of its losses.
+type Arrival = (usize, Ticket, Option<usize>);
+
+impl Timeline {
+    /// The timeline as a trace of events, in JSON: a thread a stage, a slice an action with step, micro-batch and loss, and a flow
+    /// for every activation and gradient that crosses a boundary.
+    pub fn to_trace(&self) -> String {
+        let mut events = vec![json!({ "ph": "M", "pid": 0, "name": "process_name", "args": { "name": "interlock" } })];
+        for stage in 0..self.stages {
+            let about =
+                |name: &str, args: Value| json!({ "ph": "M", "pid": 0, "tid": stage, "name": name, "args": args });
+            events.push(about("thread_name", json!({ "name": format!("stage {stage}") })));
+            events.push(about("thread_sort_index", json!({ "sort_index": stage })));
+        }
+        events.extend(self.spans.iter().map(slice));
+        let mut consumers: HashMap<Arrival, &Span> = HashMap::new();
+        for span in &self.spans {
+            if let Some(arrival) = consumes(span) {
+                let first = consumers.entry(arrival).or_insert(span);
+                if span.start < first.start {
+                    *first = span;
+                }
+            }
+        }
+        let crossed = self.spans.iter().filter_map(|from| Some((from, *consumers.get(&produces(from)?)?)));
+        for (id, (from, to)) in crossed.enumerate() {
+            let name = if from.stage < to.stage { "activation" } else { "gradient" };
+            let end = |ph: &str, span: &Span, at: i64| json!({ "ph": ph, "pid": 0, "tid": span.stage, "ts": micros(at), "id": id, "name": name, "cat": "message" });
+            // An arrow leaves from within its slice: at its very end some viewers would count it to the next.
+            let leaves = (nanos(from.end) - 1).max(nanos(from.start));
+            let mut arrives = end("f", to, nanos(to.start));
+            arrives["bp"] = json!("e");
+            events.extend([end("s", from, leaves), arrives]);
+        }
+        json!({ "displayTimeUnit": "ms", "traceEvents": events }).to_string()
+    }
+}
+
+fn slice(span: &Span) -> Value {
+    let Span { stage, action, .. } = span;
+    let mut args = json!({ "step": action.step() });
+    if let Some(micro) = action.micro() {
+        args["micro"] = json!(micro);
+    }
+    if let Some(loss) = action.loss() {
+        args["loss"] = json!(loss);
+    }
+    let (start, end) = (nanos(span.start), nanos(span.end));
+    json!({
+        "ph": "X",
+        "pid": 0,
+        "tid": stage,
+        "ts": micros(start),
+        "dur": micros(end - start),
+        "name": action.kind().name(),
+        "cat": if action.trains() { "train" } else { "evaluate" },
+        "args": args,
+    })
+}
+
+fn nanos(seconds: f64) -> i64 {
+    (seconds * 1e9).round() as i64
+}
+
+/// The format counts in microseconds.
+fn micros(nanos: i64) -> f64 {
+    nanos as f64 / 1e3
+}
+
+/// What a stage next to this one gets from it.
+fn produces(span: &Span) -> Option<Arrival> {
+    match span.action {
+        Action::Forward(ticket) => Some((span.stage + 1, ticket, None)),
+        Action::PullBack { ticket, loss, wants, .. } if wants.input => {
+            Some((span.stage.checked_sub(1)?, ticket, Some(loss)))
+        }
+        _ => None,
+    }
+}
+
+/// What this stage needed for it.
+fn consumes(span: &Span) -> Option<Arrival> {
+    match span.action {
+        Action::Forward(ticket) => Some((span.stage, ticket, None)),
+        Action::PullBack { ticket, loss, .. } => Some((span.stage, ticket, Some(loss))),
+        _ => None,
+    }
+}

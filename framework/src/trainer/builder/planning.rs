@@ -1,0 +1,62 @@
+//! What a run that a builder describes could come to, for the planner.
+
+use std::sync::Arc;
+
+use super::TrainerBuilder;
+use crate::{
+    Batch, Result,
+    clip::ClipScope,
+    link::Link,
+    planner::{MemoryMeter, Placement, Profile, Replicas, Setup},
+    simulator::least_in_flight,
+    strategy::Plans,
+};
+
+impl TrainerBuilder {
+    /// Measures what the units of the model cost on the devices with `batch`, a micro-batch; see [`Profile::measure`].
+    ///
+    /// # Errors
+    /// As [`Self::layout`] and [`Profile::measure`].
+    pub fn profile(&self, batch: &Batch, meter: Option<&dyn MemoryMeter>) -> Result<Profile> {
+        Profile::measure(&*self.model, &self.layout()?.settings, &self.devices, batch, meter)
+    }
+
+    /// The run as the planner takes it: cut into `stages` stages in a way that is to be found, with the costs of `profile`, on `placement`.
+    /// Where plans change on the way, by those of the last phase that is known.
+    ///
+    /// # Errors
+    /// If the strategy has no plan for so many stages.
+    pub fn setup<'a>(&self, stages: usize, profile: &'a Profile, placement: Placement) -> Result<Setup<'a>> {
+        let plans = Plans::of(&*self.strategy, stages)?;
+        let heads = (0..stages).map(|k| self.heads.has_head(&plans, k)).collect();
+        let phases = plans.schedule().phases();
+        let plan = Arc::clone(&phases[phases.len() - 1].plan);
+        let (micro_batches, policy) = (self.settings.micro_batches, self.policy.into());
+        let in_flight = match self.in_flight {
+            Some(in_flight) => in_flight,
+            None => least_in_flight(&plan, micro_batches, policy)?,
+        };
+        Ok(Setup {
+            profile,
+            heads,
+            micro_batches,
+            in_flight,
+            policy,
+            global_norm: self.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global),
+            recompute: self.recompute.clone(),
+            placement,
+            link: Link::default(),
+            replicas: Replicas::default(),
+            plan,
+        })
+    }
+
+    /// Pairs of units that share parameters and must lie on one stage.
+    ///
+    /// # Errors
+    /// If the model cannot list its units.
+    pub fn tied_units(&self) -> Result<Vec<(usize, usize)>> {
+        let units = self.model.units()?;
+        Ok(units.iter().enumerate().filter_map(|(at, unit)| Some((unit.tied_to?, at))).collect())
+    }
+}

@@ -1,0 +1,161 @@
+//! What actors record of a run is what the plan demands, in an order that can be, and recording changes nothing.
+
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
+#[path = "common/models.rs"]
+mod common;
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use common::{Perceptron, Spiral};
+use interlock::{
+    GradientPlan, Interlock, Trainer,
+    clip::{ClipConfig, ClipScope},
+    schedule::{Action, PolicyName},
+    timeline::{Span, Timeline},
+    trainer::{Split, TrainerBuilder},
+};
+
+const STAGES: usize = 4;
+const MICROS: usize = 3;
+const STEPS: u64 = 5;
+
+fn builder(policy: PolicyName, width: usize) -> TrainerBuilder {
+    Trainer::builder(Perceptron { layers: STAGES, fault: None })
+        .stages(STAGES)
+        .strategy(Interlock::width(width))
+        .probes()
+        .clip(ClipConfig { max_norm: 0.1, scope: ClipScope::Global })
+        .schedule(policy)
+        .micro_batches(MICROS)
+        .batch_size(9)
+        .eval_every(2)
+        .steps(STEPS)
+}
+
+fn run(builder: TrainerBuilder) -> (BTreeMap<String, Tensor>, Option<Timeline>) {
+    let (train, validation) = (Spiral { examples: 60 }, Spiral { examples: 20 });
+    let mut trainer = builder.build().unwrap();
+    trainer.fit(Split { train: &train, validation: Some(&validation) }).unwrap();
+    (trainer.snapshot().unwrap(), trainer.timeline())
+}
+
+/// What a stage does in a step, sorted; `true` marks a gradient of the input, `false` one of the parameters.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Work {
+    forwards: Vec<usize>,
+    heads: Vec<(usize, bool)>,
+    pull_backs: Vec<(usize, usize, bool)>,
+    norms: usize,
+    updates: usize,
+}
+
+fn demanded(plan: &GradientPlan, k: usize) -> Work {
+    let mut pull_backs = Vec::new();
+    for micro in 0..MICROS {
+        for &loss in plan.wants(k) {
+            let wants = plan.pull_back(k, loss);
+            pull_backs.extend(
+                [(wants.parameters, false), (wants.input, true)]
+                    .into_iter()
+                    .filter_map(|(wanted, input)| wanted.then_some((micro, loss, input))),
+            );
+        }
+    }
+    pull_backs.sort_unstable();
+    let heads = (0..MICROS).map(|micro| (micro, plan.is_needed(k))).collect();
+    Work { forwards: (0..MICROS).collect(), heads, pull_backs, norms: 1, updates: 1 }
+}
+
+fn recorded<'a>(spans: impl Iterator<Item = &'a Span>) -> Work {
+    let mut work = Work::default();
+    for span in spans {
+        assert_eq!(work.updates, 0, "something was done for a step after its update");
+        match span.action {
+            Action::Forward(ticket) => work.forwards.push(ticket.micro),
+            Action::Head { ticket, cotangent } => work.heads.push((ticket.micro, cotangent)),
+            Action::PullBack { ticket, loss, wants, .. } => {
+                let parts = [(wants.parameters, false), (wants.input, true)];
+                let done = parts.into_iter().filter(|(wanted, _)| *wanted);
+                work.pull_backs.extend(done.map(|(_, input)| (ticket.micro, loss, input)));
+            }
+            Action::ShareNorm(_) => work.norms += 1,
+            Action::Update(_) => work.updates += 1,
+        }
+    }
+    work.pull_backs.sort_unstable();
+    work
+}
+
+#[test]
+fn a_run_records_what_the_plan_demands() {
+    for policy in [PolicyName::FillDrain, PolicyName::OneFOneB, PolicyName::Interlock] {
+        for width in [1, 2, STAGES] {
+            let plan = GradientPlan::of_widths(&[width; STAGES]).unwrap();
+            let (_, timeline) = run(builder(policy, width).record(3));
+            let Timeline { stages, spans } = timeline.unwrap();
+            assert_eq!(stages, STAGES);
+            assert!(spans.is_sorted_by(|a, b| a.end <= b.end));
+            assert_eq!(spans.iter().map(|span| span.start).reduce(f64::min), Some(0.0));
+            for k in 0..STAGES {
+                let of: Vec<&Span> = spans.iter().filter(|span| span.stage == k).collect();
+                assert!(of.iter().all(|span| span.start <= span.end && span.action.trains()));
+                assert!(of.is_sorted_by(|a, b| a.end <= b.start), "stage {k} did two things at once");
+                let steps: Vec<u64> = of.iter().map(|span| span.action.step()).collect();
+                assert!(steps.is_sorted() && steps.first() == Some(&2) && steps.last() == Some(&4), "{steps:?}");
+                for step in 2..STEPS {
+                    let work = recorded(of.iter().copied().filter(|span| span.action.step() == step));
+                    assert_eq!(work, demanded(&plan, k), "stage {k}, step {step}, {policy:?}, width {width}");
+                }
+            }
+        }
+    }
+}
+
+/// All stages count from the same moment: nothing is used before it has been made.
+#[test]
+fn what_crosses_a_boundary_is_used_after_it_was_made() {
+    let (_, timeline) = run(builder(PolicyName::Interlock, 3).record(STEPS));
+    let spans = timeline.unwrap().spans;
+    let mut crossed = 0;
+    for from in &spans {
+        let needs = |to: &&Span| match (from.action, to.action) {
+            (Action::Forward(made), Action::Forward(used)) => to.stage == from.stage + 1 && made == used,
+            (Action::PullBack { ticket: made, loss: a, wants, .. }, Action::PullBack { ticket: used, loss: b, .. }) => {
+                to.stage + 1 == from.stage && (made, a) == (used, b) && wants.input
+            }
+            _ => false,
+        };
+        for to in spans.iter().filter(needs) {
+            assert!(from.end <= to.start, "{from:?} {to:?}");
+            crossed += 1;
+        }
+    }
+    let plan = GradientPlan::of_widths(&[3; STAGES]).unwrap();
+    let gradients: usize = (0..STAGES - 1)
+        .map(|k| {
+            let parts = |&loss: &usize| {
+                let wants = plan.pull_back(k, loss);
+                usize::from(wants.input) + usize::from(wants.parameters)
+            };
+            plan.crosses(k + 1).iter().map(parts).sum::<usize>()
+        })
+        .sum();
+    assert_eq!(crossed, (STAGES - 1 + gradients) * MICROS * STEPS as usize);
+}
+
+#[test]
+fn recording_changes_nothing_and_is_off_unless_asked_for() {
+    let (plain, none) = run(builder(PolicyName::Interlock, 2));
+    let (noted, some) = run(builder(PolicyName::Interlock, 2).record(100));
+    assert!(none.is_none());
+    assert_eq!(some.unwrap().spans.iter().filter(|span| matches!(span.action, Action::Update(_))).count(), 4 * 5);
+    let bits = |tensor: &Tensor| -> Vec<u32> {
+        tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect()
+    };
+    assert_eq!(plain.len(), noted.len());
+    assert!(plain.iter().zip(&noted).all(|((n, a), (m, b))| n == m && bits(a) == bits(b)));
+    let refused = builder(PolicyName::Interlock, 2).record(0).layout().err().unwrap().to_string();
+    assert!(refused.contains("record") && refused.contains("1 or more"), "{refused}");
+}

@@ -1,0 +1,76 @@
+//! Whole models on emulated devices: real trainers, real parameters, which nothing changes.
+
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
+use candle_core::{DType, Device, Tensor};
+use interlock::{
+    ActivationDtype, Batch, Dataset, Interlock, ModelSpec, Result, Trainer,
+    clip::{ClipConfig, ClipScope},
+    optimizer::OptimizerConfig,
+    random::Key,
+    stage::Recompute,
+};
+use interlock_backends::Backends;
+use interlock_models::{ResNet, Transformer};
+
+/// Inputs of one kind, and class 1 for every target.
+struct Same {
+    inputs: Vec<usize>,
+    dtype: DType,
+    targets: Vec<usize>,
+}
+
+impl Dataset for Same {
+    fn len(&self) -> usize {
+        12
+    }
+
+    fn batch(&self, numbers: &[usize], _: Option<Key>) -> Result<Batch> {
+        let stacked = |shape: &[usize]| [&[numbers.len()], shape].concat();
+        let inputs = Tensor::ones(stacked(&self.inputs), self.dtype, &Device::Cpu)?;
+        Ok(Batch { inputs: inputs.into(), targets: Tensor::ones(stacked(&self.targets), DType::U32, &Device::Cpu)? })
+    }
+}
+
+fn trains(model: impl ModelSpec + 'static, data: &Same, classes: f64) {
+    let name = "emulated:forward-ms=0.2,head-ms=0.1,input-gradient-ms=0.2,parameter-gradient-ms=0.2,transfer-ms=0.1";
+    let mut trainer = Trainer::builder(model)
+        .stages(4)
+        .strategy(Interlock::width(2))
+        .probes()
+        .devices([Backends::default().open(name).unwrap()])
+        .optimizer(OptimizerConfig { weight_decay: 0.1, ..OptimizerConfig::default() })
+        .clip(ClipConfig { max_norm: 1.0, scope: ClipScope::Global })
+        .recompute(Recompute::Stages(vec![1]))
+        .dtype(ActivationDtype::Bf16)
+        .batch_size(4)
+        .micro_batches(3)
+        .steps(5)
+        .build()
+        .unwrap();
+    let before = trainer.snapshot().unwrap();
+    let report = trainer.fit((data, data)).unwrap();
+    // Zeros for logits are equal chances.
+    assert!((report.finally.loss - classes.ln()).abs() < 1e-6, "{report:?}");
+    assert!(report.stages.iter().all(|stage| stage.loss.is_some()));
+    let after = trainer.snapshot().unwrap();
+    assert!(before.len() > 20 && before.keys().eq(after.keys()));
+    for (name, value) in before {
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(&value), values(&after[&name]), "{name}");
+    }
+}
+
+#[test]
+fn a_resnet_trains_and_stays_as_it_is() {
+    let data = Same { inputs: vec![3, 32, 32], dtype: DType::F32, targets: vec![] };
+    trains(ResNet::preset("resnet32", [3, 32, 32], 10).unwrap(), &data, 10.0);
+}
+
+#[test]
+fn a_transformer_trains_and_stays_as_it_is() {
+    let data = Same { inputs: vec![8], dtype: DType::U32, targets: vec![8] };
+    let model =
+        Transformer { vocab: 16, context: 8, sequence: 8, width: 12, heads: 2, layers: 3, dropout: 0.1, tied: false };
+    trains(model, &data, 16.0);
+}
