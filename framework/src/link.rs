@@ -34,10 +34,10 @@ impl Link {
     /// If the latency is negative or not finite, or the bandwidth is not above 0; `device` is the name of the device whose link this is.
     pub fn validate(&self, device: &str) -> Result<()> {
         let refuse = |problem: String, right: &str| Err(Error::invalid(format!("device {device}"), problem, right));
-        if !(self.latency >= 0.0 && self.latency.is_finite()) {
+        if !self.latency.is_finite() || self.latency < 0.0 {
             return refuse(format!("its link has a latency of {} s", self.latency), "use 0 or more");
         }
-        if !(self.bandwidth > 0.0) {
+        if self.bandwidth.is_nan() || self.bandwidth <= 0.0 {
             return refuse(format!("its link carries {} bytes/s", self.bandwidth), "use more than 0");
         }
         Ok(())
