@@ -119,9 +119,9 @@ pub(crate) struct Plan {
     /// Latency of the links between devices, in microseconds
     #[arg(long, default_value_t = 0.0, value_name = "L")]
     pub(crate) latency_us: f64,
-    /// Bandwidth of the links between devices, in gigabytes a second [default: unlimited]
+    /// Bandwidth of the links between devices, in gigabits a second [default: unlimited]
     #[arg(long, value_name = "G")]
-    pub(crate) gigabytes_per_second: Option<f64>,
+    pub(crate) gbps: Option<f64>,
     /// Memory of each device in MiB, for --dedicated; otherwise what this machine has free for all of them
     #[arg(long, value_name = "MIB")]
     pub(crate) memory_mib: Option<u64>,

@@ -4,13 +4,13 @@ mod question;
 mod subject;
 mod words;
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, rc::Rc};
 
-use interlock::{Error, Result, planner::Cut};
+use interlock::{Error, Result};
 use serde::Serialize;
 
 use crate::{arguments::Plan, config::RunConfig, exit::Exit, progress::say, trace::TraceFile};
-use question::Question;
+use question::{Found, Question};
 use subject::Subject;
 
 /// Of what is about as fast the widest is recommended: it learns most. About as fast is within so much of the fastest.
@@ -40,9 +40,7 @@ struct Row {
     /// Why it would fail.
     refused: Option<String>,
     #[serde(skip)]
-    interlocked: usize,
-    #[serde(skip)]
-    cut: Cut,
+    found: Rc<Found>,
 }
 
 /// What `plan --json` prints.
@@ -61,17 +59,16 @@ pub(crate) fn run(arguments: &Plan) -> Result<(), Exit> {
     let mut rows = Vec::new();
     for &stages in &question.stages.clone() {
         for &micro_batches in &question.micro_batches.clone() {
-            let end_to_end = question.step_seconds_of_end_to_end(stages, micro_batches)?;
             for width in question.widths.clone() {
-                rows.push(question.row(stages, micro_batches, width, end_to_end)?);
+                rows.push(question.row(stages, micro_batches, width)?);
             }
         }
     }
     let fastest = best(&rows, |_| true);
     let enough = fastest.map_or(0.0, |at| ABOUT * rows[at].examples_per_second);
     let widest = rows.iter().filter(|row| row.refused.is_none() && row.examples_per_second >= enough);
-    let widest = widest.map(|row| row.interlocked).max();
-    let recommended = best(&rows, |row| Some(row.interlocked) == widest && row.examples_per_second >= enough);
+    let widest = widest.map(|row| row.found.widest).max();
+    let recommended = best(&rows, |row| Some(row.found.widest) == widest && row.examples_per_second >= enough);
     say(&words::table_of(&rows, recommended).to_string());
     for (at, row) in rows.iter().enumerate() {
         if let Some(refused) = &row.refused {
@@ -108,7 +105,7 @@ fn best(rows: &[Row], among: impl Fn(&Row) -> bool) -> Option<usize> {
 
 fn write(file: &TraceFile, row: &Row) -> Result<(), Exit> {
     let title = format!("{}, predicted: {}", words::name(row), row.reason);
-    file.write_simulated(&row.cut.simulated, &title).map_err(Exit::failed)?;
+    file.write_simulated(&row.found.cut.simulated, &title).map_err(Exit::failed)?;
     say(&format!("the recommended schedule lies in {}", file.path().display()));
     Ok(())
 }
@@ -118,7 +115,7 @@ pub(crate) fn best_partition(config: &RunConfig) -> Result<Vec<usize>> {
     let arguments = Plan { replicas: 1, ..Plan::default() };
     let mut question = Question::new(Subject::of_run(config.clone())?, &arguments)?;
     let (stages, micro_batches) = (question.stages[0], question.micro_batches[0]);
-    let row = question.row(stages, micro_batches, None, 1.0)?;
+    let row = question.row(stages, micro_batches, None)?;
     Ok(row.units_per_stage)
 }
 

@@ -450,6 +450,7 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
         "dtype",
         "step_seconds",
         "examples_per_second",
+        "runtime_seconds",
         "peak_memory_mib",
         "losses",
     ];
@@ -536,8 +537,8 @@ fn messages_are_timed_and_nothing_is_copied() {
     let shown = done(&interlock(folder.path(), &["bench", "mailbox", "--bytes", "100", "--messages", "500", "--json"]));
     let result: Value = serde_json::from_str(shown.lines().last().unwrap()).unwrap();
     assert_eq!(["bytes", "messages", "bytes_copied"].map(|key| result[key].as_u64()), [Some(100), Some(500), Some(0)]);
-    // To the first stage and to the second, two credits, two reports.
-    assert_eq!(result["messages_of_all_kinds"].as_u64(), Some(500 * 6));
+    // To the first stage and to the second, two credits, two reports; the last credits of the warm-up may be counted late, those of the end missed.
+    assert!(result["messages_of_all_kinds"].as_u64().unwrap().abs_diff(500 * 6) <= 4, "{result}");
     let (rate, ns) = (result["messages_per_second"].as_f64().unwrap(), result["wall_ns_per_message"].as_f64().unwrap());
     assert!(rate > 0.0 && (rate * ns - 1e9).abs() < 1.0, "{result}");
     refused(folder.path(), &["bench", "mailbox", "--bytes", "7"], &["--bytes 7", "use 8 or more"]);
@@ -547,29 +548,28 @@ fn messages_are_timed_and_nothing_is_copied() {
 #[test]
 fn units_are_measured_for_a_configuration_and_a_file_keeps_what_they_cost() {
     let folder = TempDir::new().unwrap();
-    let bench = [&["bench", "units"], &SMALL[..]].concat();
+    let bench = [&["bench", "units"], &SMALL[..], &["--set=data.limit=256", "--set=batch_size=256"]].concat();
     let more = ["--devices", "cpu:threads=1", "cpu:threads=2", "--micro-batches", "2", "--out", "costs.json", "--json"];
     let printed = done(&interlock(folder.path(), &[&bench[..], &more].concat()));
     let costs = json(&folder.path().join("costs.json"));
     assert_eq!(costs, serde_json::from_str::<Value>(printed.lines().last().unwrap()).unwrap());
-    // Half of a batch of 32.
-    assert_eq!((&costs["examples"], &costs["dtype"]), (&Value::from(16), &Value::from("f32")));
+    assert_eq!((&costs["examples"], &costs["dtype"]), (&Value::from(128), &Value::from("f32")));
     assert_eq!(costs["order"], serde_json::json!([0, 1]));
     for (device, name) in costs["devices"].as_array().unwrap().iter().zip(["cpu:threads=1", "cpu:threads=2"]) {
         assert_eq!(device["device"], name);
         let units = device["units"].as_array().unwrap();
         let names: Vec<&str> = units.iter().map(|unit| unit["name"].as_str().unwrap()).collect();
         assert_eq!(names, ["", "layer1.0", "layer2.0", ""]);
-        // Four planes of 28 by 28 and eight of 14 by 14, in f32; ten classes.
+        // Four planes of 7 by 7 and eight of 4 by 4, in f32; ten classes.
         let bytes: Vec<u64> = units.iter().map(|unit| unit["output_bytes"].as_u64().unwrap()).collect();
-        assert_eq!(bytes, [16 * 4 * 784 * 4, 16 * 4 * 784 * 4, 16 * 8 * 196 * 4, 16 * 10 * 4]);
+        assert_eq!(bytes, [4 * 49, 4 * 49, 8 * 16, 10].map(|count| 128 * count * 4));
         // A block keeps more than its input.
         assert!(units[1]["saved_bytes"].as_u64().unwrap() > bytes[0], "{device}");
         assert!(units.iter().all(|unit| unit["forward"].as_f64().unwrap() > 0.0));
         assert!(units[2]["head"].is_object() && units[3]["head"].is_null());
     }
     let shown = done(&interlock(folder.path(), &bench));
-    assert!(shown.contains("1 layer1.0") && shown.contains("micro-batches of 32 examples"), "{shown}");
+    assert!(shown.contains("1 layer1.0") && shown.contains("micro-batches of 256 examples"), "{shown}");
 
     let refused = |more: &[&str], words: &[&str]| refused(folder.path(), &[&["bench", "units"], more].concat(), words);
     refused(&["--workload", "gpt", "--config", "x.toml"], &["--workload", "--config"]);
@@ -588,4 +588,51 @@ fn help_says_what_there_is() {
     let devices = done(&interlock(folder.path(), &["devices"]));
     assert!(devices.contains("cpu") && devices.contains("emulated:forward-ms=5"), "{devices}");
     assert_eq!(interlock(folder.path(), &["fly"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_plan_says_what_training_would_take_and_training_can_follow_it() {
+    let folder = TempDir::new().unwrap();
+    let plan = [&["plan"], &SMALL[..]].concat();
+    let more = ["--stages", "1,2", "--widths", "1", "--micro-batches", "1,2", "--trace", "plan.svg", "--json"];
+    let shown = done(&interlock(folder.path(), &[&plan[..], &more].concat()));
+    let answer: Value = serde_json::from_str(shown.lines().last().unwrap()).unwrap();
+    let rows = answer["rows"].as_array().unwrap();
+    let asked: Vec<_> = rows.iter().map(|row| (row["stages"].as_u64(), row["micro_batches"].as_u64())).collect();
+    assert_eq!(asked, [(1, 1), (1, 2), (2, 1), (2, 2)].map(|(stages, micro)| (Some(stages), Some(micro))));
+    for row in rows {
+        let units: Vec<u64> = row["units_per_stage"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+        assert_eq!((units.iter().sum::<u64>(), Some(units.len() as u64)), (4, row["stages"].as_u64()));
+        assert!(row["step_seconds"].as_f64().unwrap() > 0.0 && row["proven"].as_bool().unwrap());
+        assert!(row["memory_bytes"][0].as_u64().unwrap() > 0 && row["refused"].is_null());
+    }
+    assert!(answer["recommended"].is_u64() && answer["fastest"].is_u64());
+    assert!(fs::read_to_string(folder.path().join("plan.svg")).unwrap().contains("predicted"));
+
+    // What `bench units` wrote is taken instead of measuring, for micro-batches of its size.
+    done(&interlock(folder.path(), &[&["bench", "units"], &SMALL[..], &["--out", "costs.json"]].concat()));
+    let from_file = [&plan[..], &["--costs", "costs.json"]].concat();
+    let shown = done(&interlock(folder.path(), &[&from_file[..], &["--replicas", "8", "--latency-us", "5"]].concat()));
+    assert!(shown.contains("recommended") && shown.contains("2 stages, as configured, 1 micro-batch"), "{shown}");
+    let too_little = interlock(folder.path(), &[&from_file[..], &["--dedicated", "--memory-mib", "0"]].concat());
+    assert_eq!(too_little.status.code(), Some(1));
+    assert!(out(&too_little).contains("would fail: stage") && err(&too_little).contains("nothing that was tried"));
+
+    let refused = |more: &[&str], words: &[&str]| refused(folder.path(), &[&plan[..], more].concat(), words);
+    refused(&["--costs", "costs.json", "--micro-batches", "2"], &["--costs", "micro-batches of 16", "they are of 32"]);
+    refused(&["--costs", "none.json"], &["none.json"]);
+    refused(&["--stages", "5"], &["5 stages", "1 to 4 stages"]);
+    refused(&["--stages", "0"], &["--stages", "1 to 1000"]);
+    refused(&["--micro-batches", "33"], &["--micro-batches", "use 1 to 32"]);
+    refused(&["--units-per-stage", "2,3"], &["[2, 3]", "4 units"]);
+    refused(&["--widths", "3"], &["width 3", "1 (local) to 2"]);
+    refused(&["--replicas", "0"], &["--replicas", "1 or more"]);
+    refused(&["--gbps", "0"], &["--gbps", "above 0"]);
+    refused(&["--latency-us=-1"], &["--latency-us", "0 or more"]);
+    refused(&["--trace", "plan.png"], &["--trace plan.png", ".svg"]);
+    refused(&["--workload", "gpt"], &["--workload", "--set"]);
+
+    let shown = done(&train(folder.path(), &[&SMALL[..], &["--auto"]].concat()));
+    let written = fs::read_to_string(folder.path().join("run/config.toml")).unwrap();
+    assert!(written.contains("units_per_stage = [") && shown.contains("units ["), "{written}");
 }

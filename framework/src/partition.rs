@@ -88,10 +88,23 @@ impl Partition {
         Self::new(Self::least_of_most(stages, count, &cost), units)
     }
 
-    /// The numbers of units of each stage for which the costliest stage costs least, `cost(k, range)` being what stage `k` costs with these units;
-    /// of equally good cuts the one whose later stages are the larger. Costs do not fall as a stage grows to the front.
+    /// The numbers of units of each stage for which the costliest stage costs least; see [`Self::divide`].
     pub(crate) fn least_of_most(stages: usize, count: usize, cost: &dyn Fn(usize, Range<usize>) -> f64) -> Vec<usize> {
-        // best[s][end]: the least possible cost of the costliest of s stages over the first `end` units, and where the last begins.
+        Self::divide(stages, count, cost, f64::max)
+    }
+
+    /// The numbers of units of each stage for which their costs, joined from the first to the last, come to least, `cost(k, range)` being what stage
+    /// `k` costs with these units; of equally good cuts the one whose later stages are the larger. `join` gives no less than either side.
+    ///
+    /// Costs do not fall as a stage grows to the front, but for those that are infinite: a stage that cannot be so may be possible with more
+    /// units. One of cost `f64::MAX` cannot.
+    pub(crate) fn divide(
+        stages: usize,
+        count: usize,
+        cost: &dyn Fn(usize, Range<usize>) -> f64,
+        join: fn(f64, f64) -> f64,
+    ) -> Vec<usize> {
+        // best[s][end]: the least that s stages over the first `end` units come to, and where the last begins.
         let mut best: Vec<Vec<Option<(f64, usize)>>> = vec![vec![None; count + 1]; stages + 1];
         best[0][0] = Some((0.0, 0));
         for s in 1..=stages {
@@ -99,14 +112,15 @@ impl Partition {
             let ends = if s == stages { count..=count } else { s..=count + s - stages };
             for end in ends {
                 for start in (s - 1..end).rev() {
-                    let Some((below, _)) = best[s - 1][start] else { continue };
                     let own = cost(s - 1, start..end);
-                    let known = best[s][end];
-                    if known.is_none_or(|(known, _)| own.max(below) <= known) {
-                        best[s][end] = Some((own.max(below), start));
-                    }
-                    if known.is_some_and(|(known, _)| own > known) && own.is_finite() {
+                    let known = best[s][end].map_or(f64::MAX, |(known, _)| known);
+                    if own.is_finite() && (own > known || own == f64::MAX) {
                         break;
+                    }
+                    let Some((below, _)) = best[s - 1][start] else { continue };
+                    let sum = join(below, own);
+                    if best[s][end].is_none_or(|(known, _)| sum <= known) {
+                        best[s][end] = Some((sum, start));
                     }
                 }
             }

@@ -25,6 +25,10 @@ use std::sync::Arc;
 
 use crate::{GradientPlan, Result, link::Link, schedule::Policy, timeline::Timeline};
 
+/// Seconds from the sending of a message to the moment when a receiver of the same process, whose thread slept, acts on it. Ties are decided by
+/// it: what arrives just as a stage is done comes too late for what it does next.
+pub const HOP: f64 = 50e-6;
+
 /// Everything that decides how long a step takes.
 #[derive(Clone, Debug)]
 pub struct Scenario {

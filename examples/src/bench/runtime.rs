@@ -14,7 +14,7 @@ use interlock::{
     actor::{Feed, Pipeline, PipelineEvent, PipelineSettings},
     link::Link,
     schedule::{PolicyName, Purpose},
-    simulator::{Scenario, StageCosts, least_in_flight, simulate},
+    simulator::{HOP, Scenario, StageCosts, least_in_flight, simulate},
     trainer::Layout,
 };
 use interlock_backends::Backends;
@@ -247,6 +247,7 @@ fn scenario(arguments: &BenchRuntime, layout: &Layout) -> Result<Scenario> {
         micro_batches,
         in_flight,
         policy,
+        hop: HOP,
         ..Scenario::new(plan, (0..stages).map(costs).collect())
     })
 }

@@ -1,6 +1,6 @@
 //! What is asked: numbers of stages, widths and micro-batches, on devices.
 
-use std::{collections::HashMap, fs, sync::Arc};
+use std::{collections::HashMap, fs, rc::Rc, sync::Arc};
 
 use interlock::{
     Batch, Error, Result, StageDevice,
@@ -21,6 +21,15 @@ use crate::{
     memory::free_bytes,
 };
 
+/// The best cut for one way to train.
+pub(super) struct Found {
+    pub(super) cut: Cut,
+    /// Of each stage; none where it could not be measured.
+    memory: Option<Vec<u64>>,
+    /// The largest width of any stage.
+    pub(super) widest: usize,
+}
+
 /// The most stages that a device is measured for.
 const MOST_STAGES: usize = 1000;
 
@@ -35,6 +44,8 @@ pub(super) struct Question<'a> {
     batch: Batch,
     /// As files or measurements gave them, by devices (none for files) and examples of a micro-batch.
     profiles: HashMap<(Vec<String>, usize), Arc<Profile>>,
+    /// By stages, micro-batches and width.
+    found: HashMap<(usize, usize, Option<usize>), Rc<Found>>,
 }
 
 impl<'a> Question<'a> {
@@ -48,8 +59,8 @@ impl<'a> Question<'a> {
         if !(latency.is_finite() && latency >= 0.0) {
             return Err(refuse("--latency-us", latency.to_string(), "use 0 or more"));
         }
-        if let Some(wrong) = arguments.gigabytes_per_second.filter(|speed| !(speed.is_finite() && *speed > 0.0)) {
-            return Err(refuse("--gigabytes-per-second", wrong.to_string(), "use a number above 0"));
+        if let Some(wrong) = arguments.gbps.filter(|speed| !(speed.is_finite() && *speed > 0.0)) {
+            return Err(refuse("--gbps", wrong.to_string(), "use a number above 0"));
         }
         let own = |list: &[usize], default: usize| if list.is_empty() { vec![default] } else { list.to_vec() };
         let stages = match arguments.units_per_stage.len() {
@@ -79,7 +90,17 @@ impl<'a> Question<'a> {
             [] => defaults.devices,
             names => Devices::Named(names.to_vec()),
         };
-        Ok(Self { batch: subject.batch()?, subject, arguments, stages, widths, micro_batches, devices, profiles })
+        Ok(Self {
+            batch: subject.batch()?,
+            subject,
+            arguments,
+            stages,
+            widths,
+            micro_batches,
+            devices,
+            profiles,
+            found: HashMap::new(),
+        })
     }
 
     fn dedicated(&self) -> bool {
@@ -120,13 +141,12 @@ impl<'a> Question<'a> {
         Ok(profile)
     }
 
-    /// The best cut into so many stages, and what each of its stages holds.
-    fn cut(
-        &mut self,
-        stages: usize,
-        micro_batches: usize,
-        width: Option<Width>,
-    ) -> Result<(Cut, Option<Vec<u64>>, usize)> {
+    /// The best cut into so many stages; found once for each way to train.
+    fn find(&mut self, stages: usize, micro_batches: usize, width: Option<Width>) -> Result<Rc<Found>> {
+        let way = (stages, micro_batches, width.map(|width| width.of(stages)));
+        if let Some(found) = self.found.get(&way) {
+            return Ok(Rc::clone(found));
+        }
         let builder = self.builder(stages, micro_batches, width)?;
         let profile = self.profile(&builder, stages, micro_batches)?;
         let placement = match self.dedicated() {
@@ -135,7 +155,7 @@ impl<'a> Question<'a> {
         };
         let link = Link {
             latency: self.arguments.latency_us * 1e-6,
-            bandwidth: self.arguments.gigabytes_per_second.map_or(f64::INFINITY, |gigabytes| gigabytes * 1e9),
+            bandwidth: self.arguments.gbps.map_or(f64::INFINITY, |gigabits| gigabits * 1e9 / 8.0),
         };
         let replicas = Replicas { count: self.arguments.replicas, link };
         let setup = Setup { link, replicas, ..builder.setup(stages, &profile, placement)? };
@@ -144,22 +164,16 @@ impl<'a> Question<'a> {
             units => setup.predict(units)?,
         };
         let memory = setup.memory(&cut);
-        Ok((cut, memory, widest((0..stages).map(|k| setup.plan.follows(k)))))
+        let found = Rc::new(Found { cut, memory, widest: widest((0..stages).map(|k| setup.plan.follows(k))) });
+        self.found.insert(way, Rc::clone(&found));
+        Ok(found)
     }
 
-    pub(super) fn step_seconds_of_end_to_end(&mut self, stages: usize, micro_batches: usize) -> Result<f64> {
-        Ok(self.cut(stages, micro_batches, Some(Width::EndToEnd))?.0.simulated.step_seconds)
-    }
-
-    /// What training so comes to, beside a step of end-to-end.
-    pub(super) fn row(
-        &mut self,
-        stages: usize,
-        micro_batches: usize,
-        width: Option<Width>,
-        end_to_end: f64,
-    ) -> Result<Row> {
-        let (cut, memory, interlocked) = self.cut(stages, micro_batches, width)?;
+    /// What training so comes to.
+    pub(super) fn row(&mut self, stages: usize, micro_batches: usize, width: Option<Width>) -> Result<Row> {
+        let end_to_end = self.find(stages, micro_batches, Some(Width::EndToEnd))?.cut.simulated.step_seconds;
+        let found = self.find(stages, micro_batches, width)?;
+        let cut = &found.cut;
         let step = cut.simulated.step_seconds;
         Ok(Row {
             stages,
@@ -171,12 +185,11 @@ impl<'a> Question<'a> {
             step_seconds: step,
             examples_per_second: (self.subject.batch_size() * self.arguments.replicas) as f64 / step,
             idle: cut.simulated.mean_idle(),
-            refused: memory.as_deref().and_then(|bytes| self.does_not_fit(bytes)),
-            memory_bytes: memory,
+            refused: found.memory.as_deref().and_then(|bytes| self.does_not_fit(bytes)),
+            memory_bytes: found.memory.clone(),
             against_end_to_end: step / end_to_end,
             reason: cut.simulated.critical.to_string(),
-            interlocked,
-            cut,
+            found,
         })
     }
 

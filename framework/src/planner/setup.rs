@@ -10,12 +10,9 @@ use crate::{
     Error, GradientPlan, Result, StageDevice,
     link::Link,
     schedule::Policy,
-    simulator::{Scenario, Simulated, StageCosts},
+    simulator::{HOP, Scenario, Simulated, StageCosts},
     stage::Recompute,
 };
-
-/// Seconds that a message takes from one stage's actor to another's in the same process.
-const HOP: f64 = 10e-6;
 
 /// Data-parallel replicas: every stage is there several times, each copy with a batch of its own, and their gradients are added up before the
 /// update, in a ring.

@@ -69,7 +69,7 @@ fn the_least_room_that_costs_nothing() {
         least_in_flight(&plan, micro_batches, PolicyName::Interlock.into()).unwrap()
     };
     assert_eq!([1, 2, 3, 8].map(|width| least(width, 8, 1)), [2; 4]);
-    assert_eq!([1, 2, 3, 8].map(|width| least(width, 8, 8)), [2, 2, 3, 8]);
+    assert_eq!([1, 2, 3, 8].map(|width| least(width, 8, 8)), [2, 2, 4, 8]);
 }
 
 #[test]

@@ -51,7 +51,6 @@ struct StageState {
     /// What it sends: forward, and backward.
     channels: [Channel; 2],
     done_steps: Vec<Time>,
-    work: Time,
     peak_live: usize,
     peak_held: usize,
     held: usize,
@@ -98,7 +97,7 @@ fn time(seconds: f64) -> Time {
 }
 
 fn seconds(time: Time) -> f64 {
-    time as f64 * 1e-9
+    time as f64 / 1e9
 }
 
 impl<'a> World<'a> {
@@ -121,7 +120,6 @@ impl<'a> World<'a> {
                 waits: false,
                 channels: [Channel::new(scenario.links[stage]); 2],
                 done_steps: Vec::new(),
-                work: 0,
                 peak_live: 0,
                 peak_held: 0,
                 held: 0,
@@ -253,7 +251,6 @@ impl<'a> World<'a> {
             let span = self.spans.len();
             self.device_busy[device] = true;
             self.cores_free -= cores;
-            state.work += took;
             self.causes.push(state.cause);
             self.spans.push(Span { stage, action, start: seconds(self.now), end: seconds(self.now + took) });
             self.post(self.now + took, What::Done(span));
@@ -332,13 +329,14 @@ impl<'a> World<'a> {
             .spans
             .iter()
             .filter(|span| last == 0 || (last - window..last).contains(&(span.action.step() as usize)))
-            .fold(vec![0.0; self.stages.len()], |mut work, span| {
-                work[span.stage] += (span.end - span.start) / window as f64;
+            .fold(vec![0; self.stages.len()], |mut work: Vec<Time>, span| {
+                work[span.stage] += time(span.end - span.start);
                 work
             });
+        let work = work.into_iter().map(|work| seconds(work) / window as f64).collect();
         let critical = critical::find(&self.spans, &self.causes, window as u64);
         Simulated {
-            step_seconds: step * 1e-9,
+            step_seconds: step / 1e9,
             steady: period.is_some(),
             first_step_seconds: seconds(all_done(0)),
             work,

@@ -297,11 +297,14 @@ impl TrainerBuilder {
                 Partition::check_stages(stages, &units)?;
                 let plans = Plans::of(&*self.strategy, stages)?;
                 let arch = self.heads.arch.as_deref().unwrap_or_else(|| self.model.default_head());
-                let partition =
-                    Partition::balanced(stages, &units, |stage, unit| match self.heads.has_head(&plans, stage) {
-                        true => self.model.head(unit, arch).map_or(0.0, |head| head.flops),
-                        false => 0.0,
-                    })?;
+                let has_head: Vec<bool> = (0..stages).map(|stage| self.heads.has_head(&plans, stage)).collect();
+                let head = |unit: usize| match has_head.contains(&true) {
+                    true => self.model.head(unit, arch).map_or(0.0, |head| head.flops),
+                    false => 0.0,
+                };
+                let heads: Vec<f64> = (0..units.len()).map(head).collect();
+                let cost = |stage: usize, unit: usize| if has_head[stage] { heads[unit] } else { 0.0 };
+                let partition = Partition::balanced(stages, &units, cost)?;
                 (partition, plans)
             }
         };
