@@ -104,7 +104,7 @@ fn best(rows: &[Row], among: impl Fn(&Row) -> bool) -> Option<usize> {
 }
 
 fn write(file: &TraceFile, row: &Row) -> Result<(), Exit> {
-    let title = format!("{}, predicted: {}", words::name(row), row.reason);
+    let title = format!("{}, predicted: {}", words::name(row), row.found.cut.simulated.critical.reason);
     file.write_simulated(&row.found.cut.simulated, &title).map_err(Exit::failed)?;
     say(&format!("the recommended schedule lies in {}", file.path().display()));
     Ok(())

@@ -621,6 +621,21 @@ fn a_plan_says_what_training_would_take_and_training_can_follow_it() {
     let refused = |more: &[&str], words: &[&str]| refused(folder.path(), &[&plan[..], more].concat(), words);
     refused(&["--costs", "costs.json", "--micro-batches", "2"], &["--costs", "micro-batches of 16", "they are of 32"]);
     refused(&["--costs", "none.json"], &["none.json"]);
+    let mut costs = json(&folder.path().join("costs.json"));
+    for (key, value, words) in [
+        ("order", serde_json::json!([3]), "order names device 3, there are 1"),
+        ("order", serde_json::json!([]), "there is no device"),
+        ("devices", serde_json::json!([]), "there is no device"),
+    ] {
+        let kept = std::mem::replace(&mut costs[key], value);
+        fs::write(folder.path().join("bad.json"), costs.to_string()).unwrap();
+        refused(&["--costs", "bad.json"], &["costs of units", words, "bench units"]);
+        costs[key] = kept;
+    }
+    refused(&["--costs", "costs.json", "--set", "model.blocks=[1, 2]"], &["4 units", "the model has 5"]);
+    costs["devices"][0]["units"][1]["forward"] = Value::from(-1.0);
+    fs::write(folder.path().join("bad.json"), costs.to_string()).unwrap();
+    refused(&["--costs", "bad.json"], &["unit 1 takes -1 seconds"]);
     refused(&["--stages", "5"], &["5 stages", "1 to 4 stages"]);
     refused(&["--stages", "0"], &["--stages", "1 to 1000"]);
     refused(&["--micro-batches", "33"], &["--micro-batches", "use 1 to 32"]);

@@ -202,6 +202,54 @@ impl Profile {
         Ok(Self { examples, dtype: settings.dtype, devices, order })
     }
 
+    /// # Errors
+    /// If it cannot be of a model whose units have these names: a file was written by hand, or is another model's.
+    pub fn validate(&self, units: &[&str]) -> Result<()> {
+        let refuse = |problem: String| {
+            Err(Error::invalid(
+                "costs of units",
+                problem,
+                "measure the model that is planned for (`interlock bench units`)",
+            ))
+        };
+        if self.devices.is_empty() || self.order.is_empty() || self.examples == 0 {
+            return refuse("there is no device, or no example".to_owned());
+        }
+        if let Some(wrong) = self.order.iter().find(|&&place| place >= self.devices.len()) {
+            return refuse(format!("order names device {wrong}, there are {}", self.devices.len()));
+        }
+        for device in &self.devices {
+            if device.units.len() != units.len() {
+                let problem =
+                    format!("{} units on {}, the model has {}", device.units.len(), device.device, units.len());
+                return refuse(problem);
+            }
+            for (i, (unit, &name)) in device.units.iter().zip(units).enumerate() {
+                if unit.name != name {
+                    return refuse(format!("unit {i} is {:?}, the model's is {name:?}", unit.name));
+                }
+                let head = unit.head.as_ref().map_or([0.0; 3], |head| [head.needed, head.probe, head.update]);
+                let times = [
+                    unit.forward,
+                    unit.input_gradient,
+                    unit.parameter_gradient,
+                    unit.both,
+                    unit.parameters_only,
+                    unit.update,
+                    unit.send,
+                    unit.receive,
+                    device.action,
+                    device.loss,
+                ];
+                let mut all = times.iter().chain(&head);
+                if let Some(wrong) = all.find(|seconds| !(seconds.is_finite() && **seconds >= 0.0)) {
+                    return refuse(format!("unit {i} takes {wrong} seconds for something"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The costs on the device of stage `k`: number `k mod` their number of the list that was given.
     pub fn on(&self, k: usize) -> Option<&DeviceCosts> {
         let place = self.order.get(k.checked_rem(self.order.len())?)?;

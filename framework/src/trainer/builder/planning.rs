@@ -25,8 +25,10 @@ impl TrainerBuilder {
     /// Where plans change on the way, by those of the last phase that is known.
     ///
     /// # Errors
-    /// If the strategy has no plan for so many stages.
+    /// If the strategy has no plan for so many stages, or the costs are not of this model.
     pub fn setup<'a>(&self, stages: usize, profile: &'a Profile, placement: Placement) -> Result<Setup<'a>> {
+        let units = self.model.units()?;
+        profile.validate(&units.iter().map(|unit| unit.name.as_str()).collect::<Vec<_>>())?;
         let plans = Plans::of(&*self.strategy, stages)?;
         let heads = (0..stages).map(|k| self.heads.has_head(&plans, k)).collect();
         let phases = plans.schedule().phases();
