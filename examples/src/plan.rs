@@ -6,7 +6,7 @@ mod words;
 
 use std::{cmp::Ordering, rc::Rc};
 
-use interlock::{Error, Result};
+use interlock::Result;
 use serde::Serialize;
 
 use crate::{arguments::Plan, config::RunConfig, exit::Exit, progress::say, trace::TraceFile};
@@ -122,8 +122,4 @@ pub(crate) fn best_partition(config: &RunConfig) -> Result<Vec<usize>> {
 /// The largest width of any stage.
 fn widest(follows: impl Iterator<Item = usize>) -> usize {
     follows.enumerate().map(|(k, j)| j - k + 1).max().unwrap_or(1)
-}
-
-fn refuse(subject: &str, problem: String, remedy: &str) -> Error {
-    Error::invalid(subject, problem, remedy)
 }

@@ -2,26 +2,17 @@
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
+#[path = "common/command.rs"]
+mod common;
+
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
 };
 
+use common::{SMALL, done, err, interlock, json, out, refused, train};
 use serde_json::Value;
 use tempfile::TempDir;
-
-/// A small run: one epoch of 96 images, two stages, a moment in the dev profile.
-const SMALL: [&str; 8] = [
-    "--set=data.limit=96",
-    "--set=epochs=1",
-    "--set=model.planes=[4, 8]",
-    "--set=model.blocks=[1, 1]",
-    "--set=model.stem_planes=4",
-    "--set=partition.stages=2",
-    "--set=heads.arch=gbpl_fc",
-    "--set=batch_size=32",
-];
 
 /// A small run on text.
 const TEXT: [&str; 7] = [
@@ -34,54 +25,12 @@ const TEXT: [&str; 7] = [
     "--set=partition.stages=2",
 ];
 
-fn interlock(folder: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_interlock")).args(arguments).current_dir(folder).output().unwrap()
-}
-
-fn out(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn err(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn done(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(0), "{}{}", out(output), err(output));
-    out(output)
-}
-
-/// Exit code 2, every one of `words` in the message, and nothing in the folder but what was there before.
-fn refused(folder: &Path, arguments: &[&str], words: &[&str]) {
-    let list = |folder: &Path| -> Vec<PathBuf> {
-        let mut names: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-        names.sort();
-        names
-    };
-    let before = list(folder);
-    let output = interlock(folder, arguments);
-    let message = err(&output);
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
-    for word in words {
-        assert!(message.contains(word), "{arguments:?}: {word:?} is not in {message:?}");
-    }
-    assert_eq!(list(folder), before, "{arguments:?} wrote something");
-}
-
-fn train(folder: &Path, more: &[&str]) -> Output {
-    interlock(folder, &[&["train", "--plain", "--out", "run"], more].concat())
-}
-
 fn configs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("configs")
 }
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden").join(name)
-}
-
-fn json(path: &Path) -> Value {
-    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
 
 #[test]
@@ -430,157 +379,6 @@ fn the_configurations_that_come_along_are_sound() {
 }
 
 #[test]
-fn a_step_is_timed_and_bad_measurements_are_refused() {
-    let folder = TempDir::new().unwrap();
-    let bench = ["bench", "step", "--workload", "gpt", "--steps", "1"];
-    let measure = |more: &[&str]| -> Value {
-        let shown = done(&interlock(folder.path(), &[&bench[..], &["--json"], more].concat()));
-        serde_json::from_str(shown.lines().last().unwrap()).unwrap()
-    };
-    let whole = measure(&["--stages", "1", "--width", "1"]);
-    let keys: Vec<&str> = whole.as_object().unwrap().keys().map(String::as_str).collect();
-    let expected = [
-        "workload",
-        "width",
-        "stages",
-        "threads",
-        "devices",
-        "micro_batches",
-        "recompute",
-        "dtype",
-        "step_seconds",
-        "examples_per_second",
-        "runtime_seconds",
-        "peak_memory_mib",
-        "losses",
-    ];
-    assert_eq!(keys, expected);
-    let counts = ["width", "stages", "micro_batches"].map(|key| whole[key].as_u64());
-    assert_eq!((whole["workload"].as_str(), counts), (Some("gpt"), [Some(1); 3]));
-    assert_eq!((&whole["threads"], whole["devices"].as_array().unwrap().len()), (&Value::from("auto"), 1));
-    let (seconds, rate) = (whole["step_seconds"].as_f64().unwrap(), whole["examples_per_second"].as_f64().unwrap());
-    assert!(seconds > 0.0 && (rate * seconds - 16.0).abs() < 1e-6, "{whole}");
-    assert!(!cfg!(target_os = "linux") || whole["peak_memory_mib"].as_f64().unwrap() > 0.0, "{whole}");
-    let losses = |of: &Value| -> Vec<f64> {
-        of["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect()
-    };
-    let again = measure(&["--stages", "1", "--width", "1", "--recompute"]);
-    assert_eq!((&whole["recompute"], &again["recompute"]), (&Value::from(false), &Value::from(true)));
-    assert_eq!(whole["losses"], again["losses"]);
-    let rounded = measure(&["--stages", "1", "--width", "1", "--dtype", "bf16"]);
-    assert_eq!((&whole["dtype"], &rounded["dtype"]), (&Value::from("f32"), &Value::from("bf16")));
-    // The first forward pass is the same; the second is that of parameters whose gradients came from rounded values.
-    assert!(losses(&whole)[0] == losses(&rounded)[0] && losses(&whole)[1] != losses(&rounded)[1], "{rounded}");
-    let pieces = measure(&["--stages", "1", "--width", "1", "--threads", "1", "--micro-batches", "4"]);
-    assert_eq!((&pieces["threads"], &pieces["devices"][0]), (&Value::from(1), &Value::from("cpu:threads=1")));
-    // Near the loss of a guess among 256 tokens; the same batches in pieces differ in the last digits, and do differ.
-    let (one, four) = (losses(&whole), losses(&pieces));
-    assert_eq!((one.len(), four.len()), (2, 2));
-    assert!(one.iter().zip(&four).all(|(a, b)| (a - 256.0_f64.ln()).abs() < 1.0 && (a - b).abs() < 1e-4), "{one:?}");
-    assert_ne!(one, four);
-
-    refused(folder.path(), &["bench", "step", "--workload", "gpt", "--steps", "0"], &["--steps", "0 is not in 1.."]);
-    refused(folder.path(), &["bench", "step", "--workload", "vgg"], &["vgg", "resnet32"]);
-    let refused = |more: &[&str], words: &[&str]| refused(folder.path(), &[&bench[..], more].concat(), words);
-    refused(&["--stages", "3"], &["--stages", "gpt into 3", "1, 2, 4"]);
-    refused(&["--width", "0"], &["width 0", "1 (local) to 2"]);
-    refused(&["--width", "3"], &["width 3", "1 (local) to 2"]);
-    refused(&["--threads", "0"], &["--threads", "\"0\" is no number of threads", "auto, 1"]);
-    refused(&["--micro-batches", "0"], &["--micro-batches 0", "use 1 to 16"]);
-    refused(&["--micro-batches", "17"], &["--micro-batches 17", "use 1 to 16"]);
-}
-
-#[test]
-fn stages_that_sleep_are_timed() {
-    let folder = TempDir::new().unwrap();
-    let measure = |more: &[&str]| -> Value {
-        let shown = done(&interlock(folder.path(), &[&["bench", "runtime", "--steps", "10", "--json"], more].concat()));
-        serde_json::from_str(shown.lines().last().unwrap()).unwrap()
-    };
-    let costs = ["--forward-ms=1", "--head-ms=2", "--input-gradient-ms=3", "--parameter-gradient-ms=4"];
-    let three = measure(&[&["--stages=5", "--transfer-ms=0.1", "--gbps=1"], &costs[..]].concat());
-    // Stage 2 pulls losses 2, 3 and 4 back.
-    assert_eq!(three["lower_bound_seconds"].as_f64(), Some(0.016));
-    // Activations and credits of 5 stages each, gradients of 1, 2, 2 and 1 losses, and 5 reports.
-    assert_eq!(three["messages_per_step"].as_u64(), Some(21));
-    // The clock may start late on a machine that is busy, by less than half of ten steps.
-    let takes =
-        |result: &Value, seconds: f64| assert!(result["step_seconds"].as_f64().unwrap() > seconds / 2.0, "{result}");
-    takes(&three, 0.016);
-    if cfg!(unix) {
-        let cpu = ["cpu_seconds_per_step", "cpu_seconds_per_message"].map(|key| three[key].as_f64().unwrap());
-        assert!(cpu[1] > 0.0 && (cpu[0] - 21.0 * cpu[1]).abs() < 1e-9, "{three}");
-    }
-    // All of two stages' work, one after the other, and two transfers.
-    let whole = measure(&[&["--stages=2", "--width=e2e", "--transfer-ms=1"], &costs[..]].concat());
-    assert_eq!((whole["width"].as_str(), whole["lower_bound_seconds"].as_f64()), (Some("e2e"), Some(0.008)));
-    takes(&whole, 0.014);
-    let cut = measure(&["--stages=2", "--width=1", "--micro-batches=3", "--schedule=fill_drain", "--in-flight=2"]);
-    assert_eq!((&cut["schedule"], &cut["in_flight"]), (&Value::from("fill_drain"), &Value::from(2)));
-    assert_eq!(cut["messages_per_step"].as_u64(), Some(3 * 4 + 2));
-
-    let refused =
-        |more: &[&str], words: &[&str]| refused(folder.path(), &[&["bench", "runtime"], more].concat(), words);
-    refused(&["--stages", "0"], &["--stages", "0 is not in 1..=1024"]);
-    refused(&["--stages", "2", "--width", "3"], &["width 3", "1 (local) to 2"]);
-    refused(&["--width", "wide"], &["\"wide\" is no width", "e2e"]);
-    refused(&["--forward-ms=-1"], &["forward-ms: \"-1\" is not a time", "write emulated"]);
-    refused(&["--gbps", "0"], &["gbps: \"0\" is not a number", "above 0"]);
-    refused(&["--bytes", "6"], &["--bytes 6", "a multiple of 4"]);
-    refused(&["--micro-batches", "0"], &["micro_batches", "1 or more"]);
-    refused(&["--in-flight", "0"], &["in_flight", "1 or more"]);
-}
-
-#[test]
-fn messages_are_timed_and_nothing_is_copied() {
-    let folder = TempDir::new().unwrap();
-    let shown = done(&interlock(folder.path(), &["bench", "mailbox", "--bytes", "100", "--messages", "500", "--json"]));
-    let result: Value = serde_json::from_str(shown.lines().last().unwrap()).unwrap();
-    assert_eq!(["bytes", "messages", "bytes_copied"].map(|key| result[key].as_u64()), [Some(100), Some(500), Some(0)]);
-    // To the first stage and to the second, two credits, two reports; the last credits of the warm-up may be counted late, those of the end missed.
-    assert!(result["messages_of_all_kinds"].as_u64().unwrap().abs_diff(500 * 6) <= 4, "{result}");
-    let (rate, ns) = (result["messages_per_second"].as_f64().unwrap(), result["wall_ns_per_message"].as_f64().unwrap());
-    assert!(rate > 0.0 && (rate * ns - 1e9).abs() < 1.0, "{result}");
-    refused(folder.path(), &["bench", "mailbox", "--bytes", "7"], &["--bytes 7", "use 8 or more"]);
-    refused(folder.path(), &["bench", "mailbox", "--messages", "0"], &["--messages", "0 is not in 1.."]);
-}
-
-#[test]
-fn units_are_measured_for_a_configuration_and_a_file_keeps_what_they_cost() {
-    let folder = TempDir::new().unwrap();
-    let bench = [&["bench", "units"], &SMALL[..], &["--set=data.limit=256", "--set=batch_size=256"]].concat();
-    let more = ["--devices", "cpu:threads=1", "cpu:threads=2", "--micro-batches", "2", "--out", "costs.json", "--json"];
-    let printed = done(&interlock(folder.path(), &[&bench[..], &more].concat()));
-    let costs = json(&folder.path().join("costs.json"));
-    assert_eq!(costs, serde_json::from_str::<Value>(printed.lines().last().unwrap()).unwrap());
-    assert_eq!((&costs["examples"], &costs["dtype"]), (&Value::from(128), &Value::from("f32")));
-    assert_eq!(costs["order"], serde_json::json!([0, 1]));
-    for (device, name) in costs["devices"].as_array().unwrap().iter().zip(["cpu:threads=1", "cpu:threads=2"]) {
-        assert_eq!(device["device"], name);
-        let units = device["units"].as_array().unwrap();
-        let names: Vec<&str> = units.iter().map(|unit| unit["name"].as_str().unwrap()).collect();
-        assert_eq!(names, ["", "layer1.0", "layer2.0", ""]);
-        // Four planes of 7 by 7 and eight of 4 by 4, in f32; ten classes.
-        let bytes: Vec<u64> = units.iter().map(|unit| unit["output_bytes"].as_u64().unwrap()).collect();
-        assert_eq!(bytes, [4 * 49, 4 * 49, 8 * 16, 10].map(|count| 128 * count * 4));
-        // A block keeps more than its input.
-        assert!(units[1]["saved_bytes"].as_u64().unwrap() > bytes[0], "{device}");
-        assert!(units.iter().all(|unit| unit["forward"].as_f64().unwrap() > 0.0));
-        assert!(units[2]["head"].is_object() && units[3]["head"].is_null());
-    }
-    let shown = done(&interlock(folder.path(), &bench));
-    assert!(shown.contains("1 layer1.0") && shown.contains("micro-batches of 256 examples"), "{shown}");
-
-    let refused = |more: &[&str], words: &[&str]| refused(folder.path(), &[&["bench", "units"], more].concat(), words);
-    refused(&["--workload", "gpt", "--config", "x.toml"], &["--workload", "--config"]);
-    refused(&["--dtype", "bf16"], &["--workload"]);
-    refused(&["--workload", "gpt", "--micro-batches", "17"], &["--micro-batches 17", "use 1 to 16"]);
-    refused(&["--set=batch_size=8", "--micro-batches", "9"], &["--micro-batches 9", "use 1 to 8"]);
-    refused(&["--devices", "tpu"], &["tpu", "cpu"]);
-    refused(&["--out", "none/costs.json"], &["--out", "no folder none"]);
-}
-
-#[test]
 fn help_says_what_there_is() {
     let folder = TempDir::new().unwrap();
     insta::assert_snapshot!("help", done(&interlock(folder.path(), &["--help"])));
@@ -588,66 +386,4 @@ fn help_says_what_there_is() {
     let devices = done(&interlock(folder.path(), &["devices"]));
     assert!(devices.contains("cpu") && devices.contains("emulated:forward-ms=5"), "{devices}");
     assert_eq!(interlock(folder.path(), &["fly"]).status.code(), Some(2));
-}
-
-#[test]
-fn a_plan_says_what_training_would_take_and_training_can_follow_it() {
-    let folder = TempDir::new().unwrap();
-    let plan = [&["plan"], &SMALL[..]].concat();
-    let more = ["--stages", "1,2", "--widths", "1", "--micro-batches", "1,2", "--trace", "plan.svg", "--json"];
-    let shown = done(&interlock(folder.path(), &[&plan[..], &more].concat()));
-    let answer: Value = serde_json::from_str(shown.lines().last().unwrap()).unwrap();
-    let rows = answer["rows"].as_array().unwrap();
-    let asked: Vec<_> = rows.iter().map(|row| (row["stages"].as_u64(), row["micro_batches"].as_u64())).collect();
-    assert_eq!(asked, [(1, 1), (1, 2), (2, 1), (2, 2)].map(|(stages, micro)| (Some(stages), Some(micro))));
-    for row in rows {
-        let units: Vec<u64> = row["units_per_stage"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
-        assert_eq!((units.iter().sum::<u64>(), Some(units.len() as u64)), (4, row["stages"].as_u64()));
-        assert!(row["step_seconds"].as_f64().unwrap() > 0.0 && row["proven"].as_bool().unwrap());
-        assert!(row["memory_bytes"][0].as_u64().unwrap() > 0 && row["refused"].is_null());
-    }
-    assert!(answer["recommended"].is_u64() && answer["fastest"].is_u64());
-    assert!(fs::read_to_string(folder.path().join("plan.svg")).unwrap().contains("predicted"));
-
-    // What `bench units` wrote is taken instead of measuring, for micro-batches of its size.
-    done(&interlock(folder.path(), &[&["bench", "units"], &SMALL[..], &["--out", "costs.json"]].concat()));
-    let from_file = [&plan[..], &["--costs", "costs.json"]].concat();
-    let shown = done(&interlock(folder.path(), &[&from_file[..], &["--replicas", "8", "--latency-us", "5"]].concat()));
-    assert!(shown.contains("recommended") && shown.contains("2 stages, as configured, 1 micro-batch"), "{shown}");
-    let too_little = interlock(folder.path(), &[&from_file[..], &["--dedicated", "--memory-mib", "0"]].concat());
-    assert_eq!(too_little.status.code(), Some(1));
-    assert!(out(&too_little).contains("would fail: stage") && err(&too_little).contains("nothing that was tried"));
-
-    let refused = |more: &[&str], words: &[&str]| refused(folder.path(), &[&plan[..], more].concat(), words);
-    refused(&["--costs", "costs.json", "--micro-batches", "2"], &["--costs", "micro-batches of 16", "they are of 32"]);
-    refused(&["--costs", "none.json"], &["none.json"]);
-    let mut costs = json(&folder.path().join("costs.json"));
-    for (key, value, words) in [
-        ("order", serde_json::json!([3]), "order names device 3, there are 1"),
-        ("order", serde_json::json!([]), "there is no device"),
-        ("devices", serde_json::json!([]), "there is no device"),
-    ] {
-        let kept = std::mem::replace(&mut costs[key], value);
-        fs::write(folder.path().join("bad.json"), costs.to_string()).unwrap();
-        refused(&["--costs", "bad.json"], &["costs of units", words, "bench units"]);
-        costs[key] = kept;
-    }
-    refused(&["--costs", "costs.json", "--set", "model.blocks=[1, 2]"], &["4 units", "the model has 5"]);
-    costs["devices"][0]["units"][1]["forward"] = Value::from(-1.0);
-    fs::write(folder.path().join("bad.json"), costs.to_string()).unwrap();
-    refused(&["--costs", "bad.json"], &["unit 1 takes -1 seconds"]);
-    refused(&["--stages", "5"], &["5 stages", "1 to 4 stages"]);
-    refused(&["--stages", "0"], &["--stages", "1 to 1000"]);
-    refused(&["--micro-batches", "33"], &["--micro-batches", "use 1 to 32"]);
-    refused(&["--units-per-stage", "2,3"], &["[2, 3]", "4 units"]);
-    refused(&["--widths", "3"], &["width 3", "1 (local) to 2"]);
-    refused(&["--replicas", "0"], &["--replicas", "1 or more"]);
-    refused(&["--gbps", "0"], &["--gbps", "above 0"]);
-    refused(&["--latency-us=-1"], &["--latency-us", "0 or more"]);
-    refused(&["--trace", "plan.png"], &["--trace plan.png", ".svg"]);
-    refused(&["--workload", "gpt"], &["--workload", "--set"]);
-
-    let shown = done(&train(folder.path(), &[&SMALL[..], &["--auto"]].concat()));
-    let written = fs::read_to_string(folder.path().join("run/config.toml")).unwrap();
-    assert!(written.contains("units_per_stage = [") && shown.contains("units ["), "{written}");
 }

@@ -11,7 +11,7 @@ use interlock::{
 use interlock_backends::{Backends, core_count};
 
 use super::{
-    Row, refuse,
+    Row,
     subject::{Defaults, Subject},
     widest,
 };
@@ -53,14 +53,14 @@ impl<'a> Question<'a> {
     /// If an argument is out of range or a file of costs cannot be read.
     pub(super) fn new((subject, defaults): (Subject, Defaults), arguments: &'a Plan) -> Result<Self> {
         if arguments.replicas == 0 {
-            return Err(refuse("--replicas", "0".to_owned(), "use 1 or more"));
+            return Err(Error::invalid("--replicas", "0".to_owned(), "use 1 or more"));
         }
         let latency = arguments.latency_us;
         if !(latency.is_finite() && latency >= 0.0) {
-            return Err(refuse("--latency-us", latency.to_string(), "use 0 or more"));
+            return Err(Error::invalid("--latency-us", latency.to_string(), "use 0 or more"));
         }
         if let Some(wrong) = arguments.gbps.filter(|speed| !(speed.is_finite() && *speed > 0.0)) {
-            return Err(refuse("--gbps", wrong.to_string(), "use a number above 0"));
+            return Err(Error::invalid("--gbps", wrong.to_string(), "use a number above 0"));
         }
         let own = |list: &[usize], default: usize| if list.is_empty() { vec![default] } else { list.to_vec() };
         let stages = match arguments.units_per_stage.len() {
@@ -68,13 +68,13 @@ impl<'a> Question<'a> {
             given => vec![given],
         };
         if stages.iter().any(|&count| count == 0 || count > MOST_STAGES) {
-            return Err(refuse("--stages", format!("{stages:?}"), &format!("use 1 to {MOST_STAGES}")));
+            return Err(Error::invalid("--stages", format!("{stages:?}"), format!("use 1 to {MOST_STAGES}")));
         }
         let micro_batches = own(&arguments.micro_batches, defaults.micro_batches);
         let most = subject.batch_size();
         if micro_batches.iter().any(|&count| count == 0 || count > most) {
             let right = format!("a batch has {most} examples: use 1 to {most}");
-            return Err(refuse("--micro-batches", format!("{micro_batches:?}"), &right));
+            return Err(Error::invalid("--micro-batches", format!("{micro_batches:?}"), &right));
         }
         let widths = match arguments.widths.as_slice() {
             [] => vec![defaults.width],
@@ -126,7 +126,7 @@ impl<'a> Question<'a> {
                 known.sort_unstable();
                 let problem = format!("none of the files is of micro-batches of {examples} examples");
                 let right = format!("they are of {}; measure others with `bench units`", known.join(", "));
-                refuse("--costs", problem, &right)
+                Error::invalid("--costs", problem, &right)
             });
         }
         let measured = at_the_same_time(builder.pinned_to(), stages);

@@ -36,7 +36,7 @@ impl fmt::Display for Deadlock {
 }
 
 /// The cycle of waits among stages that are all stuck.
-pub(super) fn find<'a>(stages: impl Iterator<Item = &'a StageSchedule>, room: usize) -> Deadlock {
+pub(super) fn find<'a>(stages: impl Iterator<Item = &'a StageSchedule>) -> Deadlock {
     let stages: Vec<&StageSchedule> = stages.collect();
     let wait = |k: usize| {
         let lack = stages[k].lack();
@@ -48,8 +48,6 @@ pub(super) fn find<'a>(stages: impl Iterator<Item = &'a StageSchedule>, room: us
         };
         Wait { stage: k, on, lack }
     };
-    // The first stage waits for a batch only while it has room for none.
-    debug_assert!(room == 0 || stages.is_empty() || stages[0].lack() != Lack::Activation);
     let mut seen: Vec<Wait> = Vec::new();
     let mut at = Some(0);
     while let Some(k) = at.filter(|&k| k < stages.len()) {

@@ -152,7 +152,7 @@ impl<'a> World<'a> {
         self.feed(None);
         while self.steps < most {
             let Some(&Reverse((now, ..))) = self.queue.peek() else {
-                return Err(Error::Deadlock(deadlock::find(self.stages.iter().map(|s| &s.schedule), self.room)));
+                return Err(Error::Deadlock(deadlock::find(self.stages.iter().map(|s| &s.schedule))));
             };
             self.now = now;
             while let Some(&Reverse((at, _, what))) = self.queue.peek()
