@@ -34,6 +34,16 @@ lessons *NAMES:
 bench *NAMES:
     cargo bench --package interlock-backends --locked -- {{ NAMES }}
 
+# The dashboards and alerts of grafana/ before real runs; needs prometheus and promtool
+metrics-check:
+    cargo test --package interlock-examples --test dashboards --locked -- --include-ignored --nocapture --test-threads=1
+
+# Hold the dashboards against Grafana's types and draw their panels from what a Prometheus holds: `just dash --minutes 5`; needs Node and Chromium
+dash *OPTIONS:
+    npm ci --prefix grafana/draw --ignore-scripts --no-audit --no-fund
+    npm run --prefix grafana/draw types
+    node grafana/draw/draw.mjs {{ OPTIONS }}
+
 # Licences, advisories and sources of all dependencies; needs cargo-deny
 deny:
     cargo deny --locked check

@@ -1,18 +1,25 @@
 //! The command line.
 
-use std::path::PathBuf;
+mod top;
+
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use interlock::{ActivationDtype, Interlock, schedule::PolicyName};
 use serde::{Serialize, Serializer};
 
 use crate::bench::WorkloadName;
+pub(crate) use top::Top;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 a run or a case failed; 2 refused before anything was written;
+130 stopped by Ctrl-C or SIGTERM: once, after the step, with the run saved; twice, at once";
 
 /// Trains neural networks cut in depth across devices, with interlocking backpropagation.
 ///
 /// Without a command: `interlock train`, with the built-in configuration.
 #[derive(Debug, Parser)]
-#[command(name = "interlock", version)]
+#[command(name = "interlock", version, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -26,6 +33,8 @@ pub(crate) enum Command {
     Plan(Box<Plan>),
     /// Score every head of a trained run on its validation data
     Eval(Eval),
+    /// Watch runs that serve metrics, live on the terminal
+    Top(Top),
     /// Continue a text with a trained language model
     Generate(Generate),
     /// Train once for each interlock width and seed, and compare
@@ -77,12 +86,29 @@ pub(crate) struct Train {
     /// How many steps the trace shows [default: 4]
     #[arg(long, value_name = "N", requires = "trace", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) trace_steps: Option<u64>,
+    /// Serve metrics for Prometheus at this address while the run goes, such as 127.0.0.1:9464
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) metrics: Option<SocketAddr>,
+    /// Go on serving metrics for so many seconds after the run's end
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, requires = "metrics")]
+    pub(crate) metrics_linger: u64,
     /// Print plain lines instead of a progress bar
     #[arg(long)]
     pub(crate) plain: bool,
     /// Print nothing but errors
     #[arg(long)]
     pub(crate) quiet: bool,
+    /// Form of log lines, on stderr and in the run's run.log; RUST_LOG says which there are [default: text]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+/// The form of log lines: for people, or one object a line. (The options stay on a line each as long as no value explains itself.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
 }
 
 #[derive(Args, Debug, Default)]
@@ -305,6 +331,9 @@ pub(crate) struct BenchStep {
     /// In which dtype activations cross boundaries and are kept
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     pub(crate) dtype: Dtype,
+    /// Serve metrics for Prometheus at this address meanwhile, to see what they cost
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) metrics: Option<SocketAddr>,
     /// Steps that are timed
     #[arg(long, default_value_t = 20, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) steps: u64,

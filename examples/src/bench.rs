@@ -22,6 +22,7 @@ use crate::{
     arguments::{Bench, BenchStep, Dtype, Threads},
     config::Devices,
     exit::Exit,
+    exporter::Exporter,
     memory,
     progress::say,
 };
@@ -78,6 +79,9 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
     let idle = memory::resident();
     let workload = Workload::named(workload);
     check_micro_batches(micro_batches, workload.name, workload.batch)?;
+    if let Some(address) = arguments.metrics {
+        Exporter::start(address, workload.name)?;
+    }
     let devices = match threads {
         Threads::Auto => Devices::Auto,
         Threads::Each(threads) => Devices::Named(vec![format!("cpu:threads={threads}"); stages]),

@@ -2,7 +2,7 @@
 
 use interlock::{
     strategy::{StrategyConfig, StrategyName},
-    trainer::Split,
+    trainer::{Split, Stopper},
 };
 use serde::Serialize;
 
@@ -10,9 +10,11 @@ use crate::{
     arguments::{Compare, Width},
     config::RunConfig,
     exit::Exit,
+    interrupt::{self, Next},
     progress::say,
     run_folder,
     table::{Measure, table},
+    terminal::{Terminal, Verbosity},
 };
 
 /// One run.
@@ -64,9 +66,24 @@ pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
     }
 
     std::fs::create_dir_all(&out).map_err(|e| Exit::Failed(format!("{}: {e}", out.display())))?;
+    let (stopper, terminal) = (Stopper::new(), Terminal::new(Verbosity::Lines));
+    let asked = stopper.clone();
+    interrupt::on_signal(move |first| {
+        if !first {
+            return Next::End;
+        }
+        asked.stop();
+        terminal
+            .notice("stopping after the steps under way, with the tables of what is finished; again to end at once");
+        Next::GoOn
+    })?;
     let mut runs = Vec::new();
+    let mut stopped = false;
     for (width, config) in &configs {
-        let one = train(*width, config).map_err(Exit::failed)?;
+        let Some(one) = train(*width, config, &stopper).map_err(Exit::failed)? else {
+            stopped = true;
+            break;
+        };
         let result = value(&one, measure);
         let name = measure.name();
         say(&format!(
@@ -75,7 +92,7 @@ pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
         ));
         runs.push(one);
     }
-    let rows: Vec<Row> = arguments.widths.iter().map(|width| row(&width.to_string(), &runs, measure)).collect();
+    let rows: Vec<Row> = arguments.widths.iter().filter_map(|width| row(&width.to_string(), &runs, measure)).collect();
     let mut shown = table(&["width", "runs", measure.name(), "spread", "examples/s"]);
     for row in &rows {
         shown.add_row([
@@ -94,7 +111,7 @@ pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
     if arguments.json {
         say(&serde_json::to_string(&comparison).map_err(Exit::failed)?);
     }
-    Ok(())
+    if stopped { Err(Exit::Stopped) } else { Ok(()) }
 }
 
 fn strategy(width: Width) -> StrategyConfig {
@@ -104,18 +121,19 @@ fn strategy(width: Width) -> StrategyConfig {
     }
 }
 
-fn train(width: Width, config: &RunConfig) -> interlock::Result<Run> {
+/// One run; none where it was stopped.
+fn train(width: Width, config: &RunConfig, stopper: &Stopper) -> interlock::Result<Option<Run>> {
     let prepared = config.prepare()?;
-    let mut trainer = prepared.builder.keep_best(None).build()?;
+    let mut trainer = prepared.builder.keep_best(None).stop_on(stopper).build()?;
     let report = trainer.fit(Split { train: &*prepared.data.train, validation: Some(&*prepared.data.validation) })?;
-    Ok(Run {
+    Ok((!report.stopped).then(|| Run {
         width: width.to_string(),
         seed: config.seed,
         accuracy: report.finally.accuracy,
         perplexity: report.finally.perplexity,
         loss: report.finally.loss,
         examples_per_second: report.examples_per_second,
-    })
+    }))
 }
 
 fn value(run: &Run, measure: Measure) -> f64 {
@@ -125,18 +143,22 @@ fn value(run: &Run, measure: Measure) -> f64 {
     }
 }
 
-fn row(width: &str, runs: &[Run], measure: Measure) -> Row {
+/// All runs of `width`; none where none is finished.
+fn row(width: &str, runs: &[Run], measure: Measure) -> Option<Row> {
     let own: Vec<&Run> = runs.iter().filter(|run| run.width == width).collect();
+    if own.is_empty() {
+        return None;
+    }
     let count = own.len() as f64;
     let mean = own.iter().map(|run| value(run, measure)).sum::<f64>() / count;
     let squares: f64 = own.iter().map(|run| (value(run, measure) - mean).powi(2)).sum();
-    Row {
+    Some(Row {
         width: width.to_owned(),
         runs: own.len(),
         mean,
         spread: if own.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 },
         examples_per_second: own.iter().map(|run| run.examples_per_second).sum::<f64>() / count,
-    }
+    })
 }
 
 fn write_csv(path: &std::path::Path, runs: &[Run]) -> Result<(), Exit> {
@@ -163,7 +185,8 @@ mod tests {
             examples_per_second: 10.0 * accuracy,
         };
         let runs = [run("1", 1.0), run("2", 9.0), run("1", 3.0)];
-        let row = row("1", &runs, Measure::Accuracy);
+        assert!(row("3", &runs, Measure::Accuracy).is_none());
+        let row = row("1", &runs, Measure::Accuracy).unwrap();
         assert_eq!((row.runs, row.mean, row.examples_per_second), (2, 2.0, 20.0));
         assert!((row.spread - 2.0_f64.sqrt()).abs() < 1e-12);
     }

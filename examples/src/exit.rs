@@ -1,6 +1,9 @@
-//! How a command ends: 0 done, 1 a run or a case failed, 2 refused before anything was written.
+//! How a command ends: 0 done, 1 a run or a case failed, 2 refused before anything was written, 130 stopped by a signal.
 
 use std::{fmt, process::ExitCode};
+
+/// The exit code of what was stopped by Ctrl-C or SIGTERM, whether it saved its work or was stopped a second time before it could.
+pub(crate) const STOPPED: u8 = 130;
 
 /// Why a command did not do what it was asked for.
 #[derive(Debug)]
@@ -9,6 +12,8 @@ pub(crate) enum Exit {
     Refused(String),
     /// Something was begun and failed.
     Failed(String),
+    /// It was asked to stop, saved what there was, and has said so.
+    Stopped,
 }
 
 impl Exit {
@@ -40,5 +45,6 @@ pub(crate) fn report(done: Result<(), Exit>) -> ExitCode {
             eprintln!("error: {message}");
             ExitCode::from(1)
         }
+        Err(Exit::Stopped) => ExitCode::from(STOPPED),
     }
 }

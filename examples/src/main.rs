@@ -7,7 +7,10 @@ mod compare;
 mod config;
 mod evaluate;
 mod exit;
+mod exporter;
 mod generate;
+mod interrupt;
+mod log;
 mod memory;
 mod plan;
 mod progress;
@@ -15,6 +18,8 @@ mod replay;
 mod run_folder;
 mod show;
 mod table;
+mod terminal;
+mod top;
 mod trace;
 mod train;
 
@@ -33,6 +38,7 @@ fn main() -> ExitCode {
     let done = match arguments.command.unwrap_or_default() {
         Command::Train(arguments) => train::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
         Command::Eval(arguments) => evaluate::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),

@@ -1,88 +1,145 @@
-//! Progress on the terminal: a bar, or plain lines where there is none to draw it on.
+//! Progress on the terminal: a bar with the stages below it, or plain lines where there is none to draw it on.
 
-use std::time::{Duration, Instant};
+mod pace;
+mod show;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use interlock::{
-    TrainEvent,
-    trainer::{Evaluation, Observer},
+use std::{
+    io::{self, Write},
+    time::{Duration, Instant},
 };
 
-use crate::table::Measure;
+use indicatif::ProgressStyle;
+use interlock::{
+    TrainEvent,
+    trainer::{Evaluation, HeadScore, Observer},
+};
+use ratatui::crossterm::terminal;
 
-/// How much is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verbosity {
-    Bar,
-    Lines,
-    Quiet,
-}
-
-/// Shows a run as it goes.
-pub(crate) struct Progress {
-    verbosity: Verbosity,
-    measure: Measure,
-    bar: ProgressBar,
-    last_line: Instant,
-    /// The last loss of every stage's head.
-    losses: Vec<Option<f64>>,
-    examples: u64,
-    last_step: u64,
-    per_epoch: u64,
-    /// Training time, evaluations left out.
-    trained: Duration,
-    since: Instant,
-}
+use crate::{
+    table::Measure,
+    terminal::{Terminal, Verbosity},
+};
+use pace::Pace;
+use show::{Facts, StageFacts};
 
 /// Seconds between two plain lines.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Seconds between two pictures of the bar's table.
+const FRAME: Duration = Duration::from_millis(100);
+/// How long the steps last that speed and idle shares are told of.
+const WINDOW: Duration = Duration::from_secs(10);
+/// Columns where the terminal does not say how wide it is.
+const COLUMNS: usize = 80;
+
+/// Shows a run as it goes.
+pub(crate) struct Progress {
+    terminal: Terminal,
+    measure: Measure,
+    /// The last loss of every stage's head.
+    losses: Vec<Option<f64>>,
+    pace: Pace,
+    first_step: u64,
+    last_step: u64,
+    per_epoch: u64,
+    begun: Instant,
+    shown: Instant,
+    /// Training time, evaluations left out, up to `since`.
+    trained: Duration,
+    /// From when training time runs on.
+    since: Instant,
+    /// When the last step was done.
+    stepped: Instant,
+}
 
 impl Progress {
-    pub(crate) fn new(verbosity: Verbosity, measure: Measure) -> Self {
+    pub(crate) fn new(terminal: &Terminal, measure: Measure) -> Self {
+        let now = Instant::now();
         Self {
-            verbosity,
+            terminal: terminal.clone(),
             measure,
-            bar: ProgressBar::hidden(),
-            last_line: Instant::now(),
             losses: Vec::new(),
-            examples: 0,
+            pace: Pace::new(WINDOW, 0),
+            first_step: 0,
             last_step: 0,
             per_epoch: 1,
+            begun: now,
+            shown: now,
             trained: Duration::ZERO,
-            since: Instant::now(),
+            since: now,
+            stepped: now,
         }
     }
 
-    fn line(&self, text: &str) {
-        match self.verbosity {
-            Verbosity::Quiet => {}
-            Verbosity::Bar => self.bar.println(text),
-            Verbosity::Lines => say(text),
+    fn start(&mut self) {
+        let now = Instant::now();
+        (self.begun, self.shown, self.since, self.stepped) = (now, now, now, now);
+        (self.trained, self.pace) = (Duration::ZERO, Pace::new(WINDOW, self.losses.len()));
+        if self.terminal.verbosity() == Verbosity::Bar {
+            let bar = self.terminal.bar();
+            let style = ProgressStyle::with_template(
+                "{bar:24.green/dim}  {pos}/{len} steps  {elapsed_precise}  {prefix}\n{msg}",
+            );
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━━─"));
+            bar.set_length(self.last_step - self.first_step);
+            bar.set_message(self.facts(0).stages_in_table(columns()));
+            self.terminal.show_bar();
+            bar.enable_steady_tick(Duration::from_secs(1));
         }
     }
 
-    fn rate(&self) -> f64 {
-        let seconds = (self.trained + self.since.elapsed()).as_secs_f64();
-        if seconds > 0.0 { self.examples as f64 / seconds } else { 0.0 }
+    /// After `step` steps.
+    fn facts(&self, steps: u64) -> Facts {
+        let done = steps.saturating_sub(self.first_step);
+        let left = (done > 0).then(|| self.begun.elapsed().mul_f64((self.last_step - steps) as f64 / done as f64));
+        let stage = |(k, &loss)| StageFacts { loss, idle: self.pace.idle(k) };
+        Facts {
+            epoch: steps as f64 / self.per_epoch as f64,
+            examples_per_second: self.pace.examples_per_second(),
+            left,
+            stages: self.losses.iter().enumerate().map(stage).collect(),
+        }
     }
 
-    fn losses(&self) -> String {
-        let loss = |l: &Option<f64>| l.map_or_else(|| "-".to_owned(), |l| format!("{l:.3}"));
-        self.losses.iter().map(loss).collect::<Vec<_>>().join(" ")
+    /// Shows how far the run is after so many steps, if it is time to.
+    fn show(&mut self, steps: u64) {
+        let patience = match self.terminal.verbosity() {
+            Verbosity::Bar => FRAME,
+            Verbosity::Lines => PATIENCE,
+            Verbosity::Quiet => return,
+        };
+        if self.shown.elapsed() < patience && steps < self.last_step {
+            return;
+        }
+        let facts = self.facts(steps);
+        if self.terminal.verbosity() == Verbosity::Bar {
+            let bar = self.terminal.bar();
+            bar.set_position(steps - self.first_step);
+            bar.set_prefix(facts.summary());
+            bar.set_message(facts.stages_in_table(columns()));
+        } else if self.shown.elapsed() >= patience {
+            let (summary, stages) = (facts.summary(), facts.stages_in_words());
+            self.terminal.say(&format!("step {steps}/{}  {summary}  {stages}", self.last_step));
+        }
+        self.shown = Instant::now();
     }
 
     fn scores(&self, evaluation: &Evaluation) -> String {
-        let show = |head: &interlock::trainer::HeadScore| match self.measure {
+        let score = |head: &HeadScore| match self.measure {
             Measure::Accuracy => format!("{:.4}", head.score.accuracy().unwrap_or_default()),
             Measure::Perplexity => format!("{:.3}", head.score.perplexity()),
         };
-        evaluation.heads().iter().map(show).collect::<Vec<_>>().join(" ")
+        let heads: Vec<(usize, String)> = evaluation.heads().iter().map(|head| (head.stage, score(head))).collect();
+        show::some_of(&heads)
     }
 }
 
-#[allow(clippy::print_stdout)] // the program's own output
+fn columns() -> usize {
+    terminal::size().map_or(COLUMNS, |(columns, _)| columns.into())
+}
+
+/// Prints a line to stdout, where there is no bar to tear. Where nobody reads any more (`| tee`, which Ctrl-C ends too) nobody is told.
 pub(crate) fn say(text: &str) {
-    println!("{text}");
+    let _ = writeln!(io::stdout(), "{text}");
 }
 
 impl Observer for Progress {
@@ -90,50 +147,41 @@ impl Observer for Progress {
         match event {
             TrainEvent::Started { first_step, last_step, steps_per_epoch, stages, .. } => {
                 self.losses = vec![None; stages.len()];
-                (self.last_step, self.per_epoch, self.since) = (*last_step, *steps_per_epoch, Instant::now());
-                if self.verbosity == Verbosity::Bar {
-                    let style =
-                        ProgressStyle::with_template("{bar:30} {pos}/{len} steps  {elapsed} (eta {eta})  {msg}");
-                    self.bar =
-                        ProgressBar::with_draw_target(Some(last_step - first_step), ProgressDrawTarget::stderr());
-                    self.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-                }
+                (self.first_step, self.last_step, self.per_epoch) = (*first_step, *last_step, *steps_per_epoch);
+                self.start();
             }
             TrainEvent::StageStep(step) => {
                 if let Some(score) = step.score {
                     self.losses[step.stage] = Some(score.mean_loss());
                 }
             }
-            TrainEvent::StepDone { step, examples, .. } => {
-                self.examples += *examples as u64;
-                let (losses, rate) = (self.losses(), self.rate());
-                self.bar.inc(1);
-                self.bar.set_message(format!("{rate:.0} examples/s  losses {losses}"));
-                if self.verbosity == Verbosity::Lines && self.last_line.elapsed() >= PATIENCE {
-                    self.last_line = Instant::now();
-                    self.line(&format!("step {}/{}  {rate:.0} examples/s  losses {losses}", step + 1, self.last_step));
-                }
+            TrainEvent::StepDone { step, examples, stages, .. } => {
+                self.stepped = Instant::now();
+                let at = self.trained + (self.stepped - self.since);
+                self.pace.add(at, *examples as u64, stages.iter().map(|stage| stage.busy_seconds));
+                self.show(step + 1);
             }
             TrainEvent::PlanChanged { from_step, plan } => {
-                let follows: Vec<String> = (0..plan.stages()).map(|k| plan.follows(k).to_string()).collect();
-                self.line(&format!(
+                let follows: Vec<_> = (0..plan.stages()).map(|k| (k, plan.follows(k).to_string())).collect();
+                self.terminal.say(&format!(
                     "from step {from_step} on  stages follow the losses of stages {}",
-                    follows.join(" ")
+                    show::some_of(&follows)
                 ));
             }
             TrainEvent::Evaluated { steps, evaluation, improved } => {
-                let spent = self.since.elapsed().saturating_sub(Duration::from_secs_f64(evaluation.seconds()));
-                self.trained += spent;
+                // What comes between a step and the news of an evaluation is not training.
+                self.trained += self.stepped - self.since;
                 self.since = Instant::now();
+                self.stepped = self.since;
                 let best = if *improved { "  (best so far)" } else { "" };
-                self.line(&format!(
+                self.terminal.say(&format!(
                     "epoch {:.1}  step {steps}  {} of each head: {}{best}",
                     *steps as f64 / self.per_epoch as f64,
                     self.measure.name(),
                     self.scores(evaluation),
                 ));
             }
-            TrainEvent::Finished { .. } => self.bar.finish_and_clear(),
+            TrainEvent::Finished { .. } => self.terminal.hide_bar(),
             _ => {}
         }
     }

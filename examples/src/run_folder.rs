@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
 
@@ -24,6 +25,11 @@ pub(crate) enum Status {
     Running,
     /// Ended as it should.
     Finished,
+    /// Ended at a step's end because it was asked to, with weights and report.
+    Stopped {
+        /// Optimizer steps made.
+        steps: u64,
+    },
     /// Ended before its time.
     Failed {
         /// What went wrong.
@@ -35,6 +41,8 @@ pub(crate) enum Status {
 #[derive(Clone, Debug)]
 pub(crate) struct RunFolder {
     path: PathBuf,
+    /// Whether its status says how it ended; another end is of no consequence then.
+    ended: Arc<Mutex<bool>>,
 }
 
 /// The folder where a run goes that was not told where: `runs/<name>-<time>`.
@@ -77,25 +85,25 @@ impl RunFolder {
     /// Makes the folder, with the configuration and a description of the data in it.
     pub(crate) fn create(path: PathBuf, config: &RunConfig, data: &Description) -> Result<Self> {
         std::fs::create_dir_all(&path).map_err(|e| Error::file(&path, e))?;
-        let folder = Self { path };
+        let folder = Self { path, ended: Arc::default() };
         weights::write_text(&folder.path.join(CONFIG), &config.to_toml()?)?;
         folder.write_json(DATA, data)?;
-        folder.set_status(&Status::Running)?;
+        folder.write_json(STATUS, &Status::Running)?;
         Ok(folder)
     }
 
-    /// The folder of a run that has finished.
+    /// The folder of a run that has weights: one that has finished or was stopped.
     ///
     /// # Errors
-    /// If it is none, or the run has not finished.
+    /// If it is none, or the run is still under way or has failed.
     pub(crate) fn open(path: &Path) -> Result<(Self, RunConfig, Description)> {
-        let folder = Self { path: path.to_owned() };
+        let folder = Self { path: path.to_owned(), ended: Arc::default() };
         let file = path.join(CONFIG);
         let text = std::fs::read_to_string(&file)
             .map_err(|e| Error::file(&file, format!("{e}; {} is no run folder", path.display())))?;
         let config = toml::from_str(&text).map_err(|e| Error::file(&file, e))?;
         match folder.read_json(STATUS)? {
-            Status::Finished => {}
+            Status::Finished | Status::Stopped { .. } => {}
             Status::Running => {
                 return Err(Error::file(path.join(STATUS), "the run has not finished; use the folder of one that has"));
             }
@@ -111,12 +119,28 @@ impl RunFolder {
         &self.path
     }
 
+    /// The folder's own name.
+    pub(crate) fn name(&self) -> String {
+        self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()
+    }
+
     pub(crate) fn log(&self) -> PathBuf {
         self.path.join("run.log")
     }
 
-    pub(crate) fn set_status(&self, status: &Status) -> Result<()> {
-        self.write_json(STATUS, status)
+    /// Writes how the run ended. The first end holds, whichever thread says so.
+    pub(crate) fn end(&self, status: &Status) -> Result<()> {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*ended {
+            self.write_json(STATUS, status)?;
+            *ended = true;
+        }
+        Ok(())
+    }
+
+    /// Whether its status says how the run ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes what a strategy that decides on the way has decided and remembers.
@@ -124,7 +148,7 @@ impl RunFolder {
         self.write_json("strategy.json", state)
     }
 
-    /// Writes the weights, those of the best evaluation where they are others, and the report; then the run is finished.
+    /// Writes the weights, those of the best evaluation where they are others, and the report; then the run has ended.
     pub(crate) fn finish(&self, stages: &[Vec<(String, Tensor)>], best: Option<&Best>, report: &Report) -> Result<()> {
         weights::save(&self.path, stages)?;
         if let Some(best) = best.filter(|best| best.steps != report.steps) {
@@ -133,7 +157,10 @@ impl RunFolder {
             weights::save(&folder, &best.stages)?;
         }
         self.write_json("report.json", report)?;
-        self.set_status(&Status::Finished)
+        self.end(&match report.stopped {
+            true => Status::Stopped { steps: report.steps },
+            false => Status::Finished,
+        })
     }
 
     /// The weights of the last step, or of the best evaluation.

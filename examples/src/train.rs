@@ -1,21 +1,25 @@
 //! `interlock train`.
 
-use std::{
-    io::IsTerminal,
-    sync::{Arc, Mutex},
-};
+use std::time::Duration;
 
-use interlock::{Report, partition::PartitionConfig, timeline::Timeline, trainer::Split};
-use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use interlock::{
+    Report,
+    partition::PartitionConfig,
+    timeline::Timeline,
+    trainer::{Split, Stopper},
+};
 
 use crate::{
     arguments::Train,
     config::{Prepared, RunConfig},
     exit::Exit,
-    plan,
-    progress::{Progress, Verbosity, say},
+    exporter::Exporter,
+    interrupt::{self, Next},
+    log, plan,
+    progress::Progress,
     run_folder::{self, RunFolder, Status},
     table::{self, Measure},
+    terminal::{Terminal, Verbosity},
     trace::{self, TraceFile},
 };
 
@@ -31,134 +35,127 @@ pub(crate) fn run(arguments: &Train) -> Result<(), Exit> {
         config.partition = PartitionConfig { stages: None, units_per_stage: Some(plan::best_partition(&config)?) };
     }
     let mut prepared = config.prepare()?;
+    // Before the stages are built, which tell it what they do.
+    let exporter = arguments.metrics.map(|address| Exporter::start(address, &config.name)).transpose()?;
     if trace.is_some() {
         prepared.builder = prepared.builder.record(arguments.trace_steps.unwrap_or(trace::STEPS));
     }
-    let verbosity = match arguments {
-        Train { quiet: true, .. } => Verbosity::Quiet,
-        Train { plain: false, .. } if std::io::stderr().is_terminal() => Verbosity::Bar,
-        _ => Verbosity::Lines,
-    };
+    let terminal = Terminal::new(Verbosity::new(arguments.plain, arguments.quiet));
     let folder = RunFolder::create(out, &config, &prepared.data.description)?;
-    match train(&config, prepared, &folder, verbosity) {
+    if let Some(exporter) = &exporter {
+        exporter.name_run(&folder.name(), config.model.kind(), &config.strategy.label());
+    }
+    let trained = begin(&folder, arguments, &terminal).and_then(|stopper| {
+        prepared.builder = prepared.builder.stop_on(&stopper);
+        train(&config, prepared, &folder, &terminal)
+    });
+    let ended = end(arguments, &config, &folder, trace.as_ref(), &terminal, trained);
+    if let Some(exporter) = &exporter {
+        exporter.linger(Duration::from_secs(arguments.metrics_linger));
+    }
+    ended
+}
+
+/// Writes what a run came to where the command line says, or how it failed.
+fn end(
+    arguments: &Train,
+    config: &RunConfig,
+    folder: &RunFolder,
+    trace: Option<&TraceFile>,
+    terminal: &Terminal,
+    trained: interlock::Result<(Report, Option<Timeline>)>,
+) -> Result<(), Exit> {
+    match trained {
         Ok((report, timeline)) => {
             if let Some(path) = &arguments.report {
                 run_folder::write_json(path, &report).map_err(Exit::failed)?;
             }
-            if let (Some(file), Some(timeline)) = (&trace, &timeline) {
+            if let (Some(file), Some(timeline)) = (trace, &timeline) {
                 file.write(timeline, &config.name).map_err(Exit::failed)?;
-                if verbosity != Verbosity::Quiet {
-                    say(&format!("what stages did when lies in {}", file.path().display()));
-                }
+                terminal.say(&format!("what stages did when lies in {}", file.path().display()));
             }
-            Ok(())
+            if report.stopped { Err(Exit::Stopped) } else { Ok(()) }
         }
         Err(error) => {
             let cause = error.to_string();
-            tracing::error!("{cause}");
-            folder.set_status(&Status::Failed { cause: cause.clone() }).map_err(Exit::failed)?;
+            terminal.hide_bar();
+            log::failed(&cause);
+            folder.end(&Status::Failed { cause: cause.clone() }).map_err(Exit::failed)?;
             Err(Exit::Failed(format!("{cause}\nthe run is kept, marked as failed, in {}", folder.path().display())))
         }
     }
+}
+
+/// Starts the log, and has Ctrl-C end the run.
+fn begin(folder: &RunFolder, arguments: &Train, terminal: &Terminal) -> interlock::Result<Stopper> {
+    log::start(&folder.log(), arguments.log_format.unwrap_or_default(), terminal)?;
+    let stopper = Stopper::new();
+    let (asked, terminal, folder) = (stopper.clone(), terminal.clone(), folder.clone());
+    interrupt::on_signal(move |first| {
+        if first && !folder.has_ended() {
+            asked.stop();
+            terminal.notice("stopping after the steps under way, with the run saved; again to end at once");
+            return Next::GoOn;
+        }
+        // What was not saved by now is not; where even this cannot be written the run stays marked as running.
+        let _ = folder.end(&Status::Failed { cause: "interrupted before it was saved".to_owned() });
+        terminal.hide_bar();
+        terminal.notice(&format!("ended; what there is of the run lies in {}", folder.path().display()));
+        Next::End
+    })?;
+    Ok(stopper)
 }
 
 fn train(
     config: &RunConfig,
     prepared: Prepared,
     folder: &RunFolder,
-    verbosity: Verbosity,
+    terminal: &Terminal,
 ) -> interlock::Result<(Report, Option<Timeline>)> {
-    log_to(folder)?;
     let measure = Measure::of(&prepared.data.description.kind);
-    let mut trainer = prepared.builder.observer(Progress::new(verbosity, measure)).observer(Log).build()?;
-    if verbosity != Verbosity::Quiet {
-        let (data, devices) = (&prepared.data, trainer.stages().iter().map(|s| s.device.clone()).collect::<Vec<_>>());
-        say(&format!(
-            "{}: {} training and {} validation examples, seed {}",
-            config.name,
-            data.train.len(),
-            data.validation.len(),
-            config.seed
-        ));
-        say(&format!("stages on {}; units {:?}", devices.join(", "), trainer.partition().units_per_stage()));
-        say(&format!("{}\n", trainer.plans()));
-    }
+    let mut trainer = prepared.builder.observer(Progress::new(terminal, measure)).observer(log::Log).build()?;
+    let (data, devices) = (&prepared.data, trainer.stages().iter().map(|s| s.device.clone()).collect::<Vec<_>>());
+    terminal.say(&format!(
+        "{}: {} training and {} validation examples, seed {}",
+        config.name,
+        data.train.len(),
+        data.validation.len(),
+        config.seed
+    ));
+    terminal.say(&format!("stages on {}; units {:?}", devices.join(", "), trainer.partition().units_per_stage()));
+    terminal.say(&format!("{}\n", trainer.plans()));
     let split = Split { train: &*prepared.data.train, validation: Some(&*prepared.data.validation) };
     let report = trainer.fit(split)?;
     if let Some(state) = trainer.strategy_state()? {
         folder.write_strategy(&state)?;
     }
     folder.finish(&trainer.snapshot_by_stage()?, trainer.best(), &report)?;
-    if verbosity != Verbosity::Quiet {
-        say(&table::stages(&report, measure).to_string());
-        let result = match measure {
-            Measure::Accuracy => report.finally.accuracy,
-            Measure::Perplexity => report.finally.perplexity,
-        };
-        say(&format!(
-            "{} of the last stage: {:.4}   {:.1} examples/s   {:.1} s of training",
-            measure.name(),
-            result.unwrap_or(f64::NAN),
-            report.examples_per_second,
-            report.train_seconds
-        ));
-        say(&format!("the run lies in {}", folder.path().display()));
-    }
+    tell(&report, measure, terminal);
+    terminal.say(&format!("the run lies in {}", folder.path().display()));
     Ok((report, trainer.timeline()))
 }
 
-/// Sends log lines to the run's log, and to stderr as `RUST_LOG` says (warnings where it says nothing).
-fn log_to(folder: &RunFolder) -> interlock::Result<()> {
-    let path = folder.log();
-    let file = std::fs::File::create(&path).map_err(|e| interlock::Error::file(&path, e))?;
-    let to_file =
-        fmt::layer().with_ansi(false).with_writer(Mutex::new(Arc::new(file))).with_filter(EnvFilter::new("info"));
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    let to_terminal = fmt::layer().with_writer(std::io::stderr).with_filter(filter);
-    // A second run of the same process (tests) keeps the first one's log.
-    let _ = tracing_subscriber::registry().with(to_file).with(to_terminal).try_init();
-    Ok(())
-}
-
-/// Writes what happens to the log.
-struct Log;
-
-impl interlock::trainer::Observer for Log {
-    fn observe(&mut self, event: &interlock::TrainEvent<'_>) {
-        use interlock::TrainEvent as E;
-        match event {
-            E::Started { first_step, last_step, steps_per_epoch, plans, .. } => {
-                tracing::info!(
-                    "steps {first_step} to {last_step}, {steps_per_epoch} an epoch; gradient plan:\n{plans}"
-                );
-            }
-            E::PlanChanged { from_step, plan } => tracing::info!("from step {from_step} on, gradient plan:\n{plan}"),
-            E::StageStep(step) => {
-                let loss = step.score.map(|s| s.mean_loss());
-                tracing::debug!(
-                    stage = step.stage,
-                    step = step.step,
-                    loss,
-                    lr = step.updated.lr,
-                    gradient_norm = step.updated.gradient_norm,
-                    alignment = step.alignment,
-                    busy = step.busy_seconds
-                );
-            }
-            E::Evaluated { steps, evaluation, improved } => {
-                for head in evaluation.heads() {
-                    let (loss, accuracy) = (head.score.mean_loss(), head.score.accuracy());
-                    tracing::info!(steps, head = head.stage, loss, accuracy, improved, "evaluated");
-                }
-            }
-            E::Finished { report } => {
-                tracing::info!(
-                    loss = report.finally.loss,
-                    examples_per_second = report.examples_per_second,
-                    "finished"
-                );
-            }
-            _ => {}
-        }
+/// Prints what a run came to.
+fn tell(report: &Report, measure: Measure, terminal: &Terminal) {
+    if report.stopped {
+        let scores = match (report.evaluated, report.steps) {
+            (_, 0) => "",
+            (true, _) => "; scores of an evaluation after the last of them",
+            (false, _) => "; scores of the last training batch",
+        };
+        terminal.say(&format!("stopped after {} steps{scores}", report.steps));
+    }
+    terminal.say(&table::stages(report, measure).to_string());
+    let result = match measure {
+        Measure::Accuracy => report.finally.accuracy,
+        Measure::Perplexity => report.finally.perplexity,
+    };
+    if let Some(result) = result {
+        terminal.say(&format!(
+            "{} of the last stage: {result:.4}   {:.1} examples/s   {:.1} s of training",
+            measure.name(),
+            report.examples_per_second,
+            report.train_seconds
+        ));
     }
 }

@@ -11,6 +11,7 @@
 //!
 //! Only this module and those below it know actix.
 
+mod address;
 mod coordinator;
 mod delay;
 mod messages;
@@ -18,6 +19,7 @@ mod pipeline;
 mod sent;
 mod stage;
 mod strategy;
+mod waits;
 mod wire;
 
 pub use messages::{Feed, PipelineEvent};

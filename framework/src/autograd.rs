@@ -12,7 +12,7 @@ use candle_nn::{Init, ModuleT, VarBuilder, var_builder::SimpleBackend};
 
 use crate::{
     Activation, Differentiable, Error, Gradients, Pass, Pulled, Result, Saved, Wants,
-    differentiable::{Pending, input_of},
+    differentiable::{Held, Pending, input_of},
     graph,
     parameters::{Kind, kind_of},
 };
@@ -128,7 +128,10 @@ impl<M: StageModule> Differentiable for Autograd<M> {
         let inputs = x.try_map(leaf)?;
         let outputs = self.module.forward(&inputs, pass)?;
         let result = outputs.detach();
-        Ok((result, Saved::new(Graph { inputs: inputs.into_tensors(), outputs: outputs.into_tensors() })))
+        // What the graph holds in between, it does not tell.
+        let (inputs, outputs) = (inputs.into_tensors(), outputs.into_tensors());
+        let held: Vec<Held> = inputs.iter().chain(&outputs).map(Held::tensor).collect();
+        Ok((result, Saved::new(Graph { inputs, outputs }).holding(held)))
     }
 
     fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {

@@ -4,6 +4,10 @@
 //! `∂l/∂w = c·∂f/∂w`. Interlocking needs them apart: a stage pulls several losses back to its input, and only one of them into its
 //! parameters. So the two passes are asked for apart, and the parameter pass may come later than the input pass.
 
+mod held;
+
+pub use held::Held;
+
 use std::any::Any;
 
 use crate::{Activation, ActivationDtype, Error, Result, parameters::Gradients};
@@ -72,12 +76,33 @@ impl Wants {
 }
 
 /// What a forward pass keeps for its pull-backs; only the layer that made it can read it.
-pub struct Saved(Box<dyn Any + Send>);
+pub struct Saved {
+    value: Box<dyn Any + Send>,
+    held: Vec<Held>,
+}
 
 impl Saved {
     /// Keeps `value`.
     pub fn new<T: Send + 'static>(value: T) -> Self {
-        Self(Box::new(value))
+        Self { value: Box::new(value), held: Vec::new() }
+    }
+
+    /// Tells which memory the value holds, so that it can be shown how much a stage needs: all of it counts, parts that are `Saved` themselves
+    /// ([`Self::held`]) included. What is not told is not counted.
+    #[must_use]
+    pub fn holding(mut self, held: impl IntoIterator<Item = Held>) -> Self {
+        self.held.extend(held);
+        self
+    }
+
+    /// The memory that it was told to hold.
+    pub fn held(&self) -> &[Held] {
+        &self.held
+    }
+
+    /// Bytes of that memory.
+    pub fn bytes(&self) -> usize {
+        held::bytes(&self.held)
     }
 
     /// Keeps nothing (evaluation, or layers that need nothing).
@@ -90,7 +115,7 @@ impl Saved {
     /// # Errors
     /// If it is of another type: this `Saved` came from another layer, or from an evaluation pass.
     pub fn get<T: 'static>(&self) -> Result<&T> {
-        self.0.downcast_ref().ok_or_else(|| {
+        self.value.downcast_ref().ok_or_else(|| {
             Error::invalid(
                 "pull-back",
                 format!("the saved forward pass is not a {}", std::any::type_name::<T>()),
@@ -105,7 +130,7 @@ impl Saved {
     /// As [`Self::get`].
     pub fn take<T: 'static>(self) -> Result<T> {
         self.get::<T>()?;
-        self.0
+        self.value
             .downcast()
             .map(|value| *value)
             .map_err(|_| Error::Ended("a saved forward pass changed its type".to_owned()))
@@ -304,7 +329,8 @@ impl Differentiable for Sequential {
             }
             x = y;
         }
-        Ok((x, Saved::new(all)))
+        let held: Vec<Held> = all.iter().flat_map(Saved::held).copied().collect();
+        Ok((x, Saved::new(all).holding(held)))
     }
 
     fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {

@@ -70,6 +70,34 @@ impl fmt::Display for StageFailure {
     }
 }
 
+/// What sort of value was infinite or not a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NonFinite {
+    /// The loss of a head.
+    Loss,
+    /// A gradient.
+    Gradient,
+    /// What a stage gives to the next.
+    Activation,
+    /// A parameter after its update.
+    Parameter,
+}
+
+impl NonFinite {
+    /// Every sort.
+    pub const ALL: [Self; 4] = [Self::Loss, Self::Gradient, Self::Activation, Self::Parameter];
+
+    /// Its name: `loss`, `gradient`, `activation` or `parameter`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::Gradient => "gradient",
+            Self::Activation => "activation",
+            Self::Parameter => "parameter",
+        }
+    }
+}
+
 /// Everything that can go wrong in this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -102,9 +130,9 @@ pub enum Error {
     /// The pipeline ended without saying why: a thread of it was killed from outside.
     #[error("the pipeline has ended: {0}")]
     Ended(String),
-    /// A loss, an activation or a gradient is infinite or not a number.
-    #[error("{0}; a smaller learning rate or clipping (clip.max_norm) may help")]
-    NotFinite(String),
+    /// A loss, an activation, a gradient or a parameter is infinite or not a number; the words tell which.
+    #[error("{1}; a smaller learning rate or clipping (clip.max_norm) may help")]
+    NotFinite(NonFinite, String),
     /// A simulated schedule came to a halt: stages wait for each other.
     #[error("deadlock: {0}")]
     Deadlock(Deadlock),

@@ -74,7 +74,7 @@
 //! - How gradients are computed: [`differentiable`] is the seam; [`autograd`] and [`graph`] tie it to candle.
 //! - *Which* gradients cross: [`strategy`] and [`plan`]. *When* a stage does what: [`schedule`]. *How*: [`stage`]. *Where*: [`device`].
 //! - Who carries the messages: [`actor`], over a [`transport`], as fast as a [`link`] lets them; [`plain`] is the same computation by plain calls.
-//! - What one uses: [`trainer`]. What units cost on a device: [`planner`].
+//! - What one uses: [`trainer`]. What units cost on a device: [`planner`]. What a run tells a monitoring system: [`metrics`].
 //!
 //! # What can be relied upon
 //! - **Timing changes nothing.** For one binary on one model of CPU the trained parameters depend on configuration, seed and data
@@ -97,6 +97,7 @@ pub mod graph;
 pub mod link;
 pub mod loss;
 pub mod lr_schedule;
+pub mod metrics;
 pub mod model;
 pub mod optimizer;
 pub mod parameters;
@@ -121,7 +122,7 @@ pub use data::{Batch, Dataset};
 pub use device::{Backend, StageDevice};
 pub use differentiable::{Differentiable, Mode, Pass, Pulled, Saved, Sequential, Wants};
 pub use dtype::ActivationDtype;
-pub use error::{Error, Phase, Result, StageFailure};
+pub use error::{Error, NonFinite, Phase, Result, StageFailure};
 pub use link::Link;
 pub use loss::{Loss, Score};
 pub use model::{ModelSpec, Unit};

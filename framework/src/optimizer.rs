@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use candle_core::{Tensor, Var};
 
-use crate::{Error, Result, elementwise};
+use crate::{Error, NonFinite, Result, elementwise};
 
 /// One parameter with its gradient, as an optimizer gets it.
 pub struct Slot<'a> {
@@ -38,7 +38,7 @@ impl Slot<'_> {
 
     /// What an update fails with that has left an infinity or a NaN in the value.
     pub fn not_finite(&self) -> Error {
-        Error::NotFinite(format!("{} holds an infinity or a NaN after the update", self.name))
+        Error::NotFinite(NonFinite::Parameter, format!("{} holds an infinity or a NaN after the update", self.name))
     }
 
     /// # Errors
@@ -63,6 +63,11 @@ pub trait Optimizer: Send {
     fn checks_values(&self) -> bool {
         false
     }
+
+    /// Bytes of its state; 0 where it has none or does not tell.
+    fn state_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// The optimizer that `config` names.
@@ -71,6 +76,11 @@ pub fn plain(config: &OptimizerConfig) -> Result<Box<dyn Optimizer>> {
         OptimizerKind::Sgd => Box::new(Sgd::new(config)),
         OptimizerKind::Adamw => Box::new(AdamW::new(config)),
     })
+}
+
+/// Bytes of a tensor's elements.
+pub(crate) fn bytes(tensor: &Tensor) -> usize {
+    tensor.elem_count() * tensor.dtype().size_in_bytes()
 }
 
 /// State tensors by parameter name, kept as plain values where the parameter is `f32` on the CPU.

@@ -17,12 +17,14 @@ mod grid;
 mod kind;
 mod policy;
 mod stage;
+mod work;
 
 pub use action::{Action, Event, Lack, Purpose, Then, Ticket, Unexpected};
 pub use grid::{Cell, Fill, Grid, Slot};
 pub use kind::ActionKind;
 pub use policy::{Policy, PolicyName};
 pub use stage::{StageRole, StageSchedule};
+pub use work::Work;
 
 #[cfg(test)]
 mod tests;

@@ -17,11 +17,12 @@ use std::{collections::HashMap, sync::Arc};
 use candle_core::Tensor;
 
 use crate::{
-    Activation, ActivationDtype, Differentiable, Error, Loss, Pass, Phase, Pulled, Result, Saved, Score, StageDevice,
-    StageFailure, Wants,
+    Activation, ActivationDtype, Differentiable, Error, Loss, NonFinite, Pass, Phase, Pulled, Result, Saved, Score,
+    StageDevice, StageFailure, Wants,
     clip::{self, ClipConfig, ClipScope},
     differentiable::{Pending, input_of},
     lr_schedule::LrSchedule,
+    metrics::table::NONFINITE,
     schedule::{Action, Purpose, Then, Ticket},
 };
 
@@ -86,6 +87,8 @@ enum Kept {
 struct Live {
     /// Until the last pull-back begins.
     kept: Option<Kept>,
+    /// Bytes of that, as far as layers tell.
+    kept_bytes: usize,
     /// The stage's output, until the head has seen it.
     output: Option<Activation>,
     targets: Tensor,
@@ -97,6 +100,12 @@ struct Live {
 }
 
 impl Live {
+    /// Bytes of what is kept and of the gradients that wait to be pulled back.
+    fn bytes(&self) -> usize {
+        let kept = if self.kept.is_some() { self.kept_bytes } else { 0 };
+        kept + self.cotangents.values().map(Activation::bytes).sum::<usize>()
+    }
+
     /// Keeps what the forward pass saved for a pull-back to come.
     fn keep(&mut self, saved: Saved) -> &Saved {
         self.kept = Some(Kept::Saved(saved));
@@ -210,6 +219,33 @@ impl Stage {
         Ok(())
     }
 
+    /// Bytes of the micro-batches that the stage holds: of those that wait, what was sent; of those run forward, what is kept for pull-backs, as far
+    /// as layers tell ([`Saved::holding`]), and the gradients that wait.
+    pub fn activation_bytes(&self) -> usize {
+        let waiting = self.waiting.values().map(Payload::bytes).sum::<usize>();
+        waiting + self.live.values().map(Live::bytes).sum::<usize>()
+    }
+
+    /// Its parameters and its head's.
+    fn parts(&self) -> impl Iterator<Item = &Trainable> {
+        [Some(&self.parameters), self.head_parameters()].into_iter().flatten()
+    }
+
+    /// Bytes of the parameters and buffers of the stage and its head.
+    pub fn parameter_bytes(&self) -> usize {
+        self.parts().map(Trainable::parameter_bytes).sum()
+    }
+
+    /// Bytes of their gradients, as far as they are there by now.
+    pub fn gradient_bytes(&self) -> usize {
+        self.parts().map(Trainable::gradient_bytes).sum()
+    }
+
+    /// Bytes of the state of their optimizers, as far as these tell.
+    pub fn optimizer_bytes(&self) -> usize {
+        self.parts().map(Trainable::optimizer_bytes).sum()
+    }
+
     /// Forgets what was kept of a micro-batch.
     pub fn free(&mut self, ticket: Ticket) {
         self.live.remove(&ticket);
@@ -233,7 +269,12 @@ impl Stage {
                 Action::ShareNorm(_) => (Phase::Update, Ok(Outcome::SquaredNorms(self.parameters.squared_norms()))),
                 Action::Update(step) => (Phase::Update, self.update(step, global_norm)),
             };
-            done.map_err(|e| StageFailure {
+            done.inspect_err(|error| {
+                if let Error::NotFinite(sort, _) = error {
+                    NONFINITE.counter(&[&self.index.to_string(), sort.name()]).increment(1);
+                }
+            })
+            .map_err(|e| StageFailure {
                 stage: self.index,
                 step: Some(action.step()),
                 micro: action.micro(),
@@ -275,9 +316,10 @@ impl Stage {
         let for_head = (self.is_last() || self.head.is_some()).then(|| output.clone());
         let output = if self.is_last() { output } else { self.dtype.pack(&output)? };
         if !self.is_last() {
-            finite::check(&output, || format!("the output of stage {}", self.index))?;
+            finite::check(&output, NonFinite::Activation, || format!("the output of stage {}", self.index))?;
         }
         let live = Live {
+            kept_bytes: if recompute { inputs.bytes() } else { saved.bytes() },
             kept: Some(if recompute { Kept::Input(inputs) } else { Kept::Saved(saved) }),
             output: for_head,
             targets: targets.clone(),
@@ -323,7 +365,9 @@ impl Stage {
                 head.parameters.accumulate(std::mem::take(&mut pulled.parameters))?;
                 if cotangent {
                     let gradient = input_of(pulled)?;
-                    finite::check(&gradient, || format!("the gradient that head {} gives", self.index))?;
+                    finite::check(&gradient, NonFinite::Gradient, || {
+                        format!("the gradient that head {} gives", self.index)
+                    })?;
                     live.cotangents.insert(self.index, gradient);
                 }
                 score
@@ -367,7 +411,9 @@ impl Stage {
             return Ok(Outcome::None);
         }
         let input = self.dtype.pack(&input_of(pulled)?.detach())?;
-        finite::check(&input, || format!("the gradient of loss {loss} behind stage {}", self.index))?;
+        finite::check(&input, NonFinite::Gradient, || {
+            format!("the gradient of loss {loss} behind stage {}", self.index)
+        })?;
         Ok(Outcome::Gradient(input))
     }
 
@@ -403,5 +449,5 @@ fn check_loss(stage: usize, score: Score) -> Result<()> {
     if score.loss.is_finite() {
         return Ok(());
     }
-    Err(Error::NotFinite(format!("the loss of head {stage} is {}", score.loss)))
+    Err(Error::NotFinite(NonFinite::Loss, format!("the loss of head {stage} is {}", score.loss)))
 }

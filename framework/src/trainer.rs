@@ -5,15 +5,18 @@ mod loader;
 mod observer;
 mod recording;
 mod report;
+mod stop;
+mod trained;
 
 pub use builder::{Layout, TrainerBuilder};
 pub use observer::{Observer, TrainEvent};
 pub use report::{BestReport, Evaluation, EveryReport, FinalReport, HeadScore, PhaseReport, Report, StageReport};
+pub use stop::Stopper;
 
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use candle_core::Tensor;
@@ -22,12 +25,14 @@ use serde_json::Value;
 use crate::{
     Dataset, Error, GradientPlan, Loss, ModelSpec, Partition, PlanSchedule, Result, Score,
     actor::{Feed, Pipeline, PipelineEvent},
+    metrics::{Prediction, RunMetrics, RunState},
     schedule::Purpose,
     timeline::Timeline,
-    transport::{Built, StageStep},
+    transport::Built,
 };
 use loader::{Loader, Order};
 use recording::Recording;
+use trained::Trained;
 
 /// What a run trains on, and what it is evaluated on.
 #[derive(Clone, Copy)]
@@ -160,6 +165,9 @@ pub struct Trainer {
     steps: u64,
     best: Option<Best>,
     recording: Option<Recording>,
+    stopper: Stopper,
+    metrics: RunMetrics,
+    prediction: Prediction,
     /// A run that failed has left the stages in the middle of a step.
     failed: bool,
 }
@@ -227,10 +235,18 @@ impl Trainer {
         self.pipeline.snapshot_by_stage()
     }
 
+    /// What ends a run of this trainer early, from another thread or an observer.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
     /// Scores every head on `data`, through the same actors.
     pub fn evaluate(&mut self, data: &dyn Dataset) -> Result<Evaluation> {
         self.check_usable()?;
-        self.run_evaluation(data)
+        match self.run_evaluation(data, &Stopper::new())? {
+            Some(evaluation) => Ok(evaluation),
+            None => Err(Error::Ended("the evaluation was stopped".to_owned())),
+        }
     }
 
     /// How long the next call of [`Self::fit`] trains; as long as the builder said unless told otherwise.
@@ -238,14 +254,16 @@ impl Trainer {
         self.settings.length = length;
     }
 
-    /// Trains as long as the builder or [`Self::set_length`] said.
+    /// Trains as long as the builder or [`Self::set_length`] said, or until a [`Stopper`] is asked to end the run.
     ///
     /// # Errors
     /// If the data are too few or cannot be read, or a stage fails. After a failure the trainer can be used no more: the stages
     /// may have been stopped in the middle of a step.
     pub fn fit<'a>(&mut self, data: impl Into<Split<'a>>) -> Result<Report> {
         self.check_usable()?;
-        self.run(data.into())
+        let ended = self.run(data.into());
+        self.metrics.state(if ended.is_ok() { RunState::Finished } else { RunState::Failed });
+        ended
     }
 
     fn check_usable(&self) -> Result<()> {
@@ -256,6 +274,7 @@ impl Trainer {
     }
 
     fn tell(&mut self, event: &TrainEvent<'_>) {
+        self.metrics.observe(event);
         for observer in &mut self.observers {
             observer.observe(event);
         }
@@ -288,16 +307,19 @@ impl Trainer {
             stages: &built,
         });
 
+        let stopper = self.stopper.clone();
         let mut trained = Trained { per_epoch, ..Trained::default() };
         let mut evaluation = None;
-        while self.steps < last {
+        while self.steps < last && !stopper.is_asked() {
             let until = match data.validation {
                 Some(_) => ((self.steps / eval_every + 1) * eval_every).min(last),
                 None => last,
             };
+            evaluation = None;
             self.train_until(data.train, order, until, &mut trained)?;
-            if let Some(validation) = data.validation {
-                let found = self.run_evaluation(validation)?;
+            if let Some(validation) = data.validation.filter(|_| self.steps == until) {
+                self.metrics.state(RunState::Evaluating);
+                let Some(found) = self.run_evaluation(validation, &stopper)? else { break };
                 self.pipeline.observe_validation(found.last().score.mean_loss())?;
                 let steps = self.steps;
                 let improved = self.remember(&found)?;
@@ -306,13 +328,19 @@ impl Trainer {
             }
         }
         self.failed = false;
+        let unevaluated = data.validation.is_some() && evaluation.is_none();
+        trained.stopped = stopper.is_asked() && (self.steps < last || unevaluated);
+        if trained.stopped {
+            stopper.done();
+        }
         let report = Report::new(self, &trained, evaluation);
         self.tell(&TrainEvent::Finished { report: &report });
         Ok(report)
     }
 
-    /// Runs the steps up to `until` (exclusive) and waits for the last of them.
+    /// Runs the steps up to `until` (exclusive), or those that have been fed when the run is asked to end, and waits for the last of them.
     fn train_until(&mut self, data: &dyn Dataset, order: Order, until: u64, trained: &mut Trained) -> Result<()> {
+        self.metrics.trains();
         let start = Instant::now();
         let (micro_batches, loss) = (self.settings.micro_batches, Arc::clone(&self.loss));
         std::thread::scope(|scope| {
@@ -320,7 +348,14 @@ impl Trainer {
             let mut fed = self.steps;
             let mut waiting = 0;
             let mut examples = VecDeque::new();
+            let mut until = until;
             while self.steps < until {
+                if self.stopper.is_asked() {
+                    until = fed;
+                    if self.steps == until {
+                        break;
+                    }
+                }
                 // One batch more than the pipeline takes is handed over, so that it never waits for this thread.
                 while fed < until && waiting < 2 {
                     let batch = loader.next()?;
@@ -339,6 +374,7 @@ impl Trainer {
                         let (count, targets) = examples.pop_front().unwrap_or_default();
                         self.steps = step + 1;
                         trained.add(&stages, count);
+                        self.prediction.step_done(self.plans.at(step), &stages);
                         if let Some(recording) = &mut self.recording {
                             recording.add(&stages);
                         }
@@ -368,11 +404,13 @@ impl Trainer {
         let phase = self.plans.phase_at(self.steps);
         if phase.from_step == self.steps {
             let (from_step, plan) = (phase.from_step, Arc::clone(&phase.plan));
+            self.prediction.plan(&plan);
             self.tell(&TrainEvent::PlanChanged { from_step, plan: &plan });
         }
     }
 
-    fn run_evaluation(&mut self, data: &dyn Dataset) -> Result<Evaluation> {
+    /// Scores every head; none where `stopper` was asked before all batches had been fed.
+    fn run_evaluation(&mut self, data: &dyn Dataset, stopper: &Stopper) -> Result<Option<Evaluation>> {
         let (batch_size, step, loss) = (self.settings.batch_size, self.steps, Arc::clone(&self.loss));
         let batches = data.len().div_ceil(batch_size);
         if batches == 0 {
@@ -381,11 +419,15 @@ impl Trainer {
         let was_usable = !std::mem::replace(&mut self.failed, true);
         let start = Instant::now();
         let mut sums: Vec<Option<Score>> = vec![None; self.stages().len()];
-        std::thread::scope(|scope| {
+        let whole = std::thread::scope(|scope| {
             let loader = Loader::in_order(scope, data, batch_size)?;
             let (mut fed, mut waiting, mut scored) = (0, 0, 0);
             while scored < batches {
-                while fed < batches && waiting < 2 {
+                let stopping = stopper.is_asked();
+                if stopping && fed == scored {
+                    return Ok(false);
+                }
+                while fed < batches && waiting < 2 && !stopping {
                     let batch = loader.next()?;
                     let total = loss.count(&batch.targets)?;
                     let pieces = vec![batch];
@@ -414,10 +456,13 @@ impl Trainer {
                     other => return Err(Error::Ended(format!("{other:?} came in the middle of an evaluation"))),
                 }
             }
-            Ok(())
+            Ok(true)
         })?;
         self.failed = !was_usable;
-        Evaluation::new(&sums, start.elapsed())
+        match whole {
+            true => Evaluation::new(&sums, start.elapsed()).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Keeps a copy of everything if `found` is the best so far; whether it is.
@@ -436,29 +481,5 @@ impl Trainer {
         let stages = self.pipeline.snapshot_by_stage()?;
         self.best = Some(Best { steps: self.steps, evaluation: found.clone(), stages });
         Ok(true)
-    }
-}
-
-/// What has been trained in one call of [`Trainer::fit`].
-#[derive(Debug, Default)]
-struct Trained {
-    per_epoch: u64,
-    steps: u64,
-    examples: u64,
-    time: Duration,
-    busy: Vec<f64>,
-    /// The last step's scores, in order of stages.
-    last: Vec<StageStep>,
-}
-
-impl Trained {
-    fn add(&mut self, stages: &[StageStep], examples: usize) {
-        self.steps += 1;
-        self.examples += examples as u64;
-        self.busy.resize(stages.len(), 0.0);
-        for (busy, stage) in self.busy.iter_mut().zip(stages) {
-            *busy += stage.busy_seconds;
-        }
-        self.last = stages.to_vec();
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Activation, Result, Score, StageFailure,
-    schedule::Ticket,
+    schedule::{Ticket, Work},
     stage::{Payload, Updated},
     timeline::Span,
 };
@@ -74,7 +74,9 @@ pub struct StageStep {
     /// The cosine between the gradients of the main parameters that the stage followed and that it measured, before clipping. None where
     /// nothing was measured, or one of the gradients was zero.
     pub alignment: Option<f64>,
-    /// Seconds of the step that the stage computed.
+    /// How long it worked for the step, by kind of action.
+    pub work: Work,
+    /// Seconds of the step that the stage computed: all of [`Self::work`].
     pub busy_seconds: f64,
     /// What it did for the step and when, in order, in seconds since the recording's beginning; empty where nothing is recorded.
     pub spans: Vec<Span>,

@@ -149,6 +149,15 @@ pub struct TransformerConfig {
 }
 
 impl ModelConfig {
+    /// The key `kind`: `mlp`, `resnet` or `transformer`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Mlp(_) => "mlp",
+            Self::Resnet(_) => "resnet",
+            Self::Transformer(_) => "transformer",
+        }
+    }
+
     /// The model, completed from the shape of the data.
     ///
     /// # Errors

@@ -35,7 +35,11 @@ impl Differentiable for Relu {
         let y = map(&read(&x)?, |x| if x < 0.0 { 0.0 } else { x }).into_tensor(x.shape())?;
         let given = order.tensor_of(&y)?;
         let saved = match pass.is_train() {
-            true => Saved::new(SavedRelu { y: Kept::new(y, pass)?, dims, order }),
+            true => {
+                let y = Kept::new(y, pass)?;
+                let held = y.held();
+                Saved::new(SavedRelu { y, dims, order }).holding([held])
+            }
             false => Saved::nothing(),
         };
         Ok((given.into(), saved))
@@ -65,7 +69,7 @@ impl Differentiable for Gelu {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = dense(x.single()?, "gelu")?;
         let y = gelu::apply(&read(&x)?).into_tensor(x.shape())?;
-        let saved = if pass.is_train() { Saved::new(Kept::new(x, pass)?) } else { Saved::nothing() };
+        let saved = if pass.is_train() { Kept::new(x, pass)?.saved() } else { Saved::nothing() };
         Ok((y.into(), saved))
     }
 

@@ -9,7 +9,7 @@
 use candle_nn::{Init, VarBuilder};
 use interlock::{
     Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants,
-    differentiable::{Pending, input_of},
+    differentiable::{Held, Pending, input_of},
     parameters::Gradients,
 };
 
@@ -149,7 +149,11 @@ impl Differentiable for CausalSelfAttention {
         let (y, c_proj) = self.c_proj.forward(&mixed.into(), pass)?;
         let (y, output) = self.output_dropout.forward(&y, pass)?;
         let saved = if pass.is_train() {
-            Saved::new(SavedAttention { heads, c_attn, qkv: Kept::new(qkv, pass)?, logs, keep, c_proj, output })
+            let qkv = Kept::new(qkv, pass)?;
+            let mut held = vec![qkv.held(), Held::slice(&logs)];
+            held.extend(keep.as_deref().map(Held::slice));
+            held.extend([&c_attn, &c_proj, &output].into_iter().flat_map(Saved::held).copied());
+            Saved::new(SavedAttention { heads, c_attn, qkv, logs, keep, c_proj, output }).holding(held)
         } else {
             Saved::nothing()
         };

@@ -136,7 +136,11 @@ impl Differentiable for BatchNorm2d {
         let (y, _) = norm::join(&values, &norm.line, Addend::Nothing, image, false);
         drop(values);
         let saved = match pass.is_train() {
-            true => Saved::new(SavedBatchNorm { x: Kept::new(x, pass)?, norm }),
+            true => {
+                let x = Kept::new(x, pass)?;
+                let held = x.held();
+                Saved::new(SavedBatchNorm { x, norm }).holding([held])
+            }
             false => Saved::nothing(),
         };
         Ok((images(y, batch, [height, width, channels])?.into(), saved))

@@ -103,7 +103,7 @@ impl Differentiable for Conv2d {
             add_to_rows(&mut y, &read(bias)?);
         }
         let y = images(y, batch.images, geometry.output())?;
-        Ok((y.into(), if pass.is_train() { Saved::new(Kept::new(x, pass)?) } else { Saved::nothing() }))
+        Ok((y.into(), if pass.is_train() { Kept::new(x, pass)?.saved() } else { Saved::nothing() }))
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use interlock::{
-    Activation, Differentiable, Error, Gradients, Pass, Pulled, Result, Saved, Wants, differentiable::Pending,
+    Activation, Differentiable, Error, Gradients, Pass, Pulled, Result, Saved, Wants,
+    differentiable::{Held, Pending},
 };
 
 use super::{
@@ -76,6 +77,12 @@ impl SavedBlock {
             projection: computed.projection.map(keep).transpose()?,
             gate: computed.gate,
         })
+    }
+
+    fn saved(self) -> Saved {
+        let links = self.links.iter().chain(&self.projection).map(|(y, _)| y.held());
+        let held: Vec<Held> = links.chain([self.x.held(), Held::slice(&self.gate)]).collect();
+        Saved::new(self).holding(held)
     }
 
     /// The forward pass, from what was kept.
@@ -317,7 +324,7 @@ impl Differentiable for ConvBlock {
         let [batch, channels, height, width] = to;
         let out = images(out, batch, [height, width, channels])?;
         saved.links.push(last);
-        Ok((out.into(), if pass.is_train() { Saved::new(SavedBlock::new(saved, pass)?) } else { Saved::nothing() }))
+        Ok((out.into(), if pass.is_train() { SavedBlock::new(saved, pass)?.saved() } else { Saved::nothing() }))
     }
 
     fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {

@@ -4,7 +4,9 @@
 //! so a recomputed forward pass draws the same one.
 
 use candle_core::Shape;
-use interlock::{Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants, random::Key};
+use interlock::{
+    Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants, differentiable::Held, random::Key,
+};
 use rand::Rng;
 use rayon::prelude::*;
 
@@ -77,7 +79,8 @@ impl Differentiable for Dropout {
             }
         };
         let saved = if pass.is_train() {
-            Saved::new(SavedDropout { shape: x.shape().clone(), keep })
+            let held = keep.as_deref().map(Held::slice);
+            Saved::new(SavedDropout { shape: x.shape().clone(), keep }).holding(held)
         } else {
             Saved::nothing()
         };

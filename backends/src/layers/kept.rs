@@ -1,7 +1,7 @@
 //! Tensors that layers keep for their pull-backs, as they are or rounded.
 
 use candle_core::{Shape, Tensor};
-use interlock::{ActivationDtype, Pass, Result};
+use interlock::{ActivationDtype, Pass, Result, Saved, differentiable::Held};
 
 use super::slices::read;
 use crate::kernels::half;
@@ -22,6 +22,20 @@ impl Kept {
             ActivationDtype::F32 => Self::Whole(x),
             ActivationDtype::Bf16 => Self::Half(half::round(&read(&x)?), x.shape().clone()),
         })
+    }
+
+    /// The memory that it takes.
+    pub(super) fn held(&self) -> Held {
+        match self {
+            Self::Whole(x) => Held::tensor(x),
+            Self::Half(bits, _) => Held::slice(bits),
+        }
+    }
+
+    /// As the only thing that a layer keeps.
+    pub(super) fn saved(self) -> Saved {
+        let held = self.held();
+        Saved::new(self).holding([held])
     }
 
     /// The tensor, in `f32`; a copy where it was rounded.

@@ -8,7 +8,10 @@
 
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
-use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants, differentiable::Pending};
+use interlock::{
+    Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants,
+    differentiable::{Held, Pending},
+};
 
 use super::kept::Kept;
 use super::slices::{cotangent, dense, label, read, tensor, wrong_shape};
@@ -61,7 +64,11 @@ impl Differentiable for LayerNorm {
         let statistics = layer_norm::statistics(&read(&x)?, self.width);
         let y = self.normalize(&x, &statistics)?;
         let saved = match pass.is_train() {
-            true => Saved::new(SavedLayerNorm { x: Kept::new(x, pass)?, statistics }),
+            true => {
+                let x = Kept::new(x, pass)?;
+                let held = [x.held(), Held::slice(&statistics)];
+                Saved::new(SavedLayerNorm { x, statistics }).holding(held)
+            }
             false => Saved::nothing(),
         };
         Ok((y.into(), saved))

@@ -90,7 +90,7 @@ impl Differentiable for Linear {
         self.output_dims(x.dims())?;
         let x = dense(x, &self.name)?;
         let y = self.apply(Rows::Plain(&read(&x)?), x.dims())?;
-        Ok((y.into(), if pass.is_train() { Saved::new(Kept::new(x, pass)?) } else { Saved::nothing() }))
+        Ok((y.into(), if pass.is_train() { Kept::new(x, pass)?.saved() } else { Saved::nothing() }))
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {

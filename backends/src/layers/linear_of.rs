@@ -82,10 +82,16 @@ impl Differentiable for LinearOf {
             Inner::Gelu => {
                 let x = dense(x.single()?, "GELU")?;
                 let y = self.linear.apply(Rows::Gelu(&read(&x)?), &dims)?;
-                (y, if pass.is_train() { Saved::new(Kept::new(x, pass)?) } else { Saved::nothing() })
+                (y, if pass.is_train() { Kept::new(x, pass)?.saved() } else { Saved::nothing() })
             }
         };
-        let saved = if pass.is_train() { Saved::new(SavedLinearOf { inner, dims }) } else { Saved::nothing() };
+        let saved = match pass.is_train() {
+            true => {
+                let held = inner.held().to_vec();
+                Saved::new(SavedLinearOf { inner, dims }).holding(held)
+            }
+            false => Saved::nothing(),
+        };
         Ok((y.into(), saved))
     }
 

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use candle_core::Shape;
-use interlock::{Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants};
+use interlock::{Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants, differentiable::Held};
 use rayon::prelude::*;
 
 use super::{
@@ -114,7 +114,10 @@ impl Differentiable for MaxPool2d {
         );
         let y = channels_first(&tensor(y, (batch, window.places[0], window.places[1], channels))?)?;
         let saved = match pass.is_train() {
-            true => Saved::new(SavedMaxPool { shape, window, chosen }),
+            true => {
+                let held = Held::slice(&chosen);
+                Saved::new(SavedMaxPool { shape, window, chosen }).holding([held])
+            }
             false => Saved::nothing(),
         };
         Ok((y.into(), saved))

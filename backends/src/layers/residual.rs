@@ -5,7 +5,7 @@
 use candle_core::Tensor;
 use interlock::{
     Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants,
-    differentiable::{Pending, input_of},
+    differentiable::{Held, Pending, input_of},
     parameters::Gradients,
 };
 
@@ -82,7 +82,13 @@ impl Differentiable for Residual {
             }
             None => (add(&y, x)?, None),
         };
-        let saved = if pass.is_train() { Saved::new(SavedResidual { main, shortcut }) } else { Saved::nothing() };
+        let saved = match pass.is_train() {
+            true => {
+                let held: Vec<Held> = shortcut.iter().chain([&main]).flat_map(Saved::held).copied().collect();
+                Saved::new(SavedResidual { main, shortcut }).holding(held)
+            }
+            false => Saved::nothing(),
+        };
         Ok((y, saved))
     }
 

@@ -8,7 +8,8 @@ use std::{
 use actix::{Actor, Addr, Context, Handler};
 
 use super::{
-    messages::{Activation, Cleared, Credit, Feed, Norm, Observe, Observed, PipelineEvent, ToAll, Told},
+    address::StageAddress,
+    messages::{Activation, Cleared, Credit, Feed, Norm, Observe, Observed, PipelineEvent, ToAll, Told, Way},
     sent::{Counter, count},
     stage::StageActor,
     strategy::StrategyActor,
@@ -23,7 +24,7 @@ use crate::{
 
 /// Feeds micro-batches to the first stage within its credits, and gathers what the stages report into events.
 pub(super) struct Coordinator {
-    stages: Vec<Addr<StageActor>>,
+    stages: Vec<StageAddress>,
     /// Told of every step, where plans are decided on the way.
     strategy: Option<Addr<StrategyActor>>,
     /// Only steps below this one are fed: the plans of the others may still change.
@@ -67,7 +68,7 @@ impl<K: Ord + Copy, V> Gather<K, V> {
 
 impl Coordinator {
     pub(super) fn new(
-        stages: Vec<Addr<StageActor>>,
+        stages: Vec<StageAddress>,
         strategy: Option<Addr<StrategyActor>>,
         in_flight: usize,
         events: Sender<PipelineEvent>,
@@ -117,7 +118,7 @@ impl Coordinator {
         StageActor: Handler<M>,
     {
         for k in 0..self.stages.len() {
-            let sent = send(&self.stages[k], &format!("stage {k}"), message.clone());
+            let sent = self.stages[k].send(message.clone());
             self.check(k, sent);
         }
     }
@@ -132,7 +133,7 @@ impl Coordinator {
             let Some((ticket, payload, last)) = self.waiting.pop_front() else { break };
             self.credits -= 1;
             count(&self.sent.activations);
-            let sent = send(&self.stages[0], "stage 0", Activation { ticket, payload });
+            let sent = self.stages[0].send(Activation { ticket, payload, way: Way::now() });
             self.check(0, sent);
             if last {
                 self.tell(PipelineEvent::Fed { purpose: ticket.purpose, step: ticket.step });

@@ -1,12 +1,12 @@
 //! The messages between actors, one struct each.
 
-use std::sync::mpsc::Sender;
+use std::{sync::mpsc::Sender, time::Instant};
 
 use actix::{Addr, Message};
 use candle_core::Tensor;
 use serde_json::Value;
 
-use super::{coordinator::Coordinator, stage::StageActor, wire::Wire};
+use super::{address::StageAddress, coordinator::Coordinator, wire::Wire};
 use crate::{
     Activation as Tensors, Batch, PlanSchedule, Result, Score, StageFailure,
     plan::PlanPhase,
@@ -69,8 +69,40 @@ pub(super) struct TellState {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Lead {
-    pub(super) stages: Vec<Addr<StageActor>>,
+    pub(super) stages: Vec<StageAddress>,
     pub(super) coordinator: Addr<Coordinator>,
+}
+
+/// When a message was sent, and when it was put into the receiver's mailbox.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way {
+    pub(super) sent: Instant,
+    pub(super) arrived: Instant,
+}
+
+impl Way {
+    /// Of a message that is sent now and is there at once.
+    pub(super) fn now() -> Self {
+        let now = Instant::now();
+        Self { sent: now, arrived: now }
+    }
+}
+
+/// A message that may be held back on its way.
+pub(super) trait OnItsWay: Message<Result = ()> + Send + 'static {
+    fn way(&mut self) -> &mut Way;
+}
+
+impl OnItsWay for Activation {
+    fn way(&mut self) -> &mut Way {
+        &mut self.way
+    }
+}
+
+impl OnItsWay for Gradient {
+    fn way(&mut self) -> &mut Way {
+        &mut self.way
+    }
 }
 
 /// From the stage before (or the coordinator): the input of a forward pass.
@@ -79,6 +111,7 @@ pub(super) struct Lead {
 pub(super) struct Activation {
     pub(super) ticket: Ticket,
     pub(super) payload: Payload,
+    pub(super) way: Way,
 }
 
 /// From the stage behind: the gradient of one loss with respect to the receiver's output.
@@ -88,6 +121,7 @@ pub(super) struct Gradient {
     pub(super) ticket: Ticket,
     pub(super) loss: usize,
     pub(super) tensors: Tensors,
+    pub(super) way: Way,
 }
 
 /// From the stage behind (or to the coordinator from the first): one more micro-batch may come.

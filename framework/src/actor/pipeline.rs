@@ -16,6 +16,7 @@ use candle_core::Tensor;
 use serde_json::Value;
 
 use super::{
+    address::StageAddress,
     coordinator::Coordinator,
     delay::DelayLine,
     messages::{Begin, Connect, Feed, Lead, PipelineEvent, TakeSnapshot, TellState, ToAll, Validated},
@@ -25,8 +26,8 @@ use super::{
     wire::{Neighbour, Wire, send},
 };
 use crate::{
-    Error, Link, Result, StageFailure, schedule::Policy, simulator::least_in_flight, stage::StageBlueprint,
-    strategy::Plans, transport::Built,
+    Error, Link, Result, StageFailure, metrics::MailboxGauge, schedule::Policy, simulator::least_in_flight,
+    stage::StageBlueprint, strategy::Plans, transport::Built,
 };
 
 /// How a pipeline runs: everything here changes when things happen, never what is computed.
@@ -272,7 +273,7 @@ fn launch(
     let links: Vec<Link> = blueprints.iter().map(|stage| stage.device.link()).collect();
     // One for each stage and one for the coordinator.
     let sent: Vec<Arc<Counter>> = (0..=stages).map(|_| Arc::default()).collect();
-    let (actors, arbiters): (Vec<Addr<StageActor>>, Vec<Arbiter>) = blueprints
+    let (actors, arbiters): (Vec<StageAddress>, Vec<Arbiter>) = blueprints
         .into_iter()
         .map(|blueprint| {
             // Room for every activation, gradient and credit that can be on its way to the stage, and for a few words besides. Of a
@@ -287,8 +288,11 @@ fn launch(
                 mailbox,
             };
             let arbiter = Arbiter::new();
-            let actor = move |_: &mut Context<StageActor>| StageActor::new(blueprint, settings);
-            (StageActor::start_in_arbiter(&arbiter.handle(), actor), arbiter)
+            let (stage, waiting) = (blueprint.index, MailboxGauge::new(blueprint.index));
+            let taken = waiting.clone();
+            let actor = move |_: &mut Context<StageActor>| StageActor::new(blueprint, settings, taken);
+            let address = StageActor::start_in_arbiter(&arbiter.handle(), actor);
+            (StageAddress::new(stage, address, waiting), arbiter)
         })
         .unzip();
     let adapts = plans.adapts();
@@ -298,7 +302,7 @@ fn launch(
     for (k, actor) in actors.iter().enumerate() {
         let neighbour = |stage: usize| {
             let delayed = delays.as_ref().filter(|_| !links[k].is_immediate()).map(|line| line.direction(links[k]));
-            actors.get(stage).map(|address| Neighbour { stage, address: address.clone(), delayed })
+            actors.get(stage).map(|address| Neighbour { address: address.clone(), delayed })
         };
         let wire = Wire {
             stage: k,
@@ -308,7 +312,7 @@ fn launch(
             sent: Arc::clone(&sent[k]),
         };
         // The mailboxes are new and empty, their actors just started.
-        let _ = send(actor, "a stage", Connect(wire));
+        let _ = actor.send(Connect(wire));
     }
     let _ = send(&strategy, "the strategy actor", Lead { stages: actors, coordinator: coordinator.clone() });
     Launched { coordinator, strategy, arbiters, delays, sent }

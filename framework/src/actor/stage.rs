@@ -3,20 +3,24 @@
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use actix::{Actor, AsyncContext, Context, Handler};
 
-use super::messages::{
-    Act, Activation, Begin, Change, Connect, Credit, Follow, Gradient, Norm, TakeSnapshot, Validated,
+use super::{
+    messages::{Act, Activation, Begin, Change, Connect, Credit, Follow, Gradient, Norm, TakeSnapshot, Validated, Way},
+    waits::Waits,
 };
+use tracing::Span;
+
 use crate::{
     Error, Phase, Result, Score, Stage, StageFailure,
     error::panic_message,
-    schedule::{Action, Event, Policy, Purpose, StageRole, StageSchedule},
+    metrics::{Direction, MailboxGauge, StageMetrics},
+    schedule::{self, Action, ActionKind, Event, Policy, Purpose, StageRole, StageSchedule},
     stage::{Outcome, StageBlueprint},
-    timeline::Span,
+    timeline,
     transport::{Built, Report, StageStep, Transport},
 };
 
@@ -25,6 +29,10 @@ pub(super) struct StageActor {
     blueprint: StageBlueprint,
     settings: Settings,
     state: State,
+    /// Messages in the mailbox: counted up by who sends.
+    mailbox: MailboxGauge,
+    /// Of everything that the stage does.
+    span: Span,
 }
 
 /// What the actor needs beside the blueprint.
@@ -66,17 +74,21 @@ struct Work {
     /// Whether an [`Act`] is on its way.
     acting: bool,
     norms: HashMap<u64, f64>,
-    /// The score of the step in work, and the time spent on it.
+    /// The score of the step in work, and what was done for it.
     score: Option<Score>,
-    busy: Duration,
+    work: schedule::Work,
+    metrics: StageMetrics,
+    waits: Waits,
     /// From when times are counted where they are recorded, and what has been done of the step in work.
     record: Option<Instant>,
-    spans: Vec<Span>,
+    spans: Vec<timeline::Span>,
 }
 
 impl StageActor {
-    pub(super) fn new(blueprint: StageBlueprint, settings: Settings) -> Self {
-        Self { blueprint, settings, state: State::Alone }
+    /// The actor of a stage that is to be built; `mailbox` counts the messages that are sent to it.
+    pub(super) fn new(blueprint: StageBlueprint, settings: Settings, mailbox: MailboxGauge) -> Self {
+        let span = tracing::info_span!("stage", index = blueprint.index);
+        Self { blueprint, settings, state: State::Alone, mailbox, span }
     }
 
     /// Runs `work`; an error or a panic becomes the stage's failure, is reported once, and ends the stage's work.
@@ -84,6 +96,7 @@ impl StageActor {
         if matches!(self.state, State::Failed) {
             return;
         }
+        let _entered = self.span.clone().entered();
         let stopped = match catch_unwind(AssertUnwindSafe(|| work(self))) {
             Ok(Ok(())) => return,
             Ok(Err(stopped)) => stopped,
@@ -117,6 +130,7 @@ impl StageActor {
 
     /// Tells the schedule about `event`, after `take` has stored what came with it, and sees to it that the stage acts.
     fn arrived(&mut self, ctx: &mut Context<Self>, event: Event, take: impl FnOnce(&mut Work) -> Result<(), Stopped>) {
+        self.mailbox.taken();
         self.guarded(Phase::Transfer, |this| {
             let State::Working(work) = &mut this.state else {
                 return Err(Error::Ended(format!("{event:?} arrived before the plan")).into());
@@ -130,6 +144,7 @@ impl StageActor {
 
     /// Runs `work` between steps, when nothing is in flight.
     fn between_steps(&mut self, phase: Phase, work: impl FnOnce(&mut Work) -> Result<(), Stopped>) {
+        self.mailbox.taken();
         self.guarded(phase, |this| match &mut this.state {
             State::Working(at_work) if at_work.schedule.is_idle() => work(at_work),
             _ => Err(Error::Ended("asked for something that must wait until nothing is in flight".to_owned()).into()),
@@ -183,30 +198,60 @@ impl Work {
             Action::Update(step) => self.norms.remove(&step),
             _ => None,
         };
+        let kind = action.kind();
+        let span = tracing::debug_span!("action", phase = kind.name(), step = action.step(), micro = action.micro());
+        let _entered = span.enter();
+        // Taken before the update, which forgets them.
+        let gradient_bytes = if kind == ActionKind::Update { self.stage.gradient_bytes() } else { 0 };
         let start = Instant::now();
+        if let Some((way, since)) = self.waits.end(action) {
+            self.metrics.waited(way, start.saturating_duration_since(since));
+        }
         let outcome = self.stage.perform(action, norm)?;
+        let end = Instant::now();
+        self.metrics.did(kind, end - start, self.stage.activation_bytes());
+        if kind == ActionKind::Update {
+            self.metrics.updated(gradient_bytes, self.stage.optimizer_bytes());
+        }
         if action.trains() {
-            self.note(action, start, Instant::now());
+            self.note(action, start, end);
         }
         self.deliver(action, outcome)?;
         self.schedule.done(action);
         for ticket in self.schedule.take_freed() {
             self.stage.free(ticket);
+            if ticket.purpose == Purpose::Train {
+                self.metrics.freed();
+            }
             if ticket.purpose == Purpose::Evaluate && !self.schedule.role().has_head {
                 let stage = self.stage.index();
                 self.wire.report(Report::Scored { stage, ticket, score: None })?;
             }
             self.wire.send_credit()?;
         }
+        self.metrics.holds(self.schedule.live());
         Ok(true)
+    }
+
+    /// Takes in what a message brought, and notes how long it was on its way.
+    fn take_in(
+        &mut self,
+        direction: Direction,
+        way: Way,
+        take: impl FnOnce(&mut Stage) -> Result<(), StageFailure>,
+    ) -> Result<(), StageFailure> {
+        let start = Instant::now();
+        take(&mut self.stage)?;
+        self.metrics.arrived(direction, way.arrived.saturating_duration_since(way.sent) + start.elapsed());
+        Ok(())
     }
 
     /// Takes note of what has been done for the step in work.
     fn note(&mut self, action: Action, start: Instant, end: Instant) {
-        self.busy += end - start;
+        self.work.add(action.kind(), end - start);
         if let Some(origin) = self.record {
             let since = |instant: Instant| instant.duration_since(origin).as_secs_f64();
-            self.spans.push(Span { stage: self.stage.index(), action, start: since(start), end: since(end) });
+            self.spans.push(timeline::Span { stage: self.stage.index(), action, start: since(start), end: since(end) });
         }
     }
 
@@ -216,9 +261,15 @@ impl Work {
         let last = stage + 1 == role.plans.stages();
         match (action, outcome) {
             (Action::Forward(ticket), Outcome::Activation(payload)) if !last => {
+                let bytes = payload.bytes();
+                self.metrics.sent(Direction::Activation, bytes);
+                self.work.activation_bytes = self.work.activation_bytes.max(bytes as u64);
                 self.wire.send_activation(ticket, payload)
             }
             (Action::PullBack { ticket, loss, .. }, Outcome::Gradient(gradient)) => {
+                let bytes = gradient.bytes();
+                self.metrics.sent(Direction::Gradient, bytes);
+                self.work.gradient_bytes = self.work.gradient_bytes.max(bytes as u64);
                 self.wire.send_gradient(ticket, loss, gradient)
             }
             (Action::Head { ticket, .. }, Outcome::Score(score)) => match ticket.purpose {
@@ -232,10 +283,11 @@ impl Work {
                 self.wire.report(Report::SquaredNorms { stage, step, norms })
             }
             (Action::Update(step), Outcome::Updated(updated)) => {
-                let busy_seconds = std::mem::take(&mut self.busy).as_secs_f64();
+                let work = std::mem::take(&mut self.work);
+                let busy_seconds = work.total_seconds();
                 let (score, spans) = (self.score.take(), std::mem::take(&mut self.spans));
                 let alignment = self.stage.alignment();
-                let done = StageStep { stage, step, score, updated, alignment, busy_seconds, spans };
+                let done = StageStep { stage, step, score, updated, alignment, work, busy_seconds, spans };
                 self.wire.report(Report::StepDone(done))
             }
             _ => Ok(()),
@@ -255,6 +307,7 @@ impl Handler<Connect> for StageActor {
     type Result = ();
 
     fn handle(&mut self, Connect(wire): Connect, _: &mut Self::Context) {
+        self.mailbox.taken();
         self.state = State::Connected { wire: Box::new(wire) };
     }
 }
@@ -263,6 +316,7 @@ impl Handler<Follow> for StageActor {
     type Result = ();
 
     fn handle(&mut self, message: Follow, _: &mut Self::Context) {
+        self.mailbox.taken();
         self.guarded(Phase::Build, |this| {
             let stage = Box::new(this.blueprint.build()?);
             let role = StageRole {
@@ -275,6 +329,8 @@ impl Handler<Follow> for StageActor {
                 first_step: this.settings.first_step,
             };
             let built = describe(&stage);
+            let (mailbox, stages) = (this.settings.mailbox, this.blueprint.stages);
+            let metrics = StageMetrics::new(stage.index(), stages, mailbox, stage.parameter_bytes());
             this.state = match std::mem::replace(&mut this.state, State::Alone) {
                 State::Connected { wire } => State::Working(Box::new(Work {
                     stage,
@@ -283,7 +339,9 @@ impl Handler<Follow> for StageActor {
                     acting: false,
                     norms: HashMap::new(),
                     score: None,
-                    busy: Duration::ZERO,
+                    work: schedule::Work::default(),
+                    metrics,
+                    waits: Waits::default(),
                     record: this.settings.record,
                     spans: Vec::new(),
                 })),
@@ -301,6 +359,7 @@ impl Handler<Change> for StageActor {
     type Result = ();
 
     fn handle(&mut self, message: Change, _: &mut Self::Context) {
+        self.mailbox.taken();
         self.guarded(Phase::Plan, |this| match &mut this.state {
             State::Working(work) => Ok(work.schedule.follow(message.phase).map_err(|e| Error::Ended(e.to_string()))?),
             _ => Err(Error::Ended("was told of a change before its first plan".to_owned()).into()),
@@ -341,8 +400,12 @@ impl Handler<Activation> for StageActor {
     type Result = ();
 
     fn handle(&mut self, message: Activation, ctx: &mut Self::Context) {
-        let Activation { ticket, payload } = message;
-        self.arrived(ctx, Event::Activation(ticket), |work| Ok(work.stage.accept(ticket, payload)?));
+        let Activation { ticket, payload, way } = message;
+        self.arrived(ctx, Event::Activation(ticket), |work| {
+            work.take_in(Direction::Activation, way, |stage| stage.accept(ticket, payload))?;
+            work.waits.begin_forward(ticket, way.arrived);
+            Ok(())
+        });
     }
 }
 
@@ -350,9 +413,11 @@ impl Handler<Gradient> for StageActor {
     type Result = ();
 
     fn handle(&mut self, message: Gradient, ctx: &mut Self::Context) {
-        let Gradient { ticket, loss, tensors } = message;
+        let Gradient { ticket, loss, tensors, way } = message;
         self.arrived(ctx, Event::Gradient { ticket, loss }, |work| {
-            Ok(work.stage.accept_gradient(ticket, loss, &tensors)?)
+            work.take_in(Direction::Gradient, way, |stage| stage.accept_gradient(ticket, loss, &tensors))?;
+            work.waits.begin_pull_back(ticket, loss, way.arrived);
+            Ok(())
         });
     }
 }

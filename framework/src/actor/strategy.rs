@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use actix::{Actor, Addr, Context, Handler, Message};
 
 use super::{
+    address::StageAddress,
     coordinator::Coordinator,
     messages::{Change, Cleared, Follow, Lead, Observe, Observed, TellState, Told},
     stage::StageActor,
@@ -42,15 +43,15 @@ impl StrategyActor {
 }
 
 /// Sends every stage a message.
-fn tell_stages<M>(stages: &[Addr<StageActor>], message: impl Fn() -> M) -> Result<()>
+fn tell_stages<M>(stages: &[StageAddress], message: impl Fn() -> M) -> Result<()>
 where
     M: Message<Result = ()> + Send + 'static,
     StageActor: Handler<M>,
 {
-    for (stage, to) in stages.iter().enumerate() {
-        send(to, &format!("stage {stage}"), message()).map_err(|error| {
+    for to in stages {
+        to.send(message()).map_err(|error| {
             let cause = error.to_string();
-            Error::Stage(StageFailure { stage, step: None, micro: None, phase: Phase::Transfer, cause })
+            Error::Stage(StageFailure { stage: to.stage(), step: None, micro: None, phase: Phase::Transfer, cause })
         })?;
     }
     Ok(())

@@ -1,13 +1,14 @@
 //! The transport between actors of one process: a message is moved into the receiver's mailbox, at once or through the delay line.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use actix::{Actor, Addr, Handler, Message, dev::ToEnvelope, prelude::SendError};
 
 use super::{
+    address::StageAddress,
     coordinator::Coordinator,
     delay::Delayed,
-    messages::{Activation, Credit, Gradient, Told},
+    messages::{Activation, Credit, Gradient, OnItsWay, Told, Way},
     sent::{Counter, count},
     stage::StageActor,
 };
@@ -45,8 +46,7 @@ pub(super) struct Wire {
 
 /// A stage before or behind.
 pub(super) struct Neighbour {
-    pub(super) stage: usize,
-    pub(super) address: Addr<StageActor>,
+    pub(super) address: StageAddress,
     /// What holds back the activations or gradients that go there; none where nothing does.
     pub(super) delayed: Option<Delayed>,
 }
@@ -59,18 +59,18 @@ impl Neighbour {
         from: usize,
         ticket: Ticket,
         bytes: usize,
-        message: M,
+        mut message: M,
         teller: &Addr<Coordinator>,
     ) -> Result<()>
     where
-        M: Message<Result = ()> + Send + 'static,
+        M: OnItsWay,
         StageActor: Handler<M>,
     {
-        let name = format!("stage {}", self.stage);
-        let Some(delayed) = &mut self.delayed else { return send(&self.address, &name, message) };
+        let Some(delayed) = &mut self.delayed else { return self.address.send(message) };
         let (address, teller) = (self.address.clone(), teller.clone());
         delayed.send(bytes as u64, move || {
-            if let Err(error) = send(&address, &name, message) {
+            message.way().arrived = Instant::now();
+            if let Err(error) = address.send(message) {
                 let failure = StageFailure {
                     stage: from,
                     step: Some(ticket.step),
@@ -93,19 +93,31 @@ impl Transport for Wire {
     fn send_activation(&mut self, ticket: Ticket, payload: Payload) -> Result<()> {
         let next = self.next.as_mut().ok_or_else(|| lonely(self.stage))?;
         count(&self.sent.activations);
-        next.send(self.stage, ticket, payload.bytes(), Activation { ticket, payload }, &self.coordinator)
+        next.send(
+            self.stage,
+            ticket,
+            payload.bytes(),
+            Activation { ticket, payload, way: Way::now() },
+            &self.coordinator,
+        )
     }
 
     fn send_gradient(&mut self, ticket: Ticket, loss: usize, tensors: Tensors) -> Result<()> {
         let previous = self.previous.as_mut().ok_or_else(|| lonely(self.stage))?;
         count(&self.sent.gradients);
-        previous.send(self.stage, ticket, tensors.bytes(), Gradient { ticket, loss, tensors }, &self.coordinator)
+        previous.send(
+            self.stage,
+            ticket,
+            tensors.bytes(),
+            Gradient { ticket, loss, tensors, way: Way::now() },
+            &self.coordinator,
+        )
     }
 
     fn send_credit(&mut self) -> Result<()> {
         count(&self.sent.credits);
         match &self.previous {
-            Some(previous) => send(&previous.address, &format!("stage {}", previous.stage), Credit),
+            Some(previous) => previous.address.send(Credit),
             None => send(&self.coordinator, "the coordinator", Credit),
         }
     }
@@ -127,6 +139,7 @@ mod tests {
     use crate::{
         Link, ModelSpec, Sequential, Trainer, Unit,
         actor::{PipelineEvent, delay::DelayLine, stage::Settings},
+        metrics::MailboxGauge,
         schedule::{Policy, Purpose},
     };
 
@@ -150,18 +163,21 @@ mod tests {
             record: None,
             mailbox: 16,
         };
+        let waiting = MailboxGauge::new(3);
         let line = DelayLine::start().unwrap();
         let event = System::new().block_on(async {
             let (tell, told) = channel();
             let sent = Arc::<Counter>::default();
             let coordinator = Coordinator::new(Vec::new(), None, 1, tell, Arc::clone(&sent)).start();
             let arbiter = Arbiter::new();
-            let address =
-                StageActor::start_in_arbiter(&arbiter.handle(), move |_| StageActor::new(blueprint, settings));
+            let address = StageActor::start_in_arbiter(&arbiter.handle(), {
+                let waiting = waiting.clone();
+                move |_| StageActor::new(blueprint, settings, waiting)
+            });
             arbiter.stop();
             arbiter.join().unwrap();
             let delayed = Some(line.direction(Link { latency: 1e-3, ..Link::IMMEDIATE }));
-            let next = Some(Neighbour { stage: 3, address, delayed });
+            let next = Some(Neighbour { address: StageAddress::new(3, address, waiting), delayed });
             let mut wire = Wire { stage: 2, previous: None, next, coordinator, sent };
             let inputs = Tensor::zeros((1, 1), DType::F32, &Device::Cpu).unwrap();
             let payload = Payload { targets: inputs.clone(), inputs: inputs.into(), total: 1.0 };

@@ -81,6 +81,12 @@ fn step(constants: Constants, values: &mut [f32], gradient: &[f32], first: &mut 
 }
 
 impl Optimizer for AdamW {
+    fn state_bytes(&self) -> usize {
+        let plain = self.moments.values().flat_map(|m| [&m.first, &m.second]).map(|m| size_of_val(&**m)).sum::<usize>();
+        let tensors = self.moments_elsewhere.values().flat_map(|m| [&m.first, &m.second]);
+        plain + tensors.map(super::bytes).sum::<usize>()
+    }
+
     fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()> {
         let [b1, b2] = self.betas;
         for slot in slots {

@@ -81,6 +81,11 @@ fn roll(constants: Constants, values: &mut [f32], gradient: &[f32], velocity: &m
 }
 
 impl Optimizer for Sgd {
+    fn state_bytes(&self) -> usize {
+        let plain: usize = self.velocity.values().map(|v| size_of_val(&**v)).sum();
+        plain + self.velocity_elsewhere.values().map(super::bytes).sum::<usize>()
+    }
+
     fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()> {
         for slot in slots {
             let lr = lr * slot.lr_scale;

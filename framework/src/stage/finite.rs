@@ -1,13 +1,13 @@
 //! Checks that values are finite before they spread.
 
-use crate::{Activation, Error, Result, elementwise::is_finite};
+use crate::{Activation, Error, NonFinite, Result, elementwise::is_finite};
 
 /// # Errors
 /// If a tensor of floating-point dtype holds an infinity or a NaN; `what` names it.
-pub(crate) fn check(activation: &Activation, what: impl Fn() -> String) -> Result<()> {
+pub(crate) fn check(activation: &Activation, sort: NonFinite, what: impl Fn() -> String) -> Result<()> {
     for tensor in activation.tensors().iter().filter(|t| t.dtype().is_float()) {
         if !is_finite(tensor)? {
-            return Err(Error::NotFinite(format!("{} holds an infinity or a NaN", what())));
+            return Err(Error::NotFinite(sort, format!("{} holds an infinity or a NaN", what())));
         }
     }
     Ok(())

@@ -3,10 +3,10 @@
 use candle_core::Tensor;
 
 use crate::{
-    Error, Gradients, ParameterStore, Result,
+    Error, Gradients, NonFinite, ParameterStore, Result,
     alignment::Products,
     clip,
-    optimizer::{Optimizer, OptimizerConfig, ParameterSettings, Slot},
+    optimizer::{Optimizer, OptimizerConfig, ParameterSettings, Slot, bytes},
     parameters::{Entry, Kind},
 };
 
@@ -130,7 +130,10 @@ impl Trainable {
                 None => Sum::new(gradient.detach(), false)?,
             };
             if !sum.squares.is_finite() {
-                return Err(Error::NotFinite(format!("the gradient of {} holds an infinity or a NaN", entry.name)));
+                return Err(Error::NotFinite(
+                    NonFinite::Gradient,
+                    format!("the gradient of {} holds an infinity or a NaN", entry.name),
+                ));
             }
             sums[at] = Some(sum);
         }
@@ -155,6 +158,21 @@ impl Trainable {
     /// The squared norm of each trained parameter's gradient, in order of creation.
     pub fn squared_norms(&self) -> Vec<f64> {
         self.gradients.iter().flatten().map(|sum| sum.squares).collect()
+    }
+
+    /// Bytes of the trained parameters and of the buffers.
+    pub fn parameter_bytes(&self) -> usize {
+        self.entries.iter().map(|entry| bytes(&entry.var)).sum()
+    }
+
+    /// Bytes of the gradients that are there by now, those that are only measured included.
+    pub fn gradient_bytes(&self) -> usize {
+        self.gradients.iter().chain(&self.measured).flatten().map(|sum| bytes(&sum.value)).sum()
+    }
+
+    /// Bytes of the optimizer's state, as far as it tells.
+    pub fn optimizer_bytes(&self) -> usize {
+        self.optimizer.state_bytes()
     }
 
     /// Multiplies the gradients with `coefficient`, updates every trained parameter, and forgets the gradients.

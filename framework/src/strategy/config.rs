@@ -65,6 +65,24 @@ pub struct WidthPhaseConfig {
 }
 
 impl StrategyConfig {
+    /// What it is called, with its width where it has one for all stages: `pairwise`, `interlock-3`, `width-schedule`, …
+    pub fn label(&self) -> String {
+        use StrategyName as Name;
+        if self.width_schedule.is_some() {
+            return "width-schedule".to_owned();
+        }
+        match (self.name, self.width) {
+            (None | Some(Name::Interlock), Some(width)) => format!("interlock-{width}"),
+            (Some(Name::Interlock), None) => "interlock".to_owned(),
+            (None, None) if self.widths.is_some() => "interlock".to_owned(),
+            (None, None) if self.adaptive.is_some() => "adaptive".to_owned(),
+            (Some(Name::Adaptive), _) => "adaptive".to_owned(),
+            (Some(Name::Local), _) => "local".to_owned(),
+            (Some(Name::EndToEnd), _) => "end-to-end".to_owned(),
+            (Some(Name::Pairwise), _) | (None, None) => "pairwise".to_owned(),
+        }
+    }
+
     /// The strategy that this names. A width implies `interlock`, the table `adaptive` the name.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ mod planning;
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
-use super::{Criterion, Length, Observer, Settings, Trainer, recording::Recording};
+use super::{Criterion, Length, Observer, Settings, Stopper, Trainer, recording::Recording};
 use crate::{
     ActivationDtype, Error, Loss, ModelSpec, Pairwise, Partition, Result, StageDevice, Strategy,
     actor::{Pipeline, PipelineSettings},
@@ -12,10 +12,12 @@ use crate::{
     device::Plain,
     loss::CrossEntropy,
     lr_schedule::{LrSchedule, LrScheduleConfig},
+    metrics::{Prediction, RunMetrics},
     optimizer::OptimizerConfig,
     parameters::{NamedTensors, unused},
     partition::PartitionConfig,
     schedule::PolicyName,
+    simulator::{HOP, Scenario, StageCosts},
     stage::{HeadsConfig, HeadsTrained, Recompute, StageBlueprint, StageSettings},
     strategy::Plans,
 };
@@ -39,6 +41,7 @@ pub struct TrainerBuilder {
     in_flight: Option<usize>,
     initial: Arc<NamedTensors>,
     observers: Vec<Box<dyn Observer>>,
+    stopper: Stopper,
     settings: Settings,
 }
 
@@ -83,6 +86,7 @@ impl TrainerBuilder {
             in_flight: None,
             initial: Arc::default(),
             observers: Vec::new(),
+            stopper: Stopper::new(),
             settings: Settings {
                 seed: 0,
                 batch_size: 32,
@@ -256,6 +260,11 @@ impl TrainerBuilder {
         self
     }
 
+    /// Ends runs early when this is asked to, besides what [`Trainer::stopper`] gives, which is the same.
+    pub fn stop_on(self, stopper: &Stopper) -> Self {
+        Self { stopper: stopper.clone(), ..self }
+    }
+
     /// Cuts the model and checks everything that can be checked without building a stage.
     ///
     /// # Errors
@@ -342,6 +351,15 @@ impl TrainerBuilder {
         let Layout { partition, plans, blueprints, settings, .. } = self.layout()?;
         let schedule = plans.schedule().clone();
         let global_norm = self.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global);
+        let scenario = Scenario {
+            links: blueprints.iter().map(|stage| stage.device.link()).collect(),
+            heads: blueprints.iter().map(StageBlueprint::has_head).collect(),
+            micro_batches: self.settings.micro_batches,
+            policy: self.policy.into(),
+            global_norm,
+            hop: HOP,
+            ..Scenario::new(Arc::clone(&schedule.phase_at(0).plan), vec![StageCosts::default(); partition.stages()])
+        };
         let pipeline = Pipeline::start(
             blueprints,
             plans,
@@ -359,7 +377,11 @@ impl TrainerBuilder {
         for pattern in self.optimizer.unmatched(names)? {
             tracing::warn!("optimizer.groups: {pattern:?} matches no parameter");
         }
+        let metrics = RunMetrics::new(pipeline.built(), &scenario.plan, self.settings.micro_batches);
+        let prediction = Prediction::new(Scenario { in_flight: pipeline.in_flight(), ..scenario });
         Ok(Trainer {
+            metrics,
+            prediction,
             recording: self.settings.record.map(Recording::new),
             pipeline,
             plans: schedule,
@@ -367,6 +389,7 @@ impl TrainerBuilder {
             partition,
             loss: Arc::clone(&settings.loss),
             observers: self.observers,
+            stopper: self.stopper,
             steps: 0,
             best: None,
             failed: false,

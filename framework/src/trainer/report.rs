@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Trained, Trainer};
+use super::{Trainer, trained::Trained};
 use crate::{Error, GradientPlan, Result, Score, plan::PlanPhase};
 
 /// One head's score.
@@ -116,6 +116,9 @@ pub struct Report {
     pub finally: FinalReport,
     /// Whether `final` comes from an evaluation on the validation set.
     pub evaluated: bool,
+    /// Whether the run was asked to end early, and did.
+    #[serde(default)]
+    pub stopped: bool,
     /// The best evaluation, where it was kept.
     pub best: Option<BestReport>,
     /// Training examples a wall second, evaluations left out.
@@ -200,6 +203,7 @@ impl Report {
         Self {
             finally: score(plan.stages() - 1).unwrap_or_default().into(),
             evaluated: evaluation.is_some(),
+            stopped: trained.stopped,
             best: trainer
                 .best()
                 .map(|best| BestReport { steps: best.steps, scores: best.evaluation.last().score.into() }),

@@ -9,7 +9,7 @@ use std::{
 
 use super::{memory::Reader, parts::Parts};
 use crate::{
-    Activation, Error, Pass, Phase, Result, Saved, StageDevice, Wants,
+    Activation, Error, NonFinite, Pass, Phase, Result, Saved, StageDevice, Wants,
     differentiable::input_of,
     error::panic_message,
     stage::{Payload, StageSettings, finite},
@@ -215,7 +215,7 @@ impl<'a> Chain<'a> {
                 return Ok(None);
             }
             let gradient = input_of(pulled)?;
-            finite::check(&gradient, || "the gradient that the head gives".to_owned())?;
+            finite::check(&gradient, NonFinite::Gradient, || "the gradient that the head gives".to_owned())?;
             Ok(Some(gradient))
         })?;
         Ok(())
@@ -229,7 +229,7 @@ impl<'a> Chain<'a> {
         let dtype = self.settings.dtype;
         let sent = self.see(i, Figure::Send, |_| {
             let sent = dtype.pack(output)?;
-            finite::check(&sent, || "the output".to_owned())?;
+            finite::check(&sent, NonFinite::Activation, || "the output".to_owned())?;
             Ok(sent)
         })?;
         self.outputs[i] = sent.bytes();

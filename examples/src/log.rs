@@ -1,0 +1,114 @@
+//! A run's log: lines of text or of JSON, in its folder and, as far as they matter, on the terminal.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use interlock::{Error, Result, TrainEvent, trainer::Observer};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{
+    EnvFilter, Layer, filter::Directive, fmt, fmt::MakeWriter, layer::SubscriberExt, util::SubscriberInitExt,
+};
+
+use crate::{
+    arguments::LogFormat,
+    terminal::{Terminal, Verbosity},
+};
+
+/// The target of what a run failed of. As text it is not printed on the terminal, where the program says so at its end.
+const FAILURE: &str = "failure";
+
+/// Sends log lines to the file at `path` and to the terminal's stderr: those that `RUST_LOG` asks for; where it is not set, the file gets what
+/// is worth knowing later and the terminal warnings.
+///
+/// # Errors
+/// If the file cannot be made.
+pub(crate) fn start(path: &Path, format: LogFormat, terminal: &Terminal) -> Result<()> {
+    let file = std::fs::File::create(path).map_err(|e| Error::file(path, e))?;
+    let filter = |level: &str| EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let mut shown = filter("warn");
+    if format == LogFormat::Text {
+        shown = shown.add_directive(off(FAILURE));
+    }
+    let most = match terminal.verbosity() {
+        Verbosity::Quiet => LevelFilter::ERROR,
+        Verbosity::Bar | Verbosity::Lines => LevelFilter::TRACE,
+    };
+    let to_file = layer(format, false, Mutex::new(Arc::new(file))).with_filter(filter("info"));
+    let to_terminal = layer(format, colours(), terminal.clone()).with_filter(shown).with_filter(most);
+    // A second run of the same process (tests) keeps the first one's log.
+    let _ = tracing_subscriber::registry().with(to_file).with(to_terminal).try_init();
+    Ok(())
+}
+
+/// Whether log lines on stderr are coloured.
+fn colours() -> bool {
+    std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty())
+}
+
+fn off(target: &str) -> Directive {
+    let directive: std::result::Result<Directive, _> = format!("{target}=off").parse();
+    directive.unwrap_or_else(|_| LevelFilter::OFF.into())
+}
+
+fn layer<S, W>(format: LogFormat, ansi: bool, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    match format {
+        LogFormat::Text => fmt::layer().with_ansi(ansi).with_writer(writer).boxed(),
+        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(writer).boxed(),
+    }
+}
+
+/// Notes what a run failed of.
+pub(crate) fn failed(cause: &str) {
+    tracing::error!(target: FAILURE, "{cause}");
+}
+
+/// Writes what happens in a run to the log.
+pub(crate) struct Log;
+
+impl Observer for Log {
+    fn observe(&mut self, event: &TrainEvent<'_>) {
+        use TrainEvent as E;
+        match event {
+            E::Started { first_step, last_step, steps_per_epoch, plans, .. } => {
+                tracing::info!(
+                    "steps {first_step} to {last_step}, {steps_per_epoch} an epoch; gradient plan:\n{plans}"
+                );
+            }
+            E::PlanChanged { from_step, plan } => tracing::info!("from step {from_step} on, gradient plan:\n{plan}"),
+            E::StageStep(step) => {
+                let loss = step.score.map(|s| s.mean_loss());
+                tracing::debug!(
+                    stage = step.stage,
+                    step = step.step,
+                    loss,
+                    lr = step.updated.lr,
+                    gradient_norm = step.updated.gradient_norm,
+                    alignment = step.alignment,
+                    busy = step.busy_seconds
+                );
+            }
+            E::Evaluated { steps, evaluation, improved } => {
+                for head in evaluation.heads() {
+                    let (loss, accuracy) = (head.score.mean_loss(), head.score.accuracy());
+                    tracing::info!(steps, head = head.stage, loss, accuracy, improved, "evaluated");
+                }
+            }
+            E::Finished { report } => {
+                let how = if report.stopped { "stopped" } else { "finished" };
+                tracing::info!(
+                    steps = report.steps,
+                    loss = report.finally.loss,
+                    examples_per_second = report.examples_per_second,
+                    "{how}"
+                );
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The words for how far a run is.
+
+use std::time::Duration;
+
+/// What is known of a stage.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct StageFacts {
+    /// The last loss of its head, where it has one.
+    pub(super) loss: Option<f64>,
+    /// The share of the last while in which it did not compute.
+    pub(super) idle: Option<f64>,
+}
+
+/// How far a run is.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    pub(super) epoch: f64,
+    pub(super) examples_per_second: Option<f64>,
+    /// Until the end, if it goes on like this.
+    pub(super) left: Option<Duration>,
+    pub(super) stages: Vec<StageFacts>,
+}
+
+/// Of so many stages a line tells all.
+const ALL: usize = 12;
+/// Of more it tells so many.
+const SOME: usize = 7;
+/// Columns of a stage in the table below a bar.
+const COLUMN: usize = 8;
+
+impl Facts {
+    /// What stands beside the bar, or behind the step in a line.
+    pub(super) fn summary(&self) -> String {
+        let mut parts = vec![format!("epoch {:.1}", self.epoch)];
+        parts.extend(self.examples_per_second.map(|rate| format!("{rate:.0} examples/s")));
+        parts.extend(self.left.map(|left| format!("{} left", clock(left))));
+        parts.join("  ")
+    }
+
+    /// Loss and idle share of every stage, for a line; where there are many, of some.
+    pub(super) fn stages_in_words(&self) -> String {
+        let whole = self.stages.len() <= ALL;
+        let list = |show: &dyn Fn(&StageFacts) -> String| {
+            some_of(&self.stages.iter().map(show).enumerate().collect::<Vec<_>>())
+        };
+        let mut text = format!("losses {}", list(&|stage| loss(stage.loss)));
+        match (self.extremes(), whole) {
+            (Some(_), true) => text += &format!("  idle {} %", list(&|stage| percent(stage.idle))),
+            (Some(extremes), false) => text += &format!("  {extremes}"),
+            (None, _) => {}
+        }
+        text
+    }
+
+    /// The same as a table of at most so many columns; where stages are left out, with a line of what was most and least.
+    pub(super) fn stages_in_table(&self, columns: usize) -> String {
+        let room = (columns.saturating_sub(6) / COLUMN).max(1);
+        let picked = picked(self.stages.len(), room);
+        let row = |name: &str, cell: &dyn Fn(usize) -> String| {
+            let cells: String = picked.iter().map(|&k| format!("{:>COLUMN$}", cell(k))).collect();
+            format!("{name:<5}{cells}")
+        };
+        let mut rows = vec![
+            row("stage", &|k| k.to_string()),
+            row("loss", &|k| loss(self.stages[k].loss)),
+            row("idle", &|k| match self.stages[k].idle {
+                Some(_) => percent(self.stages[k].idle) + " %",
+                None => "-".to_owned(),
+            }),
+        ];
+        if picked.len() < self.stages.len() {
+            rows.extend(self.extremes().map(|extremes| format!("all {}: {extremes}", self.stages.len())));
+        }
+        rows.join("\n")
+    }
+
+    /// The least, mean and greatest idle share; none before the first step.
+    fn extremes(&self) -> Option<String> {
+        let idle: Vec<(usize, f64)> =
+            self.stages.iter().enumerate().filter_map(|(k, stage)| Some((k, stage.idle?))).collect();
+        let least = idle.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
+        let most = idle.iter().max_by(|a, b| a.1.total_cmp(&b.1))?;
+        let mean = idle.iter().map(|(_, share)| share).sum::<f64>() / idle.len() as f64;
+        let share = |share: f64| percent(Some(share));
+        Some(format!(
+            "idle {} % (stage {}) to {} % (stage {}), {} % in the mean",
+            share(least.1),
+            least.0,
+            share(most.1),
+            most.0,
+            share(mean)
+        ))
+    }
+}
+
+/// What is told of stages, in a line: all of it where they are few, otherwise that of some, each with the stage's number.
+pub(super) fn some_of(stages: &[(usize, String)]) -> String {
+    let whole = stages.len() <= ALL;
+    let show = |&i: &usize| match &stages[i] {
+        (_, text) if whole => text.clone(),
+        (k, text) => format!("{k}:{text}"),
+    };
+    let room = if whole { ALL } else { SOME };
+    picked(stages.len(), room).iter().map(show).collect::<Vec<_>>().join(" ")
+}
+
+/// All of `count` where there is room; otherwise so many, the first, the last, and others evenly between them.
+fn picked(count: usize, room: usize) -> Vec<usize> {
+    match room {
+        _ if count <= room => (0..count).collect(),
+        0 | 1 => vec![count - 1],
+        room => (0..room).map(|i| (i * (count - 1) + (room - 1) / 2) / (room - 1)).collect(),
+    }
+}
+
+fn loss(loss: Option<f64>) -> String {
+    match loss {
+        Some(loss) if loss.abs() < 100.0 => format!("{loss:.3}"),
+        Some(loss) if loss.abs() < 10_000.0 => format!("{loss:.1}"),
+        Some(loss) => format!("{loss:.1e}"),
+        None => "-".to_owned(),
+    }
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or_else(|| "-".to_owned(), |share| format!("{:.0}", 100.0 * share))
+}
+
+/// `0:07`, `12:34` or `1:02:03`.
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match hours {
+        0 => format!("{minutes}:{seconds:02}"),
+        _ => format!("{hours}:{minutes:02}:{seconds:02}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(stages: usize) -> Facts {
+        let stage = |k: usize| StageFacts {
+            loss: (k != 1).then_some(2.5 - k as f64 / 100.0),
+            idle: Some(k as f64 / stages as f64),
+        };
+        Facts {
+            epoch: 3.44,
+            examples_per_second: Some(712.4),
+            left: Some(Duration::from_secs(3725)),
+            stages: (0..stages).map(stage).collect(),
+        }
+    }
+
+    #[test]
+    fn few_stages_are_all_there() {
+        let facts = facts(4);
+        assert_eq!(facts.summary(), "epoch 3.4  712 examples/s  1:02:05 left");
+        assert_eq!(facts.stages_in_words(), "losses 2.500 - 2.480 2.470  idle 0 25 50 75 %");
+        insta::assert_snapshot!(facts.stages_in_table(100), @r"
+        stage       0       1       2       3
+        loss    2.500       -   2.480   2.470
+        idle      0 %    25 %    50 %    75 %
+        ");
+    }
+
+    #[test]
+    fn of_many_stages_some_are_shown_and_the_extremes_are_named() {
+        let facts = facts(64);
+        let table = facts.stages_in_table(100);
+        assert!(table.lines().all(|line| line.chars().count() <= 100), "{table}");
+        insta::assert_snapshot!(table, @r"
+        stage       0       6      13      19      25      32      38      44      50      57      63
+        loss    2.500   2.440   2.370   2.310   2.250   2.180   2.120   2.060   2.000   1.930   1.870
+        idle      0 %     9 %    20 %    30 %    39 %    50 %    59 %    69 %    78 %    89 %    98 %
+        all 64: idle 0 % (stage 0) to 98 % (stage 63), 49 % in the mean
+        ");
+        assert!(facts.stages_in_words().ends_with("63:1.870  idle 0 % (stage 0) to 98 % (stage 63), 49 % in the mean"));
+        for columns in [0, 10, 14, 22, 40] {
+            let first = facts.stages_in_table(columns);
+            assert!(first.lines().next().unwrap().ends_with("63"), "{first}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_yet_is_left_out() {
+        let facts = Facts { examples_per_second: None, left: None, stages: vec![StageFacts::default(); 2], ..facts(2) };
+        assert_eq!(facts.summary(), "epoch 3.4");
+        assert_eq!(facts.stages_in_words(), "losses - -");
+        assert!(facts.stages_in_table(100).contains("idle        -       -"));
+    }
+
+    #[test]
+    fn stages_are_picked_evenly_and_none_twice() {
+        assert_eq!(picked(3, 4), [0, 1, 2]);
+        assert_eq!(picked(64, 2), [0, 63]);
+        assert_eq!(picked(10, 4), [0, 3, 6, 9]);
+        for (count, room) in [(64, 11), (12, 11), (1000, 7), (5, 4)] {
+            let picked = picked(count, room);
+            assert!(picked.len() == room && picked.windows(2).all(|two| two[0] < two[1]), "{picked:?}");
+            assert_eq!((picked[0], picked[room - 1]), (0, count - 1));
+        }
+    }
+}

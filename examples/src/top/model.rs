@@ -1,0 +1,230 @@
+//! From two looks at a process to the facts that are shown.
+
+use std::collections::BTreeSet;
+
+use interlock::metrics::{Metric, table};
+
+use super::scrape::{Sample, Scrape};
+
+/// The phases of a stage's work in the order in which they are shown: the label's value, and words for it.
+pub(super) const PHASES: [(&str, &str); 6] = [
+    ("forward", "forward"),
+    ("head", "head"),
+    ("input_gradient", "input gradient"),
+    ("parameter_gradient", "parameter gradient"),
+    ("both_gradients", "both gradients"),
+    ("optimizer", "optimizer"),
+];
+
+/// What memory is used for, likewise.
+pub(super) const MEMORY: [&str; 4] = ["parameters", "gradients", "optimizer", "activations"];
+
+/// One pipeline.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct View {
+    pub(super) pipeline: String,
+    pub(super) run: String,
+    pub(super) model: String,
+    pub(super) strategy: String,
+    /// What the run is doing; "starting" as long as it says nothing.
+    pub(super) state: String,
+    pub(super) step: Option<f64>,
+    pub(super) micro_batches: Option<f64>,
+    pub(super) learning_rate: Option<f64>,
+    pub(super) examples_per_second: Option<f64>,
+    pub(super) tokens_per_second: Option<f64>,
+    /// Mean of the steps that ended between the looks.
+    pub(super) step_seconds: Option<f64>,
+    pub(super) stages: Vec<StageView>,
+    pub(super) boundaries: Vec<BoundaryView>,
+}
+
+/// One stage.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct StageView {
+    pub(super) index: usize,
+    pub(super) device: String,
+    pub(super) follows: Option<usize>,
+    pub(super) width: Option<f64>,
+    pub(super) loss: Option<f64>,
+    pub(super) validation_loss: Option<f64>,
+    pub(super) accuracy: Option<f64>,
+    pub(super) validation_accuracy: Option<f64>,
+    pub(super) gradient_norm: Option<f64>,
+    pub(super) alignment: Option<f64>,
+    /// The share of the time between the looks in which it computed, and what the schedule predicts.
+    pub(super) busy: Option<f64>,
+    pub(super) predicted_busy: Option<f64>,
+    /// The shares of its computation, as [`PHASES`]; empty where it computed nothing.
+    pub(super) phases: Vec<f64>,
+    pub(super) mailbox: Option<(f64, f64)>,
+    pub(super) in_flight: Option<f64>,
+    /// Mean seconds that activations and gradients waited.
+    pub(super) activation_wait: Option<f64>,
+    pub(super) gradient_wait: Option<f64>,
+    /// Bytes, as [`MEMORY`].
+    pub(super) memory: Vec<f64>,
+    /// Seconds since it last finished a computation.
+    pub(super) since_progress: Option<f64>,
+    pub(super) not_finite: f64,
+}
+
+/// What goes over a boundary in one direction.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Traffic {
+    pub(super) messages_per_second: Option<f64>,
+    pub(super) bytes_per_second: Option<f64>,
+    /// Mean seconds on the way.
+    pub(super) transfer: Option<f64>,
+}
+
+/// Between two stages.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct BoundaryView {
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) activations: Traffic,
+    pub(super) gradients: Traffic,
+}
+
+/// Two looks at a process.
+struct Looks<'a> {
+    before: Option<&'a Scrape>,
+    now: &'a Scrape,
+    seconds: f64,
+}
+
+impl View {
+    /// What two looks tell, the second `now`; without a first, or where the process was started in between, there are no rates.
+    pub(super) fn new(before: Option<&Scrape>, now: &Scrape) -> Self {
+        let seconds = before.map_or(0.0, |before| now.at.saturating_duration_since(before.at).as_secs_f64());
+        let looks = Looks { before: before.filter(|_| seconds > 0.0), now, seconds };
+        let text = |sample: Option<&Sample>, label: &str| sample.and_then(|s| s.label(label)).unwrap_or("").to_owned();
+        let run = now.all(table::RUN_INFO.name).first();
+        let state = now.all(table::RUN_STATE.name).iter().find(|sample| sample.value == 1.0);
+        let whole = |metric: &Metric| now.get(metric, &[]);
+        Self {
+            pipeline: text(now.all(table::BUILD_INFO.name).first(), "pipeline"),
+            run: text(run, "run_id"),
+            model: text(run, "model"),
+            strategy: text(run, "strategy"),
+            state: state.and_then(|s| s.label("state")).unwrap_or("starting").to_owned(),
+            step: whole(&table::STEP),
+            micro_batches: whole(&table::PIPELINE_MICROBATCHES),
+            learning_rate: whole(&table::LEARNING_RATE),
+            examples_per_second: looks.rate(&table::SAMPLES, &[]),
+            tokens_per_second: looks.rate(&table::TOKENS, &[]).filter(|rate| *rate > 0.0),
+            step_seconds: looks.mean(&table::STEP_DURATION, &[]),
+            stages: stages(now).into_iter().map(|k| looks.stage(k)).collect(),
+            boundaries: boundaries(now).into_iter().map(|(from, to)| looks.boundary(from, to)).collect(),
+        }
+    }
+
+    /// The last stage's loss of the last batch.
+    pub(super) fn loss(&self) -> Option<f64> {
+        self.stages.last().and_then(|stage| stage.loss)
+    }
+}
+
+/// The stages that are told of.
+fn stages(now: &Scrape) -> BTreeSet<usize> {
+    let samples = now.all(table::STAGE_INFO.name).iter();
+    samples.filter_map(|sample| sample.label("stage")?.parse().ok()).collect()
+}
+
+/// Stages next to each other, the one in front first.
+fn boundaries(now: &Scrape) -> BTreeSet<(usize, usize)> {
+    let samples = now.all(table::BOUNDARY_MESSAGES.name).iter();
+    let ends = samples.filter_map(|sample| {
+        let end = |label: &str| sample.label(label)?.parse::<usize>().ok();
+        Some((end("src")?, end("dst")?))
+    });
+    ends.map(|(src, dst)| (src.min(dst), src.max(dst))).collect()
+}
+
+impl Looks<'_> {
+    /// How much a counter grew; none where it is smaller than before, since then it is another process's.
+    fn grown(&self, metric: &Metric, labels: &[(&str, &str)]) -> Option<f64> {
+        let (before, now) = (self.before?, self.now.get(metric, labels)?);
+        // What was not there before began at 0.
+        Some(now - before.get(metric, labels).unwrap_or(0.0)).filter(|grown| *grown >= 0.0)
+    }
+
+    fn rate(&self, metric: &Metric, labels: &[(&str, &str)]) -> Option<f64> {
+        self.grown(metric, labels).map(|grown| grown / self.seconds)
+    }
+
+    /// By how much the sum and the count of a histogram grew.
+    fn recorded(&self, metric: &Metric, labels: &[(&str, &str)]) -> Option<(f64, f64)> {
+        let (sum, count) = self.now.sum_and_count(metric, labels)?;
+        let (sum_before, count_before) = self.before?.sum_and_count(metric, labels).unwrap_or((0.0, 0.0));
+        (count >= count_before).then_some((sum - sum_before, count - count_before))
+    }
+
+    /// The mean of the values that came between the looks.
+    fn mean(&self, metric: &Metric, labels: &[(&str, &str)]) -> Option<f64> {
+        self.recorded(metric, labels).filter(|(_, count)| *count > 0.0).map(|(sum, count)| sum / count)
+    }
+
+    fn stage(&self, k: usize) -> StageView {
+        let (now, name) = (self.now, k.to_string());
+        let of = [("stage", name.as_str())];
+        let get = |metric: &Metric| now.get(metric, &of);
+        let split = |metric: &Metric, split: &str| now.get(metric, &[of[0], ("split", split)]);
+        let wait = |kind: &str| self.mean(&table::STAGE_QUEUE_WAIT, &[of[0], ("kind", kind)]);
+        let infos = now.all(table::STAGE_INFO.name).iter().filter(|sample| sample.label("stage") == Some(&name));
+        let info = infos.max_by(|a, b| a.value.total_cmp(&b.value));
+        let times: Vec<f64> = PHASES
+            .iter()
+            .map(|(phase, _)| self.recorded(&table::STAGE_PHASE_DURATION, &[of[0], ("phase", phase)]))
+            .map(|recorded| recorded.map_or(0.0, |(sum, _)| sum.max(0.0)))
+            .collect();
+        let computed: f64 = times.iter().sum();
+        StageView {
+            index: k,
+            device: info.and_then(|info| info.label("device")).unwrap_or("").to_owned(),
+            follows: info.and_then(|info| info.label("follows")?.parse().ok()),
+            width: get(&table::STAGE_INTERLOCK_WIDTH),
+            loss: split(&table::LOSS, "train"),
+            validation_loss: split(&table::LOSS, "validation"),
+            accuracy: split(&table::ACCURACY, "train"),
+            validation_accuracy: split(&table::ACCURACY, "validation"),
+            gradient_norm: get(&table::GRADIENT_NORM),
+            alignment: get(&table::STAGE_ALIGNMENT),
+            busy: self.recorded(&table::STAGE_PHASE_DURATION, &of).map(|_| (computed / self.seconds).clamp(0.0, 1.0)),
+            predicted_busy: get(&table::STAGE_PREDICTED_IDLE).map(|idle| 1.0 - idle),
+            phases: match computed > 0.0 {
+                true => times.iter().map(|time| time / computed).collect(),
+                false => Vec::new(),
+            },
+            mailbox: get(&table::STAGE_MAILBOX_MESSAGES).zip(get(&table::STAGE_MAILBOX_CAPACITY)),
+            in_flight: get(&table::STAGE_INFLIGHT_MICROBATCHES),
+            activation_wait: wait("activation"),
+            gradient_wait: wait("gradient"),
+            memory: MEMORY
+                .iter()
+                .map(|kind| now.get(&table::STAGE_MEMORY, &[of[0], ("kind", kind)]).unwrap_or(0.0))
+                .collect(),
+            since_progress: get(&table::STAGE_LAST_PROGRESS).filter(|at| *at > 0.0).map(|at| (now.unix - at).max(0.0)),
+            not_finite: get(&table::NONFINITE).unwrap_or(0.0),
+        }
+    }
+
+    fn boundary(&self, from: usize, to: usize) -> BoundaryView {
+        let traffic = |src: usize, dst: usize, kind: &str| {
+            let (src, dst) = (src.to_string(), dst.to_string());
+            let labels = [("src", src.as_str()), ("dst", dst.as_str()), ("kind", kind)];
+            Traffic {
+                messages_per_second: self.rate(&table::BOUNDARY_MESSAGES, &labels),
+                bytes_per_second: self.rate(&table::BOUNDARY_BYTES, &labels),
+                transfer: self.mean(&table::BOUNDARY_TRANSFER, &labels),
+            }
+        };
+        BoundaryView {
+            from,
+            to,
+            activations: traffic(from, to, "activation"),
+            gradients: traffic(to, from, "gradient"),
+        }
+    }
+}

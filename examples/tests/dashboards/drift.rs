@@ -1,0 +1,166 @@
+//! That dashboards and rules name what the framework tells, and use all of it.
+
+use std::collections::{HashMap, HashSet};
+
+use interlock::metrics::{Kind, table::ALL};
+
+use crate::{
+    files::{dashboards, rules},
+    promql::{self, Selector},
+};
+
+/// The labels that every series of a run has: of the scrape, and the program's own.
+const EVERY: [&str; 3] = ["job", "instance", "pipeline"];
+
+/// What others tell: the crate that watches the process, and Prometheus itself.
+const FOREIGN: [(&str, Kind); 5] = [
+    ("process_resident_memory_bytes", Kind::Gauge),
+    ("process_cpu_seconds_total", Kind::Counter),
+    ("process_threads", Kind::Gauge),
+    ("scrape_duration_seconds", Kind::Gauge),
+    ("up", Kind::Gauge),
+];
+
+/// Counters that are looked at as they are, in a rule, with the reason.
+const BARE: [(&str, &str); 1] =
+    [("LossNotFinite", "the run may end before a scrape has seen a 0, and increase() would not see the 1")];
+
+/// A name in a query: what the framework calls it, its kind, and its labels.
+struct Known {
+    metric: String,
+    kind: Kind,
+    labels: Vec<String>,
+    /// A series of a histogram, which counts up.
+    part: bool,
+}
+
+/// What rules record, with the labels that are left.
+fn recorded() -> HashMap<String, Vec<String>> {
+    rules()
+        .into_iter()
+        .filter(|rule| !rule.alert)
+        .map(|rule| {
+            let labels = match rule.name.split(':').next() {
+                Some("run") => vec![],
+                Some("stage") => vec!["stage".to_owned()],
+                _ => panic!("{}: a recorded name begins with run: or stage:", rule.name),
+            };
+            (rule.name, labels)
+        })
+        .collect()
+}
+
+fn known(selector: &Selector, recorded: &HashMap<String, Vec<String>>) -> Option<Known> {
+    let name = &*selector.metric;
+    let with = |metric: &str, kind, labels: &[&str], part| Known {
+        metric: metric.to_owned(),
+        kind,
+        labels: labels.iter().map(|&label| label.to_owned()).collect(),
+        part,
+    };
+    if let Some(labels) = recorded.get(name) {
+        return Some(Known { metric: name.to_owned(), kind: Kind::Gauge, labels: labels.clone(), part: false });
+    }
+    if let Some(&(metric, kind)) = FOREIGN.iter().find(|(metric, _)| *metric == name) {
+        return Some(with(metric, kind, &[], false));
+    }
+    let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|part| Some((name.strip_suffix(part)?, *part)));
+    ALL.iter().find_map(|metric| match (metric.kind, of_histogram) {
+        (Kind::Histogram, Some((base, part))) if base == metric.name => {
+            let le: &[&str] = if part == "_bucket" { &["le"] } else { &[] };
+            Some(with(metric.name, metric.kind, &[metric.labels, le].concat(), true))
+        }
+        (Kind::Counter | Kind::Gauge, _) if name == metric.name => Some(with(name, metric.kind, metric.labels, false)),
+        _ => None,
+    })
+}
+
+/// Every query with where it stands: those of panels, variables and rules.
+fn queries() -> Vec<(String, String, String)> {
+    let mut all = Vec::new();
+    for dashboard in dashboards() {
+        for panel in dashboard.panels {
+            all.extend(panel.queries.into_iter().map(|query| (panel.place.clone(), query.expr, query.legend)));
+        }
+        for variable in dashboard.variables {
+            let (selector, label) = values_of(&variable.query);
+            let place = format!("{}, variable {}", dashboard.name, variable.name);
+            all.push((place, selector.to_owned(), format!("{{{{{label}}}}}")));
+        }
+    }
+    for rule in rules() {
+        // What annotations say of labels is like a legend.
+        let told = rule.json["annotations"].to_string().replace("$labels.", "");
+        all.push((rule.name, rule.expr, if rule.alert { told } else { String::new() }));
+    }
+    all
+}
+
+/// Selector and label of `label_values(selector, label)`.
+pub(crate) fn values_of(query: &str) -> (&str, &str) {
+    let inner = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
+    inner
+        .and_then(|inner| inner.rsplit_once(", "))
+        .unwrap_or_else(|| panic!("{query} is no label_values(selector, label)"))
+}
+
+/// The labels that `{{label}}` stands for.
+pub(crate) fn legend_labels(legend: &str) -> Vec<&str> {
+    let inner = legend.split("{{").skip(1).filter_map(|rest| rest.split_once("}}"));
+    inner.map(|(label, _)| label.trim()).filter(|label| !label.starts_with('$')).collect()
+}
+
+#[test]
+fn what_is_asked_for_is_there_and_is_asked_for_rightly() {
+    let recorded = recorded();
+    for (place, query, legend) in queries() {
+        let names = promql::names(&query);
+        assert!(!names.selectors.is_empty(), "{place}: {query} names no metric");
+        let mut labels: HashSet<String> = EVERY.map(str::to_owned).into();
+        labels.extend(names.made.iter().cloned());
+        for selector in &names.selectors {
+            let Some(known) = known(selector, &recorded) else {
+                panic!("{place}: no metric is called {}; interlock::metrics lists them", selector.metric)
+            };
+            for (label, _) in &selector.matchers {
+                let there = EVERY.contains(&&**label) || known.labels.contains(label);
+                assert!(there, "{place}: {} has no label {label}", selector.metric);
+            }
+            counted_rightly(&place, selector, &known);
+            labels.extend(known.labels);
+        }
+        for label in names.grouped.iter().map(String::as_str).chain(legend_labels(&legend)) {
+            assert!(labels.contains(label), "{place}: no metric of it has a label {label}");
+        }
+        let quantile = query.contains("histogram_quantile(");
+        assert!(!quantile || names.grouped.iter().any(|label| label == "le"), "{place}: a quantile needs `by (le)`");
+    }
+}
+
+/// Counters, and the parts of histograms, are looked at through rates; gauges are not.
+fn counted_rightly(place: &str, selector: &Selector, known: &Known) {
+    let rate = selector.inside.last().is_some_and(|of| of == "rate" || of == "increase");
+    let counts = known.kind == Kind::Counter || known.part;
+    let excepted = BARE.iter().any(|(of, _)| *of == place);
+    // Which values a label has is looked up without looking at the value.
+    let only_labels = place.contains(", variable ");
+    assert!(
+        rate == counts || excepted || only_labels,
+        "{place}: {}, of which rate() or increase()? {rate}",
+        selector.metric
+    );
+    let bucket = selector.metric.ends_with("_bucket");
+    let quantile = selector.inside.iter().any(|of| of == "histogram_quantile");
+    assert_eq!(bucket, quantile, "{place}: {} and histogram_quantile() go together", selector.metric);
+}
+
+#[test]
+fn every_metric_is_shown_or_watched() {
+    let recorded = recorded();
+    let names = queries().into_iter().flat_map(|(_, query, _)| promql::names(&query).selectors);
+    let used: HashSet<String> = names.filter_map(|selector| Some(known(&selector, &recorded)?.metric)).collect();
+    let unused: Vec<&str> = ALL.iter().map(|metric| metric.name).filter(|name| !used.contains(*name)).collect();
+    assert!(unused.is_empty(), "no dashboard and no rule uses {unused:?}");
+    let unused: Vec<&String> = recorded.keys().filter(|name| !used.contains(*name)).collect();
+    assert!(unused.is_empty(), "recorded for nothing: {unused:?}");
+}

@@ -1,0 +1,227 @@
+//! The dashboards before real runs: every query and every variable is evaluated by a Prometheus that scrapes them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    drift::{legend_labels, values_of},
+    files::{Dashboard, Panel, dashboards, grafana, listed},
+    process::{Process, SMALL, free_address, run, wait_for, when},
+    prometheus::{Api, Prometheus, Series, now},
+    scrape::{exposition, label, promtool},
+};
+
+/// Panels that show nothing of a run, with the reason.
+const EMPTY: [(&str, &str, &str); 1] = [("learning / Alignment", "done", "only adaptive widths measure it")];
+
+/// Series of a stage, and of what belongs to no stage; beyond this monitoring gets expensive.
+const MOST_SERIES: usize = 200;
+
+/// What is chosen on a dashboard: variables by name, and the time shown.
+struct Chosen {
+    values: HashMap<String, String>,
+    start: f64,
+    end: f64,
+}
+
+impl Chosen {
+    /// A query as Grafana asks it, for a graph with a point a second of what is scraped every second.
+    fn fill(&self, query: &str) -> String {
+        let range = format!("{}s", (self.end - self.start).ceil());
+        let given = query.replace("$__rate_interval", "4s").replace("$__range", &range);
+        self.values.iter().fold(given, |query, (name, value)| query.replace(&format!("${name}"), value))
+    }
+}
+
+#[test]
+#[ignore = "needs prometheus"]
+fn every_panel_and_every_variable_shows_something() {
+    let folder = TempDir::new().unwrap();
+    let (busy, done) = (free_address(), free_address());
+    let Prometheus { process: mut server, api } = Prometheus::start(folder.path(), &[&busy, &done], |_| {});
+    let start = now();
+    let mut trains = trains(&busy, folder.path());
+    let mut ends = ends(&done, folder.path());
+
+    let limit = Duration::from_secs(120);
+    let pipeline = "pipeline='trains'";
+    for told in
+        ["interlock_loss{split='validation',", "interlock_stage_alignment{", "interlock_stage_predicted_idle_ratio{"]
+    {
+        let query = format!("{told}{pipeline}}}");
+        wait_for(&query, limit, &mut [&mut trains, &mut server], || {
+            when(!api.at(&query, now())?.is_empty(), "no series")
+        });
+    }
+    wait_for("the second run has come and gone", limit, &mut [&mut ends], || {
+        let states =
+            api.at("last_over_time(interlock_run_state{pipeline='done', state='finished'}[1m]) == 1", now())?;
+        when(!states.is_empty(), "it has not been scraped as finished")
+    });
+    wait_for("the second run has ended", limit, &mut [], || when(!ends.runs(), ends.told()));
+    wait_for("the second run is gone from the time shown", limit, &mut [&mut server], || {
+        let up = api.at(&format!("up{{instance='{done}'}} == 0"), now())?;
+        when(!up.is_empty(), "it is still up")
+    });
+    let end = now();
+    assert!(trains.runs() && end - start > 10.0, "{}", trains.told());
+
+    println!("{:60} {:>8} {:>8}   series, of a run that trains and of one that is gone", "panel", "trains", "gone");
+    let (mut faults, mut counts) = (Vec::new(), BTreeMap::<String, Vec<String>>::new());
+    for dashboard in dashboards() {
+        for (pipeline, instance) in [("trains", &busy), ("done", &done)] {
+            let chosen = choose(&api, &dashboard, (pipeline, instance), (start, end), &mut faults);
+            for panel in &dashboard.panels {
+                let shown = shown(&api, panel, &chosen, &mut faults);
+                let excepted = EMPTY.iter().any(|&(place, of, _)| place == panel.place && of == pipeline);
+                if (shown == 0) != excepted {
+                    let excepted = if excepted { ", but is said to be empty" } else { "" };
+                    faults.push(format!("{}: {shown} series of {pipeline}{excepted}", panel.place));
+                }
+                counts.entry(panel.place.clone()).or_default().push(shown.to_string());
+            }
+        }
+    }
+    for (place, counts) in &counts {
+        println!("{place:60} {:>8} {:>8}", counts[0], counts[1]);
+    }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+    told_well(&busy);
+    quick_to_scrape(&api, &busy, &mut trains);
+}
+
+/// A run that trains until it is killed, and whose widths change.
+fn trains(address: &str, folder: &Path) -> Process {
+    let adaptive =
+        ["adaptive.every=10", "adaptive.window=2", "adaptive.below=0.9", "adaptive.max_width=3", "name='adaptive'"];
+    let adaptive = adaptive.map(|set| format!("strategy.{set}"));
+    let more = adaptive.iter().map(|set| &**set).chain(["steps=10000000", "eval_every=500"]);
+    let sets: Vec<&str> = SMALL.into_iter().chain(more).collect();
+    run("trains", address, folder, &sets, &[])
+}
+
+/// A run that ends, and is gone a moment later. Its stages sleep, so that it lasts for some seconds.
+fn ends(address: &str, folder: &Path) -> Process {
+    let sleepy =
+        "devices=['emulated:forward-ms=10,head-ms=2,input-gradient-ms=5,parameter-gradient-ms=10,transfer-ms=1']";
+    let sets: Vec<&str> = SMALL.into_iter().chain(["steps=120", "eval_every=60", sleepy]).collect();
+    run("done", address, folder, &sets, &["--metrics-linger", "3"])
+}
+
+/// Chooses a run on a dashboard, one variable after the other as a reader does; what it needs must be in the drop-downs.
+fn choose(
+    api: &Api,
+    dashboard: &Dashboard,
+    (pipeline, instance): (&str, &str),
+    (start, end): (f64, f64),
+    faults: &mut Vec<String>,
+) -> Chosen {
+    let mut chosen = Chosen { values: HashMap::new(), start, end };
+    for variable in &dashboard.variables {
+        let (selector, label) = values_of(&variable.query);
+        let selector = chosen.fill(selector);
+        let values = api.label_values(&selector, label, start, end).unwrap_or_else(|why| {
+            faults.push(format!("{}, variable {}: {why}", dashboard.name, variable.name));
+            Vec::new()
+        });
+        let wanted = match &*variable.name {
+            "job" => vec!["interlock"],
+            "pipeline" => vec![pipeline],
+            "instance" => vec![instance],
+            _ => vec!["0", "1", "2", "3"],
+        };
+        if let Some(missing) = wanted.iter().find(|value| !values.iter().any(|there| there == *value)) {
+            faults.push(format!(
+                "{}, variable {}: {missing} is not among {values:?} of {selector}",
+                dashboard.name, variable.name
+            ));
+        }
+        let value = if variable.multi { ".+" } else { wanted[0] };
+        chosen.values.insert(variable.name.clone(), value.to_owned());
+    }
+    chosen
+}
+
+/// How many series a panel shows; what is wrong with them goes to `faults`.
+fn shown(api: &Api, panel: &Panel, chosen: &Chosen, faults: &mut Vec<String>) -> usize {
+    let mut count = 0;
+    for query in &panel.queries {
+        let asked = chosen.fill(&query.expr);
+        let answer =
+            if query.instant { api.at(&asked, chosen.end) } else { api.along(&asked, chosen.start, chosen.end) };
+        match answer {
+            Err(why) => faults.push(format!("{}: {why}: {asked}", panel.place)),
+            Ok(all) => {
+                for Series { labels, values } in &all {
+                    for label in legend_labels(&query.legend).into_iter().filter(|label| !labels.contains_key(*label)) {
+                        faults.push(format!("{}: no {label} for the legend in {labels:?}", panel.place));
+                    }
+                    // NaN is how a mean or a quantile of nothing looks, and drawn as a gap; all of it may not be.
+                    if values.iter().any(|(_, value)| value.is_infinite()) || !values.iter().any(|(_, v)| v.is_finite())
+                    {
+                        faults.push(format!("{}: {labels:?} is infinite, or nothing: {asked}", panel.place));
+                    }
+                }
+                count += all.len();
+            }
+        }
+    }
+    count
+}
+
+/// That what a run tells is well formed, of histograms instead of summaries, and not too much.
+fn told_well(address: &str) {
+    let told = exposition(address).unwrap();
+    promtool(&["check", "metrics"], &told);
+    assert!(!told.lines().any(|line| line.starts_with("# TYPE") && line.ends_with("summary")), "a summary:\n{told}");
+    let mut series = BTreeMap::<&str, usize>::new();
+    for line in told.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+        let of = label(line, "stage").or_else(|| label(line, "src")).unwrap_or("no stage");
+        *series.entry(of).or_default() += 1;
+    }
+    println!("series of each stage: {series:?}");
+    assert_eq!(series.len(), 5, "four stages, and what belongs to none");
+    assert!(series.values().all(|&count| count < MOST_SERIES), "{MOST_SERIES} series or more: {series:?}");
+}
+
+/// That scraping does not wait for what stages compute.
+fn quick_to_scrape(api: &Api, address: &str, run: &mut Process) {
+    let mut times: Vec<Duration> = (0..50)
+        .map(|_| {
+            let since = Instant::now();
+            exposition(address).unwrap();
+            since.elapsed()
+        })
+        .collect();
+    assert!(run.runs(), "the run should train all the while: {}", run.told());
+    times.sort();
+    let of = |how: &str| {
+        let query = format!("{how}scrape_duration_seconds{{instance='{address}'}}[5m])");
+        api.at(&query, now()).unwrap()[0].values[0].1
+    };
+    let (most, longest) = (of("quantile_over_time(0.9, "), of("max_over_time("));
+    println!(
+        "a scrape while it trains: median {:?}, longest {:?} of 50; of Prometheus' nine in ten within {most:.3} s, the longest {longest:.3} s",
+        times[25], times[49]
+    );
+    // Single ones may have to wait on a busy machine; all of them only if the exporter waits for what stages compute.
+    assert!(times[25] < Duration::from_millis(100) && most < 0.5, "scrapes wait for something: {times:?}, {most} s");
+}
+
+#[test]
+#[ignore = "needs prometheus"]
+fn promtool_finds_no_fault() {
+    let text = |path: std::path::PathBuf| path.display().to_string();
+    promtool(&["check", "config", &text(grafana().join("prometheus.yml"))], "");
+    for path in listed("rules", "yml") {
+        promtool(&["check", "rules", &text(path)], "");
+    }
+    for path in listed("rules/tests", "yml") {
+        print!("{}", promtool(&["test", "rules", &text(path)], ""));
+    }
+}

@@ -1,0 +1,106 @@
+//! Programs that run beside a test, and end with it.
+
+use std::{
+    fs::{self, File},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// A program that runs; it is killed when this is dropped, whatever happens.
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts it; what it says goes to a file in the folder.
+    pub(crate) fn start(name: &str, command: &mut Command, folder: &Path) -> Self {
+        let log = folder.join(format!("{name}.log"));
+        let file = File::create(&log).unwrap();
+        command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
+        Self { name: name.to_owned(), child, log }
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Ends it at once, as the system does to a process when memory runs out.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill(); // it may have ended by itself
+        self.child.wait().unwrap();
+    }
+
+    /// Whether it runs, and the end of what it said.
+    pub(crate) fn told(&mut self) -> String {
+        let state = if self.runs() { "runs" } else { "has ended" };
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        format!("{} {state}; it said:\n{}", self.name, lines[lines.len().saturating_sub(15)..].join("\n"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Looks again and again until there is something to see; after `limit` the test fails with what was seen last, and with what the
+/// processes said.
+pub(crate) fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    processes: &mut [&mut Process],
+    mut look: impl FnMut() -> Result<T, String>,
+) -> T {
+    let since = Instant::now();
+    loop {
+        let why = match look() {
+            Ok(seen) => return seen,
+            Err(why) => why,
+        };
+        if since.elapsed() > limit {
+            let told: Vec<String> = processes.iter_mut().map(|process| process.told()).collect();
+            panic!("{what}: not within {limit:?}; {why}\n{}", told.join("\n"));
+        }
+        sleep(Duration::from_millis(100));
+    }
+}
+
+/// What `wait_for` looks for, or why it is not there.
+pub(crate) fn when(there: bool, why: impl Into<String>) -> Result<(), String> {
+    if there { Ok(()) } else { Err(why.into()) }
+}
+
+/// An address of this host at which nobody listens.
+pub(crate) fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// A run of the command that tells its metrics at `address`, from the built-in configuration with these settings and arguments.
+pub(crate) fn run(name: &str, address: &str, folder: &Path, sets: &[&str], more: &[&str]) -> Process {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
+    command.args(["train", "--plain", "--metrics", address, "--out"]).arg(folder.join(name)).args(more);
+    command.arg(format!("--set=name={name:?}"));
+    command.args(sets.iter().map(|set| format!("--set={set}")));
+    Process::start(name, &mut command, folder)
+}
+
+/// A small network in four stages, for `run`.
+pub(crate) const SMALL: [&str; 8] = [
+    "data.limit=512",
+    "model.planes=[4, 8, 8]",
+    "model.blocks=[1, 1, 1]",
+    "model.stem_planes=4",
+    "partition.stages=4",
+    "heads.arch=gbpl_fc",
+    "batch_size=32",
+    "micro_batches=2",
+];

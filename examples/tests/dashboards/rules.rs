@@ -1,0 +1,54 @@
+//! That every alert says what to do, and is tested both ways.
+
+use std::collections::HashSet;
+
+use crate::{
+    files::{listed, rules, text_of},
+    yaml,
+};
+
+#[test]
+fn alerts_say_what_to_do() {
+    let names: Vec<String> = rules().into_iter().filter(|rule| rule.alert).map(|rule| rule.name).collect();
+    let expected =
+        ["StageStalled", "LossNotFinite", "PipelineImbalanced", "MailboxNearFull", "ThroughputDrop", "TargetDown"];
+    assert_eq!(names, expected, "the alerts that the documentation lists");
+    for rule in rules().into_iter().filter(|rule| rule.alert) {
+        let severity = text_of(&rule.json["labels"], "severity");
+        assert!(["critical", "warning"].contains(&&*severity), "{}: severity {severity:?}", rule.name);
+        let (summary, description) =
+            (text_of(&rule.json["annotations"], "summary"), text_of(&rule.json["annotations"], "description"));
+        let says_where = if rule.name == "TargetDown" { "$labels.instance" } else { "$labels.pipeline" };
+        assert!(summary.contains(says_where), "{}: the summary does not say where", rule.name);
+        let advice = ["look", "Look", "raise", "lower", "Lower", "find"];
+        assert!(
+            advice.iter().any(|word| description.contains(word)),
+            "{}: the description says nothing to do",
+            rule.name
+        );
+    }
+}
+
+#[test]
+fn alerts_are_tested_both_ways() {
+    let (mut fires, mut silent) = (HashSet::new(), HashSet::new());
+    for path in listed("rules/tests", "yml") {
+        let file = yaml::read(&path);
+        assert_eq!(file["rule_files"], serde_json::json!(["../recording.yml", "../alerts.yml"]), "{}", path.display());
+        for test in file["tests"].as_array().unwrap() {
+            // A test that stays silent throughout; that an alert is silent before it fires proves less.
+            let cases: Vec<(String, bool)> = test["alert_rule_test"]
+                .as_array()
+                .unwrap_or_else(|| panic!("{}: a test without alert_rule_test", path.display()))
+                .iter()
+                .map(|case| (text_of(case, "alertname"), !case["exp_alerts"].as_array().unwrap().is_empty()))
+                .collect();
+            let firing: HashSet<String> = cases.iter().filter(|case| case.1).map(|case| case.0.clone()).collect();
+            silent.extend(cases.into_iter().map(|case| case.0).filter(|name| !firing.contains(name)));
+            fires.extend(firing);
+        }
+    }
+    let alerts: HashSet<String> = rules().into_iter().filter(|rule| rule.alert).map(|rule| rule.name).collect();
+    assert_eq!(fires, alerts, "alerts that some test has fire");
+    assert_eq!(silent, alerts, "alerts that some test has stay silent");
+}

@@ -1,0 +1,125 @@
+//! Ctrl-C: once, a run ends at a step's end and is saved; twice, the program ends at once. With real signals, sent to the real program.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
+#[path = "common/command.rs"]
+mod common;
+#[path = "common/running.rs"]
+mod running;
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use common::{SMALL, done, interlock, json, refused};
+use running::{Running, endless, free_address};
+use serde_json::Value;
+use tempfile::TempDir;
+
+#[test]
+fn the_first_ends_the_run_at_a_steps_end_and_saves_it() {
+    for signal in ["-INT", "-TERM"] {
+        let folder = TempDir::new().unwrap();
+        let mut running = endless(folder.path(), &["--plain", "--report", "report.json", "--trace", "steps.svg"]);
+        running.wait_for("run/run.log", "evaluated");
+        running.send(signal);
+        assert_eq!(running.end().code(), Some(130), "{}", running.text("err"));
+        assert_eq!(
+            running.text("err"),
+            "stopping after the steps under way, with the run saved; again to end at once\n"
+        );
+        let report = json(&folder.path().join("run/report.json"));
+        let steps = report["steps"].as_u64().unwrap();
+        assert!((3..1_000_000).contains(&steps) && report["stopped"] == true, "{report}");
+        assert_eq!(report, json(&folder.path().join("report.json")));
+        let status = json(&folder.path().join("run/status.json"));
+        assert_eq!(status, serde_json::json!({ "state": "stopped", "steps": steps }));
+        let out = running.text("out");
+        assert!(out.contains(&format!("stopped after {steps} steps")) && out.contains("the run lies in run"), "{out}");
+        assert!(running.text("run/run.log").contains("stopped"));
+        assert!(running.text("steps.svg").starts_with("<svg"));
+
+        let scored = done(&interlock(folder.path(), &["eval", "run", "--json"]));
+        let heads: Value = serde_json::from_str(scored.lines().last().unwrap()).unwrap();
+        assert_eq!(heads.as_array().unwrap().len(), 2);
+        refused(folder.path(), &["generate", "run", "--prompt", "x"], &["not one on text"]);
+    }
+}
+
+#[test]
+fn a_text_run_that_was_stopped_goes_on_writing() {
+    let folder = TempDir::new().unwrap();
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/shakespeare-gpt.toml");
+    let sets = ["steps=1000000", "eval_every=2", "data.limit=64", "data.context=16", "data.validation_fraction=0.002"];
+    let sets: Vec<String> =
+        sets.iter().chain(&["model.width=16", "partition.stages=2"]).map(|s| format!("--set={s}")).collect();
+    let mut arguments = vec!["train", "--quiet", "--out", "run", "--config", config.to_str().unwrap()];
+    arguments.extend(sets.iter().map(String::as_str));
+    let mut running = Running::start(folder.path(), &arguments);
+    running.wait_for("run/run.log", "evaluated");
+    running.send("-INT");
+    assert_eq!(running.end().code(), Some(130));
+    assert_eq!((running.text("out"), running.text("err")), (String::new(), String::new()));
+    let text = done(&interlock(folder.path(), &["generate", "run", "--prompt", "ROMEO", "--tokens", "5"]));
+    assert!(text.starts_with("ROMEO"), "{text}");
+}
+
+#[test]
+fn the_second_ends_the_program_at_once() {
+    let folder = TempDir::new().unwrap();
+    // Its first step takes longer than any test.
+    let slow = "--set=devices=[\"emulated:forward-ms=3600000\"]";
+    let mut running = endless(folder.path(), &["--plain", slow]);
+    running.wait_for("run/run.log", "steps 0 to 1000000");
+    running.send("-INT");
+    running.wait_for("err", "again to end at once");
+    assert_eq!(running.child.try_wait().unwrap(), None);
+    running.send("-TERM");
+    assert_eq!(running.end().code(), Some(130));
+    assert!(running.text("err").ends_with("ended; what there is of the run lies in run\n"), "{}", running.text("err"));
+    let status = json(&folder.path().join("run/status.json"));
+    assert_eq!((&status["state"], &status["cause"]), (&"failed".into(), &"interrupted before it was saved".into()));
+    refused(folder.path(), &["eval", "run"], &["the run has failed", "interrupted"]);
+}
+
+#[test]
+fn a_comparison_that_is_stopped_keeps_what_is_finished() {
+    let folder = TempDir::new().unwrap();
+    let compare = ["compare", "--widths", "2,1", "--seeds", "1000", "--out", "table", "--json"];
+    let mut running = Running::start(folder.path(), &[&compare, &SMALL[..]].concat());
+    running.wait_for("out", "seed 2");
+    running.send("-INT");
+    assert_eq!(running.end().code(), Some(130));
+    let comparison = json(&folder.path().join("table/compare.json"));
+    let runs = comparison["runs"].as_array().unwrap().len();
+    assert!((2..1000).contains(&runs), "{runs}");
+    assert_eq!(comparison["rows"].as_array().unwrap().len(), 1);
+    assert_eq!((&comparison["rows"][0]["width"], &comparison["rows"][0]["runs"]), (&"2".into(), &runs.into()));
+    assert_eq!(running.text("table/compare.csv").lines().count(), 1 + runs);
+    assert_eq!(comparison, serde_json::from_str::<Value>(running.text("out").lines().last().unwrap()).unwrap());
+}
+
+#[test]
+fn a_run_that_has_ended_and_is_still_served_ends_at_once() {
+    let folder = TempDir::new().unwrap();
+    let address = free_address();
+    let linger = ["train", "--out", "run", "--metrics", &address, "--metrics-linger", "3600"];
+    let mut running = Running::start(folder.path(), &[&linger, &SMALL[..]].concat());
+    running.wait_for("out", "the run lies in");
+    running.send("-INT");
+    assert_eq!(running.end().code(), Some(130));
+    assert_eq!(json(&folder.path().join("run/status.json"))["state"], "finished");
+}
+
+#[test]
+fn whoever_read_the_output_may_go() {
+    let folder = TempDir::new().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
+    command.args([&["train", "--plain", "--out", "run"], &SMALL[..]].concat()).current_dir(folder.path());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(json(&folder.path().join("run/status.json"))["state"], "finished");
+}

@@ -1,0 +1,99 @@
+//! What a run tells monitoring systems, without one at hand.
+
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
+#[path = "common/command.rs"]
+mod common;
+
+use std::{
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use common::{SMALL, refused};
+use tempfile::TempDir;
+
+/// A run in the background, killed when it is dropped.
+struct Run(Child);
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // it may have ended by itself
+        let _ = self.0.wait();
+    }
+}
+
+/// The value of the series that is written so, without the label that all have.
+fn value(told: &str, name: &str, labels: &str) -> Option<f64> {
+    let prefix = match labels {
+        "" => format!("{name}{{pipeline=\"small\"}} "),
+        labels => format!("{name}{{pipeline=\"small\",{labels}}} "),
+    };
+    told.lines().find_map(|line| line.strip_prefix(&prefix)).map(|value| value.parse().unwrap())
+}
+
+#[test]
+fn a_run_tells_what_it_does_and_goes_on_telling_when_it_has_ended() {
+    let folder = TempDir::new().unwrap();
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
+    command.args(["train", "--quiet", "--out", "run", "--metrics", &address, "--metrics-linger", "300"]).args(SMALL);
+    command.args(["--set=name=small", "--set=micro_batches=2"]).current_dir(folder.path()).stdout(Stdio::null());
+    let mut run = Run(command.spawn().unwrap());
+
+    let since = Instant::now();
+    let told = loop {
+        let answer = ureq::get(format!("http://{address}/metrics")).call();
+        let told = answer.ok().and_then(|mut answer| answer.body_mut().read_to_string().ok()).unwrap_or_default();
+        if value(&told, "interlock_run_state", "state=\"finished\"") == Some(1.0) {
+            break told;
+        }
+        assert!(run.0.try_wait().unwrap().is_none() && since.elapsed() < Duration::from_secs(120), "{told}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let value =
+        |name: &str, labels: &str| value(&told, name, labels).unwrap_or_else(|| panic!("{name} {labels}: {told}"));
+    assert_eq!(value("interlock_run_state", "state=\"training\""), 0.0);
+    assert_eq!((value("interlock_steps_total", ""), value("interlock_step", "")), (3.0, 3.0));
+    assert_eq!((value("interlock_samples_total", ""), value("interlock_tokens_total", "")), (96.0, 0.0));
+    for stage in ["0", "1"] {
+        let of = |more: &str| format!("stage=\"{stage}\"{more}");
+        assert_eq!(value("interlock_stage_microbatches_total", &of("")), 6.0);
+        assert_eq!(value("interlock_stage_phase_duration_seconds_count", &of(",phase=\"optimizer\"")), 3.0);
+        assert_eq!(value("interlock_stage_phase_duration_seconds_count", &of(",phase=\"parameter_gradient\"")), 6.0);
+        // Nothing is under way any more, and nothing waits.
+        assert_eq!(value("interlock_stage_inflight_microbatches", &of("")), 0.0);
+        assert_eq!(value("interlock_stage_mailbox_messages", &of("")), 0.0);
+        assert!(value("interlock_stage_mailbox_capacity", &of("")) > 0.0);
+        for kind in ["parameters", "gradients", "optimizer", "activations"] {
+            assert!(value("interlock_stage_memory_bytes", &of(&format!(",kind=\"{kind}\""))) > 0.0, "{kind}");
+        }
+        for kind in ["loss", "gradient", "activation", "parameter"] {
+            assert_eq!(value("interlock_nonfinite_total", &of(&format!(",kind=\"{kind}\""))), 0.0);
+        }
+        assert!(value("interlock_loss", &of(",split=\"validation\"")) > 0.0);
+        assert!(value("interlock_gradient_norm", &of("")) > 0.0);
+    }
+    assert_eq!(value("interlock_stage_interlock_width", "stage=\"0\""), 2.0);
+    // Pairwise: one gradient a micro-batch; activations of the evaluation cross too.
+    let boundary = |name: &str, way: &str| value(name, way);
+    assert_eq!(boundary("interlock_boundary_messages_total", "src=\"1\",dst=\"0\",kind=\"gradient\""), 6.0);
+    assert!(boundary("interlock_boundary_messages_total", "src=\"0\",dst=\"1\",kind=\"activation\"") > 6.0);
+    assert!(value("process_resident_memory_bytes", "") > 0.0);
+}
+
+#[test]
+fn an_address_that_is_taken_is_refused_before_anything_is_written() {
+    let folder = TempDir::new().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let train = |address: &str| [&["train", "--out", "run", "--metrics", address][..], &SMALL].concat().join("\n");
+    let refuse = |address: &str, words: &[&str]| {
+        let arguments = train(address);
+        refused(folder.path(), &arguments.split('\n').collect::<Vec<_>>(), words);
+    };
+    refuse(&address, &[&format!("--metrics {address}"), "in use", "each process needs a port of its own"]);
+    refuse("127.0.0.1", &["--metrics", "127.0.0.1"]);
+    refused(folder.path(), &["train", "--metrics-linger", "5"], &["--metrics <ADDRESS:PORT>"]);
+}

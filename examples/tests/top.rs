@@ -1,0 +1,80 @@
+//! `interlock top` before a run that serves its metrics.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
+#[path = "common/command.rs"]
+mod common;
+#[path = "common/running.rs"]
+mod running;
+
+use common::{done, err, interlock, out, refused};
+use running::{endless, free_address};
+use tempfile::TempDir;
+
+#[test]
+fn once_prints_what_a_run_does() {
+    let folder = TempDir::new().unwrap();
+    let address = free_address();
+    let mut running = endless(folder.path(), &["--quiet", "--metrics", &address, "--set=micro_batches=2"]);
+    running.wait_for("run/run.log", "evaluated");
+    let once = ["top", &address, "--once", "--interval", "0.2"];
+    // Between two looks there may be no step, and nothing is predicted before a few: then there are dashes.
+    let cells = |line: &str| line.split(['│', '┆']).map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let is_number = |cell: &String| cell.parse::<f64>().is_ok();
+    let text = running.wait("rates and predictions", |_| {
+        let text = done(&interlock(folder.path(), &once));
+        // Losses, accuracy and norm, busy and predicted shares.
+        let stage = text.lines().find(|line| line.starts_with("│ 1 ")).map(cells)?;
+        (!text.contains("- a step") && stage[4..10].iter().all(is_number)).then_some(text)
+    });
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with(&format!("{address}  fashion-mnist  run run  resnet  pairwise  ")), "{text}");
+    assert!(["training", "evaluating"].iter().any(|state| lines[0].ends_with(state)), "{text}");
+    assert!(lines[1].contains("2 stages, 2 micro-batches") && !lines[1].contains("- examples/s"), "{text}");
+    let row = |start: &str| lines.iter().filter(|line| line.starts_with(start)).copied().collect::<Vec<_>>();
+    // Of stages and of phases, each stage has a row; of boundaries there is one.
+    for stage in ["│ 0 ", "│ 1 "] {
+        let rows = row(stage);
+        let cells = cells(rows[0]);
+        assert!(cells[2].starts_with("cpu:threads=") && cells[3].starts_with("1 ("), "{text}");
+        assert!(cells[4..10].iter().all(is_number), "{text}");
+        assert!(cells[10].contains('/') && cells[12].ends_with('B') && cells[13].ends_with('s'), "{text}");
+        assert!(rows[1].contains('%'), "{text}");
+    }
+    let boundary = row("│ 0 to 1 ");
+    assert!(boundary.len() == 1 && boundary[0].contains("B/s") && !boundary[0].contains(" - "), "{text}");
+    // Where there is no terminal it cannot draw on one.
+    refused(folder.path(), &["top", &address], &["no terminal", "--once"]);
+}
+
+#[test]
+fn what_does_not_answer_is_refused_with_what_would() {
+    let folder = TempDir::new().unwrap();
+    let address = free_address();
+    let remedy = format!("interlock train --metrics {address}");
+    refused(folder.path(), &["top", &address, "--once"], &[&address, "refused", &remedy]);
+    refused(folder.path(), &["top", "9464"], &["no host and port", "127.0.0.1:9464"]);
+    refused(folder.path(), &["top", "http://a/metrics"], &["no host and port"]);
+    refused(folder.path(), &["top"], &["HOST:PORT"]);
+    refused(folder.path(), &["top", &address, "--interval", "0"], &["seconds from 0.1"]);
+}
+
+#[test]
+fn what_serves_something_else_is_refused() {
+    let folder = TempDir::new().unwrap();
+    for (body, words) in [("up 1\n", "no metrics of interlock"), ("<html>", "no line of metrics")] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            std::io::Read::read(&mut stream, &mut request).unwrap();
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            std::io::Write::write_all(&mut stream, answer.as_bytes()).unwrap();
+        });
+        let output = interlock(folder.path(), &["top", &address, "--once"]);
+        assert_eq!(output.status.code(), Some(2), "{}", out(&output));
+        assert!(err(&output).contains(words), "{}", err(&output));
+    }
+}

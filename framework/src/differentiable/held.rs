@@ -1,0 +1,57 @@
+//! How much memory is held.
+
+use std::collections::HashMap;
+
+use candle_core::Tensor;
+
+/// A piece of memory that a layer keeps, by its address: what two layers keep both is there once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    address: usize,
+    bytes: usize,
+}
+
+impl Held {
+    /// The elements of `tensor`.
+    pub fn tensor(tensor: &Tensor) -> Self {
+        let (storage, _) = tensor.storage_and_layout();
+        Self {
+            address: std::ptr::from_ref(&*storage).addr(),
+            bytes: tensor.elem_count() * tensor.dtype().size_in_bytes(),
+        }
+    }
+
+    /// The elements of `slice`.
+    pub fn slice<T>(slice: &[T]) -> Self {
+        Self { address: slice.as_ptr().addr(), bytes: size_of_val(slice) }
+    }
+}
+
+/// Bytes of all pieces; of those at one address, the largest.
+pub(crate) fn bytes<'a>(held: impl IntoIterator<Item = &'a Held>) -> usize {
+    let mut largest = HashMap::<usize, usize>::new();
+    for piece in held {
+        let known = largest.entry(piece.address).or_default();
+        *known = piece.bytes.max(*known);
+    }
+    largest.values().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    #[test]
+    fn what_is_kept_twice_is_counted_once() {
+        let zeros = |n: usize| Tensor::zeros(n, DType::F32, &Device::Cpu).unwrap();
+        let (a, b) = (zeros(10), zeros(10));
+        let part = a.narrow(0, 2, 3).unwrap();
+        let numbers = vec![0_u64; 4];
+        let held = [&part, &a, &a.detach(), &b].map(Held::tensor);
+        assert_eq!(bytes(&held[..1]), 12);
+        assert_eq!(bytes(&held), 80);
+        assert_eq!(bytes(held.iter().chain([&Held::slice(&numbers)])), 112);
+    }
+}

@@ -1,0 +1,100 @@
+//! What a run tells about itself while it goes: counters, gauges and histograms for a monitoring system.
+//!
+//! This crate only emits, through the `metrics` façade; a program installs a recorder that exports (Prometheus, say) before it
+//! builds a [`Trainer`](crate::Trainer). Without one, nothing is kept and a call costs next to nothing.
+//!
+//! [`table`] lists every metric once, with unit, labels and description: [`ALL`]. Handles are made when a stage's actor or a trainer
+//! starts, and every counter is there from then on, at 0. Labels take values of small closed sets (stages, phases, kinds, states), never a
+//! step or a micro-batch. A program that exports several pipelines tells them apart by a label of its own for all series, `pipeline`.
+
+pub(crate) mod clock;
+mod prediction;
+mod run;
+mod stage;
+pub mod table;
+
+pub use table::ALL;
+
+pub(crate) use prediction::Prediction;
+pub(crate) use run::{RunMetrics, RunState};
+pub(crate) use stage::{Direction, MailboxGauge, StageMetrics};
+
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Unit, with_recorder};
+
+/// What sort of number a metric is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Counts up.
+    Counter,
+    /// Takes any value.
+    Gauge,
+    /// Collects values into buckets.
+    Histogram,
+}
+
+/// One metric: its name and everything that must be known to read it.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// Its full name.
+    pub name: &'static str,
+    /// What sort of number it is.
+    pub kind: Kind,
+    /// What it is measured in.
+    pub unit: Unit,
+    /// The names of its labels, in the order in which handles take their values.
+    pub labels: &'static [&'static str],
+    /// What it tells.
+    pub description: &'static str,
+}
+
+impl Metric {
+    const fn counter_of(name: &'static str, unit: Unit, labels: &'static [&'static str], text: &'static str) -> Self {
+        Self { name, kind: Kind::Counter, unit, labels, description: text }
+    }
+
+    const fn gauge_of(name: &'static str, unit: Unit, labels: &'static [&'static str], text: &'static str) -> Self {
+        Self { name, kind: Kind::Gauge, unit, labels, description: text }
+    }
+
+    const fn histogram_of(name: &'static str, labels: &'static [&'static str], text: &'static str) -> Self {
+        Self { name, kind: Kind::Histogram, unit: Unit::Seconds, labels, description: text }
+    }
+
+    fn key(&self, kind: Kind, values: &[&str]) -> Key {
+        debug_assert!(self.kind == kind && self.labels.len() == values.len(), "{self:?} as {kind:?} with {values:?}");
+        let labels = self.labels.iter().zip(values);
+        Key::from_parts(self.name, labels.map(|(&name, &value)| Label::new(name, value.to_owned())).collect::<Vec<_>>())
+    }
+
+    /// The handle of the counter with these label values; it exists from now on, at 0 unless it did before.
+    pub fn counter(&self, values: &[&str]) -> Counter {
+        let counter = with_recorder(|r| r.register_counter(&self.key(Kind::Counter, values), &METADATA));
+        // Some recorders show a counter only once it has been told something.
+        counter.increment(0);
+        counter
+    }
+
+    /// The handle of the gauge with these label values.
+    pub fn gauge(&self, values: &[&str]) -> Gauge {
+        with_recorder(|r| r.register_gauge(&self.key(Kind::Gauge, values), &METADATA))
+    }
+
+    /// The handle of the histogram with these label values.
+    pub fn histogram(&self, values: &[&str]) -> Histogram {
+        with_recorder(|r| r.register_histogram(&self.key(Kind::Histogram, values), &METADATA))
+    }
+}
+
+const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
+
+/// Tells the recorder the unit and the description of every metric; a program calls it once, after installing the recorder.
+pub fn describe() {
+    for metric in ALL {
+        let (name, unit, text) = (metric.name.into(), Some(metric.unit), metric.description.into());
+        with_recorder(|recorder| match metric.kind {
+            Kind::Counter => recorder.describe_counter(name, unit, text),
+            Kind::Gauge => recorder.describe_gauge(name, unit, text),
+            Kind::Histogram => recorder.describe_histogram(name, unit, text),
+        });
+    }
+}

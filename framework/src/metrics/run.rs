@@ -1,0 +1,176 @@
+//! What a run as a whole tells.
+
+use std::time::Instant;
+
+use metrics::{Counter, Gauge, Histogram};
+
+use super::{Metric, table};
+use crate::{
+    GradientPlan, Score, TrainEvent,
+    transport::{Built, StageStep},
+};
+
+/// What a run is doing; the label `state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RunState {
+    Starting,
+    Training,
+    Evaluating,
+    Finished,
+    Failed,
+}
+
+impl RunState {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Starting, "starting"),
+        (Self::Training, "training"),
+        (Self::Evaluating, "evaluating"),
+        (Self::Finished, "finished"),
+        (Self::Failed, "failed"),
+    ];
+}
+
+/// The handles of one stage's part in what is learned.
+struct Learned {
+    /// One a split; made when the head has scored something, since a stage may have none.
+    loss: [Option<Gauge>; 2],
+    accuracy: [Option<Gauge>; 2],
+    gradient_norm: Gauge,
+    alignment: Option<Gauge>,
+    width: Gauge,
+    device: String,
+    /// The stage that it follows, as last told.
+    follows: Option<usize>,
+}
+
+const SPLITS: [&str; 2] = ["train", "validation"];
+
+/// The handles of a trainer.
+pub(crate) struct RunMetrics {
+    states: [(RunState, Gauge); RunState::ALL.len()],
+    stages: Vec<Learned>,
+    learning_rate: Gauge,
+    samples: Counter,
+    tokens: Counter,
+    steps: Counter,
+    step: Gauge,
+    step_duration: Histogram,
+    /// From when the step in work counts; none before training begins.
+    since: Option<Instant>,
+}
+
+impl RunMetrics {
+    /// Those of a run of these stages, which is starting.
+    pub(crate) fn new(stages: &[Built], plan: &GradientPlan, micro_batches: usize) -> Self {
+        table::PIPELINE_STAGES.gauge(&[]).set(stages.len() as f64);
+        table::PIPELINE_MICROBATCHES.gauge(&[]).set(micro_batches as f64);
+        let learned = |built: &Built| {
+            let stage = built.stage.to_string();
+            Learned {
+                loss: [None, None],
+                accuracy: [None, None],
+                gradient_norm: table::GRADIENT_NORM.gauge(&[&stage]),
+                alignment: None,
+                width: table::STAGE_INTERLOCK_WIDTH.gauge(&[&stage]),
+                device: built.device.clone(),
+                follows: None,
+            }
+        };
+        let mut metrics = Self {
+            states: RunState::ALL.map(|(state, name)| (state, table::RUN_STATE.gauge(&[name]))),
+            stages: stages.iter().map(learned).collect(),
+            learning_rate: table::LEARNING_RATE.gauge(&[]),
+            samples: table::SAMPLES.counter(&[]),
+            tokens: table::TOKENS.counter(&[]),
+            steps: table::STEPS.counter(&[]),
+            step: table::STEP.gauge(&[]),
+            step_duration: table::STEP_DURATION.histogram(&[]),
+            since: None,
+        };
+        metrics.state(RunState::Starting);
+        metrics.follow(plan);
+        metrics
+    }
+
+    /// What the run does from now on.
+    pub(crate) fn state(&self, now: RunState) {
+        for (state, gauge) in &self.states {
+            gauge.set(f64::from(u8::from(*state == now)));
+        }
+    }
+
+    /// Training goes on from here: what lies before belongs to no step.
+    pub(crate) fn trains(&mut self) {
+        self.state(RunState::Training);
+        self.since = Some(Instant::now());
+    }
+
+    /// Takes note of an event.
+    pub(crate) fn observe(&mut self, event: &TrainEvent<'_>) {
+        match event {
+            TrainEvent::StageStep(done) => self.stage_step(done),
+            TrainEvent::StepDone { step, examples, targets, .. } => self.step_done(step + 1, *examples, *targets),
+            TrainEvent::PlanChanged { plan, .. } => self.follow(plan),
+            TrainEvent::Evaluated { evaluation, .. } => {
+                evaluation.heads().iter().for_each(|head| self.scored(head.stage, 1, head.score));
+            }
+            TrainEvent::Started { .. } | TrainEvent::Finished { .. } => {}
+        }
+    }
+
+    fn follow(&mut self, plan: &GradientPlan) {
+        for (k, stage) in self.stages.iter_mut().enumerate() {
+            let follows = plan.follows(k);
+            if stage.follows == Some(follows) {
+                continue;
+            }
+            let info = |follows: usize| table::STAGE_INFO.gauge(&[&k.to_string(), &stage.device, &follows.to_string()]);
+            if let Some(before) = stage.follows.replace(follows) {
+                info(before).set(0.0);
+            }
+            info(follows).set(1.0);
+            stage.width.set((follows - k + 1) as f64);
+        }
+    }
+
+    fn stage_step(&mut self, done: &StageStep) {
+        let k = done.stage;
+        if let Some(score) = done.score {
+            self.scored(k, 0, score);
+        }
+        let stage = &mut self.stages[k];
+        stage.gradient_norm.set(done.updated.gradient_norm);
+        if let Some(cosine) = done.alignment {
+            let gauge = || table::STAGE_ALIGNMENT.gauge(&[&k.to_string()]);
+            stage.alignment.get_or_insert_with(gauge).set(cosine);
+        }
+        if k + 1 == self.stages.len() {
+            self.learning_rate.set(done.updated.lr);
+        }
+    }
+
+    /// Every stage has made `steps` updates.
+    fn step_done(&mut self, steps: u64, examples: usize, targets: f64) {
+        self.steps.increment(1);
+        self.step.set(steps as f64);
+        self.samples.increment(examples as u64);
+        if targets > examples as f64 {
+            self.tokens.increment(targets.round() as u64);
+        }
+        let now = Instant::now();
+        if let Some(since) = self.since.replace(now) {
+            self.step_duration.record(now - since);
+        }
+    }
+
+    fn scored(&mut self, k: usize, split: usize, score: Score) {
+        let stage = &mut self.stages[k];
+        let set = |gauge: &mut Option<Gauge>, metric: &Metric, value: f64| {
+            gauge.get_or_insert_with(|| metric.gauge(&[&k.to_string(), SPLITS[split]])).set(value);
+        };
+        set(&mut stage.loss[split], &table::LOSS, score.mean_loss());
+        if let Some(accuracy) = score.accuracy() {
+            set(&mut stage.accuracy[split], &table::ACCURACY, accuracy);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What one stage tells.
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram};
+
+use super::{clock::unix_seconds, table};
+use crate::schedule::ActionKind;
+
+/// Values of the label `phase`.
+const PHASES: [&str; 6] = ["forward", "head", "input_gradient", "parameter_gradient", "both_gradients", "optimizer"];
+
+/// Which of [`PHASES`] an action belongs to. A gradient that is only measured is computed like one that is followed.
+fn phase(kind: ActionKind) -> usize {
+    match kind {
+        ActionKind::Forward => 0,
+        ActionKind::Head => 1,
+        ActionKind::InputGradient => 2,
+        ActionKind::ParameterGradient | ActionKind::MeasuredGradient => 3,
+        ActionKind::BothGradients | ActionKind::BothMeasured => 4,
+        ActionKind::Norm | ActionKind::Update => 5,
+    }
+}
+
+/// Which way a message between two stages goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// To the next stage.
+    Activation,
+    /// To the stage before.
+    Gradient,
+}
+
+impl Direction {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Activation => "activation",
+            Self::Gradient => "gradient",
+        }
+    }
+}
+
+/// How many messages wait in a stage's mailbox: counted up by those who send, down by the stage.
+#[derive(Clone)]
+pub(crate) struct MailboxGauge(Gauge);
+
+impl MailboxGauge {
+    /// That of stage `k`, which has just started.
+    pub(crate) fn new(k: usize) -> Self {
+        let gauge = table::STAGE_MAILBOX_MESSAGES.gauge(&[&k.to_string()]);
+        gauge.set(0.0);
+        Self(gauge)
+    }
+
+    pub(crate) fn sent(&self) {
+        self.0.increment(1.0);
+    }
+
+    pub(crate) fn taken(&self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// What a stage sends to one of its neighbours.
+struct Outgoing {
+    bytes: Counter,
+    messages: Counter,
+}
+
+/// The handles of one stage's actor.
+pub(crate) struct StageMetrics {
+    phases: [Histogram; PHASES.len()],
+    /// By [`Direction`], like the two below; those of neighbours that are not there are none.
+    waits: [Histogram; 2],
+    outgoing: [Option<Outgoing>; 2],
+    incoming: [Option<Histogram>; 2],
+    in_flight: Gauge,
+    micro_batches: Counter,
+    progress: Gauge,
+    gradients: Gauge,
+    optimizer: Gauge,
+    activations: Gauge,
+    /// The most that was held in the step in work.
+    most_activations: usize,
+}
+
+impl StageMetrics {
+    /// Those of stage `k` of `stages`, whose mailbox has room for so many messages and whose parameters take so many bytes.
+    pub(crate) fn new(k: usize, stages: usize, mailbox: usize, parameter_bytes: usize) -> Self {
+        let stage = k.to_string();
+        let neighbour = |of: Option<usize>| of.filter(|&j| j < stages).map(|j| j.to_string());
+        let (before, behind) = (neighbour(k.checked_sub(1)), neighbour(Some(k + 1)));
+        let outgoing = |to: &Option<String>, way: Direction| {
+            let to = to.as_deref()?;
+            let labels = [&*stage, to, way.name()];
+            Some(Outgoing {
+                bytes: table::BOUNDARY_BYTES.counter(&labels),
+                messages: table::BOUNDARY_MESSAGES.counter(&labels),
+            })
+        };
+        let incoming = |from: &Option<String>, way: Direction| {
+            Some(table::BOUNDARY_TRANSFER.histogram(&[from.as_deref()?, &stage, way.name()]))
+        };
+        let memory = |kind: &str, bytes: usize| {
+            let gauge = table::STAGE_MEMORY.gauge(&[&stage, kind]);
+            gauge.set(bytes as f64);
+            gauge
+        };
+        let _ = memory("parameters", parameter_bytes);
+        table::STAGE_MAILBOX_CAPACITY.gauge(&[&stage]).set(mailbox as f64);
+        for kind in crate::error::NonFinite::ALL {
+            // Only so that it is there, at 0.
+            let _ = table::NONFINITE.counter(&[&stage, kind.name()]);
+        }
+        let (in_flight, progress) =
+            (table::STAGE_INFLIGHT_MICROBATCHES.gauge(&[&stage]), table::STAGE_LAST_PROGRESS.gauge(&[&stage]));
+        in_flight.set(0.0);
+        progress.set(unix_seconds());
+        Self {
+            phases: PHASES.map(|phase| table::STAGE_PHASE_DURATION.histogram(&[&stage, phase])),
+            waits: [Direction::Activation, Direction::Gradient]
+                .map(|way| table::STAGE_QUEUE_WAIT.histogram(&[&stage, way.name()])),
+            outgoing: [outgoing(&behind, Direction::Activation), outgoing(&before, Direction::Gradient)],
+            incoming: [incoming(&before, Direction::Activation), incoming(&behind, Direction::Gradient)],
+            in_flight,
+            micro_batches: table::STAGE_MICROBATCHES.counter(&[&stage]),
+            progress,
+            gradients: memory("gradients", 0),
+            optimizer: memory("optimizer", 0),
+            activations: memory("activations", 0),
+            most_activations: 0,
+        }
+    }
+
+    /// An action took so long, and the stage holds activations of so many bytes.
+    pub(crate) fn did(&mut self, kind: ActionKind, took: Duration, held: usize) {
+        self.phases[phase(kind)].record(took);
+        self.progress.set(unix_seconds());
+        self.most_activations = self.most_activations.max(held);
+    }
+
+    /// The stage holds so many micro-batches.
+    pub(crate) fn holds(&self, live: usize) {
+        self.in_flight.set(live as f64);
+    }
+
+    /// A training micro-batch has been freed.
+    pub(crate) fn freed(&self) {
+        self.micro_batches.increment(1);
+    }
+
+    /// A step has ended, whose gradients took so many bytes, and whose update left an optimizer of so many.
+    pub(crate) fn updated(&mut self, gradient_bytes: usize, optimizer_bytes: usize) {
+        self.gradients.set(gradient_bytes as f64);
+        self.optimizer.set(optimizer_bytes as f64);
+        self.activations.set(std::mem::take(&mut self.most_activations) as f64);
+    }
+
+    /// A message of so many bytes goes to a neighbour.
+    pub(crate) fn sent(&self, way: Direction, bytes: usize) {
+        if let Some(outgoing) = &self.outgoing[way as usize] {
+            outgoing.bytes.increment(bytes as u64);
+            outgoing.messages.increment(1);
+        }
+    }
+
+    /// A message from a neighbour was so long on its way to this stage's device.
+    pub(crate) fn arrived(&self, way: Direction, took: Duration) {
+        if let Some(incoming) = &self.incoming[way as usize] {
+            incoming.record(took);
+        }
+    }
+
+    /// What is about to be computed with had been there for so long.
+    pub(crate) fn waited(&self, way: Direction, time: Duration) {
+        self.waits[way as usize].record(time);
+    }
+}

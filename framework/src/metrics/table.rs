@@ -1,0 +1,182 @@
+//! Every metric.
+
+use metrics::Unit;
+
+use super::Metric;
+
+macro_rules! table {
+    ($($(#[$doc:meta])* $name:ident = $metric:expr;)*) => {
+        $($(#[$doc])* pub const $name: Metric = $metric;)*
+
+        /// All of them.
+        pub const ALL: &[Metric] = &[$($name),*];
+    };
+}
+
+table! {
+    /// The program.
+    BUILD_INFO = Metric::gauge_of(
+        "interlock_build_info", Unit::Count, &["version", "revision"],
+        "1, with the version of the program and the revision that it was built from",
+    );
+    /// The run.
+    RUN_INFO = Metric::gauge_of(
+        "interlock_run_info", Unit::Count, &["run_id", "model", "strategy"],
+        "1, with the run, its model and its strategy",
+    );
+    /// A stage.
+    STAGE_INFO = Metric::gauge_of(
+        "interlock_stage_info", Unit::Count, &["stage", "device", "follows"],
+        "1, with the device of the stage and the stage whose loss trains it; 0 for what it followed before",
+    );
+    /// How many stages.
+    PIPELINE_STAGES = Metric::gauge_of("interlock_pipeline_stages", Unit::Count, &[], "Stages of the pipeline");
+    /// How many micro-batches.
+    PIPELINE_MICROBATCHES = Metric::gauge_of(
+        "interlock_pipeline_microbatches", Unit::Count, &[], "Micro-batches into which a batch is cut",
+    );
+    /// Interlock width.
+    STAGE_INTERLOCK_WIDTH = Metric::gauge_of(
+        "interlock_stage_interlock_width", Unit::Count, &["stage"],
+        "Interlock width: how far ahead the head lies whose loss trains the stage, counted from 1",
+    );
+    /// What the run is doing.
+    RUN_STATE = Metric::gauge_of(
+        "interlock_run_state", Unit::Count, &["state"],
+        "1 for what the run is doing (starting, training, evaluating, finished, failed), 0 for everything else",
+    );
+
+    /// How long phases take.
+    STAGE_PHASE_DURATION = Metric::histogram_of(
+        "interlock_stage_phase_duration_seconds", &["stage", "phase"],
+        "Computation of a stage by phase, recorded at its end; one micro-batch each, but for the optimizer",
+    );
+    /// How long messages wait.
+    STAGE_QUEUE_WAIT = Metric::histogram_of(
+        "interlock_stage_queue_wait_seconds", &["stage", "kind"],
+        "From the arrival of an activation or gradient at a stage to the beginning of the computation that takes it",
+    );
+    /// Messages in a mailbox.
+    STAGE_MAILBOX_MESSAGES = Metric::gauge_of(
+        "interlock_stage_mailbox_messages", Unit::Count, &["stage"], "Messages in the mailbox of the stage",
+    );
+    /// Room in a mailbox.
+    STAGE_MAILBOX_CAPACITY = Metric::gauge_of(
+        "interlock_stage_mailbox_capacity", Unit::Count, &["stage"], "Messages that the mailbox of the stage has room for",
+    );
+    /// Micro-batches in a stage.
+    STAGE_INFLIGHT_MICROBATCHES = Metric::gauge_of(
+        "interlock_stage_inflight_microbatches", Unit::Count, &["stage"],
+        "Micro-batches between their forward pass in the stage and the last thing that the stage does for them",
+    );
+    /// Micro-batches done.
+    STAGE_MICROBATCHES = Metric::counter_of(
+        "interlock_stage_microbatches_total", Unit::Count, &["stage"], "Training micro-batches that the stage is done with",
+    );
+    /// When a stage did something.
+    STAGE_LAST_PROGRESS = Metric::gauge_of(
+        "interlock_stage_last_progress_timestamp_seconds", Unit::Seconds, &["stage"],
+        "When the stage last finished a computation, in seconds since 1970",
+    );
+    /// What a stage holds.
+    STAGE_MEMORY = Metric::gauge_of(
+        "interlock_stage_memory_bytes", Unit::Bytes, &["stage", "kind"],
+        "The most bytes that the stage held in its last step: parameters, gradients, the optimizer's state, and activations as far as its layers tell",
+    );
+    /// How idle a stage should be.
+    STAGE_PREDICTED_IDLE = Metric::gauge_of(
+        "interlock_stage_predicted_idle_ratio", Unit::Percent, &["stage"],
+        "Share of a step, 0 to 1, in which the stage does nothing, as simulated for its plan and the phase times of the run so far",
+    );
+
+    /// Bytes over a boundary.
+    BOUNDARY_BYTES = Metric::counter_of(
+        "interlock_boundary_bytes_total", Unit::Bytes, &["src", "dst", "kind"],
+        "Bytes sent from one stage to the next (activations, targets included) or to the one before (gradients)",
+    );
+    /// Messages over a boundary.
+    BOUNDARY_MESSAGES = Metric::counter_of(
+        "interlock_boundary_messages_total", Unit::Count, &["src", "dst", "kind"],
+        "Activations and gradients sent from stage to stage",
+    );
+    /// Time over a boundary.
+    BOUNDARY_TRANSFER = Metric::histogram_of(
+        "interlock_boundary_transfer_seconds", &["src", "dst", "kind"],
+        "From the sending of an activation or gradient to its arrival in the receiver's mailbox, and moving it to the receiver's device",
+    );
+
+    /// Losses.
+    LOSS = Metric::gauge_of(
+        "interlock_loss", Unit::Count, &["stage", "split"],
+        "Mean loss a target of the stage's head: of the last batch (train), at the last evaluation (validation)",
+    );
+    /// Accuracies.
+    ACCURACY = Metric::gauge_of(
+        "interlock_accuracy", Unit::Percent, &["stage", "split"],
+        "Share of targets, 0 to 1, that the stage's head predicts right: of the last batch (train), at the last evaluation (validation)",
+    );
+    /// Norms of gradients.
+    GRADIENT_NORM = Metric::gauge_of(
+        "interlock_gradient_norm", Unit::Count, &["stage"],
+        "Norm of the gradient of the stage's main parameters in the last step, before clipping",
+    );
+    /// Cosines between gradients.
+    STAGE_ALIGNMENT = Metric::gauge_of(
+        "interlock_stage_alignment", Unit::Count, &["stage"],
+        "Cosine between the gradients of the loss that the stage follows and of the one that it measures, at the last step that measured one",
+    );
+    /// The learning rate.
+    LEARNING_RATE = Metric::gauge_of(
+        "interlock_learning_rate", Unit::Count, &[], "Learning rate of the last stage in the last step",
+    );
+    /// Infinities and NaN.
+    NONFINITE = Metric::counter_of(
+        "interlock_nonfinite_total", Unit::Count, &["stage", "kind"],
+        "Losses, gradients, activations and parameters that were infinite or not a number; the first ends the run",
+    );
+
+    /// Examples.
+    SAMPLES = Metric::counter_of("interlock_samples_total", Unit::Count, &[], "Training examples that every stage is done with");
+    /// Tokens.
+    TOKENS = Metric::counter_of(
+        "interlock_tokens_total", Unit::Count, &[],
+        "Training targets that count, where an example has several, such as the tokens of a text",
+    );
+    /// Steps made.
+    STEPS = Metric::counter_of("interlock_steps_total", Unit::Count, &[], "Steps that every stage has finished");
+    /// The step.
+    STEP = Metric::gauge_of(
+        "interlock_step", Unit::Count, &[], "Updates that every stage has made since the model's first",
+    );
+    /// How long steps take.
+    STEP_DURATION = Metric::histogram_of(
+        "interlock_step_duration_seconds", &[],
+        "From one step's end in the last of all stages to the next one's, evaluations left out",
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::metrics::Kind;
+
+    #[test]
+    fn names_are_unique_and_tell_kind_and_unit() {
+        let mut seen = HashSet::new();
+        for metric in ALL {
+            let name = metric.name;
+            assert!(seen.insert(name), "{name} is there twice");
+            assert!(
+                name.starts_with("interlock_") && name.chars().all(|c| c.is_ascii_lowercase() || c == '_'),
+                "{name}"
+            );
+            assert_eq!(metric.kind == Kind::Counter, name.ends_with("_total"), "{name}");
+            if metric.kind == Kind::Histogram {
+                assert!(name.ends_with("_seconds") && metric.unit == Unit::Seconds, "{name}");
+            }
+            assert_eq!(metric.unit == Unit::Bytes, name.contains("_bytes"), "{name}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! How long a stage worked, by kind of action.
+
+use std::time::Duration;
+
+use super::ActionKind;
+
+/// What a stage did for one step, or for several.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    seconds: [f64; ActionKind::ALL.len()],
+    actions: [u64; ActionKind::ALL.len()],
+    /// Bytes of the largest activation that it sent to the next stage.
+    pub activation_bytes: u64,
+    /// Bytes of the largest gradient that it sent to the stage before.
+    pub gradient_bytes: u64,
+}
+
+impl Work {
+    /// One more action.
+    pub fn add(&mut self, kind: ActionKind, took: Duration) {
+        self.seconds[kind as usize] += took.as_secs_f64();
+        self.actions[kind as usize] += 1;
+    }
+
+    /// Seconds of all actions of a kind.
+    pub fn seconds(&self, kind: ActionKind) -> f64 {
+        self.seconds[kind as usize]
+    }
+
+    /// The number of actions of a kind.
+    pub fn actions(&self, kind: ActionKind) -> u64 {
+        self.actions[kind as usize]
+    }
+
+    /// Seconds of one action of a kind, on average; 0 where there was none.
+    pub fn mean_seconds(&self, kind: ActionKind) -> f64 {
+        self.seconds(kind) / self.actions(kind).max(1) as f64
+    }
+
+    /// Seconds of all actions.
+    pub fn total_seconds(&self) -> f64 {
+        self.seconds.iter().sum()
+    }
+}
+
+impl std::ops::AddAssign for Work {
+    fn add_assign(&mut self, other: Self) {
+        for kind in ActionKind::ALL {
+            self.seconds[kind as usize] += other.seconds(kind);
+            self.actions[kind as usize] += other.actions(kind);
+        }
+        self.activation_bytes = self.activation_bytes.max(other.activation_bytes);
+        self.gradient_bytes = self.gradient_bytes.max(other.gradient_bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn actions_add_up_by_kind() {
+        let mut step = Work { activation_bytes: 5, ..Work::default() };
+        step.add(ActionKind::Forward, Duration::from_millis(250));
+        step.add(ActionKind::Forward, Duration::from_millis(750));
+        step.add(ActionKind::Update, Duration::from_millis(125));
+        let mut both = Work { activation_bytes: 3, gradient_bytes: 7, ..Work::default() };
+        both += step;
+        both += step;
+        assert_eq!((both.seconds(ActionKind::Forward), both.actions(ActionKind::Forward)), (2.0, 4));
+        assert_eq!((both.mean_seconds(ActionKind::Forward), both.mean_seconds(ActionKind::Head)), (0.5, 0.0));
+        assert_eq!(both.total_seconds(), 2.25);
+        assert_eq!((both.activation_bytes, both.gradient_bytes), (5, 7));
+    }
+}
