@@ -1,11 +1,14 @@
 //! The command line.
 
 mod top;
+mod width;
+
+pub(crate) use width::Width;
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use interlock::{ActivationDtype, Interlock, schedule::PolicyName};
+use interlock::{ActivationDtype, schedule::PolicyName};
 use serde::{Serialize, Serializer};
 
 use crate::bench::WorkloadName;
@@ -39,6 +42,8 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Train once for each interlock width and seed, and compare
     Compare(Compare),
+    /// Write one page about a run, or several side by side: curves, throughput, timeline, configuration
+    Report(Report),
     /// Replay golden cases: recorded runs that must be reproduced to the last digit
     Replay(Replay),
     /// Measure what things cost on this machine
@@ -92,6 +97,9 @@ pub(crate) struct Train {
     /// Go on serving metrics for so many seconds after the run's end
     #[arg(long, value_name = "SECONDS", default_value_t = 0, requires = "metrics")]
     pub(crate) metrics_linger: u64,
+    /// Write scalars for TensorBoard too, to the folder tensorboard in the run's folder
+    #[arg(long)]
+    pub(crate) tensorboard: bool,
     /// Print plain lines instead of a progress bar
     #[arg(long)]
     pub(crate) plain: bool,
@@ -213,50 +221,17 @@ pub(crate) struct Compare {
     pub(crate) json: bool,
 }
 
-/// An interlock width on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Width {
-    /// A number.
-    Number(usize),
-    /// The number of stages.
-    EndToEnd,
-}
-
-impl Width {
-    /// The number, of so many stages.
-    pub(crate) fn of(self, stages: usize) -> usize {
-        match self {
-            Self::Number(width) => width,
-            Self::EndToEnd => stages,
-        }
-    }
-
-    /// The strategy, for so many stages.
-    pub(crate) fn strategy(self, stages: usize) -> Interlock {
-        Interlock::width(self.of(stages))
-    }
-}
-
-impl std::str::FromStr for Width {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "e2e" => Ok(Self::EndToEnd),
-            number => {
-                number.parse().map(Self::Number).map_err(|_| format!("{number:?} is no width; use 1, 2, … or e2e"))
-            }
-        }
-    }
-}
-
-impl std::fmt::Display for Width {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Number(number) => number.fmt(f),
-            Self::EndToEnd => f.write_str("e2e"),
-        }
-    }
+#[derive(Args, Debug)]
+pub(crate) struct Report {
+    /// The folders of the runs; they may have failed or still be under way
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+    /// The page [default: report.html in the run's folder]; to be given where there are several runs
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) out: Option<PathBuf>,
+    /// Write each plot to this folder too, as PNG and as SVG
+    #[arg(long, value_name = "DIR")]
+    pub(crate) plots: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

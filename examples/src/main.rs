@@ -5,7 +5,9 @@ mod arguments;
 mod bench;
 mod compare;
 mod config;
+mod environment;
 mod evaluate;
+mod events;
 mod exit;
 mod exporter;
 mod generate;
@@ -13,11 +15,14 @@ mod interrupt;
 mod log;
 mod memory;
 mod plan;
+mod plot;
 mod progress;
 mod replay;
+mod report;
 mod run_folder;
 mod show;
 mod table;
+mod tensorboard;
 mod terminal;
 mod top;
 mod trace;
@@ -43,6 +48,7 @@ fn main() -> ExitCode {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Devices => show::devices(),
         Command::Config(arguments) => show::config(&arguments),

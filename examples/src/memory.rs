@@ -15,6 +15,11 @@ pub(crate) fn free_bytes() -> Option<u64> {
     Some((read("/proc/meminfo", "MemAvailable:")? * f64::from(1 << 20)) as u64)
 }
 
+/// Bytes of memory that this machine has; none where the system does not tell.
+pub(crate) fn total_bytes() -> Option<u64> {
+    Some((read("/proc/meminfo", "MemTotal:")? * f64::from(1 << 20)) as u64)
+}
+
 fn status(key: &str) -> Option<f64> {
     read("/proc/self/status", key)
 }
@@ -38,6 +43,6 @@ mod tests {
         assert!(resident().unwrap() > before + 32.0, "{}", block.len());
         drop(block);
         assert!(peak().unwrap() > before + 32.0);
-        assert!(free_bytes().unwrap() > 0);
+        assert!(free_bytes().unwrap() > 0 && total_bytes().unwrap() > free_bytes().unwrap());
     }
 }

@@ -1,4 +1,4 @@
-//! A run's folder: configuration, weights, report, log, what its strategy decided, and how it ended.
+//! A run's folder: configuration, environment, events, weights, report, log, what its strategy decided, and how it ended.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,15 +7,22 @@ use std::{
 };
 
 use candle_core::Tensor;
-use interlock::{Error, Report, Result, parameters::NamedTensors, trainer::Best, weights};
+use interlock::{Error, Report, Result, parameters::NamedTensors, timeline::Timeline, trainer::Best, weights};
 use interlock_models::data::Description;
 use serde::{Deserialize, Serialize};
 
-use crate::config::RunConfig;
+use crate::{
+    config::RunConfig,
+    environment::{self, Environment},
+    events::{self, EventLog, JsonLines, Sink},
+    tensorboard::{self, TensorBoard},
+};
 
 const CONFIG: &str = "config.toml";
 const DATA: &str = "data.json";
 const STATUS: &str = "status.json";
+/// What stages did when in the last steps.
+const TIMELINE: &str = "timeline.json";
 
 /// How a run stands; `status.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,13 +89,24 @@ pub(crate) fn refuse_no_place(name: &str, path: &Path) -> Result<()> {
 }
 
 impl RunFolder {
-    /// Makes the folder, with the configuration and a description of the data in it.
+    /// Makes the folder, with the configuration, a description of the data and what it is made by in it.
     pub(crate) fn create(path: PathBuf, config: &RunConfig, data: &Description) -> Result<Self> {
         std::fs::create_dir_all(&path).map_err(|e| Error::file(&path, e))?;
         let folder = Self { path, ended: Arc::default() };
         weights::write_text(&folder.path.join(CONFIG), &config.to_toml()?)?;
         folder.write_json(DATA, data)?;
+        folder.write_json(environment::FILE, &Environment::of_this_process())?;
         folder.write_json(STATUS, &Status::Running)?;
+        Ok(folder)
+    }
+
+    /// The folder of a run, however it stands.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub(crate) fn open_any(path: &Path) -> Result<Self> {
+        let folder = Self { path: path.to_owned(), ended: Arc::default() };
+        folder.config()?;
         Ok(folder)
     }
 
@@ -98,11 +116,8 @@ impl RunFolder {
     /// If it is none, or the run is still under way or has failed.
     pub(crate) fn open(path: &Path) -> Result<(Self, RunConfig, Description)> {
         let folder = Self { path: path.to_owned(), ended: Arc::default() };
-        let file = path.join(CONFIG);
-        let text = std::fs::read_to_string(&file)
-            .map_err(|e| Error::file(&file, format!("{e}; {} is no run folder", path.display())))?;
-        let config = toml::from_str(&text).map_err(|e| Error::file(&file, e))?;
-        match folder.read_json(STATUS)? {
+        let (config, _) = folder.config()?;
+        match folder.status()? {
             Status::Finished | Status::Stopped { .. } => {}
             Status::Running => {
                 return Err(Error::file(path.join(STATUS), "the run has not finished; use the folder of one that has"));
@@ -111,8 +126,39 @@ impl RunFolder {
                 return Err(Error::file(path.join(STATUS), format!("the run has failed ({cause}); it has no weights")));
             }
         }
-        let data = folder.read_json(DATA)?;
+        let data = folder.data()?;
         Ok((folder, config, data))
+    }
+
+    /// The configuration, and its text.
+    pub(crate) fn config(&self) -> Result<(RunConfig, String)> {
+        let file = self.path.join(CONFIG);
+        let text = std::fs::read_to_string(&file).map_err(|e| {
+            let right = "name a folder that `interlock train` has written";
+            Error::file(&file, format!("{e}; {} is no run folder: {right}", self.path.display()))
+        })?;
+        let config = toml::from_str(&text).map_err(|e| Error::file(&file, e))?;
+        Ok((config, text))
+    }
+
+    /// How the run stands.
+    pub(crate) fn status(&self) -> Result<Status> {
+        self.read_json(STATUS)
+    }
+
+    /// What the data are.
+    pub(crate) fn data(&self) -> Result<Description> {
+        self.read_json(DATA)
+    }
+
+    /// What the run was made by; none in folders that do not tell.
+    pub(crate) fn environment(&self) -> Result<Option<Environment>> {
+        self.read_json_if_there(environment::FILE)
+    }
+
+    /// What stages did when in the last steps; none while the run is under way.
+    pub(crate) fn timeline(&self) -> Result<Option<Timeline>> {
+        self.read_json_if_there(TIMELINE)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -126,6 +172,23 @@ impl RunFolder {
 
     pub(crate) fn log(&self) -> PathBuf {
         self.path.join("run.log")
+    }
+
+    /// Begins the files of events: `events.jsonl`, and one for TensorBoard where that is wanted.
+    pub(crate) fn event_log(&self, run: &str, tensorboard: bool) -> Result<EventLog> {
+        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(JsonLines::create(&self.path.join(events::FILE))?)];
+        if tensorboard {
+            sinks.push(Box::new(TensorBoard::create(&self.path.join(tensorboard::FOLDER))?));
+        }
+        Ok(EventLog::new(run, sinks))
+    }
+
+    /// Writes what stages did when in the last steps.
+    pub(crate) fn write_timeline(&self, timeline: &Timeline) -> Result<()> {
+        let path = self.path.join(TIMELINE);
+        // On one line: there may be thousands of actions.
+        let text = serde_json::to_string(timeline).map_err(|e| Error::file(&path, e))?;
+        weights::write_text(&path, &(text + "\n"))
     }
 
     /// Writes how the run ended. The first end holds, whichever thread says so.
@@ -171,6 +234,10 @@ impl RunFolder {
 
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
         write_json(&self.path.join(name), value)
+    }
+
+    fn read_json_if_there<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Option<T>> {
+        self.path.join(name).exists().then(|| self.read_json(name)).transpose()
     }
 
     fn read_json<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<T> {

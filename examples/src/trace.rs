@@ -11,7 +11,7 @@ use interlock::{
 
 use crate::run_folder;
 
-/// How many steps are shown unless `--trace-steps` says otherwise.
+/// How many steps a run keeps and shows unless `--trace-steps` says otherwise.
 pub(crate) const STEPS: u64 = 4;
 
 /// A file for a timeline.
@@ -50,9 +50,9 @@ impl TraceFile {
         &self.path
     }
 
-    /// Writes all of `timeline`, under this title where it is drawn; whole or not at all.
-    pub(crate) fn write(&self, timeline: &Timeline, title: &str) -> Result<()> {
-        self.draw(timeline, &Drawing { title, ..Drawing::default() })
+    /// Writes the last `steps` steps of `timeline`, under this title where it is drawn; whole or not at all.
+    pub(crate) fn write(&self, timeline: &Timeline, steps: u64, title: &str) -> Result<()> {
+        self.draw(&timeline.cut_to_last_steps(steps as usize), &Drawing { title, ..Drawing::default() })
     }
 
     /// Writes the last steps of what was simulated, the critical path outlined where it is drawn; whole or not at all.

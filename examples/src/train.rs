@@ -12,6 +12,7 @@ use interlock::{
 use crate::{
     arguments::Train,
     config::{Prepared, RunConfig},
+    events::EventLog,
     exit::Exit,
     exporter::Exporter,
     interrupt::{self, Next},
@@ -37,9 +38,8 @@ pub(crate) fn run(arguments: &Train) -> Result<(), Exit> {
     let mut prepared = config.prepare()?;
     // Before the stages are built, which tell it what they do.
     let exporter = arguments.metrics.map(|address| Exporter::start(address, &config.name)).transpose()?;
-    if trace.is_some() {
-        prepared.builder = prepared.builder.record(arguments.trace_steps.unwrap_or(trace::STEPS));
-    }
+    let trace_steps = arguments.trace_steps.unwrap_or(trace::STEPS);
+    prepared.builder = prepared.builder.record(trace_steps.max(trace::STEPS));
     let terminal = Terminal::new(Verbosity::new(arguments.plain, arguments.quiet));
     let folder = RunFolder::create(out, &config, &prepared.data.description)?;
     if let Some(exporter) = &exporter {
@@ -47,7 +47,8 @@ pub(crate) fn run(arguments: &Train) -> Result<(), Exit> {
     }
     let trained = begin(&folder, arguments, &terminal).and_then(|stopper| {
         prepared.builder = prepared.builder.stop_on(&stopper);
-        train(&config, prepared, &folder, &terminal)
+        let run = Run { config: &config, folder: &folder, terminal: &terminal, tensorboard: arguments.tensorboard };
+        run.train(prepared)
     });
     let ended = end(arguments, &config, &folder, trace.as_ref(), &terminal, trained);
     if let Some(exporter) = &exporter {
@@ -71,7 +72,8 @@ fn end(
                 run_folder::write_json(path, &report).map_err(Exit::failed)?;
             }
             if let (Some(file), Some(timeline)) = (trace, &timeline) {
-                file.write(timeline, &config.name).map_err(Exit::failed)?;
+                file.write(timeline, arguments.trace_steps.unwrap_or(trace::STEPS), &config.name)
+                    .map_err(Exit::failed)?;
                 terminal.say(&format!("what stages did when lies in {}", file.path().display()));
             }
             if report.stopped { Err(Exit::Stopped) } else { Ok(()) }
@@ -106,33 +108,59 @@ fn begin(folder: &RunFolder, arguments: &Train, terminal: &Terminal) -> interloc
     Ok(stopper)
 }
 
-fn train(
-    config: &RunConfig,
-    prepared: Prepared,
-    folder: &RunFolder,
-    terminal: &Terminal,
-) -> interlock::Result<(Report, Option<Timeline>)> {
-    let measure = Measure::of(&prepared.data.description.kind);
-    let mut trainer = prepared.builder.observer(Progress::new(terminal, measure)).observer(log::Log).build()?;
-    let (data, devices) = (&prepared.data, trainer.stages().iter().map(|s| s.device.clone()).collect::<Vec<_>>());
-    terminal.say(&format!(
-        "{}: {} training and {} validation examples, seed {}",
-        config.name,
-        data.train.len(),
-        data.validation.len(),
-        config.seed
-    ));
-    terminal.say(&format!("stages on {}; units {:?}", devices.join(", "), trainer.partition().units_per_stage()));
-    terminal.say(&format!("{}\n", trainer.plans()));
-    let split = Split { train: &*prepared.data.train, validation: Some(&*prepared.data.validation) };
-    let report = trainer.fit(split)?;
-    if let Some(state) = trainer.strategy_state()? {
-        folder.write_strategy(&state)?;
+/// A run that has a folder.
+struct Run<'a> {
+    config: &'a RunConfig,
+    folder: &'a RunFolder,
+    terminal: &'a Terminal,
+    tensorboard: bool,
+}
+
+impl Run<'_> {
+    /// Trains; a failure is the last event.
+    fn train(&self, prepared: Prepared) -> interlock::Result<(Report, Option<Timeline>)> {
+        let events = self.folder.event_log(&self.config.name, self.tensorboard)?;
+        let trained = self.train_watched(prepared, &events);
+        if let Err(error) = &trained {
+            events.failed(error);
+        }
+        trained
     }
-    folder.finish(&trainer.snapshot_by_stage()?, trainer.best(), &report)?;
-    tell(&report, measure, terminal);
-    terminal.say(&format!("the run lies in {}", folder.path().display()));
-    Ok((report, trainer.timeline()))
+
+    fn train_watched(&self, prepared: Prepared, events: &EventLog) -> interlock::Result<(Report, Option<Timeline>)> {
+        let Self { config, folder, terminal, .. } = *self;
+        let measure = Measure::of(&prepared.data.description.kind);
+        let mut trainer = prepared
+            .builder
+            .observer(Progress::new(terminal, measure))
+            .observer(log::Log)
+            .observer(events.clone())
+            .build()?;
+        let (data, devices) = (&prepared.data, trainer.stages().iter().map(|s| s.device.clone()).collect::<Vec<_>>());
+        terminal.say(&format!(
+            "{}: {} training and {} validation examples, seed {}",
+            config.name,
+            data.train.len(),
+            data.validation.len(),
+            config.seed
+        ));
+        terminal.say(&format!("stages on {}; units {:?}", devices.join(", "), trainer.partition().units_per_stage()));
+        terminal.say(&format!("{}\n", trainer.plans()));
+        let split = Split { train: &*prepared.data.train, validation: Some(&*prepared.data.validation) };
+        let report = trainer.fit(split);
+        let timeline = trainer.timeline();
+        // Of a run that failed too: it may show why.
+        let kept = timeline.as_ref().map_or(Ok(()), |timeline| folder.write_timeline(timeline));
+        let report = report?;
+        kept?;
+        if let Some(state) = trainer.strategy_state()? {
+            folder.write_strategy(&state)?;
+        }
+        folder.finish(&trainer.snapshot_by_stage()?, trainer.best(), &report)?;
+        tell(&report, measure, terminal);
+        terminal.say(&format!("the run lies in {}", folder.path().display()));
+        Ok((report, timeline))
+    }
 }
 
 /// Prints what a run came to.

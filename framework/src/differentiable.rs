@@ -10,6 +10,8 @@ pub use held::Held;
 
 use std::any::Any;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Activation, ActivationDtype, Error, Result, parameters::Gradients};
 
 /// Training or evaluation.
@@ -58,7 +60,7 @@ impl Pass {
 }
 
 /// Which gradients a pull-back is asked for; nothing else is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Wants {
     /// The gradient with respect to the input.
     pub input: bool,

@@ -9,10 +9,12 @@ pub use svg::Drawing;
 
 use std::{collections::BTreeSet, ops::Range};
 
+use serde::{Deserialize, Serialize};
+
 use crate::schedule::Action;
 
 /// One action of one stage.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Span {
     /// The stage, counted from 0.
     pub stage: usize,
@@ -37,8 +39,8 @@ impl Span {
     }
 }
 
-/// What every stage did, in order of ends.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// What every stage did, in order of ends; as JSON it is what a run keeps of its last steps.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timeline {
     /// The number of stages.
     pub stages: usize,
@@ -54,12 +56,23 @@ impl Timeline {
 
     /// From the start of the first action to the end of the last of the last `steps` training steps, in seconds.
     pub fn last_steps(&self, steps: usize) -> Range<f64> {
+        extent(self.of_last(steps))
+    }
+
+    /// The training actions of the last `steps` steps alone, counted from the start of the first of them.
+    #[must_use]
+    pub fn cut_to_last_steps(&self, steps: usize) -> Self {
+        let begin = self.last_steps(steps).start;
+        let moved = |span: &Span| Span { start: span.start - begin, end: span.end - begin, ..*span };
+        Self { stages: self.stages, spans: self.of_last(steps).map(moved).collect() }
+    }
+
+    /// The training actions of the last `steps` steps.
+    fn of_last(&self, steps: usize) -> impl Iterator<Item = &Span> {
         let trained = || self.spans.iter().filter(|span| span.action.trains());
-        let last: BTreeSet<u64> = trained().map(|span| span.action.step()).collect();
-        match last.iter().rev().take(steps).next_back() {
-            Some(&first) => extent(trained().filter(|span| span.action.step() >= first)),
-            None => 0.0..0.0,
-        }
+        let numbers: BTreeSet<u64> = trained().map(|span| span.action.step()).collect();
+        let first = numbers.into_iter().rev().take(steps).next_back();
+        trained().filter(move |span| first.is_some_and(|first| span.action.step() >= first))
     }
 
     /// The share of `window` in which each stage did something, from 0 to 1; actions of a stage do not overlap.

@@ -2,11 +2,14 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::ActionKind;
 use crate::differentiable::Wants;
 
 /// What a micro-batch is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Purpose {
     /// Forward only; scored by every head.
     Evaluate,
@@ -15,7 +18,7 @@ pub enum Purpose {
 }
 
 /// The identity of one micro-batch on its way through the stages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Ticket {
     /// The step that it belongs to; for evaluations the number of updates made before it.
     pub step: u64,
@@ -28,7 +31,8 @@ pub struct Ticket {
 }
 
 /// What is left of a micro-batch's pull-backs behind one of them: it decides what the stage keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Then {
     /// The parameters' gradients of the same loss.
     Parameters,
@@ -50,7 +54,8 @@ impl Then {
 }
 
 /// Something that a stage has to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Action {
     /// Run the stage forward, and send the result on unless it is the last.
     Forward(Ticket),

@@ -233,6 +233,22 @@ fn flows_go_from_forward_to_forward_and_from_gradient_to_its_first_use() {
 }
 
 #[test]
+fn the_last_steps_are_cut_out_and_come_back_from_json() {
+    let timeline = in_turn(2, 3, 1, 1.5e-3);
+    let last = timeline.cut_to_last_steps(2);
+    assert!(last.spans.iter().all(|span| span.action.step() >= 1));
+    assert_eq!(last.spans.len() * 3, timeline.spans.len() * 2);
+    assert_eq!(last.extent().start, 0.0);
+    assert!((last.extent().end - timeline.extent().end * 2.0 / 3.0).abs() < 1e-12);
+    assert_eq!(timeline.cut_to_last_steps(9), timeline);
+    assert_eq!(timeline.cut_to_last_steps(0).spans, []);
+    let text = serde_json::to_string(&timeline).unwrap();
+    assert_eq!(serde_json::from_str::<Timeline>(&text).unwrap(), timeline);
+    let first = r#"{"stage":0,"action":{"forward":{"step":0,"purpose":"train","micro":0,"micros":2}},"start":0.0,"end":0.0015}"#;
+    assert!(text.contains(first), "{text}");
+}
+
+#[test]
 fn evaluations_are_told_apart_in_words_and_traces() {
     let evaluation = Ticket { purpose: Purpose::Evaluate, ..ticket(3, 1) };
     let timeline = Timeline {

@@ -1,0 +1,49 @@
+//! An interlock width on the command line.
+
+use interlock::Interlock;
+
+/// An interlock width on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Width {
+    /// A number.
+    Number(usize),
+    /// The number of stages.
+    EndToEnd,
+}
+
+impl Width {
+    /// The number, of so many stages.
+    pub(crate) fn of(self, stages: usize) -> usize {
+        match self {
+            Self::Number(width) => width,
+            Self::EndToEnd => stages,
+        }
+    }
+
+    /// The strategy, for so many stages.
+    pub(crate) fn strategy(self, stages: usize) -> Interlock {
+        Interlock::width(self.of(stages))
+    }
+}
+
+impl std::str::FromStr for Width {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "e2e" => Ok(Self::EndToEnd),
+            number => {
+                number.parse().map(Self::Number).map_err(|_| format!("{number:?} is no width; use 1, 2, … or e2e"))
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Width {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::EndToEnd => f.write_str("e2e"),
+        }
+    }
+}

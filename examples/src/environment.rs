@@ -1,0 +1,129 @@
+//! What a run was made by and on: program, command line and machine; `environment.json`.
+
+use std::{path::Path, time::SystemTime};
+
+use interlock_backends::{Backends, Instructions, core_count};
+use serde::{Deserialize, Serialize};
+
+use crate::memory;
+
+/// The file's name in a run's folder.
+pub(crate) const FILE: &str = "environment.json";
+
+/// A program on a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Environment {
+    /// The program's version.
+    pub(crate) version: String,
+    /// The revision of the source that it was built from.
+    pub(crate) revision: String,
+    /// When it was started: RFC 3339, in UTC.
+    pub(crate) started: String,
+    /// The command line, each argument for itself.
+    pub(crate) command: Vec<String>,
+    /// The operating system.
+    pub(crate) os: String,
+    /// The processor's architecture.
+    pub(crate) architecture: String,
+    /// The processor's model; null where the system does not tell.
+    pub(crate) cpu: Option<String>,
+    /// Cores that the program may use.
+    pub(crate) cores: usize,
+    /// Memory of the machine; null where the system does not tell.
+    pub(crate) memory_bytes: Option<u64>,
+    /// The vector instructions in use.
+    pub(crate) instructions: String,
+    /// The devices of the machine.
+    pub(crate) devices: Vec<Device>,
+}
+
+/// A device as `interlock devices` lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Device {
+    /// Its name.
+    pub(crate) name: String,
+    /// What it is.
+    pub(crate) description: String,
+}
+
+impl Environment {
+    /// That of this process.
+    pub(crate) fn of_this_process() -> Self {
+        let here = std::env::current_dir().unwrap_or_default();
+        let arguments = std::env::args().skip(1).map(|argument| without_folder(&argument, &here));
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: env!("INTERLOCK_REVISION").to_owned(),
+            started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            command: std::iter::once("interlock".to_owned()).chain(arguments).collect(),
+            os: std::env::consts::OS.to_owned(),
+            architecture: std::env::consts::ARCH.to_owned(),
+            cpu: cpu_model(),
+            cores: core_count(),
+            memory_bytes: memory::total_bytes(),
+            instructions: Instructions::in_use().to_string(),
+            devices: Backends::default()
+                .list()
+                .into_iter()
+                .map(|(name, description)| Device { name, description })
+                .collect(),
+        }
+    }
+
+    /// The command line as a shell would take it.
+    pub(crate) fn command_line(&self) -> String {
+        self.command.iter().map(|argument| quoted(argument)).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// An argument with paths below `folder` counted from there, alone or behind a `=`.
+fn without_folder(argument: &str, folder: &Path) -> String {
+    let (key, value) = match argument.split_once('=') {
+        Some((key, value)) => (format!("{key}="), value),
+        None => (String::new(), argument),
+    };
+    match Path::new(value).strip_prefix(folder) {
+        Ok(rest) if folder.is_absolute() && !rest.as_os_str().is_empty() => format!("{key}{}", rest.display()),
+        _ => argument.to_owned(),
+    }
+}
+
+fn quoted(argument: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_=+.,:/@%".contains(c);
+    match !argument.is_empty() && argument.chars().all(plain) {
+        true => argument.to_owned(),
+        false => format!("'{}'", argument.replace('\'', r"'\''")),
+    }
+}
+
+/// As Linux tells it.
+fn cpu_model() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let (_, model) = text.lines().find(|line| line.starts_with("model name"))?.split_once(':')?;
+    Some(model.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_the_working_folder_are_counted_from_there() {
+        let short = |argument: &str| without_folder(argument, Path::new("/a/b"));
+        assert_eq!(short("/a/b/c/d.toml"), "c/d.toml");
+        assert_eq!(short("--out=/a/b/c"), "--out=c");
+        for kept in ["/a/bc/d", "/a/b", "--set", "seed=3", "/x/y", ""] {
+            assert_eq!(short(kept), kept);
+        }
+        assert_eq!(without_folder("x", Path::new("")), "x");
+    }
+
+    #[test]
+    fn a_command_line_can_be_given_to_a_shell() {
+        let mut environment = Environment::of_this_process();
+        environment.command = ["interlock", "--set", "a.b=[1, 2]", "it's", ""].map(str::to_owned).to_vec();
+        assert_eq!(environment.command_line(), r"interlock --set 'a.b=[1, 2]' 'it'\''s' ''");
+        let text = serde_json::to_string(&environment).unwrap();
+        assert_eq!(serde_json::from_str::<Environment>(&text).unwrap(), environment);
+    }
+}

@@ -1,0 +1,197 @@
+//! Watching a run, and writing what happens to files as it happens.
+
+use std::{
+    fs::File,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Instant, SystemTime},
+};
+
+use interlock::{Error, Result, TrainEvent, trainer::Observer};
+
+use super::{Evaluated, Event, Failed, Finished, PlanChanged, Stage, StageMetrics, Started, Step, What, to_micros};
+
+/// Somewhere that events go, one after another.
+pub(crate) trait Sink: Send {
+    /// Writes one, so that others can read it at once.
+    fn write(&mut self, event: &Event) -> Result<()>;
+}
+
+/// Turns what a run tells into events, and hands them to sinks. Clones share the sinks.
+#[derive(Clone)]
+pub(crate) struct EventLog(Arc<Mutex<Inner>>);
+
+struct Inner {
+    run: String,
+    /// Those that still work.
+    sinks: Vec<Box<dyn Sink>>,
+    start: Instant,
+    /// The end of the last step or evaluation.
+    last: Instant,
+}
+
+impl EventLog {
+    /// A log of the run called `run` to these sinks.
+    pub(crate) fn new(run: &str, sinks: Vec<Box<dyn Sink>>) -> Self {
+        let now = Instant::now();
+        Self(Arc::new(Mutex::new(Inner { run: run.to_owned(), sinks, start: now, last: now })))
+    }
+
+    /// Notes that the run has ended before its time.
+    pub(crate) fn failed(&self, error: &Error) {
+        self.with(|inner| inner.write(What::Failed(Failed::from(error))));
+    }
+
+    fn with(&self, act: impl FnOnce(&mut Inner)) {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Observer for EventLog {
+    fn observe(&mut self, event: &TrainEvent<'_>) {
+        self.with(|inner| inner.observe(event));
+    }
+}
+
+impl Inner {
+    fn observe(&mut self, event: &TrainEvent<'_>) {
+        let now = Instant::now();
+        let since = |then: Instant| to_micros(now.saturating_duration_since(then).as_secs_f64());
+        let what = match event {
+            TrainEvent::Started { first_step, last_step, steps_per_epoch, plans, stages } => {
+                (self.start, self.last) = (now, now);
+                What::Started(Started {
+                    run: self.run.clone(),
+                    first_step: *first_step,
+                    steps: last_step - first_step,
+                    steps_per_epoch: *steps_per_epoch,
+                    plans: plans.phases().iter().map(Into::into).collect(),
+                    stages: stages.iter().map(Stage::from).collect(),
+                })
+            }
+            TrainEvent::StepDone { step, epoch, examples, stages, .. } => {
+                let (seconds, step_seconds) = (since(self.start), since(self.last));
+                self.last = now;
+                What::Step(Step {
+                    step: *step,
+                    epoch: *epoch,
+                    examples: *examples as u64,
+                    seconds,
+                    step_seconds,
+                    stages: stages.iter().map(StageMetrics::from).collect(),
+                })
+            }
+            TrainEvent::PlanChanged { from_step, plan } => {
+                let follows = (0..plan.stages()).map(|k| plan.follows(k)).collect();
+                What::PlanChanged(PlanChanged { from_step: *from_step, follows })
+            }
+            TrainEvent::Evaluated { steps, evaluation, improved } => {
+                self.last = now;
+                What::Evaluated(Evaluated {
+                    steps: *steps,
+                    seconds: since(self.start),
+                    evaluation_seconds: to_micros(evaluation.seconds()),
+                    improved: *improved,
+                    heads: evaluation.heads().iter().map(Into::into).collect(),
+                })
+            }
+            TrainEvent::Finished { report } => What::Finished(Finished { report: (*report).clone() }),
+            _ => return,
+        };
+        self.write(what);
+    }
+
+    fn write(&mut self, what: What) {
+        let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let event = Event { time: to_micros(time), what };
+        // A run is worth more than its events: a sink that fails is told of once, and left out from then on.
+        self.sinks.retain_mut(|sink| match sink.write(&event) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!("no more events of this run are written: {error}");
+                false
+            }
+        });
+    }
+}
+
+/// One JSON object a line.
+pub(crate) struct JsonLines {
+    path: PathBuf,
+    file: File,
+}
+
+impl JsonLines {
+    /// # Errors
+    /// If the file cannot be made.
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path).map_err(|e| Error::file(path, e))?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+}
+
+impl Sink for JsonLines {
+    fn write(&mut self, event: &Event) -> Result<()> {
+        let mut line = serde_json::to_vec(event).map_err(|e| Error::file(&self.path, e))?;
+        line.push(b'\n');
+        // A whole line at once and without a buffer, so that readers need not wait for it.
+        self.file.write_all(&line).map_err(|e| Error::file(&self.path, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use interlock::{GradientPlan, Phase, StageFailure};
+
+    use super::{super::read, *};
+
+    struct Broken(Arc<AtomicUsize>);
+
+    impl Sink for Broken {
+        fn write(&mut self, _: &Event) -> Result<()> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Err(Error::file("x", "the disk is full"))
+        }
+    }
+
+    fn failure() -> Error {
+        Error::Stage(StageFailure {
+            stage: 1,
+            step: Some(7),
+            micro: Some(0),
+            phase: Phase::PullBack,
+            cause: "it is \"not\"\nfinite".to_owned(),
+        })
+    }
+
+    #[test]
+    fn lines_come_back_as_they_were_and_a_broken_sink_stops_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.jsonl");
+        let tries = Arc::new(AtomicUsize::new(0));
+        let sinks: Vec<Box<dyn Sink>> =
+            vec![Box::new(Broken(Arc::clone(&tries))), Box::new(JsonLines::create(&path).unwrap())];
+        let mut log = EventLog::new("a", sinks);
+        let plan = GradientPlan::new(vec![1, 1]).unwrap();
+        log.observe(&TrainEvent::PlanChanged { from_step: 3, plan: &plan });
+        log.clone().failed(&failure());
+        log.failed(&Error::Data("gone".to_owned()));
+
+        let events: Vec<What> = read(&path).unwrap().into_iter().map(|event| event.what).collect();
+        let changed = What::PlanChanged(PlanChanged { from_step: 3, follows: vec![1, 1] });
+        let nowhere = Failed { cause: "data: gone".to_owned(), stage: None, step: None, micro: None, phase: None };
+        let failed = Failed {
+            cause: "it is \"not\"\nfinite".to_owned(),
+            stage: Some(1),
+            step: Some(7),
+            micro: Some(0),
+            phase: Some("pull-back".to_owned()),
+        };
+        assert_eq!(events, [changed, What::Failed(failed), What::Failed(nowhere)]);
+        assert_eq!(tries.load(Ordering::Relaxed), 1);
+        assert!(JsonLines::create(&folder.path().join("no/events.jsonl")).is_err());
+    }
+}

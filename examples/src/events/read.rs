@@ -1,0 +1,107 @@
+//! Reading `events.jsonl`.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    path::Path,
+};
+
+use interlock::{Error, Result};
+use serde::Deserialize;
+
+use super::{Event, What};
+
+/// What says which kind of event a line holds.
+#[derive(Deserialize)]
+struct Tag {
+    time: f64,
+    event: String,
+}
+
+/// The event of one line.
+///
+/// # Errors
+/// If it is none; the message tells what is missing or wrong.
+fn parse(line: &[u8]) -> serde_json::Result<Event> {
+    // The name first and then its own fields: many times faster than an enum that looks for its tag, and runs have many lines.
+    let Tag { time, event } = serde_json::from_slice(line)?;
+    let what = match event.as_str() {
+        "started" => What::Started(serde_json::from_slice(line)?),
+        "step" => What::Step(serde_json::from_slice(line)?),
+        "plan_changed" => What::PlanChanged(serde_json::from_slice(line)?),
+        "evaluated" => What::Evaluated(serde_json::from_slice(line)?),
+        "finished" => What::Finished(serde_json::from_slice(line)?),
+        "failed" => What::Failed(serde_json::from_slice(line)?),
+        other => return Err(serde::de::Error::custom(format!("there is no event {other:?}"))),
+    };
+    Ok(Event { time, what })
+}
+
+/// The events of the file at `path`, in order. A last line without an end is left out where it is no event: the program that wrote
+/// it was ended in the middle, or is about to write the rest.
+///
+/// # Errors
+/// If the file cannot be read, or another line is no event; the message tells which.
+pub(crate) fn read(path: &Path) -> Result<Vec<Event>> {
+    let mut file = BufReader::new(File::open(path).map_err(|e| Error::file(path, e))?);
+    let (mut events, mut line) = (Vec::new(), Vec::new());
+    for number in 1_u64.. {
+        line.clear();
+        if file.read_until(b'\n', &mut line).map_err(|e| Error::file(path, e))? == 0 {
+            break;
+        }
+        match parse(&line) {
+            Ok(event) => events.push(event),
+            Err(_) if !line.ends_with(b"\n") => {}
+            Err(error) => {
+                let cause = format!("line {number} is no event: {error}; each line must be as docs/reports.md tells");
+                return Err(Error::file(path, cause));
+            }
+        }
+    }
+    Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FAILED: &str =
+        r#"{"time":12.5,"event":"failed","cause":"no","stage":1,"step":null,"micro":null,"phase":"build"}"#;
+
+    fn reading(text: &[u8]) -> Result<Vec<Event>> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        read(file.path())
+    }
+
+    #[test]
+    fn a_last_line_that_was_cut_is_left_out_and_any_other_bad_line_refused() {
+        let two = format!("{FAILED}\n{FAILED}\n");
+        let whole = reading(two.as_bytes()).unwrap();
+        assert_eq!((whole.len(), &whole[0]), (2, &whole[1]));
+        // With and without its end, and cut anywhere, in the middle of a character too.
+        assert_eq!(reading(two.trim_end().as_bytes()).unwrap().len(), 2);
+        for cut in FAILED.len() + 2..two.len() - 2 {
+            assert_eq!(reading(&two.as_bytes()[..cut]).unwrap().len(), 1);
+        }
+        assert_eq!(reading("{\"time\":1,\"event\":\"ä".as_bytes()).unwrap(), []);
+        assert_eq!(reading(b"").unwrap(), []);
+
+        let refused = |line: &str, word: &str| {
+            let text = format!("{FAILED}\n{line}\n{FAILED}\n");
+            let error = reading(text.as_bytes()).unwrap_err();
+            assert!(error.is_refusal());
+            let error = error.to_string();
+            assert!(error.contains("line 2") && error.contains(word) && error.contains("docs/reports.md"), "{error}");
+        };
+        refused("", "EOF");
+        refused("{", "EOF");
+        refused("3", "invalid type");
+        refused(r#"{"time":1,"event":"slept"}"#, "no event \"slept\"");
+        refused(r#"{"event":"failed","cause":"no"}"#, "time");
+        refused(r#"{"time":1,"event":"failed"}"#, "cause");
+        refused(r#"{"time":1,"event":"step","step":-1}"#, "-1");
+        assert!(read(Path::new("/nowhere/events.jsonl")).unwrap_err().to_string().contains("/nowhere/events.jsonl"));
+    }
+}

@@ -1,0 +1,88 @@
+//! `interlock report`: one page about a run, or about several side by side.
+
+mod curves;
+mod page;
+mod run;
+mod words;
+
+use std::path::{Path, PathBuf};
+
+use interlock::{Error, timeline::Drawing, weights};
+
+use self::run::Run;
+use crate::{
+    arguments::Report,
+    exit::Exit,
+    plot::{Plot, png},
+    progress::say,
+    run_folder,
+};
+
+/// The page's name in a run's folder.
+const FILE: &str = "report.html";
+
+pub(crate) fn run(arguments: &Report) -> Result<(), Exit> {
+    let out = match (&arguments.out, arguments.runs.as_slice()) {
+        (Some(out), _) => out.clone(),
+        (None, [run]) => run.join(FILE),
+        (None, runs) => {
+            let problem = format!("a page about {} runs lies in the folder of none of them", runs.len());
+            return Err(Error::invalid("report", problem, "say where with --out FILE.html").into());
+        }
+    };
+    let runs = Run::open_all(&arguments.runs)?;
+    run_folder::refuse_no_place("--out", &out)?;
+    let plots = match runs.as_slice() {
+        [one] => curves::of_run(one),
+        several => curves::of_runs(several),
+    };
+    // All of it before anything is written.
+    let page = page::page(&runs, &plots);
+    let pictures = match &arguments.plots {
+        Some(folder) => {
+            refuse_no_folder(folder)?;
+            pictures(folder, &runs, &plots)?
+        }
+        None => Vec::new(),
+    };
+    weights::write_text(&out, &page).map_err(Exit::failed)?;
+    if let Some(folder) = &arguments.plots {
+        std::fs::create_dir_all(folder).map_err(|e| Exit::failed(Error::file(folder, e)))?;
+    }
+    for (path, bytes) in &pictures {
+        std::fs::write(path, bytes).map_err(|e| Exit::failed(Error::file(path, e)))?;
+    }
+    say(&format!("the report lies in {}", out.display()));
+    if let Some(folder) = &arguments.plots {
+        say(&format!("{} pictures lie in {}", pictures.len(), folder.display()));
+    }
+    Ok(())
+}
+
+/// # Errors
+/// If `--plots` names something that neither is a folder nor can become one.
+fn refuse_no_folder(folder: &Path) -> interlock::Result<()> {
+    match folder.is_dir() {
+        true => Ok(()),
+        false if folder.exists() => {
+            Err(Error::invalid(format!("--plots {}", folder.display()), "it is a file", "name a folder"))
+        }
+        false => run_folder::refuse_no_place("--plots", folder),
+    }
+}
+
+/// Every plot, and the timeline of a single run, as SVG and as PNG.
+fn pictures(folder: &Path, runs: &[Run], plots: &[Plot]) -> interlock::Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut drawn: Vec<(&str, String)> = plots.iter().map(|plot| (plot.name.as_str(), plot.to_svg())).collect();
+    if let [run] = runs
+        && let Some(timeline) = run.timeline_to_show()
+    {
+        drawn.push(("timeline", timeline.to_svg(&Drawing { title: &run.config.name, ..Drawing::default() })));
+    }
+    let mut files = Vec::new();
+    for (name, svg) in drawn {
+        files.push((folder.join(format!("{name}.png")), png(&svg)?));
+        files.push((folder.join(format!("{name}.svg")), svg.into_bytes()));
+    }
+    Ok(files)
+}

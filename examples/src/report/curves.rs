@@ -1,0 +1,248 @@
+//! The plots of a report.
+
+use super::run::Run;
+use crate::{
+    events::{Head, StageMetrics, Step},
+    plot::{Axis, Line, Plot, Series, binned, points_for, ratios, smoothed},
+    table::Measure,
+};
+
+/// Curves of one plot that can still be told apart.
+const CURVES: usize = 10;
+/// The axis of most plots.
+const STEP: &str = "step";
+/// Points of curves of speed, so that each is a mean over many steps.
+const COARSE: usize = 80;
+
+/// The plots of one run, those left out that would be empty.
+pub(super) fn of_run(run: &Run) -> Vec<Plot> {
+    let stages = shown(run.stages());
+    let count = points_for(stages.len());
+    let by_stage = |value: &dyn Fn(&StageMetrics) -> Option<f64>, smooth: bool| -> Vec<Series> {
+        let curve = |(n, &k): (usize, &usize)| {
+            let points = points(run, |step| value(step.stages.get(k)?));
+            let points = binned(&if smooth { smoothed(&points) } else { points }, count);
+            series(format!("stage {k}"), n, Line::Plain, points)
+        };
+        stages.iter().enumerate().map(curve).collect()
+    };
+    let by_head = |value: &dyn Fn(&Head) -> Option<f64>| -> Vec<Series> {
+        let curve = |(n, &k): (usize, &usize)| {
+            series(format!("stage {k}"), n, Line::Dotted, binned(&evaluated(run, Some(k), value), count))
+        };
+        stages.iter().enumerate().map(curve).collect()
+    };
+    let idle = |(n, &k): (usize, &usize)| {
+        let busy = |step: &Step| Some((step.stages.get(k)?.busy_seconds, step.step_seconds));
+        series(format!("stage {k}"), n, Line::Plain, idle_share(run, busy))
+    };
+    let of = |what: &str| match run.stages() {
+        all if all > stages.len() => format!("{what} ({} of {all} stages)", stages.len()),
+        _ => what.to_owned(),
+    };
+    let (measure_axis, measure) = measured(run.measure);
+    let plots = vec![
+        plot("training_loss", of("Training loss of each head, smoothed"), loss_axis(), by_stage(&|s| s.loss, true)),
+        plot("validation_loss", of("Validation loss of each head"), loss_axis(), by_head(&|h| Some(h.loss))),
+        plot(
+            &format!("validation_{}", run.measure.name()),
+            of(&format!("Validation {} of each head", run.measure.name())),
+            measure_axis,
+            by_head(&measure),
+        ),
+        plot("throughput", "Throughput".to_owned(), rate_axis(), vec![throughput(run, "all stages", 0)]),
+        plot(
+            "idle",
+            of("Idle share of each stage"),
+            share_axis("idle share"),
+            stages.iter().enumerate().map(idle).collect(),
+        ),
+        plot(
+            "gradient_norm",
+            of("Gradient norm of each stage, before clipping"),
+            Axis { logarithmic: true, ..Axis::new("gradient norm") },
+            by_stage(&|s| Some(s.gradient_norm), true),
+        ),
+        plot("learning_rate", "Learning rate".to_owned(), Axis { from: Some(0.0), ..Axis::new("learning rate") }, {
+            let mut rates = by_stage(&|s| Some(s.lr), false);
+            if rates.windows(2).all(|pair| pair[0].points == pair[1].points) {
+                rates.truncate(1);
+                rates.iter_mut().for_each(|rate| "all stages".clone_into(&mut rate.name));
+            }
+            rates
+        }),
+        plot(
+            "alignment",
+            of("Cosine between the gradients followed and measured, smoothed"),
+            Axis { to: Some(1.0), ..Axis::new("cosine") },
+            by_stage(&|s| s.alignment, true),
+        ),
+        plot(
+            "width",
+            of("Interlock width of each stage"),
+            Axis { whole: true, ..Axis::new("width") },
+            widths(run, &stages),
+        ),
+    ];
+    let mut plots: Vec<Plot> = plots.into_iter().filter(|plot| !plot.is_empty()).collect();
+    end_at_last_step(&mut plots, std::slice::from_ref(run));
+    plots
+}
+
+/// The plots of several runs, one curve each.
+pub(super) fn of_runs(runs: &[Run]) -> Vec<Plot> {
+    let count = points_for(runs.len());
+    let each = |line: Line, points: &dyn Fn(&Run) -> Vec<(f64, f64)>| -> Vec<Series> {
+        runs.iter().enumerate().map(|(n, run)| series(run.label.clone(), n, line, points(run))).collect()
+    };
+    let by_step =
+        |value: &dyn Fn(&Head) -> Option<f64>| each(Line::Dotted, &|run| binned(&evaluated(run, None, value), count));
+    let mut plots = vec![
+        plot(
+            "training_loss",
+            "Training loss of the last head, smoothed".to_owned(),
+            loss_axis(),
+            each(Line::Plain, &|run| binned(&smoothed(&points(run, |step| step.stages.last()?.loss)), count)),
+        ),
+        plot("validation_loss", "Validation loss of the last head".to_owned(), loss_axis(), by_step(&|h| Some(h.loss))),
+    ];
+    for measure in [Measure::Accuracy, Measure::Perplexity] {
+        let (axis, value) = measured(measure);
+        // Of those runs that are judged by it.
+        let of = |run: &Run| if run.measure == measure { evaluated(run, None, &value) } else { Vec::new() };
+        let title = format!("Validation {} of the last head", measure.name());
+        let name = format!("validation_{}", measure.name());
+        plots.push(plot(&name, title.clone(), axis.clone(), each(Line::Dotted, &|run| binned(&of(run), count))));
+        let mut over_time = plot(
+            &format!("{name}_by_time"),
+            format!("{title}, over time"),
+            axis,
+            each(Line::Dotted, &|run| {
+                let times = run.evaluations.iter().map(|evaluated| evaluated.seconds);
+                let timed: Vec<_> = times.zip(of(run)).map(|(seconds, (_, value))| (seconds, value)).collect();
+                binned(&timed, count)
+            }),
+        );
+        over_time.x = Axis { from: Some(0.0), ..Axis::new("seconds since the run's start") };
+        plots.push(over_time);
+    }
+    let rates: Vec<Series> = runs.iter().enumerate().map(|(n, run)| throughput(run, &run.label, n)).collect();
+    plots.push(plot("throughput", "Throughput".to_owned(), rate_axis(), rates));
+    let mean_idle = each(Line::Plain, &|run| {
+        let all = |step: &Step| {
+            let busy: f64 = step.stages.iter().map(|stage| stage.busy_seconds).sum();
+            Some((busy, step.step_seconds * step.stages.len() as f64))
+        };
+        idle_share(run, all)
+    });
+    plots.push(plot("idle", "Idle share, mean of all stages".to_owned(), share_axis("idle share"), mean_idle));
+    let mut plots: Vec<Plot> = plots.into_iter().filter(|plot| !plot.is_empty()).collect();
+    end_at_last_step(&mut plots, runs);
+    plots
+}
+
+/// The axes of steps all end at the last one made, so that plots side by side can be compared.
+fn end_at_last_step(plots: &mut [Plot], runs: &[Run]) {
+    let made = |run: &Run| Some(run.steps.last()?.step as f64 + 1.0);
+    let last = runs.iter().filter_map(made).reduce(f64::max);
+    plots.iter_mut().filter(|plot| plot.x.label == STEP).for_each(|plot| plot.x.to = last);
+}
+
+/// All stages, or some of many, the first and the last among them.
+fn shown(stages: usize) -> Vec<usize> {
+    match stages {
+        few if few <= CURVES => (0..few).collect(),
+        many => (0..CURVES).map(|n| n * (many - 1) / (CURVES - 1)).collect(),
+    }
+}
+
+fn plot(name: &str, title: String, y: Axis, series: Vec<Series>) -> Plot {
+    let series = series.into_iter().filter(|series| !series.points.is_empty()).collect();
+    Plot { name: name.to_owned(), title, x: Axis { whole: true, from: Some(0.0), ..Axis::new(STEP) }, y, series }
+}
+
+fn series(name: String, colour: usize, line: Line, points: Vec<(f64, f64)>) -> Series {
+    Series { name, colour, line, points }
+}
+
+fn loss_axis() -> Axis {
+    Axis::new("loss (mean a target)")
+}
+
+fn rate_axis() -> Axis {
+    Axis { from: Some(0.0), ..Axis::new("examples/s") }
+}
+
+fn share_axis(label: &str) -> Axis {
+    Axis { from: Some(0.0), to: Some(1.0), percent: true, ..Axis::new(label) }
+}
+
+/// The axis of a measure, and its value for a head.
+fn measured(measure: Measure) -> (Axis, impl Fn(&Head) -> Option<f64>) {
+    let axis = match measure {
+        Measure::Accuracy => Axis { percent: true, ..Axis::new("accuracy") },
+        Measure::Perplexity => Axis::new("perplexity"),
+    };
+    (axis, move |head: &Head| match measure {
+        Measure::Accuracy => head.accuracy,
+        Measure::Perplexity => Some(head.loss.exp()),
+    })
+}
+
+/// A value of every step that has it.
+fn points(run: &Run, value: impl Fn(&Step) -> Option<f64>) -> Vec<(f64, f64)> {
+    let point = |step: &Step| Some((step.step as f64, value(step).filter(|value| value.is_finite())?));
+    run.steps.iter().filter_map(point).collect()
+}
+
+/// A value of the head of stage `k`, or of the last head, at every evaluation.
+fn evaluated(run: &Run, k: Option<usize>, value: &dyn Fn(&Head) -> Option<f64>) -> Vec<(f64, f64)> {
+    let point = |evaluated: &crate::events::Evaluated| {
+        let head = match k {
+            Some(k) => evaluated.heads.iter().find(|head| head.stage == k),
+            None => evaluated.heads.last(),
+        };
+        Some((evaluated.steps as f64, value(head?).filter(|value| value.is_finite())?))
+    };
+    run.evaluations.iter().filter_map(point).collect()
+}
+
+fn throughput(run: &Run, name: &str, colour: usize) -> Series {
+    let points: Vec<_> =
+        run.steps.iter().map(|step| (step.step as f64, step.examples as f64, step.step_seconds)).collect();
+    series(name.to_owned(), colour, Line::Plain, ratios(&points, coarse(points.len())))
+}
+
+/// The share of the time that is not busy, where `busy` tells both for a step.
+fn idle_share(run: &Run, busy: impl Fn(&Step) -> Option<(f64, f64)>) -> Vec<(f64, f64)> {
+    let point = |step: &Step| busy(step).map(|(busy, seconds)| (step.step as f64, busy, seconds));
+    let points: Vec<_> = run.steps.iter().filter_map(point).collect();
+    ratios(&points, coarse(points.len())).into_iter().map(|(x, busy)| (x, (1.0 - busy).clamp(0.0, 1.0))).collect()
+}
+
+/// So many points that each is of ten steps or more, where there are as many.
+fn coarse(steps: usize) -> usize {
+    (steps / 10).clamp(1, COARSE).max(steps.min(10))
+}
+
+/// The width of each stage over the steps; nothing where it stays as it is.
+fn widths(run: &Run, stages: &[usize]) -> Vec<Series> {
+    let phases = run.plans();
+    if phases.windows(2).all(|pair| pair[0].follows == pair[1].follows) {
+        return Vec::new();
+    }
+    let end = run.steps.last().map_or(0, |step| step.step);
+    let curve = |(n, &k): (usize, &usize)| {
+        // A little apart, or equal ones would hide each other.
+        let beside = (n as f64 - (stages.len() as f64 - 1.0) / 2.0) * 0.03;
+        let width = |follows: &[usize]| follows.get(k).map(|j| (j + 1).saturating_sub(k) as f64 + beside);
+        let mut points: Vec<(f64, f64)> = phases
+            .iter()
+            .filter(|phase| phase.from_step <= end)
+            .filter_map(|phase| Some((phase.from_step as f64, width(&phase.follows)?)))
+            .collect();
+        points.extend(points.last().map(|(_, width)| (end as f64, *width)));
+        series(format!("stage {k}"), n, Line::Steps, points)
+    };
+    stages.iter().enumerate().map(curve).collect()
+}

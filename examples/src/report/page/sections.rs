@@ -1,0 +1,234 @@
+//! The parts of the page.
+
+use interlock::timeline::Drawing;
+
+use super::{
+    super::{run::Run, words},
+    DASH, four,
+    html::{Cell, pairs, table},
+    or_dash, strategy,
+};
+use crate::{
+    environment::Environment,
+    plot::{Plot, escape},
+    run_folder::Status,
+    table::Measure,
+};
+
+/// What was trained how, in a line.
+pub(super) fn setting(run: &Run) -> String {
+    let mut words = vec![strategy(run)];
+    match run.stages() {
+        0 => {}
+        1 => words.push("1 stage".to_owned()),
+        stages => words.push(format!("{stages} stages")),
+    }
+    let config = &run.config;
+    words.push(match config.micro_batches {
+        1 => format!("batches of {}", config.batch_size),
+        pieces => format!("batches of {} in {pieces} micro-batches", config.batch_size),
+    });
+    words.push(format!("seed {}", config.seed));
+    words.join(" · ")
+}
+
+/// Where the run lies, and when it was begun.
+pub(super) fn place(run: &Run) -> String {
+    let begun = run.environment.as_ref().map(|environment| format!(", begun {}", environment.started));
+    format!("{}{}", run.path.display(), begun.unwrap_or_default())
+}
+
+/// How a run stands that has not finished; nothing where it has. `named` where there are others on the page.
+pub(super) fn banner(run: &Run, named: bool) -> String {
+    let of = if named { format!(" {}", run.label) } else { String::new() };
+    let (class, heading, text) = match (&run.status, &run.failed) {
+        (Status::Finished, _) => return String::new(),
+        (_, Some(failed)) => {
+            let place = [
+                failed.stage.map(|stage| format!("stage {stage}")),
+                failed.step.map(|step| format!("step {step}")),
+                failed.micro.map(|micro| format!("micro-batch {micro}")),
+                failed.phase.clone(),
+            ];
+            let place = place.into_iter().flatten().collect::<Vec<_>>().join(", ");
+            let colon = if place.is_empty() { "" } else { ": " };
+            ("banner bad", format!("The run{of} failed"), format!("{place}{colon}{}", failed.cause))
+        }
+        (Status::Failed { cause }, None) => ("banner bad", format!("The run{of} failed"), cause.clone()),
+        (Status::Stopped { steps }, None) => {
+            ("banner", format!("The run{of} was stopped"), format!("After {steps} steps, with its values saved."))
+        }
+        (Status::Running, None) => (
+            "banner",
+            format!("The run{of} has not finished"),
+            "It is under way, or was ended from outside. What follows is what it has written so far.".to_owned(),
+        ),
+    };
+    format!("<div class=\"{class}\"><b>{}</b>{}</div>\n", escape(&heading), escape(&text))
+}
+
+/// What sums several runs up: a row each.
+pub(super) fn summary(runs: &[Run]) -> String {
+    let all: Vec<Vec<(&str, String)>> = runs.iter().map(results).collect();
+    // Columns in which some run has something.
+    let told: Vec<usize> = (0..all[0].len()).filter(|&n| all.iter().any(|results| results[n].1 != DASH)).collect();
+    let header = std::iter::once(Cell::text("run")).chain(told.iter().map(|&n| Cell::number(all[0][n].0))).chain([
+        Cell::text("strategy"),
+        Cell::number("stages"),
+        Cell::number("seed"),
+        Cell::text("state"),
+    ]);
+    let row = |(n, run): (usize, &Run)| {
+        let results = &all[n];
+        let state = match run.status {
+            Status::Running => "not finished",
+            Status::Finished => "finished",
+            Status::Stopped { .. } => "stopped",
+            Status::Failed { .. } => "failed",
+        };
+        let stages = or_dash((run.stages() > 0).then(|| run.stages().to_string()));
+        let settings = [
+            Cell::text(strategy(run)),
+            Cell::number(stages),
+            Cell::number(run.config.seed.to_string()),
+            Cell::text(state),
+        ];
+        let results = told.iter().map(|&n| Cell::number(results[n].1.clone()));
+        std::iter::once(Cell::text(run.label.clone()).keyed(n)).chain(results).chain(settings).collect()
+    };
+    let rows: Vec<_> = runs.iter().enumerate().map(row).collect();
+    table(&header.collect::<Vec<_>>(), &rows)
+}
+
+/// The results of a run, under names that are the same for all runs.
+fn results(run: &Run) -> Vec<(&'static str, String)> {
+    let scores = run.scores();
+    let perplexity = scores.filter(|_| run.measure == Measure::Perplexity).and_then(|scores| scores.perplexity);
+    vec![
+        ("accuracy", or_dash(scores.and_then(|scores| scores.accuracy).map(words::percent))),
+        ("perplexity", or_dash(perplexity.map(|perplexity| format!("{perplexity:.3}")))),
+        ("loss", or_dash(scores.map(|scores| four(scores.loss)))),
+        ("examples/s", or_dash(run.examples_per_second().map(|rate| format!("{rate:.1}")))),
+        ("training time", words::duration(run.train_seconds())),
+        ("steps", words::count(run.steps.len() as u64)),
+    ]
+}
+
+/// The results of one run, large.
+pub(super) fn cards(run: &Run) -> String {
+    let mut results: Vec<_> = results(run).into_iter().filter(|(_, value)| value != DASH).collect();
+    // What the run is judged by comes first.
+    results.sort_by_key(|(name, _)| *name != run.measure.name());
+    let card = |(n, (name, value)): (usize, (&str, String))| {
+        let class = if n == 0 { "card first" } else { "card" };
+        format!("<div class=\"{class}\"><b>{}</b><span>{}</span></div>\n", escape(&value), escape(name))
+    };
+    let last = match run.report.as_ref().is_some_and(|report| report.evaluated) || !run.evaluations.is_empty() {
+        true => "of the last stage, on the validation set",
+        false => "of the last stage, on the last training batch",
+    };
+    let cards: String = results.into_iter().enumerate().map(card).collect();
+    format!("<div class=\"cards\">\n{cards}</div>\n<p class=\"faint note\">Scores are those {last}.</p>\n")
+}
+
+/// Every plot.
+pub(super) fn plots(plots: &[Plot]) -> String {
+    if plots.is_empty() {
+        return "<h2>Curves</h2>\n<p class=\"faint\">No step has been made.</p>\n".to_owned();
+    }
+    let figures: String = plots.iter().map(|plot| format!("<figure>{}</figure>\n", plot.to_inline_svg())).collect();
+    format!("<h2>Curves</h2>\n<div class=\"plots\">\n{figures}</div>\n")
+}
+
+/// The stages, with what they came to.
+pub(super) fn stages(run: &Run) -> String {
+    let Some(started) = &run.started else { return String::new() };
+    let header = [
+        Cell::text("stage"),
+        Cell::text("device"),
+        Cell::number("parameters"),
+        Cell::number("of the head"),
+        Cell::number("follows the loss of"),
+        Cell::number("loss"),
+        Cell::number("accuracy"),
+        Cell::number("busy"),
+    ];
+    let seconds = run.train_seconds();
+    let row = |(k, stage): (usize, &crate::events::Stage)| {
+        let head = run.evaluations.last().and_then(|evaluated| evaluated.heads.iter().find(|head| head.stage == k));
+        let plans = run.plans();
+        let follows = plans.last().and_then(|phase| phase.follows.get(k).copied());
+        let busy: f64 = run.steps.iter().filter_map(|step| step.stages.get(k)).map(|stage| stage.busy_seconds).sum();
+        vec![
+            Cell::text(stage.stage.to_string()),
+            Cell::text(stage.device.clone()),
+            Cell::number(words::count(stage.parameters as u64)),
+            Cell::number(words::count(stage.head_parameters as u64)),
+            Cell::number(or_dash(follows.map(|j| format!("stage {j}")))),
+            Cell::number(or_dash(head.map(|head| four(head.loss)))),
+            Cell::number(or_dash(head.and_then(|head| head.accuracy).map(words::percent))),
+            Cell::number(or_dash((seconds > 0.0).then(|| words::percent(busy / seconds)))),
+        ]
+    };
+    let rows: Vec<_> = started.stages.iter().enumerate().map(row).collect();
+    format!("<h2>Stages</h2>\n{}", table(&header, &rows))
+}
+
+/// What stages did when; nothing where it was not recorded.
+pub(super) fn timeline(run: &Run) -> String {
+    let Some(timeline) = run.timeline_to_show() else { return String::new() };
+    let svg = timeline.to_svg(&Drawing { title: "What each stage did when, in the last steps", ..Drawing::default() });
+    format!("<h2>Timeline</h2>\n<div class=\"sheet timeline\">{svg}</div>\n")
+}
+
+/// The configuration as it was stored.
+pub(super) fn configuration(run: &Run) -> String {
+    let text = escape(run.config_text.trim_end());
+    format!("<h2>Configuration</h2>\n<div class=\"sheet\"><pre>{text}</pre></div>\n")
+}
+
+/// What a run was made by; nothing where that is not known.
+pub(super) fn environment(run: &Run) -> String {
+    let Some(environment) = &run.environment else { return String::new() };
+    let values = facts_of(environment);
+    let rows: Vec<(&str, String)> = ENVIRONMENT.into_iter().zip(values).collect();
+    format!("<h2>Environment</h2>\n{}", pairs(&rows))
+}
+
+/// The same for several runs, side by side.
+pub(super) fn environments(runs: &[Run]) -> String {
+    let known: Vec<(usize, &Run, Vec<String>)> = runs
+        .iter()
+        .enumerate()
+        .filter_map(|(n, run)| Some((n, run, facts_of(run.environment.as_ref()?).to_vec())))
+        .collect();
+    if known.is_empty() {
+        return String::new();
+    }
+    let names = known.iter().map(|(n, run, _)| Cell::text(run.label.clone()).keyed(*n));
+    let header: Vec<Cell> = std::iter::once(Cell::text("")).chain(names).collect();
+    let row = |(n, name): (usize, &str)| {
+        let values = known.iter().map(|(_, _, facts)| Cell::text(facts[n].clone()));
+        std::iter::once(Cell::text(name)).chain(values).collect()
+    };
+    let rows: Vec<_> = ENVIRONMENT.into_iter().enumerate().map(row).collect();
+    format!("<h2>Environments</h2>\n{}", table(&header, &rows))
+}
+
+const ENVIRONMENT: [&str; 8] =
+    ["program", "command", "begun", "system", "processor", "cores", "vector instructions", "memory"];
+
+/// What is shown of an environment, in the order of [`ENVIRONMENT`].
+fn facts_of(environment: &Environment) -> [String; 8] {
+    let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
+    [
+        format!("interlock {}, revision {}", environment.version, environment.revision),
+        environment.command_line(),
+        environment.started.clone(),
+        format!("{}, {}", environment.os, environment.architecture),
+        or_dash(environment.cpu.clone()),
+        environment.cores.to_string(),
+        environment.instructions.clone(),
+        or_dash(environment.memory_bytes.map(gib)),
+    ]
+}

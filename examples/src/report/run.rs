@@ -1,0 +1,145 @@
+//! A run as its folder tells of it.
+
+use std::path::{Path, PathBuf};
+
+use interlock::{
+    Error, Report, Result,
+    timeline::Timeline,
+    trainer::{FinalReport, PhaseReport},
+};
+
+use crate::{
+    config::RunConfig,
+    environment::Environment,
+    events::{self, Evaluated, Event, Failed, PlanChanged, Started, Step, What},
+    run_folder::{RunFolder, Status},
+    table::Measure,
+};
+
+/// More actions than this make a picture that is slow to show.
+const ACTIONS: usize = 6000;
+
+/// Everything that is known of a run: whole, or as far as it came.
+pub(super) struct Run {
+    pub(super) path: PathBuf,
+    /// What tells it from other runs of the same page.
+    pub(super) label: String,
+    pub(super) config: RunConfig,
+    /// The configuration as it was stored.
+    pub(super) config_text: String,
+    pub(super) status: Status,
+    pub(super) measure: Measure,
+    pub(super) environment: Option<Environment>,
+    pub(super) timeline: Option<Timeline>,
+    pub(super) started: Option<Started>,
+    pub(super) steps: Vec<Step>,
+    pub(super) evaluations: Vec<Evaluated>,
+    changes: Vec<PlanChanged>,
+    pub(super) report: Option<Report>,
+    pub(super) failed: Option<Failed>,
+}
+
+impl Run {
+    /// The runs with these folders, each under a label of its own.
+    pub(super) fn open_all(paths: &[PathBuf]) -> Result<Vec<Self>> {
+        let mut runs = paths.iter().map(|path| Self::open(path)).collect::<Result<Vec<_>>>()?;
+        let labels: Vec<String> = runs.iter().map(|run| run.label.clone()).collect();
+        for run in &mut runs {
+            if labels.iter().filter(|label| **label == run.label).count() > 1 {
+                run.label = run.path.display().to_string();
+            }
+        }
+        Ok(runs)
+    }
+
+    fn open(path: &Path) -> Result<Self> {
+        let folder = RunFolder::open_any(path)?;
+        let (config, config_text) = folder.config()?;
+        let file = path.join(events::FILE);
+        if !file.exists() {
+            let cause = "it is not there; a report needs the events that `interlock train` writes to a run's folder";
+            return Err(Error::file(file, cause));
+        }
+        let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let label = whole.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        let mut run = Self {
+            path: path.to_owned(),
+            label,
+            config,
+            config_text,
+            status: folder.status()?,
+            measure: Measure::of(&folder.data()?.kind),
+            environment: folder.environment()?,
+            timeline: folder.timeline()?,
+            started: None,
+            steps: Vec::new(),
+            evaluations: Vec::new(),
+            changes: Vec::new(),
+            report: None,
+            failed: None,
+        };
+        events::read(&file)?.into_iter().for_each(|event| run.add(event));
+        Ok(run)
+    }
+
+    fn add(&mut self, event: Event) {
+        match event.what {
+            What::Started(started) => self.started = Some(started),
+            What::Step(step) => self.steps.push(step),
+            What::PlanChanged(change) => self.changes.push(change),
+            What::Evaluated(evaluated) => self.evaluations.push(evaluated),
+            What::Finished(finished) => self.report = Some(finished.report),
+            What::Failed(failed) => self.failed = Some(failed),
+        }
+    }
+
+    /// The number of stages; 0 where the run has not come so far.
+    pub(super) fn stages(&self) -> usize {
+        self.started.as_ref().map_or(0, |started| started.stages.len())
+    }
+
+    /// Losses of the last stage's head: of the whole run, of its last evaluation, or of its last step, whichever there is.
+    pub(super) fn scores(&self) -> Option<FinalReport> {
+        let head =
+            |loss: f64, accuracy: Option<f64>| FinalReport { loss, accuracy, perplexity: accuracy.map(|_| loss.exp()) };
+        let evaluated = || self.evaluations.last()?.heads.last().map(|h| head(h.loss, h.accuracy));
+        let stepped = || self.steps.last()?.stages.last().and_then(|s| Some(head(s.loss?, s.accuracy)));
+        self.report.as_ref().map(|report| report.finally).or_else(evaluated).or_else(stepped)
+    }
+
+    /// Seconds of training, evaluations left out.
+    pub(super) fn train_seconds(&self) -> f64 {
+        let so_far = || self.steps.iter().map(|step| step.step_seconds).sum();
+        self.report.as_ref().map_or_else(so_far, |report| report.train_seconds)
+    }
+
+    /// Examples a second of training; none where nothing has been trained.
+    pub(super) fn examples_per_second(&self) -> Option<f64> {
+        let examples: u64 = self.steps.iter().map(|step| step.examples).sum();
+        let so_far = examples as f64 / self.train_seconds();
+        self.report.as_ref().map(|report| report.examples_per_second).or(so_far.is_finite().then_some(so_far))
+    }
+
+    /// What stages followed from which step on, as far as it is known.
+    pub(super) fn plans(&self) -> Vec<PhaseReport> {
+        if let Some(report) = &self.report {
+            return report.plans.clone();
+        }
+        let mut phases = self.started.as_ref().map(|started| started.plans.clone()).unwrap_or_default();
+        for PlanChanged { from_step, follows } in &self.changes {
+            if phases.iter().all(|phase| phase.from_step != *from_step) {
+                phases.push(PhaseReport { from_step: *from_step, follows: follows.clone(), every: None });
+            }
+        }
+        phases.sort_by_key(|phase| phase.from_step);
+        phases
+    }
+
+    /// As many of the last steps as a picture can show; none where nothing was recorded.
+    pub(super) fn timeline_to_show(&self) -> Option<Timeline> {
+        let timeline = self.timeline.as_ref().filter(|timeline| !timeline.spans.is_empty())?;
+        let fewer = [4, 3, 2].map(|steps| timeline.cut_to_last_steps(steps));
+        let fits = |timeline: &Timeline| timeline.spans.len() <= ACTIONS;
+        Some(fewer.into_iter().find(fits).unwrap_or_else(|| timeline.cut_to_last_steps(1)))
+    }
+}

@@ -1,0 +1,77 @@
+//! Settings and numbers in words.
+
+use interlock::strategy::{StrategyConfig, StrategyName};
+
+/// A strategy in a few words.
+pub(super) fn strategy(config: &StrategyConfig) -> String {
+    let list = |widths: &[usize]| widths.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    let width = |one: Option<usize>, each: Option<&Vec<usize>>| match (one, each) {
+        (Some(width), _) => Some(format!("width {width}")),
+        (None, Some(widths)) => Some(format!("widths {}", list(widths))),
+        (None, None) => None,
+    };
+    let every = |steps: Option<u64>| steps.map_or_else(String::new, |n| format!(", end-to-end every {n} steps"));
+    if let Some(phases) = &config.width_schedule {
+        let phase = |phase: &interlock::strategy::WidthPhaseConfig| {
+            let widths = width(phase.width, phase.widths.as_ref()).unwrap_or_default();
+            format!("{widths}{} from step {}", every(phase.end_to_end_every), phase.from_step)
+        };
+        return phases.iter().map(phase).collect::<Vec<_>>().join("; ");
+    }
+    if let Some(adaptive) = &config.adaptive {
+        return format!("adaptive from width {}, below a cosine of {}", adaptive.width, adaptive.below);
+    }
+    let named = || match config.name.unwrap_or_default() {
+        StrategyName::Local => "local (width 1)".to_owned(),
+        StrategyName::EndToEnd => "end-to-end".to_owned(),
+        StrategyName::Adaptive => "adaptive".to_owned(),
+        StrategyName::Pairwise | StrategyName::Interlock => "pairwise (width 2)".to_owned(),
+    };
+    width(config.width, config.widths.as_ref()).unwrap_or_else(named) + &every(config.end_to_end_every)
+}
+
+/// A length of time, such as `12.3 s` or `1 h 2 min`.
+pub(super) fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 60.0 => format!("{s:.1} s"),
+        s if s < 3600.0 => format!("{} min {:.0} s", (s / 60.0) as u64, (s % 60.0).floor()),
+        s => format!("{} h {} min", (s / 3600.0) as u64, (s % 3600.0 / 60.0) as u64),
+    }
+}
+
+/// A count with its thousands set apart.
+pub(super) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A share in per cent.
+pub(super) fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strategies_and_numbers_are_told_in_words() {
+        let told = |json: &str| strategy(&serde_json::from_str(json).unwrap());
+        assert_eq!(told("{}"), "pairwise (width 2)");
+        assert_eq!(told(r#"{"name":"end_to_end"}"#), "end-to-end");
+        assert_eq!(told(r#"{"widths":[1,2],"end_to_end_every":5}"#), "widths 1, 2, end-to-end every 5 steps");
+        let phases = r#"{"width_schedule":[{"from_step":0,"width":1},{"from_step":9,"widths":[2,1]}]}"#;
+        assert_eq!(told(phases), "width 1 from step 0; widths 2, 1 from step 9");
+        let adaptive = r#"{"adaptive":{"every":5,"window":2,"below":0.5}}"#;
+        assert_eq!(told(adaptive), "adaptive from width 1, below a cosine of 0.5");
+        assert_eq!([12.34, 75.0, 3725.0].map(duration), ["12.3 s", "1 min 15 s", "1 h 2 min"]);
+        assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+    }
+}

@@ -1,0 +1,40 @@
+//! The messages of an event file, with the fields that are used here; others have numbers of their own and may be left out.
+
+use prost::{Message, Oneof};
+
+/// Something at a step: the file's version, or scalars.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Record {
+    /// Seconds since the Unix epoch.
+    #[prost(double, tag = "1")]
+    pub(super) wall_time: f64,
+    #[prost(int64, tag = "2")]
+    pub(super) step: i64,
+    #[prost(oneof = "Content", tags = "3, 5")]
+    pub(super) content: Option<Content>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(super) enum Content {
+    #[prost(string, tag = "3")]
+    FileVersion(String),
+    #[prost(message, tag = "5")]
+    Summary(Summary),
+}
+
+/// Scalars.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Summary {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) value: Vec<Scalar>,
+}
+
+/// A named number.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Scalar {
+    #[prost(string, tag = "1")]
+    pub(super) tag: String,
+    /// Always there, a zero too.
+    #[prost(float, optional, tag = "2")]
+    pub(super) simple_value: Option<f32>,
+}

@@ -1,0 +1,248 @@
+//! What a run writes while it is trained, and the reports made of it.
+
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
+#[path = "common/command.rs"]
+mod common;
+
+use std::{fs, path::Path};
+
+use common::{SMALL, done, err, interlock, json, refused, train};
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn events(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("events.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn names(events: &[Value]) -> Vec<&str> {
+    events.iter().map(|event| event["event"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn a_run_writes_its_events_its_timeline_and_its_environment() {
+    let folder = TempDir::new().unwrap();
+    let schedule = "--set=strategy.width_schedule=[{from_step=0, width=1}, {from_step=2, width=2}]";
+    done(&train(folder.path(), &[&SMALL[..], &[schedule, "--tensorboard", "--quiet"]].concat()));
+    let run = folder.path().join("run");
+    let events = events(&run);
+    let expected = ["started", "step", "step", "plan_changed", "step", "evaluated", "finished"];
+    assert_eq!(names(&events), expected);
+    assert!(events.windows(2).all(|pair| pair[0]["time"].as_f64() <= pair[1]["time"].as_f64()));
+    let started = &events[0];
+    assert_eq!((&started["run"], &started["steps"]), (&"fashion-mnist".into(), &3.into()));
+    assert!(started["stages"][1]["parameters"].as_u64().unwrap() > 0);
+    assert_eq!(started["plans"].as_array().unwrap().len(), 2);
+    assert_eq!((&events[3]["from_step"], &events[3]["follows"]), (&2.into(), &serde_json::json!([1, 1])));
+    let step = &events[4];
+    assert_eq!((&step["step"], &step["examples"], step["epoch"].as_u64()), (&2.into(), &32.into(), Some(0)));
+    for stage in step["stages"].as_array().unwrap() {
+        assert!(stage["loss"].as_f64().unwrap() > 0.0 && stage["gradient_norm"].as_f64().unwrap() > 0.0);
+        let (busy, seconds) = (stage["busy_seconds"].as_f64().unwrap(), step["seconds"].as_f64().unwrap());
+        assert!(busy > 0.0 && busy < seconds, "{step}");
+        assert!(stage["alignment"].is_null());
+    }
+    let report = json(&run.join("report.json"));
+    let last = events[5]["heads"].as_array().unwrap().last().unwrap();
+    assert_eq!(last["accuracy"], report["final"]["accuracy"]);
+    assert_eq!(events[6]["report"], report);
+
+    let timeline = json(&run.join("timeline.json"));
+    assert_eq!(timeline["stages"], 2);
+    assert!(timeline["spans"].as_array().unwrap().iter().any(|span| span["action"]["update"] == 2));
+    let environment = json(&run.join("environment.json"));
+    assert_eq!(environment["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(environment["command"][1], "train");
+    let started = environment["started"].as_str().unwrap();
+    assert!(started.ends_with('Z') && environment["cores"].as_u64().unwrap() > 0);
+    let boards: Vec<_> = fs::read_dir(run.join("tensorboard")).unwrap().map(|entry| entry.unwrap()).collect();
+    assert_eq!(boards.len(), 1);
+    let bytes = fs::read(boards[0].path()).unwrap();
+    let holds = |tag: &str| bytes.windows(tag.len()).any(|window| window == tag.as_bytes());
+    for tag in ["brain.Event:2", "loss/train/stage0", "accuracy/validation/stage1", "learning_rate", "idle/stage0"] {
+        assert!(holds(tag), "{tag}");
+    }
+}
+
+#[test]
+fn a_failure_is_the_last_event() {
+    let folder = TempDir::new().unwrap();
+    let output = train(folder.path(), &[&SMALL[..], &["--quiet", "--set=optimizer.lr=1e30"]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+    let run = folder.path().join("run");
+    let events = events(&run);
+    let failed = events.last().unwrap();
+    assert_eq!(failed["event"], "failed");
+    assert!(failed["stage"].is_u64() && failed["phase"].is_string() && failed["cause"].is_string(), "{failed}");
+    assert!(!run.join("tensorboard").exists());
+    assert!(run.join("timeline.json").exists());
+}
+
+/// A page without anything that a browser would fetch or run, whose elements are all closed.
+fn page(path: &Path) -> String {
+    let page = fs::read_to_string(path).unwrap();
+    let lower = page.to_lowercase().replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
+    for wrong in ["http://", "https://", "<script", "<link", "<img", "<iframe", "@import", "url(", " src="] {
+        assert!(!lower.contains(wrong), "{wrong} in {}", path.display());
+    }
+    let mut open: Vec<String> = Vec::new();
+    let body = &page[page.find("<main>").unwrap()..page.find("</body>").unwrap()];
+    for tag in body.split('<').skip(1) {
+        let (tag, _) = tag.split_once('>').unwrap();
+        let name: String = tag.trim_start_matches('/').chars().take_while(char::is_ascii_alphanumeric).collect();
+        match (tag.starts_with('/'), tag.ends_with('/') || name == "col") {
+            (true, _) => assert_eq!(open.pop(), Some(name), "{tag}"),
+            (false, false) => open.push(name),
+            (false, true) => {}
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+    page
+}
+
+#[test]
+fn a_page_and_pictures_are_made_of_a_run() {
+    let folder = TempDir::new().unwrap();
+    let schedule = "--set=strategy.width_schedule=[{from_step=0, width=1}, {from_step=2, width=2}]";
+    let name = "--set=name='<b>&amp;\"x'";
+    done(&train(folder.path(), &[&SMALL[..], &[schedule, name, "--quiet"]].concat()));
+    let shown = done(&interlock(folder.path(), &["report", "run", "--plots", "plots"]));
+    assert!(shown.contains("the report lies in run/report.html") && shown.contains("pictures lie in plots"), "{shown}");
+    let page = page(&folder.path().join("run/report.html"));
+    assert!(page.contains("<title>&lt;b&gt;&amp;amp;&quot;x</title>") && !page.contains("<b>&amp;\"x"));
+    let accuracy = json(&folder.path().join("run/report.json"))["final"]["accuracy"].as_f64().unwrap();
+    assert!(page.contains(&format!("{:.1} %", 100.0 * accuracy)));
+    for words in [
+        "Training loss of each head",
+        "Validation accuracy of each head",
+        "Throughput",
+        "Idle share of each stage",
+        "Gradient norm",
+        "Learning rate",
+        "Interlock width of each stage",
+        "What each stage did when",
+        "width 1 from step 0; width 2 from step 2",
+        "batch_size = 32",
+        "vector instructions",
+        "prefers-color-scheme: dark",
+    ] {
+        assert!(page.contains(words), "{words}");
+    }
+    assert!(!page.contains("The run failed") && !page.contains("has not finished"));
+    let plots = folder.path().join("plots");
+    for name in ["training_loss", "validation_accuracy", "throughput", "width", "timeline"] {
+        let png = fs::read(plots.join(format!("{name}.png"))).unwrap();
+        assert!(png.starts_with(b"\x89PNG") && png.len() > 2000, "{name}");
+        assert!(fs::read_to_string(plots.join(format!("{name}.svg"))).unwrap().starts_with("<svg"), "{name}");
+    }
+    // Once more over the same, elsewhere.
+    done(&interlock(folder.path(), &["report", "run", "--out", "a.html", "--plots", "plots"]));
+    assert_eq!(page, fs::read_to_string(folder.path().join("a.html")).unwrap());
+}
+
+#[test]
+fn runs_that_failed_or_go_on_are_reported_as_far_as_they_came() {
+    let folder = TempDir::new().unwrap();
+    let report = || {
+        done(&interlock(folder.path(), &["report", "run"]));
+        page(&folder.path().join("run/report.html"))
+    };
+    train(folder.path(), &[&SMALL[..], &["--quiet", "--set=optimizer.lr=1e30"]].concat());
+    let failed = report();
+    assert!(failed.contains("The run failed") && failed.contains("stage ") && failed.contains("Configuration"));
+
+    fs::remove_dir_all(folder.path().join("run")).unwrap();
+    done(&train(folder.path(), &[&SMALL[..], &["--quiet"]].concat()));
+    let run = folder.path().join("run");
+    let events = fs::read_to_string(run.join("events.jsonl")).unwrap();
+    let whole = report();
+    fs::write(run.join("status.json"), r#"{"state":"running"}"#).unwrap();
+    fs::remove_file(run.join("timeline.json")).unwrap();
+    // Cut in the middle of the third line: one step is left.
+    let ends: Vec<usize> = events.match_indices('\n').map(|(at, _)| at).collect();
+    fs::write(run.join("events.jsonl"), &events[..ends[1] + 20]).unwrap();
+    let cut = report();
+    assert!(cut.contains("has not finished") && cut.contains("<b>1</b><span>steps</span>"), "{cut}");
+    assert!(cut.contains("Training loss") && !cut.contains("Validation loss") && whole.contains("Validation loss"));
+    fs::write(run.join("events.jsonl"), "").unwrap();
+    assert!(report().contains("No step has been made"));
+}
+
+#[test]
+fn runs_are_compared_on_one_page() {
+    let folder = TempDir::new().unwrap();
+    for (name, more) in [("a", "--set=seed=1"), ("b", "--set=seed=2"), ("c", "--set=strategy.width=1")] {
+        done(&interlock(folder.path(), &[&["train", "--quiet", "--out", name, more], &SMALL[..]].concat()));
+    }
+    done(&interlock(folder.path(), &["report", "a", "b", "c", "--out", "all.html", "--plots", "plots"]));
+    let html = page(&folder.path().join("all.html"));
+    for words in ["3 runs compared", "strategy.width", "<th>seed</th>", "over time", "mean of all stages"] {
+        assert!(html.contains(words), "{words}");
+    }
+    assert!(!html.contains("<th>batch_size</th>"), "what is the same is listed");
+    assert!(folder.path().join("plots/validation_accuracy_by_time.png").exists());
+    // The same folder twice: nothing differs, and each has a name.
+    done(&interlock(folder.path(), &["report", "a", "a", "--out", "twice.html"]));
+    assert!(page(&folder.path().join("twice.html")).contains("Nothing: they are the same."));
+}
+
+#[test]
+fn what_cannot_be_reported_is_refused_and_nothing_is_written() {
+    let folder = TempDir::new().unwrap();
+    done(&train(folder.path(), &[&SMALL[..], &["--quiet"]].concat()));
+    fs::create_dir(folder.path().join("empty")).unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
+    let refused = |arguments: &[&str], words: &[&str]| {
+        refused(folder.path(), &[&["report"], arguments].concat(), words);
+        assert!(!folder.path().join("run/report.html").exists());
+    };
+    refused(&["nowhere"], &["nowhere/config.toml", "no run folder", "interlock train"]);
+    refused(&["empty"], &["empty/config.toml", "no run folder"]);
+    refused(&["run", "empty", "--out", "a.html"], &["empty/config.toml"]);
+    refused(&["run", "run"], &["--out FILE.html"]);
+    refused(&[], &["<RUN>"]);
+    refused(&["run", "--out", "nowhere/a.html"], &["--out nowhere/a.html", "no folder nowhere"]);
+    refused(&["run", "--out", "empty"], &["--out empty", "it is a folder"]);
+    refused(&["run", "--plots", "file"], &["--plots file", "name a folder"]);
+    refused(&["run", "--plots", "nowhere/plots"], &["--plots nowhere/plots", "no folder nowhere"]);
+
+    let run = folder.path().join("run");
+    for (name, text, words) in [
+        ("timeline.json", "{", ["run/timeline.json", "EOF"]),
+        ("environment.json", "{}", ["run/environment.json", "missing field"]),
+        ("status.json", "{\"state\":\"asleep\"}", ["run/status.json", "asleep"]),
+        ("events.jsonl", "{}\n", ["run/events.jsonl", "line 1 is no event"]),
+    ] {
+        let kept = fs::read_to_string(run.join(name)).unwrap();
+        fs::write(run.join(name), text).unwrap();
+        refused(&["run"], &words);
+        fs::write(run.join(name), kept).unwrap();
+    }
+    fs::remove_file(run.join("events.jsonl")).unwrap();
+    refused(&["run"], &["run/events.jsonl", "interlock train"]);
+}
+
+#[test]
+fn a_long_run_makes_a_page_of_reasonable_size() {
+    let folder = TempDir::new().unwrap();
+    done(&train(folder.path(), &[&SMALL[..], &["--quiet"]].concat()));
+    let file = folder.path().join("run/events.jsonl");
+    let text = fs::read_to_string(&file).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let (started, step, evaluated) = (lines[0], lines[1], lines[4]);
+    let mut long = started.to_owned() + "\n";
+    for n in 0..20_000 {
+        long += &step.replace("\"step\":0", &format!("\"step\":{n}"));
+        long += "\n";
+        if n % 10 == 9 {
+            long += &evaluated.replace("\"steps\":3", &format!("\"steps\":{}", n + 1));
+            long += "\n";
+        }
+    }
+    fs::write(&file, long).unwrap();
+    done(&interlock(folder.path(), &["report", "run"]));
+    let page = page(&folder.path().join("run/report.html"));
+    assert!(page.contains("<b>20,000</b><span>steps</span>"));
+    assert!(page.len() < 400_000, "{} bytes", page.len());
+}
