@@ -8,7 +8,12 @@ use std::{
 use interlock::{Error, Result, TrainEvent, trainer::Observer};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
-    EnvFilter, Layer, filter::Directive, fmt, fmt::MakeWriter, layer::SubscriberExt, util::SubscriberInitExt,
+    EnvFilter, Layer,
+    filter::Directive,
+    fmt,
+    fmt::{MakeWriter, format::FmtSpan},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
 };
 
 use crate::{
@@ -52,14 +57,17 @@ fn off(target: &str) -> Directive {
     directive.unwrap_or_else(|_| LevelFilter::OFF.into())
 }
 
+/// Lines of this form. A span gets one when it ends, with its time: at the level `debug` each action of a stage.
 fn layer<S, W>(format: LogFormat, ansi: bool, writer: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     match format {
-        LogFormat::Text => fmt::layer().with_ansi(ansi).with_writer(writer).boxed(),
-        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(writer).boxed(),
+        LogFormat::Text => fmt::layer().with_ansi(ansi).with_span_events(FmtSpan::CLOSE).with_writer(writer).boxed(),
+        LogFormat::Json => {
+            fmt::layer().json().flatten_event(true).with_span_events(FmtSpan::CLOSE).with_writer(writer).boxed()
+        }
     }
 }
 
