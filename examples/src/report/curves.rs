@@ -2,7 +2,7 @@
 
 use super::run::Run;
 use crate::{
-    events::{Head, StageMetrics, Step},
+    events::{Evaluated, Head, StageMetrics, Step},
     plot::{Axis, Line, Plot, Series, binned, points_for, ratios, smoothed},
     table::Measure,
 };
@@ -28,7 +28,7 @@ pub(super) fn of_run(run: &Run) -> Vec<Plot> {
     };
     let by_head = |value: &dyn Fn(&Head) -> Option<f64>| -> Vec<Series> {
         let curve = |(n, &k): (usize, &usize)| {
-            series(format!("stage {k}"), n, Line::Dotted, binned(&evaluated(run, Some(k), value), count))
+            series(format!("stage {k}"), n, Line::Dotted, binned(&evaluated(run, Some(k), &updates, value), count))
         };
         stages.iter().enumerate().map(curve).collect()
     };
@@ -95,8 +95,9 @@ pub(super) fn of_runs(runs: &[Run]) -> Vec<Plot> {
     let each = |line: Line, points: &dyn Fn(&Run) -> Vec<(f64, f64)>| -> Vec<Series> {
         runs.iter().enumerate().map(|(n, run)| series(run.label.clone(), n, line, points(run))).collect()
     };
-    let by_step =
-        |value: &dyn Fn(&Head) -> Option<f64>| each(Line::Dotted, &|run| binned(&evaluated(run, None, value), count));
+    let by_step = |value: &dyn Fn(&Head) -> Option<f64>| {
+        each(Line::Dotted, &|run| binned(&evaluated(run, None, &updates, value), count))
+    };
     let mut plots = vec![
         plot(
             "training_loss",
@@ -109,19 +110,23 @@ pub(super) fn of_runs(runs: &[Run]) -> Vec<Plot> {
     for measure in [Measure::Accuracy, Measure::Perplexity] {
         let (axis, value) = measured(measure);
         // Of those runs that are judged by it.
-        let of = |run: &Run| if run.measure == measure { evaluated(run, None, &value) } else { Vec::new() };
+        let of = |run: &Run, x: &dyn Fn(&Evaluated) -> f64| match run.measure == measure {
+            true => evaluated(run, None, x, &value),
+            false => Vec::new(),
+        };
         let title = format!("Validation {} of the last head", measure.name());
         let name = format!("validation_{}", measure.name());
-        plots.push(plot(&name, title.clone(), axis.clone(), each(Line::Dotted, &|run| binned(&of(run), count))));
+        plots.push(plot(
+            &name,
+            title.clone(),
+            axis.clone(),
+            each(Line::Dotted, &|run| binned(&of(run, &updates), count)),
+        ));
         let mut over_time = plot(
             &format!("{name}_by_time"),
             format!("{title}, over time"),
             axis,
-            each(Line::Dotted, &|run| {
-                let times = run.evaluations.iter().map(|evaluated| evaluated.seconds);
-                let timed: Vec<_> = times.zip(of(run)).map(|(seconds, (_, value))| (seconds, value)).collect();
-                binned(&timed, count)
-            }),
+            each(Line::Dotted, &|run| binned(&of(run, &|evaluation| evaluation.seconds), count)),
         );
         over_time.x = Axis { from: Some(0.0), ..Axis::new("seconds since the run's start") };
         plots.push(over_time);
@@ -195,14 +200,24 @@ fn points(run: &Run, value: impl Fn(&Step) -> Option<f64>) -> Vec<(f64, f64)> {
     run.steps.iter().filter_map(point).collect()
 }
 
-/// A value of the head of stage `k`, or of the last head, at every evaluation.
-fn evaluated(run: &Run, k: Option<usize>, value: &dyn Fn(&Head) -> Option<f64>) -> Vec<(f64, f64)> {
-    let point = |evaluated: &crate::events::Evaluated| {
+/// Updates made before an evaluation.
+fn updates(evaluated: &Evaluated) -> f64 {
+    evaluated.steps as f64
+}
+
+/// A value of the head of stage `k`, or of the last head, at every evaluation that has it, over `x`.
+fn evaluated(
+    run: &Run,
+    k: Option<usize>,
+    x: &dyn Fn(&Evaluated) -> f64,
+    value: &dyn Fn(&Head) -> Option<f64>,
+) -> Vec<(f64, f64)> {
+    let point = |evaluated: &Evaluated| {
         let head = match k {
             Some(k) => evaluated.heads.iter().find(|head| head.stage == k),
             None => evaluated.heads.last(),
         };
-        Some((evaluated.steps as f64, value(head?).filter(|value| value.is_finite())?))
+        Some((x(evaluated), value(head?).filter(|value| value.is_finite())?))
     };
     run.evaluations.iter().filter_map(point).collect()
 }
