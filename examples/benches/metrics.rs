@@ -8,14 +8,13 @@
 use std::{net::SocketAddr, time::Instant};
 
 use divan::Bencher;
-use interlock::metrics::table;
+use interlock::metrics::{SECONDS_BUCKETS, table};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 
 fn main() {
-    let buckets: [f64; 12] = std::array::from_fn(|i| 1e-4 * 3_f64.powi(i as i32));
     PrometheusBuilder::new()
         .with_http_listener(SocketAddr::from(([127, 0, 0, 1], 0)))
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &buckets)
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS_BUCKETS)
         .unwrap()
         .install()
         .unwrap();

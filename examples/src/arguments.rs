@@ -1,18 +1,18 @@
 //! The command line.
 
+mod bench;
 mod top;
 mod width;
 
+pub(crate) use bench::{Bench, BenchMailbox, BenchRuntime, BenchStep, BenchUnits, Dtype, Schedule, Threads};
+pub(crate) use top::Top;
 pub(crate) use width::Width;
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use interlock::{ActivationDtype, schedule::PolicyName};
-use serde::{Serialize, Serializer};
 
 use crate::bench::WorkloadName;
-pub(crate) use top::Top;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 a run or a case failed; 2 refused before anything was written;
@@ -242,209 +242,6 @@ pub(crate) struct Replay {
     /// The device to replay on
     #[arg(long, default_value = "cpu")]
     pub(crate) device: String,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Bench {
-    /// Time whole training steps on random data, after two steps that are not counted
-    Step(BenchStep),
-    /// Measure what each unit of a model, and a head behind it, costs in time and memory on given devices
-    Units(BenchUnits),
-    /// Time the steps of stages that compute nothing and sleep as long as they are told
-    Runtime(BenchRuntime),
-    /// Time messages between two stages that do nothing, and see whether they are copied
-    Mailbox(BenchMailbox),
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct BenchUnits {
-    #[command(flatten)]
-    pub(crate) source: Source,
-    /// Measure this instead of a configuration's model
-    #[arg(long, conflicts_with_all = ["config", "sets"])]
-    pub(crate) workload: Option<WorkloadName>,
-    /// The devices, which are measured at the same time; the configuration's, or all cores as one device, where none is given
-    #[arg(long, num_args = 1.., value_name = "NAME")]
-    pub(crate) devices: Vec<String>,
-    /// Micro-batches a step; the configuration's, or 1, where none is given
-    #[arg(long, value_name = "M")]
-    pub(crate) micro_batches: Option<usize>,
-    /// In which dtype a workload's activations cross boundaries and are kept [default: f32]
-    #[arg(long, value_enum, requires = "workload")]
-    pub(crate) dtype: Option<Dtype>,
-    /// Write the costs to this file, as JSON
-    #[arg(long, value_name = "FILE.json")]
-    pub(crate) out: Option<PathBuf>,
-    /// Print the costs as JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct BenchStep {
-    /// What to train
-    #[arg(long)]
-    pub(crate) workload: WorkloadName,
-    /// Number of stages: 1, 2 or 4
-    #[arg(long, default_value_t = 2, value_name = "K")]
-    pub(crate) stages: usize,
-    /// Units of each stage, instead of the workload's own cut
-    #[arg(long, value_delimiter = ',', value_name = "U,…", conflicts_with = "stages")]
-    pub(crate) units_per_stage: Vec<usize>,
-    /// Interlock width; below the number of stages every head is trained, at it there is none
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    pub(crate) width: usize,
-    /// Threads of each stage's device; auto divides the cores of the machine among the stages
-    #[arg(long, default_value = "auto", value_name = "T")]
-    pub(crate) threads: Threads,
-    /// Micro-batches a step
-    #[arg(long, default_value_t = 1, value_name = "M")]
-    pub(crate) micro_batches: usize,
-    /// Every stage keeps only its input, and runs the forward pass again before it pulls back
-    #[arg(long)]
-    pub(crate) recompute: bool,
-    /// In which dtype activations cross boundaries and are kept
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
-    pub(crate) dtype: Dtype,
-    /// Serve metrics for Prometheus at this address meanwhile, to see what they cost
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    pub(crate) metrics: Option<SocketAddr>,
-    /// Steps that are timed
-    #[arg(long, default_value_t = 20, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) steps: u64,
-    /// Print the result as JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct BenchRuntime {
-    /// Number of stages
-    #[arg(long, default_value_t = 4, value_name = "K", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) stages: u16,
-    /// Interlock width; e2e is end-to-end
-    #[arg(long, default_value = "3", value_name = "N")]
-    pub(crate) width: Width,
-    /// Micro-batches a step
-    #[arg(long, default_value_t = 1, value_name = "M")]
-    pub(crate) micro_batches: usize,
-    /// Milliseconds of a forward pass of one micro-batch through a stage
-    #[arg(long, default_value_t = 5.0, value_name = "MS")]
-    pub(crate) forward_ms: f64,
-    /// Milliseconds of an auxiliary head
-    #[arg(long, default_value_t = 2.0, value_name = "MS")]
-    pub(crate) head_ms: f64,
-    /// Milliseconds of a pull-back to a stage's input
-    #[arg(long, default_value_t = 5.0, value_name = "MS")]
-    pub(crate) input_gradient_ms: f64,
-    /// Milliseconds of the parameters' gradients after it
-    #[arg(long, default_value_t = 5.0, value_name = "MS")]
-    pub(crate) parameter_gradient_ms: f64,
-    /// Milliseconds that an activation or a gradient is on its way to a neighbour
-    #[arg(long, default_value_t = 0.0, value_name = "MS")]
-    pub(crate) transfer_ms: f64,
-    /// Gigabits a second that leave a stage for each neighbour; unlimited where none are given
-    #[arg(long, value_name = "G")]
-    pub(crate) gbps: Option<f64>,
-    /// Bytes of an activation; a multiple of 4
-    #[arg(long, default_value_t = 4096, value_name = "B")]
-    pub(crate) bytes: usize,
-    /// What comes first when a stage could do several things
-    #[arg(long, value_enum, default_value_t = Schedule::Interlock)]
-    pub(crate) schedule: Schedule,
-    /// Room of each boundary in micro-batches; the schedule's own choice where none is given
-    #[arg(long, value_name = "N")]
-    pub(crate) in_flight: Option<usize>,
-    /// Steps that are timed
-    #[arg(long, default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) steps: u64,
-    /// Print the result as JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct BenchMailbox {
-    /// Bytes of an activation, 8 or more
-    #[arg(long, default_value_t = 4096, value_name = "B")]
-    pub(crate) bytes: usize,
-    /// Activations that are timed
-    #[arg(long, default_value_t = 200_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
-    pub(crate) messages: u32,
-    /// Print the result as JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// A schedule on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub(crate) enum Schedule {
-    /// All forward passes of a step first, then the pull-backs
-    FillDrain,
-    /// A micro-batch's pull-back before the next one's forward pass
-    OneFOneB,
-    /// Gradients that another stage waits for first, parameter gradients while waiting
-    Interlock,
-}
-
-impl From<Schedule> for PolicyName {
-    fn from(schedule: Schedule) -> Self {
-        match schedule {
-            Schedule::FillDrain => Self::FillDrain,
-            Schedule::OneFOneB => Self::OneFOneB,
-            Schedule::Interlock => Self::Interlock,
-        }
-    }
-}
-
-/// A dtype on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Dtype {
-    /// As they are computed
-    F32,
-    /// Rounded, in half of the bytes
-    Bf16,
-}
-
-impl From<Dtype> for ActivationDtype {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::F32,
-            Dtype::Bf16 => Self::Bf16,
-        }
-    }
-}
-
-/// Threads of a device on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
-pub(crate) enum Threads {
-    /// So many for each stage.
-    Each(usize),
-    /// What suits machine and stages.
-    #[serde(serialize_with = "auto")]
-    Auto,
-}
-
-fn auto<S: Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str("auto")
-}
-
-impl std::str::FromStr for Threads {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            number => match number.parse() {
-                Ok(threads) if threads > 0 => Ok(Self::Each(threads)),
-                _ => Err(format!("{number:?} is no number of threads; use auto, 1, 2, …")),
-            },
-        }
-    }
 }
 
 #[derive(Args, Debug)]

@@ -190,7 +190,7 @@ impl From<&StageStep> for StageMetrics {
             accuracy: step.score.and_then(|score| score.accuracy()),
             lr: step.updated.lr,
             gradient_norm: step.updated.gradient_norm,
-            busy_seconds: to_micros(step.busy_seconds),
+            busy_seconds: to_micros(step.busy_seconds()),
             alignment: step.alignment,
         }
     }

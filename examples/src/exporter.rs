@@ -29,7 +29,7 @@ impl Exporter {
         PrometheusBuilder::new()
             .with_http_listener(address)
             .add_global_label("pipeline", pipeline)
-            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &buckets())
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &metrics::SECONDS_BUCKETS)
             .and_then(PrometheusBuilder::install)
             .map_err(|error| match error {
                 BuildError::FailedToCreateHTTPListener(cause) => refuse(cause),
@@ -61,9 +61,4 @@ impl Exporter {
     pub(crate) fn linger(&self, time: Duration) {
         std::thread::sleep(time);
     }
-}
-
-/// Upper ends of histograms' buckets, in seconds: twelve, each three times the one before, from 100 µs to 17.7 s.
-fn buckets() -> [f64; 12] {
-    std::array::from_fn(|i| 1e-4 * 3_f64.powi(i as i32))
 }

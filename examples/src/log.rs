@@ -98,7 +98,7 @@ impl Observer for Log {
                     lr = step.updated.lr,
                     gradient_norm = step.updated.gradient_norm,
                     alignment = step.alignment,
-                    busy = step.busy_seconds
+                    busy = step.busy_seconds()
                 );
             }
             E::Evaluated { steps, evaluation, improved } => {

@@ -96,24 +96,6 @@ fn is_finite((x, y): (f64, f64)) -> bool {
     x.is_finite() && y.is_finite()
 }
 
-/// Text without what HTML and XML would take for markup, and without control characters.
-pub(crate) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped += "&amp;",
-            '<' => escaped += "&lt;",
-            '>' => escaped += "&gt;",
-            '"' => escaped += "&quot;",
-            '\'' => escaped += "&#39;",
-            '\n' | '\t' => escaped.push(character),
-            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => escaped.push('\u{fffd}'),
-            c => escaped.push(c),
-        }
-    }
-    escaped
-}
-
 /// A number of pixels, to a tenth.
 struct Pixels(f64);
 

@@ -12,6 +12,7 @@ use indicatif::ProgressStyle;
 use interlock::{
     TrainEvent,
     trainer::{Evaluation, HeadScore, Observer},
+    transport::StageStep,
 };
 use ratatui::crossterm::terminal;
 
@@ -158,7 +159,7 @@ impl Observer for Progress {
             TrainEvent::StepDone { step, examples, stages, .. } => {
                 self.stepped = Instant::now();
                 let at = self.trained + (self.stepped - self.since);
-                self.pace.add(at, *examples as u64, stages.iter().map(|stage| stage.busy_seconds));
+                self.pace.add(at, *examples as u64, stages.iter().map(StageStep::busy_seconds));
                 self.show(step + 1);
             }
             TrainEvent::PlanChanged { from_step, plan } => {

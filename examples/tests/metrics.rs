@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{SMALL, refused};
+use common::{SMALL, json, refused};
 use tempfile::TempDir;
 
 /// A run in the background, killed when it is dropped.
@@ -54,6 +54,7 @@ fn a_run_tells_what_it_does_and_goes_on_telling_when_it_has_ended() {
     };
     let value =
         |name: &str, labels: &str| value(&told, name, labels).unwrap_or_else(|| panic!("{name} {labels}: {told}"));
+    let report = json(&folder.path().join("run/report.json"));
     assert_eq!(value("interlock_run_state", "state=\"training\""), 0.0);
     assert_eq!((value("interlock_steps_total", ""), value("interlock_step", "")), (3.0, 3.0));
     assert_eq!((value("interlock_samples_total", ""), value("interlock_tokens_total", "")), (96.0, 0.0));
@@ -66,9 +67,12 @@ fn a_run_tells_what_it_does_and_goes_on_telling_when_it_has_ended() {
         assert_eq!(value("interlock_stage_inflight_microbatches", &of("")), 0.0);
         assert_eq!(value("interlock_stage_mailbox_messages", &of("")), 0.0);
         assert!(value("interlock_stage_mailbox_capacity", &of("")) > 0.0);
-        for kind in ["parameters", "gradients", "optimizer", "activations"] {
-            assert!(value("interlock_stage_memory_bytes", &of(&format!(",kind=\"{kind}\""))) > 0.0, "{kind}");
-        }
+        // Gradients and momenta as large as what is trained; running statistics beside it; the image of a micro-batch at the least.
+        let memory = |kind: &str| value("interlock_stage_memory_bytes", &of(&format!(",kind=\"{kind}\"")));
+        let stage = &report["stages"][stage.parse::<usize>().unwrap()];
+        let trained = 4.0 * (stage["parameters"].as_f64().unwrap() + stage["head_parameters"].as_f64().unwrap());
+        assert_eq!((memory("gradients"), memory("optimizer")), (trained, trained));
+        assert!(memory("parameters") > trained && memory("activations") > 4.0 * 16.0 * 28.0 * 28.0);
         for kind in ["loss", "gradient", "activation", "parameter"] {
             assert_eq!(value("interlock_nonfinite_total", &of(&format!(",kind=\"{kind}\""))), 0.0);
         }

@@ -7,7 +7,6 @@
 //! starts, and every counter is there from then on, at 0. Labels take values of small closed sets (stages, phases, kinds, states), never a
 //! step or a micro-batch. A program that exports several pipelines tells them apart by a label of its own for all series, `pipeline`.
 
-pub(crate) mod clock;
 mod prediction;
 mod run;
 mod stage;
@@ -20,6 +19,18 @@ pub(crate) use run::{RunMetrics, RunState};
 pub(crate) use stage::{Direction, MailboxGauge, StageMetrics};
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Unit, with_recorder};
+
+/// Upper ends of buckets that suit every metric in seconds: twelve, each three times the one before, from 100 µs to 17.7 s. An exporter that has to
+/// be told, for names that end in `_seconds`, can be given these.
+pub const SECONDS_BUCKETS: [f64; 12] = {
+    let mut ends = [1e-4; 12];
+    let mut i = 1;
+    while i < ends.len() {
+        ends[i] = ends[i - 1] * 3.0;
+        i += 1;
+    }
+    ends
+};
 
 /// What sort of number a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 
 mod blueprint;
 pub(crate) mod finite;
+mod memory;
 mod recompute;
 mod trainable;
 
@@ -100,12 +101,6 @@ struct Live {
 }
 
 impl Live {
-    /// Bytes of what is kept and of the gradients that wait to be pulled back.
-    fn bytes(&self) -> usize {
-        let kept = if self.kept.is_some() { self.kept_bytes } else { 0 };
-        kept + self.cotangents.values().map(Activation::bytes).sum::<usize>()
-    }
-
     /// Keeps what the forward pass saved for a pull-back to come.
     fn keep(&mut self, saved: Saved) -> &Saved {
         self.kept = Some(Kept::Saved(saved));
@@ -217,33 +212,6 @@ impl Stage {
             live.cotangents.insert(loss, gradient);
         }
         Ok(())
-    }
-
-    /// Bytes of the micro-batches that the stage holds: of those that wait, what was sent; of those run forward, what is kept for pull-backs, as far
-    /// as layers tell ([`Saved::holding`]), and the gradients that wait.
-    pub fn activation_bytes(&self) -> usize {
-        let waiting = self.waiting.values().map(Payload::bytes).sum::<usize>();
-        waiting + self.live.values().map(Live::bytes).sum::<usize>()
-    }
-
-    /// Its parameters and its head's.
-    fn parts(&self) -> impl Iterator<Item = &Trainable> {
-        [Some(&self.parameters), self.head_parameters()].into_iter().flatten()
-    }
-
-    /// Bytes of the parameters and buffers of the stage and its head.
-    pub fn parameter_bytes(&self) -> usize {
-        self.parts().map(Trainable::parameter_bytes).sum()
-    }
-
-    /// Bytes of their gradients, as far as they are there by now.
-    pub fn gradient_bytes(&self) -> usize {
-        self.parts().map(Trainable::gradient_bytes).sum()
-    }
-
-    /// Bytes of the state of their optimizers, as far as these tell.
-    pub fn optimizer_bytes(&self) -> usize {
-        self.parts().map(Trainable::optimizer_bytes).sum()
     }
 
     /// Forgets what was kept of a micro-batch.

@@ -1,10 +1,12 @@
 //! What stages did when: of a run that happened, or of one that was simulated; drawn ([`Timeline::to_svg`]), or written for the
 //! viewers of traces ([`Timeline::to_trace`]).
 
+mod escape;
 mod svg;
 mod time;
 mod trace;
 
+pub use escape::escape;
 pub use svg::Drawing;
 
 use std::{collections::BTreeSet, ops::Range};

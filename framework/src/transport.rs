@@ -76,10 +76,15 @@ pub struct StageStep {
     pub alignment: Option<f64>,
     /// How long it worked for the step, by kind of action.
     pub work: Work,
-    /// Seconds of the step that the stage computed: all of [`Self::work`].
-    pub busy_seconds: f64,
     /// What it did for the step and when, in order, in seconds since the recording's beginning; empty where nothing is recorded.
     pub spans: Vec<Span>,
+}
+
+impl StageStep {
+    /// Seconds of the step that the stage computed.
+    pub fn busy_seconds(&self) -> f64 {
+        self.work.total_seconds()
+    }
 }
 
 /// A stage's connections to its neighbours and to the coordinator.

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, fmt::Write, ops::Range};
 
-use super::{Axis, Line, Pixels, Plot, Series, axis::Scale, escape, is_finite, theme::COLOURS};
+use interlock::timeline::escape;
+
+use super::{Axis, Line, Pixels, Plot, Series, axis::Scale, is_finite, theme::COLOURS};
 
 const WIDTH: f64 = 640.0;
 /// From the first row of the legend to the lower edge of the labels.

@@ -5,7 +5,9 @@ mod html;
 mod sections;
 
 use super::{run::Run, words};
-use crate::plot::{Plot, escape, style};
+use interlock::timeline::escape;
+
+use crate::plot::{Plot, style};
 
 /// Nothing is fetched, nothing is run.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";

@@ -8,15 +8,18 @@ use ratatui::{
     widgets::{Block, Cell, Paragraph, Row, Sparkline, Table, TableState},
 };
 
+use interlock::metrics::table::{MEMORY, PHASES};
+
 use super::{
-    model::{MEMORY, PHASES, StageView, View},
+    model::{StageView, View},
     plain,
     watch::Watch,
     words,
 };
 
 /// The colours of [`PHASES`].
-const COLOURS: [Color; 6] = [Color::Blue, Color::Magenta, Color::Cyan, Color::Green, Color::LightGreen, Color::Yellow];
+const COLOURS: [Color; PHASES.len()] =
+    [Color::Blue, Color::Magenta, Color::Cyan, Color::Green, Color::LightGreen, Color::Yellow];
 /// Cells of the bar that says how busy a stage is.
 const BAR: usize = 8;
 /// From so many columns on every stage shows what its time goes into.
@@ -172,8 +175,8 @@ fn split(stage: &StageView, cells: usize) -> Line<'static> {
 
 fn draw_details(frame: &mut Frame<'_>, area: Rect, stage: &StageView) {
     let mut phases = split(stage, 10).spans;
-    for (i, (share, (_, name))) in stage.phases.iter().zip(PHASES).enumerate().filter(|(_, (share, _))| **share > 0.0) {
-        phases.push(Span::from(format!("  {name} ")).fg(COLOURS[i]));
+    for (i, (share, phase)) in stage.phases.iter().zip(PHASES).enumerate().filter(|(_, (share, _))| **share > 0.0) {
+        phases.push(Span::from(format!("  {} ", words::phase(phase))).fg(COLOURS[i]));
         phases.push(Span::from(format!("{} %", words::percent(Some(*share)))));
     }
     if stage.phases.is_empty() {

@@ -2,22 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use interlock::metrics::{Metric, table};
+use interlock::metrics::{
+    Metric,
+    table::{self, MEMORY, PHASES},
+};
 
 use super::scrape::{Sample, Scrape};
-
-/// The phases of a stage's work in the order in which they are shown: the label's value, and words for it.
-pub(super) const PHASES: [(&str, &str); 6] = [
-    ("forward", "forward"),
-    ("head", "head"),
-    ("input_gradient", "input gradient"),
-    ("parameter_gradient", "parameter gradient"),
-    ("both_gradients", "both gradients"),
-    ("optimizer", "optimizer"),
-];
-
-/// What memory is used for, likewise.
-pub(super) const MEMORY: [&str; 4] = ["parameters", "gradients", "optimizer", "activations"];
 
 /// One pipeline.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -176,7 +166,7 @@ impl Looks<'_> {
         let info = infos.max_by(|a, b| a.value.total_cmp(&b.value));
         let times: Vec<f64> = PHASES
             .iter()
-            .map(|(phase, _)| self.recorded(&table::STAGE_PHASE_DURATION, &[of[0], ("phase", phase)]))
+            .map(|phase| self.recorded(&table::STAGE_PHASE_DURATION, &[of[0], ("phase", phase)]))
             .map(|recorded| recorded.map_or(0.0, |(sum, _)| sum.max(0.0)))
             .collect();
         let computed: f64 = times.iter().sum();

@@ -1,7 +1,9 @@
 //! A view as plain text, for `--once`.
 
+use interlock::metrics::table::PHASES;
+
 use super::{
-    model::{PHASES, StageView, Traffic, View},
+    model::{StageView, Traffic, View},
     words::{self, NONE},
 };
 use crate::table::table;
@@ -99,8 +101,9 @@ fn stages(view: &View) -> String {
 
 /// What each stage's time went into, and what waited for it.
 fn phases(view: &View) -> String {
+    let phases = PHASES.map(words::phase);
     let mut header: Vec<&str> = vec!["stage"];
-    header.extend(PHASES.iter().map(|(_, words)| *words));
+    header.extend(phases.iter().map(String::as_str));
     header.extend(["activation waits", "gradient waits", "alignment", "not finite"]);
     let mut rows = table(&header);
     for stage in &view.stages {

@@ -8,9 +8,11 @@ use ratatui::{
     crossterm::event::{KeyCode, KeyModifiers},
 };
 
+use interlock::metrics::table::PHASES;
+
 use super::{
     draw::{self, Choice},
-    model::{PHASES, View},
+    model::View,
     plain, press,
     scrape::Scrape,
     watch::Watch,
@@ -63,7 +65,7 @@ interlock_stage_queue_wait_seconds_count{{pipeline="chain",stage="1",kind="activ
     };
     let phases = [[0.125, 0.0, 0.0, 0.0625, 0.0, 0.0625], [0.25, 0.25, 0.125, 0.25, 0.0, 0.125]];
     for (k, phases) in phases.iter().enumerate() {
-        for (share, (phase, _)) in phases.iter().zip(PHASES) {
+        for (share, phase) in phases.iter().zip(PHASES) {
             let phase = format!(",phase=\"{phase}\"");
             text += &of(k, "stage_phase_duration_seconds_sum", &phase, share * seconds);
             text += &of(k, "stage_phase_duration_seconds_count", &phase, f64::from(steps));

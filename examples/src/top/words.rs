@@ -19,6 +19,11 @@ pub(super) fn number(value: Option<f64>) -> String {
     })
 }
 
+/// A phase as it is read.
+pub(super) fn phase(label: &str) -> String {
+    label.replace('_', " ")
+}
+
 /// A whole number.
 pub(super) fn count(value: Option<f64>) -> String {
     or_dash(value, |value| format!("{value:.0}"))

@@ -58,20 +58,25 @@ impl Prediction {
         self.steps += 1;
         if self.steps == self.next {
             self.next *= 4;
-            self.show();
+            // What the run does cannot be refused here: where it cannot be simulated, there is no prediction.
+            if let Some(idle) = self.idle() {
+                self.show(&idle);
+            }
         }
     }
 
-    fn show(&mut self) {
+    /// The share of a step in which each stage does nothing.
+    fn idle(&mut self) -> Option<Vec<f64>> {
         self.scenario.costs = self.work.iter().map(costs).collect();
-        // What the run does cannot be refused here: where it cannot be simulated, there is no prediction.
-        let Ok(simulated) = simulate(&self.scenario) else { return };
+        let simulated = simulate(&self.scenario).ok()?;
+        Some((0..self.work.len()).map(|k| simulated.idle(k).max(0.0)).collect())
+    }
+
+    fn show(&mut self, idle: &[f64]) {
         if self.gauges.is_empty() {
-            self.gauges = (0..self.work.len()).map(|k| table::STAGE_PREDICTED_IDLE.gauge(&[&k.to_string()])).collect();
+            self.gauges = (0..idle.len()).map(|k| table::STAGE_PREDICTED_IDLE.gauge(&[&k.to_string()])).collect();
         }
-        for (k, gauge) in self.gauges.iter().enumerate() {
-            gauge.set(simulated.idle(k).max(0.0));
-        }
+        self.gauges.iter().zip(idle).for_each(|(gauge, share)| gauge.set(*share));
     }
 }
 
@@ -92,5 +97,66 @@ fn costs(work: &Work) -> StageCosts {
         update: mean(ActionKind::Update),
         activation_bytes: work.activation_bytes,
         gradient_bytes: work.gradient_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{Strategy, stage::Updated, strategy::Interlock};
+
+    /// A step of a stage whose phases take so many milliseconds: forward, head, input gradient and parameter gradient; 0 is left out.
+    fn step(stage: usize, phases: [u64; 4]) -> StageStep {
+        let kinds = [ActionKind::Forward, ActionKind::Head, ActionKind::InputGradient, ActionKind::ParameterGradient];
+        let mut work = Work::default();
+        for (kind, ms) in kinds.into_iter().zip(phases).filter(|(_, ms)| *ms > 0) {
+            work.add(kind, Duration::from_millis(ms));
+        }
+        let updated = Updated { lr: 0.1, gradient_norm: 1.0 };
+        StageStep { stage, step: 0, score: None, updated, alignment: None, work, spans: Vec::new() }
+    }
+
+    fn plan(width: usize, stages: usize) -> Arc<GradientPlan> {
+        Arc::new(Interlock::width(width).plan(stages).unwrap())
+    }
+
+    fn idle(prediction: &mut Prediction) -> Vec<f64> {
+        prediction.idle().unwrap().into_iter().map(|share| (share * 1e6).round() / 1e6).collect()
+    }
+
+    #[test]
+    fn what_the_plan_makes_stages_wait_follows_from_their_times() {
+        // Local learning: nobody waits for anybody but the busiest stage, which takes 10 ms a step; the others take 5 and 2.
+        let local = plan(1, 3);
+        let mut prediction = Prediction::new(Scenario::new(Arc::clone(&local), vec![StageCosts::default(); 3]));
+        let steps = [step(0, [2, 1, 0, 2]), step(1, [4, 2, 0, 4]), step(2, [1, 0, 0, 1])];
+        prediction.step_done(&local, &steps);
+        assert_eq!(idle(&mut prediction), [0.5, 0.0, 0.8]);
+
+        // End-to-end, one micro-batch: only one stage works at a time, but for the parameter gradient of the last, which the first does not
+        // wait for: a step takes 2 + 4 + 6 + 8 ms.
+        let whole = plan(2, 2);
+        let mut prediction = Prediction::new(Scenario::new(Arc::clone(&whole), vec![StageCosts::default(); 2]));
+        let steps = [step(0, [2, 0, 0, 8]), step(1, [4, 0, 6, 3])];
+        prediction.step_done(&whole, &steps);
+        assert_eq!(idle(&mut prediction), [0.5, 0.35]);
+    }
+
+    #[test]
+    fn a_change_of_plan_begins_anew_and_other_plans_do_not_count() {
+        let (first, second) = (plan(1, 2), plan(2, 2));
+        let mut prediction = Prediction::new(Scenario::new(Arc::clone(&first), vec![StageCosts::default(); 2]));
+        let steps = [step(0, [2, 0, 0, 2]), step(1, [1, 0, 0, 1])];
+        prediction.step_done(&first, &steps);
+        prediction.step_done(&second, &[step(0, [100, 0, 0, 0]), step(1, [0, 0, 0, 0])]);
+        assert_eq!((prediction.steps, idle(&mut prediction)), (1, vec![0.0, 0.5]));
+        prediction.plan(&first);
+        assert_eq!(prediction.steps, 1);
+        prediction.plan(&second);
+        assert_eq!((prediction.steps, prediction.work[0]), (0, Work::default()));
+        (0..FIRST).for_each(|_| prediction.step_done(&second, &steps));
+        assert_eq!((prediction.next, prediction.gauges.len()), (4 * FIRST, 2));
     }
 }

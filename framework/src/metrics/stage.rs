@@ -1,14 +1,11 @@
 //! What one stage tells.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use metrics::{Counter, Gauge, Histogram};
 
-use super::{clock::unix_seconds, table};
+use super::table::{self, PHASES};
 use crate::schedule::ActionKind;
-
-/// Values of the label `phase`.
-const PHASES: [&str; 6] = ["forward", "head", "input_gradient", "parameter_gradient", "both_gradients", "optimizer"];
 
 /// Which of [`PHASES`] an action belongs to. A gradient that is only measured is computed like one that is followed.
 fn phase(kind: ActionKind) -> usize {
@@ -20,6 +17,11 @@ fn phase(kind: ActionKind) -> usize {
         ActionKind::BothGradients | ActionKind::BothMeasured => 4,
         ActionKind::Norm | ActionKind::Update => 5,
     }
+}
+
+/// Seconds since the beginning of 1970, as monitoring systems count time.
+fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// Which way a message between two stages goes.

@@ -4,6 +4,13 @@ use metrics::Unit;
 
 use super::Metric;
 
+/// Values of the label `phase`: what a stage computes.
+pub const PHASES: [&str; 6] =
+    ["forward", "head", "input_gradient", "parameter_gradient", "both_gradients", "optimizer"];
+
+/// Values of the label `kind` of [`STAGE_MEMORY`].
+pub const MEMORY: [&str; 4] = ["parameters", "gradients", "optimizer", "activations"];
+
 macro_rules! table {
     ($($(#[$doc:meta])* $name:ident = $metric:expr;)*) => {
         $($(#[$doc])* pub const $name: Metric = $metric;)*

@@ -24,7 +24,7 @@ impl Trained {
         self.examples += examples as u64;
         self.busy.resize(stages.len(), 0.0);
         for (busy, stage) in self.busy.iter_mut().zip(stages) {
-            *busy += stage.busy_seconds;
+            *busy += stage.busy_seconds();
         }
         self.last = stages.to_vec();
     }

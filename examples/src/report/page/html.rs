@@ -1,6 +1,6 @@
 //! Tables in HTML; text is escaped here.
 
-use crate::plot::escape;
+use interlock::timeline::escape;
 
 /// One cell.
 pub(super) struct Cell {

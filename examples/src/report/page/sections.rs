@@ -1,6 +1,6 @@
 //! The parts of the page.
 
-use interlock::timeline::Drawing;
+use interlock::timeline::{Drawing, escape};
 
 use super::{
     super::{run::Run, words},
@@ -8,12 +8,7 @@ use super::{
     html::{Cell, pairs, table},
     or_dash, strategy,
 };
-use crate::{
-    environment::Environment,
-    plot::{Plot, escape},
-    run_folder::Status,
-    table::Measure,
-};
+use crate::{environment::Environment, plot::Plot, run_folder::Status, table::Measure};
 
 /// What was trained how, in a line.
 pub(super) fn setting(run: &Run) -> String {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::timeline::escape;
+
 /// An element with attributes, and either text or other elements in it.
 pub(super) struct Element {
     name: &'static str,
@@ -17,7 +19,7 @@ impl Element {
 
     /// An attribute that is text.
     pub(super) fn text(mut self, name: &str, value: impl AsRef<str>) -> Self {
-        self.attributes += &format!(" {name}=\"{}\"", escape(value.as_ref()));
+        self.attributes += &format!(" {name}=\"{}\"", escape_line(value.as_ref()));
         self
     }
 
@@ -28,7 +30,7 @@ impl Element {
 
     /// With this text in it.
     pub(super) fn content(mut self, text: &str) -> Self {
-        self.content += &escape(text);
+        self.content += &escape_line(text);
         self
     }
 
@@ -54,19 +56,7 @@ pub(super) fn number(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Without what XML would take for markup, and without control characters, which it does not allow.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped += "&amp;",
-            '<' => escaped += "&lt;",
-            '>' => escaped += "&gt;",
-            '"' => escaped += "&quot;",
-            '\t' | '\n' | '\r' => escaped.push(' '),
-            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => escaped.push('\u{fffd}'),
-            c => escaped.push(c),
-        }
-    }
-    escaped
+/// As [`escape`], on one line.
+fn escape_line(text: &str) -> String {
+    escape(&text.replace(['\t', '\n', '\r'], " "))
 }

@@ -1,0 +1,41 @@
+//! How many bytes a stage holds, and for what.
+
+use super::{Live, Payload, Stage, Trainable};
+use crate::Activation;
+
+impl Live {
+    /// Bytes of what is kept and of the gradients that wait to be pulled back.
+    fn bytes(&self) -> usize {
+        let kept = if self.kept.is_some() { self.kept_bytes } else { 0 };
+        kept + self.cotangents.values().map(Activation::bytes).sum::<usize>()
+    }
+}
+
+impl Stage {
+    /// Bytes of the micro-batches that the stage holds: of those that wait, what was sent; of those run forward, what is kept for pull-backs, as far
+    /// as layers tell ([`Saved::holding`]), and the gradients that wait.
+    pub fn activation_bytes(&self) -> usize {
+        let waiting = self.waiting.values().map(Payload::bytes).sum::<usize>();
+        waiting + self.live.values().map(Live::bytes).sum::<usize>()
+    }
+
+    /// Its parameters and its head's.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &Trainable> {
+        [Some(&self.parameters), self.head_parameters()].into_iter().flatten()
+    }
+
+    /// Bytes of the parameters and buffers of the stage and its head.
+    pub fn parameter_bytes(&self) -> usize {
+        self.parts().map(Trainable::parameter_bytes).sum()
+    }
+
+    /// Bytes of their gradients, as far as they are there by now.
+    pub fn gradient_bytes(&self) -> usize {
+        self.parts().map(Trainable::gradient_bytes).sum()
+    }
+
+    /// Bytes of the state of their optimizers, as far as these tell.
+    pub fn optimizer_bytes(&self) -> usize {
+        self.parts().map(Trainable::optimizer_bytes).sum()
+    }
+}
