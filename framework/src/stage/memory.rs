@@ -13,7 +13,7 @@ impl Live {
 
 impl Stage {
     /// Bytes of the micro-batches that the stage holds: of those that wait, what was sent; of those run forward, what is kept for pull-backs, as far
-    /// as layers tell ([`Saved::holding`]), and the gradients that wait.
+    /// as layers tell ([`Saved::holding`](crate::Saved::holding)), and the gradients that wait.
     pub fn activation_bytes(&self) -> usize {
         let waiting = self.waiting.values().map(Payload::bytes).sum::<usize>();
         waiting + self.live.values().map(Live::bytes).sum::<usize>()
