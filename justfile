@@ -34,6 +34,10 @@ lessons *NAMES:
 bench *NAMES:
     cargo bench --package interlock-backends --locked -- {{ NAMES }}
 
+# Build with CUDA, test on the machine's GPUs, measure beside PyTorch, and write a report of it: `just gpu --quick`; `just gpu --help` tells the options
+gpu *OPTIONS:
+    examples/gpu/run.sh {{ OPTIONS }}
+
 # The dashboards and alerts of grafana/ before real runs; needs prometheus and promtool
 metrics-check:
     cargo test --package interlock-examples --test dashboards --locked -- --include-ignored --nocapture --test-threads=1

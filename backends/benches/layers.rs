@@ -10,7 +10,7 @@ use divan::{Bencher, counter::ItemsCount};
 use interlock::{
     Activation, Differentiable, Loss, ParameterStore, Pass, Result, Saved, Wants,
     loss::CrossEntropy,
-    optimizer::{self, OptimizerConfig, OptimizerKind, Slot},
+    optimizer::{self, Clip, OptimizerConfig, OptimizerKind, Slot},
 };
 use interlock_backends::layers::{
     BatchNorm2d, CausalSelfAttention, Conv2d, Conv2dConfig, ConvBlock, Gelu, GlobalAvgPool, LayerNorm, Linear,
@@ -216,7 +216,15 @@ fn update(bencher: Bencher<'_, '_>, kind: OptimizerKind) {
     let mut rule = optimizer::plain(&OptimizerConfig { kind, ..OptimizerConfig::default() }).unwrap();
     let bencher = bencher.counter(ItemsCount::new(COUNT));
     bencher.bench_local(|| {
-        let slot = Slot { name: "w", var: &var, unclipped: &gradient, clip: 1.0, lr_scale: 1.0, weight_decay: 1e-4 };
+        let slot = Slot {
+            name: "w",
+            var: &var,
+            unclipped: &gradient,
+            clip: Clip::NONE,
+            asynchronous: false,
+            lr_scale: 1.0,
+            weight_decay: 1e-4,
+        };
         rule.update(1e-3, &[slot])
     });
 }

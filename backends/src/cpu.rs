@@ -12,8 +12,8 @@ use core_affinity::CoreId;
 use interlock::{Backend, Error, Result, StageDevice, device::Plain};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use self::name::CpuName;
-use crate::{Instructions, division::core_count};
+use self::name::{CpuName, Layers};
+use crate::{Instructions, division::core_count, layers::composed};
 
 /// The backend of the scheme `cpu`.
 ///
@@ -23,6 +23,7 @@ use crate::{Instructions, division::core_count};
 /// | `cpu:threads=2` | two threads, on any cores |
 /// | `cpu:cores=0-3`, `cpu:cores=2` | one thread a core, pinned to it |
 /// | `cpu:threads=1,cores=0-1` | threads pinned to these cores in turn |
+/// | `cpu:layers=composed` | computes with the operations that GPUs compute with; slow: for checking them without a GPU |
 ///
 /// A device is to be opened from a thread that is not pinned itself: threads may use the cores of the thread that starts them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,6 +38,8 @@ const STACK: usize = 16 << 20;
 pub struct CpuDevice {
     name: String,
     pool: ThreadPool,
+    /// Whether layers compute as on other devices.
+    composed: bool,
 }
 
 impl CpuDevice {
@@ -45,7 +48,7 @@ impl CpuDevice {
     /// # Errors
     /// If the name is none of those, if a core does not exist or may not be used, or if the system gives no more threads.
     pub fn open(name: &str) -> Result<Self> {
-        let CpuName { threads, cores } = name.parse()?;
+        let CpuName { threads, cores, layers } = name.parse()?;
         let cores = cores.map(|cores| usable(name, cores)).transpose()?;
         let threads = threads.or(cores.as_ref().map(Vec::len)).unwrap_or_else(core_count);
         let pool = ThreadPoolBuilder::new()
@@ -73,7 +76,7 @@ impl CpuDevice {
                 ));
             }
         }
-        Ok(Self { name: name.to_owned(), pool })
+        Ok(Self { name: name.to_owned(), pool, composed: layers == Some(Layers::Composed) })
     }
 
     /// The number of threads.
@@ -100,7 +103,15 @@ impl StageDevice for CpuDevice {
     }
 
     fn run(&self, work: &mut (dyn FnMut() + Send)) {
-        self.pool.install(work);
+        self.pool.install(|| if self.composed { composed::on_cpu(work) } else { work() });
+    }
+
+    #[cfg(feature = "cuda")]
+    fn bring(&self, tensor: &candle_core::Tensor) -> Result<candle_core::Tensor> {
+        match tensor.device() {
+            Device::Cuda(_) => crate::cuda::to_host(tensor),
+            _ => Ok(tensor.to_device(&Device::Cpu)?),
+        }
     }
 }
 

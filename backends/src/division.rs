@@ -1,4 +1,4 @@
-//! The cores of this machine, divided among the stages of a pipeline.
+//! The GPUs of this machine, or its cores, divided among the stages of a pipeline.
 
 use std::{sync::Arc, thread::available_parallelism};
 
@@ -12,8 +12,10 @@ pub fn core_count() -> usize {
 }
 
 impl Backends {
-    /// CPU devices for the stages of `layout`, by the rule that configurations call `auto`:
+    /// Devices for the stages of `layout`, by the rule that configurations call `auto`: the machine's GPUs where it has any and this build can
+    /// use them, its cores otherwise.
     ///
+    /// - On GPUs, neighbouring stages share one where there are more stages than GPUs; each GPU gets as many, the first ones one more.
     /// - A single stage, stages that are hardly ever busy at the same time (one micro-batch trained end to end), and more stages than there
     ///   are cores share one device of all cores: no core waits while a stage has work.
     /// - Otherwise each stage gets a device of its own, and the cores are divided evenly among them; those that remain go one each to the
@@ -22,12 +24,23 @@ impl Backends {
     /// No thread is pinned. Which devices there are changes nothing in what is computed.
     ///
     /// # Errors
-    /// If this build has no CPU devices, or the system gives no more threads.
+    /// If this build has neither GPUs nor CPU devices, if a GPU does not open, or the system gives no more threads.
     pub fn auto(&self, layout: &Layout) -> Result<Vec<Arc<dyn StageDevice>>> {
+        let gpus = self.names("cuda");
+        if !gpus.is_empty() {
+            let opened = gpus.iter().map(|name| self.open(name)).collect::<Result<Vec<_>>>()?;
+            return Ok(shared(gpus.len(), layout.blueprints.len()).map(|gpu| Arc::clone(&opened[gpu])).collect());
+        }
         let costs: Vec<f64> = layout.blueprints.iter().map(|stage| stage.flops()).collect();
         let threads = threads(core_count(), &costs, layout.stages_overlap());
         threads.into_iter().map(|threads| self.open(&format!("cpu:threads={threads}"))).collect()
     }
+}
+
+/// The GPU of each stage.
+fn shared(gpus: usize, stages: usize) -> impl Iterator<Item = usize> {
+    let (each, rest) = (stages / gpus, stages % gpus);
+    (0..gpus).flat_map(move |gpu| std::iter::repeat_n(gpu, each + usize::from(gpu < rest)))
 }
 
 /// The threads of each device; a single device is for all stages.
@@ -65,6 +78,15 @@ mod tests {
         for (cores, stages) in [(2, 2), (7, 3), (64, 5), (64, 64)] {
             assert_eq!(threads(cores, &vec![1.0; stages], true).iter().sum::<usize>(), cores);
         }
+    }
+
+    #[test]
+    fn neighbours_share_a_gpu() {
+        let gpus = |gpus, stages| shared(gpus, stages).collect::<Vec<_>>();
+        assert_eq!(gpus(2, 5), [0, 0, 0, 1, 1]);
+        assert_eq!(gpus(3, 3), [0, 1, 2]);
+        assert_eq!(gpus(4, 2), [0, 1]);
+        assert_eq!(gpus(1, 3), [0, 0, 0]);
     }
 
     #[test]

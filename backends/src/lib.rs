@@ -6,6 +6,8 @@
 mod candle_threads;
 #[cfg(feature = "cpu")]
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod division;
 mod emulated;
 mod kernels;
@@ -15,6 +17,10 @@ mod registry;
 pub use candle_threads::candle_single_threaded;
 #[cfg(feature = "cpu")]
 pub use cpu::{CpuBackend, CpuDevice, cpu};
+#[cfg(feature = "cuda")]
+pub use cuda::{CudaBackend, CudaStageDevice};
+#[cfg(feature = "nccl")]
+pub use cuda::{NcclId, NcclReceiver, NcclSender};
 pub use division::core_count;
 pub use emulated::EmulatedBackend;
 pub use kernels::Instructions;

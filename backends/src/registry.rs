@@ -16,6 +16,8 @@ impl Default for Backends {
         Self(vec![
             #[cfg(feature = "cpu")]
             Box::new(crate::CpuBackend),
+            #[cfg(feature = "cuda")]
+            Box::new(crate::CudaBackend),
             Box::new(crate::EmulatedBackend),
         ])
     }
@@ -63,9 +65,36 @@ impl Backends {
         })
     }
 
+    /// Opens the devices of a list, separated by commas: `cpu:threads=2,cuda:0,precision=bf16,cuda:1` are three, the second with a setting.
+    ///
+    /// # Errors
+    /// As [`Self::open`], for the first that does not open.
+    pub fn open_all(&self, list: &str) -> Result<Vec<Arc<dyn StageDevice>>> {
+        let mut names: Vec<String> = Vec::new();
+        for part in list.split(',').map(str::trim) {
+            match names.last_mut() {
+                // A setting of the device before, not a device.
+                Some(name) if part.contains('=') && !part.contains(':') => *name += &format!(",{part}"),
+                _ => names.push(part.to_owned()),
+            }
+        }
+        names.iter().map(|name| self.open(name)).collect()
+    }
+
     /// A line for each device that could be opened: its name and what it is.
     pub fn list(&self) -> Vec<(String, String)> {
         self.0.iter().flat_map(|backend| backend.list()).collect()
+    }
+
+    /// Why backends of this build have no device on this machine, of those that have none.
+    pub fn absences(&self) -> Vec<String> {
+        self.0.iter().filter_map(|backend| backend.absence()).collect()
+    }
+
+    /// The names of the devices of `scheme` that could be opened.
+    pub(crate) fn names(&self, scheme: &str) -> Vec<String> {
+        let of_scheme = self.0.iter().filter(|backend| backend.scheme() == scheme);
+        of_scheme.flat_map(|backend| backend.list()).map(|(name, _)| name).collect()
     }
 }
 
@@ -92,6 +121,18 @@ mod tests {
         assert_eq!(refusal("tpu:1"), format!("device: \"tpu:1\" {known}"));
         assert_eq!(refusal(""), format!("device: \"\" {known}"));
         assert!(refusal("emulated:forward-ms=x").contains("forward-ms: \"x\" is not a time"));
+    }
+
+    #[test]
+    fn lists_are_cut_between_devices() {
+        let names = |list: &str| -> Vec<String> {
+            let opened = Backends::default().open_all(list).expect(list);
+            opened.iter().map(|device| device.name().to_owned()).collect()
+        };
+        assert_eq!(names("cpu"), ["cpu"]);
+        let three = ["cpu:threads=2,layers=composed", "emulated:forward-ms=1", "cpu:threads=1"];
+        assert_eq!(names(" cpu:threads=2,layers=composed, emulated:forward-ms=1,cpu:threads=1"), three);
+        assert!(Backends::default().open_all("cpu,").is_err() && Backends::default().open_all("threads=2").is_err());
     }
 
     #[test]

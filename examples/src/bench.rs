@@ -56,7 +56,8 @@ struct StepResult {
     workload: &'static str,
     width: usize,
     stages: usize,
-    threads: Threads,
+    /// None where devices were named.
+    threads: Option<Threads>,
     /// Each stage's.
     devices: Vec<String>,
     micro_batches: usize,
@@ -64,12 +65,21 @@ struct StepResult {
     dtype: Dtype,
     step_seconds: f64,
     examples_per_second: f64,
+    /// Seconds a step that each stage's device worked; by the device's own clock where it works behind the host's back.
+    device_seconds: Vec<f64>,
     /// Seconds a step that the stages' threads computed, all together: the runtime's own cost. The work is done by the devices' threads.
     runtime_seconds: Option<f64>,
     /// The most memory resident at any time, above that of the idle program.
     peak_memory_mib: Option<f64>,
     /// The last stage's, of the steps before the clock started.
     losses: Vec<f64>,
+}
+
+/// What the steps told.
+struct Seen {
+    losses: Vec<f64>,
+    /// Of each stage, all steps together.
+    device_seconds: Vec<f64>,
 }
 
 fn step(arguments: &BenchStep) -> Result<(), Exit> {
@@ -82,12 +92,15 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
     if let Some(address) = arguments.metrics {
         Exporter::start(address, workload.name)?;
     }
+    let threads = arguments.devices.is_empty().then_some(threads);
     let devices = match threads {
-        Threads::Auto => Devices::Auto,
-        Threads::Each(threads) => Devices::Named(vec![format!("cpu:threads={threads}"); stages]),
+        None => Devices::Named(arguments.devices.clone()),
+        Some(Threads::Auto) => Devices::Auto,
+        Some(Threads::Each(threads)) => Devices::Named(vec![format!("cpu:threads={threads}"); stages]),
     };
-    let losses: Arc<Mutex<Vec<f64>>> = Arc::default();
-    let seen = Arc::clone(&losses);
+    let seen: Arc<Mutex<Seen>> = Arc::new(Mutex::new(Seen { losses: Vec::new(), device_seconds: vec![0.0; stages] }));
+    let watched = Arc::clone(&seen);
+    let seen = || seen.lock().unwrap_or_else(PoisonError::into_inner);
     let which = if recompute { Recompute::All } else { Recompute::None };
     let builder = workload
         .trainer(width, stages)?
@@ -100,21 +113,26 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
         .give_to(builder)?
         .observer(move |event: &TrainEvent<'_>| {
             if let TrainEvent::StepDone { stages, .. } = event {
+                let mut seen = watched.lock().unwrap_or_else(PoisonError::into_inner);
                 let last = stages.last().and_then(|stage| stage.score);
-                seen.lock().unwrap_or_else(PoisonError::into_inner).extend(last.map(|score| score.mean_loss()));
+                seen.losses.extend(last.map(|score| score.mean_loss()));
+                for (sum, stage) in seen.device_seconds.iter_mut().zip(*stages) {
+                    *sum += stage.busy_seconds();
+                }
             }
         })
         .build()?;
     let batches = RandomBatches::new(workload)?;
     trainer.fit(&batches).map_err(Exit::failed)?;
     trainer.set_length(Length::Steps(steps));
+    let losses = std::mem::take(&mut seen().losses);
+    seen().device_seconds.fill(0.0);
     let before = threads::stage_seconds();
     let start = Instant::now();
     trainer.fit(&batches).map_err(Exit::failed)?;
     let runtime = threads::stage_seconds().zip(before).map(|(now, before)| now - before);
     let step_seconds = start.elapsed().as_secs_f64() / steps as f64;
-    let mut losses = std::mem::take(&mut *losses.lock().unwrap_or_else(PoisonError::into_inner));
-    losses.truncate(WARM_UP as usize);
+    let device_seconds = seen().device_seconds.iter().map(|sum| sum / steps as f64).collect();
     let result = StepResult {
         workload: workload.name,
         width,
@@ -126,6 +144,7 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
         dtype,
         step_seconds,
         examples_per_second: workload.batch as f64 / step_seconds,
+        device_seconds,
         runtime_seconds: runtime.map(|seconds| seconds / steps as f64),
         peak_memory_mib: memory::peak().zip(idle).map(|(peak, idle)| peak - idle),
         losses,

@@ -55,7 +55,7 @@ pub(crate) struct RunConfig {
     /// The room of each boundary in micro-batches; the schedule's own choice where none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) in_flight: Option<usize>,
-    /// The devices: `"auto"` divides the cores of the machine among the stages; of a list stage `k` is pinned to device `k mod` its length.
+    /// The devices: `"auto"` takes the GPUs of the machine, or divides its cores among the stages where there are none; of a list stage `k` is pinned to device `k mod` its length.
     #[serde(default)]
     pub(crate) devices: Devices,
     /// The dtype in which activations and gradients go from stage to stage, and in which layers keep what their pull-backs need; they compute

@@ -5,11 +5,15 @@ use interlock_backends::Backends;
 use crate::{arguments::Config, config::RunConfig, exit::Exit, progress::say, table::table};
 
 pub(crate) fn devices() -> Result<(), Exit> {
+    let backends = Backends::default();
     let mut rows = table(&["device", "what it is"]);
-    for (name, what) in Backends::default().list() {
+    for (name, what) in backends.list() {
         rows.add_row([name, what]);
     }
     say(&rows.to_string());
+    for why in backends.absences() {
+        say(&why);
+    }
     Ok(())
 }
 

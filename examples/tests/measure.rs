@@ -32,6 +32,7 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
         "dtype",
         "step_seconds",
         "examples_per_second",
+        "device_seconds",
         "runtime_seconds",
         "peak_memory_mib",
         "losses",
@@ -41,6 +42,9 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
     assert_eq!((whole["workload"].as_str(), counts), (Some("gpt"), [Some(1); 3]));
     assert_eq!((&whole["threads"], whole["devices"].as_array().unwrap().len()), (&Value::from("auto"), 1));
     let (seconds, rate) = (whole["step_seconds"].as_f64().unwrap(), whole["examples_per_second"].as_f64().unwrap());
+    let device_seconds =
+        whole["device_seconds"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap()).collect::<Vec<_>>();
+    assert!(device_seconds.len() == 1 && device_seconds[0] > 0.0 && device_seconds[0] <= seconds, "{whole}");
     assert!(seconds > 0.0 && (rate * seconds - 16.0).abs() < 1e-6, "{whole}");
     assert!(!cfg!(target_os = "linux") || whole["peak_memory_mib"].as_f64().unwrap() > 0.0, "{whole}");
     let losses = |of: &Value| -> Vec<f64> {
@@ -60,6 +64,9 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
     assert_eq!((one.len(), four.len()), (2, 2));
     assert!(one.iter().zip(&four).all(|(a, b)| (a - 256.0_f64.ln()).abs() < 1.0 && (a - b).abs() < 1e-4), "{one:?}");
     assert_ne!(one, four);
+    let named = measure(&["--width", "1", "--devices", "cpu:threads=1", "cpu:threads=2"]);
+    assert!(named["threads"].is_null(), "{named}");
+    assert_eq!(named["devices"], serde_json::json!(["cpu:threads=1", "cpu:threads=2"]));
 
     refused(folder.path(), &["bench", "step", "--workload", "gpt", "--steps", "0"], &["--steps", "0 is not in 1.."]);
     refused(folder.path(), &["bench", "step", "--workload", "vgg"], &["vgg", "resnet32"]);
@@ -68,6 +75,8 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
     refused(&["--width", "0"], &["width 0", "1 (local) to 2"]);
     refused(&["--width", "3"], &["width 3", "1 (local) to 2"]);
     refused(&["--threads", "0"], &["--threads", "\"0\" is no number of threads", "auto, 1"]);
+    refused(&["--threads", "1", "--devices", "cpu"], &["--devices", "cannot be used with", "--threads"]);
+    refused(&["--devices", "tpu:0"], &["tpu:0", "no known kind of device"]);
     refused(&["--micro-batches", "0"], &["--micro-batches 0", "use 1 to 16"]);
     refused(&["--micro-batches", "17"], &["--micro-batches 17", "use 1 to 16"]);
 }

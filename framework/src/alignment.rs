@@ -1,10 +1,11 @@
 //! How far two gradients agree: the cosine of the angle between them.
 
-use candle_core::{CpuStorage, DType, Storage, Tensor};
+use candle_core::{CpuStorage, Storage, Tensor};
 
 use crate::{
     Result,
     elementwise::{CHUNK, each},
+    sums,
 };
 
 /// The products of two vectors that come in pieces: `a·b`, `a·a` and `b·b`, in `f64` and in an order that depends on shapes only.
@@ -37,12 +38,23 @@ impl Products {
         match parts {
             Some(parts) => parts.into_iter().for_each(|part| self.sum(part)),
             None => {
-                let (a, b) = (a.to_dtype(DType::F64)?, b.to_dtype(DType::F64)?);
-                let product = |a: &Tensor, b: &Tensor| a.mul(b)?.sum_all()?.to_scalar::<f64>();
-                self.sum(Self { ab: product(&a, &b)?, aa: product(&a, &a)?, bb: product(&b, &b)? });
+                self.sum(Self::from_slice(&Self::later(&a, &b)?.to_vec1()?));
             }
         }
         Ok(())
+    }
+
+    /// What [`Self::add`] adds, as an `f64` tensor `(3)` that the device has yet to compute.
+    pub(crate) fn later(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        Ok(Tensor::cat(&[sums::product(a, b)?, sums::squares(a)?, sums::squares(b)?], 0)?)
+    }
+
+    /// Those that [`Self::later`] has given in the end.
+    pub(crate) fn from_slice(values: &[f64]) -> Self {
+        match values {
+            &[ab, aa, bb] => Self { ab, aa, bb },
+            _ => Self::default(),
+        }
     }
 
     fn sum(&mut self, part: Self) {
@@ -79,7 +91,7 @@ fn chunk(a: &[f32], b: &[f32]) -> Products {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     use super::*;
 
@@ -104,6 +116,16 @@ mod tests {
         assert_eq!(cosine(&[]), None);
         // Pieces are parts of one vector: (1, 0) and (3, 4).
         assert_eq!(cosine(&[(vector(&[1.0]), vector(&[3.0])), (vector(&[0.0]), vector(&[4.0]))]), Some(0.6));
+    }
+
+    #[test]
+    fn those_that_come_later_are_the_same() {
+        let (a, b) = (vector(&[1.0, -2.0, 3.0]), vector(&[4.0, 5.0, -6.0]));
+        let later = Products::later(&a, &b).unwrap().to_vec1::<f64>().unwrap();
+        assert_eq!(later, [-24.0, 14.0, 77.0]);
+        let mut products = Products::default();
+        products.add(&a, &b).unwrap();
+        assert_eq!(Products::from_slice(&later), products);
     }
 
     #[test]

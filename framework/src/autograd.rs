@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Shape, Tensor, Var};
 use candle_nn::{Init, ModuleT, VarBuilder, var_builder::SimpleBackend};
 
 use crate::{
-    Activation, Differentiable, Error, Gradients, Pass, Pulled, Result, Saved, Wants,
+    Activation, Differentiable, Error, Gradients, Pass, Precision, Pulled, Result, Saved, Wants,
     differentiable::{Held, Pending, input_of},
     graph,
     parameters::{Kind, kind_of},
@@ -119,6 +119,8 @@ struct Graph {
 
 impl<M: StageModule> Differentiable for Autograd<M> {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
+        // Parameters are `f32`, and candle's operations take operands of one dtype.
+        let x = Precision::F32.enter(x)?;
         if !pass.is_train() {
             return Ok((self.module.forward(&x.detach(), pass)?.detach(), Saved::nothing()));
         }
@@ -147,7 +149,7 @@ impl<M: StageModule> Differentiable for Autograd<M> {
         // The gradient of Σ y·c with respect to anything is c pulled back to it.
         let mut objective: Option<Tensor> = None;
         for (y, c) in differentiable.into_iter().zip(cotangent.tensors()) {
-            let term = (y * c.detach())?.sum_all()?;
+            let term = (y * c.detach().to_dtype(y.dtype())?)?.sum_all()?;
             objective = Some(match objective {
                 Some(sum) => (sum + term)?,
                 None => term,

@@ -1,6 +1,6 @@
 //! Gradient clipping by norm, as PyTorch's `clip_grad_norm_` defines it.
 
-use candle_core::{CpuStorage, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Storage, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,8 @@ pub enum ClipScope {
     /// The main parameters of each stage by themselves: no stage waits for another.
     #[default]
     Stage,
-    /// The main parameters of all stages: every update waits for every stage's gradients.
+    /// The main parameters of all stages: every update waits for every stage's gradients, and where a device works behind the host's back the
+    /// host waits for it once a step more.
     Global,
 }
 
@@ -47,6 +48,13 @@ pub fn coefficient(max_norm: f64, norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
 }
 
+/// [`coefficient`] of the norm whose square is the sum of these, an `f64` tensor of one dimension that the device has yet to compute: an `f32`
+/// tensor `(1)` there.
+pub(crate) fn coefficient_later(max_norm: f64, squares: &Tensor) -> Result<Tensor> {
+    let coefficient = ((squares.sum_keepdim(0)?.sqrt()? + 1e-6)?.recip()? * max_norm)?;
+    Ok(coefficient.minimum(&coefficient.ones_like()?)?.to_dtype(DType::F32)?)
+}
+
 /// The sum of squares of all elements, in `f64` and in an order that depends on shape and strides only. Of `f32` it is finite iff they all
 /// are: their squares are far from what `f64` cannot hold.
 pub fn squared_norm(tensor: &Tensor) -> Result<f64> {
@@ -56,7 +64,7 @@ pub fn squared_norm(tensor: &Tensor) -> Result<f64> {
         return Ok(each(values.len(), values.chunks(CHUNK), squares).iter().sum());
     }
     drop(storage);
-    Ok(tensor.to_dtype(candle_core::DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?)
+    Ok(tensor.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?)
 }
 
 /// Adds `others` to `sum` in place, and gives the squared norm of the sum as [`squared_norm`] does. None, and nothing is done, unless both are
@@ -158,6 +166,13 @@ mod tests {
         assert_eq!(coefficient(1.0, 0.5), 1.0);
         assert!((coefficient(1.0, 4.0) - 0.25).abs() < 1e-6);
         assert!(coefficient(1.0, 1.0) < 1.0);
+        for norm in [0.0_f64, 0.5, 1.0, 4.0, 1e20] {
+            let parts = [norm * norm * 0.25, norm * norm * 0.75];
+            let later = coefficient_later(1.5, &Tensor::new(&parts, &Device::Cpu).unwrap()).unwrap();
+            assert_eq!((later.dims(), later.dtype()), (&[1][..], DType::F32));
+            let (found, expected) = (f64::from(later.to_vec1::<f32>().unwrap()[0]), coefficient(1.5, norm));
+            assert!((found - expected).abs() <= 1e-7 * expected, "{norm}: {found} {expected}");
+        }
         for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             assert!(ClipConfig { max_norm: wrong, scope: ClipScope::Stage }.validate().is_err());
         }

@@ -2,12 +2,16 @@
 //!
 //! A [`Backend`] opens devices by name; a [`StageDevice`] is one opened device, to which one stage or several are pinned.
 
+mod late;
+
+pub use late::{Mark, Reading};
+
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
 use crate::{
-    Differentiable, Link, Result,
+    Differentiable, Link, Precision, Result,
     optimizer::{Optimizer, OptimizerConfig},
 };
 
@@ -24,6 +28,11 @@ pub trait Backend: Send + Sync {
 
     /// A line for each device that could be opened: its name and what it is.
     fn list(&self) -> Vec<(String, String)>;
+
+    /// Why it has no device, where it has none on this machine.
+    fn absence(&self) -> Option<String> {
+        None
+    }
 }
 
 /// One opened device.
@@ -39,6 +48,12 @@ pub trait StageDevice: Send + Sync {
         work();
     }
 
+    /// Whether it works behind the host's back: what it is given to compute is there only later, and looking at a value waits for all that was
+    /// given before. A stage on such a device takes a training step's losses, norms and checks from it once, at the step's end.
+    fn is_asynchronous(&self) -> bool {
+        !self.device().is_cpu()
+    }
+
     /// Whether stages that share the device compute one after another.
     fn takes_turns(&self) -> bool {
         false
@@ -49,9 +64,38 @@ pub trait StageDevice: Send + Sync {
         1
     }
 
-    /// `tensor` on this device; no copy where it is there already.
+    /// The same device with a queue of work of its own, for one stage; none where stages share it as it is.
+    ///
+    /// # Errors
+    /// If the device gives no other queue.
+    fn for_stage(&self) -> Result<Option<Arc<dyn StageDevice>>> {
+        Ok(None)
+    }
+
+    /// The precision in which layers compute on it.
+    fn precision(&self) -> Precision {
+        Precision::F32
+    }
+
+    /// Makes `tensor`, which is on this device, ready to leave for another: called by the stage that sends it, before it is sent.
+    fn release(&self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(tensor.clone())
+    }
+
+    /// `tensor`, which another device has released, on this device; no copy where it is there already. Called by the stage that receives it.
     fn bring(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(tensor.to_device(self.device())?)
+    }
+
+    /// Begins to read the elements of `values`, a small tensor on this device, in order and as `f64`. A device that works behind the host's
+    /// back goes on working meanwhile.
+    fn read(&self, values: &Tensor) -> Result<Box<dyn Reading>> {
+        late::read(values)
+    }
+
+    /// Marks the place after everything given to the device so far; none where the host waits for the device anyway, so that now is the moment.
+    fn mark(&self) -> Result<Option<Box<dyn Mark>>> {
+        Ok(None)
     }
 
     /// Waits until everything given to the device is done.
@@ -62,6 +106,11 @@ pub trait StageDevice: Send + Sync {
     /// Bytes in use on the device, where it can tell.
     fn memory_in_use(&self) -> Option<u64> {
         None
+    }
+
+    /// `error`, which arose while the device worked, in words that tell what would be right.
+    fn explain(&self, error: crate::Error) -> crate::Error {
+        error
     }
 
     /// An optimizer for the parameters of `part` on this device.

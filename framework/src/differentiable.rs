@@ -12,7 +12,7 @@ use std::any::Any;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Activation, ActivationDtype, Error, Result, parameters::Gradients};
+use crate::{Activation, ActivationDtype, Error, Precision, Result, parameters::Gradients};
 
 /// Training or evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,17 +40,37 @@ pub struct Pass {
     pub save: bool,
     /// In which dtype what is saved should be kept. A layer may keep more than that.
     pub dtype: ActivationDtype,
+    /// In which precision layers compute; those of the CPU compute in `f32` whatever it is.
+    pub precision: Precision,
 }
 
 impl Pass {
     /// A training pass.
     pub fn train(seed: u64, step: u64, micro: usize) -> Self {
-        Self { mode: Mode::Train, seed, step, micro, track: true, save: true, dtype: ActivationDtype::F32 }
+        Self {
+            mode: Mode::Train,
+            seed,
+            step,
+            micro,
+            track: true,
+            save: true,
+            dtype: ActivationDtype::F32,
+            precision: Precision::F32,
+        }
     }
 
     /// An evaluation pass.
     pub fn eval() -> Self {
-        Self { mode: Mode::Eval, seed: 0, step: 0, micro: 0, track: false, save: false, dtype: ActivationDtype::F32 }
+        Self {
+            mode: Mode::Eval,
+            seed: 0,
+            step: 0,
+            micro: 0,
+            track: false,
+            save: false,
+            dtype: ActivationDtype::F32,
+            precision: Precision::F32,
+        }
     }
 
     /// Whether this is a training pass.

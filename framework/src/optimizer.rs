@@ -22,29 +22,65 @@ pub struct Slot<'a> {
     pub var: &'a Var,
     /// The gradient of the whole batch before clipping, shaped as the value; [`Self::gradient`] gives what clipping makes of it.
     pub unclipped: &'a Tensor,
-    /// What clipping multiplies the gradient with: 1 where it leaves it as it is.
-    pub clip: f64,
+    /// What clipping multiplies the gradient with.
+    pub clip: Clip,
+    /// Whether the device works behind the host's back, so that an update reads no value and waits for nothing
+    /// ([`StageDevice::is_asynchronous`](crate::StageDevice::is_asynchronous)). The stage then looks for infinities and NaN itself.
+    pub asynchronous: bool,
     /// What its group multiplies the learning rate with.
     pub lr_scale: f64,
     /// Its group's weight decay.
     pub weight_decay: f64,
 }
 
+/// What clipping multiplies a gradient with.
+#[derive(Clone, Debug)]
+pub enum Clip {
+    /// This: 1 where it leaves the gradient as it is.
+    Known(f64),
+    /// What the device has yet to compute: a tensor `(1)` of floating-point dtype there.
+    Later(Tensor),
+}
+
+impl Clip {
+    /// No clipping.
+    pub const NONE: Self = Self::Known(1.0);
+}
+
 impl Slot<'_> {
     /// The clipped gradient. A rule that writes its own loop spares memory and time by multiplying in it.
     pub fn gradient(&self) -> Result<Tensor> {
-        Ok(if self.clip == 1.0 { self.unclipped.clone() } else { (self.unclipped * self.clip)? })
+        Ok(match &self.clip {
+            Clip::Known(1.0) => self.unclipped.clone(),
+            Clip::Known(clip) => (self.unclipped * *clip)?,
+            Clip::Later(clip) => {
+                let clip = clip.to_dtype(self.unclipped.dtype())?.reshape(vec![1; self.unclipped.rank()])?;
+                self.unclipped.broadcast_mul(&clip)?
+            }
+        })
+    }
+
+    /// The factor, where the host may change the value in a loop of its own.
+    pub(crate) fn known_clip(&self) -> Option<f64> {
+        match self.clip {
+            Clip::Known(clip) if !self.asynchronous => Some(clip),
+            _ => None,
+        }
     }
 
     /// What an update fails with that has left an infinity or a NaN in the value.
     pub fn not_finite(&self) -> Error {
-        Error::NotFinite(NonFinite::Parameter, format!("{} holds an infinity or a NaN after the update", self.name))
+        Error::NotFinite(NonFinite::Parameter, self.not_finite_words())
+    }
+
+    pub(crate) fn not_finite_words(&self) -> String {
+        format!("{} holds an infinity or a NaN after the update", self.name)
     }
 
     /// # Errors
-    /// If the value holds an infinity or a NaN; looked for in a pass of its own.
+    /// If the value holds an infinity or a NaN, and may be read; looked for in a pass of its own.
     pub(crate) fn check(&self) -> Result<()> {
-        if elementwise::is_finite(self.var)? { Ok(()) } else { Err(self.not_finite()) }
+        if self.asynchronous || elementwise::is_finite(self.var)? { Ok(()) } else { Err(self.not_finite()) }
     }
 }
 
@@ -59,7 +95,7 @@ pub trait Optimizer: Send {
     }
 
     /// Whether [`Self::update`] looks for infinities and NaN in what it writes and fails with [`Slot::not_finite`]. Where it does not, the
-    /// stage looks for them afterwards, which reads every parameter once more.
+    /// stage looks for them afterwards, which reads every parameter once more; as it does in any case where [`Slot::asynchronous`].
     fn checks_values(&self) -> bool {
         false
     }

@@ -75,10 +75,24 @@ impl PlainPipeline {
             }
         }
         let global_norm = if self.global_norm { Some(self.norm()?) } else { None };
-        for stage in &mut self.stages {
-            stage.perform(Action::Update(self.step), global_norm).map_err(Error::Stage)?;
+        let mut alignments = vec![None; self.stages.len()];
+        let mut readings = Vec::new();
+        for (k, stage) in self.stages.iter_mut().enumerate() {
+            match stage.perform(Action::Update(self.step), global_norm).map_err(Error::Stage)? {
+                Outcome::Reading(reading) => readings.push((k, reading)),
+                _ => alignments[k] = stage.alignment(),
+            }
         }
-        let alignments: Vec<Option<f64>> = self.stages.iter().map(Stage::alignment).collect();
+        let mut silent = None;
+        for (k, reading) in readings {
+            match self.stages[k].take(reading).map_err(Error::Stage)? {
+                Some(numbers) => (scores[k], alignments[k]) = (numbers.score, numbers.alignment),
+                None => silent = silent.or(Some(k)),
+            }
+        }
+        if let Some(k) = silent {
+            return Err(Error::Ended(format!("stage {k} was sent an infinity or a NaN that no stage has sent")));
+        }
         self.plans.observe(self.step, &alignments)?;
         self.step += 1;
         Ok(scores)
@@ -130,6 +144,8 @@ impl PlainPipeline {
         }
         match self.stages[k].perform(Action::Head { ticket, cotangent }, None).map_err(Error::Stage)? {
             Outcome::Score(score) => Ok(Some(score)),
+            // Told with the step.
+            Outcome::None => Ok(None),
             other => Err(Error::Ended(format!("a head gave {other:?}"))),
         }
     }

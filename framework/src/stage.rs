@@ -4,12 +4,16 @@
 //! actors or of when things should be done: the [`schedule`](crate::schedule) decides that.
 
 mod blueprint;
-pub(crate) mod finite;
+mod head;
 mod memory;
+mod reading;
 mod recompute;
 mod trainable;
+mod update;
+pub(crate) mod watch;
 
 pub use blueprint::{HeadsConfig, HeadsTrained, StageBlueprint, StageSettings};
+pub use reading::{StepNumbers, StepReading};
 pub use recompute::Recompute;
 pub use trainable::Trainable;
 
@@ -17,10 +21,11 @@ use std::{collections::HashMap, sync::Arc};
 
 use candle_core::Tensor;
 
+use self::watch::{Place, Watch};
 use crate::{
-    Activation, ActivationDtype, Differentiable, Error, Loss, NonFinite, Pass, Phase, Pulled, Result, Saved, Score,
+    Activation, ActivationDtype, Differentiable, Error, Loss, NonFinite, Pass, Pulled, Result, Saved, Score,
     StageDevice, StageFailure, Wants,
-    clip::{self, ClipConfig, ClipScope},
+    clip::ClipConfig,
     differentiable::{Pending, input_of},
     lr_schedule::LrSchedule,
     metrics::table::NONFINITE,
@@ -54,12 +59,14 @@ pub enum Outcome {
     Activation(Payload),
     /// The gradient of a loss with respect to this stage's input, for the stage before.
     Gradient(Activation),
-    /// What the head scored.
+    /// What the head scored. In training on a device that works behind the host's back there is nothing instead: the step's numbers have it.
     Score(Score),
     /// The squared norms of the main parameters' gradients, in order of creation.
     SquaredNorms(Vec<f64>),
     /// The parameters have been updated.
     Updated(Updated),
+    /// The device, which works behind the host's back, has been given everything that updates the parameters, and this is being read.
+    Reading(StepReading),
 }
 
 /// What an update did.
@@ -125,6 +132,11 @@ pub struct Stage {
     schedule: LrSchedule,
     recompute: bool,
     dtype: ActivationDtype,
+    watch: Watch,
+    /// What the step in work has scored and has been read.
+    score: Option<Score>,
+    /// Whether a neighbour sent what is not finite: then it fails, and nothing that this stage could tell is of use.
+    silent: bool,
     /// What the step of the last update measured.
     alignment: Option<f64>,
     waiting: HashMap<Ticket, Payload>,
@@ -158,7 +170,7 @@ impl Stage {
     }
 
     /// The cosine between the gradients of the main parameters that the stage followed and that it measured, before clipping, in the step of
-    /// the last update. None where nothing was measured, or one of the gradients was zero.
+    /// the last update. None where nothing was measured, or one of the gradients was zero, or [`StepNumbers`] have it instead.
     pub fn alignment(&self) -> Option<f64> {
         self.alignment
     }
@@ -190,24 +202,31 @@ impl Stage {
         self.schedule.observe(loss);
     }
 
-    /// Takes in a micro-batch for a forward pass to come.
+    /// Takes in a micro-batch for a forward pass to come. Its targets stay where they are, for the host to look at them.
     pub fn accept(&mut self, ticket: Ticket, payload: Payload) -> Result<(), StageFailure> {
-        let bring = || -> Result<Payload> {
-            Ok(Payload {
-                inputs: payload.inputs.try_map(|t| self.device.bring(t))?,
-                targets: self.device.bring(&payload.targets)?,
-                total: payload.total,
-            })
-        };
-        let payload = bring().map_err(|e| self.failure(ticket, Phase::Transfer, &e))?;
-        self.waiting.insert(ticket, payload);
+        // Nobody else answers for the first stage's inputs: what comes of them does.
+        let inputs = self.take_in(ticket, &payload.inputs, self.index > 0)?;
+        self.waiting.insert(ticket, Payload { inputs, ..payload });
         Ok(())
+    }
+
+    /// Brings what was sent to the device.
+    fn take_in(&mut self, ticket: Ticket, sent: &Activation, from_stage: bool) -> Result<Activation, StageFailure> {
+        let place = Place::transfer(ticket);
+        let mut bring = || {
+            let here = sent.try_map(|t| self.device.bring(t))?;
+            if from_stage {
+                self.watch.begin(place);
+                self.watch.arrived(&here)?;
+            }
+            Ok(here)
+        };
+        bring().map_err(|error| place.failure(self.index, &self.device.explain(error)))
     }
 
     /// Takes in the gradient of `loss` with respect to this stage's output.
     pub fn accept_gradient(&mut self, ticket: Ticket, loss: usize, gradient: &Activation) -> Result<(), StageFailure> {
-        let gradient =
-            gradient.try_map(|t| self.device.bring(t)).map_err(|e| self.failure(ticket, Phase::Transfer, &e))?;
+        let gradient = self.take_in(ticket, gradient, true)?;
         if let Some(live) = self.live.get_mut(&ticket) {
             live.cotangents.insert(loss, gradient);
         }
@@ -227,45 +246,43 @@ impl Stage {
     /// for training afterwards.
     pub fn perform(&mut self, action: Action, global_norm: Option<f64>) -> Result<Outcome, StageFailure> {
         let device = Arc::clone(&self.device);
+        let place = Place::of(action);
+        self.watch.begin(place);
         crate::device::run_on(&*device, || {
-            let (phase, done) = match action {
-                Action::Forward(ticket) => (Phase::Forward, self.forward(ticket)),
-                Action::Head { ticket, cotangent } => (Phase::Head, self.run_head(ticket, cotangent)),
+            let done = match action {
+                Action::Forward(ticket) => self.forward(ticket),
+                Action::Head { ticket, cotangent } => self.run_head(ticket, cotangent),
                 Action::PullBack { ticket, loss, wants, measured, then } => {
-                    (Phase::PullBack, self.pull_back(ticket, loss, wants, measured, then))
+                    self.pull_back(ticket, loss, wants, measured, then)
                 }
-                Action::ShareNorm(_) => (Phase::Update, Ok(Outcome::SquaredNorms(self.parameters.squared_norms()))),
-                Action::Update(step) => (Phase::Update, self.update(step, global_norm)),
+                Action::ShareNorm(_) => self.share_norms(),
+                Action::Update(step) => self.update(step, global_norm),
             };
-            done.inspect_err(|error| {
-                if let Error::NotFinite(sort, _) = error {
-                    NONFINITE.counter(&[&self.index.to_string(), sort.name()]).increment(1);
+            done.map_err(|error| match error {
+                // Of something before: known only now.
+                Error::Stage(failure) => failure,
+                error => {
+                    if let Error::NotFinite(sort, _) = error {
+                        NONFINITE.counter(&[&self.index.to_string(), sort.name()]).increment(1);
+                    }
+                    place.failure(self.index, &device.explain(error))
                 }
-            })
-            .map_err(|e| StageFailure {
-                stage: self.index,
-                step: Some(action.step()),
-                micro: action.micro(),
-                phase,
-                cause: e.to_string(),
             })
         })
     }
 
-    fn failure(&self, ticket: Ticket, phase: Phase, cause: &Error) -> StageFailure {
-        StageFailure {
-            stage: self.index,
-            step: Some(ticket.step),
-            micro: Some(ticket.micro),
-            phase,
-            cause: cause.to_string(),
-        }
+    /// Makes what leaves for another stage ready for it.
+    fn release(&self, leaving: &Activation) -> Result<Activation> {
+        leaving.try_map(|t| self.device.release(t))
     }
 
     fn pass(&self, ticket: Ticket) -> Pass {
+        let precision = self.device.precision();
         match ticket.purpose {
-            Purpose::Train => Pass { dtype: self.dtype, ..Pass::train(self.seed, ticket.step, ticket.micro) },
-            Purpose::Evaluate => Pass::eval(),
+            Purpose::Train => {
+                Pass { dtype: self.dtype, precision, ..Pass::train(self.seed, ticket.step, ticket.micro) }
+            }
+            Purpose::Evaluate => Pass { precision, ..Pass::eval() },
         }
     }
 
@@ -279,13 +296,19 @@ impl Stage {
         let pass = self.pass(ticket);
         let recompute = self.recompute && pass.is_train();
         let first = Pass { save: pass.save && !recompute, ..pass };
-        let (output, saved) = self.module.forward(&self.dtype.unpack(&inputs)?, &first)?;
+        let (output, saved) = self.module.forward(&pass.precision.enter(&inputs)?, &first)?;
         let output = output.detach();
         let for_head = (self.is_last() || self.head.is_some()).then(|| output.clone());
         let output = if self.is_last() { output } else { self.dtype.pack(&output)? };
         if !self.is_last() {
-            finite::check(&output, NonFinite::Activation, || format!("the output of stage {}", self.index))?;
+            let stage = self.index;
+            self.watch.tensors(&output, NonFinite::Activation, || format!("the output of stage {stage}"))?;
         }
+        if ticket.purpose == Purpose::Evaluate && for_head.is_none() {
+            // No score is read later.
+            self.read_evaluation(ticket)?;
+        }
+        let output = if self.is_last() { output } else { self.release(&output)? };
         let live = Live {
             kept_bytes: if recompute { inputs.bytes() } else { saved.bytes() },
             kept: Some(if recompute { Kept::Input(inputs) } else { Kept::Saved(saved) }),
@@ -299,57 +322,12 @@ impl Stage {
         Ok(Outcome::Activation(Payload { inputs: output, targets, total }))
     }
 
-    fn run_head(&mut self, ticket: Ticket, cotangent: bool) -> Result<Outcome> {
-        let pass = self.pass(ticket);
-        let live = self.live.get_mut(&ticket).ok_or_else(|| lost("a micro-batch", ticket))?;
-        let output = live.output.take().ok_or_else(|| lost("the output", ticket))?;
-        let training = ticket.purpose == Purpose::Train;
-        let score = match (&mut self.head, training) {
-            (None, false) => {
-                let score = self.loss.score(output.single()?, &live.targets)?;
-                check_loss(self.index, score)?;
-                score
-            }
-            (None, true) => {
-                let (score, gradient) = self.loss.differentiate(output.single()?, &live.targets, live.total)?;
-                check_loss(self.index, score)?;
-                if cotangent {
-                    live.cotangents.insert(self.index, gradient.into());
-                }
-                score
-            }
-            (Some(head), false) => {
-                let (logits, _) = head.module.forward(&output, &pass)?;
-                let score = self.loss.score(logits.single()?, &live.targets)?;
-                check_loss(self.index, score)?;
-                score
-            }
-            (Some(head), true) => {
-                let (logits, saved) = head.module.forward(&output, &pass)?;
-                let (score, gradient) = self.loss.differentiate(logits.single()?, &live.targets, live.total)?;
-                check_loss(self.index, score)?;
-                let wants = Wants { input: cotangent, parameters: true };
-                let mut pulled = head.module.last_pull_back(saved, gradient.into(), wants)?;
-                head.parameters.accumulate(std::mem::take(&mut pulled.parameters))?;
-                if cotangent {
-                    let gradient = input_of(pulled)?;
-                    finite::check(&gradient, NonFinite::Gradient, || {
-                        format!("the gradient that head {} gives", self.index)
-                    })?;
-                    live.cotangents.insert(self.index, gradient);
-                }
-                score
-            }
-        };
-        Ok(Outcome::Score(score))
-    }
-
     fn pull_back(&mut self, ticket: Ticket, loss: usize, wants: Wants, measured: bool, then: Then) -> Result<Outcome> {
         let pass = Pass { track: false, ..self.pass(ticket) };
         let live = self.live.get_mut(&ticket).ok_or_else(|| lost("a micro-batch", ticket))?;
         let saved = match live.kept.take().ok_or_else(|| lost("the forward pass", ticket))? {
             Kept::Saved(saved) => saved,
-            Kept::Input(inputs) => self.module.forward(&self.dtype.unpack(&inputs)?, &pass)?.1,
+            Kept::Input(inputs) => self.module.forward(&pass.precision.enter(&inputs)?, &pass)?.1,
         };
         let mut pulled = if let (Wants::PARAMETERS, Some(pending)) = (wants, live.pending.remove(&loss)) {
             let parameters = match then {
@@ -359,7 +337,7 @@ impl Stage {
             Pulled { input: None, parameters }
         } else {
             let cotangent = live.cotangents.remove(&loss).ok_or_else(|| lost("a gradient", ticket))?;
-            let cotangent = self.dtype.unpack(&cotangent)?;
+            let cotangent = pass.precision.enter(&cotangent)?;
             match then {
                 Then::Nothing => self.module.last_pull_back(saved, cotangent, wants)?,
                 Then::Others => self.module.pull_back(live.keep(saved), &cotangent, wants)?,
@@ -372,50 +350,20 @@ impl Stage {
         };
         let gradients = std::mem::take(&mut pulled.parameters);
         match measured {
-            true => self.parameters.measure(gradients)?,
-            false => self.parameters.accumulate(gradients)?,
+            true => self.parameters.measure(gradients, &mut self.watch)?,
+            false => self.parameters.accumulate(gradients, &mut self.watch)?,
         }
         if !wants.input {
             return Ok(Outcome::None);
         }
         let input = self.dtype.pack(&input_of(pulled)?.detach())?;
-        finite::check(&input, NonFinite::Gradient, || {
-            format!("the gradient of loss {loss} behind stage {}", self.index)
-        })?;
-        Ok(Outcome::Gradient(input))
-    }
-
-    fn update(&mut self, step: u64, global_norm: Option<f64>) -> Result<Outcome> {
-        let lr = self.schedule.lr(step);
-        // Finite: checked as every gradient came.
-        let own_norm = self.parameters.squared_norms().iter().sum::<f64>().sqrt();
-        let coefficient = |norm: f64| self.clip.as_ref().map_or(1.0, |clip| clip::coefficient(clip.max_norm, norm));
-        let main_norm = match &self.clip {
-            Some(ClipConfig { scope: ClipScope::Global, .. }) => global_norm.ok_or_else(|| {
-                Error::Ended("an update under global clipping came before the norm of all stages".to_owned())
-            })?,
-            _ => own_norm,
-        };
-        self.alignment = self.parameters.alignment()?;
-        self.parameters.update(lr, coefficient(main_norm))?;
-        if let Some(head) = &mut self.head {
-            let coefficient = match self.clip {
-                Some(_) => coefficient(head.parameters.squared_norms().iter().sum::<f64>().sqrt()),
-                None => 1.0,
-            };
-            head.parameters.update(lr, coefficient)?;
-        }
-        Ok(Outcome::Updated(Updated { lr, gradient_norm: own_norm }))
+        let stage = self.index;
+        self.watch
+            .tensors(&input, NonFinite::Gradient, || format!("the gradient of loss {loss} behind stage {stage}"))?;
+        Ok(Outcome::Gradient(self.release(&input)?))
     }
 }
 
 fn lost(what: &str, ticket: Ticket) -> Error {
     Error::Ended(format!("{what} of micro-batch {} is not there", ticket.micro))
-}
-
-fn check_loss(stage: usize, score: Score) -> Result<()> {
-    if score.loss.is_finite() {
-        return Ok(());
-    }
-    Err(Error::NotFinite(NonFinite::Loss, format!("the loss of head {stage} is {}", score.loss)))
 }

@@ -1,4 +1,4 @@
-//! Every golden case by the stage engine, and by the actors to the same bits: whatever is in flight, however many threads.
+//! Every golden case by the stage engine, by kernels and as other devices compute, and by the actors to the same bits: whatever is in flight, however many threads.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
@@ -10,7 +10,7 @@ use std::{
 };
 
 use candle_core::{DType, Tensor};
-use interlock::{Batch, Dataset, Result, StageDevice, random::Key, trainer::Split};
+use interlock::{Batch, Dataset, Precision, Result, StageDevice, random::Key, trainer::Split};
 use interlock_backends::Backends;
 use interlock_models::golden::GoldenCase;
 
@@ -30,12 +30,18 @@ fn devices(names: &[&str]) -> Vec<Arc<dyn StageDevice>> {
 fn the_engine_agrees_with_every_case() {
     let cases = cases();
     assert_eq!(cases.len(), 17);
+    // As the conformance suite of `interlock-backends` has it.
+    let named = std::env::var("INTERLOCK_TEST_DEVICES");
+    let named = named.as_deref().unwrap_or("cpu:threads=1,cpu:threads=1,layers=composed");
+    let devices = Backends::default().open_all(named).unwrap();
     for case in cases {
-        let computed = case.replay(devices(&["cpu:threads=1"])).unwrap();
-        let comparisons = case.compare(&computed);
-        assert!(!comparisons.is_empty());
-        for comparison in comparisons {
-            assert!(comparison.passes(), "{}: {comparison}", case.name);
+        for device in devices.iter().filter(|device| device.precision() == Precision::F32) {
+            let computed = case.replay(vec![Arc::clone(device)]).unwrap();
+            let comparisons = case.compare(&computed);
+            assert!(!comparisons.is_empty());
+            for comparison in comparisons {
+                assert!(comparison.passes(), "{} on {}: {comparison}", case.name, device.name());
+            }
         }
     }
 }
@@ -71,17 +77,21 @@ fn bits(tensors: &HashMap<String, Tensor>) -> BTreeMap<String, Vec<u32>> {
 #[test]
 fn actors_agree_with_plain_calls_to_the_bit() {
     for case in cases() {
-        let expected = bits(&case.replay(devices(&["cpu:threads=1"])).unwrap().finals);
-        for (in_flight, names) in
-            [(1, &["cpu:threads=2"][..]), (2, &["cpu:threads=1", "cpu:threads=3"]), (8, &["cpu:threads=1"])]
-        {
+        let plain = |name| bits(&case.replay(devices(&[name])).unwrap().finals);
+        let (kernels, composed) = (plain("cpu:threads=1"), plain("cpu:threads=1,layers=composed"));
+        for (in_flight, names, expected) in [
+            (1, &["cpu:threads=2"][..], &kernels),
+            (2, &["cpu:threads=1", "cpu:threads=3"], &kernels),
+            (8, &["cpu:threads=1"], &kernels),
+            (2, &["cpu:threads=1,layers=composed", "cpu:threads=2,layers=composed"], &composed),
+        ] {
             let builder = case.trainer(devices(names)).unwrap();
             let data = Batches { batches: case.batches.clone() };
             let builder = builder.in_flight(in_flight).batch_size(data.len()).epochs(case.steps as u64);
             let mut trainer = builder.build().unwrap();
             trainer.fit(Split { train: &data, validation: None }).unwrap();
             let found = bits(&trainer.snapshot().unwrap().into_iter().collect());
-            assert!(found == expected, "{}: in flight {in_flight}, devices {names:?}", case.name);
+            assert!(found == *expected, "{}: in flight {in_flight}, devices {names:?}", case.name);
         }
     }
 }

@@ -11,9 +11,21 @@ pub(super) struct CpuName {
     pub(super) threads: Option<usize>,
     /// The cores to pin them to; none to pin nothing.
     pub(super) cores: Option<RangeInclusive<usize>>,
+    /// How layers compute; by kernels unless set.
+    pub(super) layers: Option<Layers>,
 }
 
-const GRAMMAR: &str = "write cpu, cpu:threads=N, cpu:cores=A, cpu:cores=A-B or cpu:threads=N,cores=A-B";
+/// How layers compute on the CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layers {
+    /// By the kernels for it.
+    Kernels,
+    /// By candle's operations, as on other devices.
+    Composed,
+}
+
+const GRAMMAR: &str =
+    "write cpu, cpu:threads=N, cpu:cores=A, cpu:cores=A-B or cpu:threads=N,cores=A-B; layers=composed may follow";
 
 /// More threads, or a higher number of a core, is taken for a mistake.
 const MOST: usize = 4096;
@@ -28,7 +40,7 @@ impl FromStr for CpuName {
 
     fn from_str(name: &str) -> Result<Self> {
         let wrong = |problem: String| Error::invalid(format!("device {name}"), problem, GRAMMAR);
-        let mut this = Self { threads: None, cores: None };
+        let mut this = Self { threads: None, cores: None, layers: None };
         let settings = match name.strip_prefix("cpu") {
             Some("") => return Ok(this),
             Some(rest) => rest.strip_prefix(':'),
@@ -50,6 +62,14 @@ impl FromStr for CpuName {
                     let (first, last) = range.ok_or_else(bad)?;
                     this.cores.replace(first..=last).is_some()
                 }
+                "layers" => {
+                    let layers = match value {
+                        "kernels" => Layers::Kernels,
+                        "composed" => Layers::Composed,
+                        _ => return Err(wrong(format!("layers are kernels or composed, not {value:?}"))),
+                    };
+                    this.layers.replace(layers).is_some()
+                }
                 _ => return Err(wrong(format!("unknown setting {key:?}"))),
             };
             if twice {
@@ -64,13 +84,18 @@ impl FromStr for CpuName {
 mod tests {
     use super::*;
 
+    const NONE: CpuName = CpuName { threads: None, cores: None, layers: None };
+
     #[test]
     fn names_are_read() {
         let read = |name: &str| name.parse::<CpuName>().expect(name);
-        assert_eq!(read("cpu"), CpuName { threads: None, cores: None });
-        assert_eq!(read("cpu:threads=3"), CpuName { threads: Some(3), cores: None });
-        assert_eq!(read("cpu:cores=2"), CpuName { threads: None, cores: Some(2..=2) });
-        assert_eq!(read("cpu:cores=0-7,threads=2"), CpuName { threads: Some(2), cores: Some(0..=7) });
+        assert_eq!(read("cpu"), NONE);
+        assert_eq!(read("cpu:threads=3"), CpuName { threads: Some(3), ..NONE });
+        assert_eq!(read("cpu:cores=2"), CpuName { cores: Some(2..=2), ..NONE });
+        assert_eq!(read("cpu:cores=0-7,threads=2"), CpuName { threads: Some(2), cores: Some(0..=7), ..NONE });
+        assert_eq!(read("cpu:layers=kernels"), CpuName { layers: Some(Layers::Kernels), ..NONE });
+        let composed = CpuName { threads: Some(2), layers: Some(Layers::Composed), ..NONE };
+        assert_eq!(read("cpu:threads=2,layers=composed"), composed);
     }
 
     #[test]
@@ -88,6 +113,8 @@ mod tests {
             ("cpu:cores=-1", "\"-1\" is not a core"),
             ("cpu:cores=a", "\"a\" is not a core"),
             ("cpu:threads=1,threads=2", "\"threads\" is set twice"),
+            ("cpu:layers=composed,layers=kernels", "\"layers\" is set twice"),
+            ("cpu:layers=fast", "layers are kernels or composed, not \"fast\""),
             ("cpu:threads=1,", "\"\" sets nothing"),
         ] {
             let error = name.parse::<CpuName>().expect_err(name).to_string();

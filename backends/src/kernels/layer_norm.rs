@@ -9,7 +9,7 @@ use super::{
     room::{Filled, Room},
 };
 
-const EPSILON: f32 = 1e-5;
+pub(crate) const EPSILON: f32 = 1e-5;
 
 /// `μ` and `r` of one row.
 pub(crate) type Statistics = (f32, f32);

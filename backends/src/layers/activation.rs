@@ -6,6 +6,7 @@
 use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
 
 use super::{
+    composed,
     images::Order,
     kept::Kept,
     slices::{cotangent, cotangent_of, dense, read},
@@ -29,6 +30,9 @@ struct SavedRelu {
 impl Differentiable for Relu {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
+        if composed::serves(x) {
+            return composed::forward(self, x, pass);
+        }
         let (order, dims) = (Order::of(x), x.dims().to_vec());
         let x = order.dense(x, "relu")?;
         // Not `x > 0`: a value that is not a number must not vanish.
@@ -46,6 +50,9 @@ impl Differentiable for Relu {
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+            return pulled;
+        }
         let SavedRelu { y, dims, order } = saved.get()?;
         if !wants.input {
             return Ok(Pulled::default());
@@ -67,13 +74,20 @@ pub struct Gelu;
 
 impl Differentiable for Gelu {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
-        let x = dense(x.single()?, "gelu")?;
+        let x = x.single()?;
+        if composed::serves(x) {
+            return composed::forward(self, x, pass);
+        }
+        let x = dense(x, "gelu")?;
         let y = gelu::apply(&read(&x)?).into_tensor(x.shape())?;
         let saved = if pass.is_train() { Kept::new(x, pass)?.saved() } else { Saved::nothing() };
         Ok((y.into(), saved))
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+            return pulled;
+        }
         let x: &Kept = saved.get()?;
         if !wants.input {
             return Ok(Pulled::default());

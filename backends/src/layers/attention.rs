@@ -6,6 +6,7 @@
 //!
 //! Vaswani et al., *Attention Is All You Need*, 2017, section 3.2; laid out as in Karpathy's nanoGPT.
 
+use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 use interlock::{
     Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants,
@@ -14,7 +15,7 @@ use interlock::{
 };
 
 use super::{
-    Dropout, LayerNorm, Linear, LinearOf, dropout,
+    Dropout, LayerNorm, Linear, LinearOf, composed, dropout,
     kept::Kept,
     slices::{cotangent, label, read, wrong_shape},
 };
@@ -54,14 +55,33 @@ impl std::ops::Deref for Projection {
 struct SavedAttention {
     heads: Heads,
     c_attn: Saved,
-    /// Queries, keys and values, `(B, T, 3D)`.
-    qkv: Kept,
-    /// A logarithm for each position of each head, from which `P` is computed again.
-    logs: Vec<f32>,
-    keep: Option<Vec<bool>>,
-    /// What the heads gave, `(B, T, D)`, as [`Kept`].
+    mixing: Mixing,
+    /// Of the projection, whose input the heads gave.
     c_proj: Saved,
     output: Saved,
+}
+
+/// What the heads keep.
+enum Mixing {
+    Kernels {
+        /// Queries, keys and values, `(B, T, 3D)`.
+        qkv: Kept,
+        /// A logarithm for each position of each head, from which `P` is computed again.
+        logs: Vec<f32>,
+        keep: Option<Vec<bool>>,
+    },
+    Composed(composed::SavedHeads),
+}
+
+impl Mixing {
+    fn held(&self) -> Vec<Held> {
+        match self {
+            Self::Kernels { qkv, logs, keep } => {
+                [qkv.held(), Held::slice(logs)].into_iter().chain(keep.as_deref().map(Held::slice)).collect()
+            }
+            Self::Composed(saved) => saved.held(),
+        }
+    }
 }
 
 /// The cotangents at the outputs of the two linear layers.
@@ -120,11 +140,33 @@ impl CausalSelfAttention {
     fn cotangents(&self, saved: &SavedAttention, c: &Activation) -> Result<Cotangents> {
         let projection = input_of(self.output_dropout.pull_back(&saved.output, c, Wants::INPUT)?)?;
         let mixed = input_of(self.c_proj.pull_back(&saved.c_proj, &projection, Wants::INPUT)?)?;
-        let mixed = cotangent(&mixed, &saved.heads.dims(1), &self.name)?;
-        let keep = saved.keep.as_deref().map(|keep| (keep, dropout::scale(self.probability)));
-        let (qkv, given) = (saved.qkv.tensor()?, saved.c_proj.get::<Kept>()?.tensor()?);
-        let qkv = saved.heads.pull_back(&read(&qkv)?, keep, &read(&given)?, &saved.logs, &read(&mixed)?);
-        Ok(Cotangents { projection, qkv: qkv.into_tensor(&saved.heads.dims(3))?.into() })
+        let qkv = match &saved.mixing {
+            Mixing::Kernels { qkv, logs, keep } => {
+                let mixed = cotangent(&mixed, &saved.heads.dims(1), &self.name)?;
+                let keep = keep.as_deref().map(|keep| (keep, dropout::scale(self.probability)));
+                let (qkv, given) = (qkv.tensor()?, saved.c_proj.get::<Kept>()?.tensor()?);
+                let qkv = saved.heads.pull_back(&read(&qkv)?, keep, &read(&given)?, logs, &read(&mixed)?);
+                qkv.into_tensor(&saved.heads.dims(3))?
+            }
+            Mixing::Composed(heads) => composed::pull_back_heads(&saved.heads, heads, &mixed, &self.name)?,
+        };
+        Ok(Cotangents { projection, qkv: qkv.into() })
+    }
+
+    /// What the heads give, `(B, T, D)`, of queries, keys and values.
+    fn mix(&self, heads: &Heads, qkv: Tensor, pass: &Pass) -> Result<(Tensor, Mixing)> {
+        if composed::serves(&qkv) {
+            let (mixed, saved) = composed::mix(heads, &qkv, (self.probability, &self.dropout_name), pass)?;
+            return Ok((mixed, Mixing::Composed(saved)));
+        }
+        let keep = dropout::keep(self.probability, &self.dropout_name, pass, heads.weights())?;
+        let kept = keep.as_deref().map(|keep| (keep, dropout::scale(self.probability)));
+        let (mixed, logs) = heads.mix(&read(&qkv)?, kept);
+        let qkv = match pass.is_train() {
+            true => Kept::new(qkv, pass)?,
+            false => Kept::Whole(qkv),
+        };
+        Ok((mixed.into_tensor(&heads.dims(1))?, Mixing::Kernels { qkv, logs, keep }))
     }
 
     fn projection_gradients(&self, saved: &SavedAttention, c: &Activation) -> Result<Gradients> {
@@ -141,19 +183,13 @@ impl Differentiable for CausalSelfAttention {
             dims => return Err(wrong_shape(&self.name, dims, format_args!("(B, T, {})", self.width))),
         };
         let (qkv, c_attn) = self.c_attn.forward(x, pass)?;
-        let qkv = qkv.single()?.clone();
-        let keep = dropout::keep(self.probability, &self.dropout_name, pass, heads.weights())?;
-        let kept = keep.as_deref().map(|keep| (keep, dropout::scale(self.probability)));
-        let (mixed, logs) = heads.mix(&read(&qkv)?, kept);
-        let mixed = mixed.into_tensor(&heads.dims(1))?;
+        let (mixed, mixing) = self.mix(&heads, qkv.single()?.clone(), pass)?;
         let (y, c_proj) = self.c_proj.forward(&mixed.into(), pass)?;
         let (y, output) = self.output_dropout.forward(&y, pass)?;
         let saved = if pass.is_train() {
-            let qkv = Kept::new(qkv, pass)?;
-            let mut held = vec![qkv.held(), Held::slice(&logs)];
-            held.extend(keep.as_deref().map(Held::slice));
+            let mut held = mixing.held();
             held.extend([&c_attn, &c_proj, &output].into_iter().flat_map(Saved::held).copied());
-            Saved::new(SavedAttention { heads, c_attn, qkv, logs, keep, c_proj, output }).holding(held)
+            Saved::new(SavedAttention { heads, c_attn, mixing, c_proj, output }).holding(held)
         } else {
             Saved::nothing()
         };

@@ -14,24 +14,25 @@ use candle_nn::{Init, VarBuilder};
 use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants, differentiable::Pending};
 
 use super::{
+    composed,
     images::{channels_last, cotangent_last, images},
     kept::Kept,
     slices::{label, read, tensor, wrong_shape},
 };
 use crate::kernels::norm::{self, Addend, Norm, NormGradient, Statistics};
 
-const EPSILON: f64 = 1e-5;
-const MOMENTUM: f64 = 0.1;
+pub(super) const EPSILON: f64 = 1e-5;
+pub(super) const MOMENTUM: f64 = 0.1;
 
 /// Batch normalization of images, channel by channel.
 #[derive(Clone, Debug)]
 pub struct BatchNorm2d {
-    name: String,
-    channels: usize,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Var,
-    running_var: Var,
+    pub(super) name: String,
+    pub(super) channels: usize,
+    pub(super) weight: Tensor,
+    pub(super) bias: Tensor,
+    pub(super) running_mean: Var,
+    pub(super) running_var: Var,
 }
 
 struct SavedBatchNorm {
@@ -57,11 +58,6 @@ impl BatchNorm2d {
             running_mean: Var::from_tensor(&get("running_mean", 0.0)?)?,
             running_var: Var::from_tensor(&get("running_var", 1.0)?)?,
         })
-    }
-
-    /// The channels.
-    pub(super) fn channels(&self) -> usize {
-        self.channels
     }
 
     /// The norm of a batch of `dims`, `(B, C, H, W)`, by its own moments; the running statistics follow it where `pass` says so. `offset`
@@ -126,6 +122,9 @@ impl Differentiable for BatchNorm2d {
         if channels != self.channels {
             return Err(wrong_shape(&self.name, x.dims(), format_args!("(B, {}, H, W)", self.channels)));
         }
+        if composed::serves(x) {
+            return composed::forward(self, x, pass);
+        }
         let x = channels_last(x, &self.name)?;
         let values = read::<f32>(&x)?;
         let image = [height * width, channels];
@@ -147,6 +146,9 @@ impl Differentiable for BatchNorm2d {
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+            return pulled;
+        }
         let SavedBatchNorm { x, norm } = saved.get()?;
         let x = x.tensor()?;
         let (batch, height, width, channels) = x.dims4()?;

@@ -12,6 +12,7 @@ use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
 use rayon::prelude::*;
 
 use super::{
+    composed,
     images::{channels_first, channels_last, cotangent_last, images},
     kept::Kept,
     slices::{column_sums, label, read, tensor, wrong_shape},
@@ -42,10 +43,10 @@ pub struct Conv2dConfig {
 /// Two-dimensional convolution with a square window.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
-    name: String,
-    config: Conv2dConfig,
-    weight: Tensor,
-    bias: Option<Tensor>,
+    pub(super) name: String,
+    pub(super) config: Conv2dConfig,
+    pub(super) weight: Tensor,
+    pub(super) bias: Option<Tensor>,
 }
 
 impl Conv2d {
@@ -68,19 +69,6 @@ impl Conv2d {
         })
     }
 
-    /// Channels of the output.
-    pub(super) fn outputs(&self) -> usize {
-        self.config.outputs
-    }
-
-    pub(super) fn weight(&self) -> &Tensor {
-        &self.weight
-    }
-
-    pub(super) fn bias(&self) -> Option<&Tensor> {
-        self.bias.as_ref()
-    }
-
     /// For images of shape `dims`, `(B, I, H, W)`.
     pub(super) fn geometry(&self, dims: &[usize]) -> Result<Geometry> {
         let Conv2dConfig { inputs, outputs, kernel, stride, padding, .. } = self.config;
@@ -96,6 +84,9 @@ impl Differentiable for Conv2d {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
         let geometry = self.geometry(x.dims())?;
+        if composed::serves(x) {
+            return composed::forward(self, x, pass);
+        }
         let x = channels_last(x, &self.name)?;
         let batch = Batch { geometry, weight: &read(&self.weight)?, images: x.dims()[0] };
         let mut y = batch.forward(&Source::Plain(&read(&x)?), None);
@@ -107,6 +98,9 @@ impl Differentiable for Conv2d {
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+            return pulled;
+        }
         let x = saved.get::<Kept>()?.tensor()?;
         let geometry = self.geometry(channels_first(&x)?.dims())?;
         let batch = Batch { geometry, weight: &read(&self.weight)?, images: x.dims()[0] };

@@ -5,7 +5,11 @@
 //! the time and a third of the memory: only what the convolutions give is kept, and a bit for each element of the last ReLU. Norms and ReLUs are
 //! applied where a convolution reads its input; their gradients, where it reads its cotangent.
 //!
+//! Elsewhere than on the CPU the layers are computed one after another, and each keeps its own.
+//!
 //! A bias of a convolution is taken away again by the norm behind it: it moves the running mean, and its gradient is zero.
+
+mod parts;
 
 use std::sync::Arc;
 
@@ -16,7 +20,7 @@ use interlock::{
 };
 
 use super::{
-    BatchNorm2d, Conv2d,
+    BatchNorm2d, Conv2d, composed,
     images::{channels_last, cotangent_last, images},
     kept::Kept,
     slices::read,
@@ -127,13 +131,12 @@ impl ConvBlock {
             _ => None,
         };
         for (conv, norm) in links.iter().map(|(conv, norm)| (conv, norm)).chain(projection) {
-            if conv.outputs() != norm.channels() {
+            if conv.config.outputs != norm.channels {
                 return Err(Error::invalid(
                     "convolution block",
                     format!(
                         "a norm of {} channels behind a convolution that gives {}",
-                        norm.channels(),
-                        conv.outputs()
+                        norm.channels, conv.config.outputs
                     ),
                     "give both the same",
                 ));
@@ -151,11 +154,11 @@ impl ConvBlock {
         pass: &Pass,
     ) -> Result<Link> {
         let geometry = conv.geometry(&from)?;
-        let batch = Batch { geometry, weight: &read(conv.weight())?, images: from[0] };
+        let batch = Batch { geometry, weight: &read(&conv.weight)?, images: from[0] };
         let mut moments = vec![0.0; if pass.is_train() { from[0] * 3 * line_count(geometry.outputs) } else { 0 }];
         let y = batch.forward(x, pass.is_train().then_some(&mut moments));
         let [height, width, channels] = geometry.output();
-        let bias = conv.bias().map(read::<f32>).transpose()?;
+        let bias = conv.bias.as_ref().map(read::<f32>).transpose()?;
         let norm = match pass.is_train() {
             true => norm.of_batch(&moments, [from[0], channels, height, width], pass, bias.as_deref())?,
             false => norm.of_running(bias.as_deref())?,
@@ -191,8 +194,8 @@ impl ConvBlock {
     fn own(&self, conv: &Conv2d, weight: Option<Filled>) -> Result<Gradients> {
         let mut gradients = Vec::new();
         if let Some(weight) = weight {
-            gradients.push((conv.weight().id(), weight.into_tensor(conv.weight().shape())?));
-            if let Some(bias) = conv.bias() {
+            gradients.push((conv.weight.id(), weight.into_tensor(conv.weight.shape())?));
+            if let Some(bias) = &conv.bias {
                 gradients.push((bias.id(), bias.zeros_like()?));
             }
         }
@@ -223,7 +226,7 @@ impl ConvBlock {
             }
             let before = i.checked_sub(1).map(|before| &saved.links[before]);
             if before.is_some() || wants.input || wants.parameters {
-                let weight = read(conv.weight())?;
+                let weight = read(&conv.weight)?;
                 let y = read::<f32>(&link.y)?;
                 let own = inner.as_ref().map(read::<f32>).transpose()?;
                 let g = Source::Gradient {
@@ -263,7 +266,7 @@ impl ConvBlock {
             if wants.parameters {
                 parameters.extend(norm.gradients(&gradient)?);
             }
-            let (weight, x, y) = (read(conv.weight())?, read(&saved.x)?, read(&link.y)?);
+            let (weight, x, y) = (read(&conv.weight)?, read(&saved.x)?, read(&link.y)?);
             let g = Source::Gradient { g: &gated, gate: Some(&saved.gate), y: &y, lines: &gradient };
             let gradients = self.batch(conv, &saved.x, &weight)?.pull_back(
                 &g,
@@ -287,6 +290,9 @@ fn no_link() -> Error {
 
 impl Differentiable for ConvBlock {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
+        if composed::serves(x.single()?) {
+            return self.parts().forward(x, pass);
+        }
         let x = channels_last(x.single()?, "convolution block")?;
         let from = dims(&x)?;
         let mut saved = Computed { x, links: Vec::new(), projection: None, gate: Arc::default() };
@@ -331,15 +337,24 @@ impl Differentiable for ConvBlock {
         if wants == (Wants { input: false, parameters: false }) {
             return Ok(Pulled::default());
         }
+        if composed::is_of_parts(saved) {
+            return self.exactly(self.parts().pull_back(saved, cotangent, wants)?);
+        }
         Ok(self.pull(&saved.get::<SavedBlock>()?.computed()?, cotangent, wants, false)?.0)
     }
 
     fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
+        if composed::is_of_parts(saved) {
+            return self.parts().input_pass(saved, cotangent);
+        }
         let (pulled, pending) = self.pull(&saved.get::<SavedBlock>()?.computed()?, cotangent, Wants::INPUT, true)?;
         Ok((interlock::differentiable::input_of(pulled)?, Pending::new(pending.ok_or_else(no_link)?)))
     }
 
     fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
+        if composed::is_of_parts(saved) {
+            return self.exact(self.parts().parameter_pass(saved, pending)?);
+        }
         let saved = saved.get::<SavedBlock>()?.computed()?;
         let PendingBlock { links, projection } = pending.take()?;
         let mut parameters = Vec::new();
@@ -351,7 +366,7 @@ impl Differentiable for ConvBlock {
                          x: &Source<'_>,
                          from: &Tensor| {
             parameters.extend(norm.gradients(&cotangent.gradient)?);
-            let (weight, y, g) = (read(conv.weight())?, read(&link.y)?, read(&cotangent.g)?);
+            let (weight, y, g) = (read(&conv.weight)?, read(&link.y)?, read(&cotangent.g)?);
             let gate = gated.then_some(&saved.gate[..]);
             let g = Source::Gradient { g: &g, gate, y: &y, lines: &cotangent.gradient };
             let gradients = self.batch(conv, from, &weight)?.pull_back(&g, Some(x), None);
@@ -383,5 +398,19 @@ impl Differentiable for ConvBlock {
             weigh(conv, norm, link, cotangent, true, &Source::Plain(&read(&saved.x)?), &saved.x)?;
         }
         Ok(parameters)
+    }
+
+    fn last_pull_back(&self, saved: Saved, c: Activation, wants: Wants) -> Result<Pulled> {
+        match composed::is_of_parts(&saved) && (wants.input || wants.parameters) {
+            true => self.exactly(self.parts().last_pull_back(saved, c, wants)?),
+            false => self.pull_back(&saved, &c, wants),
+        }
+    }
+
+    fn last_parameter_pass(&self, saved: Saved, pending: Pending) -> Result<Gradients> {
+        match composed::is_of_parts(&saved) {
+            true => self.exact(self.parts().last_parameter_pass(saved, pending)?),
+            false => self.parameter_pass(&saved, pending),
+        }
     }
 }

@@ -10,14 +10,17 @@ use interlock::{
 use rand::Rng;
 use rayon::prelude::*;
 
-use super::slices::{cotangent, dense, read};
+use super::{
+    composed,
+    slices::{cotangent, dense, read},
+};
 use crate::kernels::each::{CHUNK, zip};
 
 /// Drops elements at random while training.
 #[derive(Clone, Debug)]
 pub struct Dropout {
-    probability: f64,
-    name: String,
+    pub(super) probability: f64,
+    pub(super) name: String,
 }
 
 /// Which elements of a tensor are kept; none where all are.
@@ -69,6 +72,9 @@ pub(super) fn scale(probability: f64) -> f32 {
 impl Differentiable for Dropout {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
+        if composed::serves(x) {
+            return composed::forward(self, x, pass);
+        }
         let keep = keep(self.probability, &self.name, pass, x.elem_count())?;
         let y = match &keep {
             None => x.clone(),
@@ -88,6 +94,9 @@ impl Differentiable for Dropout {
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+            return pulled;
+        }
         let SavedDropout { shape, keep } = saved.get()?;
         if !wants.input {
             return Ok(Pulled::default());

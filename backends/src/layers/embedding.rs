@@ -8,16 +8,19 @@ use candle_nn::{Init, VarBuilder};
 use interlock::{Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants};
 use rayon::prelude::*;
 
-use super::slices::{cotangent, dense_of, label, read, tensor, wrong_shape};
+use super::{
+    composed,
+    slices::{cotangent, dense_of, label, read, tensor, wrong_shape},
+};
 use crate::kernels::each::CHUNK;
 
 /// A vector for each token.
 #[derive(Clone, Debug)]
 pub struct Embedding {
-    name: String,
-    vocab: usize,
-    width: usize,
-    weight: Tensor,
+    pub(super) name: String,
+    pub(super) vocab: usize,
+    pub(super) width: usize,
+    pub(super) weight: Tensor,
 }
 
 impl Embedding {
@@ -33,8 +36,8 @@ impl Embedding {
     }
 
     /// The tokens, side by side, each below the size of the vocabulary.
-    fn tokens(&self, x: &Activation) -> Result<Tensor> {
-        let tokens = dense_of(x.single()?, DType::U32, &self.name)?;
+    pub(super) fn tokens(&self, x: &Tensor) -> Result<Tensor> {
+        let tokens = dense_of(x, DType::U32, &self.name)?;
         if let Some((at, token)) = read::<u32>(&tokens)?.iter().enumerate().find(|(_, t)| **t as usize >= self.vocab) {
             return Err(Error::invalid(
                 &self.name,
@@ -45,7 +48,7 @@ impl Embedding {
         Ok(tokens)
     }
 
-    fn output_dims(&self, tokens: &Tensor) -> Vec<usize> {
+    pub(super) fn output_dims(&self, tokens: &Tensor) -> Vec<usize> {
         [tokens.dims(), &[self.width]].concat()
     }
 
@@ -87,6 +90,10 @@ impl Embedding {
 
 impl Differentiable for Embedding {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
+        let x = x.single()?;
+        if composed::serves(x) {
+            return composed::forward(self, x, pass);
+        }
         let tokens = self.tokens(x)?;
         let y = tensor(self.look_up(&tokens)?, self.output_dims(&tokens))?;
         let saved = if pass.is_train() { Saved::new(tokens) } else { Saved::nothing() };
@@ -94,6 +101,9 @@ impl Differentiable for Embedding {
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+            return pulled;
+        }
         let tokens: &Tensor = saved.get()?;
         if !wants.parameters {
             return Ok(Pulled::default());
@@ -107,10 +117,10 @@ impl Differentiable for Embedding {
 /// A vector for each token plus one for each position: tokens `(B, T)` to `(B, T, D)`.
 #[derive(Clone, Debug)]
 pub struct TokenAndPosition {
-    name: String,
-    context: usize,
-    tokens: Embedding,
-    positions: Tensor,
+    pub(super) name: String,
+    pub(super) context: usize,
+    pub(super) tokens: Embedding,
+    pub(super) positions: Tensor,
 }
 
 impl TokenAndPosition {
@@ -141,7 +151,8 @@ impl TokenAndPosition {
 
 impl Differentiable for TokenAndPosition {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
-        let length = match x.single()?.dims() {
+        let x = x.single()?;
+        let length = match x.dims() {
             &[_, length] if length <= self.context => length,
             dims => {
                 return Err(wrong_shape(
@@ -151,6 +162,9 @@ impl Differentiable for TokenAndPosition {
                 ));
             }
         };
+        if composed::serves(x) {
+            return composed::forward(self, x, pass);
+        }
         let tokens = self.tokens.tokens(x)?;
         let mut y = self.tokens.look_up(&tokens)?;
         let width = self.tokens.width;
@@ -167,6 +181,9 @@ impl Differentiable for TokenAndPosition {
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+            return pulled;
+        }
         let tokens: &Tensor = saved.get()?;
         if !wants.parameters {
             return Ok(Pulled::default());

@@ -13,17 +13,20 @@ use interlock::{
     differentiable::{Held, Pending},
 };
 
-use super::kept::Kept;
-use super::slices::{cotangent, dense, label, read, tensor, wrong_shape};
+use super::{
+    composed,
+    kept::Kept,
+    slices::{cotangent, dense, label, read, tensor, wrong_shape},
+};
 use crate::kernels::layer_norm::{self, Statistics};
 
 /// Layer normalization over the last dimension.
 #[derive(Clone, Debug)]
 pub struct LayerNorm {
-    name: String,
-    width: usize,
-    weight: Tensor,
-    bias: Tensor,
+    pub(super) name: String,
+    pub(super) width: usize,
+    pub(super) weight: Tensor,
+    pub(super) bias: Tensor,
 }
 
 struct SavedLayerNorm {
@@ -60,6 +63,9 @@ impl Differentiable for LayerNorm {
         if x.dims().last() != Some(&self.width) {
             return Err(wrong_shape(&self.name, x.dims(), format_args!("(…, {})", self.width)));
         }
+        if composed::serves(x) {
+            return composed::forward(self, x, pass);
+        }
         let x = dense(x, &self.name)?;
         let statistics = layer_norm::statistics(&read(&x)?, self.width);
         let y = self.normalize(&x, &statistics)?;
@@ -75,6 +81,9 @@ impl Differentiable for LayerNorm {
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+            return pulled;
+        }
         let SavedLayerNorm { x, statistics } = saved.get()?;
         let c = cotangent(c, x.dims(), &self.name)?;
         let x = x.tensor()?;

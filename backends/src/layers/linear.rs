@@ -7,8 +7,11 @@ use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants};
 
-use super::kept::Kept;
-use super::slices::{column_sums, cotangent, dense, label, read, tensor, wrong_shape};
+use super::{
+    composed,
+    kept::Kept,
+    slices::{column_sums, cotangent, dense, label, read, tensor, wrong_shape},
+};
 use crate::kernels::{
     linear::{self, Rows, Then},
     matrix::Matrix,
@@ -18,11 +21,11 @@ use crate::kernels::{
 /// `y = x Wᵀ + b` over the last dimension.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    name: String,
+    pub(super) name: String,
     inputs: usize,
     outputs: usize,
-    weight: Tensor,
-    bias: Option<Tensor>,
+    pub(super) weight: Tensor,
+    pub(super) bias: Option<Tensor>,
 }
 
 impl Linear {
@@ -44,7 +47,7 @@ impl Linear {
         })
     }
 
-    fn output_dims(&self, dims: &[usize]) -> Result<Vec<usize>> {
+    pub(super) fn output_dims(&self, dims: &[usize]) -> Result<Vec<usize>> {
         match dims {
             [leading @ .., last] if *last == self.inputs => Ok([leading, &[self.outputs]].concat()),
             _ => Err(wrong_shape(&self.name, dims, format_args!("(…, {})", self.inputs))),
@@ -88,12 +91,18 @@ impl Differentiable for Linear {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
         self.output_dims(x.dims())?;
+        if composed::serves(x) {
+            return composed::forward(self, x, pass);
+        }
         let x = dense(x, &self.name)?;
         let y = self.apply(Rows::Plain(&read(&x)?), x.dims())?;
         Ok((y.into(), if pass.is_train() { Kept::new(x, pass)?.saved() } else { Saved::nothing() }))
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+            return pulled;
+        }
         let x: &Kept = saved.get()?;
         let input = wants.input.then(|| self.input_gradient(x.dims(), c, Then::Nothing)).transpose()?;
         let parameters =

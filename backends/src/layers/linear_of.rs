@@ -2,12 +2,15 @@
 //!
 //! The same values as the two one after another. What `f` gives, which the linear layer would keep for its own gradient, is not kept but
 //! computed again from what `f` keeps anyway: an eighth of a Transformer's memory for its norms and a quarter for its GELUs. GELU is computed
-//! where the product reads its rows, and its slope multiplied in where the product's rows are near.
+//! where the product reads its rows, and its slope multiplied in where the product's rows are near. Elsewhere than on the CPU the two are
+//! computed one after another, and both keep their inputs.
 
-use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants, differentiable::Pending};
+use interlock::{
+    Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Sequential, Wants, differentiable::Pending,
+};
 
 use super::{
-    LayerNorm, Linear,
+    Gelu, LayerNorm, Linear, composed,
     kept::Kept,
     slices::{dense, read},
 };
@@ -47,6 +50,15 @@ impl LinearOf {
         Self { inner: Inner::Gelu, linear }
     }
 
+    /// `f` and the linear layer one after another, of the same parameters: how it is composed.
+    fn parts(&self) -> Sequential {
+        let parts = match &self.inner {
+            Inner::Norm(norm) => Sequential::default().and(norm.clone()),
+            Inner::Gelu => Sequential::default().and(Gelu),
+        };
+        parts.and(self.linear.clone())
+    }
+
     /// Gives `work` what `f` gave, to the bit.
     fn with_rows<R>(&self, inner: &Saved, work: impl FnOnce(Rows<'_>) -> Result<R>) -> Result<R> {
         match &self.inner {
@@ -73,6 +85,9 @@ impl LinearOf {
 
 impl Differentiable for LinearOf {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
+        if composed::serves(x.single()?) {
+            return self.parts().forward(x, pass);
+        }
         let dims = x.single()?.dims().to_vec();
         let (y, inner) = match &self.inner {
             Inner::Norm(norm) => {
@@ -96,11 +111,15 @@ impl Differentiable for LinearOf {
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        if wants == (Wants { input: false, parameters: false }) {
+            return Ok(Pulled::default());
+        }
+        if composed::is_of_parts(saved) {
+            return self.parts().pull_back(saved, c, wants);
+        }
         let saved: &SavedLinearOf = saved.get()?;
         let mut pulled = match &self.inner {
-            Inner::Norm(norm) if wants.input || wants.parameters => {
-                norm.pull_back(&saved.inner, &self.inner_cotangent(saved, c)?, wants)?
-            }
+            Inner::Norm(norm) => norm.pull_back(&saved.inner, &self.inner_cotangent(saved, c)?, wants)?,
             Inner::Gelu if wants.input => Pulled { input: Some(self.through_gelu(saved, c)?), ..Pulled::default() },
             _ => Pulled::default(),
         };
@@ -111,6 +130,9 @@ impl Differentiable for LinearOf {
     }
 
     fn input_pass(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
+        if composed::is_of_parts(saved) {
+            return self.parts().input_pass(saved, c);
+        }
         let saved: &SavedLinearOf = saved.get()?;
         let (input, left) = match &self.inner {
             Inner::Norm(norm) => {
@@ -123,6 +145,9 @@ impl Differentiable for LinearOf {
     }
 
     fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
+        if composed::is_of_parts(saved) {
+            return self.parts().parameter_pass(saved, pending);
+        }
         let saved: &SavedLinearOf = saved.get()?;
         let (c, left) = pending.take::<Left>()?;
         let mut gradients = match (&self.inner, left) {
@@ -131,5 +156,19 @@ impl Differentiable for LinearOf {
         };
         gradients.extend(self.linear_gradients(saved, &c)?);
         Ok(gradients)
+    }
+
+    fn last_pull_back(&self, saved: Saved, c: Activation, wants: Wants) -> Result<Pulled> {
+        match composed::is_of_parts(&saved) && (wants.input || wants.parameters) {
+            true => self.parts().last_pull_back(saved, c, wants),
+            false => self.pull_back(&saved, &c, wants),
+        }
+    }
+
+    fn last_parameter_pass(&self, saved: Saved, pending: Pending) -> Result<Gradients> {
+        match composed::is_of_parts(&saved) {
+            true => self.parts().last_parameter_pass(saved, pending),
+            false => self.parameter_pass(&saved, pending),
+        }
     }
 }

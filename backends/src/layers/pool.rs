@@ -11,6 +11,7 @@ use interlock::{Activation, Differentiable, Error, Pass, Pulled, Result, Saved, 
 use rayon::prelude::*;
 
 use super::{
+    composed,
     images::{channels_first, channels_last, cotangent_last},
     slices::{cotangent, read, tensor, wrong_shape},
     window::Window,
@@ -19,7 +20,7 @@ use super::{
 /// The greatest value under each window.
 #[derive(Clone, Copy, Debug)]
 pub struct MaxPool2d {
-    window: [usize; 3],
+    pub(super) window: [usize; 3],
 }
 
 struct SavedMaxPool {
@@ -86,6 +87,9 @@ impl Differentiable for MaxPool2d {
                 "use at most half of the window",
             ));
         }
+        if composed::serves(x) {
+            return composed::forward(self, x, pass);
+        }
         let window = Window::over(x.dims(), self.window, "max pool")?;
         let shape = x.shape().clone();
         let x = channels_last(x, "max pool")?;
@@ -124,6 +128,9 @@ impl Differentiable for MaxPool2d {
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+            return pulled;
+        }
         let SavedMaxPool { shape, window, chosen } = saved.get()?;
         if !wants.input {
             return Ok(Pulled::default());
@@ -152,7 +159,7 @@ impl Differentiable for MaxPool2d {
 /// The mean under each window; no padding.
 #[derive(Clone, Copy, Debug)]
 pub struct AvgPool2d {
-    window: [usize; 3],
+    pub(super) window: [usize; 3],
 }
 
 impl AvgPool2d {
@@ -172,6 +179,9 @@ fn add(to: &mut [f32], from: &[f32], share: f32) {
 impl Differentiable for AvgPool2d {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
+        if composed::serves(x) {
+            return composed::forward(self, x, pass);
+        }
         let window = Window::over(x.dims(), self.window, "average pool")?;
         let shape = x.shape().clone();
         let x = channels_last(x, "average pool")?;
@@ -191,6 +201,9 @@ impl Differentiable for AvgPool2d {
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+            return pulled;
+        }
         let (shape, window): &(Shape, Window) = saved.get()?;
         if !wants.input {
             return Ok(Pulled::default());
@@ -228,6 +241,9 @@ impl Differentiable for GlobalAvgPool {
         let &[batch, channels, height, width] = x.dims() else {
             return Err(wrong_shape("global average pool", x.dims(), "(B, C, H, W)"));
         };
+        if composed::serves(x) {
+            return composed::forward(self, x, pass);
+        }
         let saved = if pass.is_train() { Saved::new(x.shape().clone()) } else { Saved::nothing() };
         let x = channels_last(x, "global average pool")?;
         let pixels = height * width;
@@ -251,6 +267,9 @@ impl Differentiable for GlobalAvgPool {
     }
 
     fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+            return pulled;
+        }
         let shape: &Shape = saved.get()?;
         if !wants.input {
             return Ok(Pulled::default());

@@ -2,14 +2,14 @@
 //!
 //! Both branches take the same input and give outputs of one shape; `∂x` is the sum of the branches' input gradients.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use interlock::{
     Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants,
     differentiable::{Held, Pending, input_of},
     parameters::Gradients,
 };
 
-use super::{images::Order, slices::read};
+use super::{composed, images::Order, slices::read};
 use crate::kernels::each::zip;
 
 /// The sum of two branches.
@@ -21,6 +21,8 @@ pub struct Residual {
 struct SavedResidual {
     main: Saved,
     shortcut: Option<Saved>,
+    /// In which the sum was composed; none for the kernels.
+    dtype: Option<DType>,
 }
 
 struct PendingResidual {
@@ -40,7 +42,8 @@ impl Residual {
     }
 }
 
-fn add(a: &Activation, b: &Activation) -> Result<Activation> {
+/// The sum of two branches, in the dtype that it is composed in, or by kernels.
+fn add(a: &Activation, b: &Activation, dtype: Option<DType>) -> Result<Activation> {
     let (a, b): (&Tensor, &Tensor) = (a.single()?, b.single()?);
     if a.dims() != b.dims() {
         return Err(Error::invalid(
@@ -49,6 +52,9 @@ fn add(a: &Activation, b: &Activation) -> Result<Activation> {
             "give a shortcut that changes the shape as the main branch does",
         ));
     }
+    if let Some(dtype) = dtype {
+        return Ok((composed::as_dtype(a, dtype)? + composed::as_dtype(b, dtype)?)?.into());
+    }
     let order = Order::of(a);
     let (a, b) = (order.dense(a, "residual")?, order.dense(b, "residual")?);
     let sum = zip(&read(&a)?, &read::<f32>(&b)?, |a, b| a + b);
@@ -56,7 +62,13 @@ fn add(a: &Activation, b: &Activation) -> Result<Activation> {
 }
 
 /// What the pull-backs of both branches give together; the shortcut without a layer gives the cotangent itself.
-fn join(mut main: Pulled, shortcut: Option<Pulled>, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
+fn join(
+    mut main: Pulled,
+    shortcut: Option<Pulled>,
+    cotangent: &Activation,
+    wants: Wants,
+    dtype: Option<DType>,
+) -> Result<Pulled> {
     let mut parameters = std::mem::take(&mut main.parameters);
     let shortcut = match shortcut {
         Some(mut pulled) => {
@@ -66,7 +78,7 @@ fn join(mut main: Pulled, shortcut: Option<Pulled>, cotangent: &Activation, want
         None => wants.input.then(|| cotangent.clone()),
     };
     let input = match shortcut {
-        Some(shortcut) => Some(add(&input_of(main)?, &shortcut)?),
+        Some(shortcut) => Some(add(&input_of(main)?, &shortcut, dtype)?),
         None => None,
     };
     Ok(Pulled { input, parameters })
@@ -75,17 +87,22 @@ fn join(mut main: Pulled, shortcut: Option<Pulled>, cotangent: &Activation, want
 impl Differentiable for Residual {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let (y, main) = self.main.forward(x, pass)?;
-        let (y, shortcut) = match &self.shortcut {
+        let (short, shortcut) = match &self.shortcut {
             Some(layer) => {
                 let (short, saved) = layer.forward(x, pass)?;
-                (add(&y, &short)?, Some(saved))
+                (short, Some(saved))
             }
-            None => (add(&y, x)?, None),
+            None => (x.clone(), None),
         };
+        let dtype = match composed::serves(y.single()?) {
+            true => Some(composed::common_dtype([y.single()?, short.single()?], pass, "residual")?),
+            false => None,
+        };
+        let y = add(&y, &short, dtype)?;
         let saved = match pass.is_train() {
             true => {
                 let held: Vec<Held> = shortcut.iter().chain([&main]).flat_map(Saved::held).copied().collect();
-                Saved::new(SavedResidual { main, shortcut }).holding(held)
+                Saved::new(SavedResidual { main, shortcut, dtype }).holding(held)
             }
             false => Saved::nothing(),
         };
@@ -97,7 +114,7 @@ impl Differentiable for Residual {
         let main = self.main.pull_back(&saved.main, cotangent, wants)?;
         let shortcut =
             self.shortcut(saved).map(|(layer, saved)| layer.pull_back(saved, cotangent, wants)).transpose()?;
-        join(main, shortcut, cotangent, wants)
+        join(main, shortcut, cotangent, wants, saved.dtype)
     }
 
     fn last_pull_back(&self, saved: Saved, cotangent: Activation, wants: Wants) -> Result<Pulled> {
@@ -106,19 +123,20 @@ impl Differentiable for Residual {
         let shortcut = self.shortcut.as_ref().zip(saved.shortcut);
         let shortcut =
             shortcut.map(|(layer, saved)| layer.last_pull_back(saved, cotangent.clone(), wants)).transpose()?;
-        join(main, shortcut, &cotangent, wants)
+        join(main, shortcut, &cotangent, wants, saved.dtype)
     }
 
     fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
         let saved: &SavedResidual = saved.get()?;
         let (main_input, main) = self.main.input_pass(&saved.main, cotangent)?;
-        let (input, shortcut) = match self.shortcut(saved) {
+        let (short_input, shortcut) = match self.shortcut(saved) {
             Some((layer, saved)) => {
                 let (input, pending) = layer.input_pass(saved, cotangent)?;
-                (add(&main_input, &input)?, Some(pending))
+                (input, Some(pending))
             }
-            None => (add(&main_input, cotangent)?, None),
+            None => (cotangent.clone(), None),
         };
+        let input = add(&main_input, &short_input, saved.dtype)?;
         Ok((input, Pending::new(PendingResidual { main, shortcut })))
     }
 

@@ -1,43 +1,17 @@
 //! What every layer must do, checked by finite differences and by equality of bits.
 
-use std::{collections::HashMap, sync::Arc};
-
 use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
 use interlock::{
-    Activation, ActivationDtype, Differentiable, ParameterStore, Pass, Result, Wants, differentiable::input_of,
-    parameters::Gradients, random::Key,
+    Activation, ActivationDtype, Differentiable, ParameterStore, Pass, Wants, device::run_on, differentiable::input_of,
+    parameters::Gradients,
 };
-use rand::Rng;
-use rayon::ThreadPoolBuilder;
+use interlock_backends::CpuDevice;
+
+use crate::support::{Build, random, store, values};
 
 /// The pass that everything is checked in: training, and no statistics moved.
 pub(crate) fn pass() -> Pass {
     Pass { track: false, ..Pass::train(7, 3, 1) }
-}
-
-/// Numbers in `-1 … 1` that depend on `name` and `count` only.
-pub(crate) fn numbers(name: &str, count: usize) -> Vec<f32> {
-    let mut stream = Key::new(1).named(name).stream();
-    (0..count).map(|_| (f64::from(stream.next_u32()) / 2_147_483_648.0 - 1.0) as f32).collect()
-}
-
-pub(crate) fn random(name: &str, dims: &[usize]) -> Tensor {
-    Tensor::from_vec(numbers(name, dims.iter().product()), dims, &Device::Cpu).expect("a tensor")
-}
-
-/// Distinct multiples of 1/8, no two nearer than that and none within 1/16 of zero, in a shuffled order: no step of a finite difference
-/// crosses a kink.
-pub(crate) fn distinct(name: &str, dims: &[usize]) -> Tensor {
-    let count: usize = dims.iter().product();
-    let mut order: Vec<(f32, usize)> = numbers(name, count).into_iter().zip(0..).collect();
-    order.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let values = order.into_iter().map(|(_, i)| (i as f32 - (count / 2) as f32 + 0.5) / 8.0).collect::<Vec<_>>();
-    Tensor::from_vec(values, dims, &Device::Cpu).expect("a tensor")
-}
-
-pub(crate) fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().and_then(|t| t.to_vec1()).expect("the values of a tensor")
 }
 
 pub(crate) fn one(activation: &Activation) -> Vec<f32> {
@@ -57,10 +31,6 @@ fn gradient_bits(store: &ParameterStore, gradients: &Gradients) -> Vec<(Option<u
     gradients.iter().map(|(id, g)| (store.position(*id), bits(g))).collect()
 }
 
-pub(crate) fn store() -> ParameterStore {
-    ParameterStore::new(11, Arc::new(HashMap::new()))
-}
-
 /// What one build of a layer gives, as bits.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
@@ -70,9 +40,16 @@ struct Outcome {
     parameters: Vec<(Option<usize>, Vec<u32>)>,
 }
 
-type Build<'a> = &'a (dyn Fn(VarBuilder<'static>) -> Result<Box<dyn Differentiable>> + Sync);
+/// How layers compute on the CPU: by its kernels, and as on other devices.
+pub(crate) const WAYS: [&str; 2] = ["kernels", "composed"];
 
-/// Checks a layer made by `build` on the input `x`:
+/// Runs `work` on so many threads, with layers that compute in this way.
+pub(crate) fn on<R: Send>(threads: usize, way: &str, work: impl FnOnce() -> R + Send) -> R {
+    let device = CpuDevice::open(&format!("cpu:threads={threads},layers={way}")).expect("a device");
+    run_on(&device, work)
+}
+
+/// Checks a layer made by `build` on the input `x`, by kernels and composed of candle's operations:
 /// - the gradient of `Σ r·y` for random `r` against finite differences, for the input (where it is of `f32`) and every parameter;
 /// - every parameter of the store gets one gradient of its shape;
 /// - each pass alone, and the two halves, give the bits of both at once, and only what was asked for;
@@ -83,20 +60,20 @@ type Build<'a> = &'a (dyn Fn(VarBuilder<'static>) -> Result<Box<dyn Differentiab
 /// - an evaluation pass saves nothing.
 pub(crate) fn check(name: &str, x: &Tensor, build: Build<'_>) {
     check_bits(name, x, build);
-    finite_differences(name, x, build);
+    for way in WAYS {
+        on(1, way, || finite_differences(&format!("{name}, {way}"), x, build));
+    }
 }
 
 /// [`check`] without finite differences, for layers with kinks inside.
 pub(crate) fn check_bits(name: &str, x: &Tensor, build: Build<'_>) {
-    let outcomes: Vec<Outcome> = [1, 2, 3]
-        .map(|threads| {
-            let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-            pool.install(|| outcome(name, x, build, &pass()))
-        })
-        .into();
-    assert!(outcomes[0] == outcomes[1] && outcomes[0] == outcomes[2], "{name}: bits depend on the number of threads");
-    let half = outcome(name, x, build, &Pass { dtype: ActivationDtype::Bf16, ..pass() });
-    near(name, &half, &outcomes[0]);
+    for way in WAYS {
+        let name = &format!("{name}, {way}");
+        let [one, two, three] = [1, 2, 3].map(|threads| on(threads, way, || outcome(name, x, build, &pass())));
+        assert!(one == two && one == three, "{name}: bits depend on the number of threads");
+        let half = on(1, way, || outcome(name, x, build, &Pass { dtype: ActivationDtype::Bf16, ..pass() }));
+        near(name, &half, &one);
+    }
 }
 
 /// Checks that what a layer rounded for its pull-backs changed nothing but them, and them little.
@@ -119,16 +96,18 @@ fn near(name: &str, half: &Outcome, whole: &Outcome) {
 
 /// Checks that the layers that `one` and `other` build, of the same parameters, give the same bits wherever they are asked for any.
 pub(crate) fn same(name: &str, x: &Tensor, one: Build<'_>, other: Build<'_>) {
-    let [one, other] = [one, other].map(|build| {
-        let mut outcome = outcome(name, x, build, &pass());
-        // The order in which layers give their gradients is theirs.
-        outcome.parameters.sort();
-        outcome
-    });
-    assert_eq!(one.output, other.output, "{name}: outputs");
-    assert_eq!(one.evaluated, other.evaluated, "{name}: outputs in evaluation");
-    assert_eq!(one.input, other.input, "{name}: gradients of the input");
-    assert_eq!(one.parameters, other.parameters, "{name}: gradients of parameters");
+    for way in WAYS {
+        let [one, other] = [one, other].map(|build| {
+            let mut outcome = on(1, way, || outcome(name, x, build, &pass()));
+            // The order in which layers give their gradients is theirs.
+            outcome.parameters.sort();
+            outcome
+        });
+        assert_eq!(one.output, other.output, "{name}, {way}: outputs");
+        assert_eq!(one.evaluated, other.evaluated, "{name}, {way}: outputs in evaluation");
+        assert_eq!(one.input, other.input, "{name}, {way}: gradients of the input");
+        assert_eq!(one.parameters, other.parameters, "{name}, {way}: gradients of parameters");
+    }
 }
 
 fn outcome(name: &str, x: &Tensor, build: Build<'_>, pass: &Pass) -> Outcome {

@@ -4,18 +4,13 @@ use candle_core::{Device, Tensor};
 use interlock::{Activation, Differentiable, ParameterStore, Pass, Sequential, Wants};
 use interlock_backends::layers::*;
 
-use crate::contract::{check, check_bits, distinct, eval, numbers, one, random, store, values};
-
-pub(crate) fn conv(
-    inputs: usize,
-    outputs: usize,
-    kernel: usize,
-    stride: usize,
-    padding: usize,
-    bias: bool,
-) -> Conv2dConfig {
-    Conv2dConfig { inputs, outputs, kernel, stride, padding, bias }
-}
+use crate::{
+    contract::{check, check_bits, eval, one},
+    support::{
+        cases::{block, blocks, conv, link},
+        distinct, numbers, random, store, values,
+    },
+};
 
 /// Batch size, image size and convolution: odd sizes, every border case, one image and several at a time.
 fn cases() -> Vec<(usize, [usize; 2], Conv2dConfig)> {
@@ -266,37 +261,6 @@ fn residual_blocks_keep_the_contract() {
     );
 }
 
-fn link(
-    config: Conv2dConfig,
-    vb: &candle_nn::VarBuilder<'static>,
-    at: usize,
-) -> interlock::Result<(Conv2d, BatchNorm2d)> {
-    Ok((Conv2d::new(config, vb.pp(format!("conv{at}")))?, BatchNorm2d::new(config.outputs, vb.pp(format!("bn{at}")))?))
-}
-
-/// A name, the shape of the input, the links, and the projection of the shortcut.
-type BlockCase = (&'static str, [usize; 4], Vec<Conv2dConfig>, Option<Conv2dConfig>);
-
-/// Blocks of every kind: links, and the projection of the shortcut; without one the shortcut is the input where the shapes agree.
-fn blocks() -> Vec<BlockCase> {
-    vec![
-        ("identity", [2, 3, 5, 7], vec![conv(3, 3, 3, 1, 1, false), conv(3, 3, 3, 1, 1, false)], None),
-        (
-            "projection",
-            [3, 3, 5, 7],
-            vec![conv(3, 17, 3, 2, 1, false), conv(17, 17, 3, 1, 1, false)],
-            Some(conv(3, 17, 1, 2, 0, false)),
-        ),
-        (
-            "bottleneck",
-            [2, 4, 6, 5],
-            vec![conv(4, 2, 1, 1, 0, false), conv(2, 2, 3, 2, 1, false), conv(2, 8, 1, 1, 0, false)],
-            Some(conv(4, 8, 1, 2, 0, false)),
-        ),
-        ("biased", [3, 2, 4, 4], vec![conv(2, 3, 3, 1, 1, true)], None),
-    ]
-}
-
 #[test]
 fn convolution_blocks_equal_their_layers_one_after_another() {
     for (name, dims, links, projection) in blocks() {
@@ -350,23 +314,6 @@ fn convolution_blocks_equal_their_layers_one_after_another() {
         }
         near(name, &eval(&block, &x), &eval(&layers, &x));
     }
-}
-
-pub(crate) fn block(
-    links: &[Conv2dConfig],
-    projection: Option<Conv2dConfig>,
-    vb: &candle_nn::VarBuilder<'static>,
-) -> interlock::Result<ConvBlock> {
-    let parts: Vec<_> = links.iter().enumerate().map(|(at, &c)| link(c, vb, at)).collect::<Result<_, _>>()?;
-    let shortcut = match projection {
-        Some(config) => {
-            let (conv, norm) = link(config, vb, 9)?;
-            Shortcut::Projection(conv, norm)
-        }
-        None if links[0].inputs == links[links.len() - 1].outputs => Shortcut::Identity,
-        None => Shortcut::None,
-    };
-    ConvBlock::new(parts, shortcut)
 }
 
 #[test]

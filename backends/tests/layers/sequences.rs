@@ -4,13 +4,10 @@ use candle_core::{Device, Tensor};
 use interlock::{Differentiable, Pass, Sequential};
 use interlock_backends::layers::*;
 
-use crate::contract::{check, eval, random, same, store, values};
-
-pub(crate) fn tokens(dims: &[usize], vocab: u32) -> Tensor {
-    let count: usize = dims.iter().product();
-    let tokens: Vec<u32> = (0..count as u32).map(|i| i * i * 7 % vocab).collect();
-    Tensor::from_vec(tokens, dims, &Device::Cpu).expect("a tensor")
-}
+use crate::{
+    contract::{check, eval, same},
+    support::{random, store, tokens, values},
+};
 
 #[test]
 fn embeddings_keep_the_contract() {

@@ -5,9 +5,11 @@ use interlock::{Differentiable, Result, Sequential};
 use interlock_backends::layers::*;
 
 use crate::{
-    contract::{check_bits, random},
-    images::{block, conv},
-    sequences::tokens,
+    contract::check_bits,
+    support::{
+        cases::{block, conv},
+        random, tokens,
+    },
 };
 
 #[test]

@@ -5,7 +5,10 @@ use candle_nn::{Init, VarBuilder};
 use interlock::{Differentiable, Pass, Result, Sequential, Wants};
 use interlock_backends::layers::*;
 
-use crate::contract::{check, distinct, eval, one, random, same, store, values};
+use crate::{
+    contract::{check, eval, one, same},
+    support::{distinct, random, store, values},
+};
 
 #[test]
 fn linear_keeps_the_contract() {

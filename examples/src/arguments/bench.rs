@@ -15,7 +15,7 @@ pub(crate) enum Bench {
     Step(BenchStep),
     /// Measure what each unit of a model, and a head behind it, costs in time and memory on given devices
     Units(BenchUnits),
-    /// Time the steps of stages that compute nothing and sleep as long as they are told
+    /// Time the steps of stages that compute nothing: they sleep as long as they are told, or hand on what comes, on given devices
     Runtime(BenchRuntime),
     /// Time messages between two stages that do nothing, and see whether they are copied
     Mailbox(BenchMailbox),
@@ -59,7 +59,10 @@ pub(crate) struct BenchStep {
     /// Interlock width; below the number of stages every head is trained, at it there is none
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub(crate) width: usize,
-    /// Threads of each stage's device; auto divides the cores of the machine among the stages
+    /// The devices; stage k is pinned to device k mod their number
+    #[arg(long, num_args = 1.., value_name = "NAME", conflicts_with = "threads")]
+    pub(crate) devices: Vec<String>,
+    /// Threads of each stage's CPU device; auto takes the GPUs, or divides the cores of the machine among the stages where there are none
     #[arg(long, default_value = "auto", value_name = "T")]
     pub(crate) threads: Threads,
     /// Micro-batches a step
@@ -93,6 +96,14 @@ pub(crate) struct BenchRuntime {
     /// Micro-batches a step
     #[arg(long, default_value_t = 1, value_name = "M")]
     pub(crate) micro_batches: usize,
+    /// Stages that hand on what comes, on these devices, instead of stages that sleep; stage k is pinned to device k mod their number
+    #[arg(
+        long,
+        num_args = 1..,
+        value_name = "NAME",
+        conflicts_with_all = ["forward_ms", "head_ms", "input_gradient_ms", "parameter_gradient_ms", "transfer_ms", "gbps"]
+    )]
+    pub(crate) devices: Vec<String>,
     /// Milliseconds of a forward pass of one micro-batch through a stage
     #[arg(long, default_value_t = 5.0, value_name = "MS")]
     pub(crate) forward_ms: f64,

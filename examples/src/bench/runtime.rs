@@ -1,4 +1,5 @@
-//! `interlock bench runtime`: real actors over stages that sleep.
+//! `interlock bench runtime`: real actors over stages that sleep, or that hand on what comes, so that crossing from device to device is what
+//! costs.
 //!
 //! What a step takes is measured in the steady state. Stages are not at the same step at the same time: activations fill the pipeline in the
 //! first steps, and a stage may run ahead of those behind it as far as gradients and credits let it. In the long run they all advance at one
@@ -35,7 +36,8 @@ struct RuntimeResult {
     micro_batches: usize,
     schedule: Schedule,
     in_flight: usize,
-    device: String,
+    /// Stage `k` is pinned to device `k mod` their number.
+    devices: Vec<String>,
     bytes: usize,
     steps: u64,
     /// Of the steady state.
@@ -70,8 +72,8 @@ impl ModelSpec for Units {
 }
 
 pub(super) fn run(arguments: &BenchRuntime) -> Result<(), Exit> {
-    let device = device_name(arguments);
-    let layout = layout(arguments, &device)?;
+    let devices = device_names(arguments);
+    let layout = layout(arguments, &devices)?;
     let (plan, micro_batches) = (Arc::clone(layout.plans.at(0)), arguments.micro_batches);
     let scenario = scenario(arguments, &layout)?;
     let simulated = simulate(&scenario)?;
@@ -108,7 +110,7 @@ pub(super) fn run(arguments: &BenchRuntime) -> Result<(), Exit> {
         micro_batches,
         schedule: arguments.schedule,
         in_flight: pipeline.in_flight(),
-        device,
+        devices,
         bytes: arguments.bytes,
         steps: arguments.steps,
         step_seconds: (end - start).as_secs_f64() / timed,
@@ -133,9 +135,9 @@ pub(super) fn run(arguments: &BenchRuntime) -> Result<(), Exit> {
             },
         );
         say(&format!(
-            "{} stages of {}, width {}: {:.2} ms a step, simulated {:.2}, {:.2} ms of work for the busiest stage; {messages_per_step} messages a step, {cpu}\nby the simulation: {}",
+            "{} stages on {}, width {}: {:.2} ms a step, simulated {:.2}, {:.2} ms of work for the busiest stage; {messages_per_step} messages a step, {cpu}\nby the simulation: {}",
             result.stages,
-            result.device,
+            result.devices.join(", "),
             result.width,
             result.step_seconds * 1e3,
             result.simulated_step_seconds * 1e3,
@@ -146,21 +148,25 @@ pub(super) fn run(arguments: &BenchRuntime) -> Result<(), Exit> {
     Ok(())
 }
 
-/// The name of every stage's device.
-fn device_name(arguments: &BenchRuntime) -> String {
+/// The names of the stages' devices.
+fn device_names(arguments: &BenchRuntime) -> Vec<String> {
+    if !arguments.devices.is_empty() {
+        return arguments.devices.clone();
+    }
     let BenchRuntime { forward_ms, head_ms, input_gradient_ms, parameter_gradient_ms, transfer_ms, .. } = arguments;
     let gbps = arguments.gbps.map_or_else(String::new, |gbps| format!(",gbps={gbps}"));
-    format!(
+    vec![format!(
         "emulated:forward-ms={forward_ms},head-ms={head_ms},input-gradient-ms={input_gradient_ms},\
          parameter-gradient-ms={parameter_gradient_ms},transfer-ms={transfer_ms}{gbps}"
-    )
+    )]
 }
 
-fn layout(arguments: &BenchRuntime, device: &str) -> Result<Layout, Exit> {
+fn layout(arguments: &BenchRuntime, devices: &[String]) -> Result<Layout, Exit> {
     let (stages, bytes) = (usize::from(arguments.stages), arguments.bytes);
     if bytes == 0 || !bytes.is_multiple_of(4) {
         return Err(Exit::Refused(format!("--bytes {bytes}: activations are of f32; use a multiple of 4")));
     }
+    let backends = Backends::default();
     let strategy: Box<dyn Strategy> = match arguments.width {
         Width::Number(width) => Box::new(Interlock::width(width)),
         Width::EndToEnd => Box::new(EndToEnd),
@@ -168,7 +174,7 @@ fn layout(arguments: &BenchRuntime, device: &str) -> Result<Layout, Exit> {
     let builder = Trainer::builder(Units { count: stages, elements: bytes / 4 })
         .stages(stages)
         .strategy_boxed(strategy)
-        .devices([Backends::default().open(device)?])
+        .devices(devices.iter().map(|name| backends.open(name)).collect::<Result<Vec<_>>>()?)
         .loss(NoLoss)
         .micro_batches(arguments.micro_batches)
         .in_flight(arguments.in_flight);
@@ -226,8 +232,10 @@ fn steps_to_fill(plan: &GradientPlan) -> u64 {
 /// The same for the simulator.
 fn scenario(arguments: &BenchRuntime, layout: &Layout) -> Result<Scenario> {
     let BenchRuntime { forward_ms, head_ms, input_gradient_ms, parameter_gradient_ms, transfer_ms, .. } = *arguments;
+    // Stages that hand on compute nothing.
+    let scale = if arguments.devices.is_empty() { 1e-3 } else { 0.0 };
     let [forward, head, input, parameters, latency] =
-        [forward_ms, head_ms, input_gradient_ms, parameter_gradient_ms, transfer_ms].map(|ms| ms / 1e3);
+        [forward_ms, head_ms, input_gradient_ms, parameter_gradient_ms, transfer_ms].map(|ms| ms * scale);
     let stages = layout.plans.stages();
     let costs = |k: usize| StageCosts {
         activation_bytes: arguments.bytes as u64,
@@ -261,6 +269,7 @@ mod tests {
             stages,
             width,
             micro_batches,
+            devices: Vec::new(),
             forward_ms: 5.0,
             head_ms: 2.0,
             input_gradient_ms: 5.0,
@@ -279,7 +288,7 @@ mod tests {
     fn the_busiest_stage_by_hand() {
         let busiest = |stages, width, micro_batches| {
             let arguments = arguments(stages, width, micro_batches);
-            let scenario = scenario(&arguments, &layout(&arguments, "emulated").unwrap()).unwrap();
+            let scenario = scenario(&arguments, &layout(&arguments, &["emulated".to_owned()]).unwrap()).unwrap();
             (simulate(&scenario).unwrap().lower_bound(&scenario) * 1e6).round() / 1e6
         };
         // Stage 2 of 4 goes forward, has a head, pulls losses 2 and 3 back, and follows loss 3.
@@ -300,7 +309,7 @@ mod tests {
     fn what_is_sent_follows_from_the_plan() {
         for (stages, width, micro_batches) in [(1, 1, 2), (4, 1, 1), (4, 3, 1), (4, 3, 3), (5, 5, 2), (8, 5, 1)] {
             let arguments = arguments(stages, Width::Number(width), micro_batches);
-            let layout = layout(&arguments, "emulated").unwrap();
+            let layout = layout(&arguments, &["emulated".to_owned()]).unwrap();
             let plan = Arc::clone(layout.plans.at(0));
             let settings = PipelineSettings {
                 micro_batches,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// On which devices the stages compute.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Devices {
-    /// The machine's cores, divided among the stages.
+    /// The machine's GPUs, or its cores where there are none, divided among the stages.
     #[default]
     Auto,
     /// Stage `k` is pinned to device `k mod` their number.
@@ -75,7 +75,7 @@ impl JsonSchema for Devices {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "anyOf": [
-                { "const": AUTO, "description": "The machine's cores, divided among the stages." },
+                { "const": AUTO, "description": "The machine's GPUs, or its cores where there are none, divided among the stages." },
                 {
                     "type": "array",
                     "items": { "type": "string" },

@@ -1,5 +1,6 @@
 //! The stage actor.
 
+mod steps;
 mod work;
 
 use std::{
@@ -11,7 +12,10 @@ use std::{
 use actix::{Actor, Context, Handler};
 use tracing::Span;
 
-use self::work::Work;
+use self::{
+    steps::{Done, Queue},
+    work::Work,
+};
 use super::{
     messages::{Act, Activation, Begin, Change, Connect, Credit, Follow, Gradient, Norm, TakeSnapshot, Validated},
     waits::Waits,
@@ -20,7 +24,7 @@ use crate::{
     Error, Phase, Result, Stage, StageFailure,
     error::panic_message,
     metrics::{Direction, MailboxGauge, StageMetrics},
-    schedule::{self, Action, Event, Policy, StageRole, StageSchedule},
+    schedule::{Action, Event, Policy, StageRole, StageSchedule},
     stage::{StageBlueprint, Trainable},
     transport::{Built, Report, Transport},
 };
@@ -126,11 +130,14 @@ impl StageActor {
         });
     }
 
-    /// Runs `work` between steps, when nothing is in flight.
+    /// Runs `work` between steps, when nothing is in flight and all steps have been told of.
     fn between_steps(&mut self, phase: Phase, work: impl FnOnce(&mut Work) -> Result<(), Stopped>) {
         self.mailbox.taken();
         self.guarded(phase, |this| match &mut this.state {
-            State::Working(at_work) if at_work.schedule.is_idle() => work(at_work),
+            State::Working(at_work) if at_work.schedule.is_idle() => {
+                at_work.settle_all()?;
+                work(at_work)
+            }
             _ => Err(Error::Ended("asked for something that must wait until nothing is in flight".to_owned()).into()),
         });
     }
@@ -210,11 +217,12 @@ impl Handler<Follow> for StageActor {
                     acting: false,
                     norms: HashMap::new(),
                     score: None,
-                    work: schedule::Work::default(),
+                    done: Done::default(),
+                    untold: Queue::default(),
+                    evaluated: Vec::new(),
                     metrics,
                     waits: Waits::default(),
                     record: this.settings.record,
-                    spans: Vec::new(),
                 })),
                 other => other,
             };
@@ -232,7 +240,10 @@ impl Handler<Change> for StageActor {
     fn handle(&mut self, message: Change, _: &mut Self::Context) {
         self.mailbox.taken();
         self.guarded(Phase::Plan, |this| match &mut this.state {
-            State::Working(work) => Ok(work.schedule.follow(message.phase).map_err(|e| Error::Ended(e.to_string()))?),
+            State::Working(work) => {
+                work.settle_all()?;
+                Ok(work.schedule.follow(message.phase).map_err(|e| Error::Ended(e.to_string()))?)
+            }
             _ => Err(Error::Ended("was told of a change before its first plan".to_owned()).into()),
         });
     }
@@ -257,7 +268,8 @@ impl Handler<Act> for StageActor {
         self.guarded(Phase::Transfer, |this| {
             if let State::Working(work) = &mut this.state {
                 work.acting = false;
-                if work.act()? {
+                // With nothing to do it waits for what is to be told.
+                if work.act()? || work.settle_next()? {
                     work.wake(ctx);
                 }
             }
@@ -346,8 +358,13 @@ impl Handler<TakeSnapshot> for StageActor {
 }
 
 impl Drop for StageActor {
-    /// A stage whose thread ends early must not leave the others waiting. After an ordinary shutdown nobody listens any more.
+    /// A stage whose thread ends early must not leave the others waiting. After an ordinary shutdown nobody listens any more. What the device was
+    /// given is done first.
     fn drop(&mut self) {
+        self.guarded(Phase::Transfer, |this| match &mut this.state {
+            State::Working(work) => work.settle_all(),
+            _ => Ok(()),
+        });
         if let Some(wire) = self.state.wire() {
             let cause = "the stage's thread has ended".to_owned();
             let failure =

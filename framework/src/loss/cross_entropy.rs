@@ -3,12 +3,15 @@
 //! For logits `z` and class `t` of `C`: `l = log Σ exp(z) - z_t`, and `∂l/∂z = softmax(z) - onehot(t)`. With label smoothing `s` the
 //! target is `(1-s)·onehot(t) + s/C`, as PyTorch defines it.
 //!
-//! Rows are taken in pieces of a fixed size, on all threads of the device, and their losses added in order.
+//! Rows are taken in pieces of a fixed size, on all threads of the device, and their losses added in order. `composed.rs` says the same in candle's
+//! operations, for devices that work behind the host's back.
+
+mod composed;
 
 use candle_core::{CpuStorage, D, DType, Storage, Tensor};
 
 use super::{
-    Loss, Score,
+    Loss, Score, Scored,
     exponentials::{exponentials, largest},
 };
 use crate::{
@@ -151,6 +154,21 @@ impl Loss for CrossEntropy {
         })?;
         let gradient = Tensor::from_vec(gradient, output.shape(), output.device())?.to_dtype(output.dtype())?;
         Ok((score, gradient))
+    }
+
+    fn check(&self, output: &Tensor, targets: &Tensor) -> Result<()> {
+        self.shape(output, &self.classes(targets)?).map(drop)
+    }
+
+    fn score_later(&self, output: &Tensor, targets: &Tensor) -> Result<Scored> {
+        composed::Rows::of(self, output, targets)?.score(self)
+    }
+
+    fn differentiate_later(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Scored, Tensor)> {
+        let rows = composed::Rows::of(self, output, targets)?;
+        let scale = if total > 0.0 { 1.0 / total } else { 0.0 };
+        let gradient = rows.gradient(self, scale)?.reshape(output.shape())?.to_dtype(output.dtype())?;
+        Ok((rows.score(self)?, gradient))
     }
 }
 

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Loss, Score};
-use crate::{Error, Result};
+use super::{Loss, Score, Scored};
+use crate::{Error, Result, sums};
 
 /// The mean over all elements of the squared difference, as PyTorch's `mse_loss`.
 ///
@@ -13,20 +13,19 @@ use crate::{Error, Result};
 pub struct MeanSquaredError;
 
 impl MeanSquaredError {
-    fn difference(output: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        if output.shape() != targets.shape() {
-            return Err(Error::invalid(
-                "mean squared error",
-                format!("an output of shape {:?} against targets of shape {:?}", output.dims(), targets.dims()),
-                "give targets of the output's shape",
-            ));
-        }
+    fn difference(&self, output: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        self.check(output, targets)?;
         Ok((output.detach() - targets.to_dtype(output.dtype())?)?)
     }
 
     fn sum(difference: &Tensor) -> Result<Score> {
         let loss = crate::clip::squared_norm(&difference.to_dtype(DType::F32)?)?;
         Ok(Score { loss, count: difference.elem_count() as f64, correct: None })
+    }
+
+    fn gradient(difference: &Tensor, total: f64) -> Result<Tensor> {
+        let scale = if total > 0.0 { 2.0 / total } else { 0.0 };
+        Ok((difference * scale)?)
     }
 }
 
@@ -36,13 +35,32 @@ impl Loss for MeanSquaredError {
     }
 
     fn score(&self, output: &Tensor, targets: &Tensor) -> Result<Score> {
-        Self::sum(&Self::difference(output, targets)?)
+        Self::sum(&self.difference(output, targets)?)
     }
 
     fn differentiate(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Score, Tensor)> {
-        let difference = Self::difference(output, targets)?;
-        let scale = if total > 0.0 { 2.0 / total } else { 0.0 };
-        Ok((Self::sum(&difference)?, (difference * scale)?))
+        let difference = self.difference(output, targets)?;
+        Ok((Self::sum(&difference)?, Self::gradient(&difference, total)?))
+    }
+
+    fn check(&self, output: &Tensor, targets: &Tensor) -> Result<()> {
+        if output.shape() == targets.shape() {
+            return Ok(());
+        }
+        Err(Error::invalid(
+            "mean squared error",
+            format!("an output of shape {:?} against targets of shape {:?}", output.dims(), targets.dims()),
+            "give targets of the output's shape",
+        ))
+    }
+
+    fn score_later(&self, output: &Tensor, targets: &Tensor) -> Result<Scored> {
+        Ok(Scored::Later(sums::squares(&self.difference(output, targets)?)?))
+    }
+
+    fn differentiate_later(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Scored, Tensor)> {
+        let difference = self.difference(output, targets)?;
+        Ok((Scored::Later(sums::squares(&difference)?), Self::gradient(&difference, total)?))
     }
 }
 
@@ -59,6 +77,12 @@ mod tests {
         let (score, gradient) = MeanSquaredError.differentiate(&output, &targets, 8.0).unwrap();
         assert_eq!(score, Score { loss: 14.0, count: 4.0, correct: None });
         assert_eq!(gradient.to_vec2::<f32>().unwrap(), [[0.0, 0.5], [-0.25, 0.75]]);
-        assert!(MeanSquaredError.score(&output, &targets.flatten_all().unwrap()).is_err());
+        let (Scored::Later(sum), later) = MeanSquaredError.differentiate_later(&output, &targets, 8.0).unwrap() else {
+            panic!("it is known")
+        };
+        assert_eq!(sum.to_vec1::<f64>().unwrap(), [14.0]);
+        assert_eq!(later.to_vec2::<f32>().unwrap(), [[0.0, 0.5], [-0.25, 0.75]]);
+        let error = MeanSquaredError.score(&output, &targets.flatten_all().unwrap()).unwrap_err().to_string();
+        assert!(error.contains("[2, 2] against targets of shape [4]"), "{error}");
     }
 }

@@ -134,11 +134,15 @@ impl StageMetrics {
         }
     }
 
-    /// An action took so long, and the stage holds activations of so many bytes.
-    pub(crate) fn did(&mut self, kind: ActionKind, took: Duration, held: usize) {
-        self.phases[phase(kind)].record(took);
+    /// An action is done, or given to the device, and the stage holds activations of so many bytes.
+    pub(crate) fn acted(&mut self, held: usize) {
         self.progress.set(unix_seconds());
         self.most_activations = self.most_activations.max(held);
+    }
+
+    /// An action took so long.
+    pub(crate) fn took(&self, kind: ActionKind, time: Duration) {
+        self.phases[phase(kind)].record(time);
     }
 
     /// The stage holds so many micro-batches.

@@ -91,6 +91,10 @@ impl Optimizer for AdamW {
         let [b1, b2] = self.betas;
         for slot in slots {
             let lr = lr * slot.lr_scale;
+            let Some(clip) = slot.known_clip() else {
+                self.update_elsewhere(lr, slot)?;
+                continue;
+            };
             let finite = change_in_place(slot.var, slot.unclipped, |values, gradient| {
                 let count = values.len();
                 let zeros = || vec![0.0; count];
@@ -101,7 +105,7 @@ impl Optimizer for AdamW {
                 });
                 state.steps += 1;
                 let constants = Constants {
-                    clip: slot.clip as f32,
+                    clip: clip as f32,
                     first: [b1, 1.0 - b1].map(|c| c as f32),
                     second: [b2, 1.0 - b2].map(|c| c as f32),
                     keep: (1.0 - lr * slot.weight_decay) as f32,
@@ -132,7 +136,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
-    use crate::optimizer::OptimizerKind;
+    use crate::optimizer::{Clip, OptimizerKind};
 
     #[test]
     fn by_hand() {
@@ -164,12 +168,16 @@ mod tests {
             let mut rule = AdamW::new(&config);
             for (g, expected) in [0.5_f32, -0.25, 1.0].iter().zip(&expected) {
                 let gradient = Tensor::new(&[*g], &Device::Cpu).unwrap();
-                let slot =
-                    Slot { name: "w", var: &var, unclipped: &gradient, clip: 1.0, lr_scale: 1.0, weight_decay: 0.5 };
-                match elsewhere {
-                    true => rule.update_elsewhere(0.1, &slot).unwrap(),
-                    false => rule.update(0.1, &[slot]).unwrap(),
-                }
+                let slot = Slot {
+                    name: "w",
+                    var: &var,
+                    unclipped: &gradient,
+                    clip: Clip::NONE,
+                    asynchronous: elsewhere,
+                    lr_scale: 1.0,
+                    weight_decay: 0.5,
+                };
+                rule.update(0.1, &[slot]).unwrap();
                 let found = f64::from(var.to_vec1::<f32>().unwrap()[0]);
                 assert!((found - expected).abs() < 1e-6, "{found} {expected}");
             }

@@ -89,12 +89,16 @@ impl Optimizer for Sgd {
     fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()> {
         for slot in slots {
             let lr = lr * slot.lr_scale;
+            let Some(clip) = slot.known_clip() else {
+                self.update_elsewhere(lr, slot)?;
+                continue;
+            };
             let known = self.velocity.contains_key(slot.name);
             let momentum = self.momentum as f32;
             let constants = Constants {
                 rate: lr as f32,
                 decay: slot.weight_decay as f32,
-                clip: slot.clip as f32,
+                clip: clip as f32,
                 momentum,
                 kept: if known { momentum } else { 0.0 },
                 nesterov: self.nesterov,
@@ -127,6 +131,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
+    use crate::optimizer::Clip;
 
     /// `w` after three steps with these gradients, from `w = 1`, on both paths.
     fn run(config: &OptimizerConfig, elsewhere: bool) -> Vec<f64> {
@@ -140,14 +145,12 @@ mod tests {
                     name: "w",
                     var: &var,
                     unclipped: &gradient,
-                    clip: 1.0,
+                    clip: Clip::NONE,
+                    asynchronous: elsewhere,
                     lr_scale: 1.0,
                     weight_decay: config.weight_decay,
                 };
-                match elsewhere {
-                    true => rule.update_elsewhere(config.lr, &slot).unwrap(),
-                    false => rule.update(config.lr, &[slot]).unwrap(),
-                }
+                rule.update(config.lr, &[slot]).unwrap();
                 f64::from(var.to_vec1::<f32>().unwrap()[0])
             })
             .collect()

@@ -169,11 +169,8 @@ impl Profile {
         let total = settings.loss.count(&batch.targets)?.max(1.0);
         let mut measured = Vec::with_capacity(distinct.len());
         for &device in &distinct {
-            let payload = Payload {
-                inputs: batch.inputs.try_map(|t| device.bring(t))?,
-                targets: device.bring(&batch.targets)?,
-                total,
-            };
+            let payload =
+                Payload { inputs: batch.inputs.try_map(|t| device.bring(t))?, targets: batch.targets.clone(), total };
             let read = memory::Reader::of(&**device, meter);
             measured.push(run_on(&**device, || {
                 let parts = Parts::build(model, settings, &**device)?;

@@ -8,7 +8,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Head, Recompute, Stage, Trainable};
+use super::{Head, Recompute, Stage, Trainable, Watch};
 use crate::{
     ActivationDtype, Error, Loss, ModelSpec, ParameterStore, Partition, Phase, Result, Sequential, StageDevice,
     StageFailure, Unit,
@@ -146,8 +146,12 @@ impl StageBlueprint {
 
     /// Builds the stage, on the calling thread and for its device.
     pub fn build(&self) -> Result<Stage, StageFailure> {
-        let device = Arc::clone(&self.device);
-        crate::device::run_on(&*device, || self.assemble()).map_err(|e| StageFailure {
+        let build = || -> Result<Stage> {
+            let device = self.device.for_stage()?.unwrap_or_else(|| Arc::clone(&self.device));
+            let here = Self { device: Arc::clone(&device), ..self.clone() };
+            crate::device::run_on(&*device, || here.assemble()).map_err(|error| device.explain(error))
+        };
+        build().map_err(|e| StageFailure {
             stage: self.index,
             step: None,
             micro: None,
@@ -194,6 +198,9 @@ impl StageBlueprint {
             schedule: settings.schedule.for_base(config.lr),
             recompute: settings.recompute.is_for(self.index),
             dtype: settings.dtype,
+            watch: Watch::over(&*self.device),
+            score: None,
+            silent: false,
             alignment: None,
             waiting: HashMap::new(),
             live: HashMap::new(),

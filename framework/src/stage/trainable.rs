@@ -2,12 +2,14 @@
 
 use candle_core::Tensor;
 
+use super::watch::{Numbers, Watch};
 use crate::{
     Error, Gradients, NonFinite, ParameterStore, Result,
     alignment::Products,
     clip,
-    optimizer::{Optimizer, OptimizerConfig, ParameterSettings, Slot, bytes},
+    optimizer::{Clip, Optimizer, OptimizerConfig, ParameterSettings, Slot, bytes},
     parameters::{Entry, Kind},
+    sums,
 };
 
 /// The parameters of a stage's main part or of its head: their values, the gradients of the step in work, and the optimizer.
@@ -25,28 +27,32 @@ pub struct Trainable {
 }
 
 /// The sum of a parameter's gradients.
-#[derive(Clone)]
 struct Sum {
     value: Tensor,
     /// Whether its elements are nobody else's, so that more can be added in place.
     own: bool,
     /// Its squared norm, of the same pass over it that tells whether it is finite.
-    squares: f64,
+    squares: Numbers,
 }
 
 impl Sum {
-    fn new(value: Tensor, own: bool) -> Result<Self> {
-        Ok(Self { squares: clip::squared_norm(&value)?, value, own })
+    fn new(value: Tensor, own: bool, watch: &Watch) -> Result<Self> {
+        let squares = match watch.is_asynchronous() {
+            true => Numbers::Later(sums::squares(&value)?),
+            false => Numbers::Known(vec![clip::squared_norm(&value)?]),
+        };
+        Ok(Self { value, own, squares })
     }
 
     /// The sum of this and `gradient`.
-    fn and(self, gradient: &Tensor) -> Result<Self> {
+    fn and(self, gradient: &Tensor, watch: &Watch) -> Result<Self> {
         if self.own
+            && !watch.is_asynchronous()
             && let Some(squares) = clip::add_with_squared_norm(&self.value, gradient)?
         {
-            return Ok(Self { squares, ..self });
+            return Ok(Self { squares: Numbers::Known(vec![squares]), ..self });
         }
-        Self::new((&self.value + gradient)?, true)
+        Self::new((&self.value + gradient)?, true, watch)
     }
 }
 
@@ -58,7 +64,7 @@ impl Trainable {
             .iter()
             .map(|e| Ok(if e.kind == Kind::Parameter { Some(config.settings(&e.name)?) } else { None }))
             .collect::<Result<_>>()?;
-        let gradients = vec![None; entries.len()];
+        let gradients = entries.iter().map(|_| None).collect();
         Ok(Self { store, entries, settings, gradients, measured: Vec::new(), applied: None, optimizer })
     }
 
@@ -81,13 +87,13 @@ impl Trainable {
         self.settings[at].is_some_and(|s| !s.frozen)
     }
 
-    /// Adds gradients of a micro-batch, in the order given.
+    /// Adds gradients of a micro-batch, in the order given. `watch` looks at the sums.
     ///
     /// # Errors
     /// If one is not finite, has the wrong shape, or belongs to no parameter here.
-    pub fn accumulate(&mut self, gradients: Gradients) -> Result<()> {
+    pub(crate) fn accumulate(&mut self, gradients: Gradients, watch: &mut Watch) -> Result<()> {
         let mut sums = std::mem::take(&mut self.gradients);
-        let added = self.add(&mut sums, gradients);
+        let added = self.add(&mut sums, gradients, watch);
         self.gradients = sums;
         added
     }
@@ -97,15 +103,15 @@ impl Trainable {
     ///
     /// # Errors
     /// As [`Self::accumulate`].
-    pub fn measure(&mut self, gradients: Gradients) -> Result<()> {
+    pub(crate) fn measure(&mut self, gradients: Gradients, watch: &mut Watch) -> Result<()> {
         let mut sums = std::mem::take(&mut self.measured);
-        sums.resize(self.entries.len(), None);
-        let added = self.add(&mut sums, gradients);
+        sums.resize_with(self.entries.len(), || None);
+        let added = self.add(&mut sums, gradients, watch);
         self.measured = sums;
         added
     }
 
-    fn add(&self, sums: &mut [Option<Sum>], gradients: Gradients) -> Result<()> {
+    fn add(&self, sums: &mut [Option<Sum>], gradients: Gradients, watch: &mut Watch) -> Result<()> {
         for (id, gradient) in gradients {
             let Some(at) = self.store.position(id) else {
                 return Err(Error::invalid(
@@ -125,19 +131,23 @@ impl Trainable {
             if !self.is_trained(at) {
                 continue;
             }
+            // Their sums are as wide as the values.
+            let gradient = gradient.detach().to_dtype(entry.var.dtype())?;
             let sum = match sums[at].take() {
-                Some(sum) => sum.and(&gradient)?,
-                None => Sum::new(gradient.detach(), false)?,
+                Some(sum) => sum.and(&gradient, watch)?,
+                None => Sum::new(gradient, false, watch)?,
             };
-            if !sum.squares.is_finite() {
-                return Err(Error::NotFinite(
-                    NonFinite::Gradient,
-                    format!("the gradient of {} holds an infinity or a NaN", entry.name),
-                ));
-            }
+            watch.finite(sum.squares.clone(), NonFinite::Gradient, || {
+                format!("the gradient of {} holds an infinity or a NaN", entry.name)
+            })?;
             sums[at] = Some(sum);
         }
         Ok(())
+    }
+
+    fn followed_and_measured(&self) -> impl Iterator<Item = (&Tensor, &Tensor)> {
+        let both = self.gradients.iter().zip(&self.measured);
+        both.filter_map(|(followed, measured)| Some((&followed.as_ref()?.value, &measured.as_ref()?.value)))
     }
 
     /// The cosine between the sums of the gradients and of those measured, over all trained parameters. None where nothing was measured, or
@@ -145,19 +155,31 @@ impl Trainable {
     ///
     /// # Errors
     /// If a tensor operation fails.
-    pub fn alignment(&self) -> Result<Option<f64>> {
+    pub(super) fn alignment(&self) -> Result<Option<f64>> {
         let mut products = Products::default();
-        for (gradient, measured) in self.gradients.iter().zip(&self.measured) {
-            if let (Some(gradient), Some(measured)) = (gradient, measured) {
-                products.add(&gradient.value, &measured.value)?;
-            }
-        }
+        self.followed_and_measured().try_for_each(|(followed, measured)| products.add(followed, measured))?;
         Ok(products.cosine())
     }
 
-    /// The squared norm of each trained parameter's gradient, in order of creation.
-    pub fn squared_norms(&self) -> Vec<f64> {
-        self.gradients.iter().flatten().map(|sum| sum.squares).collect()
+    /// The products that the cosine is made of, where the device has yet to compute them; none where nothing was measured.
+    pub(super) fn products_later(&self) -> Result<Option<Tensor>> {
+        self.followed_and_measured().try_fold(None, |sum: Option<Tensor>, (followed, measured)| {
+            let products = Products::later(followed, measured)?;
+            Ok(Some(sum.map_or(Ok(products.clone()), |sum| sum + products)?))
+        })
+    }
+
+    /// The squared norm of each trained parameter's gradient, in order of creation; of those that the host knows.
+    pub(super) fn squared_norms(&self) -> Vec<f64> {
+        let known = |sum: &Sum| if let Numbers::Known(values) = &sum.squares { values.clone() } else { Vec::new() };
+        self.gradients.iter().flatten().flat_map(known).collect()
+    }
+
+    /// Likewise of those that the device has yet to compute, an `f64` tensor of one dimension; none where there is none.
+    pub(super) fn squared_norms_later(&self) -> Result<Option<Tensor>> {
+        let later = |sum: &Sum| if let Numbers::Later(squares) = &sum.squares { Some(squares.clone()) } else { None };
+        let all: Vec<Tensor> = self.gradients.iter().flatten().filter_map(later).collect();
+        Ok(if all.is_empty() { None } else { Some(Tensor::cat(&all, 0)?) })
     }
 
     /// Bytes of the trained parameters and of the buffers.
@@ -175,14 +197,15 @@ impl Trainable {
         self.optimizer.state_bytes()
     }
 
-    /// Multiplies the gradients with `coefficient`, updates every trained parameter, and forgets the gradients.
+    /// Clips the gradients, updates every trained parameter, and forgets the gradients. `watch` looks at the values where the optimizer does not.
     ///
     /// # Errors
     /// If a parameter that is not frozen has received no gradient under an optimizer that uses them, or is not finite after the update.
-    pub fn update(&mut self, lr: f64, coefficient: f64) -> Result<()> {
+    pub(crate) fn update(&mut self, lr: f64, clip: Clip, watch: &mut Watch) -> Result<()> {
         self.measured = Vec::new();
         let mut gradients = Vec::with_capacity(self.entries.len());
-        let summed = std::mem::replace(&mut self.gradients, vec![None; self.entries.len()]);
+        let none = (0..self.entries.len()).map(|_| None).collect();
+        let summed = std::mem::replace(&mut self.gradients, none);
         for (at, sum) in summed.into_iter().enumerate() {
             let Some(settings) = self.settings[at].filter(|s| !s.frozen) else { continue };
             match sum {
@@ -203,14 +226,17 @@ impl Trainable {
                 name: &entry.name,
                 var: &entry.var,
                 unclipped: gradient,
-                clip: coefficient,
+                clip: clip.clone(),
+                asynchronous: watch.is_asynchronous(),
                 lr_scale: settings.lr_scale,
                 weight_decay: settings.weight_decay,
             })
             .collect();
         self.optimizer.update(lr, &slots)?;
-        if !self.optimizer.checks_values() {
-            slots.iter().try_for_each(Slot::check)?;
+        if watch.is_asynchronous() || !self.optimizer.checks_values() {
+            let mut check =
+                |slot: &Slot<'_>| watch.tensor(slot.var.as_tensor(), NonFinite::Parameter, || slot.not_finite_words());
+            slots.iter().try_for_each(&mut check)?;
         }
         if self.applied.is_some() {
             self.applied = Some(slots.iter().map(|s| Ok((s.name.to_owned(), s.gradient()?))).collect::<Result<_>>()?);
@@ -221,7 +247,7 @@ impl Trainable {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     use super::*;
     use crate::optimizer::OptimizerKind;
@@ -233,6 +259,10 @@ mod tests {
         let weight = store.builder(&Device::Cpu).get_with_hints(2, "w", candle_nn::Init::Const(0.0)).unwrap();
         let optimizer = optimizer.unwrap_or_else(|| crate::optimizer::plain(&config).unwrap());
         (Trainable::new(store, &config, optimizer).unwrap(), weight)
+    }
+
+    fn host() -> Watch {
+        Watch::new(false)
     }
 
     fn gradient(values: [f32; 2]) -> Tensor {
@@ -247,11 +277,11 @@ mod tests {
         let gradients = given.map(gradient);
         for step in 0..2 {
             for gradient in &gradients {
-                trainable.accumulate(vec![(weight.id(), gradient.clone())]).unwrap();
+                trainable.accumulate(vec![(weight.id(), gradient.clone())], &mut host()).unwrap();
             }
             // In this order the 3 is lost beside 1e8, and nothing else is.
             assert_eq!(trainable.squared_norms(), [25.0 + 225.0]);
-            trainable.update(1.0, 1.0).unwrap();
+            trainable.update(1.0, Clip::NONE, &mut host()).unwrap();
             assert_eq!(trainable.applied()[0].1.to_vec1::<f32>().unwrap(), [5.0, 15.0], "step {step}");
         }
         for (gradient, given) in gradients.iter().zip(given) {
@@ -264,19 +294,45 @@ mod tests {
     fn clipping_reaches_the_update_and_what_is_kept_of_it() {
         let (mut trainable, weight) = one_parameter(None);
         trainable.keep_gradients();
-        trainable.accumulate(vec![(weight.id(), gradient([3.0, -8.0]))]).unwrap();
-        trainable.update(1.0, 0.25).unwrap();
+        trainable.accumulate(vec![(weight.id(), gradient([3.0, -8.0]))], &mut host()).unwrap();
+        trainable.update(1.0, Clip::Known(0.25), &mut host()).unwrap();
         assert_eq!(trainable.applied()[0].1.to_vec1::<f32>().unwrap(), [0.75, -2.0]);
         assert_eq!(weight.to_vec1::<f32>().unwrap(), [-0.75, 2.0]);
+    }
+
+    #[test]
+    fn what_comes_later_is_the_same() {
+        let (mut trainable, weight) = one_parameter(None);
+        trainable.keep_gradients();
+        let mut watch = Watch::new(true);
+        // The second is narrower than the parameter.
+        for (values, dtype) in [([3.0, -5.0], DType::F32), ([0.0, 1.0], DType::BF16)] {
+            let gradient = gradient(values).to_dtype(dtype).unwrap();
+            trainable.accumulate(vec![(weight.id(), gradient)], &mut watch).unwrap();
+        }
+        trainable.measure(vec![(weight.id(), gradient([-4.0, -3.0]))], &mut watch).unwrap();
+        assert_eq!(trainable.squared_norms(), [0.0; 0]);
+        let squares = trainable.squared_norms_later().unwrap().unwrap();
+        assert_eq!(squares.to_vec1::<f64>().unwrap(), [25.0]);
+        let products = trainable.products_later().unwrap().unwrap();
+        assert_eq!(products.to_vec1::<f64>().unwrap(), [0.0, 25.0, 25.0]);
+        let clip = Clip::Later(clip::coefficient_later(2.5, &squares).unwrap());
+        trainable.update(1.0, clip, &mut watch).unwrap();
+        let applied = trainable.applied()[0].1.to_vec1::<f32>().unwrap();
+        assert!(applied.iter().zip([1.5, -2.0]).all(|(a, b)| (a - b).abs() < 1e-6), "{applied:?}");
+        assert_eq!(weight.to_vec1::<f32>().unwrap(), [-applied[0], -applied[1]]);
+        // Each sum, the one measured, and the value after the update; none is looked at.
+        trainable.accumulate(vec![(weight.id(), gradient([1.0, f32::NAN]))], &mut watch).unwrap();
+        assert_eq!(watch.take(None).len(), 5);
     }
 
     #[test]
     fn what_is_measured_is_compared_and_not_applied() {
         let (mut trainable, weight) = one_parameter(None);
         let add = |trainable: &mut Trainable, followed: [f32; 2], measured: Option<[f32; 2]>| {
-            trainable.accumulate(vec![(weight.id(), gradient(followed))]).unwrap();
+            trainable.accumulate(vec![(weight.id(), gradient(followed))], &mut host()).unwrap();
             if let Some(measured) = measured {
-                trainable.measure(vec![(weight.id(), gradient(measured))]).unwrap();
+                trainable.measure(vec![(weight.id(), gradient(measured))], &mut host()).unwrap();
             }
         };
         // (1, 0) and (3, 4), each in two pieces.
@@ -284,12 +340,12 @@ mod tests {
         add(&mut trainable, [-4.0, 1.0], Some([2.0, 3.0]));
         assert_eq!(trainable.alignment().unwrap(), Some(0.6));
         assert_eq!(trainable.squared_norms(), [1.0]);
-        trainable.update(1.0, 1.0).unwrap();
+        trainable.update(1.0, Clip::NONE, &mut host()).unwrap();
         assert_eq!(weight.to_vec1::<f32>().unwrap(), [-1.0, 0.0]);
         // The next step knows nothing of it.
         add(&mut trainable, [1.0, 0.0], None);
         assert_eq!(trainable.alignment().unwrap(), None);
-        let error = trainable.measure(vec![(weight.id(), gradient([1.0, f32::NAN]))]).unwrap_err();
+        let error = trainable.measure(vec![(weight.id(), gradient([1.0, f32::NAN]))], &mut host()).unwrap_err();
         assert!(error.to_string().starts_with("the gradient of w holds an infinity or a NaN"), "{error}");
     }
 
@@ -299,16 +355,16 @@ mod tests {
             for before in 0..3 {
                 let (mut trainable, weight) = one_parameter(None);
                 for _ in 0..before {
-                    trainable.accumulate(vec![(weight.id(), gradient([1e30, -1e30]))]).unwrap();
+                    trainable.accumulate(vec![(weight.id(), gradient([1e30, -1e30]))], &mut host()).unwrap();
                 }
-                let error = trainable.accumulate(vec![(weight.id(), gradient([1.0, bad]))]).unwrap_err();
+                let error = trainable.accumulate(vec![(weight.id(), gradient([1.0, bad]))], &mut host()).unwrap_err();
                 assert!(error.to_string().starts_with("the gradient of w holds an infinity or a NaN"), "{error}");
             }
         }
         // Two that are finite, and their sum is not.
         let (mut trainable, weight) = one_parameter(None);
-        trainable.accumulate(vec![(weight.id(), gradient([f32::MAX, 0.0]))]).unwrap();
-        assert!(trainable.accumulate(vec![(weight.id(), gradient([f32::MAX, 0.0]))]).is_err());
+        trainable.accumulate(vec![(weight.id(), gradient([f32::MAX, 0.0]))], &mut host()).unwrap();
+        assert!(trainable.accumulate(vec![(weight.id(), gradient([f32::MAX, 0.0]))], &mut host()).is_err());
     }
 
     /// Changes nothing, and so needs nothing.
@@ -328,10 +384,10 @@ mod tests {
     #[test]
     fn a_parameter_without_a_gradient_is_an_error_where_gradients_are_used() {
         let (mut trainable, _) = one_parameter(None);
-        let error = trainable.update(1.0, 1.0).unwrap_err().to_string();
+        let error = trainable.update(1.0, Clip::NONE, &mut host()).unwrap_err().to_string();
         assert!(error.starts_with("w: the parameter received no gradient"), "{error}");
         let (mut trainable, weight) = one_parameter(Some(Box::new(Rest)));
-        trainable.update(1.0, 1.0).unwrap();
+        trainable.update(1.0, Clip::NONE, &mut host()).unwrap();
         assert_eq!(weight.to_vec1::<f32>().unwrap(), [0.0, 0.0]);
     }
 
@@ -356,8 +412,8 @@ mod tests {
         {
             let (mut trainable, weight) = one_parameter(make());
             let mut step = |lr: f64| {
-                trainable.accumulate(vec![(weight.id(), gradient([0.0, 1e20]))]).unwrap();
-                trainable.update(lr, 1.0)
+                trainable.accumulate(vec![(weight.id(), gradient([0.0, 1e20]))], &mut host()).unwrap();
+                trainable.update(lr, Clip::NONE, &mut host())
             };
             step(1e-3).unwrap();
             let error = step(1e38).unwrap_err().to_string();

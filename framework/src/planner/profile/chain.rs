@@ -12,7 +12,9 @@ use crate::{
     Activation, Error, NonFinite, Pass, Phase, Result, Saved, StageDevice, Wants,
     differentiable::input_of,
     error::panic_message,
-    stage::{Payload, StageSettings, finite},
+    loss::LossOn,
+    optimizer::Clip,
+    stage::{Payload, StageSettings},
 };
 
 /// A piece of a step.
@@ -114,6 +116,7 @@ impl<'a> Chain<'a> {
             self.device.synchronize()?;
             Ok(result)
         })?;
+        self.parts.watch.forget();
         let seconds = start.elapsed().as_secs_f64();
         let used = self.reader.zip(before).map(|(reader, before)| Used {
             before,
@@ -130,8 +133,9 @@ impl<'a> Chain<'a> {
         figure: Figure,
         mut behind: impl FnMut(&mut Self, usize, &Activation) -> Result<()>,
     ) -> Result<(Activation, Vec<Saved>)> {
-        let pass = Pass { dtype: self.settings.dtype, ..Pass::train(self.settings.seed, 0, 0) };
-        let mut x = self.settings.dtype.unpack(&self.payload.inputs)?;
+        let precision = self.device.precision();
+        let pass = Pass { dtype: self.settings.dtype, precision, ..Pass::train(self.settings.seed, 0, 0) };
+        let mut x = precision.enter(&self.payload.inputs)?;
         let mut all = Vec::with_capacity(self.parts.units.len());
         for i in 0..self.parts.units.len() {
             let (y, saved) = self.see(i, figure, |parts| parts.units[i].module.forward(&x, &pass))?;
@@ -154,9 +158,9 @@ impl<'a> Chain<'a> {
 
     fn loss(&mut self, output: Activation) -> Result<Activation> {
         let Payload { targets, total, .. } = self.payload.clone();
-        let loss = self.settings.loss.clone();
+        let (loss, device) = (self.settings.loss.clone(), self.device);
         let gradient = self.see(self.parts.units.len() - 1, Figure::Loss, |_| {
-            Ok(loss.differentiate(output.single()?, &targets, total)?.1)
+            Ok(LossOn { loss: &*loss, device }.differentiate(output.single()?, &targets, total)?.2)
         })?;
         Ok(gradient.into())
     }
@@ -175,7 +179,7 @@ impl<'a> Chain<'a> {
     fn update(&mut self) -> Result<()> {
         for i in 0..self.parts.units.len() {
             self.see(i, Figure::Update, |parts| match &mut parts.units[i].parameters {
-                Some(parameters) => parameters.update(0.0, 1.0),
+                Some(parameters) => parameters.update(0.0, Clip::NONE, &mut parts.watch),
                 None => Ok(()),
             })?;
         }
@@ -187,7 +191,7 @@ impl<'a> Chain<'a> {
             if self.parts.heads[i].is_some() {
                 self.see(i, Figure::HeadUpdate, |parts| {
                     let parameters = parts.heads[i].as_mut().and_then(|head| head.parameters.as_mut());
-                    parameters.map_or(Ok(()), |parameters| parameters.update(0.0, 1.0))
+                    parameters.map_or(Ok(()), |parameters| parameters.update(0.0, Clip::NONE, &mut parts.watch))
                 })?;
             }
         }
@@ -199,23 +203,26 @@ impl<'a> Chain<'a> {
         if self.parts.heads[i].is_none() {
             return Ok(());
         }
-        let pass = Pass { dtype: self.settings.dtype, ..Pass::train(self.settings.seed, 0, 0) };
+        let precision = self.device.precision();
+        let pass = Pass { dtype: self.settings.dtype, precision, ..Pass::train(self.settings.seed, 0, 0) };
         let Payload { targets, total, .. } = self.payload.clone();
-        let loss = self.settings.loss.clone();
+        let (loss, device) = (self.settings.loss.clone(), self.device);
         self.see(i, if needed { Figure::HeadNeeded } else { Figure::HeadProbe }, |parts| {
             let Some(head) = &mut parts.heads[i] else { return Ok(None) };
             let (logits, saved) = head.module.forward(output, &pass)?;
-            let (_, gradient) = loss.differentiate(logits.single()?, &targets, total)?;
+            let loss = LossOn { loss: &*loss, device };
+            let (.., gradient) = loss.differentiate(logits.single()?, &targets, total)?;
             let wants = Wants { input: needed, parameters: true };
             let mut pulled = head.module.last_pull_back(saved, gradient.into(), wants)?;
             if let Some(parameters) = &mut head.parameters {
-                parameters.accumulate(mem::take(&mut pulled.parameters))?;
+                parameters.accumulate(mem::take(&mut pulled.parameters), &mut parts.watch)?;
             }
             if !needed {
                 return Ok(None);
             }
             let gradient = input_of(pulled)?;
-            finite::check(&gradient, NonFinite::Gradient, || "the gradient that the head gives".to_owned())?;
+            let what = || "the gradient that the head gives".to_owned();
+            parts.watch.tensors(&gradient, NonFinite::Gradient, what)?;
             Ok(Some(gradient))
         })?;
         Ok(())
@@ -226,14 +233,14 @@ impl<'a> Chain<'a> {
         if i + 1 == self.parts.units.len() {
             return Ok(());
         }
-        let dtype = self.settings.dtype;
-        let sent = self.see(i, Figure::Send, |_| {
+        let (dtype, precision) = (self.settings.dtype, self.device.precision());
+        let sent = self.see(i, Figure::Send, |parts| {
             let sent = dtype.pack(output)?;
-            finite::check(&sent, NonFinite::Activation, || "the output".to_owned())?;
+            parts.watch.tensors(&sent, NonFinite::Activation, || "the output".to_owned())?;
             Ok(sent)
         })?;
         self.outputs[i] = sent.bytes();
-        self.see(i, Figure::Receive, |_| dtype.unpack(&sent))?;
+        self.see(i, Figure::Receive, |_| precision.enter(&sent))?;
         Ok(())
     }
 

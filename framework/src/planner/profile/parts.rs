@@ -6,7 +6,7 @@ use crate::{
     device::{Part as Piece, PartKind},
     optimizer::OptimizerConfig,
     parameters::Kind,
-    stage::{StageSettings, Trainable},
+    stage::{StageSettings, Trainable, watch::Watch},
 };
 
 /// A unit or a head.
@@ -24,6 +24,8 @@ pub(super) struct Parts {
     pub(super) heads: Vec<Option<Part>>,
     /// The units in which the parameters of units lie.
     owners: Vec<usize>,
+    /// Looks at values as that of a stage does.
+    pub(super) watch: Watch,
     optimizer: OptimizerConfig,
 }
 
@@ -77,13 +79,19 @@ impl Parts {
             let module = guarded(i, &name, Phase::Head, || device.prepare(&piece, head.build(&root)?))?;
             Ok(Some(Part { name, module, parameters: Some(trainable(store, &piece)?) }))
         });
-        Ok(Self { heads: heads.collect::<Result<_>>()?, units: built, owners, optimizer: config.clone() })
+        Ok(Self {
+            heads: heads.collect::<Result<_>>()?,
+            units: built,
+            owners,
+            watch: Watch::over(device),
+            optimizer: config.clone(),
+        })
     }
 
     /// Adds gradients that unit `i` gave.
     pub(super) fn accumulate(&mut self, i: usize, gradients: Gradients) -> Result<()> {
         match &mut self.units[self.owners[i]].parameters {
-            Some(parameters) => parameters.accumulate(gradients),
+            Some(parameters) => parameters.accumulate(gradients, &mut self.watch),
             None => Ok(()),
         }
     }

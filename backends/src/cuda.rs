@@ -1,0 +1,183 @@
+//! NVIDIA GPUs: a stream for each stage, and tensors that cross to and from it without the host waiting.
+//!
+//! The operations are candle's, whose kernels run on the stage's stream; see [`layers`](crate::layers) for how layers are composed of them. What
+//! this module adds is how a GPU is opened and what is told where that fails (`driver`), how tensors cross (`transfer`), and how numbers and
+//! times come back (`late`).
+
+#[cfg(feature = "cudnn")]
+pub(crate) mod cudnn;
+mod driver;
+mod gpu;
+mod late;
+mod name;
+#[cfg(feature = "nccl")]
+mod nccl;
+mod pinned;
+mod transfer;
+mod under_way;
+
+use std::sync::Arc;
+
+use candle_core::{CudaDevice, DType, Device, Tensor};
+use interlock::{
+    Backend, Error, Precision, Result, StageDevice,
+    device::{Mark, Reading},
+};
+
+#[cfg(feature = "nccl")]
+pub use self::nccl::{NcclId, NcclReceiver, NcclSender};
+pub(crate) use self::transfer::to_host;
+use self::{driver::Description, gpu::Gpu, late::Clock, name::CudaName, transfer::Landing};
+
+/// The backend of the scheme `cuda`.
+///
+/// | name | device |
+/// |---|---|
+/// | `cuda:0` | GPU number 0, as `nvidia-smi` and `CUDA_VISIBLE_DEVICES` count; layers compute in `f32` |
+/// | `cuda:0,precision=bf16` | layers compute in `bf16`, with parameters and their gradients in `f32` |
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CudaBackend;
+
+/// A GPU, or one stage's share of it: a stream of its own.
+pub struct CudaStageDevice {
+    name: CudaName,
+    text: String,
+    device: Device,
+    gpu: Arc<Gpu>,
+    landing: Landing,
+    clock: Clock,
+}
+
+impl CudaStageDevice {
+    /// Opens the device called `name`; see [`CudaBackend`] for the names.
+    ///
+    /// # Errors
+    /// If the name is none of those, if there is no such GPU, if its memory does not suffice to begin, or if it does not work with this build.
+    pub fn open(name: &str) -> Result<Self> {
+        let parsed: CudaName = name.parse()?;
+        let count = driver::count(name)?;
+        if parsed.ordinal >= count {
+            return Err(driver::wrong_ordinal(name, count));
+        }
+        Self::with(parsed)
+    }
+
+    fn with(name: CudaName) -> Result<Self> {
+        let text = name.to_string();
+        let gpu = Gpu::of(name.ordinal).map_err(|error| driver::refused(&text, error))?;
+        let open = || -> Result<Self> {
+            let device = Device::new_cuda_with_stream(name.ordinal)?;
+            let cuda = device.as_cuda_device()?.clone();
+            let anchor = works(&device)?;
+            let clock = Clock::new(cuda.cuda_stream())?;
+            let landing = Landing::new(Arc::clone(&gpu), cuda, anchor)?;
+            Ok(Self { name, text: text.clone(), device, gpu: Arc::clone(&gpu), landing, clock })
+        };
+        open().map_err(|error| driver::refused(&text, error))
+    }
+
+    /// candle's view of the GPU.
+    ///
+    /// # Errors
+    /// None: the device is a GPU.
+    pub fn cuda(&self) -> Result<&CudaDevice> {
+        Ok(self.device.as_cuda_device()?)
+    }
+
+    fn memory(&self) -> Option<(usize, usize)> {
+        self.gpu.context.mem_get_info().ok()
+    }
+}
+
+/// Runs a kernel and waits for it, so that a GPU that cannot run this build's is found when it is opened. Gives what was computed.
+fn works(device: &Device) -> Result<Tensor> {
+    let two = (Tensor::ones(1, DType::F32, device)? + 1.0)?;
+    let found = two.to_vec1::<f32>()?;
+    match found == [2.0] {
+        true => Ok(two),
+        false => Err(Error::Ended(format!("1 + 1 gave {found:?}"))),
+    }
+}
+
+impl StageDevice for CudaStageDevice {
+    fn name(&self) -> &str {
+        &self.text
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn for_stage(&self) -> Result<Option<Arc<dyn StageDevice>>> {
+        Ok(Some(Arc::new(Self::with(self.name)?)))
+    }
+
+    fn takes_turns(&self) -> bool {
+        true
+    }
+
+    fn precision(&self) -> Precision {
+        self.name.precision
+    }
+
+    fn release(&self, tensor: &Tensor) -> Result<Tensor> {
+        transfer::release(tensor)
+    }
+
+    fn bring(&self, tensor: &Tensor) -> Result<Tensor> {
+        match tensor.device().same_device(&self.device) {
+            true => Ok(tensor.clone()),
+            false => self.landing.take(tensor),
+        }
+    }
+
+    fn read(&self, values: &Tensor) -> Result<Box<dyn Reading>> {
+        self.landing.sweep()?;
+        late::read(values, &self.gpu)
+    }
+
+    fn mark(&self) -> Result<Option<Box<dyn Mark>>> {
+        self.clock.mark().map(Some)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.landing.synchronize()?;
+        Ok(self.device.synchronize()?)
+    }
+
+    fn memory_in_use(&self) -> Option<u64> {
+        self.memory().map(|(free, total)| (total - free) as u64)
+    }
+
+    fn explain(&self, error: Error) -> Error {
+        match driver::is_out_of_memory(&error.to_string()) {
+            true => driver::out_of_memory(&self.text, self.memory()),
+            false => error,
+        }
+    }
+}
+
+impl Backend for CudaBackend {
+    fn scheme(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn StageDevice>> {
+        Ok(Arc::new(CudaStageDevice::open(name)?))
+    }
+
+    fn list(&self) -> Vec<(String, String)> {
+        let row = |ordinal: usize| {
+            let Description { name, bytes, capability: (major, minor) } = driver::describe(ordinal).ok()?;
+            let driver = driver::version()
+                .map_or_else(String::new, |(major, minor)| format!(", driver for CUDA {major}.{minor}"));
+            let what = format!("{name}, {}, compute capability {major}.{minor}{driver}", driver::gibibytes(bytes));
+            Some((format!("cuda:{ordinal}"), what))
+        };
+        (0..driver::count("cuda").unwrap_or(0)).filter_map(row).collect()
+    }
+
+    fn absence(&self) -> Option<String> {
+        driver::count("cuda").err().map(|error| error.to_string())
+    }
+}

@@ -1,0 +1,220 @@
+//! Convolutions by cuDNN, and their gradients.
+//!
+//! Of the algorithms that cuDNN has for gradients only some give the same bits every time; those are taken. In `f32` products are of `f32`, not
+//! of its shorter forms that tensor cores take; `bf16` is there for those.
+
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
+
+use candle_core::{
+    CpuStorage, CudaDevice, CudaStorage, CustomOp2, Layout, Shape, Tensor, WithDType,
+    cuda::{
+        CudaDType, CudaStorageSlice, DeviceId,
+        cudarc::{
+            cudnn::{ConvBackwardData, ConvBackwardFilter, ConvForward, Cudnn, CudnnDataType, sys},
+            driver::{CudaSlice, CudaView, DeviceRepr},
+        },
+    },
+};
+use interlock::Result;
+
+/// A convolution of `x (B, I, H, W)` with `w (O, I, k, l)`, which gives `y (B, O, H', W')`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Convolution {
+    wanted: Wanted,
+    x: [usize; 4],
+    w: [usize; 4],
+    y: [usize; 4],
+    padding: usize,
+    stride: usize,
+}
+
+/// Which of its three tensors is computed of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Wanted {
+    /// `y`, of `x` and `w`.
+    Output,
+    /// `∂x`, of the cotangent of `y` and `w`.
+    Input,
+    /// `∂w`, of `x` and the cotangent of `y`.
+    Weight,
+}
+
+fn dims(tensor: &Tensor) -> Result<[usize; 4]> {
+    let (a, b, c, d) = tensor.dims4()?;
+    Ok([a, b, c, d])
+}
+
+/// `y`, for a window `w` that moves by `stride` over `x` with `padding` zeros on each side.
+pub(crate) fn convolve(x: &Tensor, w: &Tensor, padding: usize, stride: usize) -> Result<Tensor> {
+    let (from, window) = (dims(x)?, dims(w)?);
+    let places = |axis: usize| (from[axis] + 2 * padding - window[axis]) / stride + 1;
+    let y = [from[0], window[0], places(2), places(3)];
+    Convolution { wanted: Wanted::Output, x: from, w: window, y, padding, stride }.of(x, w)
+}
+
+/// `∂x`, shaped as `x`, for a cotangent `c` of `y`.
+pub(crate) fn input_gradient(c: &Tensor, w: &Tensor, x: [usize; 4], padding: usize, stride: usize) -> Result<Tensor> {
+    Convolution { wanted: Wanted::Input, x, w: dims(w)?, y: dims(c)?, padding, stride }.of(c, w)
+}
+
+/// `∂w`, shaped as `w`, for a cotangent `c` of `y`.
+pub(crate) fn weight_gradient(x: &Tensor, c: &Tensor, w: [usize; 4], padding: usize, stride: usize) -> Result<Tensor> {
+    Convolution { wanted: Wanted::Weight, x: dims(x)?, w, y: dims(c)?, padding, stride }.of(x, c)
+}
+
+/// What one thread has of cuDNN for one device, whose handles must stay on their thread.
+struct Here {
+    cudnn: Arc<Cudnn>,
+    /// The algorithms that cuDNN's heuristics chose.
+    chosen: HashMap<Convolution, sys::cudnnConvolutionFwdAlgo_t>,
+}
+
+thread_local! {
+    static HERE: RefCell<HashMap<DeviceId, Here>> = RefCell::default();
+}
+
+fn whole_numbers(dims: [usize; 4]) -> candle_core::Result<[i32; 4]> {
+    let mut numbers = [0; 4];
+    for (number, dim) in numbers.iter_mut().zip(dims) {
+        *number = i32::try_from(dim).map_err(candle_core::Error::wrap)?;
+    }
+    Ok(numbers)
+}
+
+impl Convolution {
+    fn of(self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        Ok(a.contiguous()?.apply_op2_no_bwd(&b.contiguous()?, &self)?)
+    }
+
+    fn result(&self) -> [usize; 4] {
+        match self.wanted {
+            Wanted::Output => self.y,
+            Wanted::Input => self.x,
+            Wanted::Weight => self.w,
+        }
+    }
+
+    /// Computes the wanted tensor of the two others.
+    fn run<T>(&self, a: &CudaView<'_, T>, b: &CudaView<'_, T>, device: &CudaDevice) -> candle_core::Result<CudaSlice<T>>
+    where
+        T: DeviceRepr + WithDType + CudnnDataType,
+    {
+        HERE.with_borrow_mut(|here| {
+            let here = match here.entry(device.id()) {
+                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::hash_map::Entry::Vacant(entry) => {
+                    let cudnn = Cudnn::new(device.cuda_stream())?;
+                    entry.insert(Here { cudnn, chosen: HashMap::new() })
+                }
+            };
+            self.run_by(here, a, b, device)
+        })
+    }
+
+    fn run_by<T>(
+        &self,
+        here: &mut Here,
+        a: &CudaView<'_, T>,
+        b: &CudaView<'_, T>,
+        device: &CudaDevice,
+    ) -> candle_core::Result<CudaSlice<T>>
+    where
+        T: DeviceRepr + WithDType + CudnnDataType,
+    {
+        let Here { cudnn, chosen } = here;
+        let nchw = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
+        let [padding, stride, ..] = whole_numbers([self.padding, self.stride, 0, 0])?;
+        let cross = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
+        let mut conv = cudnn.create_conv2d::<f32>([padding; 2], [stride; 2], [1; 2], cross)?;
+        conv.set_math_type(match T::DTYPE {
+            candle_core::DType::F32 => sys::cudnnMathType_t::CUDNN_FMA_MATH,
+            _ => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
+        })?;
+        let x = cudnn.create_4d_tensor::<T>(nchw, whole_numbers(self.x)?)?;
+        let w = cudnn.create_4d_filter::<T>(nchw, whole_numbers(self.w)?)?;
+        let y = cudnn.create_4d_tensor::<T>(nchw, whole_numbers(self.y)?)?;
+        let stream = device.cuda_stream();
+        let room = |bytes: usize| match bytes {
+            0 => Ok(None),
+            // SAFETY: bytes that cuDNN writes before it reads them.
+            bytes => unsafe { stream.alloc::<u8>(bytes) }.map(Some),
+        };
+        // SAFETY: cuDNN writes every element below.
+        let mut result = unsafe { stream.alloc::<T>(self.result().iter().product()) }?;
+        let factors = (T::from_f64(1.0), T::from_f64(0.0));
+        match self.wanted {
+            Wanted::Output => {
+                let op = ConvForward { conv: &conv, x: &x, w: &w, y: &y };
+                let algorithm = match chosen.get(self) {
+                    Some(&algorithm) => algorithm,
+                    None => *chosen.entry(*self).or_insert(op.pick_algorithm()?),
+                };
+                let mut room = room(op.get_workspace_size(algorithm)?)?;
+                // SAFETY: the descriptors have the shapes and the type of these contiguous tensors.
+                unsafe { op.launch(algorithm, room.as_mut(), factors, a, b, &mut result) }?;
+            }
+            Wanted::Input => {
+                let op = ConvBackwardData { conv: &conv, dx: &x, w: &w, dy: &y };
+                let algorithm = sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
+                let mut room = room(op.get_workspace_size(algorithm)?)?;
+                // SAFETY: as above.
+                unsafe { op.launch(algorithm, room.as_mut(), factors, &mut result, b, a) }?;
+            }
+            Wanted::Weight => {
+                let op = ConvBackwardFilter { conv: &conv, x: &x, dw: &w, dy: &y };
+                let algorithm = sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
+                let mut room = room(op.get_workspace_size(algorithm)?)?;
+                // SAFETY: as above.
+                unsafe { op.launch(algorithm, room.as_mut(), factors, a, &mut result, b) }?;
+            }
+        }
+        Ok(result)
+    }
+}
+
+/// The elements of a contiguous tensor.
+fn view<'a, T: CudaDType + DeviceRepr>(
+    slice: &'a CudaSlice<T>,
+    layout: &Layout,
+) -> candle_core::Result<CudaView<'a, T>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(slice.slice(start..end)),
+        None => candle_core::bail!("a convolution of a tensor that is not contiguous"),
+    }
+}
+
+impl CustomOp2 for Convolution {
+    fn name(&self) -> &'static str {
+        "cudnn-convolution"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        candle_core::bail!("cuDNN does not compute on the CPU")
+    }
+
+    fn cuda_fwd(
+        &self,
+        a: &CudaStorage,
+        a_layout: &Layout,
+        b: &CudaStorage,
+        b_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let device = a.device.clone();
+        let storage = match (&a.slice, &b.slice) {
+            (CudaStorageSlice::F32(a), CudaStorageSlice::F32(b)) => {
+                CudaStorage::wrap_cuda_slice(self.run(&view(a, a_layout)?, &view(b, b_layout)?, &device)?, device)
+            }
+            (CudaStorageSlice::BF16(a), CudaStorageSlice::BF16(b)) => {
+                CudaStorage::wrap_cuda_slice(self.run(&view(a, a_layout)?, &view(b, b_layout)?, &device)?, device)
+            }
+            _ => candle_core::bail!("a convolution of other types than two of f32 or two of bf16"),
+        };
+        Ok((storage, Shape::from_dims(&self.result())))
+    }
+}

@@ -1,0 +1,108 @@
+//! What all stages on one GPU share.
+
+use std::{
+    collections::HashMap,
+    ffi::c_int,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use candle_core::cuda::cudarc::driver::{CudaContext, CudaStream, DriverError, sys};
+
+use super::pinned::Pool;
+
+/// One GPU of this process.
+#[derive(Debug)]
+pub(super) struct Gpu {
+    pub(super) context: Arc<CudaContext>,
+    /// On which tensors leave for the host, or through it for GPUs that cannot read this one's memory.
+    pub(super) departures: Arc<CudaStream>,
+    pub(super) pinned: Arc<Pool>,
+    /// By ordinal, whether this GPU reads the memory of that one.
+    peers: Mutex<HashMap<usize, bool>>,
+}
+
+/// Every GPU in use, so that there is one of each.
+static IN_USE: Mutex<Option<HashMap<usize, Weak<Gpu>>>> = Mutex::new(None);
+
+/// An access to a pool's memory, as the driver's interface lays it out.
+#[repr(C)]
+struct Access {
+    /// 1: a device.
+    kind: c_int,
+    device: c_int,
+    /// 3: to read and to write.
+    flags: c_int,
+}
+
+impl Gpu {
+    /// GPU number `ordinal`, the same for everyone who uses it.
+    pub(super) fn of(ordinal: usize) -> Result<Arc<Self>, DriverError> {
+        let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_use = in_use.get_or_insert_default();
+        if let Some(gpu) = in_use.get(&ordinal).and_then(Weak::upgrade) {
+            return Ok(gpu);
+        }
+        let context = CudaContext::new(ordinal)?;
+        if context.has_async_alloc() {
+            keep_freed_memory(&context)?;
+        }
+        let gpu = Arc::new(Self {
+            departures: context.new_stream()?,
+            pinned: Pool::new(Arc::clone(&context)),
+            peers: Mutex::default(),
+            context,
+        });
+        in_use.insert(ordinal, Arc::downgrade(&gpu));
+        Ok(gpu)
+    }
+
+    /// Whether this GPU reads the memory of `other` itself; lets it, where it can and did not yet.
+    pub(super) fn reads(&self, other: &Self) -> Result<bool, DriverError> {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&reads) = peers.get(&other.context.ordinal()) {
+            return Ok(reads);
+        }
+        let reads = self.context == other.context || self.enable(other)?;
+        peers.insert(other.context.ordinal(), reads);
+        Ok(reads)
+    }
+
+    fn enable(&self, other: &Self) -> Result<bool, DriverError> {
+        let (here, there) = (self.context.cu_device(), other.context.cu_device());
+        let mut can = 0;
+        // SAFETY: both are devices of the driver, and it writes a number.
+        unsafe { sys::cuDeviceCanAccessPeer(&raw mut can, here, there) }.result()?;
+        if can == 0 {
+            return Ok(false);
+        }
+        self.context.bind_to_thread()?;
+        // SAFETY: the current context is alive, and so is the other.
+        match unsafe { sys::cuCtxEnablePeerAccess(other.context.cu_ctx(), 0) }.result() {
+            Ok(()) | Err(DriverError(sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED)) => {}
+            Err(error) => return Err(error),
+        }
+        if other.context.has_async_alloc() {
+            // What comes from a pool is not covered by access to the context.
+            let access = Access { kind: 1, device: here, flags: 3 };
+            // SAFETY: the driver's description of an access has this layout.
+            unsafe { sys::cuMemPoolSetAccess(pool_of(&other.context)?, (&raw const access).cast(), 1) }.result()?;
+        }
+        Ok(true)
+    }
+}
+
+/// The pool that a GPU's stream-ordered memory comes from.
+fn pool_of(context: &CudaContext) -> Result<sys::CUmemoryPool, DriverError> {
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: the device is one of the driver's, and it writes a handle.
+    unsafe { sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()) }.result()?;
+    Ok(pool)
+}
+
+/// Memory that is freed stays with the process for the next allocation, instead of going back to the system at every synchronization.
+fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
+    let mut threshold = u64::MAX;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: this attribute is a 64-bit number.
+    unsafe { sys::cuMemPoolSetAttribute(pool_of(context)?, attribute, (&raw mut threshold).cast()) }.result()
+}

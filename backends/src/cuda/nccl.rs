@@ -1,0 +1,295 @@
+//! Activations and gradients between GPUs of several processes, by NCCL.
+//!
+//! A boundary between two processes has a *way* in each direction: an [`NcclSender`] in one process and an [`NcclReceiver`] in the other, joined
+//! under an [`NcclId`] that the processes pass on by other means. Each way has a communicator and a stream of its own, so that an activation and a
+//! gradient that cross at the same time do not wait for each other. What is sent must be received in the same order, with the shapes and dtypes
+//! that it was sent with; how the receiver learns them is up to the processes' own messages.
+//!
+//! The host waits for nothing but the joining. NCCL does not tell when the other process is gone: whoever runs the processes must.
+
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use candle_core::{
+    CudaStorage, DType, Shape, Storage, Tensor,
+    cuda::{
+        CudaDType, CudaStorageSlice,
+        cudarc::{
+            driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr},
+            nccl::{
+                result::{self, NcclError},
+                sys,
+            },
+        },
+    },
+};
+use half::{bf16, f16};
+use interlock::{Activation, Error, Result, StageDevice};
+
+use super::{
+    CudaStageDevice,
+    transfer::{failed, of_any_type},
+    under_way::UnderWay,
+};
+
+/// The name of one way of a boundary; made by one process, given to the other as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NcclId([u8; 128]);
+
+impl NcclId {
+    /// A new one.
+    ///
+    /// # Errors
+    /// If NCCL finds no network interface to listen on.
+    pub fn new() -> Result<Self> {
+        let id = result::get_uniqueid().map_err(|error| refused("a new id", error))?;
+        Ok(Self(id.internal.map(|c| c.to_ne_bytes()[0])))
+    }
+}
+
+impl fmt::Display for NcclId {
+    /// 256 hexadecimal digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for NcclId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || Error::invalid("NCCL id", format!("{text:?}"), "give the 256 hexadecimal digits of an id");
+        let mut bytes = [0; 128];
+        if text.len() != 2 * bytes.len() || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(wrong());
+        }
+        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| wrong())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+fn refused(what: &str, error: NcclError) -> Error {
+    Error::invalid(
+        "NCCL",
+        format!("{what} failed: {error:?}"),
+        "see that the other process is alive; NCCL_DEBUG=INFO makes NCCL tell more",
+    )
+}
+
+/// One end of a way.
+struct End {
+    communicator: sys::ncclComm_t,
+    under_way: UnderWay,
+}
+
+// SAFETY: NCCL lets any thread use a communicator, one at a time; an end is used through one owner.
+unsafe impl Send for End {}
+
+/// A communicator on its way from the thread that joined.
+struct Joined(sys::ncclComm_t);
+
+// SAFETY: as `End`.
+unsafe impl Send for Joined {}
+
+const SENDER: i32 = 0;
+const RECEIVER: i32 = 1;
+
+impl End {
+    /// Joins as `rank`, and waits `limit` for the other end.
+    fn join(device: &CudaStageDevice, id: NcclId, rank: i32, limit: Duration) -> Result<Self> {
+        let stream = device.cuda()?.cuda_stream().context().new_stream().map_err(failed)?;
+        let (tell, told) = mpsc::channel();
+        let here = Arc::clone(&stream);
+        // Joining cannot be ended from outside: a thread waits for it, and is left behind where it lasts too long.
+        thread::spawn(move || tell.send(communicator(&here, id, rank)));
+        match told.recv_timeout(limit) {
+            Ok(joined) => Ok(Self { communicator: joined?.0, under_way: UnderWay::new(stream) }),
+            Err(_) => Err(Error::invalid(
+                "NCCL",
+                format!("the other process did not join within {} s", limit.as_secs()),
+                "start both processes with the same id, one as sender and one as receiver",
+            )),
+        }
+    }
+
+    fn stream(&self) -> &Arc<CudaStream> {
+        self.under_way.stream()
+    }
+
+    /// Runs `calls` as one group, which no other operation of the communicator can come between.
+    fn group(&self, what: &str, calls: impl FnOnce() -> std::result::Result<(), NcclError>) -> Result<()> {
+        self.stream().context().bind_to_thread().map_err(failed)?;
+        let grouped = || {
+            result::group_start()?;
+            let called = calls();
+            let ended = result::group_end();
+            called.and(ended.map(|_| ()))
+        };
+        grouped().map_err(|error| refused(what, error))?;
+        let mut state = sys::ncclResult_t::ncclSuccess;
+        // SAFETY: the communicator is alive, and NCCL writes its state.
+        unsafe { sys::ncclCommGetAsyncError(self.communicator, &raw mut state) }
+            .result()
+            .and_then(|_| state.result())
+            .map(|_| ())
+            .map_err(|error| refused(what, error))
+    }
+}
+
+fn communicator(stream: &Arc<CudaStream>, id: NcclId, rank: i32) -> Result<Joined> {
+    stream.context().bind_to_thread().map_err(failed)?;
+    let mut communicator = std::ptr::null_mut();
+    let id = sys::ncclUniqueId { internal: id.0.map(|byte| std::ffi::c_char::from_ne_bytes([byte])) };
+    // SAFETY: NCCL writes a communicator of two ranks, of which this is one.
+    unsafe { result::comm_init_rank(&raw mut communicator, 2, id, rank) }.map_err(|error| refused("joining", error))?;
+    Ok(Joined(communicator))
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // Not destroyed, which would wait for the other process. Where this fails, NCCL is gone already.
+        // SAFETY: nobody uses the communicator any more.
+        let _ = unsafe { result::comm_abort(self.communicator) };
+    }
+}
+
+/// Sends activations, or gradients, to a stage of another process.
+pub struct NcclSender {
+    end: End,
+    device: Arc<CudaStageDevice>,
+}
+
+impl NcclSender {
+    /// Joins the way called `id`, for tensors of `device`.
+    ///
+    /// # Errors
+    /// If the receiver does not join within `limit`, or NCCL refuses.
+    pub fn join(device: Arc<CudaStageDevice>, id: NcclId, limit: Duration) -> Result<Self> {
+        Ok(Self { end: End::join(&device, id, SENDER, limit)?, device })
+    }
+
+    /// Sends the tensors of `activation`; returns at once, and keeps them until they are sent.
+    ///
+    /// # Errors
+    /// If a tensor is of another device, is empty, or NCCL fails.
+    pub fn send(&mut self, activation: &Activation) -> Result<()> {
+        self.end.under_way.sweep().map_err(failed)?;
+        let released = activation.try_map(|tensor| self.device.release(tensor))?;
+        for tensor in released.tensors() {
+            let (storage, _) = tensor.storage_and_layout();
+            let Storage::Cuda(cuda) = &*storage else {
+                return Err(Error::invalid(
+                    "NCCL",
+                    "a tensor that is not on the GPU",
+                    "send tensors of the sender's device",
+                ));
+            };
+            of_any_type!(CudaStorageSlice, &cuda.slice, slice => self.send_elements(slice))?;
+        }
+        self.end.under_way.keep(released.tensors().to_vec(), None).map_err(failed)
+    }
+
+    fn send_elements<T: DeviceRepr>(&self, elements: &CudaSlice<T>) -> Result<()> {
+        let stream = self.end.stream();
+        let (start, _read) = elements.device_ptr(stream);
+        let byte = sys::ncclDataType_t::ncclUint8;
+        self.end.group("sending", || {
+            // SAFETY: so many bytes are there, and are kept until they are sent.
+            unsafe {
+                result::send(
+                    start as _,
+                    elements.num_bytes(),
+                    byte,
+                    RECEIVER,
+                    self.end.communicator,
+                    stream.cu_stream().cast(),
+                )
+            }
+            .map(|_| ())
+        })
+    }
+}
+
+/// Receives activations, or gradients, from a stage of another process.
+pub struct NcclReceiver {
+    end: End,
+    device: Arc<CudaStageDevice>,
+}
+
+impl NcclReceiver {
+    /// Joins the way called `id`, for tensors that come to `device`.
+    ///
+    /// # Errors
+    /// If the sender does not join within `limit`, or NCCL refuses.
+    pub fn join(device: Arc<CudaStageDevice>, id: NcclId, limit: Duration) -> Result<Self> {
+        Ok(Self { end: End::join(&device, id, RECEIVER, limit)?, device })
+    }
+
+    /// The next tensors, of these dtypes and shapes; returns at once, and what computes with them waits until they are there.
+    ///
+    /// # Errors
+    /// If a dtype does not travel, or NCCL fails.
+    pub fn receive(&mut self, tensors: &[(DType, Shape)]) -> Result<Activation> {
+        let received =
+            tensors.iter().map(|(dtype, shape)| self.receive_one(*dtype, shape)).collect::<Result<Vec<_>>>()?;
+        Ok(Activation::new(received))
+    }
+
+    fn receive_one(&self, dtype: DType, shape: &Shape) -> Result<Tensor> {
+        let count = shape.elem_count();
+        let storage = match dtype {
+            DType::U8 => self.elements::<u8>(count),
+            DType::U32 => self.elements::<u32>(count),
+            DType::I64 => self.elements::<i64>(count),
+            DType::BF16 => self.elements::<bf16>(count),
+            DType::F16 => self.elements::<f16>(count),
+            DType::F32 => self.elements::<f32>(count),
+            DType::F64 => self.elements::<f64>(count),
+            other => {
+                Err(Error::invalid("NCCL", format!("a tensor of {}", other.as_str()), "convert it before it is sent"))
+            }
+        }?;
+        self.device.landing.adopt(storage, shape)
+    }
+
+    fn elements<T: DeviceRepr + CudaDType>(&self, count: usize) -> Result<CudaStorage> {
+        let stream = self.end.stream();
+        let home = self.device.cuda()?.cuda_stream();
+        let mut elements = self.end.under_way.room::<T>(&home, count).map_err(failed)?;
+        let bytes = elements.num_bytes();
+        {
+            let (start, _written) = elements.device_ptr_mut(stream);
+            let byte = sys::ncclDataType_t::ncclUint8;
+            self.end.group("receiving", || {
+                // SAFETY: so many bytes have just been allocated.
+                unsafe {
+                    result::recv(start as _, bytes, byte, SENDER, self.end.communicator, stream.cu_stream().cast())
+                }
+                .map(|_| ())
+            })?;
+        }
+        Ok(T::wrap_cuda_slice(elements, self.device.cuda()?.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_read_as_they_were_written() {
+        let id = NcclId(std::array::from_fn(|i| (i * 37) as u8));
+        assert_eq!(id.to_string().parse::<NcclId>().expect("an id"), id);
+        for wrong in ["", "00", &"0".repeat(255), &"g".repeat(256), &"+".repeat(256)] {
+            assert!(wrong.parse::<NcclId>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! A stream of copies: memory for what arrives, and what copies need until they are done.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{
+    Tensor,
+    cuda::cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtrMut, DeviceRepr, DriverError, result},
+};
+
+use super::pinned::Lease;
+
+/// A stream of copies, and what they need.
+pub(super) struct UnderWay {
+    stream: Arc<CudaStream>,
+    /// In the order in which they are done.
+    needed: Mutex<Vec<Needed>>,
+}
+
+struct Needed {
+    until: CudaEvent,
+    _tensors: Vec<Tensor>,
+    _buffer: Option<Lease>,
+}
+
+impl UnderWay {
+    pub(super) fn new(stream: Arc<CudaStream>) -> Self {
+        Self { stream, needed: Mutex::default() }
+    }
+
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Memory for `count` elements, whatever they are, to be written on this stream and used and freed on `home`.
+    ///
+    /// Taken in this stream's order, not behind all that `home` has yet to do. It belongs to `home` all the same: candle's operations make the
+    /// stream that memory belongs to wait for who wrote it, whichever stream they run on.
+    pub(super) fn room<T: DeviceRepr>(
+        &self,
+        home: &Arc<CudaStream>,
+        count: usize,
+    ) -> Result<CudaSlice<T>, DriverError> {
+        let context = self.stream.context();
+        context.bind_to_thread()?;
+        let bytes = count * size_of::<T>();
+        // SAFETY: of this size, freed by the slice; nobody reads it before it is written.
+        let mut room = unsafe {
+            let memory = match context.has_async_alloc() {
+                true => result::malloc_async(self.stream.cu_stream(), bytes)?,
+                false => result::malloc_sync(bytes)?,
+            };
+            home.upgrade_device_ptr::<T>(memory, count)
+        };
+        // From now on it is used after it was taken, on any stream.
+        drop(room.device_ptr_mut(&self.stream));
+        Ok(room)
+    }
+
+    /// Keeps `tensors` and `buffer` until all copies that the stream has been given so far are done.
+    pub(super) fn keep(&self, tensors: Vec<Tensor>, buffer: Option<Lease>) -> Result<(), DriverError> {
+        let until = self.stream.record_event(None)?;
+        let mut needed = self.needed.lock().unwrap_or_else(PoisonError::into_inner);
+        needed.push(Needed { until, _tensors: tensors, _buffer: buffer });
+        Ok(())
+    }
+
+    /// Lets go of what was kept for copies that are done; does not wait.
+    pub(super) fn sweep(&self) -> Result<(), DriverError> {
+        let mut needed = self.needed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut done = 0;
+        while done < needed.len() && needed[done].until.try_is_complete()? {
+            done += 1;
+        }
+        let finished: Vec<Needed> = needed.drain(..done).collect();
+        drop(needed);
+        drop(finished);
+        Ok(())
+    }
+
+    /// Waits until every copy is done.
+    pub(super) fn synchronize(&self) -> Result<(), DriverError> {
+        self.stream.synchronize()?;
+        self.sweep()
+    }
+}

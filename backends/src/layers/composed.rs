@@ -1,0 +1,185 @@
+//! The mathematics of the layers in candle's operations, for any device.
+//!
+//! The CPU has kernels of its own (`crate::kernels`). Every other device computes with what is here, and so does the CPU where it is told to:
+//! the operations are the same on all devices, so what is checked there holds for all. The parameters, names and messages are those of the
+//! public layers, which ask [`serves`] in a forward pass and go by what was saved in a pull-back.
+//!
+//! Rules:
+//! - No value is read back to the host, and nothing waits for the device.
+//! - Inputs are `f32` or `bf16`. Products of matrices and convolutions take and give the dtype of the pass's [`Precision`]; norms, softmax,
+//!   means and sums compute in `f32` and give what they took. Cotangents are brought to the dtype of the output that they belong to.
+//! - Parameters are `f32`, read where they are used; so are their gradients and running statistics.
+//! - Tensors are contiguous, and no operation is followed by candle's own differentiation.
+
+mod activation;
+mod attention;
+mod convolution;
+mod dropout;
+mod embedding;
+mod kept;
+mod linear;
+mod norm;
+mod pool;
+mod products;
+mod shape;
+
+pub(super) use attention::{SavedHeads, mix, pull_back_heads};
+
+use std::cell::Cell;
+
+use candle_core::{DType, Shape, Tensor};
+use interlock::{
+    Activation, Differentiable, Error, Pass, Precision, Pulled, Result, Saved, Wants, differentiable::Held,
+};
+
+use super::slices::{cotangent_of, wrong_shape};
+
+thread_local! {
+    /// Whether the CPU computes so too.
+    static ON_CPU: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` with the layers composed on the CPU too, as far as it runs on this thread.
+#[cfg(feature = "cpu")]
+pub(crate) fn on_cpu<R>(work: impl FnOnce() -> R) -> R {
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            ON_CPU.set(self.0);
+        }
+    }
+    let _before = Before(ON_CPU.replace(true));
+    work()
+}
+
+/// Whether layers compute with `x` by candle's operations.
+pub(super) fn serves(x: &Tensor) -> bool {
+    !x.device().is_cpu() || ON_CPU.get()
+}
+
+/// A layer in candle's operations.
+pub(super) trait Composed: Differentiable {
+    /// What its pull-backs need.
+    type Saved: Send + 'static;
+
+    /// What it calls itself in messages.
+    fn name(&self) -> &str;
+
+    /// Its input as [`Self::compute`] takes it.
+    fn enter(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        enter(x, pass, self.name())
+    }
+
+    /// The output for an input that has entered, and what pull-backs need.
+    fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Self::Saved)>;
+
+    /// The memory that is kept for them.
+    fn held(saved: &Self::Saved) -> Vec<Held>;
+
+    /// What `wants` asks for, of a contiguous cotangent of the output's shape and dtype.
+    fn pull(&self, saved: &Self::Saved, c: &Tensor, wants: Wants) -> Result<Pulled>;
+}
+
+/// A saved forward pass, with the output that its cotangents must look like.
+struct Forward<S> {
+    saved: S,
+    shape: Shape,
+    dtype: DType,
+}
+
+/// `x` contiguous, outside of any graph, and in `f32` unless it is `bf16` and may stay so.
+///
+/// # Errors
+/// If it has another dtype, or no element.
+pub(super) fn enter(x: &Tensor, pass: &Pass, layer: &str) -> Result<Tensor> {
+    let dtype = activation_dtype(x, pass, layer)?;
+    if x.elem_count() == 0 {
+        return Err(wrong_shape(layer, x.dims(), "at least one element"));
+    }
+    as_dtype(x, dtype)
+}
+
+/// The dtype of what is computed of both `tensors`: `bf16` where one has it and may keep it.
+///
+/// # Errors
+/// If one has neither dtype of activations.
+pub(super) fn common_dtype(tensors: [&Tensor; 2], pass: &Pass, layer: &str) -> Result<DType> {
+    let [a, b] = tensors.map(|x| activation_dtype(x, pass, layer));
+    Ok(if a? == DType::BF16 || b? == DType::BF16 { DType::BF16 } else { DType::F32 })
+}
+
+/// The dtype that `x` has as an activation of `pass`.
+fn activation_dtype(x: &Tensor, pass: &Pass, layer: &str) -> Result<DType> {
+    match (x.dtype(), pass.precision) {
+        (DType::BF16, Precision::Bf16) => Ok(DType::BF16),
+        (DType::F32 | DType::BF16, _) => Ok(DType::F32),
+        (other, _) => Err(wrong_dtype(layer, other)),
+    }
+}
+
+/// `x` contiguous, outside of any graph, in `dtype`.
+pub(super) fn as_dtype(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    Ok(x.detach().to_dtype(dtype)?.contiguous()?)
+}
+
+/// `x` in `f32`.
+fn wide(x: &Tensor) -> Result<Tensor> {
+    as_dtype(x, DType::F32)
+}
+
+fn wrong_dtype(layer: &str, dtype: DType) -> Error {
+    Error::invalid(layer, format!("a tensor of {}", dtype.as_str()), "convert it to f32 or bf16")
+}
+
+/// Zero as often as `x` has elements; it takes the room of one.
+fn zeros(x: &Tensor) -> Result<Tensor> {
+    Ok(Tensor::zeros(1, x.dtype(), x.device())?.broadcast_as(x.shape())?)
+}
+
+/// `x` where `mask` is not zero, and zero elsewhere, whatever `x` is there.
+fn where_set(mask: &Tensor, x: &Tensor) -> Result<Tensor> {
+    Ok(mask.where_cond(x, &zeros(x)?)?)
+}
+
+/// The forward pass of `layer`.
+pub(super) fn forward<L: Composed>(layer: &L, x: &Tensor, pass: &Pass) -> Result<(Activation, Saved)> {
+    let (y, saved) = layer.compute(&layer.enter(x, pass)?, pass)?;
+    let saved = match pass.is_train() {
+        true => {
+            let held = L::held(&saved);
+            Saved::new(Forward { saved, shape: y.shape().clone(), dtype: y.dtype() }).holding(held)
+        }
+        false => Saved::nothing(),
+    };
+    Ok((y.into(), saved))
+}
+
+/// The pull-back of `layer`; none where it was not [`forward`] that saved.
+pub(super) fn pull_back<L: Composed>(layer: &L, saved: &Saved, c: &Activation, wants: Wants) -> Option<Result<Pulled>> {
+    let Forward { saved, shape, dtype } = saved.get::<Forward<L::Saved>>().ok()?;
+    let wants = Wants { parameters: wants.parameters && layer.has_parameters(), ..wants };
+    if !wants.input && !wants.parameters {
+        return Some(Ok(Pulled::default()));
+    }
+    let pull = || layer.pull(saved, &cotangent(c, shape.dims(), *dtype, layer.name())?, wants);
+    Some(pull())
+}
+
+/// A cotangent of an output of shape `dims`, in its `dtype`.
+pub(super) fn cotangent(c: &Activation, dims: &[usize], dtype: DType, layer: &str) -> Result<Tensor> {
+    let c = cotangent_of(c, dims, layer)?;
+    match c.dtype() {
+        DType::F32 | DType::BF16 => as_dtype(c, dtype),
+        other => Err(wrong_dtype(layer, other)),
+    }
+}
+
+/// A pull-back to the input alone.
+fn input(gradient: Tensor) -> Pulled {
+    Pulled { input: Some(gradient.into()), ..Pulled::default() }
+}
+
+/// Whether a forward pass was that of layers one after another, each with what it saved itself.
+pub(super) fn is_of_parts(saved: &Saved) -> bool {
+    saved.get::<Vec<Saved>>().is_ok()
+}

@@ -1,0 +1,61 @@
+//! ReLU and GELU.
+
+use candle_core::Tensor;
+use interlock::{Pass, Pulled, Result, Wants, differentiable::Held};
+
+use super::{Composed, as_dtype, input, kept::Kept, where_set, wide, zeros};
+use crate::layers::{Gelu, Relu};
+
+impl Composed for Relu {
+    /// The output, which the next layer keeps too.
+    type Saved = Kept;
+
+    fn name(&self) -> &str {
+        "relu"
+    }
+
+    fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Kept)> {
+        let zeros = zeros(x)?;
+        // Not where `x > 0`: a value that is not a number must not vanish.
+        let y = x.lt(&zeros)?.where_cond(&zeros, x)?;
+        let kept = Kept::new(&y, pass)?;
+        Ok((y, kept))
+    }
+
+    fn held(y: &Kept) -> Vec<Held> {
+        vec![y.held()]
+    }
+
+    fn pull(&self, y: &Kept, c: &Tensor, _: Wants) -> Result<Pulled> {
+        let y = y.tensor()?;
+        Ok(input(where_set(&y.gt(&zeros(&y)?)?, c)?))
+    }
+}
+
+impl Composed for Gelu {
+    type Saved = Kept;
+
+    fn name(&self) -> &str {
+        "gelu"
+    }
+
+    fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Kept)> {
+        Ok((as_dtype(&wide(x)?.gelu()?, x.dtype())?, Kept::new(x, pass)?))
+    }
+
+    fn held(x: &Kept) -> Vec<Held> {
+        vec![x.held()]
+    }
+
+    fn pull(&self, x: &Kept, c: &Tensor, _: Wants) -> Result<Pulled> {
+        const CUBIC: f64 = 0.044715;
+        let root = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
+        // y = x (1 + t)/2 with t = tanh u, so ∂x = c ((1 + t) + x (1 - t²) u')/2.
+        let x = wide(&x.tensor()?)?;
+        let square = x.sqr()?;
+        let t = (&x * square.affine(root * CUBIC, root)?)?.tanh()?;
+        let steep = (&x * square.affine(3.0 * root * CUBIC, root)?)?;
+        let slope = ((&t + (steep * t.sqr()?.affine(-1.0, 1.0)?)?)? * 0.5)?.affine(1.0, 0.5)?;
+        Ok(input(as_dtype(&(wide(c)? * slope)?, c.dtype())?))
+    }
+}

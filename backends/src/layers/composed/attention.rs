@@ -1,0 +1,94 @@
+//! The heads of causal self-attention. The weights are not kept: a pull-back computes them again from queries and keys.
+
+use candle_core::{DType, Tensor};
+use candle_nn::ops::softmax_last_dim;
+use interlock::{Activation, Pass, Result, differentiable::Held};
+
+use super::{
+    as_dtype, cotangent,
+    dropout::{Mask, kept},
+    kept::Kept,
+    products::{operand, product},
+    wide,
+};
+use crate::kernels::attention::Heads;
+
+/// What the heads keep.
+pub(crate) struct SavedHeads {
+    /// Queries, keys and values, `(B, T, 3·n·h)`.
+    qkv: Kept,
+    /// Of the weights, `(B, n, T, T)`.
+    mask: Option<Mask>,
+}
+
+impl SavedHeads {
+    pub(crate) fn held(&self) -> Vec<Held> {
+        self.mask.iter().map(Mask::held).chain([self.qkv.held()]).collect()
+    }
+}
+
+/// Queries over `√h`, keys and values of all heads, `(B, n, T, h)` each.
+fn parts(heads: &Heads, qkv: &Tensor) -> Result<[Tensor; 3]> {
+    let Heads { batch, length, count, width } = *heads;
+    let qkv = qkv.reshape((batch, length, 3, count, width))?;
+    let part = |at: usize| qkv.narrow(2, at, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous();
+    Ok([(part(0)? * scale(heads))?, part(1)?, part(2)?])
+}
+
+fn scale(heads: &Heads) -> f64 {
+    1.0 / (heads.width as f64).sqrt()
+}
+
+/// The softmax of all positions up to the own, `(B, n, T, T)`, in `f32`.
+fn weights(queries: &Tensor, keys: &Tensor) -> Result<Tensor> {
+    let scores = wide(&product(queries, &keys.transpose(2, 3)?)?)?;
+    let length = scores.dim(3)?;
+    let positions = Tensor::arange(0, length as u32, scores.device())?;
+    let seen = positions.reshape((length, 1))?.broadcast_ge(&positions.reshape((1, length))?)?;
+    let nothing = Tensor::full(f32::NEG_INFINITY, 1, scores.device())?.broadcast_as(scores.shape())?;
+    Ok(softmax_last_dim(&seen.broadcast_as(scores.shape())?.where_cond(&scores, &nothing)?)?)
+}
+
+/// Heads side by side, `(B, T, n·h)`, of `(B, n, T, h)`.
+fn joined(heads: &Heads, x: &Tensor) -> Result<Tensor> {
+    Ok(x.transpose(1, 2)?.reshape(&heads.dims(1))?)
+}
+
+/// What all heads give, `(B, T, n·h)`, from queries, keys and values `(B, T, 3·n·h)`; `dropout` is the probability for weights and its name.
+pub(crate) fn mix(
+    heads: &Heads,
+    qkv: &Tensor,
+    (probability, name): (f64, &str),
+    pass: &Pass,
+) -> Result<(Tensor, SavedHeads)> {
+    let Heads { batch, length, count, .. } = *heads;
+    let qkv = operand(qkv, pass)?;
+    let [queries, keys, values] = parts(heads, &qkv)?;
+    let mask = Mask::draw(probability, name, pass, (batch, count, length, length), &qkv)?;
+    let weights = kept(mask.as_ref(), &weights(&queries, &keys)?)?;
+    let mixed = product(&as_dtype(&weights, qkv.dtype())?, &values)?;
+    Ok((joined(heads, &mixed)?, SavedHeads { qkv: Kept::new(&qkv, pass)?, mask }))
+}
+
+/// The cotangent of queries, keys and values, from that of what [`mix`] gave.
+pub(crate) fn pull_back_heads(heads: &Heads, saved: &SavedHeads, c: &Activation, layer: &str) -> Result<Tensor> {
+    let Heads { batch, length, count, width } = *heads;
+    let qkv = saved.qkv.tensor()?;
+    let dtype = qkv.dtype();
+    let c = cotangent(c, &heads.dims(1), dtype, layer)?;
+    let c = c.reshape((batch, length, count, width))?.transpose(1, 2)?.contiguous()?;
+    let [queries, keys, values] = parts(heads, &qkv)?;
+    let p = weights(&queries, &keys)?;
+    let mask = saved.mask.as_ref();
+    let dv = product(&as_dtype(&kept(mask, &p)?, dtype)?.transpose(2, 3)?, &c)?;
+    let dp = kept(mask, &product(&c, &values.transpose(2, 3)?)?.to_dtype(DType::F32)?)?;
+    let along = (&dp * &p)?.sum_keepdim(3)?;
+    let ds = as_dtype(&(&p * dp.broadcast_sub(&along)?)?, dtype)?;
+    let dq = (product(&ds, &keys)? * scale(heads))?;
+    // The queries have been divided by √h.
+    let dk = product(&ds.transpose(2, 3)?, &queries)?;
+    let all = [dq, dk, dv].map(|part| part.transpose(1, 2));
+    let [dq, dk, dv] = all;
+    let all = Tensor::stack(&[dq?, dk?, dv?], 2)?;
+    Ok(all.reshape(&heads.dims(3))?)
+}

@@ -1,0 +1,66 @@
+//! Dropout: a mask that the host draws, the same on every device.
+
+use candle_core::{Shape, Tensor};
+use interlock::{Pass, Pulled, Result, Wants, differentiable::Held};
+
+use super::{Composed, input, where_set};
+use crate::layers::{Dropout, dropout};
+
+/// Which elements are kept.
+pub(crate) struct Mask {
+    /// One where an element is kept, zero elsewhere, of `u8`.
+    keep: Tensor,
+    scale: f64,
+}
+
+impl Mask {
+    /// Draws for a tensor of this shape on the device of `like`; none where all are kept.
+    pub(super) fn draw(
+        probability: f64,
+        name: &str,
+        pass: &Pass,
+        shape: impl Into<Shape>,
+        like: &Tensor,
+    ) -> Result<Option<Self>> {
+        let shape = shape.into();
+        let Some(keep) = dropout::keep(probability, name, pass, shape.elem_count())? else { return Ok(None) };
+        let keep: Vec<u8> = keep.into_iter().map(u8::from).collect();
+        let keep = Tensor::from_vec(keep, shape, like.device())?;
+        Ok(Some(Self { keep, scale: f64::from(dropout::scale(probability)) }))
+    }
+
+    /// What is kept of `x`, scaled.
+    pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        where_set(&self.keep, &(x * self.scale)?)
+    }
+
+    pub(super) fn held(&self) -> Held {
+        Held::tensor(&self.keep)
+    }
+}
+
+/// What is kept of `x`: all of it without a mask.
+pub(super) fn kept(mask: Option<&Mask>, x: &Tensor) -> Result<Tensor> {
+    mask.map_or_else(|| Ok(x.clone()), |mask| mask.apply(x))
+}
+
+impl Composed for Dropout {
+    type Saved = Option<Mask>;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Option<Mask>)> {
+        let mask = Mask::draw(self.probability, &self.name, pass, x.shape(), x)?;
+        Ok((kept(mask.as_ref(), x)?, mask))
+    }
+
+    fn held(mask: &Option<Mask>) -> Vec<Held> {
+        mask.iter().map(Mask::held).collect()
+    }
+
+    fn pull(&self, mask: &Option<Mask>, c: &Tensor, _: Wants) -> Result<Pulled> {
+        Ok(input(kept(mask.as_ref(), c)?))
+    }
+}

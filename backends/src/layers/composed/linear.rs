@@ -1,0 +1,56 @@
+//! Linear layers: a product for the output, for the gradient of the input, and for that of the weight.
+
+use candle_core::Tensor;
+use interlock::{Activation, Gradients, Pass, Pulled, Result, Wants, differentiable::Held};
+
+use super::{
+    Composed, as_dtype,
+    kept::Kept,
+    products::{operand, product},
+    wide,
+};
+use crate::layers::Linear;
+
+/// `x` as a matrix with rows of its last dimension.
+fn rows(x: &Tensor) -> Result<Tensor> {
+    Ok(x.flatten_to(x.rank().saturating_sub(2)).and_then(|x| if x.rank() == 1 { x.unsqueeze(0) } else { Ok(x) })?)
+}
+
+impl Composed for Linear {
+    type Saved = Kept;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Kept)> {
+        let dims = self.output_dims(x.dims())?;
+        let x = operand(x, pass)?;
+        let y = product(&rows(&x)?, &as_dtype(&self.weight, x.dtype())?.t()?)?;
+        let y = match &self.bias {
+            Some(bias) => y.broadcast_add(&as_dtype(bias, y.dtype())?)?,
+            None => y,
+        };
+        Ok((y.reshape(dims)?, Kept::new(&x, pass)?))
+    }
+
+    fn held(x: &Kept) -> Vec<Held> {
+        vec![x.held()]
+    }
+
+    fn pull(&self, x: &Kept, c: &Tensor, wants: Wants) -> Result<Pulled> {
+        let c = rows(c)?;
+        let input = match wants.input {
+            true => Some(product(&c, &as_dtype(&self.weight, c.dtype())?)?.reshape(x.dims())?.into()),
+            false => None::<Activation>,
+        };
+        let mut parameters = Gradients::new();
+        if wants.parameters {
+            parameters.push((self.weight.id(), wide(&product(&c.t()?, &rows(&x.tensor()?)?)?)?));
+            if let Some(bias) = &self.bias {
+                parameters.push((bias.id(), wide(&c)?.sum(0)?));
+            }
+        }
+        Ok(Pulled { input, parameters })
+    }
+}

@@ -1,0 +1,32 @@
+//! Products of matrices.
+
+use candle_core::{DType, Tensor};
+use interlock::{Pass, Precision, Result};
+
+use super::as_dtype;
+
+/// `x` in the dtype that products are computed in.
+pub(super) fn operand(x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    match pass.precision {
+        Precision::F32 => as_dtype(x, DType::F32),
+        Precision::Bf16 => as_dtype(x, DType::BF16),
+    }
+}
+
+/// `a b` in the dtype of both; sums are in `f32`. Each is row-major or the transpose of what is.
+pub(super) fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    summed_wide(a, b, |a, b| Ok(a.matmul(b)?))
+}
+
+/// What `of` gives for two operands of one dtype. The CPU has no products of `bf16`: as GPUs do, they are summed in `f32` and rounded.
+pub(super) fn summed_wide(
+    a: &Tensor,
+    b: &Tensor,
+    of: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    if a.dtype() == DType::BF16 && a.device().is_cpu() {
+        let of = of(&a.to_dtype(DType::F32)?, &b.to_dtype(DType::F32)?)?;
+        return Ok(of.to_dtype(DType::BF16)?);
+    }
+    of(a, b)
+}

@@ -1,0 +1,27 @@
+//! Changes of shape.
+
+use candle_core::{Shape, Tensor};
+use interlock::{Pass, Pulled, Result, Wants, differentiable::Held};
+
+use super::{Composed, input};
+use crate::layers::Flatten;
+
+impl Composed for Flatten {
+    type Saved = Shape;
+
+    fn name(&self) -> &str {
+        "flatten"
+    }
+
+    fn compute(&self, x: &Tensor, _: &Pass) -> Result<(Tensor, Shape)> {
+        Ok((x.reshape((x.dim(0)?, ()))?, x.shape().clone()))
+    }
+
+    fn held(_: &Shape) -> Vec<Held> {
+        Vec::new()
+    }
+
+    fn pull(&self, shape: &Shape, c: &Tensor, _: Wants) -> Result<Pulled> {
+        Ok(input(c.reshape(shape)?))
+    }
+}

@@ -1,0 +1,158 @@
+//! Layers on every device against the kernels of the CPU, and against finite differences.
+
+use candle_core::{DType, Device, Tensor};
+use interlock::{Activation, Pass, Precision, StageDevice, Wants, device::run_on};
+use interlock_backends::Backends;
+
+use crate::{
+    devices::{all, beside_others},
+    support::{
+        Build,
+        cases::{Case, cases},
+        distinct, error, given, random, store, values, wide,
+    },
+};
+
+/// The device that all others are compared with.
+const REFERENCE: &str = "cpu:threads=1";
+
+fn reference() -> std::sync::Arc<dyn StageDevice> {
+    Backends::default().open(REFERENCE).expect("the CPU")
+}
+
+/// Whether layers compute by the kernels of the CPU there, in `f32` only.
+fn has_kernels(device: &dyn StageDevice) -> bool {
+    device.device().is_cpu() && !device.name().contains("layers=composed")
+}
+
+/// What `f32` may differ by, of the norm: sums are taken in another order.
+const ALLOWED: f64 = 1e-5;
+
+#[test]
+fn in_f32_layers_give_what_the_kernels_of_the_cpu_give() {
+    let _turn = beside_others();
+    let reference = reference();
+    for device in all() {
+        for (name, x, build) in cases() {
+            let kernels = given(&*reference, &x, None, Precision::F32, &*build).0;
+            let there = given(&**device, &x, None, Precision::F32, &*build).0;
+            assert!(kernels.keys().eq(there.keys()), "{}: {name}: {:?} and {:?}", device.name(), kernels, there);
+            for ((what, wanted), got) in kernels.iter().zip(there.values()) {
+                let error = error(got, wanted);
+                assert!(error <= ALLOWED, "{}: {name}: {what} is off by {error:e}", device.name());
+                assert_eq!(got.dtype(), DType::F32, "{}: {name}: {what}", device.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn in_bf16_layers_are_near_and_parameters_stay_f32() {
+    let _turn = beside_others();
+    let reference = reference();
+    for device in all() {
+        if has_kernels(&**device) {
+            println!("skipped: {} computes in f32 only", device.name());
+            continue;
+        }
+        for (name, x, build) in cases() {
+            in_bf16(&**device, &*reference, &name, &x, &*build);
+        }
+    }
+}
+
+fn in_bf16(device: &dyn StageDevice, reference: &dyn StageDevice, name: &str, x: &Tensor, build: Build<'_>) {
+    let rounded = |x: &Tensor| x.to_dtype(DType::BF16).expect("a cast");
+    let float = x.dtype() == DType::F32;
+    let half = if float { rounded(x) } else { x.clone() };
+    let x = if float { wide(&half) } else { x.clone() };
+    let dims = given(reference, &x, None, Precision::F32, build).0["output"].dims().to_vec();
+    let c = rounded(&random("cotangent", &dims));
+    let kernels = given(reference, &x, Some(&wide(&c)), Precision::F32, build).0;
+    let there = given(device, &half, Some(&c), Precision::Bf16, build).0;
+    let name = format!("{}: {name}", device.name());
+    assert!(kernels.keys().eq(there.keys()), "{name}: {:?} and {:?}", kernels.keys(), there.keys());
+    for ((what, wanted), got) in kernels.iter().zip(there.values()) {
+        let error = error(got, wanted);
+        // A rounded value may change the side of a ReLU inside of a block, and these have few.
+        let allowed = if name.contains(": block") { 0.2 } else { 0.03 };
+        assert!(error <= allowed, "{name}: {what} is off by {error}");
+        let parameter = what.starts_with("gradient of") || what.contains("running");
+        assert_eq!(got.dtype(), if parameter { DType::F32 } else { DType::BF16 }, "{name}: {what}");
+    }
+    // Cotangents of either dtype do, and so do inputs: what is wider than the pass is narrowed where products are computed.
+    let other = given(device, &half, Some(&wide(&c)), Precision::Bf16, build).0;
+    for ((what, got), other) in there.iter().zip(other.values()) {
+        assert!(values(&wide(got)) == values(&wide(other)), "{name}: {what} for an f32 cotangent");
+    }
+    let widened = given(device, &half, Some(&c), Precision::F32, build).0;
+    for ((what, wanted), got) in kernels.iter().zip(widened.values()) {
+        let error = error(got, wanted);
+        assert!(error <= ALLOWED && got.dtype() == DType::F32, "{name}: {what} of a bf16 input is off by {error:e}");
+    }
+}
+
+/// Layers that are smooth, or whose kinks lie between the values of the input.
+fn smooth() -> Vec<Case> {
+    let kinked = |name: &str| name.starts_with("block");
+    cases().into_iter().filter(|(name, x, _)| x.dtype() == DType::F32 && !kinked(name)).collect()
+}
+
+const STEP: f64 = 1.0 / 64.0;
+
+/// The gradient of `Σ r·y` along a direction, for the input and for all parameters together, against four steps that way.
+#[test]
+fn gradients_are_those_of_finite_differences() {
+    let _turn = beside_others();
+    for device in all() {
+        for (name, x, build) in smooth() {
+            run_on(&**device, || differences(&**device, &format!("{}: {name}", device.name()), &x, &*build));
+        }
+    }
+}
+
+fn differences(device: &dyn StageDevice, name: &str, x: &Tensor, build: Build<'_>) {
+    let here = |x: &Tensor| device.bring(x).expect("a tensor on the device");
+    let store = store();
+    let layer = build(store.builder(device.device())).expect("a layer");
+    let pass = Pass { track: false, ..Pass::train(7, 3, 1) };
+    let output = |x: &Tensor| layer.forward(&Activation::from(here(x)), &pass).expect("a forward pass");
+    let (y, saved) = output(x);
+    let c = random("cotangent", y.single().expect("one tensor").dims());
+    let pulled = layer.pull_back(&saved, &here(&c).into(), Wants::BOTH).expect("a pull-back");
+    let products = |a: &Tensor, b: &Tensor| -> f64 {
+        let [a, b] = [a, b].map(|t| values(&t.to_device(&Device::Cpu).expect("a tensor of the CPU")));
+        a.iter().zip(&b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+    };
+    let objective = |x: &Tensor| products(output(x).0.single().expect("one tensor"), &c);
+    // The error of four values is of fourth order in the step.
+    let derivative =
+        |f: &dyn Fn(f64) -> f64| (8.0 * (f(STEP) - f(-STEP)) - (f(2.0 * STEP) - f(-2.0 * STEP))) / (12.0 * STEP);
+    let check = |what: &str, numeric: f64, analytic: f64, scale: f64| {
+        let allowed = 3e-3 * scale.max(1.0);
+        assert!((numeric - analytic).abs() <= allowed, "{name}: {what}: {analytic}, finite differences say {numeric}");
+    };
+    // Steps of the whole vector are as large as those of one element.
+    let direction = |dims: &[usize]| {
+        let count: usize = dims.iter().product();
+        (distinct("direction", dims) * (8.0 / count as f64)).expect("a direction")
+    };
+    let norm = |t: &Tensor| products(t, t).sqrt();
+    let along = direction(x.dims());
+    let input = pulled.input.expect("a gradient of the input");
+    let input = input.single().expect("one tensor");
+    let moved = |step: f64| objective(&(x + (&along * step).expect("a step")).expect("a moved input"));
+    check("the input", derivative(&moved), products(input, &along), norm(input) * norm(&along));
+    for (id, gradient) in &pulled.parameters {
+        let entry = &store.entries()[store.position(*id).expect("a known tensor")];
+        let along = direction(entry.var.dims());
+        let at = entry.var.as_detached_tensor().copy().expect("a copy");
+        let moved = |step: f64| {
+            let there = (&at + here(&(&along * step).expect("a step"))).expect("a moved parameter");
+            entry.var.set(&there).expect("an update");
+            objective(x)
+        };
+        check(&entry.name, derivative(&moved), products(gradient, &along), norm(gradient) * norm(&along));
+        entry.var.set(&at).expect("an update");
+    }
+}

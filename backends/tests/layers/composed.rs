@@ -1,0 +1,119 @@
+//! Layers composed of candle's operations: what the conformance suite, which compares them with the kernels, does not ask of every device.
+
+use candle_core::{DType, Device, Tensor};
+use interlock::{Activation, Differentiable, Pass, Precision, Wants};
+use interlock_backends::{CpuDevice, layers::*};
+
+use crate::{
+    contract::on,
+    support::{
+        self, Build, Given,
+        cases::{cases, conv},
+        random, store, values,
+    },
+};
+
+/// What the layer gives on the CPU, computed in this way.
+fn given(way: &str, x: &Tensor, c: Option<&Tensor>, precision: Precision, build: Build<'_>) -> Given {
+    let device = CpuDevice::open(&format!("cpu:threads=2,layers={way}")).expect("a device");
+    support::given(&device, x, c, precision, build)
+}
+
+#[test]
+fn inputs_wider_than_the_pass_give_outputs_of_the_pass_where_products_are_computed() {
+    let bf16 = |x: Tensor, build: Build<'_>| given("composed", &x, None, Precision::Bf16, build).0["output"].dtype();
+    let x = random("x", &[2, 3, 5, 5]);
+    assert_eq!(bf16(x.clone(), &|vb| Ok(Box::new(Conv2d::new(conv(3, 3, 3, 1, 1, true), vb)?))), DType::BF16);
+    assert_eq!(bf16(x.clone(), &|vb| Ok(Box::new(Linear::new(5, 5, true, vb)?))), DType::BF16);
+    let residual: Build<'_> =
+        &|vb| Ok(Box::new(Residual::new(Box::new(Conv2d::new(conv(3, 3, 3, 1, 1, true), vb)?), None)));
+    assert_eq!(bf16(x.clone(), residual), DType::BF16);
+    assert_eq!(bf16(x.clone(), &|_| Ok(Box::new(Relu))), DType::F32);
+    assert_eq!(bf16(x, &|vb| Ok(Box::new(BatchNorm2d::new(3, vb)?))), DType::F32);
+}
+
+#[test]
+fn the_first_of_equal_pixels_takes_the_gradient_and_no_number_stays_one() {
+    // Few values, so that most windows have equals, and some no number or infinities only.
+    let choices = [0.0, 1.0, f32::NEG_INFINITY, 1.0, f32::NAN, f32::NEG_INFINITY];
+    let pixels: Vec<f32> = (0..2 * 9 * 8_usize).map(|i| choices[i * i * 7 / 3 % choices.len()]).collect();
+    let finite: Vec<f32> = pixels.iter().map(|&p| if p.is_nan() { 0.0 } else { p }).collect();
+    for pixels in [pixels, finite] {
+        let x = Tensor::from_vec(pixels, (1, 2, 9, 8), &Device::Cpu).expect("a tensor");
+        for [kernel, stride, padding] in [[2, 2, 0], [3, 2, 1], [3, 1, 1], [5, 1, 2], [4, 3, 2]] {
+            let bits = |way| {
+                let all =
+                    given(way, &x, None, Precision::F32, &|_| Ok(Box::new(MaxPool2d::new(kernel, stride, padding))));
+                let gradient = values(&all.0["input gradient"]);
+                // Where no cotangent arrives, kernels leave zeros too; sums of several differ in their order.
+                let reached: Vec<bool> = gradient.iter().map(|&g| g != 0.0).collect();
+                let output: Vec<Option<f32>> =
+                    values(&all.0["output"]).into_iter().map(|y| (!y.is_nan()).then_some(y)).collect();
+                (output, reached)
+            };
+            assert_eq!(bits("kernels"), bits("composed"), "{kernel} {stride} {padding}");
+        }
+        let relu = |way| {
+            let all = given(way, &x, None, Precision::F32, &|_| Ok(Box::new(Relu)));
+            let bits = |what: &str| values(&all.0[what]).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            (bits("output"), bits("input gradient"))
+        };
+        assert_eq!(relu("kernels"), relu("composed"));
+    }
+}
+
+#[test]
+fn batch_norm_is_near_far_from_zero() {
+    let values_near_thousand: Vec<f32> = (0..4096).map(|i| 1000.0 + (i % 2) as f32 / 64.0).collect();
+    let x = Tensor::from_vec(values_near_thousand, (4, 1, 32, 32), &Device::Cpu).expect("a tensor");
+    let y = &given("composed", &x, None, Precision::F32, &|vb| Ok(Box::new(BatchNorm2d::new(1, vb)?))).0["output"];
+    let size = (1.0 / 128.0) / ((1.0_f32 / 128.0).powi(2) + 1e-5).sqrt();
+    for (at, y) in values(y).into_iter().enumerate() {
+        let wanted = if at % 2 == 0 { -size } else { size };
+        assert!((y - wanted).abs() < 0.02, "value {at} is {y}, not {wanted}");
+    }
+}
+
+#[test]
+fn what_is_no_number_of_an_activation_is_refused() {
+    on(1, "composed", || {
+        let vb = store().builder(&Device::Cpu).pp("fc");
+        let layer = Linear::new(3, 2, true, vb).expect("a linear layer");
+        let refusal = |x: Tensor| layer.forward(&x.into(), &Pass::eval()).err().expect("a refusal").to_string();
+        let tensor = |dtype, rows: usize| Tensor::zeros((rows, 3), dtype, &Device::Cpu).expect("a tensor");
+        assert_eq!(refusal(tensor(DType::U32, 2)), "linear fc: a tensor of u32; convert it to f32 or bf16");
+        assert_eq!(refusal(tensor(DType::F32, 0)), "linear fc: input of shape [0, 3]; it takes at least one element");
+        let x = random("x", &[4, 3]);
+        let (_, saved) = layer.forward(&x.clone().into(), &Pass::train(0, 0, 0)).expect("a pass");
+        let error = layer.pull_back(&saved, &x.into(), Wants::BOTH).err().expect("a refusal").to_string();
+        assert_eq!(error, "linear fc: cotangent of shape [4, 3]; the output had shape [4, 2]");
+        let error =
+            layer.pull_back(&saved, &tensor(DType::U32, 4).narrow(1, 0, 2).expect("a view").into(), Wants::BOTH);
+        assert_eq!(
+            error.err().expect("a refusal").to_string(),
+            "linear fc: a tensor of u32; convert it to f32 or bf16"
+        );
+        let tokens = Tensor::new(&[7_u32], &Device::Cpu).expect("a tensor");
+        let layer = Embedding::new(7, 2, store().builder(&Device::Cpu)).expect("an embedding");
+        let error = layer.forward(&tokens.into(), &Pass::eval()).err().expect("a refusal").to_string();
+        assert!(error.contains("token 7 at place 0"), "{error}");
+    });
+}
+
+/// A forward pass that was saved one way is pulled back so, whatever the thread does now.
+#[test]
+fn a_pull_back_goes_by_what_was_saved() {
+    for (name, x, build) in cases().into_iter().filter(|(_, x, _)| x.dtype() == DType::F32) {
+        let store = store();
+        let layer = build(store.builder(&Device::Cpu)).expect("a layer");
+        let layer = std::sync::Mutex::new(layer);
+        let (y, saved) = on(1, "composed", || {
+            layer.lock().expect("the layer").forward(&x.clone().into(), &Pass::train(7, 3, 1)).expect("a pass")
+        });
+        let c: Activation = random("cotangent", y.single().expect("one tensor").dims()).into();
+        let layer = layer.into_inner().expect("the layer");
+        let pulled = layer.pull_back(&saved, &c, Wants::BOTH).expect("a pull-back").input.expect("a gradient");
+        let wanted = &given("composed", &x, None, Precision::F32, &*build).0["input gradient"];
+        assert_eq!(values(pulled.single().expect("one tensor")), values(wanted), "{name}");
+    }
+}

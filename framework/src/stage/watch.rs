@@ -1,0 +1,211 @@
+//! The watch over a stage's values: that they are finite, and what else of a step is told in numbers.
+//!
+//! Where the host computes, a value is looked at as it comes. On a device that works behind the host's back a look would wait for all that was
+//! given to the device before: there the watch takes a note of each number and leaves it on the device, and all numbers of a step are read
+//! together (`reading.rs`).
+
+use candle_core::Tensor;
+
+use crate::{
+    Activation, Error, NonFinite, Phase, Result, Score, StageDevice, StageFailure,
+    elementwise::is_finite,
+    loss::Scored,
+    schedule::{Action, Purpose, Ticket},
+    sums,
+};
+
+/// Where in a run a number arose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) step: u64,
+    /// None where the whole step is concerned.
+    pub(super) ticket: Option<Ticket>,
+    pub(super) phase: Phase,
+}
+
+impl Place {
+    /// Of what `action` does.
+    pub(super) fn of(action: Action) -> Self {
+        let (ticket, phase) = match action {
+            Action::Forward(ticket) => (Some(ticket), Phase::Forward),
+            Action::Head { ticket, .. } => (Some(ticket), Phase::Head),
+            Action::PullBack { ticket, .. } => (Some(ticket), Phase::PullBack),
+            Action::ShareNorm(_) | Action::Update(_) => (None, Phase::Update),
+        };
+        Self { step: action.step(), ticket, phase }
+    }
+
+    /// Of what came for a micro-batch.
+    pub(super) fn transfer(ticket: Ticket) -> Self {
+        Self { step: ticket.step, ticket: Some(ticket), phase: Phase::Transfer }
+    }
+
+    /// The failure of stage `stage` there.
+    pub(super) fn failure(self, stage: usize, cause: &Error) -> StageFailure {
+        StageFailure {
+            stage,
+            step: Some(self.step),
+            micro: self.ticket.map(|ticket| ticket.micro),
+            phase: self.phase,
+            cause: cause.to_string(),
+        }
+    }
+}
+
+/// What a number says.
+#[derive(Debug)]
+pub(super) enum What {
+    /// A value of this sort is finite if the number is; it is called so.
+    Finite(NonFinite, String),
+    /// What a neighbour sent is finite if the number is. Where not, the neighbour has a note of it too, and says so.
+    Arrived,
+    /// The sum of losses over so many targets and, where there is such a notion, how many were predicted right.
+    Score(f64),
+    /// Squared norms of the main parameters' gradients.
+    SquaredNorms,
+    /// The products of the gradients followed and measured.
+    Products,
+}
+
+/// Numbers that are there, or an `f64` tensor of one dimension.
+#[derive(Clone, Debug)]
+pub(super) enum Numbers {
+    Known(Vec<f64>),
+    Later(Tensor),
+}
+
+#[derive(Debug)]
+pub(super) struct Note {
+    pub(super) place: Place,
+    pub(super) what: What,
+    pub(super) numbers: Numbers,
+}
+
+/// See the [module](self).
+pub(crate) struct Watch {
+    asynchronous: bool,
+    place: Place,
+    /// In order of what the device was given.
+    notes: Vec<Note>,
+}
+
+impl Watch {
+    /// The watch over values on `device`.
+    pub(crate) fn over(device: &dyn StageDevice) -> Self {
+        Self::new(device.is_asynchronous())
+    }
+
+    pub(super) fn new(asynchronous: bool) -> Self {
+        Self { asynchronous, place: Place { step: 0, ticket: None, phase: Phase::Build }, notes: Vec::new() }
+    }
+
+    /// Whether nothing may be read.
+    pub(crate) fn is_asynchronous(&self) -> bool {
+        self.asynchronous
+    }
+
+    /// What comes now arises there.
+    pub(super) fn begin(&mut self, place: Place) {
+        self.place = place;
+    }
+
+    /// Where what comes now arises.
+    pub(super) fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Sees to it that the tensors of floating-point dtype are finite; `what` names them.
+    ///
+    /// # Errors
+    /// If one is not, and the host can tell.
+    pub(crate) fn tensors(
+        &mut self,
+        activation: &Activation,
+        sort: NonFinite,
+        what: impl Fn() -> String,
+    ) -> Result<()> {
+        for tensor in activation.tensors() {
+            self.tensor(tensor, sort, || format!("{} holds an infinity or a NaN", what()))?;
+        }
+        Ok(())
+    }
+
+    /// Likewise of one tensor; `words` say what is wrong where it is not finite.
+    pub(crate) fn tensor(&mut self, tensor: &Tensor, sort: NonFinite, words: impl FnOnce() -> String) -> Result<()> {
+        match tensor.dtype().is_float() {
+            false => Ok(()),
+            true if self.asynchronous => self.finite(Numbers::Later(sums::zero_if_finite(tensor)?), sort, words),
+            true if is_finite(tensor)? => Ok(()),
+            true => Err(Error::NotFinite(sort, words())),
+        }
+    }
+
+    /// Sees to it that a number of a value is finite.
+    pub(super) fn finite(&mut self, number: Numbers, sort: NonFinite, words: impl FnOnce() -> String) -> Result<()> {
+        match number {
+            Numbers::Known(values) if !self.asynchronous => match values.iter().all(|value| value.is_finite()) {
+                true => Ok(()),
+                false => Err(Error::NotFinite(sort, words())),
+            },
+            numbers => {
+                self.note(What::Finite(sort, words()), numbers);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes a note of what a neighbour sent. Where the host computes the neighbour has looked before it sent.
+    pub(super) fn arrived(&mut self, activation: &Activation) -> Result<()> {
+        if self.asynchronous {
+            for tensor in activation.tensors().iter().filter(|t| t.dtype().is_float()) {
+                self.note(What::Arrived, Numbers::Later(sums::zero_if_finite(tensor)?));
+            }
+        }
+        Ok(())
+    }
+
+    /// The score over `count` targets, if it is to be known now.
+    ///
+    /// # Errors
+    /// If it is known and its loss is not finite.
+    pub(super) fn score(&mut self, stage: usize, scored: Scored, count: f64) -> Result<Option<Score>> {
+        match scored {
+            Scored::Known(score) if !self.asynchronous => match score.loss.is_finite() {
+                true => Ok(Some(score)),
+                false => Err(not_finite(stage, score.loss)),
+            },
+            Scored::Known(score) => {
+                let numbers = [score.loss].into_iter().chain(score.correct).collect();
+                self.note(What::Score(score.count), Numbers::Known(numbers));
+                Ok(None)
+            }
+            Scored::Later(numbers) => {
+                self.note(What::Score(count), Numbers::Later(numbers));
+                Ok(None)
+            }
+        }
+    }
+
+    pub(super) fn note(&mut self, what: What, numbers: Numbers) {
+        self.notes.push(Note { place: self.place, what, numbers });
+    }
+
+    /// The notes of a micro-batch of an evaluation, or all those of training, in order.
+    pub(super) fn take(&mut self, evaluated: Option<Ticket>) -> Vec<Note> {
+        let evaluates = |ticket: &Ticket| ticket.purpose == Purpose::Evaluate;
+        let wanted = |note: &Note| note.place.ticket.filter(evaluates) == evaluated;
+        let (taken, left) = std::mem::take(&mut self.notes).into_iter().partition(wanted);
+        self.notes = left;
+        taken
+    }
+
+    /// Forgets all notes.
+    pub(crate) fn forget(&mut self) {
+        self.notes.clear();
+    }
+}
+
+/// What training fails with where the loss of a head is not finite.
+pub(super) fn not_finite(stage: usize, loss: f64) -> Error {
+    Error::NotFinite(NonFinite::Loss, format!("the loss of head {stage} is {loss}"))
+}
