@@ -98,6 +98,8 @@ fn stages_that_sleep_are_timed() {
     let takes =
         |result: &Value, seconds: f64| assert!(result["step_seconds"].as_f64().unwrap() > seconds / 2.0, "{result}");
     takes(&three, 0.016);
+    let worked: Vec<f64> = three["device_seconds"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap()).collect();
+    assert!(worked.len() == 5 && worked[2] >= 0.016 && worked.iter().all(|&seconds| seconds > 0.0), "{three}");
     if cfg!(unix) {
         let cpu = ["cpu_seconds_per_step", "cpu_seconds_per_message"].map(|key| three[key].as_f64().unwrap());
         assert!(cpu[1] > 0.0 && (cpu[0] - 21.0 * cpu[1]).abs() < 1e-9, "{three}");

@@ -17,6 +17,7 @@ use interlock::{
     schedule::{PolicyName, Purpose},
     simulator::{HOP, Scenario, StageCosts, least_in_flight, simulate},
     trainer::Layout,
+    transport::StageStep,
 };
 use interlock_backends::Backends;
 use serde::Serialize;
@@ -42,6 +43,8 @@ struct RuntimeResult {
     steps: u64,
     /// Of the steady state.
     step_seconds: f64,
+    /// Seconds a step that each stage's device worked, crossings not counted; by the device's own clock where it works behind the host's back.
+    device_seconds: Vec<f64>,
     /// What the busiest stage works in a step: no schedule makes steps shorter.
     lower_bound_seconds: f64,
     /// What the simulator says of the same stages, costs and links.
@@ -92,7 +95,13 @@ pub(super) fn run(arguments: &BenchRuntime) -> Result<(), Exit> {
     let steps = last + 1 + fill;
     let mut marks = Vec::new();
     let before = pipeline.sent();
-    train(&pipeline, &batch(arguments)?, micro_batches, steps, |step| {
+    let mut device_seconds = vec![0.0; usize::from(arguments.stages)];
+    train(&pipeline, &batch(arguments)?, micro_batches, steps, |step, stages| {
+        if (first + 1..=last).contains(&step) {
+            for (sum, stage) in device_seconds.iter_mut().zip(stages) {
+                *sum += stage.busy_seconds();
+            }
+        }
         if step == first || step == last {
             marks.push((Instant::now(), cpu::seconds()));
         }
@@ -114,6 +123,7 @@ pub(super) fn run(arguments: &BenchRuntime) -> Result<(), Exit> {
         bytes: arguments.bytes,
         steps: arguments.steps,
         step_seconds: (end - start).as_secs_f64() / timed,
+        device_seconds: device_seconds.into_iter().map(|sum| sum / timed).collect(),
         lower_bound_seconds: simulated.lower_bound(&scenario),
         simulated_step_seconds: simulated.step_seconds,
         reason: simulated.critical.to_string(),
@@ -194,7 +204,7 @@ fn train(
     batch: &Batch,
     micro_batches: usize,
     steps: u64,
-    mut done: impl FnMut(u64),
+    mut done: impl FnMut(u64, &[StageStep]),
 ) -> Result<()> {
     let (mut fed, mut waiting) = (0, 0);
     loop {
@@ -207,8 +217,8 @@ fn train(
         }
         match pipeline.next()? {
             PipelineEvent::Fed { .. } => waiting -= 1,
-            PipelineEvent::StepDone { step, .. } => {
-                done(step);
+            PipelineEvent::StepDone { step, stages, .. } => {
+                done(step, &stages);
                 if step + 1 == steps {
                     return Ok(());
                 }
@@ -322,7 +332,7 @@ mod tests {
             let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings).unwrap();
             let before = pipeline.sent();
             let steps = 5;
-            train(&pipeline, &batch(&arguments).unwrap(), micro_batches, steps, |_| {}).unwrap();
+            train(&pipeline, &batch(&arguments).unwrap(), micro_batches, steps, |_, _| {}).unwrap();
             let sent = pipeline.sent();
             let (stages, micros) = (u64::from(stages), steps * micro_batches as u64);
             let crossing: usize = (0..plan.stages()).map(|k| plan.crosses(k).len()).sum();
