@@ -1,19 +1,23 @@
 //! The time that the stages' own threads compute: they carry messages and decide what is next. The work itself is done by the threads of devices.
 
+use std::path::Path;
+
 /// How an arbiter's thread is called, as far as the system keeps names.
 const ARBITER: &str = "actix-rt|";
 
 /// Seconds that the stages' threads have computed by now, all together; none where the system does not tell.
 pub(super) fn stage_seconds() -> Option<f64> {
+    if !Path::new("/proc/self/schedstat").exists() {
+        return None;
+    }
     let threads = std::fs::read_dir("/proc/self/task").ok()?;
     let mut sum = 0.0;
     for thread in threads.flatten().map(|thread| thread.path()) {
         // A thread may end between being listed and being asked.
-        let Ok(name) = std::fs::read_to_string(thread.join("comm")) else { continue };
-        if name.starts_with(ARBITER) {
-            let times = std::fs::read_to_string(thread.join("schedstat")).ok()?;
-            let nanoseconds: f64 = times.split_whitespace().next()?.parse().ok()?;
-            sum += 1e-9 * nanoseconds;
+        let read = |file: &str| std::fs::read_to_string(thread.join(file)).unwrap_or_default();
+        if read("comm").starts_with(ARBITER) {
+            let nanoseconds = read("schedstat").split_whitespace().next().and_then(|first| first.parse::<f64>().ok());
+            sum += 1e-9 * nanoseconds.unwrap_or(0.0);
         }
     }
     Some(sum)
