@@ -18,7 +18,7 @@ mod under_way;
 
 use std::sync::Arc;
 
-use candle_core::{CudaDevice, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use interlock::{
     Backend, Error, Precision, Result, StageDevice,
     device::{Mark, Reading},
@@ -74,14 +74,6 @@ impl CudaStageDevice {
             Ok(Self { name, text: text.clone(), device, gpu: Arc::clone(&gpu), landing, clock })
         };
         open().map_err(|error| driver::refused(&text, error))
-    }
-
-    /// candle's view of the GPU.
-    ///
-    /// # Errors
-    /// None: the device is a GPU.
-    pub fn cuda(&self) -> Result<&CudaDevice> {
-        Ok(self.device.as_cuda_device()?)
     }
 
     fn memory(&self) -> Option<(usize, usize)> {

@@ -105,7 +105,7 @@ const RECEIVER: i32 = 1;
 impl End {
     /// Joins as `rank`, and waits `limit` for the other end.
     fn join(device: &CudaStageDevice, id: NcclId, rank: i32, limit: Duration) -> Result<Self> {
-        let stream = device.cuda()?.cuda_stream().context().new_stream().map_err(failed)?;
+        let stream = device.landing.device().cuda_stream().context().new_stream().map_err(failed)?;
         let (tell, told) = mpsc::channel();
         let here = Arc::clone(&stream);
         // Joining cannot be ended from outside: a thread waits for it, and is left behind where it lasts too long.
@@ -262,7 +262,7 @@ impl NcclReceiver {
 
     fn elements<T: DeviceRepr + CudaDType>(&self, count: usize) -> Result<CudaStorage> {
         let stream = self.end.stream();
-        let home = self.device.cuda()?.cuda_stream();
+        let home = self.device.landing.device().cuda_stream();
         let mut elements = self.end.under_way.room::<T>(&home, count).map_err(failed)?;
         let bytes = elements.num_bytes();
         {
@@ -276,7 +276,7 @@ impl NcclReceiver {
                 .map(|_| ())
             })?;
         }
-        Ok(T::wrap_cuda_slice(elements, self.device.cuda()?.clone()))
+        Ok(T::wrap_cuda_slice(elements, self.device.landing.device().clone()))
     }
 }
 

@@ -78,6 +78,12 @@ impl Landing {
         Ok(Self { gpu, device, anchor, under_way: UnderWay::new(stream) })
     }
 
+    /// The stage's own device, with the stream that computes.
+    #[cfg(feature = "nccl")]
+    pub(super) fn device(&self) -> &CudaDevice {
+        &self.device
+    }
+
     /// On which tensors arrive.
     fn stream(&self) -> &Arc<CudaStream> {
         self.under_way.stream()
