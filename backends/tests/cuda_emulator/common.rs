@@ -92,6 +92,13 @@ pub(crate) fn child(test: &str, environment: &[(&str, &str)]) -> Output {
     command.envs(environment.iter().copied()).output().unwrap()
 }
 
+/// Asserts that one test of this program passes in a process of its own: for what depends on when operations run, since
+/// a test beside it in the same process may wait for all work of the device.
+pub(crate) fn passes(test: &str, environment: &[(&str, &str)]) {
+    let output = child(test, environment);
+    assert!(output.status.success(), "{}{}", said(&output), String::from_utf8_lossy(&output.stdout));
+}
+
 /// What a child wrote to standard error.
 pub(crate) fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()

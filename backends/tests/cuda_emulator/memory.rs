@@ -1,13 +1,8 @@
 //! Memory of devices: what is counted, what is refused, and what a missing device says.
 
-use crate::common::{child, cuda, flat, in_child, said, values};
+use crate::common::{cuda, flat, in_child, passes, values};
 use candle_core::cuda::cudarc::driver::CudaContext;
 use candle_core::{DType, Device, Tensor};
-
-fn passes(test: &str, environment: &[(&str, &str)]) {
-    let output = child(test, environment);
-    assert!(output.status.success(), "{}{}", said(&output), String::from_utf8_lossy(&output.stdout));
-}
 
 #[test]
 fn memory_does_not_grow_with_allocations_that_are_freed() {
