@@ -86,7 +86,8 @@ impl Scenario {
 pub struct Simulated {
     /// Seconds a step, once steps repeat themselves.
     pub step_seconds: f64,
-    /// Whether they did; otherwise `step_seconds` is the mean of the second half of what was simulated.
+    /// Whether they did; otherwise `step_seconds` is the mean of the second half of what was simulated, of the
+    /// stage that took longest.
     pub steady: bool,
     /// Seconds from the first micro-batch to the end of the first step.
     pub first_step_seconds: f64,

@@ -50,13 +50,20 @@ struct StageState {
     waits: bool,
     /// What it sends: forward, and backward.
     channels: [Channel; 2],
-    done_steps: Vec<Time>,
+    /// When each action ended, as one of step 0; its steps so far, each ending with its update, and the one that has begun.
+    steps: Vec<Vec<(Action, Time)>>,
+    begun: Vec<(Action, Time)>,
     peak_live: usize,
     peak_held: usize,
     held: usize,
 }
 
 impl StageState {
+    /// When a step was done.
+    fn end(&self, step: usize) -> Time {
+        self.steps[step].last().map_or(0, |&(_, end)| end)
+    }
+
     /// Takes note of a cause. Of several that come at the same time one stands for all: the stage's own work before that of others, and a
     /// message that brings something before one that only gives room.
     fn comes(&mut self, now: Time, cause: Cause) {
@@ -119,7 +126,8 @@ impl<'a> World<'a> {
                 caused: 0,
                 waits: false,
                 channels: [Channel::new(scenario.links[stage]); 2],
-                done_steps: Vec::new(),
+                steps: Vec::new(),
+                begun: Vec::new(),
                 peak_live: 0,
                 peak_held: 0,
                 held: 0,
@@ -162,7 +170,7 @@ impl<'a> World<'a> {
                 self.happen(what)?;
             }
             self.act();
-            while self.stages.iter().all(|stage| stage.done_steps.len() as u64 > self.steps) {
+            while self.stages.iter().all(|stage| stage.steps.len() as u64 > self.steps) {
                 self.steps += 1;
                 if period.is_none() {
                     period = self.period();
@@ -174,16 +182,22 @@ impl<'a> World<'a> {
         Ok(self.found(period))
     }
 
-    /// The least number of steps after which every stage does the same again at the same distance of time.
+    /// The least number of steps after which every action of every stage comes again at the same distance of time. Updates alone do not tell: they
+    /// may repeat themselves while the room of a boundary fills.
     fn period(&self) -> Option<u64> {
-        let last = self.steps - 1;
-        (1..=LONGEST_PERIOD).find(|&p| {
+        let last = self.steps as usize - 1;
+        let period = (1..=LONGEST_PERIOD as usize).find(|&p| {
             let Some(before) = last.checked_sub(3 * p) else { return false };
-            let at = |stage: &StageState, step: u64| stage.done_steps[step as usize];
-            let distance = at(&self.stages[0], last) - at(&self.stages[0], last - p);
-            (before + 1..=last - p)
-                .all(|step| self.stages.iter().all(|stage| at(stage, step + p) - at(stage, step) == distance))
-        })
+            let distance = self.stages[0].end(last) - self.stages[0].end(last - p);
+            (before + 1..=last - p).all(|step| {
+                self.stages.iter().all(|stage| {
+                    let (one, other) = (&stage.steps[step], &stage.steps[step + p]);
+                    let mut pairs = one.iter().zip(other).rev();
+                    one.len() == other.len() && pairs.all(|(a, b)| a.0 == b.0 && b.1 - a.1 == distance)
+                })
+            })
+        });
+        period.map(|p| p as u64)
     }
 
     /// Hands micro-batches to the first stage, as far as it has room.
@@ -292,8 +306,9 @@ impl<'a> World<'a> {
         state.schedule.done(action);
         state.peak_live = state.peak_live.max(state.schedule.live());
         state.comes(now, Cause::Own(span));
+        state.begun.push((action.of_step(0), now));
         if matches!(action, Action::Update(_)) {
-            state.done_steps.push(now);
+            state.steps.push(std::mem::take(&mut state.begun));
         }
         let freed = state.schedule.take_freed().len();
         state.held -= freed;
@@ -321,14 +336,15 @@ impl<'a> World<'a> {
     fn found(self, period: Option<u64>) -> Simulated {
         let last = self.steps as usize - 1;
         // Where steps never repeat themselves, the second half of them stands for all.
-        let window = period.map_or(last / 2, |p| p as usize).max(1).min(last.max(1));
-        let all_done = |step: usize| self.stages.iter().map(|s| s.done_steps[step]).max().unwrap_or(0);
-        let span_of_steps = if last == 0 { all_done(0) } else { all_done(last) - all_done(last - window) };
-        let step = span_of_steps as f64 / window as f64;
+        let window = period.map_or(last / 2, |p| p as usize);
+        let ends = |step: usize| self.stages.iter().map(move |stage| stage.end(step));
+        // Each stage's own time, so that none works for longer than a step takes; once steps repeat themselves they are equal.
+        let own = ends(last).zip(ends(last - window)).map(|(end, begin)| end - begin);
+        let step = own.max().unwrap_or(0) as f64 / window as f64;
         let work = self
             .spans
             .iter()
-            .filter(|span| last == 0 || (last - window..last).contains(&(span.action.step() as usize)))
+            .filter(|span| (last - window + 1..=last).contains(&(span.action.step() as usize)))
             .fold(vec![0; self.stages.len()], |mut work: Vec<Time>, span| {
                 work[span.stage] += time(span.end - span.start);
                 work
@@ -338,7 +354,7 @@ impl<'a> World<'a> {
         Simulated {
             step_seconds: step / 1e9,
             steady: period.is_some(),
-            first_step_seconds: seconds(all_done(0)),
+            first_step_seconds: seconds(ends(0).max().unwrap_or(0)),
             work,
             peak_live: self.stages.iter().map(|s| s.peak_live).collect(),
             peak_held: self.stages.iter().map(|s| s.peak_held).collect(),
