@@ -6,6 +6,7 @@
 #     --features LIST      of cuda, cudnn and nccl, separated by commas   [cuda]
 #     --devices LIST       GPUs, such as cuda:0,cuda:1                    [the first two that there are]
 #     --quick              fewer workloads and steps
+#     --batch B            examples of a step that is measured            [each workload's own number]
 #     --out FILE           where the report goes                          [gpu-report.md]
 #     --torch PYTHON       a python with torch                            [python3, where that has torch]
 #     --emulated GATE_DIR  no GPU: the emulated driver of `backends/cuda/gate.sh GATE_DIR --emulator`, to try this script; builds without
@@ -15,7 +16,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-features=cuda devices='' quick='' out=gpu-report.md python='' gate=''
+features=cuda devices='' quick='' batch='' out=gpu-report.md python='' gate=''
 
 refuse() {
     printf 'error: %s\n' "$1" >&2
@@ -28,12 +29,13 @@ while [ $# -gt 0 ]; do
     case $option in
         --quick) quick=1 && continue ;;
         -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" && exit 0 ;;
-        --features | --devices | --out | --torch | --emulated) [ $# -gt 0 ] || refuse "$option needs a value; see --help" ;;
+        --features | --devices | --batch | --out | --torch | --emulated) [ $# -gt 0 ] || refuse "$option needs a value; see --help" ;;
         *) refuse "$option is no option; see --help" ;;
     esac
     case $option in
         --features) features=$1 ;;
         --devices) devices=$1 ;;
+        --batch) batch=$1 ;;
         --out) out=$1 ;;
         --torch) python=$1 ;;
         --emulated) gate=$1 ;;
@@ -41,6 +43,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 [[ $features =~ ^(cuda|cudnn|nccl)(,(cuda|cudnn|nccl))*$ ]] || refuse "--features $features: write cuda, or cuda,cudnn"
+[[ $batch =~ ^([1-9][0-9]*)?$ ]] || refuse "--batch $batch: write a number of examples, such as 256"
 
 # What must be there.
 
@@ -80,12 +83,14 @@ fi
 
 stages=4
 if [ -n "$gate" ]; then
-    workloads=(gpt) stages=2 steps=1 training=(--set steps=4)
+    workloads=(gpt) stages=2 steps=1 batch=${batch:-1} training=(--set steps=4)
 elif [ -n "$quick" ]; then
     workloads=(resnet32 gpt) steps=10 training=(--set epochs=2)
 else
     workloads=(resnet32 resnet18 gpt) steps=40 training=()
 fi
+size=()
+[ -z "$batch" ] || size=(--batch "$batch")
 
 interlock=("${emulated[@]}" "${CARGO_TARGET_DIR:-target}/$profile/interlock")
 logs=$(mktemp -d)
@@ -176,7 +181,8 @@ bench_steps() {
     [ "$2" = f32 ] || suffix=,precision=$2
     while read -r k n; do
         mapfile -t on < <(spread "$k" "$suffix")
-        line=$(limited 900 "${interlock[@]}" bench step --workload "$1" --stages "$k" --width "$n" --devices "${on[@]}" --steps "$steps" --json) ||
+        line=$(limited 900 "${interlock[@]}" bench step --workload "$1" --stages "$k" --width "$n" --devices "${on[@]}" --steps "$steps" \
+            "${size[@]}" --json) ||
             { code=$? && continue; }
         printf '%s\n' "$line"
         printf 'interlock %s %s %s %s %s %s -\n' "$1" "$2" "$k" "$n" "$(value step_seconds <<<"$line")" "$(value losses <<<"$line")" >>"$results"
@@ -196,7 +202,7 @@ torch_steps() {
         for mode in "${modes[@]}"; do
             for layout in "${layouts[@]}"; do
                 line=$(limited 900 "$python" examples/gpu/torch_step.py "$1" --stages "$k" --width "$n" --devices "${on[@]}" --mode "$mode" \
-                    --layout "$layout" --precision "$2" --steps "$steps" --json) || { code=$? && continue; }
+                    --layout "$layout" --precision "$2" --steps "$steps" "${size[@]}" --json) || { code=$? && continue; }
                 printf '%s\n' "$line"
                 printf 'torch %s %s %s %s %s %s %s,%s\n' "$1" "$2" "$k" "$n" "$(value step_seconds <<<"$line")" "$(value losses <<<"$line")" \
                     "$mode" "$layout" >>"$results"
@@ -233,7 +239,7 @@ versions() {
             sed 's/^/- GPU /' || true
     fi
     printf -- '- nvcc: %s\n- %s\n- %s\n' "$("${NVCC:-nvcc}" --version | grep -o 'release.*' || echo unknown)" "$(cargo --version)" "$(rustc --version)"
-    printf -- '- features: %s; devices: %s\n- PyTorch: ' "$features" "$devices"
+    printf -- '- features: %s; devices: %s; examples a step: %s\n- PyTorch: ' "$features" "$devices" "${batch:-those of each workload}"
     if [ -n "$python" ]; then
         "$python" -c 'import torch; print(torch.__version__, "CUDA", torch.version.cuda, "cuDNN", torch.backends.cudnn.version())'
     else

@@ -334,15 +334,20 @@ def arguments():
     parser.add_argument("--tf32", action="store_true", help="let products of f32 be rounded to tf32 on GPUs")
     parser.add_argument("--layout", choices=["nchw", "nhwc"], default="nchw", help="how images lie in memory")
     parser.add_argument("--threads", type=int, help="of the CPU, for each operation")
+    parser.add_argument("--batch", type=int, help="examples a step; the workload's own number where none is given")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args()
-    options.w = WORKLOADS[options.workload]
+    options.w = dict(WORKLOADS[options.workload])
     cuts = {len(cut): cut for cut in options.w["cuts"]}
     if options.stages not in cuts:
         parser.error(f"--stages: there is no cut of {options.workload} into {options.stages}; use 1, 2 or 4")
     if not 1 <= options.width <= options.stages:
         parser.error(f"--width: use 1 to {options.stages}, the number of stages")
+    if options.batch is not None:
+        if options.batch < 1:
+            parser.error("--batch: use 1 or more")
+        options.w["batch"] = options.batch
     if options.steps < 1:
         parser.error("--steps: use 1 or more")
     if options.layout == "nhwc" and len(options.w["shape"]) == 1:
@@ -398,6 +403,7 @@ def main():
     by_events = [seconds for stage in stages if (seconds := stage.seconds()) is not None]
     result = {
         "workload": options.workload,
+        "batch": options.w["batch"],
         "width": options.width,
         "stages": options.stages,
         "threads": None if gpus else torch.get_num_threads(),

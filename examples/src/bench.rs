@@ -54,6 +54,7 @@ const WARM_UP: u64 = 2;
 #[derive(Serialize)]
 struct StepResult {
     workload: &'static str,
+    batch: usize,
     width: usize,
     stages: usize,
     /// None where devices were named.
@@ -83,11 +84,11 @@ struct Seen {
 }
 
 fn step(arguments: &BenchStep) -> Result<(), Exit> {
-    let BenchStep { workload, width, threads, micro_batches, recompute, dtype, steps, .. } = *arguments;
+    let BenchStep { workload, batch, width, threads, micro_batches, recompute, dtype, steps, .. } = *arguments;
     let units = &arguments.units_per_stage;
     let stages = if units.is_empty() { arguments.stages } else { units.len() };
     let idle = memory::resident();
-    let workload = Workload::named(workload);
+    let workload = &Workload::named(workload).of_batch(batch);
     check_micro_batches(micro_batches, workload.name, workload.batch)?;
     if let Some(address) = arguments.metrics {
         Exporter::start(address, workload.name)?;
@@ -135,6 +136,7 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
     let device_seconds = seen().device_seconds.iter().map(|sum| sum / steps as f64).collect();
     let result = StepResult {
         workload: workload.name,
+        batch: workload.batch,
         width,
         stages,
         threads,

@@ -23,6 +23,7 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
     let keys: Vec<&str> = whole.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = [
         "workload",
+        "batch",
         "width",
         "stages",
         "threads",
@@ -64,6 +65,10 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
     assert_eq!((one.len(), four.len()), (2, 2));
     assert!(one.iter().zip(&four).all(|(a, b)| (a - 256.0_f64.ln()).abs() < 1.0 && (a - b).abs() < 1e-4), "{one:?}");
     assert_ne!(one, four);
+    let small = measure(&["--batch", "4", "--micro-batches", "4"]);
+    let rate = |of: &Value| of["examples_per_second"].as_f64().unwrap() * of["step_seconds"].as_f64().unwrap();
+    assert_eq!((whole["batch"].as_u64(), small["batch"].as_u64()), (Some(16), Some(4)));
+    assert!((rate(&small) - 4.0).abs() < 1e-6 && losses(&small) != one, "{small}");
     let named = measure(&["--width", "1", "--devices", "cpu:threads=1", "cpu:threads=2"]);
     assert!(named["threads"].is_null(), "{named}");
     assert_eq!(named["devices"], serde_json::json!(["cpu:threads=1", "cpu:threads=2"]));
@@ -71,6 +76,8 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
     refused(folder.path(), &["bench", "step", "--workload", "gpt", "--steps", "0"], &["--steps", "0 is not in 1.."]);
     refused(folder.path(), &["bench", "step", "--workload", "vgg"], &["vgg", "resnet32"]);
     let refused = |more: &[&str], words: &[&str]| refused(folder.path(), &[&bench[..], more].concat(), words);
+    refused(&["--batch", "0"], &["--batch", "0 is not in 1..=65536"]);
+    refused(&["--batch", "4", "--micro-batches", "5"], &["--micro-batches 5", "has 4 examples", "1 to 4"]);
     refused(&["--stages", "3"], &["--stages", "gpt into 3", "1, 2, 4"]);
     refused(&["--width", "0"], &["width 0", "1 (local) to 2"]);
     refused(&["--width", "3"], &["width 3", "1 (local) to 2"]);

@@ -24,9 +24,11 @@ fn once_prints_what_a_run_does() {
     let is_number = |cell: &String| cell.parse::<f64>().is_ok();
     let text = running.wait("rates and predictions", |_| {
         let text = done(&interlock(folder.path(), &once));
+        let first = |start: &str| text.lines().find(|line| line.starts_with(start));
         // Losses, accuracy and norm, busy and predicted shares.
-        let stage = text.lines().find(|line| line.starts_with("│ 1 ")).map(cells)?;
-        (!text.contains("- a step") && stage[4..10].iter().all(is_number)).then_some(text)
+        let told = |start| first(start).map(cells).is_some_and(|stage| stage[4..10].iter().all(is_number));
+        let crossed = first("│ 0 to 1 ").is_some_and(|boundary| !boundary.contains(" - "));
+        (!text.contains("- a step") && told("│ 0 ") && told("│ 1 ") && crossed).then_some(text)
     });
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[0].starts_with(&format!("{address}  fashion-mnist  run run  resnet  pairwise  ")), "{text}");

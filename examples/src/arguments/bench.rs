@@ -65,6 +65,9 @@ pub(crate) struct BenchStep {
     /// Threads of each stage's CPU device; auto takes the GPUs, or divides the cores of the machine among the stages where there are none
     #[arg(long, default_value = "auto", value_name = "T")]
     pub(crate) threads: Threads,
+    /// Examples a step; the workload's own number where none is given
+    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) batch: Option<u32>,
     /// Micro-batches a step
     #[arg(long, default_value_t = 1, value_name = "M")]
     pub(crate) micro_batches: usize,

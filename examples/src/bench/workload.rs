@@ -24,6 +24,7 @@ pub(crate) enum WorkloadName {
 }
 
 /// One of them.
+#[derive(Clone)]
 pub(crate) struct Workload {
     pub(super) name: &'static str,
     /// Examples a step.
@@ -68,6 +69,11 @@ impl Workload {
             WorkloadName::Resnet18 => &RESNET18,
             WorkloadName::Gpt => &GPT,
         }
+    }
+
+    /// The same work on `examples` a step, where a number is given.
+    pub(super) fn of_batch(&self, examples: Option<u32>) -> Self {
+        Self { batch: examples.map_or(self.batch, |examples| examples as usize), ..self.clone() }
     }
 
     /// A batch of random numbers; another for another `number`.
@@ -182,6 +188,14 @@ mod tests {
             let sizes: Vec<usize> = one.split(4).unwrap().iter().map(|piece| piece.len().unwrap()).collect();
             assert_eq!(sizes, [pieces; 4]);
             assert!(batches.batch(&[0, 1], None).is_err());
+        }
+    }
+
+    #[test]
+    fn a_batch_has_the_examples_that_are_asked_for() {
+        for (name, own) in [(WorkloadName::Resnet18, 32), (WorkloadName::Gpt, 16)] {
+            let examples = |asked| Workload::named(name).of_batch(asked).random_batch(0).unwrap().len().unwrap();
+            assert_eq!([examples(Some(3)), examples(None)], [3, own]);
         }
     }
 
