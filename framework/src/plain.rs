@@ -87,11 +87,11 @@ impl PlainPipeline {
         for (k, reading) in readings {
             match self.stages[k].take(reading).map_err(Error::Stage)? {
                 Some(numbers) => (scores[k], alignments[k]) = (numbers.score, numbers.alignment),
-                None => silent = silent.or(Some(k)),
+                None => silent = silent.or_else(|| self.stages[k].silence().cloned()),
             }
         }
-        if let Some(k) = silent {
-            return Err(Error::Ended(format!("stage {k} was sent an infinity or a NaN that no stage has sent")));
+        if let Some(failure) = silent {
+            return Err(Error::Stage(failure));
         }
         self.plans.observe(self.step, &alignments)?;
         self.step += 1;

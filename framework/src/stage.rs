@@ -135,8 +135,10 @@ pub struct Stage {
     watch: Watch,
     /// What the step in work has scored and has been read.
     score: Option<Score>,
-    /// Whether a neighbour sent what is not finite: then it fails, and nothing that this stage could tell is of use.
-    silent: bool,
+    /// See [`Self::silence`].
+    silence: Option<StageFailure>,
+    /// The neighbours that cannot have looked at what they send, where this stage can.
+    unseen: Vec<usize>,
     /// What the step of the last update measured.
     alignment: Option<f64>,
     waiting: HashMap<Ticket, Payload>,
@@ -205,37 +207,54 @@ impl Stage {
     /// Takes in a micro-batch for a forward pass to come. Its targets stay where they are, for the host to look at them.
     pub fn accept(&mut self, ticket: Ticket, payload: Payload) -> Result<(), StageFailure> {
         // Nobody else answers for the first stage's inputs: what comes of them does.
-        let inputs = self.take_in(ticket, &payload.inputs, self.index > 0)?;
+        let inputs = self.take_in(ticket, &payload.inputs, self.index.checked_sub(1), NonFinite::Activation)?;
         self.waiting.insert(ticket, Payload { inputs, ..payload });
         Ok(())
     }
 
-    /// Brings what was sent to the device.
-    fn take_in(&mut self, ticket: Ticket, sent: &Activation, from_stage: bool) -> Result<Activation, StageFailure> {
+    /// Brings what `sender` sent to the device.
+    fn take_in(
+        &mut self,
+        ticket: Ticket,
+        sent: &Activation,
+        sender: Option<usize>,
+        sort: NonFinite,
+    ) -> Result<Activation, StageFailure> {
         let place = Place::transfer(ticket);
         let mut bring = || {
             let here = sent.try_map(|t| self.device.bring(t))?;
-            if from_stage {
+            if sender.is_some() {
                 self.watch.begin(place);
                 self.watch.arrived(&here)?;
             }
             Ok(here)
         };
-        bring().map_err(|error| place.failure(self.index, &self.device.explain(error)))
+        let here = bring().map_err(|error| place.failure(self.index, &self.device.explain(error)))?;
+        if let Some(sender) = sender.filter(|sender| self.unseen.contains(sender)) {
+            let what = || format!("what it sent to stage {}", self.index);
+            self.watch.tensors(&here, sort, what).map_err(|error| {
+                NONFINITE.counter(&[&sender.to_string(), sort.name()]).increment(1);
+                place.failure(sender, &error)
+            })?;
+        }
+        Ok(here)
     }
 
     /// Takes in the gradient of `loss` with respect to this stage's output.
     pub fn accept_gradient(&mut self, ticket: Ticket, loss: usize, gradient: &Activation) -> Result<(), StageFailure> {
-        let gradient = self.take_in(ticket, gradient, true)?;
+        let gradient = self.take_in(ticket, gradient, Some(self.index + 1), NonFinite::Gradient)?;
         if let Some(live) = self.live.get_mut(&ticket) {
             live.cotangents.insert(loss, gradient);
         }
         Ok(())
     }
 
-    /// Forgets what was kept of a micro-batch.
+    /// Forgets what was kept of a micro-batch, and of an evaluation's what was noted and not asked for.
     pub fn free(&mut self, ticket: Ticket) {
         self.live.remove(&ticket);
+        if ticket.purpose == Purpose::Evaluate {
+            self.watch.take_evaluated(ticket);
+        }
     }
 
     /// Does what `action` says, on the device's threads. `global_norm` is the norm over all stages, for an update under global

@@ -289,6 +289,9 @@ impl Trainer {
             seed: self.settings.seed,
         };
         let per_epoch = order.steps_per_epoch()?;
+        if data.validation.is_some_and(|validation| validation.len() == 0) {
+            return Err(evaluation::empty());
+        }
         let first = self.steps;
         let last = first.saturating_add(match self.settings.length {
             Length::Epochs(epochs) => epochs.saturating_mul(per_epoch),

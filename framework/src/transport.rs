@@ -39,6 +39,9 @@ pub enum Report {
         /// The tensors by name.
         tensors: Vec<(String, candle_core::Tensor)>,
     },
+    /// The stage was sent what is not finite, and has nothing to tell from now on: no scores, steps and norms. The sender fails of it; if none
+    /// does, this is the failure.
+    Silent(StageFailure),
     /// The stage failed and does nothing from now on.
     Failed(StageFailure),
 }

@@ -343,6 +343,15 @@ fn a_stage_that_cannot_be_built_is_an_error_of_the_builder() {
     assert!(failure.cause.contains("no such layer"), "{failure}");
 }
 
+#[test]
+fn an_empty_validation_set_is_refused_before_anything_is_trained() {
+    let (train, empty) = (Spiral { examples: 21 }, Spiral { examples: 0 });
+    let mut trainer = builder(2, None).steps(2).build().unwrap();
+    let refused = trainer.fit((&train, &empty)).unwrap_err().to_string();
+    assert!(refused.contains("the data set is empty"), "{refused}");
+    assert_eq!(trainer.fit(&train).unwrap().steps, 2);
+}
+
 /// A data set that fails at one example.
 struct BadData {
     panics: bool,

@@ -18,7 +18,7 @@ use behind::{Behind, Counts, When as Late, each};
 use candle_core::Tensor;
 use common::{ByTarget, Fault, How, Matrices, Perceptron, Spiral, When};
 use interlock::{
-    Adaptive, Dataset, EndToEnd, Error, Interlock, Loss, StageDevice, StageFailure, TrainEvent, Trainer,
+    Adaptive, Dataset, EndToEnd, Error, Interlock, Local, Loss, StageDevice, StageFailure, TrainEvent, Trainer,
     clip::{ClipConfig, ClipScope},
     device::Plain,
     loss::{CrossEntropy, MeanSquaredError},
@@ -48,26 +48,36 @@ const SMOOTH: CrossEntropy = CrossEntropy { label_smoothing: 0.1, ignore_index: 
 
 type Snapshot = BTreeMap<String, Tensor>;
 
+/// Lets a trainer act, in bounded time.
+fn bounded<T: Send + 'static>(
+    mut trainer: Trainer,
+    act: impl FnOnce(&mut Trainer) -> interlock::Result<T> + Send + 'static,
+) -> interlock::Result<T> {
+    let (done, ended) = channel();
+    std::thread::spawn(move || {
+        let result = act(&mut trainer);
+        drop(trainer);
+        done.send(result).unwrap();
+    });
+    ended.recv_timeout(Duration::from_secs(120)).expect("the run ends in bounded time")
+}
+
 /// Trains, in bounded time: the parameters, and every stage's reports in order of events.
 fn run(builder: TrainerBuilder, data: impl Dataset + 'static) -> interlock::Result<(Snapshot, Vec<StageStep>)> {
     let steps = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&steps);
-    let mut trainer = builder
+    let trainer = builder
         .observer(move |event: &TrainEvent<'_>| {
             if let TrainEvent::StageStep(step) = event {
                 seen.lock().unwrap().push((*step).clone());
             }
         })
         .build()?;
-    let (done, ended) = channel();
-    std::thread::spawn(move || {
+    let snapshot = bounded(trainer, move |trainer| {
         let validation = Spiral { examples: 20 };
-        let result = trainer.fit(Split { train: &data, validation: Some(&validation) });
-        let result = result.and_then(|_| trainer.snapshot());
-        drop(trainer);
-        done.send(result).unwrap();
-    });
-    let snapshot = ended.recv_timeout(Duration::from_secs(30)).expect("the run ends in bounded time")?;
+        trainer.fit(Split { train: &data, validation: Some(&validation) })?;
+        trainer.snapshot()
+    })?;
     let steps = steps.lock().unwrap().clone();
     Ok((snapshot, steps))
 }
@@ -158,7 +168,7 @@ fn a_step_reads_once_a_stage_and_what_leaves_is_released() {
     let (steps, micros) = (6, 3);
     for (scope, reads) in [(ClipScope::Stage, 1), (ClipScope::Global, 2)] {
         let devices: Vec<Arc<Behind>> = (0..LAYERS).map(|_| Behind::new(Late::Polled(2))).collect();
-        let mut trainer = builder(LAYERS, None)
+        let trainer = builder(LAYERS, None)
             .devices(devices.iter().map(|d| Arc::clone(d) as _).collect::<Vec<_>>())
             .strategy(EndToEnd)
             .clip(ClipConfig { max_norm: 0.2, scope })
@@ -166,7 +176,7 @@ fn a_step_reads_once_a_stage_and_what_leaves_is_released() {
             .steps(steps as u64)
             .build()
             .unwrap();
-        trainer.fit(&Spiral { examples: 26 }).unwrap();
+        bounded(trainer, |trainer| trainer.fit(&Spiral { examples: 26 })).unwrap();
         for (k, device) in devices.iter().enumerate() {
             let counts = &device.counts;
             assert_eq!(Counts::of(&counts.reads), reads * steps, "stage {k} under {scope:?}");
@@ -201,6 +211,21 @@ fn plain_calls_agree_too() {
         let (a, b) = (a.unwrap(), b.unwrap());
         assert!(near(a.loss, b.loss) && a.count == b.count && a.correct == b.correct, "{a:?} {b:?}");
     }
+}
+
+#[test]
+fn a_prediction_leaves_nothing_behind() {
+    let layout = builder(3, None).devices(each(3, Late::Polled(1))).strategy(Local).layout().unwrap();
+    let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plans, &layout.settings).unwrap();
+    let batch = Spiral { examples: 13 }.batch(&[0, 1, 2], None).unwrap();
+    let spoilt = interlock::Batch {
+        inputs: (batch.inputs.single().unwrap() * f64::NAN).unwrap().into(),
+        targets: batch.targets.clone(),
+    };
+    let values = |tensor: Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert!(values(pipeline.predict(&spoilt).unwrap()).iter().all(|value| value.is_nan()));
+    let scores = pipeline.evaluate(&batch).unwrap();
+    assert!(scores.iter().all(|score| score.is_some_and(|score| score.loss.is_finite())), "{scores:?}");
 }
 
 #[test]
@@ -248,7 +273,7 @@ fn other_losses_score_and_train_alike() {
             let seen = Arc::clone(&steps);
             let builder = Trainer::builder(model).stages(3).strategy(Interlock::width(2)).devices(devices);
             let builder = builder.loss(make()).optimizer(optimizer).batch_size(13).micro_batches(2).steps(5);
-            let mut trainer = builder
+            let trainer = builder
                 .observer(move |event: &TrainEvent<'_>| {
                     if let TrainEvent::StageStep(step) = event {
                         seen.lock().unwrap().push((*step).clone());
@@ -256,10 +281,12 @@ fn other_losses_score_and_train_alike() {
                 })
                 .build()
                 .unwrap();
-            trainer.fit(&Targets(targets)).unwrap();
-            let snapshot = trainer.snapshot().unwrap();
+            let snapshot = bounded(trainer, move |trainer| {
+                trainer.fit(&Targets(targets))?;
+                trainer.snapshot()
+            });
             let steps = steps.lock().unwrap().clone();
-            (snapshot, steps)
+            (snapshot.unwrap(), steps)
         };
         let ((expected, expected_steps), (found, steps)) = (run(plain()), run(each(3, Late::Polled(1))));
         assert_same(&found, &expected, "another loss");
@@ -314,6 +341,40 @@ fn what_is_not_finite_is_named_where_it_arose() {
 }
 
 #[test]
+fn devices_of_both_kinds_name_the_stage_too() {
+    for late_one in [1, 2, 3] {
+        for head in [false, true] {
+            for when in [When::Forward, When::PullBackInput, When::PullBackParameters] {
+                let mut devices = vec![Arc::new(Plain) as Arc<dyn StageDevice>; LAYERS];
+                devices[late_one] = Behind::new(Late::Polled(usize::MAX));
+                let fault = Fault { unit: 2, head, when, how: How::NotANumber, step: 2 };
+                let make = builder(LAYERS, Some(fault.clone())).devices(devices).strategy(Interlock::width(3));
+                let failure = failure(make.micro_batches(4).in_flight(4).steps(10), Spiral { examples: 26 });
+                assert_eq!((failure.stage, failure.step), (2, Some(2)), "{late_one} {fault:?}: {failure}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_spoilt_on_its_way_is_an_error_too() {
+    for spoils in [0, 9, 60] {
+        for scope in [None, Some(ClipScope::Global)] {
+            let spoiling = Behind::spoiling(Late::Polled(2), spoils);
+            let mut devices = each(LAYERS, Late::Polled(2));
+            devices[1] = spoiling;
+            let make = builder(LAYERS, None).devices(devices).strategy(Interlock::width(2)).eval_every(3).in_flight(3);
+            let make = make.micro_batches(2).clip(scope.map(|scope| ClipConfig { max_norm: 0.2, scope })).steps(200);
+            let failure = failure(make, Spiral { examples: 26 });
+            // What is spoilt goes on to the neighbours, which cannot know where it began.
+            assert!(failure.stage <= 2 && failure.phase == interlock::Phase::Transfer, "{spoils} {scope:?}: {failure}");
+            assert_eq!(failure.cause, "an infinity or a NaN came, and no stage has one of its own");
+            assert!(failure.micro.is_some() && (failure.step == Some(0)) == (spoils == 0), "{failure}");
+        }
+    }
+}
+
+#[test]
 fn other_failures_are_told_in_the_same_words() {
     let late = || each(2, Late::Polled(4));
     let overflow = |devices| {
@@ -360,7 +421,7 @@ fn times_are_those_of_the_device() {
     let make = builder(3, None).devices(devices).strategy(Interlock::width(2)).micro_batches(2).record(4);
     let steps = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&steps);
-    let mut trainer = make
+    let trainer = make
         .steps(4)
         .observer(move |event: &TrainEvent<'_>| {
             if let TrainEvent::StageStep(step) = event {
@@ -369,7 +430,11 @@ fn times_are_those_of_the_device() {
         })
         .build()
         .unwrap();
-    trainer.fit(&Spiral { examples: 26 }).unwrap();
+    let timeline = bounded(trainer, |trainer| {
+        trainer.fit(&Spiral { examples: 26 })?;
+        Ok(trainer.timeline().unwrap())
+    })
+    .unwrap();
     for step in steps.lock().unwrap().iter() {
         let mut actions = 0;
         for kind in ActionKind::ALL {
@@ -384,6 +449,5 @@ fn times_are_those_of_the_device() {
         // The host has no such clock.
         assert!(step.spans.iter().all(|span| span.start > 90.0), "{:?}", step.spans);
     }
-    let timeline = trainer.timeline().unwrap();
     assert_eq!(timeline.spans.iter().map(|span| span.start).reduce(f64::min), Some(0.0));
 }

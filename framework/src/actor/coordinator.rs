@@ -40,6 +40,8 @@ pub(super) struct Coordinator {
     scores: Gather<Ticket, Option<Score>>,
     norms: Gather<u64, Vec<f64>>,
     snapshots: Gather<(), Vec<(String, candle_core::Tensor)>>,
+    /// The stages that have nothing to tell any more, and what is the failure if no stage fails by itself.
+    silent: BTreeMap<usize, StageFailure>,
     failed: bool,
 }
 
@@ -63,6 +65,12 @@ impl<K: Ord + Copy, V> Gather<K, V> {
             return self.parts.remove(&key).map(|parts| parts.into_iter().flatten().collect());
         }
         None
+    }
+
+    /// Whether some key has the parts of all stages but those.
+    fn waits_only_for(&self, silent: &BTreeMap<usize, StageFailure>) -> bool {
+        let there = |(stage, part): (usize, &Option<V>)| part.is_some() || silent.contains_key(&stage);
+        self.parts.values().any(|parts| parts.iter().enumerate().all(there))
     }
 }
 
@@ -89,6 +97,7 @@ impl Coordinator {
             scores: Gather::new(count),
             norms: Gather::new(count),
             snapshots: Gather::new(count),
+            silent: BTreeMap::new(),
             failed: false,
         }
     }
@@ -101,6 +110,20 @@ impl Coordinator {
     fn fail(&mut self, failure: StageFailure) {
         if !std::mem::replace(&mut self.failed, true) {
             self.tell(PipelineEvent::Failed(failure));
+        }
+    }
+
+    /// Fails once every stage that could have sent what made others silent has said that it did not.
+    fn check_silence(&mut self) {
+        let all = self.silent.len() == self.stages.len();
+        if all
+            || self.steps.waits_only_for(&self.silent)
+            || self.scores.waits_only_for(&self.silent)
+            || self.norms.waits_only_for(&self.silent)
+        {
+            if let Some(first) = self.silent.values().min_by_key(|failure| (failure.step, failure.micro)).cloned() {
+                self.fail(first);
+            }
         }
     }
 
@@ -258,7 +281,13 @@ impl Handler<Told> for Coordinator {
                     self.tell(PipelineEvent::Snapshot(all));
                 }
             }
+            Report::Silent(failure) => {
+                self.silent.insert(failure.stage, failure);
+            }
             Report::Failed(failure) => self.fail(failure),
+        }
+        if !self.silent.is_empty() {
+            self.check_silence();
         }
     }
 }

@@ -219,6 +219,7 @@ impl Handler<Follow> for StageActor {
                     score: None,
                     done: Done::default(),
                     untold: Queue::default(),
+                    silent: false,
                     evaluated: Vec::new(),
                     metrics,
                     waits: Waits::default(),

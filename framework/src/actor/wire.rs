@@ -130,7 +130,10 @@ impl Transport for Wire {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc::channel, time::Duration};
+    use std::{
+        sync::mpsc::{TryRecvError, channel},
+        time::Duration,
+    };
 
     use actix::{Arbiter, System};
     use candle_core::{DType, Device, Tensor};
@@ -185,7 +188,8 @@ mod tests {
             loop {
                 match told.try_recv() {
                     Ok(event) => break event,
-                    Err(_) => actix::clock::sleep(Duration::from_millis(1)).await,
+                    Err(TryRecvError::Empty) => actix::clock::sleep(Duration::from_millis(1)).await,
+                    Err(TryRecvError::Disconnected) => panic!("the coordinator has ended"),
                 }
             }
         });

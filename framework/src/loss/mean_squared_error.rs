@@ -13,9 +13,11 @@ use crate::{Error, Result, sums};
 pub struct MeanSquaredError;
 
 impl MeanSquaredError {
+    /// In `f32` at the least, however few digits the output has.
     fn difference(&self, output: &Tensor, targets: &Tensor) -> Result<Tensor> {
         self.check(output, targets)?;
-        Ok((output.detach() - targets.to_dtype(output.dtype())?)?)
+        let dtype = if output.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        Ok((output.detach().to_dtype(dtype)? - targets.to_dtype(dtype)?)?)
     }
 
     fn sum(difference: &Tensor) -> Result<Score> {
@@ -23,9 +25,9 @@ impl MeanSquaredError {
         Ok(Score { loss, count: difference.elem_count() as f64, correct: None })
     }
 
-    fn gradient(difference: &Tensor, total: f64) -> Result<Tensor> {
+    fn gradient(difference: &Tensor, total: f64, dtype: DType) -> Result<Tensor> {
         let scale = if total > 0.0 { 2.0 / total } else { 0.0 };
-        Ok((difference * scale)?)
+        Ok((difference * scale)?.to_dtype(dtype)?)
     }
 }
 
@@ -40,7 +42,7 @@ impl Loss for MeanSquaredError {
 
     fn differentiate(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Score, Tensor)> {
         let difference = self.difference(output, targets)?;
-        Ok((Self::sum(&difference)?, Self::gradient(&difference, total)?))
+        Ok((Self::sum(&difference)?, Self::gradient(&difference, total, output.dtype())?))
     }
 
     fn check(&self, output: &Tensor, targets: &Tensor) -> Result<()> {
@@ -60,7 +62,7 @@ impl Loss for MeanSquaredError {
 
     fn differentiate_later(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Scored, Tensor)> {
         let difference = self.difference(output, targets)?;
-        Ok((Scored::Later(sums::squares(&difference)?), Self::gradient(&difference, total)?))
+        Ok((Scored::Later(sums::squares(&difference)?), Self::gradient(&difference, total, output.dtype())?))
     }
 }
 
@@ -82,7 +84,13 @@ mod tests {
         };
         assert_eq!(sum.to_vec1::<f64>().unwrap(), [14.0]);
         assert_eq!(later.to_vec2::<f32>().unwrap(), [[0.0, 0.5], [-0.25, 0.75]]);
-        let error = MeanSquaredError.score(&output, &targets.flatten_all().unwrap()).unwrap_err().to_string();
+        // 1.0039… lies between two numbers of bf16.
+        let rounded = output.to_dtype(DType::BF16).unwrap();
+        let near = (output + 1.0 / 256.0).unwrap();
+        let (score, gradient) = MeanSquaredError.differentiate(&rounded, &near, 2.0).unwrap();
+        assert_eq!((score.loss, gradient.dtype()), (4.0 / 65536.0, DType::BF16));
+        assert_eq!(gradient.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap(), [[-1.0 / 256.0; 2]; 2]);
+        let error = MeanSquaredError.score(&rounded, &targets.flatten_all().unwrap()).unwrap_err().to_string();
         assert!(error.contains("[2, 2] against targets of shape [4]"), "{error}");
     }
 }

@@ -84,6 +84,8 @@ pub struct StageBlueprint {
     pub stages: usize,
     /// The device it is pinned to.
     pub device: Arc<dyn StageDevice>,
+    /// The neighbours that cannot have looked at what they send, where this stage can.
+    unseen: Vec<usize>,
     units: Vec<Unit>,
     head: Option<Unit>,
     settings: Arc<StageSettings>,
@@ -117,15 +119,19 @@ impl StageBlueprint {
                 "give each a name of its own",
             ));
         }
+        let device = |index: usize| &devices[index % devices.len()];
         (0..stages)
             .map(|index| {
                 let range = partition.units(index);
                 let head =
                     if settings.heads.has_head(plans, index) { Some(model.head(range.end - 1, arch)?) } else { None };
+                let neighbours = index.checked_sub(1).into_iter().chain(Some(index + 1).filter(|&k| k < stages));
+                let is_unseen = |k: &usize| device(*k).is_asynchronous() && !device(index).is_asynchronous();
                 Ok(Self {
                     index,
                     stages,
-                    device: Arc::clone(&devices[index % devices.len()]),
+                    device: Arc::clone(device(index)),
+                    unseen: neighbours.filter(is_unseen).collect(),
                     units: units[range].to_vec(),
                     head,
                     settings: Arc::clone(settings),
@@ -200,7 +206,8 @@ impl StageBlueprint {
             dtype: settings.dtype,
             watch: Watch::over(&*self.device),
             score: None,
-            silent: false,
+            silence: None,
+            unseen: self.unseen.clone(),
             alignment: None,
             waiting: HashMap::new(),
             live: HashMap::new(),

@@ -86,11 +86,11 @@ impl Asked {
         Ok(Self { place, notes, reading })
     }
 
-    /// Waits for the numbers. None where a neighbour sent what was not finite: it says so itself.
+    /// Waits for the numbers; or where something came that was not finite.
     ///
     /// # Errors
     /// With the first value of stage `stage` that is not finite, and where it arose.
-    fn take(self, stage: usize) -> Result<Option<Found>, StageFailure> {
+    fn take(self, stage: usize) -> Result<Result<Found, Place>, StageFailure> {
         let failure = |place: Place, error: Error| {
             if let Error::NotFinite(sort, _) = error {
                 NONFINITE.counter(&[&stage.to_string(), sort.name()]).increment(1);
@@ -118,7 +118,7 @@ impl Asked {
             let finite = values.iter().all(|value| value.is_finite());
             match what {
                 What::Finite(sort, words) if !finite => return Err(failure(place, Error::NotFinite(sort, words))),
-                What::Arrived if !finite => return Ok(None),
+                What::Arrived if !finite => return Ok(Err(place)),
                 What::Finite(..) | What::Arrived => {}
                 What::Score(count) => {
                     let loss = values.first().copied().unwrap_or(f64::NAN);
@@ -132,14 +132,14 @@ impl Asked {
                 What::Products => found.products = Products::from_slice(values),
             }
         }
-        Ok(Some(found))
+        Ok(Ok(found))
     }
 }
 
 impl Stage {
     /// Begins to read all that there is to tell of the step, which ends.
     pub(super) fn begin_reading(&mut self, lr: f64) -> Result<StepReading> {
-        let asked = Asked::of(self.watch.take(None), self.watch.place(), &*self.device)?;
+        let asked = Asked::of(self.watch.take_step(), self.watch.place(), &*self.device)?;
         Ok(StepReading { lr, score: self.score.take(), asked })
     }
 
@@ -162,26 +162,36 @@ impl Stage {
     }
 
     fn look(&mut self, asked: Asked) -> Result<Option<Found>, StageFailure> {
-        if self.silent {
+        if self.silence.is_some() {
             return Ok(None);
         }
-        let found = asked.take(self.index)?;
-        self.silent = found.is_none();
-        Ok(found)
+        match asked.take(self.index)? {
+            Ok(found) => Ok(Some(found)),
+            Err(place) => {
+                let cause = "an infinity or a NaN came, and no stage has one of its own".to_owned();
+                self.silence = Some(place.failed(self.index, cause));
+                Ok(None)
+            }
+        }
+    }
+
+    /// What came that was not finite, since when this stage has nothing to tell. The stage that sent it fails of it; where none does, the way
+    /// between them is broken, and this is the failure.
+    pub fn silence(&self) -> Option<&StageFailure> {
+        self.silence.as_ref()
     }
 
     /// Reads, and waits for, what there is to tell of an evaluation's micro-batch: its score, if it has one.
     pub(super) fn read_evaluation(&mut self, ticket: Ticket) -> Result<Option<Score>> {
-        let asked = Asked::of(self.watch.take(Some(ticket)), self.watch.place(), &*self.device)?;
+        let asked = Asked::of(self.watch.take_evaluated(ticket), self.watch.place(), &*self.device)?;
         Ok(self.look(asked).map_err(Error::Stage)?.and_then(|found| found.score))
     }
 
-    /// Reads, and waits for, all that there is to tell of the step so far: the squared norms of the gradients.
-    pub(super) fn read_norms(&mut self) -> Result<Vec<f64>> {
-        let asked = Asked::of(self.watch.take(None), self.watch.place(), &*self.device)?;
-        // Where this stage has nothing to say another fails, and the sum of all norms is never made.
-        let found = self.look(asked).map_err(Error::Stage)?.unwrap_or_default();
+    /// Reads, and waits for, all that there is to tell of the step so far: the squared norms of the gradients. None where nothing is.
+    pub(super) fn read_norms(&mut self) -> Result<Option<Vec<f64>>> {
+        let asked = Asked::of(self.watch.take_step(), self.watch.place(), &*self.device)?;
+        let Some(found) = self.look(asked).map_err(Error::Stage)? else { return Ok(None) };
         self.score = found.score;
-        Ok(found.squared_norms)
+        Ok(Some(found.squared_norms))
     }
 }

@@ -323,7 +323,7 @@ mod tests {
         assert_eq!(weight.to_vec1::<f32>().unwrap(), [-applied[0], -applied[1]]);
         // Each sum, the one measured, and the value after the update; none is looked at.
         trainable.accumulate(vec![(weight.id(), gradient([1.0, f32::NAN]))], &mut watch).unwrap();
-        assert_eq!(watch.take(None).len(), 5);
+        assert_eq!(watch.take_step().len(), 5);
     }
 
     #[test]

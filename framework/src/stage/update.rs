@@ -20,7 +20,8 @@ impl Stage {
         if let Some(norms) = self.parameters.squared_norms_later()? {
             self.watch.note(What::SquaredNorms, Numbers::Later(norms));
         }
-        self.read_norms().map(Outcome::SquaredNorms)
+        // Without one stage's norms no step is made, and none is needed: some stage fails.
+        Ok(self.read_norms()?.map_or(Outcome::None, Outcome::SquaredNorms))
     }
 
     pub(super) fn update(&mut self, step: u64, global_norm: Option<f64>) -> Result<Outcome> {

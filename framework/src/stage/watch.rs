@@ -42,12 +42,16 @@ impl Place {
 
     /// The failure of stage `stage` there.
     pub(super) fn failure(self, stage: usize, cause: &Error) -> StageFailure {
+        self.failed(stage, cause.to_string())
+    }
+
+    pub(super) fn failed(self, stage: usize, cause: String) -> StageFailure {
         StageFailure {
             stage,
             step: Some(self.step),
             micro: self.ticket.map(|ticket| ticket.micro),
             phase: self.phase,
-            cause: cause.to_string(),
+            cause,
         }
     }
 }
@@ -190,11 +194,20 @@ impl Watch {
         self.notes.push(Note { place: self.place, what, numbers });
     }
 
-    /// The notes of a micro-batch of an evaluation, or all those of training, in order.
-    pub(super) fn take(&mut self, evaluated: Option<Ticket>) -> Vec<Note> {
-        let evaluates = |ticket: &Ticket| ticket.purpose == Purpose::Evaluate;
-        let wanted = |note: &Note| note.place.ticket.filter(evaluates) == evaluated;
-        let (taken, left) = std::mem::take(&mut self.notes).into_iter().partition(wanted);
+    /// The notes of a micro-batch of an evaluation, in order.
+    pub(super) fn take_evaluated(&mut self, ticket: Ticket) -> Vec<Note> {
+        self.take(|place| place.ticket == Some(ticket))
+    }
+
+    /// The notes of the training step in work, in order: what has come for the steps behind it stays.
+    pub(super) fn take_step(&mut self) -> Vec<Note> {
+        let step = self.place.step;
+        let trains = |ticket: Ticket| ticket.purpose == Purpose::Train;
+        self.take(|place| place.ticket.is_none_or(trains) && place.step <= step)
+    }
+
+    fn take(&mut self, wanted: impl Fn(&Place) -> bool) -> Vec<Note> {
+        let (taken, left) = std::mem::take(&mut self.notes).into_iter().partition(|note| wanted(&note.place));
         self.notes = left;
         taken
     }
@@ -208,4 +221,33 @@ impl Watch {
 /// What training fails with where the loss of a head is not finite.
 pub(super) fn not_finite(stage: usize, loss: f64) -> Error {
     Error::NotFinite(NonFinite::Loss, format!("the loss of head {stage} is {loss}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_takes_what_was_noted_up_to_it_and_an_evaluation_what_is_its_own() {
+        let mut watch = Watch::new(true);
+        let mut note = |step, purpose, micro| {
+            watch.begin(Place::transfer(Ticket { step, purpose, micro, micros: 2 }));
+            watch.note(What::Arrived, Numbers::Known(vec![0.0]));
+        };
+        note(3, Purpose::Train, 0);
+        note(4, Purpose::Train, 1); // has come early
+        note(3, Purpose::Evaluate, 1);
+        note(3, Purpose::Train, 1);
+        watch.begin(Place::of(Action::Update(3)));
+        watch.note(What::SquaredNorms, Numbers::Known(vec![1.0]));
+        let places = |notes: Vec<Note>| -> Vec<_> {
+            notes.iter().map(|note| (note.place.step, note.place.ticket.map(|ticket| ticket.micro))).collect()
+        };
+        assert_eq!(places(watch.take_step()), [(3, Some(0)), (3, Some(1)), (3, None)]);
+        let evaluated = |micro| Ticket { step: 3, purpose: Purpose::Evaluate, micro, micros: 2 };
+        assert_eq!(places(watch.take_evaluated(evaluated(0))), []);
+        assert_eq!(places(watch.take_evaluated(evaluated(1))), [(3, Some(1))]);
+        watch.begin(Place::of(Action::Update(4)));
+        assert_eq!(places(watch.take_step()), [(4, Some(1))]);
+    }
 }

@@ -9,13 +9,17 @@ use crate::{
     schedule::Purpose,
 };
 
+pub(super) fn empty() -> Error {
+    Error::invalid("evaluation", "the data set is empty", "give at least one example")
+}
+
 impl Trainer {
     /// Scores every head; none where `stopper` was asked before all batches had been fed.
     pub(super) fn run_evaluation(&mut self, data: &dyn Dataset, stopper: &Stopper) -> Result<Option<Evaluation>> {
         let (batch_size, step, loss) = (self.settings.batch_size, self.steps, Arc::clone(&self.loss));
         let batches = data.len().div_ceil(batch_size);
         if batches == 0 {
-            return Err(Error::invalid("evaluation", "the data set is empty", "give at least one example"));
+            return Err(empty());
         }
         let was_usable = !std::mem::replace(&mut self.failed, true);
         let start = Instant::now();

@@ -51,17 +51,24 @@ pub struct Behind {
     when: When,
     /// The moment of the first mark; every mark is a millisecond after the one before it.
     marks: Option<Instant>,
+    /// From which tensor on what is brought is spoilt on its way.
+    spoils: usize,
     pub counts: Counts,
 }
 
 impl Behind {
     pub fn new(when: When) -> Arc<Self> {
-        Arc::new(Self { when, marks: None, counts: Counts::default() })
+        Arc::new(Self { when, marks: None, spoils: usize::MAX, counts: Counts::default() })
     }
 
     /// With marks from `first` on.
     pub fn marking(when: When, first: Instant) -> Arc<Self> {
-        Arc::new(Self { when, marks: Some(first), counts: Counts::default() })
+        Arc::new(Self { when, marks: Some(first), spoils: usize::MAX, counts: Counts::default() })
+    }
+
+    /// One that gets NaN instead of what was sent to it, from the tensor `spoils` on, counted from 0.
+    pub fn spoiling(when: When, spoils: usize) -> Arc<Self> {
+        Arc::new(Self { when, marks: None, spoils, counts: Counts::default() })
     }
 }
 
@@ -89,7 +96,10 @@ impl StageDevice for Behind {
     }
 
     fn bring(&self, tensor: &Tensor) -> Result<Tensor> {
-        self.counts.brought.fetch_add(1, SeqCst);
+        let brought = self.counts.brought.fetch_add(1, SeqCst);
+        if brought >= self.spoils && tensor.dtype().is_float() {
+            return Ok((tensor * f64::NAN)?);
+        }
         Ok(tensor.clone())
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use super::{Stopped, work::Work};
+use super::{Stopped, phase_of, work::Work};
 use crate::{
     Phase, Result, StageFailure,
     device::Mark,
@@ -82,7 +82,7 @@ impl Work {
     }
 
     /// The times of what was done for an evaluation's micro-batch, which is over.
-    pub(super) fn time_evaluation(&mut self, over: Ticket) -> Result<()> {
+    pub(super) fn time_evaluation(&mut self, over: Ticket) -> Result<(), Stopped> {
         let of = |timed: &Timed| match timed.action {
             Action::Forward(ticket) | Action::Head { ticket, .. } => ticket == over,
             _ => false,
@@ -90,7 +90,9 @@ impl Work {
         let (now, later) = std::mem::take(&mut self.evaluated).into_iter().partition::<Vec<_>, _>(of);
         self.evaluated = later;
         for Timed { action, before, after } in now {
-            self.metrics.took(action.kind(), after.instant()?.saturating_duration_since(before.instant()?));
+            let instant = |mark: &dyn Mark| mark.instant().map_err(|error| self.failed_in(action, &error));
+            let took = instant(&*after)?.saturating_duration_since(instant(&*before)?);
+            self.metrics.took(action.kind(), took);
         }
         Ok(())
     }
@@ -125,10 +127,22 @@ impl Work {
     /// Waits for the numbers of the next step, and tells of it; whether there is one.
     pub(super) fn settle_next(&mut self) -> Result<bool, Stopped> {
         let Some(Untold { step, reading, done }) = self.untold.pop_front() else { return Ok(false) };
-        if let Some(numbers) = self.stage.take(reading)? {
-            self.tell(step, numbers, done)?;
+        match self.stage.take(reading)? {
+            Some(numbers) => self.tell(step, numbers, done)?,
+            None => self.tell_silence()?,
         }
         Ok(true)
+    }
+
+    /// Reports, once, that there is nothing to tell any more, if that is so.
+    pub(super) fn tell_silence(&mut self) -> Result<(), Stopped> {
+        if !self.silent
+            && let Some(failure) = self.stage.silence().cloned()
+        {
+            self.silent = true;
+            self.wire.report(Report::Silent(failure))?;
+        }
+        Ok(())
     }
 
     /// Reports a step.
@@ -146,6 +160,11 @@ impl Work {
         let stage = self.stage.index();
         self.wire.report(Report::StepDone(StageStep { stage, step, score, updated, alignment, work, spans }))?;
         Ok(())
+    }
+
+    /// The failure of the device while the times of an action were waited for.
+    fn failed_in(&self, action: Action, error: &crate::Error) -> StageFailure {
+        StageFailure { micro: action.micro(), phase: phase_of(action), ..self.failure(action.step(), error) }
     }
 
     /// The failure of the device while a step was waited for.

@@ -32,6 +32,8 @@ pub(super) struct Work {
     pub(super) score: Option<Score>,
     pub(super) done: Done,
     pub(super) untold: Queue,
+    /// Whether the stage has said that it has nothing to tell any more.
+    pub(super) silent: bool,
     /// What was done for evaluations, and the device has yet to say the times of.
     pub(super) evaluated: Vec<Timed>,
     pub(super) metrics: StageMetrics,
@@ -52,14 +54,15 @@ impl Work {
     /// Does one action, if there is one to do; whether there was.
     pub(super) fn act(&mut self) -> Result<bool, Stopped> {
         let Some(action) = self.schedule.begin() else { return Ok(false) };
-        if !action.trains() {
+        let kind = action.kind();
+        if !action.trains() || kind == ActionKind::Norm {
+            // The device is waited for anyway; and what it is asked for now comes of steps that have been told.
             self.settle_all()?;
         }
         let norm = match action {
             Action::Update(step) => self.norms.remove(&step),
             _ => None,
         };
-        let kind = action.kind();
         let span = tracing::debug_span!("action", phase = kind.name(), step = action.step(), micro = action.micro());
         let _entered = span.enter();
         // Taken before the update, which forgets them.
@@ -71,6 +74,7 @@ impl Work {
         }
         let outcome = self.stage.perform(action, norm)?;
         let end = Instant::now();
+        self.tell_silence()?;
         let after = if before.is_some() { self.mark()? } else { None };
         self.metrics.acted(self.stage.activation_bytes());
         if kind == ActionKind::Update {
@@ -87,7 +91,7 @@ impl Work {
             if ticket.purpose == Purpose::Evaluate {
                 self.time_evaluation(ticket)?;
             }
-            if ticket.purpose == Purpose::Evaluate && !self.schedule.role().has_head {
+            if ticket.purpose == Purpose::Evaluate && !self.schedule.role().has_head && !self.silent {
                 let stage = self.stage.index();
                 self.wire.report(Report::Scored { stage, ticket, score: None })?;
             }
