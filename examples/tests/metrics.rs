@@ -6,6 +6,7 @@
 mod common;
 
 use std::{
+    fs,
     net::TcpListener,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -42,16 +43,19 @@ fn a_run_tells_what_it_does_and_goes_on_telling_when_it_has_ended() {
     command.args(["--set=name=small", "--set=micro_batches=2"]).current_dir(folder.path()).stdout(Stdio::null());
     let mut run = Run(command.spawn().unwrap());
 
-    let since = Instant::now();
-    let told = loop {
-        let answer = ureq::get(format!("http://{address}/metrics")).call();
-        let told = answer.ok().and_then(|mut answer| answer.body_mut().read_to_string().ok()).unwrap_or_default();
-        if value(&told, "interlock_run_state", "state=\"finished\"") == Some(1.0) {
-            break told;
-        }
-        assert!(run.0.try_wait().unwrap().is_none() && since.elapsed() < Duration::from_secs(120), "{told}");
-        std::thread::sleep(Duration::from_millis(50));
+    let (since, patience) = (Instant::now(), Duration::from_secs(120));
+    let ask = || {
+        let get = ureq::get(format!("http://{address}/metrics")).config().timeout_global(Some(patience)).build();
+        get.call().ok().and_then(|mut answer| answer.body_mut().read_to_string().ok()).unwrap_or_default()
     };
+    // The training has finished before the parameters are fetched and the report is written.
+    let ended = || fs::read_to_string(folder.path().join("run/status.json")).is_ok_and(|s| s.contains("finished"));
+    while !ended() {
+        assert!(run.0.try_wait().unwrap().is_none() && since.elapsed() < patience, "{}", ask());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let told = ask();
+    assert_eq!(value(&told, "interlock_run_state", "state=\"finished\""), Some(1.0), "{told}");
     let value =
         |name: &str, labels: &str| value(&told, name, labels).unwrap_or_else(|| panic!("{name} {labels}: {told}"));
     let report = json(&folder.path().join("run/report.json"));

@@ -110,7 +110,7 @@ fn ends(address: &str, folder: &Path) -> Process {
     let sleepy =
         "devices=['emulated:forward-ms=10,head-ms=2,input-gradient-ms=5,parameter-gradient-ms=10,transfer-ms=1']";
     let sets: Vec<&str> = SMALL.into_iter().chain(["steps=120", "eval_every=60", sleepy]).collect();
-    run("done", address, folder, &sets, &["--metrics-linger", "3"])
+    run("done", address, folder, &sets, &["--metrics-linger", "10"])
 }
 
 /// Chooses a run on a dashboard, one variable after the other as a reader does; what it needs must be in the drop-downs.
