@@ -68,12 +68,15 @@ impl CudaStageDevice {
         let open = || -> Result<Self> {
             let device = Device::new_cuda_with_stream(name.ordinal)?;
             let cuda = device.as_cuda_device()?.clone();
-            let anchor = works(&device)?;
+            let anchor = works(&device, name.precision)?;
             let clock = Clock::new(cuda.cuda_stream())?;
             let landing = Landing::new(Arc::clone(&gpu), cuda, anchor)?;
             Ok(Self { name, text: text.clone(), device, gpu: Arc::clone(&gpu), landing, clock })
         };
-        open().map_err(|error| driver::refused(&text, error))
+        open().map_err(|error| match driver::is_out_of_memory(&error.to_string()) {
+            true => driver::out_of_memory(&text, gpu.context.mem_get_info().ok()),
+            false => driver::refused(&text, error),
+        })
     }
 
     fn memory(&self) -> Option<(usize, usize)> {
@@ -81,10 +84,15 @@ impl CudaStageDevice {
     }
 }
 
-/// Runs a kernel and waits for it, so that a GPU that cannot run this build's is found when it is opened. Gives what was computed.
-fn works(device: &Device) -> Result<Tensor> {
-    let two = (Tensor::ones(1, DType::F32, device)? + 1.0)?;
-    let found = two.to_vec1::<f32>()?;
+/// Runs a kernel and waits for it, so that a GPU that cannot run this build's in this precision is found when it is opened. Gives what was
+/// computed.
+fn works(device: &Device, precision: Precision) -> Result<Tensor> {
+    let dtype = match precision {
+        Precision::F32 => DType::F32,
+        Precision::Bf16 => DType::BF16,
+    };
+    let two = (Tensor::ones(1, dtype, device)? + 1.0)?;
+    let found = two.to_dtype(DType::F32)?.to_vec1::<f32>()?;
     match found == [2.0] {
         true => Ok(two),
         false => Err(Error::Ended(format!("1 + 1 gave {found:?}"))),

@@ -102,6 +102,7 @@ impl Backends {
 mod tests {
     use super::*;
 
+    #[cfg(not(feature = "cuda"))]
     fn refusal(name: &str) -> String {
         match Backends::default().open(name) {
             Ok(device) => panic!("{name} opened {}", device.name()),
@@ -109,6 +110,8 @@ mod tests {
         }
     }
 
+    /// Of a build without GPUs: `cuda:0` may open otherwise.
+    #[cfg(not(feature = "cuda"))]
     #[test]
     fn known_names_open_and_others_say_what_is_known() {
         let opened = Backends::default().open("cpu:threads=2").expect("a device of two threads");

@@ -4,8 +4,13 @@
 #![cfg(feature = "nccl")]
 
 use std::{
-    process::{Child, Command},
-    sync::Arc,
+    io::Write,
+    process::{Child, Command, ExitStatus},
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -21,6 +26,21 @@ use interlock_backends::{
 /// The ids of both ways, for the other process.
 const IDS: &str = "INTERLOCK_TEST_NCCL_IDS";
 const LIMIT: Duration = Duration::from_secs(60);
+/// Of a whole test.
+const WHOLE: Duration = Duration::from_secs(120);
+
+/// Ends this process if what is given here still lives after [`WHOLE`]: a tensor from a process that has died is waited for without end.
+fn watchdog(test: &'static str) -> mpsc::Sender<()> {
+    let (alive, watched) = mpsc::channel();
+    thread::spawn(move || {
+        if watched.recv_timeout(WHOLE) == Err(RecvTimeoutError::Timeout) {
+            // Not by `eprintln!`, which would be kept back until the test is over.
+            let _ = writeln!(std::io::stderr(), "{test} took longer than {WHOLE:?}");
+            std::process::exit(1);
+        }
+    });
+    alive
+}
 
 fn device(name: &str) -> Arc<CudaStageDevice> {
     Arc::new(CudaStageDevice::open(name).expect("a GPU"))
@@ -63,6 +83,7 @@ fn behind(stage: &Sequential, y: &Activation) -> Activation {
 #[test]
 fn the_other_process() {
     let Ok(ids) = std::env::var(IDS) else { return };
+    let _watchdog = watchdog("the_other_process");
     let (forward, back) = ids.split_once(',').expect("two ids");
     let device = device("cuda:1");
     let mut activations = NcclReceiver::join(device.clone(), forward.parse().expect("an id"), LIMIT).expect("joined");
@@ -78,23 +99,46 @@ fn the_other_process() {
     let message = activations.receive(&message).expect("three tensors");
     gradients.send(&message).expect("sent back");
     device.synchronize().expect("an end");
-    // Until the sender of the last message is through.
-    let done = activations.receive(&[(DType::F32, Shape::from(1))]).expect("a last word");
-    assert_eq!(values(done.single().expect("one tensor")), [1.0]);
+    activations.finish(LIMIT).expect("all received");
+    gradients.finish(LIMIT).expect("all sent");
 }
 
 const STEPS: usize = 5;
 
-fn start(ids: &str) -> Child {
-    Command::new(std::env::current_exe().expect("this program"))
-        .args(["--exact", "the_other_process", "--nocapture"])
-        .env(IDS, ids)
-        .spawn()
-        .expect("another process")
+/// Another process, which does not outlive this value.
+struct Other(Child);
+
+impl Other {
+    fn start(ids: &str) -> Self {
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command.args(["--exact", "the_other_process", "--nocapture"]).env(IDS, ids);
+        Self(command.spawn().expect("another process"))
+    }
+
+    /// How it ends, within [`LIMIT`].
+    fn end(&mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().expect("a child") {
+                return status;
+            }
+            assert!(start.elapsed() < LIMIT, "the other process did not end within {LIMIT:?}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
 fn a_step_in_two_processes_gives_the_gradients_of_one() {
+    let _watchdog = watchdog("a_step_in_two_processes_gives_the_gradients_of_one");
     // In one process, on the CPU.
     let store_here = store();
     let cpu = Device::Cpu;
@@ -103,7 +147,7 @@ fn a_step_in_two_processes_gives_the_gradients_of_one() {
     let wanted = first.pull_back(&saved, &behind(&second, &y), Wants::BOTH).expect("a pull-back");
 
     let [forward, back] = [NcclId::new().expect("an id"), NcclId::new().expect("an id")];
-    let mut child = start(&format!("{forward},{back}"));
+    let mut other = Other::start(&format!("{forward},{back}"));
     let device = device("cuda:0");
     let mut activations = NcclSender::join(device.clone(), forward, LIMIT).expect("joined");
     let mut gradients = NcclReceiver::join(device.clone(), back, LIMIT).expect("joined");
@@ -120,14 +164,16 @@ fn a_step_in_two_processes_gives_the_gradients_of_one() {
         let pulled = stage.pull_back(&saved, &gradient, Wants::BOTH).expect("a pull-back");
         let near = |got: &Tensor, wanted: &Tensor| {
             let (got, wanted) = (values(got), values(wanted));
-            let error = got.iter().zip(&wanted).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
-            assert!(error < 1e-6, "step {step}: off by {error}: {got:?} and {wanted:?}");
+            assert_eq!(got.len(), wanted.len(), "step {step}");
+            // Not so of a NaN.
+            let all = got.iter().zip(&wanted).all(|(g, w)| (g - w).abs() < 1e-6);
+            assert!(all, "step {step}: {got:?} and {wanted:?}");
         };
         let input = |pulled: &interlock::Pulled| {
             pulled.input.as_ref().expect("a gradient").single().expect("one tensor").clone()
         };
         near(&input(&pulled), &input(&wanted));
-        assert_eq!(pulled.parameters.len(), 2);
+        assert_eq!((pulled.parameters.len(), wanted.parameters.len()), (2, 2));
         for ((_, got), (_, wanted)) in pulled.parameters.iter().zip(&wanted.parameters) {
             near(got, wanted);
         }
@@ -141,13 +187,41 @@ fn a_step_in_two_processes_gives_the_gradients_of_one() {
     activations.send(&sent).expect("sent");
     let described: Vec<(DType, Shape)> = sent.tensors().iter().map(|t| (t.dtype(), t.shape().clone())).collect();
     let back = gradients.receive(&described).expect("back");
+    assert_eq!(sent.tensors().len(), back.tensors().len());
     for (sent, back) in sent.tensors().iter().zip(back.tensors()) {
         let [sent, back] = [sent, back].map(|t| values(&t.to_dtype(DType::F32).expect("a cast")));
         assert_eq!(sent, back);
     }
-    activations.send(&here(Tensor::new(&[1.0_f32], &cpu)).into()).expect("a last word");
     device.synchronize().expect("an end");
-    assert!(child.wait().expect("the other process").success());
+    activations.finish(LIMIT).expect("all sent");
+    gradients.finish(LIMIT).expect("all received");
+    assert!(other.end().success());
+}
+
+#[test]
+fn what_is_never_sent_keeps_a_way_from_its_end_for_no_longer_than_the_limit() {
+    let _watchdog = watchdog("what_is_never_sent_keeps_a_way_from_its_end_for_no_longer_than_the_limit");
+    let id = NcclId::new().expect("an id");
+    // The sender is dropped when the receiver has given up.
+    let (given_up, gives_up) = mpsc::channel::<()>();
+    let sender = thread::spawn(move || {
+        let device = device("cuda:0");
+        let mut sender = NcclSender::join(device.clone(), id, LIMIT).expect("joined");
+        let one = device.bring(&Tensor::new(&[1.0_f32], &Device::Cpu).expect("a tensor")).expect("on the GPU");
+        sender.send(&one.into()).expect("sent");
+        gives_up.recv_timeout(LIMIT)
+    });
+    let mut receiver = NcclReceiver::join(device("cuda:1"), id, LIMIT).expect("joined");
+    let shape = [(DType::F32, Shape::from(1))];
+    let first = receiver.receive(&shape).expect("a tensor");
+    assert_eq!(values(first.single().expect("one tensor")), [1.0]);
+    let _second = receiver.receive(&shape).expect("a tensor to come");
+    let start = Instant::now();
+    let error = receiver.finish(Duration::from_millis(500)).expect_err("nothing comes").to_string();
+    assert!(error.contains("what is under way was not through within 0.5 s"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(30));
+    given_up.send(()).expect("a sender");
+    assert_eq!(sender.join().expect("a sender"), Ok(()));
 }
 
 #[test]

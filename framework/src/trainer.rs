@@ -289,7 +289,7 @@ impl Trainer {
             seed: self.settings.seed,
         };
         let per_epoch = order.steps_per_epoch()?;
-        if data.validation.is_some_and(|validation| validation.len() == 0) {
+        if data.validation.is_some_and(|validation| validation.is_empty()) {
             return Err(evaluation::empty());
         }
         let first = self.steps;

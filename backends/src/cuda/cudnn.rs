@@ -6,7 +6,7 @@
 use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
 use candle_core::{
-    CpuStorage, CudaDevice, CudaStorage, CustomOp2, Layout, Shape, Tensor, WithDType,
+    CpuStorage, CudaDevice, CudaStorage, CustomOp2, DType, Layout, Shape, Tensor, WithDType,
     cuda::{
         CudaDType, CudaStorageSlice, DeviceId,
         cudarc::{
@@ -66,7 +66,7 @@ pub(crate) fn weight_gradient(x: &Tensor, c: &Tensor, w: [usize; 4], padding: us
 struct Here {
     cudnn: Arc<Cudnn>,
     /// The algorithms that cuDNN's heuristics chose.
-    chosen: HashMap<Convolution, sys::cudnnConvolutionFwdAlgo_t>,
+    chosen: HashMap<(Convolution, DType), sys::cudnnConvolutionFwdAlgo_t>,
 }
 
 thread_local! {
@@ -103,7 +103,10 @@ impl Convolution {
             let here = match here.entry(device.id()) {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::hash_map::Entry::Vacant(entry) => {
-                    let cudnn = Cudnn::new(device.cuda_stream())?;
+                    let stream = device.cuda_stream();
+                    // It takes for granted that this works.
+                    stream.context().bind_to_thread()?;
+                    let cudnn = Cudnn::new(stream)?;
                     entry.insert(Here { cudnn, chosen: HashMap::new() })
                 }
             };
@@ -127,7 +130,7 @@ impl Convolution {
         let cross = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
         let mut conv = cudnn.create_conv2d::<f32>([padding; 2], [stride; 2], [1; 2], cross)?;
         conv.set_math_type(match T::DTYPE {
-            candle_core::DType::F32 => sys::cudnnMathType_t::CUDNN_FMA_MATH,
+            DType::F32 => sys::cudnnMathType_t::CUDNN_FMA_MATH,
             _ => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
         })?;
         let x = cudnn.create_4d_tensor::<T>(nchw, whole_numbers(self.x)?)?;
@@ -145,9 +148,10 @@ impl Convolution {
         match self.wanted {
             Wanted::Output => {
                 let op = ConvForward { conv: &conv, x: &x, w: &w, y: &y };
-                let algorithm = match chosen.get(self) {
+                let key = (*self, T::DTYPE);
+                let algorithm = match chosen.get(&key) {
                     Some(&algorithm) => algorithm,
-                    None => *chosen.entry(*self).or_insert(op.pick_algorithm()?),
+                    None => *chosen.entry(key).or_insert(op.pick_algorithm()?),
                 };
                 let mut room = room(op.get_workspace_size(algorithm)?)?;
                 // SAFETY: the descriptors have the shapes and the type of these contiguous tensors.

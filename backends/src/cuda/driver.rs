@@ -94,6 +94,11 @@ pub(super) fn refused(device: &str, error: impl std::fmt::Display) -> Error {
             "this program was built for another kind of GPU".to_owned(),
             "build with CUDA_COMPUTE_CAP set to the GPU's compute capability, such as 80 for 8.0, or to a lower one",
         )
+    } else if is("CUDA_ERROR_NOT_FOUND") {
+        (
+            "this program was built without the kernels that it needs; those of bf16 are only for compute capability 8.0 and up".to_owned(),
+            "build with CUDA_COMPUTE_CAP set to the GPU's compute capability, or leave precision=bf16 out on an older GPU",
+        )
     } else if is("CUDA_ERROR_DEVICE_UNAVAILABLE") {
         (
             "another process has the GPU to itself".to_owned(),
@@ -107,9 +112,14 @@ pub(super) fn refused(device: &str, error: impl std::fmt::Display) -> Error {
 
 /// Whether an error says that a GPU's memory did not suffice.
 pub(super) fn is_out_of_memory(text: &str) -> bool {
-    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"]
-        .iter()
-        .any(|name| text.contains(name))
+    [
+        "CUDA_ERROR_OUT_OF_MEMORY",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "CURAND_STATUS_ALLOCATION_FAILED",
+    ]
+    .iter()
+    .any(|name| text.contains(name))
 }
 
 /// What to do where a GPU's memory does not suffice; `memory` is what is free of it, and all of it, in bytes.

@@ -56,15 +56,12 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Whether this GPU reads the memory of `other` itself; lets it, where it can and did not yet.
-    pub(super) fn reads(&self, other: &Self) -> Result<bool, DriverError> {
+    /// Whether this GPU reads the memory of `other` itself; lets it, where it can and did not yet. Where the driver refuses, for whatever reason,
+    /// there is the way through the host.
+    pub(super) fn reads(&self, other: &Self) -> bool {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&reads) = peers.get(&other.context.ordinal()) {
-            return Ok(reads);
-        }
-        let reads = self.context == other.context || self.enable(other)?;
-        peers.insert(other.context.ordinal(), reads);
-        Ok(reads)
+        let enabled = || self.context == other.context || self.enable(other).unwrap_or(false);
+        *peers.entry(other.context.ordinal()).or_insert_with(enabled)
     }
 
     fn enable(&self, other: &Self) -> Result<bool, DriverError> {

@@ -5,14 +5,20 @@
 //! gradient that cross at the same time do not wait for each other. What is sent must be received in the same order, with the shapes and dtypes
 //! that it was sent with; how the receiver learns them is up to the processes' own messages.
 //!
-//! The host waits for nothing but the joining. NCCL does not tell when the other process is gone: whoever runs the processes must.
+//! A way ends by `finish`, at both ends: it waits until what was sent has come. An end that is dropped without waits for a short time only, then
+//! cuts off what is under way.
+//!
+//! The host waits for nothing but the joining and the end. NCCL does not tell when the other process is gone: whoever runs the processes must.
 
 use std::{
-    fmt,
+    fmt, mem,
     str::FromStr,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use candle_core::{
@@ -79,44 +85,145 @@ impl FromStr for NcclId {
 fn refused(what: &str, error: NcclError) -> Error {
     Error::invalid(
         "NCCL",
-        format!("{what} failed: {error:?}"),
+        format!("{what} failed: {:?}", error.0),
         "see that the other process is alive; NCCL_DEBUG=INFO makes NCCL tell more",
     )
 }
 
+/// A limit, for people.
+fn seconds(limit: Duration) -> String {
+    format!("{} s", limit.as_secs_f64())
+}
+
+/// What `call` gives, if it does within `limit`.
+///
+/// NCCL's calls that wait for the other process cannot be ended from outside: they have a thread of their own, which is left behind where they last
+/// too long. What they give then is dropped.
+fn within<T: Send + 'static>(
+    limit: Duration,
+    what: &str,
+    call: impl FnOnce() -> T + Send + 'static,
+) -> Result<Option<T>> {
+    let (tell, told) = mpsc::channel();
+    thread::Builder::new().spawn(move || drop(tell.send(call()))).map_err(|error| {
+        Error::invalid("NCCL", format!("there is no thread for {what}: {error}"), "let this process have more threads")
+    })?;
+    match told.recv_timeout(limit) {
+        Ok(given) => Ok(Some(given)),
+        Err(RecvTimeoutError::Timeout) => Ok(None),
+        Err(RecvTimeoutError::Disconnected) => {
+            Err(Error::invalid("NCCL", format!("{what} panicked"), "see the panic's own message on stderr"))
+        }
+    }
+}
+
+/// A communicator. It is aborted when this is dropped, so that no other end believes that somebody is here.
+struct Joined(sys::ncclComm_t);
+
+// SAFETY: NCCL lets any thread use a communicator, one at a time; this is used through one owner.
+unsafe impl Send for Joined {}
+
+impl Joined {
+    /// Ends it in order. Waits until the network has taken what was sent, and on the same machine for the other end to end as well.
+    fn destroy(self) -> std::result::Result<(), NcclError> {
+        let communicator = self.0;
+        mem::forget(self);
+        // SAFETY: nobody uses the communicator any more, and nobody ends it a second time.
+        unsafe { result::comm_destroy(communicator) }.map(|_| ())
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        // Where this fails, NCCL is gone already.
+        // SAFETY: nobody uses the communicator any more.
+        let _ = unsafe { result::comm_abort(self.0) };
+    }
+}
+
 /// One end of a way.
 struct End {
-    communicator: sys::ncclComm_t,
+    /// Always there until the way ends.
+    joined: Option<Joined>,
     under_way: UnderWay,
 }
 
-// SAFETY: NCCL lets any thread use a communicator, one at a time; an end is used through one owner.
-unsafe impl Send for End {}
-
-/// A communicator on its way from the thread that joined.
-struct Joined(sys::ncclComm_t);
-
-// SAFETY: as `End`.
-unsafe impl Send for Joined {}
-
 const SENDER: i32 = 0;
 const RECEIVER: i32 = 1;
+
+/// How long an end that is dropped waits.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked whether all is through.
+const LOOK: Duration = Duration::from_millis(1);
 
 impl End {
     /// Joins as `rank`, and waits `limit` for the other end.
     fn join(device: &CudaStageDevice, id: NcclId, rank: i32, limit: Duration) -> Result<Self> {
         let stream = device.landing.device().cuda_stream().context().new_stream().map_err(failed)?;
-        let (tell, told) = mpsc::channel();
         let here = Arc::clone(&stream);
-        // Joining cannot be ended from outside: a thread waits for it, and is left behind where it lasts too long.
-        thread::spawn(move || tell.send(communicator(&here, id, rank)));
-        match told.recv_timeout(limit) {
-            Ok(joined) => Ok(Self { communicator: joined?.0, under_way: UnderWay::new(stream) }),
-            Err(_) => Err(Error::invalid(
+        match within(limit, "joining", move || communicator(&here, id, rank))? {
+            Some(joined) => Ok(Self { joined: Some(joined?), under_way: UnderWay::new(stream) }),
+            None => Err(Error::invalid(
                 "NCCL",
-                format!("the other process did not join within {} s", limit.as_secs()),
+                format!("the other process did not join within {}", seconds(limit)),
                 "start both processes with the same id, one as sender and one as receiver",
             )),
+        }
+    }
+
+    /// Ends the way: in order once all is through, else after `limit` by cutting off what is under way. Does nothing a second time.
+    fn finish(&mut self, limit: Duration) -> Result<()> {
+        let Some(joined) = self.joined.take() else { return Ok(()) };
+        let start = Instant::now();
+        let through = self.is_through(limit);
+        let in_order = matches!(through, Ok(true));
+        let stream = Arc::clone(self.stream());
+        let leave = move || {
+            let left = match in_order {
+                true => joined.destroy(),
+                false => {
+                    drop(joined);
+                    Ok(())
+                }
+            };
+            // Until here NCCL may have work on it.
+            drop(stream);
+            left
+        };
+        // Either may wait for the other process, even where there is nothing left to cut off.
+        let left = within(limit.saturating_sub(start.elapsed()), "ending the way", leave);
+        match (through?, left?) {
+            (true, Some(left)) => left.map_err(|error| refused("ending the way", error)),
+            (true, None) => Err(Error::invalid(
+                "NCCL",
+                format!("the other process did not end the way within {}", seconds(limit)),
+                "finish both ends of each way, and several ways in the same order in both processes",
+            )),
+            (false, _) => Err(Error::invalid(
+                "NCCL",
+                format!("what is under way was not through within {}", seconds(limit)),
+                "see that the other process is alive, and that it receives all that is sent and no more",
+            )),
+        }
+    }
+
+    /// Waits `limit` for all that the way's stream was given so far; whether it is done.
+    fn is_through(&self, limit: Duration) -> Result<bool> {
+        let start = Instant::now();
+        let last = self.stream().record_event(None).map_err(failed)?;
+        while !last.try_is_complete().map_err(failed)? {
+            if start.elapsed() >= limit {
+                return Ok(false);
+            }
+            thread::sleep(LOOK);
+        }
+        Ok(true)
+    }
+
+    fn communicator(&self) -> sys::ncclComm_t {
+        match &self.joined {
+            Some(joined) => joined.0,
+            None => unreachable!("an end is not used after its way has ended"),
         }
     }
 
@@ -136,7 +243,7 @@ impl End {
         grouped().map_err(|error| refused(what, error))?;
         let mut state = sys::ncclResult_t::ncclSuccess;
         // SAFETY: the communicator is alive, and NCCL writes its state.
-        unsafe { sys::ncclCommGetAsyncError(self.communicator, &raw mut state) }
+        unsafe { sys::ncclCommGetAsyncError(self.communicator(), &raw mut state) }
             .result()
             .and_then(|_| state.result())
             .map(|_| ())
@@ -155,13 +262,15 @@ fn communicator(stream: &Arc<CudaStream>, id: NcclId, rank: i32) -> Result<Joine
 
 impl Drop for End {
     fn drop(&mut self) {
-        // Not destroyed, which would wait for the other process. Where this fails, NCCL is gone already.
-        // SAFETY: nobody uses the communicator any more.
-        let _ = unsafe { result::comm_abort(self.communicator) };
+        // There is nobody to tell where this fails.
+        let _ = self.finish(PATIENCE);
     }
 }
 
 /// Sends activations, or gradients, to a stage of another process.
+///
+/// [`finish`](Self::finish) ends it when all is sent. Dropped without, it waits for that 10 s at most, ignores every error, and cuts off what is then
+/// still under way: messages that the receiver has not taken by then are lost, and neither side is told.
 pub struct NcclSender {
     end: End,
     device: Arc<CudaStageDevice>,
@@ -177,6 +286,8 @@ impl NcclSender {
     }
 
     /// Sends the tensors of `activation`; returns at once, and keeps them until they are sent.
+    ///
+    /// They are on their way for as long as this sender is there: only [`finish`](Self::finish) makes sure that they leave.
     ///
     /// # Errors
     /// If a tensor is of another device, is empty, or NCCL fails.
@@ -197,6 +308,14 @@ impl NcclSender {
         self.end.under_way.keep(released.tensors().to_vec(), None).map_err(failed)
     }
 
+    /// Waits until all is sent, and ends the way. The receiver is to do the same; two processes finish several ways in the same order.
+    ///
+    /// # Errors
+    /// If it takes longer than `limit`, or NCCL fails. The way has ended then too, and what was still under way is cut off.
+    pub fn finish(mut self, limit: Duration) -> Result<()> {
+        self.end.finish(limit)
+    }
+
     fn send_elements<T: DeviceRepr>(&self, elements: &CudaSlice<T>) -> Result<()> {
         let stream = self.end.stream();
         let (start, _read) = elements.device_ptr(stream);
@@ -209,7 +328,7 @@ impl NcclSender {
                     elements.num_bytes(),
                     byte,
                     RECEIVER,
-                    self.end.communicator,
+                    self.end.communicator(),
                     stream.cu_stream().cast(),
                 )
             }
@@ -219,6 +338,10 @@ impl NcclSender {
 }
 
 /// Receives activations, or gradients, from a stage of another process.
+///
+/// [`finish`](Self::finish) ends it when all that was asked for is there. Dropped without, it waits for that 10 s at most, ignores every error, and
+/// cuts off what is then still under way: a tensor that has not come by then is never written, and what computes with it takes whatever its memory
+/// holds, without an error.
 pub struct NcclReceiver {
     end: End,
     device: Arc<CudaStageDevice>,
@@ -235,12 +358,23 @@ impl NcclReceiver {
 
     /// The next tensors, of these dtypes and shapes; returns at once, and what computes with them waits until they are there.
     ///
+    /// They come for as long as this receiver is there: one whose tensors are still to be read ends by [`finish`](Self::finish).
+    ///
     /// # Errors
     /// If a dtype does not travel, or NCCL fails.
     pub fn receive(&mut self, tensors: &[(DType, Shape)]) -> Result<Activation> {
         let received =
             tensors.iter().map(|(dtype, shape)| self.receive_one(*dtype, shape)).collect::<Result<Vec<_>>>()?;
         Ok(Activation::new(received))
+    }
+
+    /// Waits until all tensors that were asked for are there, and ends the way. The sender is to do the same; two processes finish several ways in
+    /// the same order.
+    ///
+    /// # Errors
+    /// If it takes longer than `limit`, or NCCL fails. The way has ended then too, and tensors that have not come are not to be used.
+    pub fn finish(mut self, limit: Duration) -> Result<()> {
+        self.end.finish(limit)
     }
 
     fn receive_one(&self, dtype: DType, shape: &Shape) -> Result<Tensor> {
@@ -271,7 +405,7 @@ impl NcclReceiver {
             self.end.group("receiving", || {
                 // SAFETY: so many bytes have just been allocated.
                 unsafe {
-                    result::recv(start as _, bytes, byte, SENDER, self.end.communicator, stream.cu_stream().cast())
+                    result::recv(start as _, bytes, byte, SENDER, self.end.communicator(), stream.cu_stream().cast())
                 }
                 .map(|_| ())
             })?;
@@ -291,5 +425,31 @@ mod tests {
         for wrong in ["", "00", &"0".repeat(255), &"g".repeat(256), &"+".repeat(256)] {
             assert!(wrong.parse::<NcclId>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn limits_below_a_second_are_told() {
+        for (milliseconds, wanted) in [(60_000, "60 s"), (1500, "1.5 s"), (250, "0.25 s"), (1, "0.001 s")] {
+            assert_eq!(seconds(Duration::from_millis(milliseconds)), wanted);
+        }
+    }
+
+    #[test]
+    fn what_comes_too_late_is_dropped() {
+        let (go, told_to_go) = mpsc::channel::<()>();
+        let (given, dropped) = mpsc::channel::<()>();
+        let late = within(Duration::from_millis(1), "waiting", move || {
+            let _ = told_to_go.recv();
+            given
+        });
+        assert!(matches!(late, Ok(None)));
+        drop(go);
+        assert_eq!(dropped.recv_timeout(Duration::from_secs(60)), Err(RecvTimeoutError::Disconnected));
+    }
+
+    #[test]
+    fn a_panic_is_not_taken_for_being_late() {
+        let error = within(Duration::from_secs(60), "joining", || -> u8 { panic!("on purpose") }).expect_err("a panic");
+        assert!(error.to_string().contains("joining panicked"), "{error}");
     }
 }

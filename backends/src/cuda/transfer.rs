@@ -143,7 +143,7 @@ impl Landing {
         let mut staged = None;
         if self.gpu.context == from.context {
             self.stream().memcpy_dtod(&source, &mut landed)?;
-        } else if self.gpu.reads(from)? {
+        } else if self.gpu.reads(from) {
             // Waits for what has been written. That it is being read cannot be recorded in an event of the other context: the source is kept
             // until this copy is done instead.
             let (start, recorder) = source.device_ptr(self.stream());

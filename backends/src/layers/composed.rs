@@ -127,6 +127,11 @@ fn wide(x: &Tensor) -> Result<Tensor> {
     as_dtype(x, DType::F32)
 }
 
+/// `x` times a number, rounded once: candle's own product in bf16 would round the number too.
+fn scaled(x: &Tensor, by: f64) -> Result<Tensor> {
+    as_dtype(&(wide(x)? * by)?, x.dtype())
+}
+
 fn wrong_dtype(layer: &str, dtype: DType) -> Error {
     Error::invalid(layer, format!("a tensor of {}", dtype.as_str()), "convert it to f32 or bf16")
 }

@@ -115,15 +115,13 @@ impl Coordinator {
 
     /// Fails once every stage that could have sent what made others silent has said that it did not.
     fn check_silence(&mut self) {
-        let all = self.silent.len() == self.stages.len();
-        if all
+        let over = self.silent.len() == self.stages.len()
             || self.steps.waits_only_for(&self.silent)
             || self.scores.waits_only_for(&self.silent)
-            || self.norms.waits_only_for(&self.silent)
-        {
-            if let Some(first) = self.silent.values().min_by_key(|failure| (failure.step, failure.micro)).cloned() {
-                self.fail(first);
-            }
+            || self.norms.waits_only_for(&self.silent);
+        let earliest = self.silent.values().min_by_key(|failure| (failure.step, failure.micro));
+        if let Some(earliest) = earliest.filter(|_| over).cloned() {
+            self.fail(earliest);
         }
     }
 

@@ -9,7 +9,7 @@ use super::{
     dropout::{Mask, kept},
     kept::Kept,
     products::{operand, product},
-    wide,
+    scaled, wide,
 };
 use crate::kernels::attention::Heads;
 
@@ -32,7 +32,7 @@ fn parts(heads: &Heads, qkv: &Tensor) -> Result<[Tensor; 3]> {
     let Heads { batch, length, count, width } = *heads;
     let qkv = qkv.reshape((batch, length, 3, count, width))?;
     let part = |at: usize| qkv.narrow(2, at, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous();
-    Ok([(part(0)? * scale(heads))?, part(1)?, part(2)?])
+    Ok([scaled(&part(0)?, scale(heads))?, part(1)?, part(2)?])
 }
 
 fn scale(heads: &Heads) -> f64 {
@@ -84,7 +84,7 @@ pub(crate) fn pull_back_heads(heads: &Heads, saved: &SavedHeads, c: &Activation,
     let dp = kept(mask, &product(&c, &values.transpose(2, 3)?)?.to_dtype(DType::F32)?)?;
     let along = (&dp * &p)?.sum_keepdim(3)?;
     let ds = as_dtype(&(&p * dp.broadcast_sub(&along)?)?, dtype)?;
-    let dq = (product(&ds, &keys)? * scale(heads))?;
+    let dq = scaled(&product(&ds, &keys)?, scale(heads))?;
     // The queries have been divided by √h.
     let dk = product(&ds.transpose(2, 3)?, &queries)?;
     let all = [dq, dk, dv].map(|part| part.transpose(1, 2));

@@ -3,7 +3,7 @@
 use candle_core::{Shape, Tensor};
 use interlock::{Pass, Pulled, Result, Wants, differentiable::Held};
 
-use super::{Composed, input, where_set};
+use super::{Composed, input, scaled, where_set};
 use crate::layers::{Dropout, dropout};
 
 /// Which elements are kept.
@@ -31,7 +31,7 @@ impl Mask {
 
     /// What is kept of `x`, scaled.
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        where_set(&self.keep, &(x * self.scale)?)
+        where_set(&self.keep, &scaled(x, self.scale)?)
     }
 
     pub(super) fn held(&self) -> Held {
