@@ -350,7 +350,10 @@ fn devices_of_both_kinds_name_the_stage_too() {
                 let fault = Fault { unit: 2, head, when, how: How::NotANumber, step: 2 };
                 let make = builder(LAYERS, Some(fault.clone())).devices(devices).strategy(Interlock::width(3));
                 let failure = failure(make.micro_batches(4).in_flight(4).steps(10), Spiral { examples: 26 });
-                assert_eq!((failure.stage, failure.step), (2, Some(2)), "{late_one} {fault:?}: {failure}");
+                assert_eq!(failure.stage, 2, "{late_one} {fault:?}: {failure}");
+                // Spoilt parameters may be noticed first by what a neighbour gets of them in the step behind.
+                let next = failure.phase == interlock::Phase::Transfer && when == When::PullBackParameters;
+                assert!(failure.step == Some(2) || next && failure.step == Some(3), "{late_one} {fault:?}: {failure}");
             }
         }
     }
