@@ -56,7 +56,7 @@ impl Work {
         let Some(action) = self.schedule.begin() else { return Ok(false) };
         let kind = action.kind();
         if !action.trains() || kind == ActionKind::Norm {
-            // The device is waited for anyway; and what it is asked for now comes of steps that have been told.
+            // The device is waited for anyway, and what it says then is of steps behind those that are untold.
             self.settle_all()?;
         }
         let norm = match action {

@@ -3,10 +3,11 @@
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
-#[path = "common/behind.rs"]
+#[path = "../common/behind.rs"]
 mod behind;
-#[path = "common/models.rs"]
+#[path = "../common/models.rs"]
 mod common;
+mod failures;
 
 use std::{
     collections::BTreeMap,
@@ -16,9 +17,9 @@ use std::{
 
 use behind::{Behind, Counts, When as Late, each};
 use candle_core::Tensor;
-use common::{ByTarget, Fault, How, Matrices, Perceptron, Spiral, When};
+use common::{ByTarget, Fault, Matrices, Perceptron, Spiral};
 use interlock::{
-    Adaptive, Dataset, EndToEnd, Error, Interlock, Local, Loss, StageDevice, StageFailure, TrainEvent, Trainer,
+    Adaptive, Dataset, EndToEnd, Interlock, Local, Loss, StageDevice, TrainEvent, Trainer,
     clip::{ClipConfig, ClipScope},
     device::Plain,
     loss::{CrossEntropy, MeanSquaredError},
@@ -296,124 +297,6 @@ fn other_losses_score_and_train_alike() {
     check(|| MeanSquaredError, floats);
     // One that knows nothing of such devices.
     check(|| ByTarget, Ok);
-}
-
-fn failure(builder: TrainerBuilder, data: impl Dataset + 'static) -> StageFailure {
-    match run(builder, data) {
-        Err(Error::Stage(failure)) => failure,
-        Err(error) => panic!("{error}"),
-        Ok(_) => panic!("no stage failed"),
-    }
-}
-
-#[test]
-fn what_is_not_finite_is_named_where_it_arose() {
-    for head in [false, true] {
-        for when in [When::Forward, When::PullBackInput, When::PullBackParameters] {
-            for (micro_batches, in_flight, late) in [
-                (1, 1, Late::Polled(usize::MAX)),
-                (4, 1, Late::After(Duration::from_millis(3))),
-                (4, 4, Late::Polled(1)),
-            ] {
-                for scope in [None, Some(ClipScope::Stage), Some(ClipScope::Global)] {
-                    let fault = Fault { unit: 2, head, when, how: How::NotANumber, step: 2 };
-                    let make = |devices| {
-                        builder(LAYERS, Some(fault.clone()))
-                            .devices(devices)
-                            .strategy(Interlock::width(3))
-                            .clip(scope.map(|scope| ClipConfig { max_norm: 0.2, scope }))
-                            .micro_batches(micro_batches)
-                            .in_flight(in_flight)
-                            .steps(10)
-                    };
-                    let failure = |devices| {
-                        let failure = failure(make(devices), Spiral { examples: 26 });
-                        // The fault strikes both losses; which comes first is a matter of time.
-                        StageFailure { cause: failure.cause.replace("of loss 2", "of loss 3"), ..failure }
-                    };
-                    let (expected, found) = (failure(plain()), failure(each(LAYERS, late)));
-                    assert_eq!(found, expected, "{fault:?} {micro_batches} {late:?} {scope:?}");
-                    assert_eq!((found.stage, found.step, found.micro), (2, Some(2), Some(0)));
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn devices_of_both_kinds_name_the_stage_too() {
-    for late_one in [1, 2, 3] {
-        for head in [false, true] {
-            for when in [When::Forward, When::PullBackInput, When::PullBackParameters] {
-                let mut devices = vec![Arc::new(Plain) as Arc<dyn StageDevice>; LAYERS];
-                devices[late_one] = Behind::new(Late::Polled(usize::MAX));
-                let fault = Fault { unit: 2, head, when, how: How::NotANumber, step: 2 };
-                let make = builder(LAYERS, Some(fault.clone())).devices(devices).strategy(Interlock::width(3));
-                let failure = failure(make.micro_batches(4).in_flight(4).steps(10), Spiral { examples: 26 });
-                assert_eq!(failure.stage, 2, "{late_one} {fault:?}: {failure}");
-                // Spoilt parameters may be noticed first by what a neighbour gets of them in the step behind.
-                let next = failure.phase == interlock::Phase::Transfer && when == When::PullBackParameters;
-                assert!(failure.step == Some(2) || next && failure.step == Some(3), "{late_one} {fault:?}: {failure}");
-            }
-        }
-    }
-}
-
-#[test]
-fn what_is_spoilt_on_its_way_is_an_error_too() {
-    for spoils in [0, 9, 60] {
-        for scope in [None, Some(ClipScope::Global)] {
-            let spoiling = Behind::spoiling(Late::Polled(2), spoils);
-            let mut devices = each(LAYERS, Late::Polled(2));
-            devices[1] = spoiling;
-            let make = builder(LAYERS, None).devices(devices).strategy(Interlock::width(2)).eval_every(3).in_flight(3);
-            let make = make.micro_batches(2).clip(scope.map(|scope| ClipConfig { max_norm: 0.2, scope })).steps(200);
-            let failure = failure(make, Spiral { examples: 26 });
-            // What is spoilt goes on to the neighbours, which cannot know where it began.
-            assert!(failure.stage <= 2 && failure.phase == interlock::Phase::Transfer, "{spoils} {scope:?}: {failure}");
-            assert_eq!(failure.cause, "an infinity or a NaN came, and no stage has one of its own");
-            assert!(failure.micro.is_some() && (failure.step == Some(0)) == (spoils == 0), "{failure}");
-        }
-    }
-}
-
-#[test]
-fn other_failures_are_told_in_the_same_words() {
-    let late = || each(2, Late::Polled(4));
-    let overflow = |devices| {
-        let optimizer = OptimizerConfig { lr: 1e39, momentum: 0.0, ..OptimizerConfig::default() };
-        builder(2, None).devices(devices).strategy(Interlock::width(2)).optimizer(optimizer).steps(3)
-    };
-    let expected = failure(overflow(plain()), Spiral { examples: 26 });
-    let found = failure(overflow(late()), Spiral { examples: 26 });
-    assert_eq!((found.step, found.phase), (Some(0), interlock::Phase::Update), "{found}");
-    // Which of two stages overflows first is a matter of time.
-    assert!(found.cause.contains("holds an infinity or a NaN after the update") && expected.step == found.step);
-
-    let wrong = || Targets(|targets: Tensor| Ok((targets + 1.0)?));
-    let make = |devices| builder(1, None).devices(devices).strategy(EndToEnd).steps(3);
-    let found = failure(make(each(1, Late::Now)), wrong());
-    assert_eq!(found, failure(make(plain()), wrong()));
-    assert!(found.cause.contains("target 3 at position"), "{found}");
-
-    let found = failure(make(each(1, Late::Never)), Spiral { examples: 26 });
-    assert_eq!((found.step, found.phase), (Some(0), interlock::Phase::Update), "{found}");
-    assert!(found.cause.contains("the device is gone"), "{found}");
-}
-
-#[test]
-fn an_evaluation_fails_where_the_first_value_is_not_finite() {
-    // The middle stage's parameters are spoilt from the beginning; the last one's loss is NaN because of that.
-    for devices in [plain(), each(3, Late::Polled(2))] {
-        let builder = builder(3, None).devices(devices).strategy(EndToEnd).heads(HeadsConfig::default());
-        let values = |values: Vec<f32>, dims: (usize, usize)| Tensor::from_vec(values, dims, &candle_core::Device::Cpu);
-        let spoilt = BTreeMap::from([("layers.1.weight".to_owned(), values(vec![f32::NAN; 64], (8, 8)).unwrap())]);
-        let mut trainer =
-            builder.initial_values(spoilt.into_iter().collect::<std::collections::HashMap<_, _>>()).build().unwrap();
-        let Err(Error::Stage(failure)) = trainer.evaluate(&Spiral { examples: 20 }) else { panic!("it was evaluated") };
-        assert_eq!((failure.stage, failure.phase), (1, interlock::Phase::Forward), "{failure}");
-        assert_eq!((failure.step, failure.micro), (Some(0), Some(0)), "{failure}");
-    }
 }
 
 #[test]
