@@ -38,7 +38,7 @@ fn laid_out(x: Tensor) -> Tensor {
     }
 }
 
-/// A layer with an input, what its forward pass saved, and a cotangent.
+/// A layer with an input, what its forward pass saved, and a output_gradient.
 struct Setup {
     layer: Box<dyn Differentiable>,
     x: Activation,
@@ -78,9 +78,9 @@ impl Setup {
         let pass = Pass { track: false, ..Pass::train(1, 0, 0) };
         match part {
             Part::Forward => bencher.bench_local(|| self.layer.forward(&self.x, &pass).map(drop)),
-            Part::Input => bencher.bench_local(|| self.layer.pull_back(&self.saved, &self.c, Wants::INPUT).map(drop)),
+            Part::Input => bencher.bench_local(|| self.layer.backward(&self.saved, &self.c, Wants::INPUT).map(drop)),
             Part::Parameters => {
-                bencher.bench_local(|| self.layer.pull_back(&self.saved, &self.c, Wants::PARAMETERS).map(drop));
+                bencher.bench_local(|| self.layer.backward(&self.saved, &self.c, Wants::PARAMETERS).map(drop));
             }
         }
     }

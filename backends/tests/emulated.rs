@@ -47,7 +47,7 @@ fn train(name: &str, stages: usize, strategy: impl Strategy + 'static, steps: u6
     let mut trainer = builder.loss(MeanSquaredError).batch_size(1).steps(steps).build().expect("a pipeline");
     let start = Instant::now();
     let report = trainer.fit(&Ones).expect("a run");
-    (start.elapsed(), report.finally.loss)
+    (start.elapsed(), report.final_scores.loss)
 }
 
 #[test]

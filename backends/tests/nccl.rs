@@ -76,7 +76,7 @@ fn behind(stage: &Sequential, y: &Activation) -> Activation {
     let (logits, saved) = stage.forward(y, &Pass::train(1, 0, 0)).expect("a forward pass");
     let (_, gradient) =
         CrossEntropy::default().differentiate(logits.single().expect("one tensor"), &targets(), 6.0).expect("a loss");
-    stage.pull_back(&saved, &gradient.into(), Wants::INPUT).expect("a pull-back").input.expect("a gradient")
+    stage.backward(&saved, &gradient.into(), Wants::INPUT).expect("a pull-back").input.expect("a gradient")
 }
 
 /// Not a test by itself: what the other process runs, several steps of the same.
@@ -144,7 +144,7 @@ fn a_step_in_two_processes_gives_the_gradients_of_one() {
     let cpu = Device::Cpu;
     let (first, second) = (stage(0, &store_here, &cpu), stage(1, &store_here, &cpu));
     let (y, saved) = first.forward(&x().into(), &Pass::train(1, 0, 0)).expect("a forward pass");
-    let wanted = first.pull_back(&saved, &behind(&second, &y), Wants::BOTH).expect("a pull-back");
+    let wanted = first.backward(&saved, &behind(&second, &y), Wants::BOTH).expect("a pull-back");
 
     let [forward, back] = [NcclId::new().expect("an id"), NcclId::new().expect("an id")];
     let mut other = Other::start(&format!("{forward},{back}"));
@@ -161,7 +161,7 @@ fn a_step_in_two_processes_gives_the_gradients_of_one() {
         drop(y);
         Tensor::zeros((6, 5), DType::F32, device.device()).expect("other memory");
         let gradient = gradients.receive(&[(DType::F32, Shape::from((6, 5)))]).expect("a gradient");
-        let pulled = stage.pull_back(&saved, &gradient, Wants::BOTH).expect("a pull-back");
+        let pulled = stage.backward(&saved, &gradient, Wants::BOTH).expect("a pull-back");
         let near = |got: &Tensor, wanted: &Tensor| {
             let (got, wanted) = (values(got), values(wanted));
             assert_eq!(got.len(), wanted.len(), "step {step}");
@@ -169,7 +169,7 @@ fn a_step_in_two_processes_gives_the_gradients_of_one() {
             let all = got.iter().zip(&wanted).all(|(g, w)| (g - w).abs() < 1e-6);
             assert!(all, "step {step}: {got:?} and {wanted:?}");
         };
-        let input = |pulled: &interlock::Pulled| {
+        let input = |pulled: &interlock::Gradients| {
             pulled.input.as_ref().expect("a gradient").single().expect("one tensor").clone()
         };
         near(&input(&pulled), &input(&wanted));

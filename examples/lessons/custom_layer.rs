@@ -11,8 +11,8 @@
 use candle_core::{D, Device, Tensor};
 use candle_nn::{Init, Linear, Module, VarBuilder, linear};
 use interlock::{
-    Activation, Autograd, Differentiable, Interlock, ModelSpec, ParameterStore, Pass, Pulled, Result, Saved,
-    StageModule, Trainer, Unit, Wants, graph::InGraph, optimizer::OptimizerConfig, trainer::Split,
+    Activation, Autograd, Differentiable, Gradients, Interlock, ModelSpec, ParameterStore, Pass, Result, Saved,
+    StageModule, Trainer, Unit, Wants, differentiation::graph::InGraph, optimizer::OptimizerConfig, trainer::Split,
 };
 use interlock_backends::{candle_single_threaded, cpu};
 use interlock_models::data::config::{DataConfig, FashionMnistMini};
@@ -39,10 +39,10 @@ impl Differentiable for RmsNorm {
         Ok((y.into(), Saved::new((normed, rms))))
     }
 
-    fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
+    fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
         let (normed, rms): &(Tensor, Tensor) = saved.get()?;
-        let c = cotangent.single()?;
-        let mut pulled = Pulled::default();
+        let c = output_gradient.single()?;
+        let mut pulled = Gradients::default();
         if wants.input {
             // ∂l/∂x = (s - n · mean(s·n)) / rms with s = c·g
             let s = c.broadcast_mul(&self.gain.detach())?;
@@ -114,8 +114,8 @@ fn main() -> anyhow::Result<()> {
         .build()?;
     let before = trainer.snapshot()?;
     let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
-    let accuracy = report.finally.accuracy.unwrap_or_default();
-    println!("after {} steps: loss {:.3}, accuracy {accuracy:.3}", report.steps, report.finally.loss);
+    let accuracy = report.final_scores.accuracy.unwrap_or_default();
+    println!("after {} steps: loss {:.3}, accuracy {accuracy:.3}", report.steps, report.final_scores.loss);
     assert!(accuracy > 0.65, "a tenth would be chance");
 
     // The gains have been trained, on both stages.
@@ -134,8 +134,8 @@ fn check_by_finite_differences() -> Result<f32> {
     let (x, c) = ([0.3_f32, -0.7, 1.1], Tensor::new(&[[1.0_f32, 2.0, -0.5]], &Device::Cpu)?);
     let forward = |x: [f32; 3]| layer.forward(&Tensor::new(&[x], &Device::Cpu)?.into(), &Pass::train(0, 0, 0));
     let objective = |x: [f32; 3]| -> Result<f32> { Ok((forward(x)?.0.single()? * &c)?.sum_all()?.to_scalar()?) };
-    let pulled = layer.pull_back(&forward(x)?.1, &c.clone().into(), Wants::INPUT)?;
-    let gradient = interlock::differentiable::input_of(pulled)?.single()?.flatten_all()?.to_vec1::<f32>()?;
+    let pulled = layer.backward(&forward(x)?.1, &c.clone().into(), Wants::INPUT)?;
+    let gradient = interlock::differentiation::input_of(pulled)?.single()?.flatten_all()?.to_vec1::<f32>()?;
     let mut worst = 0.0_f32;
     for (i, found) in gradient.into_iter().enumerate() {
         let at = |step: f32| {

@@ -83,8 +83,8 @@ fn main() -> anyhow::Result<()> {
     }
 
     let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
-    let accuracy = report.finally.accuracy.unwrap_or_default();
-    println!("after {} steps: loss {:.3}, accuracy {accuracy:.3}", report.steps, report.finally.loss);
+    let accuracy = report.final_scores.accuracy.unwrap_or_default();
+    println!("after {} steps: loss {:.3}, accuracy {accuracy:.3}", report.steps, report.final_scores.loss);
     assert!(accuracy > 0.65, "a tenth would be chance");
     Ok(())
 }

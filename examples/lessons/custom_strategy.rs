@@ -47,6 +47,6 @@ fn main() -> anyhow::Result<()> {
         }
     }
     assert_eq!(report.stages.iter().map(|s| s.accuracy.is_some()).collect::<Vec<_>>(), [false, true, false, true]);
-    assert!(report.finally.accuracy.is_some_and(|accuracy| accuracy > 0.65), "a tenth would be chance");
+    assert!(report.final_scores.accuracy.is_some_and(|accuracy| accuracy > 0.65), "a tenth would be chance");
     Ok(())
 }

@@ -38,10 +38,10 @@ fn main() -> anyhow::Result<()> {
             .optimizer(OptimizerConfig { lr: 0.02, ..Default::default() })
             .epochs(3)
             .build()?;
-        let pull_backs = trainer.plan().pull_backs();
+        let backward_passes = trainer.plan().backward_passes();
         let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
-        let accuracy = report.finally.accuracy.unwrap_or_default();
-        println!("{name:<16} {pull_backs:>12} {:>8.3} {accuracy:>10.3}", report.finally.loss);
+        let accuracy = report.final_scores.accuracy.unwrap_or_default();
+        println!("{name:<16} {backward_passes:>12} {:>8.3} {accuracy:>10.3}", report.final_scores.loss);
         assert!(accuracy > 0.6, "a tenth would be chance");
     }
     Ok(())

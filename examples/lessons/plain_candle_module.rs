@@ -11,8 +11,8 @@
 use candle_core::Tensor;
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder, conv2d, linear, rms_norm};
 use interlock::{
-    Autograd, ModelSpec, Pairwise, Result, Trainer, Unit, autograd::FromModule, optimizer::OptimizerConfig,
-    trainer::Split,
+    Autograd, ModelSpec, Pairwise, Result, Trainer, Unit, differentiation::autograd::FromModule,
+    optimizer::OptimizerConfig, trainer::Split,
 };
 use interlock_backends::{candle_single_threaded, cpu};
 use interlock_models::data::config::{DataConfig, FashionMnistMini};
@@ -86,8 +86,8 @@ fn main() -> anyhow::Result<()> {
     }
     assert_eq!(trainer.stages()[1].names, ["fc.weight", "fc.bias"]);
     let report = trainer.fit(split)?;
-    let accuracy = report.finally.accuracy.unwrap_or_default();
-    println!("after {} steps: loss {:.3}, accuracy {accuracy:.3}", report.steps, report.finally.loss);
+    let accuracy = report.final_scores.accuracy.unwrap_or_default();
+    println!("after {} steps: loss {:.3}, accuracy {accuracy:.3}", report.steps, report.final_scores.loss);
     assert!(accuracy > 0.6, "a tenth would be chance");
 
     // The same with a norm of candle_nn, whose fused operation passes no gradient on.

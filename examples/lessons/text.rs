@@ -12,8 +12,10 @@ use candle_core::{Device, IndexOp, Tensor};
 use candle_nn::ops::softmax;
 use interlock::{
     Batch, Interlock, Result, Trainer,
-    clip::{ClipConfig, ClipScope},
-    optimizer::{OptimizerConfig, OptimizerKind},
+    optimizer::{
+        OptimizerConfig, OptimizerKind,
+        clip::{ClipConfig, ClipScope},
+    },
     plain::PlainPipeline,
     random::Key,
     trainer::{Layout, Split},

@@ -129,9 +129,9 @@ fn train(width: Width, config: &RunConfig, stopper: &Stopper) -> interlock::Resu
     Ok((!report.stopped).then(|| Run {
         width: width.to_string(),
         seed: config.seed,
-        accuracy: report.finally.accuracy,
-        perplexity: report.finally.perplexity,
-        loss: report.finally.loss,
+        accuracy: report.final_scores.accuracy,
+        perplexity: report.final_scores.perplexity,
+        loss: report.final_scores.loss,
         examples_per_second: report.examples_per_second,
     }))
 }

@@ -8,16 +8,12 @@ use std::path::{Path, PathBuf};
 
 use interlock::{
     ActivationDtype, Error, Result, Trainer,
-    clip::ClipConfig,
-    lr_schedule::LrScheduleConfig,
-    optimizer::OptimizerConfig,
-    parameters::NamedTensors,
-    partition::PartitionConfig,
+    model::{parameters::NamedTensors, partition::PartitionConfig, weights},
+    optimizer::{OptimizerConfig, clip::ClipConfig, lr_schedule::LrScheduleConfig},
     schedule::PolicyName,
     stage::{HeadsConfig, Recompute},
     strategy::StrategyConfig,
     trainer::{Criterion, TrainerBuilder},
-    weights,
 };
 use interlock_models::{
     InputShape, ModelConfig,

@@ -210,7 +210,7 @@ impl From<&Error> for Failed {
                 cause: failure.cause.clone(),
                 stage: Some(failure.stage),
                 step: failure.step,
-                micro: failure.micro,
+                micro: failure.micro_batch,
                 phase: Some(failure.phase.to_string()),
             },
             _ => nowhere,

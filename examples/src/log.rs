@@ -111,7 +111,7 @@ impl Observer for Log {
                 let how = if report.stopped { "stopped" } else { "finished" };
                 tracing::info!(
                     steps = report.steps,
-                    loss = report.finally.loss,
+                    loss = report.final_scores.loss,
                     examples_per_second = report.examples_per_second,
                     "{how}"
                 );

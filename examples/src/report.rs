@@ -7,7 +7,7 @@ mod words;
 
 use std::path::{Path, PathBuf};
 
-use interlock::{Error, timeline::Drawing, weights};
+use interlock::{Error, model::weights, timeline::Drawing};
 
 use self::run::Run;
 use crate::{

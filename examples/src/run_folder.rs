@@ -7,7 +7,12 @@ use std::{
 };
 
 use candle_core::Tensor;
-use interlock::{Error, Report, Result, parameters::NamedTensors, timeline::Timeline, trainer::Best, weights};
+use interlock::{
+    Error, Report, Result,
+    model::{parameters::NamedTensors, weights},
+    timeline::Timeline,
+    trainer::Best,
+};
 use interlock_models::data::Description;
 use serde::{Deserialize, Serialize};
 

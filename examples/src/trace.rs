@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use interlock::{
     Error, Result,
+    model::weights,
     simulator::Simulated,
     timeline::{Drawing, Timeline},
-    weights,
 };
 
 use crate::run_folder;

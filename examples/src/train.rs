@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use interlock::{
     Report,
-    partition::PartitionConfig,
+    model::partition::PartitionConfig,
     timeline::Timeline,
     trainer::{Split, Stopper},
 };
@@ -175,8 +175,8 @@ fn tell(report: &Report, measure: Measure, terminal: &Terminal) {
     }
     terminal.say(&table::stages(report, measure).to_string());
     let result = match measure {
-        Measure::Accuracy => report.finally.accuracy,
-        Measure::Perplexity => report.finally.perplexity,
+        Measure::Accuracy => report.final_scores.accuracy,
+        Measure::Perplexity => report.final_scores.perplexity,
     };
     if let Some(result) = result {
         terminal.say(&format!(

@@ -2,16 +2,19 @@
 //!
 //! A [`Backend`] opens devices by name; a [`StageDevice`] is one opened device, to which one stage or several are pinned.
 
-mod late;
+pub mod link;
+mod reading;
+pub mod sleep;
 
-pub use late::{Mark, Reading};
+pub use link::Link;
+pub use reading::{Mark, Reading};
 
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
 use crate::{
-    Differentiable, Link, Precision, Result,
+    Differentiable, Precision, Result,
     optimizer::{Optimizer, OptimizerConfig},
 };
 
@@ -90,7 +93,7 @@ pub trait StageDevice: Send + Sync {
     /// Begins to read the elements of `values`, a small tensor on this device, in order and as `f64`. A device that works behind the host's
     /// back goes on working meanwhile.
     fn read(&self, values: &Tensor) -> Result<Box<dyn Reading>> {
-        late::read(values)
+        reading::read(values)
     }
 
     /// Marks the place after everything given to the device so far; none where the host waits for the device anyway, so that now is the moment.

@@ -16,7 +16,7 @@ pub enum Phase {
     /// The head's forward pass, its loss and its own gradients.
     Head,
     /// Pulling a gradient back through the stage.
-    PullBack,
+    Backward,
     /// The optimizer's update.
     Update,
     /// Sending to or receiving from a neighbour.
@@ -33,7 +33,7 @@ impl fmt::Display for Phase {
             Self::Build => "build",
             Self::Forward => "forward",
             Self::Head => "head",
-            Self::PullBack => "pull-back",
+            Self::Backward => "pull-back",
             Self::Update => "update",
             Self::Transfer => "transfer",
             Self::Snapshot => "snapshot",
@@ -50,7 +50,7 @@ pub struct StageFailure {
     /// The step, counted from 0; none while building or outside any step.
     pub step: Option<u64>,
     /// The micro-batch within the step; none in phases that concern the whole step.
-    pub micro: Option<usize>,
+    pub micro_batch: Option<usize>,
     /// What the stage was doing.
     pub phase: Phase,
     /// What went wrong, in words.
@@ -63,7 +63,7 @@ impl fmt::Display for StageFailure {
         if let Some(step) = self.step {
             write!(f, ", step {step}")?;
         }
-        if let Some(micro) = self.micro {
+        if let Some(micro) = self.micro_batch {
             write!(f, ", micro-batch {micro}")?;
         }
         write!(f, ", {}: {}", self.phase, self.cause)

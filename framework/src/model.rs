@@ -1,5 +1,12 @@
 //! Models as ordered units, and their partition into stages.
 
+pub mod parameters;
+pub mod partition;
+pub mod weights;
+
+pub use parameters::{ParameterGradients, ParameterStore};
+pub use partition::Partition;
+
 use std::sync::Arc;
 
 use candle_nn::VarBuilder;

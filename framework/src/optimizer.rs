@@ -1,7 +1,9 @@
 //! Optimizers: how a stage turns gradients into new parameters.
 
 mod adamw;
+pub mod clip;
 mod config;
+pub mod lr_schedule;
 mod sgd;
 
 pub use adamw::AdamW;
@@ -12,7 +14,7 @@ use std::collections::HashMap;
 
 use candle_core::{Tensor, Var};
 
-use crate::{Error, NonFinite, Result, elementwise};
+use crate::{Error, NonFinite, Result, tensor::elementwise};
 
 /// One parameter with its gradient, as an optimizer gets it.
 pub struct Slot<'a> {

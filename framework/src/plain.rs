@@ -8,8 +8,8 @@ use candle_core::Tensor;
 
 use crate::{
     Batch, Error, Loss, Result, Score, Stage,
-    clip::ClipScope,
-    schedule::{Action, Purpose, Then, Ticket},
+    optimizer::clip::ClipScope,
+    schedule::{Action, MicroBatchId, Purpose, Remaining},
     stage::{Outcome, Payload, StageBlueprint, StageSettings},
     strategy::Plans,
 };
@@ -57,21 +57,21 @@ impl PlainPipeline {
         let micros = pieces.len();
         let mut scores = vec![None; self.stages.len()];
         for (micro, piece) in pieces.into_iter().enumerate() {
-            let ticket = Ticket { step: self.step, purpose: Purpose::Train, micro, micros };
-            self.run_forward(ticket, Payload { inputs: piece.inputs, targets: piece.targets, total })?;
+            let micro_batch = MicroBatchId { step: self.step, purpose: Purpose::Train, index: micro, count: micros };
+            self.run_forward(micro_batch, Payload { inputs: piece.inputs, targets: piece.targets, total })?;
             for k in (0..self.stages.len()).rev() {
-                if let Some(score) = self.run_head(k, ticket, plan.is_needed(k))? {
+                if let Some(score) = self.run_head(k, micro_batch, plan.is_needed(k))? {
                     scores[k] = Some(scores[k].map_or(score, |sum: Score| sum.and(score)));
                 }
                 for (at, &loss) in plan.wants(k).iter().enumerate() {
-                    let (wants, measured) = (plan.pull_back(k, loss), plan.measures(k) == Some(loss));
-                    let then = Then::after(false, at + 1 < plan.wants(k).len());
-                    let action = Action::PullBack { ticket, loss, wants, measured, then };
+                    let (wants, measured) = (plan.backward(k, loss), plan.measures(k) == Some(loss));
+                    let then = Remaining::after(false, at + 1 < plan.wants(k).len());
+                    let action = Action::Backward { micro_batch, loss, wants, measured, then };
                     if let Outcome::Gradient(gradient) = self.stages[k].perform(action, None).map_err(Error::Stage)? {
-                        self.stages[k - 1].accept_gradient(ticket, loss, &gradient).map_err(Error::Stage)?;
+                        self.stages[k - 1].accept_gradient(micro_batch, loss, &gradient).map_err(Error::Stage)?;
                     }
                 }
-                self.stages[k].free(ticket);
+                self.stages[k].free(micro_batch);
             }
         }
         let global_norm = if self.global_norm { Some(self.norm()?) } else { None };
@@ -101,12 +101,12 @@ impl PlainPipeline {
     /// Every head's score of a batch in evaluation mode.
     pub fn evaluate(&mut self, batch: &Batch) -> Result<Vec<Option<Score>>> {
         let total = self.loss.count(&batch.targets)?;
-        let ticket = Ticket { step: self.step, purpose: Purpose::Evaluate, micro: 0, micros: 1 };
-        self.run_forward(ticket, Payload { inputs: batch.inputs.clone(), targets: batch.targets.clone(), total })?;
+        let micro_batch = MicroBatchId { step: self.step, purpose: Purpose::Evaluate, index: 0, count: 1 };
+        self.run_forward(micro_batch, Payload { inputs: batch.inputs.clone(), targets: batch.targets.clone(), total })?;
         (0..self.stages.len())
             .map(|k| {
-                let score = self.run_head(k, ticket, false);
-                self.stages[k].free(ticket);
+                let score = self.run_head(k, micro_batch, false);
+                self.stages[k].free(micro_batch);
                 score
             })
             .collect()
@@ -114,10 +114,10 @@ impl PlainPipeline {
 
     /// The last stage's output in evaluation mode.
     pub fn predict(&mut self, batch: &Batch) -> Result<Tensor> {
-        let ticket = Ticket { step: self.step, purpose: Purpose::Evaluate, micro: 0, micros: 1 };
+        let micro_batch = MicroBatchId { step: self.step, purpose: Purpose::Evaluate, index: 0, count: 1 };
         let payload = Payload { inputs: batch.inputs.clone(), targets: batch.targets.clone(), total: 1.0 };
-        let output = self.run_forward(ticket, payload)?;
-        self.stages.iter_mut().for_each(|stage| stage.free(ticket));
+        let output = self.run_forward(micro_batch, payload)?;
+        self.stages.iter_mut().for_each(|stage| stage.free(micro_batch));
         output.inputs.single().cloned()
     }
 
@@ -127,10 +127,10 @@ impl PlainPipeline {
         Ok(parts.into_iter().flatten().collect())
     }
 
-    fn run_forward(&mut self, ticket: Ticket, mut payload: Payload) -> Result<Payload> {
+    fn run_forward(&mut self, micro_batch: MicroBatchId, mut payload: Payload) -> Result<Payload> {
         for stage in &mut self.stages {
-            stage.accept(ticket, payload).map_err(Error::Stage)?;
-            match stage.perform(Action::Forward(ticket), None).map_err(Error::Stage)? {
+            stage.accept(micro_batch, payload).map_err(Error::Stage)?;
+            match stage.perform(Action::Forward(micro_batch), None).map_err(Error::Stage)? {
                 Outcome::Activation(next) => payload = next,
                 other => return Err(Error::Ended(format!("a forward pass gave {other:?}"))),
             }
@@ -138,11 +138,11 @@ impl PlainPipeline {
         Ok(payload)
     }
 
-    fn run_head(&mut self, k: usize, ticket: Ticket, cotangent: bool) -> Result<Option<Score>> {
+    fn run_head(&mut self, k: usize, micro_batch: MicroBatchId, output_gradient: bool) -> Result<Option<Score>> {
         if k + 1 < self.stages.len() && !self.stages[k].has_head() {
             return Ok(None);
         }
-        match self.stages[k].perform(Action::Head { ticket, cotangent }, None).map_err(Error::Stage)? {
+        match self.stages[k].perform(Action::Head { micro_batch, output_gradient }, None).map_err(Error::Stage)? {
             Outcome::Score(score) => Ok(Some(score)),
             // Told with the step.
             Outcome::None => Ok(None),

@@ -12,12 +12,14 @@
 //! This module knows neither tensors nor actors.
 
 mod schedule;
+mod wants;
 
 pub use schedule::{PlanPhase, PlanSchedule};
+pub use wants::Wants;
 
 use std::{collections::BTreeSet, fmt};
 
-use crate::{Error, Result, differentiable::Wants};
+use crate::{Error, Result};
 
 /// Which losses each stage pulls back, for one cut of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,7 +149,7 @@ impl GradientPlan {
     }
 
     /// Which gradients stage `k` computes of loss `j`.
-    pub fn pull_back(&self, k: usize, j: usize) -> Wants {
+    pub fn backward(&self, k: usize, j: usize) -> Wants {
         let parameters = self.follows[k] == j || self.measures[k] == Some(j);
         Wants { input: self.crosses[k].contains(&j), parameters }
     }
@@ -158,7 +160,7 @@ impl GradientPlan {
     }
 
     /// The number of pull-backs of one micro-batch, over all stages.
-    pub fn pull_backs(&self) -> usize {
+    pub fn backward_passes(&self) -> usize {
         self.wants.iter().map(Vec::len).sum()
     }
 }
@@ -203,10 +205,10 @@ mod tests {
 
     #[test]
     fn pulls_back_only_what_somebody_follows() {
-        assert_eq!(widths(3, 4).pull_backs(), 6);
-        assert_eq!(widths(5, 8).pull_backs(), 20);
-        assert_eq!(widths(1, 4).pull_backs(), 4);
-        assert_eq!(widths(4, 4).pull_backs(), 4);
+        assert_eq!(widths(3, 4).backward_passes(), 6);
+        assert_eq!(widths(5, 8).backward_passes(), 20);
+        assert_eq!(widths(1, 4).backward_passes(), 4);
+        assert_eq!(widths(4, 4).backward_passes(), 4);
     }
 
     #[test]
@@ -221,9 +223,9 @@ mod tests {
         assert_eq!(plan.crosses(1), [2]);
         assert_eq!(plan.crosses(2), [2, 3]);
         assert_eq!(plan.crosses(3), [3]);
-        assert_eq!(plan.pull_back(1, 2), Wants::INPUT);
-        assert_eq!(plan.pull_back(1, 3), Wants::PARAMETERS);
-        assert_eq!(plan.pull_back(2, 3), Wants::BOTH);
+        assert_eq!(plan.backward(1, 2), Wants::INPUT);
+        assert_eq!(plan.backward(1, 3), Wants::PARAMETERS);
+        assert_eq!(plan.backward(2, 3), Wants::BOTH);
         assert!(!plan.is_needed(0) && !plan.is_needed(1) && plan.is_needed(2));
     }
 
@@ -232,8 +234,8 @@ mod tests {
         let plan = GradientPlan::of_widths(&[3, 1, 2, 2, 1]).unwrap();
         assert_eq!((0..5).map(|k| plan.follows(k)).collect::<Vec<_>>(), [2, 1, 3, 4, 4]);
         assert_eq!(plan.wants(1), [1, 2]);
-        assert_eq!(plan.pull_back(1, 1), Wants::PARAMETERS);
-        assert_eq!(plan.pull_back(1, 2), Wants::INPUT);
+        assert_eq!(plan.backward(1, 1), Wants::PARAMETERS);
+        assert_eq!(plan.backward(1, 2), Wants::INPUT);
         assert!(!plan.is_needed(0));
     }
 
@@ -243,12 +245,12 @@ mod tests {
         assert_eq!((0..4).map(|k| plan.follows(k)).collect::<Vec<_>>(), [0, 1, 2, 3]);
         assert_eq!([plan.wants(0), plan.wants(1), plan.wants(2), plan.wants(3)], [&[0, 1][..], &[1], &[2, 3], &[3]]);
         assert_eq!((plan.crosses(1), plan.crosses(2), plan.crosses(3)), (&[1][..], &[][..], &[3][..]));
-        assert_eq!(plan.pull_back(0, 1), Wants::PARAMETERS);
-        assert_eq!(plan.pull_back(1, 1), Wants::BOTH);
-        // A head that is only measured gives a cotangent.
+        assert_eq!(plan.backward(0, 1), Wants::PARAMETERS);
+        assert_eq!(plan.backward(1, 1), Wants::BOTH);
+        // A head that is only measured gives a output_gradient.
         let plan = GradientPlan::new(vec![2, 2, 2]).unwrap().measuring(vec![Some(1), None, None]).unwrap();
         assert!(plan.is_needed(1) && !plan.is_needed(0) && plan.measures_any());
-        assert_eq!(plan.pull_back(1, 1), Wants::INPUT);
+        assert_eq!(plan.backward(1, 1), Wants::INPUT);
         insta::assert_snapshot!(plan, @r"
         stage  follows  measures  pulls back    sends back        head
             0        2         1  1 2           -                 probe

@@ -19,7 +19,7 @@ mod policy;
 mod stage;
 mod work;
 
-pub use action::{Action, Event, Lack, Purpose, Then, Ticket, Unexpected};
+pub use action::{Action, Event, Lack, MicroBatchId, Purpose, Remaining, Unexpected};
 pub use grid::{Cell, Fill, Grid, Slot};
 pub use kind::ActionKind;
 pub use policy::{Policy, PolicyName};

@@ -23,7 +23,7 @@ pub use in_flight::least_in_flight;
 
 use std::sync::Arc;
 
-use crate::{GradientPlan, Result, link::Link, schedule::Policy, timeline::Timeline};
+use crate::{GradientPlan, Result, device::link::Link, schedule::Policy, timeline::Timeline};
 
 /// Seconds from the sending of a message to the moment when a receiver of the same process, whose thread slept, acts on it. Ties are decided by
 /// it: what arrives just as a stage is done comes too late for what it does next.

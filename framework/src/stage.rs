@@ -23,13 +23,12 @@ use candle_core::Tensor;
 
 use self::watch::{Place, Watch};
 use crate::{
-    Activation, ActivationDtype, Differentiable, Error, Loss, NonFinite, Pass, Pulled, Result, Saved, Score,
+    Activation, ActivationDtype, Differentiable, Error, Gradients, Loss, NonFinite, Pass, Result, Saved, Score,
     StageDevice, StageFailure, Wants,
-    clip::ClipConfig,
-    differentiable::{Pending, input_of},
-    lr_schedule::LrSchedule,
+    differentiation::{Pending, input_of},
     metrics::table::NONFINITE,
-    schedule::{Action, Purpose, Then, Ticket},
+    optimizer::{clip::ClipConfig, lr_schedule::LrSchedule},
+    schedule::{Action, MicroBatchId, Purpose, Remaining},
 };
 
 /// A micro-batch on its way from stage to stage.
@@ -102,7 +101,7 @@ struct Live {
     targets: Tensor,
     total: f64,
     /// Gradients of losses with respect to the stage's output, until they have been pulled back.
-    cotangents: HashMap<usize, Activation>,
+    output_gradients: HashMap<usize, Activation>,
     /// What input passes have left for parameter passes.
     pending: HashMap<usize, Pending>,
 }
@@ -141,8 +140,8 @@ pub struct Stage {
     unseen: Vec<usize>,
     /// What the step of the last update measured.
     alignment: Option<f64>,
-    waiting: HashMap<Ticket, Payload>,
-    live: HashMap<Ticket, Live>,
+    waiting: HashMap<MicroBatchId, Payload>,
+    live: HashMap<MicroBatchId, Live>,
 }
 
 impl Stage {
@@ -205,22 +204,22 @@ impl Stage {
     }
 
     /// Takes in a micro-batch for a forward pass to come. Its targets stay where they are, for the host to look at them.
-    pub fn accept(&mut self, ticket: Ticket, payload: Payload) -> Result<(), StageFailure> {
+    pub fn accept(&mut self, micro_batch: MicroBatchId, payload: Payload) -> Result<(), StageFailure> {
         // Nobody else answers for the first stage's inputs: what comes of them does.
-        let inputs = self.take_in(ticket, &payload.inputs, self.index.checked_sub(1), NonFinite::Activation)?;
-        self.waiting.insert(ticket, Payload { inputs, ..payload });
+        let inputs = self.take_in(micro_batch, &payload.inputs, self.index.checked_sub(1), NonFinite::Activation)?;
+        self.waiting.insert(micro_batch, Payload { inputs, ..payload });
         Ok(())
     }
 
     /// Brings what `sender` sent to the device.
     fn take_in(
         &mut self,
-        ticket: Ticket,
+        micro_batch: MicroBatchId,
         sent: &Activation,
         sender: Option<usize>,
         sort: NonFinite,
     ) -> Result<Activation, StageFailure> {
-        let place = Place::transfer(ticket);
+        let place = Place::transfer(micro_batch);
         let mut bring = || {
             let here = sent.try_map(|t| self.device.bring(t))?;
             if sender.is_some() {
@@ -241,19 +240,24 @@ impl Stage {
     }
 
     /// Takes in the gradient of `loss` with respect to this stage's output.
-    pub fn accept_gradient(&mut self, ticket: Ticket, loss: usize, gradient: &Activation) -> Result<(), StageFailure> {
-        let gradient = self.take_in(ticket, gradient, Some(self.index + 1), NonFinite::Gradient)?;
-        if let Some(live) = self.live.get_mut(&ticket) {
-            live.cotangents.insert(loss, gradient);
+    pub fn accept_gradient(
+        &mut self,
+        micro_batch: MicroBatchId,
+        loss: usize,
+        gradient: &Activation,
+    ) -> Result<(), StageFailure> {
+        let gradient = self.take_in(micro_batch, gradient, Some(self.index + 1), NonFinite::Gradient)?;
+        if let Some(live) = self.live.get_mut(&micro_batch) {
+            live.output_gradients.insert(loss, gradient);
         }
         Ok(())
     }
 
     /// Forgets what was kept of a micro-batch, and of an evaluation's what was noted and not asked for.
-    pub fn free(&mut self, ticket: Ticket) {
-        self.live.remove(&ticket);
-        if ticket.purpose == Purpose::Evaluate {
-            self.watch.take_evaluated(ticket);
+    pub fn free(&mut self, micro_batch: MicroBatchId) {
+        self.live.remove(&micro_batch);
+        if micro_batch.purpose == Purpose::Evaluate {
+            self.watch.take_evaluated(micro_batch);
         }
     }
 
@@ -269,10 +273,10 @@ impl Stage {
         self.watch.begin(place);
         crate::device::run_on(&*device, || {
             let done = match action {
-                Action::Forward(ticket) => self.forward(ticket),
-                Action::Head { ticket, cotangent } => self.run_head(ticket, cotangent),
-                Action::PullBack { ticket, loss, wants, measured, then } => {
-                    self.pull_back(ticket, loss, wants, measured, then)
+                Action::Forward(micro_batch) => self.forward(micro_batch),
+                Action::Head { micro_batch, output_gradient } => self.run_head(micro_batch, output_gradient),
+                Action::Backward { micro_batch, loss, wants, measured, then } => {
+                    self.backward(micro_batch, loss, wants, measured, then)
                 }
                 Action::ShareNorm(_) => self.share_norms(),
                 Action::Update(step) => self.update(step, global_norm),
@@ -295,11 +299,11 @@ impl Stage {
         leaving.try_map(|t| self.device.release(t))
     }
 
-    fn pass(&self, ticket: Ticket) -> Pass {
+    fn pass(&self, micro_batch: MicroBatchId) -> Pass {
         let precision = self.device.precision();
-        match ticket.purpose {
+        match micro_batch.purpose {
             Purpose::Train => {
-                Pass { dtype: self.dtype, precision, ..Pass::train(self.seed, ticket.step, ticket.micro) }
+                Pass { dtype: self.dtype, precision, ..Pass::train(self.seed, micro_batch.step, micro_batch.index) }
             }
             Purpose::Evaluate => Pass { precision, ..Pass::eval() },
         }
@@ -309,10 +313,10 @@ impl Stage {
         self.index + 1 == self.stages
     }
 
-    fn forward(&mut self, ticket: Ticket) -> Result<Outcome> {
+    fn forward(&mut self, micro_batch: MicroBatchId) -> Result<Outcome> {
         let Payload { inputs, targets, total } =
-            self.waiting.remove(&ticket).ok_or_else(|| lost("an activation", ticket))?;
-        let pass = self.pass(ticket);
+            self.waiting.remove(&micro_batch).ok_or_else(|| lost("an activation", micro_batch))?;
+        let pass = self.pass(micro_batch);
         let recompute = self.recompute && pass.is_train();
         let first = Pass { save: pass.save && !recompute, ..pass };
         let (output, saved) = self.module.forward(&pass.precision.enter(&inputs)?, &first)?;
@@ -323,9 +327,9 @@ impl Stage {
             let stage = self.index;
             self.watch.tensors(&output, NonFinite::Activation, || format!("the output of stage {stage}"))?;
         }
-        if ticket.purpose == Purpose::Evaluate && for_head.is_none() {
+        if micro_batch.purpose == Purpose::Evaluate && for_head.is_none() {
             // No score is read later.
-            self.read_evaluation(ticket)?;
+            self.read_evaluation(micro_batch)?;
         }
         let output = if self.is_last() { output } else { self.release(&output)? };
         let live = Live {
@@ -334,36 +338,43 @@ impl Stage {
             output: for_head,
             targets: targets.clone(),
             total,
-            cotangents: HashMap::new(),
+            output_gradients: HashMap::new(),
             pending: HashMap::new(),
         };
-        self.live.insert(ticket, live);
+        self.live.insert(micro_batch, live);
         Ok(Outcome::Activation(Payload { inputs: output, targets, total }))
     }
 
-    fn pull_back(&mut self, ticket: Ticket, loss: usize, wants: Wants, measured: bool, then: Then) -> Result<Outcome> {
-        let pass = Pass { track: false, ..self.pass(ticket) };
-        let live = self.live.get_mut(&ticket).ok_or_else(|| lost("a micro-batch", ticket))?;
-        let saved = match live.kept.take().ok_or_else(|| lost("the forward pass", ticket))? {
+    fn backward(
+        &mut self,
+        micro_batch: MicroBatchId,
+        loss: usize,
+        wants: Wants,
+        measured: bool,
+        then: Remaining,
+    ) -> Result<Outcome> {
+        let pass = Pass { track: false, ..self.pass(micro_batch) };
+        let live = self.live.get_mut(&micro_batch).ok_or_else(|| lost("a micro-batch", micro_batch))?;
+        let saved = match live.kept.take().ok_or_else(|| lost("the forward pass", micro_batch))? {
             Kept::Saved(saved) => saved,
             Kept::Input(inputs) => self.module.forward(&pass.precision.enter(&inputs)?, &pass)?.1,
         };
         let mut pulled = if let (Wants::PARAMETERS, Some(pending)) = (wants, live.pending.remove(&loss)) {
             let parameters = match then {
-                Then::Nothing => self.module.last_parameter_pass(saved, pending)?,
-                _ => self.module.parameter_pass(live.keep(saved), pending)?,
+                Remaining::Nothing => self.module.last_backward_parameters(saved, pending)?,
+                _ => self.module.backward_parameters(live.keep(saved), pending)?,
             };
-            Pulled { input: None, parameters }
+            Gradients { input: None, parameters }
         } else {
-            let cotangent = live.cotangents.remove(&loss).ok_or_else(|| lost("a gradient", ticket))?;
-            let cotangent = pass.precision.enter(&cotangent)?;
+            let output_gradient = live.output_gradients.remove(&loss).ok_or_else(|| lost("a gradient", micro_batch))?;
+            let output_gradient = pass.precision.enter(&output_gradient)?;
             match then {
-                Then::Nothing => self.module.last_pull_back(saved, cotangent, wants)?,
-                Then::Others => self.module.pull_back(live.keep(saved), &cotangent, wants)?,
-                Then::Parameters => {
-                    let (input, pending) = self.module.input_pass(live.keep(saved), &cotangent)?;
+                Remaining::Nothing => self.module.last_backward(saved, output_gradient, wants)?,
+                Remaining::Others => self.module.backward(live.keep(saved), &output_gradient, wants)?,
+                Remaining::Parameters => {
+                    let (input, pending) = self.module.backward_input(live.keep(saved), &output_gradient)?;
                     live.pending.insert(loss, pending);
-                    Pulled { input: Some(input), parameters: Vec::new() }
+                    Gradients { input: Some(input), parameters: Vec::new() }
                 }
             }
         };
@@ -383,6 +394,6 @@ impl Stage {
     }
 }
 
-fn lost(what: &str, ticket: Ticket) -> Error {
-    Error::Ended(format!("{what} of micro-batch {} is not there", ticket.micro))
+fn lost(what: &str, micro_batch: MicroBatchId) -> Error {
+    Error::Ended(format!("{what} of micro-batch {} is not there", micro_batch.index))
 }

@@ -105,7 +105,7 @@ struct Settings {
 /// ```
 /// # use candle_core::{DType, Device, Tensor};
 /// # use candle_nn::linear;
-/// # use interlock::{Autograd, Batch, Dataset, ModelSpec, Result, Unit, autograd::FromModule, random::Key};
+/// # use interlock::{Autograd, Batch, Dataset, ModelSpec, Result, Unit, differentiation::autograd::FromModule, random::Key};
 /// # struct Net;
 /// # impl ModelSpec for Net {
 /// #     fn units(&self) -> Result<Vec<Unit>> {
@@ -147,12 +147,12 @@ struct Settings {
 ///     .build()?;
 ///
 /// let report = trainer.fit((&train, &validation))?;
-/// println!("accuracy {:?}", report.finally.accuracy);
+/// println!("accuracy {:?}", report.final_scores.accuracy);
 /// for head in trainer.evaluate(&validation)?.heads() {
 ///     println!("head of stage {}: accuracy {:?}", head.stage, head.score.accuracy());
 /// }
 /// let parameters = trainer.snapshot()?; // by name, as the model calls them
-/// # assert_eq!(report.finally.accuracy, Some(1.0));
+/// # assert_eq!(report.final_scores.accuracy, Some(1.0));
 /// # assert_eq!(parameters.len(), 10);
 /// # Ok::<(), interlock::Error>(())
 /// ```
@@ -314,7 +314,7 @@ impl Trainer {
         let stopper = self.stopper.clone();
         let mut trained = Trained { per_epoch, ..Trained::default() };
         let mut evaluation = None;
-        while self.steps < last && !stopper.is_asked() {
+        while self.steps < last && !stopper.is_requested() {
             let until = match data.validation {
                 Some(_) => ((self.steps / eval_every + 1) * eval_every).min(last),
                 None => last,
@@ -333,7 +333,7 @@ impl Trainer {
         }
         self.failed = false;
         let unevaluated = data.validation.is_some() && evaluation.is_none();
-        trained.stopped = stopper.is_asked() && (self.steps < last || unevaluated);
+        trained.stopped = stopper.is_requested() && (self.steps < last || unevaluated);
         if trained.stopped {
             stopper.done();
         }
@@ -354,7 +354,7 @@ impl Trainer {
             let mut examples = VecDeque::new();
             let mut until = until;
             while self.steps < until {
-                if self.stopper.is_asked() {
+                if self.stopper.is_requested() {
                     until = fed;
                     if self.steps == until {
                         break;

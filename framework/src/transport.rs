@@ -2,7 +2,7 @@
 
 use crate::{
     Activation, Result, Score, StageFailure,
-    schedule::{Ticket, Work},
+    schedule::{MicroBatchId, Work},
     stage::{Payload, Updated},
     timeline::Span,
 };
@@ -17,7 +17,7 @@ pub enum Report {
         /// The stage.
         stage: usize,
         /// The micro-batch.
-        ticket: Ticket,
+        micro_batch: MicroBatchId,
         /// The score; none where the stage has no head.
         score: Option<Score>,
     },
@@ -97,10 +97,10 @@ impl StageStep {
 /// that delays, activations and gradients are moved there when they arrive.
 pub trait Transport: Send {
     /// Sends an activation to the next stage.
-    fn send_activation(&mut self, ticket: Ticket, payload: Payload) -> Result<()>;
+    fn send_activation(&mut self, micro_batch: MicroBatchId, payload: Payload) -> Result<()>;
 
     /// Sends the gradient of `loss` to the stage before.
-    fn send_gradient(&mut self, ticket: Ticket, loss: usize, gradient: Activation) -> Result<()>;
+    fn send_gradient(&mut self, micro_batch: MicroBatchId, loss: usize, gradient: Activation) -> Result<()>;
 
     /// Tells the stage before (or the coordinator) that one more micro-batch may come.
     fn send_credit(&mut self) -> Result<()>;

@@ -13,11 +13,13 @@ use interlock::{
     ActivationDtype, Adaptive, Dataset, EndToEnd, Error, Interlock, Link, Phase, PlanSchedule, StageDevice, Strategy,
     Trainer, Wants, WidthSchedule,
     actor::{Feed, Pipeline, PipelineSettings},
-    clip::{ClipConfig, ClipScope},
     device::Plain,
-    optimizer::OptimizerConfig,
+    optimizer::{
+        OptimizerConfig,
+        clip::{ClipConfig, ClipScope},
+    },
     plain::PlainPipeline,
-    schedule::{Action, PolicyName, Purpose, Then, Ticket},
+    schedule::{Action, MicroBatchId, PolicyName, Purpose, Remaining},
     stage::{HeadsConfig, HeadsTrained, Outcome, Payload, Recompute},
     trainer::{Split, TrainerBuilder},
 };
@@ -182,25 +184,38 @@ fn what_crosses_a_boundary_is_rounded_and_half_as_large() {
     for (dtype, bytes) in [(ActivationDtype::F32, 4), (ActivationDtype::Bf16, 2)] {
         let layout = builder(3, None).strategy(EndToEnd).dtype(dtype).layout().unwrap();
         let mut stages: Vec<_> = layout.blueprints.iter().map(|stage| stage.build().unwrap()).collect();
-        let ticket = Ticket { step: 0, purpose: Purpose::Train, micro: 0, micros: 1 };
+        let micro_batch = MicroBatchId { step: 0, purpose: Purpose::Train, index: 0, count: 1 };
         let batch = Spiral { examples: 5 }.batch(&[0, 1, 2, 3, 4], None).unwrap();
         let mut payload = Payload { inputs: batch.inputs, targets: batch.targets, total: 5.0 };
         for (k, stage) in stages.iter_mut().enumerate() {
-            stage.accept(ticket, payload).unwrap();
-            let Outcome::Activation(next) = stage.perform(Action::Forward(ticket), None).unwrap() else { panic!() };
+            stage.accept(micro_batch, payload).unwrap();
+            let Outcome::Activation(next) = stage.perform(Action::Forward(micro_batch), None).unwrap() else {
+                panic!()
+            };
             // (5, 8) between stages; the last one's logits (5, 3) go nowhere and stay as they are.
             assert_eq!(next.inputs.bytes(), if k < 2 { 5 * 8 * bytes } else { 5 * 3 * 4 });
             payload = next;
         }
-        stages[2].perform(Action::Head { ticket, cotangent: true }, None).unwrap();
+        stages[2].perform(Action::Head { micro_batch, output_gradient: true }, None).unwrap();
         for k in [2, 1] {
-            let action = Action::PullBack { ticket, loss: 2, wants: Wants::BOTH, measured: false, then: Then::Nothing };
+            let action = Action::Backward {
+                micro_batch,
+                loss: 2,
+                wants: Wants::BOTH,
+                measured: false,
+                then: Remaining::Nothing,
+            };
             let Outcome::Gradient(gradient) = stages[k].perform(action, None).unwrap() else { panic!() };
             assert_eq!(gradient.bytes(), 5 * 8 * bytes);
-            stages[k - 1].accept_gradient(ticket, 2, &gradient).unwrap();
+            stages[k - 1].accept_gradient(micro_batch, 2, &gradient).unwrap();
         }
-        let action =
-            Action::PullBack { ticket, loss: 2, wants: Wants::PARAMETERS, measured: false, then: Then::Nothing };
+        let action = Action::Backward {
+            micro_batch,
+            loss: 2,
+            wants: Wants::PARAMETERS,
+            measured: false,
+            then: Remaining::Nothing,
+        };
         assert!(matches!(stages[0].perform(action, None).unwrap(), Outcome::None));
     }
 }
@@ -212,7 +227,7 @@ fn training_with_rounded_boundaries_learns() {
     let train = |dtype| {
         let builder = builder(4, None).strategy(Interlock::width(2)).optimizer(optimizer.clone()).batch_size(32);
         let mut trainer = builder.epochs(60).dtype(dtype).build().unwrap();
-        trainer.fit((&data, &data)).unwrap().finally
+        trainer.fit((&data, &data)).unwrap().final_scores
     };
     let (exact, rounded) = (train(ActivationDtype::F32), train(ActivationDtype::Bf16));
     assert_ne!(exact.loss, rounded.loss);
@@ -256,7 +271,7 @@ fn training_learns_and_every_strategy_has_its_heads() {
 #[test]
 fn a_failure_anywhere_is_one_typed_error() {
     for head in [false, true] {
-        for when in [When::Forward, When::PullBackInput, When::PullBackParameters] {
+        for when in [When::Forward, When::BackwardInput, When::BackwardParameters] {
             for how in [How::Panic, How::Error, How::NotANumber] {
                 for (micro_batches, link) in [(1, Link::IMMEDIATE), (3, Link::IMMEDIATE), (3, FAR)] {
                     let fault = Fault { unit: 2, head, when, how, step: 2 };
@@ -279,11 +294,11 @@ fn a_failure_anywhere_is_one_typed_error() {
                     let error = result.recv_timeout(Duration::from_secs(30)).expect("the failure ends in bounded time");
                     let Error::Stage(failure) = error else { panic!("{fault:?}: {error}") };
                     assert_eq!((failure.stage, failure.step), (2, Some(2)), "{fault:?}: {failure}");
-                    assert_eq!(failure.micro, Some(0), "{fault:?}: {failure}");
+                    assert_eq!(failure.micro_batch, Some(0), "{fault:?}: {failure}");
                     let phase = match (head, when) {
                         (true, _) => Phase::Head,
                         (false, When::Forward) => Phase::Forward,
-                        (false, _) => Phase::PullBack,
+                        (false, _) => Phase::Backward,
                     };
                     assert_eq!(failure.phase, phase, "{fault:?}: {failure}");
                 }

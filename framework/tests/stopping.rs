@@ -17,7 +17,7 @@ use candle_core::Tensor;
 use common::{Perceptron, Spiral};
 use interlock::{
     Batch, Dataset, Interlock, Report, Result, TrainEvent, Trainer,
-    lr_schedule::LrScheduleConfig,
+    optimizer::lr_schedule::LrScheduleConfig,
     random::Key,
     trainer::{Length, Split, Stopper, TrainerBuilder},
 };
@@ -72,11 +72,11 @@ fn the_parameters_are_those_of_a_run_of_that_many_steps() {
         let report = trainer.fit(&data).unwrap();
         // The step, and those that had been fed by then: one in each stage at the most, and the two that are handed over ahead.
         assert!(report.stopped && (5..STEPS).contains(&report.steps), "{}", report.steps);
-        assert_eq!((trainer.steps(), stopper.is_asked()), (report.steps, false));
+        assert_eq!((trainer.steps(), stopper.is_requested()), (report.steps, false));
         let (expected, other) = whole(builder(width).steps(report.steps), &data);
         same(&trainer.snapshot().unwrap(), &expected);
         assert!(!other.stopped);
-        assert_eq!((report.finally, report.evaluated), (other.finally, false));
+        assert_eq!((report.final_scores, report.evaluated), (other.final_scores, false));
         assert_eq!(trainer.evaluate(&data).unwrap().heads().len(), 4);
     }
 }
@@ -157,7 +157,7 @@ fn an_evaluation_ends_after_what_was_fed_and_is_left_out() {
     assert!((11..30).contains(&taken.load(Ordering::Relaxed)), "{taken:?}");
     let (expected, other) = whole(builder(2).steps(4), &data);
     same(&trainer.snapshot().unwrap(), &expected);
-    assert_eq!(report.finally, other.finally);
+    assert_eq!(report.final_scores, other.final_scores);
     // The rest of the run, with all of its evaluations.
     let validation = Spiral { examples: 20 };
     trainer.set_length(Length::Steps(STEPS - 4));
@@ -184,7 +184,7 @@ fn a_request_at_the_end_of_an_evaluation_keeps_it() {
         .unwrap();
     let report = trainer.fit((&data, &data)).unwrap();
     assert_eq!((report.steps, report.stopped, report.evaluated), (12, true, true));
-    assert_eq!(report.finally.accuracy, trainer.evaluate(&data).unwrap().last().score.accuracy());
+    assert_eq!(report.final_scores.accuracy, trainer.evaluate(&data).unwrap().last().score.accuracy());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use common::{Perceptron, Spiral};
 use interlock::{
     GradientPlan, Interlock, Trainer,
-    clip::{ClipConfig, ClipScope},
+    optimizer::clip::{ClipConfig, ClipScope},
     schedule::{Action, PolicyName},
     timeline::{Span, Timeline},
     trainer::{Split, TrainerBuilder},
@@ -46,26 +46,26 @@ fn run(builder: TrainerBuilder) -> (BTreeMap<String, Tensor>, Option<Timeline>) 
 struct Work {
     forwards: Vec<usize>,
     heads: Vec<(usize, bool)>,
-    pull_backs: Vec<(usize, usize, bool)>,
+    backward_passes: Vec<(usize, usize, bool)>,
     norms: usize,
     updates: usize,
 }
 
 fn demanded(plan: &GradientPlan, k: usize) -> Work {
-    let mut pull_backs = Vec::new();
+    let mut backward_passes = Vec::new();
     for micro in 0..MICROS {
         for &loss in plan.wants(k) {
-            let wants = plan.pull_back(k, loss);
-            pull_backs.extend(
+            let wants = plan.backward(k, loss);
+            backward_passes.extend(
                 [(wants.parameters, false), (wants.input, true)]
                     .into_iter()
                     .filter_map(|(wanted, input)| wanted.then_some((micro, loss, input))),
             );
         }
     }
-    pull_backs.sort_unstable();
+    backward_passes.sort_unstable();
     let heads = (0..MICROS).map(|micro| (micro, plan.is_needed(k))).collect();
-    Work { forwards: (0..MICROS).collect(), heads, pull_backs, norms: 1, updates: 1 }
+    Work { forwards: (0..MICROS).collect(), heads, backward_passes, norms: 1, updates: 1 }
 }
 
 fn recorded<'a>(spans: impl Iterator<Item = &'a Span>) -> Work {
@@ -73,18 +73,18 @@ fn recorded<'a>(spans: impl Iterator<Item = &'a Span>) -> Work {
     for span in spans {
         assert_eq!(work.updates, 0, "something was done for a step after its update");
         match span.action {
-            Action::Forward(ticket) => work.forwards.push(ticket.micro),
-            Action::Head { ticket, cotangent } => work.heads.push((ticket.micro, cotangent)),
-            Action::PullBack { ticket, loss, wants, .. } => {
+            Action::Forward(micro_batch) => work.forwards.push(micro_batch.index),
+            Action::Head { micro_batch, output_gradient } => work.heads.push((micro_batch.index, output_gradient)),
+            Action::Backward { micro_batch, loss, wants, .. } => {
                 let parts = [(wants.parameters, false), (wants.input, true)];
                 let done = parts.into_iter().filter(|(wanted, _)| *wanted);
-                work.pull_backs.extend(done.map(|(_, input)| (ticket.micro, loss, input)));
+                work.backward_passes.extend(done.map(|(_, input)| (micro_batch.index, loss, input)));
             }
             Action::ShareNorm(_) => work.norms += 1,
             Action::Update(_) => work.updates += 1,
         }
     }
-    work.pull_backs.sort_unstable();
+    work.backward_passes.sort_unstable();
     work
 }
 
@@ -122,9 +122,10 @@ fn what_crosses_a_boundary_is_used_after_it_was_made() {
     for from in &spans {
         let needs = |to: &&Span| match (from.action, to.action) {
             (Action::Forward(made), Action::Forward(used)) => to.stage == from.stage + 1 && made == used,
-            (Action::PullBack { ticket: made, loss: a, wants, .. }, Action::PullBack { ticket: used, loss: b, .. }) => {
-                to.stage + 1 == from.stage && (made, a) == (used, b) && wants.input
-            }
+            (
+                Action::Backward { micro_batch: made, loss: a, wants, .. },
+                Action::Backward { micro_batch: used, loss: b, .. },
+            ) => to.stage + 1 == from.stage && (made, a) == (used, b) && wants.input,
             _ => false,
         };
         for to in spans.iter().filter(needs) {
@@ -136,7 +137,7 @@ fn what_crosses_a_boundary_is_used_after_it_was_made() {
     let gradients: usize = (0..STAGES - 1)
         .map(|k| {
             let parts = |&loss: &usize| {
-                let wants = plan.pull_back(k, loss);
+                let wants = plan.backward(k, loss);
                 usize::from(wants.input) + usize::from(wants.parameters)
             };
             plan.crosses(k + 1).iter().map(parts).sum::<usize>()

@@ -16,8 +16,10 @@ use common::{Chain, Fault, How, Perceptron, Slope, Spiral, When, given, scalars}
 use interlock::{
     ActivationDtype, Adaptive, Batch, Dataset, EndToEnd, Error, GradientPlan, Interlock, Local, Phase, PlanSchedule,
     Result, Strategy, TrainEvent, Trainer, WidthSchedule,
-    clip::{ClipConfig, ClipScope},
-    optimizer::OptimizerConfig,
+    optimizer::{
+        OptimizerConfig,
+        clip::{ClipConfig, ClipScope},
+    },
     plan::PlanPhase,
     random::Key,
     stage::Recompute,
@@ -222,7 +224,7 @@ fn a_head_that_some_step_needs_is_trained_in_all() {
 
 #[test]
 fn a_stage_that_fails_while_others_wait_for_a_plan_ends_the_run() {
-    for (when, step) in [(When::Forward, 2), (When::PullBackParameters, 3)] {
+    for (when, step) in [(When::Forward, 2), (When::BackwardParameters, 3)] {
         let rule = Adaptive { every: 1, window: 1, below: 2.0, width: 1, max_width: None };
         let fault = Fault { unit: 2, head: false, when, how: How::Panic, step };
         let error = fails_in_time(perceptron(Some(fault)).strategy(rule));

@@ -14,7 +14,11 @@ mod replay;
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use candle_core::Tensor;
-use interlock::{Batch, ModelSpec, Result, clip::ClipConfig, optimizer::OptimizerConfig, parameters::NamedTensors};
+use interlock::{
+    Batch, ModelSpec, Result,
+    model::parameters::NamedTensors,
+    optimizer::{OptimizerConfig, clip::ClipConfig},
+};
 
 use crate::config::{InputShape, ModelConfig};
 pub use compare::Comparison;

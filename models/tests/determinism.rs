@@ -10,8 +10,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use candle_core::{DType, Device, Tensor};
 use interlock::{
     Adaptive, Batch, Dataset, Interlock, ModelSpec, Result, StageDevice, Trainer,
-    clip::{ClipConfig, ClipScope},
-    optimizer::{OptimizerConfig, OptimizerKind},
+    optimizer::{
+        OptimizerConfig, OptimizerKind,
+        clip::{ClipConfig, ClipScope},
+    },
     plain::PlainPipeline,
     random::Key,
     stage::{HeadsConfig, HeadsTrained, Recompute},

@@ -5,8 +5,10 @@
 use candle_core::{DType, Device, Tensor};
 use interlock::{
     ActivationDtype, Batch, Dataset, Interlock, ModelSpec, Result, Trainer,
-    clip::{ClipConfig, ClipScope},
-    optimizer::OptimizerConfig,
+    optimizer::{
+        OptimizerConfig,
+        clip::{ClipConfig, ClipScope},
+    },
     random::Key,
     stage::Recompute,
 };
@@ -51,7 +53,7 @@ fn trains(model: impl ModelSpec + 'static, data: &Same, classes: f64) {
     let before = trainer.snapshot().unwrap();
     let report = trainer.fit((data, data)).unwrap();
     // Zeros for logits are equal chances.
-    assert!((report.finally.loss - classes.ln()).abs() < 1e-6, "{report:?}");
+    assert!((report.final_scores.loss - classes.ln()).abs() < 1e-6, "{report:?}");
     assert!(report.stages.iter().all(|stage| stage.loss.is_some()));
     let after = trainer.snapshot().unwrap();
     assert!(before.len() > 20 && before.keys().eq(after.keys()));

@@ -204,15 +204,15 @@ fn tokens(batch: usize, length: usize, vocab: u32) -> Tensor {
     Tensor::from_vec(values, (batch, length), &Device::Cpu).unwrap()
 }
 
-/// The sum of every parameter's gradients for a cotangent that varies over the output.
+/// The sum of every parameter's gradients for a output_gradient that varies over the output.
 fn gradients(store: &ParameterStore, units: Vec<Box<dyn Differentiable>>, x: Tensor) -> HashMap<String, Tensor> {
     let model = Sequential::new(units);
     let (y, saved) = model.forward(&x.into(), &Pass::train(1, 0, 0)).unwrap();
     let y = y.single().unwrap();
     let values: Vec<f32> = (0..y.elem_count()).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
-    let cotangent = Tensor::from_vec(values, y.shape(), &Device::Cpu).unwrap();
+    let output_gradient = Tensor::from_vec(values, y.shape(), &Device::Cpu).unwrap();
     let mut sums: HashMap<String, Tensor> = HashMap::new();
-    for (id, gradient) in model.pull_back(&saved, &cotangent.into(), Wants::PARAMETERS).unwrap().parameters {
+    for (id, gradient) in model.backward(&saved, &output_gradient.into(), Wants::PARAMETERS).unwrap().parameters {
         let entry = &store.entries()[store.position(id).unwrap()];
         assert_eq!(entry.var.dims(), gradient.dims(), "{}", entry.name);
         let sum = match sums.get(&entry.name) {

@@ -33,9 +33,9 @@ struct Convolution {
 enum Wanted {
     /// `y`, of `x` and `w`.
     Output,
-    /// `∂x`, of the cotangent of `y` and `w`.
+    /// `∂x`, of the output_gradient of `y` and `w`.
     Input,
-    /// `∂w`, of `x` and the cotangent of `y`.
+    /// `∂w`, of `x` and the output_gradient of `y`.
     Weight,
 }
 
@@ -52,12 +52,12 @@ pub(crate) fn convolve(x: &Tensor, w: &Tensor, padding: usize, stride: usize) ->
     Convolution { wanted: Wanted::Output, x: from, w: window, y, padding, stride }.of(x, w)
 }
 
-/// `∂x`, shaped as `x`, for a cotangent `c` of `y`.
+/// `∂x`, shaped as `x`, for a output_gradient `c` of `y`.
 pub(crate) fn input_gradient(c: &Tensor, w: &Tensor, x: [usize; 4], padding: usize, stride: usize) -> Result<Tensor> {
     Convolution { wanted: Wanted::Input, x, w: dims(w)?, y: dims(c)?, padding, stride }.of(c, w)
 }
 
-/// `∂w`, shaped as `w`, for a cotangent `c` of `y`.
+/// `∂w`, shaped as `w`, for a output_gradient `c` of `y`.
 pub(crate) fn weight_gradient(x: &Tensor, c: &Tensor, w: [usize; 4], padding: usize, stride: usize) -> Result<Tensor> {
     Convolution { wanted: Wanted::Weight, x: dims(x)?, w, y: dims(c)?, padding, stride }.of(x, c)
 }

@@ -4,11 +4,10 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{
-    Activation, Differentiable, Error, Gradients, Pass, Pulled, Result, Saved, Wants,
-    device::{Part, PartKind},
-    differentiable::{Pending, input_of},
+    Activation, Differentiable, Error, Gradients, ParameterGradients, Pass, Result, Saved, Wants,
+    device::{Part, PartKind, sleep},
+    differentiation::{Pending, input_of},
     optimizer::{Optimizer, Slot},
-    sleep,
 };
 
 use super::name::Costs;
@@ -62,13 +61,13 @@ impl Differentiable for Asleep {
         })
     }
 
-    fn pull_back(&self, saved: &Saved, _: &Activation, wants: Wants) -> Result<Pulled> {
+    fn backward(&self, saved: &Saved, _: &Activation, wants: Wants) -> Result<Gradients> {
         let parameters = if wants.parameters { self.parameter_gradient } else { Duration::ZERO };
         asleep(self.input_gradient + parameters, || {
             let Shapes(shapes) = saved.get()?;
             let zeros = |shape: &Vec<usize>| Ok(self.zero.broadcast_as(shape.as_slice())?);
             let gradient = || shapes.iter().map(zeros).collect::<Result<_>>().map(Activation::new);
-            Ok(Pulled { input: if wants.input { Some(gradient()?) } else { None }, parameters: Vec::new() })
+            Ok(Gradients { input: if wants.input { Some(gradient()?) } else { None }, parameters: Vec::new() })
         })
     }
 
@@ -77,11 +76,11 @@ impl Differentiable for Asleep {
         false
     }
 
-    fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
-        Ok((input_of(self.pull_back(saved, cotangent, Wants::INPUT)?)?, Pending::new(())))
+    fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
+        Ok((input_of(self.backward(saved, output_gradient, Wants::INPUT)?)?, Pending::new(())))
     }
 
-    fn parameter_pass(&self, _: &Saved, _: Pending) -> Result<Gradients> {
+    fn backward_parameters(&self, _: &Saved, _: Pending) -> Result<ParameterGradients> {
         Ok(asleep(self.parameter_gradient, Vec::new))
     }
 }
@@ -139,16 +138,16 @@ mod tests {
         assert!(is_zero(output.single().unwrap(), &[5, 7, 2]));
         assert_eq!(output.bytes(), 5 * 7 * 2 * 4);
         for (wants, ms) in [(Wants::INPUT, 6), (Wants::PARAMETERS, 16), (Wants::BOTH, 16)] {
-            let pulled = takes(ms, || stage.pull_back(&saved, &output, wants)).unwrap();
+            let pulled = takes(ms, || stage.backward(&saved, &output, wants)).unwrap();
             assert!(pulled.parameters.is_empty());
             assert_eq!(pulled.input.is_some(), wants.input);
             if let Some(input) = pulled.input {
                 assert!(is_zero(input.single().unwrap(), &[5, 3]));
             }
         }
-        let (input, pending) = takes(6, || stage.input_pass(&saved, &output)).unwrap();
+        let (input, pending) = takes(6, || stage.backward_input(&saved, &output)).unwrap();
         assert!(is_zero(input.single().unwrap(), &[5, 3]));
-        assert!(takes(10, || stage.parameter_pass(&saved, pending)).unwrap().is_empty());
+        assert!(takes(10, || stage.backward_parameters(&saved, pending)).unwrap().is_empty());
         takes(8, || Rest(Duration::from_millis(8)).update(0.1, &[])).unwrap();
     }
 
@@ -156,7 +155,7 @@ mod tests {
     fn a_heads_time_is_spent_going_forward() {
         let head = part(PartKind::Head);
         let (output, saved) = takes(4, || head.forward(&input(), &Pass::eval())).unwrap();
-        let pulled = head.pull_back(&saved, &output, Wants::BOTH).unwrap();
+        let pulled = head.backward(&saved, &output, Wants::BOTH).unwrap();
         assert!(is_zero(pulled.input.unwrap().single().unwrap(), &[5, 3]));
         assert_eq!((head.input_gradient, head.parameter_gradient), (Duration::ZERO, Duration::ZERO));
     }

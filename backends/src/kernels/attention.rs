@@ -1,7 +1,7 @@
 //! One head of causal attention: `y = R V`, `R` the kept and scaled part of `P = softmax(Q Kᵀ/√h + M)`.
 //!
 //! Scores exist for 32 positions at a time, up to the last of them. Kept are `y` and for each position `l = log Σ_j exp(S_ij)`, from which a
-//! pull-back computes `P = exp(S - l)` again. With `c` the cotangent of `y`: `∂V = Rᵀ c`, `∂P = c Vᵀ` where kept,
+//! pull-back computes `P = exp(S - l)` again. With `c` the output_gradient of `y`: `∂V = Rᵀ c`, `∂P = c Vᵀ` where kept,
 //! `∂S = P (∂P - rowsum(c y))/√h`, `∂Q = ∂S K`, `∂K = ∂Sᵀ Q`; `rowsum(c y) = rowsum(∂P P)`.
 //!
 //! After Dao et al., *FlashAttention*, 2022.
@@ -107,8 +107,8 @@ impl Head<'_> {
         }
     }
 
-    /// Writes `∂Q`, `∂K` and `∂V`, `(T, h)` each, from `y` and `l` of [`Self::mix`] and the cotangent `c (T, h)` of `y`.
-    pub(crate) fn pull_back(
+    /// Writes `∂Q`, `∂K` and `∂V`, `(T, h)` each, from `y` and `l` of [`Self::mix`] and the output_gradient `c (T, h)` of `y`.
+    pub(crate) fn backward(
         &self,
         y: Matrix<'_>,
         logs: &[f32],
@@ -123,11 +123,11 @@ impl Head<'_> {
         let (values_t, rest) = rest.split_at_mut(Panels::len(width, length));
         let (keys, rest) = rest.split_at_mut(Panels::len(length, width));
         let (queries, rest) = rest.split_at_mut(Panels::len(length, width));
-        let (cotangents, rest) = rest.split_at_mut(Panels::len(length, width));
+        let (output_gradients, rest) = rest.split_at_mut(Panels::len(length, width));
         let (weights, slopes) = rest.split_at_mut(ROWS * stride);
         let (keys_t, values_t) = (Panels::pack(self.keys.t(), keys_t), Panels::pack(self.values.t(), values_t));
-        let [keys, queries, cotangents] =
-            [(self.keys, keys), (self.queries, queries), (c, cotangents)].map(|(m, memory)| Panels::pack(m, memory));
+        let [keys, queries, output_gradients] = [(self.keys, keys), (self.queries, queries), (c, output_gradients)]
+            .map(|(m, memory)| Panels::pack(m, memory));
         for start in (0..length).step_by(ROWS) {
             let end = (start + ROWS).min(length);
             let rows = start..end;
@@ -151,7 +151,7 @@ impl Head<'_> {
             let weights = Matrix::strided(weights, end - start, end, stride);
             let slopes = Matrix::strided(slopes, end - start, end, stride);
             product(slopes, keys.rows(0..end), dq.rows(rows.clone()), End::Replace);
-            for (result, left, right) in [(&mut dk, slopes, queries), (&mut dv, weights, cotangents)] {
+            for (result, left, right) in [(&mut dk, slopes, queries), (&mut dv, weights, output_gradients)] {
                 let (left, right) = (left.t(), right.rows(rows.clone()));
                 product(left.rows(rows.clone()), right, result.rows(rows.clone()), End::Replace);
                 // SAFETY: each of these rows was in an earlier block, and was written there by the line above.

@@ -54,19 +54,19 @@ pub(crate) fn apply_in_place(x: &mut [f32]) {
 }
 
 /// `c · GELU'(x)`.
-pub(crate) fn pull_back(x: &[f32], c: &[f32]) -> Filled {
+pub(crate) fn backward(x: &[f32], c: &[f32]) -> Filled {
     assert_eq!(x.len(), c.len(), "slices of different lengths");
     // SAFETY: chunk `i` of `x` and `c` is as long as that of the result, all of which is written.
     unsafe {
         Filled::by_chunks(x.len(), CHUNK, |i, dx| {
             let (x, c) = (&x[i * CHUNK..][..dx.len()], &c[i * CHUNK..][..dx.len()]);
-            pull_back_here(x.as_ptr(), c.as_ptr(), dx.as_mut_ptr().cast(), x.len());
+            backward_here(x.as_ptr(), c.as_ptr(), dx.as_mut_ptr().cast(), x.len());
         })
     }
 }
 
 dispatch! { unsafe fn apply_here(x: *const f32, y: *mut f32, len: usize) = apply_body }
-dispatch! { unsafe fn pull_back_here(x: *const f32, c: *const f32, dx: *mut f32, len: usize) = pull_back_body }
+dispatch! { unsafe fn backward_here(x: *const f32, c: *const f32, dx: *mut f32, len: usize) = backward_body }
 
 #[inline(always)]
 unsafe fn apply_body<L: Lanes>(x: *const f32, y: *mut f32, len: usize) {
@@ -84,7 +84,7 @@ unsafe fn apply_body<L: Lanes>(x: *const f32, y: *mut f32, len: usize) {
 }
 
 #[inline(always)]
-unsafe fn pull_back_body<L: Lanes>(x: *const f32, c: *const f32, dx: *mut f32, len: usize) {
+unsafe fn backward_body<L: Lanes>(x: *const f32, c: *const f32, dx: *mut f32, len: usize) {
     for at in (0..len).step_by(LANES) {
         // SAFETY: as above.
         unsafe {
@@ -107,12 +107,12 @@ mod tests {
     fn values_and_slopes_are_those_of_the_definition_for_all_instructions() {
         let x: Vec<f32> = (-77..80).map(|i| i as f32 / 8.0).collect();
         let ones = vec![1.0; x.len()];
-        let (y, slopes) = (apply(&x), pull_back(&x, &ones));
+        let (y, slopes) = (apply(&x), backward(&x, &ones));
         let (mut plain, mut plain_slopes) = (vec![0.0; x.len()], vec![0.0; x.len()]);
         // SAFETY: slices of one length; portable lanes need nothing.
         unsafe {
             apply_body::<Portable>(x.as_ptr(), plain.as_mut_ptr(), x.len());
-            pull_back_body::<Portable>(x.as_ptr(), ones.as_ptr(), plain_slopes.as_mut_ptr(), x.len());
+            backward_body::<Portable>(x.as_ptr(), ones.as_ptr(), plain_slopes.as_mut_ptr(), x.len());
         }
         let root = (2.0 / std::f64::consts::PI).sqrt();
         for (i, &x) in x.iter().enumerate() {

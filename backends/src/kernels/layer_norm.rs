@@ -1,6 +1,6 @@
 //! Layer normalization of rows: `y = γ (x - μ) r + β` with `r = 1/√(σ² + ε)`.
 //!
-//! With `x̂ = (x - μ) r`, a cotangent `c` and `g = γ c`: `∂x = r (g - mean(g) - x̂ mean(g x̂))`, `∂γ = Σ c x̂` and `∂β = Σ c` over rows.
+//! With `x̂ = (x - μ) r`, a output_gradient `c` and `g = γ c`: `∂x = r (g - mean(g) - x̂ mean(g x̂))`, `∂γ = Σ c x̂` and `∂β = Σ c` over rows.
 
 use rayon::prelude::*;
 
@@ -204,7 +204,7 @@ unsafe fn input_gradient_body<L: Lanes>(
     dx: *mut f32,
 ) {
     // SAFETY: as demanded of the caller.
-    unsafe { pull_back::<L>(x, statistics, weight, c, dx, None) }
+    unsafe { backward::<L>(x, statistics, weight, c, dx, None) }
 }
 
 #[inline(always)]
@@ -217,12 +217,12 @@ unsafe fn gradients_body<L: Lanes>(
     sums: &mut [f32],
 ) {
     // SAFETY: as demanded of the caller.
-    unsafe { pull_back::<L>(x, statistics, weight, c, dx, Some(sums)) }
+    unsafe { backward::<L>(x, statistics, weight, c, dx, Some(sums)) }
 }
 
 /// Writes `∂x`; adds to `∂γ` and `∂β` row by row, as [`add_parameter_gradients_body`] does, where they are given.
 #[inline(always)]
-unsafe fn pull_back<L: Lanes>(
+unsafe fn backward<L: Lanes>(
     x: *const f32,
     statistics: &[Statistics],
     weight: &[f32],

@@ -123,7 +123,7 @@ mod tests {
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         let before = rows_times(Rows::Plain(&applied), &b, Then::Nothing);
         assert_eq!(bits(&rows_times(Rows::Gelu(&x), &b, Then::Nothing)), bits(&before));
-        let after = gelu::pull_back(&h, &rows_times(Rows::Plain(&x), &b, Then::Nothing));
+        let after = gelu::backward(&h, &rows_times(Rows::Plain(&x), &b, Then::Nothing));
         assert_eq!(bits(&rows_times(Rows::Plain(&x), &b, Then::GeluSlope(&h))), bits(&after));
         let gradient = columns_times_rows(&c, outputs, Rows::Plain(&applied), inputs);
         assert_eq!(bits(&columns_times_rows(&c, outputs, Rows::Gelu(&x), inputs)), bits(&gradient));

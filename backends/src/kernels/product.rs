@@ -253,7 +253,7 @@ mod tests {
             let mut strips = vec![f32::NAN; Left::len(rows, depth)];
             let packed = Left::pack_transpose(a_t, &mut strips);
             let h = numbers(rows * columns, 4);
-            let slopes = gelu::pull_back(&h, &vec![1.0; h.len()]);
+            let slopes = gelu::backward(&h, &vec![1.0; h.len()]);
             let ends = [End::Replace, End::Add, End::Scaled(0.5), End::Bias(&bias), End::GeluSlope(&h)];
             for (end, a_m) in ends.into_iter().flat_map(|end| [(end, a_t.t().into()), (end, packed)]) {
                 let mut y = vec![2.0; rows * (columns + 3)];

@@ -3,13 +3,13 @@
 //! Any shape. GELU: `y = x/2 (1 + tanh u) = x s` with `u = √(2/π) (x + 0.044715 x³)` and `s = 1/(1 + e^(-2u))`, so
 //! `∂x = c (s + 2 x s (1 - s) u')` with `u' = √(2/π) (1 + 3·0.044715 x²)` (Hendrycks and Gimpel, 2016).
 
-use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
+use interlock::{Activation, Differentiable, Gradients, Pass, Result, Saved, Wants};
 
 use super::{
     composed,
     images::Order,
     kept::Kept,
-    slices::{cotangent, cotangent_of, dense, read},
+    slices::{dense, output_gradient, output_gradient_of, read},
 };
 use crate::kernels::{
     each::{map, zip},
@@ -49,18 +49,18 @@ impl Differentiable for Relu {
         Ok((given.into(), saved))
     }
 
-    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+    fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
+        if let Some(pulled) = composed::backward(self, saved, c, wants) {
             return pulled;
         }
         let SavedRelu { y, dims, order } = saved.get()?;
         if !wants.input {
-            return Ok(Pulled::default());
+            return Ok(Gradients::default());
         }
-        let c = order.dense(cotangent_of(c, dims, "relu")?, "relu")?;
+        let c = order.dense(output_gradient_of(c, dims, "relu")?, "relu")?;
         let y = y.tensor()?;
         let dx = zip(&read(&c)?, &read::<f32>(&y)?, |c, y| if y > 0.0 { c } else { 0.0 });
-        Ok(Pulled { input: Some(order.tensor_of(&dx.into_tensor(y.shape())?)?.into()), ..Pulled::default() })
+        Ok(Gradients { input: Some(order.tensor_of(&dx.into_tensor(y.shape())?)?.into()), ..Gradients::default() })
     }
 
     fn has_parameters(&self) -> bool {
@@ -84,18 +84,18 @@ impl Differentiable for Gelu {
         Ok((y.into(), saved))
     }
 
-    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+    fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
+        if let Some(pulled) = composed::backward(self, saved, c, wants) {
             return pulled;
         }
         let x: &Kept = saved.get()?;
         if !wants.input {
-            return Ok(Pulled::default());
+            return Ok(Gradients::default());
         }
         let x = x.tensor()?;
-        let c = cotangent(c, x.dims(), "gelu")?;
-        let dx = gelu::pull_back(&read(&x)?, &read(&c)?).into_tensor(x.shape())?;
-        Ok(Pulled { input: Some(dx.into()), ..Pulled::default() })
+        let c = output_gradient(c, x.dims(), "gelu")?;
+        let dx = gelu::backward(&read(&x)?, &read(&c)?).into_tensor(x.shape())?;
+        Ok(Gradients { input: Some(dx.into()), ..Gradients::default() })
     }
 
     fn has_parameters(&self) -> bool {

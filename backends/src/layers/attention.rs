@@ -1,7 +1,7 @@
 //! Causal self-attention with several heads: `y = dropout((dropout(softmax(Q Kᵀ/√h + M)) V) Wᵖᵀ + bᵖ)`, `[Q K V] = x Wᵃᵀ + bᵃ`.
 //!
 //! Shapes: `x`, `y (B, T, D)`; `Wᵃ (3D, D)`, `Wᵖ (D, D)`; each of `n` heads has `h = D/n` columns of `Q`, `K` and `V`; `M` is 0 up to the own
-//! position and `-∞` behind it. With `P` the softmax, `R` its kept and scaled part and `c` the cotangent of `R V`: `∂V = Rᵀ c`,
+//! position and `-∞` behind it. With `P` the softmax, `R` its kept and scaled part and `c` the output_gradient of `R V`: `∂V = Rᵀ c`,
 //! `∂P = (c Vᵀ)` where kept, `∂S = P (∂P - rowsum(∂P P))/√h`, `∂Q = ∂S K`, `∂K = ∂Sᵀ Q`.
 //!
 //! Vaswani et al., *Attention Is All You Need*, 2017, section 3.2; laid out as in Karpathy's nanoGPT.
@@ -9,15 +9,15 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 use interlock::{
-    Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants,
-    differentiable::{Held, Pending, input_of},
-    parameters::Gradients,
+    Activation, Differentiable, Error, Gradients, Pass, Result, Saved, Wants,
+    differentiation::{Held, Pending, input_of},
+    model::parameters::ParameterGradients,
 };
 
 use super::{
     Dropout, LayerNorm, Linear, LinearOf, composed, dropout,
     kept::Kept,
-    slices::{cotangent, label, read, wrong_shape},
+    slices::{label, output_gradient, read, wrong_shape},
 };
 use crate::kernels::attention::Heads;
 
@@ -84,7 +84,7 @@ impl Mixing {
     }
 }
 
-/// The cotangents at the outputs of the two linear layers.
+/// The output_gradients at the outputs of the two linear layers.
 struct Cotangents {
     projection: Activation,
     qkv: Activation,
@@ -136,19 +136,19 @@ impl CausalSelfAttention {
         Self { c_attn: Projection::Normed(LinearOf::norm(norm, c_attn)), ..self }
     }
 
-    /// Pulls the cotangent of the output back to the outputs of both linear layers.
-    fn cotangents(&self, saved: &SavedAttention, c: &Activation) -> Result<Cotangents> {
-        let projection = input_of(self.output_dropout.pull_back(&saved.output, c, Wants::INPUT)?)?;
-        let mixed = input_of(self.c_proj.pull_back(&saved.c_proj, &projection, Wants::INPUT)?)?;
+    /// Pulls the output_gradient of the output back to the outputs of both linear layers.
+    fn output_gradients(&self, saved: &SavedAttention, c: &Activation) -> Result<Cotangents> {
+        let projection = input_of(self.output_dropout.backward(&saved.output, c, Wants::INPUT)?)?;
+        let mixed = input_of(self.c_proj.backward(&saved.c_proj, &projection, Wants::INPUT)?)?;
         let qkv = match &saved.mixing {
             Mixing::Kernels { qkv, logs, keep } => {
-                let mixed = cotangent(&mixed, &saved.heads.dims(1), &self.name)?;
+                let mixed = output_gradient(&mixed, &saved.heads.dims(1), &self.name)?;
                 let keep = keep.as_deref().map(|keep| (keep, dropout::scale(self.probability)));
                 let (qkv, given) = (qkv.tensor()?, saved.c_proj.get::<Kept>()?.tensor()?);
-                let qkv = saved.heads.pull_back(&read(&qkv)?, keep, &read(&given)?, logs, &read(&mixed)?);
+                let qkv = saved.heads.backward(&read(&qkv)?, keep, &read(&given)?, logs, &read(&mixed)?);
                 qkv.into_tensor(&saved.heads.dims(3))?
             }
-            Mixing::Composed(heads) => composed::pull_back_heads(&saved.heads, heads, &mixed, &self.name)?,
+            Mixing::Composed(heads) => composed::backward_heads(&saved.heads, heads, &mixed, &self.name)?,
         };
         Ok(Cotangents { projection, qkv: qkv.into() })
     }
@@ -169,8 +169,8 @@ impl CausalSelfAttention {
         Ok((mixed.into_tensor(&heads.dims(1))?, Mixing::Kernels { qkv, logs, keep }))
     }
 
-    fn projection_gradients(&self, saved: &SavedAttention, c: &Activation) -> Result<Gradients> {
-        Ok(self.c_proj.pull_back(&saved.c_proj, c, Wants::PARAMETERS)?.parameters)
+    fn projection_gradients(&self, saved: &SavedAttention, c: &Activation) -> Result<ParameterGradients> {
+        Ok(self.c_proj.backward(&saved.c_proj, c, Wants::PARAMETERS)?.parameters)
     }
 }
 
@@ -196,30 +196,30 @@ impl Differentiable for CausalSelfAttention {
         Ok((y, saved))
     }
 
-    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+    fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
         let saved: &SavedAttention = saved.get()?;
         if !wants.input && !wants.parameters {
-            return Ok(Pulled::default());
+            return Ok(Gradients::default());
         }
-        let Cotangents { projection, qkv } = self.cotangents(saved, c)?;
-        let mut pulled = self.c_attn.pull_back(&saved.c_attn, &qkv, wants)?;
+        let Cotangents { projection, qkv } = self.output_gradients(saved, c)?;
+        let mut pulled = self.c_attn.backward(&saved.c_attn, &qkv, wants)?;
         if wants.parameters {
             pulled.parameters.extend(self.projection_gradients(saved, &projection)?);
         }
         Ok(pulled)
     }
 
-    fn input_pass(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
+    fn backward_input(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
         let saved: &SavedAttention = saved.get()?;
-        let Cotangents { projection, qkv } = self.cotangents(saved, c)?;
-        let (input, c_attn) = self.c_attn.input_pass(&saved.c_attn, &qkv)?;
+        let Cotangents { projection, qkv } = self.output_gradients(saved, c)?;
+        let (input, c_attn) = self.c_attn.backward_input(&saved.c_attn, &qkv)?;
         Ok((input, Pending::new(PendingAttention { projection, c_attn })))
     }
 
-    fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
+    fn backward_parameters(&self, saved: &Saved, pending: Pending) -> Result<ParameterGradients> {
         let saved: &SavedAttention = saved.get()?;
         let PendingAttention { projection, c_attn } = pending.take()?;
-        let mut gradients = self.c_attn.parameter_pass(&saved.c_attn, c_attn)?;
+        let mut gradients = self.c_attn.backward_parameters(&saved.c_attn, c_attn)?;
         gradients.extend(self.projection_gradients(saved, &projection)?);
         Ok(gradients)
     }

@@ -2,7 +2,7 @@
 //!
 //! Shapes: `x`, `y (B, C, H, W)`; `γ`, `β`, `μ`, `σ²` have one value a channel, `ε = 1e-5`. In training `μ` and `σ²` are the mean and the (biased)
 //! variance over the `n = B·H·W` values of the channel, and the running statistics move by a tenth towards `μ` and `σ² n/(n-1)`. In
-//! evaluation they are the running statistics. With `x̂ = (x - μ)/√(σ² + ε)` and a cotangent `c`:
+//! evaluation they are the running statistics. With `x̂ = (x - μ)/√(σ² + ε)` and a output_gradient `c`:
 //! `∂β = Σ c`, `∂γ = Σ c x̂`, `∂x = γ/√(σ² + ε) (c - ∂β/n - x̂ ∂γ/n)`.
 //!
 //! Ioffe and Szegedy, *Batch Normalization*, 2015, section 3.
@@ -11,11 +11,13 @@
 
 use candle_core::{Tensor, Var};
 use candle_nn::{Init, VarBuilder};
-use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants, differentiable::Pending};
+use interlock::{
+    Activation, Differentiable, Gradients, ParameterGradients, Pass, Result, Saved, Wants, differentiation::Pending,
+};
 
 use super::{
     composed,
-    images::{channels_last, cotangent_last, images},
+    images::{channels_last, images, output_gradient_last},
     kept::Kept,
     slices::{label, read, tensor, wrong_shape},
 };
@@ -105,7 +107,7 @@ impl BatchNorm2d {
     }
 
     /// The gradients of the parameters.
-    pub(super) fn gradients(&self, gradient: &NormGradient) -> Result<Gradients> {
+    pub(super) fn gradients(&self, gradient: &NormGradient) -> Result<ParameterGradients> {
         Ok(vec![
             (self.weight.id(), tensor(gradient.weight.clone(), self.channels)?),
             (self.bias.id(), tensor(gradient.bias.clone(), self.channels)?),
@@ -145,18 +147,18 @@ impl Differentiable for BatchNorm2d {
         Ok((images(y, batch, [height, width, channels])?.into(), saved))
     }
 
-    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+    fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
+        if let Some(pulled) = composed::backward(self, saved, c, wants) {
             return pulled;
         }
         let SavedBatchNorm { x, norm } = saved.get()?;
         let x = x.tensor()?;
         let (batch, height, width, channels) = x.dims4()?;
-        let c = cotangent_last(c, &[batch, channels, height, width], &self.name)?;
+        let c = output_gradient_last(c, &[batch, channels, height, width], &self.name)?;
         let (x, c) = (read::<f32>(&x)?, read::<f32>(&c)?);
         let image = [height * width, channels];
         let gradient = norm.gradient(&norm::gradient_sums(&c, None, &x, norm, image));
-        let mut pulled = Pulled::default();
+        let mut pulled = Gradients::default();
         if wants.input {
             let dx = norm::gradient(&c, &x, &gradient, image);
             pulled.input = Some(images(dx, batch, [height, width, channels])?.into());
@@ -167,12 +169,12 @@ impl Differentiable for BatchNorm2d {
         Ok(pulled)
     }
 
-    /// The input's gradient needs the parameters' anyway: they are left, and no cotangent is kept.
-    fn input_pass(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
-        self.pull_back(saved, c, Wants::BOTH)?.into_input_pass()
+    /// The input's gradient needs the parameters' anyway: they are left, and no output_gradient is kept.
+    fn backward_input(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
+        self.backward(saved, c, Wants::BOTH)?.into_backward_input()
     }
 
-    fn parameter_pass(&self, _: &Saved, pending: Pending) -> Result<Gradients> {
+    fn backward_parameters(&self, _: &Saved, pending: Pending) -> Result<ParameterGradients> {
         pending.take()
     }
 }

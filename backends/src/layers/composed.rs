@@ -23,16 +23,16 @@ mod pool;
 mod products;
 mod shape;
 
-pub(super) use attention::{SavedHeads, mix, pull_back_heads};
+pub(super) use attention::{SavedHeads, backward_heads, mix};
 
 use std::cell::Cell;
 
 use candle_core::{DType, Shape, Tensor};
 use interlock::{
-    Activation, Differentiable, Error, Pass, Precision, Pulled, Result, Saved, Wants, differentiable::Held,
+    Activation, Differentiable, Error, Gradients, Pass, Precision, Result, Saved, Wants, differentiation::Held,
 };
 
-use super::slices::{cotangent_of, wrong_shape};
+use super::slices::{output_gradient_of, wrong_shape};
 
 thread_local! {
     /// Whether the CPU computes so too.
@@ -76,11 +76,11 @@ pub(super) trait Composed: Differentiable {
     /// The memory that is kept for them.
     fn held(saved: &Self::Saved) -> Vec<Held>;
 
-    /// What `wants` asks for, of a contiguous cotangent of the output's shape and dtype.
-    fn pull(&self, saved: &Self::Saved, c: &Tensor, wants: Wants) -> Result<Pulled>;
+    /// What `wants` asks for, of a contiguous output_gradient of the output's shape and dtype.
+    fn pull(&self, saved: &Self::Saved, c: &Tensor, wants: Wants) -> Result<Gradients>;
 }
 
-/// A saved forward pass, with the output that its cotangents must look like.
+/// A saved forward pass, with the output that its output_gradients must look like.
 struct Forward<S> {
     saved: S,
     shape: Shape,
@@ -160,19 +160,24 @@ pub(super) fn forward<L: Composed>(layer: &L, x: &Tensor, pass: &Pass) -> Result
 }
 
 /// The pull-back of `layer`; none where it was not [`forward`] that saved.
-pub(super) fn pull_back<L: Composed>(layer: &L, saved: &Saved, c: &Activation, wants: Wants) -> Option<Result<Pulled>> {
+pub(super) fn backward<L: Composed>(
+    layer: &L,
+    saved: &Saved,
+    c: &Activation,
+    wants: Wants,
+) -> Option<Result<Gradients>> {
     let Forward { saved, shape, dtype } = saved.get::<Forward<L::Saved>>().ok()?;
     let wants = Wants { parameters: wants.parameters && layer.has_parameters(), ..wants };
     if !wants.input && !wants.parameters {
-        return Some(Ok(Pulled::default()));
+        return Some(Ok(Gradients::default()));
     }
-    let pull = || layer.pull(saved, &cotangent(c, shape.dims(), *dtype, layer.name())?, wants);
+    let pull = || layer.pull(saved, &output_gradient(c, shape.dims(), *dtype, layer.name())?, wants);
     Some(pull())
 }
 
-/// A cotangent of an output of shape `dims`, in its `dtype`.
-pub(super) fn cotangent(c: &Activation, dims: &[usize], dtype: DType, layer: &str) -> Result<Tensor> {
-    let c = cotangent_of(c, dims, layer)?;
+/// A output_gradient of an output of shape `dims`, in its `dtype`.
+pub(super) fn output_gradient(c: &Activation, dims: &[usize], dtype: DType, layer: &str) -> Result<Tensor> {
+    let c = output_gradient_of(c, dims, layer)?;
     match c.dtype() {
         DType::F32 | DType::BF16 => as_dtype(c, dtype),
         other => Err(wrong_dtype(layer, other)),
@@ -180,8 +185,8 @@ pub(super) fn cotangent(c: &Activation, dims: &[usize], dtype: DType, layer: &st
 }
 
 /// A pull-back to the input alone.
-fn input(gradient: Tensor) -> Pulled {
-    Pulled { input: Some(gradient.into()), ..Pulled::default() }
+fn input(gradient: Tensor) -> Gradients {
+    Gradients { input: Some(gradient.into()), ..Gradients::default() }
 }
 
 /// Whether a forward pass was that of layers one after another, each with what it saved itself.

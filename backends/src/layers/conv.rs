@@ -8,12 +8,12 @@ use candle_nn::{
     Init, VarBuilder,
     init::{FanInOut, NonLinearity, NormalOrUniform},
 };
-use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
+use interlock::{Activation, Differentiable, Gradients, Pass, Result, Saved, Wants};
 use rayon::prelude::*;
 
 use super::{
     composed,
-    images::{channels_first, channels_last, cotangent_last, images},
+    images::{channels_first, channels_last, images, output_gradient_last},
     kept::Kept,
     slices::{column_sums, label, read, tensor, wrong_shape},
     window::Window,
@@ -97,20 +97,20 @@ impl Differentiable for Conv2d {
         Ok((y.into(), if pass.is_train() { Kept::new(x, pass)?.saved() } else { Saved::nothing() }))
     }
 
-    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+    fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
+        if let Some(pulled) = composed::backward(self, saved, c, wants) {
             return pulled;
         }
         let x = saved.get::<Kept>()?.tensor()?;
         let geometry = self.geometry(channels_first(&x)?.dims())?;
         let batch = Batch { geometry, weight: &read(&self.weight)?, images: x.dims()[0] };
         let [height, width, outputs] = geometry.output();
-        let c = cotangent_last(c, &[batch.images, outputs, height, width], &self.name)?;
+        let c = output_gradient_last(c, &[batch.images, outputs, height, width], &self.name)?;
         let (x, c) = (read(&x)?, read(&c)?);
         let x = Source::Plain(&x);
         let gradients =
-            batch.pull_back(&Source::Plain(&c), wants.parameters.then_some(&x), wants.input.then_some(Into::Write));
-        let mut pulled = Pulled::default();
+            batch.backward(&Source::Plain(&c), wants.parameters.then_some(&x), wants.input.then_some(Into::Write));
+        let mut pulled = Gradients::default();
         if let Some(input) = gradients.input {
             pulled.input = Some(images(input, batch.images, geometry.input())?.into());
         }

@@ -3,7 +3,7 @@
 //!
 //! The same values as [`Conv2d`], [`BatchNorm2d`], [`Relu`](super::Relu) and [`Residual`](super::Residual) one after another, in about half of
 //! the time and a third of the memory: only what the convolutions give is kept, and a bit for each element of the last ReLU. Norms and ReLUs are
-//! applied where a convolution reads its input; their gradients, where it reads its cotangent.
+//! applied where a convolution reads its input; their gradients, where it reads its output_gradient.
 //!
 //! Elsewhere than on the CPU the layers are computed one after another, and each keeps its own.
 //!
@@ -15,13 +15,13 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use interlock::{
-    Activation, Differentiable, Error, Gradients, Pass, Pulled, Result, Saved, Wants,
-    differentiable::{Held, Pending},
+    Activation, Differentiable, Error, Gradients, ParameterGradients, Pass, Result, Saved, Wants,
+    differentiation::{Held, Pending},
 };
 
 use super::{
     BatchNorm2d, Conv2d, composed,
-    images::{channels_last, cotangent_last, images},
+    images::{channels_last, images, output_gradient_last},
     kept::Kept,
     slices::read,
 };
@@ -101,7 +101,7 @@ impl SavedBlock {
     }
 }
 
-/// A cotangent of a norm's output, with the norm's pull-back.
+/// A output_gradient of a norm's output, with the norm's pull-back.
 struct Cotangent {
     /// `(B, H, W, C)`; of the last norm and of the projection's before the gate.
     g: Tensor,
@@ -179,7 +179,7 @@ impl ConvBlock {
         Ok(norm::join(&y, &last.norm.line, addend, [height * width, channels], true))
     }
 
-    /// The sums that the pull-back of a norm needs, for a cotangent behind the gate.
+    /// The sums that the pull-back of a norm needs, for a output_gradient behind the gate.
     fn sums(&self, g: &[f32], gate: &[u16], link: &Link) -> Result<Vec<f32>> {
         let [_, channels, height, width] = dims(&link.y)?;
         Ok(norm::gradient_sums(g, Some(gate), &read::<f32>(&link.y)?, &link.norm, [height * width, channels]))
@@ -191,7 +191,7 @@ impl ConvBlock {
     }
 
     /// The gradients of a convolution's own parameters.
-    fn own(&self, conv: &Conv2d, weight: Option<Filled>) -> Result<Gradients> {
+    fn own(&self, conv: &Conv2d, weight: Option<Filled>) -> Result<ParameterGradients> {
         let mut gradients = Vec::new();
         if let Some(weight) = weight {
             gradients.push((conv.weight.id(), weight.into_tensor(conv.weight.shape())?));
@@ -202,17 +202,17 @@ impl ConvBlock {
         Ok(gradients)
     }
 
-    /// Pulls `c` back through everything; leaves the cotangents of the norms where `keep` says so.
+    /// Pulls `c` back through everything; leaves the output_gradients of the norms where `keep` says so.
     fn pull(
         &self,
         saved: &Computed,
         c: &Activation,
         wants: Wants,
         keep: bool,
-    ) -> Result<(Pulled, Option<PendingBlock>)> {
+    ) -> Result<(Gradients, Option<PendingBlock>)> {
         let Some(last) = saved.links.last() else { return Err(no_link()) };
         let [batch, channels, height, width] = dims(&last.y)?;
-        let c = cotangent_last(c, &[batch, channels, height, width], "convolution block")?;
+        let c = output_gradient_last(c, &[batch, channels, height, width], "convolution block")?;
         let gated = read::<f32>(&c)?;
         let mut parameters = Vec::new();
         let mut kept = Vec::new();
@@ -247,7 +247,7 @@ impl ConvBlock {
                     (None, Shortcut::Identity) if wants.input => Some(Into::Skip { g: &gated, gate: &saved.gate }),
                     (None, _) => wants.input.then_some(Into::Write),
                 };
-                let gradients = batch.pull_back(&g, wants.parameters.then_some(&source), into);
+                let gradients = batch.backward(&g, wants.parameters.then_some(&source), into);
                 parameters.extend(self.own(conv, gradients.weight)?);
                 drop(own);
                 if keep {
@@ -268,7 +268,7 @@ impl ConvBlock {
             }
             let (weight, x, y) = (read(&conv.weight)?, read(&saved.x)?, read(&link.y)?);
             let g = Source::Gradient { g: &gated, gate: Some(&saved.gate), y: &y, lines: &gradient };
-            let gradients = self.batch(conv, &saved.x, &weight)?.pull_back(
+            let gradients = self.batch(conv, &saved.x, &weight)?.backward(
                 &g,
                 wants.parameters.then_some(&Source::Plain(&x)),
                 dx.take().map(Into::Add),
@@ -280,7 +280,7 @@ impl ConvBlock {
         kept.reverse();
         let [batch, inputs, height, width] = dims(&saved.x)?;
         let input = dx.map(|dx| images(dx, batch, [height, width, inputs])).transpose()?.map(Activation::from);
-        Ok((Pulled { input, parameters }, keep.then_some(PendingBlock { links: kept, projection })))
+        Ok((Gradients { input, parameters }, keep.then_some(PendingBlock { links: kept, projection })))
     }
 }
 
@@ -333,27 +333,28 @@ impl Differentiable for ConvBlock {
         Ok((out.into(), if pass.is_train() { SavedBlock::new(saved, pass)?.saved() } else { Saved::nothing() }))
     }
 
-    fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
+    fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
         if wants == (Wants { input: false, parameters: false }) {
-            return Ok(Pulled::default());
+            return Ok(Gradients::default());
         }
         if composed::is_of_parts(saved) {
-            return self.exactly(self.parts().pull_back(saved, cotangent, wants)?);
+            return self.exactly(self.parts().backward(saved, output_gradient, wants)?);
         }
-        Ok(self.pull(&saved.get::<SavedBlock>()?.computed()?, cotangent, wants, false)?.0)
+        Ok(self.pull(&saved.get::<SavedBlock>()?.computed()?, output_gradient, wants, false)?.0)
     }
 
-    fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
+    fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
         if composed::is_of_parts(saved) {
-            return self.parts().input_pass(saved, cotangent);
+            return self.parts().backward_input(saved, output_gradient);
         }
-        let (pulled, pending) = self.pull(&saved.get::<SavedBlock>()?.computed()?, cotangent, Wants::INPUT, true)?;
-        Ok((interlock::differentiable::input_of(pulled)?, Pending::new(pending.ok_or_else(no_link)?)))
+        let (pulled, pending) =
+            self.pull(&saved.get::<SavedBlock>()?.computed()?, output_gradient, Wants::INPUT, true)?;
+        Ok((interlock::differentiation::input_of(pulled)?, Pending::new(pending.ok_or_else(no_link)?)))
     }
 
-    fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
+    fn backward_parameters(&self, saved: &Saved, pending: Pending) -> Result<ParameterGradients> {
         if composed::is_of_parts(saved) {
-            return self.exact(self.parts().parameter_pass(saved, pending)?);
+            return self.exact(self.parts().backward_parameters(saved, pending)?);
         }
         let saved = saved.get::<SavedBlock>()?.computed()?;
         let PendingBlock { links, projection } = pending.take()?;
@@ -361,19 +362,20 @@ impl Differentiable for ConvBlock {
         let mut weigh = |conv: &Conv2d,
                          norm: &BatchNorm2d,
                          link: &Link,
-                         cotangent: &Cotangent,
+                         output_gradient: &Cotangent,
                          gated: bool,
                          x: &Source<'_>,
                          from: &Tensor| {
-            parameters.extend(norm.gradients(&cotangent.gradient)?);
-            let (weight, y, g) = (read(&conv.weight)?, read(&link.y)?, read(&cotangent.g)?);
+            parameters.extend(norm.gradients(&output_gradient.gradient)?);
+            let (weight, y, g) = (read(&conv.weight)?, read(&link.y)?, read(&output_gradient.g)?);
             let gate = gated.then_some(&saved.gate[..]);
-            let g = Source::Gradient { g: &g, gate, y: &y, lines: &cotangent.gradient };
-            let gradients = self.batch(conv, from, &weight)?.pull_back(&g, Some(x), None);
+            let g = Source::Gradient { g: &g, gate, y: &y, lines: &output_gradient.gradient };
+            let gradients = self.batch(conv, from, &weight)?.backward(&g, Some(x), None);
             parameters.extend(self.own(conv, gradients.weight)?);
             Ok::<_, Error>(())
         };
-        for (i, (((conv, norm), link), cotangent)) in self.links.iter().zip(&saved.links).zip(&links).enumerate().rev()
+        for (i, (((conv, norm), link), output_gradient)) in
+            self.links.iter().zip(&saved.links).zip(&links).enumerate().rev()
         {
             let gated = i + 1 == saved.links.len();
             match i.checked_sub(1).map(|before| &saved.links[before]) {
@@ -383,34 +385,34 @@ impl Differentiable for ConvBlock {
                         conv,
                         norm,
                         link,
-                        cotangent,
+                        output_gradient,
                         gated,
                         &Source::Rectified(&source, &before.norm.line),
                         &before.y,
                     )?;
                 }
-                None => weigh(conv, norm, link, cotangent, gated, &Source::Plain(&read(&saved.x)?), &saved.x)?,
+                None => weigh(conv, norm, link, output_gradient, gated, &Source::Plain(&read(&saved.x)?), &saved.x)?,
             }
         }
-        if let ((Shortcut::Projection(conv, norm), Some(link)), Some(cotangent)) =
+        if let ((Shortcut::Projection(conv, norm), Some(link)), Some(output_gradient)) =
             ((&self.shortcut, &saved.projection), &projection)
         {
-            weigh(conv, norm, link, cotangent, true, &Source::Plain(&read(&saved.x)?), &saved.x)?;
+            weigh(conv, norm, link, output_gradient, true, &Source::Plain(&read(&saved.x)?), &saved.x)?;
         }
         Ok(parameters)
     }
 
-    fn last_pull_back(&self, saved: Saved, c: Activation, wants: Wants) -> Result<Pulled> {
+    fn last_backward(&self, saved: Saved, c: Activation, wants: Wants) -> Result<Gradients> {
         match composed::is_of_parts(&saved) && (wants.input || wants.parameters) {
-            true => self.exactly(self.parts().last_pull_back(saved, c, wants)?),
-            false => self.pull_back(&saved, &c, wants),
+            true => self.exactly(self.parts().last_backward(saved, c, wants)?),
+            false => self.backward(&saved, &c, wants),
         }
     }
 
-    fn last_parameter_pass(&self, saved: Saved, pending: Pending) -> Result<Gradients> {
+    fn last_backward_parameters(&self, saved: Saved, pending: Pending) -> Result<ParameterGradients> {
         match composed::is_of_parts(&saved) {
-            true => self.exact(self.parts().last_parameter_pass(saved, pending)?),
-            false => self.parameter_pass(&saved, pending),
+            true => self.exact(self.parts().last_backward_parameters(saved, pending)?),
+            false => self.backward_parameters(&saved, pending),
         }
     }
 }

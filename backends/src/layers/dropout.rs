@@ -5,14 +5,14 @@
 
 use candle_core::Shape;
 use interlock::{
-    Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants, differentiable::Held, random::Key,
+    Activation, Differentiable, Error, Gradients, Pass, Result, Saved, Wants, differentiation::Held, random::Key,
 };
 use rand::Rng;
 use rayon::prelude::*;
 
 use super::{
     composed,
-    slices::{cotangent, dense, read},
+    slices::{dense, output_gradient, read},
 };
 use crate::kernels::each::{CHUNK, zip};
 
@@ -93,15 +93,15 @@ impl Differentiable for Dropout {
         Ok((y.into(), saved))
     }
 
-    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+    fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
+        if let Some(pulled) = composed::backward(self, saved, c, wants) {
             return pulled;
         }
         let SavedDropout { shape, keep } = saved.get()?;
         if !wants.input {
-            return Ok(Pulled::default());
+            return Ok(Gradients::default());
         }
-        let c = cotangent(c, shape.dims(), &self.name)?;
+        let c = output_gradient(c, shape.dims(), &self.name)?;
         let dx = match keep {
             None => c,
             Some(keep) => {
@@ -109,7 +109,7 @@ impl Differentiable for Dropout {
                 zip(&read(&c)?, keep, |c, keep| if keep { c * scale } else { 0.0 }).into_tensor(shape)?
             }
         };
-        Ok(Pulled { input: Some(dx.into()), ..Pulled::default() })
+        Ok(Gradients { input: Some(dx.into()), ..Gradients::default() })
     }
 
     fn has_parameters(&self) -> bool {

@@ -5,12 +5,12 @@
 
 use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
-use interlock::{Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants};
+use interlock::{Activation, Differentiable, Error, Gradients, Pass, Result, Saved, Wants};
 use rayon::prelude::*;
 
 use super::{
     composed,
-    slices::{cotangent, dense_of, label, read, tensor, wrong_shape},
+    slices::{dense_of, label, output_gradient, read, tensor, wrong_shape},
 };
 use crate::kernels::each::CHUNK;
 
@@ -100,17 +100,17 @@ impl Differentiable for Embedding {
         Ok((y.into(), saved))
     }
 
-    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+    fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
+        if let Some(pulled) = composed::backward(self, saved, c, wants) {
             return pulled;
         }
         let tokens: &Tensor = saved.get()?;
         if !wants.parameters {
-            return Ok(Pulled::default());
+            return Ok(Gradients::default());
         }
-        let c = cotangent(c, &self.output_dims(tokens), &self.name)?;
+        let c = output_gradient(c, &self.output_dims(tokens), &self.name)?;
         let dw = self.weight_gradient(tokens, &read(&c)?)?;
-        Ok(Pulled { input: None, parameters: vec![(self.weight.id(), dw)] })
+        Ok(Gradients { input: None, parameters: vec![(self.weight.id(), dw)] })
     }
 }
 
@@ -180,18 +180,18 @@ impl Differentiable for TokenAndPosition {
         Ok((y.into(), saved))
     }
 
-    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+    fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
+        if let Some(pulled) = composed::backward(self, saved, c, wants) {
             return pulled;
         }
         let tokens: &Tensor = saved.get()?;
         if !wants.parameters {
-            return Ok(Pulled::default());
+            return Ok(Gradients::default());
         }
-        let c = cotangent(c, &self.tokens.output_dims(tokens), &self.name)?;
+        let c = output_gradient(c, &self.tokens.output_dims(tokens), &self.name)?;
         let c = read(&c)?;
         let dw = self.tokens.weight_gradient(tokens, &c)?;
         let dp = self.position_gradient(&c, tokens.dims()[1])?;
-        Ok(Pulled { input: None, parameters: vec![(self.tokens.weight.id(), dw), (self.positions.id(), dp)] })
+        Ok(Gradients { input: None, parameters: vec![(self.tokens.weight.id(), dw), (self.positions.id(), dp)] })
     }
 }

@@ -6,7 +6,7 @@
 use candle_core::Tensor;
 use interlock::{Activation, Result};
 
-use super::slices::{cotangent_of, dense, wrong_shape};
+use super::slices::{dense, output_gradient_of, wrong_shape};
 use crate::kernels::room::Filled;
 
 /// `(B, C, H, W)` as a contiguous `(B, H, W, C)`; copies only where the elements do not lie so.
@@ -17,9 +17,9 @@ pub(super) fn channels_last(x: &Tensor, layer: &str) -> Result<Tensor> {
     dense(&x.permute((0, 2, 3, 1))?, layer)
 }
 
-/// The cotangent of images of shape `dims`, `(B, C, H, W)`, as [`channels_last`] gives it.
-pub(super) fn cotangent_last(c: &Activation, dims: &[usize], layer: &str) -> Result<Tensor> {
-    channels_last(cotangent_of(c, dims, layer)?, layer)
+/// The output_gradient of images of shape `dims`, `(B, C, H, W)`, as [`channels_last`] gives it.
+pub(super) fn output_gradient_last(c: &Activation, dims: &[usize], layer: &str) -> Result<Tensor> {
+    channels_last(output_gradient_of(c, dims, layer)?, layer)
 }
 
 /// A contiguous `(B, H, W, C)` as `(B, C, H, W)`.

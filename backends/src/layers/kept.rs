@@ -1,7 +1,7 @@
 //! Tensors that layers keep for their pull-backs, as they are or rounded.
 
 use candle_core::{Shape, Tensor};
-use interlock::{ActivationDtype, Pass, Result, Saved, differentiable::Held};
+use interlock::{ActivationDtype, Pass, Result, Saved, differentiation::Held};
 
 use super::slices::read;
 use crate::kernels::half;

@@ -1,7 +1,7 @@
 //! Layer normalization: `y = γ (x - μ)/√(σ² + ε) + β` for each row.
 //!
 //! Shapes: `x`, `y (…, D)`; `γ`, `β (D)`; `μ` and the biased variance `σ²` are over the last dimension, `ε = 1e-5`. With
-//! `x̂ = (x - μ)/√(σ² + ε)` and a cotangent `c`: `∂β = Σ_rows c`, `∂γ = Σ_rows c x̂`, and with `g = γ c`, for each row,
+//! `x̂ = (x - μ)/√(σ² + ε)` and a output_gradient `c`: `∂β = Σ_rows c`, `∂γ = Σ_rows c x̂`, and with `g = γ c`, for each row,
 //! `∂x = (g - mean(g) - x̂ mean(g x̂))/√(σ² + ε)`.
 //!
 //! Ba, Kiros and Hinton, *Layer Normalization*, 2016.
@@ -9,14 +9,14 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 use interlock::{
-    Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants,
-    differentiable::{Held, Pending},
+    Activation, Differentiable, Gradients, ParameterGradients, Pass, Result, Saved, Wants,
+    differentiation::{Held, Pending},
 };
 
 use super::{
     composed,
     kept::Kept,
-    slices::{cotangent, dense, label, read, tensor, wrong_shape},
+    slices::{dense, label, output_gradient, read, tensor, wrong_shape},
 };
 use crate::kernels::layer_norm::{self, Statistics};
 
@@ -80,12 +80,12 @@ impl Differentiable for LayerNorm {
         Ok((y.into(), saved))
     }
 
-    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+    fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
+        if let Some(pulled) = composed::backward(self, saved, c, wants) {
             return pulled;
         }
         let SavedLayerNorm { x, statistics } = saved.get()?;
-        let c = cotangent(c, x.dims(), &self.name)?;
+        let c = output_gradient(c, x.dims(), &self.name)?;
         let x = x.tensor()?;
         let (values, weight, c) = (read(&x)?, read(&self.weight)?, read(&c)?);
         let (dx, dw) = match (wants.input, wants.parameters) {
@@ -97,7 +97,7 @@ impl Differentiable for LayerNorm {
             (false, true) => (None, Some(layer_norm::parameter_gradients(&values, statistics, &c))),
             (false, false) => (None, None),
         };
-        let mut pulled = Pulled::default();
+        let mut pulled = Gradients::default();
         if let Some(dx) = dx {
             pulled.input = Some(dx.into_tensor(x.shape())?.into());
         }
@@ -109,12 +109,12 @@ impl Differentiable for LayerNorm {
         Ok(pulled)
     }
 
-    /// Both gradients at once: the parameters' are two rows, where the cotangent that would be kept for them is all of them.
-    fn input_pass(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
-        self.pull_back(saved, c, Wants::BOTH)?.into_input_pass()
+    /// Both gradients at once: the parameters' are two rows, where the output_gradient that would be kept for them is all of them.
+    fn backward_input(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
+        self.backward(saved, c, Wants::BOTH)?.into_backward_input()
     }
 
-    fn parameter_pass(&self, _: &Saved, pending: Pending) -> Result<Gradients> {
+    fn backward_parameters(&self, _: &Saved, pending: Pending) -> Result<ParameterGradients> {
         pending.take()
     }
 }

@@ -1,16 +1,16 @@
 //! Linear layer: `y = x Wᵀ + b`.
 //!
-//! Shapes: `x (…, inputs)`, `W (outputs, inputs)`, `b (outputs)`, `y (…, outputs)`, with any leading dimensions. For a cotangent `c` of `y`,
+//! Shapes: `x (…, inputs)`, `W (outputs, inputs)`, `b (outputs)`, `y (…, outputs)`, with any leading dimensions. For a output_gradient `c` of `y`,
 //! with all leading dimensions taken as rows: `∂x = c W`, `∂W = cᵀ x`, `∂b = Σ_rows c`.
 
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
-use interlock::{Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Wants};
+use interlock::{Activation, Differentiable, Gradients, ParameterGradients, Pass, Result, Saved, Wants};
 
 use super::{
     composed,
     kept::Kept,
-    slices::{column_sums, cotangent, dense, label, read, tensor, wrong_shape},
+    slices::{column_sums, dense, label, output_gradient, read, tensor, wrong_shape},
 };
 use crate::kernels::{
     linear::{self, Rows, Then},
@@ -69,14 +69,14 @@ impl Linear {
 
     /// `∂x`, of shape `dims`, and what is then done to it.
     pub(super) fn input_gradient(&self, dims: &[usize], c: &Activation, then: Then<'_>) -> Result<Activation> {
-        let c = cotangent(c, &self.output_dims(dims)?, &self.name)?;
+        let c = output_gradient(c, &self.output_dims(dims)?, &self.name)?;
         let weight = Packed::new(self.matrix(&read(&self.weight)?));
         Ok(linear::rows_times(Rows::Plain(&read(&c)?), &weight, then).into_tensor(dims)?.into())
     }
 
     /// `∂W` and `∂b`, for an input of these rows, of shape `dims`.
-    pub(super) fn gradients(&self, x: Rows<'_>, dims: &[usize], c: &Activation) -> Result<Gradients> {
-        let c = cotangent(c, &self.output_dims(dims)?, &self.name)?;
+    pub(super) fn gradients(&self, x: Rows<'_>, dims: &[usize], c: &Activation) -> Result<ParameterGradients> {
+        let c = output_gradient(c, &self.output_dims(dims)?, &self.name)?;
         let c = read(&c)?;
         let dw = linear::columns_times_rows(&c, self.outputs, x, self.inputs);
         let mut gradients = vec![(self.weight.id(), dw.into_tensor(self.weight.shape())?)];
@@ -99,14 +99,14 @@ impl Differentiable for Linear {
         Ok((y.into(), if pass.is_train() { Kept::new(x, pass)?.saved() } else { Saved::nothing() }))
     }
 
-    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+    fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
+        if let Some(pulled) = composed::backward(self, saved, c, wants) {
             return pulled;
         }
         let x: &Kept = saved.get()?;
         let input = wants.input.then(|| self.input_gradient(x.dims(), c, Then::Nothing)).transpose()?;
         let parameters =
             if wants.parameters { self.gradients(Rows::Plain(&read(&x.tensor()?)?), x.dims(), c)? } else { Vec::new() };
-        Ok(Pulled { input, parameters })
+        Ok(Gradients { input, parameters })
     }
 }

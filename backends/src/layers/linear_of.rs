@@ -6,7 +6,8 @@
 //! computed one after another, and both keep their inputs.
 
 use interlock::{
-    Activation, Differentiable, Gradients, Pass, Pulled, Result, Saved, Sequential, Wants, differentiable::Pending,
+    Activation, Differentiable, Gradients, ParameterGradients, Pass, Result, Saved, Sequential, Wants,
+    differentiation::Pending,
 };
 
 use super::{
@@ -36,7 +37,7 @@ struct SavedLinearOf {
     dims: Vec<usize>,
 }
 
-/// What an input pass leaves: the cotangent, and what the norm leaves.
+/// What an input pass leaves: the output_gradient, and what the norm leaves.
 type Left = (Activation, Option<Pending>);
 
 impl LinearOf {
@@ -67,16 +68,16 @@ impl LinearOf {
         }
     }
 
-    fn linear_gradients(&self, saved: &SavedLinearOf, c: &Activation) -> Result<Gradients> {
+    fn linear_gradients(&self, saved: &SavedLinearOf, c: &Activation) -> Result<ParameterGradients> {
         self.with_rows(&saved.inner, |rows| self.linear.gradients(rows, &saved.dims, c))
     }
 
-    /// The cotangent of what `f` gave.
-    fn inner_cotangent(&self, saved: &SavedLinearOf, c: &Activation) -> Result<Activation> {
+    /// The output_gradient of what `f` gave.
+    fn inner_output_gradient(&self, saved: &SavedLinearOf, c: &Activation) -> Result<Activation> {
         self.linear.input_gradient(&saved.dims, c, Then::Nothing)
     }
 
-    /// The cotangent of GELU's input.
+    /// The output_gradient of GELU's input.
     fn through_gelu(&self, saved: &SavedLinearOf, c: &Activation) -> Result<Activation> {
         let x = saved.inner.get::<Kept>()?.tensor()?;
         self.linear.input_gradient(&saved.dims, c, Then::GeluSlope(&read(&x)?))
@@ -110,18 +111,20 @@ impl Differentiable for LinearOf {
         Ok((y.into(), saved))
     }
 
-    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+    fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
         if wants == (Wants { input: false, parameters: false }) {
-            return Ok(Pulled::default());
+            return Ok(Gradients::default());
         }
         if composed::is_of_parts(saved) {
-            return self.parts().pull_back(saved, c, wants);
+            return self.parts().backward(saved, c, wants);
         }
         let saved: &SavedLinearOf = saved.get()?;
         let mut pulled = match &self.inner {
-            Inner::Norm(norm) => norm.pull_back(&saved.inner, &self.inner_cotangent(saved, c)?, wants)?,
-            Inner::Gelu if wants.input => Pulled { input: Some(self.through_gelu(saved, c)?), ..Pulled::default() },
-            _ => Pulled::default(),
+            Inner::Norm(norm) => norm.backward(&saved.inner, &self.inner_output_gradient(saved, c)?, wants)?,
+            Inner::Gelu if wants.input => {
+                Gradients { input: Some(self.through_gelu(saved, c)?), ..Gradients::default() }
+            }
+            _ => Gradients::default(),
         };
         if wants.parameters {
             pulled.parameters.extend(self.linear_gradients(saved, c)?);
@@ -129,14 +132,14 @@ impl Differentiable for LinearOf {
         Ok(pulled)
     }
 
-    fn input_pass(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
+    fn backward_input(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
         if composed::is_of_parts(saved) {
-            return self.parts().input_pass(saved, c);
+            return self.parts().backward_input(saved, c);
         }
         let saved: &SavedLinearOf = saved.get()?;
         let (input, left) = match &self.inner {
             Inner::Norm(norm) => {
-                let (input, left) = norm.input_pass(&saved.inner, &self.inner_cotangent(saved, c)?)?;
+                let (input, left) = norm.backward_input(&saved.inner, &self.inner_output_gradient(saved, c)?)?;
                 (input, Some(left))
             }
             Inner::Gelu => (self.through_gelu(saved, c)?, None),
@@ -144,31 +147,31 @@ impl Differentiable for LinearOf {
         Ok((input, Pending::new::<Left>((c.clone(), left))))
     }
 
-    fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
+    fn backward_parameters(&self, saved: &Saved, pending: Pending) -> Result<ParameterGradients> {
         if composed::is_of_parts(saved) {
-            return self.parts().parameter_pass(saved, pending);
+            return self.parts().backward_parameters(saved, pending);
         }
         let saved: &SavedLinearOf = saved.get()?;
         let (c, left) = pending.take::<Left>()?;
         let mut gradients = match (&self.inner, left) {
-            (Inner::Norm(norm), Some(left)) => norm.parameter_pass(&saved.inner, left)?,
+            (Inner::Norm(norm), Some(left)) => norm.backward_parameters(&saved.inner, left)?,
             _ => Vec::new(),
         };
         gradients.extend(self.linear_gradients(saved, &c)?);
         Ok(gradients)
     }
 
-    fn last_pull_back(&self, saved: Saved, c: Activation, wants: Wants) -> Result<Pulled> {
+    fn last_backward(&self, saved: Saved, c: Activation, wants: Wants) -> Result<Gradients> {
         match composed::is_of_parts(&saved) && (wants.input || wants.parameters) {
-            true => self.parts().last_pull_back(saved, c, wants),
-            false => self.pull_back(&saved, &c, wants),
+            true => self.parts().last_backward(saved, c, wants),
+            false => self.backward(&saved, &c, wants),
         }
     }
 
-    fn last_parameter_pass(&self, saved: Saved, pending: Pending) -> Result<Gradients> {
+    fn last_backward_parameters(&self, saved: Saved, pending: Pending) -> Result<ParameterGradients> {
         match composed::is_of_parts(&saved) {
-            true => self.parts().last_parameter_pass(saved, pending),
-            false => self.parameter_pass(&saved, pending),
+            true => self.parts().last_backward_parameters(saved, pending),
+            false => self.backward_parameters(&saved, pending),
         }
     }
 }

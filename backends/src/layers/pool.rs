@@ -7,13 +7,13 @@
 use std::ops::Range;
 
 use candle_core::Shape;
-use interlock::{Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants, differentiable::Held};
+use interlock::{Activation, Differentiable, Error, Gradients, Pass, Result, Saved, Wants, differentiation::Held};
 use rayon::prelude::*;
 
 use super::{
     composed,
-    images::{channels_first, channels_last, cotangent_last},
-    slices::{cotangent, read, tensor, wrong_shape},
+    images::{channels_first, channels_last, output_gradient_last},
+    slices::{output_gradient, read, tensor, wrong_shape},
     window::Window,
 };
 
@@ -127,16 +127,16 @@ impl Differentiable for MaxPool2d {
         Ok((y.into(), saved))
     }
 
-    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+    fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
+        if let Some(pulled) = composed::backward(self, saved, c, wants) {
             return pulled;
         }
         let SavedMaxPool { shape, window, chosen } = saved.get()?;
         if !wants.input {
-            return Ok(Pulled::default());
+            return Ok(Gradients::default());
         }
         let (batch, channels) = (shape.dims()[0], window.channels);
-        let c = cotangent_last(c, &[batch, channels, window.places[0], window.places[1]], "max pool")?;
+        let c = output_gradient_last(c, &[batch, channels, window.places[0], window.places[1]], "max pool")?;
         let mut dx = vec![0.0; shape.elem_count()];
         let (from, to) = (channels * window.pixels(), channels * window.places());
         let c = read::<f32>(&c)?;
@@ -148,7 +148,7 @@ impl Differentiable for MaxPool2d {
             }
         });
         let dx = tensor(dx, (batch, window.image[0], window.image[1], channels))?;
-        Ok(Pulled { input: Some(channels_first(&dx)?.into()), ..Pulled::default() })
+        Ok(Gradients { input: Some(channels_first(&dx)?.into()), ..Gradients::default() })
     }
 
     fn has_parameters(&self) -> bool {
@@ -200,16 +200,16 @@ impl Differentiable for AvgPool2d {
         Ok((y.into(), saved))
     }
 
-    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+    fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
+        if let Some(pulled) = composed::backward(self, saved, c, wants) {
             return pulled;
         }
         let (shape, window): &(Shape, Window) = saved.get()?;
         if !wants.input {
-            return Ok(Pulled::default());
+            return Ok(Gradients::default());
         }
         let (batch, channels) = (shape.dims()[0], window.channels);
-        let c = cotangent_last(c, &[batch, channels, window.places[0], window.places[1]], "average pool")?;
+        let c = output_gradient_last(c, &[batch, channels, window.places[0], window.places[1]], "average pool")?;
         let share = 1.0 / (window.kernel * window.kernel) as f32;
         let mut dx = vec![0.0; shape.elem_count()];
         let c = read::<f32>(&c)?;
@@ -220,7 +220,7 @@ impl Differentiable for AvgPool2d {
             });
         });
         let dx = tensor(dx, (batch, window.image[0], window.image[1], channels))?;
-        Ok(Pulled { input: Some(channels_first(&dx)?.into()), ..Pulled::default() })
+        Ok(Gradients { input: Some(channels_first(&dx)?.into()), ..Gradients::default() })
     }
 
     fn has_parameters(&self) -> bool {
@@ -266,16 +266,16 @@ impl Differentiable for GlobalAvgPool {
         Ok((tensor(means, (batch, channels))?.into(), saved))
     }
 
-    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+    fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
+        if let Some(pulled) = composed::backward(self, saved, c, wants) {
             return pulled;
         }
         let shape: &Shape = saved.get()?;
         if !wants.input {
-            return Ok(Pulled::default());
+            return Ok(Gradients::default());
         }
         let (batch, channels, height, width) = shape.dims4()?;
-        let c = cotangent(c, &[batch, channels], "global average pool")?;
+        let c = output_gradient(c, &[batch, channels], "global average pool")?;
         let pixels = height * width;
         let mut dx = vec![0.0; shape.elem_count()];
         let c = read::<f32>(&c)?;
@@ -285,7 +285,7 @@ impl Differentiable for GlobalAvgPool {
             }
         });
         let dx = tensor(dx, (batch, height, width, channels))?;
-        Ok(Pulled { input: Some(channels_first(&dx)?.into()), ..Pulled::default() })
+        Ok(Gradients { input: Some(channels_first(&dx)?.into()), ..Gradients::default() })
     }
 
     fn has_parameters(&self) -> bool {

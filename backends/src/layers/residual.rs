@@ -4,9 +4,9 @@
 
 use candle_core::{DType, Tensor};
 use interlock::{
-    Activation, Differentiable, Error, Pass, Pulled, Result, Saved, Wants,
-    differentiable::{Held, Pending, input_of},
-    parameters::Gradients,
+    Activation, Differentiable, Error, Gradients, Pass, Result, Saved, Wants,
+    differentiation::{Held, Pending, input_of},
+    model::parameters::ParameterGradients,
 };
 
 use super::{composed, images::Order, slices::read};
@@ -61,27 +61,27 @@ fn add(a: &Activation, b: &Activation, dtype: Option<DType>) -> Result<Activatio
     Ok(order.tensor_of(&sum.into_tensor(a.shape())?)?.into())
 }
 
-/// What the pull-backs of both branches give together; the shortcut without a layer gives the cotangent itself.
+/// What the pull-backs of both branches give together; the shortcut without a layer gives the output_gradient itself.
 fn join(
-    mut main: Pulled,
-    shortcut: Option<Pulled>,
-    cotangent: &Activation,
+    mut main: Gradients,
+    shortcut: Option<Gradients>,
+    output_gradient: &Activation,
     wants: Wants,
     dtype: Option<DType>,
-) -> Result<Pulled> {
+) -> Result<Gradients> {
     let mut parameters = std::mem::take(&mut main.parameters);
     let shortcut = match shortcut {
         Some(mut pulled) => {
             parameters.append(&mut pulled.parameters);
             wants.input.then(|| input_of(pulled)).transpose()?
         }
-        None => wants.input.then(|| cotangent.clone()),
+        None => wants.input.then(|| output_gradient.clone()),
     };
     let input = match shortcut {
         Some(shortcut) => Some(add(&input_of(main)?, &shortcut, dtype)?),
         None => None,
     };
-    Ok(Pulled { input, parameters })
+    Ok(Gradients { input, parameters })
 }
 
 impl Differentiable for Residual {
@@ -109,53 +109,53 @@ impl Differentiable for Residual {
         Ok((y, saved))
     }
 
-    fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
+    fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
         let saved: &SavedResidual = saved.get()?;
-        let main = self.main.pull_back(&saved.main, cotangent, wants)?;
+        let main = self.main.backward(&saved.main, output_gradient, wants)?;
         let shortcut =
-            self.shortcut(saved).map(|(layer, saved)| layer.pull_back(saved, cotangent, wants)).transpose()?;
-        join(main, shortcut, cotangent, wants, saved.dtype)
+            self.shortcut(saved).map(|(layer, saved)| layer.backward(saved, output_gradient, wants)).transpose()?;
+        join(main, shortcut, output_gradient, wants, saved.dtype)
     }
 
-    fn last_pull_back(&self, saved: Saved, cotangent: Activation, wants: Wants) -> Result<Pulled> {
+    fn last_backward(&self, saved: Saved, output_gradient: Activation, wants: Wants) -> Result<Gradients> {
         let saved: SavedResidual = saved.take()?;
-        let main = self.main.last_pull_back(saved.main, cotangent.clone(), wants)?;
+        let main = self.main.last_backward(saved.main, output_gradient.clone(), wants)?;
         let shortcut = self.shortcut.as_ref().zip(saved.shortcut);
         let shortcut =
-            shortcut.map(|(layer, saved)| layer.last_pull_back(saved, cotangent.clone(), wants)).transpose()?;
-        join(main, shortcut, &cotangent, wants, saved.dtype)
+            shortcut.map(|(layer, saved)| layer.last_backward(saved, output_gradient.clone(), wants)).transpose()?;
+        join(main, shortcut, &output_gradient, wants, saved.dtype)
     }
 
-    fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
+    fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
         let saved: &SavedResidual = saved.get()?;
-        let (main_input, main) = self.main.input_pass(&saved.main, cotangent)?;
+        let (main_input, main) = self.main.backward_input(&saved.main, output_gradient)?;
         let (short_input, shortcut) = match self.shortcut(saved) {
             Some((layer, saved)) => {
-                let (input, pending) = layer.input_pass(saved, cotangent)?;
+                let (input, pending) = layer.backward_input(saved, output_gradient)?;
                 (input, Some(pending))
             }
-            None => (cotangent.clone(), None),
+            None => (output_gradient.clone(), None),
         };
         let input = add(&main_input, &short_input, saved.dtype)?;
         Ok((input, Pending::new(PendingResidual { main, shortcut })))
     }
 
-    fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
+    fn backward_parameters(&self, saved: &Saved, pending: Pending) -> Result<ParameterGradients> {
         let saved: &SavedResidual = saved.get()?;
         let pending: PendingResidual = pending.take()?;
-        let mut gradients = self.main.parameter_pass(&saved.main, pending.main)?;
+        let mut gradients = self.main.backward_parameters(&saved.main, pending.main)?;
         if let Some(((layer, saved), pending)) = self.shortcut(saved).zip(pending.shortcut) {
-            gradients.extend(layer.parameter_pass(saved, pending)?);
+            gradients.extend(layer.backward_parameters(saved, pending)?);
         }
         Ok(gradients)
     }
 
-    fn last_parameter_pass(&self, saved: Saved, pending: Pending) -> Result<Gradients> {
+    fn last_backward_parameters(&self, saved: Saved, pending: Pending) -> Result<ParameterGradients> {
         let saved: SavedResidual = saved.take()?;
         let pending: PendingResidual = pending.take()?;
-        let mut gradients = self.main.last_parameter_pass(saved.main, pending.main)?;
+        let mut gradients = self.main.last_backward_parameters(saved.main, pending.main)?;
         if let Some(((layer, saved), pending)) = self.shortcut.as_ref().zip(saved.shortcut).zip(pending.shortcut) {
-            gradients.extend(layer.last_parameter_pass(saved, pending)?);
+            gradients.extend(layer.last_backward_parameters(saved, pending)?);
         }
         Ok(gradients)
     }

@@ -1,11 +1,11 @@
 //! Changes of shape: `(B, …) → (B, n)`.
 
 use candle_core::Shape;
-use interlock::{Activation, Differentiable, Pass, Pulled, Result, Saved, Wants};
+use interlock::{Activation, Differentiable, Gradients, Pass, Result, Saved, Wants};
 
 use super::{
     composed,
-    slices::{cotangent, wrong_shape},
+    slices::{output_gradient, wrong_shape},
 };
 
 /// Makes one dimension of all but the first: `(B, C, H, W) → (B, C·H·W)`. Copies only where the elements are not side by side.
@@ -26,17 +26,17 @@ impl Differentiable for Flatten {
         Ok((y.into(), saved))
     }
 
-    fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
-        if let Some(pulled) = composed::pull_back(self, saved, c, wants) {
+    fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
+        if let Some(pulled) = composed::backward(self, saved, c, wants) {
             return pulled;
         }
         let shape: &Shape = saved.get()?;
         if !wants.input {
-            return Ok(Pulled::default());
+            return Ok(Gradients::default());
         }
         let batch = shape.dims()[0];
-        let c = cotangent(c, &[batch, shape.elem_count() / batch.max(1)], "flatten")?;
-        Ok(Pulled { input: Some(c.reshape(shape)?.into()), ..Pulled::default() })
+        let c = output_gradient(c, &[batch, shape.elem_count() / batch.max(1)], "flatten")?;
+        Ok(Gradients { input: Some(c.reshape(shape)?.into()), ..Gradients::default() })
     }
 
     fn has_parameters(&self) -> bool {

@@ -46,18 +46,22 @@ pub(crate) fn dense_of(tensor: &Tensor, dtype: DType, layer: &str) -> Result<Ten
     Ok(tensor.detach().contiguous()?)
 }
 
-/// The cotangent of an output of shape `dims`, as [`dense`] gives it.
-pub(crate) fn cotangent(cotangent: &Activation, dims: &[usize], layer: &str) -> Result<Tensor> {
-    dense(cotangent_of(cotangent, dims, layer)?, layer)
+/// The output_gradient of an output of shape `dims`, as [`dense`] gives it.
+pub(crate) fn output_gradient(output_gradient: &Activation, dims: &[usize], layer: &str) -> Result<Tensor> {
+    dense(output_gradient_of(output_gradient, dims, layer)?, layer)
 }
 
-/// The cotangent of an output of shape `dims`.
-pub(crate) fn cotangent_of<'a>(cotangent: &'a Activation, dims: &[usize], layer: &str) -> Result<&'a Tensor> {
-    let tensor = cotangent.single()?;
+/// The output_gradient of an output of shape `dims`.
+pub(crate) fn output_gradient_of<'a>(
+    output_gradient: &'a Activation,
+    dims: &[usize],
+    layer: &str,
+) -> Result<&'a Tensor> {
+    let tensor = output_gradient.single()?;
     if tensor.dims() != dims {
         return Err(Error::invalid(
             layer,
-            format!("cotangent of shape {:?}", tensor.dims()),
+            format!("output_gradient of shape {:?}", tensor.dims()),
             format!("the output had shape {dims:?}"),
         ));
     }

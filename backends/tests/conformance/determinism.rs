@@ -42,7 +42,7 @@ fn bits(device: &dyn StageDevice) -> Result<Vec<Vec<u32>>> {
         let pass = Pass { precision: device.precision(), ..Pass::train(1, 0, 0) };
         let (y, saved) = network.forward(&x.into(), &pass)?;
         let (_, gradient) = CrossEntropy::default().differentiate(y.single()?, &targets, 4.0)?;
-        let pulled = network.pull_back(&saved, &Activation::from(gradient), Wants::BOTH)?;
+        let pulled = network.backward(&saved, &Activation::from(gradient), Wants::BOTH)?;
         let mut tensors = vec![y.single()?.clone()];
         tensors.extend(pulled.input.iter().flat_map(|input| input.tensors().to_vec()));
         tensors.extend(pulled.parameters.into_iter().map(|(_, gradient)| gradient));

@@ -67,7 +67,7 @@ fn in_bf16(device: &dyn StageDevice, reference: &dyn StageDevice, name: &str, x:
     let half = if float { rounded(x) } else { x.clone() };
     let x = if float { wide(&half) } else { x.clone() };
     let dims = given(reference, &x, None, Precision::F32, build).0["output"].dims().to_vec();
-    let c = rounded(&random("cotangent", &dims));
+    let c = rounded(&random("output_gradient", &dims));
     let kernels = given(reference, &x, Some(&wide(&c)), Precision::F32, build).0;
     let there = given(device, &half, Some(&c), Precision::Bf16, build).0;
     let name = format!("{}: {name}", device.name());
@@ -83,7 +83,7 @@ fn in_bf16(device: &dyn StageDevice, reference: &dyn StageDevice, name: &str, x:
     // Cotangents of either dtype do, and so do inputs: what is wider than the pass is narrowed where products are computed.
     let other = given(device, &half, Some(&wide(&c)), Precision::Bf16, build).0;
     for ((what, got), other) in there.iter().zip(other.values()) {
-        assert!(values(&wide(got)) == values(&wide(other)), "{name}: {what} for an f32 cotangent");
+        assert!(values(&wide(got)) == values(&wide(other)), "{name}: {what} for an f32 output_gradient");
     }
     let widened = given(device, &half, Some(&c), Precision::F32, build).0;
     for ((what, wanted), got) in kernels.iter().zip(widened.values()) {
@@ -118,8 +118,8 @@ fn differences(device: &dyn StageDevice, name: &str, x: &Tensor, build: Build<'_
     let pass = Pass { track: false, ..Pass::train(7, 3, 1) };
     let output = |x: &Tensor| layer.forward(&Activation::from(here(x)), &pass).expect("a forward pass");
     let (y, saved) = output(x);
-    let c = random("cotangent", y.single().expect("one tensor").dims());
-    let pulled = layer.pull_back(&saved, &here(&c).into(), Wants::BOTH).expect("a pull-back");
+    let c = random("output_gradient", y.single().expect("one tensor").dims());
+    let pulled = layer.backward(&saved, &here(&c).into(), Wants::BOTH).expect("a pull-back");
     let products = |a: &Tensor, b: &Tensor| -> f64 {
         let [a, b] = [a, b].map(|t| values(&t.to_device(&Device::Cpu).expect("a tensor of the CPU")));
         a.iter().zip(&b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()

@@ -45,7 +45,7 @@ fn the_first_of_equal_pixels_takes_the_gradient_and_no_number_stays_one() {
                 let all =
                     given(way, &x, None, Precision::F32, &|_| Ok(Box::new(MaxPool2d::new(kernel, stride, padding))));
                 let gradient = values(&all.0["input gradient"]);
-                // Where no cotangent arrives, kernels leave zeros too; sums of several differ in their order.
+                // Where no output_gradient arrives, kernels leave zeros too; sums of several differ in their order.
                 let reached: Vec<bool> = gradient.iter().map(|&g| g != 0.0).collect();
                 let output: Vec<Option<f32>> =
                     values(&all.0["output"]).into_iter().map(|y| (!y.is_nan()).then_some(y)).collect();
@@ -85,10 +85,9 @@ fn what_is_no_number_of_an_activation_is_refused() {
         assert_eq!(refusal(tensor(DType::F32, 0)), "linear fc: input of shape [0, 3]; it takes at least one element");
         let x = random("x", &[4, 3]);
         let (_, saved) = layer.forward(&x.clone().into(), &Pass::train(0, 0, 0)).expect("a pass");
-        let error = layer.pull_back(&saved, &x.into(), Wants::BOTH).err().expect("a refusal").to_string();
-        assert_eq!(error, "linear fc: cotangent of shape [4, 3]; the output had shape [4, 2]");
-        let error =
-            layer.pull_back(&saved, &tensor(DType::U32, 4).narrow(1, 0, 2).expect("a view").into(), Wants::BOTH);
+        let error = layer.backward(&saved, &x.into(), Wants::BOTH).err().expect("a refusal").to_string();
+        assert_eq!(error, "linear fc: output_gradient of shape [4, 3]; the output had shape [4, 2]");
+        let error = layer.backward(&saved, &tensor(DType::U32, 4).narrow(1, 0, 2).expect("a view").into(), Wants::BOTH);
         assert_eq!(
             error.err().expect("a refusal").to_string(),
             "linear fc: a tensor of u32; convert it to f32 or bf16"
@@ -102,7 +101,7 @@ fn what_is_no_number_of_an_activation_is_refused() {
 
 /// A forward pass that was saved one way is pulled back so, whatever the thread does now.
 #[test]
-fn a_pull_back_goes_by_what_was_saved() {
+fn a_backward_pass_uses_what_was_saved() {
     for (name, x, build) in cases().into_iter().filter(|(_, x, _)| x.dtype() == DType::F32) {
         let store = store();
         let layer = build(store.builder(&Device::Cpu)).expect("a layer");
@@ -110,9 +109,9 @@ fn a_pull_back_goes_by_what_was_saved() {
         let (y, saved) = on(1, "composed", || {
             layer.lock().expect("the layer").forward(&x.clone().into(), &Pass::train(7, 3, 1)).expect("a pass")
         });
-        let c: Activation = random("cotangent", y.single().expect("one tensor").dims()).into();
+        let c: Activation = random("output_gradient", y.single().expect("one tensor").dims()).into();
         let layer = layer.into_inner().expect("the layer");
-        let pulled = layer.pull_back(&saved, &c, Wants::BOTH).expect("a pull-back").input.expect("a gradient");
+        let pulled = layer.backward(&saved, &c, Wants::BOTH).expect("a pull-back").input.expect("a gradient");
         let wanted = &given("composed", &x, None, Precision::F32, &*build).0["input gradient"];
         assert_eq!(values(pulled.single().expect("one tensor")), values(wanted), "{name}");
     }

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{
-    Activation, ActivationDtype, Differentiable, ParameterStore, Pass, Wants, device::run_on, differentiable::input_of,
-    parameters::Gradients,
+    Activation, ActivationDtype, Differentiable, ParameterStore, Pass, Wants, device::run_on,
+    differentiation::input_of, model::parameters::ParameterGradients,
 };
 use interlock_backends::CpuDevice;
 
@@ -27,7 +27,7 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
     values(tensor).into_iter().map(f32::to_bits).collect()
 }
 
-fn gradient_bits(store: &ParameterStore, gradients: &Gradients) -> Vec<(Option<usize>, Vec<u32>)> {
+fn gradient_bits(store: &ParameterStore, gradients: &ParameterGradients) -> Vec<(Option<usize>, Vec<u32>)> {
     gradients.iter().map(|(id, g)| (store.position(*id), bits(g))).collect()
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn on<R: Send>(threads: usize, way: &str, work: impl FnOnce() -> R + 
 /// - every parameter of the store gets one gradient of its shape;
 /// - each pass alone, and the two halves, give the bits of both at once, and only what was asked for;
 /// - so do the last pull-backs, which free what was saved on their way;
-/// - views and cotangents that are not contiguous give the same bits;
+/// - views and output_gradients that are not contiguous give the same bits;
 /// - 1, 2 and 3 threads give the same bits;
 /// - what is kept in `bf16` leaves outputs as they are and gradients near;
 /// - an evaluation pass saves nothing.
@@ -117,10 +117,10 @@ fn outcome(name: &str, x: &Tensor, build: Build<'_>, pass: &Pass) -> Outcome {
     let input = Activation::from(x.clone());
     let (y, saved) = layer.forward(&input, pass).expect(name);
     let y = y.single().expect(name);
-    let c = random("cotangent", y.dims());
-    let cotangent = Activation::from(c.clone());
+    let c = random("output_gradient", y.dims());
+    let output_gradient = Activation::from(c.clone());
 
-    let both = layer.pull_back(&saved, &cotangent, Wants { input: float, parameters: true }).expect(name);
+    let both = layer.backward(&saved, &output_gradient, Wants { input: float, parameters: true }).expect(name);
     let parameters = gradient_bits(&store, &both.parameters);
     assert_eq!(both.input.is_some(), float, "{name}: input gradient of both");
     let input_bits = both.input.as_ref().map(|input| {
@@ -138,10 +138,10 @@ fn outcome(name: &str, x: &Tensor, build: Build<'_>, pass: &Pass) -> Outcome {
         assert_eq!(gradient.shape(), entry.var.shape(), "{name}: shape of the gradient of {}", entry.name);
     }
 
-    let alone = layer.pull_back(&saved, &cotangent, Wants::PARAMETERS).expect(name);
+    let alone = layer.backward(&saved, &output_gradient, Wants::PARAMETERS).expect(name);
     assert!(alone.input.is_none(), "{name}: an input gradient nobody asked for");
     assert_eq!(gradient_bits(&store, &alone.parameters), parameters, "{name}: parameter pass alone");
-    let nothing = layer.pull_back(&saved, &cotangent, Wants { input: false, parameters: false }).expect(name);
+    let nothing = layer.backward(&saved, &output_gradient, Wants { input: false, parameters: false }).expect(name);
     assert!(nothing.input.is_none() && nothing.parameters.is_empty(), "{name}: gradients nobody asked for");
 
     // The same values with gaps between their rows.
@@ -150,22 +150,22 @@ fn outcome(name: &str, x: &Tensor, build: Build<'_>, pass: &Pass) -> Outcome {
     let gapped = gaps(&c).expect("a view");
     assert!(gapped.elem_count() == 1 || !gapped.is_contiguous());
     if float {
-        let alone = layer.pull_back(&saved, &cotangent, Wants::INPUT).expect(name);
+        let alone = layer.backward(&saved, &output_gradient, Wants::INPUT).expect(name);
         assert!(alone.parameters.is_empty(), "{name}: parameter gradients nobody asked for");
         assert_eq!(input_of(alone).ok().map(|i| bits(i.single().expect(name))), input_bits, "{name}: input pass alone");
-        let (first, pending) = layer.input_pass(&saved, &gapped.clone().into()).expect(name);
+        let (first, pending) = layer.backward_input(&saved, &gapped.clone().into()).expect(name);
         assert_eq!(Some(bits(first.single().expect(name))), input_bits, "{name}: input half");
-        let second = layer.parameter_pass(&saved, pending).expect(name);
+        let second = layer.backward_parameters(&saved, pending).expect(name);
         assert_eq!(gradient_bits(&store, &second), parameters, "{name}: parameter half");
     } else {
-        let again = layer.pull_back(&saved, &gapped.into(), Wants::PARAMETERS).expect(name);
-        assert_eq!(gradient_bits(&store, &again.parameters), parameters, "{name}: cotangent with gaps");
-        assert!(layer.pull_back(&saved, &cotangent, Wants::INPUT).expect(name).input.is_none());
+        let again = layer.backward(&saved, &gapped.into(), Wants::PARAMETERS).expect(name);
+        assert_eq!(gradient_bits(&store, &again.parameters), parameters, "{name}: output_gradient with gaps");
+        assert!(layer.backward(&saved, &output_gradient, Wants::INPUT).expect(name).input.is_none());
     }
 
     let saved = || layer.forward(&input, pass).expect(name).1;
     let last = |wants: Wants| {
-        let pulled = layer.last_pull_back(saved(), cotangent.clone(), wants).expect(name);
+        let pulled = layer.last_backward(saved(), output_gradient.clone(), wants).expect(name);
         let input = pulled.input.map(|input| bits(input.single().expect(name)));
         assert_eq!(input, input_bits.clone().filter(|_| wants.input), "{name}: input gradient of the last {wants:?}");
         let wanted = if wants.parameters { parameters.clone() } else { Vec::new() };
@@ -176,8 +176,8 @@ fn outcome(name: &str, x: &Tensor, build: Build<'_>, pass: &Pass) -> Outcome {
         last(Wants::BOTH);
         last(Wants::INPUT);
         let saved = saved();
-        let (_, pending) = layer.input_pass(&saved, &cotangent).expect(name);
-        let second = layer.last_parameter_pass(saved, pending).expect(name);
+        let (_, pending) = layer.backward_input(&saved, &output_gradient).expect(name);
+        let second = layer.last_backward_parameters(saved, pending).expect(name);
         assert_eq!(gradient_bits(&store, &second), parameters, "{name}: last parameter half");
     }
 
@@ -216,10 +216,10 @@ fn finite_differences(name: &str, x: &Tensor, build: Build<'_>) {
     let layer = build(store.builder(&Device::Cpu)).expect(name);
     let (y, saved) = layer.forward(&x.clone().into(), &pass()).expect(name);
     let dims = y.single().expect(name).dims().to_vec();
-    let c = random("cotangent", &dims);
+    let c = random("output_gradient", &dims);
     let r = values(&c);
     let float = x.dtype() == DType::F32;
-    let pulled = layer.pull_back(&saved, &c.into(), Wants { input: float, parameters: true }).expect(name);
+    let pulled = layer.backward(&saved, &c.into(), Wants { input: float, parameters: true }).expect(name);
     if let Some(input) = pulled.input {
         let (analytic, at) = (one(&input), values(x));
         compare(name, "input", &analytic, |i, step| {

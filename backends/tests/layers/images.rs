@@ -118,10 +118,10 @@ fn wrong_images_are_refused_with_both_shapes() {
     let error = layer.forward(&tokens.into(), &Pass::eval()).err().expect("a refusal").to_string();
     assert_eq!(error, "conv2d layer1.0.conv1: a tensor of u32; convert it to f32");
     let (_, saved) = layer.forward(&random("x", &[1, 3, 5, 5]).into(), &Pass::train(0, 0, 0)).expect("a pass");
-    let error = layer.pull_back(&saved, &random("c", &[1, 4, 2, 1]).into(), Wants::BOTH).err().expect("a refusal");
+    let error = layer.backward(&saved, &random("c", &[1, 4, 2, 1]).into(), Wants::BOTH).err().expect("a refusal");
     assert_eq!(
         error.to_string(),
-        "conv2d layer1.0.conv1: cotangent of shape [1, 4, 2, 1]; the output had shape [1, 4, 1, 1]"
+        "conv2d layer1.0.conv1: output_gradient of shape [1, 4, 2, 1]; the output had shape [1, 4, 1, 1]"
     );
 }
 
@@ -226,7 +226,7 @@ fn the_first_of_equal_pixels_takes_the_gradient_and_nan_stays() {
     let x = Tensor::ones((1, 1, 2, 2), candle_core::DType::F32, &Device::Cpu).expect("a tensor");
     let (_, saved) = pool.forward(&x.into(), &Pass::train(0, 0, 0)).expect("a pass");
     let c: Activation = Tensor::new(&[[[[3_f32]]]], &Device::Cpu).expect("a tensor").into();
-    let pulled = pool.pull_back(&saved, &c, Wants::BOTH).expect("a pull-back");
+    let pulled = pool.backward(&saved, &c, Wants::BOTH).expect("a pull-back");
     assert_eq!(one(&pulled.input.expect("a gradient")), [3.0, 0.0, 0.0, 0.0]);
     let x = Tensor::new(&[[[[1_f32, f32::NAN], [2.0, 3.0]]]], &Device::Cpu).expect("a tensor");
     assert!(eval(&pool, &x)[0].is_nan() && eval(&Relu, &x)[1].is_nan());
@@ -290,10 +290,10 @@ fn convolution_blocks_equal_their_layers_one_after_another() {
         let ((y, saved), (y_layers, saved_layers)) = (forward(&block), forward(&layers));
         near(name, &one(&y), &one(&y_layers));
         let c = Activation::from(random("c", y.single().expect("one tensor").dims()));
-        let pulled = block.pull_back(&saved, &c, Wants::BOTH).expect("a pull-back");
-        let wanted = layers.pull_back(&saved_layers, &c, Wants::BOTH).expect("a pull-back");
+        let pulled = block.backward(&saved, &c, Wants::BOTH).expect("a pull-back");
+        let wanted = layers.backward(&saved_layers, &c, Wants::BOTH).expect("a pull-back");
         near(name, &one(&pulled.input.expect("a gradient")), &one(&wanted.input.expect("a gradient")));
-        let gradients = |store: &ParameterStore, gradients: &interlock::Gradients| {
+        let gradients = |store: &ParameterStore, gradients: &interlock::ParameterGradients| {
             let mut named: Vec<(String, Vec<f32>)> = gradients
                 .iter()
                 .map(|(id, g)| (store.entries()[store.position(*id).expect("known")].name.clone(), values(g)))

@@ -72,10 +72,10 @@ pub(crate) fn given(
         let pass = Pass { precision, ..Pass::train(7, 3, 1) };
         let (y, saved) = layer.forward(&x, &pass).expect("a forward pass");
         let y = y.single().expect("one tensor").clone();
-        let c = here(&c.cloned().unwrap_or_else(|| random("cotangent", y.dims())));
+        let c = here(&c.cloned().unwrap_or_else(|| random("output_gradient", y.dims())));
         let float = x.single().expect("one tensor").dtype() != DType::U32;
         let wants = Wants { input: float, parameters: true };
-        let pulled = layer.pull_back(&saved, &c.into(), wants).expect("a pull-back");
+        let pulled = layer.backward(&saved, &c.into(), wants).expect("a pull-back");
         let mut all = BTreeMap::from([("output".to_owned(), y)]);
         all.extend(pulled.input.map(|dx| ("input gradient".to_owned(), dx.single().expect("one tensor").clone())));
         for (id, gradient) in pulled.parameters {

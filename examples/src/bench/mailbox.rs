@@ -13,7 +13,8 @@ use std::{
 
 use candle_core::{CpuStorage, Device, Storage, Tensor};
 use interlock::{
-    Activation, Batch, Differentiable, EndToEnd, Error, ModelSpec, Pass, Pulled, Result, Saved, Trainer, Unit, Wants,
+    Activation, Batch, Differentiable, EndToEnd, Error, Gradients, ModelSpec, Pass, Result, Saved, Trainer, Unit,
+    Wants,
     actor::{Feed, Pipeline, PipelineEvent, PipelineSettings},
     schedule::{PolicyName, Purpose},
 };
@@ -74,8 +75,8 @@ impl Differentiable for Witness {
         Ok((x.clone(), Saved::nothing()))
     }
 
-    fn pull_back(&self, _: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
-        Ok(Pulled { input: wants.input.then(|| cotangent.clone()), parameters: Vec::new() })
+    fn backward(&self, _: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
+        Ok(Gradients { input: wants.input.then(|| output_gradient.clone()), parameters: Vec::new() })
     }
 }
 

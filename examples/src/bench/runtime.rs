@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use interlock::{
     Batch, EndToEnd, GradientPlan, Interlock, ModelSpec, Result, Sequential, Strategy, Trainer, Unit,
     actor::{Feed, Pipeline, PipelineEvent, PipelineSettings},
-    link::Link,
+    device::link::Link,
     schedule::{PolicyName, Purpose},
     simulator::{HOP, Scenario, StageCosts, least_in_flight, simulate},
     trainer::Layout,

@@ -161,8 +161,8 @@ mod tests {
         Error::Stage(StageFailure {
             stage: 1,
             step: Some(7),
-            micro: Some(0),
-            phase: Phase::PullBack,
+            micro_batch: Some(0),
+            phase: Phase::Backward,
             cause: "it is \"not\"\nfinite".to_owned(),
         })
     }

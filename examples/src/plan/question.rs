@@ -4,7 +4,7 @@ use std::{collections::HashMap, fs, rc::Rc, sync::Arc};
 
 use interlock::{
     Batch, Error, Result, StageDevice,
-    link::Link,
+    device::link::Link,
     planner::{Cut, Placement, Profile, Replicas, Setup},
     trainer::TrainerBuilder,
 };

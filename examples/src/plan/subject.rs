@@ -1,6 +1,6 @@
 //! What is planned for: a run as it is configured, or one of the workloads that `bench` measures.
 
-use interlock::{Batch, Result, partition::PartitionConfig, trainer::TrainerBuilder};
+use interlock::{Batch, Result, model::partition::PartitionConfig, trainer::TrainerBuilder};
 use interlock_models::data::Data;
 
 use crate::{

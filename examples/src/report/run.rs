@@ -104,7 +104,7 @@ impl Run {
             |loss: f64, accuracy: Option<f64>| FinalReport { loss, accuracy, perplexity: accuracy.map(|_| loss.exp()) };
         let evaluated = || self.evaluations.last()?.heads.last().map(|h| head(h.loss, h.accuracy));
         let stepped = || self.steps.last()?.stages.last().and_then(|s| Some(head(s.loss?, s.accuracy)));
-        self.report.as_ref().map(|report| report.finally).or_else(evaluated).or_else(stepped)
+        self.report.as_ref().map(|report| report.final_scores).or_else(evaluated).or_else(stepped)
     }
 
     /// Seconds of training, evaluations left out.

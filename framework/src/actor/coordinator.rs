@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     Error, Phase, Result, Score, StageFailure,
-    schedule::{Purpose, Ticket},
+    schedule::{MicroBatchId, Purpose},
     stage::Payload,
     transport::{Built, Report, StageStep},
 };
@@ -34,10 +34,10 @@ pub(super) struct Coordinator {
     credits: usize,
     in_flight: usize,
     /// What has been fed and not yet been sent; the last piece of a feed carries what it was.
-    waiting: VecDeque<(Ticket, Payload, bool)>,
+    waiting: VecDeque<(MicroBatchId, Payload, bool)>,
     built: Gather<(), Built>,
     steps: Gather<u64, StageStep>,
-    scores: Gather<Ticket, Option<Score>>,
+    scores: Gather<MicroBatchId, Option<Score>>,
     norms: Gather<u64, Vec<f64>>,
     snapshots: Gather<(), Vec<(String, candle_core::Tensor)>>,
     /// The stages that have nothing to tell any more, and what is the failure if no stage fails by itself.
@@ -119,7 +119,7 @@ impl Coordinator {
             || self.steps.waits_only_for(&self.silent)
             || self.scores.waits_only_for(&self.silent)
             || self.norms.waits_only_for(&self.silent);
-        let earliest = self.silent.values().min_by_key(|failure| (failure.step, failure.micro));
+        let earliest = self.silent.values().min_by_key(|failure| (failure.step, failure.micro_batch));
         if let Some(earliest) = earliest.filter(|_| over).cloned() {
             self.fail(earliest);
         }
@@ -129,7 +129,7 @@ impl Coordinator {
     fn check(&mut self, stage: usize, result: Result<()>) {
         if let Err(error) = result {
             let cause = error.to_string();
-            self.fail(StageFailure { stage, step: None, micro: None, phase: Phase::Transfer, cause });
+            self.fail(StageFailure { stage, step: None, micro_batch: None, phase: Phase::Transfer, cause });
         }
     }
 
@@ -147,17 +147,19 @@ impl Coordinator {
     /// Sends what waits, as far as the first stage has room and plans are known.
     fn flow(&mut self) {
         while self.credits > 0 && !self.failed {
-            let cleared = |ticket: &Ticket| ticket.purpose == Purpose::Evaluate || ticket.step < self.cleared;
-            if self.waiting.front().is_some_and(|(ticket, ..)| !cleared(ticket)) {
+            let cleared = |micro_batch: &MicroBatchId| {
+                micro_batch.purpose == Purpose::Evaluate || micro_batch.step < self.cleared
+            };
+            if self.waiting.front().is_some_and(|(micro_batch, ..)| !cleared(micro_batch)) {
                 break;
             }
-            let Some((ticket, payload, last)) = self.waiting.pop_front() else { break };
+            let Some((micro_batch, payload, last)) = self.waiting.pop_front() else { break };
             self.credits -= 1;
             count(&self.sent.activations);
-            let sent = self.stages[0].send(Activation { ticket, payload, way: Way::now() });
+            let sent = self.stages[0].send(Activation { micro_batch, payload, way: Way::now() });
             self.check(0, sent);
             if last {
-                self.tell(PipelineEvent::Fed { purpose: ticket.purpose, step: ticket.step });
+                self.tell(PipelineEvent::Fed { purpose: micro_batch.purpose, step: micro_batch.step });
             }
         }
     }
@@ -181,9 +183,9 @@ impl Handler<Feed> for Coordinator {
         let Feed { purpose, step, pieces, first, of, total } = message;
         let count = pieces.len();
         for (i, piece) in pieces.into_iter().enumerate() {
-            let ticket = Ticket { step, purpose, micro: first + i, micros: of };
+            let micro_batch = MicroBatchId { step, purpose, index: first + i, count: of };
             let payload = Payload { inputs: piece.inputs, targets: piece.targets, total };
-            self.waiting.push_back((ticket, payload, i + 1 == count));
+            self.waiting.push_back((micro_batch, payload, i + 1 == count));
         }
         self.flow();
     }
@@ -260,10 +262,10 @@ impl Handler<Told> for Coordinator {
                     }
                 }
             }
-            Report::Scored { stage, ticket, score } => {
-                if let Some(scores) = self.scores.add(ticket, stage, score) {
-                    debug_assert_eq!(ticket.purpose, Purpose::Evaluate);
-                    self.tell(PipelineEvent::Scored { ticket, scores });
+            Report::Scored { stage, micro_batch, score } => {
+                if let Some(scores) = self.scores.add(micro_batch, stage, score) {
+                    debug_assert_eq!(micro_batch.purpose, Purpose::Evaluate);
+                    self.tell(PipelineEvent::Scored { micro_batch, scores });
                 }
             }
             Report::SquaredNorms { stage, step, norms } => {

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Error, Link, Result, link::Channel, sleep::wake_promptly};
+use crate::{
+    Error, Link, Result,
+    device::{link::Channel, sleep::wake_promptly},
+};
 
 /// Hands a message over and sees to it that a failure is told.
 type Deliver = Box<dyn FnOnce() + Send>;

@@ -10,7 +10,7 @@ use super::{address::StageAddress, coordinator::Coordinator, wire::Wire};
 use crate::{
     Activation as Tensors, Batch, PlanSchedule, Result, Score, StageFailure,
     plan::PlanPhase,
-    schedule::{Purpose, Ticket},
+    schedule::{MicroBatchId, Purpose},
     stage::Payload,
     transport::{Built, Report, StageStep},
 };
@@ -109,7 +109,7 @@ impl OnItsWay for Gradient {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Activation {
-    pub(super) ticket: Ticket,
+    pub(super) micro_batch: MicroBatchId,
     pub(super) payload: Payload,
     pub(super) way: Way,
 }
@@ -118,7 +118,7 @@ pub(super) struct Activation {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Gradient {
-    pub(super) ticket: Ticket,
+    pub(super) micro_batch: MicroBatchId,
     pub(super) loss: usize,
     pub(super) tensors: Tensors,
     pub(super) way: Way,
@@ -219,7 +219,7 @@ pub enum PipelineEvent {
     /// Every stage has scored a micro-batch of an evaluation; in order of stages.
     Scored {
         /// The micro-batch.
-        ticket: Ticket,
+        micro_batch: MicroBatchId,
         /// The score of every head that is there.
         scores: Vec<Option<Score>>,
     },

@@ -100,7 +100,7 @@ impl StageActor {
                 StageFailure {
                     stage: self.blueprint.index,
                     step: action.map(|a| a.step()),
-                    micro: action.and_then(|a| a.micro()),
+                    micro_batch: action.and_then(|a| a.micro()),
                     phase: action.map_or(phase, phase_of),
                     cause: match error {
                         Error::Ended(cause) => cause,
@@ -168,7 +168,7 @@ fn phase_of(action: Action) -> Phase {
     match action {
         Action::Forward(_) => Phase::Forward,
         Action::Head { .. } => Phase::Head,
-        Action::PullBack { .. } => Phase::PullBack,
+        Action::Backward { .. } => Phase::Backward,
         Action::ShareNorm(_) | Action::Update(_) => Phase::Update,
     }
 }
@@ -283,10 +283,10 @@ impl Handler<Activation> for StageActor {
     type Result = ();
 
     fn handle(&mut self, message: Activation, ctx: &mut Self::Context) {
-        let Activation { ticket, payload, way } = message;
-        self.arrived(ctx, Event::Activation(ticket), |work| {
-            work.take_in(Direction::Activation, way, |stage| stage.accept(ticket, payload))?;
-            work.waits.begin_forward(ticket, way.arrived);
+        let Activation { micro_batch, payload, way } = message;
+        self.arrived(ctx, Event::Activation(micro_batch), |work| {
+            work.take_in(Direction::Activation, way, |stage| stage.accept(micro_batch, payload))?;
+            work.waits.begin_forward(micro_batch, way.arrived);
             Ok(())
         });
     }
@@ -296,10 +296,10 @@ impl Handler<Gradient> for StageActor {
     type Result = ();
 
     fn handle(&mut self, message: Gradient, ctx: &mut Self::Context) {
-        let Gradient { ticket, loss, tensors, way } = message;
-        self.arrived(ctx, Event::Gradient { ticket, loss }, |work| {
-            work.take_in(Direction::Gradient, way, |stage| stage.accept_gradient(ticket, loss, &tensors))?;
-            work.waits.begin_pull_back(ticket, loss, way.arrived);
+        let Gradient { micro_batch, loss, tensors, way } = message;
+        self.arrived(ctx, Event::Gradient { micro_batch, loss }, |work| {
+            work.take_in(Direction::Gradient, way, |stage| stage.accept_gradient(micro_batch, loss, &tensors))?;
+            work.waits.begin_backward(micro_batch, loss, way.arrived);
             Ok(())
         });
     }
@@ -368,8 +368,13 @@ impl Drop for StageActor {
         });
         if let Some(wire) = self.state.wire() {
             let cause = "the stage's thread has ended".to_owned();
-            let failure =
-                StageFailure { stage: self.blueprint.index, step: None, micro: None, phase: Phase::Transfer, cause };
+            let failure = StageFailure {
+                stage: self.blueprint.index,
+                step: None,
+                micro_batch: None,
+                phase: Phase::Transfer,
+                cause,
+            };
             let _ = wire.report(Report::Failed(failure));
         }
     }

@@ -29,7 +29,7 @@ impl StrategyActor {
     /// Runs `work`; an error or a panic becomes the run's failure, is reported once, and ends this actor's work.
     fn guarded(&mut self, step: Option<u64>, work: impl FnOnce(&mut Plans, &Lead) -> Result<()>) {
         let Some(followers) = &self.followers else { return };
-        let failure = |phase, cause| StageFailure { stage: 0, step, micro: None, phase, cause };
+        let failure = |phase, cause| StageFailure { stage: 0, step, micro_batch: None, phase, cause };
         let failure = match catch_unwind(AssertUnwindSafe(|| work(&mut self.plans, followers))) {
             Ok(Ok(())) => return,
             Ok(Err(Error::Stage(failure))) => failure,
@@ -51,7 +51,13 @@ where
     for to in stages {
         to.send(message()).map_err(|error| {
             let cause = error.to_string();
-            Error::Stage(StageFailure { stage: to.stage(), step: None, micro: None, phase: Phase::Transfer, cause })
+            Error::Stage(StageFailure {
+                stage: to.stage(),
+                step: None,
+                micro_batch: None,
+                phase: Phase::Transfer,
+                cause,
+            })
         })?;
     }
     Ok(())

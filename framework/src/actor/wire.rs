@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Activation as Tensors, Error, Phase, Result, StageFailure,
-    schedule::Ticket,
+    schedule::MicroBatchId,
     stage::Payload,
     transport::{Report, Transport},
 };
@@ -52,12 +52,12 @@ pub(super) struct Neighbour {
 }
 
 impl Neighbour {
-    /// Sends tensors of so many bytes, which belong to `ticket`, from stage `from`. Where that fails only when they arrive, the coordinator
+    /// Sends tensors of so many bytes, which belong to `micro_batch`, from stage `from`. Where that fails only when they arrive, the coordinator
     /// is told.
     fn send<M>(
         &mut self,
         from: usize,
-        ticket: Ticket,
+        micro_batch: MicroBatchId,
         bytes: usize,
         mut message: M,
         teller: &Addr<Coordinator>,
@@ -73,8 +73,8 @@ impl Neighbour {
             if let Err(error) = address.send(message) {
                 let failure = StageFailure {
                     stage: from,
-                    step: Some(ticket.step),
-                    micro: Some(ticket.micro),
+                    step: Some(micro_batch.step),
+                    micro_batch: Some(micro_batch.index),
                     phase: Phase::Transfer,
                     cause: error.to_string(),
                 };
@@ -90,26 +90,26 @@ fn lonely(stage: usize) -> Error {
 }
 
 impl Transport for Wire {
-    fn send_activation(&mut self, ticket: Ticket, payload: Payload) -> Result<()> {
+    fn send_activation(&mut self, micro_batch: MicroBatchId, payload: Payload) -> Result<()> {
         let next = self.next.as_mut().ok_or_else(|| lonely(self.stage))?;
         count(&self.sent.activations);
         next.send(
             self.stage,
-            ticket,
+            micro_batch,
             payload.bytes(),
-            Activation { ticket, payload, way: Way::now() },
+            Activation { micro_batch, payload, way: Way::now() },
             &self.coordinator,
         )
     }
 
-    fn send_gradient(&mut self, ticket: Ticket, loss: usize, tensors: Tensors) -> Result<()> {
+    fn send_gradient(&mut self, micro_batch: MicroBatchId, loss: usize, tensors: Tensors) -> Result<()> {
         let previous = self.previous.as_mut().ok_or_else(|| lonely(self.stage))?;
         count(&self.sent.gradients);
         previous.send(
             self.stage,
-            ticket,
+            micro_batch,
             tensors.bytes(),
-            Gradient { ticket, loss, tensors, way: Way::now() },
+            Gradient { micro_batch, loss, tensors, way: Way::now() },
             &self.coordinator,
         )
     }
@@ -184,7 +184,8 @@ mod tests {
             let mut wire = Wire { stage: 2, previous: None, next, coordinator, sent };
             let inputs = Tensor::zeros((1, 1), DType::F32, &Device::Cpu).unwrap();
             let payload = Payload { targets: inputs.clone(), inputs: inputs.into(), total: 1.0 };
-            wire.send_activation(Ticket { step: 5, purpose: Purpose::Train, micro: 1, micros: 2 }, payload).unwrap();
+            wire.send_activation(MicroBatchId { step: 5, purpose: Purpose::Train, index: 1, count: 2 }, payload)
+                .unwrap();
             loop {
                 match told.try_recv() {
                     Ok(event) => break event,

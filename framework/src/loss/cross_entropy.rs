@@ -6,7 +6,7 @@
 //! Rows are taken in pieces of a fixed size, on all threads of the device, and their losses added in order. `composed.rs` says the same in candle's
 //! operations, for devices that work behind the host's back.
 
-mod composed;
+mod candle_operations;
 
 use candle_core::{CpuStorage, D, DType, Storage, Tensor};
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    elementwise::{CHUNK, each},
+    tensor::elementwise::{CHUNK, each},
 };
 
 /// Cross-entropy; also for one class a position, as language models have it.
@@ -161,11 +161,11 @@ impl Loss for CrossEntropy {
     }
 
     fn score_later(&self, output: &Tensor, targets: &Tensor) -> Result<Scored> {
-        composed::Rows::of(self, output, targets)?.score(self)
+        candle_operations::Rows::of(self, output, targets)?.score(self)
     }
 
     fn differentiate_later(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Scored, Tensor)> {
-        let rows = composed::Rows::of(self, output, targets)?;
+        let rows = candle_operations::Rows::of(self, output, targets)?;
         let scale = if total > 0.0 { 1.0 / total } else { 0.0 };
         let gradient = rows.gradient(self, scale)?.reshape(output.shape())?.to_dtype(output.dtype())?;
         Ok((rows.score(self)?, gradient))

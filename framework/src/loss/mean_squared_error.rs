@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::{Loss, Score, Scored};
-use crate::{Error, Result, sums};
+use crate::{Error, Result, tensor::sums};
 
 /// The mean over all elements of the squared difference, as PyTorch's `mse_loss`.
 ///
@@ -21,7 +21,7 @@ impl MeanSquaredError {
     }
 
     fn sum(difference: &Tensor) -> Result<Score> {
-        let loss = crate::clip::squared_norm(&difference.to_dtype(DType::F32)?)?;
+        let loss = crate::optimizer::clip::squared_norm(&difference.to_dtype(DType::F32)?)?;
         Ok(Score { loss, count: difference.elem_count() as f64, correct: None })
     }
 

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use super::{Optimizer, OptimizerConfig, Slot, State};
 use crate::{
     Result,
-    elementwise::{CHUNK, all_finite, change_in_place, each},
+    tensor::elementwise::{CHUNK, all_finite, change_in_place, each},
 };
 
 /// Stochastic gradient descent with momentum.

@@ -106,7 +106,7 @@ pub struct UnitCosts {
     pub saved_bytes: Option<u64>,
     /// Bytes that stay in use beyond them between input pass and parameter pass, of each loss that is pulled back so.
     pub pending_bytes: Option<u64>,
-    /// The most bytes in use at any time of any of its passes beyond what it and the units before it keep: inputs, outputs, cotangents and
+    /// The most bytes in use at any time of any of its passes beyond what it and the units before it keep: inputs, outputs, output_gradients and
     /// what is needed in between, without its parameters' gradients.
     pub transient_bytes: Option<u64>,
     /// The auxiliary head behind it; none behind the model's last unit, and where the model has none there.

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Error, GradientPlan, Result, StageDevice,
-    link::Link,
+    device::link::Link,
     schedule::Policy,
     simulator::{HOP, Scenario, Simulated, StageCosts},
     stage::Recompute,
@@ -177,13 +177,13 @@ impl Setup<'_> {
                 (_, _, true) => costs.probe,
                 _ => 0.0,
             }
-            + self.plan.wants(k).iter().map(|&loss| self.pull_back(&costs, k, loss)).sum::<f64>();
+            + self.plan.wants(k).iter().map(|&loss| self.backward(&costs, k, loss)).sum::<f64>();
         let norm = if self.global_norm { costs.norm } else { 0.0 };
         Some(self.micro_batches as f64 * micro + norm + costs.update)
     }
 
-    fn pull_back(&self, costs: &StageCosts, k: usize, loss: usize) -> f64 {
-        let wants = self.plan.pull_back(k, loss);
+    fn backward(&self, costs: &StageCosts, k: usize, loss: usize) -> f64 {
+        let wants = self.plan.backward(k, loss);
         match (wants.input, wants.parameters) {
             (true, true) if self.policy.fuses() => costs.both.min(costs.input + costs.parameters),
             (true, true) => costs.input + costs.parameters,
@@ -240,7 +240,7 @@ impl Setup<'_> {
             true => input,
             false => known(|unit| unit.saved_bytes)?.into_iter().sum(),
         };
-        let apart = !self.policy.fuses() && self.plan.pull_back(k, self.plan.follows(k)).input;
+        let apart = !self.policy.fuses() && self.plan.backward(k, self.plan.follows(k)).input;
         let pending = if apart { known(|unit| unit.pending_bytes)?.into_iter().sum() } else { 0 };
         let mut most = known(|unit| unit.transient_bytes)?.into_iter().max().unwrap_or(0);
         if last {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::{ActivationDtype, GradientPlan, link::Link, schedule::PolicyName, stage::Recompute};
+use crate::{ActivationDtype, GradientPlan, device::link::Link, schedule::PolicyName, stage::Recompute};
 
 /// A unit whose forward pass takes `cost`, as do both of its gradients; its head takes 0.5, its bytes are powers of ten.
 fn unit(cost: f64, head: bool) -> UnitCosts {

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::ActionKind;
-use crate::differentiable::Wants;
+use crate::plan::Wants;
 
 /// What a micro-batch is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -19,21 +19,21 @@ pub enum Purpose {
 
 /// The identity of one micro-batch on its way through the stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Ticket {
+pub struct MicroBatchId {
     /// The step that it belongs to; for evaluations the number of updates made before it.
     pub step: u64,
     /// What it is for.
     pub purpose: Purpose,
     /// Its number within the step or evaluation.
-    pub micro: usize,
+    pub index: usize,
     /// How many micro-batches the step or evaluation has.
-    pub micros: usize,
+    pub count: usize,
 }
 
 /// What is left of a micro-batch's pull-backs behind one of them: it decides what the stage keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Then {
+pub enum Remaining {
     /// The parameters' gradients of the same loss.
     Parameters,
     /// Other losses only.
@@ -42,7 +42,7 @@ pub enum Then {
     Nothing,
 }
 
-impl Then {
+impl Remaining {
     /// After a pull-back of a loss of which the parameters' gradients are left or not, where other losses are left or not.
     pub fn after(parameters: bool, others: bool) -> Self {
         match (parameters, others) {
@@ -58,18 +58,18 @@ impl Then {
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// Run the stage forward, and send the result on unless it is the last.
-    Forward(Ticket),
+    Forward(MicroBatchId),
     /// Run the head (or just the loss, on the last stage).
     Head {
         /// The micro-batch.
-        ticket: Ticket,
+        micro_batch: MicroBatchId,
         /// Whether the gradient with respect to the stage's output is wanted: the head is needed, not a probe.
-        cotangent: bool,
+        output_gradient: bool,
     },
     /// Pull a loss back through the stage.
-    PullBack {
+    Backward {
         /// The micro-batch.
-        ticket: Ticket,
+        micro_batch: MicroBatchId,
         /// The stage whose loss it is.
         loss: usize,
         /// Which gradients to compute.
@@ -77,7 +77,7 @@ pub enum Action {
         /// Whether the parameters' gradients are only measured: compared with those that the stage follows, and not applied.
         measured: bool,
         /// What the stage will be asked for after it.
-        then: Then,
+        then: Remaining,
     },
     /// Tell the squared norms of the gradients of this step (global clipping).
     ShareNorm(u64),
@@ -89,15 +89,17 @@ impl Action {
     /// Whether it is part of a training step, not of an evaluation.
     pub fn trains(&self) -> bool {
         match self {
-            Self::Forward(ticket) | Self::Head { ticket, .. } => ticket.purpose == Purpose::Train,
-            Self::PullBack { .. } | Self::ShareNorm(_) | Self::Update(_) => true,
+            Self::Forward(micro_batch) | Self::Head { micro_batch, .. } => micro_batch.purpose == Purpose::Train,
+            Self::Backward { .. } | Self::ShareNorm(_) | Self::Update(_) => true,
         }
     }
 
     /// The step that it belongs to.
     pub fn step(&self) -> u64 {
         match self {
-            Self::Forward(ticket) | Self::Head { ticket, .. } | Self::PullBack { ticket, .. } => ticket.step,
+            Self::Forward(micro_batch) | Self::Head { micro_batch, .. } | Self::Backward { micro_batch, .. } => {
+                micro_batch.step
+            }
             Self::ShareNorm(step) | Self::Update(step) => *step,
         }
     }
@@ -106,7 +108,9 @@ impl Action {
     #[must_use]
     pub fn of_step(mut self, to: u64) -> Self {
         match &mut self {
-            Self::Forward(ticket) | Self::Head { ticket, .. } | Self::PullBack { ticket, .. } => ticket.step = to,
+            Self::Forward(micro_batch) | Self::Head { micro_batch, .. } | Self::Backward { micro_batch, .. } => {
+                micro_batch.step = to
+            }
             Self::ShareNorm(step) | Self::Update(step) => *step = to,
         }
         self
@@ -115,7 +119,9 @@ impl Action {
     /// The micro-batch that it belongs to, unless it concerns the whole step.
     pub fn micro(&self) -> Option<usize> {
         match self {
-            Self::Forward(ticket) | Self::Head { ticket, .. } | Self::PullBack { ticket, .. } => Some(ticket.micro),
+            Self::Forward(micro_batch) | Self::Head { micro_batch, .. } | Self::Backward { micro_batch, .. } => {
+                Some(micro_batch.index)
+            }
             Self::ShareNorm(_) | Self::Update(_) => None,
         }
     }
@@ -123,7 +129,7 @@ impl Action {
     /// The stage whose loss it pulls back, if it pulls one back.
     pub fn loss(&self) -> Option<usize> {
         match self {
-            Self::PullBack { loss, .. } => Some(*loss),
+            Self::Backward { loss, .. } => Some(*loss),
             _ => None,
         }
     }
@@ -133,7 +139,7 @@ impl Action {
         match self {
             Self::Forward(_) => ActionKind::Forward,
             Self::Head { .. } => ActionKind::Head,
-            Self::PullBack { wants, measured, .. } => match (wants.input, wants.parameters, measured) {
+            Self::Backward { wants, measured, .. } => match (wants.input, wants.parameters, measured) {
                 (true, true, false) => ActionKind::BothGradients,
                 (true, true, true) => ActionKind::BothMeasured,
                 (true, false, _) => ActionKind::InputGradient,
@@ -165,11 +171,11 @@ impl fmt::Display for Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Event {
     /// The stage before sent an activation.
-    Activation(Ticket),
+    Activation(MicroBatchId),
     /// The stage behind sent the gradient of a loss with respect to this stage's output.
     Gradient {
         /// The micro-batch.
-        ticket: Ticket,
+        micro_batch: MicroBatchId,
         /// The stage whose loss it is.
         loss: usize,
     },

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Action;
-use crate::{differentiable::Wants, plan::GradientPlan};
+use crate::{plan::GradientPlan, plan::Wants};
 
 /// The policies that have names; `pipeline.schedule` in configuration files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -49,21 +49,21 @@ impl Policy {
             Action::Update(_) | Action::ShareNorm(_) => 0,
             Action::Forward(_) if self.0 == PolicyName::FillDrain => 0,
             Action::Forward(_) => 3,
-            Action::PullBack { wants: Wants { input: true, .. }, .. } => 1,
-            Action::Head { cotangent: true, .. } if awaited_head => 2,
-            Action::PullBack { .. } if self.0 == PolicyName::Interlock => {
+            Action::Backward { wants: Wants { input: true, .. }, .. } => 1,
+            Action::Head { output_gradient: true, .. } if awaited_head => 2,
+            Action::Backward { .. } if self.0 == PolicyName::Interlock => {
                 if full {
                     3
                 } else {
                     5
                 }
             }
-            Action::PullBack { .. } => 2,
-            Action::Head { cotangent: true, .. } => 4,
-            Action::Head { cotangent: false, .. } => 6,
+            Action::Backward { .. } => 2,
+            Action::Head { output_gradient: true, .. } => 4,
+            Action::Head { output_gradient: false, .. } => 6,
         };
         let loss = match action {
-            Action::PullBack { loss, .. } => *loss,
+            Action::Backward { loss, .. } => *loss,
             _ => 0,
         };
         (class, action.step(), action.micro().unwrap_or(0), loss)

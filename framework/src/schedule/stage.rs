@@ -5,9 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{Action, Event, Lack, Policy, Purpose, Then, Ticket, Unexpected};
+use super::{Action, Event, Lack, MicroBatchId, Policy, Purpose, Remaining, Unexpected};
 use crate::{
-    differentiable::Wants,
+    plan::Wants,
     plan::{GradientPlan, PlanPhase, PlanSchedule},
 };
 
@@ -32,7 +32,7 @@ pub struct StageRole {
 
 /// How far a loss of one micro-batch has been pulled back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct PullBackState {
+struct BackwardState {
     loss: usize,
     arrived: bool,
     left: Wants,
@@ -42,16 +42,16 @@ struct PullBackState {
 #[derive(Clone, Debug)]
 struct Live {
     head_left: bool,
-    losses: Vec<PullBackState>,
+    losses: Vec<BackwardState>,
 }
 
 impl Live {
     fn is_done(&self) -> bool {
-        !self.head_left && !self.losses.iter().any(PullBackState::is_left)
+        !self.head_left && !self.losses.iter().any(BackwardState::is_left)
     }
 }
 
-impl PullBackState {
+impl BackwardState {
     fn is_left(&self) -> bool {
         self.left.input || self.left.parameters
     }
@@ -66,9 +66,9 @@ pub struct StageSchedule {
     /// The plan of that step.
     plan: Arc<GradientPlan>,
     /// Arrived and not yet run forward, in order of arrival.
-    queue: VecDeque<Ticket>,
+    queue: VecDeque<MicroBatchId>,
     credits: usize,
-    live: BTreeMap<Ticket, Live>,
+    live: BTreeMap<MicroBatchId, Live>,
     /// How many micro-batches the step in work has, once known, and how many of them are freed.
     micros: Option<usize>,
     freed_in_step: usize,
@@ -78,7 +78,7 @@ pub struct StageSchedule {
     next_measured: usize,
     norm: NormState,
     running: Option<Action>,
-    freed: Vec<Ticket>,
+    freed: Vec<MicroBatchId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,25 +166,25 @@ impl StageSchedule {
     pub fn on(&mut self, event: Event) -> Result<(), Unexpected> {
         let unexpected = |what: String| Err(Unexpected::new(what));
         match event {
-            Event::Activation(ticket) => {
-                if ticket.step < self.step {
-                    return unexpected(format!("an activation of step {}, {} is in work", ticket.step, self.step));
+            Event::Activation(micro_batch) => {
+                if micro_batch.step < self.step {
+                    return unexpected(format!("an activation of step {}, {} is in work", micro_batch.step, self.step));
                 }
-                if self.queue.back().is_some_and(|last| *last >= ticket) {
-                    return unexpected(format!("activation {ticket:?} out of order"));
+                if self.queue.back().is_some_and(|last| *last >= micro_batch) {
+                    return unexpected(format!("activation {micro_batch:?} out of order"));
                 }
-                self.queue.push_back(ticket);
+                self.queue.push_back(micro_batch);
             }
-            Event::Gradient { ticket, loss } => {
+            Event::Gradient { micro_batch, loss } => {
                 let stage = self.role.stage;
                 let state = self
                     .live
-                    .get_mut(&ticket)
+                    .get_mut(&micro_batch)
                     .and_then(|live| live.losses.iter_mut().find(|l| l.loss == loss && loss != stage));
                 match state {
                     Some(state) if !state.arrived => state.arrived = true,
-                    Some(_) => return unexpected(format!("a second gradient of loss {loss} for {ticket:?}")),
-                    None => return unexpected(format!("a gradient of loss {loss} for {ticket:?}")),
+                    Some(_) => return unexpected(format!("a second gradient of loss {loss} for {micro_batch:?}")),
+                    None => return unexpected(format!("a gradient of loss {loss} for {micro_batch:?}")),
                 }
             }
             Event::Credit => {
@@ -214,7 +214,7 @@ impl StageSchedule {
 
     /// What it waits for while there is nothing to do.
     pub fn lack(&self) -> Lack {
-        let front_waits = self.queue.front().is_some_and(|ticket| ticket.step == self.step);
+        let front_waits = self.queue.front().is_some_and(|micro_batch| micro_batch.step == self.step);
         let unarrived = self.live.values().flat_map(|live| &live.losses).find(|l| !l.arrived && l.is_left());
         match unarrived {
             Some(state) => Lack::Gradient { loss: state.loss },
@@ -227,13 +227,13 @@ impl StageSchedule {
     /// What to do now, if anything. The action counts as begun until [`Self::done`] is called; meanwhile there is nothing else to do.
     pub fn begin(&mut self) -> Option<Action> {
         let action = self.next()?;
-        if let Action::Forward(ticket) = action {
+        if let Action::Forward(micro_batch) = action {
             self.queue.pop_front();
             if !self.is_last() {
                 self.credits -= 1;
             }
-            if ticket.purpose == Purpose::Train {
-                self.micros = Some(ticket.micros);
+            if micro_batch.purpose == Purpose::Train {
+                self.micros = Some(micro_batch.count);
             }
         }
         self.running = Some(action);
@@ -243,26 +243,26 @@ impl StageSchedule {
     /// Everything that could be done now, the same for the same history.
     fn candidates(&self) -> Vec<Action> {
         let mut actions = Vec::new();
-        if let Some(&ticket) = self.queue.front()
-            && ticket.step == self.step
+        if let Some(&micro_batch) = self.queue.front()
+            && micro_batch.step == self.step
             && (self.is_last() || self.credits > 0)
         {
-            actions.push(Action::Forward(ticket));
+            actions.push(Action::Forward(micro_batch));
         }
-        for (&ticket, live) in &self.live {
-            let in_order = ticket.purpose == Purpose::Evaluate || ticket.micro == self.next_head;
+        for (&micro_batch, live) in &self.live {
+            let in_order = micro_batch.purpose == Purpose::Evaluate || micro_batch.index == self.next_head;
             if live.head_left && in_order {
-                let needed = ticket.purpose == Purpose::Train && self.plan.is_needed(self.role.stage);
-                actions.push(Action::Head { ticket, cotangent: needed });
+                let needed = micro_batch.purpose == Purpose::Train && self.plan.is_needed(self.role.stage);
+                actions.push(Action::Head { micro_batch, output_gradient: needed });
             }
             for state in live.losses.iter().filter(|l| l.arrived) {
                 let measured = self.plan.measures(self.role.stage) == Some(state.loss);
-                let in_order = ticket.micro == if measured { self.next_measured } else { self.next_parameters };
+                let in_order = micro_batch.index == if measured { self.next_measured } else { self.next_parameters };
                 let others = live.losses.iter().any(|l| l.loss != state.loss && l.is_left());
                 let mut push = |wants: Wants| {
-                    let then = Then::after(state.left.parameters && !wants.parameters, others);
+                    let then = Remaining::after(state.left.parameters && !wants.parameters, others);
                     let measured = measured && wants.parameters;
-                    actions.push(Action::PullBack { ticket, loss: state.loss, wants, measured, then });
+                    actions.push(Action::Backward { micro_batch, loss: state.loss, wants, measured, then });
                 };
                 match (state.left.input, state.left.parameters) {
                     (true, true) if self.role.policy.fuses() && in_order => push(Wants::BOTH),
@@ -289,43 +289,43 @@ impl StageSchedule {
     pub fn done(&mut self, action: Action) {
         assert_eq!(self.running.take(), Some(action), "an action was reported done that was not the one begun");
         match action {
-            Action::Forward(ticket) => {
-                let train = ticket.purpose == Purpose::Train;
+            Action::Forward(micro_batch) => {
+                let train = micro_batch.purpose == Purpose::Train;
                 let plan = &self.plan;
                 let stage = self.role.stage;
                 let losses = if train { plan.wants(stage) } else { &[] };
                 let losses = losses
                     .iter()
-                    .map(|&loss| PullBackState { loss, arrived: false, left: plan.pull_back(stage, loss) })
+                    .map(|&loss| BackwardState { loss, arrived: false, left: plan.backward(stage, loss) })
                     .collect();
                 let live = Live { head_left: self.is_last() || self.role.has_head, losses };
-                self.live.insert(ticket, live);
-                self.free_if_done(ticket);
+                self.live.insert(micro_batch, live);
+                self.free_if_done(micro_batch);
             }
-            Action::Head { ticket, cotangent } => {
-                if ticket.purpose == Purpose::Train {
+            Action::Head { micro_batch, output_gradient } => {
+                if micro_batch.purpose == Purpose::Train {
                     self.next_head += 1;
                 }
                 let stage = self.role.stage;
-                if let Some(live) = self.live.get_mut(&ticket) {
+                if let Some(live) = self.live.get_mut(&micro_batch) {
                     live.head_left = false;
                     for state in live.losses.iter_mut().filter(|l| l.loss == stage) {
-                        state.arrived = cotangent;
+                        state.arrived = output_gradient;
                     }
                 }
-                self.free_if_done(ticket);
+                self.free_if_done(micro_batch);
             }
-            Action::PullBack { ticket, loss, wants, measured, .. } => {
+            Action::Backward { micro_batch, loss, wants, measured, .. } => {
                 if wants.parameters {
                     *(if measured { &mut self.next_measured } else { &mut self.next_parameters }) += 1;
                 }
                 if let Some(state) =
-                    self.live.get_mut(&ticket).and_then(|live| live.losses.iter_mut().find(|l| l.loss == loss))
+                    self.live.get_mut(&micro_batch).and_then(|live| live.losses.iter_mut().find(|l| l.loss == loss))
                 {
                     state.left.input &= !wants.input;
                     state.left.parameters &= !wants.parameters;
                 }
-                self.free_if_done(ticket);
+                self.free_if_done(micro_batch);
             }
             Action::ShareNorm(_) => self.norm = NormState::Shared,
             Action::Update(_) => {
@@ -341,18 +341,18 @@ impl StageSchedule {
         }
     }
 
-    fn free_if_done(&mut self, ticket: Ticket) {
-        if self.live.get(&ticket).is_some_and(Live::is_done) {
-            self.live.remove(&ticket);
-            if ticket.purpose == Purpose::Train {
+    fn free_if_done(&mut self, micro_batch: MicroBatchId) {
+        if self.live.get(&micro_batch).is_some_and(Live::is_done) {
+            self.live.remove(&micro_batch);
+            if micro_batch.purpose == Purpose::Train {
                 self.freed_in_step += 1;
             }
-            self.freed.push(ticket);
+            self.freed.push(micro_batch);
         }
     }
 
     /// The micro-batches freed since the last call: what the stage saved of them can go, and the stage before gets a credit for each.
-    pub fn take_freed(&mut self) -> Vec<Ticket> {
+    pub fn take_freed(&mut self) -> Vec<MicroBatchId> {
         std::mem::take(&mut self.freed)
     }
 }

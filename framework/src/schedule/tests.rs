@@ -14,15 +14,15 @@ use crate::plan::{GradientPlan, PlanPhase, PlanSchedule};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Record {
     /// (step, micro) of every forward pass, in order, with the number of updates before it.
-    forwards: Vec<(Ticket, u64)>,
+    forwards: Vec<(MicroBatchId, u64)>,
     /// Every head that trains, in order, and every head that only scores; sorted, with the number of updates before it.
-    heads: Vec<Ticket>,
-    scores: Vec<(Ticket, u64)>,
-    /// (ticket, loss) of every parameter gradient that is followed, in order, and of every one that is measured, in order.
-    parameters: Vec<(Ticket, usize)>,
-    measured: Vec<(Ticket, usize)>,
+    heads: Vec<MicroBatchId>,
+    scores: Vec<(MicroBatchId, u64)>,
+    /// (micro_batch, loss) of every parameter gradient that is followed, in order, and of every one that is measured, in order.
+    parameters: Vec<(MicroBatchId, usize)>,
+    measured: Vec<(MicroBatchId, usize)>,
     /// Every loss pulled back to the input; sorted, since their order means nothing.
-    inputs: Vec<(Ticket, usize)>,
+    inputs: Vec<(MicroBatchId, usize)>,
     updates: Vec<u64>,
 }
 
@@ -31,10 +31,10 @@ struct World {
     records: Vec<Record>,
     in_flight: usize,
     /// Messages on their way, by receiver; activations in order, all others in any order.
-    activations: Vec<VecDeque<Ticket>>,
+    activations: Vec<VecDeque<MicroBatchId>>,
     others: Vec<Vec<Event>>,
     /// Not yet fed into stage 0, and the room there.
-    source: VecDeque<Ticket>,
+    source: VecDeque<MicroBatchId>,
     source_credits: usize,
     norms: BTreeMap<u64, usize>,
     /// Activations sent to each stage and not yet freed there.
@@ -42,7 +42,14 @@ struct World {
 }
 
 impl World {
-    fn new(plans: &PlanSchedule, feed: Vec<Ticket>, in_flight: usize, policy: Policy, heads: bool, norm: bool) -> Self {
+    fn new(
+        plans: &PlanSchedule,
+        feed: Vec<MicroBatchId>,
+        in_flight: usize,
+        policy: Policy,
+        heads: bool,
+        norm: bool,
+    ) -> Self {
         let stages: Vec<_> = (0..plans.stages())
             .map(|stage| {
                 StageSchedule::new(StageRole {
@@ -91,13 +98,13 @@ impl World {
     fn perform(&mut self, what: Move) {
         match what {
             Move::Feed => {
-                let ticket = self.source.pop_front().unwrap();
+                let micro_batch = self.source.pop_front().unwrap();
                 self.source_credits -= 1;
-                self.send(0, ticket);
+                self.send(0, micro_batch);
             }
             Move::Activation(k) => {
-                let ticket = self.activations[k].pop_front().unwrap();
-                self.stages[k].on(Event::Activation(ticket)).unwrap();
+                let micro_batch = self.activations[k].pop_front().unwrap();
+                self.stages[k].on(Event::Activation(micro_batch)).unwrap();
             }
             Move::Other(k, i) => {
                 let event = self.others[k].remove(i);
@@ -107,10 +114,10 @@ impl World {
         }
     }
 
-    fn send(&mut self, k: usize, ticket: Ticket) {
+    fn send(&mut self, k: usize, micro_batch: MicroBatchId) {
         self.held[k] += 1;
         assert!(self.held[k] <= self.in_flight, "stage {k} was sent more than it has room for");
-        self.activations[k].push_back(ticket);
+        self.activations[k].push_back(micro_batch);
     }
 
     fn act(&mut self, k: usize) {
@@ -118,26 +125,26 @@ impl World {
         let record = &mut self.records[k];
         let updates = record.updates.len() as u64;
         match action {
-            Action::Forward(ticket) => {
-                record.forwards.push((ticket, updates));
+            Action::Forward(micro_batch) => {
+                record.forwards.push((micro_batch, updates));
                 if k + 1 < self.stages.len() {
-                    self.send(k + 1, ticket);
+                    self.send(k + 1, micro_batch);
                 }
             }
-            Action::Head { ticket, .. } if ticket.purpose == Purpose::Train => record.heads.push(ticket),
-            Action::Head { ticket, .. } => {
-                assert_eq!(ticket.step, updates, "a head scored with parameters newer than the forward pass");
-                record.scores.push((ticket, updates));
+            Action::Head { micro_batch, .. } if micro_batch.purpose == Purpose::Train => record.heads.push(micro_batch),
+            Action::Head { micro_batch, .. } => {
+                assert_eq!(micro_batch.step, updates, "a head scored with parameters newer than the forward pass");
+                record.scores.push((micro_batch, updates));
             }
-            Action::PullBack { ticket, loss, wants, measured, .. } => {
-                assert_eq!(ticket.step, updates, "a pull-back saw parameters newer than its forward pass");
+            Action::Backward { micro_batch, loss, wants, measured, .. } => {
+                assert_eq!(micro_batch.step, updates, "a pull-back saw parameters newer than its forward pass");
                 assert!(wants.parameters || !measured, "{action} measures nothing");
                 if wants.parameters {
-                    (if measured { &mut record.measured } else { &mut record.parameters }).push((ticket, loss));
+                    (if measured { &mut record.measured } else { &mut record.parameters }).push((micro_batch, loss));
                 }
                 if wants.input {
-                    record.inputs.push((ticket, loss));
-                    self.others[k - 1].push(Event::Gradient { ticket, loss });
+                    record.inputs.push((micro_batch, loss));
+                    self.others[k - 1].push(Event::Gradient { micro_batch, loss });
                 }
             }
             Action::ShareNorm(step) => {
@@ -187,17 +194,18 @@ enum Move {
 }
 
 /// Steps of varying numbers of micro-batches, with an evaluation of two batches after every second step.
-fn feed(micros: &[usize]) -> Vec<Ticket> {
-    let mut tickets = Vec::new();
+fn feed(micros: &[usize]) -> Vec<MicroBatchId> {
+    let mut micro_batches = Vec::new();
     for (step, &micros) in micros.iter().enumerate() {
         let step = step as u64;
-        let ticket = |step, purpose, micros| move |micro| Ticket { step, purpose, micro, micros };
-        tickets.extend((0..micros).map(ticket(step, Purpose::Train, micros)));
+        let micro_batch =
+            |step, purpose, micros| move |micro| MicroBatchId { step, purpose, index: micro, count: micros };
+        micro_batches.extend((0..micros).map(micro_batch(step, Purpose::Train, micros)));
         if step % 2 == 1 {
-            tickets.extend((0..2).map(ticket(step + 1, Purpose::Evaluate, 2)));
+            micro_batches.extend((0..2).map(micro_batch(step + 1, Purpose::Evaluate, 2)));
         }
     }
-    tickets
+    micro_batches
 }
 
 /// A plan of `stages` stages, each following any loss that it can, and measuring any other or none.
@@ -246,26 +254,26 @@ proptest! {
         norm in any::<bool>(),
         choices in proptest::collection::vec(any::<prop::sample::Index>(), 64),
     ) {
-        let tickets = feed(&micros);
-        let reference = World::new(&plans, tickets.clone(), 1, Policy::default(), heads, norm).run(|_| 0);
+        let micro_batches = feed(&micros);
+        let reference = World::new(&plans, micro_batches.clone(), 1, Policy::default(), heads, norm).run(|_| 0);
         let mut turn = 0;
-        let records = World::new(&plans, tickets.clone(), in_flight, policy, heads, norm).run(|count| {
+        let records = World::new(&plans, micro_batches.clone(), in_flight, policy, heads, norm).run(|count| {
             turn += 1;
             choices[turn % choices.len()].index(count)
         });
         prop_assert_eq!(&records, &reference);
         for (k, record) in records.iter().enumerate() {
             // Every micro-batch in order, under the plan of its step.
-            let trained = || tickets.iter().filter(|ticket| ticket.purpose == Purpose::Train);
-            let followed: Vec<_> = trained().map(|&ticket| (ticket, plans.at(ticket.step).follows(k))).collect();
+            let trained = || micro_batches.iter().filter(|micro_batch| micro_batch.purpose == Purpose::Train);
+            let followed: Vec<_> = trained().map(|&micro_batch| (micro_batch, plans.at(micro_batch.step).follows(k))).collect();
             prop_assert_eq!(&record.parameters, &followed);
-            let measured = trained().filter_map(|&ticket| Some((ticket, plans.at(ticket.step).measures(k)?)));
+            let measured = trained().filter_map(|&micro_batch| Some((micro_batch, plans.at(micro_batch.step).measures(k)?)));
             prop_assert_eq!(&record.measured, &measured.collect::<Vec<_>>());
-            let crossing = |ticket: &Ticket| plans.at(ticket.step).crosses(k).len();
+            let crossing = |micro_batch: &MicroBatchId| plans.at(micro_batch.step).crosses(k).len();
             prop_assert_eq!(record.inputs.len(), trained().map(crossing).sum::<usize>());
             prop_assert_eq!(record.updates.len(), micros.len());
-            prop_assert_eq!(record.forwards.len(), tickets.len());
-            prop_assert!(record.forwards.iter().all(|(ticket, updates)| ticket.step == *updates));
+            prop_assert_eq!(record.forwards.len(), micro_batches.len());
+            prop_assert!(record.forwards.iter().all(|(micro_batch, updates)| micro_batch.step == *updates));
         }
     }
 }
@@ -290,7 +298,7 @@ fn measured_gradients_are_told_from_followed_ones() {
             StageSchedule::new(StageRole { plans: plan.clone().into(), ..single(1, 3, 1, policy).role().clone() });
         stage.on(Event::Activation(train(0, 1))).unwrap();
         let before = until_waiting(&mut stage);
-        stage.on(Event::Gradient { ticket: train(0, 1), loss: 2 }).unwrap();
+        stage.on(Event::Gradient { micro_batch: train(0, 1), loss: 2 }).unwrap();
         before + " | " + &until_waiting(&mut stage)
     };
     // Loss 1 is followed here and measured by the stage before; loss 2 is measured here and goes no further.
@@ -301,7 +309,7 @@ fn measured_gradients_are_told_from_followed_ones() {
     let mut stage = StageSchedule::new(StageRole { plans: far.into(), ..role });
     stage.on(Event::Activation(train(0, 1))).unwrap();
     assert_eq!(until_waiting(&mut stage), "F0 H0 B0.1");
-    stage.on(Event::Gradient { ticket: train(0, 1), loss: 2 }).unwrap();
+    stage.on(Event::Gradient { micro_batch: train(0, 1), loss: 2 }).unwrap();
     assert_eq!(until_waiting(&mut stage), "b0.2 U");
 }
 
@@ -313,7 +321,7 @@ fn a_change_of_plan_holds_from_its_step_on_unless_that_has_begun() {
         plan: GradientPlan::of_widths(&[width; 3]).unwrap().into(),
         every: None,
     };
-    let step = |step| Ticket { step, ..train(0, 1) };
+    let step = |step| MicroBatchId { step, ..train(0, 1) };
     // Before anything of the step has begun, though its activation is there.
     stage.on(Event::Activation(step(0))).unwrap();
     stage.follow(phase(0, 2)).unwrap();
@@ -321,7 +329,7 @@ fn a_change_of_plan_holds_from_its_step_on_unless_that_has_begun() {
     assert!(stage.follow(phase(0, 1)).unwrap_err().to_string().contains("step 0, which has begun"));
     stage.follow(phase(1, 1)).unwrap();
     // The change comes later than the step in work, which goes on as it began.
-    stage.on(Event::Gradient { ticket: step(0), loss: 2 }).unwrap();
+    stage.on(Event::Gradient { micro_batch: step(0), loss: 2 }).unwrap();
     assert_eq!(until_waiting(&mut stage), "W0.2 U");
     stage.on(Event::Activation(step(1))).unwrap();
     stage.on(Event::Credit).unwrap();
@@ -330,8 +338,8 @@ fn a_change_of_plan_holds_from_its_step_on_unless_that_has_begun() {
     assert!(stage.follow(PlanPhase { plan: GradientPlan::new(vec![0]).unwrap().into(), ..phase(9, 1) }).is_err());
 }
 
-fn train(micro: usize, micros: usize) -> Ticket {
-    Ticket { step: 0, purpose: Purpose::Train, micro, micros }
+fn train(micro: usize, micros: usize) -> MicroBatchId {
+    MicroBatchId { step: 0, purpose: Purpose::Train, index: micro, count: micros }
 }
 
 /// Everything that the stage does until it has to wait, in its notation.
@@ -350,10 +358,10 @@ fn a_relay_comes_before_the_stages_own_work() {
     stage.on(Event::Activation(train(0, 2))).unwrap();
     stage.on(Event::Activation(train(1, 2))).unwrap();
     assert_eq!(until_waiting(&mut stage), "F0 H0 I0.2 F1 H1 I1.2");
-    stage.on(Event::Gradient { ticket: train(1, 2), loss: 3 }).unwrap();
+    stage.on(Event::Gradient { micro_batch: train(1, 2), loss: 3 }).unwrap();
     // The second gradient is relayed, its parameter gradient waits for its turn.
     assert_eq!(until_waiting(&mut stage), "I1.3");
-    stage.on(Event::Gradient { ticket: train(0, 2), loss: 3 }).unwrap();
+    stage.on(Event::Gradient { micro_batch: train(0, 2), loss: 3 }).unwrap();
     assert_eq!(until_waiting(&mut stage), "I0.3 W0.3 W1.3 U");
 }
 
@@ -383,11 +391,11 @@ fn a_message_that_contradicts_the_plan_is_refused() {
     let mut stage = single(1, 2, 0, PolicyName::Interlock);
     assert!(stage.on(Event::Credit).is_err());
     assert!(stage.on(Event::Norm(0)).is_err());
-    assert!(stage.on(Event::Gradient { ticket: train(0, 1), loss: 1 }).is_err());
+    assert!(stage.on(Event::Gradient { micro_batch: train(0, 1), loss: 1 }).is_err());
     stage.on(Event::Activation(train(0, 1))).unwrap();
     assert!(stage.on(Event::Activation(train(0, 1))).is_err());
     // The stage's own loss never arrives as a message.
     let forward = stage.begin().unwrap();
     stage.done(forward);
-    assert!(stage.on(Event::Gradient { ticket: train(0, 1), loss: 0 }).is_err());
+    assert!(stage.on(Event::Gradient { micro_batch: train(0, 1), loss: 0 }).is_err());
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     GradientPlan,
-    differentiable::Wants,
+    plan::Wants,
     schedule::{Action, Purpose},
 };
 
@@ -45,13 +45,13 @@ impl StageCosts {
     pub fn seconds(&self, action: &Action, plan: &GradientPlan, stage: usize) -> f64 {
         match action {
             Action::Forward(_) => self.forward,
-            Action::Head { cotangent: true, .. } => self.head,
-            Action::Head { ticket, .. } if ticket.purpose == Purpose::Train => self.probe,
+            Action::Head { output_gradient: true, .. } => self.head,
+            Action::Head { micro_batch, .. } if micro_batch.purpose == Purpose::Train => self.probe,
             Action::Head { .. } => 0.0,
-            Action::PullBack { wants: Wants::BOTH, .. } => self.both,
-            Action::PullBack { wants: Wants::INPUT, .. } => self.input,
-            Action::PullBack { loss, .. } if plan.pull_back(stage, *loss).input => self.parameters,
-            Action::PullBack { .. } => self.parameters_only,
+            Action::Backward { wants: Wants::BOTH, .. } => self.both,
+            Action::Backward { wants: Wants::INPUT, .. } => self.input,
+            Action::Backward { loss, .. } if plan.backward(stage, *loss).input => self.parameters,
+            Action::Backward { .. } => self.parameters_only,
             Action::ShareNorm(_) => self.norm,
             Action::Update(_) => self.update,
         }

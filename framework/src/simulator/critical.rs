@@ -4,7 +4,7 @@ use std::{collections::HashMap, fmt};
 
 use super::world::Cause;
 use crate::{
-    differentiable::Wants,
+    plan::Wants,
     schedule::{Action, Event},
     timeline::Span,
 };
@@ -92,9 +92,9 @@ fn kind(action: &Action) -> &'static str {
     match action {
         Action::Forward(_) => "forward",
         Action::Head { .. } => "head",
-        Action::PullBack { wants: Wants::INPUT, .. } => "input gradient",
-        Action::PullBack { wants: Wants::BOTH, .. } => "both gradients",
-        Action::PullBack { .. } => "parameter gradient",
+        Action::Backward { wants: Wants::INPUT, .. } => "input gradient",
+        Action::Backward { wants: Wants::BOTH, .. } => "both gradients",
+        Action::Backward { .. } => "parameter gradient",
         Action::ShareNorm(_) => "norm",
         Action::Update(_) => "update",
     }

@@ -8,8 +8,8 @@ use std::{
 use super::{Scenario, Simulated, critical, deadlock};
 use crate::{
     Error, Result,
-    link::Channel,
-    schedule::{Action, Event, Purpose, StageRole, StageSchedule, Ticket},
+    device::link::Channel,
+    schedule::{Action, Event, MicroBatchId, Purpose, StageRole, StageSchedule},
     timeline::{Span, Timeline},
 };
 
@@ -207,7 +207,7 @@ impl<'a> World<'a> {
             let (step, micro) = self.next;
             let micros = self.scenario.micro_batches;
             self.next = if micro + 1 == micros { (step + 1, 0) } else { (step, micro + 1) };
-            let event = Event::Activation(Ticket { step, purpose: Purpose::Train, micro, micros });
+            let event = Event::Activation(MicroBatchId { step, purpose: Purpose::Train, index: micro, count: micros });
             self.post(self.now, What::Arrive { stage: 0, event, sender });
         }
     }
@@ -284,11 +284,11 @@ impl<'a> World<'a> {
         }
         let costs = self.scenario.costs[stage];
         match action {
-            Action::Forward(ticket) if stage + 1 < self.stages.len() => {
-                self.send(span, 0, stage + 1, costs.activation_bytes, Event::Activation(ticket));
+            Action::Forward(micro_batch) if stage + 1 < self.stages.len() => {
+                self.send(span, 0, stage + 1, costs.activation_bytes, Event::Activation(micro_batch));
             }
-            Action::PullBack { ticket, loss, wants, .. } if wants.input => {
-                self.send(span, 1, stage - 1, costs.gradient_bytes, Event::Gradient { ticket, loss });
+            Action::Backward { micro_batch, loss, wants, .. } if wants.input => {
+                self.send(span, 1, stage - 1, costs.gradient_bytes, Event::Gradient { micro_batch, loss });
             }
             Action::ShareNorm(step) => {
                 self.norms += 1;

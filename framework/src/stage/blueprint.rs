@@ -12,11 +12,9 @@ use super::{Head, Recompute, Stage, Trainable, Watch};
 use crate::{
     ActivationDtype, Error, Loss, ModelSpec, ParameterStore, Partition, Phase, Result, Sequential, StageDevice,
     StageFailure, Unit,
-    clip::ClipConfig,
     device::{Part, PartKind},
-    lr_schedule::LrSchedule,
-    optimizer::OptimizerConfig,
-    parameters::NamedTensors,
+    model::parameters::NamedTensors,
+    optimizer::{OptimizerConfig, clip::ClipConfig, lr_schedule::LrSchedule},
     strategy::Plans,
 };
 
@@ -160,7 +158,7 @@ impl StageBlueprint {
         build().map_err(|e| StageFailure {
             stage: self.index,
             step: None,
-            micro: None,
+            micro_batch: None,
             phase: Phase::Build,
             cause: e.to_string(),
         })

@@ -7,7 +7,7 @@ impl Live {
     /// Bytes of what is kept and of the gradients that wait to be pulled back.
     fn bytes(&self) -> usize {
         let kept = if self.kept.is_some() { self.kept_bytes } else { 0 };
-        kept + self.cotangents.values().map(Activation::bytes).sum::<usize>()
+        kept + self.output_gradients.values().map(Activation::bytes).sum::<usize>()
     }
 }
 

@@ -9,8 +9,8 @@ use super::{
     watch::{Note, Numbers, Place, What, not_finite},
 };
 use crate::{
-    Error, Result, Score, StageDevice, StageFailure, alignment::Products, device::Reading, metrics::table::NONFINITE,
-    schedule::Ticket,
+    Error, Result, Score, StageDevice, StageFailure, device::Reading, metrics::table::NONFINITE,
+    schedule::MicroBatchId, tensor::cosine::Products,
 };
 
 /// What an update has begun to read: all numbers of its step that have not been told yet. [`Stage::take`] waits for them.
@@ -182,8 +182,8 @@ impl Stage {
     }
 
     /// Reads, and waits for, what there is to tell of an evaluation's micro-batch: its score, if it has one.
-    pub(super) fn read_evaluation(&mut self, ticket: Ticket) -> Result<Option<Score>> {
-        let asked = Asked::of(self.watch.take_evaluated(ticket), self.watch.place(), &*self.device)?;
+    pub(super) fn read_evaluation(&mut self, micro_batch: MicroBatchId) -> Result<Option<Score>> {
+        let asked = Asked::of(self.watch.take_evaluated(micro_batch), self.watch.place(), &*self.device)?;
         Ok(self.look(asked).map_err(Error::Stage)?.and_then(|found| found.score))
     }
 

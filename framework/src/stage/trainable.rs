@@ -4,12 +4,10 @@ use candle_core::Tensor;
 
 use super::watch::{Numbers, Watch};
 use crate::{
-    Error, Gradients, NonFinite, ParameterStore, Result,
-    alignment::Products,
-    clip,
-    optimizer::{Clip, Optimizer, OptimizerConfig, ParameterSettings, Slot, bytes},
-    parameters::{Entry, Kind},
-    sums,
+    Error, NonFinite, ParameterGradients, ParameterStore, Result,
+    model::parameters::{Entry, Kind},
+    optimizer::{Clip, Optimizer, OptimizerConfig, ParameterSettings, Slot, bytes, clip},
+    tensor::{cosine::Products, sums},
 };
 
 /// The parameters of a stage's main part or of its head: their values, the gradients of the step in work, and the optimizer.
@@ -91,7 +89,7 @@ impl Trainable {
     ///
     /// # Errors
     /// If one is not finite, has the wrong shape, or belongs to no parameter here.
-    pub(crate) fn accumulate(&mut self, gradients: Gradients, watch: &mut Watch) -> Result<()> {
+    pub(crate) fn accumulate(&mut self, gradients: ParameterGradients, watch: &mut Watch) -> Result<()> {
         let mut sums = std::mem::take(&mut self.gradients);
         let added = self.add(&mut sums, gradients, watch);
         self.gradients = sums;
@@ -103,7 +101,7 @@ impl Trainable {
     ///
     /// # Errors
     /// As [`Self::accumulate`].
-    pub(crate) fn measure(&mut self, gradients: Gradients, watch: &mut Watch) -> Result<()> {
+    pub(crate) fn measure(&mut self, gradients: ParameterGradients, watch: &mut Watch) -> Result<()> {
         let mut sums = std::mem::take(&mut self.measured);
         sums.resize_with(self.entries.len(), || None);
         let added = self.add(&mut sums, gradients, watch);
@@ -111,7 +109,7 @@ impl Trainable {
         added
     }
 
-    fn add(&self, sums: &mut [Option<Sum>], gradients: Gradients, watch: &mut Watch) -> Result<()> {
+    fn add(&self, sums: &mut [Option<Sum>], gradients: ParameterGradients, watch: &mut Watch) -> Result<()> {
         for (id, gradient) in gradients {
             let Some(at) = self.store.position(id) else {
                 return Err(Error::invalid(

@@ -8,8 +8,10 @@ use super::{
 };
 use crate::{
     Error, Result,
-    clip::{self, ClipConfig, ClipScope},
-    optimizer::Clip,
+    optimizer::{
+        Clip,
+        clip::{self, ClipConfig, ClipScope},
+    },
 };
 
 impl Stage {

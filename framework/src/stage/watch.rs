@@ -8,10 +8,9 @@ use candle_core::Tensor;
 
 use crate::{
     Activation, Error, NonFinite, Phase, Result, Score, StageDevice, StageFailure,
-    elementwise::is_finite,
     loss::Scored,
-    schedule::{Action, Purpose, Ticket},
-    sums,
+    schedule::{Action, MicroBatchId, Purpose},
+    tensor::{elementwise::is_finite, sums},
 };
 
 /// Where in a run a number arose.
@@ -19,25 +18,25 @@ use crate::{
 pub(super) struct Place {
     pub(super) step: u64,
     /// None where the whole step is concerned.
-    pub(super) ticket: Option<Ticket>,
+    pub(super) micro_batch: Option<MicroBatchId>,
     pub(super) phase: Phase,
 }
 
 impl Place {
     /// Of what `action` does.
     pub(super) fn of(action: Action) -> Self {
-        let (ticket, phase) = match action {
-            Action::Forward(ticket) => (Some(ticket), Phase::Forward),
-            Action::Head { ticket, .. } => (Some(ticket), Phase::Head),
-            Action::PullBack { ticket, .. } => (Some(ticket), Phase::PullBack),
+        let (micro_batch, phase) = match action {
+            Action::Forward(micro_batch) => (Some(micro_batch), Phase::Forward),
+            Action::Head { micro_batch, .. } => (Some(micro_batch), Phase::Head),
+            Action::Backward { micro_batch, .. } => (Some(micro_batch), Phase::Backward),
             Action::ShareNorm(_) | Action::Update(_) => (None, Phase::Update),
         };
-        Self { step: action.step(), ticket, phase }
+        Self { step: action.step(), micro_batch, phase }
     }
 
     /// Of what came for a micro-batch.
-    pub(super) fn transfer(ticket: Ticket) -> Self {
-        Self { step: ticket.step, ticket: Some(ticket), phase: Phase::Transfer }
+    pub(super) fn transfer(micro_batch: MicroBatchId) -> Self {
+        Self { step: micro_batch.step, micro_batch: Some(micro_batch), phase: Phase::Transfer }
     }
 
     /// The failure of stage `stage` there.
@@ -49,7 +48,7 @@ impl Place {
         StageFailure {
             stage,
             step: Some(self.step),
-            micro: self.ticket.map(|ticket| ticket.micro),
+            micro_batch: self.micro_batch.map(|micro_batch| micro_batch.index),
             phase: self.phase,
             cause,
         }
@@ -100,7 +99,7 @@ impl Watch {
     }
 
     pub(super) fn new(asynchronous: bool) -> Self {
-        Self { asynchronous, place: Place { step: 0, ticket: None, phase: Phase::Build }, notes: Vec::new() }
+        Self { asynchronous, place: Place { step: 0, micro_batch: None, phase: Phase::Build }, notes: Vec::new() }
     }
 
     /// Whether nothing may be read.
@@ -195,15 +194,15 @@ impl Watch {
     }
 
     /// The notes of a micro-batch of an evaluation, in order.
-    pub(super) fn take_evaluated(&mut self, ticket: Ticket) -> Vec<Note> {
-        self.take(|place| place.ticket == Some(ticket))
+    pub(super) fn take_evaluated(&mut self, micro_batch: MicroBatchId) -> Vec<Note> {
+        self.take(|place| place.micro_batch == Some(micro_batch))
     }
 
     /// The notes of the training step in work, in order: what has come for the steps behind it stays.
     pub(super) fn take_step(&mut self) -> Vec<Note> {
         let step = self.place.step;
-        let trains = |ticket: Ticket| ticket.purpose == Purpose::Train;
-        self.take(|place| place.ticket.is_none_or(trains) && place.step <= step)
+        let trains = |micro_batch: MicroBatchId| micro_batch.purpose == Purpose::Train;
+        self.take(|place| place.micro_batch.is_none_or(trains) && place.step <= step)
     }
 
     fn take(&mut self, wanted: impl Fn(&Place) -> bool) -> Vec<Note> {
@@ -231,7 +230,7 @@ mod tests {
     fn a_step_takes_what_was_noted_up_to_it_and_an_evaluation_what_is_its_own() {
         let mut watch = Watch::new(true);
         let mut note = |step, purpose, micro| {
-            watch.begin(Place::transfer(Ticket { step, purpose, micro, micros: 2 }));
+            watch.begin(Place::transfer(MicroBatchId { step, purpose, index: micro, count: 2 }));
             watch.note(What::Arrived, Numbers::Known(vec![0.0]));
         };
         note(3, Purpose::Train, 0);
@@ -241,10 +240,13 @@ mod tests {
         watch.begin(Place::of(Action::Update(3)));
         watch.note(What::SquaredNorms, Numbers::Known(vec![1.0]));
         let places = |notes: Vec<Note>| -> Vec<_> {
-            notes.iter().map(|note| (note.place.step, note.place.ticket.map(|ticket| ticket.micro))).collect()
+            notes
+                .iter()
+                .map(|note| (note.place.step, note.place.micro_batch.map(|micro_batch| micro_batch.index)))
+                .collect()
         };
         assert_eq!(places(watch.take_step()), [(3, Some(0)), (3, Some(1)), (3, None)]);
-        let evaluated = |micro| Ticket { step: 3, purpose: Purpose::Evaluate, micro, micros: 2 };
+        let evaluated = |micro| MicroBatchId { step: 3, purpose: Purpose::Evaluate, index: micro, count: 2 };
         assert_eq!(places(watch.take_evaluated(evaluated(0))), []);
         assert_eq!(places(watch.take_evaluated(evaluated(1))), [(3, Some(1))]);
         watch.begin(Place::of(Action::Update(4)));

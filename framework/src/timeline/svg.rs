@@ -278,10 +278,10 @@ fn in_full(span: &Span, layout: &Layout) -> String {
     if let Some(micro) = action.micro() {
         words += &format!(", micro-batch {micro}");
     }
-    let evaluates = |ticket: &crate::schedule::Ticket| ticket.purpose == Purpose::Evaluate;
+    let evaluates = |micro_batch: &crate::schedule::MicroBatchId| micro_batch.purpose == Purpose::Evaluate;
     match action {
-        Action::Forward(ticket) | Action::Head { ticket, .. } if evaluates(ticket) => {
-            words += &format!(" of the evaluation before step {}", ticket.step);
+        Action::Forward(micro_batch) | Action::Head { micro_batch, .. } if evaluates(micro_batch) => {
+            words += &format!(" of the evaluation before step {}", micro_batch.step);
         }
         _ => words += &format!(", step {}", action.step()),
     }

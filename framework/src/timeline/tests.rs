@@ -6,15 +6,15 @@ use serde_json::Value;
 use super::*;
 use crate::{
     Wants,
-    schedule::{Purpose, Then, Ticket},
+    schedule::{MicroBatchId, Purpose, Remaining},
 };
 
-fn ticket(step: u64, micro: usize) -> Ticket {
-    Ticket { step, purpose: Purpose::Train, micro, micros: 2 }
+fn micro_batch(step: u64, micro: usize) -> MicroBatchId {
+    MicroBatchId { step, purpose: Purpose::Train, index: micro, count: 2 }
 }
 
-fn pull_back(step: u64, micro: usize, loss: usize, wants: Wants) -> Action {
-    Action::PullBack { ticket: ticket(step, micro), loss, wants, measured: false, then: Then::Nothing }
+fn backward(step: u64, micro: usize, loss: usize, wants: Wants) -> Action {
+    Action::Backward { micro_batch: micro_batch(step, micro), loss, wants, measured: false, then: Remaining::Nothing }
 }
 
 /// End to end over `stages` stages, one micro-batch after another, every action of one unit of time.
@@ -28,10 +28,10 @@ fn in_turn(stages: usize, steps: u64, micros: usize, unit: f64) -> Timeline {
     let last = stages - 1;
     for step in 0..steps {
         for micro in 0..micros {
-            (0..stages).for_each(|k| add(k, Action::Forward(ticket(step, micro))));
-            add(last, Action::Head { ticket: ticket(step, micro), cotangent: true });
-            (1..stages).rev().for_each(|k| add(k, pull_back(step, micro, last, Wants::INPUT)));
-            (0..stages).rev().for_each(|k| add(k, pull_back(step, micro, last, Wants::PARAMETERS)));
+            (0..stages).for_each(|k| add(k, Action::Forward(micro_batch(step, micro))));
+            add(last, Action::Head { micro_batch: micro_batch(step, micro), output_gradient: true });
+            (1..stages).rev().for_each(|k| add(k, backward(step, micro, last, Wants::INPUT)));
+            (0..stages).rev().for_each(|k| add(k, backward(step, micro, last, Wants::PARAMETERS)));
         }
         (0..stages).for_each(|k| add(k, Action::Update(step)));
     }
@@ -250,7 +250,7 @@ fn the_last_steps_are_cut_out_and_come_back_from_json() {
 
 #[test]
 fn evaluations_are_told_apart_in_words_and_traces() {
-    let evaluation = Ticket { purpose: Purpose::Evaluate, ..ticket(3, 1) };
+    let evaluation = MicroBatchId { purpose: Purpose::Evaluate, ..micro_batch(3, 1) };
     let timeline = Timeline {
         stages: 1,
         spans: vec![Span { stage: 0, action: Action::Forward(evaluation), start: 0.0, end: 1.0 }],

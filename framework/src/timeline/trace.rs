@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::{Span, Timeline};
-use crate::schedule::{Action, Ticket};
+use crate::schedule::{Action, MicroBatchId};
 
 /// What reaches a stage over a boundary: a micro-batch, or the gradient of one of its losses.
-type Arrival = (usize, Ticket, Option<usize>);
+type Arrival = (usize, MicroBatchId, Option<usize>);
 
 impl Timeline {
     /// The timeline as a trace of events, in JSON: a thread a stage, a slice an action with step, micro-batch and loss, and a flow
@@ -79,9 +79,9 @@ fn micros(nanos: i64) -> f64 {
 /// What a stage next to this one gets from it.
 fn produces(span: &Span) -> Option<Arrival> {
     match span.action {
-        Action::Forward(ticket) => Some((span.stage + 1, ticket, None)),
-        Action::PullBack { ticket, loss, wants, .. } if wants.input => {
-            Some((span.stage.checked_sub(1)?, ticket, Some(loss)))
+        Action::Forward(micro_batch) => Some((span.stage + 1, micro_batch, None)),
+        Action::Backward { micro_batch, loss, wants, .. } if wants.input => {
+            Some((span.stage.checked_sub(1)?, micro_batch, Some(loss)))
         }
         _ => None,
     }
@@ -90,8 +90,8 @@ fn produces(span: &Span) -> Option<Arrival> {
 /// What this stage needed for it.
 fn consumes(span: &Span) -> Option<Arrival> {
     match span.action {
-        Action::Forward(ticket) => Some((span.stage, ticket, None)),
-        Action::PullBack { ticket, loss, .. } => Some((span.stage, ticket, Some(loss))),
+        Action::Forward(micro_batch) => Some((span.stage, micro_batch, None)),
+        Action::Backward { micro_batch, loss, .. } => Some((span.stage, micro_batch, Some(loss))),
         _ => None,
     }
 }

@@ -8,14 +8,18 @@ use super::{Criterion, Length, Observer, Settings, Stopper, Trainer, recording::
 use crate::{
     ActivationDtype, Error, Loss, ModelSpec, Pairwise, Partition, Result, StageDevice, Strategy,
     actor::{Pipeline, PipelineSettings},
-    clip::{ClipConfig, ClipScope},
     device::Plain,
     loss::CrossEntropy,
-    lr_schedule::{LrSchedule, LrScheduleConfig},
     metrics::{Prediction, RunMetrics},
-    optimizer::OptimizerConfig,
-    parameters::{NamedTensors, unused},
-    partition::PartitionConfig,
+    model::{
+        parameters::{NamedTensors, unused},
+        partition::PartitionConfig,
+    },
+    optimizer::{
+        OptimizerConfig,
+        clip::{ClipConfig, ClipScope},
+        lr_schedule::{LrSchedule, LrScheduleConfig},
+    },
     schedule::PolicyName,
     simulator::{HOP, Scenario, StageCosts},
     stage::{HeadsConfig, HeadsTrained, Recompute, StageBlueprint, StageSettings},

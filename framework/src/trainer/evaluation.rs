@@ -28,7 +28,7 @@ impl Trainer {
             let loader = Loader::in_order(scope, data, batch_size)?;
             let (mut fed, mut waiting, mut scored) = (0, 0, 0);
             while scored < batches {
-                let stopping = stopper.is_asked();
+                let stopping = stopper.is_requested();
                 if stopping && fed == scored {
                     return Ok(false);
                 }

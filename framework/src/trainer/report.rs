@@ -113,7 +113,7 @@ pub struct BestReport {
 pub struct Report {
     /// The last stage's scores: at the final evaluation, or of the last training batch where there was none.
     #[serde(rename = "final")]
-    pub finally: FinalReport,
+    pub final_scores: FinalReport,
     /// Whether `final` comes from an evaluation on the validation set.
     pub evaluated: bool,
     /// Whether the run was asked to end early, and did.
@@ -201,7 +201,7 @@ impl Report {
             })
             .collect();
         Self {
-            finally: score(plan.stages() - 1).unwrap_or_default().into(),
+            final_scores: score(plan.stages() - 1).unwrap_or_default().into(),
             evaluated: evaluation.is_some(),
             stopped: trained.stopped,
             best: trainer

@@ -30,7 +30,7 @@ impl Stopper {
     }
 
     /// Whether a run has been asked to end and has not ended yet.
-    pub fn is_asked(&self) -> bool {
+    pub fn is_requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 

@@ -5,9 +5,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use candle_core::Tensor;
 use interlock::{
     Dataset, EndToEnd, Error, Interlock, StageDevice, StageFailure,
-    clip::{ClipConfig, ClipScope},
     device::Plain,
-    optimizer::OptimizerConfig,
+    optimizer::{
+        OptimizerConfig,
+        clip::{ClipConfig, ClipScope},
+    },
     stage::HeadsConfig,
     trainer::TrainerBuilder,
 };
@@ -31,7 +33,7 @@ fn failure(builder: TrainerBuilder, data: impl Dataset + 'static) -> StageFailur
 #[test]
 fn what_is_not_finite_is_named_where_it_arose() {
     for head in [false, true] {
-        for when in [When::Forward, When::PullBackInput, When::PullBackParameters] {
+        for when in [When::Forward, When::BackwardInput, When::BackwardParameters] {
             for (micro_batches, in_flight, late) in [
                 (1, 1, Late::Polled(usize::MAX)),
                 (4, 1, Late::After(Duration::from_millis(3))),
@@ -55,7 +57,7 @@ fn what_is_not_finite_is_named_where_it_arose() {
                     };
                     let (expected, found) = (failure(plain()), failure(each(LAYERS, late)));
                     assert_eq!(found, expected, "{fault:?} {micro_batches} {late:?} {scope:?}");
-                    assert_eq!((found.stage, found.step, found.micro), (2, Some(2), Some(0)));
+                    assert_eq!((found.stage, found.step, found.micro_batch), (2, Some(2), Some(0)));
                 }
             }
         }
@@ -66,7 +68,7 @@ fn what_is_not_finite_is_named_where_it_arose() {
 fn devices_of_both_kinds_name_the_stage_too() {
     for late_one in [1, 2, 3] {
         for head in [false, true] {
-            for when in [When::Forward, When::PullBackInput, When::PullBackParameters] {
+            for when in [When::Forward, When::BackwardInput, When::BackwardParameters] {
                 let mut devices = vec![Arc::new(Plain) as Arc<dyn StageDevice>; LAYERS];
                 devices[late_one] = Behind::new(Late::Polled(usize::MAX));
                 let fault = Fault { unit: 2, head, when, how: How::NotANumber, step: 2 };
@@ -74,7 +76,7 @@ fn devices_of_both_kinds_name_the_stage_too() {
                 let failure = failure(make.micro_batches(4).in_flight(4).steps(10), Spiral { examples: 26 });
                 assert_eq!(failure.stage, 2, "{late_one} {fault:?}: {failure}");
                 // Spoilt parameters may be noticed first by what a neighbour gets of them in the step behind.
-                let next = failure.phase == interlock::Phase::Transfer && when == When::PullBackParameters;
+                let next = failure.phase == interlock::Phase::Transfer && when == When::BackwardParameters;
                 assert!(failure.step == Some(2) || next && failure.step == Some(3), "{late_one} {fault:?}: {failure}");
             }
         }
@@ -94,7 +96,7 @@ fn what_is_spoilt_on_its_way_is_an_error_too() {
             // What is spoilt goes on to the neighbours, which cannot know where it began.
             assert!(failure.stage <= 2 && failure.phase == interlock::Phase::Transfer, "{spoils} {scope:?}: {failure}");
             assert_eq!(failure.cause, "an infinity or a NaN came, and no stage has one of its own");
-            assert!(failure.micro.is_some() && (failure.step == Some(0)) == (spoils == 0), "{failure}");
+            assert!(failure.micro_batch.is_some() && (failure.step == Some(0)) == (spoils == 0), "{failure}");
         }
     }
 }
@@ -134,6 +136,6 @@ fn an_evaluation_fails_where_the_first_value_is_not_finite() {
             builder.initial_values(spoilt.into_iter().collect::<std::collections::HashMap<_, _>>()).build().unwrap();
         let Err(Error::Stage(failure)) = trainer.evaluate(&Spiral { examples: 20 }) else { panic!("it was evaluated") };
         assert_eq!((failure.stage, failure.phase), (1, interlock::Phase::Forward), "{failure}");
-        assert_eq!((failure.step, failure.micro), (Some(0), Some(0)), "{failure}");
+        assert_eq!((failure.step, failure.micro_batch), (Some(0), Some(0)), "{failure}");
     }
 }

@@ -20,11 +20,13 @@ use candle_core::Tensor;
 use common::{ByTarget, Fault, Matrices, Perceptron, Spiral};
 use interlock::{
     Adaptive, Dataset, EndToEnd, Interlock, Local, Loss, StageDevice, TrainEvent, Trainer,
-    clip::{ClipConfig, ClipScope},
     device::Plain,
     loss::{CrossEntropy, MeanSquaredError},
-    lr_schedule::LrScheduleConfig,
-    optimizer::{OptimizerConfig, OptimizerKind},
+    optimizer::{
+        OptimizerConfig, OptimizerKind,
+        clip::{ClipConfig, ClipScope},
+        lr_schedule::LrScheduleConfig,
+    },
     plain::PlainPipeline,
     schedule::ActionKind,
     stage::{HeadsConfig, HeadsTrained},

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use candle_nn::{Init, VarBuilder};
 use interlock::{
-    Activation, Batch, Dataset, Differentiable, Error, Gradients, Loss, ModelSpec, Pass, Pulled, Result, Saved, Score,
-    Unit, Wants, parameters::NamedTensors, random::Key,
+    Activation, Batch, Dataset, Differentiable, Error, Gradients, Loss, ModelSpec, ParameterGradients, Pass, Result,
+    Saved, Score, Unit, Wants, model::parameters::NamedTensors, random::Key,
 };
 use rand::RngExt;
 
@@ -32,15 +32,15 @@ impl Differentiable for Scale {
         Ok(((x * self.value()?)?.into(), Saved::new(x.clone())))
     }
 
-    fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
-        let (x, cotangent): (&Tensor, _) = (saved.get()?, cotangent.single()?);
-        let parameters: Gradients = if wants.parameters {
-            vec![(self.weight.id(), (x * cotangent)?.sum_all()?.reshape(1)?.detach())]
+    fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
+        let (x, output_gradient): (&Tensor, _) = (saved.get()?, output_gradient.single()?);
+        let parameters: ParameterGradients = if wants.parameters {
+            vec![(self.weight.id(), (x * output_gradient)?.sum_all()?.reshape(1)?.detach())]
         } else {
             Vec::new()
         };
-        let input = if wants.input { Some((cotangent * self.value()?)?.into()) } else { None };
-        Ok(Pulled { input, parameters })
+        let input = if wants.input { Some((output_gradient * self.value()?)?.into()) } else { None };
+        Ok(Gradients { input, parameters })
     }
 }
 
@@ -165,13 +165,13 @@ impl Differentiable for Dense {
         Ok((y.clone().into(), Saved::new((x, y))))
     }
 
-    fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
+    fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
         let (x, y): &(Tensor, Tensor) = saved.get()?;
-        let cotangent = cotangent.single()?;
-        let c = if self.tanh { (cotangent * (y.sqr()?.neg()? + 1.0)?)? } else { cotangent.clone() };
+        let output_gradient = output_gradient.single()?;
+        let c = if self.tanh { (output_gradient * (y.sqr()?.neg()? + 1.0)?)? } else { output_gradient.clone() };
         let parameters = if wants.parameters { vec![(self.weight.id(), x.t()?.matmul(&c)?)] } else { Vec::new() };
         let input = if wants.input { Some(c.matmul(&self.weight.detach().t()?.contiguous()?)?.into()) } else { None };
-        Ok(Pulled { input, parameters })
+        Ok(Gradients { input, parameters })
     }
 }
 
@@ -238,8 +238,8 @@ pub struct Fault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
     Forward,
-    PullBackInput,
-    PullBackParameters,
+    BackwardInput,
+    BackwardParameters,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -281,13 +281,13 @@ impl<D: Differentiable> Differentiable for Faulty<D> {
         Ok((y, Saved::new((saved, pass.step))))
     }
 
-    fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
+    fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
         let (saved, step): &(Saved, u64) = saved.get()?;
-        let mut pulled = self.inner.pull_back(saved, cotangent, wants)?;
-        if wants.input && self.strikes(When::PullBackInput, *step)? {
+        let mut pulled = self.inner.backward(saved, output_gradient, wants)?;
+        if wants.input && self.strikes(When::BackwardInput, *step)? {
             pulled.input = pulled.input.map(|input| input.try_map(spoil)).transpose()?;
         }
-        if wants.parameters && self.strikes(When::PullBackParameters, *step)? {
+        if wants.parameters && self.strikes(When::BackwardParameters, *step)? {
             for (_, gradient) in &mut pulled.parameters {
                 *gradient = spoil(gradient)?;
             }

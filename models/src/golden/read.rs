@@ -3,7 +3,10 @@
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
-use interlock::{Batch, Error, Result, clip::ClipConfig, optimizer::OptimizerConfig};
+use interlock::{
+    Batch, Error, Result,
+    optimizer::{OptimizerConfig, clip::ClipConfig},
+};
 use serde::Deserialize;
 
 use super::{Computed, GoldenCase};

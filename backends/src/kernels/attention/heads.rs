@@ -84,8 +84,8 @@ impl Heads {
         (unsafe { mixed.filled() }, logs)
     }
 
-    /// The cotangent of queries, keys and values, `(B, T, 3·n·h)`, from the results of [`Self::mix`] and their cotangent `c (B, T, n·h)`.
-    pub(crate) fn pull_back(&self, qkv: &[f32], kept: Kept<'_>, mixed: &[f32], logs: &[f32], c: &[f32]) -> Filled {
+    /// The output_gradient of queries, keys and values, `(B, T, 3·n·h)`, from the results of [`Self::mix`] and their output_gradient `c (B, T, n·h)`.
+    pub(crate) fn backward(&self, qkv: &[f32], kept: Kept<'_>, mixed: &[f32], logs: &[f32], c: &[f32]) -> Filled {
         self.check(qkv, kept);
         assert!(mixed.len() == self.elements(1) && c.len() == mixed.len(), "results of another shape");
         let mut gradient = Room::new(self.elements(3));
@@ -106,7 +106,7 @@ impl Heads {
             let [mixed, c] = [mixed, c].map(|values| self.part(values, task, 0, 1));
             with_scratch(Head::scratch(self.length, self.width), |scratch| {
                 let head = self.head(qkv, kept, task, next.as_ref().map_or(&[], |next| next));
-                head.pull_back(mixed, logs, c, gradients, scratch);
+                head.backward(mixed, logs, c, gradients, scratch);
             });
         });
         // SAFETY: the strips cover all elements, and each head writes its own.

@@ -93,7 +93,7 @@ struct Case {
     geometry: Geometry,
     x: Vec<f32>,
     weight: Vec<f32>,
-    /// A cotangent of the output.
+    /// A output_gradient of the output.
     g: Vec<f32>,
 }
 
@@ -316,8 +316,8 @@ fn products_of_patches_are_the_same_in_every_way() {
                 _ => Into::Gate { y: &own, norm: &norm, sums },
             };
             let gradients = match by_patches {
-                true => patches::pull_back(&batch, &g, Some(&x), Some(into)),
-                false => batch.pull_back(&g, Some(&x), Some(into)),
+                true => patches::backward(&batch, &g, Some(&x), Some(into)),
+                false => batch.backward(&g, Some(&x), Some(into)),
             };
             [gradients.input, gradients.weight].map(|part| part.map(|part| part.to_vec()))
         };
@@ -325,6 +325,6 @@ fn products_of_patches_are_the_same_in_every_way() {
             assert_eq!(pull(true, way), pull(false, way), "{shape:?}, way {way}");
         }
         assert_eq!(found, plain, "{shape:?}");
-        assert!(patches::pull_back(&batch, &g, None, None).weight.is_none());
+        assert!(patches::backward(&batch, &g, None, None).weight.is_none());
     }
 }

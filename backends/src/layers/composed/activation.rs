@@ -1,7 +1,7 @@
 //! ReLU and GELU.
 
 use candle_core::Tensor;
-use interlock::{Pass, Pulled, Result, Wants, differentiable::Held};
+use interlock::{Gradients, Pass, Result, Wants, differentiation::Held};
 
 use super::{Composed, as_dtype, input, kept::Kept, where_set, wide, zeros};
 use crate::layers::{Gelu, Relu};
@@ -26,7 +26,7 @@ impl Composed for Relu {
         vec![y.held()]
     }
 
-    fn pull(&self, y: &Kept, c: &Tensor, _: Wants) -> Result<Pulled> {
+    fn pull(&self, y: &Kept, c: &Tensor, _: Wants) -> Result<Gradients> {
         let y = y.tensor()?;
         Ok(input(where_set(&y.gt(&zeros(&y)?)?, c)?))
     }
@@ -47,7 +47,7 @@ impl Composed for Gelu {
         vec![x.held()]
     }
 
-    fn pull(&self, x: &Kept, c: &Tensor, _: Wants) -> Result<Pulled> {
+    fn pull(&self, x: &Kept, c: &Tensor, _: Wants) -> Result<Gradients> {
         const CUBIC: f64 = 0.044715;
         let root = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
         // y = x (1 + t)/2 with t = tanh u, so ∂x = c ((1 + t) + x (1 - t²) u')/2.

@@ -2,12 +2,13 @@
 
 use candle_core::{DType, Tensor};
 use candle_nn::ops::softmax_last_dim;
-use interlock::{Activation, Pass, Result, differentiable::Held};
+use interlock::{Activation, Pass, Result, differentiation::Held};
 
 use super::{
-    as_dtype, cotangent,
+    as_dtype,
     dropout::{Mask, kept},
     kept::Kept,
+    output_gradient,
     products::{operand, product},
     scaled, wide,
 };
@@ -70,12 +71,12 @@ pub(crate) fn mix(
     Ok((joined(heads, &mixed)?, SavedHeads { qkv: Kept::new(&qkv, pass)?, mask }))
 }
 
-/// The cotangent of queries, keys and values, from that of what [`mix`] gave.
-pub(crate) fn pull_back_heads(heads: &Heads, saved: &SavedHeads, c: &Activation, layer: &str) -> Result<Tensor> {
+/// The output_gradient of queries, keys and values, from that of what [`mix`] gave.
+pub(crate) fn backward_heads(heads: &Heads, saved: &SavedHeads, c: &Activation, layer: &str) -> Result<Tensor> {
     let Heads { batch, length, count, width } = *heads;
     let qkv = saved.qkv.tensor()?;
     let dtype = qkv.dtype();
-    let c = cotangent(c, &heads.dims(1), dtype, layer)?;
+    let c = output_gradient(c, &heads.dims(1), dtype, layer)?;
     let c = c.reshape((batch, length, count, width))?.transpose(1, 2)?.contiguous()?;
     let [queries, keys, values] = parts(heads, &qkv)?;
     let p = weights(&queries, &keys)?;

@@ -2,7 +2,7 @@
 //! in, has a kernel for each.
 
 use candle_core::Tensor;
-use interlock::{Pass, Pulled, Result, Wants, differentiable::Held};
+use interlock::{Gradients, Pass, Result, Wants, differentiation::Held};
 
 use super::{
     Composed, as_dtype,
@@ -63,7 +63,7 @@ fn spread(c: &Tensor, axis: usize, stride: usize, shift: isize, length: usize) -
     Ok(c.index_select(&Tensor::new(from, c.device())?, axis)?)
 }
 
-/// `∂x (B, I, H, W)`: the cotangent, its pixels `stride` apart and zeros around it, under the turned window.
+/// `∂x (B, I, H, W)`: the output_gradient, its pixels `stride` apart and zeros around it, under the turned window.
 fn input_gradient(
     c: &Tensor,
     w: &Tensor,
@@ -89,7 +89,7 @@ fn input_gradient(
     }
 }
 
-/// `∂W (O, I, k, k)`: images under the cotangent as a window, with examples in the place of channels.
+/// `∂W (O, I, k, k)`: images under the output_gradient as a window, with examples in the place of channels.
 fn weight_gradient(
     x: &Tensor,
     c: &Tensor,
@@ -128,8 +128,8 @@ impl Composed for Conv2d {
         vec![x.held()]
     }
 
-    fn pull(&self, x: &Kept, c: &Tensor, wants: Wants) -> Result<Pulled> {
-        let mut pulled = Pulled::default();
+    fn pull(&self, x: &Kept, c: &Tensor, wants: Wants) -> Result<Gradients> {
+        let mut pulled = Gradients::default();
         if wants.input {
             let image = [x.dims()[2], x.dims()[3]];
             let dx = input_gradient(c, &as_dtype(&self.weight, c.dtype())?, image, self.config)?;

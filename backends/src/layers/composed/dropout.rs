@@ -1,7 +1,7 @@
 //! Dropout: a mask that the host draws, the same on every device.
 
 use candle_core::{Shape, Tensor};
-use interlock::{Pass, Pulled, Result, Wants, differentiable::Held};
+use interlock::{Gradients, Pass, Result, Wants, differentiation::Held};
 
 use super::{Composed, input, scaled, where_set};
 use crate::layers::{Dropout, dropout};
@@ -60,7 +60,7 @@ impl Composed for Dropout {
         mask.iter().map(Mask::held).collect()
     }
 
-    fn pull(&self, mask: &Option<Mask>, c: &Tensor, _: Wants) -> Result<Pulled> {
+    fn pull(&self, mask: &Option<Mask>, c: &Tensor, _: Wants) -> Result<Gradients> {
         Ok(input(kept(mask.as_ref(), c)?))
     }
 }

@@ -4,7 +4,7 @@
 //! is refused where the activation leaves its stage.
 
 use candle_core::{DType, Tensor, WithDType};
-use interlock::{Error, Gradients, Pass, Pulled, Result, Wants, differentiable::Held};
+use interlock::{Error, Gradients, ParameterGradients, Pass, Result, Wants, differentiation::Held};
 
 use super::{Composed, products::operand, wide};
 use crate::layers::{Embedding, TokenAndPosition, slices::wrong_shape};
@@ -82,12 +82,12 @@ impl Composed for Embedding {
         Vec::new()
     }
 
-    fn pull(&self, tokens: &Tensor, c: &Tensor, wants: Wants) -> Result<Pulled> {
+    fn pull(&self, tokens: &Tensor, c: &Tensor, wants: Wants) -> Result<Gradients> {
         let parameters = match wants.parameters {
             true => vec![(self.weight.id(), self.row_sums(tokens, &wide(c)?)?)],
-            false => Gradients::new(),
+            false => ParameterGradients::new(),
         };
-        Ok(Pulled { input: None, parameters })
+        Ok(Gradients { input: None, parameters })
     }
 }
 
@@ -112,15 +112,15 @@ impl Composed for TokenAndPosition {
         Vec::new()
     }
 
-    fn pull(&self, tokens: &Tensor, c: &Tensor, wants: Wants) -> Result<Pulled> {
-        let mut parameters = Gradients::new();
+    fn pull(&self, tokens: &Tensor, c: &Tensor, wants: Wants) -> Result<Gradients> {
+        let mut parameters = ParameterGradients::new();
         if wants.parameters {
             let c = wide(c)?;
             parameters.push((self.tokens.weight.id(), self.tokens.row_sums(tokens, &c)?));
             let behind = self.context - tokens.dim(1)?;
             parameters.push((self.positions.id(), c.sum(0)?.pad_with_zeros(0, 0, behind)?));
         }
-        Ok(Pulled { input: None, parameters })
+        Ok(Gradients { input: None, parameters })
     }
 }
 

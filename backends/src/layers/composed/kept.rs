@@ -1,7 +1,7 @@
 //! Tensors between a forward pass and its last pull-back, as they are or rounded.
 
 use candle_core::{DType, Tensor};
-use interlock::{ActivationDtype, Pass, Result, differentiable::Held};
+use interlock::{ActivationDtype, Pass, Result, differentiation::Held};
 
 /// A tensor that is kept.
 pub(crate) struct Kept {

@@ -1,7 +1,7 @@
 //! Linear layers: a product for the output, for the gradient of the input, and for that of the weight.
 
 use candle_core::Tensor;
-use interlock::{Activation, Gradients, Pass, Pulled, Result, Wants, differentiable::Held};
+use interlock::{Activation, Gradients, ParameterGradients, Pass, Result, Wants, differentiation::Held};
 
 use super::{
     Composed, as_dtype,
@@ -38,19 +38,19 @@ impl Composed for Linear {
         vec![x.held()]
     }
 
-    fn pull(&self, x: &Kept, c: &Tensor, wants: Wants) -> Result<Pulled> {
+    fn pull(&self, x: &Kept, c: &Tensor, wants: Wants) -> Result<Gradients> {
         let c = rows(c)?;
         let input = match wants.input {
             true => Some(product(&c, &as_dtype(&self.weight, c.dtype())?)?.reshape(x.dims())?.into()),
             false => None::<Activation>,
         };
-        let mut parameters = Gradients::new();
+        let mut parameters = ParameterGradients::new();
         if wants.parameters {
             parameters.push((self.weight.id(), wide(&product(&c.t()?, &rows(&x.tensor()?)?)?)?));
             if let Some(bias) = &self.bias {
                 parameters.push((bias.id(), wide(&c)?.sum(0)?));
             }
         }
-        Ok(Pulled { input, parameters })
+        Ok(Gradients { input, parameters })
     }
 }

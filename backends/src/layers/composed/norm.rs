@@ -1,7 +1,7 @@
 //! Batch and layer norm: means of values, then of squared distances from them.
 
 use candle_core::{Tensor, Var};
-use interlock::{Gradients, Pass, Pulled, Result, Wants, differentiable::Held};
+use interlock::{Gradients, ParameterGradients, Pass, Result, Wants, differentiation::Held};
 
 use super::{Composed, as_dtype, kept::Kept, wide};
 use crate::{
@@ -96,11 +96,11 @@ impl Composed for BatchNorm2d {
         saved.held()
     }
 
-    fn pull(&self, saved: &SavedNorm, c: &Tensor, wants: Wants) -> Result<Pulled> {
+    fn pull(&self, saved: &SavedNorm, c: &Tensor, wants: Wants) -> Result<Gradients> {
         let (dtype, c, centred) = (c.dtype(), wide(c)?, saved.centred()?);
         let bias = channel_sums(&c)?;
         let weight = (channel_sums(&(&c * &centred)?)? * &saved.inverse)?;
-        let mut pulled = Pulled::default();
+        let mut pulled = Gradients::default();
         if wants.input {
             let count = (c.elem_count() / self.channels) as f64;
             // ∂x = a c + b (x - μ) + d, with numbers a, b and d for each channel.
@@ -117,7 +117,7 @@ impl Composed for BatchNorm2d {
     }
 }
 
-fn gradients(weight: &Tensor, dw: &Tensor, bias: &Tensor, db: &Tensor) -> Result<Gradients> {
+fn gradients(weight: &Tensor, dw: &Tensor, bias: &Tensor, db: &Tensor) -> Result<ParameterGradients> {
     Ok(vec![(weight.id(), dw.flatten_all()?), (bias.id(), db.flatten_all()?)])
 }
 
@@ -147,10 +147,10 @@ impl Composed for LayerNorm {
         saved.held()
     }
 
-    fn pull(&self, saved: &SavedNorm, c: &Tensor, wants: Wants) -> Result<Pulled> {
+    fn pull(&self, saved: &SavedNorm, c: &Tensor, wants: Wants) -> Result<Gradients> {
         let (dtype, c) = (c.dtype(), wide(c)?);
         let normed = saved.centred()?.broadcast_mul(&saved.inverse)?;
-        let mut pulled = Pulled::default();
+        let mut pulled = Gradients::default();
         if wants.input {
             let g = c.broadcast_mul(&self.weight.detach())?;
             let along = normed.broadcast_mul(&row_means(&(&g * &normed)?)?)?;

@@ -3,7 +3,7 @@
 //! Along one axis, the pixels that lie `u` behind the first of each place of the window are one selection for each `u`.
 
 use candle_core::{DType, Device, Shape, Tensor};
-use interlock::{Pass, Pulled, Result, Wants, differentiable::Held};
+use interlock::{Gradients, Pass, Result, Wants, differentiation::Held};
 
 use super::{Composed, as_dtype, input, where_set, wide};
 use crate::layers::{AvgPool2d, GlobalAvgPool, MaxPool2d, window::Window};
@@ -71,7 +71,7 @@ impl Along {
         Ok((y, chosen))
     }
 
-    /// The cotangent of [`Self::greatest`] to the pixels that were chosen.
+    /// The output_gradient of [`Self::greatest`] to the pixels that were chosen.
     fn to_chosen(&self, chosen: &Tensor, c: &Tensor) -> Result<Tensor> {
         self.to_pixels(c, |u, c| {
             let u = Tensor::full(u as u32, 1, c.device())?.to_dtype(chosen.dtype())?;
@@ -128,8 +128,8 @@ impl Composed for MaxPool2d {
         vec![Held::tensor(&saved.columns), Held::tensor(&saved.rows)]
     }
 
-    fn pull(&self, SavedMaxPool { window, columns, rows }: &SavedMaxPool, c: &Tensor, _: Wants) -> Result<Pulled> {
-        // A pixel gets sums of cotangents where windows overlap.
+    fn pull(&self, SavedMaxPool { window, columns, rows }: &SavedMaxPool, c: &Tensor, _: Wants) -> Result<Gradients> {
+        // A pixel gets sums of output_gradients where windows overlap.
         let dtype = c.dtype();
         let c = Along::of(window, 2).to_chosen(rows, &wide(c)?)?;
         Ok(input(as_dtype(&Along::of(window, 3).to_chosen(columns, &c)?, dtype)?))
@@ -153,7 +153,7 @@ impl Composed for AvgPool2d {
         Vec::new()
     }
 
-    fn pull(&self, window: &Window, c: &Tensor, _: Wants) -> Result<Pulled> {
+    fn pull(&self, window: &Window, c: &Tensor, _: Wants) -> Result<Gradients> {
         let dtype = c.dtype();
         let plain = |_, c: &Tensor| Ok(c.clone());
         let c = Along::of(window, 2).to_pixels(&(wide(c)? * share(window))?, plain)?;
@@ -181,7 +181,7 @@ impl Composed for GlobalAvgPool {
         Vec::new()
     }
 
-    fn pull(&self, shape: &Shape, c: &Tensor, _: Wants) -> Result<Pulled> {
+    fn pull(&self, shape: &Shape, c: &Tensor, _: Wants) -> Result<Gradients> {
         let (batch, channels, height, width) = shape.dims4()?;
         let c = (wide(c)? / (height * width) as f64)?.to_dtype(c.dtype())?;
         Ok(input(c.reshape((batch, channels, 1, 1))?.broadcast_as(shape)?.contiguous()?))

@@ -1,7 +1,7 @@
 //! Changes of shape.
 
 use candle_core::{Shape, Tensor};
-use interlock::{Pass, Pulled, Result, Wants, differentiable::Held};
+use interlock::{Gradients, Pass, Result, Wants, differentiation::Held};
 
 use super::{Composed, input};
 use crate::layers::Flatten;
@@ -21,7 +21,7 @@ impl Composed for Flatten {
         Vec::new()
     }
 
-    fn pull(&self, shape: &Shape, c: &Tensor, _: Wants) -> Result<Pulled> {
+    fn pull(&self, shape: &Shape, c: &Tensor, _: Wants) -> Result<Gradients> {
         Ok(input(c.reshape(shape)?))
     }
 }

@@ -1,6 +1,6 @@
 //! A block as its layers one after another.
 
-use interlock::{Differentiable, Gradients, Pulled, Result, Sequential};
+use interlock::{Differentiable, Gradients, ParameterGradients, Result, Sequential};
 
 use super::{ConvBlock, Shortcut};
 use crate::layers::{Relu, Residual};
@@ -25,8 +25,8 @@ impl ConvBlock {
         Sequential::default().and(Residual::new(Box::new(main), shortcut)).and(Relu)
     }
 
-    /// Gradients of [`Self::parts`], with those of the convolutions' biases as they are: zero, where norms of rounded values leave a remainder.
-    pub(super) fn exact(&self, mut gradients: Gradients) -> Result<Gradients> {
+    /// ParameterGradients of [`Self::parts`], with those of the convolutions' biases as they are: zero, where norms of rounded values leave a remainder.
+    pub(super) fn exact(&self, mut gradients: ParameterGradients) -> Result<ParameterGradients> {
         let projection = match &self.shortcut {
             Shortcut::Projection(conv, _) => Some(conv),
             _ => None,
@@ -40,7 +40,7 @@ impl ConvBlock {
     }
 
     /// [`Self::exact`] of what pull-backs give.
-    pub(super) fn exactly(&self, pulled: Pulled) -> Result<Pulled> {
-        Ok(Pulled { parameters: self.exact(pulled.parameters)?, ..pulled })
+    pub(super) fn exactly(&self, pulled: Gradients) -> Result<Gradients> {
+        Ok(Gradients { parameters: self.exact(pulled.parameters)?, ..pulled })
     }
 }

@@ -6,7 +6,7 @@ use super::{Stopped, phase_of, work::Work};
 use crate::{
     Phase, Result, StageFailure,
     device::Mark,
-    schedule::{self, Action, Ticket},
+    schedule::{self, Action, MicroBatchId},
     stage::{StepNumbers, StepReading},
     timeline::Span,
     transport::{Report, StageStep},
@@ -82,9 +82,9 @@ impl Work {
     }
 
     /// The times of what was done for an evaluation's micro-batch, which is over.
-    pub(super) fn time_evaluation(&mut self, over: Ticket) -> Result<(), Stopped> {
+    pub(super) fn time_evaluation(&mut self, over: MicroBatchId) -> Result<(), Stopped> {
         let of = |timed: &Timed| match timed.action {
-            Action::Forward(ticket) | Action::Head { ticket, .. } => ticket == over,
+            Action::Forward(micro_batch) | Action::Head { micro_batch, .. } => micro_batch == over,
             _ => false,
         };
         let (now, later) = std::mem::take(&mut self.evaluated).into_iter().partition::<Vec<_>, _>(of);
@@ -164,12 +164,12 @@ impl Work {
 
     /// The failure of the device while the times of an action were waited for.
     fn failed_in(&self, action: Action, error: &crate::Error) -> StageFailure {
-        StageFailure { micro: action.micro(), phase: phase_of(action), ..self.failure(action.step(), error) }
+        StageFailure { micro_batch: action.micro(), phase: phase_of(action), ..self.failure(action.step(), error) }
     }
 
     /// The failure of the device while a step was waited for.
     fn failure(&self, step: u64, error: &crate::Error) -> StageFailure {
         let stage = self.stage.index();
-        StageFailure { stage, step: Some(step), micro: None, phase: Phase::Update, cause: error.to_string() }
+        StageFailure { stage, step: Some(step), micro_batch: None, phase: Phase::Update, cause: error.to_string() }
     }
 }

@@ -83,17 +83,17 @@ impl Work {
         self.note(action, before.zip(after), [start, end]);
         self.deliver(action, outcome)?;
         self.schedule.done(action);
-        for ticket in self.schedule.take_freed() {
-            self.stage.free(ticket);
-            if ticket.purpose == Purpose::Train {
+        for micro_batch in self.schedule.take_freed() {
+            self.stage.free(micro_batch);
+            if micro_batch.purpose == Purpose::Train {
                 self.metrics.freed();
             }
-            if ticket.purpose == Purpose::Evaluate {
-                self.time_evaluation(ticket)?;
+            if micro_batch.purpose == Purpose::Evaluate {
+                self.time_evaluation(micro_batch)?;
             }
-            if ticket.purpose == Purpose::Evaluate && !self.schedule.role().has_head && !self.silent {
+            if micro_batch.purpose == Purpose::Evaluate && !self.schedule.role().has_head && !self.silent {
                 let stage = self.stage.index();
-                self.wire.report(Report::Scored { stage, ticket, score: None })?;
+                self.wire.report(Report::Scored { stage, micro_batch, score: None })?;
             }
             self.wire.send_credit()?;
         }
@@ -120,21 +120,21 @@ impl Work {
         let role = self.schedule.role();
         let last = stage + 1 == role.plans.stages();
         match (action, outcome) {
-            (Action::Forward(ticket), Outcome::Activation(payload)) if !last => {
+            (Action::Forward(micro_batch), Outcome::Activation(payload)) if !last => {
                 let bytes = payload.bytes();
                 self.metrics.sent(Direction::Activation, bytes);
                 self.done.sent_activation(bytes);
-                self.wire.send_activation(ticket, payload)?;
+                self.wire.send_activation(micro_batch, payload)?;
             }
-            (Action::PullBack { ticket, loss, .. }, Outcome::Gradient(gradient)) => {
+            (Action::Backward { micro_batch, loss, .. }, Outcome::Gradient(gradient)) => {
                 let bytes = gradient.bytes();
                 self.metrics.sent(Direction::Gradient, bytes);
                 self.done.sent_gradient(bytes);
-                self.wire.send_gradient(ticket, loss, gradient)?;
+                self.wire.send_gradient(micro_batch, loss, gradient)?;
             }
-            (Action::Head { ticket, .. }, Outcome::Score(score)) => match ticket.purpose {
+            (Action::Head { micro_batch, .. }, Outcome::Score(score)) => match micro_batch.purpose {
                 Purpose::Train => self.score = Some(self.score.map_or(score, |sum| sum.and(score))),
-                Purpose::Evaluate => self.wire.report(Report::Scored { stage, ticket, score: Some(score) })?,
+                Purpose::Evaluate => self.wire.report(Report::Scored { stage, micro_batch, score: Some(score) })?,
             },
             (Action::ShareNorm(step), Outcome::SquaredNorms(norms)) => {
                 self.wire.report(Report::SquaredNorms { stage, step, norms })?;

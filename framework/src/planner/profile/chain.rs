@@ -10,7 +10,7 @@ use std::{
 use super::{memory::Reader, parts::Parts};
 use crate::{
     Activation, Error, NonFinite, Pass, Phase, Result, Saved, StageDevice, Wants,
-    differentiable::input_of,
+    differentiation::input_of,
     error::panic_message,
     loss::LossOn,
     optimizer::Clip,
@@ -43,7 +43,7 @@ impl Figure {
     fn phase(self) -> Phase {
         match self {
             Self::Forward | Self::Between | Self::Aside => Phase::Forward,
-            Self::Input | Self::Parameters | Self::Both | Self::ParametersOnly | Self::Relay => Phase::PullBack,
+            Self::Input | Self::Parameters | Self::Both | Self::ParametersOnly | Self::Relay => Phase::Backward,
             Self::Update | Self::HeadUpdate => Phase::Update,
             Self::Loss | Self::HeadNeeded | Self::HeadProbe => Phase::Head,
             Self::Send | Self::Receive => Phase::Transfer,
@@ -77,8 +77,8 @@ pub(super) struct Chain<'a> {
     pub(super) seen: HashMap<(usize, Figure), Vec<Seen>>,
     /// Bytes of each unit's output as it crosses a boundary.
     pub(super) outputs: Vec<usize>,
-    /// Bytes of the cotangent of each unit's output.
-    pub(super) cotangents: Vec<usize>,
+    /// Bytes of the output_gradient of each unit's output.
+    pub(super) output_gradients: Vec<usize>,
     settings: &'a StageSettings,
     payload: Payload,
 }
@@ -102,8 +102,8 @@ impl<'a> Chain<'a> {
         payload: Payload,
     ) -> Self {
         let none = vec![0; parts.units.len()];
-        let (outputs, cotangents) = (none.clone(), none);
-        Self { parts, device, reader: None, seen: HashMap::new(), outputs, cotangents, settings, payload }
+        let (outputs, output_gradients) = (none.clone(), none);
+        Self { parts, device, reader: None, seen: HashMap::new(), outputs, output_gradients, settings, payload }
     }
 
     /// Does `work`, a piece of unit `i`, and notes what it took.
@@ -166,11 +166,17 @@ impl<'a> Chain<'a> {
     }
 
     /// The last pull-back of unit `i`, to its parameters and, where asked for, to its input.
-    fn pull(&mut self, i: usize, saved: Saved, cotangent: Activation, wants: Wants) -> Result<Option<Activation>> {
-        self.cotangents[i] = cotangent.bytes();
+    fn pull(
+        &mut self,
+        i: usize,
+        saved: Saved,
+        output_gradient: Activation,
+        wants: Wants,
+    ) -> Result<Option<Activation>> {
+        self.output_gradients[i] = output_gradient.bytes();
         let figure = if wants.input { Figure::Both } else { Figure::ParametersOnly };
         self.see(i, figure, |parts| {
-            let mut pulled = parts.units[i].module.last_pull_back(saved, cotangent, wants)?;
+            let mut pulled = parts.units[i].module.last_backward(saved, output_gradient, wants)?;
             parts.accumulate(i, mem::take(&mut pulled.parameters))?;
             if wants.input { input_of(pulled).map(Some) } else { Ok(None) }
         })
@@ -213,7 +219,7 @@ impl<'a> Chain<'a> {
             let loss = LossOn { loss: &*loss, device };
             let (.., gradient) = loss.differentiate(logits.single()?, &targets, total)?;
             let wants = Wants { input: needed, parameters: true };
-            let mut pulled = head.module.last_pull_back(saved, gradient.into(), wants)?;
+            let mut pulled = head.module.last_backward(saved, gradient.into(), wants)?;
             if let Some(parameters) = &mut head.parameters {
                 parameters.accumulate(mem::take(&mut pulled.parameters), &mut parts.watch)?;
             }
@@ -246,10 +252,10 @@ impl<'a> Chain<'a> {
 
     /// A step that pulls the loss back to inputs and parameters at once.
     pub(super) fn whole(&mut self) -> Result<()> {
-        let (mut cotangent, saved) = self.begin(Figure::Forward)?;
+        let (mut output_gradient, saved) = self.begin(Figure::Forward)?;
         for (i, saved) in saved.into_iter().enumerate().rev() {
-            match self.pull(i, saved, cotangent, if i > 0 { Wants::BOTH } else { Wants::PARAMETERS })? {
-                Some(input) => cotangent = input,
+            match self.pull(i, saved, output_gradient, if i > 0 { Wants::BOTH } else { Wants::PARAMETERS })? {
+                Some(input) => output_gradient = input,
                 None => break,
             }
         }
@@ -258,24 +264,24 @@ impl<'a> Chain<'a> {
 
     /// A step that pulls the loss back to the first unit, and only then into the parameters.
     pub(super) fn split(&mut self) -> Result<()> {
-        let (mut cotangent, mut saved) = self.begin(Figure::Forward)?;
+        let (mut output_gradient, mut saved) = self.begin(Figure::Forward)?;
         let behind = saved.split_off(1);
         let mut left = Vec::with_capacity(behind.len());
         for (i, saved) in behind.iter().enumerate().map(|(i, saved)| (i + 1, saved)).rev() {
             let (input, pending) =
-                self.see(i, Figure::Input, |parts| parts.units[i].module.input_pass(saved, &cotangent))?;
-            cotangent = input;
+                self.see(i, Figure::Input, |parts| parts.units[i].module.backward_input(saved, &output_gradient))?;
+            output_gradient = input;
             left.push(pending);
         }
         self.see(0, Figure::Between, |_| Ok(()))?;
         for first in saved {
-            self.pull(0, first, cotangent.clone(), Wants::PARAMETERS)?;
+            self.pull(0, first, output_gradient.clone(), Wants::PARAMETERS)?;
         }
-        drop(cotangent);
+        drop(output_gradient);
         for ((i, saved), pending) in behind.into_iter().enumerate().rev().zip(left) {
             let i = i + 1;
             self.see(i, Figure::Parameters, |parts| {
-                let gradients = parts.units[i].module.last_parameter_pass(saved, pending)?;
+                let gradients = parts.units[i].module.last_backward_parameters(saved, pending)?;
                 parts.accumulate(i, gradients)
             })?;
         }
@@ -285,17 +291,17 @@ impl<'a> Chain<'a> {
     /// A step with all heads, as stages follow them, and with each unit as if it were the first of a stage.
     pub(super) fn needed(&mut self) -> Result<()> {
         let (output, saved) = self.forward(Figure::Aside, |chain, i, y| chain.head(i, y, true))?;
-        let mut cotangent = self.loss(output)?;
+        let mut output_gradient = self.loss(output)?;
         for (i, saved) in saved.into_iter().enumerate().rev() {
             let input = match i {
                 0 => None,
                 _ => Some(self.see(i, Figure::Aside, |parts| {
-                    input_of(parts.units[i].module.pull_back(&saved, &cotangent, Wants::INPUT)?)
+                    input_of(parts.units[i].module.backward(&saved, &output_gradient, Wants::INPUT)?)
                 })?),
             };
-            self.pull(i, saved, cotangent, Wants::PARAMETERS)?;
+            self.pull(i, saved, output_gradient, Wants::PARAMETERS)?;
             match input {
-                Some(input) => cotangent = input,
+                Some(input) => output_gradient = input,
                 None => break,
             }
         }
@@ -314,17 +320,17 @@ impl<'a> Chain<'a> {
 
     /// A step that pulls the loss back to inputs only.
     pub(super) fn relay(&mut self) -> Result<()> {
-        let (mut cotangent, saved) = self.begin(Figure::Forward)?;
+        let (mut output_gradient, saved) = self.begin(Figure::Forward)?;
         for (i, saved) in saved.into_iter().enumerate().rev() {
-            self.cotangents[i] = cotangent.bytes();
+            self.output_gradients[i] = output_gradient.bytes();
             if i == 0 {
                 return self.see(i, Figure::Relay, |_| {
-                    drop((saved, cotangent));
+                    drop((saved, output_gradient));
                     Ok(())
                 });
             }
-            cotangent = self.see(i, Figure::Relay, |parts| {
-                input_of(parts.units[i].module.last_pull_back(saved, cotangent, Wants::INPUT)?)
+            output_gradient = self.see(i, Figure::Relay, |parts| {
+                input_of(parts.units[i].module.last_backward(saved, output_gradient, Wants::INPUT)?)
             })?;
         }
         Ok(())

@@ -109,13 +109,13 @@ impl Readings<'_, '_> {
         Some(used.peak? - used.before)
     }
 
-    fn cotangent(&self, i: usize) -> i64 {
-        self.0.cotangents[i] as i64
+    fn output_gradient(&self, i: usize) -> i64 {
+        self.0.output_gradients[i] as i64
     }
 
     /// What units 0 to `i` keep, from the last [`Chain::relay`]: no gradients of parameters are in use there.
     fn kept(&self, i: usize) -> i64 {
-        self.last(i, Figure::Relay).before - self.cotangent(i) - self.empty()
+        self.last(i, Figure::Relay).before - self.output_gradient(i) - self.empty()
     }
 
     /// What is in use when no step is in work.
@@ -135,7 +135,7 @@ impl Readings<'_, '_> {
     /// What the input passes of units behind `i` have left.
     fn left_behind(&self, i: usize) -> i64 {
         let used = self.last(i, if i > 0 { Figure::Input } else { Figure::Between });
-        used.before - self.cotangent(i)
+        used.before - self.output_gradient(i)
     }
 
     fn memory(&self, grown: i64) -> Result<Memory> {
@@ -156,14 +156,14 @@ impl Readings<'_, '_> {
     fn unit(&self, i: usize) -> Result<UnitMemory> {
         let parts = &self.0.parts;
         let gradients = parts.bytes(&parts.units[i])?.gradients as i64;
-        let (cotangent, before) = (self.cotangent(i), if i > 0 { self.kept(i - 1) } else { 0 });
+        let (output_gradient, before) = (self.output_gradient(i), if i > 0 { self.kept(i - 1) } else { 0 });
         let pending = if i > 0 { self.left_behind(i - 1) - self.left_behind(i) } else { 0 };
         let forward = self.last(i, Figure::Forward).peak.map(|peak| peak - self.kept(i) - self.empty());
         let back = if i > 0 { Figure::Both } else { Figure::ParametersOnly };
         let transients = [
             forward,
-            self.risen(i, back).map(|risen| risen + cotangent - gradients),
-            self.risen(i, Figure::Input).map(|risen| risen + cotangent - pending),
+            self.risen(i, back).map(|risen| risen + output_gradient - gradients),
+            self.risen(i, Figure::Input).map(|risen| risen + output_gradient - pending),
             self.risen(i, Figure::Parameters).map(|risen| risen - gradients),
         ];
         let head_transient = match &parts.heads[i] {

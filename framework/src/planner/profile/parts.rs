@@ -2,10 +2,10 @@
 
 use super::chain::guarded;
 use crate::{
-    Differentiable, Error, Gradients, ModelSpec, ParameterStore, Phase, Result, StageDevice, Unit,
+    Differentiable, Error, ModelSpec, ParameterGradients, ParameterStore, Phase, Result, StageDevice, Unit,
     device::{Part as Piece, PartKind},
+    model::parameters::Kind,
     optimizer::OptimizerConfig,
-    parameters::Kind,
     stage::{StageSettings, Trainable, watch::Watch},
 };
 
@@ -89,7 +89,7 @@ impl Parts {
     }
 
     /// Adds gradients that unit `i` gave.
-    pub(super) fn accumulate(&mut self, i: usize, gradients: Gradients) -> Result<()> {
+    pub(super) fn accumulate(&mut self, i: usize, gradients: ParameterGradients) -> Result<()> {
         match &mut self.units[self.owners[i]].parameters {
             Some(parameters) => parameters.accumulate(gradients, &mut self.watch),
             None => Ok(()),

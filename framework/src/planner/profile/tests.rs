@@ -8,13 +8,15 @@ use candle_nn::VarBuilder;
 
 use super::*;
 use crate::{
-    Activation, Differentiable, Pass, Phase, Pulled, Saved, Unit, Wants,
-    clip::ClipConfig,
+    Activation, Differentiable, Gradients, Pass, Phase, Saved, Unit, Wants,
     device::Plain,
-    differentiable::{Pending, input_of},
+    differentiation::{Pending, input_of},
     loss::MeanSquaredError,
-    lr_schedule::{LrSchedule, LrScheduleConfig},
-    optimizer::{OptimizerConfig, OptimizerKind},
+    optimizer::{
+        OptimizerConfig, OptimizerKind,
+        clip::ClipConfig,
+        lr_schedule::{LrSchedule, LrScheduleConfig},
+    },
     stage::{HeadsConfig, Recompute},
 };
 
@@ -84,25 +86,25 @@ impl Differentiable for Scale {
         Ok((x.broadcast_mul(&self.weight.detach())?.into(), Saved::new((x, held))))
     }
 
-    fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
-        self.fail(Phase::PullBack)?;
+    fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
+        self.fail(Phase::Backward)?;
         drop(Held::new(&self.ledger, BACK));
-        let ((x, _), c): (&(Tensor, Held), _) = (saved.get()?, cotangent.single()?);
+        let ((x, _), c): (&(Tensor, Held), _) = (saved.get()?, output_gradient.single()?);
         let gradient = || Ok::<_, Error>((self.weight.id(), (x * c)?.sum_all()?.reshape(1)?));
-        Ok(Pulled {
+        Ok(Gradients {
             input: wants.input.then(|| c.broadcast_mul(&self.weight.detach())).transpose()?.map(Into::into),
             parameters: wants.parameters.then(gradient).transpose()?.into_iter().collect(),
         })
     }
 
-    fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
-        let input = input_of(self.pull_back(saved, cotangent, Wants::INPUT)?)?;
-        Ok((input, Pending::new((cotangent.clone(), Held::new(&self.ledger, PENDING)))))
+    fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
+        let input = input_of(self.backward(saved, output_gradient, Wants::INPUT)?)?;
+        Ok((input, Pending::new((output_gradient.clone(), Held::new(&self.ledger, PENDING)))))
     }
 
-    fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<crate::Gradients> {
-        let (cotangent, _): (Activation, Held) = pending.take()?;
-        Ok(self.pull_back(saved, &cotangent, Wants::PARAMETERS)?.parameters)
+    fn backward_parameters(&self, saved: &Saved, pending: Pending) -> Result<crate::ParameterGradients> {
+        let (output_gradient, _): (Activation, Held) = pending.take()?;
+        Ok(self.backward(saved, &output_gradient, Wants::PARAMETERS)?.parameters)
     }
 }
 
@@ -313,7 +315,7 @@ fn tied_parameters_count_once() {
 
 #[test]
 fn what_fails_names_the_unit_and_its_phase() {
-    for (phase, shown) in [(Phase::Build, "build"), (Phase::Forward, "forward"), (Phase::PullBack, "pull-back")] {
+    for (phase, shown) in [(Phase::Build, "build"), (Phase::Forward, "forward"), (Phase::Backward, "pull-back")] {
         for panics in [false, true] {
             if panics && phase == Phase::Build {
                 continue;

@@ -3,17 +3,17 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     GradientPlan, Wants,
-    schedule::{Action, Purpose, Then, Ticket},
+    schedule::{Action, MicroBatchId, Purpose, Remaining},
     simulator::{Scenario, StageCosts, simulate},
     timeline::Span,
 };
 
-fn ticket(step: u64, micro: usize) -> Ticket {
-    Ticket { step, purpose: Purpose::Train, micro, micros: 4 }
+fn micro_batch(step: u64, micro: usize) -> MicroBatchId {
+    MicroBatchId { step, purpose: Purpose::Train, index: micro, count: 4 }
 }
 
-fn pull_back(step: u64, micro: usize, loss: usize, wants: Wants) -> Action {
-    Action::PullBack { ticket: ticket(step, micro), loss, wants, measured: false, then: Then::Nothing }
+fn backward(step: u64, micro: usize, loss: usize, wants: Wants) -> Action {
+    Action::Backward { micro_batch: micro_batch(step, micro), loss, wants, measured: false, then: Remaining::Nothing }
 }
 
 fn timeline(stages: usize, spans: &[(usize, Action, f64, f64)]) -> Timeline {
@@ -23,16 +23,16 @@ fn timeline(stages: usize, spans: &[(usize, Action, f64, f64)]) -> Timeline {
 
 /// Two stages end to end, two steps of one micro-batch, by hand; pull-backs take two units of a tenth of a second.
 fn two_steps() -> Timeline {
-    let head = |step| Action::Head { ticket: ticket(step, 0), cotangent: true };
+    let head = |step| Action::Head { micro_batch: micro_batch(step, 0), output_gradient: true };
     let mut spans = Vec::new();
     for (step, t) in [(7, 0.0), (8, 0.8)] {
         spans.extend([
-            (0, Action::Forward(ticket(step, 0)), t, t + 0.1),
-            (1, Action::Forward(ticket(step, 0)), t + 0.1, t + 0.2),
+            (0, Action::Forward(micro_batch(step, 0)), t, t + 0.1),
+            (1, Action::Forward(micro_batch(step, 0)), t + 0.1, t + 0.2),
             (1, head(step), t + 0.2, t + 0.3),
-            (1, pull_back(step, 0, 1, Wants::INPUT), t + 0.3, t + 0.5),
-            (0, pull_back(step, 0, 1, Wants::PARAMETERS), t + 0.5, t + 0.7),
-            (1, pull_back(step, 0, 1, Wants::PARAMETERS), t + 0.5, t + 0.7),
+            (1, backward(step, 0, 1, Wants::INPUT), t + 0.3, t + 0.5),
+            (0, backward(step, 0, 1, Wants::PARAMETERS), t + 0.5, t + 0.7),
+            (1, backward(step, 0, 1, Wants::PARAMETERS), t + 0.5, t + 0.7),
             (0, Action::Update(step), t + 0.7, t + 0.8),
             (1, Action::Update(step), t + 0.7, t + 0.8),
         ]);
@@ -50,9 +50,9 @@ fn two_steps_print_as_a_table_with_the_second_marked() {
 
 #[test]
 fn a_unit_may_be_longer_than_a_gap_and_shorter_than_every_action() {
-    let both = pull_back(0, 1, 0, Wants::BOTH);
+    let both = backward(0, 1, 0, Wants::BOTH);
     let spans =
-        [(0, Action::Forward(ticket(0, 1)), 0.0, 1.9), (0, both, 2.1, 4.1), (0, Action::ShareNorm(0), 4.1, 5.0)];
+        [(0, Action::Forward(micro_batch(0, 1)), 0.0, 1.9), (0, both, 2.1, 4.1), (0, Action::ShareNorm(0), 4.1, 5.0)];
     insta::assert_snapshot!(Grid::of(&timeline(2, &spans), 1.0).unwrap(), @r"
     F1 - B1.0 - N
     .  . .    . .
@@ -65,10 +65,10 @@ fn what_takes_no_time_or_little_stands_before_what_fills_the_unit() {
     F0+ .       W0.1+U F0@1+     W0.1@1        U@1+
     F0  H0+I0.1 W0.1+U F0@1+H0@1 I0.1@1+W0.1@1 U@1+
     ");
-    let head = Action::Head { ticket: ticket(0, 0), cotangent: true };
-    let both = pull_back(0, 0, 0, Wants::BOTH);
+    let head = Action::Head { micro_batch: micro_batch(0, 0), output_gradient: true };
+    let both = backward(0, 0, 0, Wants::BOTH);
     let spans = [
-        (0, Action::Forward(ticket(0, 0)), 0.0, 1.0),
+        (0, Action::Forward(micro_batch(0, 0)), 0.0, 1.0),
         (0, head, 1.0, 1.0),
         (0, both, 1.0, 3.0),
         (0, Action::ShareNorm(0), 3.0, 3.0),
@@ -93,7 +93,7 @@ fn a_simulated_schedule_prints() {
 
 #[test]
 fn evaluations_are_left_out_and_nothing_is_one_idle_slot() {
-    let evaluation = Ticket { purpose: Purpose::Evaluate, ..ticket(0, 0) };
+    let evaluation = MicroBatchId { purpose: Purpose::Evaluate, ..micro_batch(0, 0) };
     let grid = Grid::of(&timeline(2, &[(0, Action::Forward(evaluation), 0.0, 3.0)]), 1.0).unwrap();
     assert_eq!(grid.to_string(), ".\n.");
     assert_eq!((grid.stages(), grid.rows()[1].as_slice()), (2, [Slot::default()].as_slice()));
@@ -153,7 +153,7 @@ fn units_that_do_not_fit_are_refused() {
         assert!(refused(&good, unit).contains("above 0"));
     }
     assert!(refused(&good, 1e-9).contains("use a larger unit"));
-    let forward = Action::Forward(ticket(0, 0));
+    let forward = Action::Forward(micro_batch(0, 0));
     for (stage, start, end) in [(0, -1.0, 0.0), (0, 1.0, 0.0), (0, f64::NAN, 1.0), (0, 0.0, f64::NAN), (2, 0.0, 1.0)] {
         assert!(refused(&timeline(2, &[(stage, forward, start, end)]), 0.1).contains("actions end after they begin"));
     }
@@ -165,9 +165,9 @@ fn units_that_do_not_fit_are_refused() {
 fn any_action() -> impl Strategy<Value = Action> {
     let wants = prop_oneof![Just(Wants::INPUT), Just(Wants::PARAMETERS), Just(Wants::BOTH)];
     (0_u64..4, 0_usize..12, 0_usize..120, wants, 0..5).prop_map(|(step, micro, loss, wants, kind)| match kind {
-        0 => Action::Forward(ticket(step, micro)),
-        1 => Action::Head { ticket: ticket(step, micro), cotangent: true },
-        2 => pull_back(step, micro, loss, wants),
+        0 => Action::Forward(micro_batch(step, micro)),
+        1 => Action::Head { micro_batch: micro_batch(step, micro), output_gradient: true },
+        2 => backward(step, micro, loss, wants),
         3 => Action::ShareNorm(step),
         _ => Action::Update(step),
     })

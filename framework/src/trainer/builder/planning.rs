@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::TrainerBuilder;
 use crate::{
     Batch, Result,
-    clip::ClipScope,
-    link::Link,
+    device::link::Link,
+    optimizer::clip::ClipScope,
     planner::{MemoryMeter, Placement, Profile, Replicas, Setup},
     simulator::least_in_flight,
     strategy::Plans,

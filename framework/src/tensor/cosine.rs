@@ -4,8 +4,10 @@ use candle_core::{CpuStorage, Storage, Tensor};
 
 use crate::{
     Result,
-    elementwise::{CHUNK, each},
-    sums,
+    tensor::{
+        elementwise::{CHUNK, each},
+        sums,
+    },
 };
 
 /// The products of two vectors that come in pieces: `a·b`, `a·a` and `b·b`, in `f64` and in an order that depends on shapes only.

@@ -7,11 +7,11 @@ use std::{
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Storage, Tensor, Var};
 
-use crate::{Activation, Differentiable, Gradients, Pass, Result, Saved, Wants};
+use crate::{Activation, Differentiable, ParameterGradients, Pass, Result, Saved, Wants};
 
 /// A layer that can be used inside a module's `forward`, where it is one node of candle's graph.
 ///
-/// For layers on the CPU. The gradients of its parameters reach the stage through the [`Autograd`](crate::autograd::Autograd) around the module.
+/// For layers on the CPU. The gradients of its parameters reach the stage through the [`Autograd`](crate::differentiation::autograd::Autograd) around the module.
 pub struct InGraph<D>(Arc<D>);
 
 impl<D: Differentiable + Sync + 'static> InGraph<D> {
@@ -75,8 +75,8 @@ impl<D: Differentiable + Sync + 'static> CustomOp2 for Node<D> {
         let parameters = COLLECTED.with_borrow(Option::is_some);
         let wants = Wants { input: self.float, parameters };
         let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
-        let cotangent = Activation::from(gradient.detach());
-        let pulled = self.layer.pull_back(&saved, &cotangent, wants).map_err(candle_core::Error::wrap)?;
+        let output_gradient = Activation::from(gradient.detach());
+        let pulled = self.layer.backward(&saved, &output_gradient, wants).map_err(candle_core::Error::wrap)?;
         COLLECTED.with_borrow_mut(|collected| {
             if let Some(collected) = collected {
                 collected.extend(pulled.parameters);
@@ -92,11 +92,14 @@ impl<D: Differentiable + Sync + 'static> CustomOp2 for Node<D> {
 
 thread_local! {
     /// Where nodes leave their parameters' gradients while a backward pass that wants them runs on this thread.
-    static COLLECTED: RefCell<Option<Gradients>> = const { RefCell::new(None) };
+    static COLLECTED: RefCell<Option<ParameterGradients>> = const { RefCell::new(None) };
 }
 
 /// Runs `backward` and gives, beside its result, the parameters' gradients of the nodes it passed, if they are wanted.
-pub(crate) fn collect<R>(wanted: bool, backward: impl FnOnce() -> candle_core::Result<R>) -> Result<(R, Gradients)> {
+pub(crate) fn collect<R>(
+    wanted: bool,
+    backward: impl FnOnce() -> candle_core::Result<R>,
+) -> Result<(R, ParameterGradients)> {
     COLLECTED.with_borrow_mut(|collected| *collected = wanted.then(Vec::new));
     let result = backward();
     let collected = COLLECTED.with_borrow_mut(Option::take).unwrap_or_default();

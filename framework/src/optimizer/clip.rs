@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
-    elementwise::{CHUNK, add_in_place, dense_range, each},
+    tensor::elementwise::{CHUNK, add_in_place, dense_range, each},
 };
 
 /// Over which parameters the norm is taken. Heads are clipped each by their own in either case.

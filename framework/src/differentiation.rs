@@ -1,18 +1,19 @@
-//! The seam of differentiation: a forward pass that saves, and a pull-back of a given cotangent.
+//! The seam of differentiation: a forward pass that saves, and a pull-back of a given output_gradient.
 //!
-//! For `y = f(x, w)` and a cotangent `c = ∂l/∂y` of some loss `l`, the input pass gives `∂l/∂x = c·∂f/∂x` and the parameter pass
+//! For `y = f(x, w)` and a output_gradient `c = ∂l/∂y` of some loss `l`, the input pass gives `∂l/∂x = c·∂f/∂x` and the parameter pass
 //! `∂l/∂w = c·∂f/∂w`. Interlocking needs them apart: a stage pulls several losses back to its input, and only one of them into its
 //! parameters. So the two passes are asked for apart, and the parameter pass may come later than the input pass.
 
+pub mod autograd;
+pub mod graph;
 mod held;
 
+pub use autograd::{Autograd, StageModule};
 pub use held::Held;
 
 use std::any::Any;
 
-use serde::{Deserialize, Serialize};
-
-use crate::{Activation, ActivationDtype, Error, Precision, Result, parameters::Gradients};
+use crate::{Activation, ActivationDtype, Error, Precision, Result, Wants, model::ParameterGradients};
 
 /// Training or evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,24 +78,6 @@ impl Pass {
     pub fn is_train(&self) -> bool {
         self.mode == Mode::Train
     }
-}
-
-/// Which gradients a pull-back is asked for; nothing else is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Wants {
-    /// The gradient with respect to the input.
-    pub input: bool,
-    /// The gradients with respect to the parameters.
-    pub parameters: bool,
-}
-
-impl Wants {
-    /// The input's gradient only.
-    pub const INPUT: Self = Self { input: true, parameters: false };
-    /// The parameters' gradients only.
-    pub const PARAMETERS: Self = Self { input: false, parameters: true };
-    /// Both.
-    pub const BOTH: Self = Self { input: true, parameters: true };
 }
 
 /// What a forward pass keeps for its pull-backs; only the layer that made it can read it.
@@ -185,71 +168,71 @@ impl Pending {
 
 /// What a pull-back gives.
 #[derive(Default)]
-pub struct Pulled {
+pub struct Gradients {
     /// The gradient with respect to the input: there iff it was asked for.
     pub input: Option<Activation>,
     /// The gradients of the parameters: empty unless asked for.
-    pub parameters: Gradients,
+    pub parameters: ParameterGradients,
 }
 
 /// A differentiable function with parameters: a layer, a unit, a whole stage.
 ///
 /// Implementations compose: [`Sequential`] is `Differentiable` itself. A layer needs [`forward`] and
-/// [`pull_back`]; the two halves [`input_pass`] and [`parameter_pass`] follow from them, and containers override them so that the
+/// [`backward`]; the two halves [`backward_input`] and [`backward_parameters`] follow from them, and containers override them so that the
 /// chain through the layers runs once.
 ///
 /// [`forward`]: Self::forward
-/// [`pull_back`]: Self::pull_back
-/// [`input_pass`]: Self::input_pass
-/// [`parameter_pass`]: Self::parameter_pass
+/// [`backward`]: Self::backward
+/// [`backward_input`]: Self::backward_input
+/// [`backward_parameters`]: Self::backward_parameters
 pub trait Differentiable: Send {
     /// `y = f(x)` and, in training mode, what its pull-backs need (nothing need be saved where [`Pass::save`] is false).
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)>;
 
-    /// Pulls `cotangent` (shaped as the output) back; gives exactly what `wants` asks for.
+    /// Pulls `output_gradient` (shaped as the output) back; gives exactly what `wants` asks for.
     ///
     /// A `Saved` may be pulled back any number of times.
-    fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled>;
+    fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients>;
 
-    /// Whether there are parameters, whose gradients a parameter pass gives. Where not, no cotangent is kept for it.
+    /// Whether there are parameters, whose gradients a parameter pass gives. Where not, no output_gradient is kept for it.
     fn has_parameters(&self) -> bool {
         true
     }
 
-    /// The input's gradient now, the parameters' later by [`Self::parameter_pass`].
-    fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
-        let pulled = self.pull_back(saved, cotangent, Wants::INPUT)?;
-        Ok((input_of(pulled)?, Pending::new(self.has_parameters().then(|| cotangent.clone()))))
+    /// The input's gradient now, the parameters' later by [`Self::backward_parameters`].
+    fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
+        let pulled = self.backward(saved, output_gradient, Wants::INPUT)?;
+        Ok((input_of(pulled)?, Pending::new(self.has_parameters().then(|| output_gradient.clone()))))
     }
 
     /// The parameters' gradients of the loss whose input pass left `pending`.
-    fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
+    fn backward_parameters(&self, saved: &Saved, pending: Pending) -> Result<ParameterGradients> {
         match pending.take()? {
-            Some(cotangent) => Ok(self.pull_back(saved, &cotangent, Wants::PARAMETERS)?.parameters),
+            Some(output_gradient) => Ok(self.backward(saved, &output_gradient, Wants::PARAMETERS)?.parameters),
             None => Ok(Vec::new()),
         }
     }
 
-    /// [`Self::pull_back`] for the last time: what was saved and the cotangent may be freed on the way. Containers override it, so that
+    /// [`Self::backward`] for the last time: what was saved and the output_gradient may be freed on the way. Containers override it, so that
     /// each layer frees its own when it is done.
-    fn last_pull_back(&self, saved: Saved, cotangent: Activation, wants: Wants) -> Result<Pulled> {
-        self.pull_back(&saved, &cotangent, wants)
+    fn last_backward(&self, saved: Saved, output_gradient: Activation, wants: Wants) -> Result<Gradients> {
+        self.backward(&saved, &output_gradient, wants)
     }
 
-    /// [`Self::parameter_pass`] as the last of all pull-backs.
-    fn last_parameter_pass(&self, saved: Saved, pending: Pending) -> Result<Gradients> {
-        self.parameter_pass(&saved, pending)
+    /// [`Self::backward_parameters`] as the last of all pull-backs.
+    fn last_backward_parameters(&self, saved: Saved, pending: Pending) -> Result<ParameterGradients> {
+        self.backward_parameters(&saved, pending)
     }
 }
 
-impl Pulled {
-    /// As what [`Differentiable::input_pass`] gives, for layers that compute their parameters' gradients on the way: these are what it leaves.
+impl Gradients {
+    /// As what [`Differentiable::backward_input`] gives, for layers that compute their parameters' gradients on the way: these are what it leaves.
     ///
     /// # Errors
     /// If there is no gradient of the input.
-    pub fn into_input_pass(mut self) -> Result<(Activation, Pending)> {
+    pub fn into_backward_input(mut self) -> Result<(Activation, Pending)> {
         let parameters = std::mem::take(&mut self.parameters);
-        Ok((input_of(self)?, Pending::new::<Gradients>(parameters)))
+        Ok((input_of(self)?, Pending::new::<ParameterGradients>(parameters)))
     }
 }
 
@@ -257,7 +240,7 @@ impl Pulled {
 ///
 /// # Errors
 /// If there is none: the function is not differentiable in its input (tokens, masks).
-pub fn input_of(pulled: Pulled) -> Result<Activation> {
+pub fn input_of(pulled: Gradients) -> Result<Activation> {
     pulled.input.ok_or_else(no_input_gradient)
 }
 
@@ -273,23 +256,23 @@ impl<T: Differentiable + ?Sized> Differentiable for Box<T> {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         (**self).forward(x, pass)
     }
-    fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
-        (**self).pull_back(saved, cotangent, wants)
+    fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
+        (**self).backward(saved, output_gradient, wants)
     }
     fn has_parameters(&self) -> bool {
         (**self).has_parameters()
     }
-    fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
-        (**self).input_pass(saved, cotangent)
+    fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
+        (**self).backward_input(saved, output_gradient)
     }
-    fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
-        (**self).parameter_pass(saved, pending)
+    fn backward_parameters(&self, saved: &Saved, pending: Pending) -> Result<ParameterGradients> {
+        (**self).backward_parameters(saved, pending)
     }
-    fn last_pull_back(&self, saved: Saved, cotangent: Activation, wants: Wants) -> Result<Pulled> {
-        (**self).last_pull_back(saved, cotangent, wants)
+    fn last_backward(&self, saved: Saved, output_gradient: Activation, wants: Wants) -> Result<Gradients> {
+        (**self).last_backward(saved, output_gradient, wants)
     }
-    fn last_parameter_pass(&self, saved: Saved, pending: Pending) -> Result<Gradients> {
-        (**self).last_parameter_pass(saved, pending)
+    fn last_backward_parameters(&self, saved: Saved, pending: Pending) -> Result<ParameterGradients> {
+        (**self).last_backward_parameters(saved, pending)
     }
 }
 
@@ -317,26 +300,26 @@ impl Sequential {
 }
 
 impl Sequential {
-    /// Pulls `cotangent` back from layer to layer; `pull` does one of them.
+    /// Pulls `output_gradient` back from layer to layer; `pull` does one of them.
     fn chain<S>(
         &self,
         saved: impl DoubleEndedIterator<Item = S> + ExactSizeIterator,
-        mut cotangent: Activation,
+        mut output_gradient: Activation,
         wants: Wants,
-        pull: impl Fn(&dyn Differentiable, S, Activation, Wants) -> Result<Pulled>,
-    ) -> Result<Pulled> {
+        pull: impl Fn(&dyn Differentiable, S, Activation, Wants) -> Result<Gradients>,
+    ) -> Result<Gradients> {
         let mut parameters = Vec::new();
         for (at, (layer, saved)) in self.0.iter().zip(saved).enumerate().rev() {
             let layer_wants = Wants { input: wants.input || at > 0, ..wants };
-            let pulled = pull(&**layer, saved, cotangent, layer_wants)?;
+            let pulled = pull(&**layer, saved, output_gradient, layer_wants)?;
             parameters.extend(pulled.parameters);
             match pulled.input {
-                Some(input) => cotangent = input,
-                None if at == 0 && !wants.input => return Ok(Pulled { input: None, parameters }),
+                Some(input) => output_gradient = input,
+                None if at == 0 && !wants.input => return Ok(Gradients { input: None, parameters }),
                 None => return Err(no_input_gradient()),
             }
         }
-        Ok(Pulled { input: wants.input.then_some(cotangent), parameters })
+        Ok(Gradients { input: wants.input.then_some(output_gradient), parameters })
     }
 }
 
@@ -355,44 +338,48 @@ impl Differentiable for Sequential {
         Ok((x, Saved::new(all).holding(held)))
     }
 
-    fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
+    fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
         let saved: &Vec<Saved> = saved.get()?;
-        self.chain(saved.iter(), cotangent.clone(), wants, |layer, saved, c, wants| layer.pull_back(saved, &c, wants))
+        self.chain(saved.iter(), output_gradient.clone(), wants, |layer, saved, c, wants| {
+            layer.backward(saved, &c, wants)
+        })
     }
 
-    fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
+    fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
         let saved: &Vec<Saved> = saved.get()?;
-        let mut cotangent = cotangent.clone();
+        let mut output_gradient = output_gradient.clone();
         let mut left = Vec::with_capacity(self.0.len());
         for (layer, saved) in self.0.iter().zip(saved).rev() {
-            let (input, pending) = layer.input_pass(saved, &cotangent)?;
+            let (input, pending) = layer.backward_input(saved, &output_gradient)?;
             left.push(pending);
-            cotangent = input;
+            output_gradient = input;
         }
-        Ok((cotangent, Pending::new(left)))
+        Ok((output_gradient, Pending::new(left)))
     }
 
-    fn parameter_pass(&self, saved: &Saved, pending: Pending) -> Result<Gradients> {
+    fn backward_parameters(&self, saved: &Saved, pending: Pending) -> Result<ParameterGradients> {
         let saved: &Vec<Saved> = saved.get()?;
         let left: Vec<Pending> = pending.take()?;
         let mut gradients = Vec::new();
         for ((layer, saved), pending) in self.0.iter().zip(saved).rev().zip(left) {
-            gradients.extend(layer.parameter_pass(saved, pending)?);
+            gradients.extend(layer.backward_parameters(saved, pending)?);
         }
         Ok(gradients)
     }
 
-    fn last_pull_back(&self, saved: Saved, cotangent: Activation, wants: Wants) -> Result<Pulled> {
+    fn last_backward(&self, saved: Saved, output_gradient: Activation, wants: Wants) -> Result<Gradients> {
         let saved: Vec<Saved> = saved.take()?;
-        self.chain(saved.into_iter(), cotangent, wants, |layer, saved, c, wants| layer.last_pull_back(saved, c, wants))
+        self.chain(saved.into_iter(), output_gradient, wants, |layer, saved, c, wants| {
+            layer.last_backward(saved, c, wants)
+        })
     }
 
-    fn last_parameter_pass(&self, saved: Saved, pending: Pending) -> Result<Gradients> {
+    fn last_backward_parameters(&self, saved: Saved, pending: Pending) -> Result<ParameterGradients> {
         let saved: Vec<Saved> = saved.take()?;
         let left: Vec<Pending> = pending.take()?;
         let mut gradients = Vec::new();
         for ((layer, saved), pending) in self.0.iter().zip(saved).rev().zip(left) {
-            gradients.extend(layer.last_parameter_pass(saved, pending)?);
+            gradients.extend(layer.last_backward_parameters(saved, pending)?);
         }
         Ok(gradients)
     }

@@ -38,7 +38,7 @@ pub struct Entry {
 /// Gradients of parameters, each with the identity of the tensor that its layer holds.
 ///
 /// The same parameter may occur more than once (tied weights); its gradients add up in order.
-pub type Gradients = Vec<(TensorId, Tensor)>;
+pub type ParameterGradients = Vec<(TensorId, Tensor)>;
 
 /// Initial values by full name, in any order.
 pub type NamedTensors = HashMap<String, Tensor>;

@@ -11,7 +11,7 @@ use std::{
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, parameters::NamedTensors};
+use crate::{Error, Result, model::parameters::NamedTensors};
 
 /// The index's file name.
 pub const INDEX: &str = "model.safetensors.index.json";

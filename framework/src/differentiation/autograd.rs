@@ -3,7 +3,7 @@
 //! [`Autograd`] makes a [`Differentiable`] from a [`StageModule`] or from any `candle_nn::Module`. It copies its input once a forward
 //! pass (a graph's leaf must be a variable of its own), and a pull-back computes all gradients that candle reaches, also those
 //! that were not asked for. Layers that implement [`Differentiable`] themselves do neither; inside a module's `forward` they take
-//! part as [`InGraph`](crate::graph::InGraph).
+//! part as [`InGraph`](crate::differentiation::graph::InGraph).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,10 +11,9 @@ use candle_core::{DType, Device, Shape, Tensor, Var};
 use candle_nn::{Init, ModuleT, VarBuilder, var_builder::SimpleBackend};
 
 use crate::{
-    Activation, Differentiable, Error, Gradients, Pass, Precision, Pulled, Result, Saved, Wants,
-    differentiable::{Held, Pending, input_of},
-    graph,
-    parameters::{Kind, kind_of},
+    Activation, Differentiable, Error, Gradients, ParameterGradients, Pass, Precision, Result, Saved, Wants,
+    differentiation::{Held, Pending, graph, input_of},
+    model::parameters::{Kind, kind_of},
 };
 
 /// A unit of a model, written as its forward pass.
@@ -22,7 +21,7 @@ use crate::{
 /// [`FromModule`] makes one of any `candle_nn::Module`. A module of one's own:
 /// ```
 /// use candle_nn::{Linear, Module, VarBuilder, linear};
-/// use interlock::{Activation, Pass, Unit, autograd::{Autograd, StageModule}};
+/// use interlock::{Activation, Pass, Unit, differentiation::autograd::{Autograd, StageModule}};
 ///
 /// /// `x + tanh(W·x)`
 /// struct Block(Linear);
@@ -136,19 +135,19 @@ impl<M: StageModule> Differentiable for Autograd<M> {
         Ok((result, Saved::new(Graph { inputs, outputs }).holding(held)))
     }
 
-    fn pull_back(&self, saved: &Saved, cotangent: &Activation, wants: Wants) -> Result<Pulled> {
+    fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
         let graph: &Graph = saved.get()?;
         let differentiable: Vec<&Tensor> = graph.outputs.iter().filter(|t| t.dtype().is_float()).collect();
-        if differentiable.len() != cotangent.tensors().len() {
+        if differentiable.len() != output_gradient.tensors().len() {
             return Err(Error::invalid(
                 "pull-back",
-                format!("{} cotangents for {} outputs", cotangent.tensors().len(), differentiable.len()),
+                format!("{} output_gradients for {} outputs", output_gradient.tensors().len(), differentiable.len()),
                 "give one for each floating-point tensor of the output",
             ));
         }
         // The gradient of Σ y·c with respect to anything is c pulled back to it.
         let mut objective: Option<Tensor> = None;
-        for (y, c) in differentiable.into_iter().zip(cotangent.tensors()) {
+        for (y, c) in differentiable.into_iter().zip(output_gradient.tensors()) {
             let term = (y * c.detach().to_dtype(y.dtype())?)?.sum_all()?;
             objective = Some(match objective {
                 Some(sum) => (sum + term)?,
@@ -160,7 +159,7 @@ impl<M: StageModule> Differentiable for Autograd<M> {
         })?;
         let (gradients, mut collected) = graph::collect(wants.parameters, || objective.backward())?;
 
-        let mut pulled = Pulled::default();
+        let mut pulled = Gradients::default();
         if wants.input {
             let leaves = graph.inputs.iter().filter(|t| t.dtype().is_float());
             let input = leaves.map(|leaf| match gradients.get(leaf) {
@@ -195,13 +194,13 @@ impl<M: StageModule> Differentiable for Autograd<M> {
     }
 
     /// One backward pass computes both; the parameters' gradients are kept for later.
-    fn input_pass(&self, saved: &Saved, cotangent: &Activation) -> Result<(Activation, Pending)> {
-        let mut pulled = self.pull_back(saved, cotangent, Wants::BOTH)?;
+    fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
+        let mut pulled = self.backward(saved, output_gradient, Wants::BOTH)?;
         let parameters = std::mem::take(&mut pulled.parameters);
         Ok((input_of(pulled)?, Pending::new(parameters)))
     }
 
-    fn parameter_pass(&self, _: &Saved, pending: Pending) -> Result<Gradients> {
+    fn backward_parameters(&self, _: &Saved, pending: Pending) -> Result<ParameterGradients> {
         pending.take()
     }
 }
@@ -236,7 +235,7 @@ mod tests {
         let x = input();
         let c = Tensor::new(&[[1.0_f32, 2.0], [-1.0, 0.5]], &Device::Cpu).unwrap();
         let (_, saved) = layer.forward(&x, &Pass::train(0, 0, 0)).unwrap();
-        let pulled = layer.pull_back(&saved, &c.clone().into(), Wants::BOTH).unwrap();
+        let pulled = layer.backward(&saved, &c.clone().into(), Wants::BOTH).unwrap();
         // By hand: ∂/∂W = cᵀx, ∂/∂b = Σ c, ∂/∂x = cW.
         let weight = store.entries()[0].var.as_detached_tensor();
         let by_hand = c.t().unwrap().matmul(x.single().unwrap()).unwrap();
@@ -253,7 +252,7 @@ mod tests {
         assert!(close(&pulled.parameters[1].1, &c.sum(0).unwrap()));
         assert!(close(input_of(pulled).unwrap().single().unwrap(), &c.matmul(&weight).unwrap()));
         // Again, and only what is asked for.
-        let again = layer.pull_back(&saved, &c.into(), Wants::INPUT).unwrap();
+        let again = layer.backward(&saved, &c.into(), Wants::INPUT).unwrap();
         assert!(again.parameters.is_empty() && again.input.is_some());
     }
 
@@ -271,8 +270,8 @@ mod tests {
         let build = |vb: VarBuilder<'static>| Ok(Unused(linear(3, 2, vb.pp("fc"))?, vb.get(4, "lost")?));
         let layer = Autograd::build(vb.pp("block"), build).unwrap();
         let (y, saved) = layer.forward(&input(), &Pass::train(0, 0, 0)).unwrap();
-        assert!(layer.pull_back(&saved, &y, Wants::INPUT).is_ok());
-        let error = layer.pull_back(&saved, &y, Wants::PARAMETERS).err().unwrap().to_string();
+        assert!(layer.backward(&saved, &y, Wants::INPUT).is_ok());
+        let error = layer.backward(&saved, &y, Wants::PARAMETERS).err().unwrap().to_string();
         assert!(error.contains("block.lost"), "{error}");
     }
 
@@ -281,7 +280,7 @@ mod tests {
         let (_, vb) = store();
         let layer = Autograd::build(vb, |vb| Ok(FromModule(candle_nn::layer_norm(3, 1e-5, vb.pp("ln"))?))).unwrap();
         let (y, saved) = layer.forward(&input(), &Pass::train(0, 0, 0)).unwrap();
-        let error = layer.pull_back(&saved, &y, Wants::BOTH).err().unwrap().to_string();
+        let error = layer.backward(&saved, &y, Wants::BOTH).err().unwrap().to_string();
         assert!(error.contains("ln.weight"), "{error}");
     }
 
@@ -294,13 +293,13 @@ mod tests {
             Ok((x.sqr()?.broadcast_mul(&self.0.detach())?.into(), Saved::new(x.clone())))
         }
 
-        fn pull_back(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Pulled> {
+        fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
             let (x, c): (&Tensor, _) = (saved.get()?, c.single()?);
             let parameters =
                 if wants.parameters { vec![(self.0.id(), (x.sqr()? * c)?.sum_all()?.reshape(1)?)] } else { Vec::new() };
             let input =
                 if wants.input { Some(((x * 2.0)? * c)?.broadcast_mul(&self.0.detach())?.into()) } else { None };
-            Ok(Pulled { input, parameters })
+            Ok(Gradients { input, parameters })
         }
     }
 
@@ -337,7 +336,7 @@ mod tests {
         let x = input();
         let c = Tensor::new(&[[1.0_f32, 2.0], [-1.0, 0.5]], &Device::Cpu).unwrap();
         let (_, saved) = layer.forward(&x, &Pass::train(0, 0, 0)).unwrap();
-        let pulled = layer.pull_back(&saved, &c.clone().into(), Wants::BOTH).unwrap();
+        let pulled = layer.backward(&saved, &c.clone().into(), Wants::BOTH).unwrap();
         assert_eq!(pulled.parameters.len(), 4);
         for (id, gradient) in &pulled.parameters {
             let var = &store.entries()[store.position(*id).unwrap()].var;

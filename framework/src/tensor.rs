@@ -1,0 +1,10 @@
+//! Tensors: what crosses a boundary, the dtypes it may have, and sums over whole tensors in an order that depends on shapes only.
+
+mod activation;
+pub(crate) mod cosine;
+mod dtype;
+pub(crate) mod elementwise;
+pub(crate) mod sums;
+
+pub use activation::Activation;
+pub use dtype::{ActivationDtype, Precision};
