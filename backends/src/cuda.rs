@@ -95,7 +95,10 @@ fn works(device: &Device, precision: Precision) -> Result<Tensor> {
     let found = two.to_dtype(DType::F32)?.to_vec1::<f32>()?;
     match found == [2.0] {
         true => Ok(two),
-        false => Err(Error::Ended(format!("1 + 1 gave {found:?}"))),
+        false => Err(Error::DeviceSelfTest {
+            device: format!("{:?}", device.location()),
+            problem: format!("1 + 1 gave {found:?}"),
+        }),
     }
 }
 

@@ -206,9 +206,9 @@ impl From<&Error> for Failed {
     fn from(error: &Error) -> Self {
         let nowhere = Self { cause: error.to_string(), stage: None, step: None, micro: None, phase: None };
         match error {
-            Error::Stage(failure) => Self {
-                cause: failure.cause.clone(),
-                stage: Some(failure.stage),
+            Error::Failed(failure) => Self {
+                cause: failure.cause.to_string(),
+                stage: failure.origin.stage(),
                 step: failure.step,
                 micro: failure.micro_batch,
                 phase: Some(failure.phase.to_string()),

@@ -48,7 +48,7 @@ impl Exporter {
                     process.collect();
                 }
             })
-            .map_err(|error| Error::Ended(format!("the thread of process metrics cannot be started: {error}")))?;
+            .map_err(|cause| Error::Thread { name: "process-metrics", cause })?;
         Ok(Self)
     }
 

@@ -29,7 +29,7 @@ pub(crate) fn on_signal(mut handle: impl FnMut(bool) -> Next + Send + 'static) -
 }
 
 fn cannot(error: impl std::fmt::Display) -> Error {
-    Error::Ended(format!("Ctrl-C cannot be handled: {error}"))
+    Error::other(format!("Ctrl-C cannot be handled: {error}"))
 }
 
 /// Calls `handle` on a thread of its own, for each signal.

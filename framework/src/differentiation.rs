@@ -138,7 +138,7 @@ impl Saved {
         self.value
             .downcast()
             .map(|value| *value)
-            .map_err(|_| Error::Ended("a saved forward pass changed its type".to_owned()))
+            .map_err(|_| Error::Internal("a saved forward pass changed its type".to_owned()))
     }
 }
 

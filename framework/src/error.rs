@@ -1,90 +1,171 @@
 //! The one error type of this crate.
 //!
-//! Every message says what was wrong, where, and what would be right.
+//! Every message says where something went wrong, what was wrong, and what would be right.
 
-use std::{fmt, path::PathBuf};
+use std::{error::Error as StdError, fmt, path::PathBuf, sync::Arc};
 
-use crate::simulator::Deadlock;
-
-/// What a computation on behalf of one stage was doing when it failed.
+/// What was being done when a failure arose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Phase {
     /// Building the stage's units on its device.
     Build,
+    /// Making a batch.
+    Load,
     /// The forward pass through the stage.
     Forward,
     /// The head's forward pass, its loss and its own gradients.
     Head,
-    /// Pulling a gradient back through the stage.
+    /// A backward pass through the stage.
     Backward,
     /// The optimizer's update.
     Update,
-    /// Sending to or receiving from a neighbour.
+    /// Telling the learning-rate schedule the run's length or a validation loss.
+    LearningRate,
+    /// Sending a message or receiving one.
     Transfer,
-    /// Taking or giving parameter values.
+    /// Reading or writing parameter values.
     Snapshot,
-    /// Deciding the plans of steps to come. The strategy does, for all stages: the stage named is the first.
+    /// Deciding the plans of later steps.
     Plan,
+}
+
+impl Phase {
+    /// Its name, as messages and events have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Build => "build",
+            Self::Load => "load",
+            Self::Forward => "forward",
+            Self::Head => "head",
+            Self::Backward => "backward",
+            Self::Update => "update",
+            Self::LearningRate => "learning rate",
+            Self::Transfer => "transfer",
+            Self::Snapshot => "snapshot",
+            Self::Plan => "plan",
+        }
+    }
 }
 
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Build => "build",
-            Self::Forward => "forward",
-            Self::Head => "head",
-            Self::Backward => "pull-back",
-            Self::Update => "update",
-            Self::Transfer => "transfer",
-            Self::Snapshot => "snapshot",
-            Self::Plan => "plan",
-        })
+        f.write_str(self.name())
     }
 }
 
-/// A failure inside one stage: the root cause of a failed run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StageFailure {
-    /// The stage, counted from 0.
-    pub stage: usize,
+/// The part of a run in which a failure arose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Origin {
+    /// A stage, counted from 0.
+    Stage(usize),
+    /// The strategy, which decides the gradient plans.
+    Strategy,
+    /// The coordinator, which feeds the first stage and gathers what stages report.
+    Coordinator,
+    /// A data set.
+    Data,
+}
+
+impl Origin {
+    /// The stage, if it is one.
+    pub fn stage(self) -> Option<usize> {
+        match self {
+            Self::Stage(stage) => Some(stage),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stage(stage) => write!(f, "stage {stage}"),
+            Self::Strategy => f.write_str("strategy"),
+            Self::Coordinator => f.write_str("coordinator"),
+            Self::Data => f.write_str("data"),
+        }
+    }
+}
+
+/// The failure that ended a run: where it arose, when, and its cause.
+///
+/// [`source`](std::error::Error::source) is the cause, and [`Display`](fmt::Display) includes the cause's text.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Failure {
+    /// The part of the run in which it arose.
+    pub origin: Origin,
     /// The step, counted from 0; none while building or outside any step.
     pub step: Option<u64>,
     /// The micro-batch within the step; none in phases that concern the whole step.
     pub micro_batch: Option<usize>,
-    /// What the stage was doing.
+    /// What was being done.
     pub phase: Phase,
-    /// What went wrong, in words.
-    pub cause: String,
+    /// What went wrong.
+    pub cause: Arc<Error>,
 }
 
-impl fmt::Display for StageFailure {
+impl Failure {
+    /// A failure outside any step.
+    pub fn new(origin: Origin, phase: Phase, cause: Error) -> Self {
+        Self { origin, step: None, micro_batch: None, phase, cause: Arc::new(cause) }
+    }
+
+    /// The stage in which it arose, if it was a stage.
+    pub fn stage(&self) -> Option<usize> {
+        self.origin.stage()
+    }
+
+    /// The same failure in a step.
+    #[must_use]
+    pub fn in_step(self, step: u64) -> Self {
+        Self { step: Some(step), ..self }
+    }
+
+    /// The same failure in a micro-batch of its step.
+    #[must_use]
+    pub fn in_micro_batch(self, micro_batch: impl Into<Option<usize>>) -> Self {
+        Self { micro_batch: micro_batch.into(), ..self }
+    }
+}
+
+impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "stage {}", self.stage)?;
+        write!(f, "{}", self.origin)?;
         if let Some(step) = self.step {
             write!(f, ", step {step}")?;
         }
-        if let Some(micro) = self.micro_batch {
-            write!(f, ", micro-batch {micro}")?;
+        if let Some(micro_batch) = self.micro_batch {
+            write!(f, ", micro-batch {micro_batch}")?;
         }
         write!(f, ", {}: {}", self.phase, self.cause)
     }
 }
 
-/// What sort of value was infinite or not a number.
+impl StdError for Failure {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.cause)
+    }
+}
+
+/// The kind of a value that was infinite or not a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum NonFinite {
     /// The loss of a head.
     Loss,
     /// A gradient.
     Gradient,
-    /// What a stage gives to the next.
+    /// The output of a stage.
     Activation,
     /// A parameter after its update.
     Parameter,
 }
 
 impl NonFinite {
-    /// Every sort.
+    /// Every kind.
     pub const ALL: [Self; 4] = [Self::Loss, Self::Gradient, Self::Activation, Self::Parameter];
 
     /// Its name: `loss`, `gradient`, `activation` or `parameter`.
@@ -95,6 +176,37 @@ impl NonFinite {
             Self::Activation => "activation",
             Self::Parameter => "parameter",
         }
+    }
+}
+
+/// One stage's wait for another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// The stage that waits.
+    pub stage: usize,
+    /// The stage that it waits for; none where it waits for the next batch.
+    pub on: Option<usize>,
+    /// What it waits for, in words.
+    pub what: String,
+}
+
+/// Stages that wait for each other: nothing can happen any more, and the work is not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deadlock {
+    /// The waits, each for the next one's stage: a cycle, or a chain whose last stage waits for the next batch.
+    pub cycle: Vec<Wait>,
+}
+
+impl fmt::Display for Deadlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, Wait { stage, on, what }) in self.cycle.iter().enumerate() {
+            let and = if i == 0 { "" } else { ", " };
+            match on {
+                Some(on) => write!(f, "{and}stage {stage} waits for {what} of stage {on}")?,
+                None => write!(f, "{and}stage {stage} waits for {what}")?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -112,10 +224,10 @@ pub enum Error {
         /// What would be right.
         remedy: String,
     },
-    /// A stage failed; the run cannot go on.
-    #[error("{0}")]
-    Stage(StageFailure),
-    /// A unit of a model, or the head behind it, failed while it was measured.
+    /// A run failed; it cannot go on.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// A unit of a model, or the head that follows it, failed while it was measured.
     #[error("unit {unit} {name:?}, {phase}: {cause}")]
     Unit {
         /// The unit, counted from 0.
@@ -124,15 +236,50 @@ pub enum Error {
         name: String,
         /// What it was doing.
         phase: Phase,
-        /// What went wrong, in words.
-        cause: String,
+        /// What went wrong.
+        #[source]
+        cause: Box<Error>,
     },
-    /// The pipeline ended without saying why: a thread of it was killed from outside.
-    #[error("the pipeline has ended: {0}")]
+    /// Code of a model, a data set, a strategy or this crate panicked.
+    #[error("panicked: {0}")]
+    Panicked(String),
+    /// A rule of this crate was broken by this crate itself.
+    #[error("internal error: {0}; please report it")]
+    Internal(String),
+    /// A mailbox was full although credits were available.
+    #[error("internal error: the mailbox of {0} overflowed although credits were available; please report it")]
+    MailboxFull(String),
+    /// An actor's thread has ended: it was killed from outside, or the pipeline is being dropped.
+    #[error("{0} has ended; build a new trainer")]
     Ended(String),
-    /// A loss, an activation, a gradient or a parameter is infinite or not a number; the words tell which.
+    /// A thread could not be started.
+    #[error("the thread {name} cannot be started: {cause}; end other programs or raise the limit of threads")]
+    Thread {
+        /// What the thread is for.
+        name: &'static str,
+        /// What the system said.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// The run was asked to stop before there was a result.
+    #[error("stopped on request")]
+    Stopped,
+    /// A device computed something wrong when it was opened.
+    #[error("{device}: its self-test failed, {problem}; check the driver and its version")]
+    DeviceSelfTest {
+        /// The device's name.
+        device: String,
+        /// What it computed.
+        problem: String,
+    },
+    /// A loss, an activation, a gradient or a parameter is infinite or not a number; the text names it.
     #[error("{1}; a smaller learning rate or clipping (clip.max_norm) may help")]
     NotFinite(NonFinite, String),
+    /// A value arrived as infinity or NaN, and no stage produced it.
+    #[error(
+        "received a non-finite value that no stage produced: it was corrupted in transfer; check the devices and the links between them"
+    )]
+    CorruptedInTransfer,
     /// A simulated schedule came to a halt: stages wait for each other.
     #[error("deadlock: {0}")]
     Deadlock(Deadlock),
@@ -148,8 +295,11 @@ pub enum Error {
         cause: String,
     },
     /// A data set could not deliver a batch.
-    #[error("data: {0}")]
+    #[error("{0}")]
     Data(String),
+    /// An error of a user's own code: a model, a loss, an optimizer, a strategy or a data set.
+    #[error(transparent)]
+    Other(#[from] Box<dyn StdError + Send + Sync>),
 }
 
 impl Error {
@@ -163,17 +313,27 @@ impl Error {
         Self::File { path: path.into(), cause: cause.to_string() }
     }
 
+    /// A user's own error, which [`source`](std::error::Error::source) and [`Error::Other`] carry through.
+    pub fn other(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::Other(error.into())
+    }
+
     /// Whether this is bad input that was refused before anything was done (exit code 2 of a program).
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Invalid { .. } | Self::File { .. })
+        match self {
+            Self::Invalid { .. } | Self::File { .. } => true,
+            Self::Failed(failure) => failure.origin == Origin::Data && failure.cause.is_refusal(),
+            _ => false,
+        }
+    }
+
+    /// The error of a caught panic.
+    pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Self {
+        let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Self::Panicked(text.unwrap_or_else(|| "without a message".to_owned()))
     }
 }
 
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// The words of a caught panic.
-pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
-}

@@ -80,7 +80,7 @@
 //! - **Timing changes nothing.** For one binary on one model of CPU the trained parameters depend on configuration, seed and data
 //!   only, bit for bit: not on threads, on what is in flight, on the schedule's policy, or on which message came first.
 //! - **A failure is one typed error.** An error, a panic, an infinity or a NaN in any stage ends the run with
-//!   [`Error::Stage`], which names stage, step, micro-batch, phase and cause.
+//!   [`Error::Failed`], which names stage, step, micro-batch, phase and cause.
 
 pub mod actor;
 pub mod data;
@@ -107,7 +107,7 @@ pub mod transport;
 pub use data::{Batch, Dataset};
 pub use device::{Backend, Link, StageDevice};
 pub use differentiation::{Autograd, Differentiable, Gradients, Mode, Pass, Saved, Sequential, StageModule};
-pub use error::{Error, NonFinite, Phase, Result, StageFailure};
+pub use error::{Deadlock, Error, Failure, NonFinite, Origin, Phase, Result, Wait};
 pub use loss::{Loss, Score, Scored};
 pub use model::{ModelSpec, ParameterGradients, ParameterStore, Partition, Unit};
 pub use plan::{GradientPlan, PlanSchedule, Wants};

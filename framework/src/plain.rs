@@ -29,7 +29,7 @@ impl PlainPipeline {
     /// # Errors
     /// If a stage cannot be built.
     pub fn build(blueprints: &[StageBlueprint], plans: impl Into<Plans>, settings: &StageSettings) -> Result<Self> {
-        let stages = blueprints.iter().map(StageBlueprint::build).collect::<Result<_, _>>().map_err(Error::Stage)?;
+        let stages = blueprints.iter().map(StageBlueprint::build).collect::<Result<_, _>>().map_err(Error::Failed)?;
         let global_norm = settings.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global);
         Ok(Self { stages, plans: plans.into(), global_norm, loss: settings.loss.clone(), step: 0 })
     }
@@ -67,8 +67,8 @@ impl PlainPipeline {
                     let (wants, measured) = (plan.backward(k, loss), plan.measures(k) == Some(loss));
                     let then = Remaining::after(false, at + 1 < plan.wants(k).len());
                     let action = Action::Backward { micro_batch, loss, wants, measured, then };
-                    if let Outcome::Gradient(gradient) = self.stages[k].perform(action, None).map_err(Error::Stage)? {
-                        self.stages[k - 1].accept_gradient(micro_batch, loss, &gradient).map_err(Error::Stage)?;
+                    if let Outcome::Gradient(gradient) = self.stages[k].perform(action, None).map_err(Error::Failed)? {
+                        self.stages[k - 1].accept_gradient(micro_batch, loss, &gradient).map_err(Error::Failed)?;
                     }
                 }
                 self.stages[k].free(micro_batch);
@@ -78,20 +78,20 @@ impl PlainPipeline {
         let mut alignments = vec![None; self.stages.len()];
         let mut readings = Vec::new();
         for (k, stage) in self.stages.iter_mut().enumerate() {
-            match stage.perform(Action::Update(self.step), global_norm).map_err(Error::Stage)? {
+            match stage.perform(Action::Update(self.step), global_norm).map_err(Error::Failed)? {
                 Outcome::Reading(reading) => readings.push((k, reading)),
                 _ => alignments[k] = stage.alignment(),
             }
         }
         let mut silent = None;
         for (k, reading) in readings {
-            match self.stages[k].take(reading).map_err(Error::Stage)? {
+            match self.stages[k].take(reading).map_err(Error::Failed)? {
                 Some(numbers) => (scores[k], alignments[k]) = (numbers.score, numbers.alignment),
                 None => silent = silent.or_else(|| self.stages[k].silence().cloned()),
             }
         }
         if let Some(failure) = silent {
-            return Err(Error::Stage(failure));
+            return Err(Error::Failed(failure));
         }
         self.plans.observe(self.step, &alignments)?;
         self.step += 1;
@@ -129,10 +129,10 @@ impl PlainPipeline {
 
     fn run_forward(&mut self, micro_batch: MicroBatchId, mut payload: Payload) -> Result<Payload> {
         for stage in &mut self.stages {
-            stage.accept(micro_batch, payload).map_err(Error::Stage)?;
-            match stage.perform(Action::Forward(micro_batch), None).map_err(Error::Stage)? {
+            stage.accept(micro_batch, payload).map_err(Error::Failed)?;
+            match stage.perform(Action::Forward(micro_batch), None).map_err(Error::Failed)? {
                 Outcome::Activation(next) => payload = next,
-                other => return Err(Error::Ended(format!("a forward pass gave {other:?}"))),
+                other => return Err(Error::Internal(format!("a forward pass gave {other:?}"))),
             }
         }
         Ok(payload)
@@ -142,11 +142,11 @@ impl PlainPipeline {
         if k + 1 < self.stages.len() && !self.stages[k].has_head() {
             return Ok(None);
         }
-        match self.stages[k].perform(Action::Head { micro_batch, output_gradient }, None).map_err(Error::Stage)? {
+        match self.stages[k].perform(Action::Head { micro_batch, output_gradient }, None).map_err(Error::Failed)? {
             Outcome::Score(score) => Ok(Some(score)),
             // Told with the step.
             Outcome::None => Ok(None),
-            other => Err(Error::Ended(format!("a head gave {other:?}"))),
+            other => Err(Error::Internal(format!("a head gave {other:?}"))),
         }
     }
 
@@ -155,7 +155,7 @@ impl PlainPipeline {
         let mut sum = 0.0;
         for stage in &mut self.stages {
             if let Outcome::SquaredNorms(norms) =
-                stage.perform(Action::ShareNorm(self.step), None).map_err(Error::Stage)?
+                stage.perform(Action::ShareNorm(self.step), None).map_err(Error::Failed)?
             {
                 sum = norms.iter().fold(sum, |sum, norm| sum + norm);
             }

@@ -18,7 +18,6 @@ mod world;
 
 pub use costs::StageCosts;
 pub use critical::{Critical, Reason, Segment};
-pub use deadlock::{Deadlock, Wait};
 pub use in_flight::least_in_flight;
 
 use std::sync::Arc;

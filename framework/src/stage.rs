@@ -23,8 +23,8 @@ use candle_core::Tensor;
 
 use self::watch::{Place, Watch};
 use crate::{
-    Activation, ActivationDtype, Differentiable, Error, Gradients, Loss, NonFinite, Pass, Result, Saved, Score,
-    StageDevice, StageFailure, Wants,
+    Activation, ActivationDtype, Differentiable, Error, Failure, Gradients, Loss, NonFinite, Pass, Result, Saved,
+    Score, StageDevice, Wants,
     differentiation::{Pending, input_of},
     metrics::table::NONFINITE,
     optimizer::{clip::ClipConfig, lr_schedule::LrSchedule},
@@ -135,7 +135,7 @@ pub struct Stage {
     /// What the step in work has scored and has been read.
     score: Option<Score>,
     /// See [`Self::silence`].
-    silence: Option<StageFailure>,
+    silence: Option<Failure>,
     /// The neighbours that cannot have looked at what they send, where this stage can.
     unseen: Vec<usize>,
     /// What the step of the last update measured.
@@ -204,7 +204,7 @@ impl Stage {
     }
 
     /// Takes in a micro-batch for a forward pass to come. Its targets stay where they are, for the host to look at them.
-    pub fn accept(&mut self, micro_batch: MicroBatchId, payload: Payload) -> Result<(), StageFailure> {
+    pub fn accept(&mut self, micro_batch: MicroBatchId, payload: Payload) -> Result<(), Failure> {
         // Nobody else answers for the first stage's inputs: what comes of them does.
         let inputs = self.take_in(micro_batch, &payload.inputs, self.index.checked_sub(1), NonFinite::Activation)?;
         self.waiting.insert(micro_batch, Payload { inputs, ..payload });
@@ -218,7 +218,7 @@ impl Stage {
         sent: &Activation,
         sender: Option<usize>,
         sort: NonFinite,
-    ) -> Result<Activation, StageFailure> {
+    ) -> Result<Activation, Failure> {
         let place = Place::transfer(micro_batch);
         let mut bring = || {
             let here = sent.try_map(|t| self.device.bring(t))?;
@@ -228,12 +228,12 @@ impl Stage {
             }
             Ok(here)
         };
-        let here = bring().map_err(|error| place.failure(self.index, &self.device.explain(error)))?;
+        let here = bring().map_err(|error| place.failure(self.index, self.device.explain(error)))?;
         if let Some(sender) = sender.filter(|sender| self.unseen.contains(sender)) {
             let what = || format!("what it sent to stage {}", self.index);
             self.watch.tensors(&here, sort, what).map_err(|error| {
                 NONFINITE.counter(&[&sender.to_string(), sort.name()]).increment(1);
-                place.failure(sender, &error)
+                place.failure(sender, error)
             })?;
         }
         Ok(here)
@@ -245,7 +245,7 @@ impl Stage {
         micro_batch: MicroBatchId,
         loss: usize,
         gradient: &Activation,
-    ) -> Result<(), StageFailure> {
+    ) -> Result<(), Failure> {
         let gradient = self.take_in(micro_batch, gradient, Some(self.index + 1), NonFinite::Gradient)?;
         if let Some(live) = self.live.get_mut(&micro_batch) {
             live.output_gradients.insert(loss, gradient);
@@ -267,7 +267,7 @@ impl Stage {
     /// # Errors
     /// If a layer, a loss or the optimizer fails, or a value that leaves the stage is not finite. The stage must not be used
     /// for training afterwards.
-    pub fn perform(&mut self, action: Action, global_norm: Option<f64>) -> Result<Outcome, StageFailure> {
+    pub fn perform(&mut self, action: Action, global_norm: Option<f64>) -> Result<Outcome, Failure> {
         let device = Arc::clone(&self.device);
         let place = Place::of(action);
         self.watch.begin(place);
@@ -283,12 +283,12 @@ impl Stage {
             };
             done.map_err(|error| match error {
                 // Of something before: known only now.
-                Error::Stage(failure) => failure,
+                Error::Failed(failure) => failure,
                 error => {
                     if let Error::NotFinite(sort, _) = error {
                         NONFINITE.counter(&[&self.index.to_string(), sort.name()]).increment(1);
                     }
-                    place.failure(self.index, &device.explain(error))
+                    place.failure(self.index, device.explain(error))
                 }
             })
         })
@@ -395,5 +395,5 @@ impl Stage {
 }
 
 fn lost(what: &str, micro_batch: MicroBatchId) -> Error {
-    Error::Ended(format!("{what} of micro-batch {} is not there", micro_batch.index))
+    Error::Internal(format!("{what} of micro-batch {} is not there", micro_batch.index))
 }

@@ -246,7 +246,7 @@ impl Trainer {
         self.check_usable()?;
         match self.run_evaluation(data, &Stopper::new())? {
             Some(evaluation) => Ok(evaluation),
-            None => Err(Error::Ended("the evaluation was stopped".to_owned())),
+            None => Err(Error::Stopped),
         }
     }
 
@@ -269,7 +269,11 @@ impl Trainer {
 
     fn check_usable(&self) -> Result<()> {
         if self.failed {
-            return Err(Error::Ended("the run has failed; build a new trainer".to_owned()));
+            return Err(Error::invalid(
+                "trainer",
+                "its run has failed, so its stages are in the middle of a step",
+                "build a new trainer",
+            ));
         }
         Ok(())
     }
@@ -394,7 +398,7 @@ impl Trainer {
                         }
                         self.tell_of_plan();
                     }
-                    other => return Err(Error::Ended(format!("{other:?} came in the middle of training"))),
+                    other => return Err(Error::Internal(format!("{other:?} came in the middle of training"))),
                 }
             }
             Ok(())

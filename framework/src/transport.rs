@@ -1,7 +1,7 @@
 //! How a stage's messages reach its neighbours.
 
 use crate::{
-    Activation, Result, Score, StageFailure,
+    Activation, Failure, Result, Score,
     schedule::{MicroBatchId, Work},
     stage::{Payload, Updated},
     timeline::Span,
@@ -41,9 +41,9 @@ pub enum Report {
     },
     /// The stage was sent what is not finite, and has nothing to tell from now on: no scores, steps and norms. The sender fails of it; if none
     /// does, this is the failure.
-    Silent(StageFailure),
+    Silent(Failure),
     /// The stage failed and does nothing from now on.
-    Failed(StageFailure),
+    Failed(Failure),
 }
 
 /// A stage as it was built.

@@ -10,8 +10,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use candle_core::Tensor;
 use common::{Fault, How, Perceptron, Spiral, When};
 use interlock::{
-    ActivationDtype, Adaptive, Dataset, EndToEnd, Error, Interlock, Link, Phase, PlanSchedule, StageDevice, Strategy,
-    Trainer, Wants, WidthSchedule,
+    ActivationDtype, Adaptive, Dataset, EndToEnd, Error, Interlock, Link, Origin, Phase, PlanSchedule, StageDevice,
+    Strategy, Trainer, Wants, WidthSchedule,
     actor::{Feed, Pipeline, PipelineSettings},
     device::Plain,
     optimizer::{
@@ -292,8 +292,8 @@ fn a_failure_anywhere_is_one_typed_error() {
                         done.send(error).unwrap();
                     });
                     let error = result.recv_timeout(Duration::from_secs(30)).expect("the failure ends in bounded time");
-                    let Error::Stage(failure) = error else { panic!("{fault:?}: {error}") };
-                    assert_eq!((failure.stage, failure.step), (2, Some(2)), "{fault:?}: {failure}");
+                    let Error::Failed(failure) = error else { panic!("{fault:?}: {error}") };
+                    assert_eq!((failure.stage(), failure.step), (Some(2), Some(2)), "{fault:?}: {failure}");
                     assert_eq!(failure.micro_batch, Some(0), "{fault:?}: {failure}");
                     let phase = match (head, when) {
                         (true, _) => Phase::Head,
@@ -353,9 +353,9 @@ impl interlock::ModelSpec for Unbuildable {
 
 #[test]
 fn a_stage_that_cannot_be_built_is_an_error_of_the_builder() {
-    let Err(Error::Stage(failure)) = Trainer::builder(Unbuildable).build() else { panic!("it was built") };
-    assert_eq!((failure.stage, failure.phase), (0, Phase::Build));
-    assert!(failure.cause.contains("no such layer"), "{failure}");
+    let Err(Error::Failed(failure)) = Trainer::builder(Unbuildable).build() else { panic!("it was built") };
+    assert_eq!((failure.stage(), failure.phase), (Some(0), Phase::Build));
+    assert!(failure.to_string().contains("no such layer"), "{failure}");
 }
 
 #[test]
@@ -366,6 +366,18 @@ fn an_empty_validation_set_is_refused_before_anything_is_trained() {
     assert!(refused.contains("the data set is empty"), "{refused}");
     assert_eq!(trainer.fit(&train).unwrap().steps, 2);
 }
+
+/// An error type of a user's data set.
+#[derive(Debug)]
+struct Unreadable(usize);
+
+impl std::fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "example {} is unreadable", self.0)
+    }
+}
+
+impl std::error::Error for Unreadable {}
 
 /// A data set that fails at one example.
 struct BadData {
@@ -380,7 +392,7 @@ impl Dataset for BadData {
     fn batch(&self, numbers: &[usize], augment: Option<interlock::random::Key>) -> interlock::Result<interlock::Batch> {
         if numbers.contains(&17) {
             assert!(!self.panics, "example 17 is unreadable");
-            return Err(Error::Data("example 17 is unreadable".to_owned()));
+            return Err(Error::other(Unreadable(17)));
         }
         Spiral { examples: 40 }.batch(numbers, augment)
     }
@@ -391,7 +403,18 @@ fn data_that_fail_in_the_middle_end_the_run() {
     for panics in [false, true] {
         let mut trainer = builder(2, None).strategy(Interlock::width(2)).epochs(2).build().unwrap();
         let error = trainer.fit(&BadData { panics }).unwrap_err();
-        assert!(matches!(&error, Error::Data(cause) if cause.contains("example 17")), "{error}");
+        let Error::Failed(failure) = error else { panic!("{error}") };
+        assert_eq!((failure.origin, failure.phase), (Origin::Data, Phase::Load));
+        assert!(failure.to_string().ends_with("load: example 17 is unreadable") != panics, "{failure}");
+        assert!(failure.to_string().ends_with("load: panicked: example 17 is unreadable") == panics, "{failure}");
+        // A user's own error is carried through.
+        let own = match &*failure.cause {
+            Error::Other(own) => own.downcast_ref::<Unreadable>(),
+            _ => None,
+        };
+        assert_eq!(own.map(|own| own.0), (!panics).then_some(17));
+        let source = std::error::Error::source(&failure).map(ToString::to_string);
+        assert_eq!(source, Some(failure.cause.to_string()));
     }
 }
 
@@ -399,7 +422,7 @@ fn data_that_fail_in_the_middle_end_the_run() {
 fn an_update_that_overflows_is_a_failure_not_a_result() {
     let optimizer = OptimizerConfig { lr: 1e39, momentum: 0.0, ..OptimizerConfig::default() };
     let mut trainer = builder(2, None).strategy(Interlock::width(2)).optimizer(optimizer).steps(1).build().unwrap();
-    let Error::Stage(failure) = trainer.fit(&Spiral { examples: 21 }).unwrap_err() else { panic!("no stage failed") };
+    let Error::Failed(failure) = trainer.fit(&Spiral { examples: 21 }).unwrap_err() else { panic!("no stage failed") };
     assert_eq!((failure.step, failure.phase), (Some(0), Phase::Update), "{failure}");
 }
 

@@ -14,8 +14,8 @@ use std::{
 use candle_core::Tensor;
 use common::{Chain, Fault, How, Perceptron, Slope, Spiral, When, given, scalars};
 use interlock::{
-    ActivationDtype, Adaptive, Batch, Dataset, EndToEnd, Error, GradientPlan, Interlock, Local, Phase, PlanSchedule,
-    Result, Strategy, TrainEvent, Trainer, WidthSchedule,
+    ActivationDtype, Adaptive, Batch, Dataset, EndToEnd, Error, GradientPlan, Interlock, Local, Origin, Phase,
+    PlanSchedule, Result, Strategy, TrainEvent, Trainer, WidthSchedule,
     optimizer::{
         OptimizerConfig,
         clip::{ClipConfig, ClipScope},
@@ -228,8 +228,8 @@ fn a_stage_that_fails_while_others_wait_for_a_plan_ends_the_run() {
         let rule = Adaptive { every: 1, window: 1, below: 2.0, width: 1, max_width: None };
         let fault = Fault { unit: 2, head: false, when, how: How::Panic, step };
         let error = fails_in_time(perceptron(Some(fault)).strategy(rule));
-        let Error::Stage(failure) = error else { panic!("{error}") };
-        assert_eq!((failure.stage, failure.step), (2, Some(step)), "{failure}");
+        let Error::Failed(failure) = error else { panic!("{error}") };
+        assert_eq!((failure.stage(), failure.step), (Some(2), Some(step)), "{failure}");
     }
 }
 
@@ -323,9 +323,13 @@ fn a_strategy_that_fails_ends_the_run() {
     ] {
         let builder = perceptron(None).strategy(Broken { wrong, known: 2 });
         let error = fails_in_time(builder);
-        let Error::Stage(failure) = error else { panic!("{wrong:?}: {error}") };
-        assert_eq!((failure.step, failure.phase), (Some(step), Phase::Plan), "{wrong:?}: {failure}");
-        assert!(failure.cause.contains(words), "{wrong:?}: {failure}");
+        let Error::Failed(failure) = error else { panic!("{wrong:?}: {error}") };
+        assert_eq!(
+            (failure.origin, failure.step, failure.phase),
+            (Origin::Strategy, Some(step), Phase::Plan),
+            "{wrong:?}: {failure}"
+        );
+        assert!(failure.to_string().contains(words), "{wrong:?}: {failure}");
     }
     // Nothing could ever be fed.
     let Err(error) = perceptron(None).strategy(Broken { wrong: Wrong::Errs, known: 0 }).build() else { panic!() };

@@ -61,7 +61,7 @@ impl Witness {
             _ => None,
         };
         let found = values.and_then(|values| Some((values.as_ptr() as u64, values.first_chunk::<ADDRESS>()?)));
-        let (address, made) = found.ok_or_else(|| Error::Ended("an activation holds no address".to_owned()))?;
+        let (address, made) = found.ok_or_else(|| Error::Internal("an activation holds no address".to_owned()))?;
         if address != u64::from_ne_bytes(*made) {
             self.copied.fetch_add(layout.shape().elem_count() as u64, Relaxed);
         }

@@ -144,7 +144,7 @@ impl Sink for JsonLines {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use interlock::{GradientPlan, Phase, StageFailure};
+    use interlock::{Failure, GradientPlan, Origin, Phase};
 
     use super::{super::read, *};
 
@@ -158,13 +158,8 @@ mod tests {
     }
 
     fn failure() -> Error {
-        Error::Stage(StageFailure {
-            stage: 1,
-            step: Some(7),
-            micro_batch: Some(0),
-            phase: Phase::Backward,
-            cause: "it is \"not\"\nfinite".to_owned(),
-        })
+        let cause = Error::other("it is \"not\"\nfinite");
+        Failure::new(Origin::Stage(1), Phase::Backward, cause).in_step(7).in_micro_batch(0).into()
     }
 
     #[test]
@@ -182,13 +177,13 @@ mod tests {
 
         let events: Vec<What> = read(&path).unwrap().into_iter().map(|event| event.what).collect();
         let changed = What::PlanChanged(PlanChanged { from_step: 3, follows: vec![1, 1] });
-        let nowhere = Failed { cause: "data: gone".to_owned(), stage: None, step: None, micro: None, phase: None };
+        let nowhere = Failed { cause: "gone".to_owned(), stage: None, step: None, micro: None, phase: None };
         let failed = Failed {
             cause: "it is \"not\"\nfinite".to_owned(),
             stage: Some(1),
             step: Some(7),
             micro: Some(0),
-            phase: Some("pull-back".to_owned()),
+            phase: Some("backward".to_owned()),
         };
         assert_eq!(events, [changed, What::Failed(failed), What::Failed(nowhere)]);
         assert_eq!(tries.load(Ordering::Relaxed), 1);

@@ -16,7 +16,7 @@ use super::{
     wire::send,
 };
 use crate::{
-    Error, Phase, Result, Score, StageFailure,
+    Error, Failure, Origin, Phase, Result, Score,
     schedule::{MicroBatchId, Purpose},
     stage::Payload,
     transport::{Built, Report, StageStep},
@@ -41,7 +41,7 @@ pub(super) struct Coordinator {
     norms: Gather<u64, Vec<f64>>,
     snapshots: Gather<(), Vec<(String, candle_core::Tensor)>>,
     /// The stages that have nothing to tell any more, and what is the failure if no stage fails by itself.
-    silent: BTreeMap<usize, StageFailure>,
+    silent: BTreeMap<usize, Failure>,
     failed: bool,
 }
 
@@ -68,7 +68,7 @@ impl<K: Ord + Copy, V> Gather<K, V> {
     }
 
     /// Whether some key has the parts of all stages but those.
-    fn waits_only_for(&self, silent: &BTreeMap<usize, StageFailure>) -> bool {
+    fn waits_only_for(&self, silent: &BTreeMap<usize, Failure>) -> bool {
         let there = |(stage, part): (usize, &Option<V>)| part.is_some() || silent.contains_key(&stage);
         self.parts.values().any(|parts| parts.iter().enumerate().all(there))
     }
@@ -107,7 +107,7 @@ impl Coordinator {
         let _ = self.events.send(event);
     }
 
-    fn fail(&mut self, failure: StageFailure) {
+    fn fail(&mut self, failure: Failure) {
         if !std::mem::replace(&mut self.failed, true) {
             self.tell(PipelineEvent::Failed(failure));
         }
@@ -125,11 +125,10 @@ impl Coordinator {
         }
     }
 
-    /// Turns an error in reaching a stage into the run's failure.
-    fn check(&mut self, stage: usize, result: Result<()>) {
-        if let Err(error) = result {
-            let cause = error.to_string();
-            self.fail(StageFailure { stage, step: None, micro_batch: None, phase: Phase::Transfer, cause });
+    /// Turns an error of `origin`, such as an actor that cannot be reached, into the run's failure.
+    fn check(&mut self, origin: Origin, result: Result<()>) {
+        if let Err(cause) = result {
+            self.fail(Failure::new(origin, Phase::Transfer, cause));
         }
     }
 
@@ -140,7 +139,7 @@ impl Coordinator {
     {
         for k in 0..self.stages.len() {
             let sent = self.stages[k].send(message.clone());
-            self.check(k, sent);
+            self.check(Origin::Stage(k), sent);
         }
     }
 
@@ -157,7 +156,7 @@ impl Coordinator {
             self.credits -= 1;
             count(&self.sent.activations);
             let sent = self.stages[0].send(Activation { micro_batch, payload, way: Way::now() });
-            self.check(0, sent);
+            self.check(Origin::Stage(0), sent);
             if last {
                 self.tell(PipelineEvent::Fed { purpose: micro_batch.purpose, step: micro_batch.step });
             }
@@ -197,8 +196,8 @@ impl Handler<Credit> for Coordinator {
     fn handle(&mut self, _: Credit, _: &mut Self::Context) {
         self.credits += 1;
         if self.credits > self.in_flight {
-            let error = Err(Error::Ended("the first stage gave a credit more than there are".to_owned()));
-            self.check(0, error);
+            let error = Err(Error::Internal("stage 0 gave more credits than it was given micro-batches".to_owned()));
+            self.check(Origin::Coordinator, error);
         }
         self.flow();
     }
@@ -256,7 +255,7 @@ impl Handler<Told> for Coordinator {
                     match &self.strategy {
                         Some(strategy) => {
                             let sent = send(strategy, "the strategy actor", Observe { step, stages });
-                            self.check(0, sent);
+                            self.check(Origin::Strategy, sent);
                         }
                         None => self.tell(PipelineEvent::StepDone { step, stages, change: None }),
                     }
@@ -282,7 +281,9 @@ impl Handler<Told> for Coordinator {
                 }
             }
             Report::Silent(failure) => {
-                self.silent.insert(failure.stage, failure);
+                if let Some(stage) = failure.stage() {
+                    self.silent.insert(stage, failure);
+                }
             }
             Report::Failed(failure) => self.fail(failure),
         }

@@ -43,7 +43,7 @@ impl DelayLine {
         let thread = std::thread::Builder::new()
             .name("interlock-delays".to_owned())
             .spawn(move || run(&take))
-            .map_err(|e| Error::Ended(format!("the thread that delays messages cannot be started: {e}")))?;
+            .map_err(|cause| Error::Thread { name: "interlock-delays", cause })?;
         Ok(Self { orders, origin: Instant::now(), thread: Some(thread) })
     }
 
@@ -72,12 +72,14 @@ impl Delayed {
         let arrives = self.channel.send(self.origin.elapsed().as_secs_f64(), bytes);
         let due = Duration::try_from_secs_f64(arrives.max(0.0)).ok().and_then(|after| self.origin.checked_add(after));
         let due = due.ok_or_else(|| {
-            Error::Ended(format!(
-                "a message of {bytes} bytes would arrive {arrives} s after the start, beyond all clocks"
-            ))
+            Error::invalid(
+                "link",
+                format!("a message of {bytes} bytes would arrive {arrives} s after the start, later than the clock can count"),
+                "use a shorter transfer-ms or a larger gbps",
+            )
         })?;
         let order = Order::Deliver { due, deliver: Box::new(deliver) };
-        self.orders.send(order).map_err(|_| Error::Ended("the thread that delays messages has ended".to_owned()))
+        self.orders.send(order).map_err(|_| Error::Ended("the thread that delays messages".to_owned()))
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{address::StageAddress, coordinator::Coordinator, wire::Wire};
 use crate::{
-    Activation as Tensors, Batch, PlanSchedule, Result, Score, StageFailure,
+    Activation as Tensors, Batch, Failure, PlanSchedule, Result, Score,
     plan::PlanPhase,
     schedule::{MicroBatchId, Purpose},
     stage::Payload,
@@ -226,5 +226,5 @@ pub enum PipelineEvent {
     /// Every stage's parameters and buffers; in order of stages.
     Snapshot(Vec<Vec<(String, Tensor)>>),
     /// A stage failed; there will be no further event.
-    Failed(StageFailure),
+    Failed(Failure),
 }

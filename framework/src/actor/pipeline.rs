@@ -26,7 +26,7 @@ use super::{
     wire::{Neighbour, Wire, send},
 };
 use crate::{
-    Error, Link, Result, StageFailure, metrics::MailboxGauge, schedule::Policy, simulator::least_in_flight,
+    Error, Failure, Link, Result, metrics::MailboxGauge, schedule::Policy, simulator::least_in_flight,
     stage::StageBlueprint, strategy::Plans, transport::Built,
 };
 
@@ -62,7 +62,7 @@ pub struct Pipeline {
     sent: Vec<Arc<Counter>>,
     in_flight: usize,
     /// The failure that ended the pipeline: there will be no further event.
-    failure: RefCell<Option<StageFailure>>,
+    failure: RefCell<Option<Failure>>,
     built: Vec<Built>,
 }
 
@@ -111,9 +111,9 @@ impl Pipeline {
                     let _ = system.run();
                 }
             })
-            .map_err(|e| Error::Ended(format!("its thread cannot be started: {e}")))?;
+            .map_err(|cause| Error::Thread { name: "interlock", cause })?;
         let (system, Launched { coordinator, strategy, arbiters, delays, sent }) =
-            ready.recv().map_err(|_| Error::Ended("its thread ended while it was being started".to_owned()))?;
+            ready.recv().map_err(|_| Error::Ended("the pipeline's thread".to_owned()))?;
         let mut pipeline = Self {
             coordinator,
             strategy,
@@ -139,7 +139,7 @@ impl Pipeline {
                 }
                 pipeline.built = built;
             }
-            other => return Err(Error::Ended(format!("{other:?} came before the stages were built"))),
+            other => return Err(Error::Internal(format!("{other:?} came before the stages were built"))),
         }
         Ok(pipeline)
     }
@@ -173,7 +173,7 @@ impl Pipeline {
         Coordinator: Handler<M>,
     {
         if let Some(failure) = &*self.failure.borrow() {
-            return Err(Error::Stage(failure.clone()));
+            return Err(Error::Failed(failure.clone()));
         }
         send(&self.coordinator, "the coordinator", message)
     }
@@ -181,18 +181,18 @@ impl Pipeline {
     /// The next event; waits for it.
     ///
     /// # Errors
-    /// If a stage has failed ([`Error::Stage`], the same from then on), or the actors' threads have ended.
+    /// If a stage has failed ([`Error::Failed`], the same from then on), or the actors' threads have ended.
     pub fn next(&self) -> Result<PipelineEvent> {
         if let Some(failure) = &*self.failure.borrow() {
-            return Err(Error::Stage(failure.clone()));
+            return Err(Error::Failed(failure.clone()));
         }
         match self.events.recv() {
             Ok(PipelineEvent::Failed(failure)) => {
                 self.failure.replace(Some(failure.clone()));
-                Err(Error::Stage(failure))
+                Err(Error::Failed(failure))
             }
             Ok(event) => Ok(event),
-            Err(_) => Err(Error::Ended("its threads have ended without a report".to_owned())),
+            Err(_) => Err(Error::Ended("the pipeline".to_owned())),
         }
     }
 
@@ -213,7 +213,7 @@ impl Pipeline {
     pub fn strategy_state(&self) -> Result<Option<Value>> {
         let (to, told) = channel();
         send(&self.strategy, "the strategy actor", TellState { to })?;
-        told.recv().map_err(|_| Error::Ended("its strategy has ended".to_owned()))?
+        told.recv().map_err(|_| Error::Ended("the strategy actor".to_owned()))?
     }
 
     /// A copy of every parameter and buffer of each stage, in order of stages; call it only while nothing is in flight.

@@ -21,8 +21,7 @@ use super::{
     waits::Waits,
 };
 use crate::{
-    Error, Phase, Result, Stage, StageFailure,
-    error::panic_message,
+    Error, Failure, Origin, Phase, Result, Stage,
     metrics::{Direction, MailboxGauge, StageMetrics},
     schedule::{Action, Event, Policy, StageRole, StageSchedule},
     stage::{StageBlueprint, Trainable},
@@ -88,7 +87,7 @@ impl StageActor {
         let stopped = match catch_unwind(AssertUnwindSafe(|| work(self))) {
             Ok(Ok(())) => return,
             Ok(Err(stopped)) => stopped,
-            Err(panic) => Stopped::Other(Error::Ended(format!("panicked: {}", panic_message(panic.as_ref())))),
+            Err(panic) => Stopped::Other(Error::panicked(&*panic)),
         };
         let failure = match stopped {
             Stopped::Failure(failure) => failure,
@@ -97,15 +96,10 @@ impl StageActor {
                     State::Working(work) => work.schedule.running(),
                     _ => None,
                 };
-                StageFailure {
-                    stage: self.blueprint.index,
-                    step: action.map(|a| a.step()),
-                    micro_batch: action.and_then(|a| a.micro()),
-                    phase: action.map_or(phase, phase_of),
-                    cause: match error {
-                        Error::Ended(cause) => cause,
-                        other => other.to_string(),
-                    },
+                let failure = Failure::new(Origin::Stage(self.blueprint.index), action.map_or(phase, phase_of), error);
+                match action {
+                    Some(action) => failure.in_step(action.step()).in_micro_batch(action.micro()),
+                    None => failure,
                 }
             }
         };
@@ -121,9 +115,9 @@ impl StageActor {
         self.mailbox.taken();
         self.guarded(Phase::Transfer, |this| {
             let State::Working(work) = &mut this.state else {
-                return Err(Error::Ended(format!("{event:?} arrived before the plan")).into());
+                return Err(Error::Internal(format!("{event:?} arrived before the plan")).into());
             };
-            work.schedule.on(event).map_err(|e| Error::Ended(e.to_string()))?;
+            work.schedule.on(event).map_err(|e| Error::Internal(e.to_string()))?;
             take(work)?;
             work.wake(ctx);
             Ok(())
@@ -138,19 +132,19 @@ impl StageActor {
                 at_work.settle_all()?;
                 work(at_work)
             }
-            _ => Err(Error::Ended("asked for something that must wait until nothing is in flight".to_owned()).into()),
+            _ => Err(Error::Internal("asked between steps while something is in flight".to_owned()).into()),
         });
     }
 }
 
 /// Why the work of a handler stopped.
 enum Stopped {
-    Failure(StageFailure),
+    Failure(Failure),
     Other(Error),
 }
 
-impl From<StageFailure> for Stopped {
-    fn from(failure: StageFailure) -> Self {
+impl From<Failure> for Stopped {
+    fn from(failure: Failure) -> Self {
         Self::Failure(failure)
     }
 }
@@ -158,7 +152,7 @@ impl From<StageFailure> for Stopped {
 impl From<Error> for Stopped {
     fn from(error: Error) -> Self {
         match error {
-            Error::Stage(failure) => Self::Failure(failure),
+            Error::Failed(failure) => Self::Failure(failure),
             other => Self::Other(other),
         }
     }
@@ -229,7 +223,7 @@ impl Handler<Follow> for StageActor {
             };
             match &mut this.state {
                 State::Working(work) => Ok(work.wire.report(Report::Built(built))?),
-                _ => Err(Error::Ended("was told a plan before it was connected, or a second time".to_owned()).into()),
+                _ => Err(Error::Internal("told a plan before it was connected, or a second time".to_owned()).into()),
             }
         });
     }
@@ -243,9 +237,9 @@ impl Handler<Change> for StageActor {
         self.guarded(Phase::Plan, |this| match &mut this.state {
             State::Working(work) => {
                 work.settle_all()?;
-                Ok(work.schedule.follow(message.phase).map_err(|e| Error::Ended(e.to_string()))?)
+                Ok(work.schedule.follow(message.phase).map_err(|e| Error::Internal(e.to_string()))?)
             }
-            _ => Err(Error::Ended("was told of a change before its first plan".to_owned()).into()),
+            _ => Err(Error::Internal("told of a change before its first plan".to_owned()).into()),
         });
     }
 }
@@ -329,7 +323,7 @@ impl Handler<Begin> for StageActor {
     type Result = ();
 
     fn handle(&mut self, message: Begin, _: &mut Self::Context) {
-        self.between_steps(Phase::Update, |work| {
+        self.between_steps(Phase::LearningRate, |work| {
             work.stage.begin(message.total_steps);
             Ok(())
         });
@@ -340,7 +334,7 @@ impl Handler<Validated> for StageActor {
     type Result = ();
 
     fn handle(&mut self, message: Validated, _: &mut Self::Context) {
-        self.between_steps(Phase::Update, |work| {
+        self.between_steps(Phase::LearningRate, |work| {
             work.stage.observe_validation(message.loss);
             Ok(())
         });
@@ -367,14 +361,8 @@ impl Drop for StageActor {
             _ => Ok(()),
         });
         if let Some(wire) = self.state.wire() {
-            let cause = "the stage's thread has ended".to_owned();
-            let failure = StageFailure {
-                stage: self.blueprint.index,
-                step: None,
-                micro_batch: None,
-                phase: Phase::Transfer,
-                cause,
-            };
+            let cause = Error::Ended("the stage's thread".to_owned());
+            let failure = Failure::new(Origin::Stage(self.blueprint.index), Phase::Transfer, cause);
             let _ = wire.report(Report::Failed(failure));
         }
     }

@@ -11,7 +11,7 @@ use super::{
     stage::StageActor,
     wire::send,
 };
-use crate::{Error, Phase, Result, StageFailure, error::panic_message, strategy::Plans, transport::Report};
+use crate::{Error, Failure, Origin, Phase, Result, strategy::Plans, transport::Report};
 
 /// Holds the plans of the run: tells every stage what to relay and what to follow, decides the changes that follow from what stages measure, and
 /// tells the coordinator for which steps every stage has been told.
@@ -29,12 +29,12 @@ impl StrategyActor {
     /// Runs `work`; an error or a panic becomes the run's failure, is reported once, and ends this actor's work.
     fn guarded(&mut self, step: Option<u64>, work: impl FnOnce(&mut Plans, &Lead) -> Result<()>) {
         let Some(followers) = &self.followers else { return };
-        let failure = |phase, cause| StageFailure { stage: 0, step, micro_batch: None, phase, cause };
+        let failure = |cause| Failure { step, ..Failure::new(Origin::Strategy, Phase::Plan, cause) };
         let failure = match catch_unwind(AssertUnwindSafe(|| work(&mut self.plans, followers))) {
             Ok(Ok(())) => return,
-            Ok(Err(Error::Stage(failure))) => failure,
-            Ok(Err(error)) => failure(Phase::Plan, error.to_string()),
-            Err(panic) => failure(Phase::Plan, format!("panicked: {}", panic_message(&*panic))),
+            Ok(Err(Error::Failed(failure))) => failure,
+            Ok(Err(error)) => failure(error),
+            Err(panic) => failure(Error::panicked(&*panic)),
         };
         // Where this fails the coordinator is gone, and with it everyone who could be told.
         let _ = send(&followers.coordinator, "the coordinator", Told(Report::Failed(failure)));
@@ -49,16 +49,7 @@ where
     StageActor: Handler<M>,
 {
     for to in stages {
-        to.send(message()).map_err(|error| {
-            let cause = error.to_string();
-            Error::Stage(StageFailure {
-                stage: to.stage(),
-                step: None,
-                micro_batch: None,
-                phase: Phase::Transfer,
-                cause,
-            })
-        })?;
+        to.send(message()).map_err(|cause| Failure::new(Origin::Stage(to.stage()), Phase::Transfer, cause))?;
     }
     Ok(())
 }
@@ -114,8 +105,8 @@ impl Handler<TellState> for StrategyActor {
     type Result = ();
 
     fn handle(&mut self, message: TellState, _: &mut Self::Context) {
-        let told = catch_unwind(AssertUnwindSafe(|| self.plans.state()))
-            .unwrap_or_else(|panic| Err(Error::Ended(format!("panicked: {}", panic_message(&*panic)))));
+        let told =
+            catch_unwind(AssertUnwindSafe(|| self.plans.state())).unwrap_or_else(|panic| Err(Error::panicked(&*panic)));
         // Whoever asked may have given up; nothing is lost.
         let _ = message.to.send(told);
     }

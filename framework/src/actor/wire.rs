@@ -13,7 +13,7 @@ use super::{
     stage::StageActor,
 };
 use crate::{
-    Activation as Tensors, Error, Phase, Result, StageFailure,
+    Activation as Tensors, Error, Failure, Origin, Phase, Result,
     schedule::MicroBatchId,
     stage::Payload,
     transport::{Report, Transport},
@@ -27,11 +27,9 @@ where
     M: Message + Send + 'static,
     M::Result: Send,
 {
-    to.try_send(message).map_err(|error| {
-        Error::Ended(match error {
-            SendError::Full(_) => format!("the mailbox of {name} is full, which its credits rule out"),
-            SendError::Closed(_) => format!("{name} no longer takes messages"),
-        })
+    to.try_send(message).map_err(|error| match error {
+        SendError::Full(_) => Error::MailboxFull(name.to_owned()),
+        SendError::Closed(_) => Error::Ended(name.to_owned()),
     })
 }
 
@@ -71,13 +69,9 @@ impl Neighbour {
         delayed.send(bytes as u64, move || {
             message.way().arrived = Instant::now();
             if let Err(error) = address.send(message) {
-                let failure = StageFailure {
-                    stage: from,
-                    step: Some(micro_batch.step),
-                    micro_batch: Some(micro_batch.index),
-                    phase: Phase::Transfer,
-                    cause: error.to_string(),
-                };
+                let failure = Failure::new(Origin::Stage(from), Phase::Transfer, error)
+                    .in_step(micro_batch.step)
+                    .in_micro_batch(micro_batch.index);
                 // Where even this fails the coordinator is gone, and with it everyone who could be told.
                 let _ = send(&teller, "the coordinator", Told(Report::Failed(failure)));
             }
@@ -85,13 +79,13 @@ impl Neighbour {
     }
 }
 
-fn lonely(stage: usize) -> Error {
-    Error::Ended(format!("stage {stage} has no such neighbour"))
+fn no_neighbour(stage: usize) -> Error {
+    Error::Internal(format!("stage {stage} has no such neighbour"))
 }
 
 impl Transport for Wire {
     fn send_activation(&mut self, micro_batch: MicroBatchId, payload: Payload) -> Result<()> {
-        let next = self.next.as_mut().ok_or_else(|| lonely(self.stage))?;
+        let next = self.next.as_mut().ok_or_else(|| no_neighbour(self.stage))?;
         count(&self.sent.activations);
         next.send(
             self.stage,
@@ -103,7 +97,7 @@ impl Transport for Wire {
     }
 
     fn send_gradient(&mut self, micro_batch: MicroBatchId, loss: usize, tensors: Tensors) -> Result<()> {
-        let previous = self.previous.as_mut().ok_or_else(|| lonely(self.stage))?;
+        let previous = self.previous.as_mut().ok_or_else(|| no_neighbour(self.stage))?;
         count(&self.sent.gradients);
         previous.send(
             self.stage,

@@ -32,7 +32,6 @@ use self::{
 use crate::{
     ActivationDtype, Batch, Error, ModelSpec, Result, StageDevice,
     device::run_on,
-    error::panic_message,
     stage::{Payload, StageSettings},
 };
 
@@ -192,7 +191,7 @@ impl Profile {
                 })
                 .collect();
             let join = |thread: thread::ScopedJoinHandle<'_, Result<DeviceCosts>>| {
-                thread.join().unwrap_or_else(|panic| Err(Error::Ended(format!("panicked: {}", panic_message(&*panic)))))
+                thread.join().unwrap_or_else(|panic| Err(Error::panicked(&*panic)))
             };
             threads.into_iter().map(join).collect::<Vec<_>>().into_iter().collect::<Result<Vec<_>>>()
         })?;

@@ -1,39 +1,9 @@
 //! Stages that wait for each other forever.
 
-use std::fmt;
-
-use crate::schedule::{Lack, StageSchedule};
-
-/// One stage's wait for another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wait {
-    /// The stage that waits.
-    pub stage: usize,
-    /// The stage that it waits for; none where it waits for the next batch, which is not fed while the first stage has no room.
-    pub on: Option<usize>,
-    /// What it waits for.
-    pub lack: Lack,
-}
-
-/// Nothing can happen any more, and the work is not done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Deadlock {
-    /// The waits that close a circle, or end where nothing comes from outside.
-    pub cycle: Vec<Wait>,
-}
-
-impl fmt::Display for Deadlock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, wait) in self.cycle.iter().enumerate() {
-            let and = if i == 0 { "" } else { ", " };
-            match wait.on {
-                Some(on) => write!(f, "{and}stage {} waits for {} of stage {on}", wait.stage, wait.lack)?,
-                None => write!(f, "{and}stage {} waits for {}", wait.stage, wait.lack)?,
-            }
-        }
-        Ok(())
-    }
-}
+use crate::{
+    error::{Deadlock, Wait},
+    schedule::{Lack, StageSchedule},
+};
 
 /// The cycle of waits among stages that are all stuck.
 pub(super) fn find<'a>(stages: impl Iterator<Item = &'a StageSchedule>) -> Deadlock {
@@ -46,7 +16,7 @@ pub(super) fn find<'a>(stages: impl Iterator<Item = &'a StageSchedule>) -> Deadl
             // The norm comes when every stage has shared its own.
             Lack::Norm => (0..stages.len()).find(|&other| other != k && stages[other].lack() != Lack::Norm),
         };
-        Wait { stage: k, on, lack }
+        Wait { stage: k, on, what: lack.to_string() }
     };
     let mut seen: Vec<Wait> = Vec::new();
     let mut at = Some(0);
@@ -55,8 +25,8 @@ pub(super) fn find<'a>(stages: impl Iterator<Item = &'a StageSchedule>) -> Deadl
             return Deadlock { cycle: seen.split_off(begin) };
         }
         let next = wait(k);
-        seen.push(next);
         at = next.on;
+        seen.push(next);
     }
     Deadlock { cycle: seen }
 }

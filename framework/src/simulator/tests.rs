@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     Error,
-    schedule::{Grid, Lack, PolicyName},
+    error::Wait,
+    schedule::{Grid, PolicyName},
 };
 
 /// `F = B = W = 1`, `H = 0.3`, where the last stage's loss costs nothing, and room for `in_flight`.
@@ -127,7 +128,7 @@ fn a_deadlock_is_an_error_with_its_cycle() {
     let stuck = Scenario { in_flight: 0, ..scenario(1, 2) };
     match simulate(&stuck) {
         Err(Error::Deadlock(deadlock)) => {
-            assert_eq!(deadlock.cycle, [Wait { stage: 0, on: None, lack: Lack::Activation }]);
+            assert_eq!(deadlock.cycle, [Wait { stage: 0, on: None, what: "an activation".to_owned() }]);
             assert_eq!(deadlock.to_string(), "stage 0 waits for an activation");
         }
         other => panic!("{other:?}"),

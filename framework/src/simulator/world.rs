@@ -222,7 +222,7 @@ impl<'a> World<'a> {
             What::Done(span) => self.finish(span),
             What::Arrive { stage, event, sender } => {
                 let state = &mut self.stages[stage];
-                state.schedule.on(event).map_err(|e| Error::Ended(format!("simulated stage {stage}: {e}")))?;
+                state.schedule.on(event).map_err(|e| Error::Internal(format!("simulated stage {stage}: {e}")))?;
                 state.comes(self.now, sender.map_or(Cause::Start, |span| Cause::Message(span, event)));
                 if matches!(event, Event::Activation(_)) {
                     state.held += 1;

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Head, Recompute, Stage, Trainable, Watch};
 use crate::{
-    ActivationDtype, Error, Loss, ModelSpec, ParameterStore, Partition, Phase, Result, Sequential, StageDevice,
-    StageFailure, Unit,
+    ActivationDtype, Error, Failure, Loss, ModelSpec, Origin, ParameterStore, Partition, Phase, Result, Sequential,
+    StageDevice, Unit,
     device::{Part, PartKind},
     model::parameters::NamedTensors,
     optimizer::{OptimizerConfig, clip::ClipConfig, lr_schedule::LrSchedule},
@@ -149,19 +149,13 @@ impl StageBlueprint {
     }
 
     /// Builds the stage, on the calling thread and for its device.
-    pub fn build(&self) -> Result<Stage, StageFailure> {
+    pub fn build(&self) -> Result<Stage, Failure> {
         let build = || -> Result<Stage> {
             let device = self.device.for_stage()?.unwrap_or_else(|| Arc::clone(&self.device));
             let here = Self { device: Arc::clone(&device), ..self.clone() };
             crate::device::run_on(&*device, || here.assemble()).map_err(|error| device.explain(error))
         };
-        build().map_err(|e| StageFailure {
-            stage: self.index,
-            step: None,
-            micro_batch: None,
-            phase: Phase::Build,
-            cause: e.to_string(),
-        })
+        build().map_err(|cause| Failure::new(Origin::Stage(self.index), Phase::Build, cause))
     }
 
     fn assemble(&self) -> Result<Stage> {

@@ -9,8 +9,8 @@ use super::{
     watch::{Note, Numbers, Place, What, not_finite},
 };
 use crate::{
-    Error, Result, Score, StageDevice, StageFailure, device::Reading, metrics::table::NONFINITE,
-    schedule::MicroBatchId, tensor::cosine::Products,
+    Error, Failure, Result, Score, StageDevice, device::Reading, metrics::table::NONFINITE, schedule::MicroBatchId,
+    tensor::cosine::Products,
 };
 
 /// What an update has begun to read: all numbers of its step that have not been told yet. [`Stage::take`] waits for them.
@@ -90,12 +90,12 @@ impl Asked {
     ///
     /// # Errors
     /// With the first value of stage `stage` that is not finite, and where it arose.
-    fn take(self, stage: usize) -> Result<Result<Found, Place>, StageFailure> {
+    fn take(self, stage: usize) -> Result<Result<Found, Place>, Failure> {
         let failure = |place: Place, error: Error| {
             if let Error::NotFinite(sort, _) = error {
                 NONFINITE.counter(&[&stage.to_string(), sort.name()]).increment(1);
             }
-            place.failure(stage, &error)
+            place.failure(stage, error)
         };
         let read = self
             .reading
@@ -109,7 +109,7 @@ impl Asked {
                 Given::Read(count) => {
                     let Some((values, left)) = rest.split_at_checked(*count) else {
                         let cause = format!("the device gave {} numbers, fewer than it was asked for", read.len());
-                        return Err(failure(place, Error::Ended(cause)));
+                        return Err(failure(place, Error::Internal(cause)));
                     };
                     rest = left;
                     values
@@ -148,7 +148,7 @@ impl Stage {
     ///
     /// # Errors
     /// With the first value that is not finite, and where it arose; or if the device fails.
-    pub fn take(&mut self, reading: StepReading) -> Result<Option<StepNumbers>, StageFailure> {
+    pub fn take(&mut self, reading: StepReading) -> Result<Option<StepNumbers>, Failure> {
         let StepReading { lr, score, asked } = reading;
         let Some(found) = self.look(asked)? else { return Ok(None) };
         Ok(Some(StepNumbers {
@@ -161,15 +161,14 @@ impl Stage {
         }))
     }
 
-    fn look(&mut self, asked: Asked) -> Result<Option<Found>, StageFailure> {
+    fn look(&mut self, asked: Asked) -> Result<Option<Found>, Failure> {
         if self.silence.is_some() {
             return Ok(None);
         }
         match asked.take(self.index)? {
             Ok(found) => Ok(Some(found)),
             Err(place) => {
-                let cause = "an infinity or a NaN came, and no stage has one of its own".to_owned();
-                self.silence = Some(place.failed(self.index, cause));
+                self.silence = Some(place.failure(self.index, Error::CorruptedInTransfer));
                 Ok(None)
             }
         }
@@ -177,20 +176,20 @@ impl Stage {
 
     /// What came that was not finite, since when this stage has nothing to tell. The stage that sent it fails of it; where none does, the way
     /// between them is broken, and this is the failure.
-    pub fn silence(&self) -> Option<&StageFailure> {
+    pub fn silence(&self) -> Option<&Failure> {
         self.silence.as_ref()
     }
 
     /// Reads, and waits for, what there is to tell of an evaluation's micro-batch: its score, if it has one.
     pub(super) fn read_evaluation(&mut self, micro_batch: MicroBatchId) -> Result<Option<Score>> {
         let asked = Asked::of(self.watch.take_evaluated(micro_batch), self.watch.place(), &*self.device)?;
-        Ok(self.look(asked).map_err(Error::Stage)?.and_then(|found| found.score))
+        Ok(self.look(asked).map_err(Error::Failed)?.and_then(|found| found.score))
     }
 
     /// Reads, and waits for, all that there is to tell of the step so far: the squared norms of the gradients. None where nothing is.
     pub(super) fn read_norms(&mut self) -> Result<Option<Vec<f64>>> {
         let asked = Asked::of(self.watch.take_step(), self.watch.place(), &*self.device)?;
-        let Some(found) = self.look(asked).map_err(Error::Stage)? else { return Ok(None) };
+        let Some(found) = self.look(asked).map_err(Error::Failed)? else { return Ok(None) };
         self.score = found.score;
         Ok(Some(found.squared_norms))
     }

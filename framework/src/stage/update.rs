@@ -32,7 +32,7 @@ impl Stage {
         let global = match &self.clip {
             Some(ClipConfig { scope: ClipScope::Global, .. }) => {
                 Some(Clip::Known(coefficient(global_norm.ok_or_else(|| {
-                    Error::Ended("an update under global clipping came before the norm of all stages".to_owned())
+                    Error::Internal("an update under global clipping came before the norm of all stages".to_owned())
                 })?)))
             }
             _ => None,

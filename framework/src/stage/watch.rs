@@ -7,7 +7,7 @@
 use candle_core::Tensor;
 
 use crate::{
-    Activation, Error, NonFinite, Phase, Result, Score, StageDevice, StageFailure,
+    Activation, Error, Failure, NonFinite, Origin, Phase, Result, Score, StageDevice,
     loss::Scored,
     schedule::{Action, MicroBatchId, Purpose},
     tensor::{elementwise::is_finite, sums},
@@ -40,18 +40,10 @@ impl Place {
     }
 
     /// The failure of stage `stage` there.
-    pub(super) fn failure(self, stage: usize, cause: &Error) -> StageFailure {
-        self.failed(stage, cause.to_string())
-    }
-
-    pub(super) fn failed(self, stage: usize, cause: String) -> StageFailure {
-        StageFailure {
-            stage,
-            step: Some(self.step),
-            micro_batch: self.micro_batch.map(|micro_batch| micro_batch.index),
-            phase: self.phase,
-            cause,
-        }
+    pub(super) fn failure(self, stage: usize, cause: Error) -> Failure {
+        Failure::new(Origin::Stage(stage), self.phase, cause)
+            .in_step(self.step)
+            .in_micro_batch(self.micro_batch.map(|micro_batch| micro_batch.index))
     }
 }
 

@@ -58,7 +58,7 @@ impl Trainer {
                             };
                         }
                     }
-                    other => return Err(Error::Ended(format!("{other:?} came in the middle of an evaluation"))),
+                    other => return Err(Error::Internal(format!("{other:?} came in the middle of an evaluation"))),
                 }
             }
             Ok(true)

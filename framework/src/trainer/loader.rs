@@ -9,7 +9,7 @@ use std::{
 
 use rand::{Rng, seq::SliceRandom};
 
-use crate::{Batch, Dataset, Error, Result, error::panic_message, random::Key};
+use crate::{Batch, Dataset, Error, Failure, Origin, Phase, Result, random::Key};
 
 /// Batches that are ready before they are asked for.
 const AHEAD: usize = 2;
@@ -51,6 +51,11 @@ impl Order {
     }
 }
 
+/// The failure of a data set.
+fn failure(cause: Error) -> Failure {
+    Failure::new(Origin::Data, Phase::Load, cause)
+}
+
 /// The receiving end of a loading thread.
 pub(super) struct Loader(Receiver<Result<Batch>>);
 
@@ -73,7 +78,7 @@ impl Loader {
                     epoch = (at, order.epoch(at));
                 }
                 let numbers = &epoch.1[order.batch_of(&epoch.1, step, per_epoch)];
-                data.batch(numbers, Some(key.with(at)))
+                data.batch(numbers, Some(key.with(at))).map_err(|cause| failure(cause).in_step(step).into())
             }),
         ))
     }
@@ -90,7 +95,7 @@ impl Loader {
             scope,
             starts.map(move |start| {
                 let numbers: Vec<usize> = (start..(start + batch_size).min(len)).collect();
-                data.batch(&numbers, None)
+                data.batch(&numbers, None).map_err(|cause| failure(cause).into())
             }),
         ))
     }
@@ -103,7 +108,7 @@ impl Loader {
         scope.spawn(move || {
             loop {
                 let made = catch_unwind(AssertUnwindSafe(|| batches.next()))
-                    .unwrap_or_else(|panic| Some(Err(Error::Data(format!("panicked: {}", panic_message(&*panic))))));
+                    .unwrap_or_else(|panic| Some(Err(failure(Error::panicked(&*panic)).into())));
                 let Some(batch) = made else { break };
                 let failed = batch.is_err();
                 // Where nobody takes batches any more the run has ended early.
@@ -117,7 +122,7 @@ impl Loader {
 
     /// The next batch; waits for it.
     pub(super) fn next(&self) -> Result<Batch> {
-        self.0.recv().map_err(|_| Error::Data("there are no more batches".to_owned()))?
+        self.0.recv().map_err(|_| Error::Internal("the loading thread has no more batches".to_owned()))?
     }
 }
 

@@ -31,7 +31,7 @@ impl Evaluation {
             .filter_map(|(stage, score)| score.map(|score| HeadScore { stage, score }))
             .collect();
         if heads.is_empty() {
-            return Err(Error::Ended("no stage scored anything".to_owned()));
+            return Err(Error::Internal("no stage scored anything".to_owned()));
         }
         Ok(Self { heads, seconds: time.as_secs_f64() })
     }

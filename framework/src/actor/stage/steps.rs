@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Instant};
 
 use super::{Stopped, phase_of, work::Work};
 use crate::{
-    Phase, Result, StageFailure,
+    Error, Failure, Origin, Phase, Result,
     device::Mark,
     schedule::{self, Action, MicroBatchId},
     stage::{StepNumbers, StepReading},
@@ -90,7 +90,7 @@ impl Work {
         let (now, later) = std::mem::take(&mut self.evaluated).into_iter().partition::<Vec<_>, _>(of);
         self.evaluated = later;
         for Timed { action, before, after } in now {
-            let instant = |mark: &dyn Mark| mark.instant().map_err(|error| self.failed_in(action, &error));
+            let instant = |mark: &dyn Mark| mark.instant().map_err(|error| self.failed_in(action, error));
             let took = instant(&*after)?.saturating_duration_since(instant(&*before)?);
             self.metrics.took(action.kind(), took);
         }
@@ -110,7 +110,7 @@ impl Work {
     pub(super) fn settle_ready(&mut self) -> Result<(), Stopped> {
         while let Some(next) = self.untold.front() {
             let step = next.step;
-            if !next.reading.is_ready().map_err(|error| self.failure(step, &error))? {
+            if !next.reading.is_ready().map_err(|error| self.failure(step, error))? {
                 break;
             }
             self.settle_next()?;
@@ -149,7 +149,7 @@ impl Work {
     pub(super) fn tell(&mut self, step: u64, numbers: StepNumbers, done: Done) -> Result<(), Stopped> {
         let Done { mut work, mut spans, timed } = done;
         for Timed { action, before, after } in timed {
-            let instant = |mark: &dyn Mark| mark.instant().map_err(|error| self.failure(step, &error));
+            let instant = |mark: &dyn Mark| mark.instant().map_err(|error| self.failure(step, error));
             let times = [instant(&*before)?, instant(&*after)?];
             let took = times[1].saturating_duration_since(times[0]);
             self.metrics.took(action.kind(), took);
@@ -163,13 +163,12 @@ impl Work {
     }
 
     /// The failure of the device while the times of an action were waited for.
-    fn failed_in(&self, action: Action, error: &crate::Error) -> StageFailure {
-        StageFailure { micro_batch: action.micro(), phase: phase_of(action), ..self.failure(action.step(), error) }
+    fn failed_in(&self, action: Action, error: Error) -> Failure {
+        Failure { phase: phase_of(action), ..self.failure(action.step(), error) }.in_micro_batch(action.micro())
     }
 
     /// The failure of the device while a step was waited for.
-    fn failure(&self, step: u64, error: &crate::Error) -> StageFailure {
-        let stage = self.stage.index();
-        StageFailure { stage, step: Some(step), micro_batch: None, phase: Phase::Update, cause: error.to_string() }
+    fn failure(&self, step: u64, error: Error) -> Failure {
+        Failure::new(Origin::Stage(self.stage.index()), Phase::Update, error).in_step(step)
     }
 }

@@ -9,7 +9,7 @@ use super::{
     steps::{Done, Queue, Timed},
 };
 use crate::{
-    Score, Stage, StageFailure,
+    Failure, Score, Stage,
     actor::{
         messages::{Act, Way},
         waits::Waits,
@@ -107,8 +107,8 @@ impl Work {
         &mut self,
         direction: Direction,
         way: Way,
-        take: impl FnOnce(&mut Stage) -> Result<(), StageFailure>,
-    ) -> Result<(), StageFailure> {
+        take: impl FnOnce(&mut Stage) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let start = Instant::now();
         take(&mut self.stage)?;
         self.metrics.arrived(direction, way.arrived.saturating_duration_since(way.sent) + start.elapsed());

@@ -11,7 +11,6 @@ use super::{memory::Reader, parts::Parts};
 use crate::{
     Activation, Error, NonFinite, Pass, Phase, Result, Saved, StageDevice, Wants,
     differentiation::input_of,
-    error::panic_message,
     loss::LossOn,
     optimizer::Clip,
     stage::{Payload, StageSettings},
@@ -88,10 +87,10 @@ pub(super) fn guarded<R>(unit: usize, name: &str, phase: Phase, work: impl FnOnc
     let done = catch_unwind(AssertUnwindSafe(work));
     let cause = match done {
         Ok(Ok(result)) => return Ok(result),
-        Ok(Err(error)) => error.to_string(),
-        Err(panic) => format!("panicked: {}", panic_message(&*panic)),
+        Ok(Err(error)) => error,
+        Err(panic) => Error::panicked(&*panic),
     };
-    Err(Error::Unit { unit, name: name.to_owned(), phase, cause })
+    Err(Error::Unit { unit, name: name.to_owned(), phase, cause: Box::new(cause) })
 }
 
 impl<'a> Chain<'a> {
