@@ -191,7 +191,7 @@ mod tests {
         let PipelineEvent::Failed(failure) = event else { panic!("{event:?}") };
         assert_eq!(
             failure.to_string(),
-            "stage 2, step 5, micro-batch 1, transfer: the pipeline has ended: stage 3 no longer takes messages"
+            "stage 2, step 5, micro-batch 1, transfer: stage 3 has ended; build a new trainer"
         );
     }
 }

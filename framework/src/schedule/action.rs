@@ -25,8 +25,10 @@ pub struct MicroBatchId {
     /// What it is for.
     pub purpose: Purpose,
     /// Its number within the step or evaluation.
+    #[serde(alias = "micro")]
     pub index: usize,
     /// How many micro-batches the step or evaluation has.
+    #[serde(alias = "micros")]
     pub count: usize,
 }
 
@@ -62,13 +64,17 @@ pub enum Action {
     /// Run the head (or just the loss, on the last stage).
     Head {
         /// The micro-batch.
+        #[serde(alias = "ticket")]
         micro_batch: MicroBatchId,
         /// Whether the gradient with respect to the stage's output is wanted: the head is needed, not a probe.
+        #[serde(alias = "cotangent")]
         output_gradient: bool,
     },
-    /// Pull a loss back through the stage.
+    /// Run one loss backward through the stage.
+    #[serde(alias = "pull_back")]
     Backward {
         /// The micro-batch.
+        #[serde(alias = "ticket")]
         micro_batch: MicroBatchId,
         /// The stage whose loss it is.
         loss: usize,

@@ -244,8 +244,20 @@ fn the_last_steps_are_cut_out_and_come_back_from_json() {
     assert_eq!(timeline.cut_to_last_steps(0).spans, []);
     let text = serde_json::to_string(&timeline).unwrap();
     assert_eq!(serde_json::from_str::<Timeline>(&text).unwrap(), timeline);
-    let first = r#"{"stage":0,"action":{"forward":{"step":0,"purpose":"train","micro":0,"micros":2}},"start":0.0,"end":0.0015}"#;
+    let first =
+        r#"{"stage":0,"action":{"forward":{"step":0,"purpose":"train","index":0,"count":2}},"start":0.0,"end":0.0015}"#;
     assert!(text.contains(first), "{text}");
+    // The words of format 1 are read too.
+    let words = [
+        ("\"backward\"", "\"pull_back\""),
+        ("micro_batch", "ticket"),
+        ("output_gradient", "cotangent"),
+        ("index", "micro"),
+        ("count", "micros"),
+    ];
+    let old = words.iter().fold(text.clone(), |text, (new, old)| text.replace(new, old));
+    assert_ne!(old, text);
+    assert_eq!(serde_json::from_str::<Timeline>(&old).unwrap(), timeline);
 }
 
 #[test]

@@ -315,7 +315,7 @@ fn tied_parameters_count_once() {
 
 #[test]
 fn what_fails_names_the_unit_and_its_phase() {
-    for (phase, shown) in [(Phase::Build, "build"), (Phase::Forward, "forward"), (Phase::Backward, "pull-back")] {
+    for (phase, shown) in [(Phase::Build, "build"), (Phase::Forward, "forward"), (Phase::Backward, "backward")] {
         for panics in [false, true] {
             if panics && phase == Phase::Build {
                 continue;
@@ -326,7 +326,7 @@ fn what_fails_names_the_unit_and_its_phase() {
             assert!(
                 matches!(&error, Error::Unit { unit: 1, name, phase: found, .. } if name == "b" && *found == phase)
             );
-            let cause = if panics { "panicked: oh no" } else { "data: oh no" };
+            let cause = if panics { "panicked: oh no" } else { "oh no" };
             assert_eq!(error.to_string(), format!("unit 1 \"b\", {shown}: {cause}"));
         }
     }
