@@ -10,7 +10,7 @@ use divan::{Bencher, counter::ItemsCount};
 use interlock::{
     Activation, Differentiable, Loss, ParameterStore, Pass, Result, Saved, Wants,
     loss::CrossEntropy,
-    optimizer::{self, Clip, OptimizerConfig, OptimizerKind, Slot},
+    optimizer::{self, ClipFactor, OptimizerConfig, OptimizerKind, Slot},
 };
 use interlock_backends::layers::{
     BatchNorm2d, CausalSelfAttention, Conv2d, Conv2dConfig, ConvBlock, Gelu, GlobalAvgPool, LayerNorm, Linear,
@@ -205,7 +205,7 @@ fn cross_entropy(bencher: Bencher<'_, '_>) {
     let targets = targets.to_dtype(candle_core::DType::U32).unwrap();
     let loss = CrossEntropy::default();
     let bencher = bencher.counter(ItemsCount::new(rows * classes));
-    bencher.bench_local(|| loss.differentiate(&logits, &targets, rows as f64).map(drop));
+    bencher.bench_local(|| loss.differentiate(&logits, &(&targets).into(), rows as f64).map(drop));
 }
 
 #[divan::bench(args = [OptimizerKind::Sgd, OptimizerKind::Adamw])]
@@ -220,7 +220,7 @@ fn update(bencher: Bencher<'_, '_>, kind: OptimizerKind) {
             name: "w",
             var: &var,
             unclipped: &gradient,
-            clip: Clip::NONE,
+            clip: ClipFactor::NONE,
             asynchronous: false,
             lr_scale: 1.0,
             weight_decay: 1e-4,

@@ -74,8 +74,9 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 /// Stage 1: its output's loss, pulled back to its input.
 fn behind(stage: &Sequential, y: &Activation) -> Activation {
     let (logits, saved) = stage.forward(y, &Pass::train(1, 0, 0)).expect("a forward pass");
-    let (_, gradient) =
-        CrossEntropy::default().differentiate(logits.single().expect("one tensor"), &targets(), 6.0).expect("a loss");
+    let (_, gradient) = CrossEntropy::default()
+        .differentiate(logits.single().expect("one tensor"), &(&targets()).into(), 6.0)
+        .expect("a loss");
     stage.backward(&saved, &gradient.into(), Wants::INPUT).expect("a pull-back").input.expect("a gradient")
 }
 

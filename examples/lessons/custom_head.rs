@@ -8,7 +8,7 @@
 
 use candle_core::{D, DType, Tensor};
 use interlock::{
-    Error, Interlock, Loss, ModelSpec, Result, Score, Sequential, Trainer, Unit,
+    Error, Interlock, Loss, ModelSpec, Result, Score, Scored, Sequential, Targets, Trainer, Unit,
     optimizer::OptimizerConfig,
     stage::HeadsConfig,
     trainer::{Split, TrainEvent},
@@ -63,13 +63,13 @@ impl Loss for SquaredDistance {
         Ok(targets.elem_count() as f64)
     }
 
-    fn score(&self, output: &Tensor, targets: &Tensor) -> Result<Score> {
+    fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored> {
         let loss = f64::from((Self::error(output, targets)?.sqr()?.sum_all()?.to_scalar::<f32>()?) / 2.0);
         let right = output.argmax(D::Minus1)?.eq(targets)?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
-        Ok(Score { loss, count: self.count(targets)?, correct: Some(f64::from(right)) })
+        Ok(Score { loss, count: self.count(targets)?, correct: Some(f64::from(right)) }.into())
     }
 
-    fn differentiate(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Score, Tensor)> {
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)> {
         Ok((self.score(output, targets)?, (Self::error(output, targets)? / total)?))
     }
 }

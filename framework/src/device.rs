@@ -153,6 +153,11 @@ pub enum PartKind {
     Head,
 }
 
+/// A mark after everything given to `device` so far; where the host waits for the device, that is now.
+pub(crate) fn mark(device: &dyn StageDevice) -> Result<Box<dyn Mark>> {
+    Ok(device.mark()?.unwrap_or_else(|| Box::new(std::time::Instant::now())))
+}
+
 /// Runs `work` on the device's threads and returns its result.
 pub fn run_on<R: Send>(device: &dyn StageDevice, work: impl FnOnce() -> R + Send) -> R {
     let mut work = Some(work);

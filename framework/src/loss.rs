@@ -1,4 +1,4 @@
-//! Losses: what a head's output is worth, and its gradient.
+//! Losses: loss and accuracy of a head's output, and the gradient of the loss.
 
 mod cross_entropy;
 mod exponentials;
@@ -7,10 +7,12 @@ mod mean_squared_error;
 pub use cross_entropy::CrossEntropy;
 pub use mean_squared_error::MeanSquaredError;
 
+use std::ops::Deref;
+
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, StageDevice};
+use crate::{Error, Result, StageDevice, tensor::Numbers};
 
 /// What a head scored on some examples. Scores of parts of a batch or a data set add up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -53,19 +55,92 @@ impl Score {
     }
 }
 
-/// A score on some examples, as soon as it can be told.
+/// A score on some examples, read or not.
+///
+/// A loss that reads its value from the device gives a [`Score`], `.into()`; a loss that leaves it on an asynchronous device, so that nothing
+/// waits, uses [`Self::on_device`].
 #[derive(Clone, Debug)]
-pub enum Scored {
-    /// It is known.
-    Known(Score),
-    /// The device has yet to compute it. A tensor on the output's device, `f64`: `(1)`, the loss summed over the targets that count, or `(2)`, and
-    /// how many of them were predicted right. How many count is what [`Loss::count`] says.
-    Later(Tensor),
+pub struct Scored {
+    /// The loss, summed over the targets that count and, where the loss has such a notion, how many of them were predicted right.
+    pub(crate) numbers: Numbers,
+    /// How many targets count.
+    pub(crate) count: f64,
+}
+
+impl Scored {
+    /// A score over `count` targets that lies on the output's device: an `f64` tensor, `(1)` the loss summed over the targets that count, or
+    /// `(2)` that and how many of them were predicted right.
+    pub fn on_device(numbers: Tensor, count: f64) -> Self {
+        Self { numbers: Numbers::Device(numbers), count }
+    }
+
+    /// The score; waits for the device where it lies there.
+    ///
+    /// # Errors
+    /// If the device fails, or the numbers are not one or two.
+    pub fn read(&self) -> Result<Score> {
+        let read;
+        let values = match &self.numbers {
+            Numbers::Host(values) => values,
+            Numbers::Device(tensor) => {
+                read = tensor.to_vec1::<f64>()?;
+                &read
+            }
+        };
+        match values[..] {
+            [loss] => Ok(Score { loss, count: self.count, correct: None }),
+            [loss, correct] => Ok(Score { loss, count: self.count, correct: Some(correct) }),
+            _ => Err(Error::invalid("loss", format!("a score of {} numbers", values.len()), "give one or two")),
+        }
+    }
 }
 
 impl From<Score> for Scored {
-    fn from(score: Score) -> Self {
-        Self::Known(score)
+    fn from(Score { loss, count, correct }: Score) -> Self {
+        Self { numbers: Numbers::Host([loss].into_iter().chain(correct).collect()), count }
+    }
+}
+
+/// The targets of a micro-batch, where the data set put them and on the output's device. It derefs to the tensor on the output's device.
+#[derive(Clone, Debug)]
+pub struct Targets {
+    given: Tensor,
+    here: Tensor,
+    asynchronous: bool,
+}
+
+impl Targets {
+    /// The targets `given`, brought to `device`.
+    ///
+    /// # Errors
+    /// If they cannot be brought there.
+    pub fn on(device: &dyn StageDevice, given: &Tensor) -> Result<Self> {
+        Ok(Self { given: given.clone(), here: device.bring(given)?, asynchronous: device.is_asynchronous() })
+    }
+
+    /// The targets as the data set gave them, on the host: what a loss checks before it computes.
+    pub fn given(&self) -> &Tensor {
+        &self.given
+    }
+
+    /// Whether their device is asynchronous: a loss that reads a value then waits for everything before it.
+    pub fn is_asynchronous(&self) -> bool {
+        self.asynchronous
+    }
+}
+
+impl From<&Tensor> for Targets {
+    /// Targets that are where the output is, on a device that the host waits for.
+    fn from(targets: &Tensor) -> Self {
+        Self { given: targets.clone(), here: targets.clone(), asynchronous: false }
+    }
+}
+
+impl Deref for Targets {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        &self.here
     }
 }
 
@@ -73,68 +148,48 @@ impl From<Score> for Scored {
 ///
 /// The division is the caller's, so that uneven micro-batches keep the mean of the batch.
 ///
-/// On a device that works behind the host's back ([`StageDevice::is_asynchronous`]) a score that is read waits for everything before it. There
-/// stages call [`Self::check`], [`Self::count`], and [`Self::score_later`] or [`Self::differentiate_later`], which by default wait. A loss that is
-/// to cost no wait gives [`Scored::Later`].
+/// ```
+/// use candle_core::Tensor;
+/// use interlock::{Loss, Result, Score, Scored, Targets};
+///
+/// /// `Σ |y - t|`
+/// struct AbsoluteError;
+///
+/// impl Loss for AbsoluteError {
+///     fn count(&self, targets: &Tensor) -> Result<f64> {
+///         Ok(targets.elem_count() as f64)
+///     }
+///
+///     fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored> {
+///         let loss = (output - &**targets)?.abs()?.sum_all()?.to_scalar::<f32>()?;
+///         Ok(Score { loss: loss.into(), count: self.count(targets)?, correct: None }.into())
+///     }
+///
+///     fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)> {
+///         let gradient = ((output - &**targets)?.sign()? / total)?;
+///         Ok((self.score(output, targets)?, gradient))
+///     }
+/// }
+///
+/// let (output, targets) = (Tensor::new(&[1.0_f32, 5.0], &candle_core::Device::Cpu)?, Tensor::new(&[2.0_f32, 2.0], &candle_core::Device::Cpu)?);
+/// let (scored, gradient) = AbsoluteError.differentiate(&output, &(&targets).into(), 2.0)?;
+/// assert_eq!(scored.read()?.loss, 4.0);
+/// assert_eq!(gradient.to_vec1::<f32>()?, [-0.5, 0.5]);
+/// # Ok::<(), interlock::Error>(())
+/// ```
 pub trait Loss: Send + Sync {
-    /// How many of `targets` count (all but the ignored).
+    /// How many of `targets`, which are on the host, count (all but the ignored).
     fn count(&self, targets: &Tensor) -> Result<f64>;
 
     /// The score of `output` against `targets`.
-    fn score(&self, output: &Tensor, targets: &Tensor) -> Result<Score>;
-
-    /// The score, and the gradient of `sum of losses / total` with respect to `output`, shaped as `output`.
-    fn differentiate(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Score, Tensor)>;
-
-    /// Refuses targets that do not fit the output, of which only the shape is looked at; the targets are where the data set put them. The other
-    /// functions refuse them by themselves, but for those whose score comes later.
     ///
     /// # Errors
-    /// If they do not fit.
-    fn check(&self, output: &Tensor, targets: &Tensor) -> Result<()> {
-        let _ = (output, targets);
-        Ok(())
-    }
+    /// If the targets do not fit the output.
+    fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored>;
 
-    /// As [`Self::score`], of targets on the output's device that [`Self::check`] has passed; nothing waits for the device.
-    fn score_later(&self, output: &Tensor, targets: &Tensor) -> Result<Scored> {
-        self.score(output, targets).map(Scored::Known)
-    }
-
-    /// As [`Self::differentiate`], likewise.
-    fn differentiate_later(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Scored, Tensor)> {
-        let (score, gradient) = self.differentiate(output, targets, total)?;
-        Ok((score.into(), gradient))
-    }
-}
-
-/// A loss as stages on `device` call it, by what `device` is.
-pub(crate) struct LossOn<'a> {
-    pub(crate) loss: &'a dyn Loss,
-    pub(crate) device: &'a dyn StageDevice,
-}
-
-impl LossOn<'_> {
-    /// The score of `output` on the device against `targets` of anywhere, and over how many of them.
-    pub(crate) fn score(&self, output: &Tensor, targets: &Tensor) -> Result<(Scored, f64)> {
-        let Self { loss, device } = self;
-        if !device.is_asynchronous() {
-            let score = loss.score(output, &device.bring(targets)?)?;
-            return Ok((score.into(), score.count));
-        }
-        loss.check(output, targets)?;
-        Ok((loss.score_later(output, &device.bring(targets)?)?, loss.count(targets)?))
-    }
-
-    /// Likewise, with the gradient.
-    pub(crate) fn differentiate(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Scored, f64, Tensor)> {
-        let Self { loss, device } = self;
-        if !device.is_asynchronous() {
-            let (score, gradient) = loss.differentiate(output, &device.bring(targets)?, total)?;
-            return Ok((score.into(), score.count, gradient));
-        }
-        loss.check(output, targets)?;
-        let (scored, gradient) = loss.differentiate_later(output, &device.bring(targets)?, total)?;
-        Ok((scored, loss.count(targets)?, gradient))
-    }
+    /// The score, and the gradient of `sum of losses / total` with respect to `output`, shaped as `output`.
+    ///
+    /// # Errors
+    /// As [`Self::score`].
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)>;
 }

@@ -25,7 +25,7 @@ pub struct Slot<'a> {
     /// The gradient of the whole batch before clipping, shaped as the value; [`Self::gradient`] gives what clipping makes of it.
     pub unclipped: &'a Tensor,
     /// What clipping multiplies the gradient with.
-    pub clip: Clip,
+    pub clip: ClipFactor,
     /// Whether the device works behind the host's back, so that an update reads no value and waits for nothing
     /// ([`StageDevice::is_asynchronous`](crate::StageDevice::is_asynchronous)). The stage then looks for infinities and NaN itself.
     pub asynchronous: bool,
@@ -35,27 +35,28 @@ pub struct Slot<'a> {
     pub weight_decay: f64,
 }
 
-/// What clipping multiplies a gradient with.
+/// The factor by which clipping multiplies a gradient.
 #[derive(Clone, Debug)]
-pub enum Clip {
-    /// This: 1 where it leaves the gradient as it is.
-    Known(f64),
-    /// What the device has yet to compute: a tensor `(1)` of floating-point dtype there.
-    Later(Tensor),
+#[non_exhaustive]
+pub enum ClipFactor {
+    /// The host has it; 1 leaves the gradient as it is.
+    Host(f64),
+    /// A tensor `(1)` of floating-point dtype on the device, not read.
+    Device(Tensor),
 }
 
-impl Clip {
+impl ClipFactor {
     /// No clipping.
-    pub const NONE: Self = Self::Known(1.0);
+    pub const NONE: Self = Self::Host(1.0);
 }
 
 impl Slot<'_> {
     /// The clipped gradient. A rule that writes its own loop spares memory and time by multiplying in it.
     pub fn gradient(&self) -> Result<Tensor> {
         Ok(match &self.clip {
-            Clip::Known(1.0) => self.unclipped.clone(),
-            Clip::Known(clip) => (self.unclipped * *clip)?,
-            Clip::Later(clip) => {
+            ClipFactor::Host(1.0) => self.unclipped.clone(),
+            ClipFactor::Host(clip) => (self.unclipped * *clip)?,
+            ClipFactor::Device(clip) => {
                 let clip = clip.to_dtype(self.unclipped.dtype())?.reshape(vec![1; self.unclipped.rank()])?;
                 self.unclipped.broadcast_mul(&clip)?
             }
@@ -65,7 +66,7 @@ impl Slot<'_> {
     /// The factor, where the host may change the value in a loop of its own.
     pub(crate) fn known_clip(&self) -> Option<f64> {
         match self.clip {
-            Clip::Known(clip) if !self.asynchronous => Some(clip),
+            ClipFactor::Host(clip) if !self.asynchronous => Some(clip),
             _ => None,
         }
     }

@@ -21,6 +21,7 @@ pub struct PlainPipeline {
     global_norm: bool,
     loss: Arc<dyn Loss>,
     step: u64,
+    alignments: Vec<Option<f64>>,
 }
 
 impl PlainPipeline {
@@ -29,9 +30,16 @@ impl PlainPipeline {
     /// # Errors
     /// If a stage cannot be built.
     pub fn build(blueprints: &[StageBlueprint], plans: impl Into<Plans>, settings: &StageSettings) -> Result<Self> {
-        let stages = blueprints.iter().map(StageBlueprint::build).collect::<Result<_, _>>().map_err(Error::Failed)?;
+        let stages = blueprints.iter().map(StageBlueprint::build).collect::<Result<_, _>>()?;
         let global_norm = settings.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global);
-        Ok(Self { stages, plans: plans.into(), global_norm, loss: settings.loss.clone(), step: 0 })
+        Ok(Self {
+            stages,
+            plans: plans.into(),
+            global_norm,
+            loss: settings.loss.clone(),
+            step: 0,
+            alignments: Vec::new(),
+        })
     }
 
     /// The stages.
@@ -55,47 +63,50 @@ impl PlainPipeline {
         let total = self.loss.count(&batch.targets)?;
         let pieces = batch.split(micro_batches)?;
         let micros = pieces.len();
-        let mut scores = vec![None; self.stages.len()];
         for (micro, piece) in pieces.into_iter().enumerate() {
             let micro_batch = MicroBatchId { step: self.step, purpose: Purpose::Train, index: micro, count: micros };
             self.run_forward(micro_batch, Payload { inputs: piece.inputs, targets: piece.targets, total })?;
             for k in (0..self.stages.len()).rev() {
-                if let Some(score) = self.run_head(k, micro_batch, plan.is_needed(k))? {
-                    scores[k] = Some(scores[k].map_or(score, |sum: Score| sum.and(score)));
-                }
+                self.run_head(k, micro_batch, plan.is_needed(k))?;
                 for (at, &loss) in plan.wants(k).iter().enumerate() {
                     let (wants, measured) = (plan.backward(k, loss), plan.measures(k) == Some(loss));
                     let then = Remaining::after(false, at + 1 < plan.wants(k).len());
                     let action = Action::Backward { micro_batch, loss, wants, measured, then };
-                    if let Outcome::Gradient(gradient) = self.stages[k].perform(action, None).map_err(Error::Failed)? {
-                        self.stages[k - 1].accept_gradient(micro_batch, loss, &gradient).map_err(Error::Failed)?;
+                    if let Outcome::Gradient(gradient) = self.stages[k].perform(action, None)? {
+                        self.stages[k - 1].accept_gradient(micro_batch, loss, &gradient)?;
                     }
                 }
                 self.stages[k].free(micro_batch);
             }
         }
         let global_norm = if self.global_norm { Some(self.norm()?) } else { None };
-        let mut alignments = vec![None; self.stages.len()];
         let mut readings = Vec::new();
-        for (k, stage) in self.stages.iter_mut().enumerate() {
-            match stage.perform(Action::Update(self.step), global_norm).map_err(Error::Failed)? {
-                Outcome::Reading(reading) => readings.push((k, reading)),
-                _ => alignments[k] = stage.alignment(),
+        for stage in &mut self.stages {
+            match stage.perform(Action::Update(self.step), global_norm)? {
+                Outcome::Updated(reading) => readings.push(reading),
+                other => return Err(Error::Internal(format!("an update gave {other:?}"))),
             }
         }
-        let mut silent = None;
-        for (k, reading) in readings {
-            match self.stages[k].take(reading).map_err(Error::Failed)? {
-                Some(numbers) => (scores[k], alignments[k]) = (numbers.score, numbers.alignment),
-                None => silent = silent.or_else(|| self.stages[k].silence().cloned()),
-            }
+        let (mut scores, mut alignments) = (Vec::new(), Vec::new());
+        let mut received = None;
+        for (stage, reading) in self.stages.iter_mut().zip(readings) {
+            let numbers = stage.take(reading)?;
+            scores.push(numbers.and_then(|numbers| numbers.score));
+            alignments.push(numbers.and_then(|numbers| numbers.alignment));
+            received = received.or_else(|| stage.received_non_finite().cloned());
         }
-        if let Some(failure) = silent {
-            return Err(Error::Failed(failure));
+        if let Some(failure) = received {
+            return Err(failure.into());
         }
         self.plans.observe(self.step, &alignments)?;
+        self.alignments = alignments;
         self.step += 1;
         Ok(scores)
+    }
+
+    /// What each stage measured in the last training step: the cosine between the gradients that it followed and those that it measured.
+    pub fn alignments(&self) -> &[Option<f64>] {
+        &self.alignments
     }
 
     /// Every head's score of a batch in evaluation mode.
@@ -129,8 +140,8 @@ impl PlainPipeline {
 
     fn run_forward(&mut self, micro_batch: MicroBatchId, mut payload: Payload) -> Result<Payload> {
         for stage in &mut self.stages {
-            stage.accept(micro_batch, payload).map_err(Error::Failed)?;
-            match stage.perform(Action::Forward(micro_batch), None).map_err(Error::Failed)? {
+            stage.accept(micro_batch, payload)?;
+            match stage.perform(Action::Forward(micro_batch), None)? {
                 Outcome::Activation(next) => payload = next,
                 other => return Err(Error::Internal(format!("a forward pass gave {other:?}"))),
             }
@@ -142,9 +153,9 @@ impl PlainPipeline {
         if k + 1 < self.stages.len() && !self.stages[k].has_head() {
             return Ok(None);
         }
-        match self.stages[k].perform(Action::Head { micro_batch, output_gradient }, None).map_err(Error::Failed)? {
+        match self.stages[k].perform(Action::Head { micro_batch, output_gradient }, None)? {
             Outcome::Score(score) => Ok(Some(score)),
-            // Told with the step.
+            // In training the score is among the numbers of the step.
             Outcome::None => Ok(None),
             other => Err(Error::Internal(format!("a head gave {other:?}"))),
         }
@@ -154,9 +165,7 @@ impl PlainPipeline {
     fn norm(&mut self) -> Result<f64> {
         let mut sum = 0.0;
         for stage in &mut self.stages {
-            if let Outcome::SquaredNorms(norms) =
-                stage.perform(Action::ShareNorm(self.step), None).map_err(Error::Failed)?
-            {
+            if let Outcome::SquaredNorms(norms) = stage.perform(Action::ShareNorm(self.step), None)? {
                 sum = norms.iter().fold(sum, |sum, norm| sum + norm);
             }
         }

@@ -6,11 +6,11 @@
 mod blueprint;
 mod head;
 mod memory;
+pub(crate) mod monitor;
 mod reading;
 mod recompute;
 mod trainable;
 mod update;
-pub(crate) mod watch;
 
 pub use blueprint::{HeadsConfig, HeadsTrained, StageBlueprint, StageSettings};
 pub use reading::{StepNumbers, StepReading};
@@ -21,12 +21,11 @@ use std::{collections::HashMap, sync::Arc};
 
 use candle_core::Tensor;
 
-use self::watch::{Place, Watch};
+use self::monitor::{Monitor, Task};
 use crate::{
     Activation, ActivationDtype, Differentiable, Error, Failure, Gradients, Loss, NonFinite, Pass, Result, Saved,
     Score, StageDevice, Wants,
     differentiation::{Pending, input_of},
-    metrics::table::NONFINITE,
     optimizer::{clip::ClipConfig, lr_schedule::LrSchedule},
     schedule::{Action, MicroBatchId, Purpose, Remaining},
 };
@@ -58,14 +57,13 @@ pub enum Outcome {
     Activation(Payload),
     /// The gradient of a loss with respect to this stage's input, for the stage before.
     Gradient(Activation),
-    /// What the head scored. In training on a device that works behind the host's back there is nothing instead: the step's numbers have it.
+    /// The score of the head, in evaluation. In training it is among the numbers of the step.
     Score(Score),
     /// The squared norms of the main parameters' gradients, in order of creation.
     SquaredNorms(Vec<f64>),
-    /// The parameters have been updated.
-    Updated(Updated),
-    /// The device, which works behind the host's back, has been given everything that updates the parameters, and this is being read.
-    Reading(StepReading),
+    /// The parameters have been updated, or an asynchronous device has been given everything that updates them; the numbers of the step are
+    /// being read.
+    Updated(StepReading),
 }
 
 /// What an update did.
@@ -131,15 +129,13 @@ pub struct Stage {
     schedule: LrSchedule,
     recompute: bool,
     dtype: ActivationDtype,
-    watch: Watch,
+    monitor: Monitor,
     /// What the step in work has scored and has been read.
     score: Option<Score>,
-    /// See [`Self::silence`].
-    silence: Option<Failure>,
+    /// See [`Self::received_non_finite`].
+    received_non_finite: Option<Failure>,
     /// The neighbours that cannot have looked at what they send, where this stage can.
     unseen: Vec<usize>,
-    /// What the step of the last update measured.
-    alignment: Option<f64>,
     waiting: HashMap<MicroBatchId, Payload>,
     live: HashMap<MicroBatchId, Live>,
 }
@@ -168,12 +164,6 @@ impl Stage {
     /// The head's parameters.
     pub fn head_parameters(&self) -> Option<&Trainable> {
         self.head.as_ref().map(|head| &head.parameters)
-    }
-
-    /// The cosine between the gradients of the main parameters that the stage followed and that it measured, before clipping, in the step of
-    /// the last update. None where nothing was measured, or one of the gradients was zero, or [`StepNumbers`] have it instead.
-    pub fn alignment(&self) -> Option<f64> {
-        self.alignment
     }
 
     /// A copy of every parameter and buffer of the stage and its head, by name.
@@ -217,24 +207,21 @@ impl Stage {
         micro_batch: MicroBatchId,
         sent: &Activation,
         sender: Option<usize>,
-        sort: NonFinite,
+        kind: NonFinite,
     ) -> Result<Activation, Failure> {
-        let place = Place::transfer(micro_batch);
+        let task = Task::transfer(micro_batch);
         let mut bring = || {
             let here = sent.try_map(|t| self.device.bring(t))?;
             if sender.is_some() {
-                self.watch.begin(place);
-                self.watch.arrived(&here)?;
+                self.monitor.begin(task);
+                self.monitor.received(&here)?;
             }
             Ok(here)
         };
-        let here = bring().map_err(|error| place.failure(self.index, self.device.explain(error)))?;
+        let here = bring().map_err(|error| task.failure(self.index, self.device.explain(error)))?;
         if let Some(sender) = sender.filter(|sender| self.unseen.contains(sender)) {
             let what = || format!("what it sent to stage {}", self.index);
-            self.watch.tensors(&here, sort, what).map_err(|error| {
-                NONFINITE.counter(&[&sender.to_string(), sort.name()]).increment(1);
-                place.failure(sender, error)
-            })?;
+            self.monitor.check_activation(&here, kind, what).map_err(|error| task.failure(sender, error))?;
         }
         Ok(here)
     }
@@ -257,7 +244,7 @@ impl Stage {
     pub fn free(&mut self, micro_batch: MicroBatchId) {
         self.live.remove(&micro_batch);
         if micro_batch.purpose == Purpose::Evaluate {
-            self.watch.take_evaluated(micro_batch);
+            self.monitor.take_evaluated(micro_batch);
         }
     }
 
@@ -269,8 +256,8 @@ impl Stage {
     /// for training afterwards.
     pub fn perform(&mut self, action: Action, global_norm: Option<f64>) -> Result<Outcome, Failure> {
         let device = Arc::clone(&self.device);
-        let place = Place::of(action);
-        self.watch.begin(place);
+        let task = Task::of(action);
+        self.monitor.begin(task);
         crate::device::run_on(&*device, || {
             let done = match action {
                 Action::Forward(micro_batch) => self.forward(micro_batch),
@@ -282,14 +269,9 @@ impl Stage {
                 Action::Update(step) => self.update(step, global_norm),
             };
             done.map_err(|error| match error {
-                // Of something before: known only now.
+                // A failure of an earlier task, known only now.
                 Error::Failed(failure) => failure,
-                error => {
-                    if let Error::NotFinite(sort, _) = error {
-                        NONFINITE.counter(&[&self.index.to_string(), sort.name()]).increment(1);
-                    }
-                    place.failure(self.index, device.explain(error))
-                }
+                error => task.failure(self.index, device.explain(error)),
             })
         })
     }
@@ -325,7 +307,7 @@ impl Stage {
         let output = if self.is_last() { output } else { self.dtype.pack(&output)? };
         if !self.is_last() {
             let stage = self.index;
-            self.watch.tensors(&output, NonFinite::Activation, || format!("the output of stage {stage}"))?;
+            self.monitor.check_activation(&output, NonFinite::Activation, || format!("the output of stage {stage}"))?;
         }
         if micro_batch.purpose == Purpose::Evaluate && for_head.is_none() {
             // No score is read later.
@@ -380,16 +362,17 @@ impl Stage {
         };
         let gradients = std::mem::take(&mut pulled.parameters);
         match measured {
-            true => self.parameters.measure(gradients, &mut self.watch)?,
-            false => self.parameters.accumulate(gradients, &mut self.watch)?,
+            true => self.parameters.measure(gradients, &mut self.monitor)?,
+            false => self.parameters.accumulate(gradients, &mut self.monitor)?,
         }
         if !wants.input {
             return Ok(Outcome::None);
         }
         let input = self.dtype.pack(&input_of(pulled)?.detach())?;
         let stage = self.index;
-        self.watch
-            .tensors(&input, NonFinite::Gradient, || format!("the gradient of loss {loss} behind stage {stage}"))?;
+        self.monitor.check_activation(&input, NonFinite::Gradient, || {
+            format!("the gradient of loss {loss} behind stage {stage}")
+        })?;
         Ok(Outcome::Gradient(self.release(&input)?))
     }
 }

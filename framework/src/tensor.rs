@@ -4,7 +4,9 @@ mod activation;
 pub(crate) mod cosine;
 mod dtype;
 pub(crate) mod elementwise;
+mod numbers;
 pub(crate) mod sums;
 
 pub use activation::Activation;
 pub use dtype::{ActivationDtype, Precision};
+pub use numbers::Numbers;

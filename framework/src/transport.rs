@@ -39,9 +39,9 @@ pub enum Report {
         /// The tensors by name.
         tensors: Vec<(String, candle_core::Tensor)>,
     },
-    /// The stage was sent what is not finite, and has nothing to tell from now on: no scores, steps and norms. The sender fails of it; if none
-    /// does, this is the failure.
-    Silent(Failure),
+    /// The stage received a non-finite value, and reports nothing after this: no scores, steps or norms. The sender fails because of it; if no
+    /// stage does, this is the failure.
+    ReceivedNonFinite(Failure),
     /// The stage failed and does nothing from now on.
     Failed(Failure),
 }

@@ -146,7 +146,7 @@ fn measured(
     pipeline.stages_mut().iter_mut().for_each(interlock::Stage::keep_gradients);
     pipeline.train_step(batch, micro_batches).unwrap();
     let applied = &pipeline.stages()[0].parameters().applied()[0].1;
-    let alignments = pipeline.stages().iter().map(interlock::Stage::alignment).collect();
+    let alignments = pipeline.alignments().to_vec();
     (alignments, applied.flatten_all().unwrap().to_vec1().unwrap())
 }
 

@@ -41,7 +41,7 @@ fn bits(device: &dyn StageDevice) -> Result<Vec<Vec<u32>>> {
         let targets = device.bring(&Tensor::new(&[0_u32, 4, 2, 2], &candle_core::Device::Cpu)?)?;
         let pass = Pass { precision: device.precision(), ..Pass::train(1, 0, 0) };
         let (y, saved) = network.forward(&x.into(), &pass)?;
-        let (_, gradient) = CrossEntropy::default().differentiate(y.single()?, &targets, 4.0)?;
+        let (_, gradient) = CrossEntropy::default().differentiate(y.single()?, &(&targets).into(), 4.0)?;
         let pulled = network.backward(&saved, &Activation::from(gradient), Wants::BOTH)?;
         let mut tensors = vec![y.single()?.clone()];
         tensors.extend(pulled.input.iter().flat_map(|input| input.tensors().to_vec()));

@@ -1,7 +1,7 @@
 //! A loss that costs nothing, for measurements of everything else.
 
 use candle_core::Tensor;
-use interlock::{Loss, Result, Score};
+use interlock::{Loss, Result, Score, Scored, Targets};
 
 /// Zero, with a gradient of zeros.
 pub(super) struct NoLoss;
@@ -11,11 +11,11 @@ impl Loss for NoLoss {
         Ok(targets.elem_count() as f64)
     }
 
-    fn score(&self, _: &Tensor, targets: &Tensor) -> Result<Score> {
-        Ok(Score { loss: 0.0, count: self.count(targets)?, correct: None })
+    fn score(&self, _: &Tensor, targets: &Targets) -> Result<Scored> {
+        Ok(Score { loss: 0.0, count: self.count(targets)?, correct: None }.into())
     }
 
-    fn differentiate(&self, output: &Tensor, targets: &Tensor, _: f64) -> Result<(Score, Tensor)> {
+    fn differentiate(&self, output: &Tensor, targets: &Targets, _: f64) -> Result<(Scored, Tensor)> {
         let zeros = Tensor::zeros((), output.dtype(), output.device())?.broadcast_as(output.shape())?;
         Ok((self.score(output, targets)?, zeros))
     }

@@ -40,7 +40,7 @@ pub(super) struct Coordinator {
     scores: Gather<MicroBatchId, Option<Score>>,
     norms: Gather<u64, Vec<f64>>,
     snapshots: Gather<(), Vec<(String, candle_core::Tensor)>>,
-    /// The stages that have nothing to tell any more, and what is the failure if no stage fails by itself.
+    /// The stages that received a non-finite value, and the failure of the run if no stage produced it.
     silent: BTreeMap<usize, Failure>,
     failed: bool,
 }
@@ -113,8 +113,8 @@ impl Coordinator {
         }
     }
 
-    /// Fails once every stage that could have sent what made others silent has said that it did not.
-    fn check_silence(&mut self) {
+    /// Fails once every stage that could have sent the non-finite value has reported that it did not produce it.
+    fn check_silent(&mut self) {
         let over = self.silent.len() == self.stages.len()
             || self.steps.waits_only_for(&self.silent)
             || self.scores.waits_only_for(&self.silent)
@@ -280,7 +280,7 @@ impl Handler<Told> for Coordinator {
                     self.tell(PipelineEvent::Snapshot(all));
                 }
             }
-            Report::Silent(failure) => {
+            Report::ReceivedNonFinite(failure) => {
                 if let Some(stage) = failure.stage() {
                     self.silent.insert(stage, failure);
                 }
@@ -288,7 +288,7 @@ impl Handler<Told> for Coordinator {
             Report::Failed(failure) => self.fail(failure),
         }
         if !self.silent.is_empty() {
-            self.check_silence();
+            self.check_silent();
         }
     }
 }

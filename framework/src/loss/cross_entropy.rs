@@ -3,15 +3,15 @@
 //! For logits `z` and class `t` of `C`: `l = log Σ exp(z) - z_t`, and `∂l/∂z = softmax(z) - onehot(t)`. With label smoothing `s` the
 //! target is `(1-s)·onehot(t) + s/C`, as PyTorch defines it.
 //!
-//! Rows are taken in pieces of a fixed size, on all threads of the device, and their losses added in order. `composed.rs` says the same in candle's
-//! operations, for devices that work behind the host's back.
+//! Rows are taken in pieces of a fixed size, on all threads of the device, and their losses added in order. `candle_operations.rs` computes the
+//! same in candle's operations, for asynchronous devices.
 
 mod candle_operations;
 
 use candle_core::{CpuStorage, D, DType, Storage, Tensor};
 
 use super::{
-    Loss, Score, Scored,
+    Loss, Score, Scored, Targets,
     exponentials::{exponentials, largest},
 };
 use crate::{
@@ -33,8 +33,35 @@ pub struct CrossEntropy {
 
 impl CrossEntropy {
     /// The targets as a flat list.
+    ///
+    /// # Errors
+    /// If one is no whole number from 0 to `u32::MAX`.
     fn classes(&self, targets: &Tensor) -> Result<Vec<u32>> {
-        Ok(targets.to_dtype(DType::U32)?.flatten_all()?.to_vec1::<u32>()?)
+        let flat = targets.flatten_all()?;
+        let refused = |at: usize, value: String| {
+            Error::invalid(
+                "cross-entropy",
+                format!("target {value} at position {at} of the batch"),
+                "targets are the numbers of classes: whole numbers from 0",
+            )
+        };
+        match targets.dtype() {
+            DType::U8 | DType::U32 => Ok(flat.to_dtype(DType::U32)?.to_vec1()?),
+            dtype if dtype.is_int() => {
+                let numbers = flat.to_dtype(DType::I64)?.to_vec1::<i64>()?;
+                let class = |(at, &n): (usize, &i64)| u32::try_from(n).map_err(|_| refused(at, n.to_string()));
+                numbers.iter().enumerate().map(class).collect()
+            }
+            _ => {
+                let numbers = flat.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+                let class = |(at, &n): (usize, &f64)| match n.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&n)
+                {
+                    true => Ok(n as u32),
+                    false => Err(refused(at, n.to_string())),
+                };
+                numbers.iter().enumerate().map(class).collect()
+            }
+        }
     }
 
     /// The number of rows and classes of `output`, checked against the targets.
@@ -133,42 +160,38 @@ impl Loss for CrossEntropy {
         })
     }
 
-    fn score(&self, output: &Tensor, targets: &Tensor) -> Result<Score> {
-        let classes = self.classes(targets)?;
+    fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored> {
+        let classes = self.classes(targets.given())?;
         let count = self.shape(output, &classes)?;
-        with_values(output, |logits| {
+        if targets.is_asynchronous() {
+            let counting = self.count(targets.given())?;
+            return Ok(Scored::on_device(candle_operations::Rows::of(self, output, targets)?.score(self)?, counting));
+        }
+        let score = with_values(output, |logits| {
             let pieces = logits.chunks((rows(count) * count).max(1)).zip(classes.chunks(rows(count)));
             together(each(logits.len(), pieces, |piece| self.piece(piece, count, None, 0.0)))
-        })
+        })?;
+        Ok(score.into())
     }
 
-    fn differentiate(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Score, Tensor)> {
-        let classes = self.classes(targets)?;
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)> {
+        let classes = self.classes(targets.given())?;
         let count = self.shape(output, &classes)?;
-        let scale = if total > 0.0 { (1.0 / total) as f32 } else { 0.0 };
+        let scale = if total > 0.0 { 1.0 / total } else { 0.0 };
+        if targets.is_asynchronous() {
+            let rows = candle_operations::Rows::of(self, output, targets)?;
+            let gradient = rows.gradient(self, scale)?.reshape(output.shape())?.to_dtype(output.dtype())?;
+            return Ok((Scored::on_device(rows.score(self)?, self.count(targets.given())?), gradient));
+        }
         let mut gradient = vec![0.0_f32; output.elem_count()];
         let score = with_values(output, |logits| {
             let length = (rows(count) * count).max(1);
             let pieces = logits.chunks(length).zip(classes.chunks(rows(count))).zip(gradient.chunks_mut(length));
+            let scale = scale as f32;
             together(each(logits.len(), pieces, |(piece, gradient)| self.piece(piece, count, Some(gradient), scale)))
         })?;
         let gradient = Tensor::from_vec(gradient, output.shape(), output.device())?.to_dtype(output.dtype())?;
-        Ok((score, gradient))
-    }
-
-    fn check(&self, output: &Tensor, targets: &Tensor) -> Result<()> {
-        self.shape(output, &self.classes(targets)?).map(drop)
-    }
-
-    fn score_later(&self, output: &Tensor, targets: &Tensor) -> Result<Scored> {
-        candle_operations::Rows::of(self, output, targets)?.score(self)
-    }
-
-    fn differentiate_later(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Scored, Tensor)> {
-        let rows = candle_operations::Rows::of(self, output, targets)?;
-        let scale = if total > 0.0 { 1.0 / total } else { 0.0 };
-        let gradient = rows.gradient(self, scale)?.reshape(output.shape())?.to_dtype(output.dtype())?;
-        Ok((rows.score(self)?, gradient))
+        Ok((score.into(), gradient))
     }
 }
 
@@ -188,14 +211,15 @@ mod tests {
         // Logits ln 1, ln 2, ln 5 have softmax 1/8, 2/8, 5/8; equal logits have 1/3 each.
         let logits = [1.0_f32.ln(), 2.0_f32.ln(), 5.0_f32.ln(), 7.0, 7.0, 7.0];
         let (output, targets) = tensors(&logits, 3, &[1, 2]);
-        let (score, gradient) = CrossEntropy::default().differentiate(&output, &targets, 4.0).unwrap();
+        let (scored, gradient) = CrossEntropy::default().differentiate(&output, &(&targets).into(), 4.0).unwrap();
+        let score = scored.read().unwrap();
         assert!((score.loss - (4.0_f64.ln() + 3.0_f64.ln())).abs() < 1e-6);
         assert_eq!((score.count, score.correct), (2.0, Some(0.0)));
         // Divided by a total of 4, not by the two targets here.
         let expected = [0.125, -0.75, 0.625, 1.0 / 3.0, 1.0 / 3.0, -2.0 / 3.0].map(|g: f32| g / 4.0);
         let found = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-7), "{found:?}");
-        assert_eq!(CrossEntropy::default().score(&output, &targets).unwrap(), score);
+        assert_eq!(CrossEntropy::default().score(&output, &(&targets).into()).unwrap().read().unwrap(), score);
     }
 
     #[test]
@@ -203,11 +227,11 @@ mod tests {
         let (output, targets) = tensors(&[0.3, -1.2, 2.0, 0.1], 4, &[2]);
         let plain = |class: u32| {
             let (_, targets) = tensors(&[0.0; 4], 4, &[class]);
-            CrossEntropy::default().score(&output, &targets).unwrap().loss
+            CrossEntropy::default().score(&output, &(&targets).into()).unwrap().read().unwrap().loss
         };
         let smooth = CrossEntropy { label_smoothing: 0.2, ..Default::default() };
         let expected = 0.8 * plain(2) + 0.2 * (0..4).map(plain).sum::<f64>() / 4.0;
-        assert!((smooth.score(&output, &targets).unwrap().loss - expected).abs() < 1e-6);
+        assert!((smooth.score(&output, &(&targets).into()).unwrap().read().unwrap().loss - expected).abs() < 1e-6);
     }
 
     #[test]
@@ -218,13 +242,13 @@ mod tests {
         let at = |logits: &[f32]| Tensor::from_slice(logits, (3, 2, 4), &Device::Cpu).unwrap();
         let total = loss.count(&targets).unwrap();
         assert_eq!(total, 5.0);
-        let (_, gradient) = loss.differentiate(&at(&logits), &targets, total).unwrap();
+        let (_, gradient) = loss.differentiate(&at(&logits), &(&targets).into(), total).unwrap();
         let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for i in 0..logits.len() {
             let value = |step: f32| {
                 let mut moved = logits.clone();
                 moved[i] += step;
-                loss.score(&at(&moved), &targets).unwrap().loss / total
+                loss.score(&at(&moved), &(&targets).into()).unwrap().read().unwrap().loss / total
             };
             let slope = (value(1e-2) - value(-1e-2)) / 2e-2;
             assert!((slope - f64::from(gradient[i])).abs() < 1e-4, "{i}: {slope} {}", gradient[i]);
@@ -241,8 +265,9 @@ mod tests {
         let run = |rows: std::ops::Range<usize>| {
             let (output, targets) =
                 tensors(&logits[rows.start * count..rows.end * count], count, &classes[rows.clone()]);
-            let (score, gradient) = loss.differentiate(&output, &targets, 900.0).unwrap();
-            assert_eq!(loss.score(&output, &targets).unwrap(), score);
+            let (scored, gradient) = loss.differentiate(&output, &(&targets).into(), 900.0).unwrap();
+            let score = scored.read().unwrap();
+            assert_eq!(loss.score(&output, &(&targets).into()).unwrap().read().unwrap(), score);
             let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             (score.loss.to_bits(), score, gradient.into_iter().map(f32::to_bits).collect::<Vec<_>>())
         };
@@ -263,15 +288,37 @@ mod tests {
     #[test]
     fn refuses_targets_that_are_no_class() {
         let (output, targets) = tensors(&[0.0; 6], 3, &[1, 3]);
-        let error = CrossEntropy::default().score(&output, &targets).unwrap_err().to_string();
+        let error = CrossEntropy::default().score(&output, &(&targets).into()).unwrap_err().to_string();
         assert!(error.contains("target 3 at position 1") && error.contains("0 to 2"), "{error}");
         let (_, few) = tensors(&[0.0; 3], 3, &[1]);
-        assert!(CrossEntropy::default().score(&output, &few).is_err());
+        assert!(CrossEntropy::default().score(&output, &(&few).into()).is_err());
+    }
+
+    #[test]
+    fn targets_that_are_no_whole_numbers_in_range_are_refused() {
+        let output = Tensor::zeros((1, 3), DType::F32, &Device::Cpu).unwrap();
+        let refused =
+            |target: Tensor| CrossEntropy::default().score(&output, &(&target).into()).unwrap_err().to_string();
+        for target in [0.75_f32, -0.75, f32::NAN, f32::INFINITY, -1.0] {
+            let error = refused(Tensor::new(&[target], &Device::Cpu).unwrap());
+            assert!(error.contains(&format!("target {target} at position 0")), "{error}");
+        }
+        for target in [1_i64 << 32, -1] {
+            let error = refused(Tensor::new(&[target], &Device::Cpu).unwrap());
+            assert!(error.contains(&format!("target {target} at position 0")), "{error}");
+        }
+        for target in [
+            Tensor::new(&[2.0_f32], &Device::Cpu),
+            Tensor::new(&[2_i64], &Device::Cpu),
+            Tensor::new(&[2_u8], &Device::Cpu),
+        ] {
+            assert!(CrossEntropy::default().score(&output, &(&target.unwrap()).into()).is_ok());
+        }
     }
 
     #[test]
     fn a_nan_logit_makes_the_loss_nan() {
         let (output, targets) = tensors(&[0.0, f32::NAN, 1.0], 3, &[0]);
-        assert!(CrossEntropy::default().score(&output, &targets).unwrap().loss.is_nan());
+        assert!(CrossEntropy::default().score(&output, &(&targets).into()).unwrap().read().unwrap().loss.is_nan());
     }
 }

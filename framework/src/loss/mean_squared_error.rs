@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Loss, Score, Scored};
+use super::{Loss, Score, Scored, Targets};
 use crate::{Error, Result, tensor::sums};
 
 /// The mean over all elements of the squared difference, as PyTorch's `mse_loss`.
@@ -13,21 +13,26 @@ use crate::{Error, Result, tensor::sums};
 pub struct MeanSquaredError;
 
 impl MeanSquaredError {
-    /// In `f32` at the least, however few digits the output has.
-    fn difference(&self, output: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        self.check(output, targets)?;
+    /// The difference in `f32` at the least, however few digits the output has.
+    fn difference(output: &Tensor, targets: &Targets) -> Result<Tensor> {
+        if output.shape() != targets.shape() {
+            return Err(Error::invalid(
+                "mean squared error",
+                format!("an output of shape {:?} against targets of shape {:?}", output.dims(), targets.dims()),
+                "give targets of the output's shape",
+            ));
+        }
         let dtype = if output.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         Ok((output.detach().to_dtype(dtype)? - targets.to_dtype(dtype)?)?)
     }
 
-    fn sum(difference: &Tensor) -> Result<Score> {
+    fn sum(difference: &Tensor, targets: &Targets) -> Result<Scored> {
+        let count = difference.elem_count() as f64;
+        if targets.is_asynchronous() {
+            return Ok(Scored::on_device(sums::squares(difference)?, count));
+        }
         let loss = crate::optimizer::clip::squared_norm(&difference.to_dtype(DType::F32)?)?;
-        Ok(Score { loss, count: difference.elem_count() as f64, correct: None })
-    }
-
-    fn gradient(difference: &Tensor, total: f64, dtype: DType) -> Result<Tensor> {
-        let scale = if total > 0.0 { 2.0 / total } else { 0.0 };
-        Ok((difference * scale)?.to_dtype(dtype)?)
+        Ok(Score { loss, count, correct: None }.into())
     }
 }
 
@@ -36,33 +41,15 @@ impl Loss for MeanSquaredError {
         Ok(targets.elem_count() as f64)
     }
 
-    fn score(&self, output: &Tensor, targets: &Tensor) -> Result<Score> {
-        Self::sum(&self.difference(output, targets)?)
+    fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored> {
+        Self::sum(&Self::difference(output, targets)?, targets)
     }
 
-    fn differentiate(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Score, Tensor)> {
-        let difference = self.difference(output, targets)?;
-        Ok((Self::sum(&difference)?, Self::gradient(&difference, total, output.dtype())?))
-    }
-
-    fn check(&self, output: &Tensor, targets: &Tensor) -> Result<()> {
-        if output.shape() == targets.shape() {
-            return Ok(());
-        }
-        Err(Error::invalid(
-            "mean squared error",
-            format!("an output of shape {:?} against targets of shape {:?}", output.dims(), targets.dims()),
-            "give targets of the output's shape",
-        ))
-    }
-
-    fn score_later(&self, output: &Tensor, targets: &Tensor) -> Result<Scored> {
-        Ok(Scored::Later(sums::squares(&self.difference(output, targets)?)?))
-    }
-
-    fn differentiate_later(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Scored, Tensor)> {
-        let difference = self.difference(output, targets)?;
-        Ok((Scored::Later(sums::squares(&difference)?), Self::gradient(&difference, total, output.dtype())?))
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)> {
+        let difference = Self::difference(output, targets)?;
+        let scale = if total > 0.0 { 2.0 / total } else { 0.0 };
+        let gradient = (&difference * scale)?.to_dtype(output.dtype())?;
+        Ok((Self::sum(&difference, targets)?, gradient))
     }
 }
 
@@ -71,26 +58,28 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::tensor::Numbers;
 
     #[test]
     fn by_hand() {
         let output = Tensor::new(&[[1.0_f32, 2.0], [3.0, 5.0]], &Device::Cpu).unwrap();
         let targets = Tensor::new(&[[1.0_f32, 0.0], [4.0, 2.0]], &Device::Cpu).unwrap();
-        let (score, gradient) = MeanSquaredError.differentiate(&output, &targets, 8.0).unwrap();
-        assert_eq!(score, Score { loss: 14.0, count: 4.0, correct: None });
+        let (scored, gradient) = MeanSquaredError.differentiate(&output, &(&targets).into(), 8.0).unwrap();
+        assert_eq!(scored.read().unwrap(), Score { loss: 14.0, count: 4.0, correct: None });
         assert_eq!(gradient.to_vec2::<f32>().unwrap(), [[0.0, 0.5], [-0.25, 0.75]]);
-        let (Scored::Later(sum), later) = MeanSquaredError.differentiate_later(&output, &targets, 8.0).unwrap() else {
-            panic!("it is known")
-        };
-        assert_eq!(sum.to_vec1::<f64>().unwrap(), [14.0]);
+        let asynchronous = Targets { asynchronous: true, ..(&targets).into() };
+        let (scored, later) = MeanSquaredError.differentiate(&output, &asynchronous, 8.0).unwrap();
+        assert!(matches!(scored.numbers, Numbers::Device(_)));
+        assert_eq!(scored.read().unwrap().loss, 14.0);
         assert_eq!(later.to_vec2::<f32>().unwrap(), [[0.0, 0.5], [-0.25, 0.75]]);
         // 1.0039… lies between two numbers of bf16.
         let rounded = output.to_dtype(DType::BF16).unwrap();
         let near = (output + 1.0 / 256.0).unwrap();
-        let (score, gradient) = MeanSquaredError.differentiate(&rounded, &near, 2.0).unwrap();
-        assert_eq!((score.loss, gradient.dtype()), (4.0 / 65536.0, DType::BF16));
+        let (scored, gradient) = MeanSquaredError.differentiate(&rounded, &(&near).into(), 2.0).unwrap();
+        assert_eq!((scored.read().unwrap().loss, gradient.dtype()), (4.0 / 65536.0, DType::BF16));
         assert_eq!(gradient.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap(), [[-1.0 / 256.0; 2]; 2]);
-        let error = MeanSquaredError.score(&rounded, &targets.flatten_all().unwrap()).unwrap_err().to_string();
+        let error =
+            MeanSquaredError.score(&rounded, &(&targets.flatten_all().unwrap()).into()).unwrap_err().to_string();
         assert!(error.contains("[2, 2] against targets of shape [4]"), "{error}");
     }
 }

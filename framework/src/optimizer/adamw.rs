@@ -136,7 +136,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
-    use crate::optimizer::{Clip, OptimizerKind};
+    use crate::optimizer::{ClipFactor, OptimizerKind};
 
     #[test]
     fn by_hand() {
@@ -172,7 +172,7 @@ mod tests {
                     name: "w",
                     var: &var,
                     unclipped: &gradient,
-                    clip: Clip::NONE,
+                    clip: ClipFactor::NONE,
                     asynchronous: elsewhere,
                     lr_scale: 1.0,
                     weight_decay: 0.5,

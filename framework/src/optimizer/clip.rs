@@ -6,7 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
-    tensor::elementwise::{CHUNK, add_in_place, dense_range, each},
+    optimizer::ClipFactor,
+    tensor::{
+        Numbers,
+        elementwise::{CHUNK, add_in_place, dense_range, each},
+    },
 };
 
 /// Over which parameters the norm is taken. Heads are clipped each by their own in either case.
@@ -48,9 +52,16 @@ pub fn coefficient(max_norm: f64, norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
 }
 
-/// [`coefficient`] of the norm whose square is the sum of these, an `f64` tensor of one dimension that the device has yet to compute: an `f32`
-/// tensor `(1)` there.
-pub(crate) fn coefficient_later(max_norm: f64, squares: &Tensor) -> Result<Tensor> {
+/// The factor for gradients whose norm's square is the sum of `squares`.
+pub(crate) fn factor(max_norm: f64, squares: &Numbers) -> Result<ClipFactor> {
+    Ok(match squares {
+        Numbers::Host(squares) => ClipFactor::Host(coefficient(max_norm, squares.iter().sum::<f64>().sqrt())),
+        Numbers::Device(squares) => ClipFactor::Device(coefficient_on_device(max_norm, squares)?),
+    })
+}
+
+/// [`coefficient`] of the norm whose square is the sum of `squares`, an `f64` tensor of one dimension: an `f32` tensor `(1)` on its device.
+fn coefficient_on_device(max_norm: f64, squares: &Tensor) -> Result<Tensor> {
     let coefficient = ((squares.sum_keepdim(0)?.sqrt()? + 1e-6)?.recip()? * max_norm)?;
     Ok(coefficient.minimum(&coefficient.ones_like()?)?.to_dtype(DType::F32)?)
 }
@@ -168,7 +179,7 @@ mod tests {
         assert!(coefficient(1.0, 1.0) < 1.0);
         for norm in [0.0_f64, 0.5, 1.0, 4.0, 1e20] {
             let parts = [norm * norm * 0.25, norm * norm * 0.75];
-            let later = coefficient_later(1.5, &Tensor::new(&parts, &Device::Cpu).unwrap()).unwrap();
+            let later = coefficient_on_device(1.5, &Tensor::new(&parts, &Device::Cpu).unwrap()).unwrap();
             assert_eq!((later.dims(), later.dtype()), (&[1][..], DType::F32));
             let (found, expected) = (f64::from(later.to_vec1::<f32>().unwrap()[0]), coefficient(1.5, norm));
             assert!((found - expected).abs() <= 1e-7 * expected, "{norm}: {found} {expected}");

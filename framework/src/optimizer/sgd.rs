@@ -131,7 +131,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
-    use crate::optimizer::Clip;
+    use crate::optimizer::ClipFactor;
 
     /// `w` after three steps with these gradients, from `w = 1`, on both paths.
     fn run(config: &OptimizerConfig, elsewhere: bool) -> Vec<f64> {
@@ -145,7 +145,7 @@ mod tests {
                     name: "w",
                     var: &var,
                     unclipped: &gradient,
-                    clip: Clip::NONE,
+                    clip: ClipFactor::NONE,
                     asynchronous: elsewhere,
                     lr_scale: 1.0,
                     weight_decay: config.weight_decay,

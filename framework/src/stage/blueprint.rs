@@ -8,7 +8,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Head, Recompute, Stage, Trainable, Watch};
+use super::{Head, Recompute, Stage, Trainable, monitor::Monitor};
 use crate::{
     ActivationDtype, Error, Failure, Loss, ModelSpec, Origin, ParameterStore, Partition, Phase, Result, Sequential,
     StageDevice, Unit,
@@ -196,11 +196,10 @@ impl StageBlueprint {
             schedule: settings.schedule.for_base(config.lr),
             recompute: settings.recompute.is_for(self.index),
             dtype: settings.dtype,
-            watch: Watch::over(&*self.device),
+            monitor: Monitor::on(&*self.device),
             score: None,
-            silence: None,
+            received_non_finite: None,
             unseen: self.unseen.clone(),
-            alignment: None,
             waiting: HashMap::new(),
             live: HashMap::new(),
         })

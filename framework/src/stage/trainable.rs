@@ -2,12 +2,12 @@
 
 use candle_core::Tensor;
 
-use super::watch::{Numbers, Watch};
+use super::monitor::Monitor;
 use crate::{
     Error, NonFinite, ParameterGradients, ParameterStore, Result,
     model::parameters::{Entry, Kind},
-    optimizer::{Clip, Optimizer, OptimizerConfig, ParameterSettings, Slot, bytes, clip},
-    tensor::{cosine::Products, sums},
+    optimizer::{ClipFactor, Optimizer, OptimizerConfig, ParameterSettings, Slot, bytes},
+    tensor::Numbers,
 };
 
 /// The parameters of a stage's main part or of its head: their values, the gradients of the step in work, and the optimizer.
@@ -27,30 +27,20 @@ pub struct Trainable {
 /// The sum of a parameter's gradients.
 struct Sum {
     value: Tensor,
-    /// Whether its elements are nobody else's, so that more can be added in place.
-    own: bool,
-    /// Its squared norm, of the same pass over it that tells whether it is finite.
+    /// Whether nobody else holds its elements, so that more can be added in place.
+    owned: bool,
+    /// Its squared norm: finite iff every element is.
     squares: Numbers,
 }
 
 impl Sum {
-    fn new(value: Tensor, own: bool, watch: &Watch) -> Result<Self> {
-        let squares = match watch.is_asynchronous() {
-            true => Numbers::Later(sums::squares(&value)?),
-            false => Numbers::Known(vec![clip::squared_norm(&value)?]),
+    /// The sum of `so_far` and `gradient`.
+    fn and(so_far: Option<Self>, gradient: Tensor, monitor: &Monitor) -> Result<Self> {
+        let Some(Self { value, owned, .. }) = so_far else {
+            return Ok(Self { squares: monitor.squared_norm(&gradient)?, value: gradient, owned: false });
         };
-        Ok(Self { value, own, squares })
-    }
-
-    /// The sum of this and `gradient`.
-    fn and(self, gradient: &Tensor, watch: &Watch) -> Result<Self> {
-        if self.own
-            && !watch.is_asynchronous()
-            && let Some(squares) = clip::add_with_squared_norm(&self.value, gradient)?
-        {
-            return Ok(Self { squares: Numbers::Known(vec![squares]), ..self });
-        }
-        Self::new((&self.value + gradient)?, true, watch)
+        let (value, squares) = monitor.add(value, owned, &gradient)?;
+        Ok(Self { value, owned: true, squares })
     }
 }
 
@@ -85,31 +75,31 @@ impl Trainable {
         self.settings[at].is_some_and(|s| !s.frozen)
     }
 
-    /// Adds gradients of a micro-batch, in the order given. `watch` looks at the sums.
+    /// Adds gradients of a micro-batch, in the order given. `monitor` checks the sums.
     ///
     /// # Errors
     /// If one is not finite, has the wrong shape, or belongs to no parameter here.
-    pub(crate) fn accumulate(&mut self, gradients: ParameterGradients, watch: &mut Watch) -> Result<()> {
+    pub(crate) fn accumulate(&mut self, gradients: ParameterGradients, monitor: &mut Monitor) -> Result<()> {
         let mut sums = std::mem::take(&mut self.gradients);
-        let added = self.add(&mut sums, gradients, watch);
+        let added = self.add(&mut sums, gradients, monitor);
         self.gradients = sums;
         added
     }
 
-    /// Adds gradients of the loss that is only measured, likewise: they are compared with the others ([`Self::alignment`]), and forgotten with
+    /// Adds gradients of the loss that is only measured, likewise: they are compared with the others ([`Self::products`]), and forgotten with
     /// the update.
     ///
     /// # Errors
     /// As [`Self::accumulate`].
-    pub(crate) fn measure(&mut self, gradients: ParameterGradients, watch: &mut Watch) -> Result<()> {
+    pub(crate) fn measure(&mut self, gradients: ParameterGradients, monitor: &mut Monitor) -> Result<()> {
         let mut sums = std::mem::take(&mut self.measured);
         sums.resize_with(self.entries.len(), || None);
-        let added = self.add(&mut sums, gradients, watch);
+        let added = self.add(&mut sums, gradients, monitor);
         self.measured = sums;
         added
     }
 
-    fn add(&self, sums: &mut [Option<Sum>], gradients: ParameterGradients, watch: &mut Watch) -> Result<()> {
+    fn add(&self, sums: &mut [Option<Sum>], gradients: ParameterGradients, monitor: &mut Monitor) -> Result<()> {
         for (id, gradient) in gradients {
             let Some(at) = self.store.position(id) else {
                 return Err(Error::invalid(
@@ -131,11 +121,8 @@ impl Trainable {
             }
             // Their sums are as wide as the values.
             let gradient = gradient.detach().to_dtype(entry.var.dtype())?;
-            let sum = match sums[at].take() {
-                Some(sum) => sum.and(&gradient, watch)?,
-                None => Sum::new(gradient, false, watch)?,
-            };
-            watch.finite(sum.squares.clone(), NonFinite::Gradient, || {
+            let sum = Sum::and(sums[at].take(), gradient, monitor)?;
+            monitor.check_numbers(sum.squares.clone(), NonFinite::Gradient, || {
                 format!("the gradient of {} holds an infinity or a NaN", entry.name)
             })?;
             sums[at] = Some(sum);
@@ -143,41 +130,22 @@ impl Trainable {
         Ok(())
     }
 
-    fn followed_and_measured(&self) -> impl Iterator<Item = (&Tensor, &Tensor)> {
+    /// Whether a loss was measured since the last update.
+    pub(super) fn has_measured(&self) -> bool {
+        self.measured.iter().any(Option::is_some)
+    }
+
+    /// The products of the followed and the measured gradients, over all trained parameters.
+    pub(super) fn products(&self, monitor: &Monitor) -> Result<Numbers> {
         let both = self.gradients.iter().zip(&self.measured);
-        both.filter_map(|(followed, measured)| Some((&followed.as_ref()?.value, &measured.as_ref()?.value)))
+        monitor.products(
+            both.filter_map(|(followed, measured)| Some((&followed.as_ref()?.value, &measured.as_ref()?.value))),
+        )
     }
 
-    /// The cosine between the sums of the gradients and of those measured, over all trained parameters. None where nothing was measured, or
-    /// one of the two is zero.
-    ///
-    /// # Errors
-    /// If a tensor operation fails.
-    pub(super) fn alignment(&self) -> Result<Option<f64>> {
-        let mut products = Products::default();
-        self.followed_and_measured().try_for_each(|(followed, measured)| products.add(followed, measured))?;
-        Ok(products.cosine())
-    }
-
-    /// The products that the cosine is made of, where the device has yet to compute them; none where nothing was measured.
-    pub(super) fn products_later(&self) -> Result<Option<Tensor>> {
-        self.followed_and_measured().try_fold(None, |sum: Option<Tensor>, (followed, measured)| {
-            let products = Products::later(followed, measured)?;
-            Ok(Some(sum.map_or(Ok(products.clone()), |sum| sum + products)?))
-        })
-    }
-
-    /// The squared norm of each trained parameter's gradient, in order of creation; of those that the host knows.
-    pub(super) fn squared_norms(&self) -> Vec<f64> {
-        let known = |sum: &Sum| if let Numbers::Known(values) = &sum.squares { values.clone() } else { Vec::new() };
-        self.gradients.iter().flatten().flat_map(known).collect()
-    }
-
-    /// Likewise of those that the device has yet to compute, an `f64` tensor of one dimension; none where there is none.
-    pub(super) fn squared_norms_later(&self) -> Result<Option<Tensor>> {
-        let later = |sum: &Sum| if let Numbers::Later(squares) = &sum.squares { Some(squares.clone()) } else { None };
-        let all: Vec<Tensor> = self.gradients.iter().flatten().filter_map(later).collect();
-        Ok(if all.is_empty() { None } else { Some(Tensor::cat(&all, 0)?) })
+    /// The squared norm of each trained parameter's gradient, in order of creation.
+    pub(super) fn squared_norms(&self) -> Result<Numbers> {
+        Numbers::concatenate(self.gradients.iter().flatten().map(|sum| &sum.squares))
     }
 
     /// Bytes of the trained parameters and of the buffers.
@@ -195,11 +163,11 @@ impl Trainable {
         self.optimizer.state_bytes()
     }
 
-    /// Clips the gradients, updates every trained parameter, and forgets the gradients. `watch` looks at the values where the optimizer does not.
+    /// Clips the gradients, updates every trained parameter, and forgets the gradients. `monitor` checks the values where the optimizer does not.
     ///
     /// # Errors
     /// If a parameter that is not frozen has received no gradient under an optimizer that uses them, or is not finite after the update.
-    pub(crate) fn update(&mut self, lr: f64, clip: Clip, watch: &mut Watch) -> Result<()> {
+    pub(crate) fn update(&mut self, lr: f64, clip: &ClipFactor, monitor: &mut Monitor) -> Result<()> {
         self.measured = Vec::new();
         let mut gradients = Vec::with_capacity(self.entries.len());
         let none = (0..self.entries.len()).map(|_| None).collect();
@@ -225,15 +193,16 @@ impl Trainable {
                 var: &entry.var,
                 unclipped: gradient,
                 clip: clip.clone(),
-                asynchronous: watch.is_asynchronous(),
+                asynchronous: monitor.is_asynchronous(),
                 lr_scale: settings.lr_scale,
                 weight_decay: settings.weight_decay,
             })
             .collect();
         self.optimizer.update(lr, &slots)?;
-        if watch.is_asynchronous() || !self.optimizer.checks_values() {
-            let mut check =
-                |slot: &Slot<'_>| watch.tensor(slot.var.as_tensor(), NonFinite::Parameter, || slot.not_finite_words());
+        if monitor.is_asynchronous() || !self.optimizer.checks_values() {
+            let mut check = |slot: &Slot<'_>| {
+                monitor.check_tensor(slot.var.as_tensor(), NonFinite::Parameter, || slot.not_finite_words())
+            };
             slots.iter().try_for_each(&mut check)?;
         }
         if self.applied.is_some() {
@@ -248,7 +217,10 @@ mod tests {
     use candle_core::{DType, Device};
 
     use super::*;
-    use crate::optimizer::OptimizerKind;
+    use crate::{
+        optimizer::{OptimizerKind, clip},
+        tensor::cosine::Products,
+    };
 
     /// One parameter of two zeros under plain descent with rate 1, and its tensor.
     fn one_parameter(optimizer: Option<Box<dyn Optimizer>>) -> (Trainable, Tensor) {
@@ -259,8 +231,15 @@ mod tests {
         (Trainable::new(store, &config, optimizer).unwrap(), weight)
     }
 
-    fn host() -> Watch {
-        Watch::new(false)
+    fn values(numbers: &Numbers) -> Vec<f64> {
+        match numbers {
+            Numbers::Host(values) => values.clone(),
+            Numbers::Device(tensor) => tensor.to_vec1().unwrap(),
+        }
+    }
+
+    fn host() -> Monitor {
+        Monitor::new(false)
     }
 
     fn gradient(values: [f32; 2]) -> Tensor {
@@ -278,8 +257,8 @@ mod tests {
                 trainable.accumulate(vec![(weight.id(), gradient.clone())], &mut host()).unwrap();
             }
             // In this order the 3 is lost beside 1e8, and nothing else is.
-            assert_eq!(trainable.squared_norms(), [25.0 + 225.0]);
-            trainable.update(1.0, Clip::NONE, &mut host()).unwrap();
+            assert_eq!(values(&trainable.squared_norms().unwrap()), [25.0 + 225.0]);
+            trainable.update(1.0, &ClipFactor::NONE, &mut host()).unwrap();
             assert_eq!(trainable.applied()[0].1.to_vec1::<f32>().unwrap(), [5.0, 15.0], "step {step}");
         }
         for (gradient, given) in gradients.iter().zip(given) {
@@ -293,35 +272,33 @@ mod tests {
         let (mut trainable, weight) = one_parameter(None);
         trainable.keep_gradients();
         trainable.accumulate(vec![(weight.id(), gradient([3.0, -8.0]))], &mut host()).unwrap();
-        trainable.update(1.0, Clip::Known(0.25), &mut host()).unwrap();
+        trainable.update(1.0, &ClipFactor::Host(0.25), &mut host()).unwrap();
         assert_eq!(trainable.applied()[0].1.to_vec1::<f32>().unwrap(), [0.75, -2.0]);
         assert_eq!(weight.to_vec1::<f32>().unwrap(), [-0.75, 2.0]);
     }
 
     #[test]
-    fn what_comes_later_is_the_same() {
+    fn numbers_left_on_the_device_are_the_same() {
         let (mut trainable, weight) = one_parameter(None);
         trainable.keep_gradients();
-        let mut watch = Watch::new(true);
+        let mut monitor = Monitor::new(true);
         // The second is narrower than the parameter.
         for (values, dtype) in [([3.0, -5.0], DType::F32), ([0.0, 1.0], DType::BF16)] {
             let gradient = gradient(values).to_dtype(dtype).unwrap();
-            trainable.accumulate(vec![(weight.id(), gradient)], &mut watch).unwrap();
+            trainable.accumulate(vec![(weight.id(), gradient)], &mut monitor).unwrap();
         }
-        trainable.measure(vec![(weight.id(), gradient([-4.0, -3.0]))], &mut watch).unwrap();
-        assert_eq!(trainable.squared_norms(), [0.0; 0]);
-        let squares = trainable.squared_norms_later().unwrap().unwrap();
-        assert_eq!(squares.to_vec1::<f64>().unwrap(), [25.0]);
-        let products = trainable.products_later().unwrap().unwrap();
-        assert_eq!(products.to_vec1::<f64>().unwrap(), [0.0, 25.0, 25.0]);
-        let clip = Clip::Later(clip::coefficient_later(2.5, &squares).unwrap());
-        trainable.update(1.0, clip, &mut watch).unwrap();
+        trainable.measure(vec![(weight.id(), gradient([-4.0, -3.0]))], &mut monitor).unwrap();
+        let squares = trainable.squared_norms().unwrap();
+        assert!(matches!(squares, Numbers::Device(_)));
+        assert_eq!(values(&squares), [25.0]);
+        assert_eq!(values(&trainable.products(&monitor).unwrap()), [0.0, 25.0, 25.0]);
+        trainable.update(1.0, &clip::factor(2.5, &squares).unwrap(), &mut monitor).unwrap();
         let applied = trainable.applied()[0].1.to_vec1::<f32>().unwrap();
         assert!(applied.iter().zip([1.5, -2.0]).all(|(a, b)| (a - b).abs() < 1e-6), "{applied:?}");
         assert_eq!(weight.to_vec1::<f32>().unwrap(), [-applied[0], -applied[1]]);
         // Each sum, the one measured, and the value after the update; none is looked at.
-        trainable.accumulate(vec![(weight.id(), gradient([1.0, f32::NAN]))], &mut watch).unwrap();
-        assert_eq!(watch.take_step().len(), 5);
+        trainable.accumulate(vec![(weight.id(), gradient([1.0, f32::NAN]))], &mut monitor).unwrap();
+        assert_eq!(monitor.take_step().len(), 5);
     }
 
     #[test]
@@ -336,13 +313,14 @@ mod tests {
         // (1, 0) and (3, 4), each in two pieces.
         add(&mut trainable, [5.0, -1.0], Some([1.0, 1.0]));
         add(&mut trainable, [-4.0, 1.0], Some([2.0, 3.0]));
-        assert_eq!(trainable.alignment().unwrap(), Some(0.6));
-        assert_eq!(trainable.squared_norms(), [1.0]);
-        trainable.update(1.0, Clip::NONE, &mut host()).unwrap();
+        let products = trainable.products(&host()).unwrap();
+        assert_eq!(Products::from_slice(&values(&products)).cosine(), Some(0.6));
+        assert_eq!(values(&trainable.squared_norms().unwrap()), [1.0]);
+        trainable.update(1.0, &ClipFactor::NONE, &mut host()).unwrap();
         assert_eq!(weight.to_vec1::<f32>().unwrap(), [-1.0, 0.0]);
         // The next step knows nothing of it.
         add(&mut trainable, [1.0, 0.0], None);
-        assert_eq!(trainable.alignment().unwrap(), None);
+        assert!(!trainable.has_measured());
         let error = trainable.measure(vec![(weight.id(), gradient([1.0, f32::NAN]))], &mut host()).unwrap_err();
         assert!(error.to_string().starts_with("the gradient of w holds an infinity or a NaN"), "{error}");
     }
@@ -382,10 +360,10 @@ mod tests {
     #[test]
     fn a_parameter_without_a_gradient_is_an_error_where_gradients_are_used() {
         let (mut trainable, _) = one_parameter(None);
-        let error = trainable.update(1.0, Clip::NONE, &mut host()).unwrap_err().to_string();
+        let error = trainable.update(1.0, &ClipFactor::NONE, &mut host()).unwrap_err().to_string();
         assert!(error.starts_with("w: the parameter received no gradient"), "{error}");
         let (mut trainable, weight) = one_parameter(Some(Box::new(Rest)));
-        trainable.update(1.0, Clip::NONE, &mut host()).unwrap();
+        trainable.update(1.0, &ClipFactor::NONE, &mut host()).unwrap();
         assert_eq!(weight.to_vec1::<f32>().unwrap(), [0.0, 0.0]);
     }
 
@@ -411,7 +389,7 @@ mod tests {
             let (mut trainable, weight) = one_parameter(make());
             let mut step = |lr: f64| {
                 trainable.accumulate(vec![(weight.id(), gradient([0.0, 1e20]))], &mut host()).unwrap();
-                trainable.update(lr, Clip::NONE, &mut host())
+                trainable.update(lr, &ClipFactor::NONE, &mut host())
             };
             step(1e-3).unwrap();
             let error = step(1e38).unwrap_err().to_string();

@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, Storage, Tensor};
 use crate::{
     Result,
     tensor::{
+        Numbers,
         elementwise::{CHUNK, each},
         sums,
     },
@@ -40,18 +41,18 @@ impl Products {
         match parts {
             Some(parts) => parts.into_iter().for_each(|part| self.sum(part)),
             None => {
-                self.sum(Self::from_slice(&Self::later(&a, &b)?.to_vec1()?));
+                self.sum(Self::from_slice(&Self::on_device(&a, &b)?.to_vec1()?));
             }
         }
         Ok(())
     }
 
-    /// What [`Self::add`] adds, as an `f64` tensor `(3)` that the device has yet to compute.
-    pub(crate) fn later(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    /// What [`Self::add`] adds, as an `f64` tensor `(3)` on the device; the host waits for nothing.
+    pub(crate) fn on_device(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         Ok(Tensor::cat(&[sums::product(a, b)?, sums::squares(a)?, sums::squares(b)?], 0)?)
     }
 
-    /// Those that [`Self::later`] has given in the end.
+    /// The products that [`Self::on_device`] gave, read.
     pub(crate) fn from_slice(values: &[f64]) -> Self {
         match values {
             &[ab, aa, bb] => Self { ab, aa, bb },
@@ -69,6 +70,12 @@ impl Products {
     pub(crate) fn cosine(&self) -> Option<f64> {
         let norms = (self.aa * self.bb).sqrt();
         (norms > 0.0).then(|| (self.ab / norms).clamp(-1.0, 1.0))
+    }
+}
+
+impl From<Products> for Numbers {
+    fn from(Products { ab, aa, bb }: Products) -> Self {
+        Self::Host(vec![ab, aa, bb])
     }
 }
 
@@ -123,7 +130,7 @@ mod tests {
     #[test]
     fn those_that_come_later_are_the_same() {
         let (a, b) = (vector(&[1.0, -2.0, 3.0]), vector(&[4.0, 5.0, -6.0]));
-        let later = Products::later(&a, &b).unwrap().to_vec1::<f64>().unwrap();
+        let later = Products::on_device(&a, &b).unwrap().to_vec1::<f64>().unwrap();
         assert_eq!(later, [-24.0, 14.0, 77.0]);
         let mut products = Products::default();
         products.add(&a, &b).unwrap();

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use candle_nn::{Init, VarBuilder};
 use interlock::{
     Activation, Batch, Dataset, Differentiable, Error, Gradients, Loss, ModelSpec, ParameterGradients, Pass, Result,
-    Saved, Score, Unit, Wants, model::parameters::NamedTensors, random::Key,
+    Saved, Score, Scored, Targets, Unit, Wants, model::parameters::NamedTensors, random::Key,
 };
 use rand::RngExt;
 
@@ -68,12 +68,12 @@ impl Loss for Slope {
         Ok(targets.elem_count() as f64)
     }
 
-    fn score(&self, output: &Tensor, targets: &Tensor) -> Result<Score> {
+    fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored> {
         let sum = f64::from(output.flatten_all()?.sum_all()?.to_scalar::<f32>()?);
-        Ok(Score { loss: self.0 * sum, count: self.count(targets)?, correct: None })
+        Ok(Score { loss: self.0 * sum, count: self.count(targets)?, correct: None }.into())
     }
 
-    fn differentiate(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Score, Tensor)> {
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)> {
         let gradient = (output.ones_like()? * (self.0 / total))?;
         Ok((self.score(output, targets)?, gradient))
     }
@@ -87,16 +87,17 @@ impl Loss for ByTarget {
         Ok(targets.elem_count() as f64)
     }
 
-    fn score(&self, output: &Tensor, targets: &Tensor) -> Result<Score> {
+    fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored> {
         let products = (output.flatten_all()? * targets.to_dtype(candle_core::DType::F32)?)?;
         Ok(Score {
             loss: f64::from(products.sum_all()?.to_scalar::<f32>()?),
             count: self.count(targets)?,
             correct: None,
-        })
+        }
+        .into())
     }
 
-    fn differentiate(&self, output: &Tensor, targets: &Tensor, total: f64) -> Result<(Score, Tensor)> {
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)> {
         let gradient = (targets.to_dtype(candle_core::DType::F32)?.reshape(output.dims())? / total)?;
         Ok((self.score(output, targets)?, gradient))
     }

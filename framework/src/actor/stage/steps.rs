@@ -1,4 +1,4 @@
-//! Steps that a stage has given to its device and not yet told of: their numbers and times come later.
+//! Steps that a stage has given to its device and not yet reported: their numbers and times are read here.
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -12,19 +12,24 @@ use crate::{
     transport::{Report, StageStep},
 };
 
-/// An action between two places in the queue of a device.
+/// An action between two marks in the queue of the device.
 pub(super) struct Timed {
-    action: Action,
-    before: Box<dyn Mark>,
-    after: Box<dyn Mark>,
+    pub(super) action: Action,
+    pub(super) before: Box<dyn Mark>,
+    pub(super) after: Box<dyn Mark>,
 }
 
-/// What has been done for a step.
+impl Timed {
+    /// When the device began the action and when it was done; waits until it is done.
+    fn times(&self) -> Result<[Instant; 2]> {
+        Ok([self.before.instant()?, self.after.instant()?])
+    }
+}
+
+/// The actions done for a step.
 #[derive(Default)]
 pub(super) struct Done {
     work: schedule::Work,
-    spans: Vec<Span>,
-    /// What the device has yet to say the times of.
     timed: Vec<Timed>,
 }
 
@@ -41,37 +46,24 @@ impl Done {
 }
 
 /// A step whose numbers are being read.
-pub(super) struct Untold {
+pub(super) struct Unreported {
     step: u64,
     reading: StepReading,
     done: Done,
 }
 
 /// The steps whose numbers are being read, in order.
-pub(super) type Queue = VecDeque<Untold>;
+pub(super) type Queue = VecDeque<Unreported>;
 
 impl Work {
-    /// A place in the queue of the device, where it has one.
-    pub(super) fn mark(&self) -> Result<Option<Box<dyn Mark>>> {
-        self.stage.device().mark()
+    /// A mark in the queue of the device.
+    pub(super) fn mark(&self) -> Result<Box<dyn Mark>> {
+        crate::device::mark(&**self.stage.device())
     }
 
-    /// Takes note of when an action was done, by the device's marks or by the host's clock.
-    pub(super) fn note(&mut self, action: Action, marks: Option<(Box<dyn Mark>, Box<dyn Mark>)>, host: [Instant; 2]) {
-        match marks {
-            Some((before, after)) => {
-                let timed = Timed { action, before, after };
-                if action.trains() { &mut self.done.timed } else { &mut self.evaluated }.push(timed);
-            }
-            None => {
-                self.metrics.took(action.kind(), host[1] - host[0]);
-                if action.trains() {
-                    let span = self.span(action, host);
-                    self.done.work.add(action.kind(), host[1] - host[0]);
-                    self.done.spans.extend(span);
-                }
-            }
-        }
+    /// Takes note of an action whose times are to be read later.
+    pub(super) fn timed(&mut self, timed: Timed) {
+        if timed.action.trains() { &mut self.done.timed } else { &mut self.evaluated }.push(timed);
     }
 
     /// What is recorded of an action, if anything is.
@@ -89,26 +81,25 @@ impl Work {
         };
         let (now, later) = std::mem::take(&mut self.evaluated).into_iter().partition::<Vec<_>, _>(of);
         self.evaluated = later;
-        for Timed { action, before, after } in now {
-            let instant = |mark: &dyn Mark| mark.instant().map_err(|error| self.failed_in(action, error));
-            let took = instant(&*after)?.saturating_duration_since(instant(&*before)?);
-            self.metrics.took(action.kind(), took);
+        for timed in now {
+            let [start, end] = timed.times().map_err(|error| self.failed_in(timed.action, error))?;
+            self.metrics.took(timed.action.kind(), end.saturating_duration_since(start));
         }
         Ok(())
     }
 
-    /// Tells of a step, now or when its numbers are there. Of the steps before none is left untold then: the device is never more than a step
-    /// behind.
+    /// Takes in a step whose update has been given to the device. All earlier steps are reported first: the host is never more than one step
+    /// ahead of the device.
     pub(super) fn update_given(&mut self, step: u64, reading: StepReading) -> Result<(), Stopped> {
         self.settle_all()?;
         let done = std::mem::take(&mut self.done);
-        self.untold.push_back(Untold { step, reading, done });
+        self.unreported.push_back(Unreported { step, reading, done });
         Ok(())
     }
 
-    /// Tells of the steps whose numbers are there; does not wait.
+    /// Reports the steps whose numbers are there; does not wait.
     pub(super) fn settle_ready(&mut self) -> Result<(), Stopped> {
-        while let Some(next) = self.untold.front() {
+        while let Some(next) = self.unreported.front() {
             let step = next.step;
             if !next.reading.is_ready().map_err(|error| self.failure(step, error))? {
                 break;
@@ -118,43 +109,43 @@ impl Work {
         Ok(())
     }
 
-    /// Waits for the numbers of all steps, and tells of them.
+    /// Waits for the numbers of all steps, and reports them.
     pub(super) fn settle_all(&mut self) -> Result<(), Stopped> {
         while self.settle_next()? {}
         Ok(())
     }
 
-    /// Waits for the numbers of the next step, and tells of it; whether there is one.
+    /// Waits for the numbers of the next step, and reports it; whether there is one.
     pub(super) fn settle_next(&mut self) -> Result<bool, Stopped> {
-        let Some(Untold { step, reading, done }) = self.untold.pop_front() else { return Ok(false) };
+        let Some(Unreported { step, reading, done }) = self.unreported.pop_front() else { return Ok(false) };
         match self.stage.take(reading)? {
-            Some(numbers) => self.tell(step, numbers, done)?,
-            None => self.tell_silence()?,
+            Some(numbers) => self.report_step(step, numbers, done)?,
+            None => self.report_received_non_finite()?,
         }
         Ok(true)
     }
 
-    /// Reports, once, that there is nothing to tell any more, if that is so.
-    pub(super) fn tell_silence(&mut self) -> Result<(), Stopped> {
+    /// Reports, once, that the stage received a non-finite value, if it did.
+    pub(super) fn report_received_non_finite(&mut self) -> Result<(), Stopped> {
         if !self.silent
-            && let Some(failure) = self.stage.silence().cloned()
+            && let Some(failure) = self.stage.received_non_finite().cloned()
         {
             self.silent = true;
-            self.wire.report(Report::Silent(failure))?;
+            self.wire.report(Report::ReceivedNonFinite(failure))?;
         }
         Ok(())
     }
 
     /// Reports a step.
-    pub(super) fn tell(&mut self, step: u64, numbers: StepNumbers, done: Done) -> Result<(), Stopped> {
-        let Done { mut work, mut spans, timed } = done;
-        for Timed { action, before, after } in timed {
-            let instant = |mark: &dyn Mark| mark.instant().map_err(|error| self.failure(step, error));
-            let times = [instant(&*before)?, instant(&*after)?];
+    fn report_step(&mut self, step: u64, numbers: StepNumbers, done: Done) -> Result<(), Stopped> {
+        let Done { mut work, timed } = done;
+        let mut spans = Vec::new();
+        for timed in timed {
+            let times = timed.times().map_err(|error| self.failure(step, error))?;
             let took = times[1].saturating_duration_since(times[0]);
-            self.metrics.took(action.kind(), took);
-            work.add(action.kind(), took);
-            spans.extend(self.span(action, times));
+            self.metrics.took(timed.action.kind(), took);
+            work.add(timed.action.kind(), took);
+            spans.extend(self.span(timed.action, times));
         }
         let StepNumbers { score, updated, alignment } = numbers;
         let stage = self.stage.index();

@@ -9,14 +9,14 @@ use super::{
     steps::{Done, Queue, Timed},
 };
 use crate::{
-    Failure, Score, Stage,
+    Failure, Stage,
     actor::{
         messages::{Act, Way},
         waits::Waits,
     },
     metrics::{Direction, StageMetrics},
     schedule::{Action, ActionKind, Purpose, StageSchedule},
-    stage::{Outcome, StepNumbers},
+    stage::Outcome,
     transport::{Report, Transport},
 };
 
@@ -28,13 +28,13 @@ pub(super) struct Work {
     /// Whether an [`Act`] is on its way.
     pub(super) acting: bool,
     pub(super) norms: HashMap<u64, f64>,
-    /// The score of the step in work as far as it is known, and what was done for it.
-    pub(super) score: Option<Score>,
+    /// The actions done for the step in work.
     pub(super) done: Done,
-    pub(super) untold: Queue,
-    /// Whether the stage has said that it has nothing to tell any more.
+    /// The steps whose numbers are being read.
+    pub(super) unreported: Queue,
+    /// Whether the stage has reported that it received a non-finite value: it reports nothing after that.
     pub(super) silent: bool,
-    /// What was done for evaluations, and the device has yet to say the times of.
+    /// The actions done for evaluations whose times are not known yet.
     pub(super) evaluated: Vec<Timed>,
     pub(super) metrics: StageMetrics,
     pub(super) waits: Waits,
@@ -67,20 +67,18 @@ impl Work {
         let _entered = span.enter();
         // Taken before the update, which forgets them.
         let gradient_bytes = if kind == ActionKind::Update { self.stage.gradient_bytes() } else { 0 };
-        let before = self.mark()?;
-        let start = Instant::now();
         if let Some((way, since)) = self.waits.end(action) {
-            self.metrics.waited(way, start.saturating_duration_since(since));
+            self.metrics.waited(way, since.elapsed());
         }
+        let before = self.mark()?;
         let outcome = self.stage.perform(action, norm)?;
-        let end = Instant::now();
-        self.tell_silence()?;
-        let after = if before.is_some() { self.mark()? } else { None };
+        let after = self.mark()?;
+        self.report_received_non_finite()?;
         self.metrics.acted(self.stage.activation_bytes());
         if kind == ActionKind::Update {
             self.metrics.updated(gradient_bytes, self.stage.optimizer_bytes());
         }
-        self.note(action, before.zip(after), [start, end]);
+        self.timed(Timed { action, before, after });
         self.deliver(action, outcome)?;
         self.schedule.done(action);
         for micro_batch in self.schedule.take_freed() {
@@ -132,19 +130,13 @@ impl Work {
                 self.done.sent_gradient(bytes);
                 self.wire.send_gradient(micro_batch, loss, gradient)?;
             }
-            (Action::Head { micro_batch, .. }, Outcome::Score(score)) => match micro_batch.purpose {
-                Purpose::Train => self.score = Some(self.score.map_or(score, |sum| sum.and(score))),
-                Purpose::Evaluate => self.wire.report(Report::Scored { stage, micro_batch, score: Some(score) })?,
-            },
+            (Action::Head { micro_batch, .. }, Outcome::Score(score)) => {
+                self.wire.report(Report::Scored { stage, micro_batch, score: Some(score) })?;
+            }
             (Action::ShareNorm(step), Outcome::SquaredNorms(norms)) => {
                 self.wire.report(Report::SquaredNorms { stage, step, norms })?;
             }
-            (Action::Update(step), Outcome::Updated(updated)) => {
-                let numbers = StepNumbers { score: self.score.take(), updated, alignment: self.stage.alignment() };
-                let done = std::mem::take(&mut self.done);
-                self.tell(step, numbers, done)?;
-            }
-            (Action::Update(step), Outcome::Reading(reading)) => self.update_given(step, reading)?,
+            (Action::Update(step), Outcome::Updated(reading)) => self.update_given(step, reading)?,
             _ => {}
         }
         Ok(())

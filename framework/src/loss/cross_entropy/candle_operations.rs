@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Device, Tensor};
 
 use super::CrossEntropy;
-use crate::{Result, loss::Scored};
+use crate::Result;
 
 /// Rows of logits against classes.
 pub(super) struct Rows {
@@ -44,7 +44,8 @@ impl Rows {
         })
     }
 
-    pub(super) fn score(&self, loss: &CrossEntropy) -> Result<Scored> {
+    /// The sum of the losses and the number of right predictions, an `f64` tensor `(2)`.
+    pub(super) fn score(&self, loss: &CrossEntropy) -> Result<Tensor> {
         let at_class = self.shifted.gather(&self.classes, 1)?;
         let mut losses = (self.sums.log()? - &at_class)?;
         if loss.label_smoothing > 0.0 {
@@ -54,7 +55,7 @@ impl Rows {
             Ok(self.counting(values)?.to_dtype(DType::F64)?.sum_all()?.reshape(1)?)
         };
         let right = self.first_largest()?.eq(&self.classes.to_dtype(DType::F32)?)?;
-        Ok(Scored::Later(Tensor::cat(&[of_all(losses)?, of_all(right.to_dtype(DType::F32)?)?], 0)?))
+        Ok(Tensor::cat(&[of_all(losses)?, of_all(right.to_dtype(DType::F32)?)?], 0)?)
     }
 
     /// The first of each row's largest logits, `(rows, 1)` in `f32`. candle's own `argmax` gives any of them on some devices.
@@ -93,12 +94,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Loss, Score};
+    use crate::{
+        loss::{Loss, Score, Scored, Targets},
+        tensor::Numbers,
+    };
 
-    fn score(loss: &CrossEntropy, scored: Scored, targets: &Tensor) -> Score {
-        let Scored::Later(numbers) = scored else { panic!("it is known") };
-        let numbers = numbers.to_vec1::<f64>().unwrap();
-        Score { loss: numbers[0], count: loss.count(targets).unwrap(), correct: Some(numbers[1]) }
+    /// The same targets on an asynchronous device.
+    fn later(targets: &Tensor) -> Targets {
+        Targets { asynchronous: true, ..targets.into() }
+    }
+
+    /// The score, which is left on the device.
+    fn unread(scored: &Scored) -> Score {
+        assert!(matches!(scored.numbers, Numbers::Device(_)));
+        scored.read().unwrap()
     }
 
     fn near(a: f64, b: f64) -> bool {
@@ -107,9 +116,9 @@ mod tests {
 
     /// Whether both ways agree.
     fn agree(loss: &CrossEntropy, output: &Tensor, targets: &Tensor, total: f64) {
-        let (expected, gradient) = loss.differentiate(output, targets, total).unwrap();
-        let (scored, found_gradient) = loss.differentiate_later(output, targets, total).unwrap();
-        let found = score(loss, scored, targets);
+        let (expected, gradient) = loss.differentiate(output, &targets.into(), total).unwrap();
+        let (scored, found_gradient) = loss.differentiate(output, &later(targets), total).unwrap();
+        let (found, expected) = (unread(&scored), expected.read().unwrap());
         assert!(near(found.loss, expected.loss), "{found:?} {expected:?}");
         assert_eq!((found.count, found.correct), (expected.count, expected.correct));
         assert_eq!((found_gradient.dims(), found_gradient.dtype()), (output.dims(), output.dtype()));
@@ -117,7 +126,7 @@ mod tests {
         let (a, b) = (numbers(found_gradient), numbers(gradient));
         let allowed = if output.dtype() == DType::BF16 { 1e-2 } else { 1e-6 };
         assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= allowed * (1.0 + b.abs())), "{a:?} {b:?}");
-        assert_eq!(score(loss, loss.score_later(output, targets).unwrap(), targets), found);
+        assert_eq!(unread(&loss.score(output, &later(targets)).unwrap()), found);
     }
 
     #[test]
@@ -127,8 +136,8 @@ mod tests {
         let output = Tensor::from_slice(&logits, (3, 3), &Device::Cpu).unwrap();
         let targets = Tensor::new(&[1_u32, 0, 77], &Device::Cpu).unwrap();
         let loss = CrossEntropy { ignore_index: Some(77), ..CrossEntropy::default() };
-        let (scored, gradient) = loss.differentiate_later(&output, &targets, 4.0).unwrap();
-        let found = score(&loss, scored, &targets);
+        let (scored, gradient) = loss.differentiate(&output, &later(&targets), 4.0).unwrap();
+        let found = unread(&scored);
         assert!(near(found.loss, 4.0_f64.ln() + 3.0_f64.ln()), "{found:?}");
         assert_eq!((found.count, found.correct), (2.0, Some(1.0)));
         let expected = [0.125, -0.75, 0.625, -2.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0, 0.0, 0.0, 0.0].map(|g: f32| g / 4.0);
@@ -145,7 +154,7 @@ mod tests {
                 let output = Tensor::from_slice(&logits, (1, 3), &Device::Cpu).unwrap();
                 let targets = Tensor::new(&[0_u32], &Device::Cpu).unwrap();
                 let loss = CrossEntropy::default();
-                assert!(score(&loss, loss.score_later(&output, &targets).unwrap(), &targets).loss.is_nan(), "{bad}");
+                assert!(unread(&loss.score(&output, &later(&targets)).unwrap()).loss.is_nan(), "{bad}");
             }
         }
     }
@@ -156,8 +165,8 @@ mod tests {
         let loss = CrossEntropy::default();
         for targets in [vec![1_u32, 3], vec![1]] {
             let targets = Tensor::new(targets, &Device::Cpu).unwrap();
-            let words = loss.check(&output, &targets).unwrap_err().to_string();
-            assert_eq!(words, loss.score(&output, &targets).unwrap_err().to_string());
+            let error = loss.score(&output, &later(&targets)).unwrap_err().to_string();
+            assert_eq!(error, loss.score(&output, &(&targets).into()).unwrap_err().to_string());
         }
     }
 

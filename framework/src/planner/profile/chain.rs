@@ -11,8 +11,8 @@ use super::{memory::Reader, parts::Parts};
 use crate::{
     Activation, Error, NonFinite, Pass, Phase, Result, Saved, StageDevice, Wants,
     differentiation::input_of,
-    loss::LossOn,
-    optimizer::Clip,
+    loss::Targets,
+    optimizer::ClipFactor,
     stage::{Payload, StageSettings},
 };
 
@@ -115,7 +115,7 @@ impl<'a> Chain<'a> {
             self.device.synchronize()?;
             Ok(result)
         })?;
-        self.parts.watch.forget();
+        self.parts.monitor.forget();
         let seconds = start.elapsed().as_secs_f64();
         let used = self.reader.zip(before).map(|(reader, before)| Used {
             before,
@@ -159,7 +159,7 @@ impl<'a> Chain<'a> {
         let Payload { targets, total, .. } = self.payload.clone();
         let (loss, device) = (self.settings.loss.clone(), self.device);
         let gradient = self.see(self.parts.units.len() - 1, Figure::Loss, |_| {
-            Ok(LossOn { loss: &*loss, device }.differentiate(output.single()?, &targets, total)?.2)
+            Ok(loss.differentiate(output.single()?, &Targets::on(device, &targets)?, total)?.1)
         })?;
         Ok(gradient.into())
     }
@@ -184,7 +184,7 @@ impl<'a> Chain<'a> {
     fn update(&mut self) -> Result<()> {
         for i in 0..self.parts.units.len() {
             self.see(i, Figure::Update, |parts| match &mut parts.units[i].parameters {
-                Some(parameters) => parameters.update(0.0, Clip::NONE, &mut parts.watch),
+                Some(parameters) => parameters.update(0.0, &ClipFactor::NONE, &mut parts.monitor),
                 None => Ok(()),
             })?;
         }
@@ -196,7 +196,8 @@ impl<'a> Chain<'a> {
             if self.parts.heads[i].is_some() {
                 self.see(i, Figure::HeadUpdate, |parts| {
                     let parameters = parts.heads[i].as_mut().and_then(|head| head.parameters.as_mut());
-                    parameters.map_or(Ok(()), |parameters| parameters.update(0.0, Clip::NONE, &mut parts.watch))
+                    parameters
+                        .map_or(Ok(()), |parameters| parameters.update(0.0, &ClipFactor::NONE, &mut parts.monitor))
                 })?;
             }
         }
@@ -215,19 +216,18 @@ impl<'a> Chain<'a> {
         self.see(i, if needed { Figure::HeadNeeded } else { Figure::HeadProbe }, |parts| {
             let Some(head) = &mut parts.heads[i] else { return Ok(None) };
             let (logits, saved) = head.module.forward(output, &pass)?;
-            let loss = LossOn { loss: &*loss, device };
-            let (.., gradient) = loss.differentiate(logits.single()?, &targets, total)?;
+            let (_, gradient) = loss.differentiate(logits.single()?, &Targets::on(device, &targets)?, total)?;
             let wants = Wants { input: needed, parameters: true };
             let mut pulled = head.module.last_backward(saved, gradient.into(), wants)?;
             if let Some(parameters) = &mut head.parameters {
-                parameters.accumulate(mem::take(&mut pulled.parameters), &mut parts.watch)?;
+                parameters.accumulate(mem::take(&mut pulled.parameters), &mut parts.monitor)?;
             }
             if !needed {
                 return Ok(None);
             }
             let gradient = input_of(pulled)?;
             let what = || "the gradient that the head gives".to_owned();
-            parts.watch.tensors(&gradient, NonFinite::Gradient, what)?;
+            parts.monitor.check_activation(&gradient, NonFinite::Gradient, what)?;
             Ok(Some(gradient))
         })?;
         Ok(())
@@ -241,7 +241,7 @@ impl<'a> Chain<'a> {
         let (dtype, precision) = (self.settings.dtype, self.device.precision());
         let sent = self.see(i, Figure::Send, |parts| {
             let sent = dtype.pack(output)?;
-            parts.watch.tensors(&sent, NonFinite::Activation, || "the output".to_owned())?;
+            parts.monitor.check_activation(&sent, NonFinite::Activation, || "the output".to_owned())?;
             Ok(sent)
         })?;
         self.outputs[i] = sent.bytes();

@@ -6,7 +6,7 @@ use crate::{
     device::{Part as Piece, PartKind},
     model::parameters::Kind,
     optimizer::OptimizerConfig,
-    stage::{StageSettings, Trainable, watch::Watch},
+    stage::{StageSettings, Trainable, monitor::Monitor},
 };
 
 /// A unit or a head.
@@ -25,7 +25,7 @@ pub(super) struct Parts {
     /// The units in which the parameters of units lie.
     owners: Vec<usize>,
     /// Looks at values as that of a stage does.
-    pub(super) watch: Watch,
+    pub(super) monitor: Monitor,
     optimizer: OptimizerConfig,
 }
 
@@ -83,7 +83,7 @@ impl Parts {
             heads: heads.collect::<Result<_>>()?,
             units: built,
             owners,
-            watch: Watch::over(device),
+            monitor: Monitor::on(device),
             optimizer: config.clone(),
         })
     }
@@ -91,7 +91,7 @@ impl Parts {
     /// Adds gradients that unit `i` gave.
     pub(super) fn accumulate(&mut self, i: usize, gradients: ParameterGradients) -> Result<()> {
         match &mut self.units[self.owners[i]].parameters {
-            Some(parameters) => parameters.accumulate(gradients, &mut self.watch),
+            Some(parameters) => parameters.accumulate(gradients, &mut self.monitor),
             None => Ok(()),
         }
     }
