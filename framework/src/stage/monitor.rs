@@ -213,10 +213,14 @@ impl Monitor {
     /// The products of two vectors, given in pieces of the same shapes, of which their cosine is made.
     pub(super) fn products<'a>(&self, pieces: impl Iterator<Item = (&'a Tensor, &'a Tensor)>) -> Result<Numbers> {
         if self.asynchronous {
-            let sum = pieces.fold(Ok(None), |sum: Result<Option<Tensor>>, (a, b)| {
+            let mut sum: Option<Tensor> = None;
+            for (a, b) in pieces {
                 let products = Products::on_device(a, b)?;
-                Ok(Some(sum?.map_or(Ok(products.clone()), |sum| sum + products)?))
-            })?;
+                sum = Some(match sum {
+                    Some(sum) => (sum + products)?,
+                    None => products,
+                });
+            }
             return Ok(sum.map_or_else(|| Products::default().into(), Numbers::Device));
         }
         let mut products = Products::default();
