@@ -118,8 +118,3 @@ pub(crate) fn best_partition(config: &RunConfig) -> Result<Vec<usize>> {
     let row = question.row(stages, micro_batches, None)?;
     Ok(row.units_per_stage)
 }
-
-/// The largest width of any stage.
-fn widest(follows: impl Iterator<Item = usize>) -> usize {
-    follows.enumerate().map(|(k, j)| j - k + 1).max().unwrap_or(1)
-}

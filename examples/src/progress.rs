@@ -163,7 +163,7 @@ impl Observer for Progress {
                 self.show(step + 1);
             }
             TrainEvent::PlanChanged { from_step, plan } => {
-                let follows: Vec<_> = (0..plan.stages()).map(|k| (k, plan.follows(k).to_string())).collect();
+                let follows: Vec<_> = (0..plan.stages()).map(|k| (k, plan.farthest(k).to_string())).collect();
                 self.terminal.say(&format!(
                     "from step {from_step} on  stages follow the losses of stages {}",
                     show::some_of(&follows)

@@ -1,13 +1,17 @@
-//! The gradient plan: which losses a stage pulls back, and which gradients cross which boundary.
+//! The gradient plan: the losses that train each stage, and the gradients that cross each boundary.
 //!
-//! Everything follows from one number a stage, `follows(k) ≥ k`: the head whose loss trains the parameters of stage `k`.
+//! Everything follows from one set for each stage, `follows(k) = { (j, c) : j ≥ k, c > 0 }`: the losses that train the parameters of stage `k`,
+//! each with its weight. Loss `j` is the loss of the head of stage `j`.
 //!
-//! - `wants(k) = { j ≥ k : some i ≤ k follows j }`: the losses that stage `k` pulls back.
-//! - `crosses(k) = { j ≥ k : some i < k follows j }`: the losses whose gradient leaves stage `k` for stage `k-1`.
-//! - The head of stage `k` is *needed* iff some stage follows `k`; any other head is a *probe*.
+//! - `wants(k) = { j ≥ k : some i ≤ k follows j }`: the losses whose backward pass runs through stage `k`.
+//! - `crosses(k) = { j ≥ k : some i < k follows j }`: the losses whose gradient stage `k` sends to stage `k-1`.
+//! - The head of stage `k` is *needed* iff some stage follows `k`; any other head is a *probe head*.
 //!
-//! In single steps a stage may also *measure* a loss: it computes its parameters' gradients of that loss too, compares them with those that
-//! it follows, and does not apply them. Above, a loss that is measured counts as one that is followed.
+//! In some steps a stage also *measures* a loss: it computes the parameter gradient of that loss too, compares it with the one that it follows,
+//! and does not apply it. Above, a loss that is measured counts as one that is followed.
+//!
+//! A plan may give a stage several losses of any weights. The engine runs plans in which every stage follows one loss with weight 1;
+//! [`PlanSchedule`] refuses all others.
 //!
 //! This module knows neither tensors nor actors.
 
@@ -21,22 +25,49 @@ use std::{collections::BTreeSet, fmt};
 
 use crate::{Error, Result};
 
-/// Which losses each stage pulls back, for one cut of a model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The losses that train each stage, for one partition of a model.
+#[derive(Clone, Debug, PartialEq)]
 pub struct GradientPlan {
-    follows: Vec<usize>,
+    /// In ascending order of the losses.
+    follows: Vec<Vec<(usize, f64)>>,
     measures: Vec<Option<usize>>,
     wants: Vec<Vec<usize>>,
     crosses: Vec<Vec<usize>>,
     needed: Vec<bool>,
 }
 
+fn refuse<T>(problem: String, remedy: impl Into<String>) -> Result<T> {
+    Err(Error::invalid("gradient plan", problem, remedy))
+}
+
 impl GradientPlan {
-    /// The plan in which stage `k` follows the loss of stage `follows[k]`.
+    /// The plan in which stage `k` follows the loss of stage `follows[k]`, with weight 1.
     ///
     /// # Errors
-    /// If there is no stage, or a stage follows one before itself or behind the last.
+    /// If there is no stage, or a stage follows the loss of an upstream stage or of one that does not exist.
     pub fn new(follows: Vec<usize>) -> Result<Self> {
+        Self::weighted(follows.into_iter().map(|j| vec![(j, 1.0)]).collect())
+    }
+
+    /// The plan in which stage `k` follows the losses `follows[k]`, each a stage and its weight, in any order.
+    ///
+    /// # Errors
+    /// If there is no stage; or a stage follows no loss, one loss twice, the loss of an upstream stage or of one that does not exist, or one
+    /// with a weight that is not above 0 and finite.
+    pub fn weighted(mut follows: Vec<Vec<(usize, f64)>>) -> Result<Self> {
+        for (k, followed) in follows.iter_mut().enumerate() {
+            followed.sort_by_key(|&(j, _)| j);
+            if followed.is_empty() {
+                return refuse(format!("stage {k} follows no loss"), "give every stage at least one");
+            }
+            if let Some(pair) = followed.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+                return refuse(format!("stage {k} follows the loss of stage {} twice", pair[0].0), "add their weights");
+            }
+            if let Some((j, weight)) = followed.iter().find(|(_, weight)| !(*weight > 0.0 && weight.is_finite())) {
+                let problem = format!("stage {k} follows the loss of stage {j} with weight {weight}");
+                return refuse(problem, "use a finite weight above 0, or leave the loss out");
+            }
+        }
         let measures = vec![None; follows.len()];
         Self::of(follows, measures)
     }
@@ -44,49 +75,43 @@ impl GradientPlan {
     /// The same plan, in which stage `k` also measures the loss of stage `measures[k]`.
     ///
     /// # Errors
-    /// If there is not one for each stage, or a stage measures a loss before itself, behind the last, or the one that it follows.
+    /// If there is not one for each stage; or a stage measures the loss of an upstream stage, of one that does not exist, or one that it follows.
     pub fn measuring(self, measures: Vec<Option<usize>>) -> Result<Self> {
         if measures.len() != self.stages() {
-            return Err(Error::invalid(
-                "gradient plan",
-                format!("{} losses to measure", measures.len()),
-                format!("give one, or none, for each of {} stages", self.stages()),
-            ));
+            let problem = format!("{} losses to measure", measures.len());
+            return refuse(problem, format!("give one, or none, for each of {} stages", self.stages()));
         }
-        if let Some(k) = (0..self.stages()).find(|&k| measures[k] == Some(self.follows[k])) {
-            return Err(Error::invalid(
-                "gradient plan",
-                format!("stage {k} measures the loss of stage {}, which it follows", self.follows[k]),
-                "measure another one",
-            ));
+        for (k, measured) in measures.iter().enumerate() {
+            if let Some(j) = measured.filter(|&j| self.weight(k, j).is_some()) {
+                let problem = format!("stage {k} measures the loss of stage {j}, which it follows");
+                return refuse(problem, "measure another loss, or none");
+            }
         }
         Self::of(self.follows, measures)
     }
 
-    fn of(follows: Vec<usize>, measures: Vec<Option<usize>>) -> Result<Self> {
+    fn of(follows: Vec<Vec<(usize, f64)>>, measures: Vec<Option<usize>>) -> Result<Self> {
         let stages = follows.len();
         if stages == 0 {
-            return Err(Error::invalid("gradient plan", "there is no stage", "a model needs at least one"));
+            return refuse("there is no stage".to_owned(), "a model needs at least one");
         }
         for k in 0..stages {
-            for (verb, j) in std::iter::once(("follows", follows[k])).chain(measures[k].map(|j| ("measures", j))) {
+            let followed = follows[k].iter().map(|&(j, _)| ("follows", j));
+            for (verb, j) in followed.chain(measures[k].map(|j| ("measures", j))) {
                 if !(k..stages).contains(&j) {
-                    return Err(Error::invalid(
-                        "gradient plan",
-                        format!("stage {k} {verb} the loss of stage {j}"),
-                        format!("it can be its own or a later one: {k} to {}", stages - 1),
-                    ));
+                    let remedy = format!("use its own or that of a downstream stage: {k} to {}", stages - 1);
+                    return refuse(format!("stage {k} {verb} the loss of stage {j}"), remedy);
                 }
             }
         }
         let (mut wants, mut crosses) = (Vec::with_capacity(stages), Vec::with_capacity(stages));
         let mut needed = vec![false; stages];
-        // The losses that the stages before follow or measure and that lie ahead.
+        // The losses of stage `k` and downstream that the stages so far follow or measure.
         let mut asked = BTreeSet::new();
-        for (k, &followed) in follows.iter().enumerate() {
+        for (k, followed) in follows.iter().enumerate() {
             asked = asked.split_off(&k);
             crosses.push(asked.iter().copied().collect());
-            for j in std::iter::once(followed).chain(measures[k]) {
+            for j in followed.iter().map(|&(j, _)| j).chain(measures[k]) {
                 asked.insert(j);
                 needed[j] = true;
             }
@@ -120,15 +145,52 @@ impl GradientPlan {
 
     /// Whether every stage follows the last one: plain backpropagation.
     pub fn is_end_to_end(&self) -> bool {
-        self.follows.iter().all(|&j| j + 1 == self.stages())
+        (0..self.stages()).all(|k| matches!(*self.follows[k], [(j, _)] if j + 1 == self.stages()))
     }
 
-    /// The loss that trains the parameters of stage `k`.
-    pub fn follows(&self, k: usize) -> usize {
-        self.follows[k]
+    /// The losses that train the parameters of stage `k`, each with its weight, nearest first; at least one.
+    pub fn follows(&self, k: usize) -> &[(usize, f64)] {
+        &self.follows[k]
     }
 
-    /// The loss whose gradients of the parameters stage `k` compares with those that it follows, if any.
+    /// The farthest loss that stage `k` follows.
+    pub fn farthest(&self, k: usize) -> usize {
+        // At least one is followed, and no loss lies upstream.
+        self.follows[k].last().map_or(k, |&(j, _)| j)
+    }
+
+    /// The interlock width of stage `k`: 1 where it follows its own loss only, and 1 more for each stage downstream of it up to the farthest loss.
+    pub fn width(&self, k: usize) -> usize {
+        self.farthest(k) - k + 1
+    }
+
+    /// The backward passes of stage `k` that give parameter gradients and nothing else: one over the weighted sum of what it follows, unless that is
+    /// a single loss of weight 1 whose gradient is sent on too; and one of a measured loss that is not sent on.
+    fn passes_of_parameters_alone(&self, k: usize) -> usize {
+        let sent = |j: usize| self.crosses[k].contains(&j);
+        let followed = !matches!(*self.follows[k], [(j, 1.0)] if sent(j));
+        usize::from(followed) + usize::from(self.measures[k].is_some_and(|j| !sent(j)))
+    }
+
+    /// # Errors
+    /// If the engine cannot run it: a stage follows several losses, or one with a weight other than 1.
+    pub(crate) fn check_supported(&self) -> Result<()> {
+        match self.follows.iter().position(|followed| !matches!(**followed, [(_, 1.0)])) {
+            None => Ok(()),
+            Some(k) => {
+                let pairs = self.follows[k].iter().map(|(j, weight)| format!("{j} (weight {weight})"));
+                let problem =
+                    format!("stage {k} follows the losses of stages {}", pairs.collect::<Vec<_>>().join(", "));
+                refuse(problem, "stages can follow one loss each so far, with weight 1")
+            }
+        }
+    }
+
+    fn weight(&self, k: usize, j: usize) -> Option<f64> {
+        self.follows[k].iter().find(|&&(followed, _)| followed == j).map(|&(_, weight)| weight)
+    }
+
+    /// The loss whose parameter gradient stage `k` compares with the one that it follows, if any.
     pub fn measures(&self, k: usize) -> Option<usize> {
         self.measures[k]
     }
@@ -138,7 +200,7 @@ impl GradientPlan {
         self.measures.iter().any(Option::is_some)
     }
 
-    /// The losses that stage `k` pulls back, nearest first.
+    /// The losses whose backward pass runs through stage `k`, nearest first.
     pub fn wants(&self, k: usize) -> &[usize] {
         &self.wants[k]
     }
@@ -148,9 +210,9 @@ impl GradientPlan {
         &self.crosses[k]
     }
 
-    /// Which gradients stage `k` computes of loss `j`.
+    /// The gradients that stage `k` computes of loss `j`.
     pub fn backward(&self, k: usize, j: usize) -> Wants {
-        let parameters = self.follows[k] == j || self.measures[k] == Some(j);
+        let parameters = self.weight(k, j).is_some() || self.measures[k] == Some(j);
         Wants { input: self.crosses[k].contains(&j), parameters }
     }
 
@@ -159,23 +221,26 @@ impl GradientPlan {
         self.needed[k]
     }
 
-    /// The number of pull-backs of one micro-batch, over all stages.
+    /// The number of backward passes of one micro-batch, over all stages.
     pub fn backward_passes(&self) -> usize {
-        self.wants.iter().map(Vec::len).sum()
+        (0..self.stages()).map(|k| self.crosses[k].len() + self.passes_of_parameters_alone(k)).sum()
     }
 }
 
-/// One row a stage: what it follows, measures (where something is), relays and computes. The head of a probe is there only where all heads
-/// are trained, or where another step needs it.
+/// One row for each stage: what it follows, measures (where a stage measures one), computes and sends. Weights other than 1 follow their
+/// loss, as in `2:0.5`. A probe head exists only where all heads are trained, or where another step needs it.
 impl fmt::Display for GradientPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |losses: &[usize]| match losses {
             [] => "-".to_owned(),
             _ => losses.iter().map(usize::to_string).collect::<Vec<_>>().join(" "),
         };
+        let loss = |&(j, weight): &(usize, f64)| if weight == 1.0 { j.to_string() } else { format!("{j}:{weight}") };
+        let followed = |k: usize| self.follows[k].iter().map(loss).collect::<Vec<_>>().join(" ");
+        let wide = (0..self.stages()).map(|k| followed(k).len()).max().unwrap_or(0).max("follows".len());
         let measures = |cell: &str| if self.measures_any() { format!("  {cell:>8}") } else { String::new() };
         let heading = measures("measures");
-        write!(f, "{:>5}  {:>7}{heading}  {:<12}  {:<16}  head", "stage", "follows", "pulls back", "sends back")?;
+        write!(f, "{:>5}  {:>wide$}{heading}  {:<12}  {:<16}  head", "stage", "follows", "backward", "sends back")?;
         for k in 0..self.stages() {
             let head = match (k + 1 == self.stages(), self.is_needed(k)) {
                 (true, _) => "last",
@@ -185,8 +250,8 @@ impl fmt::Display for GradientPlan {
             let measured = measures(&self.measures[k].map_or_else(|| "-".to_owned(), |j| j.to_string()));
             write!(
                 f,
-                "\n{k:>5}  {:>7}{measured}  {:<12}  {:<16}  {head}",
-                self.follows[k],
+                "\n{k:>5}  {:>wide$}{measured}  {:<12}  {:<16}  {head}",
+                followed(k),
                 list(&self.wants[k]),
                 list(&self.crosses[k])
             )?;
@@ -204,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn pulls_back_only_what_somebody_follows() {
+    fn backward_passes_run_only_for_losses_that_a_stage_follows() {
         assert_eq!(widths(3, 4).backward_passes(), 6);
         assert_eq!(widths(5, 8).backward_passes(), 20);
         assert_eq!(widths(1, 4).backward_passes(), 4);
@@ -214,7 +279,7 @@ mod tests {
     #[test]
     fn width_three_of_four_by_hand() {
         let plan = widths(3, 4);
-        assert_eq!((0..4).map(|k| plan.follows(k)).collect::<Vec<_>>(), [2, 3, 3, 3]);
+        assert_eq!((0..4).map(|k| plan.farthest(k)).collect::<Vec<_>>(), [2, 3, 3, 3]);
         assert_eq!(plan.wants(0), [2]);
         assert_eq!(plan.wants(1), [2, 3]);
         assert_eq!(plan.wants(2), [2, 3]);
@@ -230,9 +295,9 @@ mod tests {
     }
 
     #[test]
-    fn mixed_widths_relay_for_the_stages_below() {
+    fn mixed_widths_relay_gradients_upstream() {
         let plan = GradientPlan::of_widths(&[3, 1, 2, 2, 1]).unwrap();
-        assert_eq!((0..5).map(|k| plan.follows(k)).collect::<Vec<_>>(), [2, 1, 3, 4, 4]);
+        assert_eq!((0..5).map(|k| plan.farthest(k)).collect::<Vec<_>>(), [2, 1, 3, 4, 4]);
         assert_eq!(plan.wants(1), [1, 2]);
         assert_eq!(plan.backward(1, 1), Wants::PARAMETERS);
         assert_eq!(plan.backward(1, 2), Wants::INPUT);
@@ -240,19 +305,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_measured_is_pulled_back_and_not_followed() {
+    fn a_measured_loss_runs_backward_and_is_not_followed() {
         let plan = widths(1, 4).measuring(vec![Some(1), None, Some(3), None]).unwrap();
-        assert_eq!((0..4).map(|k| plan.follows(k)).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!((0..4).map(|k| plan.farthest(k)).collect::<Vec<_>>(), [0, 1, 2, 3]);
         assert_eq!([plan.wants(0), plan.wants(1), plan.wants(2), plan.wants(3)], [&[0, 1][..], &[1], &[2, 3], &[3]]);
         assert_eq!((plan.crosses(1), plan.crosses(2), plan.crosses(3)), (&[1][..], &[][..], &[3][..]));
         assert_eq!(plan.backward(0, 1), Wants::PARAMETERS);
         assert_eq!(plan.backward(1, 1), Wants::BOTH);
-        // A head that is only measured gives a output_gradient.
+        // A head that is only measured gives an output gradient.
         let plan = GradientPlan::new(vec![2, 2, 2]).unwrap().measuring(vec![Some(1), None, None]).unwrap();
         assert!(plan.is_needed(1) && !plan.is_needed(0) && plan.measures_any());
         assert_eq!(plan.backward(1, 1), Wants::INPUT);
         insta::assert_snapshot!(plan, @r"
-        stage  follows  measures  pulls back    sends back        head
+        stage  follows  measures  backward      sends back        head
             0        2         1  1 2           -                 probe
             1        2         -  1 2           1 2               needed
             2        2         -  2             2                 last
@@ -265,9 +330,44 @@ mod tests {
     }
 
     #[test]
+    fn a_stage_may_follow_several_weighted_losses() {
+        let follows = vec![vec![(1, 0.5), (0, 0.5)], vec![(1, 0.5), (2, 0.25)], vec![(2, 1.0)]];
+        let plan = GradientPlan::weighted(follows).unwrap();
+        assert_eq!(plan.follows(0), [(0, 0.5), (1, 0.5)]);
+        assert_eq!((plan.farthest(0), plan.width(1), plan.width(2)), (1, 2, 1));
+        assert_eq!([plan.wants(0), plan.wants(1), plan.wants(2)], [&[0, 1][..], &[1, 2], &[2]]);
+        assert_eq!([plan.crosses(1), plan.crosses(2)], [[1], [2]]);
+        assert_eq!((plan.backward(0, 0), plan.backward(1, 1)), (Wants::PARAMETERS, Wants::BOTH));
+        assert!(plan.is_needed(0) && !plan.is_end_to_end());
+        // The mean of each window; the last stage follows its own loss alone.
+        let mean = |n: usize, stages: usize| {
+            let window = |k: usize| {
+                let losses = k..(k + n).min(stages);
+                let weight = 1.0 / losses.len() as f64;
+                losses.map(|j| (j, weight)).collect()
+            };
+            GradientPlan::weighted((0..stages).map(window).collect()).unwrap().backward_passes()
+        };
+        assert_eq!([mean(3, 4), mean(5, 8)], [8, 29]);
+        insta::assert_snapshot!(plan, @r"
+        stage       follows  backward      sends back        head
+            0   0:0.5 1:0.5  0 1           -                 needed
+            1  1:0.5 2:0.25  1 2           1                 needed
+            2             2  2             2                 last
+        ");
+        let refused = |first| GradientPlan::weighted(vec![first, vec![(1, 1.0)]]).unwrap_err().to_string();
+        assert_eq!(refused(vec![]), "gradient plan: stage 0 follows no loss; give every stage at least one");
+        assert!(refused(vec![(1, 0.5), (1, 0.5)]).contains("follows the loss of stage 1 twice"));
+        for weight in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(refused(vec![(1, weight)]).contains(&format!("with weight {weight}")));
+        }
+        assert!(refused(vec![(2, 1.0)]).contains("stage 0 follows the loss of stage 2; use its own"));
+    }
+
+    #[test]
     fn prints_as_a_table() {
         insta::assert_snapshot!(widths(3, 5), @r"
-        stage  follows  pulls back    sends back        head
+        stage  follows  backward      sends back        head
             0        2  2             -                 probe
             1        3  2 3           2                 probe
             2        4  2 3 4         2 3               needed
@@ -277,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_cannot_be() {
+    fn impossible_plans_are_refused() {
         assert!(GradientPlan::new(vec![]).is_err());
         assert!(GradientPlan::new(vec![0, 0]).is_err());
         assert!(GradientPlan::new(vec![0, 2]).is_err());

@@ -34,7 +34,7 @@ use crate::{
 ///     }
 /// }
 ///
-/// assert_eq!(EveryOther.plan(4)?.follows(0), 3);
+/// assert_eq!(EveryOther.plan(4)?.follows(0), [(3, 1.0)]);
 /// # Ok::<(), interlock::Error>(())
 /// ```
 pub trait Strategy: Debug + Send + Sync {
@@ -43,7 +43,7 @@ pub trait Strategy: Debug + Send + Sync {
 
     /// The plans of a run by step; that of its beginning for all steps unless told otherwise.
     fn plans(&self, stages: usize) -> Result<PlanSchedule> {
-        Ok(self.plan(stages)?.into())
+        PlanSchedule::constant(self.plan(stages)?)
     }
 
     /// What changes these plans on the way, by what stages measure; nothing unless told otherwise.

@@ -233,7 +233,7 @@ fn train(
 fn steps_to_fill(plan: &GradientPlan) -> u64 {
     let (mut stage, mut hops) = (0, 0);
     while stage + 1 < plan.stages() {
-        stage = plan.follows(stage).max(stage + 1);
+        stage = plan.farthest(stage).max(stage + 1);
         hops += 1;
     }
     4 + 2 * hops

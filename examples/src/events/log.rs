@@ -83,7 +83,7 @@ impl Inner {
                 })
             }
             TrainEvent::PlanChanged { from_step, plan } => {
-                let follows = (0..plan.stages()).map(|k| plan.follows(k)).collect();
+                let follows = (0..plan.stages()).map(|k| plan.farthest(k)).collect();
                 What::PlanChanged(PlanChanged { from_step: *from_step, follows })
             }
             TrainEvent::Evaluated { steps, evaluation, improved } => {

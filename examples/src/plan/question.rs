@@ -13,7 +13,6 @@ use interlock_backends::{Backends, core_count};
 use super::{
     Row,
     subject::{Defaults, Subject},
-    widest,
 };
 use crate::{
     arguments::{Plan, Width},
@@ -164,7 +163,8 @@ impl<'a> Question<'a> {
             units => setup.predict(units)?,
         };
         let memory = setup.memory(&cut);
-        let found = Rc::new(Found { cut, memory, widest: widest((0..stages).map(|k| setup.plan.follows(k))) });
+        let widest = (0..stages).map(|k| setup.plan.width(k)).max().unwrap_or(1);
+        let found = Rc::new(Found { cut, memory, widest });
         self.found.insert(way, Rc::clone(&found));
         Ok(found)
     }

@@ -39,8 +39,8 @@ struct Learned {
     alignment: Option<Gauge>,
     width: Gauge,
     device: String,
-    /// The stage that it follows, as last told.
-    follows: Option<usize>,
+    /// The label of the stages whose losses it follows, as last set.
+    follows: Option<String>,
 }
 
 const SPLITS: [&str; 2] = ["train", "validation"];
@@ -120,16 +120,17 @@ impl RunMetrics {
 
     fn follow(&mut self, plan: &GradientPlan) {
         for (k, stage) in self.stages.iter_mut().enumerate() {
-            let follows = plan.follows(k);
-            if stage.follows == Some(follows) {
+            let losses: Vec<String> = plan.follows(k).iter().map(|(loss, _)| loss.to_string()).collect();
+            let follows = losses.join(",");
+            if stage.follows.as_ref() == Some(&follows) {
                 continue;
             }
-            let info = |follows: usize| table::STAGE_INFO.gauge(&[&k.to_string(), &stage.device, &follows.to_string()]);
+            let info = |follows: &str| table::STAGE_INFO.gauge(&[&k.to_string(), &stage.device, follows]);
+            info(&follows).set(1.0);
             if let Some(before) = stage.follows.replace(follows) {
-                info(before).set(0.0);
+                info(&before).set(0.0);
             }
-            info(follows).set(1.0);
-            stage.width.set((follows - k + 1) as f64);
+            stage.width.set(plan.width(k) as f64);
         }
     }
 

@@ -34,7 +34,7 @@ table! {
     /// A stage.
     STAGE_INFO = Metric::gauge_of(
         "interlock_stage_info", Unit::Count, &["stage", "device", "follows"],
-        "1, with the device of the stage and the stage whose loss trains it; 0 for what it followed before",
+        "1, with the device of the stage and the stage whose loss trains it, several joined by commas; 0 for what it followed before",
     );
     /// How many stages.
     PIPELINE_STAGES = Metric::gauge_of("interlock_pipeline_stages", Unit::Count, &[], "Stages of the pipeline");

@@ -240,7 +240,8 @@ impl Setup<'_> {
             true => input,
             false => known(|unit| unit.saved_bytes)?.into_iter().sum(),
         };
-        let apart = !self.policy.fuses() && self.plan.backward(k, self.plan.follows(k)).input;
+        let apart =
+            !self.policy.fuses() && self.plan.follows(k).iter().any(|&(loss, _)| self.plan.backward(k, loss).input);
         let pending = if apart { known(|unit| unit.pending_bytes)?.into_iter().sum() } else { 0 };
         let mut most = known(|unit| unit.transient_bytes)?.into_iter().max().unwrap_or(0);
         if last {

@@ -208,6 +208,10 @@ fn feed(micros: &[usize]) -> Vec<MicroBatchId> {
     micro_batches
 }
 
+fn constant(plan: GradientPlan) -> PlanSchedule {
+    PlanSchedule::constant(plan).unwrap()
+}
+
 /// A plan of `stages` stages, each following any loss that it can, and measuring any other or none.
 fn any_plan(stages: usize) -> impl Strategy<Value = Arc<GradientPlan>> {
     let follows = (0..stages).map(|k| k..stages).collect::<Vec<_>>();
@@ -265,7 +269,7 @@ proptest! {
         for (k, record) in records.iter().enumerate() {
             // Every micro-batch in order, under the plan of its step.
             let trained = || micro_batches.iter().filter(|micro_batch| micro_batch.purpose == Purpose::Train);
-            let followed: Vec<_> = trained().map(|&micro_batch| (micro_batch, plans.at(micro_batch.step).follows(k))).collect();
+            let followed: Vec<_> = trained().map(|&micro_batch| (micro_batch, plans.at(micro_batch.step).farthest(k))).collect();
             prop_assert_eq!(&record.parameters, &followed);
             let measured = trained().filter_map(|&micro_batch| Some((micro_batch, plans.at(micro_batch.step).measures(k)?)));
             prop_assert_eq!(&record.measured, &measured.collect::<Vec<_>>());
@@ -281,7 +285,7 @@ proptest! {
 fn single(width: usize, stages: usize, stage: usize, policy: PolicyName) -> StageSchedule {
     StageSchedule::new(StageRole {
         stage,
-        plans: GradientPlan::of_widths(&vec![width; stages]).unwrap().into(),
+        plans: constant(GradientPlan::of_widths(&vec![width; stages]).unwrap()),
         has_head: true,
         global_norm: false,
         credits: 2,
@@ -295,7 +299,7 @@ fn measured_gradients_are_told_from_followed_ones() {
     let plan = GradientPlan::of_widths(&[1, 1, 1]).unwrap().measuring(vec![Some(1), Some(2), None]).unwrap();
     let run = |policy: PolicyName| {
         let mut stage =
-            StageSchedule::new(StageRole { plans: plan.clone().into(), ..single(1, 3, 1, policy).role().clone() });
+            StageSchedule::new(StageRole { plans: constant(plan.clone()), ..single(1, 3, 1, policy).role().clone() });
         stage.on(Event::Activation(train(0, 1))).unwrap();
         let before = until_waiting(&mut stage);
         stage.on(Event::Gradient { micro_batch: train(0, 1), loss: 2 }).unwrap();
@@ -306,7 +310,7 @@ fn measured_gradients_are_told_from_followed_ones() {
     assert_eq!(run(PolicyName::OneFOneB), "F0 H0 B0.1 | w0.2 U");
     let far = GradientPlan::of_widths(&[2, 1, 1]).unwrap().measuring(vec![Some(2), Some(2), None]).unwrap();
     let role = single(1, 3, 1, PolicyName::OneFOneB).role().clone();
-    let mut stage = StageSchedule::new(StageRole { plans: far.into(), ..role });
+    let mut stage = StageSchedule::new(StageRole { plans: constant(far), ..role });
     stage.on(Event::Activation(train(0, 1))).unwrap();
     assert_eq!(until_waiting(&mut stage), "F0 H0 B0.1");
     stage.on(Event::Gradient { micro_batch: train(0, 1), loss: 2 }).unwrap();

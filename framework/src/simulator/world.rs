@@ -3,12 +3,14 @@
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, VecDeque},
+    sync::Arc,
 };
 
 use super::{Scenario, Simulated, critical, deadlock};
 use crate::{
     Error, Result,
     device::link::Channel,
+    plan::PlanSchedule,
     schedule::{Action, Event, MicroBatchId, Purpose, StageRole, StageSchedule},
     timeline::{Span, Timeline},
 };
@@ -111,11 +113,12 @@ impl<'a> World<'a> {
     pub(super) fn new(scenario: &'a Scenario) -> Result<Self> {
         check(scenario)?;
         let count = scenario.plan.stages();
+        let plans = PlanSchedule::constant(Arc::clone(&scenario.plan))?;
         let stages = (0..count)
             .map(|stage| StageState {
                 schedule: StageSchedule::new(StageRole {
                     stage,
-                    plans: scenario.plan.clone().into(),
+                    plans: plans.clone(),
                     has_head: scenario.heads[stage],
                     global_norm: scenario.global_norm,
                     credits: scenario.in_flight,

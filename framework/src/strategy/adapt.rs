@@ -84,7 +84,7 @@ use crate::{
 ///
 /// let mut plans = Plans::of(&Once, 3)?;
 /// plans.observe(0, &[Some(-0.5), Some(0.5), None])?;
-/// assert_eq!([1, 2].map(|step| plans.at(step).follows(0)), [0, 2]);
+/// assert_eq!([1, 2].map(|step| plans.at(step).farthest(0)), [0, 2]);
 /// # Ok::<(), interlock::Error>(())
 /// ```
 pub trait Adapt: Debug + Send {

@@ -133,7 +133,7 @@ impl Widening {
         let plan = GradientPlan::of_widths(&self.state.widths)?;
         let next = |k: usize| {
             let wider = self.state.widths[k] < self.max_width;
-            Some(plan.follows(k) + 1).filter(|&j| wider && j < plan.stages())
+            Some(plan.farthest(k) + 1).filter(|&j| wider && j < plan.stages())
         };
         let measures: Vec<_> = (0..plan.stages()).map(next).collect();
         let every = match measures.iter().any(Option::is_some) {
@@ -239,7 +239,7 @@ mod tests {
     }
 
     fn follows(plans: &Plans, step: u64) -> Vec<usize> {
-        (0..plans.stages()).map(|k| plans.at(step).follows(k)).collect()
+        (0..plans.stages()).map(|k| plans.at(step).farthest(k)).collect()
     }
 
     fn measures(plans: &Plans, step: u64) -> Vec<Option<usize>> {

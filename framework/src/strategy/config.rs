@@ -204,7 +204,7 @@ mod tests {
         let found =
             plans(r#"{"from_step": 0, "width": 1}, {"from_step": 5, "widths": [2, 2, 1], "end_to_end_every": 5}"#);
         let found = found.unwrap();
-        assert_eq!([0, 4, 5, 6, 10].map(|step| found.at(step).follows(0)), [0, 0, 2, 1, 2]);
+        assert_eq!([0, 4, 5, 6, 10].map(|step| found.at(step).farthest(0)), [0, 0, 2, 1, 2]);
         let refused = |entries: &str, words: &str| {
             let error = plans(entries).unwrap_err();
             assert!(error.is_refusal() && error.to_string().contains(words), "{error}");
@@ -232,6 +232,6 @@ mod tests {
             assert!(plans.at(3).is_end_to_end() && **plans.at(4) == plain, "{name}");
         }
         let plans = config(r#"{"width": 2, "end_to_end_every": 3}"#).build().unwrap().plans(4).unwrap();
-        assert_eq!([2, 3].map(|step| plans.at(step).follows(0)), [1, 3]);
+        assert_eq!([2, 3].map(|step| plans.at(step).farthest(0)), [1, 3]);
     }
 }

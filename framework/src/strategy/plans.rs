@@ -131,13 +131,6 @@ impl From<PlanSchedule> for Plans {
     }
 }
 
-impl From<GradientPlan> for Plans {
-    /// One plan for all steps.
-    fn from(plan: GradientPlan) -> Self {
-        Self::new(plan.into(), None)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,7 +175,7 @@ mod tests {
         }
 
         fn restore(&mut self, _: &Value) -> Result<PlanSchedule> {
-            Ok(self.plan(3)?.into())
+            PlanSchedule::constant(self.plan(3)?)
         }
     }
 
@@ -192,9 +185,9 @@ mod tests {
         let mut plans = Plans::of(&says, 3).unwrap();
         assert_eq!([0, 1, 2].map(|k| plans.may_need(k)), [false, true, true]);
         assert_eq!(plans.observe(3, &[None; 3]).unwrap().unwrap().from_step, 4);
-        assert_eq!([3, 4].map(|step| plans.at(step).follows(0)), [2, 1]);
+        assert_eq!([3, 4].map(|step| plans.at(step).farthest(0)), [2, 1]);
         assert_eq!(plans.known_until(), 9);
-        assert_eq!(Plans::from(says.plan(3).unwrap()).known_until(), u64::MAX);
+        assert_eq!(Plans::from(PlanSchedule::constant(says.plan(3).unwrap()).unwrap()).known_until(), u64::MAX);
     }
 
     #[test]
@@ -209,6 +202,10 @@ mod tests {
         assert!(refused(Some((5, &[1, 1])), 5, 9).contains("2 stages from step 5"));
         assert!(refused(None, 4, 4).contains("known up to step 4"));
         assert!(refused(None, 9, 8).contains("known_until never falls"));
-        assert!(Plans::from(GradientPlan::new(vec![0]).unwrap()).restore(&Value::Null).is_err());
+        assert!(
+            Plans::from(PlanSchedule::constant(GradientPlan::new(vec![0]).unwrap()).unwrap())
+                .restore(&Value::Null)
+                .is_err()
+        );
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 ///
 /// let schedule = WidthSchedule::new(Local).then(500, Interlock::width(2)).end_to_end_every(10);
 /// let plans = schedule.plans(4)?;
-/// assert_eq!([0, 490, 500, 501, 510].map(|step| plans.at(step).follows(0)), [0, 0, 3, 1, 3]);
+/// assert_eq!([0, 490, 500, 501, 510].map(|step| plans.at(step).farthest(0)), [0, 0, 3, 1, 3]);
 /// # Ok::<(), interlock::Error>(())
 /// ```
 #[derive(Debug)]
@@ -98,8 +98,8 @@ mod tests {
     fn each_strategy_holds_until_the_next() {
         let schedule = WidthSchedule::new(Local).end_to_end_every(4).then(6, Interlock::widths([2, 3, 1]));
         let plans = schedule.plans(3).unwrap();
-        assert_eq!([0, 1, 4, 5, 6, 8].map(|step| plans.at(step).follows(0)), [2, 0, 2, 0, 1, 1]);
-        assert_eq!(plans.at(6).follows(1), 2);
+        assert_eq!([0, 1, 4, 5, 6, 8].map(|step| plans.at(step).farthest(0)), [2, 0, 2, 0, 1, 1]);
+        assert_eq!(plans.at(6).farthest(1), 2);
         assert_eq!(&schedule.plan(3).unwrap(), plans.at(0).as_ref());
     }
 

@@ -82,7 +82,7 @@ pub struct StageReport {
     pub index: usize,
     /// Its device.
     pub device: String,
-    /// The stage whose loss trained it at the end, leaving out steps that have another plan in between.
+    /// The stage whose loss trained it at the end, the farthest of several, leaving out steps that have another plan in between.
     pub follows: usize,
     /// Units on it.
     pub units: usize,
@@ -140,7 +140,7 @@ pub struct Report {
 pub struct PhaseReport {
     /// The first step.
     pub from_step: u64,
-    /// The stage whose loss trains each stage.
+    /// The stage whose loss trains each stage, the farthest of several.
     pub follows: Vec<usize>,
     /// What the steps have in between that have another plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -152,7 +152,7 @@ pub struct PhaseReport {
 pub struct EveryReport {
     /// The steps divisible by this have it.
     pub steps: u64,
-    /// The stage whose loss trains each stage.
+    /// The stage whose loss trains each stage, the farthest of several.
     pub follows: Vec<usize>,
     /// The stage whose loss each stage measures, if any; empty where none does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -161,7 +161,7 @@ pub struct EveryReport {
 
 impl From<&PlanPhase> for PhaseReport {
     fn from(phase: &PlanPhase) -> Self {
-        let follows = |plan: &GradientPlan| (0..plan.stages()).map(|k| plan.follows(k)).collect();
+        let follows = |plan: &GradientPlan| (0..plan.stages()).map(|k| plan.farthest(k)).collect();
         let measures = |plan: &GradientPlan| match plan.measures_any() {
             true => (0..plan.stages()).map(|k| plan.measures(k)).collect(),
             false => Vec::new(),
@@ -191,7 +191,7 @@ impl Report {
             .map(|built| StageReport {
                 index: built.stage,
                 device: built.device.clone(),
-                follows: plan.follows(built.stage),
+                follows: plan.farthest(built.stage),
                 units: trainer.partition().units_per_stage()[built.stage],
                 parameters: built.parameters,
                 head_parameters: built.head_parameters,
