@@ -7,15 +7,11 @@
 //! starts, and every counter is there from then on, at 0. Labels take values of small closed sets (stages, phases, kinds, states), never a
 //! step or a micro-batch. A program that exports several pipelines tells them apart by a label of its own for all series, `pipeline`.
 
-mod prediction;
-mod run;
 mod stage;
 pub mod table;
 
 pub use table::ALL;
 
-pub(crate) use prediction::Prediction;
-pub(crate) use run::{RunMetrics, RunState};
 pub(crate) use stage::{Direction, MailboxGauge, StageMetrics};
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Unit, with_recorder};

@@ -3,12 +3,13 @@
 //! A [`Profile`] tells what each unit of a model costs on the devices; a [`Setup`] adds units up to stages and simulates them
 //! ([`simulator`](crate::simulator)). [`Setup::predict`] tells what a given cut comes to, [`Setup::best_cut`] finds the best.
 
+mod cut;
 pub mod profile;
 mod search;
 mod setup;
 
+pub use cut::Cut;
 pub use profile::{DeviceCosts, HeadCosts, MemoryMeter, Profile, UnitCosts};
-pub use search::Cut;
 pub use setup::{Placement, Replicas, Setup};
 
 #[cfg(test)]

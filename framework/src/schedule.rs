@@ -13,14 +13,12 @@
 //!   than its forward pass.
 
 mod action;
-mod grid;
 mod kind;
 mod policy;
 mod stage;
 mod work;
 
 pub use action::{Action, Event, Lack, MicroBatchId, Purpose, Remaining, Unexpected};
-pub use grid::{Cell, Fill, Grid, Slot};
 pub use kind::ActionKind;
 pub use policy::{Policy, PolicyName};
 pub use stage::{StageRole, StageSchedule};

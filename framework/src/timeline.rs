@@ -1,12 +1,14 @@
 //! What stages did when: of a run that happened, or of one that was simulated; drawn ([`Timeline::to_svg`]), or written for the
-//! viewers of traces ([`Timeline::to_trace`]).
+//! viewers of traces ([`Timeline::to_trace`]), or printed as text ([`Grid`]).
 
 mod escape;
+mod grid;
 mod svg;
 mod time;
 mod trace;
 
 pub use escape::escape;
+pub use grid::{Cell, Fill, Grid, Slot};
 pub use svg::Drawing;
 
 use std::{collections::BTreeSet, ops::Range};

@@ -4,8 +4,10 @@ mod builder;
 mod evaluation;
 mod loader;
 mod observer;
+mod prediction;
 mod recording;
 mod report;
+mod run_metrics;
 mod stop;
 mod trained;
 
@@ -26,13 +28,14 @@ use serde_json::Value;
 use crate::{
     Dataset, Error, GradientPlan, Loss, ModelSpec, Partition, PlanSchedule, Result,
     actor::{Feed, Pipeline, PipelineEvent},
-    metrics::{Prediction, RunMetrics, RunState},
     schedule::Purpose,
     timeline::Timeline,
     transport::Built,
 };
 use loader::{Loader, Order};
+use prediction::Prediction;
 use recording::Recording;
+use run_metrics::{RunMetrics, RunState};
 use trained::Trained;
 
 /// What a run trains on, and what it is evaluated on.

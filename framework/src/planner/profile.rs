@@ -12,12 +12,13 @@
 mod chain;
 mod memory;
 mod parts;
+mod reader;
 mod time;
 
 #[cfg(test)]
 mod tests;
 
-pub use memory::MemoryMeter;
+pub use reader::MemoryMeter;
 
 use std::{sync::Arc, thread};
 
@@ -170,7 +171,7 @@ impl Profile {
         for &device in &distinct {
             let payload =
                 Payload { inputs: batch.inputs.try_map(|t| device.bring(t))?, targets: batch.targets.clone(), total };
-            let read = memory::Reader::of(&**device, meter);
+            let read = reader::Reader::of(&**device, meter);
             measured.push(run_on(&**device, || {
                 let parts = Parts::build(model, settings, &**device)?;
                 let mut chain = Chain::new(parts, &**device, settings, payload);

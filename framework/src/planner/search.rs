@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::Setup;
+use super::{Cut, Setup};
 use crate::{
     Error, Partition, Result,
-    simulator::{Reason, Scenario, Simulated, simulate},
+    simulator::{Reason, simulate},
 };
 
 /// The most cuts that are looked at one by one.
@@ -14,20 +14,6 @@ const FEW: usize = 100_000;
 const TRIES: usize = 300;
 /// And the most actions of all these simulations: about a fifth of a second of them.
 const ACTIONS: usize = 400_000;
-
-/// A cut of a model into stages, and what a simulation of it found.
-#[derive(Clone, Debug)]
-pub struct Cut {
-    /// The units of each stage.
-    pub units_per_stage: Vec<usize>,
-    /// What was simulated.
-    pub scenario: Scenario,
-    /// What was found.
-    pub simulated: Simulated,
-    /// Whether no other cut has a shorter step, by this prediction: all were compared, or the busiest stage of any has as much work as this step
-    /// takes.
-    pub proven: bool,
-}
 
 impl Setup<'_> {
     /// What a step takes with these units on each stage.

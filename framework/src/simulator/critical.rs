@@ -2,12 +2,24 @@
 
 use std::{collections::HashMap, fmt};
 
-use super::world::Cause;
 use crate::{
     plan::Wants,
     schedule::{Action, Event},
     timeline::Span,
 };
+
+/// What let an action begin: it began when the latest of its causes had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// The beginning of the simulation.
+    Start,
+    /// The stage had finished this action.
+    Own(usize),
+    /// A message had arrived, sent when this action was done.
+    Message(usize, Event),
+    /// This action had left the device or the cores to it.
+    Device(usize),
+}
 
 /// The actions of the critical path that are of one kind.
 #[derive(Clone, Copy, Debug, PartialEq)]

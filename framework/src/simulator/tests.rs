@@ -3,11 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
-    Error,
-    error::Wait,
-    schedule::{Grid, PolicyName},
-};
+use crate::{Error, error::Wait, schedule::PolicyName, timeline::Grid};
 
 /// `F = B = W = 1`, `H = 0.3`, where the last stage's loss costs nothing, and room for `in_flight`.
 fn scenario(width: usize, stages: usize) -> Scenario {

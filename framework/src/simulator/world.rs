@@ -6,7 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use super::{Scenario, Simulated, critical, deadlock};
+use super::{
+    Scenario, Simulated,
+    critical::{self, Cause},
+    deadlock,
+};
 use crate::{
     Error, Result,
     device::link::Channel,
@@ -20,19 +24,6 @@ type Time = u64;
 
 /// The most steps of the steady state's period that are looked for.
 const LONGEST_PERIOD: u64 = 8;
-
-/// What let an action begin: it began when the latest of its causes had come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
-    /// The beginning of the simulation.
-    Start,
-    /// The stage had finished this action.
-    Own(usize),
-    /// A message had arrived, sent when this action was done.
-    Message(usize, Event),
-    /// This action had left the device or the cores to it.
-    Device(usize),
-}
 
 /// What happens at some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,13 +4,15 @@ mod planning;
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
-use super::{Criterion, Length, Observer, Settings, Stopper, Trainer, recording::Recording};
+use super::{
+    Criterion, Length, Observer, Settings, Stopper, Trainer, prediction::Prediction, recording::Recording,
+    run_metrics::RunMetrics,
+};
 use crate::{
     ActivationDtype, Error, Loss, ModelSpec, Pairwise, Partition, Result, StageDevice, Strategy,
     actor::{Pipeline, PipelineSettings},
     device::Plain,
     loss::CrossEntropy,
-    metrics::{Prediction, RunMetrics},
     model::{
         parameters::{NamedTensors, unused},
         partition::PartitionConfig,

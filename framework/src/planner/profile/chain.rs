@@ -1,15 +1,13 @@
 //! Training steps through all units in turn, in which each pass of each unit is seen by itself.
 
-use std::{
-    collections::HashMap,
-    mem,
-    panic::{AssertUnwindSafe, catch_unwind},
-    time::Instant,
-};
+use std::{collections::HashMap, mem, time::Instant};
 
-use super::{memory::Reader, parts::Parts};
+use super::{
+    parts::{Parts, guarded},
+    reader::{Reader, Used},
+};
 use crate::{
-    Activation, Error, NonFinite, Pass, Phase, Result, Saved, StageDevice, Wants,
+    Activation, NonFinite, Pass, Phase, Result, Saved, StageDevice, Wants,
     differentiation::input_of,
     loss::Targets,
     optimizer::ClipFactor,
@@ -57,15 +55,6 @@ pub(super) struct Seen {
     pub(super) used: Option<Used>,
 }
 
-/// Bytes in use.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Used {
-    pub(super) before: i64,
-    pub(super) after: i64,
-    /// The most in between, where that can be told.
-    pub(super) peak: Option<i64>,
-}
-
 /// The units of a model on a device, and a micro-batch.
 pub(super) struct Chain<'a> {
     pub(super) parts: Parts,
@@ -80,17 +69,6 @@ pub(super) struct Chain<'a> {
     pub(super) output_gradients: Vec<usize>,
     settings: &'a StageSettings,
     payload: Payload,
-}
-
-/// Does `work` on behalf of a unit; errors and panics name it.
-pub(super) fn guarded<R>(unit: usize, name: &str, phase: Phase, work: impl FnOnce() -> Result<R>) -> Result<R> {
-    let done = catch_unwind(AssertUnwindSafe(work));
-    let cause = match done {
-        Ok(Ok(result)) => return Ok(result),
-        Ok(Err(error)) => error,
-        Err(panic) => Error::panicked(&*panic),
-    };
-    Err(Error::Unit { unit, name: name.to_owned(), phase, cause: Box::new(cause) })
 }
 
 impl<'a> Chain<'a> {

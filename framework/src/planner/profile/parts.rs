@@ -1,6 +1,7 @@
 //! The units and heads of a model, each with parameters and optimizer of its own.
 
-use super::chain::guarded;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use crate::{
     Differentiable, Error, ModelSpec, ParameterGradients, ParameterStore, Phase, Result, StageDevice, Unit,
     device::{Part as Piece, PartKind},
@@ -41,6 +42,17 @@ pub(super) struct Bytes {
 /// A unit or its head as its device sees it: a device that wraps stages wraps each unit as if it were one.
 fn piece(i: usize, kind: PartKind, unit: &Unit) -> Piece<'_> {
     Piece { stage: i, kind, output: &unit.output }
+}
+
+/// Does `work` on behalf of a unit; errors and panics name it.
+pub(super) fn guarded<R>(unit: usize, name: &str, phase: Phase, work: impl FnOnce() -> Result<R>) -> Result<R> {
+    let done = catch_unwind(AssertUnwindSafe(work));
+    let cause = match done {
+        Ok(Ok(result)) => return Ok(result),
+        Ok(Err(error)) => error,
+        Err(panic) => Error::panicked(&*panic),
+    };
+    Err(Error::Unit { unit, name: name.to_owned(), phase, cause: Box::new(cause) })
 }
 
 impl Parts {

@@ -16,10 +16,8 @@ pub use cell::Cell;
 
 use std::{fmt, str::FromStr};
 
-use crate::{
-    Error, Result,
-    timeline::{Span, Timeline},
-};
+use super::{Span, Timeline};
+use crate::{Error, Result};
 
 /// The most slots of a grid: more is no text to read, but a unit of time that is far too small.
 const MOST_SLOTS: usize = 1 << 20;

@@ -1,12 +1,13 @@
-//! What a run as a whole tells.
+//! The metrics of a run as a whole.
 
 use std::time::Instant;
 
 use metrics::{Counter, Gauge, Histogram};
 
-use super::{Metric, table};
+use super::TrainEvent;
 use crate::{
-    GradientPlan, Score, TrainEvent,
+    GradientPlan, Score,
+    metrics::{Metric, table},
     transport::{Built, StageStep},
 };
 

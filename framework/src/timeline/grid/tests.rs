@@ -5,7 +5,6 @@ use crate::{
     GradientPlan, Wants,
     schedule::{Action, MicroBatchId, Purpose, Remaining},
     simulator::{Scenario, StageCosts, simulate},
-    timeline::Span,
 };
 
 fn micro_batch(step: u64, micro: usize) -> MicroBatchId {

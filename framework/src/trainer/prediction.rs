@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use metrics::Gauge;
 
-use super::table;
 use crate::{
     GradientPlan,
+    metrics::table,
     schedule::{ActionKind, Work},
     simulator::{Scenario, StageCosts, simulate},
     transport::StageStep,

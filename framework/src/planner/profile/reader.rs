@@ -1,0 +1,59 @@
+//! How many bytes are in use, by a device or by a meter.
+
+use crate::StageDevice;
+
+/// Tells how much memory the program has in use.
+pub trait MemoryMeter: Sync {
+    /// Bytes in use now.
+    fn in_use(&self) -> u64;
+
+    /// The most bytes in use at any time since the last call.
+    fn take_peak(&self) -> u64;
+}
+
+/// Who tells how much memory is in use.
+#[derive(Clone, Copy)]
+pub(super) enum Reader<'a> {
+    Device(&'a dyn StageDevice),
+    Meter(&'a dyn MemoryMeter),
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn of(device: &'a dyn StageDevice, meter: Option<&'a dyn MemoryMeter>) -> Option<Self> {
+        match device.memory_in_use() {
+            Some(_) => Some(Self::Device(device)),
+            None => meter.map(Self::Meter),
+        }
+    }
+
+    pub(super) fn in_use(self) -> i64 {
+        let bytes = match self {
+            Self::Device(device) => device.memory_in_use().unwrap_or_default(),
+            Self::Meter(meter) => meter.in_use(),
+        };
+        i64::try_from(bytes).unwrap_or(i64::MAX)
+    }
+
+    /// Bytes in use now; from here on the peak is watched.
+    pub(super) fn begin(self) -> i64 {
+        self.peak();
+        self.in_use()
+    }
+
+    /// The most bytes in use since [`Self::begin`]; a device knows the present only.
+    pub(super) fn peak(self) -> Option<i64> {
+        match self {
+            Self::Device(_) => None,
+            Self::Meter(meter) => Some(i64::try_from(meter.take_peak()).unwrap_or(i64::MAX)),
+        }
+    }
+}
+
+/// Bytes in use.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Used {
+    pub(super) before: i64,
+    pub(super) after: i64,
+    /// The most in between, where that can be told.
+    pub(super) peak: Option<i64>,
+}
