@@ -65,7 +65,7 @@ impl Loss for SquaredDistance {
 
     fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored> {
         let loss = f64::from((Self::error(output, targets)?.sqr()?.sum_all()?.to_scalar::<f32>()?) / 2.0);
-        let right = output.argmax(D::Minus1)?.eq(targets)?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
+        let right = output.argmax(D::Minus1)?.eq(&**targets)?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
         Ok(Score { loss, count: self.count(targets)?, correct: Some(f64::from(right)) }.into())
     }
 

@@ -7,6 +7,7 @@
 //! - The coordinator (`coordinator.rs`) feeds micro-batches to the first stage, within its credits and of cleared steps only, and gathers what
 //!   stages report.
 //! - Where devices have links that delay, one thread (`delay.rs`) holds activations and gradients back until they arrive.
+//! - [`Feeder`] keeps a pipeline supplied with batches.
 //! - [`Pipeline`] is the outside's handle: it starts the actors on a thread of its own and turns every failure into one typed error.
 //!
 //! Only this module and those below it know actix.
@@ -14,6 +15,7 @@
 mod address;
 mod coordinator;
 mod delay;
+mod feeder;
 mod messages;
 mod pipeline;
 mod sent;
@@ -22,6 +24,7 @@ mod strategy;
 mod waits;
 mod wire;
 
+pub use feeder::Feeder;
 pub use messages::{Feed, PipelineEvent};
 pub use pipeline::{Pipeline, PipelineSettings};
 pub use sent::Sent;

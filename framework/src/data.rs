@@ -1,15 +1,15 @@
-//! What a data set is to a trainer.
+//! Data sets and batches.
 
 use candle_core::Tensor;
 
-use crate::{Activation, Error, Result, random::Key};
+use crate::{Activation, Error, Result, random::Key, tensor::elementwise::is_finite};
 
 /// Examples stacked along the first dimension, on the CPU.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// What the first stage takes: images `(B, C, H, W)`, vectors `(B, D)`, tokens `(B, S)` of `u32`.
+    /// The input of the first stage: images `(B, C, H, W)`, vectors `(B, D)`, tokens `(B, S)` of `u32`.
     pub inputs: Activation,
-    /// What the losses take: classes `(B)` or tokens `(B, S)` of `u32`, values `(B, D)` of `f32`.
+    /// The targets of the losses: classes `(B)` or tokens `(B, S)` of `u32`, values `(B, D)` of `f32`.
     pub targets: Tensor,
 }
 
@@ -24,9 +24,45 @@ impl Batch {
         Ok(self.len()? == 0)
     }
 
-    /// Cuts the batch into at most `pieces` pieces whose sizes differ by at most one, larger ones first; no copy.
+    /// Checks that the batch has one example of finite values for each of `numbers`, and as many inputs as targets.
     ///
-    /// A batch of fewer examples than pieces gives one piece an example.
+    /// # Errors
+    /// [`Error::Data`], which says what is wrong and names the example.
+    pub(crate) fn validate(&self, numbers: &[usize]) -> Result<()> {
+        let asked = numbers.len();
+        let parts = || self.inputs.tensors().iter().map(|t| ("inputs", t)).chain([("targets", &self.targets)]);
+        for (part, tensor) in parts() {
+            let found = tensor.dims().first().copied();
+            if found != Some(asked) {
+                return Err(Error::Data(format!(
+                    "the data set was asked for {asked} examples and returned {part} of shape {:?}; the first dimension must be {asked}",
+                    tensor.dims()
+                )));
+            }
+        }
+        for (part, tensor) in parts().filter(|(_, tensor)| tensor.dtype().is_float()) {
+            if is_finite(tensor)? {
+                continue;
+            }
+            let mut wrong = asked;
+            for at in 0..asked {
+                if !is_finite(&tensor.narrow(0, at, 1)?)? {
+                    wrong = at;
+                    break;
+                }
+            }
+            let example =
+                numbers.get(wrong).map_or_else(|| "an example".to_owned(), |number| format!("example {number}"));
+            return Err(Error::Data(format!(
+                "the {part} of {example} hold an infinity or a NaN; the data set must return finite values"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Splits the batch into at most `pieces` pieces whose sizes differ by at most one, larger ones first, without a copy.
+    ///
+    /// A batch of fewer examples than pieces gives one piece for each example.
     pub fn split(&self, pieces: usize) -> Result<Vec<Self>> {
         let len = self.len()?;
         for tensor in self.inputs.tensors() {
@@ -63,9 +99,9 @@ pub trait Dataset: Send + Sync {
         self.len() == 0
     }
 
-    /// The examples with these numbers, in this order.
+    /// Returns the examples with these numbers, in this order: one example for each number. All floating-point values are finite.
     ///
-    /// With `augment`, each example is changed at random as its data set does (cropped, flipped): from `augment.with(number)`, so
-    /// that it depends on nothing but the key and the example.
+    /// With `augment`, the data set changes each example at random (crops it, flips it) with numbers from `augment.with(number)`, so that the
+    /// result depends on the key and the example only.
     fn batch(&self, numbers: &[usize], augment: Option<Key>) -> Result<Batch>;
 }

@@ -2,6 +2,7 @@
 
 mod builder;
 mod evaluation;
+mod fit;
 mod loader;
 mod observer;
 mod prediction;
@@ -17,26 +18,22 @@ pub use report::{BestReport, Evaluation, EveryReport, FinalReport, HeadScore, Ph
 pub use stop::Stopper;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Instant,
 };
 
 use candle_core::Tensor;
 use serde_json::Value;
 
 use crate::{
-    Dataset, Error, GradientPlan, Loss, ModelSpec, Partition, PlanSchedule, Result,
-    actor::{Feed, Pipeline, PipelineEvent},
-    schedule::Purpose,
-    timeline::Timeline,
-    transport::Built,
+    Dataset, Error, GradientPlan, Loss, ModelSpec, Partition, PlanSchedule, Result, actor::Pipeline,
+    timeline::Timeline, transport::Built,
 };
-use loader::{Loader, Order};
+use loader::Order;
 use prediction::Prediction;
 use recording::Recording;
 use run_metrics::{RunMetrics, RunState};
-use trained::Trained;
 
 /// What a run trains on, and what it is evaluated on.
 #[derive(Clone, Copy)]
@@ -167,6 +164,10 @@ pub struct Trainer {
     loss: Arc<dyn Loss>,
     observers: Vec<Box<dyn Observer>>,
     steps: u64,
+    /// The order in which the last fit read its training set.
+    order: Option<Order>,
+    /// Whether the last fit was stopped, so that its epoch goes on.
+    interrupted: bool,
     best: Option<Best>,
     recording: Option<Recording>,
     stopper: Stopper,
@@ -247,25 +248,32 @@ impl Trainer {
     /// Scores every head on `data`, through the same actors.
     pub fn evaluate(&mut self, data: &dyn Dataset) -> Result<Evaluation> {
         self.check_usable()?;
-        match self.run_evaluation(data, &Stopper::new())? {
+        match guarded(|| self.run_evaluation(data, &Stopper::new()))? {
             Some(evaluation) => Ok(evaluation),
             None => Err(Error::Stopped),
         }
     }
 
-    /// How long the next call of [`Self::fit`] trains; as long as the builder said unless told otherwise.
+    /// Sets how long the next calls of [`Self::fit`] train; the builder's length by default.
     pub fn set_length(&mut self, length: Length) {
         self.settings.length = length;
     }
 
-    /// Trains as long as the builder or [`Self::set_length`] said, or until a [`Stopper`] is asked to end the run.
+    /// Trains for the builder's length, or that of [`Self::set_length`], or until a [`Stopper`] is asked to end it.
+    ///
+    /// A further `fit` keeps the parameters, the optimizer's state and the step count, begins a new epoch, and trains for the same length again,
+    /// also on a data set of another size. Epochs are counted through all fits, so that no two are shuffled alike. The learning-rate schedule
+    /// goes on by the step count; a schedule without a `total_steps` of its own ends with the last step of the present fit.
+    ///
+    /// After a fit that was stopped, the next fit of as many examples goes on where the stopped one ended, in the middle of its epoch. So the steps
+    /// that were left (see [`Self::set_length`]) end where the whole fit would have ended, to the bit.
     ///
     /// # Errors
-    /// If the data are too few or cannot be read, or a stage fails. After a failure the trainer can be used no more: the stages
-    /// may have been stopped in the middle of a step.
+    /// If the data are too few or wrong, a stage fails, or an observer or another part of the caller's code panics. After a failure the trainer
+    /// cannot be used any more: its stages may be in the middle of a step.
     pub fn fit<'a>(&mut self, data: impl Into<Split<'a>>) -> Result<Report> {
         self.check_usable()?;
-        let ended = self.run(data.into());
+        let ended = guarded(|| self.run(data.into()));
         self.metrics.state(if ended.is_ok() { RunState::Finished } else { RunState::Failed });
         ended
     }
@@ -280,161 +288,9 @@ impl Trainer {
         }
         Ok(())
     }
+}
 
-    fn tell(&mut self, event: &TrainEvent<'_>) {
-        self.metrics.observe(event);
-        for observer in &mut self.observers {
-            observer.observe(event);
-        }
-    }
-
-    fn run(&mut self, data: Split<'_>) -> Result<Report> {
-        let order = Order {
-            examples: data.train.len(),
-            batch_size: self.settings.batch_size,
-            drop_last: self.settings.drop_last,
-            seed: self.settings.seed,
-        };
-        let per_epoch = order.steps_per_epoch()?;
-        if data.validation.is_some_and(|validation| validation.is_empty()) {
-            return Err(evaluation::empty());
-        }
-        let first = self.steps;
-        let last = first.saturating_add(match self.settings.length {
-            Length::Epochs(epochs) => epochs.saturating_mul(per_epoch),
-            Length::Steps(steps) => steps,
-        });
-        let eval_every = self.settings.eval_every.unwrap_or(per_epoch);
-        // Until the end of the run, any way out leaves the stages in the middle of something.
-        self.failed = true;
-        self.pipeline.begin(last)?;
-        let plans = self.plans.clone();
-        let built = self.stages().to_vec();
-        self.tell(&TrainEvent::Started {
-            first_step: first,
-            last_step: last,
-            steps_per_epoch: per_epoch,
-            plans: &plans,
-            stages: &built,
-        });
-
-        let stopper = self.stopper.clone();
-        let mut trained = Trained { per_epoch, ..Trained::default() };
-        let mut evaluation = None;
-        while self.steps < last && !stopper.is_requested() {
-            let until = match data.validation {
-                Some(_) => ((self.steps / eval_every + 1) * eval_every).min(last),
-                None => last,
-            };
-            evaluation = None;
-            self.train_until(data.train, order, until, &mut trained)?;
-            if let Some(validation) = data.validation.filter(|_| self.steps == until) {
-                self.metrics.state(RunState::Evaluating);
-                let Some(found) = self.run_evaluation(validation, &stopper)? else { break };
-                self.pipeline.observe_validation(found.last().score.mean_loss())?;
-                let steps = self.steps;
-                let improved = self.remember(&found)?;
-                self.tell(&TrainEvent::Evaluated { steps, evaluation: &found, improved });
-                evaluation = Some(found);
-            }
-        }
-        self.failed = false;
-        let unevaluated = data.validation.is_some() && evaluation.is_none();
-        trained.stopped = stopper.is_requested() && (self.steps < last || unevaluated);
-        if trained.stopped {
-            stopper.done();
-        }
-        let report = Report::new(self, &trained, evaluation);
-        self.tell(&TrainEvent::Finished { report: &report });
-        Ok(report)
-    }
-
-    /// Runs the steps up to `until` (exclusive), or those that have been fed when the run is asked to end, and waits for the last of them.
-    fn train_until(&mut self, data: &dyn Dataset, order: Order, until: u64, trained: &mut Trained) -> Result<()> {
-        self.metrics.trains();
-        let start = Instant::now();
-        let (micro_batches, loss) = (self.settings.micro_batches, Arc::clone(&self.loss));
-        std::thread::scope(|scope| {
-            let loader = Loader::training(scope, data, order, self.steps..until)?;
-            let mut fed = self.steps;
-            let mut waiting = 0;
-            let mut examples = VecDeque::new();
-            let mut until = until;
-            while self.steps < until {
-                if self.stopper.is_requested() {
-                    until = fed;
-                    if self.steps == until {
-                        break;
-                    }
-                }
-                // One batch more than the pipeline takes is handed over, so that it never waits for this thread.
-                while fed < until && waiting < 2 {
-                    let batch = loader.next()?;
-                    let total = loss.count(&batch.targets)?;
-                    examples.push_back((batch.len()?, total));
-                    let pieces = batch.split(micro_batches)?;
-                    let of = pieces.len();
-                    self.pipeline.feed(Feed { purpose: Purpose::Train, step: fed, pieces, first: 0, of, total })?;
-                    fed += 1;
-                    waiting += 1;
-                }
-                match self.pipeline.next()? {
-                    PipelineEvent::Fed { .. } => waiting -= 1,
-                    PipelineEvent::StageStep(stage) => self.tell(&TrainEvent::StageStep(&stage)),
-                    PipelineEvent::StepDone { step, stages, change } => {
-                        let (count, targets) = examples.pop_front().unwrap_or_default();
-                        self.steps = step + 1;
-                        trained.add(&stages, count);
-                        self.prediction.step_done(self.plans.at(step), &stages);
-                        if let Some(recording) = &mut self.recording {
-                            recording.add(&stages);
-                        }
-                        self.tell(&TrainEvent::StepDone {
-                            step,
-                            epoch: step / trained.per_epoch,
-                            examples: count,
-                            targets,
-                            stages: &stages,
-                        });
-                        if let Some(phase) = change {
-                            self.plans.change(phase)?;
-                        }
-                        self.tell_of_plan();
-                    }
-                    other => return Err(Error::Internal(format!("{other:?} came in the middle of training"))),
-                }
-            }
-            Ok(())
-        })?;
-        trained.time += start.elapsed();
-        Ok(())
-    }
-
-    /// Tells of a phase of plans that begins with the next step.
-    fn tell_of_plan(&mut self) {
-        let phase = self.plans.phase_at(self.steps);
-        if phase.from_step == self.steps {
-            let (from_step, plan) = (phase.from_step, Arc::clone(&phase.plan));
-            self.prediction.plan(&plan);
-            self.tell(&TrainEvent::PlanChanged { from_step, plan: &plan });
-        }
-    }
-
-    /// Keeps a copy of everything if `found` is the best so far; whether it is.
-    fn remember(&mut self, found: &Evaluation) -> Result<bool> {
-        let Some(criterion) = self.settings.keep_best else { return Ok(false) };
-        let value = |evaluation: &Evaluation| {
-            let last = evaluation.last().score;
-            match criterion {
-                Criterion::Loss => -last.mean_loss(),
-                Criterion::Accuracy => last.accuracy().unwrap_or_else(|| -last.mean_loss()),
-            }
-        };
-        if self.best.as_ref().is_some_and(|best| value(&best.evaluation) >= value(found)) {
-            return Ok(false);
-        }
-        let stages = self.pipeline.snapshot_by_stage()?;
-        self.best = Some(Best { steps: self.steps, evaluation: found.clone(), stages });
-        Ok(true)
-    }
+/// Runs a fit or an evaluation; a panic of the caller's code on this thread becomes an error.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(Error::panicked(&*panic)))
 }

@@ -12,7 +12,7 @@ use common::{Fault, How, Perceptron, Spiral, When};
 use interlock::{
     ActivationDtype, Adaptive, Dataset, EndToEnd, Error, Interlock, Link, Origin, Phase, PlanSchedule, StageDevice,
     Strategy, Trainer, Wants, WidthSchedule,
-    actor::{Feed, Pipeline, PipelineSettings},
+    actor::{Feed, Pipeline, PipelineEvent, PipelineSettings},
     device::Plain,
     optimizer::{
         OptimizerConfig,
@@ -363,7 +363,7 @@ fn an_empty_validation_set_is_refused_before_anything_is_trained() {
     let (train, empty) = (Spiral { examples: 21 }, Spiral { examples: 0 });
     let mut trainer = builder(2, None).steps(2).build().unwrap();
     let refused = trainer.fit((&train, &empty)).unwrap_err().to_string();
-    assert!(refused.contains("the data set is empty"), "{refused}");
+    assert!(refused.contains("validation set: it has no examples"), "{refused}");
     assert_eq!(trainer.fit(&train).unwrap().steps, 2);
 }
 
@@ -443,4 +443,35 @@ fn settings_that_cannot_be_are_refused_before_anything_starts() {
     refused(builder(3, None).devices([]), "devices");
     refused(builder(3, None).optimizer(OptimizerConfig { lr: 0.0, ..OptimizerConfig::default() }), "optimizer.lr");
     refused(builder(3, None).clip(ClipConfig { max_norm: 0.0, scope: ClipScope::Stage }), "clip.max_norm");
+}
+
+#[test]
+fn a_snapshot_keeps_the_events_that_come_meanwhile() {
+    let layout = builder(2, None).strategy(EndToEnd).layout().unwrap();
+    let settings = PipelineSettings {
+        micro_batches: 1,
+        in_flight: None,
+        policy: PolicyName::Interlock.into(),
+        global_norm: false,
+        first_step: 0,
+        record: None,
+    };
+    let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings).unwrap();
+    let feed = |step| {
+        let pieces = vec![OneBatch { size: 7 }.batch(&[], None).unwrap()];
+        pipeline.feed(Feed { purpose: Purpose::Train, step, pieces, first: 0, of: 1, total: 7.0 }).unwrap();
+    };
+    let before = pipeline.sent().reports;
+    feed(0);
+    while pipeline.sent().reports < before + 2 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // Both stages have finished the step, and nobody has taken an event.
+    assert_eq!(pipeline.snapshot_by_stage().unwrap().len(), 2);
+    feed(1);
+    let done = std::iter::from_fn(|| Some(pipeline.next().unwrap())).find_map(|event| match event {
+        PipelineEvent::StepDone { step, .. } => Some(step),
+        _ => None,
+    });
+    assert_eq!(done, Some(0));
 }

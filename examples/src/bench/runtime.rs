@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Instant};
 use candle_core::{DType, Device, Tensor};
 use interlock::{
     Batch, EndToEnd, GradientPlan, Interlock, ModelSpec, Result, Sequential, Strategy, Trainer, Unit,
-    actor::{Feed, Pipeline, PipelineEvent, PipelineSettings},
+    actor::{Feed, Feeder, Pipeline, PipelineEvent, PipelineSettings},
     device::link::Link,
     schedule::{PolicyName, Purpose},
     simulator::{HOP, Scenario, StageCosts, least_in_flight, simulate},
@@ -206,26 +206,17 @@ fn train(
     steps: u64,
     mut done: impl FnMut(u64, &[StageStep]),
 ) -> Result<()> {
-    let (mut fed, mut waiting) = (0, 0);
-    loop {
-        while fed < steps && waiting < 2 {
-            let pieces = batch.split(micro_batches)?;
-            let total = pieces.len() as f64;
-            pipeline.feed(Feed { purpose: Purpose::Train, step: fed, pieces, first: 0, of: micro_batches, total })?;
-            fed += 1;
-            waiting += 1;
-        }
-        match pipeline.next()? {
-            PipelineEvent::Fed { .. } => waiting -= 1,
-            PipelineEvent::StepDone { step, stages, .. } => {
-                done(step, &stages);
-                if step + 1 == steps {
-                    return Ok(());
-                }
-            }
-            _ => {}
+    let mut feeder = Feeder::new(0..steps, |step| {
+        let pieces = batch.split(micro_batches)?;
+        let total = pieces.len() as f64;
+        Ok(Feed { purpose: Purpose::Train, step, pieces, first: 0, of: micro_batches, total })
+    });
+    while let Some(event) = feeder.next(pipeline)? {
+        if let PipelineEvent::StepDone { step, stages, .. } = event {
+            done(step, &stages);
         }
     }
+    Ok(())
 }
 
 /// Steps until what the last stage does is felt at the first: each stage waits for the one whose loss it follows, or is at least held back by

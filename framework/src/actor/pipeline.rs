@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::{
         Arc,
         mpsc::{Receiver, Sender, channel},
@@ -61,6 +61,8 @@ pub struct Pipeline {
     delays: Option<DelayLine>,
     sent: Vec<Arc<Counter>>,
     in_flight: usize,
+    /// Events that came while a call waited for an answer of its own.
+    set_aside: RefCell<VecDeque<PipelineEvent>>,
     /// The failure that ended the pipeline: there will be no further event.
     failure: RefCell<Option<Failure>>,
     built: Vec<Built>,
@@ -124,6 +126,7 @@ impl Pipeline {
             delays,
             sent,
             in_flight,
+            set_aside: RefCell::default(),
             failure: RefCell::new(None),
             built: Vec::new(),
         };
@@ -178,11 +181,17 @@ impl Pipeline {
         send(&self.coordinator, "the coordinator", message)
     }
 
-    /// The next event; waits for it.
+    /// Returns the next event; waits for it.
     ///
     /// # Errors
-    /// If a stage has failed ([`Error::Failed`], the same from then on), or the actors' threads have ended.
+    /// If the run has failed ([`Error::Failed`], the same from then on), or the actors' threads have ended.
     pub fn next(&self) -> Result<PipelineEvent> {
+        let set_aside = self.set_aside.borrow_mut().pop_front();
+        set_aside.map_or_else(|| self.receive(), Ok)
+    }
+
+    /// The next event that the actors send.
+    fn receive(&self) -> Result<PipelineEvent> {
         if let Some(failure) = &*self.failure.borrow() {
             return Err(Error::Failed(failure.clone()));
         }
@@ -216,12 +225,14 @@ impl Pipeline {
         told.recv().map_err(|_| Error::Ended("the strategy actor".to_owned()))?
     }
 
-    /// A copy of every parameter and buffer of each stage, in order of stages; call it only while nothing is in flight.
+    /// Returns a copy of every parameter and buffer of each stage, in order of stages. Call it only while nothing is in flight. Events that come
+    /// meanwhile are kept for [`Self::next`].
     pub fn snapshot_by_stage(&self) -> Result<Vec<Vec<(String, Tensor)>>> {
         self.send(ToAll::TakeSnapshot(TakeSnapshot))?;
         loop {
-            if let PipelineEvent::Snapshot(stages) = self.next()? {
-                return Ok(stages);
+            match self.receive()? {
+                PipelineEvent::Snapshot(stages) => return Ok(stages),
+                other => self.set_aside.borrow_mut().push_back(other),
             }
         }
     }

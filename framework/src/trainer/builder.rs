@@ -293,6 +293,9 @@ impl TrainerBuilder {
         if let Some(clip) = &self.clip {
             clip.validate()?;
         }
+        if self.devices.is_empty() {
+            return Err(Error::invalid("devices", "there is none", "give at least one, or leave the default"));
+        }
         let units = self.model.units()?;
         let (partition, plans) = match (&self.partition.units_per_stage, self.partition.stages) {
             (Some(_), Some(_)) => {
@@ -397,6 +400,8 @@ impl TrainerBuilder {
             observers: self.observers,
             stopper: self.stopper,
             steps: 0,
+            order: None,
+            interrupted: false,
             best: None,
             failed: false,
         })

@@ -5,19 +5,19 @@ use std::{sync::Arc, time::Instant};
 use super::{Evaluation, Stopper, Trainer, loader::Loader};
 use crate::{
     Dataset, Error, Result, Score,
-    actor::{Feed, PipelineEvent},
+    actor::{Feed, Feeder, PipelineEvent},
     schedule::Purpose,
 };
 
 pub(super) fn empty() -> Error {
-    Error::invalid("evaluation", "the data set is empty", "give at least one example")
+    Error::invalid("validation set", "it has no examples", "give at least one")
 }
 
 impl Trainer {
-    /// Scores every head; none where `stopper` was asked before all batches had been fed.
+    /// Scores every head; none if `stopper` is asked before all batches have been fed.
     pub(super) fn run_evaluation(&mut self, data: &dyn Dataset, stopper: &Stopper) -> Result<Option<Evaluation>> {
         let (batch_size, step, loss) = (self.settings.batch_size, self.steps, Arc::clone(&self.loss));
-        let batches = data.len().div_ceil(batch_size);
+        let batches = data.len().div_ceil(batch_size) as u64;
         if batches == 0 {
             return Err(empty());
         }
@@ -25,32 +25,20 @@ impl Trainer {
         let start = Instant::now();
         let mut sums: Vec<Option<Score>> = vec![None; self.stages().len()];
         let whole = std::thread::scope(|scope| {
-            let loader = Loader::in_order(scope, data, batch_size)?;
-            let (mut fed, mut waiting, mut scored) = (0, 0, 0);
-            while scored < batches {
-                let stopping = stopper.is_requested();
-                if stopping && fed == scored {
-                    return Ok(false);
+            let loader = Loader::in_order(scope, data, batch_size);
+            let mut feeder = Feeder::new(0..batches, |first| {
+                let batch = loader.next()?;
+                let total = loss.count(&batch.targets)?;
+                let (first, of) = (first as usize, batches as usize);
+                Ok(Feed { purpose: Purpose::Evaluate, step, pieces: vec![batch], first, of, total })
+            });
+            loop {
+                if stopper.is_requested() {
+                    feeder.stop();
                 }
-                while fed < batches && waiting < 2 && !stopping {
-                    let batch = loader.next()?;
-                    let total = loss.count(&batch.targets)?;
-                    let pieces = vec![batch];
-                    self.pipeline.feed(Feed {
-                        purpose: Purpose::Evaluate,
-                        step,
-                        pieces,
-                        first: fed,
-                        of: batches,
-                        total,
-                    })?;
-                    fed += 1;
-                    waiting += 1;
-                }
-                match self.pipeline.next()? {
-                    PipelineEvent::Fed { .. } => waiting -= 1,
-                    PipelineEvent::Scored { scores, .. } => {
-                        scored += 1;
+                match feeder.next(&self.pipeline)? {
+                    None => return Ok(feeder.fed_until() == batches),
+                    Some(PipelineEvent::Scored { scores, .. }) => {
                         for (sum, score) in sums.iter_mut().zip(scores) {
                             *sum = match (*sum, score) {
                                 (Some(sum), Some(score)) => Some(sum.and(score)),
@@ -58,15 +46,13 @@ impl Trainer {
                             };
                         }
                     }
-                    other => return Err(Error::Internal(format!("{other:?} came in the middle of an evaluation"))),
+                    Some(other) => {
+                        return Err(Error::Internal(format!("{other:?} came in the middle of an evaluation")));
+                    }
                 }
             }
-            Ok(true)
         })?;
         self.failed = !was_usable;
-        match whole {
-            true => Evaluation::new(&sums, start.elapsed()).map(Some),
-            false => Ok(None),
-        }
+        if whole { Evaluation::new(&sums, start.elapsed()).map(Some) } else { Ok(None) }
     }
 }

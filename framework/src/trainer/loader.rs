@@ -14,27 +14,57 @@ use crate::{Batch, Dataset, Error, Failure, Origin, Phase, Result, random::Key};
 /// Batches that are ready before they are asked for.
 const AHEAD: usize = 2;
 
-/// In which order a training set is read: shuffled anew for each epoch, a function of seed and step alone.
+/// The order in which a training set is read: shuffled anew for each epoch, a function of the seed and the epoch's number alone.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Order {
     pub(super) examples: usize,
-    pub(super) batch_size: usize,
-    pub(super) drop_last: bool,
-    pub(super) seed: u64,
+    /// Steps of one pass over the training set.
+    pub(super) per_epoch: u64,
+    /// The epoch that begins at `first_step`, counted from the trainer's first.
+    first_epoch: u64,
+    first_step: u64,
+    batch_size: usize,
+    seed: u64,
 }
 
 impl Order {
-    pub(super) fn steps_per_epoch(&self) -> Result<u64> {
-        let steps =
-            if self.drop_last { self.examples / self.batch_size } else { self.examples.div_ceil(self.batch_size) };
-        if steps == 0 {
-            return Err(Error::invalid(
+    /// The order of a data set whose first epoch begins at step 0.
+    ///
+    /// # Errors
+    /// If an epoch has no batch.
+    pub(super) fn new(examples: usize, batch_size: usize, drop_last: bool, seed: u64) -> Result<Self> {
+        let per_epoch = if drop_last { examples / batch_size } else { examples.div_ceil(batch_size) } as u64;
+        match (per_epoch, examples) {
+            (0, 0) => Err(Error::invalid("training set", "it has no examples", "give at least one")),
+            (0, _) => Err(Error::invalid(
                 "batch_size",
-                format!("{} examples give no batch of {}", self.examples, self.batch_size),
-                "use more data, a smaller batch, or keep the last short batch",
-            ));
+                format!(
+                    "a training set of {examples} examples has no whole batch of {batch_size}, and drop_last leaves out the others"
+                ),
+                format!("use a batch size of at most {examples}, or set drop_last to false"),
+            )),
+            _ => Ok(Self { examples, per_epoch, first_epoch: 0, first_step: 0, batch_size, seed }),
         }
-        Ok(steps as u64)
+    }
+
+    /// The same order whose epoch `first_epoch` begins at `first_step`.
+    pub(super) fn beginning(self, first_epoch: u64, first_step: u64) -> Self {
+        Self { first_epoch, first_step, ..self }
+    }
+
+    /// The epoch of a step.
+    pub(super) fn epoch_at(&self, step: u64) -> u64 {
+        self.first_epoch + (step - self.first_step) / self.per_epoch
+    }
+
+    /// The number of epochs that steps below `step` belong to, counted from the trainer's first.
+    pub(super) fn epochs_begun(&self, step: u64) -> u64 {
+        self.first_epoch + (step - self.first_step).div_ceil(self.per_epoch)
+    }
+
+    /// The first step of the epoch that follows the one of `step`.
+    pub(super) fn end_of_epoch(&self, step: u64) -> u64 {
+        self.first_step + ((step - self.first_step) / self.per_epoch + 1) * self.per_epoch
     }
 
     /// The examples of an epoch in their order.
@@ -45,15 +75,23 @@ impl Order {
         numbers
     }
 
-    fn batch_of(&self, numbers: &[usize], step: u64, per_epoch: u64) -> Range<usize> {
-        let start = (step % per_epoch) as usize * self.batch_size;
-        start..(start + self.batch_size).min(numbers.len())
+    /// The part of its epoch's examples that is the batch of `step`.
+    fn batch_of(&self, step: u64) -> Range<usize> {
+        let start = ((step - self.first_step) % self.per_epoch) as usize * self.batch_size;
+        start..(start + self.batch_size).min(self.examples)
     }
 }
 
 /// The failure of a data set.
 fn failure(cause: Error) -> Failure {
     Failure::new(Origin::Data, Phase::Load, cause)
+}
+
+/// A batch of these examples, one each and finite.
+fn checked(data: &dyn Dataset, numbers: &[usize], augment: Option<Key>) -> Result<Batch> {
+    let batch = data.batch(numbers, augment)?;
+    batch.validate(numbers)?;
+    Ok(batch)
 }
 
 /// The receiving end of a loading thread.
@@ -66,21 +104,20 @@ impl Loader {
         data: &'scope dyn Dataset,
         order: Order,
         steps: Range<u64>,
-    ) -> Result<Self> {
-        let per_epoch = order.steps_per_epoch()?;
+    ) -> Self {
         let key = Key::new(order.seed).named("augment");
         let mut epoch = (u64::MAX, Vec::new());
-        Ok(Self::spawn(
+        Self::spawn(
             scope,
             steps.map(move |step| {
-                let at = step / per_epoch;
+                let at = order.epoch_at(step);
                 if epoch.0 != at {
                     epoch = (at, order.epoch(at));
                 }
-                let numbers = &epoch.1[order.batch_of(&epoch.1, step, per_epoch)];
-                data.batch(numbers, Some(key.with(at))).map_err(|cause| failure(cause).in_step(step).into())
+                let numbers = &epoch.1[order.batch_of(step)];
+                checked(data, numbers, Some(key.with(at))).map_err(|cause| failure(cause).in_step(step).into())
             }),
-        ))
+        )
     }
 
     /// All examples in their own order, not augmented.
@@ -88,16 +125,16 @@ impl Loader {
         scope: &'scope Scope<'scope, '_>,
         data: &'scope dyn Dataset,
         batch_size: usize,
-    ) -> Result<Self> {
+    ) -> Self {
         let len = data.len();
         let starts = (0..len).step_by(batch_size);
-        Ok(Self::spawn(
+        Self::spawn(
             scope,
             starts.map(move |start| {
                 let numbers: Vec<usize> = (start..(start + batch_size).min(len)).collect();
-                data.batch(&numbers, None).map_err(|cause| failure(cause).into())
+                checked(data, &numbers, None).map_err(|cause| failure(cause).into())
             }),
-        ))
+        )
     }
 
     fn spawn<'scope>(
@@ -132,15 +169,37 @@ mod tests {
 
     #[test]
     fn every_epoch_is_a_permutation_of_its_own_and_the_last_batch_is_short() {
-        let order = Order { examples: 10, batch_size: 4, drop_last: false, seed: 1 };
-        assert_eq!(order.steps_per_epoch().unwrap(), 3);
+        let order = Order::new(10, 4, false, 1).unwrap();
+        assert_eq!(order.per_epoch, 3);
         let (first, second) = (order.epoch(0), order.epoch(1));
         assert_ne!(first, second);
         assert_eq!(order.epoch(0), first);
         let mut sorted = first.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, (0..10).collect::<Vec<_>>());
-        assert_eq!(order.batch_of(&first, 5, 3), 8..10);
-        assert!(Order { examples: 3, drop_last: true, ..order }.steps_per_epoch().is_err());
+        assert_eq!(order.batch_of(5), 8..10);
+        assert_eq!(
+            [order.epoch_at(5), order.epochs_begun(5), order.epochs_begun(6), order.end_of_epoch(5)],
+            [1, 2, 2, 6]
+        );
+    }
+
+    #[test]
+    fn an_order_that_begins_later_counts_its_steps_from_there() {
+        let order = Order::new(10, 4, true, 1).unwrap().beginning(4, 11);
+        assert_eq!(order.per_epoch, 2);
+        assert_eq!(
+            [11, 12, 13].map(|step| (order.epoch_at(step), order.batch_of(step))),
+            [(4, 0..4), (4, 4..8), (5, 0..4)]
+        );
+        assert_eq!([order.epochs_begun(11), order.epochs_begun(12), order.end_of_epoch(12)], [4, 5, 13]);
+    }
+
+    #[test]
+    fn a_training_set_without_a_batch_is_refused_with_a_remedy_that_helps() {
+        let refused = |examples, drop_last| Order::new(examples, 32, drop_last, 0).unwrap_err().to_string();
+        assert_eq!(refused(0, false), "training set: it has no examples; give at least one");
+        assert_eq!(refused(0, true), refused(0, false));
+        assert!(refused(3, true).ends_with("use a batch size of at most 3, or set drop_last to false"));
     }
 }

@@ -1,18 +1,17 @@
-//! What a run adds up as it goes.
+//! The totals of a fit.
 
 use std::time::Duration;
 
 use crate::transport::StageStep;
 
-/// What has been trained in one call of [`Trainer::fit`](super::Trainer::fit).
+/// The totals of one call of [`Trainer::fit`](super::Trainer::fit).
 #[derive(Debug, Default)]
 pub(super) struct Trained {
-    pub(super) per_epoch: u64,
     pub(super) steps: u64,
     pub(super) examples: u64,
     pub(super) time: Duration,
     pub(super) busy: Vec<f64>,
-    /// Whether the run was asked to end, and did, before its time.
+    /// Whether the fit was stopped on request before its end.
     pub(super) stopped: bool,
     /// The last step's scores, in order of stages.
     pub(super) last: Vec<StageStep>,

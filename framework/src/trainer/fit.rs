@@ -1,0 +1,185 @@
+//! Training: the steps of one fit, its evaluations, and the events of both.
+
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Instant,
+};
+
+use super::{
+    Best, Criterion, Evaluation, Length, Report, Split, TrainEvent, Trainer, evaluation,
+    loader::{Loader, Order},
+    run_metrics::RunState,
+    trained::Trained,
+};
+use crate::{
+    Dataset, Error, Result,
+    actor::{Feed, Feeder, PipelineEvent},
+    schedule::Purpose,
+};
+
+impl Trainer {
+    /// Tells every observer.
+    ///
+    /// # Errors
+    /// If one panics.
+    fn tell(&mut self, event: &TrainEvent<'_>) -> Result<()> {
+        self.metrics.observe(event);
+        for observer in &mut self.observers {
+            catch_unwind(AssertUnwindSafe(|| observer.observe(event))).map_err(|panic| {
+                match Error::panicked(&*panic) {
+                    Error::Panicked(text) => Error::Panicked(format!("an observer: {text}")),
+                    other => other,
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The order in which a data set of `examples` is read from now on: a stopped fit's unfinished epoch goes on, or a new one begins.
+    fn order_of(&self, examples: usize) -> Result<Order> {
+        let settings = &self.settings;
+        match self.order {
+            Some(order) if self.interrupted && order.examples == examples => Ok(order),
+            last => {
+                let first_epoch = last.map_or(0, |order| order.epochs_begun(self.steps));
+                let order = Order::new(examples, settings.batch_size, settings.drop_last, settings.seed)?;
+                Ok(order.beginning(first_epoch, self.steps))
+            }
+        }
+    }
+
+    pub(super) fn run(&mut self, data: Split<'_>) -> Result<Report> {
+        let order = self.order_of(data.train.len())?;
+        if data.validation.is_some_and(|validation| validation.is_empty()) {
+            return Err(evaluation::empty());
+        }
+        let first = self.steps;
+        let last = first.saturating_add(match self.settings.length {
+            Length::Epochs(epochs) => epochs.saturating_mul(order.per_epoch),
+            Length::Steps(steps) => steps,
+        });
+        // Until the end of the fit, any way out leaves the stages in the middle of something.
+        self.failed = true;
+        (self.order, self.interrupted) = (Some(order), false);
+        self.pipeline.begin(last)?;
+        let plans = self.plans.clone();
+        let built = self.stages().to_vec();
+        self.tell(&TrainEvent::Started {
+            first_step: first,
+            last_step: last,
+            steps_per_epoch: order.per_epoch,
+            plans: &plans,
+            stages: &built,
+        })?;
+
+        let stopper = self.stopper.clone();
+        let mut trained = Trained::default();
+        let mut evaluation = None;
+        while self.steps < last && !stopper.is_requested() {
+            let until = match (data.validation, self.settings.eval_every) {
+                (None, _) => last,
+                (Some(_), Some(every)) => ((self.steps / every + 1) * every).min(last),
+                (Some(_), None) => order.end_of_epoch(self.steps).min(last),
+            };
+            evaluation = None;
+            self.train_until(data.train, order, until, &mut trained)?;
+            if let Some(validation) = data.validation.filter(|_| self.steps == until) {
+                self.metrics.state(RunState::Evaluating);
+                let Some(found) = self.run_evaluation(validation, &stopper)? else { break };
+                self.pipeline.observe_validation(found.last().score.mean_loss())?;
+                let steps = self.steps;
+                let improved = self.remember(&found)?;
+                self.tell(&TrainEvent::Evaluated { steps, evaluation: &found, improved })?;
+                evaluation = Some(found);
+            }
+        }
+        let unevaluated = data.validation.is_some() && evaluation.is_none();
+        trained.stopped = stopper.is_requested() && (self.steps < last || unevaluated);
+        if trained.stopped {
+            stopper.done();
+            self.interrupted = true;
+        }
+        let report = Report::new(self, &trained, evaluation);
+        self.tell(&TrainEvent::Finished { report: &report })?;
+        self.failed = false;
+        Ok(report)
+    }
+
+    /// Runs the steps up to `until` (exclusive), or those that have been fed when the run is asked to end, and waits for the last of them.
+    fn train_until(&mut self, data: &dyn Dataset, order: Order, until: u64, trained: &mut Trained) -> Result<()> {
+        self.metrics.trains();
+        let start = Instant::now();
+        let (micro_batches, loss, steps) = (self.settings.micro_batches, Arc::clone(&self.loss), self.steps..until);
+        std::thread::scope(|scope| {
+            let loader = Loader::training(scope, data, order, steps.clone());
+            // Examples and targets of each batch that has been fed.
+            let sizes = std::cell::RefCell::new(VecDeque::new());
+            let mut feeder = Feeder::new(steps, |step| {
+                let batch = loader.next()?;
+                let total = loss.count(&batch.targets)?;
+                sizes.borrow_mut().push_back((batch.len()?, total));
+                let pieces = batch.split(micro_batches)?;
+                let of = pieces.len();
+                Ok(Feed { purpose: Purpose::Train, step, pieces, first: 0, of, total })
+            });
+            loop {
+                if self.stopper.is_requested() {
+                    feeder.stop();
+                }
+                match feeder.next(&self.pipeline)? {
+                    None => return Ok(()),
+                    Some(PipelineEvent::StageStep(stage)) => self.tell(&TrainEvent::StageStep(&stage))?,
+                    Some(PipelineEvent::StepDone { step, stages, change }) => {
+                        let (examples, targets) = sizes.borrow_mut().pop_front().unwrap_or_default();
+                        self.steps = step + 1;
+                        trained.add(&stages, examples);
+                        self.prediction.step_done(self.plans.at(step), &stages);
+                        if let Some(recording) = &mut self.recording {
+                            recording.add(&stages);
+                        }
+                        let epoch = order.epoch_at(step);
+                        self.tell(&TrainEvent::StepDone { step, epoch, examples, targets, stages: &stages })?;
+                        if let Some(phase) = change {
+                            self.plans.change(phase)?;
+                        }
+                        self.tell_of_plan()?;
+                    }
+                    Some(other) => return Err(Error::Internal(format!("{other:?} came in the middle of training"))),
+                }
+            }
+        })?;
+        trained.time += start.elapsed();
+        Ok(())
+    }
+
+    /// Tells of a phase of plans that begins with the next step.
+    fn tell_of_plan(&mut self) -> Result<()> {
+        let phase = self.plans.phase_at(self.steps);
+        if phase.from_step != self.steps {
+            return Ok(());
+        }
+        let (from_step, plan) = (phase.from_step, Arc::clone(&phase.plan));
+        self.prediction.plan(&plan);
+        self.tell(&TrainEvent::PlanChanged { from_step, plan: &plan })
+    }
+
+    /// Keeps a copy of the weights if `found` is the best evaluation so far, and returns whether it is.
+    fn remember(&mut self, found: &Evaluation) -> Result<bool> {
+        let Some(criterion) = self.settings.keep_best else { return Ok(false) };
+        let value = |evaluation: &Evaluation| {
+            let last = evaluation.last().score;
+            match criterion {
+                Criterion::Loss => -last.mean_loss(),
+                Criterion::Accuracy => last.accuracy().unwrap_or_else(|| -last.mean_loss()),
+            }
+        };
+        if self.best.as_ref().is_some_and(|best| value(&best.evaluation) >= value(found)) {
+            return Ok(false);
+        }
+        let stages = self.pipeline.snapshot_by_stage()?;
+        self.best = Some(Best { steps: self.steps, evaluation: found.clone(), stages });
+        Ok(true)
+    }
+}

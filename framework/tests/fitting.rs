@@ -1,0 +1,242 @@
+//! Fits one after another, data sets that are wrong, and callers' code that panics.
+
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
+#[path = "common/models.rs"]
+mod common;
+
+use std::sync::{Arc, Mutex};
+
+use candle_core::{DType, Device, Tensor};
+use common::{Perceptron, Spiral};
+use interlock::{
+    Batch, Dataset, Error, Loss, Origin, Result, Score, TrainEvent, Trainer,
+    optimizer::lr_schedule::LrScheduleConfig,
+    random::Key,
+    trainer::{Length, Stopper, TrainerBuilder},
+};
+
+fn builder() -> TrainerBuilder {
+    Trainer::builder(Perceptron { layers: 3, fault: None }).stages(3).batch_size(8).seed(4)
+}
+
+/// A data set that notes which examples are read, and a change that is made to every batch.
+struct Noting {
+    examples: usize,
+    read: Arc<Mutex<Vec<usize>>>,
+    change: fn(Batch) -> Batch,
+}
+
+impl Noting {
+    fn new(examples: usize, change: fn(Batch) -> Batch) -> Self {
+        Self { examples, read: Arc::default(), change }
+    }
+
+    fn taken(&self) -> Vec<usize> {
+        std::mem::take(&mut self.read.lock().unwrap())
+    }
+}
+
+impl Dataset for Noting {
+    fn len(&self) -> usize {
+        self.examples
+    }
+
+    fn batch(&self, numbers: &[usize], key: Option<Key>) -> Result<Batch> {
+        self.read.lock().unwrap().extend(numbers);
+        Ok((self.change)(Spiral { examples: self.examples }.batch(numbers, key)?))
+    }
+}
+
+fn is_permutation(mut numbers: Vec<usize>, examples: usize) -> bool {
+    numbers.sort_unstable();
+    numbers == (0..examples).collect::<Vec<_>>()
+}
+
+#[test]
+fn a_second_fit_begins_a_new_epoch_and_trains_the_same_length_again() {
+    let epochs = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&epochs);
+    let mut trainer = builder()
+        .steps(5)
+        .observer(move |event: &TrainEvent<'_>| {
+            if let TrainEvent::StepDone { step, epoch, .. } = event {
+                seen.lock().unwrap().push((*step, *epoch));
+            }
+        })
+        .build()
+        .unwrap();
+    // Three steps an epoch: the first fit ends in the middle of its second epoch.
+    let data = Noting::new(20, |batch| batch);
+    assert_eq!(trainer.fit(&data).unwrap().steps, 5);
+    let first = data.taken();
+    assert!(is_permutation(first[..20].to_vec(), 20));
+    // As many steps again, of a new epoch.
+    assert_eq!(trainer.fit(&data).unwrap().steps, 10);
+    let second = data.taken();
+    assert!(is_permutation(second[..20].to_vec(), 20));
+    assert_ne!(first[..20], second[..20]);
+    // Other data, two steps an epoch.
+    let other = Noting::new(16, |batch| batch);
+    trainer.set_length(Length::Epochs(2));
+    assert_eq!(trainer.fit(&other).unwrap().steps, 14);
+    let third = other.taken();
+    assert!(is_permutation(third[..16].to_vec(), 16) && is_permutation(third[16..].to_vec(), 16));
+    let expected = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5];
+    assert!(epochs.lock().unwrap().iter().copied().eq((0..).zip(expected)), "{epochs:?}");
+}
+
+#[test]
+fn the_learning_rate_goes_on_by_step_count() {
+    let rates = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&rates);
+    let mut trainer = builder()
+        .epochs(1)
+        .lr_schedule(LrScheduleConfig::Cosine { warmup_steps: 0, final_fraction: 0.0, total_steps: Some(6) })
+        .observer(move |event: &TrainEvent<'_>| {
+            if let TrainEvent::StepDone { stages, .. } = event {
+                seen.lock().unwrap().push(stages[0].updated.lr);
+            }
+        })
+        .build()
+        .unwrap();
+    for _ in 0..2 {
+        trainer.fit(&Spiral { examples: 20 }).unwrap();
+    }
+    let rates = rates.lock().unwrap();
+    assert!(rates.len() == 6 && rates.is_sorted_by(|a, b| a > b), "{rates:?}");
+}
+
+#[test]
+fn a_stopped_fit_is_followed_by_the_rest_of_its_epoch() {
+    let stopper = Stopper::new();
+    let ask = stopper.clone();
+    let mut trainer = builder()
+        .epochs(2)
+        .stop_on(&stopper)
+        .observer(move |event: &TrainEvent<'_>| {
+            if let TrainEvent::StepDone { step: 0, .. } = event {
+                ask.stop();
+            }
+        })
+        .build()
+        .unwrap();
+    let data = Noting::new(80, |batch| batch);
+    let report = trainer.fit(&data).unwrap();
+    assert!(report.stopped && report.steps < 10);
+    let read = data.taken();
+    let done = report.steps as usize * 8;
+    // Batches were read ahead; what was not trained on is read again.
+    let mut numbers = read[..done].to_vec();
+    trainer.set_length(Length::Steps(10 - report.steps));
+    assert_eq!(trainer.fit(&data).unwrap().steps, 10);
+    numbers.extend(data.taken());
+    assert!(is_permutation(numbers, 80));
+}
+
+fn refused(data: &Noting) -> String {
+    let mut trainer = builder().build().unwrap();
+    let error = trainer.fit(data).unwrap_err();
+    let Error::Failed(failure) = &error else { panic!("{error}") };
+    assert_eq!(failure.origin, Origin::Data, "{error}");
+    let scored = builder().build().unwrap().evaluate(data).unwrap_err();
+    assert!(matches!(scored, Error::Failed(failure) if failure.origin == Origin::Data));
+    error.to_string()
+}
+
+#[test]
+fn a_data_set_that_returns_another_number_of_examples_is_refused() {
+    let few = refused(&Noting::new(20, |batch| {
+        let inputs = batch.inputs.try_map(|t| Ok(t.narrow(0, 0, 3)?)).unwrap();
+        Batch { inputs, targets: batch.targets.narrow(0, 0, 3).unwrap() }
+    }));
+    assert!(few.contains("asked for 8 examples and returned inputs of shape [3, 2]"), "{few}");
+    let uneven = refused(&Noting::new(20, |batch| {
+        let targets = batch.targets.narrow(0, 0, batch.targets.elem_count() - 1).unwrap();
+        Batch { targets, ..batch }
+    }));
+    assert!(uneven.contains("asked for 8 examples and returned targets of shape [7]"), "{uneven}");
+}
+
+#[test]
+fn values_that_are_not_finite_are_blamed_on_the_data() {
+    let spoil: fn(Batch) -> Batch = |batch| {
+        // The spiral's first points lie at 0.
+        let points = batch.inputs.single().unwrap();
+        let values = points.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let values: Vec<f32> = values.into_iter().map(|x| if x == 0.0 { f32::NAN } else { x }).collect();
+        Batch { inputs: Tensor::from_vec(values, points.dims(), &Device::Cpu).unwrap().into(), ..batch }
+    };
+    let error = refused(&Noting::new(20, spoil));
+    assert!(error.contains("the inputs of example") && error.contains("an infinity or a NaN"), "{error}");
+    assert!(!error.contains("learning rate"), "{error}");
+    let error = refused(&Noting::new(20, |batch| {
+        let targets = batch.targets.to_dtype(DType::F32).unwrap();
+        Batch { targets: (targets / 0.0).unwrap(), ..batch }
+    }));
+    assert!(error.contains("the targets of example"), "{error}");
+}
+
+#[test]
+fn a_training_set_that_is_empty_is_refused_with_a_remedy_that_helps() {
+    let error = builder().build().unwrap().fit(&Spiral { examples: 0 }).unwrap_err();
+    assert_eq!(error.to_string(), "training set: it has no examples; give at least one");
+    assert!(error.is_refusal());
+}
+
+#[test]
+fn no_devices_are_refused_by_their_name() {
+    let error = Trainer::builder(Perceptron { layers: 2, fault: None }).devices(vec![]).layout().err().unwrap();
+    assert!(error.to_string().starts_with("devices: there is none"), "{error}");
+}
+
+#[test]
+fn an_observer_that_panics_ends_the_fit_with_an_error() {
+    let mut trainer = builder()
+        .observer(|event: &TrainEvent<'_>| {
+            if let TrainEvent::StepDone { step: 1, .. } = event {
+                panic!("no disk");
+            }
+        })
+        .build()
+        .unwrap();
+    let error = trainer.fit(&Spiral { examples: 50 }).unwrap_err();
+    assert!(matches!(&error, Error::Panicked(text) if text == "an observer: no disk"), "{error}");
+    assert!(trainer.fit(&Spiral { examples: 50 }).unwrap_err().to_string().contains("build a new trainer"));
+}
+
+/// A loss that panics when it counts targets.
+struct Uncounted;
+
+impl Loss for Uncounted {
+    fn count(&self, _: &Tensor) -> Result<f64> {
+        panic!("nothing to count");
+    }
+
+    fn score(&self, _: &Tensor, _: &Tensor) -> Result<Score> {
+        Ok(Score::default())
+    }
+
+    fn differentiate(&self, output: &Tensor, _: &Tensor, _: f64) -> Result<(Score, Tensor)> {
+        Ok((Score::default(), output.zeros_like()?))
+    }
+}
+
+#[test]
+fn a_loss_that_panics_on_the_callers_thread_is_an_error() {
+    let mut trainer = builder().loss(Uncounted).build().unwrap();
+    let error = trainer.evaluate(&Spiral { examples: 8 }).unwrap_err();
+    assert!(matches!(&error, Error::Panicked(text) if text == "nothing to count"), "{error}");
+    let mut trainer = builder().loss(Uncounted).build().unwrap();
+    assert!(matches!(trainer.fit(&Spiral { examples: 8 }).unwrap_err(), Error::Panicked(_)));
+}
+
+#[test]
+fn a_trainer_can_be_sent_to_another_thread() {
+    fn sendable<T: Send>(value: T) -> T {
+        value
+    }
+    let mut trainer = sendable(sendable(builder()).build().unwrap());
+    let steps = std::thread::spawn(move || trainer.fit(&Spiral { examples: 20 }).unwrap().steps).join().unwrap();
+    assert_eq!(steps, 3);
+}
