@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Tensor};
 use common::{Perceptron, Spiral};
 use interlock::{
-    Batch, Dataset, Error, Loss, Origin, Result, Score, TrainEvent, Trainer,
+    Batch, Dataset, Error, Loss, Origin, Result, Score, Scored, Targets, TrainEvent, Trainer,
     optimizer::lr_schedule::LrScheduleConfig,
     random::Key,
     trainer::{Length, Stopper, TrainerBuilder},
@@ -213,12 +213,12 @@ impl Loss for Uncounted {
         panic!("nothing to count");
     }
 
-    fn score(&self, _: &Tensor, _: &Tensor) -> Result<Score> {
-        Ok(Score::default())
+    fn score(&self, _: &Tensor, _: &Targets) -> Result<Scored> {
+        Ok(Score::default().into())
     }
 
-    fn differentiate(&self, output: &Tensor, _: &Tensor, _: f64) -> Result<(Score, Tensor)> {
-        Ok((Score::default(), output.zeros_like()?))
+    fn differentiate(&self, output: &Tensor, _: &Targets, _: f64) -> Result<(Scored, Tensor)> {
+        Ok((Score::default().into(), output.zeros_like()?))
     }
 }
 
