@@ -9,7 +9,10 @@ use std::{ops::RangeInclusive, sync::Arc};
 
 use candle_core::Device;
 use core_affinity::CoreId;
-use interlock::{Backend, Error, Result, StageDevice, device::Plain};
+use interlock::{
+    Backend, Error, Result, StageDevice,
+    device::{DeviceHooks, Plain},
+};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use self::name::{CpuName, Layers};
@@ -94,6 +97,16 @@ impl StageDevice for CpuDevice {
         &Device::Cpu
     }
 
+    fn run(&self, work: &mut (dyn FnMut() + Send)) {
+        self.pool.install(|| if self.composed { composed::on_cpu(work) } else { work() });
+    }
+
+    fn hooks(&self) -> &dyn DeviceHooks {
+        self
+    }
+}
+
+impl DeviceHooks for CpuDevice {
     fn takes_turns(&self) -> bool {
         true
     }
@@ -102,15 +115,12 @@ impl StageDevice for CpuDevice {
         Self::threads(self)
     }
 
-    fn run(&self, work: &mut (dyn FnMut() + Send)) {
-        self.pool.install(|| if self.composed { composed::on_cpu(work) } else { work() });
-    }
-
+    /// Waits for a GPU's tensor, but not for what the GPU has been given since.
     #[cfg(feature = "cuda")]
-    fn bring(&self, tensor: &candle_core::Tensor) -> Result<candle_core::Tensor> {
+    fn copy_to(&self, tensor: &candle_core::Tensor, device: &Device) -> Result<candle_core::Tensor> {
         match tensor.device() {
             Device::Cuda(_) => crate::cuda::to_host(tensor),
-            _ => Ok(tensor.to_device(&Device::Cpu)?),
+            _ => Ok(tensor.to_device(device)?),
         }
     }
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use interlock::{
     Backend, Error, Precision, Result, StageDevice,
-    device::{Mark, Reading},
+    device::{AsynchronousDevice, DeviceHooks, Mark, Reading},
 };
 
 #[cfg(feature = "nccl")]
@@ -111,16 +111,22 @@ impl StageDevice for CudaStageDevice {
         &self.device
     }
 
-    fn for_stage(&self) -> Result<Option<Arc<dyn StageDevice>>> {
-        Ok(Some(Arc::new(Self::with(self.name)?)))
-    }
-
-    fn takes_turns(&self) -> bool {
-        true
-    }
-
     fn precision(&self) -> Precision {
         self.name.precision
+    }
+
+    fn asynchronous(&self) -> Option<&dyn AsynchronousDevice> {
+        Some(self)
+    }
+
+    fn hooks(&self) -> &dyn DeviceHooks {
+        self
+    }
+}
+
+impl AsynchronousDevice for CudaStageDevice {
+    fn stream(&self) -> Result<Option<Arc<dyn StageDevice>>> {
+        Ok(Some(Arc::new(Self::with(self.name)?)))
     }
 
     fn release(&self, tensor: &Tensor) -> Result<Tensor> {
@@ -139,13 +145,19 @@ impl StageDevice for CudaStageDevice {
         late::read(values, &self.gpu)
     }
 
-    fn mark(&self) -> Result<Option<Box<dyn Mark>>> {
-        self.clock.mark().map(Some)
+    fn mark(&self) -> Result<Box<dyn Mark>> {
+        self.clock.mark()
     }
 
     fn synchronize(&self) -> Result<()> {
         self.landing.synchronize()?;
         Ok(self.device.synchronize()?)
+    }
+}
+
+impl DeviceHooks for CudaStageDevice {
+    fn takes_turns(&self) -> bool {
+        true
     }
 
     fn memory_in_use(&self) -> Option<u64> {

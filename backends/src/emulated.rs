@@ -11,7 +11,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use interlock::{
     Backend, Differentiable, Link, Result, StageDevice,
-    device::{Part, PartKind},
+    device::{DeviceHooks, Part, PartKind},
     optimizer::{Optimizer, OptimizerConfig},
 };
 
@@ -71,6 +71,12 @@ impl StageDevice for Emulated {
         &Device::Cpu
     }
 
+    fn hooks(&self) -> &dyn DeviceHooks {
+        self
+    }
+}
+
+impl DeviceHooks for Emulated {
     /// A stage that sleeps keeps no core busy.
     fn threads(&self) -> usize {
         0

@@ -27,7 +27,7 @@ pub struct Slot<'a> {
     /// What clipping multiplies the gradient with.
     pub clip: ClipFactor,
     /// Whether the device works behind the host's back, so that an update reads no value and waits for nothing
-    /// ([`StageDevice::is_asynchronous`](crate::StageDevice::is_asynchronous)). The stage then looks for infinities and NaN itself.
+    /// ([`AsynchronousDevice`](crate::device::AsynchronousDevice)). The stage then looks for infinities and NaN itself.
     pub asynchronous: bool,
     /// What its group multiplies the learning rate with.
     pub lr_scale: f64,

@@ -218,7 +218,7 @@ impl Stage {
             }
             Ok(here)
         };
-        let here = bring().map_err(|error| task.failure(self.index, self.device.explain(error)))?;
+        let here = bring().map_err(|error| task.failure(self.index, self.device.hooks().explain(error)))?;
         if let Some(sender) = sender.filter(|sender| self.unseen.contains(sender)) {
             let what = || format!("what it sent to stage {}", self.index);
             self.monitor.check_activation(&here, kind, what).map_err(|error| task.failure(sender, error))?;
@@ -271,7 +271,7 @@ impl Stage {
             done.map_err(|error| match error {
                 // A failure of an earlier task, known only now.
                 Error::Failed(failure) => failure,
-                error => task.failure(self.index, device.explain(error)),
+                error => task.failure(self.index, device.hooks().explain(error)),
             })
         })
     }

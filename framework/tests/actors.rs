@@ -13,7 +13,7 @@ use interlock::{
     ActivationDtype, Adaptive, Dataset, EndToEnd, Error, Interlock, Link, Origin, Phase, PlanSchedule, StageDevice,
     Strategy, Trainer, Wants, WidthSchedule,
     actor::{Feed, Pipeline, PipelineEvent, PipelineSettings},
-    device::Plain,
+    device::{DeviceHooks, Plain},
     optimizer::{
         OptimizerConfig,
         clip::{ClipConfig, ClipScope},
@@ -47,6 +47,12 @@ impl StageDevice for Remote {
         &candle_core::Device::Cpu
     }
 
+    fn hooks(&self) -> &dyn DeviceHooks {
+        self
+    }
+}
+
+impl DeviceHooks for Remote {
     fn link(&self) -> Link {
         self.0
     }

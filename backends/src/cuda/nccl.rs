@@ -28,7 +28,7 @@ use candle_core::{
     },
 };
 use half::{bf16, f16};
-use interlock::{Activation, Error, Result, StageDevice};
+use interlock::{Activation, Error, Result, device::AsynchronousDevice};
 
 use self::end::{End, RECEIVER, SENDER};
 use super::{

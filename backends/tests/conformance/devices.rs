@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use interlock::StageDevice;
+use interlock::{StageDevice, device::for_stage};
 use interlock_backends::Backends;
 
 /// The environment variable that names them.
@@ -26,17 +26,10 @@ pub(crate) fn all() -> &'static [Arc<dyn StageDevice>] {
     })
 }
 
-/// Every pair of devices, each with itself included; of two that are the same, two of its queues.
+/// Every pair of devices, each with itself included; of two that are the same, two of its streams.
 pub(crate) fn pairs() -> Vec<[Arc<dyn StageDevice>; 2]> {
-    let queue =
-        |device: &Arc<dyn StageDevice>| device.for_stage().expect("a queue").unwrap_or_else(|| Arc::clone(device));
-    let from = || all().iter().map(queue);
+    let from = || all().iter().map(|device| for_stage(device).expect("a stream"));
     from().flat_map(|a| from().map(move |b| [Arc::clone(&a), b])).collect()
-}
-
-/// Whether operations are only enqueued on `device`, and the host goes on.
-pub(crate) fn works_behind_the_hosts_back(device: &dyn StageDevice) -> bool {
-    device.mark().expect("a mark").is_some()
 }
 
 static TURN: RwLock<()> = RwLock::new(());

@@ -8,7 +8,7 @@ use crate::devices::{all, alone, pairs};
 /// Bytes in use, of devices that tell.
 fn in_use(device: &dyn StageDevice) -> Option<u64> {
     device.synchronize().expect("an end");
-    let told = device.memory_in_use();
+    let told = device.hooks().memory_in_use();
     if told.is_none() {
         println!("skipped: {} does not tell its memory", device.name());
     }
@@ -67,7 +67,7 @@ fn too_much_is_an_error_that_says_what_to_do_and_the_device_works_on() {
         }
         // 4 TiB.
         let error = Tensor::zeros((1 << 20, 1 << 20), DType::F32, device.device()).expect_err("too much");
-        let words = device.explain(error.into()).to_string();
+        let words = device.hooks().explain(error.into()).to_string();
         assert!(words.starts_with(&format!("device {}: out of memory: ", device.name())), "{words}");
         assert!(words.contains("are free; ") && words.contains("more micro-batches"), "{words}");
         let sum =

@@ -215,10 +215,10 @@ fn at_the_same_time(devices: &[Arc<dyn StageDevice>], stages: usize) -> Vec<Arc<
     let mut taken: Vec<Arc<dyn StageDevice>> = Vec::new();
     for device in devices.iter().take(stages) {
         let known = taken.iter().any(|other| other.name() == device.name());
-        if known && (cores + device.threads() > core_count() || device.threads() == 0) {
+        if known && (cores + device.hooks().threads() > core_count() || device.hooks().threads() == 0) {
             continue;
         }
-        cores += device.threads();
+        cores += device.hooks().threads();
         taken.push(Arc::clone(device));
     }
     taken

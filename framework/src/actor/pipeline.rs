@@ -96,8 +96,8 @@ impl Pipeline {
                 Ok::<_, Error>(least_in_flight(plan, settings.micro_batches.max(1), settings.policy)?.max(most))
             })?,
         };
-        blueprints.iter().try_for_each(|stage| stage.device.link().validate(stage.device.name()))?;
-        let delays = match blueprints.iter().all(|stage| stage.device.link().is_immediate()) {
+        blueprints.iter().try_for_each(|stage| stage.device.hooks().link().validate(stage.device.name()))?;
+        let delays = match blueprints.iter().all(|stage| stage.device.hooks().link().is_immediate()) {
             true => None,
             false => Some(DelayLine::start()?),
         };
@@ -281,7 +281,7 @@ fn launch(
     delays: Option<DelayLine>,
 ) -> Launched {
     let stages = blueprints.len();
-    let links: Vec<Link> = blueprints.iter().map(|stage| stage.device.link()).collect();
+    let links: Vec<Link> = blueprints.iter().map(|stage| stage.device.hooks().link()).collect();
     // One for each stage and one for the coordinator.
     let sent: Vec<Arc<Counter>> = (0..=stages).map(|_| Arc::default()).collect();
     let (actors, arbiters): (Vec<StageAddress>, Vec<Arbiter>) = blueprints

@@ -1,4 +1,4 @@
-//! What a device that works behind the host's back tells later: numbers, and moments.
+//! Numbers and moments that an asynchronous device reports later.
 
 use std::time::Instant;
 
@@ -8,20 +8,29 @@ use crate::Result;
 
 /// Numbers on their way from a device to the host.
 pub trait Reading: Send {
-    /// Whether they are there; does not wait.
+    /// Whether they are there. Does not wait.
+    ///
+    /// # Errors
+    /// If the device fails.
     fn is_ready(&self) -> Result<bool>;
 
-    /// The numbers; waits until they are there.
+    /// Waits until the numbers are there, and returns them.
+    ///
+    /// # Errors
+    /// If the device fails.
     fn take(self: Box<Self>) -> Result<Vec<f64>>;
 }
 
-/// A place in the queue of a device's work.
+/// A position in a device's stream.
 pub trait Mark: Send {
-    /// When the device had done everything before it; waits until it has.
+    /// Waits until the device has done everything before it, and returns when that was.
+    ///
+    /// # Errors
+    /// If the device fails.
     fn instant(&self) -> Result<Instant>;
 }
 
-/// The moment at which the host has waited for the device.
+/// The mark of a synchronous device: a moment that has passed.
 impl Mark for Instant {
     fn instant(&self) -> Result<Instant> {
         Ok(*self)
@@ -41,7 +50,7 @@ impl Reading for Read {
     }
 }
 
-/// The elements of `values`, read at once.
+/// Reads the elements of `values` at once.
 pub(super) fn read(values: &Tensor) -> Result<Box<dyn Reading>> {
     Ok(Box::new(Read(values.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)))
 }

@@ -53,14 +53,14 @@ impl Placement {
     /// Stage `k` of `stages` on device `k mod` their number, on a machine of `cores` cores.
     pub fn on(devices: &[Arc<dyn StageDevice>], stages: usize, cores: usize) -> Self {
         let device = |k: usize| &devices[k % devices.len()];
-        let place = |k: usize| match device(k).takes_turns() {
+        let place = |k: usize| match device(k).hooks().takes_turns() {
             // The first of those that are the same.
             true => (0..devices.len()).find(|&i| Arc::ptr_eq(&devices[i], device(k))).unwrap_or(k),
             false => devices.len() + k,
         };
         Self {
             devices: (0..stages).map(place).collect(),
-            threads: (0..stages).map(|k| device(k).threads()).collect(),
+            threads: (0..stages).map(|k| device(k).hooks().threads()).collect(),
             cores: Some(cores),
         }
     }

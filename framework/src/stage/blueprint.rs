@@ -151,9 +151,9 @@ impl StageBlueprint {
     /// Builds the stage, on the calling thread and for its device.
     pub fn build(&self) -> Result<Stage, Failure> {
         let build = || -> Result<Stage> {
-            let device = self.device.for_stage()?.unwrap_or_else(|| Arc::clone(&self.device));
+            let device = crate::device::for_stage(&self.device)?;
             let here = Self { device: Arc::clone(&device), ..self.clone() };
-            crate::device::run_on(&*device, || here.assemble()).map_err(|error| device.explain(error))
+            crate::device::run_on(&*device, || here.assemble()).map_err(|error| device.hooks().explain(error))
         };
         build().map_err(|cause| Failure::new(Origin::Stage(self.index), Phase::Build, cause))
     }
@@ -164,8 +164,8 @@ impl StageBlueprint {
         let store = || ParameterStore::new(settings.seed, Arc::clone(&settings.given));
         let finish = |kind: PartKind, last: Option<&Unit>, store, module| -> Result<_> {
             let part = Part { stage: self.index, kind, output: last.map_or(&[], |unit| &unit.output) };
-            let parameters = Trainable::new(store, &config, self.device.optimizer(&part, &config)?)?;
-            Ok((self.device.prepare(&part, module)?, parameters))
+            let parameters = Trainable::new(store, &config, self.device.hooks().optimizer(&part, &config)?)?;
+            Ok((self.device.hooks().prepare(&part, module)?, parameters))
         };
 
         let main = store();

@@ -361,7 +361,7 @@ impl TrainerBuilder {
         let schedule = plans.schedule().clone();
         let global_norm = self.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global);
         let scenario = Scenario {
-            links: blueprints.iter().map(|stage| stage.device.link()).collect(),
+            links: blueprints.iter().map(|stage| stage.device.hooks().link()).collect(),
             heads: blueprints.iter().map(StageBlueprint::has_head).collect(),
             micro_batches: self.settings.micro_batches,
             policy: self.policy.into(),

@@ -1,4 +1,4 @@
-//! A device that pretends to work behind the host's back: the CPU, whose numbers and moments are held back.
+//! An emulated asynchronous device: the CPU, whose numbers and moments are held back.
 #![allow(dead_code, unreachable_pub)] // each test file uses a part
 
 use std::{
@@ -14,7 +14,7 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use interlock::{
     Result, StageDevice,
-    device::{Mark, Reading},
+    device::{AsynchronousDevice, Mark, Reading},
 };
 
 /// When numbers are there.
@@ -86,10 +86,12 @@ impl StageDevice for Behind {
         &Device::Cpu
     }
 
-    fn is_asynchronous(&self) -> bool {
-        true
+    fn asynchronous(&self) -> Option<&dyn AsynchronousDevice> {
+        Some(self)
     }
+}
 
+impl AsynchronousDevice for Behind {
     fn release(&self, tensor: &Tensor) -> Result<Tensor> {
         self.counts.released.fetch_add(1, SeqCst);
         Ok(tensor.clone())
@@ -124,9 +126,13 @@ impl StageDevice for Behind {
         })
     }
 
-    fn mark(&self) -> Result<Option<Box<dyn Mark>>> {
+    fn mark(&self) -> Result<Box<dyn Mark>> {
         let number = self.counts.marks.fetch_add(1, SeqCst) as u64;
-        Ok(self.marks.map(|first| Box::new(Moment(first + Duration::from_millis(number))) as Box<dyn Mark>))
+        Ok(Box::new(self.marks.map_or_else(Instant::now, |first| first + Duration::from_millis(number))))
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -174,13 +180,5 @@ impl Reading for Lost {
 
     fn take(self: Box<Self>) -> Result<Vec<f64>> {
         Err(interlock::Error::Data("the device is gone".to_owned()))
-    }
-}
-
-struct Moment(Instant);
-
-impl Mark for Moment {
-    fn instant(&self) -> Result<Instant> {
-        Ok(self.0)
     }
 }

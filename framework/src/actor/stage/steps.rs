@@ -58,7 +58,7 @@ pub(super) type Queue = VecDeque<Unreported>;
 impl Work {
     /// A mark in the queue of the device.
     pub(super) fn mark(&self) -> Result<Box<dyn Mark>> {
-        crate::device::mark(&**self.stage.device())
+        self.stage.device().mark()
     }
 
     /// Takes note of an action whose times are to be read later.

@@ -65,7 +65,8 @@ impl Parts {
         let heads = heads(model, settings, units.len())?;
         let config = &settings.optimizer;
         let store = || ParameterStore::new(settings.seed, settings.given.clone());
-        let trainable = |store, piece: &Piece<'_>| Trainable::new(store, config, device.optimizer(piece, config)?);
+        let trainable =
+            |store, piece: &Piece<'_>| Trainable::new(store, config, device.hooks().optimizer(piece, config)?);
 
         let mut owners: Vec<usize> = Vec::with_capacity(units.len());
         let mut stores = Vec::with_capacity(units.len());
@@ -75,7 +76,7 @@ impl Parts {
             owners.push(owner);
             stores.push(if owner == i { store() } else { ParameterStore::clone(&stores[owner]) });
             let root = stores[i].builder(device.device());
-            let build = || device.prepare(&piece(i, PartKind::Main, unit), unit.build(&root)?);
+            let build = || device.hooks().prepare(&piece(i, PartKind::Main, unit), unit.build(&root)?);
             let module = guarded(i, &unit.name, Phase::Build, build)?;
             built.push(Part { name: unit.name.clone(), module, parameters: None });
         }
@@ -88,7 +89,7 @@ impl Parts {
             let (store, name) = (store(), units[i].name.clone());
             let root = store.builder(device.device()).pp("aux").pp(i);
             let piece = piece(i, PartKind::Head, &head);
-            let module = guarded(i, &name, Phase::Head, || device.prepare(&piece, head.build(&root)?))?;
+            let module = guarded(i, &name, Phase::Head, || device.hooks().prepare(&piece, head.build(&root)?))?;
             Ok(Some(Part { name, module, parameters: Some(trainable(store, &piece)?) }))
         });
         Ok(Self {

@@ -20,7 +20,7 @@ pub(super) enum Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) fn of(device: &'a dyn StageDevice, meter: Option<&'a dyn MemoryMeter>) -> Option<Self> {
-        match device.memory_in_use() {
+        match device.hooks().memory_in_use() {
             Some(_) => Some(Self::Device(device)),
             None => meter.map(Self::Meter),
         }
@@ -28,7 +28,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn in_use(self) -> i64 {
         let bytes = match self {
-            Self::Device(device) => device.memory_in_use().unwrap_or_default(),
+            Self::Device(device) => device.hooks().memory_in_use().unwrap_or_default(),
             Self::Meter(meter) => meter.in_use(),
         };
         i64::try_from(bytes).unwrap_or(i64::MAX)

@@ -9,7 +9,7 @@ use candle_nn::VarBuilder;
 use super::*;
 use crate::{
     Activation, Differentiable, Gradients, Pass, Phase, Saved, Unit, Wants,
-    device::Plain,
+    device::{DeviceHooks, Plain},
     differentiation::{Pending, input_of},
     loss::MeanSquaredError,
     optimizer::{
@@ -260,6 +260,12 @@ impl StageDevice for Telling {
         &Device::Cpu
     }
 
+    fn hooks(&self) -> &dyn DeviceHooks {
+        self
+    }
+}
+
+impl DeviceHooks for Telling {
     fn memory_in_use(&self) -> Option<u64> {
         Some(self.0.in_use())
     }

@@ -1,0 +1,90 @@
+//! Hooks of the emulator and the planner.
+
+use candle_core::{Device, Tensor};
+
+use super::Link;
+use crate::{
+    Differentiable, Result,
+    optimizer::{Optimizer, OptimizerConfig},
+};
+
+/// Hooks of the emulator and the planner, and of devices that come with Interlock. **A backend does not need them**, and they may change.
+///
+/// By default they change nothing.
+pub trait DeviceHooks: Send + Sync {
+    /// Whether stages that share the device compute one after another.
+    fn takes_turns(&self) -> bool {
+        false
+    }
+
+    /// Returns how many of this machine's cores are busy while the device computes.
+    fn threads(&self) -> usize {
+        1
+    }
+
+    /// Returns what delays the activations and gradients that a stage on this device sends, in each direction by itself. It applies between
+    /// stages on the same device too. Default: nothing.
+    fn link(&self) -> Link {
+        Link::IMMEDIATE
+    }
+
+    /// Wraps or replaces `module`, which computes `part`, when it is built.
+    ///
+    /// # Errors
+    /// If it cannot be wrapped.
+    fn prepare(&self, _part: &Part<'_>, module: Box<dyn Differentiable>) -> Result<Box<dyn Differentiable>> {
+        Ok(module)
+    }
+
+    /// Makes an optimizer for the parameters of `part`.
+    ///
+    /// # Errors
+    /// If the settings are invalid.
+    fn optimizer(&self, _part: &Part<'_>, config: &OptimizerConfig) -> Result<Box<dyn Optimizer>> {
+        crate::optimizer::plain(config)
+    }
+
+    /// Adds to `error`, which arose while the device worked, what would be right.
+    fn explain(&self, error: crate::Error) -> crate::Error {
+        error
+    }
+
+    /// Returns the bytes in use on the device; none if it cannot tell.
+    fn memory_in_use(&self) -> Option<u64> {
+        None
+    }
+
+    /// Copies `tensor`, which another device has released, to `device`, the candle device of this synchronous one.
+    ///
+    /// # Errors
+    /// If it cannot be copied.
+    fn copy_to(&self, tensor: &Tensor, device: &Device) -> Result<Tensor> {
+        Ok(tensor.to_device(device)?)
+    }
+}
+
+/// Hooks that change nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoHooks;
+
+impl DeviceHooks for NoHooks {}
+
+/// A part of a stage that is built on a device.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// The stage, counted from 0.
+    pub stage: usize,
+    /// The kind of part.
+    pub kind: PartKind,
+    /// The shape of its output for one example, without the batch dimension; of the first tensor if there are several.
+    pub output: &'a [usize],
+}
+
+/// A kind of part of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartKind {
+    /// The units of the model.
+    Main,
+    /// The auxiliary head.
+    Head,
+}
