@@ -4,39 +4,20 @@
 //! - `probes()` trains the heads that no stage follows, too. A probe trains its own parameters and nothing else, so it may be there
 //!   or not: the rest of the network comes out the same, bit for bit.
 //! - `evaluate` scores every head, through the same actors.
-//! - The first units with a head behind them are a model of their own: it takes the trained values by name.
+//! - `predictor().predict_at(k, ..)` computes the head of stage `k`, and no later stage.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
-
-use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{D, Tensor};
 use interlock::{
-    EndToEnd, ModelSpec, Result, Trainer, Unit,
+    EndToEnd, Trainer,
     optimizer::OptimizerConfig,
-    plain::PlainPipeline,
-    trainer::{Layout, Split, TrainerBuilder},
+    trainer::{Split, TrainerBuilder},
 };
 use interlock_backends::cpu;
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},
 };
-
-/// The units up to number `unit`, and the head of stage `stage` as the last.
-struct UpTo<M> {
-    model: M,
-    unit: usize,
-    stage: usize,
-}
-
-impl<M: ModelSpec> ModelSpec for UpTo<M> {
-    fn units(&self) -> Result<Vec<Unit>> {
-        let head = self.model.head(self.unit, self.model.default_head())?;
-        let name = format!("aux.{}", self.stage);
-        let exit = Unit::new(name, head.output.clone(), move |vb| head.build(&vb));
-        Ok(self.model.units()?.into_iter().take(self.unit + 1).chain([exit]).collect())
-    }
-}
 
 fn model() -> Mlp {
     Mlp { dims: vec![784, 64, 64, 64, 10], flatten: true }
@@ -72,21 +53,12 @@ fn main() -> anyhow::Result<()> {
     println!("the {} tensors of the main network are the same without probes, bit for bit", without.len());
 
     // Predict with the first two stages: half of the network.
-    let exit = UpTo { model: model(), unit: trainer.partition().units(1).end - 1, stage: 1 };
-    let mut exit = with_values(exit, with)?;
     let batch = data.validation.batch(&(0..500).collect::<Vec<_>>(), None)?;
-    let classes = exit.predict(&batch)?.argmax(D::Minus1)?;
+    let classes = trainer.predictor()?.predict_at(1, &batch.inputs)?.argmax(D::Minus1)?;
     let right = classes.eq(&batch.targets)?.to_vec1::<u8>()?.iter().filter(|&&right| right == 1).count();
     println!("predicted at exit 1: {right} of 500 right");
     assert!(right > 250);
     Ok(())
-}
-
-/// `model` in one piece with these parameters, to be called directly.
-fn with_values(model: impl ModelSpec + 'static, values: BTreeMap<String, Tensor>) -> Result<PlainPipeline> {
-    let used = values.into_iter().collect::<std::collections::HashMap<_, _>>();
-    let Layout { blueprints, plans, settings, .. } = Trainer::builder(model).initial_values(Arc::new(used)).layout()?;
-    PlainPipeline::build(&blueprints, plans, &settings)
 }
 
 fn bits(value: &Tensor) -> Vec<u32> {

@@ -3,22 +3,19 @@
 //! What one learns:
 //! - Text is data like any other: windows of tokens, each with the tokens that come next.
 //! - Every head predicts the next token, so perplexity can be read at every depth.
-//! - The trained values, by name, make the same model in one piece, which is called directly to write a text.
+//! - A predictor takes tokens and no targets: the text is written with it.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
-
-use std::{collections::HashMap, sync::Arc};
 
 use candle_core::{Device, IndexOp, Tensor};
 use candle_nn::ops::softmax;
 use interlock::{
-    Batch, Interlock, Result, Trainer,
+    Interlock, Predictor, Result, Trainer,
     optimizer::{
         OptimizerConfig, OptimizerKind,
         clip::{ClipConfig, ClipScope},
     },
-    plain::PlainPipeline,
     random::Key,
-    trainer::{Layout, Split},
+    trainer::Split,
 };
 use interlock_backends::cpu;
 use interlock_models::{
@@ -38,7 +35,7 @@ fn main() -> anyhow::Result<()> {
     let DataKind::Text { vocab, .. } = data.description.kind else { anyhow::bail!("plays are text") };
     let model = Transformer::preset("gpt-nano", vocab.len(), CONTEXT)?;
 
-    let mut trainer = Trainer::builder(model.clone())
+    let mut trainer = Trainer::builder(model)
         .strategy(Interlock::width(2))
         .probes()
         .devices([cpu(0), cpu(1)])
@@ -58,24 +55,20 @@ fn main() -> anyhow::Result<()> {
         assert!(perplexity < 20.0, "guessing alone gives about {}", vocab.len());
     }
 
-    let values: HashMap<String, Tensor> = trainer.snapshot()?.into_iter().collect();
-    let Layout { blueprints, plans, settings, .. } =
-        Trainer::builder(model).initial_values(Arc::new(values)).layout()?;
-    let mut whole = PlainPipeline::build(&blueprints, plans, &settings)?;
-    let text = write(&mut whole, &vocab, "ROMEO. ", 160)?;
+    let text = write(&mut trainer.predictor()?, &vocab, "ROMEO. ", 160)?;
     println!("\n{text}");
     assert_eq!(text.chars().count(), 160 + "ROMEO. ".len());
     Ok(())
 }
 
 /// `prompt` and `count` further tokens, each drawn from what the model expects after the last `CONTEXT`.
-fn write(model: &mut PlainPipeline, vocab: &Vocabulary, prompt: &str, count: usize) -> Result<String> {
+fn write(predictor: &mut Predictor, vocab: &Vocabulary, prompt: &str, count: usize) -> Result<String> {
     let mut tokens = vocab.encode(prompt)?;
     let mut stream = Key::new(0).named("sample").stream();
     for _ in 0..count {
         let window = &tokens[tokens.len().saturating_sub(CONTEXT)..];
         let inputs = Tensor::from_slice(window, (1, window.len()), &Device::Cpu)?;
-        let logits = model.predict(&Batch { inputs: inputs.clone().into(), targets: inputs })?;
+        let logits = predictor.predict(inputs)?;
         let expected = softmax(&logits.i((0, window.len() - 1))?, 0)?.to_vec1::<f32>()?;
         // The first token at which the sum of probabilities passes a random number.
         let (mut sum, at) = (0.0, stream.random::<f32>());

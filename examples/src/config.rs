@@ -7,8 +7,8 @@ pub(crate) use devices::Devices;
 use std::path::{Path, PathBuf};
 
 use interlock::{
-    ActivationDtype, Error, Result, Trainer,
-    model::{parameters::NamedTensors, partition::PartitionConfig, weights},
+    ActivationDtype, Error, Result, Trainer, Weights,
+    model::partition::PartitionConfig,
     optimizer::{OptimizerConfig, clip::ClipConfig, lr_schedule::LrScheduleConfig},
     schedule::PolicyName,
     stage::{HeadsConfig, Recompute},
@@ -183,10 +183,6 @@ impl RunConfig {
     /// A builder with everything but devices.
     pub(crate) fn builder(&self, data: &Data) -> Result<TrainerBuilder> {
         let strategy = self.strategy.build()?;
-        let initial = match &self.init_from {
-            Some(path) => weights::load(path)?,
-            None => NamedTensors::new(),
-        };
         let model = self.model.build(shape_of(&data.description))?;
         let builder = Trainer::builder(model)
             .strategy_boxed(strategy)
@@ -203,11 +199,14 @@ impl RunConfig {
             .batch_size(self.batch_size)
             .eval_every(self.eval_every)
             .seed(self.seed)
-            .initial_values(initial)
             .keep_best(match data.description.kind {
                 DataKind::Images { .. } => Criterion::Accuracy,
                 DataKind::Text { .. } => Criterion::Loss,
             });
+        let builder = match &self.init_from {
+            Some(path) => builder.initial_values(Weights::load(path)?).allow_missing(true).allow_unknown(true),
+            None => builder,
+        };
         Ok(match (self.epochs, self.steps) {
             (_, Some(steps)) => builder.steps(steps),
             (epochs, None) => builder.epochs(epochs.unwrap_or(1)),

@@ -25,14 +25,8 @@ pub(crate) fn run(arguments: &Eval) -> Result<(), Exit> {
     let given = folder.weights(arguments.best)?;
     let prepared = config.prepare()?;
     let measure = Measure::of(&prepared.data.description.kind);
-    let mut trainer = prepared.builder.initial_values(given).build().map_err(refused)?;
-    if let Some(stage) = trainer.stages().iter().find(|stage| !stage.fresh.is_empty()) {
-        return Err(Exit::Refused(format!(
-            "{}: the weights have no {}; they are of another model than config.toml describes",
-            arguments.run.display(),
-            stage.fresh[0]
-        )));
-    }
+    let builder = prepared.builder.initial_values(given).allow_missing(false).allow_unknown(false);
+    let mut trainer = builder.build().map_err(refused)?;
     let evaluation = trainer.evaluate(&*prepared.data.validation)?;
     if let Some(k) = arguments.stage.filter(|&k| evaluation.head(k).is_none()) {
         let there: Vec<String> = evaluation.heads().iter().map(|head| head.stage.to_string()).collect();

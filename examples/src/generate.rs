@@ -1,7 +1,7 @@
 //! `interlock generate`.
 
 use candle_core::{Device, Tensor};
-use interlock::{Batch, Error, plain::PlainPipeline, random::Key};
+use interlock::{Error, random::Key};
 use interlock_models::data::DataKind;
 use rand::RngExt;
 
@@ -25,14 +25,12 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Exit> {
         return Err(Error::invalid("--prompt", "it is empty", "give at least one character to continue").into());
     }
     let given = folder.weights(false)?;
-    let layout = config.prepare()?.builder.initial_values(given).layout()?;
-    let mut model = PlainPipeline::build(&layout.blueprints, layout.plans, &layout.settings).map_err(refused)?;
+    let mut predictor = config.prepare()?.builder.predictor(given).map_err(refused)?;
     let mut draws = Key::new(arguments.seed).named("generate").stream();
     for _ in 0..arguments.tokens {
         let window = &tokens[tokens.len().saturating_sub(context)..];
         let inputs = Tensor::from_slice(window, (1, window.len()), &Device::Cpu).map_err(Exit::failed)?;
-        let batch = Batch { inputs: inputs.clone().into(), targets: inputs };
-        let logits = model.predict(&batch)?;
+        let logits = predictor.predict(inputs)?;
         let last = logits.narrow(1, window.len() - 1, 1).and_then(|l| l.flatten_all()?.to_vec1::<f32>());
         tokens.push(choose(&last.map_err(Exit::failed)?, arguments, draws.random::<f64>()));
     }

@@ -6,13 +6,7 @@ use std::{
     time::SystemTime,
 };
 
-use candle_core::Tensor;
-use interlock::{
-    Error, Report, Result,
-    model::{parameters::NamedTensors, weights},
-    timeline::Timeline,
-    trainer::Best,
-};
+use interlock::{Error, Report, Result, Weights, model::weights, timeline::Timeline, trainer::Best};
 use interlock_models::data::Description;
 use serde::{Deserialize, Serialize};
 
@@ -217,12 +211,12 @@ impl RunFolder {
     }
 
     /// Writes the weights, those of the best evaluation where they are others, and the report; then the run has ended.
-    pub(crate) fn finish(&self, stages: &[Vec<(String, Tensor)>], best: Option<&Best>, report: &Report) -> Result<()> {
-        weights::save(&self.path, stages)?;
+    pub(crate) fn finish(&self, weights: &Weights, best: Option<&Best>, report: &Report) -> Result<()> {
+        weights.save(&self.path)?;
         if let Some(best) = best.filter(|best| best.steps != report.steps) {
             let folder = self.path.join("best");
             std::fs::create_dir_all(&folder).map_err(|e| Error::file(&folder, e))?;
-            weights::save(&folder, &best.stages)?;
+            best.weights.save(&folder)?;
         }
         self.write_json("report.json", report)?;
         self.end(&match report.stopped {
@@ -232,9 +226,9 @@ impl RunFolder {
     }
 
     /// The weights of the last step, or of the best evaluation.
-    pub(crate) fn weights(&self, best: bool) -> Result<NamedTensors> {
+    pub(crate) fn weights(&self, best: bool) -> Result<Weights> {
         let own = self.path.join("best");
-        weights::load(if best && own.exists() { &own } else { &self.path })
+        Weights::load(if best && own.exists() { &own } else { &self.path })
     }
 
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {

@@ -156,7 +156,7 @@ impl Run<'_> {
         if let Some(state) = trainer.strategy_state()? {
             folder.write_strategy(&state)?;
         }
-        folder.finish(&trainer.snapshot_by_stage()?, trainer.best(), &report)?;
+        folder.finish(&trainer.snapshot()?, trainer.best(), &report)?;
         tell(&report, measure, terminal);
         terminal.say(&format!("the run lies in {}", folder.path().display()));
         Ok((report, timeline))

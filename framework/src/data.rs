@@ -1,5 +1,9 @@
 //! Data sets and batches.
 
+mod in_memory;
+
+pub use in_memory::InMemory;
+
 use candle_core::Tensor;
 
 use crate::{Activation, Error, Result, random::Key, tensor::elementwise::is_finite};

@@ -1,11 +1,13 @@
 //! Models as ordered units, and their partition into stages.
 
+pub(crate) mod initial;
 pub mod parameters;
 pub mod partition;
 pub mod weights;
 
 pub use parameters::{ParameterGradients, ParameterStore};
 pub use partition::Partition;
+pub use weights::Weights;
 
 use std::sync::Arc;
 

@@ -2,13 +2,15 @@
 //!
 //! It states what a step computes in a few lines, without actors, credits or a schedule. The actors must agree with it to the bit.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
 use crate::{
-    Batch, Error, Loss, Result, Score, Stage,
+    Activation, Batch, Error, Loss, Result, Score, Stage,
+    model::Weights,
     optimizer::clip::ClipScope,
+    predictor::predict_at,
     schedule::{Action, MicroBatchId, Purpose, Remaining},
     stage::{Outcome, Payload, StageBlueprint, StageSettings},
     strategy::Plans,
@@ -123,19 +125,15 @@ impl PlainPipeline {
             .collect()
     }
 
-    /// The last stage's output in evaluation mode.
-    pub fn predict(&mut self, batch: &Batch) -> Result<Tensor> {
-        let micro_batch = MicroBatchId { step: self.step, purpose: Purpose::Evaluate, index: 0, count: 1 };
-        let payload = Payload { inputs: batch.inputs.clone(), targets: batch.targets.clone(), total: 1.0 };
-        let output = self.run_forward(micro_batch, payload)?;
-        self.stages.iter_mut().for_each(|stage| stage.free(micro_batch));
-        output.inputs.single().cloned()
+    /// Returns the last stage's output for `inputs` in evaluation mode.
+    pub fn predict(&mut self, inputs: impl Into<Activation>) -> Result<Tensor> {
+        let last = self.stages.len() - 1;
+        predict_at(&mut self.stages, self.step, inputs.into(), last)
     }
 
     /// A copy of every parameter and buffer, by name.
-    pub fn snapshot(&self) -> Result<BTreeMap<String, Tensor>> {
-        let parts = self.stages.iter().map(Stage::snapshot).collect::<Result<Vec<_>>>()?;
-        Ok(parts.into_iter().flatten().collect())
+    pub fn snapshot(&self) -> Result<Weights> {
+        Ok(Weights::of_stages(self.stages.iter().map(Stage::snapshot).collect::<Result<Vec<_>>>()?))
     }
 
     fn run_forward(&mut self, micro_batch: MicroBatchId, mut payload: Payload) -> Result<Payload> {

@@ -18,17 +18,15 @@ pub use report::{BestReport, Evaluation, EveryReport, FinalReport, HeadScore, Ph
 pub use stop::Stopper;
 
 use std::{
-    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
 
-use candle_core::Tensor;
 use serde_json::Value;
 
 use crate::{
-    Dataset, Error, GradientPlan, Loss, ModelSpec, Partition, PlanSchedule, Result, actor::Pipeline,
-    timeline::Timeline, transport::Built,
+    Dataset, Error, GradientPlan, Loss, ModelSpec, Partition, PlanSchedule, Predictor, Result, Weights,
+    actor::Pipeline, stage::StageBlueprint, timeline::Timeline, transport::Built,
 };
 use loader::Order;
 use prediction::Prediction;
@@ -81,8 +79,8 @@ pub struct Best {
     pub steps: u64,
     /// The evaluation.
     pub evaluation: Evaluation,
-    /// Every stage's parameters and buffers by name, in order of stages.
-    pub stages: Vec<Vec<(String, Tensor)>>,
+    /// Every parameter and buffer.
+    pub weights: Weights,
 }
 
 #[derive(Clone, Debug)]
@@ -151,13 +149,15 @@ struct Settings {
 /// for head in trainer.evaluate(&validation)?.heads() {
 ///     println!("head of stage {}: accuracy {:?}", head.stage, head.score.accuracy());
 /// }
-/// let parameters = trainer.snapshot()?; // by name, as the model calls them
+/// let weights = trainer.snapshot()?; // by name, as the model calls them
 /// # assert_eq!(report.final_scores.accuracy, Some(1.0));
-/// # assert_eq!(parameters.len(), 10);
+/// # assert_eq!(weights.len(), 10);
 /// # Ok::<(), interlock::Error>(())
 /// ```
 pub struct Trainer {
     pipeline: Pipeline,
+    /// What the stages were built from.
+    blueprints: Vec<StageBlueprint>,
     plans: PlanSchedule,
     settings: Settings,
     partition: Partition,
@@ -228,16 +228,18 @@ impl Trainer {
         self.recording.as_ref().map(|recording| recording.timeline(self.stages().len()))
     }
 
-    /// A copy of every parameter and buffer, by name.
-    pub fn snapshot(&self) -> Result<BTreeMap<String, Tensor>> {
+    /// Returns a copy of every parameter and buffer.
+    pub fn snapshot(&self) -> Result<Weights> {
         self.check_usable()?;
         self.pipeline.snapshot()
     }
 
-    /// A copy of every parameter and buffer of each stage, in order of stages.
-    pub fn snapshot_by_stage(&self) -> Result<Vec<Vec<(String, Tensor)>>> {
-        self.check_usable()?;
-        self.pipeline.snapshot_by_stage()
+    /// Returns a predictor with the present weights. It has stages of its own on the same devices; later training does not change it.
+    ///
+    /// # Errors
+    /// If a stage cannot be built, or the trainer has failed.
+    pub fn predictor(&self) -> Result<Predictor> {
+        Predictor::build(&self.blueprints, &Arc::new(self.snapshot()?))
     }
 
     /// What ends a run of this trainer early, from another thread or an observer.

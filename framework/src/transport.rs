@@ -59,8 +59,6 @@ pub struct Built {
     pub head_parameters: usize,
     /// Every name it holds.
     pub names: Vec<String>,
-    /// Names that were not among the given initial values, although there were some.
-    pub fresh: Vec<String>,
 }
 
 /// One stage's part of a training step.

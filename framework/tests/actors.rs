@@ -5,13 +5,13 @@
 #[path = "common/models.rs"]
 mod common;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use candle_core::Tensor;
 use common::{Fault, How, Perceptron, Spiral, When};
 use interlock::{
     ActivationDtype, Adaptive, Dataset, EndToEnd, Error, Interlock, Link, Origin, Phase, PlanSchedule, StageDevice,
-    Strategy, Trainer, Wants, WidthSchedule,
+    Strategy, Trainer, Wants, Weights, WidthSchedule,
     actor::{Feed, Pipeline, PipelineEvent, PipelineSettings},
     device::{DeviceHooks, Plain},
     optimizer::{
@@ -65,7 +65,7 @@ fn devices(link: Link) -> [Arc<dyn StageDevice>; 2] {
     [Arc::new(Plain), Arc::new(Remote(link))]
 }
 
-fn same(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> bool {
+fn same(a: &Weights, b: &Weights) -> bool {
     let bits = |t: &Tensor| -> Vec<u32> {
         t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect()
     };
@@ -79,7 +79,7 @@ fn by_plain_calls(
     steps: usize,
     micro_batches: usize,
     batch: usize,
-) -> (BTreeMap<String, Tensor>, PlanSchedule) {
+) -> (Weights, PlanSchedule) {
     let layout = builder.layout().unwrap();
     let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plans, &layout.settings).unwrap();
     let data = OneBatch { size: batch };
@@ -473,7 +473,7 @@ fn a_snapshot_keeps_the_events_that_come_meanwhile() {
         std::thread::sleep(Duration::from_millis(1));
     }
     // Both stages have finished the step, and nobody has taken an event.
-    assert_eq!(pipeline.snapshot_by_stage().unwrap().len(), 2);
+    assert_eq!(pipeline.snapshot().unwrap().len(), 3);
     feed(1);
     let done = std::iter::from_fn(|| Some(pipeline.next().unwrap())).find_map(|event| match event {
         PipelineEvent::StepDone { step, .. } => Some(step),

@@ -178,6 +178,30 @@ fn values_that_are_not_finite_are_blamed_on_the_data() {
 }
 
 #[test]
+fn targets_that_are_no_classes_end_the_run() {
+    let changed: [fn(Tensor) -> Tensor; 3] = [
+        |targets| (targets.to_dtype(DType::F32).unwrap() + 0.7).unwrap(),
+        |targets| (targets.to_dtype(DType::F32).unwrap() - 0.7).unwrap(),
+        |targets| (targets.to_dtype(DType::I64).unwrap() + f64::from(1_u32 << 31) * 2.0).unwrap(),
+    ];
+    for change in changed {
+        struct Changed(fn(Tensor) -> Tensor);
+        impl Dataset for Changed {
+            fn len(&self) -> usize {
+                20
+            }
+            fn batch(&self, numbers: &[usize], key: Option<Key>) -> Result<Batch> {
+                let batch = Spiral { examples: 20 }.batch(numbers, key)?;
+                Ok(Batch { targets: (self.0)(batch.targets.clone()), ..batch })
+            }
+        }
+        let error = builder().build().unwrap().fit(&Changed(change)).unwrap_err().to_string();
+        assert!(error.contains("at position 0 of the batch; targets are"), "{error}");
+        assert!(builder().build().unwrap().evaluate(&Changed(change)).is_err());
+    }
+}
+
+#[test]
 fn a_training_set_that_is_empty_is_refused_with_a_remedy_that_helps() {
     let error = builder().build().unwrap().fit(&Spiral { examples: 0 }).unwrap_err();
     assert_eq!(error.to_string(), "training set: it has no examples; give at least one");

@@ -140,7 +140,7 @@ fn measured(
         .head_loss(1, loss)
         .loss(Slope(1.0))
         .optimizer(OptimizerConfig { lr: 1e-3, momentum: 0.0, ..OptimizerConfig::default() })
-        .initial_values(values.collect::<interlock::model::parameters::NamedTensors>());
+        .initial_values(values.collect::<interlock::Weights>());
     let layout = builder.layout().unwrap();
     let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plans, &layout.settings).unwrap();
     pipeline.stages_mut().iter_mut().for_each(interlock::Stage::keep_gradients);

@@ -5,18 +5,15 @@
 #[path = "common/models.rs"]
 mod common;
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use candle_core::Tensor;
 use common::{Perceptron, Spiral};
 use interlock::{
-    Batch, Dataset, Interlock, Report, Result, TrainEvent, Trainer,
+    Batch, Dataset, Interlock, Report, Result, TrainEvent, Trainer, Weights,
     optimizer::lr_schedule::LrScheduleConfig,
     random::Key,
     trainer::{Length, Split, Stopper, TrainerBuilder},
@@ -47,7 +44,7 @@ fn asks(stopper: &Stopper, at: u64) -> impl FnMut(&TrainEvent<'_>) + Send + 'sta
     }
 }
 
-fn same(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) {
+fn same(a: &Weights, b: &Weights) {
     let bits = |t: &Tensor| -> Vec<u32> {
         t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect()
     };
@@ -57,7 +54,7 @@ fn same(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) {
     }
 }
 
-fn whole(builder: TrainerBuilder, data: &dyn Dataset) -> (BTreeMap<String, Tensor>, Report) {
+fn whole(builder: TrainerBuilder, data: &dyn Dataset) -> (Weights, Report) {
     let mut trainer = builder.build().unwrap();
     let report = trainer.fit(Split { train: data, validation: None }).unwrap();
     (trainer.snapshot().unwrap(), report)

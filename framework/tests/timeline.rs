@@ -5,8 +5,6 @@
 #[path = "common/models.rs"]
 mod common;
 
-use std::collections::BTreeMap;
-
 use candle_core::Tensor;
 use common::{Perceptron, Spiral};
 use interlock::{
@@ -34,7 +32,7 @@ fn builder(policy: PolicyName, width: usize) -> TrainerBuilder {
         .steps(STEPS)
 }
 
-fn run(builder: TrainerBuilder) -> (BTreeMap<String, Tensor>, Option<Timeline>) {
+fn run(builder: TrainerBuilder) -> (interlock::Weights, Option<Timeline>) {
     let (train, validation) = (Spiral { examples: 60 }, Spiral { examples: 20 });
     let mut trainer = builder.build().unwrap();
     trainer.fit(Split { train: &train, validation: Some(&validation) }).unwrap();

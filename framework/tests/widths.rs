@@ -33,7 +33,7 @@ fn perceptron(fault: Option<Fault>) -> TrainerBuilder {
     Trainer::builder(Perceptron { layers: 4, fault }).stages(4).probes().optimizer(optimizer).batch_size(7).seed(3)
 }
 
-fn bits(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Vec<u32>> {
+fn bits(tensors: interlock::Weights) -> BTreeMap<String, Vec<u32>> {
     let bits = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect();
     tensors.into_iter().map(|(name, tensor)| (name, bits(tensor))).collect()
 }

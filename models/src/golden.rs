@@ -15,8 +15,7 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 
 use candle_core::Tensor;
 use interlock::{
-    Batch, ModelSpec, Result,
-    model::parameters::NamedTensors,
+    Batch, ModelSpec, Result, Weights,
     optimizer::{OptimizerConfig, clip::ClipConfig},
 };
 
@@ -62,7 +61,7 @@ pub struct GoldenCase {
     /// Clipping, if any.
     pub clip: Option<ClipConfig>,
     /// Every parameter and buffer before step 0, by name.
-    pub init: Arc<NamedTensors>,
+    pub init: Arc<Weights>,
     /// The batch of each step.
     pub batches: Vec<Batch>,
     /// What the reference computed.

@@ -89,7 +89,7 @@ fn devices(names: &[&str]) -> Vec<Arc<dyn StageDevice>> {
     names.iter().map(|name| Backends::default().open(name).unwrap()).collect()
 }
 
-fn bits(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Vec<u32>> {
+fn bits(tensors: interlock::Weights) -> BTreeMap<String, Vec<u32>> {
     let bits = |t: Tensor| -> Vec<u32> {
         let values = t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         values.iter().map(|v| v.to_bits()).collect()

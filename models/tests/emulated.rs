@@ -56,7 +56,7 @@ fn trains(model: impl ModelSpec + 'static, data: &Same, classes: f64) {
     assert!((report.final_scores.loss - classes.ln()).abs() < 1e-6, "{report:?}");
     assert!(report.stages.iter().all(|stage| stage.loss.is_some()));
     let after = trainer.snapshot().unwrap();
-    assert!(before.len() > 20 && before.keys().eq(after.keys()));
+    assert!(before.len() > 20 && before.names().eq(after.names()));
     for (name, value) in before {
         let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(values(&value), values(&after[&name]), "{name}");

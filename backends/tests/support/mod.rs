@@ -3,10 +3,7 @@
 
 pub(crate) mod cases;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -49,7 +46,7 @@ pub(crate) fn tokens(dims: &[usize], vocab: u32) -> Tensor {
 }
 
 pub(crate) fn store() -> ParameterStore {
-    ParameterStore::new(11, Arc::new(HashMap::new()))
+    ParameterStore::new(11, Arc::default())
 }
 
 /// What a layer gives, by name: the output, gradients, running statistics, and the output in evaluation after them.

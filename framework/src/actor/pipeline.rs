@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{HashSet, VecDeque},
     sync::{
         Arc,
         mpsc::{Receiver, Sender, channel},
@@ -12,7 +12,6 @@ use std::{
 };
 
 use actix::{Actor, Addr, Arbiter, Context, Handler, Message, System};
-use candle_core::Tensor;
 use serde_json::Value;
 
 use super::{
@@ -26,7 +25,7 @@ use super::{
     wire::{Neighbour, Wire, send},
 };
 use crate::{
-    Error, Failure, Link, Result, metrics::MailboxGauge, schedule::Policy, simulator::least_in_flight,
+    Error, Failure, Link, Result, metrics::MailboxGauge, model::Weights, schedule::Policy, simulator::least_in_flight,
     stage::StageBlueprint, strategy::Plans, transport::Built,
 };
 
@@ -225,21 +224,16 @@ impl Pipeline {
         told.recv().map_err(|_| Error::Ended("the strategy actor".to_owned()))?
     }
 
-    /// Returns a copy of every parameter and buffer of each stage, in order of stages. Call it only while nothing is in flight. Events that come
-    /// meanwhile are kept for [`Self::next`].
-    pub fn snapshot_by_stage(&self) -> Result<Vec<Vec<(String, Tensor)>>> {
+    /// Returns a copy of every parameter and buffer. Call it only while nothing is in flight. Events that come meanwhile are kept for
+    /// [`Self::next`].
+    pub fn snapshot(&self) -> Result<Weights> {
         self.send(ToAll::TakeSnapshot(TakeSnapshot))?;
         loop {
             match self.receive()? {
-                PipelineEvent::Snapshot(stages) => return Ok(stages),
+                PipelineEvent::Snapshot(stages) => return Ok(Weights::of_stages(stages)),
                 other => self.set_aside.borrow_mut().push_back(other),
             }
         }
-    }
-
-    /// A copy of every parameter and buffer, by name; call it only while nothing is in flight.
-    pub fn snapshot(&self) -> Result<BTreeMap<String, Tensor>> {
-        Ok(self.snapshot_by_stage()?.into_iter().flatten().collect())
     }
 }
 

@@ -5,7 +5,7 @@
 //! are the store's own: an update changes them in place, so a saved forward pass must not outlive the step it belongs to.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Shape, Tensor, TensorId, Var};
 use candle_nn::{Init, VarBuilder, init::NormalOrUniform, var_builder::SimpleBackend};
 use rand_distr::{Distribution, Normal, Uniform};
 
-use crate::{Error, Result, random::Key};
+use crate::{Error, Result, model::weights::Weights, random::Key};
 
 /// Whether a named tensor is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +40,6 @@ pub struct Entry {
 /// The same parameter may occur more than once (tied weights); its gradients add up in order.
 pub type ParameterGradients = Vec<(TensorId, Tensor)>;
 
-/// Initial values by full name, in any order.
-pub type NamedTensors = HashMap<String, Tensor>;
-
 /// The named tensors of one stage's main part, or of one head, in the order in which they were asked for.
 #[derive(Clone, Debug)]
 pub struct ParameterStore(Arc<Mutex<Inner>>);
@@ -50,11 +47,10 @@ pub struct ParameterStore(Arc<Mutex<Inner>>);
 #[derive(Debug)]
 struct Inner {
     key: Key,
-    given: Arc<NamedTensors>,
+    given: Arc<Weights>,
     entries: Vec<Entry>,
     by_name: HashMap<String, usize>,
     by_id: HashMap<TensorId, usize>,
-    fresh: Vec<String>,
 }
 
 /// Last parts of names that are buffers, not parameters.
@@ -62,14 +58,13 @@ const BUFFERS: [&str; 3] = ["running_mean", "running_var", "num_batches_tracked"
 
 impl ParameterStore {
     /// An empty store whose values come from `given` where it has the name, and otherwise from `seed` and the name.
-    pub fn new(seed: u64, given: Arc<NamedTensors>) -> Self {
+    pub fn new(seed: u64, given: Arc<Weights>) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             key: Key::new(seed).named("init"),
             given,
             entries: Vec::new(),
             by_name: HashMap::new(),
             by_id: HashMap::new(),
-            fresh: Vec::new(),
         })))
     }
 
@@ -90,11 +85,6 @@ impl ParameterStore {
     /// The parameters only, in order of creation.
     pub fn parameters(&self) -> Vec<Entry> {
         self.lock().entries.iter().filter(|e| e.kind == Kind::Parameter).cloned().collect()
-    }
-
-    /// Names that were made from the seed although values had been given for others.
-    pub fn fresh(&self) -> Vec<String> {
-        self.lock().fresh.clone()
     }
 
     /// The position in [`Self::entries`] of the tensor with this identity.
@@ -143,12 +133,7 @@ impl Inner {
                 // A copy, so that training never writes into the caller's tensor.
                 value.to_device(device)?.to_dtype(dtype)?.contiguous()?.copy()?
             }
-            None => {
-                if !self.given.is_empty() {
-                    self.fresh.push(name.to_owned());
-                }
-                initial(&shape, init, self.key.named(name))?.to_dtype(dtype)?.to_device(device)?
-            }
+            None => initial(&shape, init, self.key.named(name))?.to_dtype(dtype)?.to_device(device)?,
         };
         let var = Var::from_tensor(&value)?;
         let tensor = var.as_tensor().clone();
@@ -210,14 +195,6 @@ impl SimpleBackend for ParameterStore {
 
     fn contains_tensor(&self, name: &str) -> bool {
         let inner = self.lock();
-        inner.by_name.contains_key(name) || inner.given.contains_key(name)
+        inner.by_name.contains_key(name) || inner.given.contains(name)
     }
-}
-
-/// Names in `given` that none of `used` is.
-pub fn unused<'a>(given: &'a NamedTensors, used: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
-    let used: HashSet<&str> = used.into_iter().collect();
-    let mut names: Vec<&str> = given.keys().map(String::as_str).filter(|n| !used.contains(n)).collect();
-    names.sort_unstable();
-    names
 }

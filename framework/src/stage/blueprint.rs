@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use candle_nn::VarBuilder;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,7 @@ use crate::{
     ActivationDtype, Error, Failure, Loss, ModelSpec, Origin, ParameterStore, Partition, Phase, Result, Sequential,
     StageDevice, Unit,
     device::{Part, PartKind},
-    model::parameters::NamedTensors,
+    model::Weights,
     optimizer::{OptimizerConfig, clip::ClipConfig, lr_schedule::LrSchedule},
     strategy::Plans,
 };
@@ -64,7 +65,7 @@ pub struct StageSettings {
     /// Losses of single stages' heads.
     pub head_losses: HashMap<usize, Arc<dyn Loss>>,
     /// Initial values by name; names that are missing start from the seed.
-    pub given: Arc<NamedTensors>,
+    pub given: Arc<Weights>,
     /// The auxiliary heads.
     pub heads: HeadsConfig,
     /// The stages that compute their forward pass again instead of keeping it.
@@ -156,6 +157,22 @@ impl StageBlueprint {
             crate::device::run_on(&*device, || here.assemble()).map_err(|error| device.hooks().explain(error))
         };
         build().map_err(|cause| Failure::new(Origin::Stage(self.index), Phase::Build, cause))
+    }
+
+    /// The same blueprint with other initial values.
+    pub(crate) fn with_values(&self, given: Arc<Weights>) -> Self {
+        Self { settings: Arc::new(StageSettings { given, ..(*self.settings).clone() }), ..self.clone() }
+    }
+
+    /// Builds the units and the head from `root` alone, for the names and shapes that they ask for.
+    pub(crate) fn build_units(&self, root: &VarBuilder<'static>) -> Result<()> {
+        for unit in &self.units {
+            unit.build(root)?;
+        }
+        if let Some(head) = &self.head {
+            head.build(&root.pp("aux").pp(self.index))?;
+        }
+        Ok(())
     }
 
     fn assemble(&self) -> Result<Stage> {

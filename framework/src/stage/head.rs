@@ -1,14 +1,34 @@
 //! Heads and losses.
 
-use super::{Outcome, Stage, lost};
+use std::sync::Arc;
+
+use super::{Outcome, Stage, lost, monitor::Task};
 use crate::{
-    NonFinite, Result, Wants,
+    Activation, Failure, NonFinite, Result, Wants,
     differentiation::input_of,
     loss::Targets,
-    schedule::{MicroBatchId, Purpose},
+    schedule::{Action, MicroBatchId, Purpose},
 };
 
 impl Stage {
+    /// Returns the head's output for a micro-batch of an evaluation whose forward pass is done, without a loss. Of the last stage it is the
+    /// stage's own output.
+    pub(crate) fn head_output(&mut self, micro_batch: MicroBatchId) -> Result<Activation, Failure> {
+        let device = Arc::clone(&self.device);
+        let task = Task::of(Action::Head { micro_batch, output_gradient: false });
+        let run = || {
+            let pass = self.pass(micro_batch);
+            let live = self.live.get_mut(&micro_batch).ok_or_else(|| lost("a micro-batch", micro_batch))?;
+            let output = live.output.take().ok_or_else(|| lost("the output", micro_batch))?;
+            match &self.head {
+                Some(head) => Ok(head.module.forward(&output, &pass)?.0.detach()),
+                None => Ok(output),
+            }
+        };
+        let output = crate::device::run_on(&*device, run);
+        output.map_err(|error| task.failure(self.index, device.explain(error)))
+    }
+
     pub(super) fn run_head(&mut self, micro_batch: MicroBatchId, output_gradient: bool) -> Result<Outcome> {
         let pass = self.pass(micro_batch);
         let stage = self.index;

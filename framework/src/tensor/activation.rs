@@ -58,6 +58,18 @@ impl Activation {
     }
 }
 
+impl From<&Tensor> for Activation {
+    fn from(tensor: &Tensor) -> Self {
+        Self(vec![tensor.clone()])
+    }
+}
+
+impl From<&Activation> for Activation {
+    fn from(activation: &Activation) -> Self {
+        activation.clone()
+    }
+}
+
 impl From<Tensor> for Activation {
     fn from(tensor: Tensor) -> Self {
         Self(vec![tensor])

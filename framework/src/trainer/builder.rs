@@ -9,12 +9,13 @@ use super::{
     run_metrics::RunMetrics,
 };
 use crate::{
-    ActivationDtype, Error, Loss, ModelSpec, Pairwise, Partition, Result, StageDevice, Strategy,
+    ActivationDtype, Error, Loss, ModelSpec, Pairwise, Partition, Predictor, Result, StageDevice, Strategy,
     actor::{Pipeline, PipelineSettings},
     device::Plain,
     loss::CrossEntropy,
     model::{
-        parameters::{NamedTensors, unused},
+        Weights,
+        initial::{Allowed, Differences, list},
         partition::PartitionConfig,
     },
     optimizer::{
@@ -45,7 +46,8 @@ pub struct TrainerBuilder {
     dtype: ActivationDtype,
     policy: PolicyName,
     in_flight: Option<usize>,
-    initial: Arc<NamedTensors>,
+    initial: Option<Arc<Weights>>,
+    allowed: Allowed,
     observers: Vec<Box<dyn Observer>>,
     stopper: Stopper,
     settings: Settings,
@@ -90,7 +92,8 @@ impl TrainerBuilder {
             dtype: ActivationDtype::F32,
             policy: PolicyName::default(),
             in_flight: None,
-            initial: Arc::default(),
+            initial: None,
+            allowed: Allowed::default(),
             observers: Vec::new(),
             stopper: Stopper::new(),
             settings: Settings {
@@ -255,9 +258,24 @@ impl TrainerBuilder {
         self
     }
 
-    /// Starts from these values; names that are missing start from the seed, and a warning names them.
-    pub fn initial_values(self, values: impl Into<Arc<NamedTensors>>) -> Self {
-        Self { initial: values.into(), ..self }
+    /// Starts from these weights instead of values from the seed. Their names and shapes must be those of the model; [`Self::layout`] refuses
+    /// others and lists them.
+    ///
+    /// For a model with another last layer, remove the weights that do not fit ([`Weights::remove`]) and allow missing names.
+    pub fn initial_values(self, values: impl Into<Arc<Weights>>) -> Self {
+        Self { initial: Some(values.into()), ..self }
+    }
+
+    /// Allows parameters and buffers that have no initial value; they start from the seed, and a warning lists them. Default: not allowed.
+    pub fn allow_missing(mut self, allow: bool) -> Self {
+        self.allowed.missing = allow;
+        self
+    }
+
+    /// Allows initial values that the model has no name for; they are not used, and a warning lists them. Default: not allowed.
+    pub fn allow_unknown(mut self, allow: bool) -> Self {
+        self.allowed.unknown = allow;
+        self
     }
 
     /// Watches the run.
@@ -343,13 +361,30 @@ impl TrainerBuilder {
             schedule: LrSchedule::new(&self.lr_schedule)?,
             loss: Arc::clone(&self.loss),
             head_losses: self.head_losses.clone(),
-            given: Arc::clone(&self.initial),
+            given: self.initial.clone().unwrap_or_default(),
             heads: self.heads.clone(),
             recompute: self.recompute.clone(),
             dtype: self.dtype,
         });
         let blueprints = StageBlueprint::of(&*self.model, &partition, &plans, &self.devices, &settings)?;
+        if let Some(differences) = self.differences(&blueprints) {
+            differences.refuse("initial values", self.allowed)?;
+        }
         Ok(Layout { partition, plans, blueprints, settings, micro_batches: self.settings.micro_batches })
+    }
+
+    /// How the initial values, if there are any, differ from the model.
+    fn differences(&self, blueprints: &[StageBlueprint]) -> Option<Differences> {
+        self.initial.as_ref().and_then(|given| Differences::between(given, blueprints))
+    }
+
+    /// Builds a predictor of the model with these weights, such as those of a [`Weights::load`]. It has the stages, devices and heads of the
+    /// trainer that this builder would build; weights of heads that it does not have are not used.
+    ///
+    /// # Errors
+    /// As [`Self::layout`], or if a weight is missing, unknown or of another shape, or a stage cannot be built.
+    pub fn predictor(&self, weights: impl Into<Arc<Weights>>) -> Result<Predictor> {
+        Predictor::build(&self.layout()?.blueprints, &weights.into())
     }
 
     /// Checks everything and starts the pipeline: every stage is built on its device when this returns.
@@ -369,8 +404,12 @@ impl TrainerBuilder {
             hop: HOP,
             ..Scenario::new(Arc::clone(&schedule.phase_at(0).plan), vec![StageCosts::default(); partition.stages()])
         };
+        if let Some(Differences { missing, unknown, .. }) = self.differences(&blueprints) {
+            warn("not given and started from the seed", &missing);
+            warn("given and not used", &unknown);
+        }
         let pipeline = Pipeline::start(
-            blueprints,
+            blueprints.clone(),
             plans,
             PipelineSettings {
                 micro_batches: self.settings.micro_batches,
@@ -381,7 +420,6 @@ impl TrainerBuilder {
                 record: self.settings.record.map(|_| Instant::now()),
             },
         )?;
-        warn_of_names(&pipeline, &self.initial);
         let names = || pipeline.built().iter().flat_map(|stage| &stage.names).map(String::as_str);
         for pattern in self.optimizer.unmatched(names)? {
             tracing::warn!("optimizer.groups: {pattern:?} matches no parameter");
@@ -393,6 +431,7 @@ impl TrainerBuilder {
             prediction,
             recording: self.settings.record.map(Recording::new),
             pipeline,
+            blueprints,
             plans: schedule,
             settings: self.settings,
             partition,
@@ -408,15 +447,9 @@ impl TrainerBuilder {
     }
 }
 
-/// Names what of the given values was missing or of no use.
-fn warn_of_names(pipeline: &Pipeline, given: &NamedTensors) {
-    let fresh: Vec<&str> = pipeline.built().iter().flat_map(|b| &b.fresh).map(String::as_str).collect();
-    if !fresh.is_empty() {
-        tracing::warn!("initial values: not given, started from the seed: {}", fresh.join(", "));
-    }
-    let names = pipeline.built().iter().flat_map(|b| &b.names).map(String::as_str);
-    let extra = unused(given, names);
-    if !extra.is_empty() {
-        tracing::warn!("initial values: given, but not of this model: {}", extra.join(", "));
+/// Warns of initial values that were allowed to be missing or unknown.
+fn warn(what: &str, names: &[String]) {
+    if !names.is_empty() {
+        tracing::warn!("initial values: {what}: {}", list(names));
     }
 }

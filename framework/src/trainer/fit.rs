@@ -178,8 +178,8 @@ impl Trainer {
         if self.best.as_ref().is_some_and(|best| value(&best.evaluation) >= value(found)) {
             return Ok(false);
         }
-        let stages = self.pipeline.snapshot_by_stage()?;
-        self.best = Some(Best { steps: self.steps, evaluation: found.clone(), stages });
+        let weights = self.pipeline.snapshot()?;
+        self.best = Some(Best { steps: self.steps, evaluation: found.clone(), weights });
         Ok(true)
     }
 }

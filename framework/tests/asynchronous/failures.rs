@@ -1,6 +1,6 @@
 //! What fails is named as it is where the host looks at every value.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use candle_core::Tensor;
 use interlock::{
@@ -139,9 +139,9 @@ fn an_evaluation_fails_where_the_first_value_is_not_finite() {
     for devices in [plain(), each(3, Late::Polled(2))] {
         let builder = builder(3, None).devices(devices).strategy(EndToEnd).heads(HeadsConfig::default());
         let values = |values: Vec<f32>, dims: (usize, usize)| Tensor::from_vec(values, dims, &candle_core::Device::Cpu);
-        let spoilt = BTreeMap::from([("layers.1.weight".to_owned(), values(vec![f32::NAN; 64], (8, 8)).unwrap())]);
+        let spoilt = [("layers.1.weight".to_owned(), values(vec![f32::NAN; 64], (8, 8)).unwrap())];
         let mut trainer =
-            builder.initial_values(spoilt.into_iter().collect::<std::collections::HashMap<_, _>>()).build().unwrap();
+            builder.initial_values(interlock::Weights::from_iter(spoilt)).allow_missing(true).build().unwrap();
         let Err(Error::Failed(failure)) = trainer.evaluate(&Spiral { examples: 20 }) else {
             panic!("it was evaluated")
         };

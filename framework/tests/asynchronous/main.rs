@@ -10,7 +10,6 @@ mod common;
 mod failures;
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Mutex, mpsc::channel},
     time::{Duration, Instant},
 };
@@ -49,7 +48,7 @@ fn builder(layers: usize, fault: Option<Fault>) -> TrainerBuilder {
 
 const SMOOTH: CrossEntropy = CrossEntropy { label_smoothing: 0.1, ignore_index: Some(2) };
 
-type Snapshot = BTreeMap<String, Tensor>;
+type Snapshot = interlock::Weights;
 
 /// Lets a trainer act, in bounded time.
 fn bounded<T: Send + 'static>(
@@ -90,7 +89,7 @@ fn near(a: f64, b: f64) -> bool {
 }
 
 fn assert_same(found: &Snapshot, expected: &Snapshot, what: &str) {
-    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    assert_eq!(found.names().collect::<Vec<_>>(), expected.names().collect::<Vec<_>>());
     for (name, found) in found {
         let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for (a, b) in values(found).into_iter().zip(values(&expected[name])) {
@@ -221,10 +220,7 @@ fn a_prediction_leaves_nothing_behind() {
     let layout = builder(3, None).devices(each(3, Late::Polled(1))).strategy(Local).layout().unwrap();
     let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plans, &layout.settings).unwrap();
     let batch = Spiral { examples: 13 }.batch(&[0, 1, 2], None).unwrap();
-    let spoilt = interlock::Batch {
-        inputs: (batch.inputs.single().unwrap() * f64::NAN).unwrap().into(),
-        targets: batch.targets.clone(),
-    };
+    let spoilt = (batch.inputs.single().unwrap() * f64::NAN).unwrap();
     let values = |tensor: Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert!(values(pipeline.predict(&spoilt).unwrap()).iter().all(|value| value.is_nan()));
     let scores = pipeline.evaluate(&batch).unwrap();

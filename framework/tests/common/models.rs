@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use candle_nn::{Init, VarBuilder};
 use interlock::{
     Activation, Batch, Dataset, Differentiable, Error, Gradients, Loss, ModelSpec, ParameterGradients, Pass, Result,
-    Saved, Score, Scored, Targets, Unit, Wants, model::parameters::NamedTensors, random::Key,
+    Saved, Score, Scored, Targets, Unit, Wants, Weights, random::Key,
 };
 use rand::RngExt;
 
@@ -111,7 +111,7 @@ pub fn scalars(values: &[f32]) -> Batch {
 }
 
 /// Initial values: one scalar a name.
-pub fn given(values: &[(&str, f32)]) -> Arc<NamedTensors> {
+pub fn given(values: &[(&str, f32)]) -> Arc<Weights> {
     let tensor = |v: f32| Tensor::from_slice(&[v], 1, &Device::Cpu).unwrap();
     Arc::new(values.iter().map(|&(name, v)| (name.to_owned(), tensor(v))).collect())
 }

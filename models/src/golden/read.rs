@@ -77,7 +77,7 @@ pub(super) fn read(folder: &Path) -> Result<GoldenCase> {
         steps: case.steps,
         micro_batches: case.micro_batches,
         clip: case.clip,
-        init: Arc::new(init),
+        init: Arc::new(init.into_iter().collect()),
         batches,
         expected: Computed { losses, gradients, finals, logits },
     })

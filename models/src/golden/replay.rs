@@ -48,7 +48,7 @@ impl GoldenCase {
             }
         }
         let finals = pipeline.snapshot()?.into_iter().collect();
-        let logits = pipeline.predict(&self.batches[0])?;
+        let logits = pipeline.predict(&self.batches[0].inputs)?;
         Ok(Computed { losses, gradients, finals, logits })
     }
 }

@@ -1,0 +1,128 @@
+//! Initial values against the model that they are for.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+
+use super::Weights;
+use crate::{Error, Result, stage::StageBlueprint};
+
+/// The most names of a kind that a message lists.
+const LISTED: usize = 20;
+
+/// Which differences between initial values and a model are allowed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Allowed {
+    /// Names of the model without a value, which start from the seed.
+    pub(crate) missing: bool,
+    /// Values whose names are not in the model, which are not used.
+    pub(crate) unknown: bool,
+}
+
+/// How initial values differ from a model. Every list is sorted.
+#[derive(Debug, Default)]
+pub(crate) struct Differences {
+    pub(crate) missing: Vec<String>,
+    pub(crate) unknown: Vec<String>,
+    /// Name, shape of the value, and shape in the model.
+    misshaped: Vec<(String, Vec<usize>, Vec<usize>)>,
+}
+
+impl Differences {
+    /// The differences of `given` from the model of these stages. None if a unit cannot be built, which the build of its stage reports.
+    pub(crate) fn between(given: &Arc<Weights>, stages: &[StageBlueprint]) -> Option<Self> {
+        let asked = Asked { given: Arc::clone(given), shapes: Arc::default() };
+        let root = VarBuilder::from_backend(Box::new(asked.clone()), DType::F32, Device::Cpu);
+        let build = || stages.iter().try_for_each(|stage| stage.build_units(&root));
+        if !matches!(catch_unwind(AssertUnwindSafe(build)), Ok(Ok(()))) {
+            return None;
+        }
+        let mut differences = Self::default();
+        let shapes = asked.lock();
+        for (name, wanted) in &*shapes {
+            match given.get(name).map(Tensor::dims) {
+                None => differences.missing.push(name.clone()),
+                Some(found) if found == wanted => {}
+                Some(found) => differences.misshaped.push((name.clone(), found.to_vec(), wanted.clone())),
+            }
+        }
+        differences.unknown = given.names().filter(|name| !shapes.contains_key(*name)).map(str::to_owned).collect();
+        Some(differences)
+    }
+
+    /// Refuses the differences that are not allowed.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], which lists missing and unknown names and tensors of another shape.
+    pub(crate) fn refuse(&self, subject: &str, allowed: Allowed) -> Result<()> {
+        let misshaped: Vec<String> = self
+            .misshaped
+            .iter()
+            .map(|(name, found, wanted)| format!("{name}, which is {found:?} and must be {wanted:?}"))
+            .collect();
+        let problems = [
+            ("missing", !allowed.missing, &self.missing),
+            ("not in the model", !allowed.unknown, &self.unknown),
+            ("of another shape", true, &misshaped),
+        ];
+        let problems: Vec<String> = problems
+            .iter()
+            .filter(|(_, refused, names)| *refused && !names.is_empty())
+            .map(|(what, _, names)| format!("{} {what} ({})", names.len(), list(names)))
+            .collect();
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let remedy = "give the weights of this model (allow_missing and allow_unknown allow other names)";
+        Err(Error::invalid(subject, problems.join(", "), remedy))
+    }
+}
+
+/// Names for a message or a warning.
+pub(crate) fn list(names: &[String]) -> String {
+    let mut text = names[..names.len().min(LISTED)].join(", ");
+    if names.len() > LISTED {
+        text += &format!(" and {} more", names.len() - LISTED);
+    }
+    text
+}
+
+/// Notes the names and shapes that units ask for. It gives the given values, or zeros.
+#[derive(Clone)]
+struct Asked {
+    given: Arc<Weights>,
+    shapes: Arc<Mutex<BTreeMap<String, Vec<usize>>>>,
+}
+
+impl Asked {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Vec<usize>>> {
+        self.shapes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SimpleBackend for Asked {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        self.lock().entry(name.to_owned()).or_insert_with(|| shape.dims().to_vec());
+        match self.given.get(name).filter(|value| value.shape() == &shape) {
+            Some(value) => value.to_device(device)?.to_dtype(dtype),
+            None => Tensor::zeros(shape, dtype, device),
+        }
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        let known = self.lock().get(name).cloned().or_else(|| self.given.get(name).map(|value| value.dims().to_vec()));
+        match known {
+            Some(shape) => self.get(shape.into(), name, Init::Const(0.0), dtype, device),
+            None => Err(candle_core::Error::CannotFindTensor { path: name.to_owned() }.bt()),
+        }
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.lock().contains_key(name) || self.given.contains(name)
+    }
+}

@@ -1,0 +1,139 @@
+//! Predictions of a trained model, without targets.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::{
+    Activation, Error, ModelSpec, Result, Stage, Trainer,
+    model::{
+        Weights,
+        initial::{Allowed, Differences},
+    },
+    schedule::{Action, MicroBatchId, Purpose},
+    stage::{Outcome, Payload, StageBlueprint},
+    tensor::elementwise::is_finite,
+};
+
+/// A trained model that predicts, in evaluation mode and on the calling thread.
+///
+/// [`Trainer::predictor`] makes one of a trainer's present weights, [`Predictor::new`] of a model and its saved weights. With auxiliary heads,
+/// [`TrainerBuilder::predictor`](crate::trainer::TrainerBuilder::predictor) makes one of saved weights.
+///
+/// ```
+/// # use candle_core::{DType, Device, Tensor};
+/// # use candle_nn::linear;
+/// # use interlock::{Autograd, ModelSpec, Result, Trainer, Unit, differentiation::autograd::FromModule};
+/// # struct Net;
+/// # impl ModelSpec for Net {
+/// #     fn units(&self) -> Result<Vec<Unit>> {
+/// #         let unit = |name: &str| {
+/// #             Unit::new(name, [4], |vb| Autograd::build(vb, |vb| Ok(FromModule(linear(4, 4, vb)?))))
+/// #         };
+/// #         Ok(vec![unit("first"), unit("second")])
+/// #     }
+/// #     fn head(&self, _: usize, _: &str) -> Result<Unit> {
+/// #         Ok(Unit::new("", [4], |vb| Autograd::build(vb, |vb| Ok(FromModule(linear(4, 4, vb)?)))))
+/// #     }
+/// # }
+/// use interlock::Predictor;
+///
+/// let trainer = Trainer::builder(Net).stages(2).probes().build()?;
+/// let inputs = Tensor::ones((3, 4), DType::F32, &Device::Cpu)?;
+/// let mut predictor = trainer.predictor()?;
+/// let logits = predictor.predict(&inputs)?; // of the last stage
+/// let early = predictor.predict_at(0, &inputs)?; // of the head of stage 0, which needs no other stage
+/// assert_eq!((logits.dims(), early.dims()), (&[3, 4][..], &[3, 4][..]));
+///
+/// // The same from weights, such as those of a file.
+/// let mut saved = Predictor::new(Net, trainer.snapshot()?)?;
+/// assert_eq!(saved.predict(&inputs)?.to_vec2::<f32>()?, logits.to_vec2::<f32>()?);
+/// # Ok::<(), interlock::Error>(())
+/// ```
+pub struct Predictor {
+    stages: Vec<Stage>,
+    calls: u64,
+}
+
+impl Predictor {
+    /// Builds `model` in one stage, on candle's CPU device, with these weights. Weights of auxiliary heads are not used.
+    ///
+    /// # Errors
+    /// If a weight is missing, unknown or of another shape; the message lists them.
+    pub fn new(model: impl ModelSpec + 'static, weights: impl Into<Arc<Weights>>) -> Result<Self> {
+        Trainer::builder(model).predictor(weights)
+    }
+
+    /// Builds the stages with these weights.
+    pub(crate) fn build(stages: &[StageBlueprint], weights: &Arc<Weights>) -> Result<Self> {
+        if let Some(mut differences) = Differences::between(weights, stages) {
+            // Weights of heads that this model does not have.
+            differences.unknown.retain(|name| !name.starts_with("aux."));
+            differences.refuse("weights", Allowed::default())?;
+        }
+        let build = |stage: &StageBlueprint| stage.with_values(Arc::clone(weights)).build().map_err(Error::Failed);
+        Ok(Self { stages: stages.iter().map(build).collect::<Result<_>>()?, calls: 0 })
+    }
+
+    /// The stages that have a head, in order; the last stage always has one.
+    pub fn heads(&self) -> Vec<usize> {
+        (0..self.stages.len()).filter(|&k| has_head(&self.stages, k)).collect()
+    }
+
+    /// Returns the last stage's output for `inputs`, which are stacked along the first dimension as those of a
+    /// [`Batch`](crate::Batch) are. The output is on the CPU.
+    ///
+    /// # Errors
+    /// If the inputs do not fit the model or are not finite, or a stage fails.
+    pub fn predict(&mut self, inputs: impl Into<Activation>) -> Result<Tensor> {
+        self.predict_at(self.stages.len() - 1, inputs)
+    }
+
+    /// Returns the output of stage `head`'s head for `inputs`. Later stages do nothing.
+    ///
+    /// # Errors
+    /// As [`Self::predict`], or if stage `head` has no head.
+    pub fn predict_at(&mut self, head: usize, inputs: impl Into<Activation>) -> Result<Tensor> {
+        let inputs = inputs.into();
+        for tensor in inputs.tensors().iter().filter(|tensor| tensor.dtype().is_float()) {
+            if !is_finite(tensor)? {
+                return Err(Error::invalid("inputs", "they hold an infinity or a NaN", "give finite values"));
+            }
+        }
+        self.calls += 1;
+        predict_at(&mut self.stages, self.calls, inputs, head)
+    }
+}
+
+fn has_head(stages: &[Stage], k: usize) -> bool {
+    k + 1 == stages.len() || stages.get(k).is_some_and(Stage::has_head)
+}
+
+/// The output of stage `head`'s head in evaluation mode, on the CPU. `call` tells calls apart.
+pub(crate) fn predict_at(stages: &mut [Stage], call: u64, inputs: Activation, head: usize) -> Result<Tensor> {
+    if !has_head(stages, head) {
+        let heads: Vec<String> = (0..stages.len()).filter(|&k| has_head(stages, k)).map(|k| k.to_string()).collect();
+        let remedy = format!("heads are at stages {}", heads.join(", "));
+        return Err(Error::invalid("head", format!("stage {head} has none"), remedy));
+    }
+    let micro_batch = MicroBatchId { step: call, purpose: Purpose::Evaluate, index: 0, count: 1 };
+    let output = forward(&mut stages[..=head], micro_batch, inputs);
+    stages.iter_mut().for_each(|stage| stage.free(micro_batch));
+    Ok(output?.single()?.to_device(&Device::Cpu)?)
+}
+
+/// The forward pass through all of `stages`, and the last one's head.
+fn forward(stages: &mut [Stage], micro_batch: MicroBatchId, inputs: Activation) -> Result<Activation> {
+    // Nothing looks at the targets: there is no loss.
+    let mut payload = Payload { inputs, targets: Tensor::zeros(1, DType::U32, &Device::Cpu)?, total: 1.0 };
+    let last = stages.len() - 1;
+    for (k, stage) in stages.iter_mut().enumerate() {
+        stage.accept(micro_batch, payload).map_err(Error::Failed)?;
+        match stage.perform(Action::Forward(micro_batch), None).map_err(Error::Failed)? {
+            Outcome::Activation(next) if k < last => payload = next,
+            Outcome::Activation(_) => return stage.head_output(micro_batch).map_err(Error::Failed),
+            other => return Err(Error::Internal(format!("a forward pass gave {other:?}"))),
+        }
+    }
+    Err(Error::Internal("a predictor without stages".to_owned()))
+}
