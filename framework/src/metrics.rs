@@ -16,8 +16,8 @@ pub(crate) use stage::{Direction, MailboxGauge, StageMetrics};
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Unit, with_recorder};
 
-/// Upper ends of buckets that suit every metric in seconds: twelve, each three times the one before, from 100 µs to 17.7 s. An exporter that has to
-/// be told, for names that end in `_seconds`, can be given these.
+/// Upper ends of buckets that suit every metric in seconds: twelve, each three times the one before, from 100 µs to 17.7 s. Give them to an
+/// exporter that asks for the buckets of names that end in `_seconds`.
 pub const SECONDS_BUCKETS: [f64; 12] = {
     let mut ends = [1e-4; 12];
     let mut i = 1;
@@ -30,7 +30,7 @@ pub const SECONDS_BUCKETS: [f64; 12] = {
 
 /// What sort of number a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// Counts up.
     Counter,
     /// Takes any value.
@@ -45,7 +45,7 @@ pub struct Metric {
     /// Its full name.
     pub name: &'static str,
     /// What sort of number it is.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// What it is measured in.
     pub unit: Unit,
     /// The names of its labels, in the order in which handles take their values.
@@ -56,18 +56,18 @@ pub struct Metric {
 
 impl Metric {
     const fn counter_of(name: &'static str, unit: Unit, labels: &'static [&'static str], text: &'static str) -> Self {
-        Self { name, kind: Kind::Counter, unit, labels, description: text }
+        Self { name, kind: MetricKind::Counter, unit, labels, description: text }
     }
 
     const fn gauge_of(name: &'static str, unit: Unit, labels: &'static [&'static str], text: &'static str) -> Self {
-        Self { name, kind: Kind::Gauge, unit, labels, description: text }
+        Self { name, kind: MetricKind::Gauge, unit, labels, description: text }
     }
 
     const fn histogram_of(name: &'static str, labels: &'static [&'static str], text: &'static str) -> Self {
-        Self { name, kind: Kind::Histogram, unit: Unit::Seconds, labels, description: text }
+        Self { name, kind: MetricKind::Histogram, unit: Unit::Seconds, labels, description: text }
     }
 
-    fn key(&self, kind: Kind, values: &[&str]) -> Key {
+    fn key(&self, kind: MetricKind, values: &[&str]) -> Key {
         debug_assert!(self.kind == kind && self.labels.len() == values.len(), "{self:?} as {kind:?} with {values:?}");
         let labels = self.labels.iter().zip(values);
         Key::from_parts(self.name, labels.map(|(&name, &value)| Label::new(name, value.to_owned())).collect::<Vec<_>>())
@@ -75,20 +75,20 @@ impl Metric {
 
     /// The handle of the counter with these label values; it exists from now on, at 0 unless it did before.
     pub fn counter(&self, values: &[&str]) -> Counter {
-        let counter = with_recorder(|r| r.register_counter(&self.key(Kind::Counter, values), &METADATA));
-        // Some recorders show a counter only once it has been told something.
+        let counter = with_recorder(|r| r.register_counter(&self.key(MetricKind::Counter, values), &METADATA));
+        // Some recorders show a counter only after its first increment.
         counter.increment(0);
         counter
     }
 
     /// The handle of the gauge with these label values.
     pub fn gauge(&self, values: &[&str]) -> Gauge {
-        with_recorder(|r| r.register_gauge(&self.key(Kind::Gauge, values), &METADATA))
+        with_recorder(|r| r.register_gauge(&self.key(MetricKind::Gauge, values), &METADATA))
     }
 
     /// The handle of the histogram with these label values.
     pub fn histogram(&self, values: &[&str]) -> Histogram {
-        with_recorder(|r| r.register_histogram(&self.key(Kind::Histogram, values), &METADATA))
+        with_recorder(|r| r.register_histogram(&self.key(MetricKind::Histogram, values), &METADATA))
     }
 }
 
@@ -99,9 +99,9 @@ pub fn describe() {
     for metric in ALL {
         let (name, unit, text) = (metric.name.into(), Some(metric.unit), metric.description.into());
         with_recorder(|recorder| match metric.kind {
-            Kind::Counter => recorder.describe_counter(name, unit, text),
-            Kind::Gauge => recorder.describe_gauge(name, unit, text),
-            Kind::Histogram => recorder.describe_histogram(name, unit, text),
+            MetricKind::Counter => recorder.describe_counter(name, unit, text),
+            MetricKind::Gauge => recorder.describe_gauge(name, unit, text),
+            MetricKind::Histogram => recorder.describe_histogram(name, unit, text),
         });
     }
 }

@@ -47,9 +47,9 @@ pub struct Scenario {
     pub cores: Option<usize>,
     /// Micro-batches a step.
     pub micro_batches: usize,
-    /// Micro-batches that each boundary has room for.
+    /// Credits of each boundary: the most micro-batches in flight.
     pub in_flight: usize,
-    /// What comes first when a stage could do several things.
+    /// The order of preference among possible actions.
     pub policy: Policy,
     /// Whether updates wait for the norm of all stages' gradients.
     pub global_norm: bool,
@@ -58,7 +58,7 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// Stages of these costs, each on a device of its own, with the heads that the plan needs, one micro-batch and room for two; messages take
+    /// Stages of these costs, each on a device of its own, with the heads that the plan needs, one micro-batch and two credits; messages take
     /// no time.
     pub fn new(plan: impl Into<Arc<GradientPlan>>, costs: Vec<StageCosts>) -> Self {
         let plan = plan.into();

@@ -1,5 +1,5 @@
 //! What stages did when: of a run that happened, or of one that was simulated; drawn ([`Timeline::to_svg`]), or written for the
-//! viewers of traces ([`Timeline::to_trace`]), or printed as text ([`Grid`]).
+//! viewers of traces ([`Timeline::to_trace`]), or printed as text ([`TimelineGrid`]).
 
 mod escape;
 mod grid;
@@ -8,7 +8,7 @@ mod time;
 mod trace;
 
 pub use escape::escape;
-pub use grid::{Cell, Fill, Grid, Slot};
+pub use grid::{GridCell, GridSlot, SlotFill, TimelineGrid};
 pub use svg::Drawing;
 
 use std::{collections::BTreeSet, ops::Range};

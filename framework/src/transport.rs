@@ -2,7 +2,7 @@
 
 use crate::{
     Activation, Failure, Result, Score,
-    schedule::{MicroBatchId, Work},
+    schedule::{MicroBatchId, StageWork},
     stage::{Payload, Updated},
     timeline::Span,
 };
@@ -76,7 +76,7 @@ pub struct StageStep {
     /// nothing was measured, or one of the gradients was zero.
     pub alignment: Option<f64>,
     /// How long it worked for the step, by kind of action.
-    pub work: Work,
+    pub work: StageWork,
     /// What it did for the step and when, in order, in seconds since the recording's beginning; empty where nothing is recorded.
     pub spans: Vec<Span>,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use interlock::metrics::{Kind, table::ALL};
+use interlock::metrics::{MetricKind as Kind, table::ALL};
 
 use crate::{
     files::{dashboards, rules},

@@ -29,7 +29,7 @@ fn unix_seconds() -> f64 {
 pub(crate) enum Direction {
     /// To the next stage.
     Activation,
-    /// To the stage before.
+    /// To the previous stage.
     Gradient,
 }
 
@@ -87,11 +87,11 @@ pub(crate) struct StageMetrics {
 }
 
 impl StageMetrics {
-    /// Those of stage `k` of `stages`, whose mailbox has room for so many messages and whose parameters take so many bytes.
+    /// Those of stage `k` of `stages`, whose mailbox holds up to `mailbox` messages and whose parameters take so many bytes.
     pub(crate) fn new(k: usize, stages: usize, mailbox: usize, parameter_bytes: usize) -> Self {
         let stage = k.to_string();
         let neighbour = |of: Option<usize>| of.filter(|&j| j < stages).map(|j| j.to_string());
-        let (before, behind) = (neighbour(k.checked_sub(1)), neighbour(Some(k + 1)));
+        let (previous, next) = (neighbour(k.checked_sub(1)), neighbour(Some(k + 1)));
         let outgoing = |to: &Option<String>, way: Direction| {
             let to = to.as_deref()?;
             let labels = [&*stage, to, way.name()];
@@ -122,8 +122,8 @@ impl StageMetrics {
             phases: PHASES.map(|phase| table::STAGE_PHASE_DURATION.histogram(&[&stage, phase])),
             waits: [Direction::Activation, Direction::Gradient]
                 .map(|way| table::STAGE_QUEUE_WAIT.histogram(&[&stage, way.name()])),
-            outgoing: [outgoing(&behind, Direction::Activation), outgoing(&before, Direction::Gradient)],
-            incoming: [incoming(&before, Direction::Activation), incoming(&behind, Direction::Gradient)],
+            outgoing: [outgoing(&next, Direction::Activation), outgoing(&previous, Direction::Gradient)],
+            incoming: [incoming(&previous, Direction::Activation), incoming(&next, Direction::Gradient)],
             in_flight,
             micro_batches: table::STAGE_MICROBATCHES.counter(&[&stage]),
             progress,

@@ -45,7 +45,7 @@ table! {
     /// Interlock width.
     STAGE_INTERLOCK_WIDTH = Metric::gauge_of(
         "interlock_stage_interlock_width", Unit::Count, &["stage"],
-        "Interlock width: how far ahead the head lies whose loss trains the stage, counted from 1",
+        "Interlock width: the number of stages from this one to the farthest whose loss trains it, both included",
     );
     /// What the run is doing.
     RUN_STATE = Metric::gauge_of(
@@ -67,9 +67,9 @@ table! {
     STAGE_MAILBOX_MESSAGES = Metric::gauge_of(
         "interlock_stage_mailbox_messages", Unit::Count, &["stage"], "Messages in the mailbox of the stage",
     );
-    /// Room in a mailbox.
+    /// Capacity of a mailbox.
     STAGE_MAILBOX_CAPACITY = Metric::gauge_of(
-        "interlock_stage_mailbox_capacity", Unit::Count, &["stage"], "Messages that the mailbox of the stage has room for",
+        "interlock_stage_mailbox_capacity", Unit::Count, &["stage"], "The most messages that the mailbox of the stage holds",
     );
     /// Micro-batches in a stage.
     STAGE_INFLIGHT_MICROBATCHES = Metric::gauge_of(
@@ -167,7 +167,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::metrics::Kind;
+    use crate::metrics::MetricKind;
 
     #[test]
     fn names_are_unique_and_tell_kind_and_unit() {
@@ -179,8 +179,8 @@ mod tests {
                 name.starts_with("interlock_") && name.chars().all(|c| c.is_ascii_lowercase() || c == '_'),
                 "{name}"
             );
-            assert_eq!(metric.kind == Kind::Counter, name.ends_with("_total"), "{name}");
-            if metric.kind == Kind::Histogram {
+            assert_eq!(metric.kind == MetricKind::Counter, name.ends_with("_total"), "{name}");
+            if metric.kind == MetricKind::Histogram {
                 assert!(name.ends_with("_seconds") && metric.unit == Unit::Seconds, "{name}");
             }
             assert_eq!(metric.unit == Unit::Bytes, name.contains("_bytes"), "{name}");

@@ -56,7 +56,7 @@ impl PlanSchedule {
             }
         }
         if let Some(pair) = phases.windows(2).find(|pair| pair[0].from_step >= pair[1].from_step) {
-            let problem = format!("step {} comes behind step {}", pair[1].from_step, pair[0].from_step);
+            let problem = format!("step {} comes after step {}", pair[1].from_step, pair[0].from_step);
             return refuse(problem, "list the phases in ascending order of from_step");
         }
         Ok(Self { phases })

@@ -1,13 +1,13 @@
 //! What each unit of a model costs on given devices, in time and in memory: measured by training steps of all units in turn.
 //!
-//! Costs of units add up to those of stages. In time: a stage's forward pass takes the sum of its units' `forward`; pulling a loss back to its
-//! input and later into its parameters the sums of `input_gradient` and `parameter_gradient`; into its parameters only, the sum of `both`
-//! with `parameters_only` in place of its first unit's; a relay the sum of `input_gradient`. What leaves a stage costs the `send` of the unit
+//! Costs of units add up to those of stages. In time: a stage's forward pass takes the sum of its units' `forward`. An input pass and a later
+//! parameter pass take the sums of `input_gradient` and of `parameter_gradient`; a pass that gives parameter gradients only takes the sum of `both`,
+//! with `parameters_only` in place of its first unit's; a relay takes the sum of `input_gradient`. What leaves a stage costs the `send` of the unit
 //! before the boundary, in both directions, and what arrives its `receive`. A stage that recomputes pays `forward` twice.
 //!
 //! In memory: parameters, gradients and optimizer as they are, and for each micro-batch in work the sums of `saved_bytes` and, between input
-//! pass and parameter pass, of `pending_bytes`; and the largest `transient_bytes` of what runs at the moment. What was saved goes as it is pulled
-//! back for the last time, unit by unit from the last to the first.
+//! pass and parameter pass, of `pending_bytes`; and the largest `transient_bytes` of what runs at the moment. The last backward pass frees
+//! saved activations unit by unit, from the last to the first.
 
 mod chain;
 mod memory;
@@ -60,7 +60,7 @@ pub struct DeviceCosts {
     pub action: f64,
     /// The units from input to output.
     pub units: Vec<UnitCosts>,
-    /// Seconds of the loss behind the last unit, with its gradient.
+    /// Seconds of the loss after the last unit, with its gradient.
     pub loss: f64,
     /// The most bytes in use while it is computed, beyond what units saved.
     pub loss_bytes: Option<u64>,
@@ -70,7 +70,7 @@ pub struct DeviceCosts {
 
 /// What one unit costs on one device.
 ///
-/// Times are of one micro-batch, but for the update's. Bytes of `None` could not be measured: nobody told how much memory was in use.
+/// Times are of one micro-batch, but for the update's. Bytes of `None` could not be measured: neither the device nor a meter reported the memory in use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnitCosts {
@@ -82,9 +82,10 @@ pub struct UnitCosts {
     pub input_gradient: f64,
     /// Seconds of the parameter pass that follows an input pass, with the adding up of gradients; 0 for the model's first unit.
     pub parameter_gradient: f64,
-    /// Seconds of a pull-back to input and parameters at once, with the adding up; 0 for the model's first unit.
+    /// Seconds of a backward pass that gives input gradient and parameter gradients, with the adding up; 0 for the model's first unit.
     pub both: f64,
-    /// Seconds of a pull-back to the parameters only, with the adding up: what a stage's first unit does where no stage before wants a gradient.
+    /// Seconds of a backward pass that gives parameter gradients only, with the adding up: what a stage's first unit does where the previous stage
+    /// wants no gradient.
     pub parameters_only: f64,
     /// Seconds of the optimizer's update of its parameters, once a step.
     pub update: f64,
@@ -97,19 +98,19 @@ pub struct UnitCosts {
     pub output_bytes: u64,
     /// Bytes of its parameters and buffers. Those of a unit that is tied to an earlier one count there, and so does its update.
     pub parameter_bytes: u64,
-    /// Bytes of its parameters' gradients, from a step's first pull-back to its update.
+    /// Bytes of its parameters' gradients, from a step's first backward pass to its update.
     pub gradient_bytes: u64,
     /// Bytes of what the optimizer keeps for its parameters.
     pub optimizer_bytes: u64,
-    /// Bytes that stay in use between its forward pass and its last pull-back because of it: its input counts here or, where the unit before keeps
+    /// Bytes that stay in use between its forward pass and its last backward pass because of it: its input counts here or, where the unit before keeps
     /// its output anyway, there. The batch itself does not count.
     pub saved_bytes: Option<u64>,
-    /// Bytes that stay in use beyond them between input pass and parameter pass, of each loss that is pulled back so.
+    /// Bytes that stay in use beyond them between input pass and parameter pass, for each loss whose backward pass is split so.
     pub pending_bytes: Option<u64>,
-    /// The most bytes in use at any time of any of its passes beyond what it and the units before it keep: inputs, outputs, output_gradients and
+    /// The most bytes in use at any time of any of its passes beyond what it and the units before it keep: inputs, outputs, output gradients and
     /// what is needed in between, without its parameters' gradients.
     pub transient_bytes: Option<u64>,
-    /// The auxiliary head behind it; none behind the model's last unit, and where the model has none there.
+    /// The auxiliary head after it; none after the model's last unit, and where the model has none.
     pub head: Option<HeadCosts>,
 }
 
@@ -117,7 +118,7 @@ pub struct UnitCosts {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HeadCosts {
-    /// Seconds of forward pass, loss and pull-back to the unit's output and the head's parameters: a head that a stage follows.
+    /// Seconds of forward pass, loss, and backward pass to the unit's output and the head's parameters: a head that a stage follows.
     pub needed: f64,
     /// The same without the gradient of the unit's output: a head that no stage follows.
     pub probe: f64,

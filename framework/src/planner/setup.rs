@@ -82,13 +82,13 @@ pub struct Setup<'a> {
     pub heads: Vec<bool>,
     /// Micro-batches a step.
     pub micro_batches: usize,
-    /// Micro-batches that each boundary has room for.
+    /// Credits of each boundary: the most micro-batches in flight.
     pub in_flight: usize,
     /// What comes first when a stage could do several things.
     pub policy: Policy,
     /// Whether updates wait for the norm of all stages' gradients.
     pub global_norm: bool,
-    /// The stages that run forward again before they pull back.
+    /// The stages that run forward again before their backward passes.
     pub recompute: Recompute,
     /// Where stages compute.
     pub placement: Placement,
@@ -127,7 +127,7 @@ impl Setup<'_> {
         Ok(())
     }
 
-    /// What stage `k` costs if it holds these units; none where it cannot: it needs a head, and there is none behind its last unit.
+    /// What stage `k` costs if it holds these units; none where it cannot: it needs a head, and there is none after its last unit.
     pub(super) fn costs(&self, k: usize, units: Range<usize>) -> Option<StageCosts> {
         let device = self.device(k);
         let own = &device.units[units.clone()];
@@ -140,7 +140,7 @@ impl Setup<'_> {
         let given_back = before.map_or(0.0, |unit| unit.send);
         let (given, taken_back) = if last { (0.0, 0.0) } else { (last_unit.send, last_unit.receive) };
         let forward = sum(|unit| unit.forward);
-        // Before the first of a micro-batch's pull-backs; spread over all of them.
+        // Before the first backward pass of a micro-batch; spread over all of them.
         let again = match self.recompute.is_for(k) {
             true => forward / self.plan.wants(k).len().max(1) as f64,
             false => 0.0,

@@ -13,7 +13,7 @@ use crate::plan::Wants;
 pub enum Purpose {
     /// Forward only; scored by every head.
     Evaluate,
-    /// Forward, pull-backs, and part of an update.
+    /// Forward, backward, and part of an update.
     Train,
 }
 
@@ -32,20 +32,20 @@ pub struct MicroBatchId {
     pub count: usize,
 }
 
-/// What is left of a micro-batch's pull-backs behind one of them: it decides what the stage keeps.
+/// Work remaining for a micro-batch after a backward pass: it decides what the stage keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Remaining {
-    /// The parameters' gradients of the same loss.
+    /// The parameter gradients of the same loss.
     Parameters,
     /// Other losses only.
     Others,
-    /// Nothing: what the forward pass saved can go.
+    /// Nothing: the saved activations can be freed.
     Nothing,
 }
 
 impl Remaining {
-    /// After a pull-back of a loss of which the parameters' gradients are left or not, where other losses are left or not.
+    /// The work that remains if parameter gradients of the same loss do, and if other losses do.
     pub fn after(parameters: bool, others: bool) -> Self {
         match (parameters, others) {
             (true, _) => Self::Parameters,
@@ -80,12 +80,12 @@ pub enum Action {
         loss: usize,
         /// Which gradients to compute.
         wants: Wants,
-        /// Whether the parameters' gradients are only measured: compared with those that the stage follows, and not applied.
+        /// Whether the parameter gradients are only measured: compared with those that the stage follows, and not applied.
         measured: bool,
-        /// What the stage will be asked for after it.
+        /// The work that remains after it.
         then: Remaining,
     },
-    /// Tell the squared norms of the gradients of this step (global clipping).
+    /// Share the squared norms of the gradients of this step (global clipping).
     ShareNorm(u64),
     /// Update the parameters.
     Update(u64),
@@ -132,7 +132,7 @@ impl Action {
         }
     }
 
-    /// The stage whose loss it pulls back, if it pulls one back.
+    /// The stage whose loss it is, if it is a backward pass.
     pub fn loss(&self) -> Option<usize> {
         match self {
             Self::Backward { loss, .. } => Some(*loss),
@@ -140,7 +140,7 @@ impl Action {
         }
     }
 
-    /// What sort of work it is.
+    /// Its kind.
     pub fn kind(&self) -> ActionKind {
         match self {
             Self::Forward(_) => ActionKind::Forward,
@@ -176,29 +176,29 @@ impl fmt::Display for Action {
 /// Something that has happened, from a stage's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Event {
-    /// The stage before sent an activation.
+    /// The previous stage sent an activation.
     Activation(MicroBatchId),
-    /// The stage behind sent the gradient of a loss with respect to this stage's output.
+    /// The next stage sent the gradient of a loss with respect to this stage's output.
     Gradient {
         /// The micro-batch.
         micro_batch: MicroBatchId,
         /// The stage whose loss it is.
         loss: usize,
     },
-    /// The stage behind has freed a micro-batch: one more may be sent.
+    /// The next stage has freed a micro-batch: one more may be sent.
     Credit,
     /// The norm of all stages' gradients of this step is known.
     Norm(u64),
 }
 
-/// What a stage with nothing to do waits for.
+/// The event that an idle stage waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lack {
-    /// The next micro-batch, from the stage before.
+pub enum WaitingFor {
+    /// The next micro-batch, from the previous stage.
     Activation,
-    /// Room for a micro-batch in the stage behind.
-    Room,
-    /// The gradient of a loss, from the stage behind.
+    /// A credit of the next stage.
+    Credit,
+    /// The gradient of a loss, from the next stage.
     Gradient {
         /// The stage whose loss it is.
         loss: usize,
@@ -207,11 +207,11 @@ pub enum Lack {
     Norm,
 }
 
-impl fmt::Display for Lack {
+impl fmt::Display for WaitingFor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Activation => f.write_str("an activation"),
-            Self::Room => f.write_str("room for an activation"),
+            Self::Credit => f.write_str("a credit"),
             Self::Gradient { loss } => write!(f, "the gradient of loss {loss}"),
             Self::Norm => f.write_str("the norm of all gradients"),
         }

@@ -1,6 +1,6 @@
 //! The kinds of work, with their letters and names.
 
-/// What sort of work an action is.
+/// The kind of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ActionKind {
     /// A forward pass.
@@ -77,7 +77,7 @@ impl ActionKind {
         !matches!(self, Self::Norm | Self::Update)
     }
 
-    /// Whether it pulls one loss back.
+    /// Whether it is a backward pass, of one loss.
     pub fn has_loss(self) -> bool {
         matches!(
             self,

@@ -1,20 +1,20 @@
-//! What comes first when a stage could do several things.
+//! The order of preference among the actions that a stage could take.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Action;
-use crate::{plan::GradientPlan, plan::Wants};
+use crate::plan::{GradientPlan, Wants};
 
-/// The policies that have names; `pipeline.schedule` in configuration files.
+/// The name of a policy; `pipeline.schedule` in configuration files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PolicyName {
-    /// All forward passes of a step first, then the pull-backs (GPipe).
+    /// All forward passes of a step first, then the backward passes (GPipe).
     FillDrain,
-    /// A micro-batch's pull-back before the next one's forward pass, both gradients at once.
+    /// A micro-batch's backward pass before the next one's forward pass, both gradients at once.
     OneFOneB,
-    /// Gradients that another stage waits for first, parameter gradients while waiting, or when there is no room left.
+    /// Gradients that another stage waits for first; parameter gradients while waiting, or when the stage holds all the micro-batches that it may.
     #[default]
     Interlock,
 }
@@ -29,43 +29,103 @@ impl From<PolicyName> for Policy {
     }
 }
 
+/// The classes of actions that policies rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// The update, or the norm before it.
+    Update,
+    /// A forward pass.
+    Forward,
+    /// A backward pass that gives the input gradient.
+    InputGradient,
+    /// A head whose gradient the previous stage waits for.
+    AwaitedHead,
+    /// A backward pass that gives parameter gradients only.
+    ParameterGradient,
+    /// The same in a stage that holds all the micro-batches that it may: the previous stage cannot send.
+    FreeingGradient,
+    /// A head that no other stage waits for.
+    OwnHead,
+    /// A probe head.
+    Probe,
+}
+
+use Class::{AwaitedHead, Forward, FreeingGradient, InputGradient, OwnHead, ParameterGradient, Probe, Update};
+
+/// The ranks of a policy, first come first. Actions of one rank are ordered by step, micro-batch and loss.
+type Ranks = &'static [&'static [Class]];
+
+const FILL_DRAIN: Ranks =
+    &[&[Update, Forward], &[InputGradient], &[AwaitedHead, ParameterGradient, FreeingGradient], &[OwnHead], &[Probe]];
+
+const ONE_F_ONE_B: Ranks = &[
+    &[Update],
+    &[InputGradient],
+    &[AwaitedHead, ParameterGradient, FreeingGradient],
+    &[Forward],
+    &[OwnHead],
+    &[Probe],
+];
+
+const INTERLOCK: Ranks = &[
+    &[Update],
+    &[InputGradient],
+    &[AwaitedHead],
+    &[Forward, FreeingGradient],
+    &[OwnHead],
+    &[ParameterGradient],
+    &[Probe],
+];
+
 impl Policy {
-    /// Whether input and parameter gradient of a loss are computed in one go where both are wanted.
+    /// Whether the input gradient and the parameter gradient of a loss are computed in one backward pass where both are wanted.
     pub fn fuses(self) -> bool {
         self.0 != PolicyName::Interlock
     }
 
-    /// Smaller comes first; of equal ranks, the one that became possible first. `full` tells that the stage holds as many micro-batches as it
-    /// has room for, so that the stage before cannot send: then what frees one comes before what takes another.
+    fn ranks(self) -> Ranks {
+        match self.0 {
+            PolicyName::FillDrain => FILL_DRAIN,
+            PolicyName::OneFOneB => ONE_F_ONE_B,
+            PolicyName::Interlock => INTERLOCK,
+        }
+    }
+
+    /// The rank of an action: the smallest comes first, and of equal ranks the one that became possible first. `full` tells that the stage holds
+    /// all the micro-batches that it may.
     pub(super) fn rank(
         self,
         action: &Action,
         plan: &GradientPlan,
         stage: usize,
         full: bool,
-    ) -> (u8, u64, usize, usize) {
-        let awaited_head = plan.crosses(stage).contains(&stage);
+    ) -> (usize, u64, usize, usize) {
         let class = match action {
-            Action::Update(_) | Action::ShareNorm(_) => 0,
-            Action::Forward(_) if self.0 == PolicyName::FillDrain => 0,
-            Action::Forward(_) => 3,
-            Action::Backward { wants: Wants { input: true, .. }, .. } => 1,
-            Action::Head { output_gradient: true, .. } if awaited_head => 2,
-            Action::Backward { .. } if self.0 == PolicyName::Interlock => {
-                if full {
-                    3
-                } else {
-                    5
-                }
-            }
-            Action::Backward { .. } => 2,
-            Action::Head { output_gradient: true, .. } => 4,
-            Action::Head { output_gradient: false, .. } => 6,
+            Action::Update(_) | Action::ShareNorm(_) => Update,
+            Action::Forward(_) => Forward,
+            Action::Backward { wants: Wants { input: true, .. }, .. } => InputGradient,
+            Action::Backward { .. } if full => FreeingGradient,
+            Action::Backward { .. } => ParameterGradient,
+            Action::Head { output_gradient: true, .. } if plan.crosses(stage).contains(&stage) => AwaitedHead,
+            Action::Head { output_gradient: true, .. } => OwnHead,
+            Action::Head { output_gradient: false, .. } => Probe,
         };
-        let loss = match action {
-            Action::Backward { loss, .. } => *loss,
-            _ => 0,
-        };
-        (class, action.step(), action.micro().unwrap_or(0), loss)
+        let ranks = self.ranks();
+        let rank = ranks.iter().position(|classes| classes.contains(&class)).unwrap_or(ranks.len());
+        (rank, action.step(), action.micro().unwrap_or(0), action.loss().unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_policy_ranks_every_class_once() {
+        let all = [Update, Forward, InputGradient, AwaitedHead, ParameterGradient, FreeingGradient, OwnHead, Probe];
+        for name in [PolicyName::FillDrain, PolicyName::OneFOneB, PolicyName::Interlock] {
+            let ranks = Policy::from(name).ranks();
+            assert!(all.iter().all(|class| ranks.iter().filter(|rank| rank.contains(class)).count() == 1), "{name:?}");
+        }
     }
 }

@@ -5,13 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{Action, Event, Lack, MicroBatchId, Policy, Purpose, Remaining, Unexpected};
-use crate::{
-    plan::Wants,
-    plan::{GradientPlan, PlanPhase, PlanSchedule},
-};
+use super::{Action, Event, MicroBatchId, Policy, Purpose, Remaining, Unexpected, WaitingFor};
+use crate::plan::{GradientPlan, PlanPhase, PlanSchedule, Wants};
 
-/// What a stage's schedule depends on.
+/// The facts that the schedule of a stage depends on.
 #[derive(Clone, Debug)]
 pub struct StageRole {
     /// The stage, counted from 0.
@@ -22,15 +19,15 @@ pub struct StageRole {
     pub has_head: bool,
     /// Whether updates wait for the norm of all stages' gradients.
     pub global_norm: bool,
-    /// How many micro-batches the next stage has room for.
+    /// Credits: the most micro-batches that the next stage holds.
     pub credits: usize,
-    /// What comes first when several actions are possible.
+    /// The order of preference among possible actions.
     pub policy: Policy,
     /// The first step of the run.
     pub first_step: u64,
 }
 
-/// How far a loss of one micro-batch has been pulled back.
+/// The backward passes that are left of one loss of one micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct BackwardState {
     loss: usize,
@@ -212,15 +209,15 @@ impl StageSchedule {
         self.candidates().into_iter().min_by_key(|a| self.role.policy.rank(a, &self.plan, self.role.stage, full))
     }
 
-    /// What it waits for while there is nothing to do.
-    pub fn lack(&self) -> Lack {
+    /// The event that it waits for while there is nothing to do.
+    pub fn waiting_for(&self) -> WaitingFor {
         let front_waits = self.queue.front().is_some_and(|micro_batch| micro_batch.step == self.step);
         let unarrived = self.live.values().flat_map(|live| &live.losses).find(|l| !l.arrived && l.is_left());
         match unarrived {
-            Some(state) => Lack::Gradient { loss: state.loss },
-            None if self.norm == NormState::Shared => Lack::Norm,
-            None if front_waits => Lack::Room,
-            None => Lack::Activation,
+            Some(state) => WaitingFor::Gradient { loss: state.loss },
+            None if self.norm == NormState::Shared => WaitingFor::Norm,
+            None if front_waits => WaitingFor::Credit,
+            None => WaitingFor::Activation,
         }
     }
 
@@ -351,7 +348,7 @@ impl StageSchedule {
         }
     }
 
-    /// The micro-batches freed since the last call: what the stage saved of them can go, and the stage before gets a credit for each.
+    /// The micro-batches freed since the last call: what the stage saved of them can go, and the previous stage gets a credit for each.
     pub fn take_freed(&mut self) -> Vec<MicroBatchId> {
         std::mem::take(&mut self.freed)
     }

@@ -21,7 +21,7 @@ struct Record {
     /// (micro_batch, loss) of every parameter gradient that is followed, in order, and of every one that is measured, in order.
     parameters: Vec<(MicroBatchId, usize)>,
     measured: Vec<(MicroBatchId, usize)>,
-    /// Every loss pulled back to the input; sorted, since their order means nothing.
+    /// Every loss whose input gradient was computed; sorted, since their order means nothing.
     inputs: Vec<(MicroBatchId, usize)>,
     updates: Vec<u64>,
 }
@@ -33,7 +33,7 @@ struct World {
     /// Messages on their way, by receiver; activations in order, all others in any order.
     activations: Vec<VecDeque<MicroBatchId>>,
     others: Vec<Vec<Event>>,
-    /// Not yet fed into stage 0, and the room there.
+    /// Not yet fed into stage 0, and the credits there.
     source: VecDeque<MicroBatchId>,
     source_credits: usize,
     norms: BTreeMap<u64, usize>,
@@ -116,7 +116,7 @@ impl World {
 
     fn send(&mut self, k: usize, micro_batch: MicroBatchId) {
         self.held[k] += 1;
-        assert!(self.held[k] <= self.in_flight, "stage {k} was sent more than it has room for");
+        assert!(self.held[k] <= self.in_flight, "stage {k} was sent more than it has credits for");
         self.activations[k].push_back(micro_batch);
     }
 
@@ -137,7 +137,7 @@ impl World {
                 record.scores.push((micro_batch, updates));
             }
             Action::Backward { micro_batch, loss, wants, measured, .. } => {
-                assert_eq!(micro_batch.step, updates, "a pull-back saw parameters newer than its forward pass");
+                assert_eq!(micro_batch.step, updates, "a backward pass saw parameters newer than its forward pass");
                 assert!(wants.parameters || !measured, "{action} measures nothing");
                 if wants.parameters {
                     (if measured { &mut record.measured } else { &mut record.parameters }).push((micro_batch, loss));
@@ -148,9 +148,9 @@ impl World {
                 }
             }
             Action::ShareNorm(step) => {
-                let told = self.norms.entry(step).or_default();
-                *told += 1;
-                if *told == self.stages.len() {
+                let shared = self.norms.entry(step).or_default();
+                *shared += 1;
+                if *shared == self.stages.len() {
                     self.others.iter_mut().for_each(|o| o.push(Event::Norm(step)));
                 }
             }
@@ -305,7 +305,7 @@ fn measured_gradients_are_told_from_followed_ones() {
         stage.on(Event::Gradient { micro_batch: train(0, 1), loss: 2 }).unwrap();
         before + " | " + &until_waiting(&mut stage)
     };
-    // Loss 1 is followed here and measured by the stage before; loss 2 is measured here and goes no further.
+    // Loss 1 is followed here and measured by the previous stage; loss 2 is measured here and goes no further.
     assert_eq!(run(PolicyName::Interlock), "F0 H0 I0.1 W0.1 | w0.2 U");
     assert_eq!(run(PolicyName::OneFOneB), "F0 H0 B0.1 | w0.2 U");
     let far = GradientPlan::of_widths(&[2, 1, 1]).unwrap().measuring(vec![Some(2), Some(2), None]).unwrap();
@@ -384,7 +384,7 @@ fn without_credit_nothing_is_sent() {
     for micro in 0..3 {
         stage.on(Event::Activation(train(micro, 3))).unwrap();
     }
-    // It holds all that it has room for, so that the stage before waits: what frees one comes before the next head.
+    // It holds all the micro-batches that it may, so that the previous stage waits: what frees one comes before the next head.
     assert_eq!(until_waiting(&mut stage), "F0 F1 H0 W0.0 H1 W1.0");
     stage.on(Event::Credit).unwrap();
     assert_eq!(until_waiting(&mut stage), "F2 H2 W2.0 U");

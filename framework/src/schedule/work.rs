@@ -1,21 +1,21 @@
-//! How long a stage worked, by kind of action.
+//! The work of a stage, by kind of action.
 
 use std::time::Duration;
 
 use super::ActionKind;
 
-/// What a stage did for one step, or for several.
+/// The work of a stage in one step, or in several: seconds and actions by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Work {
+pub struct StageWork {
     seconds: [f64; ActionKind::ALL.len()],
     actions: [u64; ActionKind::ALL.len()],
     /// Bytes of the largest activation that it sent to the next stage.
     pub activation_bytes: u64,
-    /// Bytes of the largest gradient that it sent to the stage before.
+    /// Bytes of the largest gradient that it sent to the previous stage.
     pub gradient_bytes: u64,
 }
 
-impl Work {
+impl StageWork {
     /// One more action.
     pub fn add(&mut self, kind: ActionKind, took: Duration) {
         self.seconds[kind as usize] += took.as_secs_f64();
@@ -43,7 +43,7 @@ impl Work {
     }
 }
 
-impl std::ops::AddAssign for Work {
+impl std::ops::AddAssign for StageWork {
     fn add_assign(&mut self, other: Self) {
         for kind in ActionKind::ALL {
             self.seconds[kind as usize] += other.seconds(kind);
@@ -60,11 +60,11 @@ mod tests {
 
     #[test]
     fn actions_add_up_by_kind() {
-        let mut step = Work { activation_bytes: 5, ..Work::default() };
+        let mut step = StageWork { activation_bytes: 5, ..StageWork::default() };
         step.add(ActionKind::Forward, Duration::from_millis(250));
         step.add(ActionKind::Forward, Duration::from_millis(750));
         step.add(ActionKind::Update, Duration::from_millis(125));
-        let mut both = Work { activation_bytes: 3, gradient_bytes: 7, ..Work::default() };
+        let mut both = StageWork { activation_bytes: 3, gradient_bytes: 7, ..StageWork::default() };
         both += step;
         both += step;
         assert_eq!((both.seconds(ActionKind::Forward), both.actions(ActionKind::Forward)), (2.0, 4));

@@ -29,12 +29,12 @@ pub struct StageCosts {
     pub update: f64,
     /// Bytes of a micro-batch's activation that goes to the next stage.
     pub activation_bytes: u64,
-    /// Bytes of a gradient that goes to the stage before.
+    /// Bytes of a gradient that goes to the previous stage.
     pub gradient_bytes: u64,
 }
 
 impl StageCosts {
-    /// A forward pass of `forward` seconds, a head of `head`, and pull-backs whose chain takes `input` and whose parameters' gradients take
+    /// A forward pass of `forward` seconds, a head of `head`, and backward passes whose chain takes `input` and whose parameter gradients take
     /// `parameters` beside it; everything else takes nothing.
     pub fn of(forward: f64, head: f64, input: f64, parameters: f64) -> Self {
         let both = input + parameters;

@@ -47,7 +47,7 @@ pub enum Reason {
         /// The last of them.
         last: usize,
     },
-    /// A stage waits until the next has room for another micro-batch.
+    /// A stage waits for a credit of the next.
     InFlight {
         /// The stage that waits.
         stage: usize,
@@ -58,7 +58,7 @@ pub enum Reason {
     Device,
 }
 
-/// The critical path: nothing on it can be later without all steps behind it being later.
+/// The critical path: a delay of anything on it delays all later steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Critical {
     /// Why the step takes as long as it does.
@@ -80,10 +80,10 @@ impl fmt::Display for Reason {
                 write!(f, "the way forward and back through stages {first} to {last}")
             }
             Self::InFlight { stage } => {
-                write!(f, "stage {stage} waits for room in stage {}; a larger in_flight may help", stage + 1)
+                write!(f, "stage {stage} waits for a credit of stage {}; a larger in_flight may help", stage + 1)
             }
             Self::GlobalNorm => f.write_str("all stages wait for the norm of all gradients (clip.scope = \"global\")"),
-            Self::Device => f.write_str("stages wait for a device or for cores that others use"),
+            Self::Device => f.write_str("stages wait for a device or for cores that other stages use"),
         }
     }
 }

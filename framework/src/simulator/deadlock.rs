@@ -2,21 +2,23 @@
 
 use crate::{
     error::{Deadlock, Wait},
-    schedule::{Lack, StageSchedule},
+    schedule::{StageSchedule, WaitingFor},
 };
 
 /// The cycle of waits among stages that are all stuck.
 pub(super) fn find<'a>(stages: impl Iterator<Item = &'a StageSchedule>) -> Deadlock {
     let stages: Vec<&StageSchedule> = stages.collect();
     let wait = |k: usize| {
-        let lack = stages[k].lack();
-        let on = match lack {
-            Lack::Activation => k.checked_sub(1),
-            Lack::Room | Lack::Gradient { .. } => Some(k + 1),
+        let what = stages[k].waiting_for();
+        let on = match what {
+            WaitingFor::Activation => k.checked_sub(1),
+            WaitingFor::Credit | WaitingFor::Gradient { .. } => Some(k + 1),
             // The norm comes when every stage has shared its own.
-            Lack::Norm => (0..stages.len()).find(|&other| other != k && stages[other].lack() != Lack::Norm),
+            WaitingFor::Norm => {
+                (0..stages.len()).find(|&other| other != k && stages[other].waiting_for() != WaitingFor::Norm)
+            }
         };
-        Wait { stage: k, on, what: lack.to_string() }
+        Wait { stage: k, on, what: what.to_string() }
     };
     let mut seen: Vec<Wait> = Vec::new();
     let mut at = Some(0);

@@ -1,11 +1,11 @@
-//! How much room the boundaries need.
+//! The credits that boundaries need.
 
 use std::sync::Arc;
 
 use super::{Scenario, StageCosts, simulate};
 use crate::{GradientPlan, Result, schedule::Policy};
 
-/// The least room, in micro-batches a boundary, with which a step is as short as with any: found by simulation of stages that all cost the
+/// Returns the least number of micro-batches in flight per boundary with which a step is as short as with any: found by simulation of stages that all cost the
 /// same (head 0.3, everything else 1), and of messages that take a little. At least 2, so that a stage finds its next micro-batch there when it gets to it.
 pub fn least_in_flight(plan: &Arc<GradientPlan>, micro_batches: usize, policy: Policy) -> Result<usize> {
     let stages = plan.stages();

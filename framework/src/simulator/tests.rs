@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Error, error::Wait, schedule::PolicyName, timeline::Grid};
+use crate::{Error, error::Wait, schedule::PolicyName, timeline::TimelineGrid};
 
-/// `F = B = W = 1`, `H = 0.3`, where the last stage's loss costs nothing, and room for `in_flight`.
+/// `F = B = W = 1`, `H = 0.3`, where the last stage's loss costs nothing, and `in_flight` credits.
 fn scenario(width: usize, stages: usize) -> Scenario {
     let plan = GradientPlan::of_widths(&vec![width; stages]).unwrap();
     let costs = (0..stages).map(|k| StageCosts::of(1.0, if k + 1 < stages { 0.3 } else { 0.0 }, 1.0, 1.0)).collect();
@@ -54,7 +54,7 @@ fn micro_batches_fill_the_waits() {
     let interlock = with(PolicyName::Interlock);
     assert_eq!(step(&interlock), 24.0);
     assert_eq!(found(&interlock).lower_bound(&interlock), 24.0);
-    // The simplest schedule holds all micro-batches, the others no more than there are stages ahead.
+    // The simplest schedule holds all micro-batches, the others no more than there are stages downstream.
     assert_eq!(found(&with(PolicyName::FillDrain)).peak_live, [8, 8, 8, 8]);
     assert_eq!(found(&Scenario { in_flight: 5, ..with(PolicyName::OneFOneB) }).peak_live, [5, 5, 4, 1]);
 }
@@ -205,8 +205,8 @@ fn grid(width: usize, micro_batches: usize, policy: PolicyName) -> String {
     let scenario = Scenario { micro_batches, policy: policy.into(), in_flight: 4, ..Scenario::new(plan, costs) };
     let mut timeline = simulate(&scenario).unwrap().timeline;
     timeline.spans.retain(|span| span.action.step() < 2);
-    let grid = Grid::of(&timeline, 1.0).unwrap();
-    assert_eq!(grid.to_string().parse::<Grid>().unwrap(), grid);
+    let grid = TimelineGrid::of(&timeline, 1.0).unwrap();
+    assert_eq!(grid.to_string().parse::<TimelineGrid>().unwrap(), grid);
     grid.to_string()
 }
 

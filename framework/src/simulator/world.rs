@@ -27,7 +27,7 @@ const LONGEST_PERIOD: u64 = 8;
 
 /// What happens at some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum What {
+enum Occurrence {
     /// A stage is done with the action of this span.
     Done(usize),
     /// A message arrives at a stage, sent when the action of this span was done.
@@ -58,7 +58,7 @@ impl StageState {
     }
 
     /// Takes note of a cause. Of several that come at the same time one stands for all: the stage's own work before that of others, and a
-    /// message that brings something before one that only gives room.
+    /// message that brings something before a mere credit.
     fn comes(&mut self, now: Time, cause: Cause) {
         let weight = |cause: &Cause| match cause {
             Cause::Start => 0,
@@ -78,14 +78,14 @@ pub(super) struct World<'a> {
     stages: Vec<StageState>,
     now: Time,
     count: u64,
-    queue: BinaryHeap<Reverse<(Time, u64, What)>>,
+    queue: BinaryHeap<Reverse<(Time, u64, Occurrence)>>,
     /// Stages that could act but for their device, first come first.
     ready: VecDeque<usize>,
     device_busy: Vec<bool>,
     cores_free: usize,
-    /// The next micro-batch to be fed, as its step and number, and the first stage's room.
+    /// The next micro-batch to be fed, as its step and number, and the credits of the first stage.
     next: (u64, usize),
-    room: usize,
+    credits: usize,
     norms: usize,
     spans: Vec<Span>,
     causes: Vec<Cause>,
@@ -138,7 +138,7 @@ impl<'a> World<'a> {
             device_busy: vec![false; devices],
             cores_free: scenario.cores.unwrap_or(usize::MAX),
             next: (0, 0),
-            room: scenario.in_flight,
+            credits: scenario.in_flight,
             norms: 0,
             spans: Vec::new(),
             causes: Vec::new(),
@@ -148,7 +148,7 @@ impl<'a> World<'a> {
 
     /// Runs until steps repeat themselves, or long enough.
     pub(super) fn run(mut self) -> Result<Simulated> {
-        // Long enough for the slowest stage to fill the room of all boundaries before it.
+        // Long enough for the slowest stage to use up the credits of all boundaries upstream.
         let mut most = 64 + 4 * LONGEST_PERIOD;
         let mut period = None;
         self.feed(None);
@@ -177,7 +177,7 @@ impl<'a> World<'a> {
     }
 
     /// The least number of steps after which every action of every stage comes again at the same distance of time. Updates alone do not tell: they
-    /// may repeat themselves while the room of a boundary fills.
+    /// may repeat themselves while the credits of a boundary are used up.
     fn period(&self) -> Option<u64> {
         let last = self.steps as usize - 1;
         let period = (1..=LONGEST_PERIOD as usize).find(|&p| {
@@ -194,27 +194,27 @@ impl<'a> World<'a> {
         period.map(|p| p as u64)
     }
 
-    /// Hands micro-batches to the first stage, as far as it has room.
+    /// Hands micro-batches to the first stage, as far as it has credits.
     fn feed(&mut self, sender: Option<usize>) {
-        while self.room > 0 {
-            self.room -= 1;
+        while self.credits > 0 {
+            self.credits -= 1;
             let (step, micro) = self.next;
             let micros = self.scenario.micro_batches;
             self.next = if micro + 1 == micros { (step + 1, 0) } else { (step, micro + 1) };
             let event = Event::Activation(MicroBatchId { step, purpose: Purpose::Train, index: micro, count: micros });
-            self.post(self.now, What::Arrive { stage: 0, event, sender });
+            self.post(self.now, Occurrence::Arrive { stage: 0, event, sender });
         }
     }
 
-    fn post(&mut self, at: Time, what: What) {
+    fn post(&mut self, at: Time, what: Occurrence) {
         self.count += 1;
         self.queue.push(Reverse((at, self.count, what)));
     }
 
-    fn happen(&mut self, what: What) -> Result<()> {
+    fn happen(&mut self, what: Occurrence) -> Result<()> {
         match what {
-            What::Done(span) => self.finish(span),
-            What::Arrive { stage, event, sender } => {
+            Occurrence::Done(span) => self.finish(span),
+            Occurrence::Arrive { stage, event, sender } => {
                 let state = &mut self.stages[stage];
                 state.schedule.on(event).map_err(|e| Error::Internal(format!("simulated stage {stage}: {e}")))?;
                 state.comes(self.now, sender.map_or(Cause::Start, |span| Cause::Message(span, event)));
@@ -261,7 +261,7 @@ impl<'a> World<'a> {
             self.cores_free -= cores;
             self.causes.push(state.cause);
             self.spans.push(Span { stage, action, start: seconds(self.now), end: seconds(self.now + took) });
-            self.post(self.now + took, What::Done(span));
+            self.post(self.now + took, Occurrence::Done(span));
         }
     }
 
@@ -308,7 +308,7 @@ impl<'a> World<'a> {
         state.held -= freed;
         match stage {
             0 => {
-                self.room += freed;
+                self.credits += freed;
                 self.feed(Some(span));
             }
             _ => (0..freed).for_each(|_| self.deliver(span, stage - 1, now, Event::Credit)),
@@ -324,7 +324,7 @@ impl<'a> World<'a> {
     }
 
     fn deliver(&mut self, span: usize, stage: usize, at: Time, event: Event) {
-        self.post(at + time(self.scenario.hop), What::Arrive { stage, event, sender: Some(span) });
+        self.post(at + time(self.scenario.hop), Occurrence::Arrive { stage, event, sender: Some(span) });
     }
 
     fn found(self, period: Option<u64>) -> Simulated {

@@ -211,7 +211,7 @@ mod tests {
         };
         refused("", "no phase");
         refused(r#"{"from_step": 3, "width": 1}"#, "begins at step 3; its first phase must begin at step 0");
-        refused(r#"{"from_step": 0, "width": 1}, {"from_step": 0, "width": 2}"#, "step 0 comes behind step 0");
+        refused(r#"{"from_step": 0, "width": 1}, {"from_step": 0, "width": 2}"#, "step 0 comes after step 0");
         refused(
             r#"{"from_step": 0, "width": 1}, {"from_step": 9, "width": 4}"#,
             "width 4 for stage 0 of 3 (from step 9 on)",

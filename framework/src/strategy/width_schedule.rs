@@ -112,9 +112,7 @@ mod tests {
         };
         let error = refused(WidthSchedule::new(Local).then(8, Interlock::width(4)));
         insta::assert_snapshot!(error, @"strategy.width: width 4 for stage 0 of 3 (from step 8 on); widths are 1 (local) to 3 (end-to-end)");
-        assert!(
-            refused(WidthSchedule::new(Local).then(8, Local).then(7, Local)).contains("step 7 comes behind step 8")
-        );
+        assert!(refused(WidthSchedule::new(Local).then(8, Local).then(7, Local)).contains("step 7 comes after step 8"));
         assert!(refused(WidthSchedule::new(Local).end_to_end_every(0)).contains("every 0 steps"));
         assert!(refused(WidthSchedule::new(WidthSchedule::new(Local).then(8, Local))).contains("one plan"));
         let adaptive = Adaptive { every: 4, window: 1, below: 0.0, width: 3, max_width: None };

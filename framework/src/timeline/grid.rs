@@ -12,7 +12,7 @@ mod cell;
 #[cfg(test)]
 mod tests;
 
-pub use cell::Cell;
+pub use cell::GridCell;
 
 use std::{fmt, str::FromStr};
 
@@ -24,48 +24,48 @@ const MOST_SLOTS: usize = 1 << 20;
 
 /// One unit of time of one stage.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Slot {
+pub struct GridSlot {
     /// What is done at its beginning and takes no time, or far less than a unit.
-    pub at_once: Vec<Cell>,
+    pub at_once: Vec<GridCell>,
     /// What it is spent on.
-    pub then: Fill,
+    pub then: SlotFill,
 }
 
 /// What a unit of time is spent on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Fill {
+pub enum SlotFill {
     /// Nothing.
     #[default]
     Idle,
     /// An action that begins.
-    Begins(Cell),
+    Begins(GridCell),
     /// The action of the slot before.
     Continues,
 }
 
-impl fmt::Display for Slot {
+impl fmt::Display for GridSlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for cell in &self.at_once {
             write!(f, "{cell}+")?;
         }
         match self.then {
-            Fill::Idle if self.at_once.is_empty() => f.write_str("."),
-            Fill::Idle => Ok(()),
-            Fill::Begins(cell) => cell.fmt(f),
-            Fill::Continues => f.write_str("-"),
+            SlotFill::Idle if self.at_once.is_empty() => f.write_str("."),
+            SlotFill::Idle => Ok(()),
+            SlotFill::Begins(cell) => cell.fmt(f),
+            SlotFill::Continues => f.write_str("-"),
         }
     }
 }
 
-impl Slot {
+impl GridSlot {
     fn read(word: &str) -> Option<Self> {
         let (at_once, then) = word.rsplit_once('+').map_or((None, word), |(at_once, then)| (Some(at_once), then));
-        let at_once = at_once.map_or(Some(Vec::new()), |cells| cells.split('+').map(Cell::read).collect())?;
+        let at_once = at_once.map_or(Some(Vec::new()), |cells| cells.split('+').map(GridCell::read).collect())?;
         let then = match then {
-            "" if !at_once.is_empty() => Fill::Idle,
-            "." if at_once.is_empty() => Fill::Idle,
-            "-" if at_once.is_empty() => Fill::Continues,
-            cell => Fill::Begins(Cell::read(cell)?),
+            "" if !at_once.is_empty() => SlotFill::Idle,
+            "." if at_once.is_empty() => SlotFill::Idle,
+            "-" if at_once.is_empty() => SlotFill::Continues,
+            cell => SlotFill::Begins(GridCell::read(cell)?),
         };
         Some(Self { at_once, then })
     }
@@ -73,12 +73,12 @@ impl Slot {
 
 /// What every stage does in every unit of time; prints as aligned text, which parses back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grid {
+pub struct TimelineGrid {
     /// Of one length, at least 1.
-    rows: Vec<Vec<Slot>>,
+    rows: Vec<Vec<GridSlot>>,
 }
 
-impl Grid {
+impl TimelineGrid {
     /// The training actions of `timeline` by units of `unit` seconds. An action begins at the unit nearest to its start and goes on
     /// until the one nearest to its end. Steps are counted from the first that is there; evaluations are left out.
     ///
@@ -92,7 +92,7 @@ impl Grid {
         let mut spans: Vec<&Span> = timeline.spans.iter().filter(|span| span.action.trains()).collect();
         spans.sort_by(|a, b| a.start.total_cmp(&b.start).then(a.end.total_cmp(&b.end)));
         let first_step = spans.iter().map(|span| span.action.step()).min().unwrap_or_default();
-        let mut rows = vec![vec![Slot::default()]; timeline.stages];
+        let mut rows = vec![vec![GridSlot::default()]; timeline.stages];
         for span in spans {
             let (start, end) = ((span.start / unit).round(), (span.end / unit).round());
             let what = || format!("{} of stage {} from {} s to {} s", span.action, span.stage, span.start, span.end);
@@ -103,21 +103,21 @@ impl Grid {
                 return refuse(format!("{end} units of {unit} s"), "use a larger unit of time");
             }
             let (start, end) = (start as usize, end as usize);
-            row.resize_with(row.len().max(end).max(start + 1), Slot::default);
-            if row[start..].iter().any(|slot| slot.then != Fill::Idle) {
+            row.resize_with(row.len().max(end).max(start + 1), GridSlot::default);
+            if row[start..].iter().any(|slot| slot.then != SlotFill::Idle) {
                 return refuse(what(), "a stage does one thing after the other");
             }
-            let cell = Cell::new(&span.action, first_step);
+            let cell = GridCell::new(&span.action, first_step);
             match &mut row[start..end] {
                 [] => row[start].at_once.push(cell),
                 [first, rest @ ..] => {
-                    first.then = Fill::Begins(cell);
-                    rest.iter_mut().for_each(|slot| slot.then = Fill::Continues);
+                    first.then = SlotFill::Begins(cell);
+                    rest.iter_mut().for_each(|slot| slot.then = SlotFill::Continues);
                 }
             }
         }
         let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
-        rows.iter_mut().for_each(|row| row.resize_with(columns, Slot::default));
+        rows.iter_mut().for_each(|row| row.resize_with(columns, GridSlot::default));
         Ok(Self { rows })
     }
 
@@ -127,14 +127,15 @@ impl Grid {
     }
 
     /// The slots of each stage, as many for every stage.
-    pub fn rows(&self) -> &[Vec<Slot>] {
+    pub fn rows(&self) -> &[Vec<GridSlot>] {
         &self.rows
     }
 }
 
-impl fmt::Display for Grid {
+impl fmt::Display for TimelineGrid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows: Vec<Vec<String>> = self.rows.iter().map(|row| row.iter().map(Slot::to_string).collect()).collect();
+        let rows: Vec<Vec<String>> =
+            self.rows.iter().map(|row| row.iter().map(GridSlot::to_string).collect()).collect();
         let columns = rows.first().map_or(0, Vec::len);
         let widths: Vec<usize> =
             (0..columns).map(|c| rows.iter().map(|row| row[c].len()).max().unwrap_or_default()).collect();
@@ -147,24 +148,24 @@ impl fmt::Display for Grid {
     }
 }
 
-impl FromStr for Grid {
+impl FromStr for TimelineGrid {
     type Err = Error;
 
     /// # Errors
     /// If something is no action, nothing is there to go on, or the rows differ in length; line and column are named, counted from 1.
     /// Blank lines are passed over.
     fn from_str(text: &str) -> Result<Self> {
-        let mut rows: Vec<Vec<Slot>> = Vec::new();
+        let mut rows: Vec<Vec<GridSlot>> = Vec::new();
         for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
             let refuse = |column: usize, problem: String, right: String| {
                 Err(Error::invalid("grid", format!("line {number}, column {column}: {problem}"), right))
             };
             let (mut row, mut column) = (Vec::new(), 1);
             for word in line.trim_end().split(char::is_whitespace) {
-                match Slot::read(word) {
+                match GridSlot::read(word) {
                     _ if word.is_empty() => {}
-                    Some(Slot { then: Fill::Continues, .. })
-                        if row.last().is_none_or(|before: &Slot| before.then == Fill::Idle) =>
+                    Some(GridSlot { then: SlotFill::Continues, .. })
+                        if row.last().is_none_or(|before: &GridSlot| before.then == SlotFill::Idle) =>
                     {
                         let right = "put . where a stage is idle".to_owned();
                         return refuse(column, "nothing is there to go on".to_owned(), right);

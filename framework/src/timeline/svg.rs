@@ -217,7 +217,7 @@ fn draw_spans(layout: &Layout, shown: &[&Span]) -> Element {
     group
 }
 
-/// In the rectangles that have room for it: the notation of their actions if most have, or else the number of the micro-batch alone.
+/// In the rectangles that are wide enough: the notation of their actions if most have, or else the number of the micro-batch alone.
 fn draw_names(layout: &Layout, shown: &[&Span]) -> Element {
     let size = (layout.row * 0.62).min(12.0);
     let mut group = Element::new("g")

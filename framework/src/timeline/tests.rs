@@ -224,7 +224,7 @@ fn flows_go_from_forward_to_forward_and_from_gradient_to_its_first_use() {
         match begin["name"].as_str().unwrap() {
             "activation" => assert_eq!((b, &from["name"], &to["name"]), (a + 1, &"forward".into(), &"forward".into())),
             _ => {
-                // The stage before relays the gradient first, if it relays it at all.
+                // The previous stage relays the gradient first, if it relays it at all.
                 let first = if b == 0 { "parameter gradient" } else { "input gradient" };
                 assert_eq!((b, &from["name"], &to["name"]), (a - 1, &"input gradient".into(), &first.into()));
             }

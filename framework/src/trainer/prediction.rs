@@ -7,7 +7,7 @@ use metrics::Gauge;
 use crate::{
     GradientPlan,
     metrics::table,
-    schedule::{ActionKind, Work},
+    schedule::{ActionKind, StageWork},
     simulator::{Scenario, StageCosts, simulate},
     transport::StageStep,
 };
@@ -25,7 +25,7 @@ const MOST: usize = 1024;
 pub(crate) struct Prediction {
     /// With everything but costs.
     scenario: Scenario,
-    work: Vec<Work>,
+    work: Vec<StageWork>,
     steps: u64,
     next: u64,
     gauges: Vec<Gauge>,
@@ -34,7 +34,7 @@ pub(crate) struct Prediction {
 impl Prediction {
     /// Of runs like this one, whose costs are not known yet.
     pub(crate) fn new(scenario: Scenario) -> Self {
-        let work = vec![Work::default(); scenario.plan.stages()];
+        let work = vec![StageWork::default(); scenario.plan.stages()];
         Self { scenario, work, steps: 0, next: FIRST, gauges: Vec::new() }
     }
 
@@ -42,7 +42,7 @@ impl Prediction {
     pub(crate) fn plan(&mut self, plan: &Arc<GradientPlan>) {
         if !Arc::ptr_eq(plan, &self.scenario.plan) {
             self.scenario.plan = Arc::clone(plan);
-            self.work.fill(Work::default());
+            self.work.fill(StageWork::default());
             (self.steps, self.next) = (0, FIRST);
         }
     }
@@ -80,9 +80,9 @@ impl Prediction {
     }
 }
 
-/// The mean costs of a stage's actions. Whether its parameters' gradients came alone or behind the input's does not change with the step, nor
+/// The mean costs of a stage's actions. Whether its parameter gradients came alone or after the input gradient does not change with the step, nor
 /// whether its head is a probe.
-fn costs(work: &Work) -> StageCosts {
+fn costs(work: &StageWork) -> StageCosts {
     let mean = |kind| work.mean_seconds(kind);
     let (head, parameters) = (mean(ActionKind::Head), mean(ActionKind::ParameterGradient));
     StageCosts {
@@ -110,7 +110,7 @@ mod tests {
     /// A step of a stage whose phases take so many milliseconds: forward, head, input gradient and parameter gradient; 0 is left out.
     fn step(stage: usize, phases: [u64; 4]) -> StageStep {
         let kinds = [ActionKind::Forward, ActionKind::Head, ActionKind::InputGradient, ActionKind::ParameterGradient];
-        let mut work = Work::default();
+        let mut work = StageWork::default();
         for (kind, ms) in kinds.into_iter().zip(phases).filter(|(_, ms)| *ms > 0) {
             work.add(kind, Duration::from_millis(ms));
         }
@@ -155,7 +155,7 @@ mod tests {
         prediction.plan(&first);
         assert_eq!(prediction.steps, 1);
         prediction.plan(&second);
-        assert_eq!((prediction.steps, prediction.work[0]), (0, Work::default()));
+        assert_eq!((prediction.steps, prediction.work[0]), (0, StageWork::default()));
         (0..FIRST).for_each(|_| prediction.step_done(&second, &steps));
         assert_eq!((prediction.next, prediction.gauges.len()), (4 * FIRST, 2));
     }

@@ -29,7 +29,7 @@ impl Timed {
 /// The actions done for a step.
 #[derive(Default)]
 pub(super) struct Done {
-    work: schedule::Work,
+    work: schedule::StageWork,
     timed: Vec<Timed>,
 }
 

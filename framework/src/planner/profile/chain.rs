@@ -65,7 +65,7 @@ pub(super) struct Chain<'a> {
     pub(super) seen: HashMap<(usize, Figure), Vec<Seen>>,
     /// Bytes of each unit's output as it crosses a boundary.
     pub(super) outputs: Vec<usize>,
-    /// Bytes of the output_gradient of each unit's output.
+    /// Bytes of each unit's output gradient.
     pub(super) output_gradients: Vec<usize>,
     settings: &'a StageSettings,
     payload: Payload,
@@ -104,11 +104,11 @@ impl<'a> Chain<'a> {
         Ok(result)
     }
 
-    /// The forward passes, each followed by what `behind` does with the output: the last output, and what was saved.
+    /// The forward passes, each followed by what `after` does with the output. Returns the last output and the saved activations.
     fn forward(
         &mut self,
         figure: Figure,
-        mut behind: impl FnMut(&mut Self, usize, &Activation) -> Result<()>,
+        mut after: impl FnMut(&mut Self, usize, &Activation) -> Result<()>,
     ) -> Result<(Activation, Vec<Saved>)> {
         let precision = self.device.precision();
         let pass = Pass { dtype: self.settings.dtype, precision, ..Pass::train(self.settings.seed, 0, 0) };
@@ -119,7 +119,7 @@ impl<'a> Chain<'a> {
             x = y.detach();
             drop(y);
             all.push(saved);
-            behind(self, i, &x)?;
+            after(self, i, &x)?;
         }
         if let Some(last) = self.outputs.last_mut() {
             *last = x.bytes();
@@ -142,8 +142,8 @@ impl<'a> Chain<'a> {
         Ok(gradient.into())
     }
 
-    /// The last pull-back of unit `i`, to its parameters and, where asked for, to its input.
-    fn pull(
+    /// Runs the last backward pass of unit `i`, to its parameters and, if wanted, to its input.
+    fn backward(
         &mut self,
         i: usize,
         saved: Saved,
@@ -153,9 +153,9 @@ impl<'a> Chain<'a> {
         self.output_gradients[i] = output_gradient.bytes();
         let figure = if wants.input { Figure::Both } else { Figure::ParametersOnly };
         self.see(i, figure, |parts| {
-            let mut pulled = parts.units[i].module.last_backward(saved, output_gradient, wants)?;
-            parts.accumulate(i, mem::take(&mut pulled.parameters))?;
-            if wants.input { input_of(pulled).map(Some) } else { Ok(None) }
+            let mut gradients = parts.units[i].module.last_backward(saved, output_gradient, wants)?;
+            parts.accumulate(i, mem::take(&mut gradients.parameters))?;
+            if wants.input { input_of(gradients).map(Some) } else { Ok(None) }
         })
     }
 
@@ -182,7 +182,7 @@ impl<'a> Chain<'a> {
         Ok(())
     }
 
-    /// All that the head behind unit `i` does with the unit's output, if there is one.
+    /// Runs the head after unit `i`, if there is one: forward, loss and backward.
     fn head(&mut self, i: usize, output: &Activation, needed: bool) -> Result<()> {
         if self.parts.heads[i].is_none() {
             return Ok(());
@@ -196,14 +196,14 @@ impl<'a> Chain<'a> {
             let (logits, saved) = head.module.forward(output, &pass)?;
             let (_, gradient) = loss.differentiate(logits.single()?, &Targets::on(device, &targets)?, total)?;
             let wants = Wants { input: needed, parameters: true };
-            let mut pulled = head.module.last_backward(saved, gradient.into(), wants)?;
+            let mut gradients = head.module.last_backward(saved, gradient.into(), wants)?;
             if let Some(parameters) = &mut head.parameters {
-                parameters.accumulate(mem::take(&mut pulled.parameters), &mut parts.monitor)?;
+                parameters.accumulate(mem::take(&mut gradients.parameters), &mut parts.monitor)?;
             }
             if !needed {
                 return Ok(None);
             }
-            let gradient = input_of(pulled)?;
+            let gradient = input_of(gradients)?;
             let what = || "the gradient that the head gives".to_owned();
             parts.monitor.check_activation(&gradient, NonFinite::Gradient, what)?;
             Ok(Some(gradient))
@@ -211,7 +211,7 @@ impl<'a> Chain<'a> {
         Ok(())
     }
 
-    /// What a boundary behind unit `i` would cost.
+    /// Sends the output of unit `i` and receives it, as if a boundary followed the unit.
     fn boundary(&mut self, i: usize, output: &Activation) -> Result<()> {
         if i + 1 == self.parts.units.len() {
             return Ok(());
@@ -227,11 +227,11 @@ impl<'a> Chain<'a> {
         Ok(())
     }
 
-    /// A step that pulls the loss back to inputs and parameters at once.
+    /// Runs a step whose backward passes give input and parameter gradients at once.
     pub(super) fn whole(&mut self) -> Result<()> {
         let (mut output_gradient, saved) = self.begin(Figure::Forward)?;
         for (i, saved) in saved.into_iter().enumerate().rev() {
-            match self.pull(i, saved, output_gradient, if i > 0 { Wants::BOTH } else { Wants::PARAMETERS })? {
+            match self.backward(i, saved, output_gradient, if i > 0 { Wants::BOTH } else { Wants::PARAMETERS })? {
                 Some(input) => output_gradient = input,
                 None => break,
             }
@@ -239,12 +239,12 @@ impl<'a> Chain<'a> {
         self.update()
     }
 
-    /// A step that pulls the loss back to the first unit, and only then into the parameters.
+    /// Runs a step whose input passes reach the first unit before the parameter passes begin.
     pub(super) fn split(&mut self) -> Result<()> {
         let (mut output_gradient, mut saved) = self.begin(Figure::Forward)?;
-        let behind = saved.split_off(1);
-        let mut left = Vec::with_capacity(behind.len());
-        for (i, saved) in behind.iter().enumerate().map(|(i, saved)| (i + 1, saved)).rev() {
+        let rest = saved.split_off(1);
+        let mut left = Vec::with_capacity(rest.len());
+        for (i, saved) in rest.iter().enumerate().map(|(i, saved)| (i + 1, saved)).rev() {
             let (input, pending) =
                 self.see(i, Figure::Input, |parts| parts.units[i].module.backward_input(saved, &output_gradient))?;
             output_gradient = input;
@@ -252,10 +252,10 @@ impl<'a> Chain<'a> {
         }
         self.see(0, Figure::Between, |_| Ok(()))?;
         for first in saved {
-            self.pull(0, first, output_gradient.clone(), Wants::PARAMETERS)?;
+            self.backward(0, first, output_gradient.clone(), Wants::PARAMETERS)?;
         }
         drop(output_gradient);
-        for ((i, saved), pending) in behind.into_iter().enumerate().rev().zip(left) {
+        for ((i, saved), pending) in rest.into_iter().enumerate().rev().zip(left) {
             let i = i + 1;
             self.see(i, Figure::Parameters, |parts| {
                 let gradients = parts.units[i].module.last_backward_parameters(saved, pending)?;
@@ -276,7 +276,7 @@ impl<'a> Chain<'a> {
                     input_of(parts.units[i].module.backward(&saved, &output_gradient, Wants::INPUT)?)
                 })?),
             };
-            self.pull(i, saved, output_gradient, Wants::PARAMETERS)?;
+            self.backward(i, saved, output_gradient, Wants::PARAMETERS)?;
             match input {
                 Some(input) => output_gradient = input,
                 None => break,
@@ -286,7 +286,7 @@ impl<'a> Chain<'a> {
         self.update_heads()
     }
 
-    /// Forward passes with all heads as probes, and boundaries behind all units.
+    /// Runs forward passes with all heads as probes, and a boundary after every unit.
     pub(super) fn probe(&mut self) -> Result<()> {
         self.forward(Figure::Aside, |chain, i, y| {
             chain.boundary(i, y)?;
@@ -295,7 +295,7 @@ impl<'a> Chain<'a> {
         self.update_heads()
     }
 
-    /// A step that pulls the loss back to inputs only.
+    /// Runs a step whose backward passes give input gradients only.
     pub(super) fn relay(&mut self) -> Result<()> {
         let (mut output_gradient, saved) = self.begin(Figure::Forward)?;
         for (i, saved) in saved.into_iter().enumerate().rev() {

@@ -81,15 +81,15 @@ impl Readings<'_, '_> {
 
     /// What the output of unit `i` takes, unless the unit keeps it anyway.
     fn output(&self, i: usize) -> i64 {
-        let behind = match i + 1 == self.0.parts.units.len() {
+        let next = match i + 1 == self.0.parts.units.len() {
             true => self.last(i, Figure::Loss),
             false => self.last(i + 1, Figure::Forward),
         };
-        behind.before - self.kept(i) - self.empty()
+        next.before - self.kept(i) - self.empty()
     }
 
-    /// What the input passes of units behind `i` have left.
-    fn left_behind(&self, i: usize) -> i64 {
+    /// Bytes that the input passes of the units after `i` have left.
+    fn left_after(&self, i: usize) -> i64 {
         let used = self.last(i, if i > 0 { Figure::Input } else { Figure::Between });
         used.before - self.output_gradient(i)
     }
@@ -113,7 +113,7 @@ impl Readings<'_, '_> {
         let parts = &self.0.parts;
         let gradients = parts.bytes(&parts.units[i])?.gradients as i64;
         let (output_gradient, before) = (self.output_gradient(i), if i > 0 { self.kept(i - 1) } else { 0 });
-        let pending = if i > 0 { self.left_behind(i - 1) - self.left_behind(i) } else { 0 };
+        let pending = if i > 0 { self.left_after(i - 1) - self.left_after(i) } else { 0 };
         let forward = self.last(i, Figure::Forward).peak.map(|peak| peak - self.kept(i) - self.empty());
         let back = if i > 0 { Figure::Both } else { Figure::ParametersOnly };
         let transients = [

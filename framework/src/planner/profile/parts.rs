@@ -18,7 +18,7 @@ pub(super) struct Part {
     pub(super) parameters: Option<Trainable>,
 }
 
-/// The units of a model, and the heads behind them.
+/// The units of a model, and their heads.
 pub(super) struct Parts {
     pub(super) units: Vec<Part>,
     /// One for each unit.
@@ -124,7 +124,7 @@ impl Parts {
     }
 }
 
-/// The head behind each of `count` units but the last, where the model has one there.
+/// The head after each of `count` units but the last, where the model has one there.
 ///
 /// # Errors
 /// If the settings name a head that is possible nowhere.

@@ -54,6 +54,6 @@ impl<'a> Reader<'a> {
 pub(super) struct Used {
     pub(super) before: i64,
     pub(super) after: i64,
-    /// The most in between, where that can be told.
+    /// The most in between, if known.
     pub(super) peak: Option<i64>,
 }

@@ -59,7 +59,7 @@ const PENDING: i64 = 300_000;
 const FORWARD: i64 = 50_000;
 const BACK: i64 = 80_000;
 
-/// `y = w·x` for one value `w`, which fails or panics in a pass if it is told to, and claims bytes.
+/// `y = w·x` for one value `w`, which fails or panics in a pass if asked to, and claims bytes.
 struct Scale {
     weight: Tensor,
     fails: Option<Phase>,
@@ -155,7 +155,7 @@ impl ModelSpec for Model {
     fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
         match self.heads && arch == "fc" {
             true => Ok(self.unit("", None, None)),
-            false => Err(Error::invalid("heads.arch", format!("no {arch} behind {unit}"), "use fc")),
+            false => Err(Error::invalid("heads.arch", format!("no {arch} after {unit}"), "use fc")),
         }
     }
 }
@@ -308,7 +308,7 @@ fn a_head_that_is_possible_nowhere_is_refused_where_it_was_named() {
         Profile::measure(&model, &settings, &one_device(), &batch(), None)
     };
     assert!(named("fc").is_ok());
-    assert!(named("conv").unwrap_err().to_string().contains("no conv behind 0"));
+    assert!(named("conv").unwrap_err().to_string().contains("no conv after 0"));
 }
 
 #[test]

@@ -13,16 +13,16 @@ pub(super) const NOTATION: &str =
 
 /// What an action is, without what only the stage needs to know: its kind, step, micro-batch and loss.
 ///
-/// It prints as [`Action`] does, and parses back; from the second step on with the step's number behind it: `F0`, `F0@1`.
+/// It prints as [`Action`] does, and parses back; from the second step on with the step's number after it: `F0`, `F0@1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Cell {
+pub struct GridCell {
     kind: ActionKind,
     micro: Option<usize>,
     loss: Option<usize>,
     step: u64,
 }
 
-impl Cell {
+impl GridCell {
     /// The cell of an action, its step counted from `first_step`.
     pub fn new(action: &Action, first_step: u64) -> Self {
         Self {
@@ -33,7 +33,7 @@ impl Cell {
         }
     }
 
-    /// What sort of work it is.
+    /// Its kind.
     pub fn kind(&self) -> ActionKind {
         self.kind
     }
@@ -43,7 +43,7 @@ impl Cell {
         self.micro
     }
 
-    /// The stage whose loss is pulled back, if one is.
+    /// The stage whose loss it is, if it is a backward pass.
     pub fn loss(&self) -> Option<usize> {
         self.loss
     }
@@ -75,7 +75,7 @@ fn number<T: FromStr>(text: &str) -> Option<T> {
     if digits { text.parse().ok() } else { None }
 }
 
-impl fmt::Display for Cell {
+impl fmt::Display for GridCell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kind.letter())?;
         if let Some(micro) = self.micro {
@@ -91,7 +91,7 @@ impl fmt::Display for Cell {
     }
 }
 
-impl FromStr for Cell {
+impl FromStr for GridCell {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {

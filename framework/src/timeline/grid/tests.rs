@@ -20,7 +20,7 @@ fn timeline(stages: usize, spans: &[(usize, Action, f64, f64)]) -> Timeline {
     Timeline { stages, spans }
 }
 
-/// Two stages end to end, two steps of one micro-batch, by hand; pull-backs take two units of a tenth of a second.
+/// Two stages end to end, two steps of one micro-batch, by hand; backward passes take two units of a tenth of a second.
 fn two_steps() -> Timeline {
     let head = |step| Action::Head { micro_batch: micro_batch(step, 0), output_gradient: true };
     let mut spans = Vec::new();
@@ -41,7 +41,7 @@ fn two_steps() -> Timeline {
 
 #[test]
 fn two_steps_print_as_a_table_with_the_second_marked() {
-    insta::assert_snapshot!(Grid::of(&two_steps(), 0.1).unwrap(), @r"
+    insta::assert_snapshot!(TimelineGrid::of(&two_steps(), 0.1).unwrap(), @r"
     F0 .  .  .    . W0.1 - U F0@1 .    .    .      . W0.1@1 - U@1
     .  F0 H0 I0.1 - W0.1 - U .    F0@1 H0@1 I0.1@1 - W0.1@1 - U@1
     ");
@@ -52,7 +52,7 @@ fn a_unit_may_be_longer_than_a_gap_and_shorter_than_every_action() {
     let both = backward(0, 1, 0, Wants::BOTH);
     let spans =
         [(0, Action::Forward(micro_batch(0, 1)), 0.0, 1.9), (0, both, 2.1, 4.1), (0, Action::ShareNorm(0), 4.1, 5.0)];
-    insta::assert_snapshot!(Grid::of(&timeline(2, &spans), 1.0).unwrap(), @r"
+    insta::assert_snapshot!(TimelineGrid::of(&timeline(2, &spans), 1.0).unwrap(), @r"
     F1 - B1.0 - N
     .  . .    . .
     ");
@@ -60,7 +60,7 @@ fn a_unit_may_be_longer_than_a_gap_and_shorter_than_every_action() {
 
 #[test]
 fn what_takes_no_time_or_little_stands_before_what_fills_the_unit() {
-    insta::assert_snapshot!(Grid::of(&two_steps(), 0.3).unwrap(), @r"
+    insta::assert_snapshot!(TimelineGrid::of(&two_steps(), 0.3).unwrap(), @r"
     F0+ .       W0.1+U F0@1+     W0.1@1        U@1+
     F0  H0+I0.1 W0.1+U F0@1+H0@1 I0.1@1+W0.1@1 U@1+
     ");
@@ -73,7 +73,7 @@ fn what_takes_no_time_or_little_stands_before_what_fills_the_unit() {
         (0, Action::ShareNorm(0), 3.0, 3.0),
         (0, Action::Update(0), 3.0, 3.0),
     ];
-    insta::assert_snapshot!(Grid::of(&timeline(1, &spans), 1.0).unwrap(), @"F0 H0+B0.0 - N+U+");
+    insta::assert_snapshot!(TimelineGrid::of(&timeline(1, &spans), 1.0).unwrap(), @"F0 H0+B0.0 - N+U+");
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn a_simulated_schedule_prints() {
     let scenario = Scenario { micro_batches: 2, in_flight: 3, ..Scenario::new(plan, costs) };
     let mut timeline = simulate(&scenario).unwrap().timeline;
     timeline.spans.retain(|span| span.action.step() < 2);
-    insta::assert_snapshot!(Grid::of(&timeline, 1.0).unwrap(), @r"
+    insta::assert_snapshot!(TimelineGrid::of(&timeline, 1.0).unwrap(), @r"
     F0 F1 .  .       W0.1 -  .       W1.1 -  U+F0@1 F1@1 .      .    .           W0.1@1 -    .           W1.1@1 -    U@1+   . .
     .  F0 H0 I0.1    F1   H1 I1.1    W0.2 -  W1.2   -    U+F0@1 H0@1 I0.1@1      F1@1   H1@1 I1.1@1      W0.2@1 -    W1.2@1 - U@1+
     .  .  F0 H0+I0.2 W0.2 F1 H1+I1.2 W1.2 U+ .      .    .      F0@1 H0@1+I0.2@1 W0.2@1 F1@1 H1@1+I1.2@1 W1.2@1 U@1+ .      . .
@@ -93,34 +93,34 @@ fn a_simulated_schedule_prints() {
 #[test]
 fn evaluations_are_left_out_and_nothing_is_one_idle_slot() {
     let evaluation = MicroBatchId { purpose: Purpose::Evaluate, ..micro_batch(0, 0) };
-    let grid = Grid::of(&timeline(2, &[(0, Action::Forward(evaluation), 0.0, 3.0)]), 1.0).unwrap();
+    let grid = TimelineGrid::of(&timeline(2, &[(0, Action::Forward(evaluation), 0.0, 3.0)]), 1.0).unwrap();
     assert_eq!(grid.to_string(), ".\n.");
-    assert_eq!((grid.stages(), grid.rows()[1].as_slice()), (2, [Slot::default()].as_slice()));
+    assert_eq!((grid.stages(), grid.rows()[1].as_slice()), (2, [GridSlot::default()].as_slice()));
 }
 
 #[test]
 fn a_hand_written_grid_is_read() {
-    let grid: Grid = "
+    let grid: TimelineGrid = "
         F0 -  I0.2 U  .
         .  F0 N    N+U+  F12@3
     "
     .parse()
     .unwrap();
-    let Fill::Begins(cell) = grid.rows()[1][4].then else { panic!() };
+    let SlotFill::Begins(cell) = grid.rows()[1][4].then else { panic!() };
     assert_eq!((cell.kind().letter(), cell.micro(), cell.loss(), cell.step()), ('F', Some(12), None, 3));
-    let Fill::Begins(cell) = grid.rows()[0][2].then else { panic!() };
+    let SlotFill::Begins(cell) = grid.rows()[0][2].then else { panic!() };
     assert_eq!((cell.kind().letter(), cell.micro(), cell.loss(), cell.step()), ('I', Some(0), Some(2), 0));
-    assert_eq!(grid.rows()[0][1].then, Fill::Continues);
-    assert_eq!((grid.rows()[1][3].at_once.len(), grid.rows()[1][3].then), (2, Fill::Idle));
+    assert_eq!(grid.rows()[0][1].then, SlotFill::Continues);
+    assert_eq!((grid.rows()[1][3].at_once.len(), grid.rows()[1][3].then), (2, SlotFill::Idle));
 }
 
 #[test]
 fn what_is_no_grid_is_refused_with_its_place() {
-    let refused = |text: &str| text.parse::<Grid>().unwrap_err().to_string();
+    let refused = |text: &str| text.parse::<TimelineGrid>().unwrap_err().to_string();
     insta::assert_snapshot!(refused("F0 H0\n.  X0"), @r#"grid: line 2, column 4: "X0" is no action; use F0, H0, I0.2, W0.2 or B0.2 (micro-batch 0, loss 2), N or U; F0@1 of the next step; . is idle, - goes on, H0+B0.2 takes no time for H0"#);
     insta::assert_snapshot!(refused("F0 . -"), @"grid: line 1, column 6: nothing is there to go on; put . where a stage is idle");
     insta::assert_snapshot!(refused("F0 H0 U\n.  F0"), @"grid: line 2, column 6: 2 slots, the first stage has 3; give every stage as many, with . where it is idle");
-    insta::assert_snapshot!("W0".parse::<Cell>().unwrap_err().to_string(), @r#"action: "W0" is none; use F0, H0, I0.2, W0.2 or B0.2 (micro-batch 0, loss 2), N or U; F0@1 of the next step"#);
+    insta::assert_snapshot!("W0".parse::<GridCell>().unwrap_err().to_string(), @r#"action: "W0" is none; use F0, H0, I0.2, W0.2 or B0.2 (micro-batch 0, loss 2), N or U; F0@1 of the next step"#);
     for word in [
         "F",
         "F-1",
@@ -146,7 +146,7 @@ fn what_is_no_grid_is_refused_with_its_place() {
 
 #[test]
 fn units_that_do_not_fit_are_refused() {
-    let refused = |timeline: &Timeline, unit: f64| Grid::of(timeline, unit).unwrap_err().to_string();
+    let refused = |timeline: &Timeline, unit: f64| TimelineGrid::of(timeline, unit).unwrap_err().to_string();
     let good = two_steps();
     for unit in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         assert!(refused(&good, unit).contains("above 0"));
@@ -190,33 +190,33 @@ proptest! {
             }
         }
         let first = spans.iter().map(|(_, action, ..)| action.step()).min().unwrap_or_default();
-        let grid = Grid::of(&timeline(rows.len(), &spans), unit).unwrap();
+        let grid = TimelineGrid::of(&timeline(rows.len(), &spans), unit).unwrap();
         for (stage, action, start, end) in spans {
             let (start, end) = ((start / unit).round() as usize, (end / unit).round() as usize);
-            let (row, cell) = (&grid.rows()[stage], Cell::new(&action, first));
+            let (row, cell) = (&grid.rows()[stage], GridCell::new(&action, first));
             match start == end {
                 true => prop_assert!(row[start].at_once.contains(&cell)),
-                false => prop_assert_eq!(row[start].then, Fill::Begins(cell)),
+                false => prop_assert_eq!(row[start].then, SlotFill::Begins(cell)),
             }
-            prop_assert!(row[start..end].iter().skip(1).all(|slot| slot.then == Fill::Continues));
+            prop_assert!(row[start..end].iter().skip(1).all(|slot| slot.then == SlotFill::Continues));
         }
         let text = grid.to_string();
-        prop_assert_eq!(text.parse::<Grid>().unwrap(), grid, "{}", text);
+        prop_assert_eq!(text.parse::<TimelineGrid>().unwrap(), grid, "{}", text);
     }
 
     #[test]
     fn a_cell_is_read_as_it_is_printed(action in any_action()) {
-        let cell = Cell::new(&action, 0);
-        prop_assert_eq!(cell.to_string().parse::<Cell>().unwrap(), cell);
-        let first = Cell::new(&action, action.step());
+        let cell = GridCell::new(&action, 0);
+        prop_assert_eq!(cell.to_string().parse::<GridCell>().unwrap(), cell);
+        let first = GridCell::new(&action, action.step());
         prop_assert_eq!(first.to_string(), action.to_string());
     }
 
     /// Whatever is read prints as something that is read as the same.
     #[test]
     fn no_text_makes_the_reader_fail_in_any_other_way(text in "[FHIWBNU.@+0-9 \n-]{0,40}") {
-        if let Ok(grid) = text.parse::<Grid>() {
-            prop_assert_eq!(grid.to_string().parse::<Grid>().unwrap(), grid);
+        if let Ok(grid) = text.parse::<TimelineGrid>() {
+            prop_assert_eq!(grid.to_string().parse::<TimelineGrid>().unwrap(), grid);
         }
     }
 }
