@@ -26,7 +26,7 @@ impl Stage {
             }
         };
         let output = crate::device::run_on(&*device, run);
-        output.map_err(|error| task.failure(self.index, device.explain(error)))
+        output.map_err(|error| task.failure(self.index, device.hooks().explain(error)))
     }
 
     pub(super) fn run_head(&mut self, micro_batch: MicroBatchId, output_gradient: bool) -> Result<Outcome> {
