@@ -21,7 +21,7 @@ mod pipeline;
 mod sent;
 mod stage;
 mod strategy;
-mod waits;
+mod arrivals;
 mod wire;
 
 pub use feeder::Feeder;

@@ -26,7 +26,7 @@ pub struct Slot<'a> {
     pub unclipped: &'a Tensor,
     /// What clipping multiplies the gradient with.
     pub clip: ClipFactor,
-    /// Whether the device works behind the host's back, so that an update reads no value and waits for nothing
+    /// Whether the device is asynchronous, so that an update must read no value and wait for nothing
     /// ([`AsynchronousDevice`](crate::device::AsynchronousDevice)). The stage then looks for infinities and NaN itself.
     pub asynchronous: bool,
     /// What its group multiplies the learning rate with.

@@ -1,7 +1,7 @@
 //! The stage engine: a stage's units, head, saved activations, gradients and optimizer, driven by plain calls.
 //!
-//! A [`Stage`] is given activations and gradients and told [`Action`]s; it answers with what is to be sent. It knows nothing of
-//! actors or of when things should be done: the [`schedule`](crate::schedule) decides that.
+//! A [`Stage`] takes activations and gradients, performs [`Action`]s, and returns what is to be sent. It knows neither actors nor the order of
+//! actions: the [`schedule`](crate::schedule) decides that.
 
 mod blueprint;
 mod head;
@@ -30,12 +30,12 @@ use crate::{
     schedule::{Action, MicroBatchId, Purpose, Remaining},
 };
 
-/// A micro-batch on its way from stage to stage.
+/// A micro-batch in transit between two stages.
 #[derive(Clone, Debug)]
 pub struct Payload {
-    /// What the next stage takes.
+    /// The input of the next stage.
     pub inputs: Activation,
-    /// What every head's loss takes; it travels along.
+    /// The targets, for every head's loss.
     pub targets: Tensor,
     /// How many targets count in the whole batch: the divisor of every micro-batch's losses.
     pub total: f64,
@@ -48,14 +48,14 @@ impl Payload {
     }
 }
 
-/// What an action gives to the outside.
+/// The result of an action.
 #[derive(Debug)]
 pub enum Outcome {
     /// Nothing.
     None,
     /// The input of the next stage.
     Activation(Payload),
-    /// The gradient of a loss with respect to this stage's input, for the stage before.
+    /// The gradient of a loss with respect to this stage's input, for the previous stage.
     Gradient(Activation),
     /// The score of the head, in evaluation. In training it is among the numbers of the step.
     Score(Score),
@@ -80,36 +80,36 @@ struct Head {
     parameters: Trainable,
 }
 
-/// What a pull-back starts from.
-enum Kept {
+/// What the backward passes of a micro-batch start from.
+enum SavedForward {
     /// What the forward pass saved.
     Saved(Saved),
-    /// The input as it came, for the forward pass to be run again before the first pull-back.
+    /// The stage's input: the forward pass runs again before the first backward pass.
     Input(Activation),
 }
 
-/// What is kept of a micro-batch between its forward pass and its last pull-back.
-struct Live {
-    /// Until the last pull-back begins.
-    kept: Option<Kept>,
-    /// Bytes of that, as far as layers tell.
-    kept_bytes: usize,
+/// The state of a micro-batch between its forward pass and its last backward pass.
+struct MicroBatchState {
+    /// None once the last backward pass has begun.
+    saved: Option<SavedForward>,
+    /// Bytes of the saved forward pass, as layers report them.
+    saved_bytes: usize,
     /// The stage's output, until the head has seen it.
     output: Option<Activation>,
     targets: Tensor,
     total: f64,
-    /// Gradients of losses with respect to the stage's output, until they have been pulled back.
+    /// Gradients of losses with respect to the stage's output that have not been through the stage yet.
     output_gradients: HashMap<usize, Activation>,
-    /// What input passes have left for parameter passes.
+    /// What backward passes to the input left for the passes to the parameters.
     pending: HashMap<usize, Pending>,
 }
 
-impl Live {
-    /// Keeps what the forward pass saved for a pull-back to come.
+impl MicroBatchState {
+    /// Puts back what the forward pass saved, for a later backward pass.
     fn keep(&mut self, saved: Saved) -> &Saved {
-        self.kept = Some(Kept::Saved(saved));
-        match &self.kept {
-            Some(Kept::Saved(saved)) => saved,
+        self.saved = Some(SavedForward::Saved(saved));
+        match &self.saved {
+            Some(SavedForward::Saved(saved)) => saved,
             _ => unreachable!("just put there"),
         }
     }
@@ -134,10 +134,10 @@ pub struct Stage {
     score: Option<Score>,
     /// See [`Self::received_non_finite`].
     received_non_finite: Option<Failure>,
-    /// The neighbours that cannot have looked at what they send, where this stage can.
+    /// The neighbours on asynchronous devices whose values this stage, on a synchronous one, checks for them.
     unseen: Vec<usize>,
     waiting: HashMap<MicroBatchId, Payload>,
-    live: HashMap<MicroBatchId, Live>,
+    live: HashMap<MicroBatchId, MicroBatchState>,
 }
 
 impl Stage {
@@ -175,7 +175,7 @@ impl Stage {
         Ok(tensors)
     }
 
-    /// From now on every update keeps the gradients it applied, for [`Trainable::applied`].
+    /// Makes every later update keep the gradients that it applied, for [`Trainable::applied`].
     pub fn keep_gradients(&mut self) {
         self.parameters.keep_gradients();
         if let Some(head) = &mut self.head {
@@ -183,19 +183,19 @@ impl Stage {
         }
     }
 
-    /// Tells the schedule of learning rates how many steps the run has.
+    /// Tells the learning-rate schedule how many steps the run has.
     pub fn begin(&mut self, total_steps: u64) {
         self.schedule.set_total(total_steps);
     }
 
-    /// Tells the schedule of learning rates what an evaluation found; the same for every stage.
+    /// Tells the learning-rate schedule the last stage's validation loss, the same for every stage.
     pub fn observe_validation(&mut self, loss: f64) {
         self.schedule.observe(loss);
     }
 
-    /// Takes in a micro-batch for a forward pass to come. Its targets stay where they are, for the host to look at them.
+    /// Takes in a micro-batch for a later forward pass. Its targets stay on the host, where losses check them.
     pub fn accept(&mut self, micro_batch: MicroBatchId, payload: Payload) -> Result<(), Failure> {
-        // Nobody else answers for the first stage's inputs: what comes of them does.
+        // The first stage's inputs come from no stage; a non-finite input shows in the first stage's output.
         let inputs = self.take_in(micro_batch, &payload.inputs, self.index.checked_sub(1), NonFinite::Activation)?;
         self.waiting.insert(micro_batch, Payload { inputs, ..payload });
         Ok(())
@@ -240,7 +240,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Forgets what was kept of a micro-batch, and of an evaluation's what was noted and not asked for.
+    /// Frees the state of a micro-batch, and the unread measurements of an evaluation's micro-batch.
     pub fn free(&mut self, micro_batch: MicroBatchId) {
         self.live.remove(&micro_batch);
         if micro_batch.purpose == Purpose::Evaluate {
@@ -248,7 +248,7 @@ impl Stage {
         }
     }
 
-    /// Does what `action` says, on the device's threads. `global_norm` is the norm over all stages, for an update under global
+    /// Performs `action` on the device's threads. `global_norm` is the norm over all stages, for an update under global
     /// clipping.
     ///
     /// # Errors
@@ -276,7 +276,7 @@ impl Stage {
         })
     }
 
-    /// Makes what leaves for another stage ready for it.
+    /// Makes tensors that leave for another stage ready for it.
     fn release(&self, leaving: &Activation) -> Result<Activation> {
         leaving.try_map(|t| self.device.release(t))
     }
@@ -310,13 +310,13 @@ impl Stage {
             self.monitor.check_activation(&output, NonFinite::Activation, || format!("the output of stage {stage}"))?;
         }
         if micro_batch.purpose == Purpose::Evaluate && for_head.is_none() {
-            // No score is read later.
+            // No head will read the measurements.
             self.read_evaluation(micro_batch)?;
         }
         let output = if self.is_last() { output } else { self.release(&output)? };
-        let live = Live {
-            kept_bytes: if recompute { inputs.bytes() } else { saved.bytes() },
-            kept: Some(if recompute { Kept::Input(inputs) } else { Kept::Saved(saved) }),
+        let live = MicroBatchState {
+            saved_bytes: if recompute { inputs.bytes() } else { saved.bytes() },
+            saved: Some(if recompute { SavedForward::Input(inputs) } else { SavedForward::Saved(saved) }),
             output: for_head,
             targets: targets.clone(),
             total,
@@ -337,9 +337,9 @@ impl Stage {
     ) -> Result<Outcome> {
         let pass = Pass { track: false, ..self.pass(micro_batch) };
         let live = self.live.get_mut(&micro_batch).ok_or_else(|| lost("a micro-batch", micro_batch))?;
-        let saved = match live.kept.take().ok_or_else(|| lost("the forward pass", micro_batch))? {
-            Kept::Saved(saved) => saved,
-            Kept::Input(inputs) => self.module.forward(&pass.precision.enter(&inputs)?, &pass)?.1,
+        let saved = match live.saved.take().ok_or_else(|| lost("the forward pass", micro_batch))? {
+            SavedForward::Saved(saved) => saved,
+            SavedForward::Input(inputs) => self.module.forward(&pass.precision.enter(&inputs)?, &pass)?.1,
         };
         let mut pulled = if let (Wants::PARAMETERS, Some(pending)) = (wants, live.pending.remove(&loss)) {
             let parameters = match then {

@@ -7,7 +7,7 @@ use crate::{
     timeline::Span,
 };
 
-/// What a stage tells the coordinator.
+/// A stage's message to the coordinator.
 #[derive(Debug)]
 pub enum Report {
     /// The stage has been built.
@@ -97,12 +97,12 @@ pub trait Transport: Send {
     /// Sends an activation to the next stage.
     fn send_activation(&mut self, micro_batch: MicroBatchId, payload: Payload) -> Result<()>;
 
-    /// Sends the gradient of `loss` to the stage before.
+    /// Sends the gradient of `loss` to the previous stage.
     fn send_gradient(&mut self, micro_batch: MicroBatchId, loss: usize, gradient: Activation) -> Result<()>;
 
-    /// Tells the stage before (or the coordinator) that one more micro-batch may come.
+    /// Tells the previous stage, or the coordinator, that one more micro-batch may be sent.
     fn send_credit(&mut self) -> Result<()>;
 
-    /// Tells the coordinator.
+    /// Sends a report to the coordinator.
     fn report(&mut self, report: Report) -> Result<()>;
 }

@@ -9,7 +9,7 @@ use actix::{Actor, Addr, Context, Handler};
 
 use super::{
     address::StageAddress,
-    messages::{Activation, Cleared, Credit, Feed, Norm, Observe, Observed, PipelineEvent, ToAll, Told, Way},
+    messages::{Activation, Cleared, Credit, Feed, Norm, Observe, Observed, PipelineEvent, Broadcast, Reported, TransferTimes},
     sent::{Counter, count},
     stage::StageActor,
     strategy::StrategyActor,
@@ -25,7 +25,7 @@ use crate::{
 /// Feeds micro-batches to the first stage within its credits, and gathers what the stages report into events.
 pub(super) struct Coordinator {
     stages: Vec<StageAddress>,
-    /// Told of every step, where plans are decided on the way.
+    /// The strategy actor, if plans are decided during the run: it is sent every finished step.
     strategy: Option<Addr<StrategyActor>>,
     /// Only steps below this one are fed: the plans of the others may still change.
     cleared: u64,
@@ -102,7 +102,7 @@ impl Coordinator {
         }
     }
 
-    /// Tells the outside. Where nobody listens any more the pipeline is being shut down, and nothing is lost.
+    /// Reports an event to the pipeline's handle. If nobody listens the pipeline is being dropped, and nothing is lost.
     fn tell(&mut self, event: PipelineEvent) {
         let _ = self.events.send(event);
     }
@@ -143,7 +143,7 @@ impl Coordinator {
         }
     }
 
-    /// Sends what waits, as far as the first stage has room and plans are known.
+    /// Sends waiting micro-batches, as far as credits and known plans allow.
     fn flow(&mut self) {
         while self.credits > 0 && !self.failed {
             let cleared = |micro_batch: &MicroBatchId| {
@@ -155,7 +155,7 @@ impl Coordinator {
             let Some((micro_batch, payload, last)) = self.waiting.pop_front() else { break };
             self.credits -= 1;
             count(&self.sent.activations);
-            let sent = self.stages[0].send(Activation { micro_batch, payload, way: Way::now() });
+            let sent = self.stages[0].send(Activation { micro_batch, payload, times: TransferTimes::now() });
             self.check(Origin::Stage(0), sent);
             if last {
                 self.tell(PipelineEvent::Fed { purpose: micro_batch.purpose, step: micro_batch.step });
@@ -223,22 +223,22 @@ impl Handler<Observed> for Coordinator {
     }
 }
 
-impl Handler<ToAll> for Coordinator {
+impl Handler<Broadcast> for Coordinator {
     type Result = ();
 
-    fn handle(&mut self, message: ToAll, _: &mut Self::Context) {
+    fn handle(&mut self, message: Broadcast, _: &mut Self::Context) {
         match message {
-            ToAll::Begin(message) => self.broadcast(&message),
-            ToAll::Validated(message) => self.broadcast(&message),
-            ToAll::TakeSnapshot(message) => self.broadcast(&message),
+            Broadcast::Begin(message) => self.broadcast(&message),
+            Broadcast::Validated(message) => self.broadcast(&message),
+            Broadcast::TakeSnapshot(message) => self.broadcast(&message),
         }
     }
 }
 
-impl Handler<Told> for Coordinator {
+impl Handler<Reported> for Coordinator {
     type Result = ();
 
-    fn handle(&mut self, Told(report): Told, _: &mut Self::Context) {
+    fn handle(&mut self, Reported(report): Reported, _: &mut Self::Context) {
         if self.failed {
             return;
         }

@@ -15,33 +15,33 @@ use crate::{
     transport::{Built, Report, StageStep},
 };
 
-/// To a stage: its connections, and then its build begins.
+/// To a stage: its connections.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Connect(pub(super) Wire);
 
-/// From the strategy actor to a stage: what to relay and what to follow, step by step; then its build begins.
+/// From the strategy actor to a stage: the gradient plans by step. The stage then builds itself.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(super) struct Follow {
+pub(super) struct FollowPlans {
     pub(super) plans: PlanSchedule,
 }
 
-/// From the strategy actor to a stage: other plans from a step on that it cannot have begun.
+/// From the strategy actor to a stage: new plans from a step that it cannot have begun.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Change {
     pub(super) phase: PlanPhase,
 }
 
-/// From the strategy actor to the coordinator: every stage knows, or has in its mailbox, the plans of all steps below this one.
+/// From the strategy actor to the coordinator: every stage has, or has in its mailbox, the plans of all steps below `until`.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "()")]
 pub(super) struct Cleared {
     pub(super) until: u64,
 }
 
-/// From the coordinator to the strategy actor: every stage has finished this step. Sent where plans are decided on the way.
+/// From the coordinator to the strategy actor: every stage has finished this step. Sent only if plans are decided during the run.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Observe {
@@ -49,7 +49,7 @@ pub(super) struct Observe {
     pub(super) stages: Vec<StageStep>,
 }
 
-/// From the strategy actor to the coordinator: what came of an [`Observe`].
+/// From the strategy actor to the coordinator: the answer to an [`Observe`].
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Observed {
@@ -58,73 +58,73 @@ pub(super) struct Observed {
     pub(super) change: Option<PlanPhase>,
 }
 
-/// From the outside to the strategy actor: tell what you have decided and remember.
+/// From the pipeline's handle to the strategy actor: send the state of the strategy.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(super) struct TellState {
+pub(super) struct ReadStrategyState {
     pub(super) to: Sender<Result<Option<Value>>>,
 }
 
-/// To the strategy actor: the stages to tell.
+/// To the strategy actor: send the plans to these stages.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(super) struct Lead {
+pub(super) struct StartStages {
     pub(super) stages: Vec<StageAddress>,
     pub(super) coordinator: Addr<Coordinator>,
 }
 
-/// When a message was sent, and when it was put into the receiver's mailbox.
+/// The times at which a message was sent and put into the receiver's mailbox.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Way {
+pub(super) struct TransferTimes {
     pub(super) sent: Instant,
     pub(super) arrived: Instant,
 }
 
-impl Way {
-    /// Of a message that is sent now and is there at once.
+impl TransferTimes {
+    /// The times of a message that is sent now and arrives at once.
     pub(super) fn now() -> Self {
         let now = Instant::now();
         Self { sent: now, arrived: now }
     }
 }
 
-/// A message that may be held back on its way.
-pub(super) trait OnItsWay: Message<Result = ()> + Send + 'static {
-    fn way(&mut self) -> &mut Way;
+/// A message that the delay line may hold back.
+pub(super) trait Delayable: Message<Result = ()> + Send + 'static {
+    fn times(&mut self) -> &mut TransferTimes;
 }
 
-impl OnItsWay for Activation {
-    fn way(&mut self) -> &mut Way {
-        &mut self.way
+impl Delayable for Activation {
+    fn times(&mut self) -> &mut TransferTimes {
+        &mut self.times
     }
 }
 
-impl OnItsWay for Gradient {
-    fn way(&mut self) -> &mut Way {
-        &mut self.way
+impl Delayable for Gradient {
+    fn times(&mut self) -> &mut TransferTimes {
+        &mut self.times
     }
 }
 
-/// From the stage before (or the coordinator): the input of a forward pass.
+/// From the previous stage, or the coordinator: the input of a forward pass.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Activation {
     pub(super) micro_batch: MicroBatchId,
     pub(super) payload: Payload,
-    pub(super) way: Way,
+    pub(super) times: TransferTimes,
 }
 
-/// From the stage behind: the gradient of one loss with respect to the receiver's output.
+/// From the next stage: the gradient of one loss with respect to the receiver's output.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Gradient {
     pub(super) micro_batch: MicroBatchId,
     pub(super) loss: usize,
     pub(super) tensors: Tensors,
-    pub(super) way: Way,
+    pub(super) times: TransferTimes,
 }
 
-/// From the stage behind (or to the coordinator from the first): one more micro-batch may come.
+/// From the next stage, or from the first stage to the coordinator: one more micro-batch may be sent.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Credit;
@@ -156,23 +156,23 @@ pub(super) struct Begin {
 #[rtype(result = "()")]
 pub(super) struct TakeSnapshot;
 
-/// A stage to itself: do the next action. Comes behind what waits in the mailbox, so that the schedule sees all of it.
+/// From a stage to itself: do the next action. It queues after all messages that wait in the mailbox, so that the schedule has seen them.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "()")]
-pub(super) struct Act;
+pub(super) struct NextAction;
 
 /// From a stage to the coordinator.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(super) struct Told(pub(super) Report);
+pub(super) struct Reported(pub(super) Report);
 
-/// From the outside to the coordinator: a batch to be fed when there is room.
+/// From the pipeline's handle to the coordinator: a batch to feed as credits allow.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
 pub struct Feed {
-    /// What it is for.
+    /// Training or evaluation.
     pub purpose: Purpose,
-    /// The step; for evaluations the number of updates that come before it.
+    /// The step; for evaluations the number of updates made before it.
     pub step: u64,
     /// Its micro-batches.
     pub pieces: Vec<Batch>,
@@ -184,16 +184,16 @@ pub struct Feed {
     pub total: f64,
 }
 
-/// From the outside to the coordinator: pass this on to every stage.
+/// From the pipeline's handle to the coordinator: send this to every stage.
 #[derive(Message, Clone)]
 #[rtype(result = "()")]
-pub(super) enum ToAll {
+pub(super) enum Broadcast {
     Begin(Begin),
     Validated(Validated),
     TakeSnapshot(TakeSnapshot),
 }
 
-/// What the coordinator tells the outside.
+/// An event that the coordinator reports to the pipeline's handle.
 #[derive(Debug)]
 pub enum PipelineEvent {
     /// Every stage has been built, in order.
@@ -213,7 +213,7 @@ pub enum PipelineEvent {
         step: u64,
         /// What each stage reported.
         stages: Vec<StageStep>,
-        /// What takes the place of plans of steps to come, by what was measured in this step or before.
+        /// The change of later plans that the strategy decided after this step.
         change: Option<PlanPhase>,
     },
     /// Every stage has scored a micro-batch of an evaluation; in order of stages.

@@ -18,7 +18,7 @@ use super::{
     address::StageAddress,
     coordinator::Coordinator,
     delay::DelayLine,
-    messages::{Begin, Connect, Feed, Lead, PipelineEvent, TakeSnapshot, TellState, ToAll, Validated},
+    messages::{Begin, Connect, Feed, StartStages, PipelineEvent, TakeSnapshot, ReadStrategyState, Broadcast, Validated},
     sent::{Counter, Sent},
     stage::{Settings, StageActor},
     strategy::StrategyActor,
@@ -113,7 +113,7 @@ impl Pipeline {
                 }
             })
             .map_err(|cause| Error::Thread { name: "interlock", cause })?;
-        let (system, Launched { coordinator, strategy, arbiters, delays, sent }) =
+        let (system, Started { coordinator, strategy, arbiters, delays, sent }) =
             ready.recv().map_err(|_| Error::Ended("the pipeline's thread".to_owned()))?;
         let mut pipeline = Self {
             coordinator,
@@ -206,12 +206,12 @@ impl Pipeline {
 
     /// Tells every stage the last stage's validation loss; call it only while nothing is in flight.
     pub fn observe_validation(&self, loss: f64) -> Result<()> {
-        self.send(ToAll::Validated(Validated { loss }))
+        self.send(Broadcast::Validated(Validated { loss }))
     }
 
     /// Tells every stage how many steps the run has, for schedules that depend on it; call it only while nothing is in flight.
     pub fn begin(&self, total_steps: u64) -> Result<()> {
-        self.send(ToAll::Begin(Begin { total_steps }))
+        self.send(Broadcast::Begin(Begin { total_steps }))
     }
 
     /// What the strategy has decided and remembers by the last [`PipelineEvent::StepDone`]; none where nothing is decided on the way.
@@ -220,14 +220,14 @@ impl Pipeline {
     /// If the strategy cannot tell, or the actors' threads have ended.
     pub fn strategy_state(&self) -> Result<Option<Value>> {
         let (to, told) = channel();
-        send(&self.strategy, "the strategy actor", TellState { to })?;
+        send(&self.strategy, "the strategy actor", ReadStrategyState { to })?;
         told.recv().map_err(|_| Error::Ended("the strategy actor".to_owned()))?
     }
 
     /// Returns a copy of every parameter and buffer. Call it only while nothing is in flight. Events that come meanwhile are kept for
     /// [`Self::next`].
     pub fn snapshot(&self) -> Result<Weights> {
-        self.send(ToAll::TakeSnapshot(TakeSnapshot))?;
+        self.send(Broadcast::TakeSnapshot(TakeSnapshot))?;
         loop {
             match self.receive()? {
                 PipelineEvent::Snapshot(stages) => return Ok(Weights::of_stages(stages)),
@@ -257,7 +257,7 @@ impl Drop for Pipeline {
 }
 
 /// What has been started: the actors that the outside speaks with, and the threads.
-struct Launched {
+struct Started {
     coordinator: Addr<Coordinator>,
     strategy: Addr<StrategyActor>,
     arbiters: Vec<Arbiter>,
@@ -273,7 +273,7 @@ fn launch(
     in_flight: usize,
     events: Sender<PipelineEvent>,
     delays: Option<DelayLine>,
-) -> Launched {
+) -> Started {
     let stages = blueprints.len();
     let links: Vec<Link> = blueprints.iter().map(|stage| stage.device.hooks().link()).collect();
     // One for each stage and one for the coordinator.
@@ -319,6 +319,6 @@ fn launch(
         // The mailboxes are new and empty, their actors just started.
         let _ = actor.send(Connect(wire));
     }
-    let _ = send(&strategy, "the strategy actor", Lead { stages: actors, coordinator: coordinator.clone() });
-    Launched { coordinator, strategy, arbiters, delays, sent }
+    let _ = send(&strategy, "the strategy actor", StartStages { stages: actors, coordinator: coordinator.clone() });
+    Started { coordinator, strategy, arbiters, delays, sent }
 }

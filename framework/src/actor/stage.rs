@@ -17,8 +17,8 @@ use self::{
     work::Work,
 };
 use super::{
-    messages::{Act, Activation, Begin, Change, Connect, Credit, Follow, Gradient, Norm, TakeSnapshot, Validated},
-    waits::Waits,
+    messages::{NextAction, Activation, Begin, Change, Connect, Credit, FollowPlans, Gradient, Norm, TakeSnapshot, Validated},
+    arrivals::Arrivals,
 };
 use crate::{
     Error, Failure, Origin, Phase, Result, Stage,
@@ -104,7 +104,7 @@ impl StageActor {
             }
         };
         if let Some(wire) = self.state.wire() {
-            // Where even this fails the coordinator is gone, and with it everyone who could be told.
+            // If this fails the coordinator has ended, and nobody is left to report to.
             let _ = wire.report(Report::Failed(failure));
         }
         self.state = State::Failed;
@@ -124,7 +124,7 @@ impl StageActor {
         });
     }
 
-    /// Runs `work` between steps, when nothing is in flight and all steps have been told of.
+    /// Runs `work` between steps, when nothing is in flight and all steps have been reported.
     fn between_steps(&mut self, phase: Phase, work: impl FnOnce(&mut Work) -> Result<(), Stopped>) {
         self.mailbox.taken();
         self.guarded(phase, |this| match &mut this.state {
@@ -187,7 +187,7 @@ impl Handler<Connect> for StageActor {
 impl Handler<Follow> for StageActor {
     type Result = ();
 
-    fn handle(&mut self, message: Follow, _: &mut Self::Context) {
+    fn handle(&mut self, message: FollowPlans, _: &mut Self::Context) {
         self.mailbox.taken();
         self.guarded(Phase::Build, |this| {
             let stage = Box::new(this.blueprint.build()?);
@@ -215,7 +215,7 @@ impl Handler<Follow> for StageActor {
                     silent: false,
                     evaluated: Vec::new(),
                     metrics,
-                    waits: Waits::default(),
+                    arrivals: Arrivals::default(),
                     record: this.settings.record,
                 })),
                 other => other,
@@ -254,14 +254,14 @@ fn describe(stage: &Stage) -> Built {
     }
 }
 
-impl Handler<Act> for StageActor {
+impl Handler<NextAction> for StageActor {
     type Result = ();
 
-    fn handle(&mut self, _: Act, ctx: &mut Self::Context) {
+    fn handle(&mut self, _: NextAction, ctx: &mut Self::Context) {
         self.guarded(Phase::Transfer, |this| {
             if let State::Working(work) = &mut this.state {
                 work.acting = false;
-                // With nothing to do it waits for what is to be told.
+                // With nothing else to do it waits for the numbers of the next step.
                 if work.act()? || work.settle_next()? {
                     work.wake(ctx);
                 }
@@ -275,10 +275,10 @@ impl Handler<Activation> for StageActor {
     type Result = ();
 
     fn handle(&mut self, message: Activation, ctx: &mut Self::Context) {
-        let Activation { micro_batch, payload, way } = message;
+        let Activation { micro_batch, payload, times } = message;
         self.arrived(ctx, Event::Activation(micro_batch), |work| {
-            work.take_in(Direction::Activation, way, |stage| stage.accept(micro_batch, payload))?;
-            work.waits.begin_forward(micro_batch, way.arrived);
+            work.take_in(Direction::Activation, times, |stage| stage.accept(micro_batch, payload))?;
+            work.arrivals.begin_forward(micro_batch, times.arrived);
             Ok(())
         });
     }
@@ -288,10 +288,10 @@ impl Handler<Gradient> for StageActor {
     type Result = ();
 
     fn handle(&mut self, message: Gradient, ctx: &mut Self::Context) {
-        let Gradient { micro_batch, loss, tensors, way } = message;
+        let Gradient { micro_batch, loss, tensors, times } = message;
         self.arrived(ctx, Event::Gradient { micro_batch, loss }, |work| {
-            work.take_in(Direction::Gradient, way, |stage| stage.accept_gradient(micro_batch, loss, &tensors))?;
-            work.waits.begin_backward(micro_batch, loss, way.arrived);
+            work.take_in(Direction::Gradient, times, |stage| stage.accept_gradient(micro_batch, loss, &tensors))?;
+            work.arrivals.begin_backward(micro_batch, loss, times.arrived);
             Ok(())
         });
     }

@@ -7,38 +7,38 @@ use actix::{Actor, Addr, Context, Handler, Message};
 use super::{
     address::StageAddress,
     coordinator::Coordinator,
-    messages::{Change, Cleared, Follow, Lead, Observe, Observed, TellState, Told},
+    messages::{Change, Cleared, FollowPlans, StartStages, Observe, Observed, ReadStrategyState, Reported},
     stage::StageActor,
     wire::send,
 };
 use crate::{Error, Failure, Origin, Phase, Result, strategy::Plans, transport::Report};
 
-/// Holds the plans of the run: tells every stage what to relay and what to follow, decides the changes that follow from what stages measure, and
-/// tells the coordinator for which steps every stage has been told.
+/// The actor that holds the gradient plans of the run. It sends them to every stage, decides changes from what stages measure, and tells the
+/// coordinator up to which step every stage has its plans.
 pub(super) struct StrategyActor {
     plans: Plans,
-    /// Whom to tell, once it leads; none after a failure.
-    followers: Option<Lead>,
+    /// The stages and the coordinator, once started; none after a failure.
+    peers: Option<StartStages>,
 }
 
 impl StrategyActor {
     pub(super) fn new(plans: Plans) -> Self {
-        Self { plans, followers: None }
+        Self { plans, peers: None }
     }
 
     /// Runs `work`; an error or a panic becomes the run's failure, is reported once, and ends this actor's work.
-    fn guarded(&mut self, step: Option<u64>, work: impl FnOnce(&mut Plans, &Lead) -> Result<()>) {
-        let Some(followers) = &self.followers else { return };
+    fn guarded(&mut self, step: Option<u64>, work: impl FnOnce(&mut Plans, &StartStages) -> Result<()>) {
+        let Some(peers) = &self.peers else { return };
         let failure = |cause| Failure { step, ..Failure::new(Origin::Strategy, Phase::Plan, cause) };
-        let failure = match catch_unwind(AssertUnwindSafe(|| work(&mut self.plans, followers))) {
+        let failure = match catch_unwind(AssertUnwindSafe(|| work(&mut self.plans, peers))) {
             Ok(Ok(())) => return,
             Ok(Err(Error::Failed(failure))) => failure,
             Ok(Err(error)) => failure(error),
             Err(panic) => failure(Error::panicked(&*panic)),
         };
-        // Where this fails the coordinator is gone, and with it everyone who could be told.
-        let _ = send(&followers.coordinator, "the coordinator", Told(Report::Failed(failure)));
-        self.followers = None;
+        // If this fails the coordinator has ended, and nobody is left to report to.
+        let _ = send(&peers.coordinator, "the coordinator", Reported(Report::Failed(failure)));
+        self.peers = None;
     }
 }
 
@@ -71,14 +71,14 @@ impl Actor for StrategyActor {
     }
 }
 
-impl Handler<Lead> for StrategyActor {
+impl Handler<StartStages> for StrategyActor {
     type Result = ();
 
-    fn handle(&mut self, message: Lead, _: &mut Self::Context) {
-        self.followers = Some(message);
-        self.guarded(None, |plans, followers| {
-            tell_stages(&followers.stages, || Follow { plans: plans.schedule().clone() })?;
-            tell_coordinator(&followers.coordinator, Cleared { until: plans.known_until() })
+    fn handle(&mut self, message: StartStages, _: &mut Self::Context) {
+        self.peers = Some(message);
+        self.guarded(None, |plans, peers| {
+            tell_stages(&peers.stages, || FollowPlans { plans: plans.schedule().clone() })?;
+            tell_coordinator(&peers.coordinator, Cleared { until: plans.known_until() })
         });
     }
 }
@@ -88,23 +88,23 @@ impl Handler<Observe> for StrategyActor {
 
     fn handle(&mut self, message: Observe, _: &mut Self::Context) {
         let Observe { step, stages } = message;
-        self.guarded(Some(step), |plans, followers| {
+        self.guarded(Some(step), |plans, peers| {
             let alignments: Vec<Option<f64>> = stages.iter().map(|stage| stage.alignment).collect();
             let change = plans.observe(step, &alignments)?;
             if let Some(phase) = &change {
-                tell_stages(&followers.stages, || Change { phase: phase.clone() })?;
+                tell_stages(&peers.stages, || Change { phase: phase.clone() })?;
             }
-            tell_coordinator(&followers.coordinator, Observed { step, stages, change })?;
-            // After the change is in every mailbox: an activation of a step that this clears arrives behind it.
-            tell_coordinator(&followers.coordinator, Cleared { until: plans.known_until() })
+            tell_coordinator(&peers.coordinator, Observed { step, stages, change })?;
+            // The change is in every mailbox by now, so an activation of a step that this clears arrives after it.
+            tell_coordinator(&peers.coordinator, Cleared { until: plans.known_until() })
         });
     }
 }
 
-impl Handler<TellState> for StrategyActor {
+impl Handler<ReadStrategyState> for StrategyActor {
     type Result = ();
 
-    fn handle(&mut self, message: TellState, _: &mut Self::Context) {
+    fn handle(&mut self, message: ReadStrategyState, _: &mut Self::Context) {
         let told =
             catch_unwind(AssertUnwindSafe(|| self.plans.state())).unwrap_or_else(|panic| Err(Error::panicked(&*panic)));
         // Whoever asked may have given up; nothing is lost.

@@ -8,7 +8,7 @@ use super::{
     address::StageAddress,
     coordinator::Coordinator,
     delay::Delayed,
-    messages::{Activation, Credit, Gradient, OnItsWay, Told, Way},
+    messages::{Activation, Credit, Gradient, Delayable, Reported, TransferTimes},
     sent::{Counter, count},
     stage::StageActor,
 };
@@ -42,7 +42,7 @@ pub(super) struct Wire {
     pub(super) sent: Arc<Counter>,
 }
 
-/// A stage before or behind.
+/// A neighbouring stage.
 pub(super) struct Neighbour {
     pub(super) address: StageAddress,
     /// What holds back the activations or gradients that go there; none where nothing does.
@@ -61,19 +61,19 @@ impl Neighbour {
         teller: &Addr<Coordinator>,
     ) -> Result<()>
     where
-        M: OnItsWay,
+        M: Delayable,
         StageActor: Handler<M>,
     {
         let Some(delayed) = &mut self.delayed else { return self.address.send(message) };
         let (address, teller) = (self.address.clone(), teller.clone());
         delayed.send(bytes as u64, move || {
-            message.way().arrived = Instant::now();
+            message.times().arrived = Instant::now();
             if let Err(error) = address.send(message) {
                 let failure = Failure::new(Origin::Stage(from), Phase::Transfer, error)
                     .in_step(micro_batch.step)
                     .in_micro_batch(micro_batch.index);
-                // Where even this fails the coordinator is gone, and with it everyone who could be told.
-                let _ = send(&teller, "the coordinator", Told(Report::Failed(failure)));
+                // If this fails the coordinator has ended, and nobody is left to report to.
+                let _ = send(&teller, "the coordinator", Reported(Report::Failed(failure)));
             }
         })
     }
@@ -91,7 +91,7 @@ impl Transport for Wire {
             self.stage,
             micro_batch,
             payload.bytes(),
-            Activation { micro_batch, payload, way: Way::now() },
+            Activation { micro_batch, payload, times: TransferTimes::now() },
             &self.coordinator,
         )
     }
@@ -103,7 +103,7 @@ impl Transport for Wire {
             self.stage,
             micro_batch,
             tensors.bytes(),
-            Gradient { micro_batch, loss, tensors, way: Way::now() },
+            Gradient { micro_batch, loss, tensors, times: TransferTimes::now() },
             &self.coordinator,
         )
     }
@@ -118,7 +118,7 @@ impl Transport for Wire {
 
     fn report(&mut self, report: Report) -> Result<()> {
         count(&self.sent.reports);
-        send(&self.coordinator, "the coordinator", Told(report))
+        send(&self.coordinator, "the coordinator", Reported(report))
     }
 }
 

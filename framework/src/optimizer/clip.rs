@@ -20,8 +20,8 @@ pub enum ClipScope {
     /// The main parameters of each stage by themselves: no stage waits for another.
     #[default]
     Stage,
-    /// The main parameters of all stages: every update waits for every stage's gradients, and where a device works behind the host's back the
-    /// host waits for it once a step more.
+    /// The main parameters of all stages: every update waits for every stage's gradients, and the host waits for an asynchronous
+    /// device once more in each step.
     Global,
 }
 

@@ -1,22 +1,22 @@
 //! How many bytes a stage holds, and for what.
 
-use super::{Live, Payload, Stage, Trainable};
+use super::{MicroBatchState, Payload, Stage, Trainable};
 use crate::Activation;
 
-impl Live {
-    /// Bytes of what is kept and of the gradients that wait to be pulled back.
+impl MicroBatchState {
+    /// Bytes of the saved activations, and of the gradients that wait for their backward pass.
     fn bytes(&self) -> usize {
-        let kept = if self.kept.is_some() { self.kept_bytes } else { 0 };
+        let kept = if self.saved.is_some() { self.saved_bytes } else { 0 };
         kept + self.output_gradients.values().map(Activation::bytes).sum::<usize>()
     }
 }
 
 impl Stage {
-    /// Bytes of the micro-batches that the stage holds: of those that wait, what was sent; of those run forward, what is kept for pull-backs, as far
+    /// Bytes of the micro-batches that the stage holds: of those that wait, what was sent; of those run forward, the saved activations, as far
     /// as layers tell ([`Saved::holding`](crate::Saved::holding)), and the gradients that wait.
     pub fn activation_bytes(&self) -> usize {
         let waiting = self.waiting.values().map(Payload::bytes).sum::<usize>();
-        waiting + self.live.values().map(Live::bytes).sum::<usize>()
+        waiting + self.live.values().map(MicroBatchState::bytes).sum::<usize>()
     }
 
     /// Its parameters and its head's.

@@ -7,12 +7,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{Error, Result};
 
-/// Which stages keep only their input between the forward pass of a micro-batch and its first pull-back, and then run the forward pass again.
+/// The stages that keep only their input between the forward pass of a micro-batch and its first backward pass, and then run the forward pass
+/// again.
 ///
 /// They take less memory and more time; the results are the same to the bit. In configuration files: `true`, `false`, or a list of stages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Recompute {
-    /// None: every stage keeps what its pull-backs need.
+    /// None: every stage keeps its saved activations.
     #[default]
     None,
     /// All stages.

@@ -103,7 +103,7 @@ impl Trainable {
         for (id, gradient) in gradients {
             let Some(at) = self.store.position(id) else {
                 return Err(Error::invalid(
-                    "pull-back",
+                    "backward",
                     format!("a gradient of shape {:?} belongs to no parameter of this stage", gradient.dims()),
                     "return gradients under the identity of the tensor that the VarBuilder gave",
                 ));

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Activation, Result};
 
-/// The dtype of the `f32` values that go from stage to stage, and of those that layers keep for their pull-backs. Stages compute in the
+/// The dtype of the `f32` values that cross boundaries and of saved activations. Stages compute in the
 /// precision of their devices whatever it is, and other dtypes (tokens, masks) are left alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

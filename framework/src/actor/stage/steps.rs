@@ -109,13 +109,13 @@ impl Work {
         Ok(())
     }
 
-    /// Waits for the numbers of all steps, and reports them.
+    /// Arrivals for the numbers of all steps, and reports them.
     pub(super) fn settle_all(&mut self) -> Result<(), Stopped> {
         while self.settle_next()? {}
         Ok(())
     }
 
-    /// Waits for the numbers of the next step, and reports it; whether there is one.
+    /// Arrivals for the numbers of the next step, and reports it; whether there is one.
     pub(super) fn settle_next(&mut self) -> Result<bool, Stopped> {
         let Some(Unreported { step, reading, done }) = self.unreported.pop_front() else { return Ok(false) };
         match self.stage.take(reading)? {

@@ -11,8 +11,8 @@ use super::{
 use crate::{
     Failure, Stage,
     actor::{
-        messages::{Act, Way},
-        waits::Waits,
+        messages::{NextAction, TransferTimes},
+        arrivals::Arrivals,
     },
     metrics::{Direction, StageMetrics},
     schedule::{Action, ActionKind, Purpose, StageSchedule},
@@ -25,7 +25,7 @@ pub(super) struct Work {
     pub(super) stage: Box<Stage>,
     pub(super) wire: Box<dyn Transport>,
     pub(super) schedule: StageSchedule,
-    /// Whether an [`Act`] is on its way.
+    /// Whether a [`NextAction`] is in the mailbox.
     pub(super) acting: bool,
     pub(super) norms: HashMap<u64, f64>,
     /// The actions done for the step in work.
@@ -37,17 +37,17 @@ pub(super) struct Work {
     /// The actions done for evaluations whose times are not known yet.
     pub(super) evaluated: Vec<Timed>,
     pub(super) metrics: StageMetrics,
-    pub(super) waits: Waits,
+    pub(super) arrivals: Arrivals,
     /// From when times are counted where they are recorded.
     pub(super) record: Option<Instant>,
 }
 
 impl Work {
-    /// Makes sure that exactly one [`Act`] is on its way.
+    /// Makes sure that exactly one [`NextAction`] is in the mailbox.
     pub(super) fn wake(&mut self, ctx: &mut Context<StageActor>) {
         if !self.acting {
             self.acting = true;
-            ctx.notify(Act);
+            ctx.notify(NextAction);
         }
     }
 
@@ -56,7 +56,7 @@ impl Work {
         let Some(action) = self.schedule.begin() else { return Ok(false) };
         let kind = action.kind();
         if !action.trains() || kind == ActionKind::Norm {
-            // The device is waited for anyway, and what it says then is of steps behind those that are untold.
+            // This waits for the device anyway, and earlier steps must be reported first.
             self.settle_all()?;
         }
         let norm = match action {
@@ -67,8 +67,8 @@ impl Work {
         let _entered = span.enter();
         // Taken before the update, which forgets them.
         let gradient_bytes = if kind == ActionKind::Update { self.stage.gradient_bytes() } else { 0 };
-        if let Some((way, since)) = self.waits.end(action) {
-            self.metrics.waited(way, since.elapsed());
+        if let Some((direction, since)) = self.arrivals.end(action) {
+            self.metrics.waited(direction, since.elapsed());
         }
         let before = self.mark()?;
         let outcome = self.stage.perform(action, norm)?;
@@ -100,16 +100,16 @@ impl Work {
         Ok(true)
     }
 
-    /// Takes in what a message brought, and notes how long it was on its way.
+    /// Takes in the content of a message, and records how long it was in transit.
     pub(super) fn take_in(
         &mut self,
         direction: Direction,
-        way: Way,
+        times: TransferTimes,
         take: impl FnOnce(&mut Stage) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let start = Instant::now();
         take(&mut self.stage)?;
-        self.metrics.arrived(direction, way.arrived.saturating_duration_since(way.sent) + start.elapsed());
+        self.metrics.arrived(direction, times.arrived.saturating_duration_since(times.sent) + start.elapsed());
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Since when messages wait to be computed with.
+//! How long arrived messages wait before the stage computes with them.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -7,30 +7,30 @@ use crate::{
     schedule::{Action, MicroBatchId},
 };
 
-/// The activations and gradients that a stage has and has not begun to compute with.
+/// The arrival times of activations and gradients that the stage has not computed with yet.
 #[derive(Default)]
-pub(super) struct Waits {
+pub(super) struct Arrivals {
     forward: HashMap<MicroBatchId, Instant>,
     /// By micro-batch and loss.
     backward: HashMap<(MicroBatchId, usize), Instant>,
 }
 
-impl Waits {
-    /// An activation is there since then.
+impl Arrivals {
+    /// Notes that an activation arrived at `since`.
     pub(super) fn begin_forward(&mut self, micro_batch: MicroBatchId, since: Instant) {
         self.forward.insert(micro_batch, since);
     }
 
-    /// The gradient of a loss is there since then.
+    /// Notes that the gradient of a loss arrived at `since`.
     pub(super) fn begin_backward(&mut self, micro_batch: MicroBatchId, loss: usize, since: Instant) {
         self.backward.insert((micro_batch, loss), since);
     }
 
-    /// What `action` takes that had come from a neighbour, and since when that was there; none where it takes nothing such.
+    /// Forgets the message that `action` computes with: its direction and its arrival time. None if it computes with no message.
     pub(super) fn end(&mut self, action: Action) -> Option<(Direction, Instant)> {
         match action {
             Action::Forward(micro_batch) => Some((Direction::Activation, self.forward.remove(&micro_batch)?)),
-            // The second of two pull-backs of the same loss finds nothing.
+            // The second of two backward passes of one loss finds nothing.
             Action::Backward { micro_batch, loss, .. } => {
                 Some((Direction::Gradient, self.backward.remove(&(micro_batch, loss))?))
             }
