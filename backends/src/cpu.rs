@@ -1,11 +1,14 @@
 //! The CPU as one device or several, each with threads of its own.
 //!
-//! A device's threads compute one piece of work at a time, whatever its number of threads with the same bits (the layers cut their work by
-//! shapes only). Devices may share cores: they are then slower, not different.
+//! A device does one piece of work at a time: stages that share it take turns. The bits do not depend on the number of threads, since layers cut
+//! their work by shapes only. Devices may share cores: they are then slower, not different.
 
 mod name;
 
-use std::{ops::RangeInclusive, sync::Arc};
+use std::{
+    ops::RangeInclusive,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use candle_core::Device;
 use core_affinity::CoreId;
@@ -32,8 +35,7 @@ use crate::{Instructions, division::core_count, layers::composed};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuBackend;
 
-/// Bytes of a thread's stack, which are asked for and hardly used: while a stage's work waits for another thread, a thread may begin that of
-/// another stage on the same device.
+/// Bytes of a thread's stack, of which few are used: a thread that waits for others may begin further chunks of the same work, one in another.
 const STACK: usize = 16 << 20;
 
 /// Some threads of the CPU, pinned to cores or not.
@@ -41,6 +43,8 @@ const STACK: usize = 16 << 20;
 pub struct CpuDevice {
     name: String,
     pool: ThreadPool,
+    /// Held by the stage whose work the threads do.
+    turn: Mutex<()>,
     /// Whether layers compute as on other devices.
     composed: bool,
 }
@@ -49,8 +53,14 @@ impl CpuDevice {
     /// Opens the device called `name`; see [`CpuBackend`] for the names.
     ///
     /// # Errors
-    /// If the name is none of those, if a core does not exist or may not be used, or if the system gives no more threads.
+    /// If the name is none of those, if a core does not exist or may not be used, if the system gives no more threads, or if
+    /// `INTERLOCK_CPU_INSTRUCTIONS` names unknown instructions.
     pub fn open(name: &str) -> Result<Self> {
+        Instructions::requested()?;
+        Self::with_any_instructions(name)
+    }
+
+    fn with_any_instructions(name: &str) -> Result<Self> {
         let CpuName { threads, cores, layers } = name.parse()?;
         let cores = cores.map(|cores| usable(name, cores)).transpose()?;
         let threads = threads.or(cores.as_ref().map(Vec::len)).unwrap_or_else(core_count);
@@ -79,7 +89,7 @@ impl CpuDevice {
                 ));
             }
         }
-        Ok(Self { name: name.to_owned(), pool, composed: layers == Some(Layers::Composed) })
+        Ok(Self { name: name.to_owned(), pool, turn: Mutex::default(), composed: layers == Some(Layers::Composed) })
     }
 
     /// The number of threads.
@@ -98,6 +108,12 @@ impl StageDevice for CpuDevice {
     }
 
     fn run(&self, work: &mut (dyn FnMut() + Send)) {
+        // Without turns, a thread that waits within one stage's work could begin another stage's in the middle of it. Work that is called from
+        // the device's own threads is part of work that has its turn already.
+        let _turn = match self.pool.current_thread_index() {
+            Some(_) => None,
+            None => Some(self.turn.lock().unwrap_or_else(PoisonError::into_inner)),
+        };
         self.pool.install(|| if self.composed { composed::on_cpu(work) } else { work() });
     }
 
@@ -144,10 +160,11 @@ impl Backend for CpuBackend {
 /// A device of one thread, for `devices([cpu(0), cpu(1)])`.
 ///
 /// The thread is pinned to core number `core` where the process may use it. Where there are fewer cores the device works all the same, on
-/// any core, so that the same program runs anywhere; and where the system gives no thread at all, it computes on the calling one.
-/// [`CpuDevice::open`] refuses instead.
+/// any core, so that the same program runs anywhere; and where the system gives no thread at all, it computes on the calling one. An unknown
+/// name in `INTERLOCK_CPU_INSTRUCTIONS` is ignored. [`CpuDevice::open`] refuses all of these instead.
 pub fn cpu(core: usize) -> Arc<dyn StageDevice> {
-    match CpuDevice::open(&format!("cpu:cores={core}")).or_else(|_| CpuDevice::open("cpu:threads=1")) {
+    let open = CpuDevice::with_any_instructions;
+    match open(&format!("cpu:cores={core}")).or_else(|_| open("cpu:threads=1")) {
         Ok(device) => Arc::new(device),
         Err(_) => Arc::new(Plain),
     }

@@ -16,7 +16,8 @@ use std::{
 
 use candle_core::{DType, Device, Shape, Tensor};
 use interlock::{
-    Activation, Differentiable, Loss, ParameterStore, Pass, Sequential, StageDevice, Wants, loss::CrossEntropy,
+    Activation, Differentiable, Loss, ParameterStore, Pass, Sequential, StageDevice, Wants, device::AsynchronousDevice,
+    loss::CrossEntropy,
 };
 use interlock_backends::{
     CudaStageDevice, NcclId, NcclReceiver, NcclSender,
@@ -71,6 +72,16 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.to_device(&Device::Cpu).and_then(|t| t.flatten_all()?.to_vec1()).expect("values")
 }
 
+/// The values of a tensor of any dtype that travels.
+fn numbers(tensor: &Tensor) -> Vec<f32> {
+    let tensor = tensor.to_device(&Device::Cpu).and_then(|t| t.flatten_all()).expect("values on the host");
+    match tensor.dtype() {
+        DType::I16 => tensor.to_vec1::<i16>().expect("values").into_iter().map(f32::from).collect(),
+        DType::I32 => tensor.to_vec1::<i32>().expect("values").into_iter().map(|v| v as f32).collect(),
+        _ => values(&tensor.to_dtype(DType::F32).expect("a cast")),
+    }
+}
+
 /// Stage 1: its output's loss, pulled back to its input.
 fn behind(stage: &Sequential, y: &Activation) -> Activation {
     let (logits, saved) = stage.forward(y, &Pass::train(1, 0, 0)).expect("a forward pass");
@@ -96,8 +107,14 @@ fn the_other_process() {
         gradients.send(&behind(&stage, &y)).expect("a gradient");
     }
     // Whole numbers and several tensors, in one message.
-    let message = [(DType::U32, Shape::from(7)), (DType::BF16, Shape::from((2, 3))), (DType::I64, Shape::from(()))];
-    let message = activations.receive(&message).expect("three tensors");
+    let message = [
+        (DType::U32, Shape::from(7)),
+        (DType::BF16, Shape::from((2, 3))),
+        (DType::I64, Shape::from(())),
+        (DType::I16, Shape::from(2)),
+        (DType::I32, Shape::from(1)),
+    ];
+    let message = activations.receive(&message).expect("five tensors");
     gradients.send(&message).expect("sent back");
     device.synchronize().expect("an end");
     activations.finish(LIMIT).expect("all received");
@@ -184,14 +201,15 @@ fn a_step_in_two_processes_gives_the_gradients_of_one() {
         here(Tensor::new(&[1_u32, 2, 3, 4, 5, 6, 7], &cpu)),
         here(Tensor::new(&[[0.5_f32, 1.0, -2.0], [3.0, 4.0, 1e-3]], &cpu).and_then(|t| t.to_dtype(DType::BF16))),
         here(Tensor::new(-5_i64, &cpu)),
+        here(Tensor::new(&[-300_i16, 7], &cpu)),
+        here(Tensor::new(&[-70_000_i32], &cpu)),
     ]);
     activations.send(&sent).expect("sent");
     let described: Vec<(DType, Shape)> = sent.tensors().iter().map(|t| (t.dtype(), t.shape().clone())).collect();
     let back = gradients.receive(&described).expect("back");
     assert_eq!(sent.tensors().len(), back.tensors().len());
     for (sent, back) in sent.tensors().iter().zip(back.tensors()) {
-        let [sent, back] = [sent, back].map(|t| values(&t.to_dtype(DType::F32).expect("a cast")));
-        assert_eq!(sent, back);
+        assert_eq!(numbers(sent), numbers(back));
     }
     device.synchronize().expect("an end");
     activations.finish(LIMIT).expect("all sent");
@@ -216,11 +234,13 @@ fn what_is_never_sent_keeps_a_way_from_its_end_for_no_longer_than_the_limit() {
     let shape = [(DType::F32, Shape::from(1))];
     let first = receiver.receive(&shape).expect("a tensor");
     assert_eq!(values(first.single().expect("one tensor")), [1.0]);
-    let _second = receiver.receive(&shape).expect("a tensor to come");
+    let second = receiver.receive(&shape).expect("a tensor to come");
     let start = Instant::now();
     let error = receiver.finish(Duration::from_millis(500)).expect_err("nothing comes").to_string();
     assert!(error.contains("what is under way was not through within 0.5 s"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(30));
+    // What has not come is no number that a stage could compute with unnoticed.
+    assert!(values(second.single().expect("one tensor"))[0].is_nan());
     given_up.send(()).expect("a sender");
     assert_eq!(sender.join().expect("a sender"), Ok(()));
 }

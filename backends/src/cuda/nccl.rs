@@ -19,7 +19,7 @@ use candle_core::{
     cuda::{
         CudaDType, CudaStorageSlice,
         cudarc::{
-            driver::{CudaSlice, DevicePtr, DevicePtrMut, DeviceRepr},
+            driver::{CudaSlice, DevicePtr, DevicePtrMut, DeviceRepr, result as driver_result},
             nccl::{
                 result::{self, NcclError},
                 sys,
@@ -27,13 +27,12 @@ use candle_core::{
         },
     },
 };
-use half::{bf16, f16};
 use interlock::{Activation, Error, Result, device::AsynchronousDevice};
 
 use self::end::{End, RECEIVER, SENDER};
 use super::{
     CudaStageDevice,
-    transfer::{failed, of_any_type},
+    transfer::{failed, of_any_dtype, of_any_type},
 };
 
 /// The name of one way of a boundary; made by one process, given to the other as text.
@@ -156,12 +155,15 @@ impl NcclSender {
 /// Receives activations, or gradients, from a stage of another process.
 ///
 /// [`finish`](Self::finish) ends it when all that was asked for is there. Dropped without, it waits for that 10 s at most, ignores every error, and
-/// cuts off what is then still under way: a tensor that has not come by then is never written, and what computes with it takes whatever its memory
-/// holds, without an error.
+/// cuts off what is then still under way. A tensor that has not come by then is NaN, if its elements are floating-point numbers, and else has all
+/// bits set: a stage that computes with it fails.
 pub struct NcclReceiver {
     end: End,
     device: Arc<CudaStageDevice>,
 }
+
+/// Each byte of a tensor until it is received: NaN in every dtype of floating-point numbers, and no valid index in the others.
+const NOT_RECEIVED: u8 = 0xFF;
 
 impl NcclReceiver {
     /// Joins the way called `id`, for tensors that come to `device`.
@@ -195,18 +197,7 @@ impl NcclReceiver {
 
     fn receive_one(&self, dtype: DType, shape: &Shape) -> Result<Tensor> {
         let count = shape.elem_count();
-        let storage = match dtype {
-            DType::U8 => self.elements::<u8>(count),
-            DType::U32 => self.elements::<u32>(count),
-            DType::I64 => self.elements::<i64>(count),
-            DType::BF16 => self.elements::<bf16>(count),
-            DType::F16 => self.elements::<f16>(count),
-            DType::F32 => self.elements::<f32>(count),
-            DType::F64 => self.elements::<f64>(count),
-            other => {
-                Err(Error::invalid("NCCL", format!("a tensor of {}", other.as_str()), "convert it before it is sent"))
-            }
-        }?;
+        let storage = of_any_dtype!(dtype, Element => self.elements::<Element>(count))?;
         self.device.landing.adopt(storage, shape)
     }
 
@@ -217,6 +208,10 @@ impl NcclReceiver {
         let bytes = elements.num_bytes();
         {
             let (start, _written) = elements.device_ptr_mut(stream);
+            stream.context().bind_to_thread().map_err(failed)?;
+            // SAFETY: so many bytes have just been allocated.
+            unsafe { driver_result::memset_d8_async(start, NOT_RECEIVED, bytes, stream.cu_stream()) }
+                .map_err(failed)?;
             let byte = sys::ncclDataType_t::ncclUint8;
             self.end.group("receiving", || {
                 // SAFETY: so many bytes have just been allocated.

@@ -57,6 +57,28 @@ macro_rules! of_any_type {
 #[cfg(feature = "nccl")]
 pub(super) use of_any_type;
 
+/// Calls an expression with the type of the elements of a dtype: of the same dtypes as `of_any_type!`.
+#[cfg(feature = "nccl")]
+macro_rules! of_any_dtype {
+    ($dtype:expr, $element:ident => $call:expr) => {{
+        use half::{bf16, f16};
+        of_any_dtype!(@each $dtype, $element, $call,
+            U8 u8, U32 u32, I16 i16, I32 i32, I64 i64, BF16 bf16, F16 f16, F32 f32, F64 f64)
+    }};
+    (@each $dtype:expr, $element:ident, $call:expr, $($name:ident $type:ty),*) => {
+        match $dtype {
+            $(DType::$name => { type $element = $type; $call })*
+            other => Err(Error::invalid(
+                "transfer",
+                format!("a tensor of {}, which does not travel", other.as_str()),
+                "convert it before it is sent",
+            )),
+        }
+    };
+}
+#[cfg(feature = "nccl")]
+pub(super) use of_any_dtype;
+
 /// Where tensors from other devices arrive on a GPU.
 pub(super) struct Landing {
     gpu: Arc<Gpu>,

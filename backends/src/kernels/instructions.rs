@@ -1,11 +1,13 @@
 //! Which vector instructions the kernels use.
 
-use std::{fmt, sync::OnceLock};
+use std::{env::VarError, fmt, sync::OnceLock};
 
-/// The vector instructions that the kernels use: the best that the processor has, unless `INTERLOCK_CPU_INSTRUCTIONS` names lesser ones.
+use interlock::{Error, Result};
+
+/// The vector instructions that the kernels use: the best that the processor has, or lesser ones that `INTERLOCK_CPU_INSTRUCTIONS` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Instructions {
-    /// What every processor has.
+    /// Instructions that every processor has.
     Portable,
     /// 256-bit vectors with fused multiply-add.
     Avx2,
@@ -17,10 +19,13 @@ pub enum Instructions {
 const VARIABLE: &str = "INTERLOCK_CPU_INSTRUCTIONS";
 
 impl Instructions {
-    /// What the kernels of this process use.
+    /// Returns the instructions that the kernels of this process use.
     pub fn in_use() -> Self {
         static IN_USE: OnceLock<Instructions> = OnceLock::new();
-        *IN_USE.get_or_init(|| Self::at_most(std::env::var(VARIABLE).ok().as_deref(), Self::of_the_processor()))
+        *IN_USE.get_or_init(|| {
+            let best = Self::of_the_processor();
+            Self::requested().ok().flatten().map_or(best, |requested| requested.min(best))
+        })
     }
 
     /// The best of this processor.
@@ -40,13 +45,25 @@ impl Instructions {
         Self::Portable
     }
 
-    /// What was asked for, as far as the processor goes; names that are none ask for nothing.
-    fn at_most(asked: Option<&str>, best: Self) -> Self {
-        let named = [Self::Portable, Self::Avx2, Self::Avx512].into_iter().find(|i| Some(i.name()) == asked);
-        named.map_or(best, |asked| asked.min(best))
+    /// Returns the instructions that the environment names, the most that the kernels may use; none if it names none.
+    ///
+    /// # Errors
+    /// If it names unknown ones.
+    pub(crate) fn requested() -> Result<Option<Self>> {
+        match std::env::var(VARIABLE) {
+            Ok(name) => Self::named(&name).map(Some),
+            Err(VarError::NotPresent) => Ok(None),
+            Err(VarError::NotUnicode(name)) => Self::named(&name.to_string_lossy()).map(Some),
+        }
     }
 
-    /// Its name: `portable`, `avx2` or `avx512`.
+    fn named(name: &str) -> Result<Self> {
+        let unknown =
+            || Error::invalid(VARIABLE, format!("unknown instructions {name:?}"), "write portable, avx2 or avx512");
+        [Self::Portable, Self::Avx2, Self::Avx512].into_iter().find(|known| known.name() == name).ok_or_else(unknown)
+    }
+
+    /// Returns the name: `portable`, `avx2` or `avx512`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
@@ -100,16 +117,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn never_more_than_the_processor_has_nor_than_asked_for() {
-        use Instructions::{Avx2, Avx512, Portable};
-        for (asked, best, used) in [
-            (None, Avx512, Avx512),
-            (Some("avx2"), Avx512, Avx2),
-            (Some("avx512"), Avx2, Avx2),
-            (Some("portable"), Avx2, Portable),
-            (Some("sse"), Avx2, Avx2),
-        ] {
-            assert_eq!(Instructions::at_most(asked, best), used, "{asked:?} of {best}");
+    fn names_are_read_and_others_are_refused() {
+        for known in [Instructions::Portable, Instructions::Avx2, Instructions::Avx512] {
+            assert_eq!(Instructions::named(known.name()).unwrap(), known);
+        }
+        for unknown in ["avx-2", "AVX2", "sse", ""] {
+            let error = Instructions::named(unknown).unwrap_err().to_string();
+            let expected = "INTERLOCK_CPU_INSTRUCTIONS: unknown instructions";
+            assert_eq!(error, format!("{expected} {unknown:?}; write portable, avx2 or avx512"));
         }
         assert!(Instructions::in_use() <= Instructions::of_the_processor());
     }
