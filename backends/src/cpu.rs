@@ -19,7 +19,7 @@ use interlock::{
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use self::name::{CpuName, Layers};
-use crate::{Instructions, division::core_count, layers::composed};
+use crate::{Instructions, division::core_count, layers::form::with_candle_on_cpu};
 
 /// The backend of the scheme `cpu`.
 ///
@@ -114,7 +114,7 @@ impl StageDevice for CpuDevice {
             Some(_) => None,
             None => Some(self.turn.lock().unwrap_or_else(PoisonError::into_inner)),
         };
-        self.pool.install(|| if self.composed { composed::on_cpu(work) } else { work() });
+        self.pool.install(|| if self.composed { with_candle_on_cpu(work) } else { work() });
     }
 
     fn hooks(&self) -> &dyn DeviceHooks {

@@ -16,11 +16,12 @@
 mod activation;
 mod attention;
 mod batch_norm;
-pub(crate) mod composed;
+mod composed;
 mod conv;
 mod conv_block;
 mod dropout;
 mod embedding;
+pub(crate) mod form;
 mod images;
 mod kept;
 mod layer_norm;

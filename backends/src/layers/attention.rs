@@ -16,13 +16,14 @@ use interlock::{
 
 use super::{
     Dropout, LayerNorm, Linear, LinearOf, composed, dropout,
+    form::Form,
     kept::Kept,
     slices::{label, output_gradient, read, wrong_shape},
 };
 use crate::kernels::attention::Heads;
 
-/// Causal self-attention: queries, keys and values, heads, and the projection behind them.
-#[derive(Clone, Debug)]
+/// Causal self-attention: queries, keys and values, heads, and the projection of their outputs.
+#[derive(Debug)]
 pub struct CausalSelfAttention {
     name: String,
     width: usize,
@@ -32,10 +33,12 @@ pub struct CausalSelfAttention {
     c_attn: Projection,
     c_proj: Linear,
     output_dropout: Dropout,
+    /// Of the heads.
+    form: Form,
 }
 
 /// Queries, keys and values: of the input, or of its norm.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Projection {
     Plain(Linear),
     Normed(LinearOf),
@@ -122,6 +125,7 @@ impl CausalSelfAttention {
             dropout_name: format!("{name} weights"),
             c_attn: Projection::Plain(linear(3 * width, init_std, "c_attn")?),
             c_proj: linear(width, proj_std, "c_proj")?,
+            form: Form::on(vb.device()),
             output_dropout: Dropout::new(dropout, format!("{name} output")),
             name,
         })
@@ -131,7 +135,8 @@ impl CausalSelfAttention {
     #[must_use]
     pub fn of(self, norm: LayerNorm) -> Self {
         let c_attn = match self.c_attn {
-            Projection::Plain(linear) | Projection::Normed(LinearOf { linear, .. }) => linear,
+            Projection::Plain(linear) => linear,
+            Projection::Normed(linear) => linear.into_linear(),
         };
         Self { c_attn: Projection::Normed(LinearOf::norm(norm, c_attn)), ..self }
     }
@@ -155,7 +160,7 @@ impl CausalSelfAttention {
 
     /// What the heads give, `(B, T, D)`, of queries, keys and values.
     fn mix(&self, heads: &Heads, qkv: Tensor, pass: &Pass) -> Result<(Tensor, Mixing)> {
-        if composed::serves(&qkv) {
+        if self.form == Form::CandleOperations {
             let (mixed, saved) = composed::mix(heads, &qkv, (self.probability, &self.dropout_name), pass)?;
             return Ok((mixed, Mixing::Composed(saved)));
         }

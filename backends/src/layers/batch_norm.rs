@@ -17,6 +17,7 @@ use interlock::{
 
 use super::{
     composed,
+    form::Form,
     images::{channels_last, images, output_gradient_last},
     kept::Kept,
     slices::{label, read, tensor, wrong_shape},
@@ -35,6 +36,8 @@ pub struct BatchNorm2d {
     pub(super) bias: Tensor,
     pub(super) running_mean: Var,
     pub(super) running_var: Var,
+    /// Chosen when the layer is built.
+    form: Form,
 }
 
 struct SavedBatchNorm {
@@ -54,6 +57,7 @@ impl BatchNorm2d {
         let get = |name: &str, value: f64| vb.get_with_hints(channels, name, Init::Const(value));
         Ok(Self {
             name: label("batch norm", &vb),
+            form: Form::on(vb.device()),
             channels,
             weight: get("weight", weight_init)?,
             bias: get("bias", 0.0)?,
@@ -124,7 +128,7 @@ impl Differentiable for BatchNorm2d {
         if channels != self.channels {
             return Err(wrong_shape(&self.name, x.dims(), format_args!("(B, {}, H, W)", self.channels)));
         }
-        if composed::serves(x) {
+        if self.form == Form::CandleOperations {
             return composed::forward(self, x, pass);
         }
         let x = channels_last(x, &self.name)?;

@@ -25,36 +25,19 @@ mod shape;
 
 pub(super) use attention::{SavedHeads, backward_heads, mix};
 
-use std::cell::Cell;
-
 use candle_core::{DType, Shape, Tensor};
 use interlock::{
     Activation, Differentiable, Error, Gradients, Pass, Precision, Result, Saved, Wants, differentiation::Held,
 };
 
-use super::slices::{output_gradient_of, wrong_shape};
-
-thread_local! {
-    /// Whether the CPU computes so too.
-    static ON_CPU: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs `work` with the layers composed on the CPU too, as far as it runs on this thread.
-#[cfg(feature = "cpu")]
-pub(crate) fn on_cpu<R>(work: impl FnOnce() -> R) -> R {
-    struct Before(bool);
-    impl Drop for Before {
-        fn drop(&mut self) {
-            ON_CPU.set(self.0);
-        }
-    }
-    let _before = Before(ON_CPU.replace(true));
-    work()
-}
+use super::{
+    form::Form,
+    slices::{output_gradient_of, wrong_shape},
+};
 
 /// Whether layers compute with `x` by candle's operations.
 pub(super) fn serves(x: &Tensor) -> bool {
-    !x.device().is_cpu() || ON_CPU.get()
+    Form::on(x.device()) == Form::CandleOperations
 }
 
 /// A layer in candle's operations.
@@ -187,9 +170,4 @@ pub(super) fn output_gradient(c: &Activation, dims: &[usize], dtype: DType, laye
 /// A pull-back to the input alone.
 fn input(gradient: Tensor) -> Gradients {
     Gradients { input: Some(gradient.into()), ..Gradients::default() }
-}
-
-/// Whether a forward pass was that of layers one after another, each with what it saved itself.
-pub(super) fn is_of_parts(saved: &Saved) -> bool {
-    saved.get::<Vec<Saved>>().is_ok()
 }

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use super::{
     composed,
+    form::Form,
     images::{channels_first, channels_last, images, output_gradient_last},
     kept::Kept,
     slices::{column_sums, label, read, tensor, wrong_shape},
@@ -47,6 +48,8 @@ pub struct Conv2d {
     pub(super) config: Conv2dConfig,
     pub(super) weight: Tensor,
     pub(super) bias: Option<Tensor>,
+    /// Chosen when the layer is built.
+    form: Form,
 }
 
 impl Conv2d {
@@ -63,6 +66,7 @@ impl Conv2d {
         let bias_init = Init::Uniform { lo: -bound, up: bound };
         Ok(Self {
             name: label("conv2d", &vb),
+            form: Form::on(vb.device()),
             config,
             weight: vb.get_with_hints((outputs, inputs, kernel, kernel), "weight", init)?,
             bias: if bias { Some(vb.get_with_hints(outputs, "bias", bias_init)?) } else { None },
@@ -84,7 +88,7 @@ impl Differentiable for Conv2d {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
         let geometry = self.geometry(x.dims())?;
-        if composed::serves(x) {
+        if self.form == Form::CandleOperations {
             return composed::forward(self, x, pass);
         }
         let x = channels_last(x, &self.name)?;

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::{
     composed,
+    form::Form,
     slices::{dense_of, label, output_gradient, read, tensor, wrong_shape},
 };
 use crate::kernels::each::CHUNK;
@@ -21,6 +22,8 @@ pub struct Embedding {
     pub(super) vocab: usize,
     pub(super) width: usize,
     pub(super) weight: Tensor,
+    /// Chosen when the layer is built.
+    form: Form,
 }
 
 impl Embedding {
@@ -32,7 +35,7 @@ impl Embedding {
     /// Makes `weight (vocab, width)`.
     pub fn with_init(vocab: usize, width: usize, init: Init, vb: VarBuilder) -> Result<Self> {
         let weight = vb.get_with_hints((vocab, width), "weight", init)?;
-        Ok(Self { name: label("embedding", &vb), vocab, width, weight })
+        Ok(Self { name: label("embedding", &vb), vocab, width, weight, form: Form::on(vb.device()) })
     }
 
     /// The tokens, side by side, each below the size of the vocabulary.
@@ -91,7 +94,7 @@ impl Embedding {
 impl Differentiable for Embedding {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
-        if composed::serves(x) {
+        if self.form == Form::CandleOperations {
             return composed::forward(self, x, pass);
         }
         let tokens = self.tokens(x)?;
@@ -162,7 +165,7 @@ impl Differentiable for TokenAndPosition {
                 ));
             }
         };
-        if composed::serves(x) {
+        if self.tokens.form == Form::CandleOperations {
             return composed::forward(self, x, pass);
         }
         let tokens = self.tokens.tokens(x)?;

@@ -15,6 +15,7 @@ use interlock::{
 
 use super::{
     composed,
+    form::Form,
     kept::Kept,
     slices::{dense, label, output_gradient, read, tensor, wrong_shape},
 };
@@ -27,6 +28,8 @@ pub struct LayerNorm {
     pub(super) width: usize,
     pub(super) weight: Tensor,
     pub(super) bias: Tensor,
+    /// Chosen when the layer is built.
+    form: Form,
 }
 
 struct SavedLayerNorm {
@@ -40,6 +43,7 @@ impl LayerNorm {
     pub fn new(width: usize, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
             name: label("layer norm", &vb),
+            form: Form::on(vb.device()),
             width,
             weight: vb.get_with_hints(width, "weight", Init::Const(1.0))?,
             bias: vb.get_with_hints(width, "bias", Init::Const(0.0))?,
@@ -63,7 +67,7 @@ impl Differentiable for LayerNorm {
         if x.dims().last() != Some(&self.width) {
             return Err(wrong_shape(&self.name, x.dims(), format_args!("(…, {})", self.width)));
         }
-        if composed::serves(x) {
+        if self.form == Form::CandleOperations {
             return composed::forward(self, x, pass);
         }
         let x = dense(x, &self.name)?;

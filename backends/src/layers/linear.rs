@@ -9,6 +9,7 @@ use interlock::{Activation, Differentiable, Gradients, ParameterGradients, Pass,
 
 use super::{
     composed,
+    form::Form,
     kept::Kept,
     slices::{column_sums, dense, label, output_gradient, read, tensor, wrong_shape},
 };
@@ -26,6 +27,8 @@ pub struct Linear {
     outputs: usize,
     pub(super) weight: Tensor,
     pub(super) bias: Option<Tensor>,
+    /// Chosen when the layer is built.
+    form: Form,
 }
 
 impl Linear {
@@ -40,6 +43,7 @@ impl Linear {
     pub fn with_init(inputs: usize, outputs: usize, weight: Init, bias: Option<Init>, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
             name: label("linear", &vb),
+            form: Form::on(vb.device()),
             inputs,
             outputs,
             weight: vb.get_with_hints((outputs, inputs), "weight", weight)?,
@@ -91,7 +95,7 @@ impl Differentiable for Linear {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
         self.output_dims(x.dims())?;
-        if composed::serves(x) {
+        if self.form == Form::CandleOperations {
             return composed::forward(self, x, pass);
         }
         let x = dense(x, &self.name)?;

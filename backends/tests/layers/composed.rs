@@ -99,20 +99,42 @@ fn what_is_no_number_of_an_activation_is_refused() {
     });
 }
 
-/// A forward pass that was saved one way is pulled back so, whatever the thread does now.
+/// A layer computes in the form in which it was built, whatever the thread does now.
 #[test]
-fn a_backward_pass_uses_what_was_saved() {
+fn a_backward_pass_has_the_form_of_its_forward_pass() {
     for (name, x, build) in cases().into_iter().filter(|(_, x, _)| x.dtype() == DType::F32) {
         let store = store();
-        let layer = build(store.builder(&Device::Cpu)).expect("a layer");
-        let layer = std::sync::Mutex::new(layer);
-        let (y, saved) = on(1, "composed", || {
-            layer.lock().expect("the layer").forward(&x.clone().into(), &Pass::train(7, 3, 1)).expect("a pass")
+        let (layer, y, saved) = on(1, "composed", || {
+            let layer = build(store.builder(&Device::Cpu)).expect("a layer");
+            let (y, saved) = layer.forward(&x.clone().into(), &Pass::train(7, 3, 1)).expect("a pass");
+            (layer, y, saved)
         });
         let c: Activation = random("output_gradient", y.single().expect("one tensor").dims()).into();
-        let layer = layer.into_inner().expect("the layer");
         let pulled = layer.backward(&saved, &c, Wants::BOTH).expect("a pull-back").input.expect("a gradient");
         let wanted = &given("composed", &x, None, Precision::F32, &*build).0["input gradient"];
         assert_eq!(values(pulled.single().expect("one tensor")), values(wanted), "{name}");
     }
+}
+
+#[test]
+fn a_layer_with_parameters_chooses_its_form_once_when_it_is_built() {
+    // The kernels take no bf16.
+    let x: Activation = random("x", &[2, 4]).to_dtype(DType::BF16).expect("a cast").into();
+    let build = || -> Vec<Box<dyn Differentiable>> {
+        let vb = store().builder(&Device::Cpu);
+        let linear = |name: &str| Linear::new(4, 4, true, vb.pp(name)).expect("a linear layer");
+        let norm = |name: &str| LayerNorm::new(4, vb.pp(name)).expect("a norm");
+        vec![
+            Box::new(linear("a")),
+            Box::new(norm("b")),
+            Box::new(LinearOf::norm(norm("c"), linear("d"))),
+            Box::new(LinearOf::gelu(linear("e"))),
+        ]
+    };
+    let takes_bf16 = |layer: &dyn Differentiable| layer.forward(&x, &Pass::eval()).is_ok();
+    let in_candle = on(1, "composed", build);
+    assert!(in_candle.iter().all(|layer| takes_bf16(&**layer)));
+    let in_kernels = std::sync::Mutex::new(build());
+    let taken = on(1, "composed", || in_kernels.lock().expect("layers").iter().any(|layer| takes_bf16(&**layer)));
+    assert!(!taken);
 }

@@ -1,0 +1,380 @@
+//! A block of convolutions in kernels.
+//!
+//! Only the outputs of the convolutions are saved, and a bit for each element of the last ReLU. Norms and ReLUs are applied where a convolution
+//! reads its input, and their gradients where it reads its output gradient.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use interlock::{
+    Activation, Differentiable, Error, Gradients, ParameterGradients, Pass, Result, Saved, Wants,
+    differentiation::{Held, Pending, input_of},
+};
+
+use super::{NAME, Shortcut, no_link};
+use crate::{
+    kernels::{
+        convolution::{Batch, Into, line_count},
+        norm::{self, Addend, Norm, NormGradient},
+        padded::Source,
+        room::Filled,
+    },
+    layers::{
+        BatchNorm2d, Conv2d,
+        images::{channels_last, images, output_gradient_last},
+        kept::Kept,
+        slices::read,
+    },
+};
+
+/// `ReLU(norm_n(conv_n(… ReLU(norm_1(conv_1(x))) …)) + shortcut(x))`.
+pub(super) struct FusedBlock {
+    links: Vec<(Conv2d, BatchNorm2d)>,
+    shortcut: Shortcut,
+}
+
+/// The output of a convolution, `(B, H, W, C)`, and its norm.
+struct Link {
+    y: Tensor,
+    norm: Norm,
+}
+
+/// A forward pass.
+struct Computed {
+    /// `(B, H, W, C)`.
+    x: Tensor,
+    links: Vec<Link>,
+    projection: Option<Link>,
+    /// Where the last ReLU is open: a bit for each element, channels in blocks of sixteen.
+    gate: Arc<[u16]>,
+}
+
+/// The tensors and statistics that are saved of it.
+struct SavedBlock {
+    x: Kept,
+    links: Vec<(Kept, Norm)>,
+    projection: Option<(Kept, Norm)>,
+    gate: Arc<[u16]>,
+}
+
+impl SavedBlock {
+    fn new(computed: Computed, pass: &Pass) -> Result<Self> {
+        let keep = |link: Link| Ok::<_, Error>((Kept::new(link.y, pass)?, link.norm));
+        Ok(Self {
+            x: Kept::new(computed.x, pass)?,
+            links: computed.links.into_iter().map(keep).collect::<Result<_>>()?,
+            projection: computed.projection.map(keep).transpose()?,
+            gate: computed.gate,
+        })
+    }
+
+    fn saved(self) -> Saved {
+        let links = self.links.iter().chain(&self.projection).map(|(y, _)| y.held());
+        let held: Vec<Held> = links.chain([self.x.held(), Held::slice(&self.gate)]).collect();
+        Saved::new(self).holding(held)
+    }
+
+    /// Returns the forward pass, from what was saved.
+    fn computed(&self) -> Result<Computed> {
+        let link = |(y, norm): &(Kept, Norm)| Ok::<_, Error>(Link { y: y.tensor()?, norm: norm.clone() });
+        Ok(Computed {
+            x: self.x.tensor()?,
+            links: self.links.iter().map(link).collect::<Result<_>>()?,
+            projection: self.projection.as_ref().map(link).transpose()?,
+            gate: Arc::clone(&self.gate),
+        })
+    }
+}
+
+/// The gradient of a norm's output, with the norm's own gradients.
+struct NormOutputGradient {
+    /// `(B, H, W, C)`; of the last norm and of the projection's before the gate.
+    g: Tensor,
+    gradient: NormGradient,
+}
+
+struct PendingBlock {
+    /// From the first link to the last.
+    links: Vec<NormOutputGradient>,
+    projection: Option<NormOutputGradient>,
+}
+
+fn dims(x: &Tensor) -> Result<[usize; 4]> {
+    let (batch, height, width, channels) = x.dims4()?;
+    Ok([batch, channels, height, width])
+}
+
+impl FusedBlock {
+    pub(super) fn new(links: Vec<(Conv2d, BatchNorm2d)>, shortcut: Shortcut) -> Self {
+        Self { links, shortcut }
+    }
+
+    /// Convolves, and computes the norm.
+    fn link(
+        &self,
+        (conv, norm): (&Conv2d, &BatchNorm2d),
+        x: &Source<'_>,
+        from: [usize; 4],
+        pass: &Pass,
+    ) -> Result<Link> {
+        let geometry = conv.geometry(&from)?;
+        let batch = Batch { geometry, weight: &read(&conv.weight)?, images: from[0] };
+        let mut moments = vec![0.0; if pass.is_train() { from[0] * 3 * line_count(geometry.outputs) } else { 0 }];
+        let y = batch.forward(x, pass.is_train().then_some(&mut moments));
+        let [height, width, channels] = geometry.output();
+        let bias = conv.bias.as_ref().map(read::<f32>).transpose()?;
+        let norm = match pass.is_train() {
+            true => norm.of_batch(&moments, [from[0], channels, height, width], pass, bias.as_deref())?,
+            false => norm.of_running(bias.as_deref())?,
+        };
+        Ok(Link { y: y.into_tensor((from[0], height, width, channels))?, norm })
+    }
+
+    /// Applies the last norm, adds the shortcut, and applies the last ReLU. Returns the output and the ReLU's gate.
+    fn join(&self, x: &Tensor, last: &Link, projection: Option<&Link>) -> Result<(Filled, Vec<u16>)> {
+        let [_, channels, height, width] = dims(&last.y)?;
+        let (y, x) = (read::<f32>(&last.y)?, read::<f32>(x)?);
+        let projected = projection.map(|link| read::<f32>(&link.y)).transpose()?;
+        let addend = match (&self.shortcut, &projected, projection) {
+            (Shortcut::None, ..) => Addend::Nothing,
+            (_, Some(projected), Some(link)) => Addend::Normed(projected, &link.norm.line),
+            _ => Addend::Plain(&x),
+        };
+        Ok(norm::join(&y, &last.norm.line, addend, [height * width, channels], true))
+    }
+
+    /// Returns the sums that the backward pass of a norm needs, for an output gradient behind the gate.
+    fn sums(&self, g: &[f32], gate: &[u16], link: &Link) -> Result<Vec<f32>> {
+        let [_, channels, height, width] = dims(&link.y)?;
+        Ok(norm::gradient_sums(g, Some(gate), &read::<f32>(&link.y)?, &link.norm, [height * width, channels]))
+    }
+
+    fn batch<'a>(&self, conv: &Conv2d, x: &Tensor, weight: &'a [f32]) -> Result<Batch<'a>> {
+        let from = dims(x)?;
+        Ok(Batch { geometry: conv.geometry(&from)?, weight, images: from[0] })
+    }
+
+    /// Returns the gradients of a convolution's parameters.
+    fn own(&self, conv: &Conv2d, weight: Option<Filled>) -> Result<ParameterGradients> {
+        let mut gradients = Vec::new();
+        if let Some(weight) = weight {
+            gradients.push((conv.weight.id(), weight.into_tensor(conv.weight.shape())?));
+            if let Some(bias) = &conv.bias {
+                gradients.push((bias.id(), bias.zeros_like()?));
+            }
+        }
+        Ok(gradients)
+    }
+
+    /// Takes the output gradient `c` back through the block; leaves the gradients of the norms' outputs if `keep` says so.
+    fn pull(
+        &self,
+        saved: &Computed,
+        c: &Activation,
+        wants: Wants,
+        keep: bool,
+    ) -> Result<(Gradients, Option<PendingBlock>)> {
+        let Some(last) = saved.links.last() else { return Err(no_link()) };
+        let [batch, channels, height, width] = dims(&last.y)?;
+        let c = output_gradient_last(c, &[batch, channels, height, width], NAME)?;
+        let mut sums = self.sums(&read::<f32>(&c)?, &saved.gate, last)?;
+        let mut pass = BackwardPass { block: self, saved, c, wants, parameters: Vec::new(), input: None };
+        let (mut kept, mut g) = (Vec::new(), None);
+        for i in (0..saved.links.len()).rev() {
+            let gradient = saved.links[i].norm.gradient(&sums);
+            let (previous_g, previous_sums) = pass.link(i, g.as_ref(), &gradient)?;
+            if keep {
+                kept.push(NormOutputGradient { g: g.unwrap_or_else(|| pass.c.clone()), gradient });
+            }
+            (g, sums) = (previous_g, previous_sums);
+        }
+        kept.reverse();
+        let projection = pass.projection()?;
+        let [batch, inputs, height, width] = dims(&saved.x)?;
+        let input = pass.input.map(|dx| images(dx, batch, [height, width, inputs])).transpose()?.map(Activation::from);
+        let pending = keep.then_some(PendingBlock { links: kept, projection });
+        Ok((Gradients { input, parameters: pass.parameters }, pending))
+    }
+}
+
+/// A backward pass on its way from the output to the input.
+struct BackwardPass<'a> {
+    block: &'a FusedBlock,
+    saved: &'a Computed,
+    /// The gradient of the output, `(B, H, W, C)`, before the gate.
+    c: Tensor,
+    wants: Wants,
+    parameters: ParameterGradients,
+    /// The gradient of the block's input, as far as it is there.
+    input: Option<Filled>,
+}
+
+impl BackwardPass<'_> {
+    /// Takes the gradient back through link `i`. `g` is the gradient of its norm's output; none for the last link, whose gradient is `c` behind the
+    /// gate. Returns the gradient of the previous norm's output, none for the first link, and the sums that the previous norm needs.
+    fn link(&mut self, i: usize, g: Option<&Tensor>, gradient: &NormGradient) -> Result<(Option<Tensor>, Vec<f32>)> {
+        let Self { block, saved, wants, .. } = *self;
+        let (conv, norm) = &block.links[i];
+        if wants.parameters {
+            self.parameters.extend(norm.gradients(gradient)?);
+        }
+        let previous = i.checked_sub(1).map(|previous| &saved.links[previous]);
+        let from = previous.map_or(&saved.x, |previous| &previous.y);
+        let (weight, x, y) = (read(&conv.weight)?, read::<f32>(from)?, read::<f32>(&saved.links[i].y)?);
+        let output = read::<f32>(&self.c)?;
+        let own = g.map(read::<f32>).transpose()?;
+        let g = Source::Gradient {
+            g: own.as_deref().unwrap_or(&output),
+            gate: own.is_none().then_some(&saved.gate[..]),
+            y: &y,
+            lines: gradient,
+        };
+        let source = match previous {
+            Some(previous) => Source::Rectified(&x, &previous.norm.line),
+            None => Source::Plain(&x),
+        };
+        let batch = block.batch(conv, from, &weight)?;
+        let mut sums = vec![0.0; previous.map_or(0, |_| batch.images * 2 * line_count(batch.geometry.inputs))];
+        let into = match (previous, &block.shortcut) {
+            (Some(previous), _) => Some(Into::Gate { y: &x, norm: &previous.norm, sums: &mut sums }),
+            (None, Shortcut::Identity) if wants.input => Some(Into::Skip { g: &output, gate: &saved.gate }),
+            (None, _) => wants.input.then_some(Into::Write),
+        };
+        let gradients = batch.backward(&g, wants.parameters.then_some(&source), into);
+        self.parameters.extend(block.own(conv, gradients.weight)?);
+        match (previous, gradients.input) {
+            (Some(previous), Some(g)) => Ok((Some(g.into_tensor(previous.y.shape())?), sums)),
+            (_, input) => {
+                self.input = input;
+                Ok((None, sums))
+            }
+        }
+    }
+
+    /// Takes the gradient back through the projection, if there is one, and adds what arrives to the input's. Returns the gradient of its norm's
+    /// output.
+    fn projection(&mut self) -> Result<Option<NormOutputGradient>> {
+        let Self { block, saved, wants, .. } = *self;
+        let (Shortcut::Projection(conv, norm), Some(link)) = (&block.shortcut, &saved.projection) else {
+            return Ok(None);
+        };
+        let output = read::<f32>(&self.c)?;
+        let gradient = link.norm.gradient(&block.sums(&output, &saved.gate, link)?);
+        if wants.parameters {
+            self.parameters.extend(norm.gradients(&gradient)?);
+        }
+        let (weight, x, y) = (read(&conv.weight)?, read(&saved.x)?, read(&link.y)?);
+        let g = Source::Gradient { g: &output, gate: Some(&saved.gate), y: &y, lines: &gradient };
+        let gradients = block.batch(conv, &saved.x, &weight)?.backward(
+            &g,
+            wants.parameters.then_some(&Source::Plain(&x)),
+            self.input.take().map(Into::Add),
+        );
+        self.parameters.extend(block.own(conv, gradients.weight)?);
+        self.input = gradients.input;
+        Ok(Some(NormOutputGradient { g: self.c.clone(), gradient }))
+    }
+}
+
+impl Differentiable for FusedBlock {
+    fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
+        let x = channels_last(x.single()?, NAME)?;
+        let from = dims(&x)?;
+        let mut saved = Computed { x, links: Vec::new(), projection: None, gate: Arc::default() };
+        for (conv, norm) in &self.links {
+            let link = match saved.links.last() {
+                None => self.link((conv, norm), &Source::Plain(&read(&saved.x)?), from, pass)?,
+                Some(before) => {
+                    let y = read::<f32>(&before.y)?;
+                    self.link((conv, norm), &Source::Rectified(&y, &before.norm.line), dims(&before.y)?, pass)?
+                }
+            };
+            saved.links.push(link);
+        }
+        let Some(last) = saved.links.pop() else { return Err(no_link()) };
+        let to = dims(&last.y)?;
+        let short = match &self.shortcut {
+            Shortcut::None => to,
+            Shortcut::Identity => from,
+            Shortcut::Projection(conv, norm) => {
+                let link = self.link((conv, norm), &Source::Plain(&read(&saved.x)?), from, pass)?;
+                let to = dims(&link.y)?;
+                saved.projection = Some(link);
+                to
+            }
+        };
+        if short != to {
+            return Err(Error::invalid(
+                NAME,
+                format!("branches of shapes {to:?} and {short:?}"),
+                "give a shortcut that changes the shape as the convolutions do",
+            ));
+        }
+        let (out, gate) = self.join(&saved.x, &last, saved.projection.as_ref())?;
+        saved.gate = gate.into();
+        let [batch, channels, height, width] = to;
+        let out = images(out, batch, [height, width, channels])?;
+        saved.links.push(last);
+        Ok((out.into(), if pass.is_train() { SavedBlock::new(saved, pass)?.saved() } else { Saved::nothing() }))
+    }
+
+    fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
+        if wants == (Wants { input: false, parameters: false }) {
+            return Ok(Gradients::default());
+        }
+        Ok(self.pull(&saved.get::<SavedBlock>()?.computed()?, output_gradient, wants, false)?.0)
+    }
+
+    fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
+        let (pulled, pending) =
+            self.pull(&saved.get::<SavedBlock>()?.computed()?, output_gradient, Wants::INPUT, true)?;
+        Ok((input_of(pulled)?, Pending::new(pending.ok_or_else(no_link)?)))
+    }
+
+    fn backward_parameters(&self, saved: &Saved, pending: Pending) -> Result<ParameterGradients> {
+        let saved = saved.get::<SavedBlock>()?.computed()?;
+        let PendingBlock { links, projection } = pending.take()?;
+        let mut parameters = Vec::new();
+        let mut weigh = |conv: &Conv2d,
+                         norm: &BatchNorm2d,
+                         link: &Link,
+                         output_gradient: &NormOutputGradient,
+                         gated: bool,
+                         x: &Source<'_>,
+                         from: &Tensor| {
+            parameters.extend(norm.gradients(&output_gradient.gradient)?);
+            let (weight, y, g) = (read(&conv.weight)?, read(&link.y)?, read(&output_gradient.g)?);
+            let gate = gated.then_some(&saved.gate[..]);
+            let g = Source::Gradient { g: &g, gate, y: &y, lines: &output_gradient.gradient };
+            let gradients = self.batch(conv, from, &weight)?.backward(&g, Some(x), None);
+            parameters.extend(self.own(conv, gradients.weight)?);
+            Ok::<_, Error>(())
+        };
+        for (i, (((conv, norm), link), output_gradient)) in
+            self.links.iter().zip(&saved.links).zip(&links).enumerate().rev()
+        {
+            let gated = i + 1 == saved.links.len();
+            match i.checked_sub(1).map(|before| &saved.links[before]) {
+                Some(before) => {
+                    let source = read(&before.y)?;
+                    weigh(
+                        conv,
+                        norm,
+                        link,
+                        output_gradient,
+                        gated,
+                        &Source::Rectified(&source, &before.norm.line),
+                        &before.y,
+                    )?;
+                }
+                None => weigh(conv, norm, link, output_gradient, gated, &Source::Plain(&read(&saved.x)?), &saved.x)?,
+            }
+        }
+        if let ((Shortcut::Projection(conv, norm), Some(link)), Some(output_gradient)) =
+            ((&self.shortcut, &saved.projection), &projection)
+        {
+            weigh(conv, norm, link, output_gradient, true, &Source::Plain(&read(&saved.x)?), &saved.x)?;
+        }
+        Ok(parameters)
+    }
+}
