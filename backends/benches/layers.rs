@@ -38,7 +38,7 @@ fn laid_out(x: Tensor) -> Tensor {
     }
 }
 
-/// A layer with an input, what its forward pass saved, and a output_gradient.
+/// A layer with an input, what its forward pass saved, and an output gradient.
 struct Setup {
     layer: Box<dyn Differentiable>,
     x: Activation,

@@ -29,7 +29,7 @@ use crate::{Instructions, division::core_count, layers::form::with_candle_on_cpu
 /// | `cpu:threads=2` | two threads, on any cores |
 /// | `cpu:cores=0-3`, `cpu:cores=2` | one thread a core, pinned to it |
 /// | `cpu:threads=1,cores=0-1` | threads pinned to these cores in turn |
-/// | `cpu:layers=composed` | computes with the operations that GPUs compute with; slow: for checking them without a GPU |
+/// | `cpu:layers=candle` | layers compute with candle's operations, as on GPUs; slow: for checking these without a GPU |
 ///
 /// A device is to be opened from a thread that is not pinned itself: threads may use the cores of the thread that starts them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,8 +45,8 @@ pub struct CpuDevice {
     pool: ThreadPool,
     /// Held by the stage whose work the threads do.
     turn: Mutex<()>,
-    /// Whether layers compute as on other devices.
-    composed: bool,
+    /// Whether layers compute with candle's operations, as on other devices.
+    candle_operations: bool,
 }
 
 impl CpuDevice {
@@ -89,7 +89,12 @@ impl CpuDevice {
                 ));
             }
         }
-        Ok(Self { name: name.to_owned(), pool, turn: Mutex::default(), composed: layers == Some(Layers::Composed) })
+        Ok(Self {
+            name: name.to_owned(),
+            pool,
+            turn: Mutex::default(),
+            candle_operations: layers == Some(Layers::CandleOperations),
+        })
     }
 
     /// The number of threads.
@@ -114,7 +119,7 @@ impl StageDevice for CpuDevice {
             Some(_) => None,
             None => Some(self.turn.lock().unwrap_or_else(PoisonError::into_inner)),
         };
-        self.pool.install(|| if self.composed { with_candle_on_cpu(work) } else { work() });
+        self.pool.install(|| if self.candle_operations { with_candle_on_cpu(work) } else { work() });
     }
 
     fn hooks(&self) -> &dyn DeviceHooks {

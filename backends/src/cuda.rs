@@ -1,9 +1,9 @@
-//! NVIDIA GPUs: a stream for each stage, and tensors that cross to and from it without the host waiting.
+//! NVIDIA GPUs: a stream for each stage, and copies of tensors for which the host does not wait.
 //!
-//! The operations are candle's, whose kernels run on the stage's stream; see [`layers`](crate::layers) for how layers are composed of them. What
-//! this module adds is how a GPU is opened and what is told where that fails (`driver`), how tensors cross (`transfer`), and how numbers and
-//! times come back (`late`).
+//! The operations are candle's, whose kernels run on the stage's stream; see [`layers`](crate::layers) for how layers use them. This
+//! module opens GPUs and explains failures (`driver`), copies tensors between devices (`transfer`), and reads numbers and times later (`late`).
 
+mod copy_stream;
 #[cfg(feature = "cudnn")]
 pub(crate) mod cudnn;
 mod driver;
@@ -14,7 +14,6 @@ mod name;
 mod nccl;
 mod pinned;
 mod transfer;
-mod under_way;
 
 use std::sync::Arc;
 

@@ -22,23 +22,23 @@ use self::{
 
 /// The backend of the scheme `emulated`.
 ///
-/// Names set what things cost, `emulated:forward-ms=5,head-ms=2,gbps=10`; what is not set costs nothing:
+/// A name sets costs, as in `emulated:forward-ms=5,head-ms=2,gbps=10`. Default: every cost is zero.
 ///
 /// | key | milliseconds of |
 /// |---|---|
 /// | `forward-ms` | a forward pass of one micro-batch through the stage |
 /// | `head-ms` | all that a stage's auxiliary head does for one micro-batch |
-/// | `input-gradient-ms` | a pull-back to the input |
-/// | `parameter-gradient-ms` | the parameters' gradients once that has been done; where only they are wanted, both times count |
+/// | `input-gradient-ms` | a backward pass to the input |
+/// | `parameter-gradient-ms` | the parameter gradients after that; if only they are wanted, both times count |
 /// | `update-ms` | an update |
-/// | `transfer-ms` | the way of a message to a neighbour |
+/// | `transfer-ms` | the transfer of a message to a neighbour |
 ///
 /// | key | gigabits a second |
 /// |---|---|
-/// | `gbps` | that leave for each neighbour, one message after another; unlimited unless set |
+/// | `gbps` | sent to each neighbour, one message after another; default: unlimited |
 ///
-/// A device counts as one of its own for each stage pinned to it, so that one name serves a whole pipeline. Outputs and gradients are zeros,
-/// parameters never change, and losses are computed as ever.
+/// Each stage on the device runs as if it had the device for itself, so that one name is enough for a whole pipeline. Outputs and gradients are
+/// zeros, parameters never change, and losses are computed as on any device.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EmulatedBackend;
 

@@ -12,22 +12,23 @@
 
 #[macro_use]
 mod instructions;
+pub(crate) mod aligned_buffer;
 pub(crate) mod attention;
 pub(crate) mod blocked;
+pub(crate) mod channel_lines;
 pub(crate) mod convolution;
-pub(crate) mod each;
+pub(crate) mod elementwise;
 pub(crate) mod gelu;
 pub(crate) mod half;
+pub(crate) mod image_chunks;
 pub(crate) mod lanes;
 pub(crate) mod layer_norm;
+pub(crate) mod left_factor;
 pub(crate) mod linear;
 pub(crate) mod matrix;
 pub(crate) mod norm;
 pub(crate) mod padded;
 pub(crate) mod panels;
-pub(crate) mod pieces;
 pub(crate) mod product;
-pub(crate) mod room;
-pub(crate) mod strips;
 
 pub use instructions::Instructions;

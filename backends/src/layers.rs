@@ -5,30 +5,31 @@
 //! words `channels_last`. Parameters have PyTorch's names and shapes.
 //!
 //! Invariants, kept by all of them:
-//! - **The same bits for any number of threads**, on the CPU. Work is cut into chunks that depend on shapes only, every sum over chunks is added up
-//!   in the order of the chunks, and matrix products run inside one chunk on one thread.
-//! - **Only what is asked for is computed**: an input pass computes no parameter gradient, a parameter pass no input gradient, and the two
-//!   apart give the same bits as both at once.
-//! - In evaluation mode nothing is saved.
-//! - Layers hold the tensors that the parameter store made, read them in place and never build a graph of candle operations.
-//! - Elsewhere than on the CPU, no layer reads a value back to the host or waits for the device.
+//! - **The same bits for any number of threads**, on the CPU. Work is cut into chunks by shapes only, sums over chunks are added in the order of the
+//!   chunks, and a matrix product within a chunk runs on one thread.
+//! - **Only what is wanted is computed**: an input pass computes no parameter gradient and a parameter pass no input gradient. Both passes one after
+//!   the other give the same bits as both at once.
+//! - Evaluation saves nothing.
+//! - Layers hold the tensors that the parameter store made, read them in place, and build no graph of candle operations.
+//! - A layer with parameters chooses kernels or candle operations once, when it is built for its device.
+//! - On other devices than the CPU, no layer reads a value back to the host or waits for the device.
 
 mod activation;
 mod attention;
 mod batch_norm;
-mod composed;
+mod candle_operations;
 mod conv;
 mod conv_block;
 mod dropout;
 mod embedding;
 pub(crate) mod form;
+mod fused_linear;
 mod images;
-mod kept;
 mod layer_norm;
 mod linear;
-mod linear_of;
 mod pool;
 mod residual;
+mod saved_tensor;
 mod shape;
 mod slices;
 mod window;
@@ -40,9 +41,9 @@ pub use conv::{Conv2d, Conv2dConfig};
 pub use conv_block::{ConvBlock, Shortcut};
 pub use dropout::Dropout;
 pub use embedding::{Embedding, TokenAndPosition};
+pub use fused_linear::FusedLinear;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
-pub use linear_of::LinearOf;
 pub use pool::{AvgPool2d, GlobalAvgPool, MaxPool2d};
 pub use residual::Residual;
 pub use shape::Flatten;

@@ -59,7 +59,7 @@ impl Backends {
             ),
             None => Error::invalid(
                 "device",
-                format!("{name:?} begins with no known kind of device"),
+                format!("{name:?}: unknown device kind"),
                 format!("this build knows {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") }),
             ),
         })
@@ -120,9 +120,9 @@ mod tests {
             refusal("cuda:0"),
             "device: cuda:0 requested, but this build has cpu and emulated only; rebuild with --features cuda"
         );
-        let known = "begins with no known kind of device; this build knows cpu, emulated";
-        assert_eq!(refusal("tpu:1"), format!("device: \"tpu:1\" {known}"));
-        assert_eq!(refusal(""), format!("device: \"\" {known}"));
+        let known = "unknown device kind; this build knows cpu, emulated";
+        assert_eq!(refusal("tpu:1"), format!("device: \"tpu:1\": {known}"));
+        assert_eq!(refusal(""), format!("device: \"\": {known}"));
         assert!(refusal("emulated:forward-ms=x").contains("forward-ms: \"x\" is not a time"));
     }
 
@@ -133,8 +133,8 @@ mod tests {
             opened.iter().map(|device| device.name().to_owned()).collect()
         };
         assert_eq!(names("cpu"), ["cpu"]);
-        let three = ["cpu:threads=2,layers=composed", "emulated:forward-ms=1", "cpu:threads=1"];
-        assert_eq!(names(" cpu:threads=2,layers=composed, emulated:forward-ms=1,cpu:threads=1"), three);
+        let three = ["cpu:threads=2,layers=candle", "emulated:forward-ms=1", "cpu:threads=1"];
+        assert_eq!(names(" cpu:threads=2,layers=candle, emulated:forward-ms=1,cpu:threads=1"), three);
         assert!(Backends::default().open_all("cpu,").is_err() && Backends::default().open_all("threads=2").is_err());
     }
 

@@ -101,7 +101,7 @@ fn pinned_devices_open_where_there_is_a_core_and_refuse_where_there_is_none() {
 }
 
 #[test]
-fn composed_layers_are_those_of_the_device_alone_panics_included() {
+fn candle_operations_are_those_of_the_device_alone_panics_included() {
     let store = ParameterStore::new(1, Default::default());
     // The kernels take no bf16.
     let takes_bf16 = || {
@@ -109,13 +109,13 @@ fn composed_layers_are_those_of_the_device_alone_panics_included() {
         let layer = Linear::new(2, 2, true, store.builder(&Device::Cpu)).expect("a layer");
         layer.forward(&x.into(), &Pass::eval()).is_ok()
     };
-    let composed = CpuDevice::open("cpu:threads=1,layers=composed").expect("a device");
+    let candle = CpuDevice::open("cpu:threads=1,layers=candle").expect("a device");
     let kernels = CpuDevice::open("cpu:threads=1,layers=kernels").expect("a device");
-    assert!(run_on(&composed, takes_bf16) && !run_on(&kernels, takes_bf16) && !takes_bf16());
+    assert!(run_on(&candle, takes_bf16) && !run_on(&kernels, takes_bf16) && !takes_bf16());
     // Within the work of one, the other computes in its own way.
-    assert_eq!(run_on(&composed, || (run_on(&kernels, takes_bf16), takes_bf16())), (false, true));
-    let caught = catch_unwind(AssertUnwindSafe(|| run_on(&composed, || panic!("in the work"))));
-    assert!(caught.is_err() && run_on(&composed, takes_bf16) && !takes_bf16());
+    assert_eq!(run_on(&candle, || (run_on(&kernels, takes_bf16), takes_bf16())), (false, true));
+    let caught = catch_unwind(AssertUnwindSafe(|| run_on(&candle, || panic!("in the work"))));
+    assert!(caught.is_err() && run_on(&candle, takes_bf16) && !takes_bf16());
 }
 
 #[test]

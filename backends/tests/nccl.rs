@@ -88,7 +88,7 @@ fn behind(stage: &Sequential, y: &Activation) -> Activation {
     let (_, gradient) = CrossEntropy::default()
         .differentiate(logits.single().expect("one tensor"), &(&targets()).into(), 6.0)
         .expect("a loss");
-    stage.backward(&saved, &gradient.into(), Wants::INPUT).expect("a pull-back").input.expect("a gradient")
+    stage.backward(&saved, &gradient.into(), Wants::INPUT).expect("a backward pass").input.expect("a gradient")
 }
 
 /// Not a test by itself: what the other process runs, several steps of the same.
@@ -162,7 +162,7 @@ fn a_step_in_two_processes_gives_the_gradients_of_one() {
     let cpu = Device::Cpu;
     let (first, second) = (stage(0, &store_here, &cpu), stage(1, &store_here, &cpu));
     let (y, saved) = first.forward(&x().into(), &Pass::train(1, 0, 0)).expect("a forward pass");
-    let wanted = first.backward(&saved, &behind(&second, &y), Wants::BOTH).expect("a pull-back");
+    let wanted = first.backward(&saved, &behind(&second, &y), Wants::BOTH).expect("a backward pass");
 
     let [forward, back] = [NcclId::new().expect("an id"), NcclId::new().expect("an id")];
     let mut other = Other::start(&format!("{forward},{back}"));
@@ -179,7 +179,7 @@ fn a_step_in_two_processes_gives_the_gradients_of_one() {
         drop(y);
         Tensor::zeros((6, 5), DType::F32, device.device()).expect("other memory");
         let gradient = gradients.receive(&[(DType::F32, Shape::from((6, 5)))]).expect("a gradient");
-        let pulled = stage.backward(&saved, &gradient, Wants::BOTH).expect("a pull-back");
+        let pulled = stage.backward(&saved, &gradient, Wants::BOTH).expect("a backward pass");
         let near = |got: &Tensor, wanted: &Tensor| {
             let (got, wanted) = (values(got), values(wanted));
             assert_eq!(got.len(), wanted.len(), "step {step}");

@@ -11,21 +11,21 @@ pub(super) struct CpuName {
     pub(super) threads: Option<usize>,
     /// The cores to pin them to; none to pin nothing.
     pub(super) cores: Option<RangeInclusive<usize>>,
-    /// How layers compute; by kernels unless set.
+    /// How layers compute. Default: with kernels.
     pub(super) layers: Option<Layers>,
 }
 
 /// How layers compute on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layers {
-    /// By the kernels for it.
+    /// With kernels.
     Kernels,
-    /// By candle's operations, as on other devices.
-    Composed,
+    /// With candle's operations, as on other devices.
+    CandleOperations,
 }
 
 const GRAMMAR: &str =
-    "write cpu, cpu:threads=N, cpu:cores=A, cpu:cores=A-B or cpu:threads=N,cores=A-B; layers=composed may follow";
+    "write cpu, cpu:threads=N, cpu:cores=A, cpu:cores=A-B or cpu:threads=N,cores=A-B; layers=candle may follow";
 
 /// More threads, or a higher number of a core, is taken for a mistake.
 const MOST: usize = 4096;
@@ -48,7 +48,8 @@ impl FromStr for CpuName {
         };
         let settings = settings.ok_or_else(|| wrong("this is no name of a CPU device".to_owned()))?;
         for setting in settings.split(',') {
-            let (key, value) = setting.split_once('=').ok_or_else(|| wrong(format!("{setting:?} sets nothing")))?;
+            let (key, value) =
+                setting.split_once('=').ok_or_else(|| wrong(format!("expected key=value, got {setting:?}")))?;
             let twice = match key {
                 "threads" => {
                     let threads = number(value).filter(|&threads| threads > 0);
@@ -65,8 +66,9 @@ impl FromStr for CpuName {
                 "layers" => {
                     let layers = match value {
                         "kernels" => Layers::Kernels,
-                        "composed" => Layers::Composed,
-                        _ => return Err(wrong(format!("layers are kernels or composed, not {value:?}"))),
+                        // The second was its name once.
+                        "candle" | "composed" => Layers::CandleOperations,
+                        _ => return Err(wrong(format!("layers are kernels or candle, not {value:?}"))),
                     };
                     this.layers.replace(layers).is_some()
                 }
@@ -94,8 +96,9 @@ mod tests {
         assert_eq!(read("cpu:cores=2"), CpuName { cores: Some(2..=2), ..NONE });
         assert_eq!(read("cpu:cores=0-7,threads=2"), CpuName { threads: Some(2), cores: Some(0..=7), ..NONE });
         assert_eq!(read("cpu:layers=kernels"), CpuName { layers: Some(Layers::Kernels), ..NONE });
-        let composed = CpuName { threads: Some(2), layers: Some(Layers::Composed), ..NONE };
-        assert_eq!(read("cpu:threads=2,layers=composed"), composed);
+        let candle = CpuName { threads: Some(2), layers: Some(Layers::CandleOperations), ..NONE };
+        assert_eq!(read("cpu:threads=2,layers=candle"), candle);
+        assert_eq!(read("cpu:threads=2,layers=composed"), candle);
     }
 
     #[test]
@@ -103,8 +106,8 @@ mod tests {
         for (name, part) in [
             ("gpu", "no name of a CPU device"),
             ("cpu2", "no name of a CPU device"),
-            ("cpu:", "\"\" sets nothing"),
-            ("cpu:0", "\"0\" sets nothing"),
+            ("cpu:", "expected key=value, got \"\""),
+            ("cpu:0", "expected key=value, got \"0\""),
             ("cpu:threads=0", "\"0\" is not a number of threads"),
             ("cpu:threads=+2", "\"+2\" is not a number"),
             ("cpu:threads=99999", "\"99999\" is not a number"),
@@ -113,9 +116,9 @@ mod tests {
             ("cpu:cores=-1", "\"-1\" is not a core"),
             ("cpu:cores=a", "\"a\" is not a core"),
             ("cpu:threads=1,threads=2", "\"threads\" is set twice"),
-            ("cpu:layers=composed,layers=kernels", "\"layers\" is set twice"),
-            ("cpu:layers=fast", "layers are kernels or composed, not \"fast\""),
-            ("cpu:threads=1,", "\"\" sets nothing"),
+            ("cpu:layers=candle,layers=kernels", "\"layers\" is set twice"),
+            ("cpu:layers=fast", "layers are kernels or candle, not \"fast\""),
+            ("cpu:threads=1,", "expected key=value, got \"\""),
         ] {
             let error = name.parse::<CpuName>().expect_err(name).to_string();
             assert!(error.contains(part) && error.starts_with(&format!("device {name}: ")), "{error}");

@@ -10,7 +10,10 @@ use candle_core::{
     cuda::{
         CudaDType, CudaStorageSlice, DeviceId,
         cudarc::{
-            cudnn::{ConvBackwardData, ConvBackwardFilter, ConvForward, Cudnn, CudnnDataType, sys},
+            cudnn::{
+                ConvBackwardData, ConvBackwardFilter, ConvDescriptor, ConvForward, Cudnn, CudnnDataType,
+                FilterDescriptor, TensorDescriptor, sys,
+            },
             driver::{CudaSlice, CudaView, DeviceRepr},
         },
     },
@@ -33,9 +36,9 @@ struct Convolution {
 enum Wanted {
     /// `y`, of `x` and `w`.
     Output,
-    /// `∂x`, of the output_gradient of `y` and `w`.
+    /// `∂x`, of the output gradient of `y` and `w`.
     Input,
-    /// `∂w`, of `x` and the output_gradient of `y`.
+    /// `∂w`, of `x` and the output gradient of `y`.
     Weight,
 }
 
@@ -52,12 +55,12 @@ pub(crate) fn convolve(x: &Tensor, w: &Tensor, padding: usize, stride: usize) ->
     Convolution { wanted: Wanted::Output, x: from, w: window, y, padding, stride }.of(x, w)
 }
 
-/// `∂x`, shaped as `x`, for a output_gradient `c` of `y`.
+/// `∂x`, shaped as `x`, for an output gradient `c` of `y`.
 pub(crate) fn input_gradient(c: &Tensor, w: &Tensor, x: [usize; 4], padding: usize, stride: usize) -> Result<Tensor> {
     Convolution { wanted: Wanted::Input, x, w: dims(w)?, y: dims(c)?, padding, stride }.of(c, w)
 }
 
-/// `∂w`, shaped as `w`, for a output_gradient `c` of `y`.
+/// `∂w`, shaped as `w`, for an output gradient `c` of `y`.
 pub(crate) fn weight_gradient(x: &Tensor, c: &Tensor, w: [usize; 4], padding: usize, stride: usize) -> Result<Tensor> {
     Convolution { wanted: Wanted::Weight, x: dims(x)?, w, y: dims(c)?, padding, stride }.of(x, c)
 }
@@ -125,19 +128,9 @@ impl Convolution {
         T: DeviceRepr + WithDType + CudnnDataType,
     {
         let Here { cudnn, chosen } = here;
-        let nchw = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
-        let [padding, stride, ..] = whole_numbers([self.padding, self.stride, 0, 0])?;
-        let cross = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
-        let mut conv = cudnn.create_conv2d::<f32>([padding; 2], [stride; 2], [1; 2], cross)?;
-        conv.set_math_type(match T::DTYPE {
-            DType::F32 => sys::cudnnMathType_t::CUDNN_FMA_MATH,
-            _ => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
-        })?;
-        let x = cudnn.create_4d_tensor::<T>(nchw, whole_numbers(self.x)?)?;
-        let w = cudnn.create_4d_filter::<T>(nchw, whole_numbers(self.w)?)?;
-        let y = cudnn.create_4d_tensor::<T>(nchw, whole_numbers(self.y)?)?;
+        let Descriptors { conv, x, w, y } = &self.describe::<T>(cudnn)?;
         let stream = device.cuda_stream();
-        let room = |bytes: usize| match bytes {
+        let workspace = |bytes: usize| match bytes {
             0 => Ok(None),
             // SAFETY: bytes that cuDNN writes before it reads them.
             bytes => unsafe { stream.alloc::<u8>(bytes) }.map(Some),
@@ -147,33 +140,58 @@ impl Convolution {
         let factors = (T::from_f64(1.0), T::from_f64(0.0));
         match self.wanted {
             Wanted::Output => {
-                let op = ConvForward { conv: &conv, x: &x, w: &w, y: &y };
+                let op = ConvForward { conv, x, w, y };
                 let key = (*self, T::DTYPE);
                 let algorithm = match chosen.get(&key) {
                     Some(&algorithm) => algorithm,
                     None => *chosen.entry(key).or_insert(op.pick_algorithm()?),
                 };
-                let mut room = room(op.get_workspace_size(algorithm)?)?;
+                let mut workspace = workspace(op.get_workspace_size(algorithm)?)?;
                 // SAFETY: the descriptors have the shapes and the type of these contiguous tensors.
-                unsafe { op.launch(algorithm, room.as_mut(), factors, a, b, &mut result) }?;
+                unsafe { op.launch(algorithm, workspace.as_mut(), factors, a, b, &mut result) }?;
             }
             Wanted::Input => {
-                let op = ConvBackwardData { conv: &conv, dx: &x, w: &w, dy: &y };
+                let op = ConvBackwardData { conv, dx: x, w, dy: y };
                 let algorithm = sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
-                let mut room = room(op.get_workspace_size(algorithm)?)?;
+                let mut workspace = workspace(op.get_workspace_size(algorithm)?)?;
                 // SAFETY: as above.
-                unsafe { op.launch(algorithm, room.as_mut(), factors, &mut result, b, a) }?;
+                unsafe { op.launch(algorithm, workspace.as_mut(), factors, &mut result, b, a) }?;
             }
             Wanted::Weight => {
-                let op = ConvBackwardFilter { conv: &conv, x: &x, dw: &w, dy: &y };
+                let op = ConvBackwardFilter { conv, x, dw: w, dy: y };
                 let algorithm = sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
-                let mut room = room(op.get_workspace_size(algorithm)?)?;
+                let mut workspace = workspace(op.get_workspace_size(algorithm)?)?;
                 // SAFETY: as above.
-                unsafe { op.launch(algorithm, room.as_mut(), factors, a, &mut result, b) }?;
+                unsafe { op.launch(algorithm, workspace.as_mut(), factors, a, &mut result, b) }?;
             }
         }
         Ok(result)
     }
+
+    fn describe<T: CudnnDataType + WithDType>(&self, cudnn: &Arc<Cudnn>) -> candle_core::Result<Descriptors<T>> {
+        let nchw = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
+        let [padding, stride, ..] = whole_numbers([self.padding, self.stride, 0, 0])?;
+        let cross = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
+        let mut conv = cudnn.create_conv2d::<f32>([padding; 2], [stride; 2], [1; 2], cross)?;
+        conv.set_math_type(match T::DTYPE {
+            DType::F32 => sys::cudnnMathType_t::CUDNN_FMA_MATH,
+            _ => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
+        })?;
+        Ok(Descriptors {
+            conv,
+            x: cudnn.create_4d_tensor::<T>(nchw, whole_numbers(self.x)?)?,
+            w: cudnn.create_4d_filter::<T>(nchw, whole_numbers(self.w)?)?,
+            y: cudnn.create_4d_tensor::<T>(nchw, whole_numbers(self.y)?)?,
+        })
+    }
+}
+
+/// cuDNN's descriptions of a convolution and its tensors.
+struct Descriptors<T: CudnnDataType> {
+    conv: ConvDescriptor<f32>,
+    x: TensorDescriptor<T>,
+    w: FilterDescriptor<T>,
+    y: TensorDescriptor<T>,
 }
 
 /// The elements of a contiguous tensor.

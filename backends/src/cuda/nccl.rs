@@ -29,7 +29,7 @@ use candle_core::{
 };
 use interlock::{Activation, Error, Result, device::AsynchronousDevice};
 
-use self::end::{End, RECEIVER, SENDER};
+use self::end::{ChannelEnd, RECEIVER, SENDER};
 use super::{
     CudaStageDevice,
     transfer::{failed, of_any_dtype, of_any_type},
@@ -87,7 +87,7 @@ fn refused(what: &str, error: NcclError) -> Error {
 /// [`finish`](Self::finish) ends it when all is sent. Dropped without, it waits for that 10 s at most, ignores every error, and cuts off what is then
 /// still under way: messages that the receiver has not taken by then are lost, and neither side is told.
 pub struct NcclSender {
-    end: End,
+    end: ChannelEnd,
     device: Arc<CudaStageDevice>,
 }
 
@@ -97,7 +97,7 @@ impl NcclSender {
     /// # Errors
     /// If the receiver does not join within `limit`, or NCCL refuses.
     pub fn join(device: Arc<CudaStageDevice>, id: NcclId, limit: Duration) -> Result<Self> {
-        Ok(Self { end: End::join(&device, id, SENDER, limit)?, device })
+        Ok(Self { end: ChannelEnd::join(&device, id, SENDER, limit)?, device })
     }
 
     /// Sends the tensors of `activation`; returns at once, and keeps them until they are sent.
@@ -107,7 +107,7 @@ impl NcclSender {
     /// # Errors
     /// If a tensor is of another device, is empty, or NCCL fails.
     pub fn send(&mut self, activation: &Activation) -> Result<()> {
-        self.end.under_way.sweep().map_err(failed)?;
+        self.end.copies.sweep().map_err(failed)?;
         let released = activation.try_map(|tensor| self.device.release(tensor))?;
         for tensor in released.tensors() {
             let (storage, _) = tensor.storage_and_layout();
@@ -120,7 +120,7 @@ impl NcclSender {
             };
             of_any_type!(CudaStorageSlice, &cuda.slice, slice => self.send_elements(slice))?;
         }
-        self.end.under_way.keep(released.tensors().to_vec(), None).map_err(failed)
+        self.end.copies.keep(released.tensors().to_vec(), None).map_err(failed)
     }
 
     /// Waits until all is sent, and ends the way. The receiver is to do the same; two processes finish several ways in the same order.
@@ -158,7 +158,7 @@ impl NcclSender {
 /// cuts off what is then still under way. A tensor that has not come by then is NaN, if its elements are floating-point numbers, and else has all
 /// bits set: a stage that computes with it fails.
 pub struct NcclReceiver {
-    end: End,
+    end: ChannelEnd,
     device: Arc<CudaStageDevice>,
 }
 
@@ -171,7 +171,7 @@ impl NcclReceiver {
     /// # Errors
     /// If the sender does not join within `limit`, or NCCL refuses.
     pub fn join(device: Arc<CudaStageDevice>, id: NcclId, limit: Duration) -> Result<Self> {
-        Ok(Self { end: End::join(&device, id, RECEIVER, limit)?, device })
+        Ok(Self { end: ChannelEnd::join(&device, id, RECEIVER, limit)?, device })
     }
 
     /// The next tensors, of these dtypes and shapes; returns at once, and what computes with them waits until they are there.
@@ -204,7 +204,7 @@ impl NcclReceiver {
     fn elements<T: DeviceRepr + CudaDType>(&self, count: usize) -> Result<CudaStorage> {
         let stream = self.end.stream();
         let home = self.device.landing.device().cuda_stream();
-        let mut elements = self.end.under_way.room::<T>(&home, count).map_err(failed)?;
+        let mut elements = self.end.copies.aligned_buffer::<T>(&home, count).map_err(failed)?;
         let bytes = elements.num_bytes();
         {
             let (start, _written) = elements.device_ptr_mut(stream);

@@ -1,4 +1,4 @@
-//! How tensors cross from device to device, behind the host's back.
+//! Asynchronous copies of tensors from device to device.
 //!
 //! A tensor that comes to a GPU is copied on a stream of its own, the device's *landing*, so that copies overlap with what the stage computes:
 //!
@@ -16,7 +16,7 @@
 //! - Between GPUs that can read each other's memory the copy goes from peer to peer, else through page-locked memory of the host, as between
 //!   CPU and GPU.
 //!
-//! The host waits nowhere, but where a tensor comes to the CPU, which computes when it is called.
+//! The host waits only when a tensor is copied to the CPU.
 
 use std::{cell::Cell, mem, ops::Range, slice, sync::Arc};
 
@@ -31,7 +31,7 @@ use candle_core::{
 };
 use interlock::{Error, Result};
 
-use super::{gpu::Gpu, pinned::Lease, under_way::UnderWay};
+use super::{copy_stream::CopyStream, gpu::Gpu, pinned::Lease};
 
 /// Calls a function of the elements, whatever their type, of a `CudaStorageSlice` or a `CpuStorage`; others than these are refused.
 macro_rules! of_any_type {
@@ -86,7 +86,7 @@ pub(super) struct Landing {
     device: CudaDevice,
     /// A tensor of the device, for operations that need one.
     anchor: Tensor,
-    under_way: UnderWay,
+    copies: CopyStream,
 }
 
 pub(super) fn failed(error: DriverError) -> Error {
@@ -97,7 +97,7 @@ impl Landing {
     pub(super) fn new(gpu: Arc<Gpu>, device: CudaDevice, anchor: Tensor) -> Result<Self> {
         // Of the context's object that the stage's stream has, whose count of streams turns on its events.
         let stream = device.cuda_stream().context().new_stream().map_err(failed)?;
-        Ok(Self { gpu, device, anchor, under_way: UnderWay::new(stream) })
+        Ok(Self { gpu, device, anchor, copies: CopyStream::new(stream) })
     }
 
     /// The stage's own device, with the stream that computes.
@@ -108,7 +108,7 @@ impl Landing {
 
     /// On which tensors arrive.
     fn stream(&self) -> &Arc<CudaStream> {
-        self.under_way.stream()
+        self.copies.stream()
     }
 
     /// `tensor`, which is on another device or of another stage, here.
@@ -139,9 +139,9 @@ impl Landing {
         // SAFETY: a slice of numbers is one of bytes.
         let bytes = unsafe { slice::from_raw_parts(source.as_ptr().cast::<u8>(), size_of_val(source)) };
         buffer.bytes_mut().copy_from_slice(bytes);
-        let mut landed = self.under_way.room::<T>(&self.device.cuda_stream(), source.len())?;
+        let mut landed = self.copies.aligned_buffer::<T>(&self.device.cuda_stream(), source.len())?;
         self.write(&buffer, &mut landed)?;
-        self.under_way.keep(Vec::new(), Some(buffer))?;
+        self.copies.keep(Vec::new(), Some(buffer))?;
         Ok(T::wrap_cuda_slice(landed, self.device.clone()))
     }
 
@@ -161,7 +161,7 @@ impl Landing {
         tensor: &Tensor,
     ) -> std::result::Result<CudaStorage, DriverError> {
         let source = source.slice(range);
-        let mut landed = self.under_way.room::<T>(&self.device.cuda_stream(), source.len())?;
+        let mut landed = self.copies.aligned_buffer::<T>(&self.device.cuda_stream(), source.len())?;
         let mut staged = None;
         if self.gpu.context == from.context {
             self.stream().memcpy_dtod(&source, &mut landed)?;
@@ -190,18 +190,18 @@ impl Landing {
             self.write(&buffer, &mut landed)?;
             staged = Some(buffer);
         }
-        self.under_way.keep(vec![tensor.clone()], staged)?;
+        self.copies.keep(vec![tensor.clone()], staged)?;
         Ok(T::wrap_cuda_slice(landed, self.device.clone()))
     }
 
     /// Lets go of what was kept for copies that are done; does not wait.
     pub(super) fn sweep(&self) -> Result<()> {
-        self.under_way.sweep().map_err(failed)
+        self.copies.sweep().map_err(failed)
     }
 
     /// Waits until every copy is done.
     pub(super) fn synchronize(&self) -> Result<()> {
-        self.under_way.synchronize().map_err(failed)
+        self.copies.synchronize().map_err(failed)
     }
 
     /// A tensor of memory on this device.

@@ -11,7 +11,7 @@ pub(super) struct Costs {
     pub(super) forward: Duration,
     /// A head's forward pass and all its gradients.
     pub(super) head: Duration,
-    /// A pull-back to the input.
+    /// A backward pass to the input.
     pub(super) input_gradient: Duration,
     /// A parameter pass behind it.
     pub(super) parameter_gradient: Duration,
@@ -43,7 +43,8 @@ impl FromStr for Costs {
         let mut times = [None; TIMES.len()];
         let mut gbps = None;
         for setting in settings.into_iter().flat_map(|settings| settings.split(',')) {
-            let (key, value) = setting.split_once('=').ok_or_else(|| wrong(format!("{setting:?} sets nothing")))?;
+            let (key, value) =
+                setting.split_once('=').ok_or_else(|| wrong(format!("expected key=value, got {setting:?}")))?;
             let number = value.parse::<f64>().ok();
             let twice = if key == "gbps" {
                 let bad = || wrong(format!("gbps: {value:?} is not a number of gigabits a second above 0"));
@@ -107,9 +108,9 @@ mod tests {
         for (name, part) in [
             ("emulator", "no name of an emulated device"),
             ("emulated2", "no name of an emulated device"),
-            ("emulated:", "\"\" sets nothing"),
-            ("emulated:5", "\"5\" sets nothing"),
-            ("emulated:head-ms=1,", "\"\" sets nothing"),
+            ("emulated:", "expected key=value, got \"\""),
+            ("emulated:5", "expected key=value, got \"5\""),
+            ("emulated:head-ms=1,", "expected key=value, got \"\""),
             ("emulated:forward=5", "unknown setting \"forward\""),
             ("emulated:head-ms=1,head-ms=1", "\"head-ms\" is set twice"),
             ("emulated:gbps=1,gbps=2", "\"gbps\" is set twice"),

@@ -1,7 +1,7 @@
 //! One head of causal attention: `y = R V`, `R` the kept and scaled part of `P = softmax(Q Kᵀ/√h + M)`.
 //!
 //! Scores exist for 32 positions at a time, up to the last of them. Kept are `y` and for each position `l = log Σ_j exp(S_ij)`, from which a
-//! pull-back computes `P = exp(S - l)` again. With `c` the output_gradient of `y`: `∂V = Rᵀ c`, `∂P = c Vᵀ` where kept,
+//! backward pass computes `P = exp(S - l)` again. With `c` the output gradient of `y`: `∂V = Rᵀ c`, `∂P = c Vᵀ` where kept,
 //! `∂S = P (∂P - rowsum(c y))/√h`, `∂Q = ∂S K`, `∂K = ∂Sᵀ Q`; `rowsum(c y) = rowsum(∂P P)`.
 //!
 //! After Dao et al., *FlashAttention*, 2022.
@@ -11,14 +11,14 @@ mod softmax;
 
 use std::ops::Range;
 
-pub(crate) use heads::Heads;
+pub(crate) use heads::AttentionHeads;
 use softmax::Block;
 
 use super::{
     lanes::LANES,
     matrix::{Matrix, MatrixMut},
     panels::Panels,
-    product::{End, product},
+    product::{ProductEpilogue, product},
 };
 
 /// Positions whose scores are computed together; nothing is computed right of the last one's diagonal element.
@@ -26,7 +26,7 @@ const ROWS: usize = 32;
 
 /// Queries, keys and values of one head, `(T, h)` each.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Head<'a> {
+pub(crate) struct AttentionHead<'a> {
     pub(crate) queries: Matrix<'a>,
     pub(crate) keys: Matrix<'a>,
     pub(crate) values: Matrix<'a>,
@@ -36,7 +36,7 @@ pub(crate) struct Head<'a> {
     pub(crate) next: &'a [Matrix<'a>],
 }
 
-impl Head<'_> {
+impl AttentionHead<'_> {
     /// Positions and columns.
     fn dims(&self) -> (usize, usize) {
         let dims = self.queries.dims();
@@ -88,7 +88,12 @@ impl Head<'_> {
             let end = (start + ROWS).min(length);
             self.read_ahead(start..end);
             let block = MatrixMut::strided(scores, end - start, end, stride);
-            product(self.queries.rows(start..end), keys.first_columns(end), block, End::Scaled(self.root()));
+            product(
+                self.queries.rows(start..end),
+                keys.first_columns(end),
+                block,
+                ProductEpilogue::Scaled(self.root()),
+            );
             let mut sums = [[0.0_f32; 2]; ROWS];
             softmax::exponentials(scores, self.block(start, end), &mut sums[..end - start]);
             for ((row, scores), [top, sum]) in (start..end).zip(scores.chunks_exact_mut(stride)).zip(sums) {
@@ -96,7 +101,7 @@ impl Head<'_> {
                 self.drop_weights(row, &mut scores[..=row]);
             }
             let weights = Matrix::strided(scores, end - start, end, stride);
-            product(weights, values.rows(0..end), y.rows(start..end), End::Replace);
+            product(weights, values.rows(0..end), y.rows(start..end), ProductEpilogue::Replace);
             for (row, [_, sum]) in (start..end).zip(sums) {
                 let inverse = 1.0 / sum;
                 for value in y.row(row) {
@@ -107,7 +112,7 @@ impl Head<'_> {
         }
     }
 
-    /// Writes `∂Q`, `∂K` and `∂V`, `(T, h)` each, from `y` and `l` of [`Self::mix`] and the output_gradient `c (T, h)` of `y`.
+    /// Writes `∂Q`, `∂K` and `∂V`, `(T, h)` each, from `y` and `l` of [`Self::mix`] and the output gradient `c (T, h)` of `y`.
     pub(crate) fn backward(
         &self,
         y: Matrix<'_>,
@@ -137,9 +142,9 @@ impl Head<'_> {
                 self.queries.rows(rows.clone()),
                 keys_t.first_columns(end),
                 block(weights),
-                End::Scaled(self.root()),
+                ProductEpilogue::Scaled(self.root()),
             );
-            product(c.rows(rows.clone()), values_t.first_columns(end), block(slopes), End::Replace);
+            product(c.rows(rows.clone()), values_t.first_columns(end), block(slopes), ProductEpilogue::Replace);
             for (row, slopes) in rows.clone().zip(slopes.chunks_exact_mut(stride)) {
                 self.drop_weights(row, &mut slopes[..=row]);
             }
@@ -150,13 +155,13 @@ impl Head<'_> {
             }
             let weights = Matrix::strided(weights, end - start, end, stride);
             let slopes = Matrix::strided(slopes, end - start, end, stride);
-            product(slopes, keys.rows(0..end), dq.rows(rows.clone()), End::Replace);
+            product(slopes, keys.rows(0..end), dq.rows(rows.clone()), ProductEpilogue::Replace);
             for (result, left, right) in [(&mut dk, slopes, queries), (&mut dv, weights, output_gradients)] {
                 let (left, right) = (left.t(), right.rows(rows.clone()));
-                product(left.rows(rows.clone()), right, result.rows(rows.clone()), End::Replace);
+                product(left.rows(rows.clone()), right, result.rows(rows.clone()), ProductEpilogue::Replace);
                 // SAFETY: each of these rows was in an earlier block, and was written there by the line above.
                 let earlier = unsafe { result.rows(0..start).assume_written() };
-                product(left.rows(0..start), right, earlier, End::Add);
+                product(left.rows(0..start), right, earlier, ProductEpilogue::Add);
             }
         }
     }

@@ -3,11 +3,11 @@
 use rayon::prelude::*;
 
 use super::{
+    aligned_buffer::{AlignedBuffer, Filled, with_scratch},
+    left_factor::LeftFactor,
     matrix::{Matrix, MatrixMut},
     panels::{PANEL, Panels},
-    product::{End, product},
-    room::{Filled, Room, with_scratch},
-    strips::Left,
+    product::{ProductEpilogue, product},
 };
 
 /// Depth that is summed at a time: a panel's part stays in the nearest cache.
@@ -31,25 +31,26 @@ pub(crate) fn multiply(a: Matrix<'_>, b: Matrix<'_>, f: impl Fn(&mut [f32]) + Sy
     let ((rows, depth), (b_depth, columns)) = (a.dims(), b.dims());
     assert!(depth == b_depth && depth > 0, "inner dimensions of a product");
     let (high, wide) = cut(rows, columns);
-    let mut room = Room::new(rows * columns);
-    let pieces = room.blank().chunks_mut(high * columns).enumerate().flat_map(|(i, y)| {
+    let mut buffer = AlignedBuffer::new(rows * columns);
+    let pieces = buffer.blank().chunks_mut(high * columns).enumerate().flat_map(|(i, y)| {
         let count = y.len() / columns;
         MatrixMut::blank(y, count, columns).strips(wide).enumerate().map(move |(j, y)| ([i * high, j * wide], y))
     });
     pieces.collect::<Vec<_>>().into_par_iter().for_each(|([row, column], mut y)| {
         let (rows, columns) = y.dims();
         let (a, b) = (a.rows(row..row + rows), b.columns(column..column + columns));
-        let strips = if a.strides().1 == 1 { 0 } else { Left::len(rows, DEPTH.min(depth)).next_multiple_of(PANEL) };
+        let strips =
+            if a.strides().1 == 1 { 0 } else { LeftFactor::len(rows, DEPTH.min(depth)).next_multiple_of(PANEL) };
         with_scratch(strips + Panels::len(DEPTH.min(depth), columns), |scratch| {
             let (strips, panels) = scratch.split_at_mut(strips);
             for first in (0..depth).step_by(DEPTH) {
                 let part = first..(first + DEPTH).min(depth);
                 let a = a.columns(part.clone());
-                let left = if strips.is_empty() { a.into() } else { Left::pack_transpose(a.t(), strips) };
+                let left = if strips.is_empty() { a.into() } else { LeftFactor::pack_transpose(a.t(), strips) };
                 let panels = &mut panels[..Panels::len(part.len(), columns)];
                 Panels::pack(b.rows(part.clone()), panels);
                 f(panels);
-                let end = if first == 0 { End::Replace } else { End::Add };
+                let end = if first == 0 { ProductEpilogue::Replace } else { ProductEpilogue::Add };
                 product(left, Panels::new(panels, part.len(), columns), y.again(), end);
                 // SAFETY: the first product has written every element.
                 y = unsafe { y.assume_written() };
@@ -57,7 +58,7 @@ pub(crate) fn multiply(a: Matrix<'_>, b: Matrix<'_>, f: impl Fn(&mut [f32]) + Sy
         });
     });
     // SAFETY: the pieces cover the result.
-    unsafe { room.filled() }
+    unsafe { buffer.filled() }
 }
 
 #[cfg(test)]

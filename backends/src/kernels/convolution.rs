@@ -1,24 +1,24 @@
 //! Convolution of padded images: one kernel for the forward pass and for the gradient of the input.
 //!
 //! `y[o][p] = Σ_{c,u,v} W[o][c][u][v] · x[c][s·p + (u,v) - padding]`. The gradient of the input is such a sum too: with stride `s` the pixels of
-//! each parity take part in their own few elements of the window, so it is `s²` convolutions of the output_gradient with stride 1, each writing
+//! each parity take part in their own few elements of the window, so it is `s²` convolutions of the output gradient with stride 1, each writing
 //! every `s`-th pixel.
 //!
 //! A tile of pixels by sixteen or thirty-two output channels is summed in registers over all input channels and all elements of the window.
 //! What follows a sum in memory (adding, the gate of a ReLU, sums for batch norm) is done while the tile is in registers.
 
 mod batch;
+mod epilogue;
 mod pack;
 mod patches;
 mod sweep;
-mod tail;
 #[cfg(test)]
 mod tests;
 mod tile;
 mod weights;
 mod winograd;
 
-pub(crate) use batch::{Batch, Gradients, Into, line_count};
+pub(crate) use batch::{Batch, GradientTarget, Gradients, line_count};
 
 /// The shape of a convolution of images of one size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Geometry {
         usize::from(self.kernel == 3 && self.stride == 1 && odd)
     }
 
-    /// The border that the output_gradient needs for the gradient of the input.
+    /// The border that the output gradient needs for the gradient of the input.
     pub(crate) fn gradient_border(&self) -> usize {
         let beyond = |axis: usize| {
             let classes = (0..self.stride.min(self.from[axis])).flat_map(|parity| {

@@ -3,8 +3,8 @@
 //! This is the tanh approximation, `tanh(v/2) = 2s - 1`, without the cancellation of `1 + tanh` for negative `x`.
 
 use super::{
+    aligned_buffer::{Blank, Filled},
     lanes::{LANES, Lanes, prefetch},
-    room::{Blank, Filled},
 };
 
 /// `2√(2/π)`.

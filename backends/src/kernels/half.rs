@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::room::Filled;
+use super::aligned_buffer::Filled;
 
 /// Numbers in one piece of work.
 const CHUNK: usize = 32_768;

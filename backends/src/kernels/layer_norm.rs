@@ -1,12 +1,12 @@
 //! Layer normalization of rows: `y = γ (x - μ) r + β` with `r = 1/√(σ² + ε)`.
 //!
-//! With `x̂ = (x - μ) r`, a output_gradient `c` and `g = γ c`: `∂x = r (g - mean(g) - x̂ mean(g x̂))`, `∂γ = Σ c x̂` and `∂β = Σ c` over rows.
+//! With `x̂ = (x - μ) r`, an output gradient `c` and `g = γ c`: `∂x = r (g - mean(g) - x̂ mean(g x̂))`, `∂γ = Σ c x̂` and `∂β = Σ c` over rows.
 
 use rayon::prelude::*;
 
 use super::{
+    aligned_buffer::{AlignedBuffer, Filled},
     lanes::{LANES, Lanes},
-    room::{Filled, Room},
 };
 
 pub(crate) const EPSILON: f32 = 1e-5;
@@ -101,9 +101,9 @@ pub(crate) fn gradients(x: &[f32], statistics: &[Statistics], weight: &[f32], c:
     assert_eq!(x.len(), c.len(), "slices of different lengths");
     assert_eq!(x.len(), statistics.len() * width, "a pair of statistics for each row");
     let rows = rows_summed(width, statistics.len());
-    let mut room = Room::new(x.len());
+    let mut buffer = AlignedBuffer::new(x.len());
     let pieces = statistics.par_chunks(rows).zip(x.par_chunks(rows * width).zip(c.par_chunks(rows * width)));
-    let parts = room.blank().par_chunks_mut(rows * width).zip(pieces).map(|(dx, (statistics, (x, c)))| {
+    let parts = buffer.blank().par_chunks_mut(rows * width).zip(pieces).map(|(dx, (statistics, (x, c)))| {
         let mut sums = vec![0.0; 2 * width];
         // SAFETY: as many rows of all as statistics, as wide as the weight and half as wide as the sums.
         unsafe { gradients_to(x.as_ptr(), statistics, weight, c.as_ptr(), dx.as_mut_ptr().cast(), &mut sums) };
@@ -111,7 +111,7 @@ pub(crate) fn gradients(x: &[f32], statistics: &[Statistics], weight: &[f32], c:
     });
     let sums = add_up(parts.collect(), width);
     // SAFETY: the pieces cover all rows, and all of each has been written.
-    (unsafe { room.filled() }, sums)
+    (unsafe { buffer.filled() }, sums)
 }
 
 dispatch! { unsafe fn statistics_of(x: &[f32], width: usize, statistics: &mut [Statistics]) = statistics_body }

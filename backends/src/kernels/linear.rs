@@ -1,13 +1,13 @@
 //! Products of whole batches of rows, by the threads at hand.
 
 use super::{
+    aligned_buffer::{Filled, blank, with_scratch},
     blocked::multiply,
     gelu,
+    left_factor::STRIP,
     matrix::{Matrix, MatrixMut},
     panels::Packed,
-    product::{End, product},
-    room::{Filled, blank, with_scratch},
-    strips::STRIP,
+    product::{ProductEpilogue, product},
 };
 
 /// Rows that a product reads, one after another, seen through a function.
@@ -21,7 +21,7 @@ pub(crate) enum Rows<'a> {
 
 /// What becomes of the rows of a product.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Then<'a> {
+pub(crate) enum RowsEpilogue<'a> {
     /// They are the result.
     Nothing,
     /// A number is added to each column.
@@ -44,7 +44,7 @@ fn rows_at_a_time(rows: usize) -> usize {
 }
 
 /// `x b`: `x (rows, depth)`, `b (depth, columns)`.
-pub(crate) fn rows_times(x: Rows<'_>, b: &Packed, then: Then<'_>) -> Filled {
+pub(crate) fn rows_times(x: Rows<'_>, b: &Packed, then: RowsEpilogue<'_>) -> Filled {
     let (depth, columns) = b.panels().dims();
     let rows = x.values().len() / depth;
     assert_eq!(x.values().len(), rows * depth, "whole rows");
@@ -54,9 +54,9 @@ pub(crate) fn rows_times(x: Rows<'_>, b: &Packed, then: Then<'_>) -> Filled {
         Filled::by_chunks(rows * columns, some * columns, |piece, y| {
             let (first, rows) = (piece * some, y.len() / columns);
             let end = match then {
-                Then::Nothing => End::Replace,
-                Then::Bias(bias) => End::Bias(bias),
-                Then::GeluSlope(h) => End::GeluSlope(&h[first * columns..][..rows * columns]),
+                RowsEpilogue::Nothing => ProductEpilogue::Replace,
+                RowsEpilogue::Bias(bias) => ProductEpilogue::Bias(bias),
+                RowsEpilogue::GeluSlope(h) => ProductEpilogue::GeluSlope(&h[first * columns..][..rows * columns]),
             };
             let y = MatrixMut::blank(y, rows, columns);
             let from = &x.values()[first * depth..][..rows * depth];
@@ -98,7 +98,7 @@ mod tests {
             let (x, w, c) = (whole(rows * inputs, 1), whole(inputs * outputs, 2), whole(rows * outputs, 3));
             let bias = whole(outputs, 4);
             let b = Packed::new(Matrix::new(&w, inputs, outputs));
-            let y = rows_times(Rows::Plain(&x), &b, Then::Bias(&bias));
+            let y = rows_times(Rows::Plain(&x), &b, RowsEpilogue::Bias(&bias));
             for (at, &found) in y.iter().enumerate() {
                 let (i, j) = (at / outputs, at % outputs);
                 let sum: f32 = (0..inputs).map(|k| x[i * inputs + k] * w[k * outputs + j]).sum();
@@ -121,10 +121,10 @@ mod tests {
         let b = Packed::new(Matrix::new(&w, inputs, outputs));
         let applied = gelu::apply(&x);
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-        let before = rows_times(Rows::Plain(&applied), &b, Then::Nothing);
-        assert_eq!(bits(&rows_times(Rows::Gelu(&x), &b, Then::Nothing)), bits(&before));
-        let after = gelu::backward(&h, &rows_times(Rows::Plain(&x), &b, Then::Nothing));
-        assert_eq!(bits(&rows_times(Rows::Plain(&x), &b, Then::GeluSlope(&h))), bits(&after));
+        let before = rows_times(Rows::Plain(&applied), &b, RowsEpilogue::Nothing);
+        assert_eq!(bits(&rows_times(Rows::Gelu(&x), &b, RowsEpilogue::Nothing)), bits(&before));
+        let after = gelu::backward(&h, &rows_times(Rows::Plain(&x), &b, RowsEpilogue::Nothing));
+        assert_eq!(bits(&rows_times(Rows::Plain(&x), &b, RowsEpilogue::GeluSlope(&h))), bits(&after));
         let gradient = columns_times_rows(&c, outputs, Rows::Plain(&applied), inputs);
         assert_eq!(bits(&columns_times_rows(&c, outputs, Rows::Gelu(&x), inputs)), bits(&gradient));
     }

@@ -3,8 +3,8 @@
 use std::{marker::PhantomData, mem::MaybeUninit, ops::Range};
 
 use super::{
+    aligned_buffer::Blank,
     lanes::{LANES, prefetch},
-    room::Blank,
 };
 
 /// A matrix of `rows` by `columns` numbers inside a slice, read only.

@@ -7,15 +7,10 @@
 use std::{cell::RefCell, ops::Range};
 
 use super::{
+    aligned_buffer::Aligned,
+    channel_lines::{Line, NormGradient, blocks},
     lanes::{LANES, Lanes, prefetch},
-    norm::NormGradient,
-    room::Aligned,
 };
-
-/// How many blocks of sixteen hold `channels`.
-pub(crate) fn blocks(channels: usize) -> usize {
-    channels.div_ceil(LANES)
-}
 
 /// How many pixels before they are needed numbers are asked for: images come from far, and processors by themselves do not look far ahead.
 const AHEAD: usize = 32;
@@ -31,14 +26,6 @@ pub(crate) struct Padded {
     pub(super) numbers: Aligned,
 }
 
-/// `scale·(x - mean) + shift`: a number of each for each channel, and zeros up to whole blocks of channels.
-#[derive(Clone, Debug)]
-pub(crate) struct Line {
-    pub(crate) mean: Aligned,
-    pub(crate) scale: Aligned,
-    pub(crate) shift: Aligned,
-}
-
 /// What is copied: channels-last images, seen through a function.
 #[derive(Clone, Copy)]
 pub(crate) enum Source<'a> {
@@ -46,28 +33,8 @@ pub(crate) enum Source<'a> {
     Plain(&'a [f32]),
     /// The ReLU behind a line.
     Rectified(&'a [f32], &'a Line),
-    /// The pull-back of a batch norm of `y`, with `g` where the gate is open, otherwise 0.
+    /// The backward pass of a batch norm of `y`, with `g` where the gate is open, otherwise 0.
     Gradient { g: &'a [f32], gate: Option<&'a [u16]>, y: &'a [f32], lines: &'a NormGradient },
-}
-
-impl Line {
-    /// Whether there is a number for each of so many channels.
-    pub(super) fn holds(&self, channels: usize) -> bool {
-        [&self.mean, &self.scale, &self.shift].iter().all(|line| line.len() >= blocks(channels) * LANES)
-    }
-
-    /// Mean, scale and shift of the channels from `from` on.
-    ///
-    /// # Safety
-    /// The line must hold them.
-    #[inline(always)]
-    pub(super) unsafe fn lanes<L: Lanes>(&self, from: usize) -> [L; 3] {
-        // SAFETY: as demanded of the caller.
-        unsafe {
-            let load = |line: &Aligned| L::load(line.as_ptr().add(from));
-            [load(&self.mean), load(&self.scale), load(&self.shift)]
-        }
-    }
 }
 
 impl<'a> Source<'a> {
@@ -98,7 +65,7 @@ thread_local! {
 }
 
 impl Padded {
-    /// Room for `images` images inside a border of zeros: what this thread has kept of that shape, or new.
+    /// AlignedBuffer for `images` images inside a border of zeros: what this thread has kept of that shape, or new.
     pub(crate) fn taken(images: usize, size: [usize; 3], border: usize) -> Self {
         let same = |kept: &Self| {
             kept.images == images && [kept.height, kept.width, kept.channels] == size && kept.border == border

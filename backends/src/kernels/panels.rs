@@ -5,9 +5,9 @@
 use std::{mem::MaybeUninit, ops::Range};
 
 use super::{
+    aligned_buffer::{Blank, Filled, blank, written},
     lanes::{LANES, Lanes},
     matrix::Matrix,
-    room::{Blank, Filled, blank, written},
 };
 
 /// Columns of one panel.

@@ -7,14 +7,14 @@
 use super::{
     gelu::gelu,
     lanes::{LANES, Lanes, prefetch},
+    left_factor::{LeftFactor, STRIP, Strides},
     matrix::MatrixMut,
     panels::{PANEL, Panels},
-    strips::{Left, STRIP, Strides},
 };
 
 /// What becomes of the product `p = A B`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum End<'a> {
+pub(crate) enum ProductEpilogue<'a> {
     /// `y = p`
     Replace,
     /// `y += p`
@@ -39,11 +39,11 @@ struct Job {
     rows: usize,
     columns: usize,
     depth: usize,
-    end: RawEnd,
+    end: EpiloguePointer,
 }
 
 #[derive(Clone, Copy)]
-enum RawEnd {
+enum EpiloguePointer {
     Replace,
     Add,
     Scaled(f32),
@@ -51,18 +51,18 @@ enum RawEnd {
     GeluSlope(*const f32),
 }
 
-impl RawEnd {
+impl EpiloguePointer {
     /// Of a product of `rows` by `columns` numbers.
-    fn new(end: End<'_>, rows: usize, columns: usize) -> Self {
+    fn new(end: ProductEpilogue<'_>, rows: usize, columns: usize) -> Self {
         match end {
-            End::Replace => Self::Replace,
-            End::Add => Self::Add,
-            End::Scaled(scale) => Self::Scaled(scale),
-            End::Bias(bias) => {
+            ProductEpilogue::Replace => Self::Replace,
+            ProductEpilogue::Add => Self::Add,
+            ProductEpilogue::Scaled(scale) => Self::Scaled(scale),
+            ProductEpilogue::Bias(bias) => {
                 assert_eq!(bias.len(), columns, "a bias for each column");
                 Self::Bias(bias.as_ptr())
             }
-            End::GeluSlope(h) => {
+            ProductEpilogue::GeluSlope(h) => {
                 assert_eq!(h.len(), rows * columns, "a slope for each number");
                 Self::GeluSlope(h.as_ptr())
             }
@@ -74,13 +74,13 @@ impl RawEnd {
 ///
 /// # Panics
 /// If shapes do not fit, or `y` is to be added to before it was written.
-pub(crate) fn product<'a>(a: impl Into<Left<'a>>, b: Panels<'_>, y: MatrixMut<'_>, end: End<'_>) {
+pub(crate) fn product<'a>(a: impl Into<LeftFactor<'a>>, b: Panels<'_>, y: MatrixMut<'_>, end: ProductEpilogue<'_>) {
     let a = a.into();
     let ((rows, depth), (b_depth, columns)) = (a.dims(), b.dims());
     assert_eq!(depth, b_depth, "inner dimensions of a product");
     assert_eq!((rows, columns), y.dims(), "the shape of a product");
-    assert!(!matches!(end, End::Add) || y.is_written(), "a product is added to what was never written");
-    let end = RawEnd::new(end, rows, columns);
+    assert!(!matches!(end, ProductEpilogue::Add) || y.is_written(), "a product is added to what was never written");
+    let end = EpiloguePointer::new(end, rows, columns);
     let (b, panel_stride) = b.first();
     let (y, y_stride) = (y.first(), y.row_stride());
     let job = Job { a: a.first(), a_strides: a.strides(), b, panel_stride, y, y_stride, rows, columns, depth, end };
@@ -148,7 +148,7 @@ unsafe fn tile<L: Lanes, const P: usize, const V: usize, const AHEAD: bool>(job:
     // columns below `job.columns` are touched.
     unsafe {
         for p in 0..P {
-            if let RawEnd::GeluSlope(h) = job.end {
+            if let EpiloguePointer::GeluSlope(h) = job.end {
                 let h = h.wrapping_add((row + p) * job.columns + column);
                 prefetch(h);
                 prefetch(h.wrapping_add(LANES));
@@ -222,11 +222,11 @@ unsafe fn finish<L: Lanes>(job: &Job, sum: L, row: usize, column: usize) {
         let y = job.y.add(row * job.y_stride + column);
         let load = |from: *const f32| if count == LANES { L::load(from) } else { L::load_first(from, count) };
         let result = match job.end {
-            RawEnd::Replace => sum,
-            RawEnd::Add => load(y).plus(sum),
-            RawEnd::Scaled(scale) => sum.times(L::splat(scale)),
-            RawEnd::Bias(bias) => sum.plus(load(bias.add(column))),
-            RawEnd::GeluSlope(h) => sum.times(gelu(load(h.add(row * job.columns + column))).1),
+            EpiloguePointer::Replace => sum,
+            EpiloguePointer::Add => load(y).plus(sum),
+            EpiloguePointer::Scaled(scale) => sum.times(L::splat(scale)),
+            EpiloguePointer::Bias(bias) => sum.plus(load(bias.add(column))),
+            EpiloguePointer::GeluSlope(h) => sum.times(gelu(load(h.add(row * job.columns + column))).1),
         };
         if count == LANES { result.store(y) } else { result.store_first(y, count) }
     }
@@ -235,14 +235,14 @@ unsafe fn finish<L: Lanes>(job: &Job, sum: L, row: usize, column: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{gelu, lanes::Portable, matrix::Matrix, room::Aligned};
+    use crate::kernels::{aligned_buffer::Aligned, gelu, lanes::Portable, matrix::Matrix};
 
     fn numbers(count: usize, seed: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * 37 + seed * 11) % 23) as f32 / 8.0 - 1.375).collect()
     }
 
     /// Products of all shapes and ends, by `multiply`, against plain sums.
-    fn check(multiply: impl Fn(Left<'_>, Panels<'_>, MatrixMut<'_>, End<'_>)) {
+    fn check(multiply: impl Fn(LeftFactor<'_>, Panels<'_>, MatrixMut<'_>, ProductEpilogue<'_>)) {
         for (rows, columns, depth) in [(1, 1, 1), (3, 17, 5), (8, 32, 16), (17, 33, 7), (13, 70, 40), (300, 48, 260)] {
             let (a, b) = (numbers(depth * (rows + 2), 1), numbers(depth * columns, 2));
             let bias = numbers(columns, 3);
@@ -250,11 +250,17 @@ mod tests {
             let panels = Panels::pack(Matrix::new(&b, depth, columns), &mut memory);
             // (depth, rows) with a gap, as the transpose of a left factor.
             let a_t = Matrix::strided(&a, depth, rows, rows + 2);
-            let mut strips = vec![f32::NAN; Left::len(rows, depth)];
-            let packed = Left::pack_transpose(a_t, &mut strips);
+            let mut strips = vec![f32::NAN; LeftFactor::len(rows, depth)];
+            let packed = LeftFactor::pack_transpose(a_t, &mut strips);
             let h = numbers(rows * columns, 4);
             let slopes = gelu::backward(&h, &vec![1.0; h.len()]);
-            let ends = [End::Replace, End::Add, End::Scaled(0.5), End::Bias(&bias), End::GeluSlope(&h)];
+            let ends = [
+                ProductEpilogue::Replace,
+                ProductEpilogue::Add,
+                ProductEpilogue::Scaled(0.5),
+                ProductEpilogue::Bias(&bias),
+                ProductEpilogue::GeluSlope(&h),
+            ];
             for (end, a_m) in ends.into_iter().flat_map(|end| [(end, a_t.t().into()), (end, packed)]) {
                 let mut y = vec![2.0; rows * (columns + 3)];
                 multiply(a_m, panels, MatrixMut::strided(&mut y, rows, columns, columns + 3), end);
@@ -268,11 +274,11 @@ mod tests {
                         (0..depth).map(|l| f64::from(a[l * (rows + 2) + i]) * f64::from(b[l * columns + j])).sum();
                     let bias = f64::from(bias[j]);
                     let wanted = match end {
-                        End::Replace => p,
-                        End::Add => p + 2.0,
-                        End::Scaled(_) => 0.5 * p,
-                        End::Bias(_) => p + bias,
-                        End::GeluSlope(_) => p * f64::from(slopes[i * columns + j]),
+                        ProductEpilogue::Replace => p,
+                        ProductEpilogue::Add => p + 2.0,
+                        ProductEpilogue::Scaled(_) => 0.5 * p,
+                        ProductEpilogue::Bias(_) => p + bias,
+                        ProductEpilogue::GeluSlope(_) => p * f64::from(slopes[i * columns + j]),
                     };
                     let error = (f64::from(found) - wanted).abs();
                     assert!(
@@ -290,11 +296,11 @@ mod tests {
     }
 
     /// `product` for other lanes than the processor's best.
-    fn with(run: unsafe fn(&Job)) -> impl Fn(Left<'_>, Panels<'_>, MatrixMut<'_>, End<'_>) {
+    fn with(run: unsafe fn(&Job)) -> impl Fn(LeftFactor<'_>, Panels<'_>, MatrixMut<'_>, ProductEpilogue<'_>) {
         move |a, b, y, end| {
             let ((rows, depth), (_, columns), (b, panel_stride)) = (a.dims(), b.dims(), b.first());
             let (y, y_stride, a_strides) = (y.first(), y.row_stride(), a.strides());
-            let end = RawEnd::new(end, rows, columns);
+            let end = EpiloguePointer::new(end, rows, columns);
             let job = Job { a: a.first(), a_strides, b, panel_stride, y, y_stride, rows, columns, depth, end };
             // SAFETY: the shapes fit; `run` is what the processor has.
             unsafe { run(&job) }
@@ -328,7 +334,7 @@ mod tests {
             Matrix::new(&one, 2, 3),
             Panels::new(&one, 2, 1),
             MatrixMut::strided(&mut [0.0; 2], 2, 1, 1),
-            End::Replace,
+            ProductEpilogue::Replace,
         );
     }
 }

@@ -6,13 +6,13 @@
 use interlock::{Activation, Differentiable, Gradients, Pass, Result, Saved, Wants};
 
 use super::{
-    composed,
-    images::Order,
-    kept::Kept,
+    candle_operations,
+    images::MemoryOrder,
+    saved_tensor::SavedTensor,
     slices::{dense, output_gradient, output_gradient_of, read},
 };
 use crate::kernels::{
-    each::{map, zip},
+    elementwise::{map, zip},
     gelu,
 };
 
@@ -22,25 +22,25 @@ pub struct Relu;
 
 /// What a ReLU keeps: its output, not its input, since the next layer keeps that too.
 struct SavedRelu {
-    y: Kept,
+    y: SavedTensor,
     dims: Vec<usize>,
-    order: Order,
+    order: MemoryOrder,
 }
 
 impl Differentiable for Relu {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
-        if composed::serves(x) {
-            return composed::forward(self, x, pass);
+        if candle_operations::are_for(x) {
+            return candle_operations::forward(self, x, pass);
         }
-        let (order, dims) = (Order::of(x), x.dims().to_vec());
+        let (order, dims) = (MemoryOrder::of(x), x.dims().to_vec());
         let x = order.dense(x, "relu")?;
         // Not `x > 0`: a value that is not a number must not vanish.
         let y = map(&read(&x)?, |x| if x < 0.0 { 0.0 } else { x }).into_tensor(x.shape())?;
         let given = order.tensor_of(&y)?;
         let saved = match pass.is_train() {
             true => {
-                let y = Kept::new(y, pass)?;
+                let y = SavedTensor::new(y, pass)?;
                 let held = y.held();
                 Saved::new(SavedRelu { y, dims, order }).holding([held])
             }
@@ -50,7 +50,7 @@ impl Differentiable for Relu {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = composed::backward(self, saved, c, wants) {
+        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
             return pulled;
         }
         let SavedRelu { y, dims, order } = saved.get()?;
@@ -75,20 +75,20 @@ pub struct Gelu;
 impl Differentiable for Gelu {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
-        if composed::serves(x) {
-            return composed::forward(self, x, pass);
+        if candle_operations::are_for(x) {
+            return candle_operations::forward(self, x, pass);
         }
         let x = dense(x, "gelu")?;
         let y = gelu::apply(&read(&x)?).into_tensor(x.shape())?;
-        let saved = if pass.is_train() { Kept::new(x, pass)?.saved() } else { Saved::nothing() };
+        let saved = if pass.is_train() { SavedTensor::new(x, pass)?.saved() } else { Saved::nothing() };
         Ok((y.into(), saved))
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = composed::backward(self, saved, c, wants) {
+        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
             return pulled;
         }
-        let x: &Kept = saved.get()?;
+        let x: &SavedTensor = saved.get()?;
         if !wants.input {
             return Ok(Gradients::default());
         }

@@ -1,7 +1,7 @@
 //! Causal self-attention with several heads: `y = dropout((dropout(softmax(Q Kᵀ/√h + M)) V) Wᵖᵀ + bᵖ)`, `[Q K V] = x Wᵃᵀ + bᵃ`.
 //!
 //! Shapes: `x`, `y (B, T, D)`; `Wᵃ (3D, D)`, `Wᵖ (D, D)`; each of `n` heads has `h = D/n` columns of `Q`, `K` and `V`; `M` is 0 up to the own
-//! position and `-∞` behind it. With `P` the softmax, `R` its kept and scaled part and `c` the output_gradient of `R V`: `∂V = Rᵀ c`,
+//! position and `-∞` behind it. With `P` the softmax, `R` its kept and scaled part and `c` the output gradient of `R V`: `∂V = Rᵀ c`,
 //! `∂P = (c Vᵀ)` where kept, `∂S = P (∂P - rowsum(∂P P))/√h`, `∂Q = ∂S K`, `∂K = ∂Sᵀ Q`.
 //!
 //! Vaswani et al., *Attention Is All You Need*, 2017, section 3.2; laid out as in Karpathy's nanoGPT.
@@ -15,12 +15,12 @@ use interlock::{
 };
 
 use super::{
-    Dropout, LayerNorm, Linear, LinearOf, composed, dropout,
+    Dropout, FusedLinear, LayerNorm, Linear, candle_operations, dropout,
     form::Form,
-    kept::Kept,
+    saved_tensor::SavedTensor,
     slices::{label, output_gradient, read, wrong_shape},
 };
-use crate::kernels::attention::Heads;
+use crate::kernels::attention::AttentionHeads;
 
 /// Causal self-attention: queries, keys and values, heads, and the projection of their outputs.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub struct CausalSelfAttention {
 #[derive(Debug)]
 enum Projection {
     Plain(Linear),
-    Normed(LinearOf),
+    Normed(FusedLinear),
 }
 
 impl std::ops::Deref for Projection {
@@ -56,7 +56,7 @@ impl std::ops::Deref for Projection {
 }
 
 struct SavedAttention {
-    heads: Heads,
+    heads: AttentionHeads,
     c_attn: Saved,
     mixing: Mixing,
     /// Of the projection, whose input the heads gave.
@@ -68,12 +68,12 @@ struct SavedAttention {
 enum Mixing {
     Kernels {
         /// Queries, keys and values, `(B, T, 3D)`.
-        qkv: Kept,
+        qkv: SavedTensor,
         /// A logarithm for each position of each head, from which `P` is computed again.
         logs: Vec<f32>,
         keep: Option<Vec<bool>>,
     },
-    Composed(composed::SavedHeads),
+    Composed(candle_operations::SavedHeads),
 }
 
 impl Mixing {
@@ -87,8 +87,8 @@ impl Mixing {
     }
 }
 
-/// The output_gradients at the outputs of the two linear layers.
-struct Cotangents {
+/// The output gradients at the outputs of the two linear layers.
+struct OutputGradients {
     projection: Activation,
     qkv: Activation,
 }
@@ -138,38 +138,38 @@ impl CausalSelfAttention {
             Projection::Plain(linear) => linear,
             Projection::Normed(linear) => linear.into_linear(),
         };
-        Self { c_attn: Projection::Normed(LinearOf::norm(norm, c_attn)), ..self }
+        Self { c_attn: Projection::Normed(FusedLinear::norm(norm, c_attn)), ..self }
     }
 
-    /// Pulls the output_gradient of the output back to the outputs of both linear layers.
-    fn output_gradients(&self, saved: &SavedAttention, c: &Activation) -> Result<Cotangents> {
+    /// Pulls the output gradient of the output back to the outputs of both linear layers.
+    fn output_gradients(&self, saved: &SavedAttention, c: &Activation) -> Result<OutputGradients> {
         let projection = input_of(self.output_dropout.backward(&saved.output, c, Wants::INPUT)?)?;
         let mixed = input_of(self.c_proj.backward(&saved.c_proj, &projection, Wants::INPUT)?)?;
         let qkv = match &saved.mixing {
             Mixing::Kernels { qkv, logs, keep } => {
                 let mixed = output_gradient(&mixed, &saved.heads.dims(1), &self.name)?;
                 let keep = keep.as_deref().map(|keep| (keep, dropout::scale(self.probability)));
-                let (qkv, given) = (qkv.tensor()?, saved.c_proj.get::<Kept>()?.tensor()?);
+                let (qkv, given) = (qkv.tensor()?, saved.c_proj.get::<SavedTensor>()?.tensor()?);
                 let qkv = saved.heads.backward(&read(&qkv)?, keep, &read(&given)?, logs, &read(&mixed)?);
                 qkv.into_tensor(&saved.heads.dims(3))?
             }
-            Mixing::Composed(heads) => composed::backward_heads(&saved.heads, heads, &mixed, &self.name)?,
+            Mixing::Composed(heads) => candle_operations::backward_heads(&saved.heads, heads, &mixed, &self.name)?,
         };
-        Ok(Cotangents { projection, qkv: qkv.into() })
+        Ok(OutputGradients { projection, qkv: qkv.into() })
     }
 
     /// What the heads give, `(B, T, D)`, of queries, keys and values.
-    fn mix(&self, heads: &Heads, qkv: Tensor, pass: &Pass) -> Result<(Tensor, Mixing)> {
+    fn mix(&self, heads: &AttentionHeads, qkv: Tensor, pass: &Pass) -> Result<(Tensor, Mixing)> {
         if self.form == Form::CandleOperations {
-            let (mixed, saved) = composed::mix(heads, &qkv, (self.probability, &self.dropout_name), pass)?;
+            let (mixed, saved) = candle_operations::mix(heads, &qkv, (self.probability, &self.dropout_name), pass)?;
             return Ok((mixed, Mixing::Composed(saved)));
         }
         let keep = dropout::keep(self.probability, &self.dropout_name, pass, heads.weights())?;
         let kept = keep.as_deref().map(|keep| (keep, dropout::scale(self.probability)));
         let (mixed, logs) = heads.mix(&read(&qkv)?, kept);
         let qkv = match pass.is_train() {
-            true => Kept::new(qkv, pass)?,
-            false => Kept::Whole(qkv),
+            true => SavedTensor::new(qkv, pass)?,
+            false => SavedTensor::Whole(qkv),
         };
         Ok((mixed.into_tensor(&heads.dims(1))?, Mixing::Kernels { qkv, logs, keep }))
     }
@@ -183,7 +183,7 @@ impl Differentiable for CausalSelfAttention {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let heads = match x.single()?.dims() {
             &[batch, length, width] if width == self.width => {
-                Heads { batch, length, count: self.heads, width: width / self.heads }
+                AttentionHeads { batch, length, count: self.heads, width: width / self.heads }
             }
             dims => return Err(wrong_shape(&self.name, dims, format_args!("(B, T, {})", self.width))),
         };
@@ -206,7 +206,7 @@ impl Differentiable for CausalSelfAttention {
         if !wants.input && !wants.parameters {
             return Ok(Gradients::default());
         }
-        let Cotangents { projection, qkv } = self.output_gradients(saved, c)?;
+        let OutputGradients { projection, qkv } = self.output_gradients(saved, c)?;
         let mut pulled = self.c_attn.backward(&saved.c_attn, &qkv, wants)?;
         if wants.parameters {
             pulled.parameters.extend(self.projection_gradients(saved, &projection)?);
@@ -216,7 +216,7 @@ impl Differentiable for CausalSelfAttention {
 
     fn backward_input(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
         let saved: &SavedAttention = saved.get()?;
-        let Cotangents { projection, qkv } = self.output_gradients(saved, c)?;
+        let OutputGradients { projection, qkv } = self.output_gradients(saved, c)?;
         let (input, c_attn) = self.c_attn.backward_input(&saved.c_attn, &qkv)?;
         Ok((input, Pending::new(PendingAttention { projection, c_attn })))
     }

@@ -2,7 +2,7 @@
 //!
 //! Shapes: `x`, `y (B, C, H, W)`; `γ`, `β`, `μ`, `σ²` have one value a channel, `ε = 1e-5`. In training `μ` and `σ²` are the mean and the (biased)
 //! variance over the `n = B·H·W` values of the channel, and the running statistics move by a tenth towards `μ` and `σ² n/(n-1)`. In
-//! evaluation they are the running statistics. With `x̂ = (x - μ)/√(σ² + ε)` and a output_gradient `c`:
+//! evaluation they are the running statistics. With `x̂ = (x - μ)/√(σ² + ε)` and an output gradient `c`:
 //! `∂β = Σ c`, `∂γ = Σ c x̂`, `∂x = γ/√(σ² + ε) (c - ∂β/n - x̂ ∂γ/n)`.
 //!
 //! Ioffe and Szegedy, *Batch Normalization*, 2015, section 3.
@@ -16,13 +16,16 @@ use interlock::{
 };
 
 use super::{
-    composed,
+    candle_operations,
     form::Form,
     images::{channels_last, images, output_gradient_last},
-    kept::Kept,
+    saved_tensor::SavedTensor,
     slices::{label, read, tensor, wrong_shape},
 };
-use crate::kernels::norm::{self, Addend, Norm, NormGradient, Statistics};
+use crate::kernels::{
+    channel_lines::NormGradient,
+    norm::{self, Addend, Norm, Statistics},
+};
 
 pub(super) const EPSILON: f64 = 1e-5;
 pub(super) const MOMENTUM: f64 = 0.1;
@@ -42,7 +45,7 @@ pub struct BatchNorm2d {
 
 struct SavedBatchNorm {
     /// `(B, H, W, C)`.
-    x: Kept,
+    x: SavedTensor,
     norm: Norm,
 }
 
@@ -129,7 +132,7 @@ impl Differentiable for BatchNorm2d {
             return Err(wrong_shape(&self.name, x.dims(), format_args!("(B, {}, H, W)", self.channels)));
         }
         if self.form == Form::CandleOperations {
-            return composed::forward(self, x, pass);
+            return candle_operations::forward(self, x, pass);
         }
         let x = channels_last(x, &self.name)?;
         let values = read::<f32>(&x)?;
@@ -142,7 +145,7 @@ impl Differentiable for BatchNorm2d {
         drop(values);
         let saved = match pass.is_train() {
             true => {
-                let x = Kept::new(x, pass)?;
+                let x = SavedTensor::new(x, pass)?;
                 let held = x.held();
                 Saved::new(SavedBatchNorm { x, norm }).holding([held])
             }
@@ -152,7 +155,7 @@ impl Differentiable for BatchNorm2d {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = composed::backward(self, saved, c, wants) {
+        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
             return pulled;
         }
         let SavedBatchNorm { x, norm } = saved.get()?;
@@ -173,7 +176,7 @@ impl Differentiable for BatchNorm2d {
         Ok(pulled)
     }
 
-    /// The input's gradient needs the parameters' anyway: they are left, and no output_gradient is kept.
+    /// The input's gradient needs the parameters' anyway: they are left, and no output gradient is kept.
     fn backward_input(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
         self.backward(saved, c, Wants::BOTH)?.into_backward_input()
     }

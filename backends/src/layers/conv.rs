@@ -12,15 +12,15 @@ use interlock::{Activation, Differentiable, Gradients, Pass, Result, Saved, Want
 use rayon::prelude::*;
 
 use super::{
-    composed,
+    candle_operations,
     form::Form,
     images::{channels_first, channels_last, images, output_gradient_last},
-    kept::Kept,
+    saved_tensor::SavedTensor,
     slices::{column_sums, label, read, tensor, wrong_shape},
     window::Window,
 };
 use crate::kernels::{
-    convolution::{Batch, Geometry, Into},
+    convolution::{Batch, Geometry, GradientTarget},
     padded::Source,
 };
 
@@ -89,7 +89,7 @@ impl Differentiable for Conv2d {
         let x = x.single()?;
         let geometry = self.geometry(x.dims())?;
         if self.form == Form::CandleOperations {
-            return composed::forward(self, x, pass);
+            return candle_operations::forward(self, x, pass);
         }
         let x = channels_last(x, &self.name)?;
         let batch = Batch { geometry, weight: &read(&self.weight)?, images: x.dims()[0] };
@@ -98,22 +98,25 @@ impl Differentiable for Conv2d {
             add_to_rows(&mut y, &read(bias)?);
         }
         let y = images(y, batch.images, geometry.output())?;
-        Ok((y.into(), if pass.is_train() { Kept::new(x, pass)?.saved() } else { Saved::nothing() }))
+        Ok((y.into(), if pass.is_train() { SavedTensor::new(x, pass)?.saved() } else { Saved::nothing() }))
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = composed::backward(self, saved, c, wants) {
+        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
             return pulled;
         }
-        let x = saved.get::<Kept>()?.tensor()?;
+        let x = saved.get::<SavedTensor>()?.tensor()?;
         let geometry = self.geometry(channels_first(&x)?.dims())?;
         let batch = Batch { geometry, weight: &read(&self.weight)?, images: x.dims()[0] };
         let [height, width, outputs] = geometry.output();
         let c = output_gradient_last(c, &[batch.images, outputs, height, width], &self.name)?;
         let (x, c) = (read(&x)?, read(&c)?);
         let x = Source::Plain(&x);
-        let gradients =
-            batch.backward(&Source::Plain(&c), wants.parameters.then_some(&x), wants.input.then_some(Into::Write));
+        let gradients = batch.backward(
+            &Source::Plain(&c),
+            wants.parameters.then_some(&x),
+            wants.input.then_some(GradientTarget::Write),
+        );
         let mut pulled = Gradients::default();
         if let Some(input) = gradients.input {
             pulled.input = Some(images(input, batch.images, geometry.input())?.into());

@@ -11,10 +11,10 @@ use rand::Rng;
 use rayon::prelude::*;
 
 use super::{
-    composed,
+    candle_operations,
     slices::{dense, output_gradient, read},
 };
-use crate::kernels::each::{CHUNK, zip};
+use crate::kernels::elementwise::{CHUNK, zip};
 
 /// Drops elements at random while training.
 #[derive(Clone, Debug)]
@@ -72,8 +72,8 @@ pub(super) fn scale(probability: f64) -> f32 {
 impl Differentiable for Dropout {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
-        if composed::serves(x) {
-            return composed::forward(self, x, pass);
+        if candle_operations::are_for(x) {
+            return candle_operations::forward(self, x, pass);
         }
         let keep = keep(self.probability, &self.name, pass, x.elem_count())?;
         let y = match &keep {
@@ -94,7 +94,7 @@ impl Differentiable for Dropout {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = composed::backward(self, saved, c, wants) {
+        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
             return pulled;
         }
         let SavedDropout { shape, keep } = saved.get()?;

@@ -9,11 +9,11 @@ use interlock::{Activation, Differentiable, Error, Gradients, Pass, Result, Save
 use rayon::prelude::*;
 
 use super::{
-    composed,
+    candle_operations,
     form::Form,
     slices::{dense_of, label, output_gradient, read, tensor, wrong_shape},
 };
-use crate::kernels::each::CHUNK;
+use crate::kernels::elementwise::CHUNK;
 
 /// A vector for each token.
 #[derive(Clone, Debug)]
@@ -95,7 +95,7 @@ impl Differentiable for Embedding {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
         if self.form == Form::CandleOperations {
-            return composed::forward(self, x, pass);
+            return candle_operations::forward(self, x, pass);
         }
         let tokens = self.tokens(x)?;
         let y = tensor(self.look_up(&tokens)?, self.output_dims(&tokens))?;
@@ -104,7 +104,7 @@ impl Differentiable for Embedding {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = composed::backward(self, saved, c, wants) {
+        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
             return pulled;
         }
         let tokens: &Tensor = saved.get()?;
@@ -166,7 +166,7 @@ impl Differentiable for TokenAndPosition {
             }
         };
         if self.tokens.form == Form::CandleOperations {
-            return composed::forward(self, x, pass);
+            return candle_operations::forward(self, x, pass);
         }
         let tokens = self.tokens.tokens(x)?;
         let mut y = self.tokens.look_up(&tokens)?;
@@ -184,7 +184,7 @@ impl Differentiable for TokenAndPosition {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = composed::backward(self, saved, c, wants) {
+        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
             return pulled;
         }
         let tokens: &Tensor = saved.get()?;

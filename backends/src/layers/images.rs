@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use interlock::{Activation, Result};
 
 use super::slices::{dense, output_gradient_of, wrong_shape};
-use crate::kernels::room::Filled;
+use crate::kernels::aligned_buffer::Filled;
 
 /// `(B, C, H, W)` as a contiguous `(B, H, W, C)`; copies only where the elements do not lie so.
 pub(super) fn channels_last(x: &Tensor, layer: &str) -> Result<Tensor> {
@@ -17,7 +17,7 @@ pub(super) fn channels_last(x: &Tensor, layer: &str) -> Result<Tensor> {
     dense(&x.permute((0, 2, 3, 1))?, layer)
 }
 
-/// The output_gradient of images of shape `dims`, `(B, C, H, W)`, as [`channels_last`] gives it.
+/// The output gradient of images of shape `dims`, `(B, C, H, W)`, as [`channels_last`] gives it.
 pub(super) fn output_gradient_last(c: &Activation, dims: &[usize], layer: &str) -> Result<Tensor> {
     channels_last(output_gradient_of(c, dims, layer)?, layer)
 }
@@ -34,14 +34,14 @@ pub(super) fn images(numbers: Filled, batch: usize, [height, width, channels]: [
 
 /// How the elements of a tensor lie in memory, for layers that take one element at a time and give what they took in the same order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Order {
+pub(super) enum MemoryOrder {
     /// Row by row, as its shape says.
     Plain,
     /// As channels-last images.
     ChannelsLast,
 }
 
-impl Order {
+impl MemoryOrder {
     /// That of `x`; `Plain` where it is neither.
     pub(super) fn of(x: &Tensor) -> Self {
         match x.rank() == 4 && !x.is_contiguous() && x.permute((0, 2, 3, 1)).is_ok_and(|x| x.is_contiguous()) {

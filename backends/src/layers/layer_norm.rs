@@ -1,7 +1,7 @@
 //! Layer normalization: `y = γ (x - μ)/√(σ² + ε) + β` for each row.
 //!
 //! Shapes: `x`, `y (…, D)`; `γ`, `β (D)`; `μ` and the biased variance `σ²` are over the last dimension, `ε = 1e-5`. With
-//! `x̂ = (x - μ)/√(σ² + ε)` and a output_gradient `c`: `∂β = Σ_rows c`, `∂γ = Σ_rows c x̂`, and with `g = γ c`, for each row,
+//! `x̂ = (x - μ)/√(σ² + ε)` and an output gradient `c`: `∂β = Σ_rows c`, `∂γ = Σ_rows c x̂`, and with `g = γ c`, for each row,
 //! `∂x = (g - mean(g) - x̂ mean(g x̂))/√(σ² + ε)`.
 //!
 //! Ba, Kiros and Hinton, *Layer Normalization*, 2016.
@@ -14,9 +14,9 @@ use interlock::{
 };
 
 use super::{
-    composed,
+    candle_operations,
     form::Form,
-    kept::Kept,
+    saved_tensor::SavedTensor,
     slices::{dense, label, output_gradient, read, tensor, wrong_shape},
 };
 use crate::kernels::layer_norm::{self, Statistics};
@@ -33,7 +33,7 @@ pub struct LayerNorm {
 }
 
 struct SavedLayerNorm {
-    x: Kept,
+    x: SavedTensor,
     /// A pair for each row.
     statistics: Vec<Statistics>,
 }
@@ -68,14 +68,14 @@ impl Differentiable for LayerNorm {
             return Err(wrong_shape(&self.name, x.dims(), format_args!("(…, {})", self.width)));
         }
         if self.form == Form::CandleOperations {
-            return composed::forward(self, x, pass);
+            return candle_operations::forward(self, x, pass);
         }
         let x = dense(x, &self.name)?;
         let statistics = layer_norm::statistics(&read(&x)?, self.width);
         let y = self.normalize(&x, &statistics)?;
         let saved = match pass.is_train() {
             true => {
-                let x = Kept::new(x, pass)?;
+                let x = SavedTensor::new(x, pass)?;
                 let held = [x.held(), Held::slice(&statistics)];
                 Saved::new(SavedLayerNorm { x, statistics }).holding(held)
             }
@@ -85,7 +85,7 @@ impl Differentiable for LayerNorm {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = composed::backward(self, saved, c, wants) {
+        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
             return pulled;
         }
         let SavedLayerNorm { x, statistics } = saved.get()?;
@@ -113,7 +113,7 @@ impl Differentiable for LayerNorm {
         Ok(pulled)
     }
 
-    /// Both gradients at once: the parameters' are two rows, where the output_gradient that would be kept for them is all of them.
+    /// Both gradients at once: the parameters' are two rows, where the output gradient that would be kept for them is all of them.
     fn backward_input(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
         self.backward(saved, c, Wants::BOTH)?.into_backward_input()
     }

@@ -1,6 +1,6 @@
 //! Linear layer: `y = x Wᵀ + b`.
 //!
-//! Shapes: `x (…, inputs)`, `W (outputs, inputs)`, `b (outputs)`, `y (…, outputs)`, with any leading dimensions. For a output_gradient `c` of `y`,
+//! Shapes: `x (…, inputs)`, `W (outputs, inputs)`, `b (outputs)`, `y (…, outputs)`, with any leading dimensions. For an output gradient `c` of `y`,
 //! with all leading dimensions taken as rows: `∂x = c W`, `∂W = cᵀ x`, `∂b = Σ_rows c`.
 
 use candle_core::Tensor;
@@ -8,13 +8,13 @@ use candle_nn::{Init, VarBuilder};
 use interlock::{Activation, Differentiable, Gradients, ParameterGradients, Pass, Result, Saved, Wants};
 
 use super::{
-    composed,
+    candle_operations,
     form::Form,
-    kept::Kept,
+    saved_tensor::SavedTensor,
     slices::{column_sums, dense, label, output_gradient, read, tensor, wrong_shape},
 };
 use crate::kernels::{
-    linear::{self, Rows, Then},
+    linear::{self, Rows, RowsEpilogue},
     matrix::Matrix,
     panels::Packed,
 };
@@ -68,11 +68,12 @@ impl Linear {
         let dims = self.output_dims(dims)?;
         let bias = self.bias.as_ref().map(read::<f32>).transpose()?;
         let weight = Packed::new(self.matrix(&read(&self.weight)?).t());
-        linear::rows_times(x, &weight, bias.as_deref().map_or(Then::Nothing, Then::Bias)).into_tensor(dims)
+        linear::rows_times(x, &weight, bias.as_deref().map_or(RowsEpilogue::Nothing, RowsEpilogue::Bias))
+            .into_tensor(dims)
     }
 
     /// `∂x`, of shape `dims`, and what is then done to it.
-    pub(super) fn input_gradient(&self, dims: &[usize], c: &Activation, then: Then<'_>) -> Result<Activation> {
+    pub(super) fn input_gradient(&self, dims: &[usize], c: &Activation, then: RowsEpilogue<'_>) -> Result<Activation> {
         let c = output_gradient(c, &self.output_dims(dims)?, &self.name)?;
         let weight = Packed::new(self.matrix(&read(&self.weight)?));
         Ok(linear::rows_times(Rows::Plain(&read(&c)?), &weight, then).into_tensor(dims)?.into())
@@ -96,19 +97,19 @@ impl Differentiable for Linear {
         let x = x.single()?;
         self.output_dims(x.dims())?;
         if self.form == Form::CandleOperations {
-            return composed::forward(self, x, pass);
+            return candle_operations::forward(self, x, pass);
         }
         let x = dense(x, &self.name)?;
         let y = self.apply(Rows::Plain(&read(&x)?), x.dims())?;
-        Ok((y.into(), if pass.is_train() { Kept::new(x, pass)?.saved() } else { Saved::nothing() }))
+        Ok((y.into(), if pass.is_train() { SavedTensor::new(x, pass)?.saved() } else { Saved::nothing() }))
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = composed::backward(self, saved, c, wants) {
+        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
             return pulled;
         }
-        let x: &Kept = saved.get()?;
-        let input = wants.input.then(|| self.input_gradient(x.dims(), c, Then::Nothing)).transpose()?;
+        let x: &SavedTensor = saved.get()?;
+        let input = wants.input.then(|| self.input_gradient(x.dims(), c, RowsEpilogue::Nothing)).transpose()?;
         let parameters =
             if wants.parameters { self.gradients(Rows::Plain(&read(&x.tensor()?)?), x.dims(), c)? } else { Vec::new() };
         Ok(Gradients { input, parameters })

@@ -11,7 +11,7 @@ use interlock::{Activation, Differentiable, Error, Gradients, Pass, Result, Save
 use rayon::prelude::*;
 
 use super::{
-    composed,
+    candle_operations,
     images::{channels_first, channels_last, output_gradient_last},
     slices::{output_gradient, read, tensor, wrong_shape},
     window::Window,
@@ -87,8 +87,8 @@ impl Differentiable for MaxPool2d {
                 "use at most half of the window",
             ));
         }
-        if composed::serves(x) {
-            return composed::forward(self, x, pass);
+        if candle_operations::are_for(x) {
+            return candle_operations::forward(self, x, pass);
         }
         let window = Window::over(x.dims(), self.window, "max pool")?;
         let shape = x.shape().clone();
@@ -128,7 +128,7 @@ impl Differentiable for MaxPool2d {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = composed::backward(self, saved, c, wants) {
+        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
             return pulled;
         }
         let SavedMaxPool { shape, window, chosen } = saved.get()?;
@@ -179,8 +179,8 @@ fn add(to: &mut [f32], from: &[f32], share: f32) {
 impl Differentiable for AvgPool2d {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = x.single()?;
-        if composed::serves(x) {
-            return composed::forward(self, x, pass);
+        if candle_operations::are_for(x) {
+            return candle_operations::forward(self, x, pass);
         }
         let window = Window::over(x.dims(), self.window, "average pool")?;
         let shape = x.shape().clone();
@@ -201,7 +201,7 @@ impl Differentiable for AvgPool2d {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = composed::backward(self, saved, c, wants) {
+        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
             return pulled;
         }
         let (shape, window): &(Shape, Window) = saved.get()?;
@@ -241,8 +241,8 @@ impl Differentiable for GlobalAvgPool {
         let &[batch, channels, height, width] = x.dims() else {
             return Err(wrong_shape("global average pool", x.dims(), "(B, C, H, W)"));
         };
-        if composed::serves(x) {
-            return composed::forward(self, x, pass);
+        if candle_operations::are_for(x) {
+            return candle_operations::forward(self, x, pass);
         }
         let saved = if pass.is_train() { Saved::new(x.shape().clone()) } else { Saved::nothing() };
         let x = channels_last(x, "global average pool")?;
@@ -267,7 +267,7 @@ impl Differentiable for GlobalAvgPool {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = composed::backward(self, saved, c, wants) {
+        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
             return pulled;
         }
         let shape: &Shape = saved.get()?;

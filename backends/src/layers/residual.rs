@@ -9,8 +9,8 @@ use interlock::{
     model::parameters::ParameterGradients,
 };
 
-use super::{composed, images::Order, slices::read};
-use crate::kernels::each::zip;
+use super::{candle_operations, images::MemoryOrder, slices::read};
+use crate::kernels::elementwise::zip;
 
 /// The sum of two branches.
 pub struct Residual {
@@ -21,7 +21,7 @@ pub struct Residual {
 struct SavedResidual {
     main: Saved,
     shortcut: Option<Saved>,
-    /// In which the sum was composed; none for the kernels.
+    /// The dtype of the sum with candle's operations; none with kernels.
     dtype: Option<DType>,
 }
 
@@ -42,7 +42,7 @@ impl Residual {
     }
 }
 
-/// The sum of two branches, in the dtype that it is composed in, or by kernels.
+/// Returns the sum of two branches: in `dtype` with candle's operations, or with kernels.
 fn add(a: &Activation, b: &Activation, dtype: Option<DType>) -> Result<Activation> {
     let (a, b): (&Tensor, &Tensor) = (a.single()?, b.single()?);
     if a.dims() != b.dims() {
@@ -53,15 +53,15 @@ fn add(a: &Activation, b: &Activation, dtype: Option<DType>) -> Result<Activatio
         ));
     }
     if let Some(dtype) = dtype {
-        return Ok((composed::as_dtype(a, dtype)? + composed::as_dtype(b, dtype)?)?.into());
+        return Ok((candle_operations::as_dtype(a, dtype)? + candle_operations::as_dtype(b, dtype)?)?.into());
     }
-    let order = Order::of(a);
+    let order = MemoryOrder::of(a);
     let (a, b) = (order.dense(a, "residual")?, order.dense(b, "residual")?);
     let sum = zip(&read(&a)?, &read::<f32>(&b)?, |a, b| a + b);
     Ok(order.tensor_of(&sum.into_tensor(a.shape())?)?.into())
 }
 
-/// What the pull-backs of both branches give together; the shortcut without a layer gives the output_gradient itself.
+/// What the backward passes of both branches give together; the shortcut without a layer gives the output gradient itself.
 fn join(
     mut main: Gradients,
     shortcut: Option<Gradients>,
@@ -94,8 +94,8 @@ impl Differentiable for Residual {
             }
             None => (x.clone(), None),
         };
-        let dtype = match composed::serves(y.single()?) {
-            true => Some(composed::common_dtype([y.single()?, short.single()?], pass, "residual")?),
+        let dtype = match candle_operations::are_for(y.single()?) {
+            true => Some(candle_operations::common_dtype([y.single()?, short.single()?], pass, "residual")?),
             false => None,
         };
         let y = add(&y, &short, dtype)?;

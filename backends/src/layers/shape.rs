@@ -4,7 +4,7 @@ use candle_core::Shape;
 use interlock::{Activation, Differentiable, Gradients, Pass, Result, Saved, Wants};
 
 use super::{
-    composed,
+    candle_operations,
     slices::{output_gradient, wrong_shape},
 };
 
@@ -18,8 +18,8 @@ impl Differentiable for Flatten {
         let &[batch, ..] = x.dims() else {
             return Err(wrong_shape("flatten", x.dims(), "(B, …)"));
         };
-        if composed::serves(x) {
-            return composed::forward(self, x, pass);
+        if candle_operations::are_for(x) {
+            return candle_operations::forward(self, x, pass);
         }
         let y = x.detach().reshape((batch, x.elem_count() / batch.max(1)))?;
         let saved = if pass.is_train() { Saved::new(x.shape().clone()) } else { Saved::nothing() };
@@ -27,7 +27,7 @@ impl Differentiable for Flatten {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = composed::backward(self, saved, c, wants) {
+        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
             return pulled;
         }
         let shape: &Shape = saved.get()?;

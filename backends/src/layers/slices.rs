@@ -46,12 +46,12 @@ pub(crate) fn dense_of(tensor: &Tensor, dtype: DType, layer: &str) -> Result<Ten
     Ok(tensor.detach().contiguous()?)
 }
 
-/// The output_gradient of an output of shape `dims`, as [`dense`] gives it.
+/// The output gradient of an output of shape `dims`, as [`dense`] gives it.
 pub(crate) fn output_gradient(output_gradient: &Activation, dims: &[usize], layer: &str) -> Result<Tensor> {
     dense(output_gradient_of(output_gradient, dims, layer)?, layer)
 }
 
-/// The output_gradient of an output of shape `dims`.
+/// The output gradient of an output of shape `dims`.
 pub(crate) fn output_gradient_of<'a>(
     output_gradient: &'a Activation,
     dims: &[usize],
@@ -61,7 +61,7 @@ pub(crate) fn output_gradient_of<'a>(
     if tensor.dims() != dims {
         return Err(Error::invalid(
             layer,
-            format!("output_gradient of shape {:?}", tensor.dims()),
+            format!("output gradient of shape {:?}", tensor.dims()),
             format!("the output had shape {dims:?}"),
         ));
     }

@@ -9,7 +9,7 @@ use interlock_backends::Backends;
 const VARIABLE: &str = "INTERLOCK_TEST_DEVICES";
 
 /// Without it.
-const DEFAULT: &str = "cpu,cpu:threads=1,cpu:layers=composed";
+const DEFAULT: &str = "cpu,cpu:threads=1,cpu:layers=candle";
 
 /// The devices under test, opened once.
 pub(crate) fn all() -> &'static [Arc<dyn StageDevice>] {

@@ -22,7 +22,7 @@ fn reference() -> std::sync::Arc<dyn StageDevice> {
 
 /// Whether layers compute by the kernels of the CPU there, in `f32` only.
 fn has_kernels(device: &dyn StageDevice) -> bool {
-    device.device().is_cpu() && !device.name().contains("layers=composed")
+    device.device().is_cpu() && !device.name().contains("layers=candle")
 }
 
 /// What `f32` may differ by, of the norm: sums are taken in another order.
@@ -119,7 +119,7 @@ fn differences(device: &dyn StageDevice, name: &str, x: &Tensor, build: Build<'_
     let output = |x: &Tensor| layer.forward(&Activation::from(here(x)), &pass).expect("a forward pass");
     let (y, saved) = output(x);
     let c = random("output_gradient", y.single().expect("one tensor").dims());
-    let pulled = layer.backward(&saved, &here(&c).into(), Wants::BOTH).expect("a pull-back");
+    let pulled = layer.backward(&saved, &here(&c).into(), Wants::BOTH).expect("a backward pass");
     let products = |a: &Tensor, b: &Tensor| -> f64 {
         let [a, b] = [a, b].map(|t| values(&t.to_device(&Device::Cpu).expect("a tensor of the CPU")));
         a.iter().zip(&b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()

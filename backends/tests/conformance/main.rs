@@ -13,5 +13,5 @@ mod memory;
 mod readings;
 mod transfers;
 
-#[path = "../support/mod.rs"]
+#[path = "../support/given.rs"]
 mod support;

@@ -41,7 +41,7 @@ struct Outcome {
 }
 
 /// How layers compute on the CPU: by its kernels, and as on other devices.
-pub(crate) const WAYS: [&str; 2] = ["kernels", "composed"];
+pub(crate) const WAYS: [&str; 2] = ["kernels", "candle"];
 
 /// Runs `work` on so many threads, with layers that compute in this way.
 pub(crate) fn on<R: Send>(threads: usize, way: &str, work: impl FnOnce() -> R + Send) -> R {
@@ -49,12 +49,12 @@ pub(crate) fn on<R: Send>(threads: usize, way: &str, work: impl FnOnce() -> R + 
     run_on(&device, work)
 }
 
-/// Checks a layer made by `build` on the input `x`, by kernels and composed of candle's operations:
+/// Checks a layer made by `build` on the input `x`, by kernels and candle of candle's operations:
 /// - the gradient of `Σ r·y` for random `r` against finite differences, for the input (where it is of `f32`) and every parameter;
 /// - every parameter of the store gets one gradient of its shape;
 /// - each pass alone, and the two halves, give the bits of both at once, and only what was asked for;
-/// - so do the last pull-backs, which free what was saved on their way;
-/// - views and output_gradients that are not contiguous give the same bits;
+/// - so do the last backward passes, which free what was saved on their way;
+/// - views and output gradients that are not contiguous give the same bits;
 /// - 1, 2 and 3 threads give the same bits;
 /// - what is kept in `bf16` leaves outputs as they are and gradients near;
 /// - an evaluation pass saves nothing.
@@ -76,7 +76,7 @@ pub(crate) fn check_bits(name: &str, x: &Tensor, build: Build<'_>) {
     }
 }
 
-/// Checks that what a layer rounded for its pull-backs changed nothing but them, and them little.
+/// Checks that what a layer rounded for its backward passes changed nothing but them, and them little.
 fn near(name: &str, half: &Outcome, whole: &Outcome) {
     assert!(half.output == whole.output && half.evaluated == whole.evaluated, "{name}: outputs depend on what is kept");
     let close = |what: &str, half: &[u32], whole: &[u32]| {

@@ -121,7 +121,7 @@ fn wrong_images_are_refused_with_both_shapes() {
     let error = layer.backward(&saved, &random("c", &[1, 4, 2, 1]).into(), Wants::BOTH).err().expect("a refusal");
     assert_eq!(
         error.to_string(),
-        "conv2d layer1.0.conv1: output_gradient of shape [1, 4, 2, 1]; the output had shape [1, 4, 1, 1]"
+        "conv2d layer1.0.conv1: output gradient of shape [1, 4, 2, 1]; the output had shape [1, 4, 1, 1]"
     );
 }
 
@@ -226,7 +226,7 @@ fn the_first_of_equal_pixels_takes_the_gradient_and_nan_stays() {
     let x = Tensor::ones((1, 1, 2, 2), candle_core::DType::F32, &Device::Cpu).expect("a tensor");
     let (_, saved) = pool.forward(&x.into(), &Pass::train(0, 0, 0)).expect("a pass");
     let c: Activation = Tensor::new(&[[[[3_f32]]]], &Device::Cpu).expect("a tensor").into();
-    let pulled = pool.backward(&saved, &c, Wants::BOTH).expect("a pull-back");
+    let pulled = pool.backward(&saved, &c, Wants::BOTH).expect("a backward pass");
     assert_eq!(one(&pulled.input.expect("a gradient")), [3.0, 0.0, 0.0, 0.0]);
     let x = Tensor::new(&[[[[1_f32, f32::NAN], [2.0, 3.0]]]], &Device::Cpu).expect("a tensor");
     assert!(eval(&pool, &x)[0].is_nan() && eval(&Relu, &x)[1].is_nan());
@@ -290,8 +290,8 @@ fn convolution_blocks_equal_their_layers_one_after_another() {
         let ((y, saved), (y_layers, saved_layers)) = (forward(&block), forward(&layers));
         near(name, &one(&y), &one(&y_layers));
         let c = Activation::from(random("c", y.single().expect("one tensor").dims()));
-        let pulled = block.backward(&saved, &c, Wants::BOTH).expect("a pull-back");
-        let wanted = layers.backward(&saved_layers, &c, Wants::BOTH).expect("a pull-back");
+        let pulled = block.backward(&saved, &c, Wants::BOTH).expect("a backward pass");
+        let wanted = layers.backward(&saved_layers, &c, Wants::BOTH).expect("a backward pass");
         near(name, &one(&pulled.input.expect("a gradient")), &one(&wanted.input.expect("a gradient")));
         let gradients = |store: &ParameterStore, gradients: &interlock::ParameterGradients| {
             let mut named: Vec<(String, Vec<f32>)> = gradients

@@ -1,11 +1,11 @@
 //! The layers against finite differences, naive loops and hand-computed values.
 
-mod composed;
+mod candle_operations;
 mod contract;
 mod images;
 mod sequences;
 mod threads;
 mod vectors;
 
-#[path = "../support/mod.rs"]
+#[path = "../support/given.rs"]
 mod support;

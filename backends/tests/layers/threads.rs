@@ -91,9 +91,9 @@ fn rows() {
     check_bits("layer norm", &x, &|vb| Ok(Box::new(LayerNorm::new(72, vb)?)));
     check_bits("linear of a norm", &x, &|vb| {
         let norm = LayerNorm::new(72, vb.pp("ln"))?;
-        Ok(Box::new(LinearOf::norm(norm, Linear::new(72, 90, true, vb.pp("fc"))?)))
+        Ok(Box::new(FusedLinear::norm(norm, Linear::new(72, 90, true, vb.pp("fc"))?)))
     });
-    check_bits("linear of GELU", &x, &|vb| Ok(Box::new(LinearOf::gelu(Linear::new(72, 90, true, vb)?))));
+    check_bits("linear of GELU", &x, &|vb| Ok(Box::new(FusedLinear::gelu(Linear::new(72, 90, true, vb)?))));
 }
 
 #[test]

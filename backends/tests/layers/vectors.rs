@@ -101,14 +101,14 @@ fn a_linear_layer_of_a_cheap_one_equals_the_two_one_after_another() {
         let x = random("x", &dims);
         let of_norm = |vb: VarBuilder<'static>| -> Result<Box<dyn Differentiable>> {
             let (norm, linear) = norm_and_linear(width, &vb)?;
-            Ok(Box::new(LinearOf::norm(norm, linear)))
+            Ok(Box::new(FusedLinear::norm(norm, linear)))
         };
         same("linear of a norm", &x, &of_norm, &|vb| {
             let (norm, linear) = norm_and_linear(width, &vb)?;
             Ok(Box::new(Sequential::default().and(norm).and(linear)))
         });
         let of_gelu = |vb: VarBuilder<'static>| -> Result<Box<dyn Differentiable>> {
-            Ok(Box::new(LinearOf::gelu(Linear::new(width, 5, false, vb)?)))
+            Ok(Box::new(FusedLinear::gelu(Linear::new(width, 5, false, vb)?)))
         };
         same("linear of GELU", &x, &of_gelu, &|vb| {
             Ok(Box::new(Sequential::default().and(Gelu).and(Linear::new(width, 5, false, vb)?)))

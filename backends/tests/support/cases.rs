@@ -118,14 +118,14 @@ pub(crate) fn cases() -> Vec<Case> {
         let inputs = dims[dims.len() - 1];
         cases.push(case("linear", random("x", &dims), move |vb| Linear::new(inputs, outputs, bias, vb)));
         cases.push(case("linear of GELU", random("x", &dims), move |vb| {
-            Ok(LinearOf::gelu(Linear::new(inputs, outputs, bias, vb)?))
+            Ok(FusedLinear::gelu(Linear::new(inputs, outputs, bias, vb)?))
         }));
     }
     let x = random("x", &[2, 9, 12]);
     cases.push(case("layer norm", x.clone(), |vb| LayerNorm::new(12, vb)));
     cases.push(case("linear of a norm", x.clone(), |vb| {
         let norm = LayerNorm::new(12, vb.pp("ln"))?;
-        Ok(LinearOf::norm(norm, Linear::new(12, 5, true, vb.pp("fc"))?))
+        Ok(FusedLinear::norm(norm, Linear::new(12, 5, true, vb.pp("fc"))?))
     }));
     cases.push(case("dropout", x.clone(), |_| Ok(Dropout::new(0.3, "drop"))));
     for (heads, dropout) in [(1, 0.0), (3, 0.2), (12, 0.0)] {

@@ -3,7 +3,7 @@
 use candle_nn::{Init, VarBuilder};
 use interlock::{Result, Sequential, Unit};
 use interlock_backends::layers::{
-    CausalSelfAttention, Dropout, LayerNorm, Linear, LinearOf, Residual, TokenAndPosition,
+    CausalSelfAttention, Dropout, FusedLinear, LayerNorm, Linear, Residual, TokenAndPosition,
 };
 
 use super::Transformer;
@@ -58,7 +58,7 @@ fn perceptron(width: usize, dropout: f64, projection: f64, vb: &VarBuilder<'stat
     let widen = Linear::with_init(width, 4 * width, INITIAL_WEIGHT, Some(ZERO), vb.pp("mlp.c_fc"))?;
     let narrow = Init::Randn { mean: 0.0, stdev: projection };
     let narrow = Linear::with_init(4 * width, width, narrow, Some(ZERO), vb.pp("mlp.c_proj"))?;
-    let mut layers = Sequential::default().and(LinearOf::norm(norm, widen)).and(LinearOf::gelu(narrow));
+    let mut layers = Sequential::default().and(FusedLinear::norm(norm, widen)).and(FusedLinear::gelu(narrow));
     push_dropout(&mut layers, dropout, vb, "mlp.dropout");
     Ok(layers)
 }

@@ -20,7 +20,7 @@ use candle_core::cuda::cudarc::{
 use interlock::{Error, Result};
 
 use super::{NcclId, refused};
-use crate::cuda::{CudaStageDevice, transfer::failed, under_way::UnderWay};
+use crate::cuda::{CudaStageDevice, copy_stream::CopyStream, transfer::failed};
 
 /// A limit, for people.
 fn seconds(limit: Duration) -> String {
@@ -74,10 +74,10 @@ impl Drop for Joined {
 }
 
 /// One end of a way.
-pub(super) struct End {
+pub(super) struct ChannelEnd {
     /// Always there until the way ends.
     joined: Option<Joined>,
-    pub(super) under_way: UnderWay,
+    pub(super) copies: CopyStream,
 }
 
 pub(super) const SENDER: i32 = 0;
@@ -88,13 +88,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked whether all is through.
 const LOOK: Duration = Duration::from_millis(1);
 
-impl End {
+impl ChannelEnd {
     /// Joins as `rank`, and waits `limit` for the other end.
     pub(super) fn join(device: &CudaStageDevice, id: NcclId, rank: i32, limit: Duration) -> Result<Self> {
         let stream = device.landing.device().cuda_stream().context().new_stream().map_err(failed)?;
         let here = Arc::clone(&stream);
         match within(limit, "joining", move || communicator(&here, id, rank))? {
-            Some(joined) => Ok(Self { joined: Some(joined?), under_way: UnderWay::new(stream) }),
+            Some(joined) => Ok(Self { joined: Some(joined?), copies: CopyStream::new(stream) }),
             None => Err(Error::invalid(
                 "NCCL",
                 format!("the other process did not join within {}", seconds(limit)),
@@ -160,7 +160,7 @@ impl End {
     }
 
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
-        self.under_way.stream()
+        self.copies.stream()
     }
 
     /// Runs `calls` as one group, which no other operation of the communicator can come between.
@@ -192,7 +192,7 @@ fn communicator(stream: &Arc<CudaStream>, id: NcclId, rank: i32) -> Result<Joine
     Ok(Joined(communicator))
 }
 
-impl Drop for End {
+impl Drop for ChannelEnd {
     fn drop(&mut self) {
         // There is nobody to tell where this fails.
         let _ = self.finish(PATIENCE);

@@ -2,29 +2,29 @@
 
 use rayon::prelude::*;
 
-use super::Head;
+use super::AttentionHead;
 use crate::kernels::{
+    aligned_buffer::{AlignedBuffer, Filled, with_scratch},
     matrix::{Matrix, MatrixMut},
-    room::{Filled, Room, with_scratch},
 };
 
 /// The shape of the work.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Heads {
+pub(crate) struct AttentionHeads {
     /// Examples, `B`.
     pub(crate) batch: usize,
     /// Positions, `T`.
     pub(crate) length: usize,
-    /// Heads, `n`.
+    /// AttentionHeads, `n`.
     pub(crate) count: usize,
     /// Columns of a head, `h`.
     pub(crate) width: usize,
 }
 
 /// Which attention weights are kept, `(B, n, T, T)`, and what they are multiplied with.
-pub(crate) type Kept<'a> = Option<(&'a [bool], f32)>;
+pub(crate) type DropoutMask<'a> = Option<(&'a [bool], f32)>;
 
-impl Heads {
+impl AttentionHeads {
     /// `(B, T, parts·n·h)`.
     pub(crate) fn dims(&self, parts: usize) -> [usize; 3] {
         [self.batch, self.length, parts * self.count * self.width]
@@ -47,11 +47,17 @@ impl Heads {
         Matrix::strided(&values[start..], self.length, self.width, row)
     }
 
-    fn head<'a>(&self, qkv: &'a [f32], kept: Kept<'a>, task: usize, next: &'a [Matrix<'a>]) -> Head<'a> {
+    fn head<'a>(
+        &self,
+        qkv: &'a [f32],
+        kept: DropoutMask<'a>,
+        task: usize,
+        next: &'a [Matrix<'a>],
+    ) -> AttentionHead<'a> {
         let [queries, keys, values] = [0, 1, 2].map(|part| self.part(qkv, task, part, 3));
         let square = self.length * self.length;
         let kept = kept.map(|(keep, scale)| (&keep[task * square..][..square], scale));
-        Head { queries, keys, values, kept, next }
+        AttentionHead { queries, keys, values, kept, next }
     }
 
     /// The head after this one, if there is one.
@@ -59,16 +65,16 @@ impl Heads {
         (task + 1 < self.batch * self.count).then_some(task + 1)
     }
 
-    fn check(&self, qkv: &[f32], kept: Kept<'_>) {
+    fn check(&self, qkv: &[f32], kept: DropoutMask<'_>) {
         assert_eq!(qkv.len(), self.elements(3), "queries, keys and values");
         assert!(kept.is_none_or(|(keep, _)| keep.len() == self.weights()), "a mask of another shape");
     }
 
     /// What all heads give, `(B, T, n·h)`, and a logarithm for each of their positions, `(B, n, T)`, from queries, keys and values
     /// `(B, T, 3·n·h)`.
-    pub(crate) fn mix(&self, qkv: &[f32], kept: Kept<'_>) -> (Filled, Vec<f32>) {
+    pub(crate) fn mix(&self, qkv: &[f32], kept: DropoutMask<'_>) -> (Filled, Vec<f32>) {
         self.check(qkv, kept);
-        let mut mixed = Room::new(self.elements(1));
+        let mut mixed = AlignedBuffer::new(self.elements(1));
         let mut logs = vec![0.0; self.batch * self.count * self.length];
         let row = self.count * self.width;
         let strips = mixed.blank().chunks_mut(self.length * row);
@@ -76,7 +82,7 @@ impl Heads {
         let tasks: Vec<_> = strips.zip(logs.chunks_mut(self.length)).collect();
         tasks.into_par_iter().enumerate().for_each(|(task, (mut mixed, logs))| {
             let next = self.next(task).map(|next| [0, 1, 2].map(|part| self.part(qkv, next, part, 3)));
-            with_scratch(Head::scratch(self.length, self.width), |scratch| {
+            with_scratch(AttentionHead::scratch(self.length, self.width), |scratch| {
                 self.head(qkv, kept, task, next.as_ref().map_or(&[], |next| next)).mix(&mut mixed, logs, scratch);
             });
         });
@@ -84,11 +90,18 @@ impl Heads {
         (unsafe { mixed.filled() }, logs)
     }
 
-    /// The output_gradient of queries, keys and values, `(B, T, 3·n·h)`, from the results of [`Self::mix`] and their output_gradient `c (B, T, n·h)`.
-    pub(crate) fn backward(&self, qkv: &[f32], kept: Kept<'_>, mixed: &[f32], logs: &[f32], c: &[f32]) -> Filled {
+    /// The output gradient of queries, keys and values, `(B, T, 3·n·h)`, from the results of [`Self::mix`] and their output gradient `c (B, T, n·h)`.
+    pub(crate) fn backward(
+        &self,
+        qkv: &[f32],
+        kept: DropoutMask<'_>,
+        mixed: &[f32],
+        logs: &[f32],
+        c: &[f32],
+    ) -> Filled {
         self.check(qkv, kept);
         assert!(mixed.len() == self.elements(1) && c.len() == mixed.len(), "results of another shape");
-        let mut gradient = Room::new(self.elements(3));
+        let mut gradient = AlignedBuffer::new(self.elements(3));
         let row = 3 * self.count * self.width;
         let mut tasks = Vec::with_capacity(self.batch * self.count);
         for example in gradient.blank().chunks_mut(self.length * row) {
@@ -104,7 +117,7 @@ impl Heads {
                 [queries, keys, values, self.part(mixed, next, 0, 1), self.part(c, next, 0, 1)]
             });
             let [mixed, c] = [mixed, c].map(|values| self.part(values, task, 0, 1));
-            with_scratch(Head::scratch(self.length, self.width), |scratch| {
+            with_scratch(AttentionHead::scratch(self.length, self.width), |scratch| {
                 let head = self.head(qkv, kept, task, next.as_ref().map_or(&[], |next| next));
                 head.backward(mixed, logs, c, gradients, scratch);
             });

@@ -1,6 +1,6 @@
 //! Weights in the order in which a tile uses them.
 
-use crate::kernels::{lanes::LANES, room::Aligned};
+use crate::kernels::{aligned_buffer::Aligned, lanes::LANES};
 
 /// Which axis of `W (O, I, k, k)` a sweep reads and which it writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,17 +1,18 @@
 //! The kernels against plain loops, on odd sizes. Whole numbers, so that sums are exact in any order.
 
 use super::{
-    Batch, Geometry, Into,
+    Batch, Geometry, GradientTarget,
     batch::{Method, forward, input_gradient, line_count},
+    epilogue::Epilogue,
     patches,
-    tail::End,
     weights::WeightGradient,
 };
 use crate::kernels::{
+    aligned_buffer::{Aligned, Blank},
+    channel_lines::{Line, blocks},
     lanes::LANES,
     norm::Statistics,
-    padded::{Line, Padded, Source, blocks},
-    room::{Aligned, Blank},
+    padded::{Padded, Source},
 };
 
 fn geometry([inputs, outputs, kernel, stride, padding, height, width]: [usize; 7]) -> Geometry {
@@ -93,7 +94,7 @@ struct Case {
     geometry: Geometry,
     x: Vec<f32>,
     weight: Vec<f32>,
-    /// A output_gradient of the output.
+    /// An output gradient of the output.
     g: Vec<f32>,
 }
 
@@ -134,7 +135,7 @@ fn methods(g: &Geometry) -> &'static [bool] {
     if g.kernel == 3 && g.stride == 1 && g.padding <= 2 { &[false, true] } else { &[false] }
 }
 
-fn run(sweeps: &[Method], x: &Padded, before: &[f32], mut end: impl FnMut() -> End<'static>) -> Vec<f32> {
+fn run(sweeps: &[Method], x: &Padded, before: &[f32], mut end: impl FnMut() -> Epilogue<'static>) -> Vec<f32> {
     let mut y = before.to_vec();
     for sweep in sweeps {
         sweep.run(x, IMAGES, blank(&mut y), end());
@@ -159,10 +160,14 @@ fn forward_passes_and_moments() {
         for &winograd in methods(&g) {
             let sweep = forward(winograd, &g, &case.weight);
             let nan = vec![f32::NAN; expected.len()];
-            assert_eq!(run(std::slice::from_ref(&sweep), &x, &nan, || End::Write), expected, "{shape:?} {winograd}");
+            assert_eq!(
+                run(std::slice::from_ref(&sweep), &x, &nan, || Epilogue::Write),
+                expected,
+                "{shape:?} {winograd}"
+            );
             let before = std::mem::replace(&mut moments, vec![f32::NAN; IMAGES * 3 * padded]);
             let mut y = nan;
-            sweep.run(&x, IMAGES, blank(&mut y), End::Moments(&mut moments));
+            sweep.run(&x, IMAGES, blank(&mut y), Epilogue::Moments(&mut moments));
             assert_eq!(y, expected, "{shape:?} {winograd}");
             assert!(!winograd || moments == before, "{shape:?}: moments by the two methods");
         }
@@ -188,14 +193,14 @@ fn input_gradients_written_added_and_skipped() {
         for &winograd in methods(&geometry) {
             let sweeps = input_gradient(winograd, &geometry, &case.weight);
             let nan = vec![f32::NAN; expected.len()];
-            assert_eq!(run(&sweeps, &g, &nan, || End::Write), expected, "{shape:?}");
+            assert_eq!(run(&sweeps, &g, &nan, || Epilogue::Write), expected, "{shape:?}");
 
             let before = whole(expected.len(), 4);
             let sum = |gate: &dyn Fn(usize) -> bool| -> Vec<f32> {
                 let before = before.iter().enumerate().map(|(i, &b)| if gate(i) { b } else { 0.0 });
                 before.zip(&expected).map(|(b, e)| b + e).collect()
             };
-            assert_eq!(run(&sweeps, &g, &before, || End::Add), sum(&|_| true), "{shape:?}");
+            assert_eq!(run(&sweeps, &g, &before, || Epilogue::Add), sum(&|_| true), "{shape:?}");
 
             let (channels, blocks) = (geometry.inputs, blocks(geometry.inputs));
             let gate: Vec<u16> = (0..expected.len() / channels * blocks).map(|i| (i * 2_654_435) as u16).collect();
@@ -206,7 +211,7 @@ fn input_gradients_written_added_and_skipped() {
             for (gate, expected) in [(None, sum(&|_| true)), (Some(&gate[..]), sum(&open))] {
                 let mut y = nan.clone();
                 for sweep in &sweeps {
-                    sweep.run(&g, IMAGES, blank(&mut y), End::Skip { g: &before, gate });
+                    sweep.run(&g, IMAGES, blank(&mut y), Epilogue::Skip { g: &before, gate });
                 }
                 assert_eq!(y, expected, "{shape:?} {winograd}");
             }
@@ -237,7 +242,7 @@ fn input_gradients_through_a_gate_and_their_sums() {
         for &winograd in methods(&geometry) {
             let (mut found, mut sums) = (vec![f32::NAN; y.len()], vec![0.0; IMAGES * 2 * padded]);
             for sweep in &input_gradient(winograd, &geometry, &case.weight) {
-                let end = End::Gate { y: &y, line: &line, sums: &mut sums };
+                let end = Epilogue::Gate { y: &y, line: &line, sums: &mut sums };
                 sweep.run(&g, IMAGES, blank(&mut found), end);
             }
             assert_eq!(found, expected, "{shape:?}");
@@ -310,10 +315,10 @@ fn products_of_patches_are_the_same_in_every_way() {
         let mut pull = |by_patches: bool, way: usize| {
             let sums = if by_patches { &mut found } else { &mut plain };
             let into = match way {
-                0 => Into::Write,
-                1 => Into::Add(before.clone().into()),
-                2 => Into::Skip { g: &before, gate: &gate },
-                _ => Into::Gate { y: &own, norm: &norm, sums },
+                0 => GradientTarget::Write,
+                1 => GradientTarget::Add(before.clone().into()),
+                2 => GradientTarget::Skip { g: &before, gate: &gate },
+                _ => GradientTarget::Gate { y: &own, norm: &norm, sums },
             };
             let gradients = match by_patches {
                 true => patches::backward(&batch, &g, Some(&x), Some(into)),

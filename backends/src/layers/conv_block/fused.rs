@@ -14,15 +14,16 @@ use interlock::{
 use super::{NAME, Shortcut, no_link};
 use crate::{
     kernels::{
-        convolution::{Batch, Into, line_count},
-        norm::{self, Addend, Norm, NormGradient},
+        aligned_buffer::Filled,
+        channel_lines::NormGradient,
+        convolution::{Batch, GradientTarget, line_count},
+        norm::{self, Addend, Norm},
         padded::Source,
-        room::Filled,
     },
     layers::{
         BatchNorm2d, Conv2d,
         images::{channels_last, images, output_gradient_last},
-        kept::Kept,
+        saved_tensor::SavedTensor,
         slices::read,
     },
 };
@@ -51,17 +52,17 @@ struct Computed {
 
 /// The tensors and statistics that are saved of it.
 struct SavedBlock {
-    x: Kept,
-    links: Vec<(Kept, Norm)>,
-    projection: Option<(Kept, Norm)>,
+    x: SavedTensor,
+    links: Vec<(SavedTensor, Norm)>,
+    projection: Option<(SavedTensor, Norm)>,
     gate: Arc<[u16]>,
 }
 
 impl SavedBlock {
     fn new(computed: Computed, pass: &Pass) -> Result<Self> {
-        let keep = |link: Link| Ok::<_, Error>((Kept::new(link.y, pass)?, link.norm));
+        let keep = |link: Link| Ok::<_, Error>((SavedTensor::new(link.y, pass)?, link.norm));
         Ok(Self {
-            x: Kept::new(computed.x, pass)?,
+            x: SavedTensor::new(computed.x, pass)?,
             links: computed.links.into_iter().map(keep).collect::<Result<_>>()?,
             projection: computed.projection.map(keep).transpose()?,
             gate: computed.gate,
@@ -76,7 +77,7 @@ impl SavedBlock {
 
     /// Returns the forward pass, from what was saved.
     fn computed(&self) -> Result<Computed> {
-        let link = |(y, norm): &(Kept, Norm)| Ok::<_, Error>(Link { y: y.tensor()?, norm: norm.clone() });
+        let link = |(y, norm): &(SavedTensor, Norm)| Ok::<_, Error>(Link { y: y.tensor()?, norm: norm.clone() });
         Ok(Computed {
             x: self.x.tensor()?,
             links: self.links.iter().map(link).collect::<Result<_>>()?,
@@ -236,9 +237,9 @@ impl BackwardPass<'_> {
         let batch = block.batch(conv, from, &weight)?;
         let mut sums = vec![0.0; previous.map_or(0, |_| batch.images * 2 * line_count(batch.geometry.inputs))];
         let into = match (previous, &block.shortcut) {
-            (Some(previous), _) => Some(Into::Gate { y: &x, norm: &previous.norm, sums: &mut sums }),
-            (None, Shortcut::Identity) if wants.input => Some(Into::Skip { g: &output, gate: &saved.gate }),
-            (None, _) => wants.input.then_some(Into::Write),
+            (Some(previous), _) => Some(GradientTarget::Gate { y: &x, norm: &previous.norm, sums: &mut sums }),
+            (None, Shortcut::Identity) if wants.input => Some(GradientTarget::Skip { g: &output, gate: &saved.gate }),
+            (None, _) => wants.input.then_some(GradientTarget::Write),
         };
         let gradients = batch.backward(&g, wants.parameters.then_some(&source), into);
         self.parameters.extend(block.own(conv, gradients.weight)?);
@@ -268,7 +269,7 @@ impl BackwardPass<'_> {
         let gradients = block.batch(conv, &saved.x, &weight)?.backward(
             &g,
             wants.parameters.then_some(&Source::Plain(&x)),
-            self.input.take().map(Into::Add),
+            self.input.take().map(GradientTarget::Add),
         );
         self.parameters.extend(block.own(conv, gradients.weight)?);
         self.input = gradients.input;

@@ -1,4 +1,4 @@
-//! Left factors of products: matrices as they are, or packed in strips of eight rows, in which a column's eight numbers lie side by side.
+//! LeftFactor factors of products: matrices as they are, or packed in strips of eight rows, in which a column's eight numbers lie side by side.
 //!
 //! A transpose is packed before it is multiplied: its rows run across the memory, a cache line for each number.
 
@@ -9,7 +9,7 @@ pub(crate) const STRIP: usize = 8;
 
 /// A left factor of `rows` by `depth` numbers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Left<'a> {
+pub(crate) struct LeftFactor<'a> {
     values: &'a [f32],
     rows: usize,
     depth: usize,
@@ -27,14 +27,14 @@ pub(super) struct Strides {
     pub(super) column: usize,
 }
 
-impl<'a> From<Matrix<'a>> for Left<'a> {
+impl<'a> From<Matrix<'a>> for LeftFactor<'a> {
     fn from(matrix: Matrix<'a>) -> Self {
         let ((rows, depth), (row, column)) = (matrix.dims(), matrix.strides());
         Self { values: matrix.values(), rows, depth, strides: Strides { strip: STRIP * row, row, column } }
     }
 }
 
-impl<'a> Left<'a> {
+impl<'a> LeftFactor<'a> {
     /// The numbers that a packed factor takes.
     pub(crate) fn len(rows: usize, depth: usize) -> usize {
         rows.next_multiple_of(STRIP) * depth
@@ -95,11 +95,11 @@ mod tests {
         for (depth, rows) in [(1, 1), (3, 8), (9, 13), (17, 32)] {
             let values: Vec<f32> = (0..depth * (rows + 2)).map(|i| i as f32).collect();
             let matrix = Matrix::strided(&values, depth, rows, rows + 2);
-            let mut memory = vec![f32::NAN; Left::len(rows, depth)];
-            let packed = Left::pack_transpose(matrix, &mut memory);
-            let plain = Left::from(matrix.t());
+            let mut memory = vec![f32::NAN; LeftFactor::len(rows, depth)];
+            let packed = LeftFactor::pack_transpose(matrix, &mut memory);
+            let plain = LeftFactor::from(matrix.t());
             assert_eq!((packed.dims(), plain.dims()), ((rows, depth), (rows, depth)));
-            let at = |left: &Left<'_>, row: usize, column: usize| {
+            let at = |left: &LeftFactor<'_>, row: usize, column: usize| {
                 let Strides { strip, row: apart, column: columns } = left.strides();
                 left.values[row / STRIP * strip + row % STRIP * apart + column * columns]
             };

@@ -3,7 +3,7 @@
 use candle_core::{Shape, Tensor};
 use interlock::{Gradients, Pass, Result, Wants, differentiation::Held};
 
-use super::{Composed, input, scaled, where_set};
+use super::{CandleOperations, input, scaled, where_set};
 use crate::layers::{Dropout, dropout};
 
 /// Which elements are kept.
@@ -40,11 +40,11 @@ impl Mask {
 }
 
 /// What is kept of `x`: all of it without a mask.
-pub(super) fn kept(mask: Option<&Mask>, x: &Tensor) -> Result<Tensor> {
+pub(super) fn masked(mask: Option<&Mask>, x: &Tensor) -> Result<Tensor> {
     mask.map_or_else(|| Ok(x.clone()), |mask| mask.apply(x))
 }
 
-impl Composed for Dropout {
+impl CandleOperations for Dropout {
     type Saved = Option<Mask>;
 
     fn name(&self) -> &str {
@@ -53,7 +53,7 @@ impl Composed for Dropout {
 
     fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Option<Mask>)> {
         let mask = Mask::draw(self.probability, &self.name, pass, x.shape(), x)?;
-        Ok((kept(mask.as_ref(), x)?, mask))
+        Ok((masked(mask.as_ref(), x)?, mask))
     }
 
     fn held(mask: &Option<Mask>) -> Vec<Held> {
@@ -61,6 +61,6 @@ impl Composed for Dropout {
     }
 
     fn pull(&self, mask: &Option<Mask>, c: &Tensor, _: Wants) -> Result<Gradients> {
-        Ok(input(kept(mask.as_ref(), c)?))
+        Ok(input(masked(mask.as_ref(), c)?))
     }
 }

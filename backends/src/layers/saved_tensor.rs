@@ -1,4 +1,4 @@
-//! Tensors that layers keep for their pull-backs, as they are or rounded.
+//! Tensors that layers keep for their backward passes, as they are or rounded.
 
 use candle_core::{Shape, Tensor};
 use interlock::{ActivationDtype, Pass, Result, Saved, differentiation::Held};
@@ -6,16 +6,16 @@ use interlock::{ActivationDtype, Pass, Result, Saved, differentiation::Held};
 use super::slices::read;
 use crate::kernels::half;
 
-/// A dense `f32` tensor between a forward pass and its last pull-back.
+/// A dense `f32` tensor between a forward pass and its last backward pass.
 #[derive(Debug)]
-pub(super) enum Kept {
+pub(super) enum SavedTensor {
     /// As it is.
     Whole(Tensor),
     /// Rounded to `bf16`.
     Half(Vec<u16>, Shape),
 }
 
-impl Kept {
+impl SavedTensor {
     /// Keeps `x` in the dtype that `pass` says.
     pub(super) fn new(x: Tensor, pass: &Pass) -> Result<Self> {
         Ok(match pass.dtype {

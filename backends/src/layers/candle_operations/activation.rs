@@ -3,51 +3,51 @@
 use candle_core::Tensor;
 use interlock::{Gradients, Pass, Result, Wants, differentiation::Held};
 
-use super::{Composed, as_dtype, input, kept::Kept, where_set, wide, zeros};
+use super::{CandleOperations, as_dtype, input, saved_tensor::SavedCandleTensor, where_set, wide, zeros};
 use crate::layers::{Gelu, Relu};
 
-impl Composed for Relu {
+impl CandleOperations for Relu {
     /// The output, which the next layer keeps too.
-    type Saved = Kept;
+    type Saved = SavedCandleTensor;
 
     fn name(&self) -> &str {
         "relu"
     }
 
-    fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Kept)> {
+    fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, SavedCandleTensor)> {
         let zeros = zeros(x)?;
         // Not where `x > 0`: a value that is not a number must not vanish.
         let y = x.lt(&zeros)?.where_cond(&zeros, x)?;
-        let kept = Kept::new(&y, pass)?;
+        let kept = SavedCandleTensor::new(&y, pass)?;
         Ok((y, kept))
     }
 
-    fn held(y: &Kept) -> Vec<Held> {
+    fn held(y: &SavedCandleTensor) -> Vec<Held> {
         vec![y.held()]
     }
 
-    fn pull(&self, y: &Kept, c: &Tensor, _: Wants) -> Result<Gradients> {
+    fn pull(&self, y: &SavedCandleTensor, c: &Tensor, _: Wants) -> Result<Gradients> {
         let y = y.tensor()?;
         Ok(input(where_set(&y.gt(&zeros(&y)?)?, c)?))
     }
 }
 
-impl Composed for Gelu {
-    type Saved = Kept;
+impl CandleOperations for Gelu {
+    type Saved = SavedCandleTensor;
 
     fn name(&self) -> &str {
         "gelu"
     }
 
-    fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Kept)> {
-        Ok((as_dtype(&wide(x)?.gelu()?, x.dtype())?, Kept::new(x, pass)?))
+    fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, SavedCandleTensor)> {
+        Ok((as_dtype(&wide(x)?.gelu()?, x.dtype())?, SavedCandleTensor::new(x, pass)?))
     }
 
-    fn held(x: &Kept) -> Vec<Held> {
+    fn held(x: &SavedCandleTensor) -> Vec<Held> {
         vec![x.held()]
     }
 
-    fn pull(&self, x: &Kept, c: &Tensor, _: Wants) -> Result<Gradients> {
+    fn pull(&self, x: &SavedCandleTensor, c: &Tensor, _: Wants) -> Result<Gradients> {
         const CUBIC: f64 = 0.044715;
         let root = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
         // y = x (1 + t)/2 with t = tanh u, so ∂x = c ((1 + t) + x (1 - t²) u')/2.

@@ -3,7 +3,7 @@
 use candle_core::{Tensor, Var};
 use interlock::{Gradients, ParameterGradients, Pass, Result, Wants, differentiation::Held};
 
-use super::{Composed, as_dtype, kept::Kept, wide};
+use super::{CandleOperations, as_dtype, saved_tensor::SavedCandleTensor, wide};
 use crate::{
     kernels::layer_norm,
     layers::{
@@ -15,7 +15,7 @@ use crate::{
 
 /// What a norm keeps: its input, and the `f32` mean and `1/√(σ² + ε)` of each channel or row.
 pub(crate) struct SavedNorm {
-    x: Kept,
+    x: SavedCandleTensor,
     mean: Tensor,
     inverse: Tensor,
 }
@@ -57,7 +57,7 @@ impl BatchNorm2d {
     }
 }
 
-impl Composed for BatchNorm2d {
+impl CandleOperations for BatchNorm2d {
     type Saved = SavedNorm;
 
     fn name(&self) -> &str {
@@ -89,7 +89,7 @@ impl Composed for BatchNorm2d {
         };
         let scale = (as_channels(&self.weight)? * &inverse)?;
         let y = centred.broadcast_mul(&scale)?.broadcast_add(&as_channels(&self.bias)?)?;
-        Ok((as_dtype(&y, x.dtype())?, SavedNorm { x: Kept::new(x, pass)?, mean, inverse }))
+        Ok((as_dtype(&y, x.dtype())?, SavedNorm { x: SavedCandleTensor::new(x, pass)?, mean, inverse }))
     }
 
     fn held(saved: &SavedNorm) -> Vec<Held> {
@@ -126,7 +126,7 @@ fn row_means(x: &Tensor) -> Result<Tensor> {
     Ok(x.mean_keepdim(x.rank() - 1)?)
 }
 
-impl Composed for LayerNorm {
+impl CandleOperations for LayerNorm {
     type Saved = SavedNorm;
 
     fn name(&self) -> &str {
@@ -140,7 +140,7 @@ impl Composed for LayerNorm {
         let inverse = inverse(&row_means(&centred.sqr()?)?, f64::from(layer_norm::EPSILON))?;
         let normed = centred.broadcast_mul(&inverse)?;
         let y = normed.broadcast_mul(&self.weight.detach())?.broadcast_add(&self.bias.detach())?;
-        Ok((as_dtype(&y, x.dtype())?, SavedNorm { x: Kept::new(x, pass)?, mean, inverse }))
+        Ok((as_dtype(&y, x.dtype())?, SavedNorm { x: SavedCandleTensor::new(x, pass)?, mean, inverse }))
     }
 
     fn held(saved: &SavedNorm) -> Vec<Held> {

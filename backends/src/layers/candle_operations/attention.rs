@@ -1,4 +1,4 @@
-//! The heads of causal self-attention. The weights are not kept: a pull-back computes them again from queries and keys.
+//! The heads of causal self-attention. The weights are not kept: a backward pass computes them again from queries and keys.
 
 use candle_core::{DType, Tensor};
 use candle_nn::ops::softmax_last_dim;
@@ -6,18 +6,18 @@ use interlock::{Activation, Pass, Result, differentiation::Held};
 
 use super::{
     as_dtype,
-    dropout::{Mask, kept},
-    kept::Kept,
+    dropout::{Mask, masked},
     output_gradient,
     products::{operand, product},
+    saved_tensor::SavedCandleTensor,
     scaled, wide,
 };
-use crate::kernels::attention::Heads;
+use crate::kernels::attention::AttentionHeads;
 
 /// What the heads keep.
 pub(crate) struct SavedHeads {
     /// Queries, keys and values, `(B, T, 3·n·h)`.
-    qkv: Kept,
+    qkv: SavedCandleTensor,
     /// Of the weights, `(B, n, T, T)`.
     mask: Option<Mask>,
 }
@@ -29,14 +29,14 @@ impl SavedHeads {
 }
 
 /// Queries over `√h`, keys and values of all heads, `(B, n, T, h)` each.
-fn parts(heads: &Heads, qkv: &Tensor) -> Result<[Tensor; 3]> {
-    let Heads { batch, length, count, width } = *heads;
+fn parts(heads: &AttentionHeads, qkv: &Tensor) -> Result<[Tensor; 3]> {
+    let AttentionHeads { batch, length, count, width } = *heads;
     let qkv = qkv.reshape((batch, length, 3, count, width))?;
     let part = |at: usize| qkv.narrow(2, at, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous();
     Ok([scaled(&part(0)?, scale(heads))?, part(1)?, part(2)?])
 }
 
-fn scale(heads: &Heads) -> f64 {
+fn scale(heads: &AttentionHeads) -> f64 {
     1.0 / (heads.width as f64).sqrt()
 }
 
@@ -50,30 +50,35 @@ fn weights(queries: &Tensor, keys: &Tensor) -> Result<Tensor> {
     Ok(softmax_last_dim(&seen.broadcast_as(scores.shape())?.where_cond(&scores, &nothing)?)?)
 }
 
-/// Heads side by side, `(B, T, n·h)`, of `(B, n, T, h)`.
-fn joined(heads: &Heads, x: &Tensor) -> Result<Tensor> {
+/// AttentionHeads side by side, `(B, T, n·h)`, of `(B, n, T, h)`.
+fn joined(heads: &AttentionHeads, x: &Tensor) -> Result<Tensor> {
     Ok(x.transpose(1, 2)?.reshape(&heads.dims(1))?)
 }
 
 /// What all heads give, `(B, T, n·h)`, from queries, keys and values `(B, T, 3·n·h)`; `dropout` is the probability for weights and its name.
 pub(crate) fn mix(
-    heads: &Heads,
+    heads: &AttentionHeads,
     qkv: &Tensor,
     (probability, name): (f64, &str),
     pass: &Pass,
 ) -> Result<(Tensor, SavedHeads)> {
-    let Heads { batch, length, count, .. } = *heads;
+    let AttentionHeads { batch, length, count, .. } = *heads;
     let qkv = operand(qkv, pass)?;
     let [queries, keys, values] = parts(heads, &qkv)?;
     let mask = Mask::draw(probability, name, pass, (batch, count, length, length), &qkv)?;
-    let weights = kept(mask.as_ref(), &weights(&queries, &keys)?)?;
+    let weights = masked(mask.as_ref(), &weights(&queries, &keys)?)?;
     let mixed = product(&as_dtype(&weights, qkv.dtype())?, &values)?;
-    Ok((joined(heads, &mixed)?, SavedHeads { qkv: Kept::new(&qkv, pass)?, mask }))
+    Ok((joined(heads, &mixed)?, SavedHeads { qkv: SavedCandleTensor::new(&qkv, pass)?, mask }))
 }
 
-/// The output_gradient of queries, keys and values, from that of what [`mix`] gave.
-pub(crate) fn backward_heads(heads: &Heads, saved: &SavedHeads, c: &Activation, layer: &str) -> Result<Tensor> {
-    let Heads { batch, length, count, width } = *heads;
+/// The output gradient of queries, keys and values, from that of what [`mix`] gave.
+pub(crate) fn backward_heads(
+    heads: &AttentionHeads,
+    saved: &SavedHeads,
+    c: &Activation,
+    layer: &str,
+) -> Result<Tensor> {
+    let AttentionHeads { batch, length, count, width } = *heads;
     let qkv = saved.qkv.tensor()?;
     let dtype = qkv.dtype();
     let c = output_gradient(c, &heads.dims(1), dtype, layer)?;
@@ -81,8 +86,8 @@ pub(crate) fn backward_heads(heads: &Heads, saved: &SavedHeads, c: &Activation, 
     let [queries, keys, values] = parts(heads, &qkv)?;
     let p = weights(&queries, &keys)?;
     let mask = saved.mask.as_ref();
-    let dv = product(&as_dtype(&kept(mask, &p)?, dtype)?.transpose(2, 3)?, &c)?;
-    let dp = kept(mask, &product(&c, &values.transpose(2, 3)?)?.to_dtype(DType::F32)?)?;
+    let dv = product(&as_dtype(&masked(mask, &p)?, dtype)?.transpose(2, 3)?, &c)?;
+    let dp = masked(mask, &product(&c, &values.transpose(2, 3)?)?.to_dtype(DType::F32)?)?;
     let along = (&dp * &p)?.sum_keepdim(3)?;
     let ds = as_dtype(&(&p * dp.broadcast_sub(&along)?)?, dtype)?;
     let dq = scaled(&product(&ds, &keys)?, scale(heads))?;

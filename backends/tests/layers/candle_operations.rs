@@ -1,4 +1,4 @@
-//! Layers composed of candle's operations: what the conformance suite, which compares them with the kernels, does not ask of every device.
+//! Layers candle of candle's operations: what the conformance suite, which compares them with the kernels, does not ask of every device.
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{Activation, Differentiable, Pass, Precision, Wants};
@@ -21,7 +21,7 @@ fn given(way: &str, x: &Tensor, c: Option<&Tensor>, precision: Precision, build:
 
 #[test]
 fn inputs_wider_than_the_pass_give_outputs_of_the_pass_where_products_are_computed() {
-    let bf16 = |x: Tensor, build: Build<'_>| given("composed", &x, None, Precision::Bf16, build).0["output"].dtype();
+    let bf16 = |x: Tensor, build: Build<'_>| given("candle", &x, None, Precision::Bf16, build).0["output"].dtype();
     let x = random("x", &[2, 3, 5, 5]);
     assert_eq!(bf16(x.clone(), &|vb| Ok(Box::new(Conv2d::new(conv(3, 3, 3, 1, 1, true), vb)?))), DType::BF16);
     assert_eq!(bf16(x.clone(), &|vb| Ok(Box::new(Linear::new(5, 5, true, vb)?))), DType::BF16);
@@ -45,20 +45,20 @@ fn the_first_of_equal_pixels_takes_the_gradient_and_no_number_stays_one() {
                 let all =
                     given(way, &x, None, Precision::F32, &|_| Ok(Box::new(MaxPool2d::new(kernel, stride, padding))));
                 let gradient = values(&all.0["input gradient"]);
-                // Where no output_gradient arrives, kernels leave zeros too; sums of several differ in their order.
+                // Where no output gradient arrives, kernels leave zeros too; sums of several differ in their order.
                 let reached: Vec<bool> = gradient.iter().map(|&g| g != 0.0).collect();
                 let output: Vec<Option<f32>> =
                     values(&all.0["output"]).into_iter().map(|y| (!y.is_nan()).then_some(y)).collect();
                 (output, reached)
             };
-            assert_eq!(bits("kernels"), bits("composed"), "{kernel} {stride} {padding}");
+            assert_eq!(bits("kernels"), bits("candle"), "{kernel} {stride} {padding}");
         }
         let relu = |way| {
             let all = given(way, &x, None, Precision::F32, &|_| Ok(Box::new(Relu)));
             let bits = |what: &str| values(&all.0[what]).into_iter().map(f32::to_bits).collect::<Vec<_>>();
             (bits("output"), bits("input gradient"))
         };
-        assert_eq!(relu("kernels"), relu("composed"));
+        assert_eq!(relu("kernels"), relu("candle"));
     }
 }
 
@@ -66,7 +66,7 @@ fn the_first_of_equal_pixels_takes_the_gradient_and_no_number_stays_one() {
 fn batch_norm_is_near_far_from_zero() {
     let values_near_thousand: Vec<f32> = (0..4096).map(|i| 1000.0 + (i % 2) as f32 / 64.0).collect();
     let x = Tensor::from_vec(values_near_thousand, (4, 1, 32, 32), &Device::Cpu).expect("a tensor");
-    let y = &given("composed", &x, None, Precision::F32, &|vb| Ok(Box::new(BatchNorm2d::new(1, vb)?))).0["output"];
+    let y = &given("candle", &x, None, Precision::F32, &|vb| Ok(Box::new(BatchNorm2d::new(1, vb)?))).0["output"];
     let size = (1.0 / 128.0) / ((1.0_f32 / 128.0).powi(2) + 1e-5).sqrt();
     for (at, y) in values(y).into_iter().enumerate() {
         let wanted = if at % 2 == 0 { -size } else { size };
@@ -76,7 +76,7 @@ fn batch_norm_is_near_far_from_zero() {
 
 #[test]
 fn what_is_no_number_of_an_activation_is_refused() {
-    on(1, "composed", || {
+    on(1, "candle", || {
         let vb = store().builder(&Device::Cpu).pp("fc");
         let layer = Linear::new(3, 2, true, vb).expect("a linear layer");
         let refusal = |x: Tensor| layer.forward(&x.into(), &Pass::eval()).err().expect("a refusal").to_string();
@@ -86,7 +86,7 @@ fn what_is_no_number_of_an_activation_is_refused() {
         let x = random("x", &[4, 3]);
         let (_, saved) = layer.forward(&x.clone().into(), &Pass::train(0, 0, 0)).expect("a pass");
         let error = layer.backward(&saved, &x.into(), Wants::BOTH).err().expect("a refusal").to_string();
-        assert_eq!(error, "linear fc: output_gradient of shape [4, 3]; the output had shape [4, 2]");
+        assert_eq!(error, "linear fc: output gradient of shape [4, 3]; the output had shape [4, 2]");
         let error = layer.backward(&saved, &tensor(DType::U32, 4).narrow(1, 0, 2).expect("a view").into(), Wants::BOTH);
         assert_eq!(
             error.err().expect("a refusal").to_string(),
@@ -104,14 +104,14 @@ fn what_is_no_number_of_an_activation_is_refused() {
 fn a_backward_pass_has_the_form_of_its_forward_pass() {
     for (name, x, build) in cases().into_iter().filter(|(_, x, _)| x.dtype() == DType::F32) {
         let store = store();
-        let (layer, y, saved) = on(1, "composed", || {
+        let (layer, y, saved) = on(1, "candle", || {
             let layer = build(store.builder(&Device::Cpu)).expect("a layer");
             let (y, saved) = layer.forward(&x.clone().into(), &Pass::train(7, 3, 1)).expect("a pass");
             (layer, y, saved)
         });
         let c: Activation = random("output_gradient", y.single().expect("one tensor").dims()).into();
-        let pulled = layer.backward(&saved, &c, Wants::BOTH).expect("a pull-back").input.expect("a gradient");
-        let wanted = &given("composed", &x, None, Precision::F32, &*build).0["input gradient"];
+        let pulled = layer.backward(&saved, &c, Wants::BOTH).expect("a backward pass").input.expect("a gradient");
+        let wanted = &given("candle", &x, None, Precision::F32, &*build).0["input gradient"];
         assert_eq!(values(pulled.single().expect("one tensor")), values(wanted), "{name}");
     }
 }
@@ -127,14 +127,14 @@ fn a_layer_with_parameters_chooses_its_form_once_when_it_is_built() {
         vec![
             Box::new(linear("a")),
             Box::new(norm("b")),
-            Box::new(LinearOf::norm(norm("c"), linear("d"))),
-            Box::new(LinearOf::gelu(linear("e"))),
+            Box::new(FusedLinear::norm(norm("c"), linear("d"))),
+            Box::new(FusedLinear::gelu(linear("e"))),
         ]
     };
     let takes_bf16 = |layer: &dyn Differentiable| layer.forward(&x, &Pass::eval()).is_ok();
-    let in_candle = on(1, "composed", build);
+    let in_candle = on(1, "candle", build);
     assert!(in_candle.iter().all(|layer| takes_bf16(&**layer)));
     let in_kernels = std::sync::Mutex::new(build());
-    let taken = on(1, "composed", || in_kernels.lock().expect("layers").iter().any(|layer| takes_bf16(&**layer)));
+    let taken = on(1, "candle", || in_kernels.lock().expect("layers").iter().any(|layer| takes_bf16(&**layer)));
     assert!(!taken);
 }

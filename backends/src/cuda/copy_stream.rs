@@ -10,7 +10,7 @@ use candle_core::{
 use super::pinned::Lease;
 
 /// A stream of copies, and what they need.
-pub(super) struct UnderWay {
+pub(super) struct CopyStream {
     stream: Arc<CudaStream>,
     /// In the order in which they are done.
     needed: Mutex<Vec<Needed>>,
@@ -22,7 +22,7 @@ struct Needed {
     _buffer: Option<Lease>,
 }
 
-impl UnderWay {
+impl CopyStream {
     pub(super) fn new(stream: Arc<CudaStream>) -> Self {
         Self { stream, needed: Mutex::default() }
     }
@@ -35,7 +35,7 @@ impl UnderWay {
     ///
     /// Taken in this stream's order, not behind all that `home` has yet to do. It belongs to `home` all the same: candle's operations make the
     /// stream that memory belongs to wait for who wrote it, whichever stream they run on.
-    pub(super) fn room<T: DeviceRepr>(
+    pub(super) fn allocate<T: DeviceRepr>(
         &self,
         home: &Arc<CudaStream>,
         count: usize,
@@ -44,7 +44,7 @@ impl UnderWay {
         context.bind_to_thread()?;
         let bytes = count * size_of::<T>();
         // SAFETY: of this size, freed by the slice; nobody reads it before it is written.
-        let mut room = unsafe {
+        let mut allocated = unsafe {
             let memory = match context.has_async_alloc() {
                 true => result::malloc_async(self.stream.cu_stream(), bytes)?,
                 false => result::malloc_sync(bytes)?,
@@ -52,8 +52,8 @@ impl UnderWay {
             home.upgrade_device_ptr::<T>(memory, count)
         };
         // From now on it is used after it was taken, on any stream.
-        drop(room.device_ptr_mut(&self.stream));
-        Ok(room)
+        drop(allocated.device_ptr_mut(&self.stream));
+        Ok(allocated)
     }
 
     /// Keeps `tensors` and `buffer` until all copies that the stream has been given so far are done.

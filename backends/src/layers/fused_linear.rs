@@ -1,28 +1,28 @@
 //! A linear layer of a cheap layer's output: `y = f(x) Wᵀ + b`, `f` a layer norm or GELU.
 //!
-//! The values are those of the two layers one after another. On the CPU the two are fused (`fused.rs`): the output of `f`, which the linear layer
+//! The values are those of the two layers one after another. On the CPU the two are fused (`kernels.rs`): the output of `f`, which the linear layer
 //! would save for its own gradient, is computed again from what `f` saves anyway. This saves an eighth of a Transformer's memory for its norms,
 //! and a quarter for its GELUs. On other devices the two are computed one after another, and both save their inputs.
 
-mod fused;
+mod kernels;
 
 use std::fmt;
 
 use interlock::{Differentiable, Sequential};
 
-use self::fused::{FusedLinear, Inner};
+use self::kernels::{Inner, LinearKernels};
 use super::{
     Gelu, LayerNorm, Linear,
     form::{Form, differentiable_by_form},
 };
 
-/// `y = f(x) Wᵀ + b`.
-pub struct LinearOf {
+/// A linear layer fused with a layer norm or GELU: `y = f(x) Wᵀ + b`.
+pub struct FusedLinear {
     form: Box<dyn Differentiable>,
     linear: Linear,
 }
 
-impl LinearOf {
+impl FusedLinear {
     /// Makes a `linear` layer of the output of `norm`.
     pub fn norm(norm: LayerNorm, linear: Linear) -> Self {
         Self::new(Inner::Norm(norm), linear)
@@ -35,7 +35,7 @@ impl LinearOf {
 
     fn new(inner: Inner, linear: Linear) -> Self {
         let form: Box<dyn Differentiable> = match (Form::on(linear.weight.device()), inner) {
-            (Form::Kernels, inner) => Box::new(FusedLinear { inner, linear: linear.clone() }),
+            (Form::Kernels, inner) => Box::new(LinearKernels { inner, linear: linear.clone() }),
             (Form::CandleOperations, Inner::Norm(norm)) => {
                 Box::new(Sequential::default().and(norm).and(linear.clone()))
             }
@@ -50,10 +50,10 @@ impl LinearOf {
     }
 }
 
-impl fmt::Debug for LinearOf {
+impl fmt::Debug for FusedLinear {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LinearOf").field("linear", &self.linear).finish_non_exhaustive()
+        f.debug_struct("FusedLinear").field("linear", &self.linear).finish_non_exhaustive()
     }
 }
 
-differentiable_by_form!(LinearOf);
+differentiable_by_form!(FusedLinear);

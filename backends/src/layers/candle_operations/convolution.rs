@@ -5,10 +5,10 @@ use candle_core::Tensor;
 use interlock::{Gradients, Pass, Result, Wants, differentiation::Held};
 
 use super::{
-    Composed, as_dtype,
-    kept::Kept,
+    CandleOperations, as_dtype,
     norm::{as_channels, channel_sums},
     products::{operand, product, summed_wide},
+    saved_tensor::SavedCandleTensor,
     wide,
 };
 use crate::layers::{Conv2d, Conv2dConfig};
@@ -63,7 +63,7 @@ fn spread(c: &Tensor, axis: usize, stride: usize, shift: isize, length: usize) -
     Ok(c.index_select(&Tensor::new(from, c.device())?, axis)?)
 }
 
-/// `∂x (B, I, H, W)`: the output_gradient, its pixels `stride` apart and zeros around it, under the turned window.
+/// `∂x (B, I, H, W)`: the output gradient, its pixels `stride` apart and zeros around it, under the turned window.
 fn input_gradient(
     c: &Tensor,
     w: &Tensor,
@@ -89,7 +89,7 @@ fn input_gradient(
     }
 }
 
-/// `∂W (O, I, k, k)`: images under the output_gradient as a window, with examples in the place of channels.
+/// `∂W (O, I, k, k)`: images under the output gradient as a window, with examples in the place of channels.
 fn weight_gradient(
     x: &Tensor,
     c: &Tensor,
@@ -106,14 +106,14 @@ fn weight_gradient(
     Ok(dw.narrow(2, 0, kernel)?.narrow(3, 0, kernel)?.transpose(0, 1)?.contiguous()?)
 }
 
-impl Composed for Conv2d {
-    type Saved = Kept;
+impl CandleOperations for Conv2d {
+    type Saved = SavedCandleTensor;
 
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Kept)> {
+    fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, SavedCandleTensor)> {
         let x = operand(x, pass)?;
         let Conv2dConfig { stride, padding, .. } = self.config;
         let y = convolve(&x, &as_dtype(&self.weight, x.dtype())?, Steps { padding, stride, dilation: 1 })?;
@@ -121,14 +121,14 @@ impl Composed for Conv2d {
             Some(bias) => y.broadcast_add(&as_dtype(&as_channels(bias)?, y.dtype())?)?,
             None => y,
         };
-        Ok((y, Kept::new(&x, pass)?))
+        Ok((y, SavedCandleTensor::new(&x, pass)?))
     }
 
-    fn held(x: &Kept) -> Vec<Held> {
+    fn held(x: &SavedCandleTensor) -> Vec<Held> {
         vec![x.held()]
     }
 
-    fn pull(&self, x: &Kept, c: &Tensor, wants: Wants) -> Result<Gradients> {
+    fn pull(&self, x: &SavedCandleTensor, c: &Tensor, wants: Wants) -> Result<Gradients> {
         let mut pulled = Gradients::default();
         if wants.input {
             let image = [x.dims()[2], x.dims()[3]];

@@ -72,7 +72,7 @@ pub(crate) fn given(
         let c = here(&c.cloned().unwrap_or_else(|| random("output_gradient", y.dims())));
         let float = x.single().expect("one tensor").dtype() != DType::U32;
         let wants = Wants { input: float, parameters: true };
-        let pulled = layer.backward(&saved, &c.into(), wants).expect("a pull-back");
+        let pulled = layer.backward(&saved, &c.into(), wants).expect("a backward pass");
         let mut all = BTreeMap::from([("output".to_owned(), y)]);
         all.extend(pulled.input.map(|dx| ("input gradient".to_owned(), dx.single().expect("one tensor").clone())));
         for (id, gradient) in pulled.parameters {

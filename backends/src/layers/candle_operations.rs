@@ -1,26 +1,28 @@
 //! The mathematics of the layers in candle's operations, for any device.
 //!
-//! The CPU has kernels of its own (`crate::kernels`). Every other device computes with what is here, and so does the CPU where it is told to:
-//! the operations are the same on all devices, so what is checked there holds for all. The parameters, names and messages are those of the
-//! public layers, which ask [`serves`] in a forward pass and go by what was saved in a pull-back.
+//! On the CPU layers compute with kernels (`crate::kernels`). On every other device they compute with the functions here. So does the CPU device
+//! `cpu:layers=candle`: the operations are the same on all devices, so its tests hold for all. The parameters, names and messages are those of
+//! the public layers. A layer with parameters chooses its form when it is built ([`Form`]); a layer without follows the device of its input. A
+//! backward pass has the form of its forward pass.
 //!
 //! Rules:
 //! - No value is read back to the host, and nothing waits for the device.
-//! - Inputs are `f32` or `bf16`. Products of matrices and convolutions take and give the dtype of the pass's [`Precision`]; norms, softmax,
-//!   means and sums compute in `f32` and give what they took. Cotangents are brought to the dtype of the output that they belong to.
-//! - Parameters are `f32`, read where they are used; so are their gradients and running statistics.
-//! - Tensors are contiguous, and no operation is followed by candle's own differentiation.
+//! - Inputs are `f32` or `bf16`. Products of matrices and convolutions compute in the pass's [`Precision`], and their outputs have its dtype. Norms,
+//!   softmax, means and sums compute in `f32`, and their outputs have the dtype of their inputs. An output gradient is converted to the dtype of
+//!   the output.
+//! - Parameters, their gradients and running statistics are `f32`.
+//! - Tensors are contiguous, and candle does not record operations for its own differentiation.
 
 mod activation;
 mod attention;
 mod convolution;
 mod dropout;
 mod embedding;
-mod kept;
 mod linear;
 mod norm;
 mod pool;
 mod products;
+mod saved_tensor;
 mod shape;
 
 pub(super) use attention::{SavedHeads, backward_heads, mix};
@@ -35,42 +37,42 @@ use super::{
     slices::{output_gradient_of, wrong_shape},
 };
 
-/// Whether layers compute with `x` by candle's operations.
-pub(super) fn serves(x: &Tensor) -> bool {
+/// Whether a layer without parameters computes with candle's operations for the input `x`.
+pub(super) fn are_for(x: &Tensor) -> bool {
     Form::on(x.device()) == Form::CandleOperations
 }
 
-/// A layer in candle's operations.
-pub(super) trait Composed: Differentiable {
-    /// What its pull-backs need.
+/// A layer written with candle's operations.
+pub(super) trait CandleOperations: Differentiable {
+    /// The tensors that its backward passes need.
     type Saved: Send + 'static;
 
-    /// What it calls itself in messages.
+    /// Returns its name in messages.
     fn name(&self) -> &str;
 
-    /// Its input as [`Self::compute`] takes it.
+    /// Converts the input to what [`Self::compute`] takes.
     fn enter(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         enter(x, pass, self.name())
     }
 
-    /// The output for an input that has entered, and what pull-backs need.
+    /// Returns the output for a converted input, and the tensors that backward passes need.
     fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Self::Saved)>;
 
-    /// The memory that is kept for them.
+    /// Returns the memory of these tensors.
     fn held(saved: &Self::Saved) -> Vec<Held>;
 
-    /// What `wants` asks for, of a contiguous output_gradient of the output's shape and dtype.
+    /// What `wants` asks for, of a contiguous output gradient of the output's shape and dtype.
     fn pull(&self, saved: &Self::Saved, c: &Tensor, wants: Wants) -> Result<Gradients>;
 }
 
-/// A saved forward pass, with the output that its output_gradients must look like.
+/// A saved forward pass, with the shape and dtype of its output.
 struct Forward<S> {
     saved: S,
     shape: Shape,
     dtype: DType,
 }
 
-/// `x` contiguous, outside of any graph, and in `f32` unless it is `bf16` and may stay so.
+/// Returns `x` contiguous, without a graph, and in `f32`; in `bf16` if it is `bf16` and the pass's precision is too.
 ///
 /// # Errors
 /// If it has another dtype, or no element.
@@ -82,7 +84,7 @@ pub(super) fn enter(x: &Tensor, pass: &Pass, layer: &str) -> Result<Tensor> {
     as_dtype(x, dtype)
 }
 
-/// The dtype of what is computed of both `tensors`: `bf16` where one has it and may keep it.
+/// Returns the dtype of what is computed from both `tensors`: `bf16` if one is and the pass's precision is too, else `f32`.
 ///
 /// # Errors
 /// If one has neither dtype of activations.
@@ -91,7 +93,7 @@ pub(super) fn common_dtype(tensors: [&Tensor; 2], pass: &Pass, layer: &str) -> R
     Ok(if a? == DType::BF16 || b? == DType::BF16 { DType::BF16 } else { DType::F32 })
 }
 
-/// The dtype that `x` has as an activation of `pass`.
+/// Returns the dtype of `x` as an activation of `pass`.
 fn activation_dtype(x: &Tensor, pass: &Pass, layer: &str) -> Result<DType> {
     match (x.dtype(), pass.precision) {
         (DType::BF16, Precision::Bf16) => Ok(DType::BF16),
@@ -100,12 +102,12 @@ fn activation_dtype(x: &Tensor, pass: &Pass, layer: &str) -> Result<DType> {
     }
 }
 
-/// `x` contiguous, outside of any graph, in `dtype`.
+/// Returns `x` contiguous, without a graph, in `dtype`.
 pub(super) fn as_dtype(x: &Tensor, dtype: DType) -> Result<Tensor> {
     Ok(x.detach().to_dtype(dtype)?.contiguous()?)
 }
 
-/// `x` in `f32`.
+/// Returns `x` in `f32`.
 fn wide(x: &Tensor) -> Result<Tensor> {
     as_dtype(x, DType::F32)
 }
@@ -119,18 +121,18 @@ fn wrong_dtype(layer: &str, dtype: DType) -> Error {
     Error::invalid(layer, format!("a tensor of {}", dtype.as_str()), "convert it to f32 or bf16")
 }
 
-/// Zero as often as `x` has elements; it takes the room of one.
+/// Returns zeros shaped as `x`, which share the memory of one.
 fn zeros(x: &Tensor) -> Result<Tensor> {
     Ok(Tensor::zeros(1, x.dtype(), x.device())?.broadcast_as(x.shape())?)
 }
 
-/// `x` where `mask` is not zero, and zero elsewhere, whatever `x` is there.
+/// Returns `x` where `mask` is not zero, and zero elsewhere, even if `x` is not finite there.
 fn where_set(mask: &Tensor, x: &Tensor) -> Result<Tensor> {
     Ok(mask.where_cond(x, &zeros(x)?)?)
 }
 
-/// The forward pass of `layer`.
-pub(super) fn forward<L: Composed>(layer: &L, x: &Tensor, pass: &Pass) -> Result<(Activation, Saved)> {
+/// Runs the forward pass of `layer`.
+pub(super) fn forward<L: CandleOperations>(layer: &L, x: &Tensor, pass: &Pass) -> Result<(Activation, Saved)> {
     let (y, saved) = layer.compute(&layer.enter(x, pass)?, pass)?;
     let saved = match pass.is_train() {
         true => {
@@ -142,8 +144,8 @@ pub(super) fn forward<L: Composed>(layer: &L, x: &Tensor, pass: &Pass) -> Result
     Ok((y.into(), saved))
 }
 
-/// The pull-back of `layer`; none where it was not [`forward`] that saved.
-pub(super) fn backward<L: Composed>(
+/// Runs the backward pass of `layer`. Returns none if `saved` is not from [`forward`].
+pub(super) fn backward<L: CandleOperations>(
     layer: &L,
     saved: &Saved,
     c: &Activation,
@@ -158,7 +160,7 @@ pub(super) fn backward<L: Composed>(
     Some(pull())
 }
 
-/// A output_gradient of an output of shape `dims`, in its `dtype`.
+/// An output gradient of an output of shape `dims`, in its `dtype`.
 pub(super) fn output_gradient(c: &Activation, dims: &[usize], dtype: DType, layer: &str) -> Result<Tensor> {
     let c = output_gradient_of(c, dims, layer)?;
     match c.dtype() {
@@ -167,7 +169,7 @@ pub(super) fn output_gradient(c: &Activation, dims: &[usize], dtype: DType, laye
     }
 }
 
-/// A pull-back to the input alone.
+/// Returns gradients of the input alone.
 fn input(gradient: Tensor) -> Gradients {
     Gradients { input: Some(gradient.into()), ..Gradients::default() }
 }

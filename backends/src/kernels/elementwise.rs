@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::room::Filled;
+use super::aligned_buffer::Filled;
 
 /// Numbers in one piece of work.
 pub(crate) const CHUNK: usize = 16_384;

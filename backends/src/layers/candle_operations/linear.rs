@@ -4,9 +4,9 @@ use candle_core::Tensor;
 use interlock::{Activation, Gradients, ParameterGradients, Pass, Result, Wants, differentiation::Held};
 
 use super::{
-    Composed, as_dtype,
-    kept::Kept,
+    CandleOperations, as_dtype,
     products::{operand, product},
+    saved_tensor::SavedCandleTensor,
     wide,
 };
 use crate::layers::Linear;
@@ -16,14 +16,14 @@ fn rows(x: &Tensor) -> Result<Tensor> {
     Ok(x.flatten_to(x.rank().saturating_sub(2)).and_then(|x| if x.rank() == 1 { x.unsqueeze(0) } else { Ok(x) })?)
 }
 
-impl Composed for Linear {
-    type Saved = Kept;
+impl CandleOperations for Linear {
+    type Saved = SavedCandleTensor;
 
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Kept)> {
+    fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, SavedCandleTensor)> {
         let dims = self.output_dims(x.dims())?;
         let x = operand(x, pass)?;
         let y = product(&rows(&x)?, &as_dtype(&self.weight, x.dtype())?.t()?)?;
@@ -31,14 +31,14 @@ impl Composed for Linear {
             Some(bias) => y.broadcast_add(&as_dtype(bias, y.dtype())?)?,
             None => y,
         };
-        Ok((y.reshape(dims)?, Kept::new(&x, pass)?))
+        Ok((y.reshape(dims)?, SavedCandleTensor::new(&x, pass)?))
     }
 
-    fn held(x: &Kept) -> Vec<Held> {
+    fn held(x: &SavedCandleTensor) -> Vec<Held> {
         vec![x.held()]
     }
 
-    fn pull(&self, x: &Kept, c: &Tensor, wants: Wants) -> Result<Gradients> {
+    fn pull(&self, x: &SavedCandleTensor, c: &Tensor, wants: Wants) -> Result<Gradients> {
         let c = rows(c)?;
         let input = match wants.input {
             true => Some(product(&c, &as_dtype(&self.weight, c.dtype())?)?.reshape(x.dims())?.into()),

@@ -6,7 +6,7 @@
 use candle_core::{DType, Tensor, WithDType};
 use interlock::{Error, Gradients, ParameterGradients, Pass, Result, Wants, differentiation::Held};
 
-use super::{Composed, products::operand, wide};
+use super::{CandleOperations, products::operand, wide};
 use crate::layers::{Embedding, TokenAndPosition, slices::wrong_shape};
 
 impl Embedding {
@@ -62,7 +62,7 @@ fn marked_rows(weight: &Tensor, numbers: &Tensor) -> Result<Tensor> {
     Ok(weight.index_select(numbers, 0)?.broadcast_mul(&marks.unsqueeze(1)?)?)
 }
 
-impl Composed for Embedding {
+impl CandleOperations for Embedding {
     /// The tokens.
     type Saved = Tensor;
 
@@ -91,7 +91,7 @@ impl Composed for Embedding {
     }
 }
 
-impl Composed for TokenAndPosition {
+impl CandleOperations for TokenAndPosition {
     /// The tokens.
     type Saved = Tensor;
 

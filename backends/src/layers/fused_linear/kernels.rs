@@ -7,16 +7,16 @@ use interlock::{
 };
 
 use crate::{
-    kernels::linear::{Rows, Then},
+    kernels::linear::{Rows, RowsEpilogue},
     layers::{
         LayerNorm, Linear,
-        kept::Kept,
+        saved_tensor::SavedTensor,
         slices::{dense, read},
     },
 };
 
 /// `y = f(x) Wᵀ + b`.
-pub(super) struct FusedLinear {
+pub(super) struct LinearKernels {
     pub(super) inner: Inner,
     pub(super) linear: Linear,
 }
@@ -35,14 +35,14 @@ struct SavedFused {
 }
 
 /// What an input pass leaves: the output gradient, and what the norm leaves.
-type Left = (Activation, Option<Pending>);
+type PendingParts = (Activation, Option<Pending>);
 
-impl FusedLinear {
+impl LinearKernels {
     /// Calls `work` with the output of `f`, the same to the bit as in the forward pass.
     fn with_rows<R>(&self, inner: &Saved, work: impl FnOnce(Rows<'_>) -> Result<R>) -> Result<R> {
         match &self.inner {
             Inner::Norm(norm) => work(Rows::Plain(&read(&norm.output(inner)?)?)),
-            Inner::Gelu => work(Rows::Gelu(&read(&inner.get::<Kept>()?.tensor()?)?)),
+            Inner::Gelu => work(Rows::Gelu(&read(&inner.get::<SavedTensor>()?.tensor()?)?)),
         }
     }
 
@@ -52,17 +52,17 @@ impl FusedLinear {
 
     /// Returns the gradient of the output of `f`.
     fn inner_output_gradient(&self, saved: &SavedFused, c: &Activation) -> Result<Activation> {
-        self.linear.input_gradient(&saved.dims, c, Then::Nothing)
+        self.linear.input_gradient(&saved.dims, c, RowsEpilogue::Nothing)
     }
 
     /// Returns the gradient of GELU's input.
     fn through_gelu(&self, saved: &SavedFused, c: &Activation) -> Result<Activation> {
-        let x = saved.inner.get::<Kept>()?.tensor()?;
-        self.linear.input_gradient(&saved.dims, c, Then::GeluSlope(&read(&x)?))
+        let x = saved.inner.get::<SavedTensor>()?.tensor()?;
+        self.linear.input_gradient(&saved.dims, c, RowsEpilogue::GeluSlope(&read(&x)?))
     }
 }
 
-impl Differentiable for FusedLinear {
+impl Differentiable for LinearKernels {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let dims = x.single()?.dims().to_vec();
         let (y, inner) = match &self.inner {
@@ -73,7 +73,7 @@ impl Differentiable for FusedLinear {
             Inner::Gelu => {
                 let x = dense(x.single()?, "GELU")?;
                 let y = self.linear.apply(Rows::Gelu(&read(&x)?), &dims)?;
-                (y, if pass.is_train() { Kept::new(x, pass)?.saved() } else { Saved::nothing() })
+                (y, if pass.is_train() { SavedTensor::new(x, pass)?.saved() } else { Saved::nothing() })
             }
         };
         let saved = match pass.is_train() {
@@ -113,12 +113,12 @@ impl Differentiable for FusedLinear {
             }
             Inner::Gelu => (self.through_gelu(saved, c)?, None),
         };
-        Ok((input, Pending::new::<Left>((c.clone(), left))))
+        Ok((input, Pending::new::<PendingParts>((c.clone(), left))))
     }
 
     fn backward_parameters(&self, saved: &Saved, pending: Pending) -> Result<ParameterGradients> {
         let saved: &SavedFused = saved.get()?;
-        let (c, left) = pending.take::<Left>()?;
+        let (c, left) = pending.take::<PendingParts>()?;
         let mut gradients = match (&self.inner, left) {
             (Inner::Norm(norm), Some(left)) => norm.backward_parameters(&saved.inner, left)?,
             _ => Vec::new(),

@@ -5,7 +5,7 @@
 use candle_core::{DType, Device, Shape, Tensor};
 use interlock::{Gradients, Pass, Result, Wants, differentiation::Held};
 
-use super::{Composed, as_dtype, input, where_set, wide};
+use super::{CandleOperations, as_dtype, input, where_set, wide};
 use crate::layers::{AvgPool2d, GlobalAvgPool, MaxPool2d, window::Window};
 
 /// A window along one axis of images.
@@ -71,7 +71,7 @@ impl Along {
         Ok((y, chosen))
     }
 
-    /// The output_gradient of [`Self::greatest`] to the pixels that were chosen.
+    /// The output gradient of [`Self::greatest`] to the pixels that were chosen.
     fn to_chosen(&self, chosen: &Tensor, c: &Tensor) -> Result<Tensor> {
         self.to_pixels(c, |u, c| {
             let u = Tensor::full(u as u32, 1, c.device())?.to_dtype(chosen.dtype())?;
@@ -110,7 +110,7 @@ pub(crate) struct SavedMaxPool {
     rows: Tensor,
 }
 
-impl Composed for MaxPool2d {
+impl CandleOperations for MaxPool2d {
     type Saved = SavedMaxPool;
 
     fn name(&self) -> &str {
@@ -129,14 +129,14 @@ impl Composed for MaxPool2d {
     }
 
     fn pull(&self, SavedMaxPool { window, columns, rows }: &SavedMaxPool, c: &Tensor, _: Wants) -> Result<Gradients> {
-        // A pixel gets sums of output_gradients where windows overlap.
+        // A pixel gets sums of output gradients where windows overlap.
         let dtype = c.dtype();
         let c = Along::of(window, 2).to_chosen(rows, &wide(c)?)?;
         Ok(input(as_dtype(&Along::of(window, 3).to_chosen(columns, &c)?, dtype)?))
     }
 }
 
-impl Composed for AvgPool2d {
+impl CandleOperations for AvgPool2d {
     type Saved = Window;
 
     fn name(&self) -> &str {
@@ -166,7 +166,7 @@ fn share(window: &Window) -> f64 {
     1.0 / (window.kernel * window.kernel) as f64
 }
 
-impl Composed for GlobalAvgPool {
+impl CandleOperations for GlobalAvgPool {
     type Saved = Shape;
 
     fn name(&self) -> &str {

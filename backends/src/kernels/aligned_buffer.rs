@@ -24,28 +24,28 @@ pub(crate) fn blank(numbers: &mut [f32]) -> &mut Blank {
     unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), numbers.len()) }
 }
 
-/// Room for numbers that begins on a cache line: a vector load across two lines costs twice.
+/// AlignedBuffer for numbers that begins on a cache line: a vector load across two lines costs twice.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct AlignedBuffer {
     memory: Vec<MaybeUninit<f32>>,
     start: usize,
     len: usize,
 }
 
-impl Room {
-    /// Room for `len` numbers of any value.
+impl AlignedBuffer {
+    /// AlignedBuffer for `len` numbers of any value.
     pub(crate) fn new(len: usize) -> Self {
         let mut memory: Vec<MaybeUninit<f32>> = Vec::with_capacity(len + LANES);
         // SAFETY: uninitialized memory is a value of `MaybeUninit`.
         unsafe { memory.set_len(len + LANES) };
         // Within sixteen numbers of four bytes a line of 64 begins; where the address does not tell, any start will do.
         let start = memory.as_ptr().align_offset(64).min(LANES);
-        let mut room = Self { memory, start, len };
+        let mut buffer = Self { memory, start, len };
         if cfg!(debug_assertions) {
             // What is read without having been written shows.
-            room.blank().fill(MaybeUninit::new(f32::NAN));
+            buffer.blank().fill(MaybeUninit::new(f32::NAN));
         }
-        room
+        buffer
     }
 
     /// All of it, to be written.
@@ -87,10 +87,10 @@ impl Filled {
     /// # Safety
     /// `write(i, chunk i)` must write every number of its chunk.
     pub(crate) unsafe fn by_chunks(len: usize, chunk: usize, write: impl Fn(usize, &mut Blank) + Sync) -> Self {
-        let mut room = Room::new(len);
-        room.blank().par_chunks_mut(chunk.max(1)).enumerate().for_each(|(i, part)| write(i, part));
+        let mut buffer = AlignedBuffer::new(len);
+        buffer.blank().par_chunks_mut(chunk.max(1)).enumerate().for_each(|(i, part)| write(i, part));
         // SAFETY: the chunks cover all numbers, and each has been written.
-        unsafe { room.filled() }
+        unsafe { buffer.filled() }
     }
 
     /// The numbers as a tensor of this shape.
@@ -183,13 +183,13 @@ mod tests {
     #[test]
     fn room_becomes_a_tensor_of_what_was_written_and_starts_on_a_line() -> Result<()> {
         for len in [1, 15, 16, 17, 1000] {
-            let mut room = Room::new(len);
-            for (i, number) in room.blank().iter_mut().enumerate() {
+            let mut buffer = AlignedBuffer::new(len);
+            for (i, number) in buffer.blank().iter_mut().enumerate() {
                 number.write(i as f32);
             }
-            assert_eq!(room.blank().as_ptr() as usize % 64, 0);
+            assert_eq!(buffer.blank().as_ptr() as usize % 64, 0);
             // SAFETY: just written.
-            let tensor = unsafe { room.filled() }.into_tensor((1, len))?;
+            let tensor = unsafe { buffer.filled() }.into_tensor((1, len))?;
             assert_eq!(tensor.to_vec2::<f32>()?, [(0..len).map(|i| i as f32).collect::<Vec<_>>()]);
             assert!(tensor.is_contiguous());
         }

@@ -1,16 +1,16 @@
-//! Tensors between a forward pass and its last pull-back, as they are or rounded.
+//! Tensors between a forward pass and its last backward pass, as they are or rounded.
 
 use candle_core::{DType, Tensor};
 use interlock::{ActivationDtype, Pass, Result, differentiation::Held};
 
 /// A tensor that is kept.
-pub(crate) struct Kept {
+pub(crate) struct SavedCandleTensor {
     tensor: Tensor,
     /// The dtype that it had.
     dtype: DType,
 }
 
-impl Kept {
+impl SavedCandleTensor {
     /// Keeps `x` in the dtype that `pass` says, which is never wider than its own.
     pub(crate) fn new(x: &Tensor, pass: &Pass) -> Result<Self> {
         let tensor = match pass.dtype {

@@ -3,10 +3,10 @@
 use candle_core::{Shape, Tensor};
 use interlock::{Gradients, Pass, Result, Wants, differentiation::Held};
 
-use super::{Composed, input};
+use super::{CandleOperations, input};
 use crate::layers::Flatten;
 
-impl Composed for Flatten {
+impl CandleOperations for Flatten {
     type Saved = Shape;
 
     fn name(&self) -> &str {

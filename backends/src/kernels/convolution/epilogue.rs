@@ -1,0 +1,297 @@
+//! Epilogues: what follows a sum, while the tile that it belongs to is in registers or in the cache.
+
+use crate::kernels::{
+    aligned_buffer::Blank,
+    channel_lines::{Line, blocks},
+    lanes::{LANES, Lanes},
+};
+
+/// What becomes of the sums.
+pub(crate) enum Epilogue<'a> {
+    /// They are written.
+    Write,
+    /// They are written, and each image's moments go to `moments`: `[image][3][channels in blocks]`, a shift `d` near the mean, `Σ (y - d)` and
+    /// `Σ (y - d)²`.
+    Moments(&'a mut [f32]),
+    /// They are added to what is there.
+    Add,
+    /// They are added to the output gradient where the gate is open, and written.
+    Skip { g: &'a [f32], gate: Option<&'a [u16]> },
+    /// They are written where the line of `y` is above 0, elsewhere 0; `sums` are `[image][2][channels in blocks]`: of what is written, and of what
+    /// is written times `y - mean`.
+    Gate { y: &'a [f32], line: &'a Line, sums: &'a mut [f32] },
+}
+
+impl Epilogue<'_> {
+    /// Of sums for every `apart`-th pixel and row of images of `size`, each of `writes` channels.
+    pub(super) fn output(self, y: &mut Blank, images: usize, size: [usize; 2], writes: usize, apart: usize) -> Output {
+        let [height, width] = size;
+        let (pixels, padded) = (images * height * width, blocks(writes) * LANES);
+        assert_eq!(y.len(), pixels * writes, "room for other images");
+        let epilogue = match self {
+            Self::Write => EpiloguePointers::Write,
+            Self::Add => EpiloguePointers::Add,
+            Self::Moments(moments) => {
+                assert_eq!(moments.len(), images * 3 * padded, "room for other moments");
+                moments.fill(0.0);
+                EpiloguePointers::Moments(moments.as_mut_ptr())
+            }
+            Self::Skip { g, gate } => {
+                assert!(g.len() == y.len() && gate.is_none_or(|gate| gate.len() == pixels * blocks(writes)));
+                EpiloguePointers::Skip { g: g.as_ptr(), gate: gate.map_or(std::ptr::null(), <[u16]>::as_ptr) }
+            }
+            Self::Gate { y: own, line, sums } => {
+                assert!(own.len() == y.len() && sums.len() == images * 2 * padded && line.holds(writes));
+                EpiloguePointers::Gate { y: own.as_ptr(), line, sums: sums.as_mut_ptr() }
+            }
+        };
+        Output {
+            y: y.as_mut_ptr().cast(),
+            writes,
+            pixel_apart: apart,
+            row_apart: apart * width,
+            image_apart: height * width,
+            epilogue,
+        }
+    }
+}
+
+/// Where sums go: channels-last images.
+pub(super) struct Output {
+    pub(super) y: *mut f32,
+    /// Channels.
+    pub(super) writes: usize,
+    /// In pixels: how far apart neighbours, rows and images are.
+    pub(super) pixel_apart: usize,
+    pub(super) row_apart: usize,
+    pub(super) image_apart: usize,
+    pub(super) epilogue: EpiloguePointers,
+}
+
+/// [`Epilogue`] as pointers.
+#[derive(Clone, Copy)]
+pub(super) enum EpiloguePointers {
+    Write,
+    Moments(*mut f32),
+    Add,
+    Skip { g: *const f32, gate: *const u16 },
+    Gate { y: *const f32, line: *const Line, sums: *mut f32 },
+}
+
+/// Where a tile begins: its first pixel and channel, and its image.
+#[derive(Clone, Copy)]
+pub(super) struct TilePosition {
+    pub(super) pixel: usize,
+    pub(super) channel: usize,
+    pub(super) image: usize,
+}
+
+/// Applies the epilogue to the sums `[R][Q][16]` of sixteen channels of a tile.
+///
+/// # Safety
+/// The tile's pixels and channels lie within the output, and within what its epilogue points to.
+#[inline(always)]
+pub(super) unsafe fn finish<L: Lanes, const R: usize, const Q: usize>(
+    output: &Output,
+    position: TilePosition,
+    sums: *const f32,
+) {
+    let tile = Tile::<R, Q>::new(output, position, sums);
+    // SAFETY: as demanded of the caller.
+    unsafe {
+        match output.epilogue {
+            EpiloguePointers::Write => tile.write::<L>(),
+            EpiloguePointers::Add => tile.add::<L>(),
+            EpiloguePointers::Skip { g, gate } => tile.skip::<L>(output, position.pixel, g, gate),
+            EpiloguePointers::Moments(moments) => {
+                // The image's first pixel is as good a guess of the mean as any, and always the same.
+                let is_first = position.pixel == position.image * output.image_apart;
+                let channels = tile.blocks * LANES;
+                tile.moments::<L>(moments.add(position.image * 3 * channels + position.channel), is_first);
+            }
+            EpiloguePointers::Gate { y, line, sums } => {
+                let totals = sums.add(position.image * 2 * tile.blocks * LANES + position.channel);
+                tile.gate::<L>(y, (*line).lanes::<L>(position.channel), totals);
+            }
+        }
+    }
+}
+
+/// Sixteen channels of `R` by `Q` pixels of an output, and their sums.
+struct Tile<const R: usize, const Q: usize> {
+    y: *mut f32,
+    sums: *const f32,
+    channel: usize,
+    /// How many of the sixteen channels there are.
+    count: usize,
+    /// Blocks of sixteen channels of the output.
+    blocks: usize,
+    /// The number of the first element, and how far apart rows and columns are: in numbers, so that an address takes no product of its own.
+    first: usize,
+    row: usize,
+    column: usize,
+}
+
+impl<const R: usize, const Q: usize> Tile<R, Q> {
+    #[inline(always)]
+    fn new(output: &Output, position: TilePosition, sums: *const f32) -> Self {
+        let TilePosition { pixel, channel, .. } = position;
+        let writes = output.writes;
+        Self {
+            y: output.y,
+            sums,
+            channel,
+            count: writes.saturating_sub(channel).min(LANES),
+            blocks: writes.div_ceil(LANES),
+            first: pixel * writes + channel,
+            row: output.row_apart * writes,
+            column: output.pixel_apart * writes,
+        }
+    }
+
+    /// The number of the first channel of a pixel.
+    #[inline(always)]
+    fn at(&self, r: usize, q: usize) -> usize {
+        self.first + r * self.row + q * self.column
+    }
+
+    /// # Safety
+    /// As of [`finish`].
+    #[inline(always)]
+    unsafe fn sum<L: Lanes>(&self, r: usize, q: usize) -> L {
+        // SAFETY: there are `R` by `Q` sums of sixteen channels.
+        unsafe { L::load(self.sums.add((r * Q + q) * LANES)) }
+    }
+
+    /// Writes the sums.
+    ///
+    /// # Safety
+    /// As of [`finish`].
+    #[inline(always)]
+    unsafe fn write<L: Lanes>(&self) {
+        for r in 0..R {
+            for q in 0..Q {
+                // SAFETY: `count` channels of the tile's pixels.
+                unsafe { put(self.sum::<L>(r, q), self.y.add(self.at(r, q)), self.count) };
+            }
+        }
+    }
+
+    /// Adds the sums to the output.
+    ///
+    /// # Safety
+    /// As of [`finish`].
+    #[inline(always)]
+    unsafe fn add<L: Lanes>(&self) {
+        for r in 0..R {
+            for q in 0..Q {
+                // SAFETY: `count` channels of the tile's pixels.
+                unsafe {
+                    let y = self.y.add(self.at(r, q));
+                    put(get::<L>(y, self.count).plus(self.sum(r, q)), y, self.count);
+                }
+            }
+        }
+    }
+
+    /// Writes the sums plus `g`, where the gate is open; it always is if it is null. `pixel` is the tile's first.
+    ///
+    /// # Safety
+    /// As of [`finish`].
+    #[inline(always)]
+    unsafe fn skip<L: Lanes>(&self, output: &Output, pixel: usize, g: *const f32, gate: *const u16) {
+        for r in 0..R {
+            for q in 0..Q {
+                let at = self.at(r, q);
+                // SAFETY: `count` channels of the tile's pixels, and a gate of as many.
+                unsafe {
+                    let mut g = get::<L>(g.add(at), self.count);
+                    if !gate.is_null() {
+                        let pixel = pixel + r * output.row_apart + q * output.pixel_apart;
+                        g = g.where_set(*gate.add(pixel * self.blocks + self.channel / LANES));
+                    }
+                    put(g.plus(self.sum(r, q)), self.y.add(at), self.count);
+                }
+            }
+        }
+    }
+
+    /// Writes the sums, and adds to the moments of the image, which begin at `shift`. The image's first tile sets the shift.
+    ///
+    /// # Safety
+    /// As of [`finish`].
+    #[inline(always)]
+    unsafe fn moments<L: Lanes>(&self, shift: *mut f32, is_first: bool) {
+        // SAFETY: three numbers for each channel of the image; `count` channels of the tile's pixels.
+        unsafe {
+            let (first, second) = (shift.add(self.blocks * LANES), shift.add(2 * self.blocks * LANES));
+            if is_first {
+                L::load(self.sums).store(shift);
+            }
+            let shift = L::load(shift);
+            // Rows apart: one sum would wait for itself.
+            let (mut sum, mut squares) = ([L::splat(0.0); R], [L::splat(0.0); R]);
+            for r in 0..R {
+                for q in 0..Q {
+                    let distance = self.sum::<L>(r, q).minus(shift);
+                    sum[r] = sum[r].plus(distance);
+                    squares[r] = squares[r].plus_product(distance, distance);
+                    put(self.sum::<L>(r, q), self.y.add(self.at(r, q)), self.count);
+                }
+            }
+            add_to(first, &sum);
+            add_to(second, &squares);
+        }
+    }
+
+    /// Writes the sums where the line of `own` is above 0, elsewhere 0; adds up what is written, and that times `own - mean`.
+    ///
+    /// # Safety
+    /// As of [`finish`].
+    #[inline(always)]
+    unsafe fn gate<L: Lanes>(&self, own: *const f32, [mean, scale, shift]: [L; 3], totals: *mut f32) {
+        // SAFETY: two numbers for each channel of the image; `count` channels of the tile's pixels.
+        unsafe {
+            let (mut sum, mut products) = ([L::splat(0.0); R], [L::splat(0.0); R]);
+            for r in 0..R {
+                for q in 0..Q {
+                    let at = self.at(r, q);
+                    let distance = get::<L>(own.add(at), self.count).minus(mean);
+                    let open = self.sum::<L>(r, q).where_positive(shift.plus_product(scale, distance));
+                    sum[r] = sum[r].plus(open);
+                    products[r] = products[r].plus_product(open, distance);
+                    put(open, self.y.add(at), self.count);
+                }
+            }
+            add_to(totals, &sum);
+            add_to(totals.add(self.blocks * LANES), &products);
+        }
+    }
+}
+
+/// Adds each of `rows` to the numbers at `to`.
+#[inline(always)]
+unsafe fn add_to<L: Lanes, const R: usize>(to: *mut f32, rows: &[L; R]) {
+    // SAFETY: as demanded of the caller.
+    unsafe {
+        let mut sum = L::load(to);
+        for r in 0..R {
+            sum = sum.plus(rows[r]);
+        }
+        sum.store(to);
+    }
+}
+
+/// The first `count` numbers at `from`.
+#[inline(always)]
+unsafe fn get<L: Lanes>(from: *const f32, count: usize) -> L {
+    // SAFETY: as demanded of the caller.
+    unsafe { if count == LANES { L::load(from) } else { L::load_first(from, count) } }
+}
+
+/// Writes the first `count` lanes.
+#[inline(always)]
+unsafe fn put<L: Lanes>(lanes: L, to: *mut f32, count: usize) {
+    // SAFETY: as demanded of the caller.
+    unsafe { if count == LANES { lanes.store(to) } else { lanes.store_first(to, count) } }
+}
