@@ -4,6 +4,7 @@ mod candle_operations;
 mod contract;
 mod images;
 mod sequences;
+mod shared_threads;
 mod threads;
 mod vectors;
 
