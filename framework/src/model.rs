@@ -15,19 +15,19 @@ use candle_nn::VarBuilder;
 
 use crate::{Differentiable, Error, Result};
 
-/// Builds a unit's function from its parameters' builder, inside the stage's thread and on its device.
+/// A function that builds a unit from its parameters' builder, on the stage's thread and device.
 pub type UnitBuilder = dyn Fn(VarBuilder<'static>) -> Result<Box<dyn Differentiable>> + Send + Sync;
 
-/// The smallest piece of a model that a partition may put on a stage of its own.
+/// The smallest part of a model that can be a stage on its own.
 #[derive(Clone)]
 pub struct Unit {
-    /// The prefix of its parameters' names, `layer1.0` for `layer1.0.conv1.weight`; may be empty.
+    /// The prefix of its parameters' names: `layer1.0` for `layer1.0.conv1.weight`. May be empty.
     pub name: String,
-    /// The shape of its output for one example, without the batch dimension; of the first tensor where there are several.
+    /// The shape of its output for one example, without the batch dimension. Of several output tensors, the shape of the first.
     pub output: Vec<usize>,
-    /// Floating-point operations of its forward pass for one example; balances partitions.
+    /// The floating-point operations of its forward pass for one example. Partitions are balanced by it.
     pub flops: f64,
-    /// An earlier unit whose parameters it uses too (tied weights): both must lie on one stage.
+    /// An earlier unit whose parameters it shares (tied weights). Both must be on one stage.
     pub tied_to: Option<usize>,
     builder: Arc<UnitBuilder>,
 }
@@ -44,7 +44,7 @@ impl std::fmt::Debug for Unit {
 }
 
 impl Unit {
-    /// A unit; `builder` is called once, with a `VarBuilder` that already stands at `name`.
+    /// Describes a unit whose output has the shape `output` for one example. `builder` receives a `VarBuilder` with the prefix `name`.
     pub fn new<D: Differentiable + 'static>(
         name: impl Into<String>,
         output: impl Into<Vec<usize>>,
@@ -59,44 +59,47 @@ impl Unit {
         }
     }
 
-    /// The same unit with its cost.
+    /// Sets the floating-point operations of a forward pass for one example.
     #[must_use]
     pub fn with_flops(mut self, flops: f64) -> Self {
         self.flops = flops;
         self
     }
 
-    /// The same unit, using parameters of the earlier unit number `unit`.
+    /// States that it shares parameters with the earlier unit number `unit`.
     #[must_use]
     pub fn tied_to(mut self, unit: usize) -> Self {
         self.tied_to = Some(unit);
         self
     }
 
-    /// Builds the unit below `root`: its parameters are named `root.name.…`.
+    /// Builds the unit; its parameters are named `root.name.…`.
+    ///
+    /// # Errors
+    /// Fails where the unit's builder fails.
     pub fn build(&self, root: &VarBuilder<'static>) -> Result<Box<dyn Differentiable>> {
         (self.builder)(if self.name.is_empty() { root.clone() } else { root.pp(&self.name) })
     }
 }
 
-/// A model that can be cut in depth: an ordered list of units, and the auxiliary heads that may follow them.
+/// A model that can be cut in depth: an ordered list of units and the auxiliary heads that may follow them.
 pub trait ModelSpec: Send + Sync {
-    /// The units from input to output. The last one's output is what the last stage's loss takes.
+    /// Returns the units from input to output. The last stage's loss takes the output of the last unit.
     fn units(&self) -> Result<Vec<Unit>>;
 
-    /// The auxiliary head described by `arch` behind unit number `unit`; its parameters' names start below `aux.{stage}`.
+    /// Returns the auxiliary head described by `arch` that follows unit number `unit`. Its parameters' names start with `aux.{stage}`.
     ///
     /// # Errors
-    /// If the description is not one that this model knows; the default knows none.
+    /// If the model does not know the description. By default it knows none.
     fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
         Err(Error::invalid(
             "heads.arch",
-            format!("this model has no auxiliary head {arch:?} behind unit {unit}"),
+            format!("this model has no auxiliary head {arch:?} after unit {unit}"),
             "implement ModelSpec::head, or train end-to-end, which needs no heads",
         ))
     }
 
-    /// The description of the auxiliary head that suits the model where none is given.
+    /// Returns the description of the auxiliary head that is used by default.
     fn default_head(&self) -> &str {
         "fc"
     }

@@ -1,4 +1,4 @@
-//! Refusals that several models share.
+//! Checks that several models share.
 
 use interlock::{Error, Result};
 
@@ -39,7 +39,7 @@ pub(crate) fn probability(subject: &str, value: f64) -> Result<()> {
     Err(Error::invalid(subject, format!("it is {value}"), "give a probability of at least 0 and below 1"))
 }
 
-/// The entry of `presets` called `name`.
+/// Returns the entry of `presets` called `name`.
 pub(crate) fn preset<'a, P>(
     subject: &str,
     name: &str,

@@ -1,7 +1,7 @@
 //! Floating-point operations of forward passes, for one example.
 //!
 //! A multiplication and an addition count as two. Elementwise work is counted roughly, by the constants below: it is a few percent
-//! of any model here, and serves to balance partitions only.
+//! of any model here. The numbers are used only to balance partitions.
 
 /// A rectified linear unit, an addition, one element of a pooling window: each element.
 pub(crate) const SIMPLE: f64 = 1.0;

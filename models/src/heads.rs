@@ -10,8 +10,8 @@
 //! | `ln` | layer norm over the last dimension | `(D)`, `(S, D)` | the same |
 //! | `fc` | linear layer to the model's outputs; without bias where `ln` occurs | `(D)`, `(S, D)` | `(outputs)`, `(S, outputs)` |
 //!
-//! `fc` comes once, at the end. Examples: `conv64_bn_gbpl_fc` and `gbpl_fc` behind a residual block, `ln_fc` behind a Transformer's
-//! block, `fc` behind a linear layer.
+//! `fc` comes once, at the end. Examples: `conv64_bn_gbpl_fc` and `gbpl_fc` after a residual block, `ln_fc` after a Transformer's
+//! block, `fc` after a linear layer.
 //!
 //! Parameters are named by their module's position in the sequence, where ReLU, pool and flatten count as modules: those of
 //! `conv8_bn_gbpl_fc` are `0.weight`, `0.bias`, `1.weight`, …, `5.weight`, `5.bias`, below `aux.{stage}`.
@@ -38,9 +38,9 @@ enum Module {
     Linear { inputs: usize, outputs: usize, bias: bool },
 }
 
-/// The head `arch` behind unit number `unit` of `units`, with `outputs` outputs.
+/// Returns the head `arch` that follows unit number `unit` of `units`, with `outputs` outputs.
 ///
-/// `fc_weight` is how the last layer's weight starts; none for PyTorch's default.
+/// `fc_weight` initializes the last layer's weight; `None` is PyTorch's default.
 ///
 /// # Errors
 /// If there is no such unit, or the description is wrong or does not suit the unit's output; the message names the part.
@@ -55,7 +55,7 @@ pub fn behind(units: &[Unit], unit: usize, arch: &str, outputs: usize, fc_weight
     head(arch, &before.output, outputs, fc_weight)
 }
 
-/// The head `arch` for activations of shape `input` (without the batch dimension), with `outputs` outputs; see the
+/// Returns the head `arch` for activations of shape `input` (without the batch dimension), with `outputs` outputs; see the
 /// [module's documentation](self) for descriptions.
 ///
 /// # Errors
@@ -123,7 +123,7 @@ fn build(modules: &[Module], fc_weight: Option<Init>, vb: &VarBuilder<'static>) 
     Ok(layers)
 }
 
-/// A part of a description, to name it in refusals.
+/// A part of a description, as error messages name it.
 struct Place<'a> {
     arch: &'a str,
     at: usize,
@@ -137,7 +137,7 @@ impl Place<'_> {
     }
 }
 
-/// The modules so far, and the shape of what they give.
+/// The modules so far and the shape of their output.
 struct Plan {
     modules: Vec<Module>,
     shape: Vec<usize>,

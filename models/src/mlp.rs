@@ -5,7 +5,7 @@ use interlock_backends::layers::{Flatten, Linear, Relu};
 
 use crate::{checks, flops, heads};
 
-/// A multilayer perceptron: linear layers with a ReLU after each but the last; one unit a layer.
+/// A multilayer perceptron: linear layers with a ReLU after each but the last. Each layer is a unit.
 ///
 /// Inputs `(B, dims[0])`, outputs `(B, dims[last])`. Parameters: `layers.{i}.weight` `(out, in)` and `layers.{i}.bias`, with
 /// PyTorch's default initial values.
@@ -13,12 +13,12 @@ use crate::{checks, flops, heads};
 pub struct Mlp {
     /// The widths from input to output; at least two.
     pub dims: Vec<usize>,
-    /// Whether inputs have several dimensions behind the batch (images) and are flattened first.
+    /// Whether an input example has several dimensions (an image) and is flattened first.
     pub flatten: bool,
 }
 
 impl Mlp {
-    /// The perceptron with these widths, for inputs that are vectors.
+    /// Returns the perceptron with these widths, for inputs that are vectors.
     pub fn new(dims: impl Into<Vec<usize>>) -> Self {
         Self { dims: dims.into(), flatten: false }
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{checks, heads};
 use blocks::Shape;
 
-/// Which residual block.
+/// The kind of residual block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BlockKind {
@@ -32,7 +32,7 @@ impl BlockKind {
     }
 }
 
-/// Which first unit.
+/// The kind of first unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum StemKind {
@@ -59,7 +59,7 @@ pub struct ResNet {
     pub planes: Vec<usize>,
     /// Blocks of each group.
     pub blocks: Vec<usize>,
-    /// Classes told apart.
+    /// The number of classes.
     pub classes: usize,
     /// Channels of the images.
     pub channels: usize,
@@ -69,7 +69,7 @@ pub struct ResNet {
     pub width: usize,
 }
 
-/// A residual network's shape under its usual name.
+/// The shape of a residual network, under its usual name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preset {
     /// The name, such as `resnet50`.
@@ -106,16 +106,16 @@ pub const PRESETS: [Preset; 10] = [
     imagenet("resnet152", BlockKind::Bottleneck, &[3, 8, 36, 3]),
 ];
 
-/// The preset called `name`.
+/// Returns the preset called `name`.
 ///
 /// # Errors
-/// If there is none; the message lists all.
+/// If there is no such preset. The message lists all of them.
 pub fn preset(name: &str) -> Result<&'static Preset> {
     checks::preset("model.preset", name, &PRESETS, |p| p.name)
 }
 
 impl ResNet {
-    /// The preset called `name` for images of `[channels, height, width]`.
+    /// Returns the preset called `name` for images of `[channels, height, width]`.
     ///
     /// # Errors
     /// If there is no such preset.

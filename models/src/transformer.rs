@@ -21,7 +21,7 @@ pub struct Transformer {
     pub vocab: usize,
     /// The longest sequence: rows of the position embedding.
     pub context: usize,
-    /// Tokens of one example, at most `context`: shapes and costs of units are stated for it.
+    /// Tokens of one example, at most `context`. The units declare their shapes and costs for this length.
     pub sequence: usize,
     /// Width of the residual stream.
     pub width: usize,
@@ -32,11 +32,11 @@ pub struct Transformer {
     /// Probability of dropping an embedding, an attention weight or a value added to the residual stream.
     pub dropout: f64,
     /// Whether the output projection uses the token embedding's weight, `transformer.wte.weight`. The first and the last unit must
-    /// then lie on one stage.
+    /// then be on one stage.
     pub tied: bool,
 }
 
-/// A Transformer's shape under its usual name.
+/// The shape of a Transformer, under its usual name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preset {
     /// The name, such as `gpt2`.
@@ -47,7 +47,7 @@ pub struct Preset {
     pub heads: usize,
     /// Width of the residual stream.
     pub width: usize,
-    /// Vocabulary and context, where the name stands for them too.
+    /// Vocabulary and context, if the name implies them.
     pub text: Option<(usize, usize)>,
 }
 
@@ -70,16 +70,16 @@ pub const PRESETS: [Preset; 7] = [
     gpt2("gpt2-xl", 48, 25, 1600),
 ];
 
-/// The preset called `name`.
+/// Returns the preset called `name`.
 ///
 /// # Errors
-/// If there is none; the message lists all.
+/// If there is no such preset. The message lists all of them.
 pub fn preset(name: &str) -> Result<&'static Preset> {
     checks::preset("model.preset", name, &PRESETS, |p| p.name)
 }
 
 impl Transformer {
-    /// The preset called `name` for sequences of `context` tokens out of `vocab`; untied, without dropout.
+    /// Returns the preset called `name` for sequences of `context` tokens from a vocabulary of `vocab`, with untied weights and without dropout.
     ///
     /// # Errors
     /// If there is no such preset.

@@ -1,10 +1,10 @@
-//! How much memory is held.
+//! The memory that saved activations hold.
 
 use std::collections::HashMap;
 
 use candle_core::Tensor;
 
-/// A piece of memory that a layer keeps, by its address: what two layers keep both is there once.
+/// A piece of memory that a layer keeps, identified by its address, so that memory kept by two layers is counted once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
     address: usize,
@@ -12,7 +12,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// The elements of `tensor`.
+    /// Returns the memory of a tensor's elements.
     pub fn tensor(tensor: &Tensor) -> Self {
         let (storage, _) = tensor.storage_and_layout();
         Self {
@@ -21,13 +21,13 @@ impl Held {
         }
     }
 
-    /// The elements of `slice`.
+    /// Returns the memory of a slice.
     pub fn slice<T>(slice: &[T]) -> Self {
         Self { address: slice.as_ptr().addr(), bytes: size_of_val(slice) }
     }
 }
 
-/// Bytes of all pieces; of those at one address, the largest.
+/// Returns the bytes of all pieces; of several at one address the largest counts.
 pub(crate) fn bytes<'a>(held: impl IntoIterator<Item = &'a Held>) -> usize {
     let mut largest = HashMap::<usize, usize>::new();
     for piece in held {
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_twice_is_counted_once() {
+    fn memory_kept_twice_is_counted_once() {
         let zeros = |n: usize| Tensor::zeros(n, DType::F32, &Device::Cpu).unwrap();
         let (a, b) = (zeros(10), zeros(10));
         let part = a.narrow(0, 2, 3).unwrap();

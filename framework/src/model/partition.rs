@@ -1,4 +1,4 @@
-//! Which units lie on which stage.
+//! The partition of a model's units into stages.
 
 use std::ops::Range;
 
@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, model::Unit};
 
-/// How to cut a model, as configuration files give it.
+/// A partition as configuration files describe it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PartitionConfig {
-    /// The number of stages; units are spread so that the costliest stage costs least.
+    /// The number of stages. The units are divided so that the most expensive stage costs as little as possible.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stages: Option<usize>,
     /// The number of units of each stage.
@@ -19,14 +19,14 @@ pub struct PartitionConfig {
     pub units_per_stage: Option<Vec<usize>>,
 }
 
-/// A cut of a model's units into consecutive, non-empty stages.
+/// A division of a model's units into consecutive, non-empty stages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partition {
     units_per_stage: Vec<usize>,
 }
 
 impl Partition {
-    /// The cut with these numbers of units.
+    /// Returns the partition with these numbers of units.
     ///
     /// # Errors
     /// If they do not add up to the model's units, a stage is empty, or a unit shares parameters with one on another stage.
@@ -55,7 +55,7 @@ impl Partition {
         Ok(partition)
     }
 
-    /// Refuses a number of stages into which these units cannot be cut.
+    /// Refuses a number of stages into which these units cannot be divided.
     pub(crate) fn check_stages(stages: usize, units: &[Unit]) -> Result<()> {
         match units.len() {
             count if stages == 0 || stages > count => Err(Error::invalid(
@@ -67,13 +67,13 @@ impl Partition {
         }
     }
 
-    /// The cut into `stages` stages whose costliest stage costs least, in floating-point operations a forward pass.
+    /// Returns the partition into `stages` stages whose most expensive stage costs least, in floating-point operations of a forward pass.
     ///
-    /// `head_flops(k, i)` is the cost of stage `k`'s auxiliary head behind unit `i`, 0 where the stage has none; the last stage
-    /// is not asked for. Of equally good cuts the one whose later stages are the larger is taken, so that the result is unique.
+    /// `head_flops(k, i)` is the cost of stage `k`'s auxiliary head after unit `i`, 0 if the stage has none. It is not called for the last
+    /// stage. Of equally good partitions, the one with the larger later stages is returned, so that the result is unique.
     ///
     /// # Errors
-    /// If there are more stages than units, or none.
+    /// If there are no stages, or more stages than units.
     pub fn balanced(stages: usize, units: &[Unit], head_flops: impl Fn(usize, usize) -> f64) -> Result<Self> {
         Self::check_stages(stages, units)?;
         let count = units.len();
@@ -88,27 +88,27 @@ impl Partition {
         Self::new(Self::least_of_most(stages, count, &cost), units)
     }
 
-    /// The numbers of units of each stage for which the costliest stage costs least; see [`Self::divide`].
+    /// Returns the number of units of each stage for which the most expensive stage costs least; see [`Self::divide`].
     pub(crate) fn least_of_most(stages: usize, count: usize, cost: &dyn Fn(usize, Range<usize>) -> f64) -> Vec<usize> {
         Self::divide(stages, count, cost, f64::max)
     }
 
-    /// The numbers of units of each stage for which their costs, joined from the first to the last, come to least, `cost(k, range)` being what stage
-    /// `k` costs with these units; of equally good cuts the one whose later stages are the larger. `join` gives no less than either side.
+    /// Returns the number of units of each stage for which the stages' costs, combined by `join` from first to last, are least.
     ///
-    /// Costs do not fall as a stage grows to the front, but for those that are infinite: a stage that cannot be so may be possible with more
-    /// units. One of cost `f64::MAX` cannot.
+    /// `cost(k, range)` is the cost of stage `k` with these units. It must not fall when `range` starts earlier, except from infinity: an
+    /// infinite cost means that the stage may become possible with more units, `f64::MAX` that it cannot. `join` must return at least the
+    /// larger of its arguments. Of equally good partitions, the one with the larger later stages is returned.
     pub(crate) fn divide(
         stages: usize,
         count: usize,
         cost: &dyn Fn(usize, Range<usize>) -> f64,
         join: fn(f64, f64) -> f64,
     ) -> Vec<usize> {
-        // best[s][end]: the least that s stages over the first `end` units come to, and where the last begins.
+        // best[s][end]: the least cost of s stages over the first `end` units, and the first unit of the last of them.
         let mut best: Vec<Vec<Option<(f64, usize)>>> = vec![vec![None; count + 1]; stages + 1];
         best[0][0] = Some((0.0, 0));
         for s in 1..=stages {
-            // Of a last stage, whose end is known, only whole cuts are of use.
+            // The last stage ends at the last unit.
             let ends = if s == stages { count..=count } else { s..=count + s - stages };
             for end in ends {
                 for start in (s - 1..end).rev() {
@@ -136,17 +136,17 @@ impl Partition {
         units_per_stage
     }
 
-    /// The number of stages.
+    /// Returns the number of stages.
     pub fn stages(&self) -> usize {
         self.units_per_stage.len()
     }
 
-    /// The number of units of each stage.
+    /// Returns the number of units of each stage.
     pub fn units_per_stage(&self) -> &[usize] {
         &self.units_per_stage
     }
 
-    /// The units of stage `k`.
+    /// Returns the units of stage `k`.
     pub fn units(&self, k: usize) -> Range<usize> {
         let start = self.units_per_stage[..k].iter().sum();
         start..start + self.units_per_stage[k]
@@ -167,12 +167,12 @@ mod tests {
     }
 
     #[test]
-    fn balances_the_costliest_stage() {
+    fn the_most_expensive_stage_costs_least() {
         let units = units(&[1.0, 1.0, 1.0, 1.0, 4.0]);
         let cut = |stages, head: f64| Partition::balanced(stages, &units, |_, _| head).unwrap().units_per_stage;
         assert_eq!(cut(2, 0.0), [4, 1]);
         assert_eq!(cut(5, 0.0), [1; 5]);
-        // A head as dear as two units moves the cut.
+        // A head that costs as much as two units moves the boundary.
         assert_eq!(cut(2, 2.0), [3, 2]);
         // Only the stage that has a head pays for it.
         let only = |k: usize| move |stage: usize, _: usize| if stage == k { 3.0 } else { 0.0 };
