@@ -1,17 +1,21 @@
-//! The seam of differentiation: a forward pass that saves, and a pull-back of a given output_gradient.
+//! Differentiable functions: a forward pass that saves activations, and a backward pass for a given output gradient.
 //!
-//! For `y = f(x, w)` and a output_gradient `c = ∂l/∂y` of some loss `l`, the input pass gives `∂l/∂x = c·∂f/∂x` and the parameter pass
-//! `∂l/∂w = c·∂f/∂w`. Interlocking needs them apart: a stage pulls several losses back to its input, and only one of them into its
-//! parameters. So the two passes are asked for apart, and the parameter pass may come later than the input pass.
+//! For `y = f(x, w)` and the output gradient `c = ∂l/∂y` of a loss `l`, the input gradient is `∂l/∂x = c·∂f/∂x` and the parameter gradient
+//! is `∂l/∂w = c·∂f/∂w`. A stage computes input gradients of several losses, and parameter gradients of the losses that it follows. So the
+//! two can be computed separately, the parameter gradients later than the input gradient.
 
 pub mod autograd;
 pub mod graph;
 mod held;
+mod named_unit;
 
 pub use autograd::{Autograd, StageModule};
 pub use held::Held;
+pub(crate) use named_unit::NamedUnit;
 
 use std::any::Any;
+
+use candle_core::Device;
 
 use crate::{Activation, ActivationDtype, Error, Precision, Result, Wants, model::ParameterGradients};
 
@@ -29,7 +33,7 @@ pub enum Mode {
 pub struct Pass {
     /// Training or evaluation.
     pub mode: Mode,
-    /// The run's seed: dropout draws from it, the step, the micro-batch and its own name.
+    /// The run's seed. Dropout draws from the seed, the step, the micro-batch and its own name.
     pub seed: u64,
     /// The step, counted from 0.
     pub step: u64,
@@ -37,16 +41,16 @@ pub struct Pass {
     pub micro: usize,
     /// Whether running statistics are to be updated: false when a forward pass is recomputed.
     pub track: bool,
-    /// Whether the forward pass will be pulled back: false in training where it will be recomputed before that, so that nothing need be saved.
+    /// Whether a backward pass will use what this forward pass saves. In training it is false where the forward pass will be recomputed.
     pub save: bool,
-    /// In which dtype what is saved should be kept. A layer may keep more than that.
+    /// The dtype in which to save activations. A layer may save them more exactly.
     pub dtype: ActivationDtype,
-    /// In which precision layers compute; those of the CPU compute in `f32` whatever it is.
+    /// The precision in which layers compute. Layers on the CPU always compute in `f32`.
     pub precision: Precision,
 }
 
 impl Pass {
-    /// A training pass.
+    /// Returns a training pass.
     pub fn train(seed: u64, step: u64, micro: usize) -> Self {
         Self {
             mode: Mode::Train,
@@ -60,7 +64,7 @@ impl Pass {
         }
     }
 
-    /// An evaluation pass.
+    /// Returns an evaluation pass.
     pub fn eval() -> Self {
         Self {
             mode: Mode::Eval,
@@ -74,138 +78,137 @@ impl Pass {
         }
     }
 
-    /// Whether this is a training pass.
+    /// Returns whether this is a training pass.
     pub fn is_train(&self) -> bool {
         self.mode == Mode::Train
     }
 }
 
-/// What a forward pass keeps for its pull-backs; only the layer that made it can read it.
+/// The saved activations of one forward pass, as the backward pass of the same function reads them.
 pub struct Saved {
     value: Box<dyn Any + Send>,
     held: Vec<Held>,
 }
 
 impl Saved {
-    /// Keeps `value`.
+    /// Saves `value`.
     pub fn new<T: Send + 'static>(value: T) -> Self {
         Self { value: Box::new(value), held: Vec::new() }
     }
 
-    /// Tells which memory the value holds, so that it can be shown how much a stage needs: all of it counts, parts that are `Saved` themselves
-    /// ([`Self::held`]) included. What is not told is not counted.
+    /// Adds the memory that the value holds, for the memory reports of a stage. Memory of `Saved` values inside it ([`Self::held`]) must be
+    /// added as well; memory that is not added here is not counted.
     #[must_use]
     pub fn holding(mut self, held: impl IntoIterator<Item = Held>) -> Self {
         self.held.extend(held);
         self
     }
 
-    /// The memory that it was told to hold.
+    /// Returns the memory that was added by [`Self::holding`].
     pub fn held(&self) -> &[Held] {
         &self.held
     }
 
-    /// Bytes of that memory.
+    /// Returns the bytes of that memory.
     pub fn bytes(&self) -> usize {
         held::bytes(&self.held)
     }
 
-    /// Keeps nothing (evaluation, or layers that need nothing).
+    /// Saves nothing (in evaluation, or in a layer whose backward pass needs nothing).
     pub fn nothing() -> Self {
         Self::new(())
     }
 
-    /// The value kept.
+    /// Returns the saved value.
     ///
     /// # Errors
-    /// If it is of another type: this `Saved` came from another layer, or from an evaluation pass.
+    /// If it has another type: another layer or an evaluation pass made this `Saved`.
     pub fn get<T: 'static>(&self) -> Result<&T> {
         self.value.downcast_ref().ok_or_else(|| {
             Error::invalid(
-                "pull-back",
-                format!("the saved forward pass is not a {}", std::any::type_name::<T>()),
-                "pull back what this layer's forward pass in training mode saved",
+                "backward pass",
+                format!("the saved activations are not a {}", std::any::type_name::<T>()),
+                "pass what this layer's forward pass saved in training mode",
             )
         })
     }
 
-    /// The value kept, to be freed in pieces.
+    /// Returns the saved value by value, so that parts of it can be freed early.
     ///
     /// # Errors
-    /// As [`Self::get`].
+    /// Fails where [`Self::get`] fails.
     pub fn take<T: 'static>(self) -> Result<T> {
         self.get::<T>()?;
         self.value
             .downcast()
             .map(|value| *value)
-            .map_err(|_| Error::Internal("a saved forward pass changed its type".to_owned()))
+            .map_err(|_| Error::Internal("saved activations changed their type".to_owned()))
     }
 }
 
-/// What an input pass leaves for the parameter pass of the same loss.
+/// What [`Differentiable::backward_input`] leaves for [`Differentiable::backward_parameters`] of the same loss.
 pub struct Pending(Box<dyn Any + Send>);
 
 impl Pending {
-    /// Leaves `value`.
+    /// Wraps `value`.
     pub fn new<T: Send + 'static>(value: T) -> Self {
         Self(Box::new(value))
     }
 
-    /// The value left.
+    /// Returns the value.
     ///
     /// # Errors
-    /// If it is of another type: it came from another layer's input pass.
+    /// If it has another type: another layer made it.
     pub fn take<T: 'static>(self) -> Result<T> {
         self.0.downcast().map(|b| *b).map_err(|_| {
             Error::invalid(
-                "parameter pass",
-                format!("what the input pass left is not a {}", std::any::type_name::<T>()),
-                "finish what this layer's input pass left",
+                "backward pass of parameters",
+                format!("the pending value is not a {}", std::any::type_name::<T>()),
+                "pass what this layer's backward_input returned",
             )
         })
     }
 }
 
-/// What a pull-back gives.
+/// The result of a backward pass.
 #[derive(Default)]
 pub struct Gradients {
-    /// The gradient with respect to the input: there iff it was asked for.
+    /// The input gradient; present if it was wanted.
     pub input: Option<Activation>,
-    /// The gradients of the parameters: empty unless asked for.
+    /// The parameter gradients; empty unless they were wanted.
     pub parameters: ParameterGradients,
 }
 
 /// A differentiable function with parameters: a layer, a unit, a whole stage.
 ///
-/// Implementations compose: [`Sequential`] is `Differentiable` itself. A layer needs [`forward`] and
-/// [`backward`]; the two halves [`backward_input`] and [`backward_parameters`] follow from them, and containers override them so that the
-/// chain through the layers runs once.
+/// A layer implements [`forward`] and [`backward`]. By default [`backward_input`] and [`backward_parameters`] call [`backward`]; containers
+/// such as [`Sequential`] override them, so that each runs once through their layers.
 ///
 /// [`forward`]: Self::forward
 /// [`backward`]: Self::backward
 /// [`backward_input`]: Self::backward_input
 /// [`backward_parameters`]: Self::backward_parameters
 pub trait Differentiable: Send {
-    /// `y = f(x)` and, in training mode, what its pull-backs need (nothing need be saved where [`Pass::save`] is false).
+    /// Returns `y = f(x)` and, in training mode, the activations that backward passes need. Where [`Pass::save`] is false, none need be saved.
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)>;
 
-    /// Pulls `output_gradient` (shaped as the output) back; gives exactly what `wants` asks for.
+    /// Returns the gradients in `wants` for `output_gradient`, which has the output's shape.
     ///
-    /// A `Saved` may be pulled back any number of times.
+    /// May be called any number of times for one `Saved`.
     fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients>;
 
-    /// Whether there are parameters, whose gradients a parameter pass gives. Where not, no output_gradient is kept for it.
+    /// Returns whether there are parameters. A function without any keeps no output gradient for [`Self::backward_parameters`].
     fn has_parameters(&self) -> bool {
         true
     }
 
-    /// The input's gradient now, the parameters' later by [`Self::backward_parameters`].
+    /// Returns the input gradient now; [`Self::backward_parameters`] computes the parameter gradients later.
     fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
-        let pulled = self.backward(saved, output_gradient, Wants::INPUT)?;
-        Ok((input_of(pulled)?, Pending::new(self.has_parameters().then(|| output_gradient.clone()))))
+        let gradients = self.backward(saved, output_gradient, Wants::INPUT)?;
+        Ok((input_of(gradients)?, Pending::new(self.has_parameters().then(|| output_gradient.clone()))))
     }
 
-    /// The parameters' gradients of the loss whose input pass left `pending`.
+    /// Returns the parameter gradients of the loss whose [`Self::backward_input`] returned `pending`.
     fn backward_parameters(&self, saved: &Saved, pending: Pending) -> Result<ParameterGradients> {
         match pending.take()? {
             Some(output_gradient) => Ok(self.backward(saved, &output_gradient, Wants::PARAMETERS)?.parameters),
@@ -213,42 +216,52 @@ pub trait Differentiable: Send {
         }
     }
 
-    /// [`Self::backward`] for the last time: what was saved and the output_gradient may be freed on the way. Containers override it, so that
-    /// each layer frees its own when it is done.
+    /// [`Self::backward`] as the last backward pass of this forward pass. Containers override it, so that each layer frees its saved
+    /// activations as soon as it is done.
     fn last_backward(&self, saved: Saved, output_gradient: Activation, wants: Wants) -> Result<Gradients> {
         self.backward(&saved, &output_gradient, wants)
     }
 
-    /// [`Self::backward_parameters`] as the last of all pull-backs.
+    /// [`Self::backward_parameters`] as the last backward pass of this forward pass.
     fn last_backward_parameters(&self, saved: Saved, pending: Pending) -> Result<ParameterGradients> {
         self.backward_parameters(&saved, pending)
+    }
+
+    /// Checks, while the stage is built, that the gradients fit the forward pass, on random inputs of the shape `input` for one example. By
+    /// default nothing is checked: only a function whose gradients may be incomplete without an error needs it, as [`Autograd`] does.
+    ///
+    /// # Errors
+    /// If a gradient is zero or incomplete by construction, names it. A function that takes no such input returns no error.
+    fn check_gradients(&self, _input: &[usize], _device: &Device) -> Result<()> {
+        Ok(())
     }
 }
 
 impl Gradients {
-    /// As what [`Differentiable::backward_input`] gives, for layers that compute their parameters' gradients on the way: these are what it leaves.
+    /// Returns these gradients as [`Differentiable::backward_input`] does, for layers that compute both at once: the parameter gradients are
+    /// the pending value.
     ///
     /// # Errors
-    /// If there is no gradient of the input.
+    /// If there is no input gradient.
     pub fn into_backward_input(mut self) -> Result<(Activation, Pending)> {
         let parameters = std::mem::take(&mut self.parameters);
         Ok((input_of(self)?, Pending::new::<ParameterGradients>(parameters)))
     }
 }
 
-/// The input's gradient of a pull-back that was asked for it.
+/// Returns the input gradient of a backward pass that wanted it.
 ///
 /// # Errors
 /// If there is none: the function is not differentiable in its input (tokens, masks).
-pub fn input_of(pulled: Gradients) -> Result<Activation> {
-    pulled.input.ok_or_else(no_input_gradient)
+pub fn input_of(gradients: Gradients) -> Result<Activation> {
+    gradients.input.ok_or_else(no_input_gradient)
 }
 
 fn no_input_gradient() -> Error {
     Error::invalid(
-        "pull-back",
+        "backward pass",
         "the unit gave no gradient for its input",
-        "a unit that is not differentiable in its input (an embedding) can only be the first of a model",
+        "put a unit that is not differentiable in its input (an embedding) first in the model",
     )
 }
 
@@ -274,6 +287,9 @@ impl<T: Differentiable + ?Sized> Differentiable for Box<T> {
     fn last_backward_parameters(&self, saved: Saved, pending: Pending) -> Result<ParameterGradients> {
         (**self).last_backward_parameters(saved, pending)
     }
+    fn check_gradients(&self, input: &[usize], device: &Device) -> Result<()> {
+        (**self).check_gradients(input, device)
+    }
 }
 
 /// Layers one after another: `f_n(… f_1(x))`.
@@ -281,7 +297,7 @@ impl<T: Differentiable + ?Sized> Differentiable for Box<T> {
 pub struct Sequential(Vec<Box<dyn Differentiable>>);
 
 impl Sequential {
-    /// The layers in order of application.
+    /// Chains `layers` in order of application.
     pub fn new(layers: Vec<Box<dyn Differentiable>>) -> Self {
         Self(layers)
     }
@@ -300,20 +316,20 @@ impl Sequential {
 }
 
 impl Sequential {
-    /// Pulls `output_gradient` back from layer to layer; `pull` does one of them.
+    /// Runs the backward pass from the last layer to the first; `backward` does it for one layer.
     fn chain<S>(
         &self,
         saved: impl DoubleEndedIterator<Item = S> + ExactSizeIterator,
         mut output_gradient: Activation,
         wants: Wants,
-        pull: impl Fn(&dyn Differentiable, S, Activation, Wants) -> Result<Gradients>,
+        backward: impl Fn(&dyn Differentiable, S, Activation, Wants) -> Result<Gradients>,
     ) -> Result<Gradients> {
         let mut parameters = Vec::new();
         for (at, (layer, saved)) in self.0.iter().zip(saved).enumerate().rev() {
             let layer_wants = Wants { input: wants.input || at > 0, ..wants };
-            let pulled = pull(&**layer, saved, output_gradient, layer_wants)?;
-            parameters.extend(pulled.parameters);
-            match pulled.input {
+            let gradients = backward(&**layer, saved, output_gradient, layer_wants)?;
+            parameters.extend(gradients.parameters);
+            match gradients.input {
                 Some(input) => output_gradient = input,
                 None if at == 0 && !wants.input => return Ok(Gradients { input: None, parameters }),
                 None => return Err(no_input_gradient()),

@@ -140,7 +140,11 @@ impl fmt::Display for Failure {
         if let Some(micro_batch) = self.micro_batch {
             write!(f, ", micro-batch {micro_batch}")?;
         }
-        write!(f, ", {}: {}", self.phase, self.cause)
+        match &*self.cause {
+            // It names the same phase.
+            Error::Unit { phase, .. } if *phase == self.phase => write!(f, ", {}", self.cause),
+            cause => write!(f, ", {}: {cause}", self.phase),
+        }
     }
 }
 
@@ -227,7 +231,7 @@ pub enum Error {
     /// A run failed; it cannot go on.
     #[error(transparent)]
     Failed(#[from] Failure),
-    /// A unit of a model, or the head that follows it, failed while it was measured.
+    /// A unit of a model, or the head that follows it, failed.
     #[error("unit {unit} {name:?}, {phase}: {cause}")]
     Unit {
         /// The unit, counted from 0.

@@ -10,8 +10,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use candle_core::{Device, Tensor};
 use common::{ByTarget, Chain, Matrices, Slope, given, scalars};
 use interlock::{
-    Batch, GradientPlan, Interlock, Strategy, Trainer,
+    Activation, Autograd, Batch, Dataset, EndToEnd, GradientPlan, Interlock, ModelSpec, Pass, StageModule, Strategy,
+    Trainer, Unit,
     device::Plain,
+    differentiation::autograd::FromModule,
     loss::Loss,
     optimizer::OptimizerConfig,
     plain::PlainPipeline,
@@ -181,4 +183,90 @@ fn the_cosine_is_that_of_sums_over_micro_batches() {
         let (alignments, _) = measured(Matrices { dims: vec![2, 1, 1] }, ByTarget, &values, &batch, micro_batches);
         assert_eq!(alignments, [Some(0.8), None], "M = {micro_batches}");
     }
+}
+
+/// Units `first` (3 → 4), `second` (4 → 4 by `operation`) and `third` (4 → 2); `second` declares the output `declared`.
+struct ByOperation {
+    operation: fn(&Tensor) -> interlock::Result<Tensor>,
+    declared: usize,
+}
+
+/// A module that gives what a function gives.
+struct Calls(fn(&Tensor) -> interlock::Result<Tensor>);
+
+impl StageModule for Calls {
+    fn forward(&self, x: &Activation, _: &Pass) -> interlock::Result<Activation> {
+        Ok((self.0)(x.single()?)?.into())
+    }
+}
+
+impl ModelSpec for ByOperation {
+    fn units(&self) -> interlock::Result<Vec<Unit>> {
+        let dense = |name: &str, inputs: usize, outputs: usize| {
+            Unit::new(name, [outputs], move |vb| {
+                Autograd::build(vb, |vb| Ok(FromModule(candle_nn::linear(inputs, outputs, vb)?)))
+            })
+        };
+        let operation = self.operation;
+        let second = Unit::new("second", [self.declared], move |vb| Autograd::build(vb, |_| Ok(Calls(operation))));
+        Ok(vec![dense("first", 3, 4), second, dense("third", 4, 2)])
+    }
+}
+
+fn by_operation(operation: fn(&Tensor) -> interlock::Result<Tensor>, declared: usize) -> interlock::Error {
+    let builder = Trainer::builder(ByOperation { operation, declared }).strategy(EndToEnd).stages(3).steps(1);
+    let builder = builder.devices([Arc::new(Plain) as Arc<dyn interlock::StageDevice>]).batch_size(2);
+    builder.build().and_then(|mut trainer| trainer.fit(&Threes)).map(|_| ()).unwrap_err()
+}
+
+/// Examples of three numbers.
+struct Threes;
+
+impl Dataset for Threes {
+    fn len(&self) -> usize {
+        8
+    }
+
+    fn batch(&self, numbers: &[usize], _: Option<interlock::random::Key>) -> interlock::Result<Batch> {
+        let inputs: Vec<f32> = numbers.iter().flat_map(|&n| [n as f32, 1.0, -0.5]).collect();
+        let targets: Vec<u32> = numbers.iter().map(|&n| n as u32 % 2).collect();
+        Ok(Batch {
+            inputs: Tensor::from_vec(inputs, (numbers.len(), 3), &Device::Cpu)?.into(),
+            targets: Tensor::new(targets, &Device::Cpu)?,
+        })
+    }
+}
+
+#[test]
+fn a_stage_whose_gradient_is_zero_or_incomplete_is_refused_when_it_is_built() {
+    for operation in [
+        |x: &Tensor| Ok(candle_nn::ops::softmax_last_dim(x)?),
+        |x: &Tensor| Ok((x + candle_nn::ops::softmax_last_dim(x)?)?),
+        |x: &Tensor| Ok(x.detach()),
+    ] {
+        let error = by_operation(operation, 4).to_string();
+        assert!(error.starts_with("stage 1, unit 1 \"second\", build: its input: the gradient is "), "{error}");
+    }
+}
+
+#[test]
+fn shape_errors_name_the_unit() {
+    let error = by_operation(|x| Ok(x.narrow(1, 0, 3)?), 3).to_string();
+    assert!(error.contains("unit 2 \"third\", forward: ") && error.contains("matmul"), "{error}");
+    let error = by_operation(|x| Ok(x.narrow(1, 0, 3)?), 4).to_string();
+    assert!(error.contains("unit 1 \"second\", forward: output: "), "{error}");
+    assert!(error.contains("[4]") && error.contains("[3]"), "{error}");
+}
+
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("the tank is empty")]
+struct Empty;
+
+#[test]
+fn an_error_of_a_users_module_names_the_unit_and_keeps_its_source() {
+    let error = by_operation(|_| Err(interlock::Error::other(Empty)), 4);
+    assert!(error.to_string().contains("unit 1 \"second\", forward: the tank is empty"), "{error}");
+    let interlock::Error::Failed(failure) = &error else { panic!("{error:?}") };
+    let interlock::Error::Unit { unit: 1, cause, .. } = &*failure.cause else { panic!("{failure:?}") };
+    assert!(matches!(&**cause, interlock::Error::Other(own) if own.is::<Empty>()), "{cause:?}");
 }

@@ -53,7 +53,10 @@ impl Dataset for Waves {
         let count = numbers.len() * ROWS * WIDTH;
         let values: Vec<f32> = (0..count).map(|i| ((i + numbers[0]) as f32 * 0.37).sin()).collect();
         let inputs = Tensor::from_vec(values, (numbers.len(), ROWS, WIDTH), &Device::Cpu)?;
-        Ok(Batch { inputs: inputs.into(), targets: Tensor::zeros((numbers.len(), ROWS, WIDTH), DType::F32, &Device::Cpu)? })
+        Ok(Batch {
+            inputs: inputs.into(),
+            targets: Tensor::zeros((numbers.len(), ROWS, WIDTH), DType::F32, &Device::Cpu)?,
+        })
     }
 }
 

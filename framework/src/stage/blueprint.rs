@@ -14,6 +14,7 @@ use crate::{
     ActivationDtype, Error, Failure, Loss, ModelSpec, Origin, ParameterStore, Partition, Phase, Result, Sequential,
     StageDevice, Unit,
     device::{Part, PartKind},
+    differentiation::NamedUnit,
     model::Weights,
     optimizer::{OptimizerConfig, clip::ClipConfig, lr_schedule::LrSchedule},
     strategy::Plans,
@@ -85,6 +86,10 @@ pub struct StageBlueprint {
     pub device: Arc<dyn StageDevice>,
     /// The neighbours that cannot have looked at what they send, where this stage can.
     unseen: Vec<usize>,
+    /// The number of its first unit in the model.
+    first_unit: usize,
+    /// The shape of its input for one example, as the upstream unit declares it; none for the first stage.
+    input: Option<Vec<usize>>,
     units: Vec<Unit>,
     head: Option<Unit>,
     settings: Arc<StageSettings>,
@@ -131,6 +136,8 @@ impl StageBlueprint {
                     stages,
                     device: Arc::clone(device(index)),
                     unseen: neighbours.filter(is_unseen).collect(),
+                    first_unit: range.start,
+                    input: range.start.checked_sub(1).map(|upstream| units[upstream].output.clone()),
                     units: units[range].to_vec(),
                     head,
                     settings: Arc::clone(settings),
@@ -187,14 +194,20 @@ impl StageBlueprint {
 
         let main = store();
         let root = main.builder(self.device.device());
-        let units = self.units.iter().map(|unit| unit.build(&root)).collect::<Result<_>>()?;
-        let (module, parameters) =
-            finish(PartKind::Main, self.units.last(), main, Box::new(Sequential::new(units)) as Box<_>)?;
+        let mut input = self.input.as_deref();
+        let mut units = Sequential::default();
+        for (number, unit) in (self.first_unit..).zip(&self.units) {
+            units.push(NamedUnit::build(number, unit, input, &root)?);
+            input = Some(&unit.output);
+        }
+        let (module, parameters) = finish(PartKind::Main, self.units.last(), main, Box::new(units) as Box<_>)?;
         let head = match &self.head {
             Some(unit) => {
                 let store = store();
                 let root = store.builder(self.device.device()).pp("aux").pp(self.index);
-                let (module, parameters) = finish(PartKind::Head, Some(unit), store, unit.build(&root)?)?;
+                let last = self.first_unit + self.units.len().saturating_sub(1);
+                let head = NamedUnit::build_head(last, unit, input.unwrap_or_default(), &root)?;
+                let (module, parameters) = finish(PartKind::Head, Some(unit), store, Box::new(head))?;
                 Some(Head { module, parameters })
             }
             None => None,

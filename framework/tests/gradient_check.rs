@@ -1,0 +1,136 @@
+//! Modules whose gradients are zero or incomplete are refused; all others are accepted.
+
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use candle_nn::{Module, VarBuilder, linear};
+use interlock::{
+    Autograd, Differentiable, ParameterStore, Pass, Wants,
+    differentiation::autograd::{FromModule, FromModuleT},
+};
+
+fn builder() -> VarBuilder<'static> {
+    ParameterStore::new(5, Arc::default()).builder(&Device::Cpu)
+}
+
+type Operation = fn(&Tensor) -> candle_core::Result<Tensor>;
+
+/// Whether the operation, on its own and between linear layers, is refused when it is built; and if not, at its first backward pass.
+fn refusal(operation: Operation) -> [Option<String>; 3] {
+    let width = 12;
+    let alone = |checked: bool| {
+        let layer = Autograd::build(builder(), |_| Ok(FromModule(operation))).unwrap();
+        if checked {
+            return layer.check_gradients(&[width], &Device::Cpu).err().map(|e| e.to_string());
+        }
+        let values: Vec<f32> = (0..3 * width).map(|i| (i as f32 * 0.7).sin() + 0.01).collect();
+        let x = Tensor::from_vec(values, (3, width), &Device::Cpu).unwrap().into();
+        let (y, saved) = layer.forward(&x, &Pass::train(0, 0, 0)).unwrap();
+        layer.backward(&saved, &y, Wants::BOTH).err().map(|e| e.to_string())
+    };
+    let between = Autograd::build(builder(), |vb| {
+        let (a, b) = (linear(width, width, vb.pp("a"))?, linear(width, 5, vb.pp("b"))?);
+        Ok(FromModule(move |x: &Tensor| b.forward(&operation(&a.forward(x)?)?)))
+    });
+    let between = between.unwrap().check_gradients(&[width], &Device::Cpu).err().map(|e| e.to_string());
+    [alone(true), alone(false), between]
+}
+
+#[test]
+fn gradients_that_an_operation_stops_are_refused_whole_or_in_part() {
+    let stopped: [(&str, Operation); 6] = [
+        ("softmax", |x| candle_nn::ops::softmax_last_dim(x)),
+        ("layer norm", |x| candle_nn::ops::layer_norm(x, &x.get(0)?.ones_like()?, &x.get(0)?.zeros_like()?, 1e-5)),
+        ("rms norm", |x| candle_nn::ops::rms_norm(x, &x.get(0)?.ones_like()?, 1e-5)),
+        ("detach", |x| Ok(x.detach())),
+        ("sum with softmax", |x| x + candle_nn::ops::softmax_last_dim(x)?),
+        ("product with detach", |x| x * x.detach()),
+    ];
+    for (name, operation) in stopped {
+        let [built, first, between] = refusal(operation);
+        for found in [built, first] {
+            let found = found.unwrap_or_else(|| panic!("{name} is accepted"));
+            assert!(found.starts_with("its input: the gradient is "), "{name}: {found}");
+        }
+        assert!(between.is_some(), "{name} between layers is accepted");
+    }
+    // candle divides the gradient of a window's largest element by the size of the window.
+    let pool: Operation = |x| {
+        let pooled = x.reshape((x.dim(0)?, 1, 2, 6))?.max_pool2d(2)?.flatten_from(1)?;
+        pooled.repeat((1, 4))
+    };
+    assert!(refusal(pool)[0].as_ref().is_some_and(|e| e.contains("the gradient is incomplete")));
+    let constant: [(&str, Operation); 2] = [("round", |x| (x * 3.0)?.round()), ("sign", |x| x.sign())];
+    for (name, operation) in constant {
+        assert!(refusal(operation)[0].is_some(), "{name} is accepted");
+    }
+}
+
+#[test]
+fn operations_with_a_backward_pass_are_accepted() {
+    let sound: [(&str, Operation); 19] = [
+        ("identity", |x| Ok(x.clone())),
+        ("softmax", |x| candle_nn::ops::softmax(x, 1)),
+        ("log softmax", |x| candle_nn::ops::log_softmax(x, 1)),
+        ("sum with softmax", |x| x + candle_nn::ops::softmax(x, 1)?),
+        ("relu", Tensor::relu),
+        ("relu of a large value", |x| (x * 100.0)?.relu()),
+        ("leaky relu", |x| candle_nn::ops::leaky_relu(x, 0.1)),
+        ("gelu", Tensor::gelu),
+        ("gelu by erf", Tensor::gelu_erf),
+        ("silu", |x| candle_nn::ops::silu(x)),
+        ("sigmoid", |x| candle_nn::ops::sigmoid(x)),
+        ("elu", |x| x.elu(1.0)),
+        ("tanh", Tensor::tanh),
+        ("abs", Tensor::abs),
+        ("clamp", |x| x.clamp(-0.5_f32, 0.5_f32)),
+        ("max", |x| x.max_keepdim(1)?.broadcast_add(x)),
+        ("norm", |x| {
+            let x = x.broadcast_sub(&x.mean_keepdim(1)?)?;
+            x.broadcast_div(&(x.sqr()?.mean_keepdim(1)? + 1e-5)?.sqrt()?)
+        }),
+        ("where", |x| x.gt(0.0_f32)?.where_cond(x, &(x * 0.3)?)),
+        ("constant", |x| x.zeros_like()),
+    ];
+    for (name, operation) in sound {
+        assert_eq!(refusal(operation), [None, None, None], "{name}");
+    }
+}
+
+#[test]
+fn random_and_unusual_modules_are_accepted() {
+    // Drops at random by a generator of its own.
+    let dropout = Autograd::build(builder(), |_| Ok(FromModuleT(candle_nn::Dropout::new(0.5)))).unwrap();
+    dropout.check_gradients(&[12], &Device::Cpu).unwrap();
+    // Takes tokens, not random numbers.
+    let embedding = Autograd::build(builder(), |vb| Ok(FromModule(candle_nn::embedding(9, 4, vb)?))).unwrap();
+    embedding.check_gradients(&[6], &Device::Cpu).unwrap();
+    let tokens = Tensor::new(&[[1_u32, 8, 1], [0, 3, 2]], &Device::Cpu).unwrap().into();
+    let (y, saved) = embedding.forward(&tokens, &Pass::train(0, 0, 0)).unwrap();
+    assert_eq!(embedding.backward(&saved, &y, Wants::PARAMETERS).unwrap().parameters.len(), 1);
+    // Stops a gradient on purpose.
+    let through = |x: &Tensor| x + (x.round()? - x)?.detach();
+    let estimator = Autograd::build(builder(), move |_| Ok(FromModule(through))).unwrap().without_gradient_check();
+    estimator.check_gradients(&[12], &Device::Cpu).unwrap();
+    // Takes no such input.
+    let fixed = |x: &Tensor| x.reshape((2, 3));
+    let fixed = Autograd::build(builder(), move |_| Ok(FromModule(fixed))).unwrap();
+    fixed.check_gradients(&[12], &Device::Cpu).unwrap();
+}
+
+#[test]
+fn the_check_of_gradients_leaves_every_value_as_it_was() {
+    let store = ParameterStore::new(5, Arc::default());
+    let norm = |vb: VarBuilder| Ok(FromModuleT(candle_nn::batch_norm(6, 1e-5, vb.pp("bn"))?));
+    let layer = Autograd::build(store.builder(&Device::Cpu), norm).unwrap();
+    let values = || -> Vec<(String, Vec<f32>)> {
+        let snapshot = store.snapshot().unwrap().into_iter();
+        snapshot.map(|(name, t)| (name, t.flatten_all().unwrap().to_vec1().unwrap())).collect()
+    };
+    let before = values();
+    assert_eq!(before.len(), 4);
+    layer.check_gradients(&[6], &Device::Cpu).unwrap();
+    assert_eq!(values(), before);
+}
