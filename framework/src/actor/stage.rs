@@ -184,7 +184,7 @@ impl Handler<Connect> for StageActor {
     }
 }
 
-impl Handler<Follow> for StageActor {
+impl Handler<FollowPlans> for StageActor {
     type Result = ();
 
     fn handle(&mut self, message: FollowPlans, _: &mut Self::Context) {
