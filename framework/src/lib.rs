@@ -12,8 +12,8 @@
 //! A block is its forward pass ([`StageModule`]), a model is a list of blocks ([`ModelSpec`]); the rest is settings.
 //!
 //! ```
-//! use candle_core::{Device, Tensor};
-//! use candle_nn::{Linear, Module, linear};
+//! use interlock::candle_core::{Device, Tensor};
+//! use interlock::candle_nn::{Linear, Module, linear};
 //! use interlock::{
 //!     Activation, Autograd, Batch, Dataset, Interlock, ModelSpec, Pass, Result, StageModule, Trainer, Unit, random::Key,
 //! };
@@ -105,6 +105,8 @@ pub mod timeline;
 pub mod trainer;
 pub mod transport;
 
+pub use candle_core;
+pub use candle_nn;
 pub use data::{Batch, Dataset, InMemory};
 pub use device::{Backend, Link, StageDevice};
 pub use differentiation::{Autograd, Differentiable, Gradients, Mode, Pass, Saved, Sequential, StageModule};
