@@ -1,4 +1,4 @@
-//! The GPUs of this machine, or its cores, divided among the stages of a pipeline.
+//! Divides the GPUs of this machine, or its cores, among the stages of a pipeline.
 
 use std::{sync::Arc, thread::available_parallelism};
 
@@ -6,22 +6,22 @@ use interlock::{Result, StageDevice, trainer::Layout};
 
 use crate::Backends;
 
-/// How many cores this process may use.
+/// Returns how many cores this process may use.
 pub fn core_count() -> usize {
     available_parallelism().map_or(1, usize::from)
 }
 
 impl Backends {
-    /// Devices for the stages of `layout`, by the rule that configurations call `auto`: the machine's GPUs where it has any and this build can
-    /// use them, its cores otherwise.
+    /// Opens devices for the stages of `layout`, by the rule that configurations call `auto`: the machine's GPUs if there are any and this build
+    /// can use them, else its cores.
     ///
-    /// - On GPUs, neighbouring stages share one where there are more stages than GPUs; each GPU gets as many, the first ones one more.
+    /// - If there are more stages than GPUs, neighbouring stages share one. The GPUs get equally many stages, the first ones one more.
     /// - A single stage, stages that are hardly ever busy at the same time (one micro-batch trained end to end), and more stages than there
     ///   are cores share one device of all cores: no core waits while a stage has work.
-    /// - Otherwise each stage gets a device of its own, and the cores are divided evenly among them; those that remain go one each to the
-    ///   stages that cost most.
+    /// - Otherwise each stage gets a device of its own. The cores are divided evenly; the remaining ones go, one each, to the stages that cost
+    ///   most.
     ///
-    /// No thread is pinned. Which devices there are changes nothing in what is computed.
+    /// No thread is pinned. The results do not depend on the devices.
     ///
     /// # Errors
     /// If this build has neither GPUs nor CPU devices, if a GPU does not open, or the system gives no more threads.

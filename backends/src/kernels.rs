@@ -1,8 +1,8 @@
-//! Loops over `f32` in memory, written for vector units: what the layers spend their time in.
+//! Loops over `f32` in memory, written for vector units. Layers spend most of their time here.
 //!
 //! A kernel is a generic body over [`Lanes`](lanes::Lanes), sixteen numbers at a time, compiled for AVX-512, for AVX2 and for any processor;
-//! [`dispatch!`] makes the function that picks one when it is called. Everything here works on slices and pointers and knows no layers; `unsafe`
-//! stays below this folder. Work for several threads is cut into pieces that depend on shapes only.
+//! [`dispatch!`] makes the function that picks one when it is called. Kernels work on slices and pointers and know no layers; all `unsafe` of
+//! the layers is in this folder. Work for several threads is cut by shapes only.
 //!
 //! Bits depend on the picked instructions: a fused multiply-add rounds once, where the portable body rounds twice. They depend on nothing
 //! else, so one binary on one model of CPU gives the same bits.

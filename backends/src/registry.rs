@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use interlock::{Backend, Error, Result, StageDevice};
 
-/// Backends, each for one scheme of device names.
+/// A list of backends, each for one scheme of device names.
 pub struct Backends(Vec<Box<dyn Backend>>);
 
 /// Schemes that a build may have, and the feature that brings each in.
@@ -24,12 +24,12 @@ impl Default for Backends {
 }
 
 impl Backends {
-    /// No backend at all; see [`Self::with`].
+    /// Returns a list without backends; see [`Self::with`].
     pub fn none() -> Self {
         Self(Vec::new())
     }
 
-    /// The same backends and `backend`, which takes the place of one with the same scheme.
+    /// Adds `backend`. It replaces a backend with the same scheme.
     #[must_use]
     pub fn with(mut self, backend: impl Backend + 'static) -> Self {
         self.0.retain(|known| known.scheme() != backend.scheme());
@@ -40,7 +40,7 @@ impl Backends {
     /// Opens the device called `name`, such as `cpu` or `cpu:threads=2`.
     ///
     /// # Errors
-    /// If no backend has its scheme (the message tells the known ones, or the feature that is missing), or if the backend has no such device.
+    /// If no backend has its scheme (the message names the known ones, or the missing feature), or if the backend has no such device.
     pub fn open(&self, name: &str) -> Result<Arc<dyn StageDevice>> {
         let scheme = name.split(':').next().unwrap_or(name).trim();
         if let Some(backend) = self.0.iter().find(|backend| backend.scheme() == scheme) {
@@ -81,12 +81,12 @@ impl Backends {
         names.iter().map(|name| self.open(name)).collect()
     }
 
-    /// A line for each device that could be opened: its name and what it is.
+    /// Lists the devices that can be opened: the name of each, and a description.
     pub fn list(&self) -> Vec<(String, String)> {
         self.0.iter().flat_map(|backend| backend.list()).collect()
     }
 
-    /// Why backends of this build have no device on this machine, of those that have none.
+    /// Returns, for each backend without a device on this machine, the reason.
     pub fn absences(&self) -> Vec<String> {
         self.0.iter().filter_map(|backend| backend.absence()).collect()
     }

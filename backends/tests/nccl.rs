@@ -24,7 +24,7 @@ use interlock_backends::{
     layers::{Gelu, Linear},
 };
 
-/// The ids of both ways, for the other process.
+/// The ids of both channels, for the other process.
 const IDS: &str = "INTERLOCK_TEST_NCCL_IDS";
 const LIMIT: Duration = Duration::from_secs(60);
 /// Of a whole test.
@@ -237,7 +237,7 @@ fn what_is_never_sent_keeps_a_way_from_its_end_for_no_longer_than_the_limit() {
     let second = receiver.receive(&shape).expect("a tensor to come");
     let start = Instant::now();
     let error = receiver.finish(Duration::from_millis(500)).expect_err("nothing comes").to_string();
-    assert!(error.contains("what is under way was not through within 0.5 s"), "{error}");
+    assert!(error.contains("not every transfer was done within 0.5 s"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(30));
     // What has not come is no number that a stage could compute with unnoticed.
     assert!(values(second.single().expect("one tensor"))[0].is_nan());

@@ -1,4 +1,4 @@
-//! A stream of copies: memory for what arrives, and what copies need until they are done.
+//! A stream of copies, with memory for what arrives and the tensors and buffers that copies need until they are done.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,10 +9,10 @@ use candle_core::{
 
 use super::pinned::Lease;
 
-/// A stream of copies, and what they need.
+/// A stream of copies, and the tensors and buffers that they need.
 pub(super) struct CopyStream {
     stream: Arc<CudaStream>,
-    /// In the order in which they are done.
+    /// In the order of the copies.
     needed: Mutex<Vec<Needed>>,
 }
 
@@ -31,10 +31,10 @@ impl CopyStream {
         &self.stream
     }
 
-    /// Memory for `count` elements, whatever they are, to be written on this stream and used and freed on `home`.
+    /// Allocates `count` elements of any value, to be written on this stream, and used and freed on `home`.
     ///
-    /// Taken in this stream's order, not behind all that `home` has yet to do. It belongs to `home` all the same: candle's operations make the
-    /// stream that memory belongs to wait for who wrote it, whichever stream they run on.
+    /// The allocation is ordered in this stream: it does not wait for `home`. It belongs to `home` all the same, because candle's operations make
+    /// the stream that owns memory wait for whoever wrote it.
     pub(super) fn allocate<T: DeviceRepr>(
         &self,
         home: &Arc<CudaStream>,
@@ -64,7 +64,7 @@ impl CopyStream {
         Ok(())
     }
 
-    /// Lets go of what was kept for copies that are done; does not wait.
+    /// Drops what was kept for copies that are done. Does not wait.
     pub(super) fn sweep(&self) -> Result<(), DriverError> {
         let mut needed = self.needed.lock().unwrap_or_else(PoisonError::into_inner);
         let mut done = 0;

@@ -1,4 +1,4 @@
-//! What the driver says of the GPUs of this machine, and what its errors mean for a user.
+//! The driver's description of this machine's GPUs, and what its errors mean for a user.
 
 use candle_core::cuda::cudarc::driver::{DriverError, result, sys};
 use interlock::{Error, Result};
@@ -57,7 +57,7 @@ fn no_device(device: &str) -> Error {
     )
 }
 
-/// Which GPUs there are, for one who asked for another.
+/// Returns the error for a GPU that does not exist.
 pub(super) fn wrong_ordinal(device: &str, count: usize) -> Error {
     let right = match count {
         1 => "use cuda:0".to_owned(),
@@ -67,7 +67,7 @@ pub(super) fn wrong_ordinal(device: &str, count: usize) -> Error {
     Error::invalid(format!("device {device}"), format!("{there} that this process may use"), right)
 }
 
-/// What a failure while `device` was opened means to who opens it. Errors are told by their names, which stay when they are wrapped.
+/// Explains a failure to open `device`. Errors are recognized by their names, which stay when they are wrapped.
 pub(super) fn refused(device: &str, error: impl std::fmt::Display) -> Error {
     let text = error.to_string();
     let is = |name: &str| text.contains(name);
@@ -122,7 +122,7 @@ pub(super) fn is_out_of_memory(text: &str) -> bool {
     .any(|name| text.contains(name))
 }
 
-/// What to do where a GPU's memory does not suffice; `memory` is what is free of it, and all of it, in bytes.
+/// Returns the error for a GPU that is out of memory; `memory` is its free and its total memory, in bytes.
 pub(super) fn out_of_memory(device: &str, memory: Option<(usize, usize)>) -> Error {
     let of = match memory {
         Some((free, total)) => format!(": {} of {} are free", gibibytes(free), gibibytes(total)),

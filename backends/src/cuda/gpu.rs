@@ -1,4 +1,4 @@
-//! What all stages on one GPU share.
+//! The state that all stages on one GPU share.
 
 use std::{
     collections::HashMap,
@@ -14,14 +14,14 @@ use super::pinned::Pool;
 #[derive(Debug)]
 pub(super) struct Gpu {
     pub(super) context: Arc<CudaContext>,
-    /// On which tensors leave for the host, or through it for GPUs that cannot read this one's memory.
+    /// The stream on which tensors are copied to the host, and through it to GPUs that cannot read this one's memory.
     pub(super) departures: Arc<CudaStream>,
     pub(super) pinned: Arc<Pool>,
     /// By ordinal, whether this GPU reads the memory of that one.
     peers: Mutex<HashMap<usize, bool>>,
 }
 
-/// Every GPU in use, so that there is one of each.
+/// Every GPU in use, one value for each.
 static IN_USE: Mutex<Option<HashMap<usize, Weak<Gpu>>>> = Mutex::new(None);
 
 /// An access to a pool's memory, as the driver's interface lays it out.
@@ -56,8 +56,7 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Whether this GPU reads the memory of `other` itself; lets it, where it can and did not yet. Where the driver refuses, for whatever reason,
-    /// there is the way through the host.
+    /// Enables this GPU to read the memory of `other`, and returns whether it can. If the driver refuses, copies go through the host.
     pub(super) fn reads(&self, other: &Self) -> bool {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         let enabled = || self.context == other.context || self.enable(other).unwrap_or(false);

@@ -1,4 +1,4 @@
-//! Numbers and moments of a GPU, which the host learns of later.
+//! Numbers and moments of a GPU that the host reads later.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -16,7 +16,7 @@ use interlock::{
 
 use super::{gpu::Gpu, pinned::Lease, transfer::failed};
 
-/// Numbers on their way.
+/// Numbers on their way to the host.
 struct Numbers {
     arrived: CudaEvent,
     buffer: Lease,
@@ -41,7 +41,7 @@ impl Drop for Numbers {
     }
 }
 
-/// Begins to copy `values` to the host, on the stream that computes them.
+/// Begins to copy `values` to the host, on the stream that computes them. Does not wait.
 pub(super) fn read(values: &Tensor, gpu: &Gpu) -> Result<Box<dyn Reading>> {
     let values = values.detach().to_dtype(DType::F64)?.flatten_all()?.contiguous()?;
     let (storage, layout) = values.storage_and_layout();
@@ -67,7 +67,7 @@ struct Anchor {
     instant: Instant,
 }
 
-/// Tells when a stream came to where.
+/// The clock of a stream: measures when the stream reached a mark.
 pub(super) struct Clock {
     stream: Arc<CudaStream>,
     anchor: Arc<Mutex<Arc<Anchor>>>,

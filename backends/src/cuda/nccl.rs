@@ -1,14 +1,14 @@
 //! Activations and gradients between GPUs of several processes, by NCCL.
 //!
-//! A boundary between two processes has a *way* in each direction: an [`NcclSender`] in one process and an [`NcclReceiver`] in the other, joined
-//! under an [`NcclId`] that the processes pass on by other means. Each way has a communicator and a stream of its own, so that an activation and a
-//! gradient that cross at the same time do not wait for each other. What is sent must be received in the same order, with the shapes and dtypes
-//! that it was sent with; how the receiver learns them is up to the processes' own messages.
+//! A boundary between two processes has a *channel* in each direction: an [`NcclSender`] in one process and an [`NcclReceiver`] in the other. Both join
+//! with the same [`NcclId`], which the processes exchange by other means. Each channel has a communicator and a stream of its own, so that an
+//! activation and a gradient can cross at the same time. Tensors must be received in the order in which they were sent, with the same shapes and
+//! dtypes; the processes exchange these by messages of their own.
 //!
-//! A way ends by `finish`, at both ends: it waits until what was sent has come. An end that is dropped without waits for a short time only, then
-//! cuts off what is under way.
+//! A channel ends with `finish` in both processes, which waits until everything has arrived. A sender or receiver that is dropped without `finish`
+//! waits for a short time, and then aborts the transfers that are left.
 //!
-//! The host waits for nothing but the joining and the end. NCCL does not tell when the other process is gone: whoever runs the processes must.
+//! The host waits only while it joins and finishes. NCCL does not report that the other process has died: whoever runs the processes must.
 
 mod end;
 
@@ -35,7 +35,7 @@ use super::{
     transfer::{failed, of_any_dtype, of_any_type},
 };
 
-/// The name of one way of a boundary; made by one process, given to the other as text.
+/// The name of a channel. One process makes it and gives it to the other as text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NcclId([u8; 128]);
 
@@ -84,15 +84,15 @@ fn refused(what: &str, error: NcclError) -> Error {
 
 /// Sends activations, or gradients, to a stage of another process.
 ///
-/// [`finish`](Self::finish) ends it when all is sent. Dropped without, it waits for that 10 s at most, ignores every error, and cuts off what is then
-/// still under way: messages that the receiver has not taken by then are lost, and neither side is told.
+/// [`finish`](Self::finish) ends it when everything is sent. Without `finish`, dropping it waits at most 10 s, ignores errors, and aborts the transfers
+/// that are left: messages that the receiver has not taken by then are lost, and neither process gets an error.
 pub struct NcclSender {
     end: ChannelEnd,
     device: Arc<CudaStageDevice>,
 }
 
 impl NcclSender {
-    /// Joins the way called `id`, for tensors of `device`.
+    /// Joins the channel `id`, for tensors of `device`.
     ///
     /// # Errors
     /// If the receiver does not join within `limit`, or NCCL refuses.
@@ -100,9 +100,7 @@ impl NcclSender {
         Ok(Self { end: ChannelEnd::join(&device, id, SENDER, limit)?, device })
     }
 
-    /// Sends the tensors of `activation`; returns at once, and keeps them until they are sent.
-    ///
-    /// They are on their way for as long as this sender is there: only [`finish`](Self::finish) makes sure that they leave.
+    /// Sends the tensors of `activation`. Returns at once, and keeps them until they are sent. Only [`finish`](Self::finish) waits until they are.
     ///
     /// # Errors
     /// If a tensor is of another device, is empty, or NCCL fails.
@@ -123,10 +121,10 @@ impl NcclSender {
         self.end.copies.keep(released.tensors().to_vec(), None).map_err(failed)
     }
 
-    /// Waits until all is sent, and ends the way. The receiver is to do the same; two processes finish several ways in the same order.
+    /// Waits until everything is sent, and ends the channel. The receiver must finish too; two processes finish several channels in the same order.
     ///
     /// # Errors
-    /// If it takes longer than `limit`, or NCCL fails. The way has ended then too, and what was still under way is cut off.
+    /// If it takes longer than `limit`, or NCCL fails. The channel has ended then too, and the transfers that were left are aborted.
     pub fn finish(mut self, limit: Duration) -> Result<()> {
         self.end.finish(limit)
     }
@@ -154,9 +152,9 @@ impl NcclSender {
 
 /// Receives activations, or gradients, from a stage of another process.
 ///
-/// [`finish`](Self::finish) ends it when all that was asked for is there. Dropped without, it waits for that 10 s at most, ignores every error, and
-/// cuts off what is then still under way. A tensor that has not come by then is NaN, if its elements are floating-point numbers, and else has all
-/// bits set: a stage that computes with it fails.
+/// [`finish`](Self::finish) ends it when every tensor has arrived. Without `finish`, dropping it waits at most 10 s, ignores errors, and aborts the
+/// transfers that are left. A tensor that has not arrived by then is NaN if its dtype is a floating-point one, and has all bits set otherwise: a stage
+/// that computes with it fails.
 pub struct NcclReceiver {
     end: ChannelEnd,
     device: Arc<CudaStageDevice>,
@@ -166,7 +164,7 @@ pub struct NcclReceiver {
 const NOT_RECEIVED: u8 = 0xFF;
 
 impl NcclReceiver {
-    /// Joins the way called `id`, for tensors that come to `device`.
+    /// Joins the channel `id`, for tensors that are received on `device`.
     ///
     /// # Errors
     /// If the sender does not join within `limit`, or NCCL refuses.
@@ -174,23 +172,22 @@ impl NcclReceiver {
         Ok(Self { end: ChannelEnd::join(&device, id, RECEIVER, limit)?, device })
     }
 
-    /// The next tensors, of these dtypes and shapes; returns at once, and what computes with them waits until they are there.
-    ///
-    /// They come for as long as this receiver is there: one whose tensors are still to be read ends by [`finish`](Self::finish).
+    /// Receives the next tensors, of these dtypes and shapes. Returns at once; what the device computes with them waits until they have arrived. Call
+    /// [`finish`](Self::finish) before this receiver is dropped, so that they do.
     ///
     /// # Errors
-    /// If a dtype does not travel, or NCCL fails.
+    /// If tensors of a dtype cannot be sent, or NCCL fails.
     pub fn receive(&mut self, tensors: &[(DType, Shape)]) -> Result<Activation> {
         let received =
             tensors.iter().map(|(dtype, shape)| self.receive_one(*dtype, shape)).collect::<Result<Vec<_>>>()?;
         Ok(Activation::new(received))
     }
 
-    /// Waits until all tensors that were asked for are there, and ends the way. The sender is to do the same; two processes finish several ways in
-    /// the same order.
+    /// Waits until every tensor has arrived, and ends the channel. The sender must finish too; two processes finish several channels in the same
+    /// order.
     ///
     /// # Errors
-    /// If it takes longer than `limit`, or NCCL fails. The way has ended then too, and tensors that have not come are not to be used.
+    /// If it takes longer than `limit`, or NCCL fails. The channel has ended then too, and tensors that have not arrived must not be used.
     pub fn finish(mut self, limit: Duration) -> Result<()> {
         self.end.finish(limit)
     }

@@ -1,6 +1,6 @@
 //! Asynchronous copies of tensors from device to device.
 //!
-//! A tensor that comes to a GPU is copied on a stream of its own, the device's *landing*, so that copies overlap with what the stage computes:
+//! A tensor that is brought to a GPU is copied on a stream of its own, the device's *landing*, so that copies overlap with what the stage computes:
 //!
 //! ```text
 //! sender's stream    … computes y ─ written ───────────── computes on ── frees y (once the copy is done)
@@ -194,7 +194,7 @@ impl Landing {
         Ok(T::wrap_cuda_slice(landed, self.device.clone()))
     }
 
-    /// Lets go of what was kept for copies that are done; does not wait.
+    /// Drops what was kept for copies that are done. Does not wait.
     pub(super) fn sweep(&self) -> Result<()> {
         self.copies.sweep().map_err(failed)
     }

@@ -1,4 +1,4 @@
-//! Memory for results: aligned to cache lines, and not cleared before it is written.
+//! Aligned buffers: memory for results that begins on a cache line and is not cleared before it is written.
 
 use std::{cell::RefCell, mem::MaybeUninit};
 
@@ -24,7 +24,7 @@ pub(crate) fn blank(numbers: &mut [f32]) -> &mut Blank {
     unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), numbers.len()) }
 }
 
-/// AlignedBuffer for numbers that begins on a cache line: a vector load across two lines costs twice.
+/// A buffer for numbers that begins on a cache line: a vector load across two lines costs twice.
 #[derive(Debug)]
 pub(crate) struct AlignedBuffer {
     memory: Vec<MaybeUninit<f32>>,
@@ -33,7 +33,7 @@ pub(crate) struct AlignedBuffer {
 }
 
 impl AlignedBuffer {
-    /// AlignedBuffer for `len` numbers of any value.
+    /// Makes a buffer of `len` numbers of any value.
     pub(crate) fn new(len: usize) -> Self {
         let mut memory: Vec<MaybeUninit<f32>> = Vec::with_capacity(len + LANES);
         // SAFETY: uninitialized memory is a value of `MaybeUninit`.
@@ -48,12 +48,12 @@ impl AlignedBuffer {
         buffer
     }
 
-    /// All of it, to be written.
+    /// Returns all of it, to be written.
     pub(crate) fn blank(&mut self) -> &mut Blank {
         &mut self.memory[self.start..][..self.len]
     }
 
-    /// The room, now that it is full.
+    /// Returns the numbers, which have all been written.
     ///
     /// # Safety
     /// Every number must have been written.
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_becomes_a_tensor_of_what_was_written_and_starts_on_a_line() -> Result<()> {
+    fn a_buffer_becomes_a_tensor_of_what_was_written_and_starts_on_a_line() -> Result<()> {
         for len in [1, 15, 16, 17, 1000] {
             let mut buffer = AlignedBuffer::new(len);
             for (i, number) in buffer.blank().iter_mut().enumerate() {

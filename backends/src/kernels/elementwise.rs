@@ -1,4 +1,4 @@
-//! One number at a time, by the threads at hand.
+//! Elementwise functions of whole slices, on all threads of the device.
 
 use std::mem::MaybeUninit;
 
@@ -7,7 +7,7 @@ use super::aligned_buffer::Filled;
 /// Numbers in one piece of work.
 pub(crate) const CHUNK: usize = 16_384;
 
-/// `f` of every number.
+/// Returns `f` of every number.
 pub(crate) fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Filled {
     // SAFETY: chunk `i` of `x` is as long as that of the result, all of which is written.
     unsafe {
@@ -19,7 +19,7 @@ pub(crate) fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Filled {
     }
 }
 
-/// `f` of every two at the same place.
+/// Returns `f` of every pair of numbers at the same index.
 pub(crate) fn zip<T: Copy + Sync>(a: &[f32], b: &[T], f: impl Fn(f32, T) -> f32 + Sync) -> Filled {
     assert_eq!(a.len(), b.len(), "slices of different lengths");
     // SAFETY: chunk `i` of both is as long as that of the result, all of which is written.

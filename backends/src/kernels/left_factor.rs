@@ -1,6 +1,6 @@
-//! LeftFactor factors of products: matrices as they are, or packed in strips of eight rows, in which a column's eight numbers lie side by side.
+//! Left factors of products: matrices as they are, or packed in strips of eight rows, in which the eight numbers of a column lie side by side.
 //!
-//! A transpose is packed before it is multiplied: its rows run across the memory, a cache line for each number.
+//! A transpose is packed before it is multiplied, since each number of its rows lies on a cache line of its own.
 
 use super::matrix::Matrix;
 

@@ -65,7 +65,7 @@ thread_local! {
 }
 
 impl Padded {
-    /// AlignedBuffer for `images` images inside a border of zeros: what this thread has kept of that shape, or new.
+    /// Returns memory for `images` images inside a border of zeros: what this thread has kept of that shape, or new.
     pub(crate) fn taken(images: usize, size: [usize; 3], border: usize) -> Self {
         let same = |kept: &Self| {
             kept.images == images && [kept.height, kept.width, kept.channels] == size && kept.border == border

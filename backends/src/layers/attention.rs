@@ -33,7 +33,7 @@ pub struct CausalSelfAttention {
     c_attn: Projection,
     c_proj: Linear,
     output_dropout: Dropout,
-    /// Of the heads.
+    /// The form of the heads.
     form: Form,
 }
 
@@ -64,7 +64,7 @@ struct SavedAttention {
     output: Saved,
 }
 
-/// What the heads keep.
+/// The tensors that the heads save.
 enum Mixing {
     Kernels {
         /// Queries, keys and values, `(B, T, 3D)`.
@@ -73,7 +73,7 @@ enum Mixing {
         logs: Vec<f32>,
         keep: Option<Vec<bool>>,
     },
-    Composed(candle_operations::SavedHeads),
+    CandleOperations(candle_operations::SavedHeads),
 }
 
 impl Mixing {
@@ -82,7 +82,7 @@ impl Mixing {
             Self::Kernels { qkv, logs, keep } => {
                 [qkv.held(), Held::slice(logs)].into_iter().chain(keep.as_deref().map(Held::slice)).collect()
             }
-            Self::Composed(saved) => saved.held(),
+            Self::CandleOperations(saved) => saved.held(),
         }
     }
 }
@@ -131,7 +131,7 @@ impl CausalSelfAttention {
         })
     }
 
-    /// Attention of `norm(x)`: the same as a norm before attention, but what the norm gives is not kept.
+    /// Makes attention of `norm(x)`. The values are those of a norm before attention, but the norm's output is not saved.
     #[must_use]
     pub fn of(self, norm: LayerNorm) -> Self {
         let c_attn = match self.c_attn {
@@ -141,7 +141,7 @@ impl CausalSelfAttention {
         Self { c_attn: Projection::Normed(FusedLinear::norm(norm, c_attn)), ..self }
     }
 
-    /// Pulls the output gradient of the output back to the outputs of both linear layers.
+    /// Takes the output gradient back to the outputs of both linear layers.
     fn output_gradients(&self, saved: &SavedAttention, c: &Activation) -> Result<OutputGradients> {
         let projection = input_of(self.output_dropout.backward(&saved.output, c, Wants::INPUT)?)?;
         let mixed = input_of(self.c_proj.backward(&saved.c_proj, &projection, Wants::INPUT)?)?;
@@ -153,16 +153,18 @@ impl CausalSelfAttention {
                 let qkv = saved.heads.backward(&read(&qkv)?, keep, &read(&given)?, logs, &read(&mixed)?);
                 qkv.into_tensor(&saved.heads.dims(3))?
             }
-            Mixing::Composed(heads) => candle_operations::backward_heads(&saved.heads, heads, &mixed, &self.name)?,
+            Mixing::CandleOperations(heads) => {
+                candle_operations::backward_heads(&saved.heads, heads, &mixed, &self.name)?
+            }
         };
         Ok(OutputGradients { projection, qkv: qkv.into() })
     }
 
-    /// What the heads give, `(B, T, D)`, of queries, keys and values.
+    /// Returns the output of the heads, `(B, T, D)`, from queries, keys and values.
     fn mix(&self, heads: &AttentionHeads, qkv: Tensor, pass: &Pass) -> Result<(Tensor, Mixing)> {
         if self.form == Form::CandleOperations {
             let (mixed, saved) = candle_operations::mix(heads, &qkv, (self.probability, &self.dropout_name), pass)?;
-            return Ok((mixed, Mixing::Composed(saved)));
+            return Ok((mixed, Mixing::CandleOperations(saved)));
         }
         let keep = dropout::keep(self.probability, &self.dropout_name, pass, heads.weights())?;
         let kept = keep.as_deref().map(|keep| (keep, dropout::scale(self.probability)));

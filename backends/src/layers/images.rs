@@ -9,7 +9,7 @@ use interlock::{Activation, Result};
 use super::slices::{dense, output_gradient_of, wrong_shape};
 use crate::kernels::aligned_buffer::Filled;
 
-/// `(B, C, H, W)` as a contiguous `(B, H, W, C)`; copies only where the elements do not lie so.
+/// `(B, C, H, W)` as a contiguous `(B, H, W, C)`. Copies only if the elements lie otherwise.
 pub(super) fn channels_last(x: &Tensor, layer: &str) -> Result<Tensor> {
     if x.rank() != 4 {
         return Err(wrong_shape(layer, x.dims(), "(B, C, H, W)"));
@@ -50,7 +50,7 @@ impl MemoryOrder {
         }
     }
 
-    /// The elements of `x` side by side in this order; copies only where they do not lie so.
+    /// Returns the elements of `x` side by side in this order. Copies only if they lie otherwise.
     pub(super) fn dense(self, x: &Tensor, layer: &str) -> Result<Tensor> {
         match self {
             Self::Plain => dense(x, layer),

@@ -1,4 +1,4 @@
-//! Tensors that layers keep for their backward passes, as they are or rounded.
+//! Tensors that layers save for their backward passes, as they are or rounded.
 
 use candle_core::{Shape, Tensor};
 use interlock::{ActivationDtype, Pass, Result, Saved, differentiation::Held};

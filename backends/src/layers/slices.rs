@@ -20,7 +20,7 @@ pub(crate) fn wrong_shape(layer: &str, got: &[usize], takes: impl std::fmt::Disp
     Error::invalid(layer, format!("input of shape {got:?}"), format!("it takes {takes}"))
 }
 
-/// `tensor` outside of any graph, with its elements side by side; copies only where they are not.
+/// Returns `tensor` without a graph, with its elements side by side. Copies only if they are not.
 ///
 /// # Errors
 /// If it is not a tensor of `f32` on the CPU with at least one element.

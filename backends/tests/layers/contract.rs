@@ -40,7 +40,7 @@ struct Outcome {
     parameters: Vec<(Option<usize>, Vec<u32>)>,
 }
 
-/// How layers compute on the CPU: by its kernels, and as on other devices.
+/// The forms of layers on the CPU: kernels, and candle's operations as on other devices.
 pub(crate) const WAYS: [&str; 2] = ["kernels", "candle"];
 
 /// Runs `work` on so many threads, with layers that compute in this way.
@@ -49,7 +49,7 @@ pub(crate) fn on<R: Send>(threads: usize, way: &str, work: impl FnOnce() -> R + 
     run_on(&device, work)
 }
 
-/// Checks a layer made by `build` on the input `x`, by kernels and candle of candle's operations:
+/// Checks a layer made by `build` on the input `x`, with kernels and with candle's operations:
 /// - the gradient of `Σ r·y` for random `r` against finite differences, for the input (where it is of `f32`) and every parameter;
 /// - every parameter of the store gets one gradient of its shape;
 /// - each pass alone, and the two halves, give the bits of both at once, and only what was asked for;
@@ -83,7 +83,8 @@ fn near(name: &str, half: &Outcome, whole: &Outcome) {
         let number = |bits: &u32| f64::from(f32::from_bits(*bits));
         let norm = whole.iter().map(|w| number(w).powi(2)).sum::<f64>().sqrt();
         let error = half.iter().zip(whole).map(|(h, w)| (number(h) - number(w)).powi(2)).sum::<f64>().sqrt();
-        assert!(error <= 0.06 * norm + 1e-4, "{name}: {what} of rounded values differs by {error} of {norm}");
+        // Gradients that are zero, such as those of a bias before a norm, are sums of rounded values.
+        assert!(error <= 0.06 * norm + 2e-4, "{name}: {what} of rounded values differs by {error} of {norm}");
     };
     for (half, whole) in half.input.iter().zip(&whole.input) {
         close("the gradient of the input", half, whole);

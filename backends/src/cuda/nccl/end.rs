@@ -1,4 +1,4 @@
-//! One end of a way: how it joins the other, and how it ends.
+//! One end of a channel: how it joins the other end, and how it finishes.
 
 use std::{
     mem,
@@ -22,7 +22,7 @@ use interlock::{Error, Result};
 use super::{NcclId, refused};
 use crate::cuda::{CudaStageDevice, copy_stream::CopyStream, transfer::failed};
 
-/// A limit, for people.
+/// Returns a limit as text.
 fn seconds(limit: Duration) -> String {
     format!("{} s", limit.as_secs_f64())
 }
@@ -73,9 +73,9 @@ impl Drop for Joined {
     }
 }
 
-/// One end of a way.
+/// One end of a channel.
 pub(super) struct ChannelEnd {
-    /// Always there until the way ends.
+    /// Always there until the channel ends.
     joined: Option<Joined>,
     pub(super) copies: CopyStream,
 }
@@ -83,9 +83,9 @@ pub(super) struct ChannelEnd {
 pub(super) const SENDER: i32 = 0;
 pub(super) const RECEIVER: i32 = 1;
 
-/// How long an end that is dropped waits.
+/// How long an end waits when it is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often it is looked whether all is through.
+/// The time between two looks whether every transfer is done.
 const LOOK: Duration = Duration::from_millis(1);
 
 impl ChannelEnd {
@@ -103,7 +103,7 @@ impl ChannelEnd {
         }
     }
 
-    /// Ends the way: in order once all is through, else after `limit` by cutting off what is under way. Does nothing a second time.
+    /// Ends the channel: in order once every transfer is done, else after `limit` by aborting those that are left. A second call does nothing.
     pub(super) fn finish(&mut self, limit: Duration) -> Result<()> {
         let Some(joined) = self.joined.take() else { return Ok(()) };
         let start = Instant::now();
@@ -123,23 +123,23 @@ impl ChannelEnd {
             left
         };
         // Either may wait for the other process, even where there is nothing left to cut off.
-        let left = within(limit.saturating_sub(start.elapsed()), "ending the way", leave);
+        let left = within(limit.saturating_sub(start.elapsed()), "ending the channel", leave);
         match (through?, left?) {
-            (true, Some(left)) => left.map_err(|error| refused("ending the way", error)),
+            (true, Some(left)) => left.map_err(|error| refused("ending the channel", error)),
             (true, None) => Err(Error::invalid(
                 "NCCL",
-                format!("the other process did not end the way within {}", seconds(limit)),
-                "finish both ends of each way, and several ways in the same order in both processes",
+                format!("the other process did not finish the channel within {}", seconds(limit)),
+                "finish both ends of each channel, and several channels in the same order in both processes",
             )),
             (false, _) => Err(Error::invalid(
                 "NCCL",
-                format!("what is under way was not through within {}", seconds(limit)),
+                format!("not every transfer was done within {}", seconds(limit)),
                 "see that the other process is alive, and that it receives all that is sent and no more",
             )),
         }
     }
 
-    /// Waits `limit` for all that the way's stream was given so far; whether it is done.
+    /// Waits at most `limit` for everything that the channel's stream has been given so far. Returns whether it is done.
     fn is_through(&self, limit: Duration) -> Result<bool> {
         let start = Instant::now();
         let last = self.stream().record_event(None).map_err(failed)?;
@@ -163,7 +163,7 @@ impl ChannelEnd {
         self.copies.stream()
     }
 
-    /// Runs `calls` as one group, which no other operation of the communicator can come between.
+    /// Runs `calls` as one group of the communicator's operations.
     pub(super) fn group(&self, what: &str, calls: impl FnOnce() -> std::result::Result<(), NcclError>) -> Result<()> {
         self.stream().context().bind_to_thread().map_err(failed)?;
         let grouped = || {

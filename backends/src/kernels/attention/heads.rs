@@ -15,7 +15,7 @@ pub(crate) struct AttentionHeads {
     pub(crate) batch: usize,
     /// Positions, `T`.
     pub(crate) length: usize,
-    /// AttentionHeads, `n`.
+    /// Heads, `n`.
     pub(crate) count: usize,
     /// Columns of a head, `h`.
     pub(crate) width: usize,

@@ -50,7 +50,7 @@ fn weights(queries: &Tensor, keys: &Tensor) -> Result<Tensor> {
     Ok(softmax_last_dim(&seen.broadcast_as(scores.shape())?.where_cond(&scores, &nothing)?)?)
 }
 
-/// AttentionHeads side by side, `(B, T, n·h)`, of `(B, n, T, h)`.
+/// Returns the heads side by side, `(B, T, n·h)`, of `(B, n, T, h)`.
 fn joined(heads: &AttentionHeads, x: &Tensor) -> Result<Tensor> {
     Ok(x.transpose(1, 2)?.reshape(&heads.dims(1))?)
 }
