@@ -66,11 +66,10 @@ impl Predictor {
 
     /// Builds the stages with these weights.
     pub(crate) fn build(stages: &[StageBlueprint], weights: &Arc<Weights>) -> Result<Self> {
-        if let Some(mut differences) = Differences::between(weights, stages) {
-            // Weights of heads that this model does not have.
-            differences.unknown.retain(|name| !name.starts_with("aux."));
-            differences.refuse("weights", Allowed::default())?;
-        }
+        let mut differences = Differences::between(weights, stages);
+        // Weights of heads that this model does not have.
+        differences.unknown.retain(|name| !name.starts_with("aux."));
+        differences.refuse("weights", Allowed::default())?;
         let build = |stage: &StageBlueprint| stage.with_values(Arc::clone(weights)).build().map_err(Error::Failed);
         Ok(Self { stages: stages.iter().map(build).collect::<Result<_>>()?, calls: 0 })
     }

@@ -138,3 +138,31 @@ fn no_values_at_all_are_weights_of_another_model() {
     assert!(error.contains("6 missing"), "{error}");
     assert!(Predictor::new(model(), Weights::default()).is_err());
 }
+
+/// A model whose second unit cannot be built.
+struct Unbuildable;
+
+impl interlock::ModelSpec for Unbuildable {
+    fn units(&self) -> interlock::Result<Vec<interlock::Unit>> {
+        Ok(vec![
+            interlock::Unit::new("first", [1], |vb| common::Scale::new(&vb)),
+            interlock::Unit::new("second", [1], |vb| {
+                common::Scale::new(&vb)?;
+                Err::<common::Scale, _>(interlock::Error::Data("no such layer".to_owned()))
+            }),
+        ])
+    }
+}
+
+#[test]
+fn values_are_compared_as_far_as_a_model_can_be_built() {
+    let given = |names: [&str; 2]| {
+        let weights =
+            names.map(|name| (name.to_owned(), Tensor::ones(1, candle_core::DType::F32, &Device::Cpu).unwrap()));
+        Trainer::builder(Unbuildable).initial_values(Weights::from_iter(weights)).build().err().unwrap().to_string()
+    };
+    let error = given(["first.weihgt", "second.weight"]);
+    assert!(error.starts_with("initial values: 1 missing (first.weight); "), "{error}");
+    let error = given(["first.weight", "second.weight"]);
+    assert!(error.contains("no such layer"), "{error}");
+}

@@ -34,13 +34,14 @@ pub(crate) struct Differences {
 }
 
 impl Differences {
-    /// The differences of `given` from the model of these stages. None if a unit cannot be built, which the build of its stage reports.
-    pub(crate) fn between(given: &Arc<Weights>, stages: &[StageBlueprint]) -> Option<Self> {
+    /// The differences of `given` from the model of these stages. If a unit cannot be built, which the build of its stage reports, it may have more
+    /// names, and none is unknown.
+    pub(crate) fn between(given: &Arc<Weights>, stages: &[StageBlueprint]) -> Self {
         let asked = Asked { given: Arc::clone(given), shapes: Arc::default() };
         let root = VarBuilder::from_backend(Box::new(asked.clone()), DType::F32, Device::Cpu);
-        let build = || stages.iter().try_for_each(|stage| stage.build_units(&root));
-        if !matches!(catch_unwind(AssertUnwindSafe(build)), Ok(Ok(()))) {
-            return None;
+        let mut is_complete = true;
+        for (unit, root) in stages.iter().flat_map(|stage| stage.units_from(&root)) {
+            is_complete &= matches!(catch_unwind(AssertUnwindSafe(|| unit.build(&root))), Ok(Ok(_)));
         }
         let mut differences = Self::default();
         let shapes = asked.lock();
@@ -51,8 +52,9 @@ impl Differences {
                 Some(found) => differences.misshaped.push((name.clone(), found.to_vec(), wanted.clone())),
             }
         }
-        differences.unknown = given.names().filter(|name| !shapes.contains_key(*name)).map(str::to_owned).collect();
-        Some(differences)
+        let is_unknown = |name: &&str| is_complete && !shapes.contains_key(*name);
+        differences.unknown = given.names().filter(is_unknown).map(str::to_owned).collect();
+        differences
     }
 
     /// Refuses the differences that are not allowed.

@@ -171,15 +171,13 @@ impl StageBlueprint {
         Self { settings: Arc::new(StageSettings { given, ..(*self.settings).clone() }), ..self.clone() }
     }
 
-    /// Builds the units and the head from `root` alone, for the names and shapes that they ask for.
-    pub(crate) fn build_units(&self, root: &VarBuilder<'static>) -> Result<()> {
-        for unit in &self.units {
-            unit.build(root)?;
-        }
-        if let Some(head) = &self.head {
-            head.build(&root.pp("aux").pp(self.index))?;
-        }
-        Ok(())
+    /// The units and the head, each with the builder that it is built from where the stage is built from `root`.
+    pub(crate) fn units_from<'a>(
+        &'a self,
+        root: &'a VarBuilder<'static>,
+    ) -> impl Iterator<Item = (&'a Unit, VarBuilder<'static>)> {
+        let head = self.head.iter().map(|head| (head, root.pp("aux").pp(self.index)));
+        self.units.iter().map(|unit| (unit, root.clone())).chain(head)
     }
 
     fn assemble(&self) -> Result<Stage> {

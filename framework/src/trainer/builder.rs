@@ -1,4 +1,4 @@
-//! What a trainer is built from.
+//! The builder of trainers.
 
 mod planning;
 
@@ -29,7 +29,7 @@ use crate::{
     strategy::Plans,
 };
 
-/// Names what differs from the defaults, checks everything, and starts the pipeline.
+/// A builder of [`Trainer`]s: holds the settings, checks them, and starts the pipeline.
 #[must_use]
 pub struct TrainerBuilder {
     model: Arc<dyn ModelSpec>,
@@ -53,23 +53,23 @@ pub struct TrainerBuilder {
     settings: Settings,
 }
 
-/// A model, its cut and its plans, checked against each other: everything about a run but its devices' threads.
+/// A model, its partition and its plans, checked against each other: everything about a run except the threads of its devices.
 pub struct Layout {
-    /// Which units lie on which stage.
+    /// The units of each stage.
     pub partition: Partition,
-    /// Which losses train which stage at which step, and what decides it on the way.
+    /// The gradient plan of each step, and the strategy that decides later plans.
     pub plans: Plans,
-    /// What each stage is built from.
+    /// The blueprint of each stage, in order.
     pub blueprints: Vec<StageBlueprint>,
-    /// What the stages share.
+    /// The settings that the stages share.
     pub settings: Arc<StageSettings>,
-    /// Into how many micro-batches a batch is cut.
+    /// The number of micro-batches of a batch.
     pub micro_batches: usize,
 }
 
 impl Layout {
-    /// Whether stages are busy at the same time for a good part of a step: not where one micro-batch goes through all stages and its
-    /// gradient comes all the way back.
+    /// Whether stages compute at the same time for a good part of a step. They do not when a single micro-batch passes through all stages and its
+    /// gradient comes back through all of them.
     pub fn stages_overlap(&self) -> bool {
         self.micro_batches > 1 || !self.plans.schedule().plans().all(|plan| plan.is_end_to_end())
     }
@@ -109,22 +109,22 @@ impl TrainerBuilder {
         }
     }
 
-    /// Which loss trains which stage; pairwise unless told otherwise.
+    /// Sets which loss trains which stage. Default: pairwise.
     pub fn strategy(self, strategy: impl Strategy + 'static) -> Self {
         self.strategy_boxed(Box::new(strategy))
     }
 
-    /// As [`Self::strategy`], for one that is chosen at run time.
+    /// As [`Self::strategy`], for a strategy that is chosen at run time.
     pub fn strategy_boxed(self, strategy: Box<dyn Strategy>) -> Self {
         Self { strategy, ..self }
     }
 
-    /// Cuts the model into `stages` stages of about equal cost; one unless told otherwise.
+    /// Cuts the model into `stages` stages of about equal cost. Default: one stage for each device.
     pub fn stages(self, stages: usize) -> Self {
         Self { partition: PartitionConfig { stages: Some(stages), units_per_stage: None }, ..self }
     }
 
-    /// Cuts the model into stages of these numbers of units.
+    /// Cuts the model into stages with these numbers of units.
     pub fn units_per_stage(self, units: impl Into<Vec<usize>>) -> Self {
         Self { partition: PartitionConfig { stages: None, units_per_stage: Some(units.into()) }, ..self }
     }
@@ -134,13 +134,13 @@ impl TrainerBuilder {
         Self { partition, ..self }
     }
 
-    /// The devices; stage `k` is pinned to device `k mod` their number. Where neither a number of stages nor units are given
-    /// there are as many stages as devices.
+    /// Sets the devices. Stage `k` is pinned to device `k mod` their number. If neither the number of stages nor their units are given, each device
+    /// has one stage. Default: candle's CPU device.
     pub fn devices(self, devices: impl Into<Vec<Arc<dyn StageDevice>>>) -> Self {
         Self { devices: devices.into(), ..self }
     }
 
-    /// The devices that stages would be pinned to, as [`Self::devices`] gave them.
+    /// The devices that stages are pinned to.
     pub fn pinned_to(&self) -> &[Arc<dyn StageDevice>] {
         &self.devices
     }
@@ -160,62 +160,62 @@ impl TrainerBuilder {
         Self { lr_schedule, ..self }
     }
 
-    /// The loss of every head and of the last stage; cross-entropy unless told otherwise.
+    /// Sets the loss of every head and of the last stage. Default: cross-entropy.
     pub fn loss(self, loss: impl Loss + 'static) -> Self {
         Self { loss: Arc::new(loss), ..self }
     }
 
-    /// A loss of stage `k`'s head alone. It must count targets as the common loss does.
+    /// Sets a loss for the head of stage `k` alone. It must count targets as the common loss does.
     pub fn head_loss(mut self, k: usize, loss: impl Loss + 'static) -> Self {
         self.head_losses.insert(k, Arc::new(loss));
         self
     }
 
-    /// The auxiliary heads; the model's own, where some stage follows them, unless told otherwise.
+    /// Sets the auxiliary heads. Default: the model's own, at the stages whose loss some stage follows.
     pub fn heads(self, heads: HeadsConfig) -> Self {
         Self { heads, ..self }
     }
 
-    /// Trains the heads that no stage follows, too.
+    /// Adds probe heads: every stage has a head, and a head that no stage follows trains only itself.
     pub fn probes(mut self) -> Self {
         self.heads.train = HeadsTrained::All;
         self
     }
 
-    /// The stages that keep only their input and run the forward pass again before they pull back: less memory, more time, the same bits.
-    /// None unless told otherwise.
+    /// Sets the stages that save only their input and repeat the forward pass before the backward pass: less memory, more time, the same bits.
+    /// Default: none.
     pub fn recompute(self, recompute: Recompute) -> Self {
         Self { recompute, ..self }
     }
 
-    /// The dtype in which `f32` activations and gradients go from stage to stage and layers keep what they save; `f32` unless told otherwise.
+    /// Sets the dtype in which stages send `f32` activations and gradients and layers save activations. Default: `f32`.
     pub fn dtype(self, dtype: ActivationDtype) -> Self {
         Self { dtype, ..self }
     }
 
-    /// What comes first when a stage could do several things; changes nothing in what is computed.
+    /// Sets the order of a stage's actions when several are possible. It changes times and no result.
     pub fn schedule(self, policy: PolicyName) -> Self {
         Self { policy, ..self }
     }
 
-    /// The room of each boundary in micro-batches; the schedule's own choice unless told otherwise.
+    /// Sets how many micro-batches may be in flight at each boundary. Default: the fewest that cost the schedule no time.
     pub fn in_flight(self, in_flight: impl Into<Option<usize>>) -> Self {
         Self { in_flight: in_flight.into(), ..self }
     }
 
-    /// Into how many micro-batches a batch is cut; 1 unless told otherwise.
+    /// Sets the number of micro-batches of a batch. Default: 1.
     pub fn micro_batches(mut self, micro_batches: usize) -> Self {
         self.settings.micro_batches = micro_batches;
         self
     }
 
-    /// Examples a step; 32 unless told otherwise.
+    /// Sets the number of examples of a step. Default: 32.
     pub fn batch_size(mut self, batch_size: usize) -> Self {
         self.settings.batch_size = batch_size;
         self
     }
 
-    /// Trains for this many passes over the training set; 1 unless told otherwise.
+    /// Trains for this many passes over the training set. Default: 1.
     pub fn epochs(mut self, epochs: u64) -> Self {
         self.settings.length = Length::Epochs(epochs);
         self
@@ -227,32 +227,32 @@ impl TrainerBuilder {
         self
     }
 
-    /// Evaluates after every so many steps; after each epoch unless told otherwise.
+    /// Evaluates after every step whose number is a multiple of `steps`. Default: after each epoch.
     pub fn eval_every(mut self, steps: impl Into<Option<u64>>) -> Self {
         self.settings.eval_every = steps.into();
         self
     }
 
-    /// Leaves the last batch of an epoch out where it is short.
+    /// Leaves out the last batch of an epoch if it has fewer examples than the others. Default: not.
     pub fn drop_last(mut self, drop_last: bool) -> Self {
         self.settings.drop_last = drop_last;
         self
     }
 
-    /// Keeps a copy of the parameters at the best evaluation.
+    /// Keeps a copy of the weights of the best evaluation, for [`Trainer::best`]. Default: not.
     pub fn keep_best(mut self, criterion: impl Into<Option<Criterion>>) -> Self {
         self.settings.keep_best = criterion.into();
         self
     }
 
-    /// Notes when each stage did what, for [`Trainer::timeline`], and keeps the notes of the last `steps` training steps; nothing unless
-    /// told otherwise. What is computed does not change.
+    /// Records the actions of every stage and their times in the last `steps` training steps, for [`Trainer::timeline`]. It changes no result.
+    /// Default: nothing.
     pub fn record(mut self, steps: impl Into<Option<u64>>) -> Self {
         self.settings.record = steps.into();
         self
     }
 
-    /// The seed of initial values, shuffling, augmentation and dropout; 0 unless told otherwise.
+    /// Sets the seed of initial values, shuffling, augmentation and dropout. Default: 0.
     pub fn seed(mut self, seed: u64) -> Self {
         self.settings.seed = seed;
         self
@@ -284,7 +284,7 @@ impl TrainerBuilder {
         self
     }
 
-    /// Ends runs early when this is asked to, besides what [`Trainer::stopper`] gives, which is the same.
+    /// Sets the stopper, which may be made before the trainer: fits end early when it is asked to. [`Trainer::stopper`] returns the same one.
     pub fn stop_on(self, stopper: &Stopper) -> Self {
         Self { stopper: stopper.clone(), ..self }
     }
@@ -292,7 +292,7 @@ impl TrainerBuilder {
     /// Cuts the model and checks everything that can be checked without building a stage.
     ///
     /// # Errors
-    /// If a setting is out of range, or the parts do not fit each other; the message names the key.
+    /// If a setting is out of range, the parts do not fit each other, or the initial values are of another model; the message names the key.
     pub fn layout(&self) -> Result<Layout> {
         let at_least_one = |key: &str, value: usize| match value {
             0 => Err(Error::invalid(key, "0", "use 1 or more")),
@@ -375,7 +375,7 @@ impl TrainerBuilder {
 
     /// How the initial values, if there are any, differ from the model.
     fn differences(&self, blueprints: &[StageBlueprint]) -> Option<Differences> {
-        self.initial.as_ref().and_then(|given| Differences::between(given, blueprints))
+        self.initial.as_ref().map(|given| Differences::between(given, blueprints))
     }
 
     /// Builds a predictor of the model with these weights, such as those of a [`Weights::load`]. It has the stages, devices and heads of the
