@@ -1,6 +1,6 @@
-//! A whole training step by plain calls: the stages one after another, on the calling thread.
+//! A training step by plain calls: one stage after another, on the calling thread.
 //!
-//! It states what a step computes in a few lines, without actors, credits or a schedule. The actors must agree with it to the bit.
+//! It computes a step without actors, credits or a schedule. The actors must agree with it to the bit.
 
 use std::sync::Arc;
 
@@ -49,17 +49,17 @@ impl PlainPipeline {
         &self.stages
     }
 
-    /// The stages, to be changed.
+    /// The stages, for changes.
     pub fn stages_mut(&mut self) -> &mut [Stage] {
         &mut self.stages
     }
 
-    /// The plans by step, as they are decided by now.
+    /// The plans by step, as far as they are decided.
     pub fn plans(&self) -> &Plans {
         &self.plans
     }
 
-    /// One training step: every stage's score, where it has a head or is the last.
+    /// Runs one training step and returns the score of every stage that has a head or is the last.
     pub fn train_step(&mut self, batch: &Batch, micro_batches: usize) -> Result<Vec<Option<Score>>> {
         let plan = Arc::clone(self.plans.at(self.step));
         let total = self.loss.count(&batch.targets)?;
@@ -111,7 +111,7 @@ impl PlainPipeline {
         &self.alignments
     }
 
-    /// Every head's score of a batch in evaluation mode.
+    /// Returns every head's score of a batch in evaluation mode.
     pub fn evaluate(&mut self, batch: &Batch) -> Result<Vec<Option<Score>>> {
         let total = self.loss.count(&batch.targets)?;
         let micro_batch = MicroBatchId { step: self.step, purpose: Purpose::Evaluate, index: 0, count: 1 };
@@ -131,7 +131,7 @@ impl PlainPipeline {
         predict_at(&mut self.stages, self.step, inputs.into(), last)
     }
 
-    /// A copy of every parameter and buffer, by name.
+    /// Returns a copy of every parameter and buffer.
     pub fn snapshot(&self) -> Result<Weights> {
         Ok(Weights::of_stages(self.stages.iter().map(Stage::snapshot).collect::<Result<Vec<_>>>()?))
     }

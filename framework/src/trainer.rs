@@ -1,4 +1,4 @@
-//! The trainer: a model, a strategy and devices in, a trained model and a report out.
+//! The trainer: trains a model by a strategy on devices, and reports on it.
 
 mod builder;
 mod evaluation;
@@ -33,7 +33,7 @@ use prediction::Prediction;
 use recording::Recording;
 use run_metrics::{RunMetrics, RunState};
 
-/// What a run trains on, and what it is evaluated on.
+/// The training set and the validation set of a fit.
 #[derive(Clone, Copy)]
 pub struct Split<'a> {
     /// The training set.
@@ -63,16 +63,16 @@ pub enum Length {
     Steps(u64),
 }
 
-/// What makes one evaluation better than another.
+/// The measure by which one evaluation is better than another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Criterion {
-    /// The last stage's loss, the lower the better.
+    /// The last stage's loss; lower is better.
     Loss,
-    /// The last stage's accuracy, the higher the better.
+    /// The last stage's accuracy; higher is better.
     Accuracy,
 }
 
-/// The values at the best evaluation so far.
+/// The best evaluation so far and its weights.
 #[derive(Clone, Debug)]
 pub struct Best {
     /// The number of updates made.
@@ -92,14 +92,14 @@ struct Settings {
     eval_every: Option<u64>,
     drop_last: bool,
     keep_best: Option<Criterion>,
-    /// How many steps are kept of what stages did when.
+    /// The number of steps whose recorded actions are kept.
     record: Option<u64>,
 }
 
 /// Trains one model over a pipeline of stage actors.
 ///
 /// # Example
-/// A builder names what differs from the defaults. With a model and a data set of one's own (see the [crate]'s example):
+/// With your own model and data set (see the [crate]'s example):
 /// ```
 /// # use candle_core::{DType, Device, Tensor};
 /// # use candle_nn::linear;
@@ -132,7 +132,7 @@ struct Settings {
 /// # let (model, train, validation) = (Net, Corners(64), Corners(8));
 /// let mut trainer = Trainer::builder(model)
 ///     .strategy(Interlock::width(2))
-///     .probes() // heads that train nobody but themselves, for early exits
+///     .probes() // heads that train only themselves, for early exits
 ///     .stages(3)
 ///     .micro_batches(2)
 ///     .epochs(8)
@@ -156,7 +156,7 @@ struct Settings {
 /// ```
 pub struct Trainer {
     pipeline: Pipeline,
-    /// What the stages were built from.
+    /// The stages' blueprints, for predictors.
     blueprints: Vec<StageBlueprint>,
     plans: PlanSchedule,
     settings: Settings,
@@ -173,27 +173,27 @@ pub struct Trainer {
     stopper: Stopper,
     metrics: RunMetrics,
     prediction: Prediction,
-    /// A run that failed has left the stages in the middle of a step.
+    /// Whether a fit or an evaluation failed and left the stages in the middle of a step.
     failed: bool,
 }
 
 impl Trainer {
-    /// A builder for `model`, with one stage, pairwise strategy and stochastic gradient descent unless told otherwise.
+    /// Returns a builder for `model`. Defaults: one stage, the pairwise strategy and stochastic gradient descent.
     pub fn builder(model: impl ModelSpec + 'static) -> TrainerBuilder {
         TrainerBuilder::new(Arc::new(model))
     }
 
-    /// The gradient plans by step, as they are decided by now.
+    /// The gradient plans by step, as far as they are decided.
     pub fn plans(&self) -> &PlanSchedule {
         &self.plans
     }
 
-    /// The gradient plan of now; where some steps have another, such as end-to-end ones in between, that of the others.
+    /// The gradient plan of the next step. If single steps have another plan, such as end-to-end ones, it is the plan of the other steps.
     pub fn plan(&self) -> &GradientPlan {
         &self.plans.phase_at(self.steps).plan
     }
 
-    /// What a strategy that decides on the way has decided and remembers; none for others.
+    /// The state of a strategy that decides plans during training; none for other strategies.
     ///
     /// # Errors
     /// If the strategy cannot tell, or the pipeline has ended.
@@ -201,29 +201,28 @@ impl Trainer {
         self.pipeline.strategy_state()
     }
 
-    /// Which units lie on which stage.
+    /// The units of each stage.
     pub fn partition(&self) -> &Partition {
         &self.partition
     }
 
-    /// The stages as they were built.
+    /// A description of each stage.
     pub fn stages(&self) -> &[Built] {
         self.pipeline.built()
     }
 
-    /// Optimizer steps made.
+    /// The number of optimizer steps since the trainer was built.
     pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// The values at the best evaluation, where the builder asked to keep them.
+    /// The best evaluation and its weights, if [`TrainerBuilder::keep_best`] was set.
     pub fn best(&self) -> Option<&Best> {
         self.best.as_ref()
     }
 
-    /// When each stage did what in the last training steps, counted from the first action of them; none unless
-    /// [`TrainerBuilder::record`] asked for it. Evaluations are left out; a stage may have begun the first of the steps while others
-    /// were at the one before.
+    /// The actions of each stage in the last training steps, with times counted from the first of them; none if [`TrainerBuilder::record`] was
+    /// not set. Evaluations are left out. A stage may have begun the first of the steps while others were still in the previous one.
     pub fn timeline(&self) -> Option<Timeline> {
         self.recording.as_ref().map(|recording| recording.timeline(self.stages().len()))
     }
@@ -248,6 +247,9 @@ impl Trainer {
     }
 
     /// Scores every head on `data`, through the same actors.
+    ///
+    /// # Errors
+    /// If the data set is empty or wrong, a stage fails, or a part of the caller's code panics.
     pub fn evaluate(&mut self, data: &dyn Dataset) -> Result<Evaluation> {
         self.check_usable()?;
         match guarded(|| self.run_evaluation(data, &Stopper::new()))? {

@@ -1,4 +1,4 @@
-//! The outside's handle on the actors.
+//! The handle on the actors.
 
 use std::{
     cell::RefCell,
@@ -29,20 +29,20 @@ use crate::{
     stage::StageBlueprint, strategy::Plans, transport::Built,
 };
 
-/// How a pipeline runs: everything here changes when things happen, never what is computed.
+/// The settings of a pipeline. They change times and no result.
 #[derive(Clone, Copy, Debug)]
 pub struct PipelineSettings {
-    /// The most micro-batches that the training step of a run has.
+    /// The most micro-batches that a training step has.
     pub micro_batches: usize,
     /// Credits a boundary: activations sent whose receiver has not yet freed its saved copy. The least that costs the schedule nothing where none.
     pub in_flight: Option<usize>,
-    /// What comes first when a stage could do several things.
+    /// The order of a stage's actions when several are possible.
     pub policy: Policy,
     /// Whether updates wait for the norm of all stages' gradients.
     pub global_norm: bool,
     /// The first step.
     pub first_step: u64,
-    /// Where stages are to note when they did what: the moment from which all of them count.
+    /// The moment from which recorded times count; none if nothing is recorded.
     pub record: Option<Instant>,
 }
 
@@ -56,7 +56,7 @@ pub struct Pipeline {
     system: System,
     thread: Option<JoinHandle<()>>,
     arbiters: Vec<Arbiter>,
-    /// There where some device's link delays.
+    /// Present if the link of a device delays.
     delays: Option<DelayLine>,
     sent: Vec<Arc<Counter>>,
     in_flight: usize,
@@ -156,12 +156,12 @@ impl Pipeline {
         self.in_flight
     }
 
-    /// How many messages the actors have sent to each other since the start.
+    /// The number of messages that the actors have sent to each other since the start.
     pub fn sent(&self) -> Sent {
         self.sent.iter().fold(Sent::default(), |sum, counter| sum + counter.read())
     }
 
-    /// Hands a batch over, to be fed when there is room; never waits.
+    /// Hands a batch over, to be fed when credits are available. It never waits.
     ///
     /// # Errors
     /// If the pipeline has failed or ended.
@@ -251,12 +251,12 @@ impl Drop for Pipeline {
             // A panic of that thread has been reported as a failure or ends here; either way the pipeline is over.
             let _ = thread.join();
         }
-        // Whatever it still holds has no receiver any more.
+        // The messages that it still holds have no receiver any more.
         self.delays = None;
     }
 }
 
-/// What has been started: the actors that the outside speaks with, and the threads.
+/// The actors that the handle sends to, and the threads.
 struct Started {
     coordinator: Addr<Coordinator>,
     strategy: Addr<StrategyActor>,
@@ -281,8 +281,8 @@ fn launch(
     let (actors, arbiters): (Vec<StageAddress>, Vec<Arbiter>) = blueprints
         .into_iter()
         .map(|blueprint| {
-            // Room for every activation, gradient and credit that can be on its way to the stage, and for a few words besides. Of a
-            // micro-batch there is at most one gradient of each loss from this stage's on.
+            // One message for every activation, gradient and credit that can be in flight to the stage, and a few others. A micro-batch has at most
+            // one gradient of each loss from this stage's on.
             let mailbox = 16 + in_flight * (2 + stages - blueprint.index);
             let settings = Settings {
                 in_flight,

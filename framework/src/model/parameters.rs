@@ -1,8 +1,8 @@
 //! The parameters and buffers of a stage.
 //!
-//! A [`ParameterStore`] stands behind the `candle_nn::VarBuilder` that a unit is built from: asking the builder for a name makes
-//! the tensor, from given values (a checkpoint) or from the name, the seed and the builder's hint. The tensors that layers hold
-//! are the store's own: an update changes them in place, so a saved forward pass must not outlive the step it belongs to.
+//! A [`ParameterStore`] is the source of the `candle_nn::VarBuilder` that a unit is built from. When a unit asks the builder for a name, the store
+//! makes the tensor: from given values, or from the name, the seed and the builder's hint. Layers share their tensors with the store. An update
+//! changes them in place, so saved activations must not outlive their step.
 
 use std::{
     collections::HashMap,
@@ -145,7 +145,7 @@ impl Inner {
     }
 }
 
-/// Values of `shape` on the CPU, drawn in row-major order from the stream behind `key`.
+/// Returns values of `shape` on the CPU, drawn in row-major order from the stream of `key`.
 fn initial(shape: &Shape, init: Init, key: Key) -> Result<Tensor> {
     let count = shape.elem_count();
     let mut stream = key.stream();

@@ -1,4 +1,4 @@
-//! What is kept of when stages did what.
+//! The recorded actions of the last steps.
 
 use std::collections::VecDeque;
 
@@ -7,7 +7,7 @@ use crate::{
     transport::StageStep,
 };
 
-/// What all stages did in the last steps.
+/// The actions of all stages in the last steps.
 #[derive(Debug)]
 pub(super) struct Recording {
     keep: u64,
@@ -21,7 +21,7 @@ impl Recording {
         Self { keep, steps: VecDeque::new() }
     }
 
-    /// Adds a step as the stages reported it; the oldest goes where there are too many.
+    /// Adds a step as the stages reported it, and drops the oldest if there are too many.
     pub(super) fn add(&mut self, stages: &[StageStep]) {
         self.steps.push_back(stages.iter().flat_map(|stage| &stage.spans).copied().collect());
         while self.steps.len() as u64 > self.keep {
@@ -29,7 +29,7 @@ impl Recording {
         }
     }
 
-    /// All that is kept, in order of ends, counted from the first start.
+    /// Returns all recorded actions, in order of their ends, with times counted from the first start.
     pub(super) fn timeline(&self, stages: usize) -> Timeline {
         let mut spans: Vec<Span> = self.steps.iter().flatten().copied().collect();
         let begin = spans.iter().map(|span| span.start).reduce(f64::min).unwrap_or_default();

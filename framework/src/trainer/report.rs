@@ -1,4 +1,4 @@
-//! What a run came to.
+//! The report of a fit.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{Error, GradientPlan, Result, Score, plan::PlanPhase};
 pub struct HeadScore {
     /// The stage whose head it is.
     pub stage: usize,
-    /// What it scored.
+    /// Its score.
     pub score: Score,
 }
 
@@ -46,7 +46,7 @@ impl Evaluation {
         self.heads.iter().find(|head| head.stage == k)
     }
 
-    /// The last stage's.
+    /// The last stage's head.
     pub fn last(&self) -> &HeadScore {
         &self.heads[self.heads.len() - 1]
     }
@@ -57,14 +57,14 @@ impl Evaluation {
     }
 }
 
-/// A loss and what follows from it.
+/// A loss and the measures that follow from it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FinalReport {
     /// Mean loss a target.
     pub loss: f64,
-    /// The fraction of targets predicted right; none where the loss has no such notion.
+    /// The fraction of targets predicted right; none if the loss has no notion of a right prediction.
     pub accuracy: Option<f64>,
-    /// `exp(loss)`; none where the loss has no notion of a right prediction.
+    /// `exp(loss)`; none if the loss has no notion of a right prediction.
     pub perplexity: Option<f64>,
 }
 
@@ -108,7 +108,7 @@ pub struct BestReport {
     pub scores: FinalReport,
 }
 
-/// What a run came to; `report.json`.
+/// The report of a fit; `report.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The last stage's scores: at the final evaluation, or of the last training batch where there was none.
@@ -119,7 +119,7 @@ pub struct Report {
     /// Whether the run was asked to end early, and did.
     #[serde(default)]
     pub stopped: bool,
-    /// The best evaluation, where it was kept.
+    /// The best evaluation, if it was kept.
     pub best: Option<BestReport>,
     /// Training examples a wall second, evaluations left out.
     pub examples_per_second: f64,
