@@ -5,6 +5,9 @@
 //! there, before anything is trained. The sets can also be built by hand: [`ImageSet`] from [`RawImages`], [`FolderSet`] from a
 //! [`Listing`], [`TextSet`] from the tokens of a [`Vocabulary`].
 //!
+//! What a model was trained on is saved with it as its [`Description`]: [`DataConfig::open_validation`] scores the model by it, and
+//! [`Description::read_images`] prepares images for it, without the training data.
+//!
 //! Random changes are keyed by the batch's key and the number of the example alone, so an example is changed alike whatever
 //! batch, thread or process takes it.
 
@@ -22,12 +25,13 @@ mod open;
 #[cfg(test)]
 mod tests;
 mod text;
+mod trained;
 mod vocabulary;
 
 pub use augment::Augment;
 pub use config::DataConfig;
 pub use description::{Data, DataKind, Description};
-pub use folder::{FolderSet, Listing};
+pub use folder::{FolderSet, Listing, image_files};
 pub use images::{ImageSet, RawImages};
 pub use normalization::Normalization;
 pub use text::TextSet;

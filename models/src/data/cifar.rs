@@ -157,6 +157,9 @@ pub const CIFAR100: Layout = Layout {
     ],
 };
 
+/// Files by their names: where they lie, and their bytes.
+type Contents = HashMap<&'static str, (PathBuf, Vec<u8>)>;
+
 impl Layout {
     fn members(&self) -> impl Iterator<Item = &'static str> {
         self.train.iter().copied().chain([self.test])
@@ -167,49 +170,63 @@ impl Layout {
         format!("expected {}, or a folder with {files} (also inside a folder {})", self.archive, self.folder)
     }
 
-    /// The training and test images at `path`: the folder of `.bin` files, the folder around it, or the official archive.
+    /// Reads the training and test images at `path`: the folder of `.bin` files, the folder around it, or the official archive.
     ///
     /// # Errors
     /// If a file is missing or damaged, its size is no multiple of a record, or a label is out of range.
     pub fn open(&self, path: &Path) -> Result<(RawImages, RawImages)> {
-        let mut contents = if path.is_dir() {
-            let holds = |folder: &Path| self.members().any(|name| folder.join(name).is_file());
-            let inner = path.join(self.folder);
-            let archive = path.join(self.archive);
-            if holds(path) {
-                self.read_folder(path)?
-            } else if holds(&inner) {
-                self.read_folder(&inner)?
-            } else if archive.is_file() {
-                self.read_archive(&archive)?
-            } else {
-                return Err(Error::file(path, format!("none of the files is in this folder; {}", self.expected())));
-            }
-        } else {
-            self.read_archive(path)?
-        };
-        let mut decode = |names: &[&str]| {
-            let mut images = RawImages { shape: SHAPE, pixels: Vec::new(), labels: Vec::new() };
-            for &name in names {
-                if let Some((path, bytes)) = contents.remove(name) {
-                    self.append(&path, &bytes, &mut images)?;
-                }
-            }
-            Ok::<_, Error>(images)
-        };
-        Ok((decode(self.train)?, decode(&[self.test])?))
+        let mut contents = self.read(path, &self.members().collect::<Vec<_>>())?;
+        Ok((self.decode(self.train, &mut contents)?, self.decode(&[self.test], &mut contents)?))
     }
 
-    fn read_folder(&self, folder: &Path) -> Result<HashMap<&'static str, (PathBuf, Vec<u8>)>> {
-        let read = |name| {
+    /// Reads the test images at `path`, whose training files need not be there.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_test(&self, path: &Path) -> Result<RawImages> {
+        let mut contents = self.read(path, &[self.test])?;
+        self.decode(&[self.test], &mut contents)
+    }
+
+    fn decode(&self, names: &[&'static str], contents: &mut Contents) -> Result<RawImages> {
+        let mut images = RawImages { shape: SHAPE, pixels: Vec::new(), labels: Vec::new() };
+        for &name in names {
+            if let Some((path, bytes)) = contents.remove(name) {
+                self.append(&path, &bytes, &mut images)?;
+            }
+        }
+        Ok(images)
+    }
+
+    /// The bytes of the files called `wanted`.
+    fn read(&self, path: &Path, wanted: &[&'static str]) -> Result<Contents> {
+        if !path.is_dir() {
+            return self.read_archive(path, wanted);
+        }
+        let holds = |folder: &Path| self.members().any(|name| folder.join(name).is_file());
+        let inner = path.join(self.folder);
+        let archive = path.join(self.archive);
+        if holds(path) {
+            self.read_folder(path, wanted)
+        } else if holds(&inner) {
+            self.read_folder(&inner, wanted)
+        } else if archive.is_file() {
+            self.read_archive(&archive, wanted)
+        } else {
+            Err(Error::file(path, format!("none of the files is in this folder; {}", self.expected())))
+        }
+    }
+
+    fn read_folder(&self, folder: &Path, wanted: &[&'static str]) -> Result<Contents> {
+        let read = |&name: &&'static str| {
             let path = folder.join(name);
             let bytes = files::read(&path, &self.expected())?;
             Ok((name, (path, bytes)))
         };
-        self.members().map(read).collect()
+        wanted.iter().map(read).collect()
     }
 
-    fn read_archive(&self, path: &Path) -> Result<HashMap<&'static str, (PathBuf, Vec<u8>)>> {
+    fn read_archive(&self, path: &Path, wanted: &[&'static str]) -> Result<Contents> {
         let expected = self.expected();
         let file = fs::File::open(path).map_err(|e| files::unreadable(path, &e, &expected))?;
         let mut start = [0; 2];
@@ -228,7 +245,7 @@ impl Layout {
             let mut entry = entry.map_err(damaged)?;
             let inner = entry.path().map_err(damaged)?.into_owned();
             let name = inner.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            if let Some(name) = self.members().find(|&member| member == name) {
+            if let Some(&name) = wanted.iter().find(|&&member| member == name) {
                 let mut bytes = Vec::new();
                 entry.read_to_end(&mut bytes).map_err(damaged)?;
                 contents.insert(name, (path.join(&inner), bytes));
@@ -238,7 +255,7 @@ impl Layout {
         }
         // What is left carries the checksum of the compressed stream.
         io::copy(&mut reader, &mut io::sink()).map_err(damaged)?;
-        let missing: Vec<_> = self.members().filter(|name| !contents.contains_key(name)).collect();
+        let missing: Vec<_> = wanted.iter().copied().filter(|name| !contents.contains_key(name)).collect();
         if missing.is_empty() {
             return Ok(contents);
         }

@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use image::{ImageReader, RgbImage, imageops};
+use image::{DynamicImage, ImageReader, RgbImage, imageops};
 use interlock::{Batch, Dataset, Error, Result, random::Key};
 use rand::Rng;
 
@@ -74,6 +74,40 @@ impl Listing {
         Ok(Self { class_names, train: in_turn(train), validation: in_turn(numbered) })
     }
 
+    /// Lists the validation images of `path` for a model that was trained on `class_names`, which number the classes.
+    ///
+    /// Only the validation folder is looked at where there is one.
+    ///
+    /// # Errors
+    /// If a folder is missing or empty, or has a class that is not among `class_names`.
+    pub fn open_validation(path: &Path, fraction: f64, class_names: &[String]) -> Result<Vec<(PathBuf, u32)>> {
+        let has_parts = |name: &str| path.join("train").is_dir() || !class_names.iter().any(|class| class == name);
+        let folder = VALIDATION.iter().filter(|name| has_parts(name)).map(|name| path.join(name)).find(|f| f.is_dir());
+        let (folder, held_out) = match folder {
+            Some(folder) => {
+                let held_out = classes(&folder)?;
+                (folder, held_out)
+            }
+            None => {
+                let Self { class_names, train: _, validation } = Self::split(classes(path)?, fraction)?;
+                let mut held_out: Vec<_> = class_names.into_iter().map(|name| (name, Vec::new())).collect();
+                validation.into_iter().for_each(|(file, class)| held_out[class as usize].1.push(file));
+                (path.to_owned(), held_out)
+            }
+        };
+        let number = |(name, files): (String, Vec<PathBuf>)| match class_names.iter().position(|class| *class == name) {
+            Some(class) => Ok((class, files)),
+            None => Err(Error::file(
+                folder.join(&name),
+                format!(
+                    "the model was not trained on a class of this name; its classes are {}: rename or remove the folder",
+                    class_names.join(", ")
+                ),
+            )),
+        };
+        Ok(in_turn(held_out.into_iter().map(number).collect::<Result<_>>()?))
+    }
+
     fn split(classes: Vec<(String, Vec<PathBuf>)>, fraction: f64) -> Result<Self> {
         let (mut class_names, mut train, mut validation) = (Vec::new(), Vec::new(), Vec::new());
         for (class, (name, mut files)) in classes.into_iter().enumerate() {
@@ -118,11 +152,7 @@ fn in_turn(classes: Vec<(usize, Vec<PathBuf>)>) -> Vec<(PathBuf, u32)> {
 fn classes(folder: &Path) -> Result<Vec<(String, Vec<PathBuf>)>> {
     let mut classes = Vec::new();
     for class in entries(folder)?.into_iter().filter(|path| path.is_dir()) {
-        let image = |path: &PathBuf| {
-            let ending = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-            path.is_file() && ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
-        };
-        let files: Vec<_> = entries(&class)?.into_iter().filter(image).collect();
+        let files: Vec<_> = entries(&class)?.into_iter().filter(|path| is_image(path)).collect();
         if files.is_empty() {
             return Err(Error::file(class, format!("holds no image; {FOLDER}; remove a class without images")));
         }
@@ -134,6 +164,36 @@ fn classes(folder: &Path) -> Result<Vec<(String, Vec<PathBuf>)>> {
         return Err(Error::file(folder, format!("holds no class folders; {FOLDER}")));
     }
     Ok(classes)
+}
+
+/// Whether `path` is a file whose ending is that of an image.
+fn is_image(path: &Path) -> bool {
+    let ending = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+    path.is_file() && ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
+}
+
+/// Lists the images in `folder` and the folders below it, by name.
+///
+/// # Errors
+/// If a folder cannot be read, or there is no image.
+pub fn image_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(next) = folders.pop() {
+        for path in entries(&next)? {
+            if is_image(&path) {
+                files.push(path);
+            } else if path.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    files.sort();
+    match files.is_empty() {
+        true => {
+            Err(Error::file(folder, "holds no image; expected images (png, jpg, bmp, webp), also in folders below"))
+        }
+        false => Ok(files),
+    }
 }
 
 /// What is in a folder, by name, without hidden entries.
@@ -297,27 +357,36 @@ fn open(path: &Path) -> Result<ImageReader<std::io::BufReader<fs::File>>, String
     ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(|e| e.to_string())
 }
 
-fn decode(path: &Path) -> Result<RgbImage, String> {
-    Ok(open(path)?.decode().map_err(|e| e.to_string())?.into_rgb8())
+pub(super) fn decode(path: &Path) -> Result<DynamicImage, String> {
+    open(path)?.decode().map_err(|e| e.to_string())
 }
 
 /// The central square of an image, resized: bytes `(3, size, size)`.
 fn square(path: &Path, size: usize) -> Result<Vec<u8>, String> {
-    let image = decode(path)?;
-    let (width, height) = image.dimensions();
-    let side = width.min(height);
-    if side == 0 {
+    fitted(&decode(path)?.into_rgb8(), [3, size, size])
+}
+
+/// The largest central part of an image that has the proportions of `(C, H, W)`, resized to it. Of one channel, the first is taken.
+pub(super) fn fitted(image: &RgbImage, [channels, height, width]: [usize; 3]) -> Result<Vec<u8>, String> {
+    let (own_width, own_height) = image.dimensions();
+    if own_width == 0 || own_height == 0 {
         return Err("the image has no pixels".to_owned());
     }
-    let mut cut = imageops::crop_imm(&image, (width - side) / 2, (height - side) / 2, side, side).to_image();
-    if side as usize != size {
-        let size = u32::try_from(size).map_err(|e| e.to_string())?;
-        cut = imageops::resize(&cut, size, size, imageops::FilterType::Triangle);
+    let size = |pixels: usize| u32::try_from(pixels).map_err(|e| e.to_string());
+    let (to_height, to_width) = (size(height)?, size(width)?);
+    // In 64 bits, since sizes of files are multiplied.
+    let scaled = |length: u32, to: u32, from: u32| (u64::from(length) * u64::from(to) / u64::from(from)).max(1) as u32;
+    let cut_width = own_width.min(scaled(own_height, to_width, to_height));
+    let cut_height = own_height.min(scaled(own_width, to_height, to_width));
+    let (left, top) = ((own_width - cut_width) / 2, (own_height - cut_height) / 2);
+    let mut cut = imageops::crop_imm(image, left, top, cut_width, cut_height).to_image();
+    if (cut_width, cut_height) != (to_width, to_height) {
+        cut = imageops::resize(&cut, to_width, to_height, imageops::FilterType::Triangle);
     }
-    let plane = size * size;
-    let mut planes = vec![0; 3 * plane];
+    let plane = height * width;
+    let mut planes = vec![0; channels * plane];
     for (i, pixel) in cut.pixels().enumerate() {
-        for (channel, &value) in pixel.0.iter().enumerate() {
+        for (channel, &value) in pixel.0.iter().take(channels).enumerate() {
             planes[channel * plane + i] = value;
         }
     }

@@ -18,22 +18,12 @@ const LABELS: (u32, usize) = (0x0801, 1);
 const FOLDER: &str = "expected a folder with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and \
                       t10k-labels-idx1-ubyte, each plain or .gz";
 
-/// The training and test images of a folder with the usual four files, each plain or `.gz`.
+/// Reads the training and test images of a folder with the usual four files, each plain or `.gz`.
 ///
 /// # Errors
 /// If a file is missing, of the wrong kind or size, or names a class that is not below `classes`.
 pub fn open(folder: &Path, classes: usize) -> Result<(RawImages, RawImages)> {
-    if !folder.is_dir() {
-        let problem = if folder.exists() { "is not a folder" } else { "no such folder" };
-        return Err(Error::file(folder, format!("{problem}; {FOLDER}")));
-    }
-    let part = |name: &str| {
-        let images = find(folder, &format!("{name}-images"), "idx3-ubyte")?;
-        let labels = find(folder, &format!("{name}-labels"), "idx1-ubyte")?;
-        let (image_bytes, label_bytes) = (files::read(&images, FOLDER)?, files::read(&labels, FOLDER)?);
-        decode((&images, image_bytes), (&labels, label_bytes), classes)
-    };
-    let (train, test) = (part("train")?, part("t10k")?);
+    let (train, test) = (part(folder, "train", classes)?, open_test(folder, classes)?);
     if train.shape != test.shape {
         let [_, h, w] = train.shape;
         let [_, th, tw] = test.shape;
@@ -45,6 +35,26 @@ pub fn open(folder: &Path, classes: usize) -> Result<(RawImages, RawImages)> {
         ));
     }
     Ok((train, test))
+}
+
+/// Reads the test images of such a folder, whose training files need not be there.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_test(folder: &Path, classes: usize) -> Result<RawImages> {
+    part(folder, "t10k", classes)
+}
+
+/// The images of the two files whose names begin with `name`.
+fn part(folder: &Path, name: &str, classes: usize) -> Result<RawImages> {
+    if !folder.is_dir() {
+        let problem = if folder.exists() { "is not a folder" } else { "no such folder" };
+        return Err(Error::file(folder, format!("{problem}; {FOLDER}")));
+    }
+    let images = find(folder, &format!("{name}-images"), "idx3-ubyte")?;
+    let labels = find(folder, &format!("{name}-labels"), "idx1-ubyte")?;
+    let (image_bytes, label_bytes) = (files::read(&images, FOLDER)?, files::read(&labels, FOLDER)?);
+    decode((&images, image_bytes), (&labels, label_bytes), classes)
 }
 
 /// The file `STEM-KIND` (or `STEM.KIND`, as some mirrors call it), plain or `.gz`.

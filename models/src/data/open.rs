@@ -82,7 +82,7 @@ fn check_limit(limit: Option<usize>) -> Result<()> {
     }
 }
 
-fn check_fraction(fraction: f64) -> Result<()> {
+pub(super) fn check_fraction(fraction: f64) -> Result<()> {
     if fraction > 0.0 && fraction < 1.0 {
         return Ok(());
     }

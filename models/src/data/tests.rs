@@ -7,6 +7,7 @@ mod folder;
 mod idx;
 mod images;
 mod text;
+mod trained;
 mod vocabulary;
 
 use std::{fs, io::Write, path::Path};

@@ -141,18 +141,22 @@ pub(super) fn tokenize(
         }
     }
     let vocabulary = match tokenization {
-        Tokenization::Bytes => {
-            let bytes = |(_, text): &(&Path, &[u8])| text.iter().map(|&b| u32::from(b)).collect();
-            return Ok((Vocabulary::bytes(), texts.iter().map(bytes).collect()));
-        }
+        Tokenization::Bytes => Vocabulary::bytes(),
         Tokenization::Characters => {
             Vocabulary::of_characters(&texts.iter().map(|&text| utf8(text)).collect::<Result<String>>()?)?
         }
         Tokenization::File(path) => Vocabulary::load(path)?,
     };
-    let encode = |&text: &(&Path, &[u8])| vocabulary.encode(utf8(text)?).map_err(|e| Error::file(text.0, e));
-    let tokens = texts.iter().map(encode).collect::<Result<_>>()?;
+    let tokens = texts.iter().map(|&text| encode(&vocabulary, text)).collect::<Result<_>>()?;
     Ok((vocabulary, tokens))
+}
+
+/// The tokens of a text; errors call it by its path.
+pub(super) fn encode(vocabulary: &Vocabulary, text: (&Path, &[u8])) -> Result<Vec<u32>> {
+    if vocabulary.is_of_bytes() {
+        return Ok(text.1.iter().map(|&byte| u32::from(byte)).collect());
+    }
+    vocabulary.encode(utf8(text)?).map_err(|e| Error::file(text.0, e))
 }
 
 fn utf8<'a>((path, text): (&Path, &'a [u8])) -> Result<&'a str> {

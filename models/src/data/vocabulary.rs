@@ -141,6 +141,11 @@ impl Vocabulary {
         })
     }
 
+    /// Whether tokens are bytes, so that a text need not be UTF-8.
+    pub(super) fn is_of_bytes(&self) -> bool {
+        matches!(&*self.0, Kind::Bytes)
+    }
+
     /// The number of tokens; every token is below it.
     pub fn len(&self) -> usize {
         match &*self.0 {
