@@ -1,4 +1,4 @@
-//! The events of a run as `events.jsonl` keeps them: one JSON object a line, written and read by the same types.
+//! The events of a run as in `events.jsonl`: one JSON object a line, written and read by the same types.
 //!
 //! `docs/reports.md` describes every field for those who read the file with other programs.
 
@@ -9,8 +9,8 @@ pub(crate) use log::{EventLog, JsonLines, Sink};
 pub(crate) use read::read;
 
 use interlock::{
-    Error, Report,
-    trainer::{HeadScore, PhaseReport},
+    Error, Origin, Report,
+    trainer::{Followed, HeadScore, PhaseReport},
     transport::{Built, StageStep},
 };
 use serde::{Deserialize, Deserializer, Serialize};
@@ -18,20 +18,34 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// The file's name in a run's folder.
 pub(crate) const FILE: &str = "events.jsonl";
 
-/// Something that happened in a run.
+/// The version of the fields of `events.jsonl` and `timeline.json` that is written. Version 1, which does not name itself, is read too.
+pub(crate) const FORMAT: u32 = 2;
+
+/// Refuses a version that this program does not know.
+///
+/// # Errors
+/// The message tells which versions it knows.
+pub(crate) fn check_format(format: Option<u32>) -> Result<(), String> {
+    match format.unwrap_or(1) {
+        1..=FORMAT => Ok(()),
+        other => Err(format!("format {other} is not known; this program reads formats 1 to {FORMAT}: use a newer one")),
+    }
+}
+
+/// An event of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Event {
     /// Seconds since the Unix epoch.
     pub(crate) time: f64,
     /// What happened.
     #[serde(flatten)]
-    pub(crate) what: What,
+    pub(crate) what: EventKind,
 }
 
-/// What can happen; the name lies in the field `event`.
+/// The kind of an event, named in the field `event`, and its fields.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub(crate) enum What {
+pub(crate) enum EventKind {
     Started(Started),
     Step(Step),
     PlanChanged(PlanChanged),
@@ -47,17 +61,17 @@ pub(crate) struct Started {
     pub(crate) run: String,
     /// The number of its first step.
     pub(crate) first_step: u64,
-    /// How many steps it is to make.
+    /// The number of steps that it will make.
     pub(crate) steps: u64,
     /// Steps of one pass over the training set.
     pub(crate) steps_per_epoch: u64,
-    /// Which losses train which stage, as far as that is decided.
+    /// The gradient plans decided so far.
     pub(crate) plans: Vec<PhaseReport>,
     /// Every stage.
     pub(crate) stages: Vec<Stage>,
 }
 
-/// A stage as it was built.
+/// A stage when it is built.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stage {
     /// Its number, counted from 0.
@@ -81,20 +95,20 @@ pub(crate) struct Step {
     pub(crate) examples: u64,
     /// Seconds since the run's start.
     pub(crate) seconds: f64,
-    /// Seconds since the end of the step before; since the run's start, or the end of an evaluation, where that came last.
+    /// Seconds since the end of the previous step, or of the evaluation after it; at first, since the run's start.
     pub(crate) step_seconds: f64,
-    /// Every stage's part, in order.
+    /// The metrics of all stages, in order.
     pub(crate) stages: Vec<StageMetrics>,
 }
 
-/// One stage's part of a step.
+/// The metrics of a stage in a step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StageMetrics {
     /// The stage.
     pub(crate) stage: usize,
-    /// Its head's mean loss over the batch; null where it has no head.
+    /// Its head's mean loss over the batch; null without a head.
     pub(crate) loss: Option<f64>,
-    /// Its head's accuracy over the batch; null where it has no head, or the loss no such notion.
+    /// Its head's accuracy over the batch; null without a head, or if the loss does not define it.
     pub(crate) accuracy: Option<f64>,
     /// The learning rate.
     #[serde(deserialize_with = "number")]
@@ -102,19 +116,19 @@ pub(crate) struct StageMetrics {
     /// The norm of the gradient of its main parameters, before clipping.
     #[serde(deserialize_with = "number")]
     pub(crate) gradient_norm: f64,
-    /// Seconds in which it computed.
+    /// Seconds of computation.
     pub(crate) busy_seconds: f64,
-    /// The cosine between the gradients that it followed and measured; null where nothing was measured.
+    /// The cosine between the gradients that it followed and measured; null if it measured none.
     pub(crate) alignment: Option<f64>,
 }
 
-/// Stages follow other losses.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The gradient plan has changed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PlanChanged {
     /// From this step on.
     pub(crate) from_step: u64,
-    /// The stage whose loss trains each stage.
-    pub(crate) follows: Vec<usize>,
+    /// The losses that each stage follows.
+    pub(crate) follows: Vec<Followed>,
 }
 
 /// Every head has been scored on the validation set.
@@ -126,7 +140,7 @@ pub(crate) struct Evaluated {
     pub(crate) seconds: f64,
     /// Seconds that the evaluation took.
     pub(crate) evaluation_seconds: f64,
-    /// Whether it is the best so far and its values were kept.
+    /// Whether it is the best so far; its weights are then saved.
     pub(crate) improved: bool,
     /// Every head.
     pub(crate) heads: Vec<Head>,
@@ -140,33 +154,44 @@ pub(crate) struct Head {
     /// Mean loss a target.
     #[serde(deserialize_with = "number")]
     pub(crate) loss: f64,
-    /// The fraction of targets predicted right; null where the loss has no such notion.
+    /// The fraction of targets predicted right; null if the loss does not define it.
     pub(crate) accuracy: Option<f64>,
 }
 
-/// The run has ended as it should.
+/// The run has finished.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Finished {
-    /// What `report.json` holds.
+    /// The contents of `report.json`.
     pub(crate) report: Report,
 }
 
-/// The run has ended before its time.
+/// The run has failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Failed {
     /// What went wrong, in words.
     pub(crate) cause: String,
-    /// The stage that failed; this and what follows is null where no stage did, or it does not apply.
+    /// What failed: `stage`, `strategy`, `coordinator` or `data`. This and the fields below are null if they do not apply.
+    #[serde(default)]
+    pub(crate) origin: Option<String>,
+    /// The stage that failed.
     pub(crate) stage: Option<usize>,
     /// The step in which it failed.
     pub(crate) step: Option<u64>,
     /// The micro-batch within the step.
-    pub(crate) micro: Option<usize>,
+    #[serde(alias = "micro")]
+    pub(crate) micro_batch: Option<usize>,
     /// What it was doing.
+    #[serde(deserialize_with = "phase")]
     pub(crate) phase: Option<String>,
 }
 
-/// JSON has no infinities; they are written as null.
+/// The name of a phase; format 1 had another name for the backward pass.
+fn phase<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let phase: Option<String> = Option::deserialize(deserializer)?;
+    Ok(phase.map(|phase| if phase == "pull-back" { "backward".to_owned() } else { phase }))
+}
+
+/// Reads a number; null stands for one that is not finite, which JSON does not have.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
@@ -204,13 +229,18 @@ impl From<&HeadScore> for Head {
 
 impl From<&Error> for Failed {
     fn from(error: &Error) -> Self {
-        let nowhere = Self { cause: error.to_string(), stage: None, step: None, micro: None, phase: None };
+        let cause = error.to_string();
+        let nowhere = Self { cause, origin: None, stage: None, step: None, micro_batch: None, phase: None };
         match error {
             Error::Failed(failure) => Self {
                 cause: failure.cause.to_string(),
+                origin: Some(match failure.origin {
+                    Origin::Stage(_) => "stage".to_owned(),
+                    other => other.to_string(),
+                }),
                 stage: failure.origin.stage(),
                 step: failure.step,
-                micro: failure.micro_batch,
+                micro_batch: failure.micro_batch,
                 phase: Some(failure.phase.to_string()),
             },
             _ => nowhere,
@@ -218,7 +248,7 @@ impl From<&Error> for Failed {
     }
 }
 
-/// Seconds to a millionth.
+/// Rounds seconds to a millionth.
 fn to_micros(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e6
 }

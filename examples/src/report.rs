@@ -36,7 +36,7 @@ pub(crate) fn run(arguments: &Report) -> Result<(), Exit> {
         [one] => curves::of_run(one),
         several => curves::of_runs(several),
     };
-    // All of it before anything is written.
+    // Everything is read before anything is written.
     let page = page::page(&runs, &plots);
     let pictures = match &arguments.plots {
         Some(folder) => {
@@ -52,15 +52,15 @@ pub(crate) fn run(arguments: &Report) -> Result<(), Exit> {
     for (path, bytes) in &pictures {
         std::fs::write(path, bytes).map_err(|e| Exit::failed(Error::file(path, e)))?;
     }
-    say(&format!("the report lies in {}", out.display()));
+    say(&format!("the report is in {}", out.display()));
     if let Some(folder) = &arguments.plots {
-        say(&format!("{} pictures lie in {}", pictures.len(), folder.display()));
+        say(&format!("{} pictures are in {}", pictures.len(), folder.display()));
     }
     Ok(())
 }
 
 /// # Errors
-/// If `--plots` names something that neither is a folder nor can become one.
+/// If `--plots` names something that is not a folder and cannot be created as one.
 fn refuse_no_folder(folder: &Path) -> interlock::Result<()> {
     match folder.is_dir() {
         true => Ok(()),
@@ -71,7 +71,7 @@ fn refuse_no_folder(folder: &Path) -> interlock::Result<()> {
     }
 }
 
-/// Every plot, and the timeline of a single run, as SVG and as PNG.
+/// Writes all plots, and the timeline of a single run, as SVG and PNG.
 fn pictures(folder: &Path, runs: &[Run], plots: &[Plot]) -> interlock::Result<Vec<(PathBuf, Vec<u8>)>> {
     let mut drawn: Vec<(&str, String)> = plots.iter().map(|plot| (plot.name.as_str(), plot.to_svg())).collect();
     if let [run] = runs

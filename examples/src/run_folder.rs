@@ -1,4 +1,4 @@
-//! A run's folder: configuration, environment, events, weights, report, log, what its strategy decided, and how it ended.
+//! The folder of a run: configuration, environment, events, weights, report, log, decisions of its strategy, and status.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,23 +20,37 @@ use crate::{
 const CONFIG: &str = "config.toml";
 const DATA: &str = "data.json";
 const STATUS: &str = "status.json";
-/// What stages did when in the last steps.
+/// The timeline of the last steps.
 const TIMELINE: &str = "timeline.json";
 
-/// How a run stands; `status.json`.
+/// `timeline.json`.
+#[derive(Serialize)]
+struct TimelineFile<'a> {
+    format: u32,
+    #[serde(flatten)]
+    timeline: &'a Timeline,
+}
+
+/// The format that a `timeline.json` names; none in format 1.
+#[derive(Deserialize)]
+struct TimelineFormat {
+    format: Option<u32>,
+}
+
+/// The state of a run; `status.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub(crate) enum Status {
-    /// Under way, or ended from outside.
+    /// Running, or killed.
     Running,
-    /// Ended as it should.
+    /// Finished.
     Finished,
-    /// Ended at a step's end because it was asked to, with weights and report.
+    /// Stopped after a step on request, with weights and report.
     Stopped {
         /// Optimizer steps made.
         steps: u64,
     },
-    /// Ended before its time.
+    /// Failed.
     Failed {
         /// What went wrong.
         cause: String,
@@ -47,11 +61,11 @@ pub(crate) enum Status {
 #[derive(Clone, Debug)]
 pub(crate) struct RunFolder {
     path: PathBuf,
-    /// Whether its status says how it ended; another end is of no consequence then.
+    /// Whether its final status is written. Only the first one is.
     ended: Arc<Mutex<bool>>,
 }
 
-/// The folder where a run goes that was not told where: `runs/<name>-<time>`.
+/// Returns the default folder of a new run: `runs/<name>-<time>`.
 pub(crate) fn fresh(name: &str) -> PathBuf {
     let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let time: String = time.chars().filter(char::is_ascii_digit).collect();
@@ -74,7 +88,7 @@ pub(crate) fn refuse_existing(path: &Path) -> Result<()> {
 }
 
 /// # Errors
-/// If no file can be written to `path`, which the option called `name` gave: its folder is not there, or it is one itself.
+/// If no file can be written to `path`, the value of option `name`: its folder does not exist, or it is a folder itself.
 pub(crate) fn refuse_no_place(name: &str, path: &Path) -> Result<()> {
     let refuse =
         |problem: String, right: &str| Err(Error::invalid(format!("{name} {}", path.display()), problem, right));
@@ -88,7 +102,7 @@ pub(crate) fn refuse_no_place(name: &str, path: &Path) -> Result<()> {
 }
 
 impl RunFolder {
-    /// Makes the folder, with the configuration, a description of the data and what it is made by in it.
+    /// Creates the folder, and writes configuration, description of the data, environment and status.
     pub(crate) fn create(path: PathBuf, config: &RunConfig, data: &Description) -> Result<Self> {
         std::fs::create_dir_all(&path).map_err(|e| Error::file(&path, e))?;
         let folder = Self { path, ended: Arc::default() };
@@ -99,20 +113,20 @@ impl RunFolder {
         Ok(folder)
     }
 
-    /// The folder of a run, however it stands.
+    /// Opens the folder of a run in any state.
     ///
     /// # Errors
-    /// If it is none.
+    /// If it is not the folder of a run.
     pub(crate) fn open_any(path: &Path) -> Result<Self> {
         let folder = Self { path: path.to_owned(), ended: Arc::default() };
         folder.config()?;
         Ok(folder)
     }
 
-    /// The folder of a run that has weights: one that has finished or was stopped.
+    /// Opens the folder of a run that has weights: one that finished or was stopped.
     ///
     /// # Errors
-    /// If it is none, or the run is still under way or has failed.
+    /// If it is not the folder of a run, or the run is still running or has failed.
     pub(crate) fn open(path: &Path) -> Result<(Self, RunConfig, Description)> {
         let folder = Self { path: path.to_owned(), ended: Arc::default() };
         let (config, _) = folder.config()?;
@@ -140,23 +154,26 @@ impl RunFolder {
         Ok((config, text))
     }
 
-    /// How the run stands.
+    /// The state of the run.
     pub(crate) fn status(&self) -> Result<Status> {
         self.read_json(STATUS)
     }
 
-    /// What the data are.
+    /// The description of the data.
     pub(crate) fn data(&self) -> Result<Description> {
         self.read_json(DATA)
     }
 
-    /// What the run was made by; none in folders that do not tell.
+    /// Program and machine of the run; none in folders of earlier versions.
     pub(crate) fn environment(&self) -> Result<Option<Environment>> {
         self.read_json_if_there(environment::FILE)
     }
 
-    /// What stages did when in the last steps; none while the run is under way.
+    /// The timeline of the last steps; none while the run is running.
     pub(crate) fn timeline(&self) -> Result<Option<Timeline>> {
+        let format: Option<TimelineFormat> = self.read_json_if_there(TIMELINE)?;
+        let format = format.and_then(|of| of.format);
+        events::check_format(format).map_err(|problem| Error::file(self.path.join(TIMELINE), problem))?;
         self.read_json_if_there(TIMELINE)
     }
 
@@ -173,7 +190,7 @@ impl RunFolder {
         self.path.join("run.log")
     }
 
-    /// Begins the files of events: `events.jsonl`, and one for TensorBoard where that is wanted.
+    /// Creates the files of events: `events.jsonl`, and one for TensorBoard if `tensorboard` is set.
     pub(crate) fn event_log(&self, run: &str, tensorboard: bool) -> Result<EventLog> {
         let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(JsonLines::create(&self.path.join(events::FILE))?)];
         if tensorboard {
@@ -182,15 +199,16 @@ impl RunFolder {
         Ok(EventLog::new(run, sinks))
     }
 
-    /// Writes what stages did when in the last steps.
+    /// Writes the timeline of the last steps.
     pub(crate) fn write_timeline(&self, timeline: &Timeline) -> Result<()> {
         let path = self.path.join(TIMELINE);
-        // On one line: there may be thousands of actions.
-        let text = serde_json::to_string(timeline).map_err(|e| Error::file(&path, e))?;
+        // In one line, since there may be thousands of actions.
+        let file = TimelineFile { format: events::FORMAT, timeline };
+        let text = serde_json::to_string(&file).map_err(|e| Error::file(&path, e))?;
         weights::write_text(&path, &(text + "\n"))
     }
 
-    /// Writes how the run ended. The first end holds, whichever thread says so.
+    /// Writes how the run ended. Only the first call has an effect, from whichever thread.
     pub(crate) fn end(&self, status: &Status) -> Result<()> {
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         if !*ended {
@@ -200,17 +218,17 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Whether its status says how the run ended.
+    /// Whether the final status is written.
     pub(crate) fn has_ended(&self) -> bool {
         *self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes what a strategy that decides on the way has decided and remembers.
+    /// Writes the state of a strategy that decides during the run.
     pub(crate) fn write_strategy(&self, state: &serde_json::Value) -> Result<()> {
         self.write_json("strategy.json", state)
     }
 
-    /// Writes the weights, those of the best evaluation where they are others, and the report; then the run has ended.
+    /// Writes the weights, the weights of the best evaluation if they differ, the report, and the final status.
     pub(crate) fn finish(&self, weights: &Weights, best: Option<&Best>, report: &Report) -> Result<()> {
         weights.save(&self.path)?;
         if let Some(best) = best.filter(|best| best.steps != report.steps) {
@@ -246,7 +264,7 @@ impl RunFolder {
     }
 }
 
-/// Writes `value` as JSON, whole or not at all.
+/// Writes `value` as JSON: the file is complete, or it is not there.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::file(path, e))?;
     weights::write_text(path, &(text + "\n"))

@@ -14,7 +14,7 @@ use interlock::{Error, Result};
 use prost::Message;
 
 use self::messages::{Content, Record, Scalar, Summary};
-use crate::events::{Evaluated, Event, Sink, Step, What};
+use crate::events::{Evaluated, Event, EventKind, Sink, Step};
 
 /// The folder within a run's folder.
 pub(crate) const FOLDER: &str = "tensorboard";
@@ -49,8 +49,8 @@ impl TensorBoard {
 impl Sink for TensorBoard {
     fn write(&mut self, event: &Event) -> Result<()> {
         let (step, scalars) = match &event.what {
-            What::Step(step) => (step.step, of_step(step)),
-            What::Evaluated(evaluated) => (evaluated.steps, of_evaluation(evaluated)),
+            EventKind::Step(step) => (step.step, of_step(step)),
+            EventKind::Evaluated(evaluated) => (evaluated.steps, of_evaluation(evaluated)),
             _ => return Ok(()),
         };
         let content = Some(Content::Summary(Summary { value: scalars }));
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
     use crate::events::{Head, StageMetrics};
 
-    fn event(what: What) -> Event {
+    fn event(what: EventKind) -> Event {
         Event { time: 1.5, what }
     }
 
@@ -112,7 +112,7 @@ mod tests {
     }
 
     fn step(step: u64, stages: Vec<StageMetrics>) -> Event {
-        event(What::Step(Step { step, epoch: 0, examples: 32, seconds: 1.0, step_seconds: 1.0, stages }))
+        event(EventKind::Step(Step { step, epoch: 0, examples: 32, seconds: 1.0, step_seconds: 1.0, stages }))
     }
 
     #[test]
@@ -123,7 +123,7 @@ mod tests {
         board.write(&step(5, vec![stage(0, None, 0.5), stage(1, None, 0.25)])).unwrap();
         let heads = vec![Head { stage: 1, loss: 0.0, accuracy: Some(0.75) }];
         let evaluated = Evaluated { steps: 6, seconds: 2.0, evaluation_seconds: 1.0, improved: true, heads };
-        board.write(&event(What::Evaluated(evaluated))).unwrap();
+        board.write(&event(EventKind::Evaluated(evaluated))).unwrap();
 
         assert!(board.path.file_name().unwrap().to_str().unwrap().starts_with("events.out.tfevents."));
         let bytes = std::fs::read(&board.path).unwrap();

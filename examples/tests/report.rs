@@ -5,7 +5,10 @@
 #[path = "common/command.rs"]
 mod common;
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use common::{SMALL, done, err, interlock, json, refused, train};
 use serde_json::Value;
@@ -34,7 +37,11 @@ fn a_run_writes_its_events_its_timeline_and_its_environment() {
     assert_eq!((&started["run"], &started["steps"]), (&"fashion-mnist".into(), &3.into()));
     assert!(started["stages"][1]["parameters"].as_u64().unwrap() > 0);
     assert_eq!(started["plans"].as_array().unwrap().len(), 2);
-    assert_eq!((&events[3]["from_step"], &events[3]["follows"]), (&2.into(), &serde_json::json!([1, 1])));
+    assert_eq!(
+        (&events[3]["from_step"], &events[3]["follows"]),
+        (&2.into(), &serde_json::json!([[[1, 1.0]], [[1, 1.0]]]))
+    );
+    assert_eq!((&started["format"], &events[1]["format"]), (&2.into(), &Value::Null));
     let step = &events[4];
     assert_eq!((&step["step"], &step["examples"], step["epoch"].as_u64()), (&2.into(), &32.into(), Some(0)));
     for stage in step["stages"].as_array().unwrap() {
@@ -49,7 +56,8 @@ fn a_run_writes_its_events_its_timeline_and_its_environment() {
     assert_eq!(events[6]["report"], report);
 
     let timeline = json(&run.join("timeline.json"));
-    assert_eq!(timeline["stages"], 2);
+    assert_eq!((&timeline["format"], &timeline["stages"]), (&2.into(), &2.into()));
+    assert!(fs::read_to_string(run.join("timeline.json")).unwrap().starts_with("{\"format\":2,"));
     assert!(timeline["spans"].as_array().unwrap().iter().any(|span| span["action"]["update"] == 2));
     let environment = json(&run.join("environment.json"));
     assert_eq!(environment["version"], env!("CARGO_PKG_VERSION"));
@@ -108,7 +116,7 @@ fn a_page_and_pictures_are_made_of_a_run() {
     let name = "--set=name='<b>&amp;\"x'";
     done(&train(folder.path(), &[&SMALL[..], &[schedule, name, "--quiet"]].concat()));
     let shown = done(&interlock(folder.path(), &["report", "run", "--plots", "plots"]));
-    assert!(shown.contains("the report lies in run/report.html") && shown.contains("pictures lie in plots"), "{shown}");
+    assert!(shown.contains("the report is in run/report.html") && shown.contains("pictures are in plots"), "{shown}");
     let page = page(&folder.path().join("run/report.html"));
     assert!(page.contains("<title>&lt;b&gt;&amp;amp;&quot;x</title>") && !page.contains("<b>&amp;\"x"));
     let accuracy = json(&folder.path().join("run/report.json"))["final"]["accuracy"].as_f64().unwrap();
@@ -167,6 +175,39 @@ fn runs_that_failed_or_go_on_are_reported_as_far_as_they_came() {
     assert!(cut.contains("Training loss") && !cut.contains("Validation loss") && whole.contains("Validation loss"));
     fs::write(run.join("events.jsonl"), "").unwrap();
     assert!(report().contains("No step has been made"));
+}
+
+/// A run that an earlier version recorded; it names no format.
+fn recorded_in_format_1() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/format_1")
+}
+
+#[test]
+fn a_run_of_format_1_is_reported_with_curves_stages_and_timeline() {
+    let folder = TempDir::new().unwrap();
+    let recorded = recorded_in_format_1();
+    let arguments = ["report", recorded.to_str().unwrap(), "--out", "page.html", "--plots", "plots"];
+    done(&interlock(folder.path(), &arguments));
+    let page = page(&folder.path().join("page.html"));
+    for words in ["stage 1", "Interlock width of each stage", "What each stage did when", "backward pass"] {
+        assert!(page.contains(words), "{words}");
+    }
+    assert!(folder.path().join("plots/width.svg").exists() && folder.path().join("plots/timeline.svg").exists());
+}
+
+#[test]
+fn a_format_that_is_not_known_is_refused() {
+    let folder = TempDir::new().unwrap();
+    for file in ["config.toml", "data.json", "status.json", "events.jsonl", "timeline.json"] {
+        fs::copy(recorded_in_format_1().join(file), folder.path().join(file)).unwrap();
+    }
+    for file in ["events.jsonl", "timeline.json"] {
+        let path = folder.path().join(file);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replacen('{', "{\"format\":3,", 1)).unwrap();
+        refused(folder.path(), &["report", "."], &[file, "format 3", "1 to 2"]);
+        fs::write(&path, text).unwrap();
+    }
 }
 
 #[test]

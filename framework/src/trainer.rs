@@ -14,7 +14,9 @@ mod trained;
 
 pub use builder::{Layout, TrainerBuilder};
 pub use observer::{Observer, TrainEvent};
-pub use report::{BestReport, Evaluation, EveryReport, FinalReport, HeadScore, PhaseReport, Report, StageReport};
+pub use report::{
+    BestReport, Evaluation, EveryReport, FinalReport, Followed, HeadScore, PhaseReport, Report, StageReport,
+};
 pub use stop::Stopper;
 
 use std::{

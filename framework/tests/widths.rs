@@ -24,7 +24,7 @@ use interlock::{
     random::Key,
     stage::Recompute,
     strategy::{Adapt, AdaptiveState},
-    trainer::{Length, TrainerBuilder},
+    trainer::{Followed, Length, TrainerBuilder},
 };
 use serde_json::Value;
 
@@ -120,7 +120,8 @@ fn a_stage_widens_where_gradients_are_opposed_and_nowhere_else() {
             assert_eq!((state.windows, state.measured), (vec![vec![1.0; 2], vec![1.0; 2], vec![], vec![]], Some(10)));
             assert_eq!(report.stages.iter().map(|stage| stage.follows).collect::<Vec<_>>(), [1, 1, 3, 3]);
             let plans: Vec<_> = report.plans.iter().map(|phase| (phase.from_step, &*phase.follows)).collect();
-            assert_eq!(plans, [(0, &[0, 1, 2, 3][..]), (4, &[1, 1, 3, 3])]);
+            let of = |losses: [usize; 4]| losses.map(|loss| Followed(vec![(loss, 1.0)]));
+            assert_eq!(plans, [(0, &of([0, 1, 2, 3])[..]), (4, &of([1, 1, 3, 3])[..])]);
             let every = report.plans[1].every.as_ref().unwrap();
             assert_eq!((every.steps, &*every.measures), (2, &[Some(2), Some(2), None, None][..]));
         }

@@ -1,4 +1,4 @@
-//! Watching a run, and writing what happens to files as it happens.
+//! An observer that writes the events of a run to files while it runs.
 
 use std::{
     fs::File,
@@ -8,23 +8,29 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use interlock::{Error, Result, TrainEvent, trainer::Observer};
+use interlock::{
+    Error, Result, TrainEvent,
+    trainer::{Followed, Observer},
+};
+use serde::Serialize;
 
-use super::{Evaluated, Event, Failed, Finished, PlanChanged, Stage, StageMetrics, Started, Step, What, to_micros};
+use super::{
+    Evaluated, Event, EventKind, FORMAT, Failed, Finished, PlanChanged, Stage, StageMetrics, Started, Step, to_micros,
+};
 
-/// Somewhere that events go, one after another.
+/// A destination of events.
 pub(crate) trait Sink: Send {
-    /// Writes one, so that others can read it at once.
+    /// Writes an event, so that others can read it at once.
     fn write(&mut self, event: &Event) -> Result<()>;
 }
 
-/// Turns what a run tells into events, and hands them to sinks. Clones share the sinks.
+/// An observer that passes events to sinks. Clones share the sinks.
 #[derive(Clone)]
 pub(crate) struct EventLog(Arc<Mutex<Inner>>);
 
 struct Inner {
     run: String,
-    /// Those that still work.
+    /// The sinks that have not failed.
     sinks: Vec<Box<dyn Sink>>,
     start: Instant,
     /// The end of the last step or evaluation.
@@ -32,15 +38,15 @@ struct Inner {
 }
 
 impl EventLog {
-    /// A log of the run called `run` to these sinks.
+    /// Creates a log of the run called `run`, to these sinks.
     pub(crate) fn new(run: &str, sinks: Vec<Box<dyn Sink>>) -> Self {
         let now = Instant::now();
         Self(Arc::new(Mutex::new(Inner { run: run.to_owned(), sinks, start: now, last: now })))
     }
 
-    /// Notes that the run has ended before its time.
+    /// Writes that the run has failed.
     pub(crate) fn failed(&self, error: &Error) {
-        self.with(|inner| inner.write(What::Failed(Failed::from(error))));
+        self.with(|inner| inner.write(EventKind::Failed(Failed::from(error))));
     }
 
     fn with(&self, act: impl FnOnce(&mut Inner)) {
@@ -61,7 +67,7 @@ impl Inner {
         let what = match event {
             TrainEvent::Started { first_step, last_step, steps_per_epoch, plans, stages } => {
                 (self.start, self.last) = (now, now);
-                What::Started(Started {
+                EventKind::Started(Started {
                     run: self.run.clone(),
                     first_step: *first_step,
                     steps: last_step - first_step,
@@ -73,7 +79,7 @@ impl Inner {
             TrainEvent::StepDone { step, epoch, examples, stages, .. } => {
                 let (seconds, step_seconds) = (since(self.start), since(self.last));
                 self.last = now;
-                What::Step(Step {
+                EventKind::Step(Step {
                     step: *step,
                     epoch: *epoch,
                     examples: *examples as u64,
@@ -83,12 +89,11 @@ impl Inner {
                 })
             }
             TrainEvent::PlanChanged { from_step, plan } => {
-                let follows = (0..plan.stages()).map(|k| plan.farthest(k)).collect();
-                What::PlanChanged(PlanChanged { from_step: *from_step, follows })
+                EventKind::PlanChanged(PlanChanged { from_step: *from_step, follows: Followed::of(plan) })
             }
             TrainEvent::Evaluated { steps, evaluation, improved } => {
                 self.last = now;
-                What::Evaluated(Evaluated {
+                EventKind::Evaluated(Evaluated {
                     steps: *steps,
                     seconds: since(self.start),
                     evaluation_seconds: to_micros(evaluation.seconds()),
@@ -96,16 +101,16 @@ impl Inner {
                     heads: evaluation.heads().iter().map(Into::into).collect(),
                 })
             }
-            TrainEvent::Finished { report } => What::Finished(Finished { report: (*report).clone() }),
+            TrainEvent::Finished { report } => EventKind::Finished(Finished { report: (*report).clone() }),
             _ => return,
         };
         self.write(what);
     }
 
-    fn write(&mut self, what: What) {
+    fn write(&mut self, what: EventKind) {
         let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let event = Event { time: to_micros(time), what };
-        // A run is worth more than its events: a sink that fails is told of once, and left out from then on.
+        // A sink that fails must not end the run: a warning names the failure once, and the sink is left out from then on.
         self.sinks.retain_mut(|sink| match sink.write(&event) {
             Ok(()) => true,
             Err(error) => {
@@ -116,10 +121,20 @@ impl Inner {
     }
 }
 
-/// One JSON object a line.
+/// A file of one JSON object a line. The first line names the format.
 pub(crate) struct JsonLines {
     path: PathBuf,
     file: File,
+    /// Whether no line is written yet.
+    is_empty: bool,
+}
+
+/// The first line.
+#[derive(Serialize)]
+struct FirstLine<'a> {
+    format: u32,
+    #[serde(flatten)]
+    event: &'a Event,
 }
 
 impl JsonLines {
@@ -127,15 +142,19 @@ impl JsonLines {
     /// If the file cannot be made.
     pub(crate) fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).map_err(|e| Error::file(path, e))?;
-        Ok(Self { path: path.to_owned(), file })
+        Ok(Self { path: path.to_owned(), file, is_empty: true })
     }
 }
 
 impl Sink for JsonLines {
     fn write(&mut self, event: &Event) -> Result<()> {
-        let mut line = serde_json::to_vec(event).map_err(|e| Error::file(&self.path, e))?;
+        let line = match std::mem::replace(&mut self.is_empty, false) {
+            true => serde_json::to_vec(&FirstLine { format: FORMAT, event }),
+            false => serde_json::to_vec(event),
+        };
+        let mut line = line.map_err(|e| Error::file(&self.path, e))?;
         line.push(b'\n');
-        // A whole line at once and without a buffer, so that readers need not wait for it.
+        // One write for the whole line and no buffer, so that readers see it at once.
         self.file.write_all(&line).map_err(|e| Error::file(&self.path, e))
     }
 }
@@ -175,17 +194,23 @@ mod tests {
         log.clone().failed(&failure());
         log.failed(&Error::Data("gone".to_owned()));
 
-        let events: Vec<What> = read(&path).unwrap().into_iter().map(|event| event.what).collect();
-        let changed = What::PlanChanged(PlanChanged { from_step: 3, follows: vec![1, 1] });
-        let nowhere = Failed { cause: "gone".to_owned(), stage: None, step: None, micro: None, phase: None };
+        let events: Vec<EventKind> = read(&path).unwrap().into_iter().map(|event| event.what).collect();
+        let changed = EventKind::PlanChanged(PlanChanged { from_step: 3, follows: Followed::of(&plan) });
+        let nowhere =
+            Failed { cause: "gone".to_owned(), origin: None, stage: None, step: None, micro_batch: None, phase: None };
         let failed = Failed {
             cause: "it is \"not\"\nfinite".to_owned(),
+            origin: Some("stage".to_owned()),
             stage: Some(1),
             step: Some(7),
-            micro: Some(0),
+            micro_batch: Some(0),
             phase: Some("backward".to_owned()),
         };
-        assert_eq!(events, [changed, What::Failed(failed), What::Failed(nowhere)]);
+        assert_eq!(events, [changed, EventKind::Failed(failed), EventKind::Failed(nowhere)]);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let starts: Vec<bool> = text.lines().map(|line| line.starts_with("{\"format\":2,\"time\":")).collect();
+        assert_eq!(starts, [true, false, false], "{text}");
+        assert!(text.contains("\"follows\":[[[1,1.0]],[[1,1.0]]]"), "{text}");
         assert_eq!(tries.load(Ordering::Relaxed), 1);
         assert!(JsonLines::create(&folder.path().join("no/events.jsonl")).is_err());
     }

@@ -9,39 +9,41 @@ use std::{
 use interlock::{Error, Result};
 use serde::Deserialize;
 
-use super::{Event, What};
+use super::{Event, EventKind, check_format};
 
-/// What says which kind of event a line holds.
+/// The fields that all events have.
 #[derive(Deserialize)]
 struct Tag {
+    format: Option<u32>,
     time: f64,
     event: String,
 }
 
-/// The event of one line.
+/// Parses the event of one line.
 ///
 /// # Errors
-/// If it is none; the message tells what is missing or wrong.
+/// If it is no event; the message says what is missing or wrong.
 fn parse(line: &[u8]) -> serde_json::Result<Event> {
-    // The name first and then its own fields: many times faster than an enum that looks for its tag, and runs have many lines.
-    let Tag { time, event } = serde_json::from_slice(line)?;
+    // Reading the tag first and then its fields is many times faster than a tagged enum, and runs have many lines.
+    let Tag { format, time, event } = serde_json::from_slice(line)?;
+    check_format(format).map_err(serde::de::Error::custom)?;
     let what = match event.as_str() {
-        "started" => What::Started(serde_json::from_slice(line)?),
-        "step" => What::Step(serde_json::from_slice(line)?),
-        "plan_changed" => What::PlanChanged(serde_json::from_slice(line)?),
-        "evaluated" => What::Evaluated(serde_json::from_slice(line)?),
-        "finished" => What::Finished(serde_json::from_slice(line)?),
-        "failed" => What::Failed(serde_json::from_slice(line)?),
+        "started" => EventKind::Started(serde_json::from_slice(line)?),
+        "step" => EventKind::Step(serde_json::from_slice(line)?),
+        "plan_changed" => EventKind::PlanChanged(serde_json::from_slice(line)?),
+        "evaluated" => EventKind::Evaluated(serde_json::from_slice(line)?),
+        "finished" => EventKind::Finished(serde_json::from_slice(line)?),
+        "failed" => EventKind::Failed(serde_json::from_slice(line)?),
         other => return Err(serde::de::Error::custom(format!("there is no event {other:?}"))),
     };
     Ok(Event { time, what })
 }
 
-/// The events of the file at `path`, in order. A last line without an end is left out where it is no event: the program that wrote
-/// it was ended in the middle, or is about to write the rest.
+/// Reads the events of the file at `path`, in order. An incomplete last line is ignored: its program was killed, or is about to write the
+/// rest.
 ///
 /// # Errors
-/// If the file cannot be read, or another line is no event; the message tells which.
+/// If the file cannot be read, or another line is no event; the message names the line.
 pub(crate) fn read(path: &Path) -> Result<Vec<Event>> {
     let mut file = BufReader::new(File::open(path).map_err(|e| Error::file(path, e))?);
     let (mut events, mut line) = (Vec::new(), Vec::new());
@@ -67,12 +69,25 @@ mod tests {
     use super::*;
 
     const FAILED: &str =
-        r#"{"time":12.5,"event":"failed","cause":"no","stage":1,"step":null,"micro":null,"phase":"build"}"#;
+        r#"{"time":12.5,"event":"failed","cause":"no","stage":1,"step":null,"micro_batch":null,"phase":"build"}"#;
 
     fn reading(text: &[u8]) -> Result<Vec<Event>> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         read(file.path())
+    }
+
+    #[test]
+    fn the_words_of_format_1_are_read_and_a_later_format_is_refused() {
+        let first = r#"{"time":1,"event":"failed","cause":"no","stage":1,"step":2,"micro":3,"phase":"pull-back"}"#;
+        let second = r#"{"format":2,"time":1,"event":"failed","cause":"no","origin":null,"stage":1,"step":2,"micro_batch":3,"phase":"backward"}"#;
+        assert_eq!(reading(first.as_bytes()).unwrap(), reading(second.as_bytes()).unwrap());
+        let plan = r#"{"time":1,"event":"plan_changed","from_step":2,"follows":[0,1]}"#;
+        let pairs = r#"{"time":1,"event":"plan_changed","from_step":2,"follows":[[[0,1.0]],[[1,1.0]]]}"#;
+        assert_eq!(reading(plan.as_bytes()).unwrap(), reading(pairs.as_bytes()).unwrap());
+        let later = second.replace("\"format\":2", "\"format\":3") + "\n";
+        let error = reading(later.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("format 3") && error.contains("1 to 2"), "{error}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The plots of a report.
 
+use interlock::trainer::Followed;
+
 use super::run::Run;
 use crate::{
     events::{Evaluated, Head, StageMetrics, Step},
@@ -7,14 +9,14 @@ use crate::{
     table::Measure,
 };
 
-/// Curves of one plot that can still be told apart.
+/// The most curves of one plot.
 const CURVES: usize = 10;
 /// The axis of most plots.
 const STEP: &str = "step";
-/// Points of curves of speed, so that each is a mean over many steps.
+/// The most points of curves of speed: each is a mean over many steps.
 const COARSE: usize = 80;
 
-/// The plots of one run, those left out that would be empty.
+/// The plots of one run that are not empty.
 pub(super) fn of_run(run: &Run) -> Vec<Plot> {
     let stages = shown(run.stages());
     let count = points_for(stages.len());
@@ -109,7 +111,7 @@ pub(super) fn of_runs(runs: &[Run]) -> Vec<Plot> {
     ];
     for measure in [Measure::Accuracy, Measure::Perplexity] {
         let (axis, value) = measured(measure);
-        // Of those runs that are judged by it.
+        // Only of the runs that are judged by it.
         let of = |run: &Run, x: &dyn Fn(&Evaluated) -> f64| match run.measure == measure {
             true => evaluated(run, None, x, &value),
             false => Vec::new(),
@@ -146,14 +148,14 @@ pub(super) fn of_runs(runs: &[Run]) -> Vec<Plot> {
     plots
 }
 
-/// The axes of steps all end at the last one made, so that plots side by side can be compared.
+/// Sets the end of all axes of steps to the last step, so that plots side by side can be compared.
 fn end_at_last_step(plots: &mut [Plot], runs: &[Run]) {
     let made = |run: &Run| Some(run.steps.last()?.step as f64 + 1.0);
     let last = runs.iter().filter_map(made).reduce(f64::max);
     plots.iter_mut().filter(|plot| plot.x.label == STEP).for_each(|plot| plot.x.to = last);
 }
 
-/// All stages, or some of many, the first and the last among them.
+/// The numbers of all stages, or of some if there are many; the first and the last are among them.
 fn shown(stages: usize) -> Vec<usize> {
     match stages {
         few if few <= CURVES => (0..few).collect(),
@@ -194,18 +196,18 @@ fn measured(measure: Measure) -> (Axis, impl Fn(&Head) -> Option<f64>) {
     })
 }
 
-/// A value of every step that has it.
+/// The curve of a value over the steps that have it.
 fn points(run: &Run, value: impl Fn(&Step) -> Option<f64>) -> Vec<(f64, f64)> {
     let point = |step: &Step| Some((step.step as f64, value(step).filter(|value| value.is_finite())?));
     run.steps.iter().filter_map(point).collect()
 }
 
-/// Updates made before an evaluation.
+/// The number of updates before an evaluation.
 fn updates(evaluated: &Evaluated) -> f64 {
     evaluated.steps as f64
 }
 
-/// A value of the head of stage `k`, or of the last head, at every evaluation that has it, over `x`.
+/// The curve over `x` of a value of the head of stage `k`, or of the last head, at the evaluations that have it.
 fn evaluated(
     run: &Run,
     k: Option<usize>,
@@ -228,19 +230,19 @@ fn throughput(run: &Run, name: &str, colour: usize) -> Series {
     series(name.to_owned(), colour, Line::Plain, ratios(&points, coarse(points.len())))
 }
 
-/// The share of the time that is not busy, where `busy` tells both for a step.
+/// The curve of the idle share; `busy` gives busy and total seconds of a step.
 fn idle_share(run: &Run, busy: impl Fn(&Step) -> Option<(f64, f64)>) -> Vec<(f64, f64)> {
     let point = |step: &Step| busy(step).map(|(busy, seconds)| (step.step as f64, busy, seconds));
     let points: Vec<_> = run.steps.iter().filter_map(point).collect();
     ratios(&points, coarse(points.len())).into_iter().map(|(x, busy)| (x, (1.0 - busy).clamp(0.0, 1.0))).collect()
 }
 
-/// So many points that each is of ten steps or more, where there are as many.
+/// The number of points for which each covers at least ten steps.
 fn coarse(steps: usize) -> usize {
     (steps / 10).clamp(1, COARSE).max(steps.min(10))
 }
 
-/// The width of each stage over the steps; nothing where it stays as it is.
+/// The curves of the stages' widths over the steps; none if the widths do not change.
 fn widths(run: &Run, stages: &[usize]) -> Vec<Series> {
     let phases = run.plans();
     if phases.windows(2).all(|pair| pair[0].follows == pair[1].follows) {
@@ -248,9 +250,12 @@ fn widths(run: &Run, stages: &[usize]) -> Vec<Series> {
     }
     let end = run.steps.last().map_or(0, |step| step.step);
     let curve = |(n, &k): (usize, &usize)| {
-        // A little apart, or equal ones would hide each other.
+        // A little apart, so that equal curves do not hide each other.
         let beside = (n as f64 - (stages.len() as f64 - 1.0) / 2.0) * 0.03;
-        let width = |follows: &[usize]| follows.get(k).map(|j| (j + 1).saturating_sub(k) as f64 + beside);
+        let width = |follows: &[Followed]| {
+            let farthest = follows.get(k)?.farthest()?;
+            Some((farthest + 1).saturating_sub(k) as f64 + beside)
+        };
         let mut points: Vec<(f64, f64)> = phases
             .iter()
             .filter(|phase| phase.from_step <= end)

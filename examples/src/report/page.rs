@@ -1,4 +1,4 @@
-//! The page: one HTML file that needs nothing else.
+//! The page: one self-contained HTML file.
 
 mod differences;
 mod html;
@@ -9,7 +9,7 @@ use interlock::timeline::escape;
 
 use crate::plot::{Plot, style};
 
-/// Nothing is fetched, nothing is run.
+/// The policy of the page: it fetches nothing and runs nothing.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
 const STYLE: &str = include_str!("style.css");
 
@@ -64,20 +64,20 @@ fn of_several(runs: &[Run], plots: &[Plot]) -> String {
     body
 }
 
-/// Where there is nothing to tell.
+/// The text of a value that does not exist.
 const DASH: &str = "–";
 
-/// A value or a dash.
+/// Returns a value, or a dash for none.
 fn or_dash(value: Option<String>) -> String {
     value.unwrap_or_else(|| DASH.to_owned())
 }
 
-/// Four decimals; of a loss that has grown beyond measure, its size.
+/// Writes a loss with four decimals, or a very large one with its exponent.
 fn four(value: f64) -> String {
     if value.abs() < 1e6 { format!("{value:.4}") } else { format!("{value:.2e}") }
 }
 
-/// How the run was trained, in words.
+/// Describes how the run was trained.
 fn strategy(run: &Run) -> String {
     words::strategy(&run.config.strategy)
 }

@@ -1,4 +1,4 @@
-//! A run as its folder tells of it.
+//! A run, read from its folder.
 
 use std::path::{Path, PathBuf};
 
@@ -11,21 +11,21 @@ use interlock::{
 use crate::{
     config::RunConfig,
     environment::Environment,
-    events::{self, Evaluated, Event, Failed, PlanChanged, Started, Step, What},
+    events::{self, Evaluated, Event, EventKind, Failed, PlanChanged, Started, Step},
     run_folder::{RunFolder, Status},
     table::Measure,
 };
 
-/// More actions than this make a picture that is slow to show.
+/// The most actions of a picture; with more it is slow to show.
 const ACTIONS: usize = 6000;
 
-/// Everything that is known of a run: whole, or as far as it came.
+/// The contents of a run's folder, complete or up to its last event.
 pub(super) struct Run {
     pub(super) path: PathBuf,
-    /// What tells it from other runs of the same page.
+    /// Its name on the page, different from those of other runs.
     pub(super) label: String,
     pub(super) config: RunConfig,
-    /// The configuration as it was stored.
+    /// The text of `config.toml`.
     pub(super) config_text: String,
     pub(super) status: Status,
     pub(super) measure: Measure,
@@ -40,7 +40,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// The runs with these folders, each under a label of its own.
+    /// Opens the runs in these folders, and gives each its own label.
     pub(super) fn open_all(paths: &[PathBuf]) -> Result<Vec<Self>> {
         let mut runs = paths.iter().map(|path| Self::open(path)).collect::<Result<Vec<_>>>()?;
         let labels: Vec<String> = runs.iter().map(|run| run.label.clone()).collect();
@@ -84,21 +84,21 @@ impl Run {
 
     fn add(&mut self, event: Event) {
         match event.what {
-            What::Started(started) => self.started = Some(started),
-            What::Step(step) => self.steps.push(step),
-            What::PlanChanged(change) => self.changes.push(change),
-            What::Evaluated(evaluated) => self.evaluations.push(evaluated),
-            What::Finished(finished) => self.report = Some(finished.report),
-            What::Failed(failed) => self.failed = Some(failed),
+            EventKind::Started(started) => self.started = Some(started),
+            EventKind::Step(step) => self.steps.push(step),
+            EventKind::PlanChanged(change) => self.changes.push(change),
+            EventKind::Evaluated(evaluated) => self.evaluations.push(evaluated),
+            EventKind::Finished(finished) => self.report = Some(finished.report),
+            EventKind::Failed(failed) => self.failed = Some(failed),
         }
     }
 
-    /// The number of stages; 0 where the run has not come so far.
+    /// The number of stages; 0 if none was built.
     pub(super) fn stages(&self) -> usize {
         self.started.as_ref().map_or(0, |started| started.stages.len())
     }
 
-    /// Losses of the last stage's head: of the whole run, of its last evaluation, or of its last step, whichever there is.
+    /// The scores of the last stage's head: of the report, or else of the last evaluation, or else of the last step.
     pub(super) fn scores(&self) -> Option<FinalReport> {
         let head =
             |loss: f64, accuracy: Option<f64>| FinalReport { loss, accuracy, perplexity: accuracy.map(|_| loss.exp()) };
@@ -107,20 +107,20 @@ impl Run {
         self.report.as_ref().map(|report| report.final_scores).or_else(evaluated).or_else(stepped)
     }
 
-    /// Seconds of training, evaluations left out.
+    /// Seconds of training, without evaluations.
     pub(super) fn train_seconds(&self) -> f64 {
         let so_far = || self.steps.iter().map(|step| step.step_seconds).sum();
         self.report.as_ref().map_or_else(so_far, |report| report.train_seconds)
     }
 
-    /// Examples a second of training; none where nothing has been trained.
+    /// Training examples a second; none before the first step.
     pub(super) fn examples_per_second(&self) -> Option<f64> {
         let examples: u64 = self.steps.iter().map(|step| step.examples).sum();
         let so_far = examples as f64 / self.train_seconds();
         self.report.as_ref().map(|report| report.examples_per_second).or(so_far.is_finite().then_some(so_far))
     }
 
-    /// What stages followed from which step on, as far as it is known.
+    /// The gradient plans by their first steps, up to the last event.
     pub(super) fn plans(&self) -> Vec<PhaseReport> {
         if let Some(report) = &self.report {
             return report.plans.clone();
@@ -135,7 +135,7 @@ impl Run {
         phases
     }
 
-    /// As many of the last steps as a picture can show; none where nothing was recorded.
+    /// The timeline of as many last steps as a picture can show; none if nothing was recorded.
     pub(super) fn timeline_to_show(&self) -> Option<Timeline> {
         let timeline = self.timeline.as_ref().filter(|timeline| !timeline.spans.is_empty())?;
         let fewer = [4, 3, 2].map(|steps| timeline.cut_to_last_steps(steps));

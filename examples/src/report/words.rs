@@ -1,8 +1,8 @@
-//! Settings and numbers in words.
+//! Settings and numbers as text.
 
 use interlock::strategy::{StrategyConfig, StrategyName};
 
-/// A strategy in a few words.
+/// Describes a strategy.
 pub(super) fn strategy(config: &StrategyConfig) -> String {
     let list = |widths: &[usize]| widths.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     let width = |one: Option<usize>, each: Option<&Vec<usize>>| match (one, each) {
@@ -39,7 +39,7 @@ pub(super) fn duration(seconds: f64) -> String {
     }
 }
 
-/// A count with its thousands set apart.
+/// Writes a count with separated thousands.
 pub(super) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -52,7 +52,7 @@ pub(super) fn count(number: u64) -> String {
     text
 }
 
-/// A share in per cent.
+/// Writes a share in per cent.
 pub(super) fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }

@@ -135,25 +135,61 @@ pub struct Report {
     pub plans: Vec<PhaseReport>,
 }
 
+/// The losses that one stage follows, each with its weight: the number of the stage whose loss it is, and the factor of its gradient.
+///
+/// Reports of earlier versions name one loss alone; its weight is 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "FollowedForm")]
+pub struct Followed(pub Vec<(usize, f64)>);
+
+/// How a report names the losses that a stage follows.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum FollowedForm {
+    One(usize),
+    Weighted(Vec<(usize, f64)>),
+}
+
+impl From<FollowedForm> for Followed {
+    fn from(form: FollowedForm) -> Self {
+        match form {
+            FollowedForm::One(loss) => Self(vec![(loss, 1.0)]),
+            FollowedForm::Weighted(losses) => Self(losses),
+        }
+    }
+}
+
+impl Followed {
+    /// The losses that each stage of `plan` follows.
+    pub fn of(plan: &GradientPlan) -> Vec<Self> {
+        (0..plan.stages()).map(|k| Self(plan.follows(k).to_vec())).collect()
+    }
+
+    /// The stage whose loss it is, the farthest of several; none where there is none.
+    pub fn farthest(&self) -> Option<usize> {
+        self.0.iter().map(|&(loss, _)| loss).max()
+    }
+}
+
 /// What stages followed from one step on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PhaseReport {
     /// The first step.
     pub from_step: u64,
-    /// The stage whose loss trains each stage, the farthest of several.
-    pub follows: Vec<usize>,
+    /// The losses that each stage follows.
+    pub follows: Vec<Followed>,
     /// What the steps have in between that have another plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every: Option<EveryReport>,
 }
 
 /// Another plan for some steps.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EveryReport {
     /// The steps divisible by this have it.
     pub steps: u64,
-    /// The stage whose loss trains each stage, the farthest of several.
-    pub follows: Vec<usize>,
+    /// The losses that each stage follows.
+    pub follows: Vec<Followed>,
     /// The stage whose loss each stage measures, if any; empty where none does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub measures: Vec<Option<usize>>,
@@ -161,17 +197,16 @@ pub struct EveryReport {
 
 impl From<&PlanPhase> for PhaseReport {
     fn from(phase: &PlanPhase) -> Self {
-        let follows = |plan: &GradientPlan| (0..plan.stages()).map(|k| plan.farthest(k)).collect();
         let measures = |plan: &GradientPlan| match plan.measures_any() {
             true => (0..plan.stages()).map(|k| plan.measures(k)).collect(),
             false => Vec::new(),
         };
         let every = |(steps, plan): &(u64, Arc<GradientPlan>)| EveryReport {
             steps: *steps,
-            follows: follows(plan),
+            follows: Followed::of(plan),
             measures: measures(plan),
         };
-        Self { from_step: phase.from_step, follows: follows(&phase.plan), every: phase.every.as_ref().map(every) }
+        Self { from_step: phase.from_step, follows: Followed::of(&phase.plan), every: phase.every.as_ref().map(every) }
     }
 }
 

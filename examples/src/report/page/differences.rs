@@ -26,7 +26,7 @@ pub(super) fn section(runs: &[Run]) -> String {
     table(&header, &rows.into_iter().map(row).collect::<Vec<_>>())
 }
 
-/// The keys whose values are not the same in all, with the values; a dash where one has none.
+/// The keys whose values differ, with the values; a dash stands for none.
 fn differences(configs: &[BTreeMap<String, String>]) -> Vec<(String, Vec<String>)> {
     let keys: BTreeSet<&String> = configs.iter().flat_map(BTreeMap::keys).collect();
     let values =
@@ -35,7 +35,7 @@ fn differences(configs: &[BTreeMap<String, String>]) -> Vec<(String, Vec<String>
     rows.filter(|(_, values)| values.iter().any(|value| *value != values[0])).collect()
 }
 
-/// Every key of a configuration with its tables before it; none of a text that is no configuration, which was refused before.
+/// The full keys of a configuration; none if the text is not a configuration, which is refused earlier.
 fn flat(text: &str) -> BTreeMap<String, String> {
     fn add(flat: &mut BTreeMap<String, String>, prefix: &str, table: Table) {
         for (key, value) in table {

@@ -1,4 +1,4 @@
-//! Tables in HTML; text is escaped here.
+//! Tables in HTML, with escaped text.
 
 use interlock::timeline::escape;
 
@@ -15,12 +15,12 @@ impl Cell {
         Self { text: text.into(), number: false, key: None }
     }
 
-    /// At the right, in one line.
+    /// A cell aligned right, in one line.
     pub(super) fn number(text: impl Into<String>) -> Self {
         Self { text: text.into(), number: true, key: None }
     }
 
-    /// With the colour of curve `n` before it.
+    /// The cell with the colour of curve `n` before its text.
     pub(super) fn keyed(self, n: usize) -> Self {
         Self { key: Some(n), ..self }
     }
@@ -34,7 +34,7 @@ impl Cell {
     }
 }
 
-/// A table; the first cell of each row is its heading.
+/// Writes a table; the first cell of each row is its heading.
 pub(super) fn table(header: &[Cell], rows: &[Vec<Cell>]) -> String {
     let mut html = "<div class=\"sheet\"><table>\n<thead><tr>".to_owned();
     header.iter().for_each(|cell| html += &cell.show("th"));
@@ -49,7 +49,7 @@ pub(super) fn table(header: &[Cell], rows: &[Vec<Cell>]) -> String {
     html + "</tbody></table></div>\n"
 }
 
-/// A table of names and values.
+/// Writes a table of names and values.
 pub(super) fn pairs(rows: &[(&str, String)]) -> String {
     let row =
         |(name, value): &(&str, String)| format!("<tr><th>{}</th><td>{}</td></tr>\n", escape(name), escape(value));

@@ -1,6 +1,9 @@
 //! The parts of the page.
 
-use interlock::timeline::{Drawing, escape};
+use interlock::{
+    timeline::{Drawing, escape},
+    trainer::Followed,
+};
 
 use super::{
     super::{run::Run, words},
@@ -10,7 +13,7 @@ use super::{
 };
 use crate::{environment::Environment, plot::Plot, run_folder::Status, table::Measure};
 
-/// What was trained how, in a line.
+/// Describes the training in a line.
 pub(super) fn setting(run: &Run) -> String {
     let mut words = vec![strategy(run)];
     match run.stages() {
@@ -27,22 +30,22 @@ pub(super) fn setting(run: &Run) -> String {
     words.join(" · ")
 }
 
-/// Where the run lies, and when it was begun.
+/// The folder of the run, and when it started.
 pub(super) fn place(run: &Run) -> String {
     let begun = run.environment.as_ref().map(|environment| format!(", begun {}", environment.started));
     format!("{}{}", run.path.display(), begun.unwrap_or_default())
 }
 
-/// How a run stands that has not finished; nothing where it has. `named` where there are others on the page.
+/// The state of a run that has not finished; empty for a finished one. `named` adds the run's name, for a page of several runs.
 pub(super) fn banner(run: &Run, named: bool) -> String {
     let of = if named { format!(" {}", run.label) } else { String::new() };
     let (class, heading, text) = match (&run.status, &run.failed) {
         (Status::Finished, _) => return String::new(),
         (_, Some(failed)) => {
             let place = [
-                failed.stage.map(|stage| format!("stage {stage}")),
+                failed.stage.map(|stage| format!("stage {stage}")).or_else(|| failed.origin.clone()),
                 failed.step.map(|step| format!("step {step}")),
-                failed.micro.map(|micro| format!("micro-batch {micro}")),
+                failed.micro_batch.map(|index| format!("micro-batch {index}")),
                 failed.phase.clone(),
             ];
             let place = place.into_iter().flatten().collect::<Vec<_>>().join(", ");
@@ -62,10 +65,10 @@ pub(super) fn banner(run: &Run, named: bool) -> String {
     format!("<div class=\"{class}\"><b>{}</b>{}</div>\n", escape(&heading), escape(&text))
 }
 
-/// What sums several runs up: a row each.
+/// The table of several runs, a row each.
 pub(super) fn summary(runs: &[Run]) -> String {
     let all: Vec<Vec<(&str, String)>> = runs.iter().map(results).collect();
-    // Columns in which some run has something.
+    // The columns in which some run has a value.
     let told: Vec<usize> = (0..all[0].len()).filter(|&n| all.iter().any(|results| results[n].1 != DASH)).collect();
     let header = std::iter::once(Cell::text("run")).chain(told.iter().map(|&n| Cell::number(all[0][n].0))).chain([
         Cell::text("strategy"),
@@ -95,7 +98,7 @@ pub(super) fn summary(runs: &[Run]) -> String {
     table(&header.collect::<Vec<_>>(), &rows)
 }
 
-/// The results of a run, under names that are the same for all runs.
+/// The results of a run with their names, the same for all runs.
 fn results(run: &Run) -> Vec<(&'static str, String)> {
     let scores = run.scores();
     let perplexity = scores.filter(|_| run.measure == Measure::Perplexity).and_then(|scores| scores.perplexity);
@@ -109,10 +112,10 @@ fn results(run: &Run) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The results of one run, large.
+/// The results of one run in large print.
 pub(super) fn cards(run: &Run) -> String {
     let mut results: Vec<_> = results(run).into_iter().filter(|(_, value)| value != DASH).collect();
-    // What the run is judged by comes first.
+    // The measure of the run comes first.
     results.sort_by_key(|(name, _)| *name != run.measure.name());
     let card = |(n, (name, value)): (usize, (&str, String))| {
         let class = if n == 0 { "card first" } else { "card" };
@@ -126,7 +129,7 @@ pub(super) fn cards(run: &Run) -> String {
     format!("<div class=\"cards\">\n{cards}</div>\n<p class=\"faint note\">Scores are those {last}.</p>\n")
 }
 
-/// Every plot.
+/// The plots.
 pub(super) fn plots(plots: &[Plot]) -> String {
     if plots.is_empty() {
         return "<h2>Curves</h2>\n<p class=\"faint\">No step has been made.</p>\n".to_owned();
@@ -135,7 +138,7 @@ pub(super) fn plots(plots: &[Plot]) -> String {
     format!("<h2>Curves</h2>\n<div class=\"plots\">\n{figures}</div>\n")
 }
 
-/// The stages, with what they came to.
+/// The table of the stages.
 pub(super) fn stages(run: &Run) -> String {
     let Some(started) = &run.started else { return String::new() };
     let header = [
@@ -152,14 +155,14 @@ pub(super) fn stages(run: &Run) -> String {
     let row = |(k, stage): (usize, &crate::events::Stage)| {
         let head = run.evaluations.last().and_then(|evaluated| evaluated.heads.iter().find(|head| head.stage == k));
         let plans = run.plans();
-        let follows = plans.last().and_then(|phase| phase.follows.get(k).copied());
+        let follows = plans.last().and_then(|phase| phase.follows.get(k));
         let busy: f64 = run.steps.iter().filter_map(|step| step.stages.get(k)).map(|stage| stage.busy_seconds).sum();
         vec![
             Cell::text(stage.stage.to_string()),
             Cell::text(stage.device.clone()),
             Cell::number(words::count(stage.parameters as u64)),
             Cell::number(words::count(stage.head_parameters as u64)),
-            Cell::number(or_dash(follows.map(|j| format!("stage {j}")))),
+            Cell::number(or_dash(follows.map(losses))),
             Cell::number(or_dash(head.map(|head| four(head.loss)))),
             Cell::number(or_dash(head.and_then(|head| head.accuracy).map(words::percent))),
             Cell::number(or_dash((seconds > 0.0).then(|| words::percent(busy / seconds)))),
@@ -169,20 +172,29 @@ pub(super) fn stages(run: &Run) -> String {
     format!("<h2>Stages</h2>\n{}", table(&header, &rows))
 }
 
-/// What stages did when; nothing where it was not recorded.
+/// Describes the losses that a stage follows; a weight of 1 is left out.
+fn losses(followed: &Followed) -> String {
+    let loss = |&(stage, weight): &(usize, f64)| match weight {
+        1.0 => format!("stage {stage}"),
+        weight => format!("stage {stage} × {weight}"),
+    };
+    followed.0.iter().map(loss).collect::<Vec<_>>().join(", ")
+}
+
+/// The timeline; empty if it was not recorded.
 pub(super) fn timeline(run: &Run) -> String {
     let Some(timeline) = run.timeline_to_show() else { return String::new() };
     let svg = timeline.to_svg(&Drawing { title: "What each stage did when, in the last steps", ..Drawing::default() });
     format!("<h2>Timeline</h2>\n<div class=\"sheet timeline\">{svg}</div>\n")
 }
 
-/// The configuration as it was stored.
+/// The text of the configuration.
 pub(super) fn configuration(run: &Run) -> String {
     let text = escape(run.config_text.trim_end());
     format!("<h2>Configuration</h2>\n<div class=\"sheet\"><pre>{text}</pre></div>\n")
 }
 
-/// What a run was made by; nothing where that is not known.
+/// Program and machine of a run; empty if they are not known.
 pub(super) fn environment(run: &Run) -> String {
     let Some(environment) = &run.environment else { return String::new() };
     let values = facts_of(environment);
@@ -190,7 +202,7 @@ pub(super) fn environment(run: &Run) -> String {
     format!("<h2>Environment</h2>\n{}", pairs(&rows))
 }
 
-/// The same for several runs, side by side.
+/// Programs and machines of several runs, side by side.
 pub(super) fn environments(runs: &[Run]) -> String {
     let known: Vec<(usize, &Run, Vec<String>)> = runs
         .iter()
@@ -213,7 +225,7 @@ pub(super) fn environments(runs: &[Run]) -> String {
 const ENVIRONMENT: [&str; 8] =
     ["program", "command", "begun", "system", "processor", "cores", "vector instructions", "memory"];
 
-/// What is shown of an environment, in the order of [`ENVIRONMENT`].
+/// The values of an environment, in the order of [`ENVIRONMENT`].
 fn facts_of(environment: &Environment) -> [String; 8] {
     let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
     [
