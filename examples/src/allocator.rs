@@ -1,10 +1,10 @@
 //! The program's allocator: tensors in one heap that all threads share, everything else in the system's.
 //!
-//! A training step asks for the same few hundred large blocks again and again, in one thread and another. A heap that gives the lowest place
-//! that is large enough, and merges neighbours as they are freed, keeps what is resident within a twentieth of what is in use; and since
-//! nothing goes back to the system between steps, no step pays for fresh pages.
+//! Every training step allocates the same few hundred large blocks, on different threads. A heap that takes the lowest free range that is
+//! large enough, and merges freed neighbours, keeps resident memory within a twentieth of the memory in use. Nothing returns to the system
+//! between steps, so no step pays for fresh pages.
 //!
-//! The bytes of large blocks are counted, wherever the blocks lie; small ones are not.
+//! The bytes of large blocks are counted, in either heap; those of small blocks are not.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -14,13 +14,17 @@ use std::{
 
 use interlock::planner::MemoryMeter;
 use linked_list_allocator::Heap;
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{MmapOptions, MmapRaw};
 
-/// Blocks of this many bytes and more lie in the shared heap while there is room.
+/// Blocks of this many bytes or more are allocated in the shared heap, unless it is full.
 const LARGE: usize = 64 << 10;
 
-/// How many bytes of addresses are asked for, first to last: an address costs nothing before it is used, but a limit may forbid many.
+/// Numbers of bytes of addresses to ask for, first to last: an address costs nothing before it is used, but a limit may forbid many.
+#[cfg(unix)]
 const ADDRESSES: [usize; 4] = [1 << 40, 64 << 30, 4 << 30, 256 << 20];
+/// None on Windows, which counts addresses as used memory as soon as they are mapped: all blocks come from the system there.
+#[cfg(not(unix))]
+const ADDRESSES: [usize; 0] = [];
 
 /// See the module.
 pub(crate) struct Allocator(Mutex<Shared>);
@@ -46,7 +50,7 @@ impl Allocator {
 }
 
 impl Shared {
-    /// A place in the heap, unless it is full or there is none; the block counts in either case.
+    /// Allocates in the shared heap; none if it is full or there is none. The block is counted in either case.
     fn place(&mut self, layout: Layout) -> Option<NonNull<u8>> {
         if !self.asked {
             self.asked = true;
@@ -60,8 +64,9 @@ impl Shared {
     fn ask(&mut self) {
         let map = |&len| MmapOptions::new().len(len).no_reserve_swap().map_anon().ok();
         let Some(map) = ADDRESSES.iter().find_map(map).map(MmapRaw::from) else { return };
-        // Where the system has large pages to give.
-        let _ = map.advise(Advice::HugePage);
+        // A wish: the system may have no large pages.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
         // SAFETY: nobody else knows of these addresses, and they stay mapped, since `map` is forgotten.
         unsafe { self.heap.init(map.as_mut_ptr(), map.len()) };
         std::mem::forget(map);
@@ -167,6 +172,7 @@ mod tests {
         assert_eq!(seen(), (0, 0));
     }
 
+    #[cfg(unix)]
     #[test]
     fn large_blocks_merge_when_freed_and_are_given_again() {
         let allocator = Allocator::new();
@@ -190,6 +196,7 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
     #[test]
     fn blocks_keep_what_they_hold_when_they_move_from_one_heap_to_the_other() {
         let allocator = Allocator::new();
