@@ -1,4 +1,4 @@
-//! `interlock top`: what runs do now, on the terminal, from the metrics that they serve.
+//! `interlock top`: the present state of runs on the terminal, from the metrics that they serve.
 
 mod draw;
 mod model;
@@ -36,7 +36,7 @@ use model::View;
 use scrape::Scrape;
 use watch::Watch;
 
-/// How long a key may wait to be heard.
+/// The longest time until a key is read.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 pub(crate) fn run(arguments: &Top) -> Result<(), Exit> {
@@ -78,7 +78,7 @@ pub(crate) fn run(arguments: &Top) -> Result<(), Exit> {
     if ended.load(Ordering::Relaxed) { Err(Exit::Stopped) } else { Ok(()) }
 }
 
-/// The terminal while it is drawn on; dropped, or after a panic, it is as it was.
+/// The terminal in drawing mode. It is restored when this is dropped, and after a panic.
 struct Screen(DefaultTerminal);
 
 impl Screen {
@@ -93,10 +93,10 @@ impl Drop for Screen {
     }
 }
 
-/// What a look found, and at which of the endpoints.
+/// The result of a reading, and the number of its endpoint.
 type News = (usize, Result<Scrape, String>);
 
-/// Looks at every endpoint again and again, each on a thread of its own, so that one that does not answer holds up nobody.
+/// Reads the endpoints repeatedly, each on its own thread, so that one without an answer does not delay the others.
 fn look_again(addresses: &[String], interval: Duration) -> Result<Receiver<News>, Exit> {
     let (tell, news) = channel();
     for (i, address) in addresses.iter().cloned().enumerate() {
@@ -114,7 +114,7 @@ fn look_again(addresses: &[String], interval: Duration) -> Result<Receiver<News>
     Ok(news)
 }
 
-/// Draws until a key or a signal ends it.
+/// Draws until a key or a signal ends the program.
 fn show(
     terminal: &mut DefaultTerminal,
     watches: &mut [Watch],
@@ -142,7 +142,7 @@ fn show(
     Ok(())
 }
 
-/// Does what a key asks for; whether it asks for the end.
+/// Handles a key; returns whether it ends the program.
 fn press(choice: &mut Choice, key: KeyCode, modifiers: KeyModifiers, stages: usize, endpoints: usize) -> bool {
     const PAGE: usize = 10;
     let last = stages.saturating_sub(1);

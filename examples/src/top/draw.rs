@@ -1,4 +1,4 @@
-//! A view as a picture on the terminal.
+//! Drawing of a view on the terminal.
 
 use ratatui::{
     Frame,
@@ -20,19 +20,19 @@ use super::{
 /// The colours of [`PHASES`].
 const COLOURS: [Color; PHASES.len()] =
     [Color::Blue, Color::Magenta, Color::Cyan, Color::Green, Color::LightGreen, Color::Yellow];
-/// Cells of the bar that says how busy a stage is.
+/// The width of the bar of a stage's busy share.
 const BAR: usize = 8;
-/// From so many columns on every stage shows what its time goes into.
+/// The columns of a terminal from which on stages show the phases of their time.
 const WIDE: u16 = 130;
-/// Cells of that.
+/// The width of the phases.
 const SPLIT: usize = 24;
 
-/// What is chosen on the screen.
+/// The selection on the screen.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Choice {
-    /// Of the endpoints.
+    /// The number of the endpoint.
     pub(super) endpoint: usize,
-    /// Of its stages.
+    /// The number of its stage.
     pub(super) stage: usize,
     pub(super) paused: bool,
 }
@@ -54,7 +54,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, watches: &[Watch], choice: Choice) {
     frame.render_widget(Line::from(keys).dim(), footer);
 }
 
-/// Header, stages, the chosen stage, boundaries, history and footer: what is there of stages and boundaries, where there is room for it.
+/// The areas of header, stages, the chosen stage, boundaries, history and footer. Stages and boundaries get as many lines as fit.
 fn areas(whole: Rect, view: &View) -> [Rect; 6] {
     const FIXED: [u16; 4] = [3, 5, 5, 1];
     const FRAME: u16 = 3;
@@ -160,7 +160,7 @@ fn busy(stage: &StageView) -> Line<'static> {
     Line::from_iter(bar.chain([Span::from(numbers)]))
 }
 
-/// What the stage computes, as a strip of so many cells in the phases' colours.
+/// A strip of cells in the colours of the stage's phases.
 fn split(stage: &StageView, cells: usize) -> Line<'static> {
     let mut spans = Vec::new();
     let (mut sum, mut from) = (0.0, 0);

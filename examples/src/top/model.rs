@@ -1,4 +1,4 @@
-//! From two looks at a process to the facts that are shown.
+//! The values that are shown, from two readings of a process.
 
 use std::collections::BTreeSet;
 
@@ -16,14 +16,14 @@ pub(super) struct View {
     pub(super) run: String,
     pub(super) model: String,
     pub(super) strategy: String,
-    /// What the run is doing; "starting" as long as it says nothing.
+    /// The state of the run; "starting" if it reports none yet.
     pub(super) state: String,
     pub(super) step: Option<f64>,
     pub(super) micro_batches: Option<f64>,
     pub(super) learning_rate: Option<f64>,
     pub(super) examples_per_second: Option<f64>,
     pub(super) tokens_per_second: Option<f64>,
-    /// Mean of the steps that ended between the looks.
+    /// Mean over the steps that ended between the readings.
     pub(super) step_seconds: Option<f64>,
     pub(super) stages: Vec<StageView>,
     pub(super) boundaries: Vec<BoundaryView>,
@@ -34,7 +34,8 @@ pub(super) struct View {
 pub(super) struct StageView {
     pub(super) index: usize,
     pub(super) device: String,
-    pub(super) follows: Option<usize>,
+    /// The stages whose losses it follows, separated by commas.
+    pub(super) follows: Option<String>,
     pub(super) width: Option<f64>,
     pub(super) loss: Option<f64>,
     pub(super) validation_loss: Option<f64>,
@@ -42,10 +43,10 @@ pub(super) struct StageView {
     pub(super) validation_accuracy: Option<f64>,
     pub(super) gradient_norm: Option<f64>,
     pub(super) alignment: Option<f64>,
-    /// The share of the time between the looks in which it computed, and what the schedule predicts.
+    /// The share of the time between the readings in which it computed, and the share that the schedule predicts.
     pub(super) busy: Option<f64>,
     pub(super) predicted_busy: Option<f64>,
-    /// The shares of its computation, as [`PHASES`]; empty where it computed nothing.
+    /// The shares of its computation, in the order of [`PHASES`]; empty if it computed nothing.
     pub(super) phases: Vec<f64>,
     pub(super) mailbox: Option<(f64, f64)>,
     pub(super) in_flight: Option<f64>,
@@ -59,7 +60,7 @@ pub(super) struct StageView {
     pub(super) not_finite: f64,
 }
 
-/// What goes over a boundary in one direction.
+/// The traffic over a boundary in one direction.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Traffic {
     pub(super) messages_per_second: Option<f64>,
@@ -68,7 +69,7 @@ pub(super) struct Traffic {
     pub(super) transfer: Option<f64>,
 }
 
-/// Between two stages.
+/// The boundary between two stages.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct BoundaryView {
     pub(super) from: usize,
@@ -77,7 +78,7 @@ pub(super) struct BoundaryView {
     pub(super) gradients: Traffic,
 }
 
-/// Two looks at a process.
+/// Two readings of a process.
 struct Looks<'a> {
     before: Option<&'a Scrape>,
     now: &'a Scrape,
@@ -85,7 +86,7 @@ struct Looks<'a> {
 }
 
 impl View {
-    /// What two looks tell, the second `now`; without a first, or where the process was started in between, there are no rates.
+    /// The values of two readings, the second `now`. Without a first, or if the process was started in between, there are no rates.
     pub(super) fn new(before: Option<&Scrape>, now: &Scrape) -> Self {
         let seconds = before.map_or(0.0, |before| now.at.saturating_duration_since(before.at).as_secs_f64());
         let looks = Looks { before: before.filter(|_| seconds > 0.0), now, seconds };
@@ -116,13 +117,13 @@ impl View {
     }
 }
 
-/// The stages that are told of.
+/// The stages that have metrics.
 fn stages(now: &Scrape) -> BTreeSet<usize> {
     let samples = now.all(table::STAGE_INFO.name).iter();
     samples.filter_map(|sample| sample.label("stage")?.parse().ok()).collect()
 }
 
-/// Stages next to each other, the one in front first.
+/// Pairs of neighbouring stages, the upstream one first.
 fn boundaries(now: &Scrape) -> BTreeSet<(usize, usize)> {
     let samples = now.all(table::BOUNDARY_MESSAGES.name).iter();
     let ends = samples.filter_map(|sample| {
@@ -133,10 +134,10 @@ fn boundaries(now: &Scrape) -> BTreeSet<(usize, usize)> {
 }
 
 impl Looks<'_> {
-    /// How much a counter grew; none where it is smaller than before, since then it is another process's.
+    /// The growth of a counter; none if it is smaller than before, since then another process answers.
     fn grown(&self, metric: &Metric, labels: &[(&str, &str)]) -> Option<f64> {
         let (before, now) = (self.before?, self.now.get(metric, labels)?);
-        // What was not there before began at 0.
+        // A new counter starts at 0.
         Some(now - before.get(metric, labels).unwrap_or(0.0)).filter(|grown| *grown >= 0.0)
     }
 
@@ -144,14 +145,14 @@ impl Looks<'_> {
         self.grown(metric, labels).map(|grown| grown / self.seconds)
     }
 
-    /// By how much the sum and the count of a histogram grew.
+    /// The growth of the sum and the count of a histogram.
     fn recorded(&self, metric: &Metric, labels: &[(&str, &str)]) -> Option<(f64, f64)> {
         let (sum, count) = self.now.sum_and_count(metric, labels)?;
         let (sum_before, count_before) = self.before?.sum_and_count(metric, labels).unwrap_or((0.0, 0.0));
         (count >= count_before).then_some((sum - sum_before, count - count_before))
     }
 
-    /// The mean of the values that came between the looks.
+    /// The mean of the values recorded between the readings.
     fn mean(&self, metric: &Metric, labels: &[(&str, &str)]) -> Option<f64> {
         self.recorded(metric, labels).filter(|(_, count)| *count > 0.0).map(|(sum, count)| sum / count)
     }
@@ -173,7 +174,7 @@ impl Looks<'_> {
         StageView {
             index: k,
             device: info.and_then(|info| info.label("device")).unwrap_or("").to_owned(),
-            follows: info.and_then(|info| info.label("follows")?.parse().ok()),
+            follows: info.and_then(|info| Some(info.label("follows")?.to_owned())),
             width: get(&table::STAGE_INTERLOCK_WIDTH),
             loss: split(&table::LOSS, "train"),
             validation_loss: split(&table::LOSS, "validation"),

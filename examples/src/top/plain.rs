@@ -21,14 +21,14 @@ pub(super) fn text(address: &str, view: &View) -> String {
     parts.join("\n")
 }
 
-/// Who it is, and what it does.
+/// The line of name and state.
 pub(super) fn title(address: &str, view: &View) -> String {
     let named = [&view.pipeline, &view.run, &view.model, &view.strategy].map(String::as_str);
     let [pipeline, run, model, strategy] = named.map(|name| if name.is_empty() { NONE } else { name });
     format!("{address}  {pipeline}  run {run}  {model}  {strategy}  {}", view.state)
 }
 
-/// How far it is, and how fast.
+/// The line of progress and speed.
 pub(super) fn summary(view: &View) -> String {
     let mut parts = vec![
         format!("step {}", words::count(view.step)),
@@ -43,21 +43,21 @@ pub(super) fn summary(view: &View) -> String {
     parts.join("  ")
 }
 
-/// `→ 2 (3)`: the stage followed and the width.
+/// `2 (3)`: the stages whose losses are followed, and the width.
 pub(super) fn follows(stage: &StageView) -> String {
-    match (stage.follows, stage.width) {
+    match (&stage.follows, stage.width) {
         (Some(follows), Some(width)) => format!("{follows} ({width:.0})"),
-        (Some(follows), None) => follows.to_string(),
+        (Some(follows), None) => follows.clone(),
         (None, _) => NONE.to_owned(),
     }
 }
 
-/// Messages in the mailbox and its room.
+/// Messages in the mailbox, and how many fit.
 pub(super) fn mailbox(stage: &StageView) -> String {
     stage.mailbox.map_or_else(|| NONE.to_owned(), |(messages, room)| format!("{messages:.0}/{room:.0}"))
 }
 
-/// The better known of two scores: at the last evaluation, or else of the last batch.
+/// The score of the last evaluation, or else of the last batch.
 pub(super) fn accuracy(stage: &StageView) -> String {
     words::percent(stage.validation_accuracy.or(stage.accuracy))
 }
@@ -99,7 +99,7 @@ fn stages(view: &View) -> String {
     rows.to_string()
 }
 
-/// What each stage's time went into, and what waited for it.
+/// The phases of each stage's time, and the waiting times of its messages.
 fn phases(view: &View) -> String {
     let phases = PHASES.map(words::phase);
     let mut header: Vec<&str> = vec!["stage"];

@@ -1,4 +1,4 @@
-//! What a process tells at one moment: its metrics, fetched over HTTP and read.
+//! A reading of the metrics of a process, fetched over HTTP.
 //!
 //! The format is Prometheus's text format: a line `name{label="value",…} number` for each series, and lines of comment. Values of labels may
 //! hold commas and equal signs, as names of devices do.
@@ -10,7 +10,7 @@ use std::{
 
 use interlock::metrics::{Metric, table};
 
-/// How long an answer may take.
+/// The time limit of an answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One series.
@@ -23,20 +23,20 @@ pub(super) struct Sample {
 /// All series of a process by name, at one moment.
 #[derive(Clone, Debug)]
 pub(super) struct Scrape {
-    /// When.
+    /// The time of the reading.
     pub(super) at: Instant,
     /// The same in seconds since 1970.
     pub(super) unix: f64,
     samples: HashMap<String, Vec<Sample>>,
-    /// Where those of a stage stand among them.
+    /// The positions of each stage's series among them.
     of_stage: HashMap<String, HashMap<String, Vec<usize>>>,
 }
 
 impl Scrape {
-    /// Fetches what is served at `address` now.
+    /// Fetches the metrics that are served at `address`.
     ///
     /// # Errors
-    /// In words, if nobody answers, or what is served are no metrics of this program.
+    /// If there is no answer, or it has no metrics of this program.
     pub(super) fn fetch(address: &str) -> Result<Self, String> {
         let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).proxy(None).build().into();
         let mut answer = agent.get(format!("http://{address}/metrics")).call().map_err(|e| e.to_string())?;
@@ -52,7 +52,7 @@ impl Scrape {
     /// Reads an exposition; buckets of histograms are left out.
     ///
     /// # Errors
-    /// In words, with the line that cannot be read.
+    /// If a line cannot be read; the message has the line.
     pub(super) fn read(text: &str, at: Instant, unix: f64) -> Result<Self, String> {
         let mut samples: HashMap<String, Vec<Sample>> = HashMap::new();
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));

@@ -106,7 +106,10 @@ fn two_looks_give_rates_and_shares() {
     // Four steps of 32 examples in two seconds.
     assert_eq!((view.examples_per_second, view.step_seconds, view.tokens_per_second), (Some(64.0), Some(0.5), None));
     let [zero, one] = &view.stages[..] else { panic!("{:?}", view.stages) };
-    assert_eq!((zero.device.as_str(), zero.follows, zero.width), ("cpu:threads=1,cores=0-1", Some(1), Some(2.0)));
+    assert_eq!(
+        (zero.device.as_str(), zero.follows.as_deref(), zero.width),
+        ("cpu:threads=1,cores=0-1", Some("1"), Some(2.0))
+    );
     assert_eq!(
         (zero.busy, zero.predicted_busy, one.busy, one.predicted_busy),
         (Some(0.25), Some(0.5), Some(1.0), Some(1.0))
@@ -239,6 +242,13 @@ fn trouble_and_pause_are_said_and_several_are_counted() {
     watches[1].take(Err("io: Connection refused".to_owned()));
     let shown = picture(&watches, second, 100, 28);
     assert!(shown.contains("no answer for") && shown.contains("Connection refused; these are the last"), "{shown}");
+}
+
+#[test]
+fn all_losses_that_a_stage_follows_are_shown() {
+    let text = "interlock_stage_info{stage=\"0\",device=\"cpu\",follows=\"0,2\"} 1\ninterlock_stage_interlock_width{stage=\"0\"} 3\n";
+    let view = View::new(None, &Scrape::read(text, Instant::now(), 0.0).unwrap());
+    assert_eq!(plain::follows(&view.stages[0]), "0,2 (3)");
 }
 
 #[test]

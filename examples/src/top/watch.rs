@@ -59,7 +59,7 @@ impl Watch {
             }
         };
         if self.trouble.take().is_some() {
-            // Whoever answers again may be another run, and what lies in between is no time of either.
+            // The next answer may be of another run, so rates start again.
             self.looks.clear();
         }
         while self.looks.get(1).is_some_and(|second| scrape.at.saturating_duration_since(second.at) >= WINDOW) {
