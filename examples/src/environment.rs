@@ -1,4 +1,4 @@
-//! What a run was made by and on: program, command line and machine; `environment.json`.
+//! Program, command line and machine of a run; `environment.json`.
 
 use std::{path::Path, time::SystemTime};
 
@@ -25,11 +25,11 @@ pub(crate) struct Environment {
     pub(crate) os: String,
     /// The processor's architecture.
     pub(crate) architecture: String,
-    /// The processor's model; null where the system does not tell.
+    /// The processor's model; null if the system does not report it.
     pub(crate) cpu: Option<String>,
     /// Cores that the program may use.
     pub(crate) cores: usize,
-    /// Memory of the machine; null where the system does not tell.
+    /// Memory of the machine in bytes; null if the system does not report it.
     pub(crate) memory_bytes: Option<u64>,
     /// The vector instructions in use.
     pub(crate) instructions: String,
@@ -76,7 +76,7 @@ impl Environment {
     }
 }
 
-/// An argument with paths below `folder` counted from there, alone or behind a `=`.
+/// Returns an argument with paths below `folder` relative to it, also after a `=`.
 fn without_folder(argument: &str, folder: &Path) -> String {
     let (key, value) = match argument.split_once('=') {
         Some((key, value)) => (format!("{key}="), value),

@@ -2,22 +2,22 @@
 
 use std::{fmt, process::ExitCode};
 
-/// The exit code of what was stopped by Ctrl-C or SIGTERM, whether it saved its work or was stopped a second time before it could.
+/// The exit code after Ctrl-C or SIGTERM, once or twice.
 pub(crate) const STOPPED: u8 = 130;
 
-/// Why a command did not do what it was asked for.
+/// Why a command ended early.
 #[derive(Debug)]
 pub(crate) enum Exit {
-    /// Nothing was written.
+    /// The command was refused before anything was written.
     Refused(String),
-    /// Something was begun and failed.
+    /// The command failed after it had begun.
     Failed(String),
-    /// It was asked to stop, saved what there was, and has said so.
+    /// The command was stopped by a signal, and has saved its work and said so.
     Stopped,
 }
 
 impl Exit {
-    /// A failure after something was begun, whatever its kind.
+    /// A failure after the command had begun.
     pub(crate) fn failed(error: impl fmt::Display) -> Self {
         Self::Failed(error.to_string())
     }
@@ -32,7 +32,7 @@ impl From<interlock::Error> for Exit {
     }
 }
 
-/// Tells the user, and gives the exit code.
+/// Prints the error, and returns the exit code.
 #[allow(clippy::print_stderr)] // the place where a program's errors are printed
 pub(crate) fn report(done: Result<(), Exit>) -> ExitCode {
     match done {

@@ -1,4 +1,4 @@
-//! `--metrics`: what a run tells, for Prometheus to fetch over HTTP.
+//! `--metrics`: the metrics of a run, served to Prometheus over HTTP.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -8,19 +8,18 @@ use interlock::{
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
 
-/// How often what the operating system knows of the process is asked for.
+/// How often the metrics of the process are read from the operating system.
 const PROCESS_EVERY: Duration = Duration::from_secs(1);
 
-/// Serves the metrics of this process at an address, until the process ends. It has a thread of its own, so that it answers however busy the
-/// stages are.
+/// A server of this process's metrics, until the process ends. It has its own thread, so that it answers while stages are busy.
 #[derive(Debug)]
 pub(crate) struct Exporter;
 
 impl Exporter {
-    /// Begins to serve at `address`; every series has the label `pipeline`. Everything that tells metrics must be built later.
+    /// Starts to serve at `address`. Every series has the label `pipeline`. Call this before anything that records metrics is built.
     ///
     /// # Errors
-    /// If the address cannot be had: another process has it, or it is none of this machine.
+    /// If the address is not available: another process uses it, or it does not belong to this machine.
     pub(crate) fn start(address: SocketAddr, pipeline: &str) -> Result<Self> {
         let refuse = |problem: String| {
             let right = "name a free one of this machine, such as 127.0.0.1:9464; each process needs a port of its own";
@@ -57,7 +56,7 @@ impl Exporter {
         table::RUN_INFO.gauge(&[run, model, strategy]).set(1.0);
     }
 
-    /// Goes on serving for so long.
+    /// Waits for this time, and serves meanwhile.
     pub(crate) fn linger(&self, time: Duration) {
         std::thread::sleep(time);
     }

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the first ends a run at a step's end, the second ends the program at once.
+//! Ctrl-C and SIGTERM: the first stops a run after a step, the second ends the program at once.
 
 use std::process;
 
@@ -6,19 +6,19 @@ use interlock::{Error, Result};
 
 use crate::exit;
 
-/// What becomes of the program after a signal.
+/// What the program does after a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// It goes on, and ends by itself.
+    /// Continue, and end by itself.
     GoOn,
-    /// It ends now.
+    /// End now.
     End,
 }
 
-/// From now on calls `handle` for each signal, on a thread of its own, and tells it whether it is the first one.
+/// Calls `handle` for each signal from now on, on its own thread, with whether it is the first signal.
 ///
 /// # Errors
-/// If the system does not let signals be handled.
+/// If the system refuses to install a handler.
 pub(crate) fn on_signal(mut handle: impl FnMut(bool) -> Next + Send + 'static) -> Result<()> {
     let mut first = true;
     listen(move || {
@@ -32,7 +32,7 @@ fn cannot(error: impl std::fmt::Display) -> Error {
     Error::other(format!("Ctrl-C cannot be handled: {error}"))
 }
 
-/// Calls `handle` on a thread of its own, for each signal.
+/// Calls `handle` for each signal, on its own thread.
 #[cfg(unix)]
 fn listen(mut handle: impl FnMut() + Send + 'static) -> Result<()> {
     use signal_hook::{
@@ -45,7 +45,7 @@ fn listen(mut handle: impl FnMut() + Send + 'static) -> Result<()> {
     thread.spawn(move || signals.forever().for_each(|_| handle())).map(drop).map_err(cannot)
 }
 
-/// Calls `handle` on a thread of its own, for each Ctrl-C.
+/// Calls `handle` for each Ctrl-C, on its own thread.
 #[cfg(not(unix))]
 fn listen(handle: impl FnMut() + Send + 'static) -> Result<()> {
     ctrlc::set_handler(handle).map_err(cannot)

@@ -1,4 +1,4 @@
-//! A run's log: lines of text or of JSON, in its folder and, as far as they matter, on the terminal.
+//! The log of a run: lines of text or JSON, in its folder and on the terminal.
 
 use std::{
     path::Path,
@@ -21,11 +21,10 @@ use crate::{
     terminal::{Terminal, Verbosity},
 };
 
-/// The target of what a run failed of. As text it is not printed on the terminal, where the program says so at its end.
+/// The target of a run's failure. As text it is not printed on the terminal, since the program prints it at its end.
 const FAILURE: &str = "failure";
 
-/// Sends log lines to the file at `path` and to the terminal's stderr: those that `RUST_LOG` asks for; where it is not set, the file gets what
-/// is worth knowing later and the terminal warnings.
+/// Sends log lines to the file at `path` and to stderr. `RUST_LOG` selects them; by default the file gets infos and the terminal warnings.
 ///
 /// # Errors
 /// If the file cannot be made.
@@ -57,7 +56,7 @@ fn off(target: &str) -> Directive {
     directive.unwrap_or_else(|_| LevelFilter::OFF.into())
 }
 
-/// Lines of this form. A span gets one when it ends, with its time: at the level `debug` each action of a stage.
+/// A layer that writes lines of this format. A span gets a line with its time when it ends: at the level `debug` each action of a stage.
 fn layer<S, W>(format: LogFormat, ansi: bool, writer: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
@@ -71,12 +70,12 @@ where
     }
 }
 
-/// Notes what a run failed of.
+/// Logs the failure of a run.
 pub(crate) fn failed(cause: &str) {
     tracing::error!(target: FAILURE, "{cause}");
 }
 
-/// Writes what happens in a run to the log.
+/// An observer that writes the events of a run to the log.
 pub(crate) struct Log;
 
 impl Observer for Log {

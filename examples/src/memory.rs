@@ -1,21 +1,21 @@
-//! Memory as Linux tells it: of this process, and what is free.
+//! Memory of this process and of the machine, as Linux reports it.
 
-/// Memory resident now, in MiB; none where the system does not tell.
+/// The resident memory of this process in MiB; none if the system does not report it.
 pub(crate) fn resident() -> Option<f64> {
     status("VmRSS:")
 }
 
-/// The most memory that was ever resident, in MiB; none where the system does not tell.
+/// The peak of the resident memory in MiB; none if the system does not report it.
 pub(crate) fn peak() -> Option<f64> {
     status("VmHWM:")
 }
 
-/// Bytes of this machine that programs could still use; none where the system does not tell.
+/// The available memory of this machine in bytes; none if the system does not report it.
 pub(crate) fn free_bytes() -> Option<u64> {
     Some((read("/proc/meminfo", "MemAvailable:")? * f64::from(1 << 20)) as u64)
 }
 
-/// Bytes of memory that this machine has; none where the system does not tell.
+/// The memory of this machine in bytes; none if the system does not report it.
 pub(crate) fn total_bytes() -> Option<u64> {
     Some((read("/proc/meminfo", "MemTotal:")? * f64::from(1 << 20)) as u64)
 }

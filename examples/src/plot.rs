@@ -1,4 +1,4 @@
-//! Plots: what one shows, drawn in one way as SVG, or that as PNG.
+//! Plots, drawn as SVG or PNG.
 
 mod axis;
 mod curve;
@@ -12,16 +12,16 @@ pub(crate) use theme::style;
 
 use std::fmt;
 
-/// What one plot shows.
+/// A plot.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Plot {
     /// A short name for files.
     pub(crate) name: String,
-    /// What it shows, in a few words.
+    /// The title.
     pub(crate) title: String,
-    /// The axis across.
+    /// The horizontal axis.
     pub(crate) x: Axis,
-    /// The axis upwards.
+    /// The vertical axis.
     pub(crate) y: Axis,
     /// The curves.
     pub(crate) series: Vec<Series>,
@@ -30,17 +30,17 @@ pub(crate) struct Plot {
 /// An axis.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Axis {
-    /// What it counts, with the unit.
+    /// The label, with the unit.
     pub(crate) label: String,
-    /// By powers, where all values are above zero.
+    /// Whether it is logarithmic, if all values are above zero.
     pub(crate) logarithmic: bool,
-    /// The least extent; what is drawn may make it larger.
+    /// The lower end, or none; values below it extend the axis.
     pub(crate) from: Option<f64>,
-    /// Likewise.
+    /// The upper end, likewise.
     pub(crate) to: Option<f64>,
-    /// Values are shares, to be written as per cent.
+    /// Whether values are shares, written in per cent.
     pub(crate) percent: bool,
-    /// Only whole numbers mean something.
+    /// Whether values are whole numbers.
     pub(crate) whole: bool,
 }
 
@@ -54,39 +54,39 @@ impl Axis {
 /// A curve.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Series {
-    /// What it is, for the legend.
+    /// Its name in the legend.
     pub(crate) name: String,
-    /// The number of its colour; equal numbers are equal colours in every plot.
+    /// The number of its colour, the same in every plot.
     pub(crate) colour: usize,
     /// How it is drawn.
     pub(crate) line: Line,
-    /// Its points, in order; those that are not finite are left out.
+    /// Its points, in order; non-finite ones are left out.
     pub(crate) points: Vec<(f64, f64)>,
 }
 
 /// How a curve is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Line {
-    /// From point to point.
+    /// Lines from point to point.
     Plain,
-    /// From point to point, with a dot on each where there are few.
+    /// Lines from point to point, with dots if the points are few.
     Dotted,
-    /// Level until the next point.
+    /// Steps: level until the next point.
     Steps,
 }
 
 impl Plot {
-    /// Whether there is anything to see.
+    /// Whether there is a point to draw.
     pub(crate) fn is_empty(&self) -> bool {
         self.series.iter().all(|series| series.points.iter().all(|point| !is_finite(*point)))
     }
 
-    /// The plot as a part of a page that has the [`style`]s.
+    /// Draws the plot as part of a page that has the [`style`]s.
     pub(crate) fn to_inline_svg(&self) -> String {
         draw::svg(self, "")
     }
 
-    /// The plot as a file of its own, in light colours.
+    /// Draws the plot as a separate file, in light colours.
     pub(crate) fn to_svg(&self) -> String {
         draw::svg(self, &style(false))
     }

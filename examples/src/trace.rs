@@ -1,4 +1,4 @@
-//! Where `--trace` writes what stages did when: a picture or a trace, by the file's ending.
+//! The file of `--trace`: a picture or a trace of a timeline, by the file's ending.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use interlock::{
 
 use crate::run_folder;
 
-/// How many steps a run keeps and shows unless `--trace-steps` says otherwise.
+/// The default of `--trace-steps`: the number of steps that a run records.
 pub(crate) const STEPS: u64 = 4;
 
 /// A file for a timeline.
@@ -50,12 +50,12 @@ impl TraceFile {
         &self.path
     }
 
-    /// Writes the last `steps` steps of `timeline`, under this title where it is drawn; whole or not at all.
+    /// Writes the last `steps` steps of `timeline`; a picture has this title.
     pub(crate) fn write(&self, timeline: &Timeline, steps: u64, title: &str) -> Result<()> {
         self.draw(&timeline.cut_to_last_steps(steps as usize), &Drawing { title, ..Drawing::default() })
     }
 
-    /// Writes the last steps of what was simulated, the critical path outlined where it is drawn; whole or not at all.
+    /// Writes the last steps of a simulation; a picture has this title and outlines the critical path.
     pub(crate) fn write_simulated(&self, simulated: &Simulated, title: &str) -> Result<()> {
         let timeline = &simulated.timeline;
         let window = Some(timeline.last_steps(STEPS as usize));

@@ -1,19 +1,19 @@
-//! Where an axis begins, ends and has its ticks.
+//! Ends and ticks of axes.
 
 use super::Axis;
 
-/// An axis laid out for the values on it.
+/// An axis with ends and ticks for its values.
 #[derive(Clone, Debug)]
 pub(super) struct Scale {
     from: f64,
     to: f64,
     logarithmic: bool,
-    /// Values with what to write there.
+    /// Values and their labels.
     pub(super) ticks: Vec<(f64, String)>,
 }
 
 impl Scale {
-    /// For values between `least` and `most`, with about `count` ticks; `room` says whether the axis goes a little beyond them.
+    /// Chooses ends and about `count` ticks for values between `least` and `most`; with `room`, the axis extends a little beyond them.
     pub(super) fn new(axis: &Axis, least: f64, most: f64, count: usize, room: bool) -> Self {
         let (mut from, mut to) = (axis.from.map_or(least, |v| v.min(least)), axis.to.map_or(most, |v| v.max(most)));
         let logarithmic = axis.logarithmic && from > 0.0;
@@ -27,7 +27,7 @@ impl Scale {
         }
         if to - from <= (from.abs() + to.abs()) * 1e-9 {
             let half = if axis.whole || from == 0.0 { 1.0 } else { from.abs() * 0.1 };
-            // Without going below a bound that was given.
+            // But not below a given bound.
             (from, to) = (axis.from.map_or(from - half, |v| v.max(from - half)), to + half);
         }
         if room {
@@ -38,7 +38,7 @@ impl Scale {
         Self { from, to, logarithmic, ticks: even(axis, from, to, count) }
     }
 
-    /// Where a value lies between the ends, from 0 to 1.
+    /// The position of a value between the ends, from 0 to 1.
     pub(super) fn share(&self, value: f64) -> f64 {
         match self.logarithmic {
             true => (value / self.from).ln() / (self.to / self.from).ln(),
@@ -63,7 +63,7 @@ fn even(axis: &Axis, from: f64, to: f64, count: usize) -> Vec<(f64, String)> {
     (first..=last).map(|n| n as f64 * step).map(|value| (value, write(value))).collect()
 }
 
-/// Ticks at powers of ten, or between them too where they are few.
+/// Ticks at powers of ten, and between them if those are few.
 fn powers(from: f64, to: f64) -> Vec<(f64, String)> {
     let (first, last) = (from.log10().floor() as i32, to.log10().ceil() as i32);
     let factors: &[f64] = if to / from < 200.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
@@ -79,7 +79,7 @@ fn powers(from: f64, to: f64) -> Vec<(f64, String)> {
     within.map(|(factor, n)| (factor * 10_f64.powi(n), write(*factor, n))).collect()
 }
 
-/// A multiple of `step`, with as many decimals as that takes; thousands are set apart.
+/// Writes a multiple of `step` with as many decimals as needed and separated thousands.
 fn decimal(value: f64, step: f64) -> String {
     if value == 0.0 && step < 1e-6 {
         return "0".to_owned();
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(labels(&plain, 0.0, 0.0), ["−1.0", "−0.5", "0.0", "0.5", "1.0"]);
         assert_eq!(labels(&plain, 0.0, 4e19), ["0", "1.0e19", "2.0e19", "3.0e19", "4.0e19"]);
         assert_eq!(labels(&plain, 0.0, 4e-9)[..2], ["0", "1.0e-9"]);
-        // A logarithm of nothing: an axis like any other.
+        // Without a positive value the axis is linear.
         assert_eq!(labels(&log, 0.0, 4.0), ["0", "1", "2", "3", "4"]);
     }
 

@@ -1,14 +1,14 @@
-//! From the many points of a run to the few that a plot has room for.
+//! Reduction of the many points of a run to the few of a plot.
 
-/// Points of all curves of one plot together.
+/// The most points of all curves of a plot together.
 const ROOM: usize = 12_000;
 
-/// How many points each of `curves` curves may have.
+/// The most points of each of `curves` curves.
 pub(crate) fn points_for(curves: usize) -> usize {
     (ROOM / curves.max(1)).clamp(100, 1000)
 }
 
-/// At most `most` points: the means of bins of as many neighbours each, give or take one.
+/// Returns at most `most` points: means over bins of neighbours, whose sizes differ by at most one.
 pub(crate) fn binned(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
     let mean = |bin: &[(f64, f64)]| {
         let (x, y) = bin.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
@@ -17,7 +17,7 @@ pub(crate) fn binned(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
     bins(points, most).map(mean).collect()
 }
 
-/// At most `most` points of the ratio of two quantities, given as `(x, numerator, denominator)`: of their sums over each bin.
+/// Returns at most `most` points of a ratio, given as `(x, numerator, denominator)`: the ratio of the sums over each bin.
 pub(crate) fn ratios(points: &[(f64, f64, f64)], most: usize) -> Vec<(f64, f64)> {
     let ratio = |bin: &[(f64, f64, f64)]| {
         let sum = bin.iter().fold((0.0, 0.0, 0.0), |sum, p| (sum.0 + p.0, sum.1 + p.1, sum.2 + p.2));
@@ -32,7 +32,8 @@ fn bins<T>(points: &[T], most: usize) -> impl Iterator<Item = &[T]> {
     (0..count).map(move |n| &points[edge(n)..edge(n + 1)])
 }
 
-/// The moving mean over a fiftieth of the points around each: fewer at the beginning, where curves are steep, and those before it at the end.
+/// Returns the moving mean over a fiftieth of the points around each point: over fewer at the start, where curves are steep, and over the
+/// previous ones at the end.
 pub(crate) fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let reach = points.len() / 100;
     let mut sums = vec![0.0];

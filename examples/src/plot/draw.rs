@@ -1,4 +1,4 @@
-//! Drawing a plot: title and legend on top, the curves below.
+//! Drawing of a plot: title and legend on top, the curves below.
 
 use std::{collections::BTreeSet, fmt::Write, ops::Range};
 
@@ -12,16 +12,16 @@ const HEIGHT: f64 = 350.0;
 const LEFT: f64 = 72.0;
 const RIGHT: f64 = WIDTH - 20.0;
 const MARGIN: f64 = 16.0;
-/// What a row of the legend takes.
+/// The height of a row of the legend.
 const ROW: f64 = 20.0;
-/// The width that a letter is thought to have in the legend, on the safe side.
+/// An upper bound of the width of a letter in the legend.
 const LETTER: f64 = 7.2;
-/// Below the curves: numbers and label.
+/// The height of numbers and label below the curves.
 const BELOW: f64 = 52.0;
-/// Curves of so many points have a dot on each.
+/// The most points of a curve that has dots.
 const FEW: usize = 60;
 
-/// A plot with `style` in it.
+/// Draws a plot with `style` in it.
 pub(super) fn svg(plot: &Plot, style: &str) -> String {
     let legend = Legend::new(&plot.series);
     let top = 44.0 + legend.rows as f64 * ROW;
@@ -81,7 +81,7 @@ impl Legend {
     }
 }
 
-/// Where the curves are drawn.
+/// The area of the curves.
 struct Frame {
     x: Scale,
     y: Scale,
@@ -171,7 +171,7 @@ impl Frame {
             "<g><title>{}</title><path class=\"plot-line{colour}\" d=\"{path}\" stroke-width=\"1.8\" stroke-linejoin=\"round\"/>",
             escape(&series.name)
         );
-        // A single point would not be seen otherwise.
+        // A single point is visible only as a dot.
         if seen.len() == 1 || (series.line == Line::Dotted && series.points.len() <= FEW) {
             for point in points() {
                 let (x, y) = self.place(point);

@@ -1,4 +1,4 @@
-//! Pictures as PNG, with a font that comes with the program, so that they look the same everywhere.
+//! Pictures as PNG, with a font that is part of the program, so that they look the same on every machine.
 
 use interlock::{Error, Result};
 use resvg::{
@@ -7,14 +7,14 @@ use resvg::{
     usvg::{Options, Tree},
 };
 
-/// Its licence lies beside it.
+/// Its licence is in the same folder.
 const FONT: &[u8] = include_bytes!("../../fonts/DejaVuSans.ttf");
 const FAMILY: &str = "DejaVu Sans";
 
-/// The picture `svg`, with two pixels for each of its own.
+/// Renders the picture `svg` at twice its size.
 ///
 /// # Errors
-/// If it is no picture.
+/// If `svg` is not a picture.
 pub(crate) fn png(svg: &str) -> Result<Vec<u8>> {
     const SCALE: f32 = 2.0;
     let broken = |why: String| Error::invalid("a picture", why, "this is a defect; please report it");

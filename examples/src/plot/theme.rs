@@ -1,12 +1,12 @@
 //! Colours, for light and dark.
 
-/// Of the curves; told apart by those who see few colours as far as brightness can do it.
+/// The colours of curves. They differ in brightness, for people who distinguish few colours.
 const LIGHT: [&str; 10] =
     ["#1769aa", "#d07a00", "#00805d", "#b5396b", "#6d4ba3", "#6b7d14", "#0e8aa6", "#8c5a3c", "#55657a", "#d14343"];
 const DARK: [&str; 10] =
     ["#5aa9e6", "#f0a841", "#3cc49b", "#ef7fae", "#ae92e6", "#b6c94e", "#4fc4de", "#cc9a78", "#a3b1c4", "#f38a8a"];
 
-/// The number of colours; curves beyond it begin again.
+/// The number of colours, which repeat after the last one.
 pub(super) const COLOURS: usize = LIGHT.len();
 
 /// The style sheet of plots, on light or on dark paper.
