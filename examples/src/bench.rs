@@ -15,7 +15,11 @@ use std::{
     time::Instant,
 };
 
-use interlock::{TrainEvent, stage::Recompute, trainer::Length};
+use interlock::{
+    TrainEvent,
+    stage::Recompute,
+    trainer::{Length, Observer, TrainerBuilder},
+};
 use serde::Serialize;
 
 use crate::{
@@ -37,7 +41,7 @@ pub(crate) fn run(arguments: &Bench) -> Result<(), Exit> {
     }
 }
 
-/// Refuses numbers of micro-batches into which a batch of `examples` cannot be cut.
+/// Refuses a number of micro-batches that a batch of `examples` cannot be cut into.
 fn check_micro_batches(micro_batches: usize, of: &str, examples: usize) -> Result<(), Exit> {
     match (1..=examples).contains(&micro_batches) {
         true => Ok(()),
@@ -47,7 +51,7 @@ fn check_micro_batches(micro_batches: usize, of: &str, examples: usize) -> Resul
     }
 }
 
-/// Steps that are run before the clock starts: buffers are made, threads are awake.
+/// Steps before the clock starts: they allocate buffers and wake threads.
 const WARM_UP: u64 = 2;
 
 /// What `bench step` prints.
@@ -57,111 +61,145 @@ struct StepResult {
     batch: usize,
     width: usize,
     stages: usize,
-    /// None where devices were named.
+    /// None if devices were named.
     threads: Option<Threads>,
-    /// Each stage's.
+    /// The device of each stage.
     devices: Vec<String>,
     micro_batches: usize,
     recompute: bool,
     dtype: Dtype,
     step_seconds: f64,
     examples_per_second: f64,
-    /// Seconds a step that each stage's device worked; by the device's own clock where it works behind the host's back.
+    /// Seconds a step that each stage's device worked; by the device's own clock where it is asynchronous.
     device_seconds: Vec<f64>,
-    /// Seconds a step that the stages' threads computed, all together: the runtime's own cost. The work is done by the devices' threads.
+    /// Seconds a step that the stages' threads computed, all together: the cost of the runtime. The devices' threads do the work.
     runtime_seconds: Option<f64>,
-    /// The most memory resident at any time, above that of the idle program.
+    /// The peak of resident memory, above that of the idle program.
     peak_memory_mib: Option<f64>,
-    /// The last stage's, of the steps before the clock started.
+    /// The last stage's losses in the steps before the clock started.
     losses: Vec<f64>,
-}
-
-/// What the steps told.
-struct Seen {
-    losses: Vec<f64>,
-    /// Of each stage, all steps together.
-    device_seconds: Vec<f64>,
 }
 
 fn step(arguments: &BenchStep) -> Result<(), Exit> {
-    let BenchStep { workload, batch, width, threads, micro_batches, recompute, dtype, steps, .. } = *arguments;
-    let units = &arguments.units_per_stage;
-    let stages = if units.is_empty() { arguments.stages } else { units.len() };
     let idle = memory::resident();
-    let workload = &Workload::named(workload).of_batch(batch);
-    check_micro_batches(micro_batches, workload.name, workload.batch)?;
+    let workload = Workload::named(arguments.workload).of_batch(arguments.batch);
+    check_micro_batches(arguments.micro_batches, workload.name, workload.batch)?;
     if let Some(address) = arguments.metrics {
         Exporter::start(address, workload.name)?;
     }
-    let threads = arguments.devices.is_empty().then_some(threads);
-    let devices = match threads {
-        None => Devices::Named(arguments.devices.clone()),
-        Some(Threads::Auto) => Devices::Auto,
-        Some(Threads::Each(threads)) => Devices::Named(vec![format!("cpu:threads={threads}"); stages]),
-    };
-    let seen: Arc<Mutex<Seen>> = Arc::new(Mutex::new(Seen { losses: Vec::new(), device_seconds: vec![0.0; stages] }));
-    let watched = Arc::clone(&seen);
-    let seen = || seen.lock().unwrap_or_else(PoisonError::into_inner);
-    let which = if recompute { Recompute::All } else { Recompute::None };
-    let builder = workload
-        .trainer(width, stages)?
-        .units_per_stage(if units.is_empty() { workload.cut(stages)? } else { units.clone() })
-        .micro_batches(micro_batches)
-        .recompute(which)
-        .dtype(dtype.into())
-        .steps(WARM_UP);
-    let mut trainer = devices
-        .give_to(builder)?
-        .observer(move |event: &TrainEvent<'_>| {
-            if let TrainEvent::StepDone { stages, .. } = event {
-                let mut seen = watched.lock().unwrap_or_else(PoisonError::into_inner);
-                let last = stages.last().and_then(|stage| stage.score);
-                seen.losses.extend(last.map(|score| score.mean_loss()));
-                for (sum, stage) in seen.device_seconds.iter_mut().zip(*stages) {
-                    *sum += stage.busy_seconds();
-                }
-            }
-        })
-        .build()?;
-    let batches = RandomBatches::new(workload)?;
+    let recorder = StepRecorder::new(arguments.stages());
+    let mut trainer = trainer(arguments, &workload)?.observer(recorder.clone()).build()?;
+    let batches = RandomBatches::new(&workload)?;
     trainer.fit(&batches).map_err(Exit::failed)?;
-    trainer.set_length(Length::Steps(steps));
-    let losses = std::mem::take(&mut seen().losses);
-    seen().device_seconds.fill(0.0);
+    trainer.set_length(Length::Steps(arguments.steps));
+    let losses = recorder.take().losses;
     let before = threads::stage_seconds();
     let start = Instant::now();
     trainer.fit(&batches).map_err(Exit::failed)?;
     let runtime = threads::stage_seconds().zip(before).map(|(now, before)| now - before);
-    let step_seconds = start.elapsed().as_secs_f64() / steps as f64;
-    let device_seconds = seen().device_seconds.iter().map(|sum| sum / steps as f64).collect();
+    let steps = arguments.steps as f64;
+    let step_seconds = start.elapsed().as_secs_f64() / steps;
     let result = StepResult {
         workload: workload.name,
         batch: workload.batch,
-        width,
-        stages,
-        threads,
+        width: arguments.width,
+        stages: arguments.stages(),
+        threads: arguments.devices.is_empty().then_some(arguments.threads),
         devices: trainer.stages().iter().map(|stage| stage.device.clone()).collect(),
-        micro_batches,
-        recompute,
-        dtype,
+        micro_batches: arguments.micro_batches,
+        recompute: arguments.recompute,
+        dtype: arguments.dtype,
         step_seconds,
         examples_per_second: workload.batch as f64 / step_seconds,
-        device_seconds,
-        runtime_seconds: runtime.map(|seconds| seconds / steps as f64),
+        device_seconds: recorder.take().device_seconds.iter().map(|sum| sum / steps).collect(),
+        runtime_seconds: runtime.map(|seconds| seconds / steps),
         peak_memory_mib: memory::peak().zip(idle).map(|(peak, idle)| peak - idle),
         losses,
     };
-    if arguments.json {
-        say(&serde_json::to_string(&result).map_err(Exit::failed)?);
-    } else {
-        say(&format!(
-            "{}: {stages} stages on {}, width {width}: {:.1} ms a step, {:.1} examples/s, peak memory {}",
-            result.workload,
-            result.devices.join(", "),
-            step_seconds * 1e3,
-            result.examples_per_second,
-            result.peak_memory_mib.map_or_else(|| "unknown".to_owned(), |mib| format!("{mib:.0} MiB")),
-        ));
-    }
+    say(&match arguments.json {
+        true => serde_json::to_string(&result).map_err(Exit::failed)?,
+        false => result.in_words(),
+    });
     Ok(())
+}
+
+/// A builder for the steps that are run before the clock starts.
+fn trainer(arguments: &BenchStep, workload: &Workload) -> Result<TrainerBuilder, Exit> {
+    let stages = arguments.stages();
+    let devices = match arguments.threads {
+        _ if !arguments.devices.is_empty() => Devices::Named(arguments.devices.clone()),
+        Threads::Auto => Devices::Auto,
+        Threads::Each(threads) => Devices::Named(vec![format!("cpu:threads={threads}"); stages]),
+    };
+    let units = match arguments.units_per_stage.as_slice() {
+        [] => workload.cut(stages)?,
+        units => units.to_vec(),
+    };
+    let builder = workload
+        .trainer(arguments.width, stages)?
+        .units_per_stage(units)
+        .micro_batches(arguments.micro_batches)
+        .recompute(if arguments.recompute { Recompute::All } else { Recompute::None })
+        .dtype(arguments.dtype.into())
+        .steps(WARM_UP);
+    Ok(devices.give_to(builder)?)
+}
+
+impl StepResult {
+    fn in_words(&self) -> String {
+        format!(
+            "{}: {} stages on {}, width {}: {:.1} ms a step, {:.1} examples/s, peak memory {}",
+            self.workload,
+            self.stages,
+            self.devices.join(", "),
+            self.width,
+            self.step_seconds * 1e3,
+            self.examples_per_second,
+            self.peak_memory_mib.map_or_else(|| "unknown".to_owned(), |mib| format!("{mib:.0} MiB")),
+        )
+    }
+}
+
+/// An observer that gathers what steps report. Clones share it.
+#[derive(Clone)]
+struct StepRecorder(Arc<Mutex<StepRecords>>);
+
+/// The gathered values.
+struct StepRecords {
+    /// The last stage's loss in each step.
+    losses: Vec<f64>,
+    /// Seconds that each stage's device worked, all steps together.
+    device_seconds: Vec<f64>,
+}
+
+impl StepRecords {
+    fn nothing(stages: usize) -> Self {
+        Self { losses: Vec::new(), device_seconds: vec![0.0; stages] }
+    }
+}
+
+impl StepRecorder {
+    fn new(stages: usize) -> Self {
+        Self(Arc::new(Mutex::new(StepRecords::nothing(stages))))
+    }
+
+    /// Returns what was reported since the last call.
+    fn take(&self) -> StepRecords {
+        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let nothing = StepRecords::nothing(records.device_seconds.len());
+        std::mem::replace(&mut records, nothing)
+    }
+}
+
+impl Observer for StepRecorder {
+    fn observe(&mut self, event: &TrainEvent<'_>) {
+        if let TrainEvent::StepDone { stages, .. } = event {
+            let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = stages.last().and_then(|stage| stage.score);
+            records.losses.extend(last.map(|score| score.mean_loss()));
+            for (sum, stage) in records.device_seconds.iter_mut().zip(*stages) {
+                *sum += stage.busy_seconds();
+            }
+        }
+    }
 }

@@ -13,11 +13,11 @@ use crate::bench::WorkloadName;
 pub(crate) enum Bench {
     /// Time whole training steps on random data, after two steps that are not counted
     Step(BenchStep),
-    /// Measure what each unit of a model, and a head behind it, costs in time and memory on given devices
+    /// Measure time and memory of each unit of a model, and of a head after it, on given devices
     Units(BenchUnits),
-    /// Time the steps of stages that compute nothing: they sleep as long as they are told, or hand on what comes, on given devices
+    /// Time the steps of stages that compute nothing: they sleep for a given time, or pass on their input, on given devices
     Runtime(BenchRuntime),
-    /// Time messages between two stages that do nothing, and see whether they are copied
+    /// Time messages between two stages that do nothing, and count bytes that are copied
     Mailbox(BenchMailbox),
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct BenchUnits {
     /// Micro-batches a step; the configuration's, or 1, where none is given
     #[arg(long, value_name = "M")]
     pub(crate) micro_batches: Option<usize>,
-    /// In which dtype a workload's activations cross boundaries and are kept [default: f32]
+    /// Dtype in which a workload's activations cross boundaries and are saved [default: f32]
     #[arg(long, value_enum, requires = "workload")]
     pub(crate) dtype: Option<Dtype>,
     /// Write the costs to this file, as JSON
@@ -71,13 +71,13 @@ pub(crate) struct BenchStep {
     /// Micro-batches a step
     #[arg(long, default_value_t = 1, value_name = "M")]
     pub(crate) micro_batches: usize,
-    /// Every stage keeps only its input, and runs the forward pass again before it pulls back
+    /// Save only the input of each stage, and run its forward pass again before the backward pass
     #[arg(long)]
     pub(crate) recompute: bool,
-    /// In which dtype activations cross boundaries and are kept
+    /// Dtype in which activations cross boundaries and are saved
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     pub(crate) dtype: Dtype,
-    /// Serve metrics for Prometheus at this address meanwhile, to see what they cost
+    /// Serve metrics for Prometheus at this address meanwhile, to measure their cost
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) metrics: Option<SocketAddr>,
     /// Steps that are timed
@@ -86,6 +86,13 @@ pub(crate) struct BenchStep {
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl BenchStep {
+    /// Number of stages, by whichever option gives it.
+    pub(crate) fn stages(&self) -> usize {
+        if self.units_per_stage.is_empty() { self.stages } else { self.units_per_stage.len() }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -99,7 +106,7 @@ pub(crate) struct BenchRuntime {
     /// Micro-batches a step
     #[arg(long, default_value_t = 1, value_name = "M")]
     pub(crate) micro_batches: usize,
-    /// Stages that hand on what comes, on these devices, instead of stages that sleep; stage k is pinned to device k mod their number
+    /// Run stages that pass on their input, on these devices, instead of stages that sleep; stage k is pinned to device k mod their number
     #[arg(
         long,
         num_args = 1..,
@@ -113,25 +120,25 @@ pub(crate) struct BenchRuntime {
     /// Milliseconds of an auxiliary head
     #[arg(long, default_value_t = 2.0, value_name = "MS")]
     pub(crate) head_ms: f64,
-    /// Milliseconds of a pull-back to a stage's input
+    /// Milliseconds of a backward pass to a stage's input
     #[arg(long, default_value_t = 5.0, value_name = "MS")]
     pub(crate) input_gradient_ms: f64,
     /// Milliseconds of the parameters' gradients after it
     #[arg(long, default_value_t = 5.0, value_name = "MS")]
     pub(crate) parameter_gradient_ms: f64,
-    /// Milliseconds that an activation or a gradient is on its way to a neighbour
+    /// Milliseconds that an activation or a gradient takes to the next or previous stage
     #[arg(long, default_value_t = 0.0, value_name = "MS")]
     pub(crate) transfer_ms: f64,
-    /// Gigabits a second that leave a stage for each neighbour; unlimited where none are given
+    /// Gigabits a second from a stage to the next or previous one [default: unlimited]
     #[arg(long, value_name = "G")]
     pub(crate) gbps: Option<f64>,
     /// Bytes of an activation; a multiple of 4
     #[arg(long, default_value_t = 4096, value_name = "B")]
     pub(crate) bytes: usize,
-    /// What comes first when a stage could do several things
+    /// Which action a stage starts when several are ready
     #[arg(long, value_enum, default_value_t = Schedule::Interlock)]
     pub(crate) schedule: Schedule,
-    /// Room of each boundary in micro-batches; the schedule's own choice where none is given
+    /// Micro-batches in flight at each boundary [default: the schedule's choice]
     #[arg(long, value_name = "N")]
     pub(crate) in_flight: Option<usize>,
     /// Steps that are timed
@@ -160,9 +167,9 @@ pub(crate) struct BenchMailbox {
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub(crate) enum Schedule {
-    /// All forward passes of a step first, then the pull-backs
+    /// All forward passes of a step first, then the backward passes
     FillDrain,
-    /// A micro-batch's pull-back before the next one's forward pass
+    /// A micro-batch's backward pass before the next one's forward pass
     OneFOneB,
     /// Gradients that another stage waits for first, parameter gradients while waiting
     Interlock,

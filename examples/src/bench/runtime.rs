@@ -1,5 +1,4 @@
-//! `interlock bench runtime`: real actors over stages that sleep, or that hand on what comes, so that crossing from device to device is what
-//! costs.
+//! `interlock bench runtime`: real actors over stages that sleep, or that pass on their input, so that only the crossings between devices cost.
 //!
 //! What a step takes is measured in the steady state. Stages are not at the same step at the same time: activations fill the pipeline in the
 //! first steps, and a stage may run ahead of those behind it as far as gradients and credits let it. In the long run they all advance at one
@@ -41,23 +40,23 @@ struct RuntimeResult {
     devices: Vec<String>,
     bytes: usize,
     steps: u64,
-    /// Of the steady state.
+    /// In the steady state.
     step_seconds: f64,
-    /// Seconds a step that each stage's device worked, crossings not counted; by the device's own clock where it works behind the host's back.
+    /// Seconds a step that each stage's device worked, crossings not counted; by the device's own clock where it is asynchronous.
     device_seconds: Vec<f64>,
-    /// What the busiest stage works in a step: no schedule makes steps shorter.
+    /// The work of the busiest stage in a step: no schedule makes steps shorter.
     lower_bound_seconds: f64,
-    /// What the simulator says of the same stages, costs and links.
+    /// The step time that the simulator predicts for the same stages, costs and links.
     simulated_step_seconds: f64,
-    /// Why, by the simulator, it takes so long.
+    /// What determines it, by the simulator.
     reason: String,
-    /// Activations, gradients and credits between actors, the coordinator included, and one report a stage.
+    /// Activations, gradients and credits between actors, with the coordinator, and one report for each stage.
     messages_per_step: u64,
     cpu_seconds_per_step: Option<f64>,
     cpu_seconds_per_message: Option<f64>,
 }
 
-/// Units without parameters, each of which gives so many `f32`.
+/// A model of units without parameters, each with this many `f32` outputs.
 struct Units {
     count: usize,
     elements: usize,
@@ -80,23 +79,59 @@ pub(super) fn run(arguments: &BenchRuntime) -> Result<(), Exit> {
     let (plan, micro_batches) = (Arc::clone(layout.plans.at(0)), arguments.micro_batches);
     let scenario = scenario(arguments, &layout)?;
     let simulated = simulate(&scenario)?;
-    let policy = PolicyName::from(arguments.schedule).into();
     let settings = PipelineSettings {
         micro_batches,
         in_flight: arguments.in_flight,
-        policy,
+        policy: PolicyName::from(arguments.schedule).into(),
         global_norm: false,
         first_step: 0,
         record: None,
     };
     let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings)?;
-    let fill = steps_to_fill(&plan);
+    let measured = measure(&pipeline, arguments, &plan)?;
+    let result = RuntimeResult {
+        stages: arguments.stages,
+        width: arguments.width.to_string(),
+        micro_batches,
+        schedule: arguments.schedule,
+        in_flight: pipeline.in_flight(),
+        devices,
+        bytes: arguments.bytes,
+        steps: arguments.steps,
+        step_seconds: measured.step_seconds,
+        device_seconds: measured.device_seconds,
+        lower_bound_seconds: simulated.lower_bound(&scenario),
+        simulated_step_seconds: simulated.step_seconds,
+        reason: simulated.critical.to_string(),
+        messages_per_step: measured.messages,
+        cpu_seconds_per_step: measured.cpu_seconds,
+        cpu_seconds_per_message: measured.cpu_seconds.map(|seconds| seconds / measured.messages as f64),
+    };
+    say(&match arguments.json {
+        true => serde_json::to_string(&result).map_err(Exit::failed)?,
+        false => result.in_words(),
+    });
+    Ok(())
+}
+
+/// The measurement of a step in the steady state.
+struct Measured {
+    step_seconds: f64,
+    /// Of each stage's device.
+    device_seconds: Vec<f64>,
+    messages: u64,
+    cpu_seconds: Option<f64>,
+}
+
+/// Times the steps that `arguments` asks for, while the pipeline is full.
+fn measure(pipeline: &Pipeline, arguments: &BenchRuntime, plan: &GradientPlan) -> Result<Measured, Exit> {
+    let fill = steps_to_fill(plan);
     let (first, last) = (fill - 1, fill - 1 + arguments.steps);
     let steps = last + 1 + fill;
     let mut marks = Vec::new();
     let before = pipeline.sent();
     let mut device_seconds = vec![0.0; usize::from(arguments.stages)];
-    train(&pipeline, &batch(arguments)?, micro_batches, steps, |step, stages| {
+    train(pipeline, &batch(arguments)?, arguments.micro_batches, steps, |step, stages| {
         if (first + 1..=last).contains(&step) {
             for (sum, stage) in device_seconds.iter_mut().zip(stages) {
                 *sum += stage.busy_seconds();
@@ -107,55 +142,37 @@ pub(super) fn run(arguments: &BenchRuntime) -> Result<(), Exit> {
         }
     })
     .map_err(Exit::failed)?;
-    let messages_per_step = (pipeline.sent().total() - before.total()) / steps;
     let [(start, cpu_start), (end, cpu_end)] = marks[..] else {
-        return Err(Exit::Failed("a step was done twice or never".to_owned()));
+        return Err(Exit::Failed("internal error: a step was done twice or never".to_owned()));
     };
     let timed = arguments.steps as f64;
-    let cpu_seconds_per_step = cpu_start.zip(cpu_end).map(|(start, end)| (end - start) / timed);
-    let result = RuntimeResult {
-        stages: arguments.stages,
-        width: arguments.width.to_string(),
-        micro_batches,
-        schedule: arguments.schedule,
-        in_flight: pipeline.in_flight(),
-        devices,
-        bytes: arguments.bytes,
-        steps: arguments.steps,
+    Ok(Measured {
         step_seconds: (end - start).as_secs_f64() / timed,
         device_seconds: device_seconds.into_iter().map(|sum| sum / timed).collect(),
-        lower_bound_seconds: simulated.lower_bound(&scenario),
-        simulated_step_seconds: simulated.step_seconds,
-        reason: simulated.critical.to_string(),
-        messages_per_step,
-        cpu_seconds_per_step,
-        cpu_seconds_per_message: cpu_seconds_per_step.map(|seconds| seconds / messages_per_step as f64),
-    };
-    if arguments.json {
-        say(&serde_json::to_string(&result).map_err(Exit::failed)?);
-    } else {
-        let cpu = cpu_seconds_per_step.map_or_else(
-            || "unknown CPU time".to_owned(),
-            |seconds| {
-                format!(
-                    "{:.2} ms of CPU time ({:.1} µs a message)",
-                    seconds * 1e3,
-                    seconds * 1e6 / messages_per_step as f64
-                )
-            },
-        );
-        say(&format!(
-            "{} stages on {}, width {}: {:.2} ms a step, simulated {:.2}, {:.2} ms of work for the busiest stage; {messages_per_step} messages a step, {cpu}\nby the simulation: {}",
-            result.stages,
-            result.devices.join(", "),
-            result.width,
-            result.step_seconds * 1e3,
-            result.simulated_step_seconds * 1e3,
-            result.lower_bound_seconds * 1e3,
-            result.reason,
-        ));
+        messages: (pipeline.sent().total() - before.total()) / steps,
+        cpu_seconds: cpu_start.zip(cpu_end).map(|(start, end)| (end - start) / timed),
+    })
+}
+
+impl RuntimeResult {
+    fn in_words(&self) -> String {
+        let cpu = match self.cpu_seconds_per_step.zip(self.cpu_seconds_per_message) {
+            Some((step, message)) => format!("{:.2} ms of CPU time ({:.1} µs a message)", step * 1e3, message * 1e6),
+            None => "unknown CPU time".to_owned(),
+        };
+        format!(
+            "{} stages on {}, width {}: {:.2} ms a step, simulated {:.2}, {:.2} ms of work for the busiest stage; \
+             {} messages a step, {cpu}\nby the simulation: {}",
+            self.stages,
+            self.devices.join(", "),
+            self.width,
+            self.step_seconds * 1e3,
+            self.simulated_step_seconds * 1e3,
+            self.lower_bound_seconds * 1e3,
+            self.messages_per_step,
+            self.reason,
+        )
     }
-    Ok(())
 }
 
 /// The names of the stages' devices.
@@ -198,7 +215,7 @@ fn batch(arguments: &BenchRuntime) -> Result<Batch> {
     Ok(Batch { inputs: inputs.into(), targets })
 }
 
-/// Trains, always with a batch at hand for the pipeline to take, and calls `done` when all stages have finished a step.
+/// Trains with a batch always ready for the pipeline, and calls `done` when all stages have finished a step.
 fn train(
     pipeline: &Pipeline,
     batch: &Batch,
@@ -292,9 +309,9 @@ mod tests {
             let scenario = scenario(&arguments, &layout(&arguments, &["emulated".to_owned()]).unwrap()).unwrap();
             (simulate(&scenario).unwrap().lower_bound(&scenario) * 1e6).round() / 1e6
         };
-        // Stage 2 of 4 goes forward, has a head, pulls losses 2 and 3 back, and follows loss 3.
+        // Stage 2 of 4 runs a forward pass, a head, and backward passes of losses 2 and 3, and follows loss 3.
         assert_eq!(busiest(4, Width::Number(3), 1), 0.022);
-        // Stage 2 of 8 pulls losses 2, 3 and 4 back.
+        // Stage 2 of 8 runs backward passes of losses 2, 3 and 4.
         assert_eq!(busiest(8, Width::Number(3), 2), 2.0 * 0.027);
         assert_eq!(busiest(8, Width::EndToEnd, 1), 0.015);
         assert_eq!(busiest(1, Width::EndToEnd, 1), 0.015);
