@@ -32,26 +32,28 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Train a model; without a configuration, a ResNet of four stages on embedded images
     Train(Train),
-    /// Predict what training costs with several cuts, widths and numbers of micro-batches, and recommend one
+    /// Predict step times of several cuts, widths and numbers of micro-batches, and recommend one
     Plan(Box<Plan>),
-    /// Score every head of a trained run on its validation data
+    /// Score all heads of a finished run on its validation data
     Eval(Eval),
-    /// Watch runs that serve metrics, live on the terminal
+    /// Classify images with a finished run; its data are not needed
+    Predict(Predict),
+    /// Watch running pipelines that serve metrics, live on the terminal
     Top(Top),
-    /// Continue a text with a trained language model
+    /// Continue a text with a finished run on text; its data are not needed
     Generate(Generate),
     /// Train once for each interlock width and seed, and compare
     Compare(Compare),
     /// Write one page about a run, or several side by side: curves, throughput, timeline, configuration
     Report(Report),
-    /// Replay golden cases: recorded runs that must be reproduced to the last digit
+    /// Replay golden cases: recorded runs that must be reproduced exactly
     Replay(Replay),
-    /// Measure what things cost on this machine
+    /// Measure steps, units, the runtime and messages on this machine
     #[command(subcommand)]
     Bench(Bench),
     /// List the devices of this machine
     Devices,
-    /// Print the configuration that a run would have
+    /// Print the configuration of a run, or the schema of configurations
     Config(Config),
 }
 
@@ -64,7 +66,7 @@ impl Default for Command {
 /// Where a configuration comes from.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Source {
-    /// Configuration file (TOML); the built-in configuration where none is given
+    /// Configuration file (TOML) [default: the built-in configuration]
     #[arg(long, value_name = "FILE.toml")]
     pub(crate) config: Option<PathBuf>,
     /// Set one key of the configuration, such as optimizer.lr=0.1; may be repeated
@@ -79,39 +81,39 @@ pub(crate) struct Train {
     /// Folder to write the run to; must not exist [default: runs/<name>-<time>]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Measure what the model's units cost on the devices, and cut it so that a step is predicted to be shortest
+    /// Measure the model's units on the devices, and cut the model where a step is predicted to be shortest
     #[arg(long)]
     pub(crate) auto: bool,
-    /// Write the report here too
+    /// Also write the report to this file
     #[arg(long, value_name = "FILE.json")]
     pub(crate) report: Option<PathBuf>,
-    /// Write what each stage did when in the run's last steps: a picture (.svg), or a trace for ui.perfetto.dev (.json)
+    /// Write a timeline of the stages in the last steps: a picture (.svg), or a trace for ui.perfetto.dev (.json)
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
-    /// How many steps the trace shows [default: 4]
+    /// Number of steps that the trace shows [default: 4]
     #[arg(long, value_name = "N", requires = "trace", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) trace_steps: Option<u64>,
-    /// Serve metrics for Prometheus at this address while the run goes, such as 127.0.0.1:9464
+    /// Serve metrics for Prometheus at this address during the run, such as 127.0.0.1:9464
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) metrics: Option<SocketAddr>,
-    /// Go on serving metrics for so many seconds after the run's end
+    /// Serve metrics for this many seconds after the end of the run
     #[arg(long, value_name = "SECONDS", default_value_t = 0, requires = "metrics")]
     pub(crate) metrics_linger: u64,
-    /// Write scalars for TensorBoard too, to the folder tensorboard in the run's folder
+    /// Also write scalars for TensorBoard, to the folder tensorboard in the run's folder
     #[arg(long)]
     pub(crate) tensorboard: bool,
     /// Print plain lines instead of a progress bar
     #[arg(long)]
     pub(crate) plain: bool,
-    /// Print nothing but errors
+    /// Print only errors
     #[arg(long)]
     pub(crate) quiet: bool,
-    /// Form of log lines, on stderr and in the run's run.log; RUST_LOG says which there are [default: text]
+    /// Format of log lines, on stderr and in the run's run.log; RUST_LOG selects them [default: text]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
 }
 
-/// The form of log lines: for people, or one object a line. (The options stay on a line each as long as no value explains itself.)
+/// The format of log lines: text for people, or one JSON object a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     #[default]
@@ -123,31 +125,31 @@ pub(crate) enum LogFormat {
 pub(crate) struct Plan {
     #[command(flatten)]
     pub(crate) source: Source,
-    /// Plan for one of the workloads of `bench` instead of a configuration
+    /// Plan for a workload of `bench` instead of a configuration
     #[arg(long, conflicts_with_all = ["config", "sets"])]
     pub(crate) workload: Option<WorkloadName>,
-    /// The devices to measure on and to plan for, separated by commas: those of the configuration where none is given
-    #[arg(long, value_delimiter = ',', value_name = "DEVICE,…")]
+    /// Devices to measure on and to plan for, such as cpu:threads=1,cores=0 cuda:0; also separated by commas [default: the configuration's]
+    #[arg(long, num_args = 1.., value_name = "DEVICE")]
     pub(crate) devices: Vec<String>,
-    /// Every stage (and every replica) has a device of its own, like the one measured, and shares nothing with others
+    /// Assume that each stage (and each replica) has its own device, like the measured one
     #[arg(long)]
     pub(crate) dedicated: bool,
-    /// Numbers of stages to try [default: that of the configuration]
+    /// Numbers of stages to try [default: the configuration's]
     #[arg(long, value_delimiter = ',', value_name = "K,…")]
     pub(crate) stages: Vec<usize>,
     /// Interlock widths to try; e2e is end-to-end [default: the configuration's strategy]
     #[arg(long, value_delimiter = ',', value_name = "N,…,e2e")]
     pub(crate) widths: Vec<Width>,
-    /// Numbers of micro-batches to try [default: that of the configuration]
+    /// Numbers of micro-batches to try [default: the configuration's]
     #[arg(long, value_delimiter = ',', value_name = "M,…")]
     pub(crate) micro_batches: Vec<usize>,
-    /// Predict this cut, the units of each stage, instead of finding the best
+    /// Predict this cut (units of each stage) instead of searching the best
     #[arg(long, value_delimiter = ',', value_name = "U,…", conflicts_with = "stages")]
     pub(crate) units_per_stage: Vec<usize>,
-    /// Take the costs of units from this file, written by `bench units --out`, instead of measuring; one for each size of a micro-batch
+    /// Read the costs of units from this file of `bench units --out` instead of measuring; one for each micro-batch size
     #[arg(long, value_name = "FILE.json")]
     pub(crate) costs: Vec<PathBuf>,
-    /// Data-parallel replicas of every stage; their gradients are added up over the links. Implies --dedicated
+    /// Data-parallel replicas of each stage, whose gradients are summed over the links; implies --dedicated
     #[arg(long, default_value_t = 1, value_name = "R")]
     pub(crate) replicas: usize,
     /// Latency of the links between devices, in microseconds
@@ -156,13 +158,13 @@ pub(crate) struct Plan {
     /// Bandwidth of the links between devices, in gigabits a second [default: unlimited]
     #[arg(long, value_name = "G")]
     pub(crate) gbps: Option<f64>,
-    /// Memory of each device in MiB, for --dedicated; otherwise what this machine has free for all of them
+    /// Memory in MiB: of each device with --dedicated, otherwise of all together [default: what this machine has free]
     #[arg(long, value_name = "MIB")]
     pub(crate) memory_mib: Option<u64>,
-    /// Draw the recommended schedule (.svg), or write it as a trace for Perfetto (.json); may be repeated
+    /// Write the recommended schedule as a picture (.svg) or a trace for Perfetto (.json); may be repeated
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Vec<PathBuf>,
-    /// Print the result as JSON on the last line
+    /// Print the result as JSON, and nothing else
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -171,13 +173,34 @@ pub(crate) struct Plan {
 pub(crate) struct Eval {
     /// The run's folder
     pub(crate) run: PathBuf,
-    /// Leave the network early, at the head of this stage
+    /// Score only the head of this stage
     #[arg(long, value_name = "K")]
     pub(crate) stage: Option<usize>,
-    /// Score the values at the best evaluation instead of the last
+    /// Use the weights of the best evaluation instead of the last
     #[arg(long)]
     pub(crate) best: bool,
-    /// Print the scores as JSON on the last line
+    /// Print the scores as JSON, and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Predict {
+    /// The run's folder
+    pub(crate) run: PathBuf,
+    /// Images (png, jpg, bmp, webp), or folders of them
+    #[arg(required = true, value_name = "INPUT")]
+    pub(crate) inputs: Vec<PathBuf>,
+    /// Predict with the head of stage K, without the stages after it [default: the last stage]
+    #[arg(long, value_name = "K")]
+    pub(crate) head: Option<usize>,
+    /// Show the K likeliest classes of each image
+    #[arg(long, value_name = "K", default_value_t = 1)]
+    pub(crate) top: usize,
+    /// Use the weights of the best evaluation instead of the last
+    #[arg(long)]
+    pub(crate) best: bool,
+    /// Print JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -189,10 +212,10 @@ pub(crate) struct Generate {
     /// The text to continue
     #[arg(long)]
     pub(crate) prompt: String,
-    /// Flattens (above 1) or sharpens (below 1) the distribution; 0 always takes the likeliest token
+    /// Temperature of the distribution: above 1 flatter, below 1 sharper; 0 always takes the likeliest token
     #[arg(long, default_value_t = 0.8)]
     pub(crate) temperature: f64,
-    /// Draw among the likeliest K tokens only
+    /// Draw only from the K likeliest tokens
     #[arg(long, value_name = "K")]
     pub(crate) top_k: Option<usize>,
     /// The seed of the draws
@@ -210,26 +233,26 @@ pub(crate) struct Compare {
     /// Interlock widths, separated by commas; e2e is end-to-end
     #[arg(long, value_delimiter = ',', required = true, value_name = "N,…,e2e")]
     pub(crate) widths: Vec<Width>,
-    /// Number of seeds a width: the configuration's seed and those that follow it
+    /// Number of seeds for each width: the configuration's seed and the next ones
     #[arg(long, default_value_t = 1)]
     pub(crate) seeds: u64,
     /// Folder to write the tables to; must not exist [default: runs/<name>-compare-<time>]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Print the table as JSON on the last line
+    /// Print the table as JSON, and nothing else; progress goes to stderr
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Report {
-    /// The folders of the runs; they may have failed or still be under way
+    /// The folders of the runs, also of runs that failed or are still running
     #[arg(required = true, value_name = "RUN")]
     pub(crate) runs: Vec<PathBuf>,
-    /// The page [default: report.html in the run's folder]; to be given where there are several runs
+    /// The page; required for several runs [default: report.html in the run's folder]
     #[arg(long, value_name = "FILE.html")]
     pub(crate) out: Option<PathBuf>,
-    /// Write each plot to this folder too, as PNG and as SVG
+    /// Also write each plot to this folder, as PNG and SVG
     #[arg(long, value_name = "DIR")]
     pub(crate) plots: Option<PathBuf>,
 }

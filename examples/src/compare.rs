@@ -11,7 +11,7 @@ use crate::{
     config::RunConfig,
     exit::Exit,
     interrupt::{self, Next},
-    progress::say,
+    progress::{note, say},
     run_folder,
     table::{Measure, table},
     terminal::{Terminal, Verbosity},
@@ -19,7 +19,7 @@ use crate::{
 
 /// One run.
 #[derive(Clone, Debug, Serialize)]
-struct Run {
+struct ComparedRun {
     width: String,
     seed: u64,
     accuracy: Option<f64>,
@@ -30,7 +30,7 @@ struct Run {
 
 /// All runs of one width.
 #[derive(Clone, Debug, Serialize)]
-struct Row {
+struct WidthRow {
     width: String,
     runs: usize,
     mean: f64,
@@ -39,12 +39,12 @@ struct Row {
     examples_per_second: f64,
 }
 
-/// What is stored.
+/// The contents of `compare.json`.
 #[derive(Clone, Debug, Serialize)]
 struct Comparison {
     measure: &'static str,
-    rows: Vec<Row>,
-    runs: Vec<Run>,
+    rows: Vec<WidthRow>,
+    runs: Vec<ComparedRun>,
 }
 
 pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
@@ -77,6 +77,8 @@ pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
             .notice("stopping after the steps under way, with the tables of what is finished; again to end at once");
         Next::GoOn
     })?;
+    // With --json, only JSON goes to stdout.
+    let tell = if arguments.json { note } else { say };
     let mut runs = Vec::new();
     let mut stopped = false;
     for (width, config) in &configs {
@@ -86,13 +88,14 @@ pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
         };
         let result = value(&one, measure);
         let name = measure.name();
-        say(&format!(
+        tell(&format!(
             "width {width}  seed {}  {name} {result:.4}  {:.1} examples/s",
             one.seed, one.examples_per_second
         ));
         runs.push(one);
     }
-    let rows: Vec<Row> = arguments.widths.iter().filter_map(|width| row(&width.to_string(), &runs, measure)).collect();
+    let rows: Vec<WidthRow> =
+        arguments.widths.iter().filter_map(|width| row(&width.to_string(), &runs, measure)).collect();
     let mut shown = table(&["width", "runs", measure.name(), "spread", "examples/s"]);
     for row in &rows {
         shown.add_row([
@@ -103,11 +106,11 @@ pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
             format!("{:.1}", row.examples_per_second),
         ]);
     }
-    say(&shown.to_string());
+    tell(&shown.to_string());
     let comparison = Comparison { measure: measure.name(), rows, runs };
     run_folder::write_json(&out.join("compare.json"), &comparison).map_err(Exit::failed)?;
     write_csv(&out.join("compare.csv"), &comparison.runs)?;
-    say(&format!("the tables lie in {}", out.display()));
+    tell(&format!("the tables are in {}", out.display()));
     if arguments.json {
         say(&serde_json::to_string(&comparison).map_err(Exit::failed)?);
     }
@@ -121,12 +124,12 @@ fn strategy(width: Width) -> StrategyConfig {
     }
 }
 
-/// One run; none where it was stopped.
-fn train(width: Width, config: &RunConfig, stopper: &Stopper) -> interlock::Result<Option<Run>> {
+/// Trains once; none if the run was stopped.
+fn train(width: Width, config: &RunConfig, stopper: &Stopper) -> interlock::Result<Option<ComparedRun>> {
     let prepared = config.prepare()?;
     let mut trainer = prepared.builder.keep_best(None).stop_on(stopper).build()?;
     let report = trainer.fit(Split { train: &*prepared.data.train, validation: Some(&*prepared.data.validation) })?;
-    Ok((!report.stopped).then(|| Run {
+    Ok((!report.stopped).then(|| ComparedRun {
         width: width.to_string(),
         seed: config.seed,
         accuracy: report.final_scores.accuracy,
@@ -136,23 +139,23 @@ fn train(width: Width, config: &RunConfig, stopper: &Stopper) -> interlock::Resu
     }))
 }
 
-fn value(run: &Run, measure: Measure) -> f64 {
+fn value(run: &ComparedRun, measure: Measure) -> f64 {
     match measure {
         Measure::Accuracy => run.accuracy.unwrap_or(f64::NAN),
         Measure::Perplexity => run.perplexity.unwrap_or(f64::NAN),
     }
 }
 
-/// All runs of `width`; none where none is finished.
-fn row(width: &str, runs: &[Run], measure: Measure) -> Option<Row> {
-    let own: Vec<&Run> = runs.iter().filter(|run| run.width == width).collect();
+/// The row of `width`; none if no run of it has finished.
+fn row(width: &str, runs: &[ComparedRun], measure: Measure) -> Option<WidthRow> {
+    let own: Vec<&ComparedRun> = runs.iter().filter(|run| run.width == width).collect();
     if own.is_empty() {
         return None;
     }
     let count = own.len() as f64;
     let mean = own.iter().map(|run| value(run, measure)).sum::<f64>() / count;
     let squares: f64 = own.iter().map(|run| (value(run, measure) - mean).powi(2)).sum();
-    Some(Row {
+    Some(WidthRow {
         width: width.to_owned(),
         runs: own.len(),
         mean,
@@ -161,7 +164,7 @@ fn row(width: &str, runs: &[Run], measure: Measure) -> Option<Row> {
     })
 }
 
-fn write_csv(path: &std::path::Path, runs: &[Run]) -> Result<(), Exit> {
+fn write_csv(path: &std::path::Path, runs: &[ComparedRun]) -> Result<(), Exit> {
     let failed = |e: csv::Error| Exit::Failed(format!("{}: {e}", path.display()));
     let mut file = csv::Writer::from_path(path).map_err(failed)?;
     for run in runs {
@@ -176,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_row_has_mean_and_sample_deviation() {
-        let run = |width: &str, accuracy| Run {
+        let run = |width: &str, accuracy| ComparedRun {
             width: width.to_owned(),
             seed: 0,
             accuracy: Some(accuracy),

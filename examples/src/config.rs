@@ -23,10 +23,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-/// What `interlock` runs when it is told nothing else.
+/// The configuration that `interlock` runs by default.
 pub(crate) const BUILT_IN: &str = include_str!("../configs/fashion-mnist.toml");
 
-/// Everything that decides what a run computes, and how it is laid out.
+/// The configuration of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RunConfig {
@@ -36,7 +36,7 @@ pub(crate) struct RunConfig {
     /// The seed of initial values, shuffling, augmentation and dropout.
     #[serde(default)]
     pub(crate) seed: u64,
-    /// Passes over the training set; 1 where neither this nor `steps` is given.
+    /// Passes over the training set; 1 if neither this nor `steps` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) epochs: Option<u64>,
     /// Optimizer steps, instead of `epochs`.
@@ -45,37 +45,42 @@ pub(crate) struct RunConfig {
     /// Examples a step.
     #[serde(default = "default_batch_size")]
     pub(crate) batch_size: usize,
-    /// Into how many micro-batches a batch is cut.
+    /// Number of micro-batches that a batch is cut into.
     #[serde(default = "default_micro_batches")]
     pub(crate) micro_batches: usize,
-    /// The room of each boundary in micro-batches; the schedule's own choice where none is given.
+    /// Micro-batches in flight at each boundary; by default the least that costs the schedule no time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) in_flight: Option<usize>,
-    /// The devices: `"auto"` takes the GPUs of the machine, or divides its cores among the stages where there are none; of a list stage `k` is pinned to device `k mod` its length.
+    /// The devices. `"auto"` takes the GPUs of the machine; if there are none, it divides its cores among the stages. With a list, stage `k` is pinned to device `k mod` its length.
     #[serde(default)]
     pub(crate) devices: Devices,
-    /// The dtype in which activations and gradients go from stage to stage, and in which layers keep what their pull-backs need; they compute
-    /// in `f32` whatever it is.
+    /// The dtype of activations and gradients between stages, and of saved activations. Layers compute in `f32` in either case.
     #[serde(default)]
     pub(crate) dtype: ActivationDtype,
-    /// The stages that keep only their input and run the forward pass again before they pull back: `true` for all, or a list. Less memory,
-    /// more time, the same results.
+    /// The stages that save only their input and run the forward pass again before the backward pass: `true` for all, or a list. This takes
+    /// less memory and more time, and gives the same results.
     #[serde(default)]
     pub(crate) recompute: Recompute,
-    /// Steps between two evaluations; an epoch where none is given.
+    /// Steps between two evaluations; by default an epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) eval_every: Option<u64>,
     /// Values to start from: a safetensors file, an index or a run folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) init_from: Option<PathBuf>,
+    /// Whether parameters that `init_from` lacks start from the seed, with a warning that lists them; by default they are an error.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) init_allow_missing: bool,
+    /// Whether `init_from` may have tensors that the model has no name for, with a warning that lists them; by default it may.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub(crate) init_allow_unknown: bool,
     /// The data set.
     pub(crate) data: DataConfig,
     /// The model.
     pub(crate) model: ModelConfig,
-    /// How the model is cut; into as many stages as there are devices where nothing is given (one under `"auto"`).
+    /// How the model is cut into stages; by default into as many as there are devices (one under `"auto"`).
     #[serde(default)]
     pub(crate) partition: PartitionConfig,
-    /// Which loss trains which stage.
+    /// Which losses train which stage.
     #[serde(default)]
     pub(crate) strategy: StrategyConfig,
     /// The auxiliary heads.
@@ -84,7 +89,7 @@ pub(crate) struct RunConfig {
     /// The update rule.
     #[serde(default)]
     pub(crate) optimizer: OptimizerConfig,
-    /// Gradient clipping; none where it is left out.
+    /// Gradient clipping; by default none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) clip: Option<ClipConfig>,
     /// The learning rate over time.
@@ -95,16 +100,28 @@ pub(crate) struct RunConfig {
     pub(crate) pipeline: PipelineConfig,
 }
 
-/// How the pipeline runs; changes nothing in what is computed.
+/// How the pipeline runs. It does not change what is computed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct PipelineConfig {
-    /// What comes first when a stage could do several things.
+    /// Which action a stage starts when several are ready.
     pub(crate) schedule: PolicyName,
 }
 
 fn default_name() -> String {
     "run".to_owned()
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 fn default_batch_size() -> usize {
@@ -115,7 +132,7 @@ fn default_micro_batches() -> usize {
     1
 }
 
-/// Keys that take each other's place: setting the first on the command line drops the others of the file.
+/// Keys that exclude each other: setting the first on the command line drops the others of the file.
 const RIVALS: [(&str, &str, &[&str]); 8] = [
     ("strategy", "width", &["name", "widths", "width_schedule", "adaptive"]),
     ("strategy", "widths", &["name", "width", "width_schedule", "adaptive"]),
@@ -144,7 +161,7 @@ impl RunConfig {
         };
         let mut table: Table = toml::from_str(&text).map_err(broken)?;
         if sets.is_empty() {
-            // From the text, so that messages tell the line.
+            // From the text, so that messages have the line.
             return toml::from_str(&text).map_err(broken);
         }
         for set in sets {
@@ -171,19 +188,44 @@ impl RunConfig {
         if self.epochs.is_some() && self.steps.is_some() {
             return Err(Error::invalid("epochs", "steps are given too", "give one of them"));
         }
+        if self.init_from.is_none() && (self.init_allow_missing || !self.init_allow_unknown) {
+            let problem = "init_allow_missing or init_allow_unknown is given without it";
+            return Err(Error::invalid(
+                "init_from",
+                problem,
+                "name the weights to start from, or leave the others out",
+            ));
+        }
         if self.name.is_empty() || self.name.contains(['/', '\\']) {
             return Err(Error::invalid("name", format!("{:?}", self.name), "use a name without slashes"));
         }
         let data = self.data.open()?;
-        let builder = self.devices.give_to(self.builder(&data)?)?;
+        let builder = self.devices.give_to(self.builder(&data.description)?)?;
         builder.layout()?;
         Ok(Prepared { data, builder })
     }
 
-    /// A builder with everything but devices.
-    pub(crate) fn builder(&self, data: &Data) -> Result<TrainerBuilder> {
+    /// A builder with everything but devices, which starts from `init_from`.
+    pub(crate) fn builder(&self, description: &Description) -> Result<TrainerBuilder> {
+        let builder = self.untrained(description)?;
+        Ok(match &self.init_from {
+            Some(path) => builder
+                .initial_values(Weights::load(path)?)
+                .allow_missing(self.init_allow_missing)
+                .allow_unknown(self.init_allow_unknown),
+            None => builder,
+        })
+    }
+
+    /// A builder for the model of a finished run, on its devices; it reads neither data nor `init_from`.
+    pub(crate) fn of_finished_run(&self, description: &Description) -> Result<TrainerBuilder> {
+        self.devices.give_to(self.untrained(description)?)
+    }
+
+    /// A builder with everything but devices and values to start from.
+    fn untrained(&self, description: &Description) -> Result<TrainerBuilder> {
         let strategy = self.strategy.build()?;
-        let model = self.model.build(shape_of(&data.description))?;
+        let model = self.model.build(shape_of(description))?;
         let builder = Trainer::builder(model)
             .strategy_boxed(strategy)
             .partition(self.partition.clone())
@@ -199,14 +241,10 @@ impl RunConfig {
             .batch_size(self.batch_size)
             .eval_every(self.eval_every)
             .seed(self.seed)
-            .keep_best(match data.description.kind {
+            .keep_best(match description.kind {
                 DataKind::Images { .. } => Criterion::Accuracy,
                 DataKind::Text { .. } => Criterion::Loss,
             });
-        let builder = match &self.init_from {
-            Some(path) => builder.initial_values(Weights::load(path)?).allow_missing(true).allow_unknown(true),
-            None => builder,
-        };
         Ok(match (self.epochs, self.steps) {
             (_, Some(steps)) => builder.steps(steps),
             (epochs, None) => builder.epochs(epochs.unwrap_or(1)),
@@ -214,13 +252,13 @@ impl RunConfig {
     }
 }
 
-/// A run that could begin.
+/// A run that is ready to start.
 pub(crate) struct Prepared {
     pub(crate) data: Data,
     pub(crate) builder: TrainerBuilder,
 }
 
-/// What a model for these data takes and gives.
+/// The shapes of inputs and outputs of a model for these data.
 pub(crate) fn shape_of(description: &Description) -> InputShape {
     match &description.kind {
         DataKind::Images { channels, height, width, classes, .. } => {

@@ -8,9 +8,12 @@ use rand::RngExt;
 use crate::{arguments::Generate, evaluate::refused, exit::Exit, progress::say, run_folder::RunFolder};
 
 pub(crate) fn run(arguments: &Generate) -> Result<(), Exit> {
-    let (folder, config, data) = RunFolder::open(&arguments.run)?;
-    let DataKind::Text { vocab, context } = data.kind else {
-        return Err(Exit::Refused(format!("{}: the run is not one on text", arguments.run.display())));
+    let (folder, config, description) = RunFolder::open(&arguments.run)?;
+    let DataKind::Text { vocab, context } = &description.kind else {
+        return Err(Exit::Refused(format!(
+            "{}: the run is on images; use `interlock predict` to classify one",
+            arguments.run.display()
+        )));
     };
     if !(arguments.temperature >= 0.0 && arguments.temperature.is_finite()) {
         return Err(
@@ -24,11 +27,11 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Exit> {
     if tokens.is_empty() {
         return Err(Error::invalid("--prompt", "it is empty", "give at least one character to continue").into());
     }
-    let given = folder.weights(false)?;
-    let mut predictor = config.prepare()?.builder.predictor(given).map_err(refused)?;
+    let weights = folder.weights(false)?;
+    let mut predictor = config.of_finished_run(&description)?.predictor(weights).map_err(refused)?;
     let mut draws = Key::new(arguments.seed).named("generate").stream();
     for _ in 0..arguments.tokens {
-        let window = &tokens[tokens.len().saturating_sub(context)..];
+        let window = &tokens[tokens.len().saturating_sub(*context)..];
         let inputs = Tensor::from_slice(window, (1, window.len()), &Device::Cpu).map_err(Exit::failed)?;
         let logits = predictor.predict(inputs)?;
         let last = logits.narrow(1, window.len() - 1, 1).and_then(|l| l.flatten_all()?.to_vec1::<f32>());
@@ -38,7 +41,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Exit> {
     Ok(())
 }
 
-/// The token that the draw `u` from 0 to 1 falls on.
+/// Chooses a token by the draw `u` from 0 to 1.
 fn choose(logits: &[f32], arguments: &Generate, u: f64) -> u32 {
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));

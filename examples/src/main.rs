@@ -16,6 +16,7 @@ mod log;
 mod memory;
 mod plan;
 mod plot;
+mod predict;
 mod progress;
 mod replay;
 mod report;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Top(arguments) => top::run(&arguments),
         Command::Eval(arguments) => evaluate::run(&arguments),
+        Command::Predict(arguments) => predict::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),

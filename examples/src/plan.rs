@@ -13,14 +13,15 @@ use crate::{arguments::Plan, config::RunConfig, exit::Exit, progress::say, trace
 use question::{Found, Question};
 use subject::Subject;
 
-/// Of what is about as fast the widest is recommended: it learns most. About as fast is within so much of the fastest.
+/// The widest of the ways that are about as fast as the fastest is recommended, since it learns most. About as fast means: at least this share
+/// of its examples a second.
 const ABOUT: f64 = 0.95;
 
-/// What one way to train comes to.
+/// The prediction for one way to train.
 #[derive(Serialize)]
-struct Row {
+struct PlanRow {
     stages: usize,
-    /// As it was asked for.
+    /// As given on the command line.
     width: String,
     micro_batches: usize,
     units_per_stage: Vec<usize>,
@@ -31,13 +32,13 @@ struct Row {
     examples_per_second: f64,
     /// The share of time in which each stage does nothing, on average.
     idle: f64,
-    /// Of each stage; none where it could not be measured.
+    /// The bytes of each stage; none if they could not be measured.
     memory_bytes: Option<Vec<u64>>,
     /// Its step over that of end-to-end with as many stages and micro-batches.
     against_end_to_end: f64,
-    /// Why a step takes as long as it does.
+    /// What determines the time of a step.
     reason: String,
-    /// Why it would fail.
+    /// Why it would fail; none if it would not.
     refused: Option<String>,
     #[serde(skip)]
     found: Rc<Found>,
@@ -47,7 +48,7 @@ struct Row {
 #[derive(Serialize)]
 struct Answer<'a> {
     replicas: usize,
-    rows: &'a [Row],
+    rows: &'a [PlanRow],
     /// Indices of rows.
     recommended: Option<usize>,
     fastest: Option<usize>,
@@ -69,14 +70,6 @@ pub(crate) fn run(arguments: &Plan) -> Result<(), Exit> {
     let widest = rows.iter().filter(|row| row.refused.is_none() && row.examples_per_second >= enough);
     let widest = widest.map(|row| row.found.widest).max();
     let recommended = best(&rows, |row| Some(row.found.widest) == widest && row.examples_per_second >= enough);
-    say(&words::table_of(&rows, recommended).to_string());
-    for (at, row) in rows.iter().enumerate() {
-        if let Some(refused) = &row.refused {
-            say(&format!("{}: would fail: {refused}", words::name(row)));
-        } else if Some(at) == recommended || Some(at) == fastest {
-            say(&words::verdict(row, Some(at) == recommended, Some(at) == fastest));
-        }
-    }
     if let Some(at) = recommended {
         for file in &traces {
             write(file, &rows[at])?;
@@ -85,6 +78,11 @@ pub(crate) fn run(arguments: &Plan) -> Result<(), Exit> {
     if arguments.json {
         let answer = Answer { replicas: arguments.replicas, rows: &rows, recommended, fastest };
         say(&serde_json::to_string(&answer).map_err(Exit::failed)?);
+    } else {
+        show(&rows, recommended, fastest);
+        if recommended.is_some() {
+            traces.iter().for_each(|file| say(&format!("the recommended schedule is in {}", file.path().display())));
+        }
     }
     match recommended {
         Some(_) => Ok(()),
@@ -92,10 +90,22 @@ pub(crate) fn run(arguments: &Plan) -> Result<(), Exit> {
     }
 }
 
+/// Prints all rows, and the reasons for the recommended, the fastest and the failing ones.
+fn show(rows: &[PlanRow], recommended: Option<usize>, fastest: Option<usize>) {
+    say(&words::table_of(rows, recommended).to_string());
+    for (at, row) in rows.iter().enumerate() {
+        if let Some(refused) = &row.refused {
+            say(&format!("{}: would fail: {refused}", words::name(row)));
+        } else if Some(at) == recommended || Some(at) == fastest {
+            say(&words::verdict(row, Some(at) == recommended, Some(at) == fastest));
+        }
+    }
+}
+
 /// The row of most examples a second among those that fit and that `among` takes; of equals the one that holds least.
-fn best(rows: &[Row], among: impl Fn(&Row) -> bool) -> Option<usize> {
-    let memory = |row: &Row| row.memory_bytes.as_ref().map_or(0, |bytes| bytes.iter().sum());
-    let better = |a: &Row, b: &Row| match a.examples_per_second.total_cmp(&b.examples_per_second) {
+fn best(rows: &[PlanRow], among: impl Fn(&PlanRow) -> bool) -> Option<usize> {
+    let memory = |row: &PlanRow| row.memory_bytes.as_ref().map_or(0, |bytes| bytes.iter().sum());
+    let better = |a: &PlanRow, b: &PlanRow| match a.examples_per_second.total_cmp(&b.examples_per_second) {
         Ordering::Equal => memory(b).cmp(&memory(a)),
         other => other,
     };
@@ -103,11 +113,9 @@ fn best(rows: &[Row], among: impl Fn(&Row) -> bool) -> Option<usize> {
     fits.max_by(|(_, a), (_, b)| better(a, b)).map(|(at, _)| at)
 }
 
-fn write(file: &TraceFile, row: &Row) -> Result<(), Exit> {
+fn write(file: &TraceFile, row: &PlanRow) -> Result<(), Exit> {
     let title = format!("{}, predicted: {}", words::name(row), row.found.cut.simulated.critical.reason);
-    file.write_simulated(&row.found.cut.simulated, &title).map_err(Exit::failed)?;
-    say(&format!("the recommended schedule lies in {}", file.path().display()));
-    Ok(())
+    file.write_simulated(&row.found.cut.simulated, &title).map_err(Exit::failed)
 }
 
 /// The units of each stage that the planner finds best for the configuration as it is, on its devices.

@@ -1,4 +1,4 @@
-//! Progress on the terminal: a bar with the stages below it, or plain lines where there is none to draw it on.
+//! Progress of a run: on a terminal a bar with the stages below it, elsewhere plain lines.
 
 mod pace;
 mod show;
@@ -17,7 +17,7 @@ use interlock::{
 use ratatui::crossterm::terminal;
 
 use crate::{
-    table::Measure,
+    table::{Measure, dash},
     terminal::{Terminal, Verbosity},
 };
 use pace::Pace;
@@ -25,14 +25,14 @@ use show::{Facts, StageFacts};
 
 /// Seconds between two plain lines.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Seconds between two pictures of the bar's table.
+/// Seconds between two updates of the bar.
 const FRAME: Duration = Duration::from_millis(100);
-/// How long the steps last that speed and idle shares are told of.
+/// The time that speed and idle shares are averaged over.
 const WINDOW: Duration = Duration::from_secs(10);
-/// Columns where the terminal does not say how wide it is.
+/// The default number of columns.
 const COLUMNS: usize = 80;
 
-/// Shows a run as it goes.
+/// Shows the progress of a run.
 pub(crate) struct Progress {
     terminal: Terminal,
     measure: Measure,
@@ -44,11 +44,11 @@ pub(crate) struct Progress {
     per_epoch: u64,
     begun: Instant,
     shown: Instant,
-    /// Training time, evaluations left out, up to `since`.
+    /// Training time up to `since`, without evaluations.
     trained: Duration,
-    /// From when training time runs on.
+    /// When the training time was last updated.
     since: Instant,
-    /// When the last step was done.
+    /// When the last step ended.
     stepped: Instant,
 }
 
@@ -77,9 +77,12 @@ impl Progress {
         (self.trained, self.pace) = (Duration::ZERO, Pace::new(WINDOW, self.losses.len()));
         if self.terminal.verbosity() == Verbosity::Bar {
             let bar = self.terminal.bar();
-            let style = ProgressStyle::with_template(
-                "{bar:24.green/dim}  {pos}/{len} steps  {elapsed_precise}  {prefix}\n{msg}",
+            let steps = (self.last_step - self.first_step).to_string().len();
+            let template = format!(
+                "{{bar:{}.green/dim}}  {{pos}}/{{len}} steps  {{elapsed_precise}}  {{prefix}}\n{{msg}}",
+                show::bar_width(columns(), steps)
             );
+            let style = ProgressStyle::with_template(&template);
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━━─"));
             bar.set_length(self.last_step - self.first_step);
             bar.set_message(self.facts(0).stages_in_table(columns()));
@@ -88,7 +91,7 @@ impl Progress {
         }
     }
 
-    /// After `step` steps.
+    /// The progress after this many steps.
     fn facts(&self, steps: u64) -> Facts {
         let done = steps.saturating_sub(self.first_step);
         let left = (done > 0).then(|| self.begun.elapsed().mul_f64((self.last_step - steps) as f64 / done as f64));
@@ -101,7 +104,7 @@ impl Progress {
         }
     }
 
-    /// Shows how far the run is after so many steps, if it is time to.
+    /// Shows the progress after this many steps, if an update is due.
     fn show(&mut self, steps: u64) {
         let patience = match self.terminal.verbosity() {
             Verbosity::Bar => FRAME,
@@ -129,18 +132,24 @@ impl Progress {
             Measure::Accuracy => format!("{:.4}", head.score.accuracy().unwrap_or_default()),
             Measure::Perplexity => format!("{:.3}", head.score.perplexity()),
         };
-        let heads: Vec<(usize, String)> = evaluation.heads().iter().map(|head| (head.stage, score(head))).collect();
-        show::some_of(&heads)
+        let stage = |k| (k, evaluation.head(k).map_or_else(dash, score));
+        show::some_of(&(0..self.losses.len()).map(stage).collect::<Vec<_>>())
     }
 }
 
-fn columns() -> usize {
+/// Columns of the terminal.
+pub(crate) fn columns() -> usize {
     terminal::size().map_or(COLUMNS, |(columns, _)| columns.into())
 }
 
-/// Prints a line to stdout, where there is no bar to tear. Where nobody reads any more (`| tee`, which Ctrl-C ends too) nobody is told.
+/// Prints a line to stdout, while no bar is drawn. A closed stdout is ignored: Ctrl-C also ends a `| tee`.
 pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stdout(), "{text}");
+}
+
+/// Prints a line to stderr: progress of a command whose stdout is JSON.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 impl Observer for Progress {
@@ -170,13 +179,13 @@ impl Observer for Progress {
                 ));
             }
             TrainEvent::Evaluated { steps, evaluation, improved } => {
-                // What comes between a step and the news of an evaluation is not training.
+                // The time between a step and the end of an evaluation is not training.
                 self.trained += self.stepped - self.since;
                 self.since = Instant::now();
                 self.stepped = self.since;
                 let best = if *improved { "  (best so far)" } else { "" };
                 self.terminal.say(&format!(
-                    "epoch {:.1}  step {steps}  {} of each head: {}{best}",
+                    "epoch {:.1}  step {steps}  {} of each stage's head: {}{best}",
                     *steps as f64 / self.per_epoch as f64,
                     self.measure.name(),
                     self.scores(evaluation),

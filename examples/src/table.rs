@@ -1,8 +1,12 @@
 //! Tables on the terminal.
 
-use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use std::io::{self, IsTerminal};
+
+use comfy_table::{ContentArrangement, Table, TableComponent, presets::UTF8_HORIZONTAL_ONLY};
 use interlock::{Report, trainer::Evaluation};
 use interlock_models::data::DataKind;
+
+use crate::progress::columns;
 
 /// Whether a head is judged by its accuracy or by its perplexity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +30,7 @@ impl Measure {
         }
     }
 
-    /// In words; a dash where there is no head.
+    /// The score as text; a dash without a head.
     fn show(self, accuracy: Option<f64>, loss: Option<f64>) -> String {
         match self {
             Self::Accuracy => accuracy.map_or_else(dash, |a| format!("{a:.4}")),
@@ -39,13 +43,25 @@ pub(crate) fn dash() -> String {
     "-".to_owned()
 }
 
+/// Creates a table. On a terminal, its rows become no wider than the terminal.
 pub(crate) fn table(header: &[&str]) -> Table {
+    table_within(header, io::stdout().is_terminal().then(columns))
+}
+
+/// Creates a table of at most this many columns of text; longer cells are broken into lines.
+fn table_within(header: &[&str], columns: Option<usize>) -> Table {
     let mut table = Table::new();
-    table.load_preset(UTF8_FULL_CONDENSED).set_header(header.to_vec());
+    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(header.to_vec());
+    // A line below the header, and none between rows.
+    table.remove_style(TableComponent::HorizontalLines).remove_style(TableComponent::MiddleIntersections);
+    if let Some(columns) = columns {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_width(columns.try_into().unwrap_or(u16::MAX));
+    }
     table
 }
 
-/// Every stage of a report.
+/// Returns a table of the stages of a report.
 pub(crate) fn stages(report: &Report, measure: Measure) -> Table {
     let mut rows = table(&["stage", "device", "units", "parameters", "follows", "loss", measure.name(), "busy"]);
     for stage in &report.stages {
@@ -63,7 +79,7 @@ pub(crate) fn stages(report: &Report, measure: Measure) -> Table {
     rows
 }
 
-/// The heads of an evaluation; only stage `only`'s where one is given.
+/// Returns a table of the heads of an evaluation, or of the head of stage `only`.
 pub(crate) fn heads(evaluation: &Evaluation, measure: Measure, only: Option<usize>) -> Table {
     let mut rows = table(&["stage", "loss", measure.name()]);
     for head in evaluation.heads().iter().filter(|head| only.is_none_or(|k| k == head.stage)) {
@@ -71,4 +87,22 @@ pub(crate) fn heads(evaluation: &Evaluation, measure: Measure, only: Option<usiz
         rows.add_row([head.stage.to_string(), format!("{loss:.4}"), measure.show(head.score.accuracy(), Some(loss))]);
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_no_wider_than_its_terminal() {
+        let device = "cpu:threads=1,cores=0";
+        let cells = ["0", device, "5", "1234567", "1", "2.3026", "0.1000", "100 %"];
+        let header = ["stage", "device", "units", "parameters", "follows", "loss", "accuracy", "busy"];
+        let widest = |columns| {
+            let text = table_within(&header, columns).add_row(cells).to_string();
+            text.lines().map(|line| line.chars().count()).max().unwrap()
+        };
+        assert!(widest(Some(80)) <= 80 && widest(Some(60)) <= 60, "{}", widest(Some(80)));
+        assert!(table_within(&header, None).add_row(cells).to_string().contains(device));
+    }
 }

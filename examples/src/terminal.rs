@@ -1,4 +1,4 @@
-//! The terminal, shared by lines and a bar that must not tear each other.
+//! The terminal, shared by a bar and lines that must not overwrite each other.
 
 #[cfg(unix)]
 mod echo;
@@ -13,16 +13,16 @@ use crate::progress::say;
 /// How much is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verbosity {
-    /// A bar, drawn again and again, and lines above it.
+    /// A bar, and lines above it.
     Bar,
-    /// Lines.
+    /// Lines only.
     Lines,
-    /// Errors.
+    /// Errors only.
     Quiet,
 }
 
 impl Verbosity {
-    /// A bar where stderr is a terminal, unless told otherwise.
+    /// The verbosity that two options give; by default a bar if stderr is a terminal, otherwise lines.
     pub(crate) fn new(plain: bool, quiet: bool) -> Self {
         match (quiet, plain) {
             (true, _) => Self::Quiet,
@@ -60,7 +60,7 @@ impl Terminal {
         &self.bar
     }
 
-    /// Draws the bar from now on, where one is asked for.
+    /// Draws the bar from now on, if the verbosity has one.
     pub(crate) fn show_bar(&self) {
         if self.verbosity == Verbosity::Bar {
             #[cfg(unix)]
@@ -69,24 +69,24 @@ impl Terminal {
         }
     }
 
-    /// Takes the bar away for good.
+    /// Removes the bar.
     pub(crate) fn hide_bar(&self) {
         self.bar.finish_and_clear();
         #[cfg(unix)]
         self.echo.restore();
     }
 
-    /// Prints a line of results, to stdout; nothing where only errors are asked for.
+    /// Prints a line of results to stdout, unless only errors are shown.
     pub(crate) fn say(&self, text: &str) {
         if self.verbosity != Verbosity::Quiet {
             self.bar.suspend(|| say(text));
         }
     }
 
-    /// Prints a line about the run, to stderr; nothing where only errors are asked for.
+    /// Prints a line about the run to stderr, unless only errors are shown.
     pub(crate) fn notice(&self, text: &str) {
         if self.verbosity != Verbosity::Quiet {
-            // Who does not listen is not told.
+            // A closed stderr is ignored.
             let _ = self.bar.suspend(|| writeln!(io::stderr(), "{text}"));
         }
     }
@@ -103,7 +103,7 @@ impl<'a> MakeWriter<'a> for Terminal {
 
 impl Write for &Terminal {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // A line comes whole: the subscriber formats it before it writes.
+        // These are whole lines: the subscriber formats a line before it writes.
         self.bar.suspend(|| io::stderr().write_all(bytes)).map(|()| bytes.len())
     }
 

@@ -36,7 +36,7 @@ pub(crate) fn run(arguments: &Train) -> Result<(), Exit> {
         config.partition = PartitionConfig { stages: None, units_per_stage: Some(plan::best_partition(&config)?) };
     }
     let mut prepared = config.prepare()?;
-    // Before the stages are built, which tell it what they do.
+    // Before the stages are built: they register their metrics when they are.
     let exporter = arguments.metrics.map(|address| Exporter::start(address, &config.name)).transpose()?;
     let trace_steps = arguments.trace_steps.unwrap_or(trace::STEPS);
     prepared.builder = prepared.builder.record(trace_steps.max(trace::STEPS));
@@ -47,7 +47,8 @@ pub(crate) fn run(arguments: &Train) -> Result<(), Exit> {
     }
     let trained = begin(&folder, arguments, &terminal).and_then(|stopper| {
         prepared.builder = prepared.builder.stop_on(&stopper);
-        let run = Run { config: &config, folder: &folder, terminal: &terminal, tensorboard: arguments.tensorboard };
+        let run =
+            TrainingRun { config: &config, folder: &folder, terminal: &terminal, tensorboard: arguments.tensorboard };
         run.train(prepared)
     });
     let ended = end(arguments, &config, &folder, trace.as_ref(), &terminal, trained);
@@ -57,7 +58,7 @@ pub(crate) fn run(arguments: &Train) -> Result<(), Exit> {
     ended
 }
 
-/// Writes what a run came to where the command line says, or how it failed.
+/// Writes the results of a run to the files that the command line names, or reports its failure.
 fn end(
     arguments: &Train,
     config: &RunConfig,
@@ -74,7 +75,7 @@ fn end(
             if let (Some(file), Some(timeline)) = (trace, &timeline) {
                 file.write(timeline, arguments.trace_steps.unwrap_or(trace::STEPS), &config.name)
                     .map_err(Exit::failed)?;
-                terminal.say(&format!("what stages did when lies in {}", file.path().display()));
+                terminal.say(&format!("the timeline is in {}", file.path().display()));
             }
             if report.stopped { Err(Exit::Stopped) } else { Ok(()) }
         }
@@ -88,7 +89,7 @@ fn end(
     }
 }
 
-/// Starts the log, and has Ctrl-C end the run.
+/// Starts the log, and makes Ctrl-C stop the run.
 fn begin(folder: &RunFolder, arguments: &Train, terminal: &Terminal) -> interlock::Result<Stopper> {
     log::start(&folder.log(), arguments.log_format.unwrap_or_default(), terminal)?;
     let stopper = Stopper::new();
@@ -99,25 +100,25 @@ fn begin(folder: &RunFolder, arguments: &Train, terminal: &Terminal) -> interloc
             terminal.notice("stopping after the steps under way, with the run saved; again to end at once");
             return Next::GoOn;
         }
-        // What was not saved by now is not; where even this cannot be written the run stays marked as running.
+        // Nothing more is saved. If even this cannot be written, the run stays marked as running.
         let _ = folder.end(&Status::Failed { cause: "interrupted before it was saved".to_owned() });
         terminal.hide_bar();
-        terminal.notice(&format!("ended; what there is of the run lies in {}", folder.path().display()));
+        terminal.notice(&format!("ended; what there is of the run is in {}", folder.path().display()));
         Next::End
     })?;
     Ok(stopper)
 }
 
 /// A run that has a folder.
-struct Run<'a> {
+struct TrainingRun<'a> {
     config: &'a RunConfig,
     folder: &'a RunFolder,
     terminal: &'a Terminal,
     tensorboard: bool,
 }
 
-impl Run<'_> {
-    /// Trains; a failure is the last event.
+impl TrainingRun<'_> {
+    /// Trains. A failure becomes the last event.
     fn train(&self, prepared: Prepared) -> interlock::Result<(Report, Option<Timeline>)> {
         let events = self.folder.event_log(&self.config.name, self.tensorboard)?;
         let trained = self.train_watched(prepared, &events);
@@ -136,20 +137,24 @@ impl Run<'_> {
             .observer(log::Log)
             .observer(events.clone())
             .build()?;
-        let (data, devices) = (&prepared.data, trainer.stages().iter().map(|s| s.device.clone()).collect::<Vec<_>>());
+        let data = &prepared.data;
         terminal.say(&format!(
-            "{}: {} training and {} validation examples, seed {}",
+            "{}: model {}, strategy {}, {} training and {} validation examples, seed {}",
             config.name,
+            config.model.kind(),
+            config.strategy.label(),
             data.train.len(),
             data.validation.len(),
             config.seed
         ));
+        let devices: Vec<&str> = trainer.stages().iter().map(|stage| &*stage.device).collect();
         terminal.say(&format!("stages on {}; units {:?}", devices.join(", "), trainer.partition().units_per_stage()));
-        terminal.say(&format!("{}\n", trainer.plans()));
+        let heads: Vec<bool> = trainer.stages().iter().map(|stage| stage.head_parameters > 0).collect();
+        terminal.say(&format!("{}\n", without_missing_heads(&trainer.plans().to_string(), &heads)));
         let split = Split { train: &*prepared.data.train, validation: Some(&*prepared.data.validation) };
         let report = trainer.fit(split);
         let timeline = trainer.timeline();
-        // Of a run that failed too: it may show why.
+        // Also of a failed run: it may show why it failed.
         let kept = timeline.as_ref().map_or(Ok(()), |timeline| folder.write_timeline(timeline));
         let report = report?;
         kept?;
@@ -158,12 +163,24 @@ impl Run<'_> {
         }
         folder.finish(&trainer.snapshot()?, trainer.best(), &report)?;
         tell(&report, measure, terminal);
-        terminal.say(&format!("the run lies in {}", folder.path().display()));
+        terminal.say(&format!("the run is in {}", folder.path().display()));
         Ok((report, timeline))
     }
 }
 
-/// Prints what a run came to.
+/// Returns a table of plans without the probe heads that are not built; `heads` has whether each stage has a head.
+fn without_missing_heads(table: &str, heads: &[bool]) -> String {
+    let row = |line: &str| -> String {
+        let stage = line.split_whitespace().next().and_then(|first| first.parse::<usize>().ok());
+        match line.strip_suffix("probe").filter(|_| stage.is_some_and(|k| heads.get(k) == Some(&false))) {
+            Some(cells) => format!("{cells}-"),
+            None => line.to_owned(),
+        }
+    };
+    table.lines().map(row).collect::<Vec<_>>().join("\n")
+}
+
+/// Prints the results of a run.
 fn tell(report: &Report, measure: Measure, terminal: &Terminal) {
     if report.stopped {
         let scores = match (report.evaluated, report.steps) {
@@ -185,5 +202,22 @@ fn tell(report: &Report, measure: Measure, terminal: &Terminal) {
             report.examples_per_second,
             report.train_seconds
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use interlock::GradientPlan;
+
+    use super::without_missing_heads;
+
+    #[test]
+    fn a_plan_names_no_head_that_is_not_built() {
+        let table = GradientPlan::new(vec![1, 1, 2]).unwrap().to_string();
+        assert!(table.lines().nth(1).unwrap().ends_with("probe"), "{table}");
+        assert_eq!(without_missing_heads(&table, &[true, true, false]), table);
+        let shown = without_missing_heads(&table, &[false, true, false]);
+        let heads: Vec<&str> = shown.lines().map(|line| line.split_whitespace().last().unwrap()).collect();
+        assert_eq!(heads, ["head", "-", "needed", "last"]);
     }
 }

@@ -38,7 +38,7 @@ fn a_run_is_trained_stored_and_scored_again() {
     let folder = TempDir::new().unwrap();
     let output = train(folder.path(), &[&SMALL[..], &["--report", "report.json"]].concat());
     let shown = done(&output);
-    assert!(shown.contains("accuracy of the last stage") && shown.contains("the run lies in run"), "{shown}");
+    assert!(shown.contains("accuracy of the last stage") && shown.contains("the run is in run"), "{shown}");
 
     let report = json(&folder.path().join("report.json"));
     assert_eq!(report, json(&folder.path().join("run/report.json")));
@@ -64,15 +64,15 @@ fn a_run_is_trained_stored_and_scored_again() {
     assert_eq!(index["weight_map"]["fc.weight"], "model-00002-of-00002.safetensors");
 
     let scored = done(&interlock(folder.path(), &["eval", "run", "--json"]));
-    let heads: Value = serde_json::from_str(scored.lines().last().unwrap()).unwrap();
+    let heads: Value = serde_json::from_str(&scored).unwrap();
     for (head, stage) in heads.as_array().unwrap().iter().zip(stages) {
         assert_eq!(head["accuracy"], stage["accuracy"]);
     }
     let early = done(&interlock(folder.path(), &["eval", "run", "--stage", "0", "--json"]));
-    let heads: Value = serde_json::from_str(early.lines().last().unwrap()).unwrap();
+    let heads: Value = serde_json::from_str(&early).unwrap();
     assert_eq!((heads.as_array().unwrap().len(), &heads[0]["accuracy"]), (1, &stages[0]["accuracy"]));
     refused(folder.path(), &["eval", "run", "--stage", "7"], &["stage 7 has no head", "0, 1"]);
-    refused(folder.path(), &["generate", "run", "--prompt", "x"], &["not one on text"]);
+    refused(folder.path(), &["generate", "run", "--prompt", "x"], &["on images", "interlock predict"]);
 
     // What was written configures the same run again, and starts another one.
     let again = ["train", "--quiet", "--out", "again", "--config", "run/config.toml", "--set", "init_from=run"];
@@ -151,11 +151,12 @@ fn widths_are_compared_and_the_table_is_stored() {
     let folder = TempDir::new().unwrap();
     let arguments =
         [&["compare", "--widths", "1,e2e", "--seeds", "2", "--out", "table", "--json"], &SMALL[..]].concat();
-    let shown = done(&interlock(folder.path(), &arguments));
-    let last: Value = serde_json::from_str(shown.lines().last().unwrap()).unwrap();
-    assert_eq!(last, json(&folder.path().join("table/compare.json")));
-    assert_eq!((last["rows"].as_array().unwrap().len(), last["runs"].as_array().unwrap().len()), (2, 4));
-    assert_eq!(last["rows"][1]["width"], "e2e");
+    let output = interlock(folder.path(), &arguments);
+    let printed: Value = serde_json::from_str(&done(&output)).unwrap();
+    assert!(err(&output).contains("width 1  seed 1") && err(&output).contains("the tables are in table"));
+    assert_eq!(printed, json(&folder.path().join("table/compare.json")));
+    assert_eq!((printed["rows"].as_array().unwrap().len(), printed["runs"].as_array().unwrap().len()), (2, 4));
+    assert_eq!(printed["rows"][1]["width"], "e2e");
     assert_eq!(fs::read_to_string(folder.path().join("table/compare.csv")).unwrap().lines().count(), 5);
     refused(folder.path(), &["compare", "--widths", "1,x"], &["no width"]);
     let too_wide = [&["compare", "--widths", "1,3"], &SMALL[..]].concat();
@@ -177,7 +178,8 @@ fn widths_change_by_schedule_and_by_measurement() {
         assert!(shown.contains(words), "{words:?} is not in {shown}");
     }
     let follows = |report: &Value, phase: usize| report["plans"][phase]["follows"].clone();
-    assert_eq!((follows(&report, 0), follows(&report, 1)), (Value::from(vec![0, 1]), Value::from(vec![1, 1])));
+    let each = |losses: [usize; 2]| serde_json::json!(losses.map(|loss| [[Value::from(loss), 1.0.into()]]));
+    assert_eq!((follows(&report, 0), follows(&report, 1)), (each([0, 1]), each([1, 1])));
     assert_eq!((&report["stages"][0]["follows"], &report["plans"][1]["every"]["steps"]), (&1.into(), &5.into()));
     assert!(!folder.path().join("schedule/strategy.json").exists());
     done(&interlock(folder.path(), &["eval", "schedule"]));
@@ -191,7 +193,7 @@ fn widths_change_by_schedule_and_by_measurement() {
     assert_eq!((&state["widths"], state["changes"].as_array().unwrap().len()), (&Value::from(vec![2, 1]), 1));
     assert_eq!([&change["step"], &change["stage"], &change["width"]], [&Value::from(1), &0.into(), &2.into()]);
     assert!(change["cosine"].as_f64().unwrap().abs() <= 1.0);
-    assert_eq!((follows(&report, 0), follows(&report, 1)), (Value::from(vec![0, 1]), Value::from(vec![1, 1])));
+    assert_eq!((follows(&report, 0), follows(&report, 1)), (each([0, 1]), each([1, 1])));
     assert!(fs::read_to_string(folder.path().join("adaptive/run.log")).unwrap().contains("from step 1 on"));
     done(&interlock(folder.path(), &["eval", "adaptive"]));
 }
@@ -340,6 +342,46 @@ fn a_run_folder_that_is_none_or_of_another_model_is_refused() {
     fs::write(&config, text).unwrap();
     fs::remove_file(folder.path().join("run/model-00002-of-00002.safetensors")).unwrap();
     refused(folder.path(), &["eval", "run"], &["model-00002-of-00002.safetensors"]);
+}
+
+#[test]
+fn initial_weights_must_be_those_of_the_model_unless_others_are_allowed() {
+    let folder = TempDir::new().unwrap();
+    done(&train(folder.path(), &[&SMALL[..], &["--quiet"]].concat()));
+    let again = |name: &'static str, more: &[&'static str]| {
+        [&["train", "--plain", "--out", name, "--set=init_from=run"], &SMALL[..], more].concat()
+    };
+    let longer = "--set=model.blocks=[1, 2]";
+    refused(folder.path(), &again("longer", &[longer]), &["missing", "layer2.1.conv1.weight", "allow_missing"]);
+    let output = interlock(folder.path(), &again("longer", &[longer, "--set=init_allow_missing=true"]));
+    done(&output);
+    assert!(err(&output).contains("layer2.1.conv1.weight"), "{}", err(&output));
+
+    // Weights that the model has no name for are named, and not used.
+    let shorter = ["--set=init_from=longer"];
+    let output = interlock(folder.path(), &again("shorter", &shorter));
+    done(&output);
+    assert!(err(&output).contains("layer2.1.conv1.weight"), "{}", err(&output));
+    let strict = [&shorter[..], &["--set=init_allow_unknown=false"]].concat();
+    refused(folder.path(), &again("strict", &strict), &["not in the model", "layer2.1.conv1.weight"]);
+    let wider = ["--set=model.planes=[4, 16]", "--set=init_allow_missing=true"];
+    refused(folder.path(), &again("wider", &wider), &["of another shape", "layer2.0.conv1.weight", "[8, 4, 3, 3]"]);
+    let alone = [&["train", "--out", "alone", "--set=init_allow_missing=true"], &SMALL[..]].concat();
+    refused(folder.path(), &alone, &["init_from", "init_allow_missing"]);
+}
+
+#[test]
+fn a_run_names_its_model_and_strategy_first_and_no_head_that_is_not_built() {
+    let folder = TempDir::new().unwrap();
+    let heads = ["--set=partition.stages=3", "--set=strategy.name=end_to_end"];
+    let shown = done(&train(folder.path(), &[&SMALL[..], &heads].concat()));
+    let first = shown.lines().next().unwrap();
+    assert!(first.contains("model resnet") && first.contains("strategy end-to-end"), "{first}");
+    assert!(!shown.contains("probe"), "{shown}");
+    // One score for each stage, a dash where there is no head.
+    let scores = shown.lines().find(|line| line.contains("of each stage's head")).unwrap();
+    let scores = scores.split_once("head: ").unwrap().1.trim_end_matches("  (best so far)");
+    assert_eq!(scores.split(' ').map(|score| score == "-").collect::<Vec<_>>(), [true, true, false], "{scores}");
 }
 
 #[test]

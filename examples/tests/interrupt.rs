@@ -37,7 +37,7 @@ fn the_first_ends_the_run_at_a_steps_end_and_saves_it() {
         let status = json(&folder.path().join("run/status.json"));
         assert_eq!(status, serde_json::json!({ "state": "stopped", "steps": steps }));
         let out = running.text("out");
-        assert!(out.contains(&format!("stopped after {steps} steps")) && out.contains("the run lies in run"), "{out}");
+        assert!(out.contains(&format!("stopped after {steps} steps")) && out.contains("the run is in run"), "{out}");
         assert!(running.text("run/run.log").contains("stopped"));
         assert!(running.text("steps.svg").starts_with("<svg"));
 
@@ -78,7 +78,7 @@ fn the_second_ends_the_program_at_once() {
     assert_eq!(running.child.try_wait().unwrap(), None);
     running.send("-TERM");
     assert_eq!(running.end().code(), Some(130));
-    assert!(running.text("err").ends_with("ended; what there is of the run lies in run\n"), "{}", running.text("err"));
+    assert!(running.text("err").ends_with("ended; what there is of the run is in run\n"), "{}", running.text("err"));
     let status = json(&folder.path().join("run/status.json"));
     assert_eq!((&status["state"], &status["cause"]), (&"failed".into(), &"interrupted before it was saved".into()));
     refused(folder.path(), &["eval", "run"], &["the run has failed", "interrupted"]);
@@ -107,7 +107,7 @@ fn a_run_that_has_ended_and_is_still_served_ends_at_once() {
     let address = free_address();
     let linger = ["train", "--out", "run", "--metrics", &address, "--metrics-linger", "3600"];
     let mut running = Running::start(folder.path(), &[&linger, &SMALL[..]].concat());
-    running.wait_for("out", "the run lies in");
+    running.wait_for("out", "the run is in");
     running.send("-INT");
     assert_eq!(running.end().code(), Some(130));
     assert_eq!(json(&folder.path().join("run/status.json"))["state"], "finished");

@@ -7,10 +7,10 @@ use interlock_backends::Backends;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// On which devices the stages compute.
+/// The devices of the stages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Devices {
-    /// The machine's GPUs, or its cores where there are none, divided among the stages.
+    /// The machine's GPUs; if there are none, its cores, divided among the stages.
     #[default]
     Auto,
     /// Stage `k` is pinned to device `k mod` their number.
@@ -20,7 +20,7 @@ pub(crate) enum Devices {
 const AUTO: &str = "auto";
 
 impl Devices {
-    /// Opens the devices for what `builder` says by now, and gives them to it.
+    /// Opens the devices for the stages of `builder`, and sets them.
     pub(crate) fn give_to(&self, builder: TrainerBuilder) -> Result<TrainerBuilder> {
         let backends = Backends::default();
         let devices: Vec<Arc<dyn StageDevice>> = match self {
@@ -75,7 +75,7 @@ impl JsonSchema for Devices {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "anyOf": [
-                { "const": AUTO, "description": "The machine's GPUs, or its cores where there are none, divided among the stages." },
+                { "const": AUTO, "description": "The machine's GPUs; if there are none, its cores, divided among the stages." },
                 {
                     "type": "array",
                     "items": { "type": "string" },

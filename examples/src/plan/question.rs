@@ -1,4 +1,4 @@
-//! What is asked: numbers of stages, widths and micro-batches, on devices.
+//! The question of a plan: numbers of stages, widths and micro-batches, on devices.
 
 use std::{collections::HashMap, fs, rc::Rc, sync::Arc};
 
@@ -11,7 +11,7 @@ use interlock::{
 use interlock_backends::{Backends, core_count};
 
 use super::{
-    Row,
+    PlanRow,
     subject::{Defaults, Subject},
 };
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
 /// The best cut for one way to train.
 pub(super) struct Found {
     pub(super) cut: Cut,
-    /// Of each stage; none where it could not be measured.
+    /// The bytes of each stage; none if they could not be measured.
     memory: Option<Vec<u64>>,
     /// The largest width of any stage.
     pub(super) widest: usize,
@@ -41,9 +41,9 @@ pub(super) struct Question<'a> {
     pub(super) micro_batches: Vec<usize>,
     devices: Devices,
     batch: Batch,
-    /// As files or measurements gave them, by devices (none for files) and examples of a micro-batch.
+    /// Profiles from files or measurements, by devices (none for files) and examples of a micro-batch.
     profiles: HashMap<(Vec<String>, usize), Arc<Profile>>,
-    /// By stages, micro-batches and width.
+    /// The best cuts found, by stages, micro-batches and width.
     found: HashMap<(usize, usize, Option<usize>), Rc<Found>>,
 }
 
@@ -87,7 +87,7 @@ impl<'a> Question<'a> {
         }
         let devices = match arguments.devices.as_slice() {
             [] => defaults.devices,
-            names => Devices::Named(names.to_vec()),
+            names => Devices::Named(names.iter().flat_map(|names| device_names(names)).collect()),
         };
         Ok(Self {
             batch: subject.batch()?,
@@ -115,7 +115,7 @@ impl<'a> Question<'a> {
         }
     }
 
-    /// What units cost with micro-batches of that size, measured where it is not known yet.
+    /// The costs of units with micro-batches of that size, measured if they are not known yet.
     fn profile(&mut self, builder: &TrainerBuilder, stages: usize, micro_batches: usize) -> Result<Arc<Profile>> {
         let piece = self.batch.split(micro_batches)?.swap_remove(0);
         let examples = piece.len()?;
@@ -140,7 +140,7 @@ impl<'a> Question<'a> {
         Ok(profile)
     }
 
-    /// The best cut into so many stages; found once for each way to train.
+    /// The best cut into this many stages, found once for each way to train.
     fn find(&mut self, stages: usize, micro_batches: usize, width: Option<Width>) -> Result<Rc<Found>> {
         let way = (stages, micro_batches, width.map(|width| width.of(stages)));
         if let Some(found) = self.found.get(&way) {
@@ -169,13 +169,13 @@ impl<'a> Question<'a> {
         Ok(found)
     }
 
-    /// What training so comes to.
-    pub(super) fn row(&mut self, stages: usize, micro_batches: usize, width: Option<Width>) -> Result<Row> {
+    /// The row of one way to train.
+    pub(super) fn row(&mut self, stages: usize, micro_batches: usize, width: Option<Width>) -> Result<PlanRow> {
         let end_to_end = self.find(stages, micro_batches, Some(Width::EndToEnd))?.cut.simulated.step_seconds;
         let found = self.find(stages, micro_batches, width)?;
         let cut = &found.cut;
         let step = cut.simulated.step_seconds;
-        Ok(Row {
+        Ok(PlanRow {
             stages,
             width: width.map_or_else(|| "as configured".to_owned(), |width| width.to_string()),
             micro_batches,
@@ -193,7 +193,7 @@ impl<'a> Question<'a> {
         })
     }
 
-    /// Why stages that hold so much do not fit, if they do not.
+    /// Why stages of these bytes do not fit; none if they fit.
     fn does_not_fit(&self, bytes: &[u64]) -> Option<String> {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let limit = self.arguments.memory_mib;
@@ -208,8 +208,22 @@ impl<'a> Question<'a> {
     }
 }
 
-/// Of the devices of all stages, those that are measured at the same time: no more of the same kind than the cores have room for, since stages
-/// wait for cores in the simulation already.
+/// Splits a list of devices at its commas. A device's own options are separated by commas too: a part such as `cores=0`
+/// belongs to the device before it.
+fn device_names(list: &str) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for part in list.split(',') {
+        let is_option = part.contains('=') && !part.split('=').next().is_some_and(|key| key.contains(':'));
+        match names.last_mut().filter(|_| is_option) {
+            Some(name) => *name = format!("{name},{part}"),
+            None => names.push(part.to_owned()),
+        }
+    }
+    names
+}
+
+/// The devices of all stages that are measured at the same time: of one kind no more than there are cores for, since the simulation has the
+/// waiting for cores already.
 fn at_the_same_time(devices: &[Arc<dyn StageDevice>], stages: usize) -> Vec<Arc<dyn StageDevice>> {
     let mut cores = 0;
     let mut taken: Vec<Arc<dyn StageDevice>> = Vec::new();
@@ -222,4 +236,25 @@ fn at_the_same_time(devices: &[Arc<dyn StageDevice>], stages: usize) -> Vec<Arc<
         taken.push(Arc::clone(device));
     }
     taken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::device_names;
+
+    #[test]
+    fn a_list_of_devices_is_cut_between_devices_and_not_within_their_options() {
+        let cut = |list, names: &[&str]| assert_eq!(device_names(list), names, "{list}");
+        cut("cpu", &["cpu"]);
+        cut("cpu,cuda:0", &["cpu", "cuda:0"]);
+        cut("cpu:threads=1,cores=0", &["cpu:threads=1,cores=0"]);
+        cut(
+            "cpu:threads=1,cores=0,cpu:cores=1,threads=1,cuda:1",
+            &["cpu:threads=1,cores=0", "cpu:cores=1,threads=1", "cuda:1"],
+        );
+        cut("emulated:forward-ms=5,gbps=1", &["emulated:forward-ms=5,gbps=1"]);
+        // A part that is no device is left to the error that names it.
+        cut("cores=0,cpu", &["cores=0", "cpu"]);
+        cut("cpu,", &["cpu", ""]);
+    }
 }

@@ -1,4 +1,4 @@
-//! What is planned for: a run as it is configured, or one of the workloads that `bench` measures.
+//! The subject of a plan: a configured run, or a workload of `bench`.
 
 use interlock::{Batch, Result, model::partition::PartitionConfig, trainer::TrainerBuilder};
 use interlock_models::data::Data;
@@ -14,7 +14,7 @@ pub(super) enum Subject {
     Workload(&'static Workload),
 }
 
-/// What it would be trained with unless asked otherwise.
+/// The defaults of a plan.
 pub(super) struct Defaults {
     pub(super) stages: usize,
     /// None is the configuration's strategy.
@@ -25,7 +25,7 @@ pub(super) struct Defaults {
 
 impl Subject {
     /// # Errors
-    /// If the configuration is no good.
+    /// If the configuration is not valid.
     pub(super) fn new(arguments: &Plan) -> Result<(Self, Defaults)> {
         if let Some(name) = arguments.workload {
             let defaults =
@@ -36,7 +36,7 @@ impl Subject {
     }
 
     /// # Errors
-    /// If the configuration is no good.
+    /// If the configuration is not valid.
     pub(super) fn of_run(config: RunConfig) -> Result<(Self, Defaults)> {
         let Prepared { data, builder } = config.prepare()?;
         let defaults = Defaults {
@@ -56,7 +56,7 @@ impl Subject {
         }
     }
 
-    /// A batch as steps have it.
+    /// A batch of a step.
     pub(super) fn batch(&self) -> Result<Batch> {
         match self {
             Self::Run(config, data) => {
@@ -72,7 +72,7 @@ impl Subject {
         let partition = PartitionConfig { stages: Some(stages), units_per_stage: None };
         Ok(match self {
             Self::Run(config, data) => {
-                let builder = config.builder(data)?.partition(partition);
+                let builder = config.builder(&data.description)?.partition(partition);
                 match width {
                     Some(width) => builder.strategy(width.strategy(stages)),
                     None => builder,

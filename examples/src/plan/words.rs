@@ -1,18 +1,18 @@
-//! A plan in words.
+//! A plan as text.
 
 use comfy_table::Table;
 
-use super::Row;
+use super::PlanRow;
 use crate::table::{dash, table};
 
 /// One way to train.
-pub(super) fn name(row: &Row) -> String {
+pub(super) fn name(row: &PlanRow) -> String {
     let micro = if row.micro_batches == 1 { "micro-batch" } else { "micro-batches" };
     let width = row.width.parse::<usize>().map_or_else(|_| row.width.clone(), |width| format!("width {width}"));
     format!("{} stages, {width}, {} {micro}", row.stages, row.micro_batches)
 }
 
-/// Numbers of units, equal neighbours taken together: `3 2×5`.
+/// Writes numbers of units with equal neighbours combined: `3 2×5`.
 pub(super) fn units(units: &[usize]) -> String {
     let runs = units.chunk_by(|a, b| a == b);
     let words: Vec<String> =
@@ -20,7 +20,7 @@ pub(super) fn units(units: &[usize]) -> String {
     words.join(" ")
 }
 
-pub(super) fn table_of(rows: &[Row], recommended: Option<usize>) -> Table {
+pub(super) fn table_of(rows: &[PlanRow], recommended: Option<usize>) -> Table {
     let mut all = table(&[
         "",
         "stages",
@@ -61,8 +61,8 @@ pub(super) fn table_of(rows: &[Row], recommended: Option<usize>) -> Table {
     all
 }
 
-/// What makes the row what it is.
-pub(super) fn verdict(row: &Row, recommended: bool, fastest: bool) -> String {
+/// Says why the row is recommended or the fastest.
+pub(super) fn verdict(row: &PlanRow, recommended: bool, fastest: bool) -> String {
     let praise = match (recommended, fastest) {
         (true, true) => "recommended, and the fastest",
         (true, false) => "recommended: the widest of those that are about as fast as the fastest",

@@ -1,8 +1,8 @@
-//! How fast the last steps went, and how idle stages were.
+//! The speed of the last steps, and the idle shares of the stages.
 
 use std::{collections::VecDeque, time::Duration};
 
-/// What has been done since the beginning, by a clock that runs while stages train.
+/// The work done since the start, at a time of training.
 #[derive(Clone, Debug, Default)]
 struct Mark {
     at: Duration,
@@ -11,15 +11,15 @@ struct Mark {
     busy: Vec<f64>,
 }
 
-/// The last steps, as long as they fit into a window.
+/// The steps in a window of time.
 #[derive(Debug)]
 pub(super) struct Pace {
     window: Duration,
-    /// In order; from the first to the last is the time that counts.
+    /// In order of time, from the start of the window to its end.
     marks: VecDeque<Mark>,
 }
 
-/// Into how many parts a window is divided at the least: marks that are nearer to each other are one.
+/// The number of parts of a window; marks in the same part are merged.
 const PARTS: u32 = 50;
 
 impl Pace {
@@ -28,7 +28,7 @@ impl Pace {
         Self { window, marks: VecDeque::from([start]) }
     }
 
-    /// A step of so many examples was done at this time; every stage computed for so many seconds of it.
+    /// Adds a step of this many examples that ended at this time, with the seconds that each stage computed.
     pub(super) fn add(&mut self, at: Duration, examples: u64, busy: impl IntoIterator<Item = f64>) {
         let mut mark = self.marks.back().cloned().unwrap_or_default();
         mark.at = at;

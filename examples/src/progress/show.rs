@@ -1,35 +1,47 @@
-//! The words for how far a run is.
+//! The progress of a run as text.
 
 use std::time::Duration;
 
-/// What is known of a stage.
+/// The progress of a stage.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct StageFacts {
-    /// The last loss of its head, where it has one.
+    /// The last loss of its head; none without a head.
     pub(super) loss: Option<f64>,
-    /// The share of the last while in which it did not compute.
+    /// The share of the window in which it did not compute.
     pub(super) idle: Option<f64>,
 }
 
-/// How far a run is.
+/// The progress of a run.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub(super) epoch: f64,
     pub(super) examples_per_second: Option<f64>,
-    /// Until the end, if it goes on like this.
+    /// The estimated time to the end.
     pub(super) left: Option<Duration>,
     pub(super) stages: Vec<StageFacts>,
 }
 
-/// Of so many stages a line tells all.
+/// The most stages that a line shows completely.
 const ALL: usize = 12;
-/// Of more it tells so many.
+/// The number of stages that a line shows of more.
 const SOME: usize = 7;
 /// Columns of a stage in the table below a bar.
 const COLUMN: usize = 8;
 
+/// Columns of a bar of steps, at most.
+const BAR: usize = 24;
+/// Columns beside the bar, without the numbers of steps: `/ steps`, the time, and a summary such as
+/// `epoch 3.4  712 examples/s  1:02:05 left`.
+const BESIDE_BAR: usize = 2 + 7 + 2 + 8 + 2 + 44;
+
+/// Returns the width of the bar for a terminal of this many columns and a number of steps of this many digits, so that the line does not
+/// wrap.
+pub(super) fn bar_width(columns: usize, digits: usize) -> usize {
+    columns.saturating_sub(BESIDE_BAR + 2 * digits + 1).clamp(1, BAR)
+}
+
 impl Facts {
-    /// What stands beside the bar, or behind the step in a line.
+    /// The text beside the bar, or after the step in a line.
     pub(super) fn summary(&self) -> String {
         let mut parts = vec![format!("epoch {:.1}", self.epoch)];
         parts.extend(self.examples_per_second.map(|rate| format!("{rate:.0} examples/s")));
@@ -37,7 +49,7 @@ impl Facts {
         parts.join("  ")
     }
 
-    /// Loss and idle share of every stage, for a line; where there are many, of some.
+    /// Loss and idle share of the stages in one line; of many stages, some are shown.
     pub(super) fn stages_in_words(&self) -> String {
         let whole = self.stages.len() <= ALL;
         let list = |show: &dyn Fn(&StageFacts) -> String| {
@@ -52,7 +64,7 @@ impl Facts {
         text
     }
 
-    /// The same as a table of at most so many columns; where stages are left out, with a line of what was most and least.
+    /// The same as a table of at most this many columns. If stages are left out, a line with the extremes follows.
     pub(super) fn stages_in_table(&self, columns: usize) -> String {
         let room = (columns.saturating_sub(6) / COLUMN).max(1);
         let picked = picked(self.stages.len(), room);
@@ -93,7 +105,7 @@ impl Facts {
     }
 }
 
-/// What is told of stages, in a line: all of it where they are few, otherwise that of some, each with the stage's number.
+/// The texts of all stages in one line, or, if there are many, of some with their numbers.
 pub(super) fn some_of(stages: &[(usize, String)]) -> String {
     let whole = stages.len() <= ALL;
     let show = |&i: &usize| match &stages[i] {
@@ -104,7 +116,7 @@ pub(super) fn some_of(stages: &[(usize, String)]) -> String {
     picked(stages.len(), room).iter().map(show).collect::<Vec<_>>().join(" ")
 }
 
-/// All of `count` where there is room; otherwise so many, the first, the last, and others evenly between them.
+/// The numbers below `count`; if they are more than `room`, the first, the last, and others evenly between them.
 fn picked(count: usize, room: usize) -> Vec<usize> {
     match room {
         _ if count <= room => (0..count).collect(),
@@ -163,6 +175,14 @@ mod tests {
         loss    2.500       -   2.480   2.470
         idle      0 %    25 %    50 %    75 %
         ");
+    }
+
+    #[test]
+    fn a_bar_and_what_stands_beside_it_fit_in_80_columns() {
+        let facts = Facts { epoch: 123.4, examples_per_second: Some(123_456.0), ..facts(4) };
+        let line = format!("{}  12345/12345 steps  01:02:03  {}", "-".repeat(bar_width(80, 5)), facts.summary());
+        assert!(line.len() <= 80, "{}: {line}", line.len());
+        assert_eq!([bar_width(200, 3), bar_width(10, 3)], [BAR, 1]);
     }
 
     #[test]

@@ -1,0 +1,163 @@
+//! What can be done with a finished run whose data, text or initial weights have changed, moved or gone: it has all it needs.
+
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
+#[path = "common/command.rs"]
+mod common;
+
+use std::{fs, path::Path};
+
+use common::{done, interlock, json, refused};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const IMAGES: &str = r#"
+steps = 30
+batch_size = 4
+devices = ["cpu:threads=1"]
+[data]
+kind = "image-folder"
+path = "images"
+size = 8
+augment = false
+[model]
+kind = "mlp"
+hidden = [8]
+[partition]
+stages = 2
+[heads]
+train = "all"
+[optimizer]
+lr = 0.05
+"#;
+
+const TEXT: &str = r#"
+steps = 2
+batch_size = 2
+devices = ["cpu:threads=1"]
+init_from = "init"
+[data]
+kind = "text"
+path = "text.txt"
+tokenizer = "chars"
+context = 8
+[model]
+kind = "transformer"
+width = 8
+heads = 2
+layers = 1
+[partition]
+stages = 1
+"#;
+
+/// Writes an image of one colour, as an uncompressed bitmap of 24 bits a pixel.
+fn image(path: &Path, side: u32, [red, green, blue]: [u8; 3]) {
+    let row = (side * 3).next_multiple_of(4);
+    let mut bytes = b"BM".to_vec();
+    for number in [54 + row * side, 0, 54, 40, side, side, 1 | 24 << 16, 0, row * side, 0, 0, 0, 0] {
+        bytes.extend(number.to_le_bytes());
+    }
+    let mut pixels = [blue, green, red].repeat(side as usize);
+    pixels.resize(row as usize, 0);
+    bytes.extend(pixels.repeat(side as usize));
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+/// Red and blue images for training and validation, in a folder with the configuration of a run on them.
+fn folder_of_images() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    for i in 0..4 {
+        let shade = 150 + 20 * i;
+        for (class, colour) in [("blue", [10, 10, shade]), ("red", [shade, 10, 10])] {
+            for part in ["train", "val"] {
+                image(&folder.path().join(format!("images/{part}/{class}/{i}.bmp")), 12, colour);
+            }
+        }
+    }
+    fs::write(folder.path().join("config.toml"), IMAGES).unwrap();
+    folder
+}
+
+fn train(folder: &Path) {
+    done(&interlock(folder, &["train", "--quiet", "--config", "config.toml", "--out", "run"]));
+}
+
+fn printed(folder: &Path, arguments: &[&str]) -> Value {
+    serde_json::from_str(&done(&interlock(folder, arguments))).unwrap()
+}
+
+#[test]
+fn evaluation_uses_the_statistics_and_classes_of_the_run() {
+    let folder = folder_of_images();
+    let path = folder.path();
+    train(path);
+    let first = printed(path, &["eval", "run", "--json"]);
+    assert_eq!(first[1]["accuracy"], 1.0);
+    // Brighter training images would change the statistics, and a class before the others their numbers.
+    image(&path.join("images/train/red/white.bmp"), 8, [255; 3]);
+    image(&path.join("images/train/azure/white.bmp"), 8, [255; 3]);
+    assert_eq!(printed(path, &["eval", "run", "--json"]), first);
+    fs::remove_dir_all(path.join("images/train")).unwrap();
+    assert_eq!(printed(path, &["eval", "run", "--json"]), first);
+    fs::rename(path.join("images/val/blue"), path.join("images/val/navy")).unwrap();
+    refused(path, &["eval", "run"], &["navy", "blue, red", "rename"]);
+}
+
+#[test]
+fn images_are_classified_without_the_data_of_the_run() {
+    let folder = folder_of_images();
+    let path = folder.path();
+    train(path);
+    fs::remove_dir_all(path.join("images")).unwrap();
+    image(&path.join("new/deep/b.bmp"), 16, [20, 5, 190]);
+    image(&path.join("new/r.bmp"), 8, [190, 5, 20]);
+    image(&path.join("one.bmp"), 8, [190, 5, 20]);
+    let predicted = printed(path, &["predict", "run", "new", "one.bmp", "--top", "2", "--json"]);
+    let files = predicted.as_array().unwrap();
+    let expected = [("new/deep/b.bmp", "blue"), ("new/r.bmp", "red"), ("one.bmp", "red")];
+    assert_eq!(files.len(), expected.len());
+    for (file, (name, class)) in files.iter().zip(expected) {
+        assert_eq!((&file["file"], &file["classes"][0]["class"]), (&name.into(), &class.into()));
+        let probability = |at: usize| file["classes"][at]["probability"].as_f64().unwrap();
+        assert!(probability(0) > 0.5 && (probability(0) + probability(1) - 1.0).abs() < 1e-6, "{file}");
+    }
+    // The same file alone and in a folder.
+    assert_eq!(files[1]["classes"], files[2]["classes"]);
+    let shown = done(&interlock(path, &["predict", "run", "one.bmp"]));
+    assert!(shown.contains("one.bmp") && shown.contains("red") && !shown.contains("blue"), "{shown}");
+
+    fs::write(path.join("text.bmp"), "no image").unwrap();
+    refused(path, &["predict", "run", "text.bmp"], &["text.bmp", "cannot be decoded", "png"]);
+    refused(path, &["predict", "run", "nothing.png"], &["nothing.png"]);
+    fs::create_dir(path.join("empty")).unwrap();
+    refused(path, &["predict", "run", "empty"], &["empty", "no image"]);
+    refused(path, &["predict", "run", "one.bmp", "--top", "0"], &["--top", "1 or more"]);
+    refused(path, &["predict", "run", "one.bmp", "--head", "2"], &["--head", "stage 2 has no head", "0, 1"]);
+    let early = printed(path, &["predict", "run", "one.bmp", "--head", "0", "--json"]);
+    assert_ne!(early[0]["classes"][0]["probability"], files[2]["classes"][0]["probability"]);
+}
+
+#[test]
+fn a_text_model_needs_neither_its_text_nor_what_it_started_from() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path();
+    fs::write(path.join("text.txt"), "to be or not to be, that is the question. ".repeat(8)).unwrap();
+    fs::write(path.join("config.toml"), TEXT.replace("init_from = \"init\"\n", "")).unwrap();
+    done(&interlock(path, &["train", "--quiet", "--config", "config.toml", "--out", "init"]));
+    fs::write(path.join("config.toml"), TEXT).unwrap();
+    train(path);
+    let scored = printed(path, &["eval", "run", "--json"]);
+    fs::rename(path.join("init"), path.join("moved")).unwrap();
+    assert_eq!(printed(path, &["eval", "run", "--json"]), scored);
+    assert_eq!(json(&path.join("run/status.json"))["state"], "finished");
+
+    let generate = ["generate", "run", "--prompt", "to be", "--tokens", "5"];
+    let text = done(&interlock(path, &generate));
+    fs::rename(path.join("text.txt"), path.join("gone.txt")).unwrap();
+    assert_eq!(done(&interlock(path, &generate)), text);
+    // Another text is scored by the vocabulary of the run, which may lack a character of it.
+    fs::write(path.join("text.txt"), "z".repeat(400)).unwrap();
+    refused(path, &["eval", "run"], &["text.txt", "'z'", "not in the vocabulary"]);
+    refused(path, &["predict", "run", "text.txt"], &["on text", "generate"]);
+}
