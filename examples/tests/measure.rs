@@ -11,16 +11,28 @@ use common::{SMALL, done, err, interlock, json, out, refused, train};
 use serde_json::Value;
 use tempfile::TempDir;
 
-#[test]
-fn a_step_is_timed_and_bad_measurements_are_refused() {
+/// What `bench step` prints for the smallest workload: one step, after two that are not timed.
+fn measure_step(more: &[&str]) -> Value {
     let folder = TempDir::new().unwrap();
-    let bench = ["bench", "step", "--workload", "gpt", "--steps", "1"];
-    let measure = |more: &[&str]| -> Value {
-        let shown = done(&interlock(folder.path(), &[&bench[..], &["--json"], more].concat()));
-        serde_json::from_str(shown.lines().last().unwrap()).unwrap()
-    };
-    let whole = measure(&["--stages", "1", "--width", "1"]);
-    let keys: Vec<&str> = whole.as_object().unwrap().keys().map(String::as_str).collect();
+    let bench = ["bench", "step", "--workload", "gpt", "--steps", "1", "--json"];
+    serde_json::from_str(&done(&interlock(folder.path(), &[&bench[..], more].concat()))).unwrap()
+}
+
+fn losses(of: &Value) -> Vec<f64> {
+    of["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect()
+}
+
+/// Examples of a step, as its rate and its time give them.
+fn examples(of: &Value) -> f64 {
+    of["examples_per_second"].as_f64().unwrap() * of["step_seconds"].as_f64().unwrap()
+}
+
+const ONE_STAGE: [&str; 4] = ["--stages", "1", "--width", "1"];
+
+#[test]
+fn a_timed_step_reports_its_settings_times_and_losses() {
+    let step = measure_step(&ONE_STAGE);
+    let keys: Vec<&str> = step.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = [
         "workload",
         "batch",
@@ -39,43 +51,68 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
         "losses",
     ];
     assert_eq!(keys, expected);
-    let counts = ["width", "stages", "micro_batches"].map(|key| whole[key].as_u64());
-    assert_eq!((whole["workload"].as_str(), counts), (Some("gpt"), [Some(1); 3]));
-    assert_eq!((&whole["threads"], whole["devices"].as_array().unwrap().len()), (&Value::from("auto"), 1));
-    let (seconds, rate) = (whole["step_seconds"].as_f64().unwrap(), whole["examples_per_second"].as_f64().unwrap());
-    let device_seconds =
-        whole["device_seconds"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap()).collect::<Vec<_>>();
-    assert!(device_seconds.len() == 1 && device_seconds[0] > 0.0 && device_seconds[0] <= seconds, "{whole}");
-    assert!(seconds > 0.0 && (rate * seconds - 16.0).abs() < 1e-6, "{whole}");
-    assert!(!cfg!(target_os = "linux") || whole["peak_memory_mib"].as_f64().unwrap() > 0.0, "{whole}");
-    let losses = |of: &Value| -> Vec<f64> {
-        of["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect()
-    };
-    let again = measure(&["--stages", "1", "--width", "1", "--recompute"]);
-    assert_eq!((&whole["recompute"], &again["recompute"]), (&Value::from(false), &Value::from(true)));
-    assert_eq!(whole["losses"], again["losses"]);
-    let rounded = measure(&["--stages", "1", "--width", "1", "--dtype", "bf16"]);
-    assert_eq!((&whole["dtype"], &rounded["dtype"]), (&Value::from("f32"), &Value::from("bf16")));
+    let counts = ["width", "stages", "micro_batches"].map(|key| step[key].as_u64());
+    assert_eq!((step["workload"].as_str(), counts), (Some("gpt"), [Some(1); 3]));
+    assert_eq!((&step["threads"], step["devices"].as_array().unwrap().len()), (&Value::from("auto"), 1));
+    assert_eq!(step["batch"], 16);
+    let seconds = step["step_seconds"].as_f64().unwrap();
+    assert!(seconds > 0.0 && (examples(&step) - 16.0).abs() < 1e-6, "{step}");
+    let device_seconds: Vec<f64> =
+        step["device_seconds"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap()).collect();
+    assert!(device_seconds.len() == 1 && device_seconds[0] > 0.0 && device_seconds[0] <= seconds, "{step}");
+    assert!(!cfg!(target_os = "linux") || step["peak_memory_mib"].as_f64().unwrap() > 0.0, "{step}");
+    // Near the loss of a guess among 256 tokens, before each of the steps that are not timed.
+    let losses = losses(&step);
+    assert!(losses.len() == 2 && losses.iter().all(|loss| (loss - 256.0_f64.ln()).abs() < 1.0), "{losses:?}");
+}
+
+#[test]
+fn recomputation_gives_the_same_losses_and_bf16_others() {
+    let step = measure_step(&ONE_STAGE);
+    let again = measure_step(&[&ONE_STAGE[..], &["--recompute"]].concat());
+    assert_eq!((&step["recompute"], &again["recompute"]), (&Value::from(false), &Value::from(true)));
+    assert_eq!(step["losses"], again["losses"]);
+    let rounded = measure_step(&[&ONE_STAGE[..], &["--dtype", "bf16"]].concat());
+    assert_eq!((&step["dtype"], &rounded["dtype"]), (&Value::from("f32"), &Value::from("bf16")));
     // The first forward pass is the same; the second is that of parameters whose gradients came from rounded values.
-    assert!(losses(&whole)[0] == losses(&rounded)[0] && losses(&whole)[1] != losses(&rounded)[1], "{rounded}");
-    let pieces = measure(&["--stages", "1", "--width", "1", "--threads", "1", "--micro-batches", "4"]);
+    assert_eq!(losses(&step)[0], losses(&rounded)[0]);
+    assert_ne!(losses(&step)[1], losses(&rounded)[1]);
+}
+
+#[test]
+fn a_step_in_micro_batches_has_nearly_the_same_losses() {
+    let (whole, pieces) = (
+        measure_step(&ONE_STAGE),
+        measure_step(&[&ONE_STAGE[..], &["--threads", "1", "--micro-batches", "4"]].concat()),
+    );
     assert_eq!((&pieces["threads"], &pieces["devices"][0]), (&Value::from(1), &Value::from("cpu:threads=1")));
-    // Near the loss of a guess among 256 tokens; the same batches in pieces differ in the last digits, and do differ.
-    let (one, four) = (losses(&whole), losses(&pieces));
-    assert_eq!((one.len(), four.len()), (2, 2));
-    assert!(one.iter().zip(&four).all(|(a, b)| (a - 256.0_f64.ln()).abs() < 1.0 && (a - b).abs() < 1e-4), "{one:?}");
-    assert_ne!(one, four);
-    let small = measure(&["--batch", "4", "--micro-batches", "4"]);
-    let rate = |of: &Value| of["examples_per_second"].as_f64().unwrap() * of["step_seconds"].as_f64().unwrap();
-    assert_eq!((whole["batch"].as_u64(), small["batch"].as_u64()), (Some(16), Some(4)));
-    assert!((rate(&small) - 4.0).abs() < 1e-6 && losses(&small) != one, "{small}");
-    let named = measure(&["--width", "1", "--devices", "cpu:threads=1", "cpu:threads=2"]);
+    let (whole, pieces) = (losses(&whole), losses(&pieces));
+    // The same batches in pieces differ in the last digits, and do differ.
+    assert_ne!(whole, pieces);
+    assert!(whole.iter().zip(&pieces).all(|(a, b)| (a - b).abs() < 1e-4), "{whole:?} {pieces:?}");
+}
+
+#[test]
+fn a_step_takes_as_many_examples_as_are_asked_for() {
+    let small = measure_step(&["--batch", "4", "--micro-batches", "4"]);
+    assert_eq!(small["batch"], 4);
+    assert!((examples(&small) - 4.0).abs() < 1e-6, "{small}");
+}
+
+#[test]
+fn a_step_runs_on_the_devices_that_are_named() {
+    let named = measure_step(&["--width", "1", "--devices", "cpu:threads=1", "cpu:threads=2"]);
     assert!(named["threads"].is_null(), "{named}");
     assert_eq!(named["devices"], serde_json::json!(["cpu:threads=1", "cpu:threads=2"]));
+}
 
-    refused(folder.path(), &["bench", "step", "--workload", "gpt", "--steps", "0"], &["--steps", "0 is not in 1.."]);
+#[test]
+fn steps_that_cannot_be_timed_are_refused() {
+    let folder = TempDir::new().unwrap();
     refused(folder.path(), &["bench", "step", "--workload", "vgg"], &["vgg", "resnet32"]);
+    let bench = ["bench", "step", "--workload", "gpt"];
     let refused = |more: &[&str], words: &[&str]| refused(folder.path(), &[&bench[..], more].concat(), words);
+    refused(&["--steps", "0"], &["--steps", "0 is not in 1.."]);
     refused(&["--batch", "0"], &["--batch", "0 is not in 1..=65536"]);
     refused(&["--batch", "4", "--micro-batches", "5"], &["--micro-batches 5", "has 4 examples", "1 to 4"]);
     refused(&["--stages", "3"], &["--stages", "gpt into 3", "1, 2, 4"]);
@@ -83,7 +120,7 @@ fn a_step_is_timed_and_bad_measurements_are_refused() {
     refused(&["--width", "3"], &["width 3", "1 (local) to 2"]);
     refused(&["--threads", "0"], &["--threads", "\"0\" is no number of threads", "auto, 1"]);
     refused(&["--threads", "1", "--devices", "cpu"], &["--devices", "cannot be used with", "--threads"]);
-    refused(&["--devices", "tpu:0"], &["tpu:0", "no known kind of device"]);
+    refused(&["--devices", "tpu:0"], &["tpu:0", "kind"]);
     refused(&["--micro-batches", "0"], &["--micro-batches 0", "use 1 to 16"]);
     refused(&["--micro-batches", "17"], &["--micro-batches 17", "use 1 to 16"]);
 }
@@ -185,8 +222,7 @@ fn a_plan_says_what_training_would_take_and_training_can_follow_it() {
     let folder = TempDir::new().unwrap();
     let plan = [&["plan"], &SMALL[..]].concat();
     let more = ["--stages", "1,2", "--widths", "1", "--micro-batches", "1,2", "--trace", "plan.svg", "--json"];
-    let shown = done(&interlock(folder.path(), &[&plan[..], &more].concat()));
-    let answer: Value = serde_json::from_str(shown.lines().last().unwrap()).unwrap();
+    let answer: Value = serde_json::from_str(&done(&interlock(folder.path(), &[&plan[..], &more].concat()))).unwrap();
     let rows = answer["rows"].as_array().unwrap();
     let asked: Vec<_> = rows.iter().map(|row| (row["stages"].as_u64(), row["micro_batches"].as_u64())).collect();
     assert_eq!(asked, [(1, 1), (1, 2), (2, 1), (2, 2)].map(|(stages, micro)| (Some(stages), Some(micro))));
@@ -198,6 +234,12 @@ fn a_plan_says_what_training_would_take_and_training_can_follow_it() {
     }
     assert!(answer["recommended"].is_u64() && answer["fastest"].is_u64());
     assert!(fs::read_to_string(folder.path().join("plan.svg")).unwrap().contains("predicted"));
+
+    // A device's options are separated by commas, as a list of devices is.
+    let devices = ["--devices", "cpu:threads=1,cores=0,cpu:threads=1", "--widths", "1", "--json"];
+    let planned: Value =
+        serde_json::from_str(&done(&interlock(folder.path(), &[&plan[..], &devices].concat()))).unwrap();
+    assert_eq!(planned["rows"][0]["stages"], 2);
 
     // What `bench units` wrote is taken instead of measuring, for micro-batches of its size.
     done(&interlock(folder.path(), &[&["bench", "units"], &SMALL[..], &["--out", "costs.json"]].concat()));
