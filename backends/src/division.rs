@@ -17,7 +17,7 @@ impl Backends {
     ///
     /// - If there are more stages than GPUs, neighbouring stages share one. The GPUs get equally many stages, the first ones one more.
     /// - A single stage, stages that are hardly ever busy at the same time (one micro-batch trained end to end), and more stages than there
-    ///   are cores share one device of all cores: no core waits while a stage has work.
+    ///   are cores share one device of all cores, on which they take turns.
     /// - Otherwise each stage gets a device of its own. The cores are divided evenly; the remaining ones go, one each, to the stages that cost
     ///   most.
     ///

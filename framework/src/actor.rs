@@ -13,6 +13,7 @@
 //! Only this module and those below it know actix.
 
 mod address;
+mod arrivals;
 mod coordinator;
 mod delay;
 mod feeder;
@@ -21,7 +22,6 @@ mod pipeline;
 mod sent;
 mod stage;
 mod strategy;
-mod arrivals;
 mod wire;
 
 pub use feeder::Feeder;

@@ -201,7 +201,7 @@ impl NcclReceiver {
     fn elements<T: DeviceRepr + CudaDType>(&self, count: usize) -> Result<CudaStorage> {
         let stream = self.end.stream();
         let home = self.device.landing.device().cuda_stream();
-        let mut elements = self.end.copies.aligned_buffer::<T>(&home, count).map_err(failed)?;
+        let mut elements = self.end.copies.allocate::<T>(&home, count).map_err(failed)?;
         let bytes = elements.num_bytes();
         {
             let (start, _written) = elements.device_ptr_mut(stream);

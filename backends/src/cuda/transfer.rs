@@ -139,7 +139,7 @@ impl Landing {
         // SAFETY: a slice of numbers is one of bytes.
         let bytes = unsafe { slice::from_raw_parts(source.as_ptr().cast::<u8>(), size_of_val(source)) };
         buffer.bytes_mut().copy_from_slice(bytes);
-        let mut landed = self.copies.aligned_buffer::<T>(&self.device.cuda_stream(), source.len())?;
+        let mut landed = self.copies.allocate::<T>(&self.device.cuda_stream(), source.len())?;
         self.write(&buffer, &mut landed)?;
         self.copies.keep(Vec::new(), Some(buffer))?;
         Ok(T::wrap_cuda_slice(landed, self.device.clone()))
@@ -161,7 +161,7 @@ impl Landing {
         tensor: &Tensor,
     ) -> std::result::Result<CudaStorage, DriverError> {
         let source = source.slice(range);
-        let mut landed = self.copies.aligned_buffer::<T>(&self.device.cuda_stream(), source.len())?;
+        let mut landed = self.copies.allocate::<T>(&self.device.cuda_stream(), source.len())?;
         let mut staged = None;
         if self.gpu.context == from.context {
             self.stream().memcpy_dtod(&source, &mut landed)?;

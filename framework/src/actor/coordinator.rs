@@ -9,7 +9,9 @@ use actix::{Actor, Addr, Context, Handler};
 
 use super::{
     address::StageAddress,
-    messages::{Activation, Cleared, Credit, Feed, Norm, Observe, Observed, PipelineEvent, Broadcast, Reported, TransferTimes},
+    messages::{
+        Activation, Broadcast, Cleared, Credit, Feed, Norm, Observe, Observed, PipelineEvent, Reported, TransferTimes,
+    },
     sent::{Counter, count},
     stage::StageActor,
     strategy::StrategyActor,

@@ -18,7 +18,9 @@ use super::{
     address::StageAddress,
     coordinator::Coordinator,
     delay::DelayLine,
-    messages::{Begin, Connect, Feed, StartStages, PipelineEvent, TakeSnapshot, ReadStrategyState, Broadcast, Validated},
+    messages::{
+        Begin, Broadcast, Connect, Feed, PipelineEvent, ReadStrategyState, StartStages, TakeSnapshot, Validated,
+    },
     sent::{Counter, Sent},
     stage::{Settings, StageActor},
     strategy::StrategyActor,

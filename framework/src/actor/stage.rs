@@ -17,8 +17,10 @@ use self::{
     work::Work,
 };
 use super::{
-    messages::{NextAction, Activation, Begin, Change, Connect, Credit, FollowPlans, Gradient, Norm, TakeSnapshot, Validated},
     arrivals::Arrivals,
+    messages::{
+        Activation, Begin, Change, Connect, Credit, FollowPlans, Gradient, NextAction, Norm, TakeSnapshot, Validated,
+    },
 };
 use crate::{
     Error, Failure, Origin, Phase, Result, Stage,

@@ -7,7 +7,7 @@ use actix::{Actor, Addr, Context, Handler, Message};
 use super::{
     address::StageAddress,
     coordinator::Coordinator,
-    messages::{Change, Cleared, FollowPlans, StartStages, Observe, Observed, ReadStrategyState, Reported},
+    messages::{Change, Cleared, FollowPlans, Observe, Observed, ReadStrategyState, Reported, StartStages},
     stage::StageActor,
     wire::send,
 };

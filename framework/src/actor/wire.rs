@@ -8,7 +8,7 @@ use super::{
     address::StageAddress,
     coordinator::Coordinator,
     delay::Delayed,
-    messages::{Activation, Credit, Gradient, Delayable, Reported, TransferTimes},
+    messages::{Activation, Credit, Delayable, Gradient, Reported, TransferTimes},
     sent::{Counter, count},
     stage::StageActor,
 };

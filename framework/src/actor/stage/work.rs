@@ -11,8 +11,8 @@ use super::{
 use crate::{
     Failure, Stage,
     actor::{
-        messages::{NextAction, TransferTimes},
         arrivals::Arrivals,
+        messages::{NextAction, TransferTimes},
     },
     metrics::{Direction, StageMetrics},
     schedule::{Action, ActionKind, Purpose, StageSchedule},
