@@ -3,16 +3,20 @@
 mod adamw;
 pub mod clip;
 mod config;
+mod factory;
 pub mod lr_schedule;
 mod sgd;
+mod state_dict;
 
 pub use adamw::AdamW;
 pub use config::{OptimizerConfig, OptimizerKind, ParameterGroup, ParameterSettings, StageOverride};
+pub use factory::{OptimizerContext, OptimizerFactory};
 pub use sgd::Sgd;
+pub use state_dict::StateDict;
 
 use std::collections::HashMap;
 
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use crate::{Error, NonFinite, Result, tensor::elementwise};
 
@@ -87,7 +91,10 @@ impl Slot<'_> {
     }
 }
 
-/// An update rule with its state.
+/// An update rule with its state. [`OptimizerFactory`] has an example.
+///
+/// An optimizer serves the parameters of one part of a stage, and is used by that stage's thread only. An optimizer with a state implements
+/// [`state`](Self::state) and [`restore`](Self::restore), so that a run can be continued to the bit.
 pub trait Optimizer: Send {
     /// Updates every parameter of `slots` in place with learning rate `lr`.
     fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()>;
@@ -107,6 +114,22 @@ pub trait Optimizer: Send {
     fn state_bytes(&self) -> usize {
         0
     }
+
+    /// Returns a copy of its state. Default: there is none.
+    ///
+    /// # Errors
+    /// If a value cannot be read.
+    fn state(&self) -> Result<StateDict> {
+        Ok(StateDict::default())
+    }
+
+    /// Replaces its state by one that [`Self::state`] of an optimizer for the same parameters returned: the next updates are the same bits.
+    ///
+    /// # Errors
+    /// If it is not the state of such an optimizer. Default: if it is not empty.
+    fn restore(&mut self, state: StateDict) -> Result<()> {
+        state.expect_empty("optimizer")
+    }
 }
 
 /// The optimizer that `config` names.
@@ -122,5 +145,46 @@ pub(crate) fn bytes(tensor: &Tensor) -> usize {
     tensor.elem_count() * tensor.dtype().size_in_bytes()
 }
 
-/// State tensors by parameter name, kept as plain values where the parameter is `f32` on the CPU.
-type State<S> = HashMap<String, S>;
+/// State by parameter name, kept as plain values where the parameter is `f32` on the CPU.
+type ByParameter<S> = HashMap<String, S>;
+
+/// Restored state as plain values, for a parameter that the host updates in place; none for others.
+///
+/// # Errors
+/// If it does not have as many elements as the parameter.
+fn restored_values(restored: Option<&Tensor>, slot: &Slot<'_>) -> Result<Option<Vec<f32>>> {
+    let in_place = slot.var.device().is_cpu() && slot.var.dtype() == DType::F32 && slot.var.is_contiguous();
+    match restored.filter(|_| in_place) {
+        Some(tensor) => Ok(Some(like_parameter(tensor, slot)?.flatten_all()?.to_vec1()?)),
+        None => Ok(None),
+    }
+}
+
+/// State with the shape, the dtype and the device of its parameter.
+fn like_parameter(state: &Tensor, slot: &Slot<'_>) -> Result<Tensor> {
+    if state.elem_count() != slot.var.elem_count() {
+        return Err(Error::invalid(
+            format!("optimizer state of {}", slot.name),
+            format!("it has {} values", state.elem_count()),
+            format!("the parameter has {}", slot.var.elem_count()),
+        ));
+    }
+    Ok(state.to_device(slot.var.device())?.to_dtype(slot.var.dtype())?.reshape(slot.var.shape())?)
+}
+
+/// State values as a checkpoint stores them: a tensor of one dimension.
+fn stored(values: &[f32]) -> Result<Tensor> {
+    Ok(Tensor::from_slice(values, values.len(), &Device::Cpu)?)
+}
+
+/// Checks that nothing of a restored state is left over.
+fn expect_used(rule: &str, state: &StateDict) -> Result<()> {
+    match state.tensors.keys().next() {
+        None => Ok(()),
+        Some(name) => Err(Error::invalid(
+            "optimizer state",
+            format!("it holds {name}, which {rule} does not have"),
+            format!("give the state of {rule}"),
+        )),
+    }
+}

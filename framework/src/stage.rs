@@ -3,6 +3,7 @@
 //! A [`Stage`] takes activations and gradients, performs [`Action`]s, and returns what is to be sent. It knows neither actors nor the order of
 //! actions: the [`schedule`](crate::schedule) decides that.
 
+mod average;
 mod blueprint;
 mod head;
 mod memory;
@@ -12,6 +13,7 @@ mod recompute;
 mod trainable;
 mod update;
 
+pub use average::EmaConfig;
 pub use blueprint::{HeadsConfig, HeadsTrained, StageBlueprint, StageSettings};
 pub use reading::{StepNumbers, StepReading};
 pub use recompute::Recompute;
@@ -166,13 +168,21 @@ impl Stage {
         self.head.as_ref().map(|head| &head.parameters)
     }
 
-    /// A copy of every parameter and buffer of the stage and its head, by name.
+    /// Returns a copy of every parameter and buffer of the stage and its head, by name; of parameters the moving average, where there is one
+    /// ([`EmaConfig`]).
     pub fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
-        let mut tensors = self.parameters.store().snapshot()?;
+        let mut tensors = self.parameters.snapshot()?;
         if let Some(head) = &self.head {
-            tensors.extend(head.parameters.store().snapshot()?);
+            tensors.extend(head.parameters.snapshot()?);
         }
         Ok(tensors)
+    }
+
+    /// Lets the stage compute with the moving averages of its parameters in evaluation, and with their own values in training.
+    fn show_averages(&mut self, purpose: Purpose) -> Result<()> {
+        let averages = purpose == Purpose::Evaluate;
+        self.parameters.show_averages(averages)?;
+        self.head.as_mut().map_or(Ok(()), |head| head.parameters.show_averages(averages))
     }
 
     /// Makes every later update keep the gradients that it applied, for [`Trainable::applied`].
@@ -296,6 +306,8 @@ impl Stage {
     }
 
     fn forward(&mut self, micro_batch: MicroBatchId) -> Result<Outcome> {
+        // Steps and evaluations never overlap in a stage.
+        self.show_averages(micro_batch.purpose)?;
         let Payload { inputs, targets, total } =
             self.waiting.remove(&micro_batch).ok_or_else(|| lost("an activation", micro_batch))?;
         let pass = self.pass(micro_batch);

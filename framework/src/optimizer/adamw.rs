@@ -4,10 +4,13 @@
 //! `s ← β₂s + (1-β₂)g²`, `w ← w - η/(1-β₁ᵗ) · m / (√s/√(1-β₂ᵗ) + ε)`.
 
 use candle_core::Tensor;
+use serde_json::json;
 
-use super::{Optimizer, OptimizerConfig, Slot, State};
+use super::{
+    ByParameter, Optimizer, OptimizerConfig, Slot, StateDict, expect_used, like_parameter, restored_values, stored,
+};
 use crate::{
-    Result,
+    Error, Result,
     tensor::elementwise::{CHUNK, all_finite, change_in_place, each},
 };
 
@@ -15,8 +18,9 @@ use crate::{
 pub struct AdamW {
     betas: [f64; 2],
     eps: f64,
-    moments: State<Moments<Vec<f32>>>,
-    moments_elsewhere: State<Moments<Tensor>>,
+    moments: ByParameter<Moments<Vec<f32>>>,
+    /// Of parameters that the host does not update in place, and restored ones until their next update.
+    moments_elsewhere: ByParameter<Moments<Tensor>>,
 }
 
 struct Moments<T> {
@@ -28,7 +32,7 @@ struct Moments<T> {
 impl AdamW {
     /// The rule with the constants of `config`; all moments are zero.
     pub fn new(config: &OptimizerConfig) -> Self {
-        Self { betas: config.betas, eps: config.eps, moments: State::new(), moments_elsewhere: State::new() }
+        Self { betas: config.betas, eps: config.eps, moments: ByParameter::new(), moments_elsewhere: ByParameter::new() }
     }
 
     /// The rule in candle operations, for any device.
@@ -37,8 +41,8 @@ impl AdamW {
         let g = slot.gradient()?.detach();
         let state = match self.moments_elsewhere.remove(slot.name) {
             Some(Moments { first, second, steps }) => Moments {
-                first: ((first * b1)? + (&g * (1.0 - b1))?)?,
-                second: ((second * b2)? + (g.sqr()? * (1.0 - b2))?)?,
+                first: ((like_parameter(&first, slot)? * b1)? + (&g * (1.0 - b1))?)?,
+                second: ((like_parameter(&second, slot)? * b2)? + (g.sqr()? * (1.0 - b2))?)?,
                 steps: steps + 1,
             },
             None => Moments { first: (&g * (1.0 - b1))?, second: (g.sqr()? * (1.0 - b2))?, steps: 1 },
@@ -95,7 +99,17 @@ impl Optimizer for AdamW {
                 self.update_elsewhere(lr, slot)?;
                 continue;
             };
+            let elsewhere = self.moments_elsewhere.get(slot.name);
+            let restored = [
+                restored_values(elsewhere.map(|moments| &moments.first), slot)?,
+                restored_values(elsewhere.map(|moments| &moments.second), slot)?,
+            ];
             let finite = change_in_place(slot.var, slot.unclipped, |values, gradient| {
+                if let [Some(first), Some(second)] = restored
+                    && let Some(Moments { steps, .. }) = self.moments_elsewhere.remove(slot.name)
+                {
+                    self.moments.insert(slot.name.to_owned(), Moments { first, second, steps });
+                }
                 let count = values.len();
                 let zeros = || vec![0.0; count];
                 let state = self.moments.entry(slot.name.to_owned()).or_insert_with(|| Moments {
@@ -129,6 +143,50 @@ impl Optimizer for AdamW {
     fn checks_values(&self) -> bool {
         true
     }
+
+    fn state(&self) -> Result<StateDict> {
+        let mut state = StateDict::default();
+        let mut steps = serde_json::Map::new();
+        for (name, moments) in &self.moments {
+            state.tensors.insert(format!("first.{name}"), stored(&moments.first)?);
+            state.tensors.insert(format!("second.{name}"), stored(&moments.second)?);
+            steps.insert(name.clone(), moments.steps.into());
+        }
+        for (name, moments) in &self.moments_elsewhere {
+            state.tensors.insert(format!("first.{name}"), moments.first.flatten_all()?);
+            state.tensors.insert(format!("second.{name}"), moments.second.flatten_all()?);
+            steps.insert(name.clone(), moments.steps.into());
+        }
+        state.values = json!({ "steps": steps });
+        Ok(state)
+    }
+
+    fn restore(&mut self, mut state: StateDict) -> Result<()> {
+        let (first, mut second) = (state.take_all("first"), state.take_all("second"));
+        expect_used("AdamW", &state)?;
+        let mut moments = ByParameter::new();
+        for (name, first) in first {
+            let steps = state.values["steps"][&name].as_i64().and_then(|steps| i32::try_from(steps).ok());
+            let (Some(second), Some(steps)) = (second.remove(&name), steps) else {
+                return Err(incomplete(&name));
+            };
+            moments.insert(name, Moments { first, second, steps });
+        }
+        if let Some(name) = second.keys().next() {
+            return Err(incomplete(name));
+        }
+        self.moments.clear();
+        self.moments_elsewhere = moments;
+        Ok(())
+    }
+}
+
+fn incomplete(name: &str) -> Error {
+    Error::invalid(
+        format!("optimizer state of {name}"),
+        "it has not both moments and the number of updates",
+        "give the state of AdamW as it was saved",
+    )
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
-//! The learning rate over time: a pure function of configuration and step, computed in each stage.
+//! The learning rate over time: a pure function of the settings and the step, computed in each stage.
 //!
-//! A [`LrSchedule`] gives the factor by which the optimizer's base rate is multiplied; steps are optimizer steps, counted from 0.
+//! A [`LrRule`] is a configured schedule or a function of the step. Steps are optimizer steps, counted from 0.
+
+use std::{fmt, sync::Arc};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -69,10 +71,63 @@ fn refuse<T>(key: &str, value: String, remedy: &str) -> Result<T> {
     Err(Error::invalid(format!("lr_schedule.{key}"), value, remedy.to_owned()))
 }
 
+/// A function from the step to the factor by which the base rate is multiplied.
+type LrFunction = dyn Fn(u64) -> f64 + Send + Sync;
+
+/// The rule of a learning-rate schedule: configured, or a function of the step.
+///
+/// A function returns the factor by which the optimizer's base rate is multiplied in a step: a finite number, 0 or more. It must be pure: every
+/// stage calls it, on its own thread, and a repeated run calls it again.
+///
+/// ```
+/// use interlock::optimizer::lr_schedule::{LrRule, LrSchedule};
+///
+/// // Halved every 100 steps.
+/// let schedule = LrSchedule::new(LrRule::function(|step| 0.5_f64.powi((step / 100) as i32)))?.for_base(0.2);
+/// assert_eq!([0, 99, 100, 250].map(|step| schedule.lr(step).ok()), [0.2, 0.2, 0.1, 0.05].map(Some));
+/// # Ok::<(), interlock::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct LrRule(Rule);
+
+#[derive(Clone)]
+enum Rule {
+    Configured(LrScheduleConfig),
+    Function(Arc<LrFunction>),
+}
+
+impl LrRule {
+    /// A function from the step to the factor.
+    pub fn function(factor: impl Fn(u64) -> f64 + Send + Sync + 'static) -> Self {
+        Self(Rule::Function(Arc::new(factor)))
+    }
+}
+
+impl fmt::Debug for LrRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Rule::Configured(config) => config.fmt(f),
+            Rule::Function(_) => f.write_str("a function of the step"),
+        }
+    }
+}
+
+impl From<LrScheduleConfig> for LrRule {
+    fn from(config: LrScheduleConfig) -> Self {
+        Self(Rule::Configured(config))
+    }
+}
+
+impl<F: Fn(u64) -> f64 + Send + Sync + 'static> From<F> for LrRule {
+    fn from(factor: F) -> Self {
+        Self::function(factor)
+    }
+}
+
 /// The learning rate of each step.
 #[derive(Clone, Debug)]
 pub struct LrSchedule {
-    config: LrScheduleConfig,
+    rule: LrRule,
     base: f64,
     total: u64,
     plateau: Plateau,
@@ -90,7 +145,66 @@ impl LrSchedule {
     ///
     /// # Errors
     /// If a number is out of range; the message names its key.
-    pub fn new(config: &LrScheduleConfig) -> Result<Self> {
+    pub fn new(rule: impl Into<LrRule>) -> Result<Self> {
+        let rule = rule.into();
+        if let Rule::Configured(config) = &rule.0 {
+            config.validate()?;
+        }
+        let plateau = Plateau { best: f64::INFINITY, bad: 0, factor: 1.0 };
+        Ok(Self { rule, base: 1.0, total: 1, plateau })
+    }
+
+    /// The same schedule for another base rate.
+    #[must_use]
+    pub fn for_base(&self, base: f64) -> Self {
+        Self { base, ..self.clone() }
+    }
+
+    /// Tells how many steps the run has.
+    pub fn set_total(&mut self, steps: u64) {
+        self.total = steps;
+    }
+
+    /// Takes note of the last stage's validation loss.
+    pub fn observe(&mut self, loss: f64) {
+        if let Rule::Configured(LrScheduleConfig::ReduceOnPlateau { factor, patience, threshold, min_fraction }) =
+            self.rule.0
+        {
+            let plateau = &mut self.plateau;
+            if loss < plateau.best * (1.0 - threshold) {
+                (plateau.best, plateau.bad) = (loss, 0);
+            } else {
+                plateau.bad += 1;
+            }
+            if plateau.bad > patience {
+                plateau.bad = 0;
+                plateau.factor = (plateau.factor * factor).max(min_fraction);
+            }
+        }
+    }
+
+    /// Returns the learning rate of `step`.
+    ///
+    /// # Errors
+    /// If a function of the step returned a number that is not finite, or below 0.
+    pub fn lr(&self, step: u64) -> Result<f64> {
+        let factor = match &self.rule.0 {
+            Rule::Configured(config) => config.factor(step, self.total, &self.plateau),
+            Rule::Function(factor) => factor(step),
+        };
+        if factor.is_finite() && factor >= 0.0 {
+            return Ok(self.base * factor);
+        }
+        Err(Error::invalid(
+            "lr_schedule",
+            format!("its factor is {factor} in step {step}"),
+            "return a finite number, 0 or more",
+        ))
+    }
+}
+
+impl LrScheduleConfig {
+    fn validate(&self) -> Result<()> {
         let factor = |key: &str, value: f64| {
             if value > 0.0 && value.is_finite() {
                 Ok(())
@@ -105,7 +219,7 @@ impl LrSchedule {
                 refuse(key, value.to_string(), "use a number from 0 to 1")
             }
         };
-        match config {
+        match self {
             LrScheduleConfig::Constant {} => {}
             LrScheduleConfig::Step { every, gamma } => {
                 if *every == 0 {
@@ -133,44 +247,11 @@ impl LrSchedule {
                 fraction("min_fraction", *min_fraction)?;
             }
         }
-        let plateau = Plateau { best: f64::INFINITY, bad: 0, factor: 1.0 };
-        Ok(Self { config: config.clone(), base: 1.0, total: 1, plateau })
+        Ok(())
     }
 
-    /// The same schedule for another base rate.
-    #[must_use]
-    pub fn for_base(&self, base: f64) -> Self {
-        Self { base, ..self.clone() }
-    }
-
-    /// Tells how many steps the run has.
-    pub fn set_total(&mut self, steps: u64) {
-        self.total = steps;
-    }
-
-    /// Takes note of the last stage's validation loss.
-    pub fn observe(&mut self, loss: f64) {
-        if let LrScheduleConfig::ReduceOnPlateau { factor, patience, threshold, min_fraction } = self.config {
-            let plateau = &mut self.plateau;
-            if loss < plateau.best * (1.0 - threshold) {
-                (plateau.best, plateau.bad) = (loss, 0);
-            } else {
-                plateau.bad += 1;
-            }
-            if plateau.bad > patience {
-                plateau.bad = 0;
-                plateau.factor = (plateau.factor * factor).max(min_fraction);
-            }
-        }
-    }
-
-    /// The learning rate of `step`.
-    pub fn lr(&self, step: u64) -> f64 {
-        self.base * self.factor(step)
-    }
-
-    fn factor(&self, step: u64) -> f64 {
-        match &self.config {
+    fn factor(&self, step: u64, total: u64, plateau: &Plateau) -> f64 {
+        match self {
             LrScheduleConfig::Constant {} => 1.0,
             LrScheduleConfig::Step { every, gamma } => gamma.powf((step / every) as f64),
             LrScheduleConfig::MultiStep { milestones, gamma } => {
@@ -180,11 +261,11 @@ impl LrSchedule {
                 if step < *warmup_steps {
                     return (step + 1) as f64 / *warmup_steps as f64;
                 }
-                let end = total_steps.unwrap_or(self.total).max(warmup_steps + 1);
+                let end = total_steps.unwrap_or(total).max(warmup_steps + 1);
                 let done = ((step - warmup_steps) as f64 / (end - warmup_steps) as f64).min(1.0);
                 final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
             }
-            LrScheduleConfig::ReduceOnPlateau { .. } => self.plateau.factor,
+            LrScheduleConfig::ReduceOnPlateau { .. } => plateau.factor,
         }
     }
 }
@@ -194,9 +275,9 @@ mod tests {
     use super::*;
 
     fn rates(config: LrScheduleConfig, steps: &[u64]) -> Vec<f64> {
-        let mut schedule = LrSchedule::new(&config).unwrap().for_base(0.5);
+        let mut schedule = LrSchedule::new(config).unwrap().for_base(0.5);
         schedule.set_total(12);
-        steps.iter().map(|&s| (schedule.lr(s) * 1e9).round() / 1e9).collect()
+        steps.iter().map(|&s| (schedule.lr(s).unwrap() * 1e9).round() / 1e9).collect()
     }
 
     #[test]
@@ -216,10 +297,10 @@ mod tests {
     fn a_plateau_is_more_than_patience_evaluations_without_improvement() {
         let config =
             LrScheduleConfig::ReduceOnPlateau { factor: 0.1, patience: 1, threshold: 0.01, min_fraction: 0.05 };
-        let mut schedule = LrSchedule::new(&config).unwrap();
+        let mut schedule = LrSchedule::new(config).unwrap();
         let mut after = |loss: f64| {
             schedule.observe(loss);
-            schedule.lr(0)
+            schedule.lr(0).unwrap()
         };
         assert_eq!(after(1.0), 1.0);
         assert_eq!(after(0.995), 1.0); // improves by less than the threshold: the first bad one
@@ -232,7 +313,7 @@ mod tests {
     #[test]
     fn refuses_what_cannot_be_and_names_the_key() {
         let refused = |config: LrScheduleConfig, key: &str| {
-            let error = LrSchedule::new(&config).unwrap_err().to_string();
+            let error = LrSchedule::new(config).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
         };
         refused(LrScheduleConfig::Step { every: 0, gamma: 0.1 }, "lr_schedule.every");
@@ -242,5 +323,14 @@ mod tests {
             |final_fraction, total_steps| LrScheduleConfig::Cosine { warmup_steps: 5, final_fraction, total_steps };
         refused(cosine(1.5, None), "lr_schedule.final_fraction");
         refused(cosine(0.0, Some(5)), "lr_schedule.total_steps");
+    }
+    #[test]
+    fn a_function_of_the_step_multiplies_the_base_rate_and_is_checked() {
+        let schedule = LrSchedule::new(|step: u64| [1.0, 0.5, 0.0, -1.0, f64::NAN][step as usize]).unwrap().for_base(0.2);
+        assert_eq!([0, 1, 2].map(|step| schedule.lr(step).unwrap()), [0.2, 0.1, 0.0]);
+        for (step, word) in [(3, "-1 in step 3"), (4, "NaN in step 4")] {
+            let error = schedule.lr(step).unwrap_err().to_string();
+            assert!(error.starts_with("lr_schedule: ") && error.contains(word), "{error}");
+        }
     }
 }

@@ -5,7 +5,9 @@
 
 use candle_core::Tensor;
 
-use super::{Optimizer, OptimizerConfig, Slot, State};
+use super::{
+    ByParameter, Optimizer, OptimizerConfig, Slot, StateDict, expect_used, like_parameter, restored_values, stored,
+};
 use crate::{
     Result,
     tensor::elementwise::{CHUNK, all_finite, change_in_place, each},
@@ -15,8 +17,9 @@ use crate::{
 pub struct Sgd {
     momentum: f64,
     nesterov: bool,
-    velocity: State<Vec<f32>>,
-    velocity_elsewhere: State<Tensor>,
+    velocity: ByParameter<Vec<f32>>,
+    /// Of parameters that the host does not update in place, and restored ones until their next update.
+    velocity_elsewhere: ByParameter<Tensor>,
 }
 
 impl Sgd {
@@ -25,8 +28,8 @@ impl Sgd {
         Self {
             momentum: config.momentum,
             nesterov: config.nesterov,
-            velocity: State::new(),
-            velocity_elsewhere: State::new(),
+            velocity: ByParameter::new(),
+            velocity_elsewhere: ByParameter::new(),
         }
     }
 
@@ -38,7 +41,7 @@ impl Sgd {
         }
         if self.momentum != 0.0 {
             let velocity = match self.velocity_elsewhere.remove(slot.name) {
-                Some(velocity) => ((velocity * self.momentum)? + &gradient)?,
+                Some(velocity) => ((like_parameter(&velocity, slot)? * self.momentum)? + &gradient)?,
                 None => gradient.clone(),
             };
             gradient = if self.nesterov { (gradient + (&velocity * self.momentum)?)? } else { velocity.clone() };
@@ -93,7 +96,8 @@ impl Optimizer for Sgd {
                 self.update_elsewhere(lr, slot)?;
                 continue;
             };
-            let known = self.velocity.contains_key(slot.name);
+            let restored = restored_values(self.velocity_elsewhere.get(slot.name), slot)?;
+            let known = restored.is_some() || self.velocity.contains_key(slot.name);
             let momentum = self.momentum as f32;
             let constants = Constants {
                 rate: lr as f32,
@@ -109,6 +113,10 @@ impl Optimizer for Sgd {
                 if momentum == 0.0 {
                     return each(count, chunks, |(w, g)| descend(constants, w, g));
                 }
+                if let Some(restored) = restored {
+                    self.velocity_elsewhere.remove(slot.name);
+                    self.velocity.insert(slot.name.to_owned(), restored);
+                }
                 let velocity = self.velocity.entry(slot.name.to_owned()).or_insert_with(|| vec![0.0; count]);
                 each(count, chunks.zip(velocity.chunks_mut(CHUNK)), |((w, g), v)| roll(constants, w, g, v))
             })?;
@@ -123,6 +131,25 @@ impl Optimizer for Sgd {
 
     fn checks_values(&self) -> bool {
         true
+    }
+
+    fn state(&self) -> Result<StateDict> {
+        let mut state = StateDict::default();
+        for (name, velocity) in &self.velocity {
+            state.tensors.insert(format!("velocity.{name}"), stored(velocity)?);
+        }
+        for (name, velocity) in &self.velocity_elsewhere {
+            state.tensors.insert(format!("velocity.{name}"), velocity.flatten_all()?);
+        }
+        Ok(state)
+    }
+
+    fn restore(&mut self, mut state: StateDict) -> Result<()> {
+        let velocity = state.take_all("velocity");
+        expect_used("stochastic gradient descent", &state)?;
+        self.velocity.clear();
+        self.velocity_elsewhere = velocity.into_iter().collect();
+        Ok(())
     }
 }
 

@@ -9,14 +9,14 @@ use candle_nn::VarBuilder;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Head, Recompute, Stage, Trainable, monitor::Monitor};
+use super::{EmaConfig, Head, Recompute, Stage, Trainable, monitor::Monitor};
 use crate::{
     ActivationDtype, Error, Failure, Loss, ModelSpec, Origin, ParameterStore, Partition, Phase, Result, Sequential,
     StageDevice, Unit,
     device::{Part, PartKind},
     differentiation::NamedUnit,
     model::Weights,
-    optimizer::{OptimizerConfig, clip::ClipConfig, lr_schedule::LrSchedule},
+    optimizer::{OptimizerContext, OptimizerFactory, clip::ClipConfig, lr_schedule::LrSchedule},
     strategy::Plans,
 };
 
@@ -55,8 +55,8 @@ impl HeadsConfig {
 pub struct StageSettings {
     /// The seed of initial values and dropout.
     pub seed: u64,
-    /// The update rule; per-stage overrides are applied when stages are built.
-    pub optimizer: OptimizerConfig,
+    /// Makes the optimizers; per-stage overrides are applied when stages are built.
+    pub optimizer: Arc<dyn OptimizerFactory>,
     /// Gradient clipping.
     pub clip: Option<ClipConfig>,
     /// The learning rate of each step, for the optimizer's base rate 1.
@@ -71,6 +71,8 @@ pub struct StageSettings {
     pub heads: HeadsConfig,
     /// The stages that compute their forward pass again instead of keeping it.
     pub recompute: Recompute,
+    /// The moving average of the weights; none by default.
+    pub ema: Option<EmaConfig>,
     /// What crosses boundaries.
     pub dtype: ActivationDtype,
 }
@@ -182,11 +184,12 @@ impl StageBlueprint {
 
     fn assemble(&self) -> Result<Stage> {
         let settings = &self.settings;
-        let config = settings.optimizer.for_stage(self.index);
+        let config = settings.optimizer.constants().for_stage(self.index);
         let store = || ParameterStore::new(settings.seed, Arc::clone(&settings.given));
         let finish = |kind: PartKind, last: Option<&Unit>, store, module| -> Result<_> {
             let part = Part { stage: self.index, kind, output: last.map_or(&[], |unit| &unit.output) };
-            let parameters = Trainable::new(store, &config, self.device.hooks().optimizer(&part, &config)?)?;
+            let context = OptimizerContext { constants: &config, part: &part, device: &*self.device };
+            let parameters = Trainable::new(store, &config, settings.optimizer.make(&context)?)?.with_average(settings.ema);
             Ok((self.device.hooks().prepare(&part, module)?, parameters))
         };
 

@@ -2,7 +2,10 @@
 
 use candle_core::Tensor;
 
-use super::monitor::Monitor;
+use super::{
+    average::{Average, EmaConfig},
+    monitor::Monitor,
+};
 use crate::{
     Error, NonFinite, ParameterGradients, ParameterStore, Result,
     model::parameters::{Entry, Kind},
@@ -22,6 +25,7 @@ pub struct Trainable {
     /// The gradients of the last update as the optimizer got them, where they are kept.
     applied: Option<Vec<(String, Tensor)>>,
     optimizer: Box<dyn Optimizer>,
+    average: Option<Average>,
 }
 
 /// The sum of a parameter's gradients.
@@ -53,7 +57,37 @@ impl Trainable {
             .map(|e| Ok(if e.kind == Kind::Parameter { Some(config.settings(&e.name)?) } else { None }))
             .collect::<Result<_>>()?;
         let gradients = entries.iter().map(|_| None).collect();
-        Ok(Self { store, entries, settings, gradients, measured: Vec::new(), applied: None, optimizer })
+        Ok(Self { store, entries, settings, gradients, measured: Vec::new(), applied: None, optimizer, average: None })
+    }
+
+    /// Keeps a moving average of the trained parameters from now on; none if `config` is none.
+    #[must_use]
+    pub(super) fn with_average(self, config: Option<EmaConfig>) -> Self {
+        let trained = || {
+            let entries = self.entries.iter().enumerate();
+            entries.filter(|&(at, _)| self.is_trained(at)).map(|(_, entry)| entry.var.clone())
+        };
+        let average = config.map(|config| Average::new(config, trained()));
+        Self { average, ..self }
+    }
+
+    /// Takes the values after the update of `step` into the moving average.
+    pub(super) fn update_average(&mut self, step: u64) -> Result<()> {
+        self.average.as_mut().map_or(Ok(()), |average| average.update(step))
+    }
+
+    /// Puts the moving averages in the place of the parameters' own values, or the values back.
+    pub(super) fn show_averages(&mut self, averages: bool) -> Result<()> {
+        self.average.as_mut().map_or(Ok(()), |average| average.show(averages))
+    }
+
+    /// A copy of every value by name; of parameters with a moving average, that.
+    pub(super) fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
+        let value = |entry: &Entry| match self.average.as_ref().and_then(|average| average.of(&entry.var)) {
+            Some(average) => average.copy(),
+            None => entry.var.as_tensor().copy(),
+        };
+        self.entries.iter().map(|entry| Ok((entry.name.clone(), value(entry)?.detach()))).collect()
     }
 
     /// The named tensors.
@@ -158,9 +192,9 @@ impl Trainable {
         self.gradients.iter().chain(&self.measured).flatten().map(|sum| bytes(&sum.value)).sum()
     }
 
-    /// Bytes of the optimizer's state, as far as it tells.
+    /// Bytes of the optimizer's state, as far as it tells, and of the moving averages.
     pub fn optimizer_bytes(&self) -> usize {
-        self.optimizer.state_bytes()
+        self.optimizer.state_bytes() + self.average.as_ref().map_or(0, Average::bytes)
     }
 
     /// Clips the gradients, updates every trained parameter, and forgets the gradients. `monitor` checks the values where the optimizer does not.

@@ -19,7 +19,7 @@ impl Stage {
     }
 
     pub(super) fn update(&mut self, step: u64, global_norm: Option<f64>) -> Result<Outcome> {
-        let lr = self.schedule.lr(step);
+        let lr = self.schedule.lr(step)?;
         // The norms are finite: checked with every gradient that came.
         let own_factor = |squares: &Numbers| match &self.clip {
             Some(config) => clip::factor(config.max_norm, squares),
@@ -45,8 +45,10 @@ impl Stage {
             self.monitor.measure(Meaning::Products, products);
         }
         self.parameters.update(lr, &factor, &mut self.monitor)?;
+        self.parameters.update_average(step)?;
         if let Some(head) = &mut self.head {
             head.parameters.update(lr, &head_factor, &mut self.monitor)?;
+            head.parameters.update_average(step)?;
         }
         self.begin_reading(lr).map(Outcome::Updated)
     }

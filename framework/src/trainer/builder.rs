@@ -19,13 +19,13 @@ use crate::{
         partition::PartitionConfig,
     },
     optimizer::{
-        OptimizerConfig,
+        OptimizerConfig, OptimizerFactory,
         clip::{ClipConfig, ClipScope},
-        lr_schedule::{LrSchedule, LrScheduleConfig},
+        lr_schedule::{LrRule, LrSchedule, LrScheduleConfig},
     },
     schedule::PolicyName,
     simulator::{HOP, Scenario, StageCosts},
-    stage::{HeadsConfig, HeadsTrained, Recompute, StageBlueprint, StageSettings},
+    stage::{EmaConfig, HeadsConfig, HeadsTrained, Recompute, StageBlueprint, StageSettings},
     strategy::Plans,
 };
 
@@ -36,9 +36,10 @@ pub struct TrainerBuilder {
     strategy: Box<dyn Strategy>,
     partition: PartitionConfig,
     devices: Vec<Arc<dyn StageDevice>>,
-    optimizer: OptimizerConfig,
+    optimizer: Arc<dyn OptimizerFactory>,
     clip: Option<ClipConfig>,
-    lr_schedule: LrScheduleConfig,
+    ema: Option<EmaConfig>,
+    lr_schedule: LrRule,
     loss: Arc<dyn Loss>,
     head_losses: HashMap<usize, Arc<dyn Loss>>,
     heads: HeadsConfig,
@@ -82,9 +83,10 @@ impl TrainerBuilder {
             strategy: Box::new(Pairwise),
             partition: PartitionConfig::default(),
             devices: vec![Arc::new(Plain)],
-            optimizer: OptimizerConfig::default(),
+            optimizer: Arc::new(OptimizerConfig::default()),
             clip: None,
-            lr_schedule: LrScheduleConfig::default(),
+            ema: None,
+            lr_schedule: LrScheduleConfig::default().into(),
             loss: Arc::new(CrossEntropy::default()),
             head_losses: HashMap::new(),
             heads: HeadsConfig::default(),
@@ -145,9 +147,10 @@ impl TrainerBuilder {
         &self.devices
     }
 
-    /// The update rule; stochastic gradient descent with learning rate 0.1 and momentum 0.9 unless told otherwise.
-    pub fn optimizer(self, optimizer: OptimizerConfig) -> Self {
-        Self { optimizer, ..self }
+    /// Sets the optimizer: an [`OptimizerConfig`] for those that ship, or your own [`OptimizerFactory`]. Default: stochastic gradient descent with
+    /// learning rate 0.1 and momentum 0.9.
+    pub fn optimizer(self, optimizer: impl OptimizerFactory + 'static) -> Self {
+        Self { optimizer: Arc::new(optimizer), ..self }
     }
 
     /// Gradient clipping; none unless told otherwise.
@@ -155,9 +158,16 @@ impl TrainerBuilder {
         Self { clip: clip.into(), ..self }
     }
 
-    /// The learning rate over time; constant unless told otherwise.
-    pub fn lr_schedule(self, lr_schedule: LrScheduleConfig) -> Self {
-        Self { lr_schedule, ..self }
+    /// Keeps an exponential moving average of the weights in each stage, which evaluations, the best weights and every copy of the weights use.
+    /// Default: none. [`EmaConfig`] has the details.
+    pub fn ema(self, ema: impl Into<Option<EmaConfig>>) -> Self {
+        Self { ema: ema.into(), ..self }
+    }
+
+    /// Sets the learning rate over time: a configured schedule, or a function from the step to the factor on the optimizer's base rate, such as
+    /// `|step: u64| 0.5_f64.powi((step / 100) as i32)`. Default: constant. [`LrRule`] has the details.
+    pub fn lr_schedule(self, lr_schedule: impl Into<LrRule>) -> Self {
+        Self { lr_schedule: lr_schedule.into(), ..self }
     }
 
     /// Sets the loss of every head and of the last stage. Default: cross-entropy.
@@ -314,6 +324,9 @@ impl TrainerBuilder {
         if self.devices.is_empty() {
             return Err(Error::invalid("devices", "there is none", "give at least one, or leave the default"));
         }
+        if let Some(ema) = &self.ema {
+            ema.validate()?;
+        }
         let units = self.model.units()?;
         let (partition, plans) = match (&self.partition.units_per_stage, self.partition.stages) {
             (Some(_), Some(_)) => {
@@ -345,7 +358,7 @@ impl TrainerBuilder {
             }
         };
         let stages = partition.stages();
-        self.optimizer.validate(stages)?;
+        self.optimizer.constants().validate(stages)?;
         self.recompute.validate(stages)?;
         if let Some(k) = self.head_losses.keys().find(|&&k| k >= stages) {
             return Err(Error::invalid(
@@ -356,14 +369,15 @@ impl TrainerBuilder {
         }
         let settings = Arc::new(StageSettings {
             seed: self.settings.seed,
-            optimizer: self.optimizer.clone(),
+            optimizer: Arc::clone(&self.optimizer),
             clip: self.clip.clone(),
-            schedule: LrSchedule::new(&self.lr_schedule)?,
+            schedule: LrSchedule::new(self.lr_schedule.clone())?,
             loss: Arc::clone(&self.loss),
             head_losses: self.head_losses.clone(),
             given: self.initial.clone().unwrap_or_default(),
             heads: self.heads.clone(),
             recompute: self.recompute.clone(),
+            ema: self.ema,
             dtype: self.dtype,
         });
         let blueprints = StageBlueprint::of(&*self.model, &partition, &plans, &self.devices, &settings)?;
@@ -421,7 +435,7 @@ impl TrainerBuilder {
             },
         )?;
         let names = || pipeline.built().iter().flat_map(|stage| &stage.names).map(String::as_str);
-        for pattern in self.optimizer.unmatched(names)? {
+        for pattern in self.optimizer.constants().unmatched(names)? {
             tracing::warn!("optimizer.groups: {pattern:?} matches no parameter");
         }
         let metrics = RunMetrics::new(pipeline.built(), &scenario.plan, self.settings.micro_batches);

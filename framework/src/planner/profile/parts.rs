@@ -6,7 +6,7 @@ use crate::{
     Differentiable, Error, ModelSpec, ParameterGradients, ParameterStore, Phase, Result, StageDevice, Unit,
     device::{Part as Piece, PartKind},
     model::parameters::Kind,
-    optimizer::OptimizerConfig,
+    optimizer::{OptimizerConfig, OptimizerContext},
     stage::{StageSettings, Trainable, monitor::Monitor},
 };
 
@@ -63,10 +63,12 @@ impl Parts {
             return Err(Error::invalid("model", "it has no units", "give at least one"));
         }
         let heads = heads(model, settings, units.len())?;
-        let config = &settings.optimizer;
+        let config = &settings.optimizer.constants();
         let store = || ParameterStore::new(settings.seed, settings.given.clone());
-        let trainable =
-            |store, piece: &Piece<'_>| Trainable::new(store, config, device.hooks().optimizer(piece, config)?);
+        let trainable = |store, piece: &Piece<'_>| {
+            let context = OptimizerContext { constants: config, part: piece, device };
+            Trainable::new(store, config, settings.optimizer.make(&context)?)
+        };
 
         let mut owners: Vec<usize> = Vec::with_capacity(units.len());
         let mut stores = Vec::with_capacity(units.len());

@@ -163,14 +163,15 @@ impl ModelSpec for Model {
 fn settings(optimizer: OptimizerConfig, arch: Option<&str>, dtype: ActivationDtype) -> StageSettings {
     StageSettings {
         seed: 1,
-        optimizer,
+        optimizer: std::sync::Arc::new(optimizer),
         clip: None::<ClipConfig>,
-        schedule: LrSchedule::new(&LrScheduleConfig::default()).unwrap(),
+        schedule: LrSchedule::new(LrScheduleConfig::default()).unwrap(),
         loss: Arc::new(MeanSquaredError),
         head_losses: Default::default(),
         given: Default::default(),
         heads: HeadsConfig { arch: arch.map(str::to_owned), ..HeadsConfig::default() },
         recompute: Recompute::None,
+        ema: None,
         dtype,
     }
 }
