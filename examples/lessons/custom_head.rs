@@ -91,7 +91,7 @@ fn main() -> anyhow::Result<()> {
         .head_loss(1, SquaredDistance)
         .optimizer(OptimizerConfig { lr: 0.02, ..Default::default() })
         .epochs(4)
-        .observer(|event: &TrainEvent<'_>| {
+        .callback(|event: &TrainEvent<'_>| {
             if let TrainEvent::Evaluated { steps, evaluation, .. } = event {
                 let scores = evaluation.heads().iter().map(|h| format!("head {} {:.3}", h.stage, h.score.mean_loss()));
                 println!("step {steps:>4}: losses {}", scores.collect::<Vec<_>>().join(", "));

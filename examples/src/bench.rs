@@ -18,7 +18,7 @@ use std::{
 use interlock::{
     TrainEvent,
     stage::Recompute,
-    trainer::{Length, Observer, TrainerBuilder},
+    trainer::{Callback, Control, Length, TrainerBuilder},
 };
 use serde::Serialize;
 
@@ -88,7 +88,7 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
         Exporter::start(address, workload.name)?;
     }
     let recorder = StepRecorder::new(arguments.stages());
-    let mut trainer = trainer(arguments, &workload)?.observer(recorder.clone()).build()?;
+    let mut trainer = trainer(arguments, &workload)?.callback(recorder.clone()).build()?;
     let batches = RandomBatches::new(&workload)?;
     trainer.fit(&batches).map_err(Exit::failed)?;
     trainer.set_length(Length::Steps(arguments.steps));
@@ -191,8 +191,8 @@ impl StepRecorder {
     }
 }
 
-impl Observer for StepRecorder {
-    fn observe(&mut self, event: &TrainEvent<'_>) {
+impl Callback for StepRecorder {
+    fn on_event(&mut self, event: &TrainEvent<'_>) -> interlock::Result<Control> {
         if let TrainEvent::StepDone { stages, .. } = event {
             let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let last = stages.last().and_then(|stage| stage.score);
@@ -201,5 +201,6 @@ impl Observer for StepRecorder {
                 *sum += stage.busy_seconds();
             }
         }
+        Ok(Control::Continue)
     }
 }

@@ -11,9 +11,9 @@ use interlock::{
     model::partition::PartitionConfig,
     optimizer::{OptimizerConfig, clip::ClipConfig, lr_schedule::LrScheduleConfig},
     schedule::PolicyName,
-    stage::{HeadsConfig, Recompute},
+    stage::{EmaConfig, HeadsConfig, Recompute},
     strategy::StrategyConfig,
-    trainer::{Criterion, TrainerBuilder},
+    trainer::{Criterion, EarlyStopping, EarlyStoppingConfig, TrainerBuilder},
 };
 use interlock_models::{
     InputShape, ModelConfig,
@@ -95,6 +95,12 @@ pub(crate) struct RunConfig {
     /// The learning rate over time.
     #[serde(default)]
     pub(crate) lr_schedule: LrScheduleConfig,
+    /// Ends the run when its evaluations do not improve any more; it trains for its full length where this is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) early_stopping: Option<EarlyStoppingConfig>,
+    /// An exponential moving average of the weights, which evaluations and the saved weights use; none where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ema: Option<EmaConfig>,
     /// How the pipeline runs.
     #[serde(default)]
     pub(crate) pipeline: PipelineConfig,
@@ -235,6 +241,7 @@ impl RunConfig {
             .optimizer(self.optimizer.clone())
             .clip(self.clip.clone())
             .lr_schedule(self.lr_schedule.clone())
+            .ema(self.ema)
             .schedule(self.pipeline.schedule)
             .in_flight(self.in_flight)
             .micro_batches(self.micro_batches)
@@ -245,6 +252,10 @@ impl RunConfig {
                 DataKind::Images { .. } => Criterion::Accuracy,
                 DataKind::Text { .. } => Criterion::Loss,
             });
+        let builder = match &self.early_stopping {
+            Some(config) => builder.callback(EarlyStopping::new(config.clone())?),
+            None => builder,
+        };
         Ok(match (self.epochs, self.steps) {
             (_, Some(steps)) => builder.steps(steps),
             (epochs, None) => builder.epochs(epochs.unwrap_or(1)),
@@ -392,5 +403,17 @@ mod tests {
         refused("devices=cpu", "\"auto\", or a list of names");
         refused("devices=3", "\"auto\", or a list of names");
         refused("devices=[1]", "expected a string");
+    }
+
+    #[test]
+    fn early_stopping_and_the_moving_average_are_read_and_written() {
+        let sets = ["early_stopping={patience=3, metric=\"accuracy\"}", "ema={decay=0.99, from_step=10}"];
+        let config = load(&sets).unwrap();
+        let again: RunConfig = toml::from_str(&config.to_toml().unwrap()).unwrap();
+        assert_eq!(config, again);
+        let expected = EarlyStoppingConfig { patience: 3, min_delta: 0.0, metric: Criterion::Accuracy };
+        assert_eq!(config.early_stopping, Some(expected));
+        assert_eq!(config.ema, Some(EmaConfig { decay: 0.99, from_step: 10 }));
+        assert!(load(&["early_stopping.metric=speed", "early_stopping.patience=1"]).is_err());
     }
 }

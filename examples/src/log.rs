@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use interlock::{Error, Result, TrainEvent, trainer::Observer};
+use interlock::{
+    Error, Result, TrainEvent,
+    trainer::{Callback, Control},
+};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
     EnvFilter, Layer,
@@ -78,8 +81,8 @@ pub(crate) fn failed(cause: &str) {
 /// An observer that writes the events of a run to the log.
 pub(crate) struct Log;
 
-impl Observer for Log {
-    fn observe(&mut self, event: &TrainEvent<'_>) {
+impl Callback for Log {
+    fn on_event(&mut self, event: &TrainEvent<'_>) -> Result<Control> {
         use TrainEvent as E;
         match event {
             E::Started { first_step, last_step, steps_per_epoch, plans, .. } => {
@@ -107,6 +110,9 @@ impl Observer for Log {
                 }
             }
             E::Finished { report } => {
+                if let Some(reason) = &report.stop_reason {
+                    tracing::info!("{reason}");
+                }
                 let how = if report.stopped { "stopped" } else { "finished" };
                 tracing::info!(
                     steps = report.steps,
@@ -117,5 +123,6 @@ impl Observer for Log {
             }
             _ => {}
         }
+        Ok(Control::Continue)
     }
 }

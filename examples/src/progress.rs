@@ -11,7 +11,7 @@ use std::{
 use indicatif::ProgressStyle;
 use interlock::{
     TrainEvent,
-    trainer::{Evaluation, HeadScore, Observer},
+    trainer::{Callback, Control, Evaluation, HeadScore},
     transport::StageStep,
 };
 use ratatui::crossterm::terminal;
@@ -152,8 +152,8 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-impl Observer for Progress {
-    fn observe(&mut self, event: &TrainEvent<'_>) {
+impl Callback for Progress {
+    fn on_event(&mut self, event: &TrainEvent<'_>) -> Result<Control> {
         match event {
             TrainEvent::Started { first_step, last_step, steps_per_epoch, stages, .. } => {
                 self.losses = vec![None; stages.len()];
@@ -194,5 +194,6 @@ impl Observer for Progress {
             TrainEvent::Finished { .. } => self.terminal.hide_bar(),
             _ => {}
         }
+        Ok(Control::Continue)
     }
 }

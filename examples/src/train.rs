@@ -133,9 +133,9 @@ impl TrainingRun<'_> {
         let measure = Measure::of(&prepared.data.description.kind);
         let mut trainer = prepared
             .builder
-            .observer(Progress::new(terminal, measure))
-            .observer(log::Log)
-            .observer(events.clone())
+            .callback(Progress::new(terminal, measure))
+            .callback(log::Log)
+            .callback(events.clone())
             .build()?;
         let data = &prepared.data;
         terminal.say(&format!(
@@ -189,6 +189,9 @@ fn tell(report: &Report, measure: Measure, terminal: &Terminal) {
             (false, _) => "; scores of the last training batch",
         };
         terminal.say(&format!("stopped after {} steps{scores}", report.steps));
+    }
+    if let Some(reason) = &report.stop_reason {
+        terminal.say(&format!("ended after {} steps; {reason}", report.steps));
     }
     terminal.say(&table::stages(report, measure).to_string());
     let result = match measure {

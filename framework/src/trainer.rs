@@ -1,10 +1,11 @@
 //! The trainer: trains a model by a strategy on devices, and reports on it.
 
 mod builder;
+mod callback;
 mod evaluation;
+mod event;
 mod fit;
 mod loader;
-mod observer;
 mod prediction;
 mod recording;
 mod report;
@@ -13,7 +14,8 @@ mod stop;
 mod trained;
 
 pub use builder::{Layout, TrainerBuilder};
-pub use observer::{Observer, TrainEvent};
+pub use callback::{Callback, Control, EarlyStopping, EarlyStoppingConfig};
+pub use event::TrainEvent;
 pub use report::{
     BestReport, Evaluation, EveryReport, FinalReport, Followed, HeadScore, PhaseReport, Report, StageReport,
 };
@@ -24,6 +26,8 @@ use std::{
     sync::Arc,
 };
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
@@ -66,12 +70,24 @@ pub enum Length {
 }
 
 /// The measure by which one evaluation is better than another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Criterion {
     /// The last stage's loss; lower is better.
+    #[default]
     Loss,
     /// The last stage's accuracy; higher is better.
     Accuracy,
+}
+
+impl Criterion {
+    /// Returns its name: `loss` or `accuracy`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::Accuracy => "accuracy",
+        }
+    }
 }
 
 /// The best evaluation so far and its weights.
@@ -88,6 +104,7 @@ pub struct Best {
 #[derive(Clone, Debug)]
 struct Settings {
     seed: u64,
+    first_step: u64,
     batch_size: usize,
     micro_batches: usize,
     length: Length,
@@ -139,7 +156,7 @@ struct Settings {
 ///     .micro_batches(2)
 ///     .epochs(8)
 ///     .keep_best(Criterion::Accuracy)
-///     .observer(|event: &TrainEvent<'_>| {
+///     .callback(|event: &TrainEvent<'_>| {
 ///         if let TrainEvent::Evaluated { steps, evaluation, .. } = event {
 ///             eprintln!("after {steps} steps: loss {}", evaluation.last().score.mean_loss());
 ///         }
@@ -164,7 +181,9 @@ pub struct Trainer {
     settings: Settings,
     partition: Partition,
     loss: Arc<dyn Loss>,
-    observers: Vec<Box<dyn Observer>>,
+    callbacks: Vec<Box<dyn Callback>>,
+    /// Why a callback ends the present fit.
+    stop_reason: Option<String>,
     steps: u64,
     /// The order in which the last fit read its training set.
     order: Option<Order>,
@@ -243,7 +262,7 @@ impl Trainer {
         Predictor::build(&self.blueprints, &Arc::new(self.snapshot()?))
     }
 
-    /// What ends a run of this trainer early, from another thread or an observer.
+    /// What ends a run of this trainer early, from another thread or a callback.
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
     }
@@ -275,7 +294,7 @@ impl Trainer {
     /// that were left (see [`Self::set_length`]) end where the whole fit would have ended, to the bit.
     ///
     /// # Errors
-    /// If the data are too few or wrong, a stage fails, or an observer or another part of the caller's code panics. After a failure the trainer
+    /// If the data are too few or wrong, a stage fails, or a callback fails, or the caller's code panics. After a failure the trainer
     /// cannot be used any more: its stages may be in the middle of a step.
     pub fn fit<'a>(&mut self, data: impl Into<Split<'a>>) -> Result<Report> {
         self.check_usable()?;

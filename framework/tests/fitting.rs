@@ -59,7 +59,7 @@ fn a_second_fit_begins_a_new_epoch_and_trains_the_same_length_again() {
     let seen = Arc::clone(&epochs);
     let mut trainer = builder()
         .steps(5)
-        .observer(move |event: &TrainEvent<'_>| {
+        .callback(move |event: &TrainEvent<'_>| {
             if let TrainEvent::StepDone { step, epoch, .. } = event {
                 seen.lock().unwrap().push((*step, *epoch));
             }
@@ -93,7 +93,7 @@ fn the_learning_rate_goes_on_by_step_count() {
     let mut trainer = builder()
         .epochs(1)
         .lr_schedule(LrScheduleConfig::Cosine { warmup_steps: 0, final_fraction: 0.0, total_steps: Some(6) })
-        .observer(move |event: &TrainEvent<'_>| {
+        .callback(move |event: &TrainEvent<'_>| {
             if let TrainEvent::StepDone { stages, .. } = event {
                 seen.lock().unwrap().push(stages[0].updated.lr);
             }
@@ -114,7 +114,7 @@ fn a_stopped_fit_is_followed_by_the_rest_of_its_epoch() {
     let mut trainer = builder()
         .epochs(2)
         .stop_on(&stopper)
-        .observer(move |event: &TrainEvent<'_>| {
+        .callback(move |event: &TrainEvent<'_>| {
             if let TrainEvent::StepDone { step: 0, .. } = event {
                 ask.stop();
             }
@@ -215,9 +215,9 @@ fn no_devices_are_refused_by_their_name() {
 }
 
 #[test]
-fn an_observer_that_panics_ends_the_fit_with_an_error() {
+fn a_callback_that_panics_ends_the_fit_with_an_error() {
     let mut trainer = builder()
-        .observer(|event: &TrainEvent<'_>| {
+        .callback(|event: &TrainEvent<'_>| {
             if let TrainEvent::StepDone { step: 1, .. } = event {
                 panic!("no disk");
             }
@@ -225,7 +225,7 @@ fn an_observer_that_panics_ends_the_fit_with_an_error() {
         .build()
         .unwrap();
     let error = trainer.fit(&Spiral { examples: 50 }).unwrap_err();
-    assert!(matches!(&error, Error::Panicked(text) if text == "an observer: no disk"), "{error}");
+    assert!(matches!(&error, Error::Panicked(text) if text == "a callback: no disk"), "{error}");
     assert!(trainer.fit(&Spiral { examples: 50 }).unwrap_err().to_string().contains("build a new trainer"));
 }
 

@@ -65,7 +65,7 @@ fn the_parameters_are_those_of_a_run_of_that_many_steps() {
     let data = Spiral { examples: 50 };
     for width in [1, 2, 4] {
         let stopper = Stopper::new();
-        let mut trainer = builder(width).stop_on(&stopper).observer(asks(&stopper, 5)).build().unwrap();
+        let mut trainer = builder(width).stop_on(&stopper).callback(asks(&stopper, 5)).build().unwrap();
         let report = trainer.fit(&data).unwrap();
         // The step, and those that had been fed by then: one in each stage at the most, and the two that are handed over ahead.
         assert!(report.stopped && (5..STEPS).contains(&report.steps), "{}", report.steps);
@@ -84,7 +84,7 @@ fn the_steps_that_are_left_end_where_the_whole_run_ends() {
     let cosine = LrScheduleConfig::Cosine { warmup_steps: 3, final_fraction: 0.0, total_steps: None };
     let stopper = Stopper::new();
     let mut trainer =
-        builder(3).lr_schedule(cosine.clone()).stop_on(&stopper).observer(asks(&stopper, 7)).build().unwrap();
+        builder(3).lr_schedule(cosine.clone()).stop_on(&stopper).callback(asks(&stopper, 7)).build().unwrap();
     let first = trainer.fit(&data).unwrap();
     assert!(first.stopped);
     trainer.set_length(Length::Steps(STEPS - first.steps));
@@ -140,7 +140,7 @@ fn an_evaluation_ends_after_what_was_fed_and_is_left_out() {
     let mut trainer = builder(2)
         .eval_every(4)
         .stop_on(&stopper)
-        .observer(move |event: &TrainEvent<'_>| {
+        .callback(move |event: &TrainEvent<'_>| {
             if matches!(event, TrainEvent::Evaluated { .. }) {
                 count.fetch_add(1, Ordering::Relaxed);
             }
@@ -172,7 +172,7 @@ fn a_request_at_the_end_of_an_evaluation_keeps_it() {
     let mut trainer = builder(2)
         .eval_every(6)
         .stop_on(&stopper)
-        .observer(move |event: &TrainEvent<'_>| {
+        .callback(move |event: &TrainEvent<'_>| {
             if matches!(event, TrainEvent::Evaluated { steps: 12, .. }) {
                 ask.stop();
             }

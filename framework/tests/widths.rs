@@ -89,7 +89,7 @@ fn a_stage_widens_where_gradients_are_opposed_and_nowhere_else() {
                 .micro_batches(micro_batches)
                 .in_flight(in_flight)
                 .steps(12)
-                .observer(move |event: &TrainEvent<'_>| {
+                .callback(move |event: &TrainEvent<'_>| {
                     let Seen { changes, cosines } = &mut *sink.lock().unwrap();
                     match event {
                         TrainEvent::PlanChanged { from_step, plan } => changes.push((*from_step, follows(plan))),

@@ -10,7 +10,7 @@ use std::{
 
 use interlock::{
     Error, Result, TrainEvent,
-    trainer::{Followed, Observer},
+    trainer::{Callback, Control, Followed},
 };
 use serde::Serialize;
 
@@ -54,9 +54,10 @@ impl EventLog {
     }
 }
 
-impl Observer for EventLog {
-    fn observe(&mut self, event: &TrainEvent<'_>) {
+impl Callback for EventLog {
+    fn on_event(&mut self, event: &TrainEvent<'_>) -> Result<Control> {
         self.with(|inner| inner.observe(event));
+        Ok(Control::Continue)
     }
 }
 
@@ -65,7 +66,7 @@ impl Inner {
         let now = Instant::now();
         let since = |then: Instant| to_micros(now.saturating_duration_since(then).as_secs_f64());
         let what = match event {
-            TrainEvent::Started { first_step, last_step, steps_per_epoch, plans, stages } => {
+            TrainEvent::Started { first_step, last_step, steps_per_epoch, plans, stages, .. } => {
                 (self.start, self.last) = (now, now);
                 EventKind::Started(Started {
                     run: self.run.clone(),

@@ -32,7 +32,12 @@ struct Moments<T> {
 impl AdamW {
     /// The rule with the constants of `config`; all moments are zero.
     pub fn new(config: &OptimizerConfig) -> Self {
-        Self { betas: config.betas, eps: config.eps, moments: ByParameter::new(), moments_elsewhere: ByParameter::new() }
+        Self {
+            betas: config.betas,
+            eps: config.eps,
+            moments: ByParameter::new(),
+            moments_elsewhere: ByParameter::new(),
+        }
     }
 
     /// The rule in candle operations, for any device.

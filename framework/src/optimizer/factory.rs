@@ -83,7 +83,10 @@ impl OptimizerContext<'_> {
 
 impl fmt::Debug for OptimizerContext<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OptimizerContext").field("constants", self.constants).field("part", self.part).finish_non_exhaustive()
+        f.debug_struct("OptimizerContext")
+            .field("constants", self.constants)
+            .field("part", self.part)
+            .finish_non_exhaustive()
     }
 }
 

@@ -326,7 +326,8 @@ mod tests {
     }
     #[test]
     fn a_function_of_the_step_multiplies_the_base_rate_and_is_checked() {
-        let schedule = LrSchedule::new(|step: u64| [1.0, 0.5, 0.0, -1.0, f64::NAN][step as usize]).unwrap().for_base(0.2);
+        let schedule =
+            LrSchedule::new(|step: u64| [1.0, 0.5, 0.0, -1.0, f64::NAN][step as usize]).unwrap().for_base(0.2);
         assert_eq!([0, 1, 2].map(|step| schedule.lr(step).unwrap()), [0.2, 0.1, 0.0]);
         for (step, word) in [(3, "-1 in step 3"), (4, "NaN in step 4")] {
             let error = schedule.lr(step).unwrap_err().to_string();

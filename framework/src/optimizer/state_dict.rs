@@ -51,11 +51,9 @@ impl StateDict {
     /// Removes the tensors called `{prefix}.{name}` and returns them by `name`.
     pub fn take_all(&mut self, prefix: &str) -> BTreeMap<String, Tensor> {
         let mut taken = BTreeMap::new();
-        self.tensors.retain(|key, tensor| {
-            match key.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.')) {
-                Some(name) => taken.insert(name.to_owned(), tensor.clone()).is_some(),
-                None => true,
-            }
+        self.tensors.retain(|key, tensor| match key.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.')) {
+            Some(name) => taken.insert(name.to_owned(), tensor.clone()).is_some(),
+            None => true,
         });
         taken
     }
@@ -69,10 +67,16 @@ mod tests {
     use crate::optimizer::{ClipFactor, OptimizerConfig, OptimizerKind, Slot, plain};
 
     /// The bits of two parameters after each of these updates.
-    fn run(rule: &mut dyn crate::optimizer::Optimizer, vars: &[Var; 2], asynchronous: bool, steps: std::ops::Range<u32>) -> Vec<Vec<u32>> {
+    fn run(
+        rule: &mut dyn crate::optimizer::Optimizer,
+        vars: &[Var; 2],
+        asynchronous: bool,
+        steps: std::ops::Range<u32>,
+    ) -> Vec<Vec<u32>> {
         steps
             .map(|step| {
-                let gradient = |k: u32| Tensor::new(&[0.3_f32 + step as f32, -0.7 * k as f32, 0.1], &Device::Cpu).unwrap();
+                let gradient =
+                    |k: u32| Tensor::new(&[0.3_f32 + step as f32, -0.7 * k as f32, 0.1], &Device::Cpu).unwrap();
                 let gradients = [gradient(1), gradient(2)];
                 let slots: Vec<Slot<'_>> = (0..2)
                     .map(|k| Slot {

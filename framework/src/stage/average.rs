@@ -131,9 +131,8 @@ mod tests {
         let var = Var::new(&[8.0_f32], &Device::Cpu).unwrap();
         let mut average = Average::new(EmaConfig { decay: 0.75, from_step: 1 }, std::iter::once(var.clone()));
         // Step 0 does not count; step 1 sets the average; then 0.75·4 + 0.25·8 = 5 and 0.75·5 + 0.25·1 = 4.
-        for (step, (own, expected)) in [(16.0_f32, None), (4.0, Some(4.0_f32)), (8.0, Some(5.0)), (1.0, Some(4.0))]
-            .into_iter()
-            .enumerate()
+        for (step, (own, expected)) in
+            [(16.0_f32, None), (4.0, Some(4.0_f32)), (8.0, Some(5.0)), (1.0, Some(4.0))].into_iter().enumerate()
         {
             var.set(&Tensor::new(&[own], &Device::Cpu).unwrap()).unwrap();
             average.update(step as u64).unwrap();

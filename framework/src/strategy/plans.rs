@@ -119,7 +119,15 @@ impl Plans {
         let Some(adapt) = &mut self.adapt else {
             return Err(Error::invalid("strategy state", "the strategy keeps none", "leave it out"));
         };
-        self.schedule = adapt.restore(state)?;
+        let schedule = adapt.restore(state)?;
+        if schedule.stages() != self.schedule.stages() {
+            return Err(Error::invalid(
+                "strategy state",
+                format!("its plans are for {} stages", schedule.stages()),
+                format!("the model is cut into {}", self.schedule.stages()),
+            ));
+        }
+        self.schedule = schedule;
         Ok(())
     }
 }

@@ -4,8 +4,10 @@ mod planning;
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
+use serde_json::Value;
+
 use super::{
-    Criterion, Length, Observer, Settings, Stopper, Trainer, prediction::Prediction, recording::Recording,
+    Callback, Criterion, Length, Settings, Stopper, Trainer, prediction::Prediction, recording::Recording,
     run_metrics::RunMetrics,
 };
 use crate::{
@@ -34,6 +36,7 @@ use crate::{
 pub struct TrainerBuilder {
     model: Arc<dyn ModelSpec>,
     strategy: Box<dyn Strategy>,
+    strategy_state: Option<Value>,
     partition: PartitionConfig,
     devices: Vec<Arc<dyn StageDevice>>,
     optimizer: Arc<dyn OptimizerFactory>,
@@ -49,7 +52,7 @@ pub struct TrainerBuilder {
     in_flight: Option<usize>,
     initial: Option<Arc<Weights>>,
     allowed: Allowed,
-    observers: Vec<Box<dyn Observer>>,
+    callbacks: Vec<Box<dyn Callback>>,
     stopper: Stopper,
     settings: Settings,
 }
@@ -81,6 +84,7 @@ impl TrainerBuilder {
         Self {
             model,
             strategy: Box::new(Pairwise),
+            strategy_state: None,
             partition: PartitionConfig::default(),
             devices: vec![Arc::new(Plain)],
             optimizer: Arc::new(OptimizerConfig::default()),
@@ -96,10 +100,11 @@ impl TrainerBuilder {
             in_flight: None,
             initial: None,
             allowed: Allowed::default(),
-            observers: Vec::new(),
+            callbacks: Vec::new(),
             stopper: Stopper::new(),
             settings: Settings {
                 seed: 0,
+                first_step: 0,
                 batch_size: 32,
                 micro_batches: 1,
                 length: Length::Epochs(1),
@@ -119,6 +124,19 @@ impl TrainerBuilder {
     /// As [`Self::strategy`], for a strategy that is chosen at run time.
     pub fn strategy_boxed(self, strategy: Box<dyn Strategy>) -> Self {
         Self { strategy, ..self }
+    }
+
+    /// Lets the strategy go on from the state of another run, as [`Trainer::strategy_state`] returned it: with [`Self::first_step`], the weights of
+    /// that run and the same data, the strategy decides as it would have in the whole run.
+    pub fn strategy_state(self, state: impl Into<Option<Value>>) -> Self {
+        Self { strategy_state: state.into(), ..self }
+    }
+
+    /// Sets the number of the first optimizer step, for a run that continues another: learning rates, gradient plans and the order of the data go
+    /// on from it. Default: 0.
+    pub fn first_step(mut self, step: u64) -> Self {
+        self.settings.first_step = step;
+        self
     }
 
     /// Cuts the model into `stages` stages of about equal cost. Default: one stage for each device.
@@ -288,9 +306,10 @@ impl TrainerBuilder {
         self
     }
 
-    /// Watches the run.
-    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
-        self.observers.push(Box::new(observer));
+    /// Adds a callback, which follows every run and may end it: a function of [`TrainEvent`](super::TrainEvent) that only watches, or a
+    /// [`Callback`] of your own. Events reach callbacks in the order in which they were added.
+    pub fn callback(mut self, callback: impl Callback + 'static) -> Self {
+        self.callbacks.push(Box::new(callback));
         self
     }
 
@@ -338,13 +357,13 @@ impl TrainerBuilder {
             }
             (Some(units_per_stage), None) => {
                 let partition = Partition::new(units_per_stage.clone(), &units)?;
-                let plans = Plans::of(&*self.strategy, partition.stages())?;
+                let plans = self.plans(partition.stages())?;
                 (partition, plans)
             }
             (None, stages) => {
                 let stages = stages.unwrap_or(self.devices.len());
                 Partition::check_stages(stages, &units)?;
-                let plans = Plans::of(&*self.strategy, stages)?;
+                let plans = self.plans(stages)?;
                 let arch = self.heads.arch.as_deref().unwrap_or_else(|| self.model.default_head());
                 let has_head: Vec<bool> = (0..stages).map(|stage| self.heads.has_head(&plans, stage)).collect();
                 let head = |unit: usize| match has_head.contains(&true) {
@@ -401,6 +420,15 @@ impl TrainerBuilder {
         Predictor::build(&self.layout()?.blueprints, &weights.into())
     }
 
+    /// The plans of the strategy, from the state that it was given.
+    fn plans(&self, stages: usize) -> Result<Plans> {
+        let mut plans = Plans::of(&*self.strategy, stages)?;
+        if let Some(state) = &self.strategy_state {
+            plans.restore(state)?;
+        }
+        Ok(plans)
+    }
+
     /// Checks everything and starts the pipeline: every stage is built on its device when this returns.
     ///
     /// # Errors
@@ -416,7 +444,10 @@ impl TrainerBuilder {
             policy: self.policy.into(),
             global_norm,
             hop: HOP,
-            ..Scenario::new(Arc::clone(&schedule.phase_at(0).plan), vec![StageCosts::default(); partition.stages()])
+            ..Scenario::new(
+                Arc::clone(&schedule.phase_at(self.settings.first_step).plan),
+                vec![StageCosts::default(); partition.stages()],
+            )
         };
         if let Some(Differences { missing, unknown, .. }) = self.differences(&blueprints) {
             warn("not given and started from the seed", &missing);
@@ -430,7 +461,7 @@ impl TrainerBuilder {
                 in_flight: self.in_flight,
                 policy: self.policy.into(),
                 global_norm,
-                first_step: 0,
+                first_step: self.settings.first_step,
                 record: self.settings.record.map(|_| Instant::now()),
             },
         )?;
@@ -438,6 +469,7 @@ impl TrainerBuilder {
         for pattern in self.optimizer.constants().unmatched(names)? {
             tracing::warn!("optimizer.groups: {pattern:?} matches no parameter");
         }
+        let steps = self.settings.first_step;
         let metrics = RunMetrics::new(pipeline.built(), &scenario.plan, self.settings.micro_batches);
         let prediction = Prediction::new(Scenario { in_flight: pipeline.in_flight(), ..scenario });
         Ok(Trainer {
@@ -450,9 +482,10 @@ impl TrainerBuilder {
             settings: self.settings,
             partition,
             loss: Arc::clone(&settings.loss),
-            observers: self.observers,
+            callbacks: self.callbacks,
+            stop_reason: None,
             stopper: self.stopper,
-            steps: 0,
+            steps,
             order: None,
             interrupted: false,
             best: None,

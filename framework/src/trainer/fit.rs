@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Best, Criterion, Evaluation, Length, Report, Split, TrainEvent, Trainer, evaluation,
+    Best, Control, Criterion, Evaluation, Length, Report, Split, TrainEvent, Trainer, evaluation,
     loader::{Loader, Order},
     run_metrics::RunState,
     trained::Trained,
@@ -20,21 +20,29 @@ use crate::{
 };
 
 impl Trainer {
-    /// Tells every observer.
+    /// Tells every callback. The first reason to stop counts.
     ///
     /// # Errors
-    /// If one panics.
+    /// If one fails or panics.
     fn tell(&mut self, event: &TrainEvent<'_>) -> Result<()> {
         self.metrics.observe(event);
-        for observer in &mut self.observers {
-            catch_unwind(AssertUnwindSafe(|| observer.observe(event))).map_err(|panic| {
-                match Error::panicked(&*panic) {
-                    Error::Panicked(text) => Error::Panicked(format!("an observer: {text}")),
+        for callback in &mut self.callbacks {
+            let control = catch_unwind(AssertUnwindSafe(|| callback.on_event(event))).unwrap_or_else(|panic| {
+                Err(match Error::panicked(&*panic) {
+                    Error::Panicked(text) => Error::Panicked(format!("a callback: {text}")),
                     other => other,
-                }
+                })
             })?;
+            if let Control::Stop(reason) = control {
+                self.stop_reason.get_or_insert(reason);
+            }
         }
         Ok(())
+    }
+
+    /// Whether the fit is to end early.
+    fn is_stopping(&self) -> bool {
+        self.stopper.is_requested() || self.stop_reason.is_some()
     }
 
     /// The order in which a data set of `examples` is read from now on: a stopped fit's unfinished epoch goes on, or a new one begins.
@@ -43,9 +51,8 @@ impl Trainer {
         match self.order {
             Some(order) if self.interrupted && order.examples == examples => Ok(order),
             last => {
-                let first_epoch = last.map_or(0, |order| order.epochs_begun(self.steps));
                 let order = Order::new(examples, settings.batch_size, settings.drop_last, settings.seed)?;
-                Ok(order.beginning(first_epoch, self.steps))
+                Ok(last.map_or(order, |last| order.beginning(last.epochs_begun(self.steps), self.steps)))
             }
         }
     }
@@ -62,7 +69,7 @@ impl Trainer {
         });
         // Until the end of the fit, any way out leaves the stages in the middle of something.
         self.failed = true;
-        (self.order, self.interrupted) = (Some(order), false);
+        (self.order, self.interrupted, self.stop_reason) = (Some(order), false, None);
         self.pipeline.begin(last)?;
         let plans = self.plans.clone();
         let built = self.stages().to_vec();
@@ -72,12 +79,13 @@ impl Trainer {
             steps_per_epoch: order.per_epoch,
             plans: &plans,
             stages: &built,
+            evaluates: data.validation.is_some(),
         })?;
 
         let stopper = self.stopper.clone();
         let mut trained = Trained::default();
         let mut evaluation = None;
-        while self.steps < last && !stopper.is_requested() {
+        while self.steps < last && !self.is_stopping() {
             let until = match (data.validation, self.settings.eval_every) {
                 (None, _) => last,
                 (Some(_), Some(every)) => ((self.steps / every + 1) * every).min(last),
@@ -99,8 +107,9 @@ impl Trainer {
         trained.stopped = stopper.is_requested() && (self.steps < last || unevaluated);
         if trained.stopped {
             stopper.done();
-            self.interrupted = true;
         }
+        trained.stop_reason = self.stop_reason.take().filter(|_| self.steps < last);
+        self.interrupted = trained.stopped || trained.stop_reason.is_some();
         let report = Report::new(self, &trained, evaluation);
         self.tell(&TrainEvent::Finished { report: &report })?;
         self.failed = false;
@@ -125,7 +134,7 @@ impl Trainer {
                 Ok(Feed { purpose: Purpose::Train, step, pieces, first: 0, of, total })
             });
             loop {
-                if self.stopper.is_requested() {
+                if self.is_stopping() {
                     feeder.stop();
                 }
                 match feeder.next(&self.pipeline)? {

@@ -116,9 +116,12 @@ pub struct Report {
     pub final_scores: FinalReport,
     /// Whether `final` comes from an evaluation on the validation set.
     pub evaluated: bool,
-    /// Whether the run was asked to end early, and did.
+    /// Whether a [`Stopper`](super::Stopper) ended the run early.
     #[serde(default)]
     pub stopped: bool,
+    /// Why a callback, such as early stopping, ended the run before its time; none if none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<String>,
     /// The best evaluation, if it was kept.
     pub best: Option<BestReport>,
     /// Training examples a wall second, evaluations left out.
@@ -239,6 +242,7 @@ impl Report {
             final_scores: score(plan.stages() - 1).unwrap_or_default().into(),
             evaluated: evaluation.is_some(),
             stopped: trained.stopped,
+            stop_reason: trained.stop_reason.clone(),
             best: trainer
                 .best()
                 .map(|best| BestReport { steps: best.steps, scores: best.evaluation.last().score.into() }),

@@ -69,7 +69,7 @@ fn run(builder: TrainerBuilder, data: impl Dataset + 'static) -> interlock::Resu
     let steps = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&steps);
     let trainer = builder
-        .observer(move |event: &TrainEvent<'_>| {
+        .callback(move |event: &TrainEvent<'_>| {
             if let TrainEvent::StageStep(step) = event {
                 seen.lock().unwrap().push((*step).clone());
             }
@@ -273,7 +273,7 @@ fn other_losses_score_and_train_alike() {
             let builder = Trainer::builder(model).stages(3).strategy(Interlock::width(2)).devices(devices);
             let builder = builder.loss(make()).optimizer(optimizer).batch_size(13).micro_batches(2).steps(5);
             let trainer = builder
-                .observer(move |event: &TrainEvent<'_>| {
+                .callback(move |event: &TrainEvent<'_>| {
                     if let TrainEvent::StageStep(step) = event {
                         seen.lock().unwrap().push((*step).clone());
                     }
@@ -307,7 +307,7 @@ fn times_are_those_of_the_device() {
     let seen = Arc::clone(&steps);
     let trainer = make
         .steps(4)
-        .observer(move |event: &TrainEvent<'_>| {
+        .callback(move |event: &TrainEvent<'_>| {
             if let TrainEvent::StageStep(step) = event {
                 seen.lock().unwrap().push((*step).clone());
             }

@@ -1,4 +1,4 @@
-//! Events for those who watch a run: progress bars, logs, metrics.
+//! Events of a run, which callbacks receive: progress bars, logs, early stopping.
 
 use super::{Evaluation, Report};
 use crate::{
@@ -22,6 +22,8 @@ pub enum TrainEvent<'a> {
         plans: &'a PlanSchedule,
         /// The stages.
         stages: &'a [Built],
+        /// Whether the run evaluates: a validation set was given.
+        evaluates: bool,
     },
     /// One stage has finished a step; stages may be steps apart.
     StageStep(&'a StageStep),
@@ -59,16 +61,4 @@ pub enum TrainEvent<'a> {
         /// What it came to.
         report: &'a Report,
     },
-}
-
-/// Watches a run. Called on the trainer's thread, which the stages do not wait for unless it is slow.
-pub trait Observer: Send {
-    /// Takes note of an event.
-    fn observe(&mut self, event: &TrainEvent<'_>);
-}
-
-impl<F: FnMut(&TrainEvent<'_>) + Send> Observer for F {
-    fn observe(&mut self, event: &TrainEvent<'_>) {
-        self(event);
-    }
 }

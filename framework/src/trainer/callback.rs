@@ -1,0 +1,108 @@
+//! Callbacks: code of your own that follows a run and may end it.
+
+mod early_stopping;
+
+pub use early_stopping::{EarlyStopping, EarlyStoppingConfig};
+
+use serde_json::Value;
+
+use super::TrainEvent;
+use crate::{Error, Result};
+
+/// Whether a run goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub enum Control {
+    /// It goes on.
+    #[default]
+    Continue,
+    /// It ends, for this reason; [`Report::stop_reason`](super::Report::stop_reason) tells it.
+    Stop(String),
+}
+
+/// Follows a run, and may end it.
+///
+/// The trainer calls [`on_event`](Self::on_event) on the thread that called [`fit`](super::Trainer::fit); stages wait for it only if it is slow. A
+/// function of a [`TrainEvent`] is a callback that only watches.
+///
+/// A run that a callback ends at an evaluation has the same parameters each time. After a training step, stages may have begun further steps,
+/// which are finished first: how many depends on timing.
+///
+/// ```
+/// # use candle_core::{Device, Tensor};
+/// # use interlock::{Batch, Dataset, ModelSpec, Sequential, Unit, random::Key, loss::MeanSquaredError};
+/// # struct Net;
+/// # impl ModelSpec for Net {
+/// #     fn units(&self) -> Result<Vec<Unit>> {
+/// #         Ok(vec![Unit::new("", [1], |_| Ok(Sequential::default()))])
+/// #     }
+/// # }
+/// # struct Ones;
+/// # impl Dataset for Ones {
+/// #     fn len(&self) -> usize {
+/// #         64
+/// #     }
+/// #     fn batch(&self, numbers: &[usize], _: Option<Key>) -> Result<Batch> {
+/// #         let ones = Tensor::new(vec![1.0_f32; numbers.len()], &Device::Cpu)?.reshape(((), 1))?;
+/// #         Ok(Batch { inputs: ones.clone().into(), targets: ones })
+/// #     }
+/// # }
+/// use interlock::{
+///     Result, TrainEvent, Trainer,
+///     trainer::{Callback, Control},
+/// };
+///
+/// /// Ends a run once the validation loss is good enough.
+/// struct GoodEnough {
+///     loss: f64,
+/// }
+///
+/// impl Callback for GoodEnough {
+///     fn on_event(&mut self, event: &TrainEvent<'_>) -> Result<Control> {
+///         match event {
+///             TrainEvent::Evaluated { evaluation, .. } if evaluation.last().score.mean_loss() <= self.loss => {
+///                 Ok(Control::Stop("good enough".to_owned()))
+///             }
+///             _ => Ok(Control::Continue),
+///         }
+///     }
+/// }
+///
+/// let builder = Trainer::builder(Net).loss(MeanSquaredError).epochs(9).callback(GoodEnough { loss: 0.5 });
+/// let report = builder.build()?.fit((&Ones, &Ones))?;
+/// assert_eq!((report.steps, report.stop_reason.as_deref()), (2, Some("good enough")));
+/// # Ok::<(), interlock::Error>(())
+/// ```
+pub trait Callback: Send {
+    /// Takes note of an event, and tells whether the run goes on. What it returns for [`TrainEvent::Finished`] changes nothing.
+    ///
+    /// # Errors
+    /// Any error ends the run, which has then failed.
+    fn on_event(&mut self, event: &TrainEvent<'_>) -> Result<Control>;
+
+    /// Returns all that it remembers, so that another run can go on with it. Default: null, it remembers nothing.
+    ///
+    /// # Errors
+    /// If it cannot be written as JSON.
+    fn state(&self) -> Result<Value> {
+        Ok(Value::Null)
+    }
+
+    /// Replaces what it remembers by what [`Self::state`] returned.
+    ///
+    /// # Errors
+    /// If it is not the state of such a callback. Default: if it is not null.
+    fn restore(&mut self, state: &Value) -> Result<()> {
+        if state.is_null() {
+            return Ok(());
+        }
+        Err(Error::invalid("callback state", "this callback remembers nothing", "leave the state out"))
+    }
+}
+
+impl<F: FnMut(&TrainEvent<'_>) + Send> Callback for F {
+    fn on_event(&mut self, event: &TrainEvent<'_>) -> Result<Control> {
+        self(event);
+        Ok(Control::Continue)
+    }
+}
