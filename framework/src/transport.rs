@@ -1,5 +1,7 @@
 //! How a stage's messages reach its neighbours.
 
+use std::time::Instant;
+
 use crate::{
     Activation, Failure, Result, Score,
     schedule::{MicroBatchId, StageWork},
@@ -88,21 +90,126 @@ impl StageStep {
     }
 }
 
-/// A stage's connections to its neighbours and to the coordinator.
+/// A message from one stage to a neighbour: a header of fixed size, and tensors.
+#[derive(Debug)]
+pub enum StageMessage {
+    /// To the next stage: the input of a forward pass, with the targets.
+    Activation {
+        /// The micro-batch.
+        micro_batch: MicroBatchId,
+        /// Inputs and targets.
+        payload: Payload,
+    },
+    /// To the previous stage: the gradient of one loss with respect to the receiver's output.
+    Gradient {
+        /// The micro-batch.
+        micro_batch: MicroBatchId,
+        /// The stage whose loss it is.
+        loss: usize,
+        /// The gradient.
+        gradient: Activation,
+    },
+    /// To the previous stage: one more micro-batch may be sent.
+    Credit,
+}
+
+/// A kind of [`StageMessage`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageKind {
+    /// An activation.
+    Activation,
+    /// A gradient.
+    Gradient,
+    /// A credit.
+    Credit,
+}
+
+/// The header of a [`StageMessage`]: everything but its tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageHeader {
+    /// The kind.
+    pub kind: MessageKind,
+    /// The micro-batch; none of a credit.
+    pub micro_batch: Option<MicroBatchId>,
+    /// The stage whose loss a gradient belongs to; none of other messages.
+    pub loss: Option<usize>,
+    /// Bytes of the tensors that follow.
+    pub bytes: usize,
+}
+
+impl StageMessage {
+    /// Returns its header.
+    pub fn header(&self) -> MessageHeader {
+        match self {
+            Self::Activation { micro_batch, payload } => MessageHeader {
+                kind: MessageKind::Activation,
+                micro_batch: Some(*micro_batch),
+                loss: None,
+                bytes: payload.bytes(),
+            },
+            Self::Gradient { micro_batch, loss, gradient } => MessageHeader {
+                kind: MessageKind::Gradient,
+                micro_batch: Some(*micro_batch),
+                loss: Some(*loss),
+                bytes: gradient.bytes(),
+            },
+            Self::Credit => MessageHeader { kind: MessageKind::Credit, micro_batch: None, loss: None, bytes: 0 },
+        }
+    }
+}
+
+/// The sending half of a transport: a stage's connections to its neighbours and to the coordinator.
 ///
-/// Each call hands one message over and returns without waiting for its receiver; messages of one kind to one receiver arrive in
-/// order. In process a message is moved into the receiver's mailbox and no tensor is copied; where the device has a [`Link`](crate::Link)
-/// that delays, activations and gradients are moved there when they arrive.
+/// Only the stage's own thread calls it. Each call hands one message over and returns without waiting for the receiver; the messages of one kind to
+/// one receiver arrive in order. An activation goes to the next stage, a gradient and a credit to the previous one; a credit of the first stage
+/// goes to the coordinator.
+///
+/// In process the message is moved into the receiver's mailbox, and no tensor is copied. If the device has a [`Link`](crate::Link) that delays, the
+/// thread of the delay line delivers activations and gradients when they arrive.
 pub trait Transport: Send {
-    /// Sends an activation to the next stage.
-    fn send_activation(&mut self, micro_batch: MicroBatchId, payload: Payload) -> Result<()>;
-
-    /// Sends the gradient of `loss` to the previous stage.
-    fn send_gradient(&mut self, micro_batch: MicroBatchId, loss: usize, gradient: Activation) -> Result<()>;
-
-    /// Tells the previous stage, or the coordinator, that one more micro-batch may be sent.
-    fn send_credit(&mut self) -> Result<()>;
+    /// Sends a message to the neighbour that it is for.
+    ///
+    /// # Errors
+    /// If there is no such neighbour, it has ended, or its mailbox is full. A failure after this returned goes to the coordinator.
+    fn send(&mut self, message: StageMessage) -> Result<()>;
 
     /// Sends a report to the coordinator.
+    ///
+    /// # Errors
+    /// If the coordinator has ended.
     fn report(&mut self, report: Report) -> Result<()>;
+}
+
+/// The receiving half of a transport: the mailbox of a stage.
+///
+/// Whoever carries messages calls it, from any thread: in process the sending stage or the delay line, between processes the thread that receives. It
+/// never waits, and messages are handled in the order of the calls.
+pub trait Inbox: Send + Sync {
+    /// Puts a message into the mailbox. `sent` is the time at which it was sent, if that is known on this host's clock; by default it arrives at
+    /// once.
+    ///
+    /// # Errors
+    /// If the stage has ended, or its mailbox is full.
+    fn deliver(&self, message: StageMessage, sent: Option<Instant>) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor};
+
+    use super::*;
+    use crate::schedule::Purpose;
+
+    #[test]
+    fn a_header_tells_everything_but_the_tensors() {
+        let micro_batch = MicroBatchId { step: 7, purpose: Purpose::Train, index: 1, count: 2 };
+        let tensor = |shape: (usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let payload = Payload { inputs: tensor((2, 3)).into(), targets: tensor((2, 1)), total: 2.0 };
+        let header = |kind, micro_batch, loss, bytes| MessageHeader { kind, micro_batch, loss, bytes };
+        let activation = StageMessage::Activation { micro_batch, payload };
+        assert_eq!(activation.header(), header(MessageKind::Activation, Some(micro_batch), None, 32));
+        let gradient = StageMessage::Gradient { micro_batch, loss: 3, gradient: tensor((2, 3)).into() };
+        assert_eq!(gradient.header(), header(MessageKind::Gradient, Some(micro_batch), Some(3), 24));
+        assert_eq!(StageMessage::Credit.header(), header(MessageKind::Credit, None, None, 0));
+    }
 }

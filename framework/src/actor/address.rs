@@ -1,9 +1,19 @@
 //! A stage's mailbox, as those see it who send to it.
 
+use std::time::Instant;
+
 use actix::{Addr, Handler, Message};
 
-use super::{stage::StageActor, wire::send};
-use crate::{Result, metrics::MailboxGauge};
+use super::{
+    messages::{Activation, Credit, Gradient, TransferTimes},
+    stage::StageActor,
+    wire::send,
+};
+use crate::{
+    Result,
+    metrics::MailboxGauge,
+    transport::{Inbox, StageMessage},
+};
 
 /// The address of a stage, which counts what waits in its mailbox.
 #[derive(Clone)]
@@ -39,5 +49,19 @@ impl StageAddress {
             self.waiting.taken();
         }
         sent
+    }
+}
+
+impl Inbox for StageAddress {
+    fn deliver(&self, message: StageMessage, sent: Option<Instant>) -> Result<()> {
+        let arrived = Instant::now();
+        let times = TransferTimes { sent: sent.unwrap_or(arrived), arrived };
+        match message {
+            StageMessage::Activation { micro_batch, payload } => self.send(Activation { micro_batch, payload, times }),
+            StageMessage::Gradient { micro_batch, loss, gradient } => {
+                self.send(Gradient { micro_batch, loss, tensors: gradient, times })
+            }
+            StageMessage::Credit => self.send(Credit),
+        }
     }
 }

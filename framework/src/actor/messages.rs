@@ -88,23 +88,6 @@ impl TransferTimes {
     }
 }
 
-/// A message that the delay line may hold back.
-pub(super) trait Delayable: Message<Result = ()> + Send + 'static {
-    fn times(&mut self) -> &mut TransferTimes;
-}
-
-impl Delayable for Activation {
-    fn times(&mut self) -> &mut TransferTimes {
-        &mut self.times
-    }
-}
-
-impl Delayable for Gradient {
-    fn times(&mut self) -> &mut TransferTimes {
-        &mut self.times
-    }
-}
-
 /// From the previous stage, or the coordinator: the input of a forward pass.
 #[derive(Message)]
 #[rtype(result = "()")]

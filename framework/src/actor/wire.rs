@@ -8,15 +8,12 @@ use super::{
     address::StageAddress,
     coordinator::Coordinator,
     delay::Delayed,
-    messages::{Activation, Credit, Delayable, Gradient, Reported, TransferTimes},
+    messages::{Credit, Reported},
     sent::{Counter, count},
-    stage::StageActor,
 };
 use crate::{
-    Activation as Tensors, Error, Failure, Origin, Phase, Result,
-    schedule::MicroBatchId,
-    stage::Payload,
-    transport::{Report, Transport},
+    Error, Failure, Origin, Phase, Result,
+    transport::{Inbox, MessageKind, Report, StageMessage, Transport},
 };
 
 /// Sends without waiting; a full or closed mailbox is an error, never a silent loss.
@@ -50,28 +47,20 @@ pub(super) struct Neighbour {
 }
 
 impl Neighbour {
-    /// Sends tensors of so many bytes, which belong to `micro_batch`, from stage `from`. Where that fails only when they arrive, the coordinator
-    /// is told.
-    fn send<M>(
-        &mut self,
-        from: usize,
-        micro_batch: MicroBatchId,
-        bytes: usize,
-        mut message: M,
-        teller: &Addr<Coordinator>,
-    ) -> Result<()>
-    where
-        M: Delayable,
-        StageActor: Handler<M>,
-    {
-        let Some(delayed) = &mut self.delayed else { return self.address.send(message) };
-        let (address, teller) = (self.address.clone(), teller.clone());
-        delayed.send(bytes as u64, move || {
-            message.times().arrived = Instant::now();
-            if let Err(error) = address.send(message) {
-                let failure = Failure::new(Origin::Stage(from), Phase::Transfer, error)
-                    .in_step(micro_batch.step)
-                    .in_micro_batch(micro_batch.index);
+    /// Sends a message from stage `from`. If a delayed one cannot be delivered, the coordinator is told.
+    fn send(&mut self, from: usize, message: StageMessage, teller: &Addr<Coordinator>) -> Result<()> {
+        let header = message.header();
+        let Some(delayed) = self.delayed.as_mut().filter(|_| header.kind != MessageKind::Credit) else {
+            return self.address.deliver(message, None);
+        };
+        let (address, teller, sent) = (self.address.clone(), teller.clone(), Instant::now());
+        delayed.send(header.bytes as u64, move || {
+            if let Err(error) = address.deliver(message, Some(sent)) {
+                let failure = Failure::new(Origin::Stage(from), Phase::Transfer, error);
+                let failure = match header.micro_batch {
+                    Some(micro_batch) => failure.in_step(micro_batch.step).in_micro_batch(micro_batch.index),
+                    None => failure,
+                };
                 // If this fails the coordinator has ended, and nobody is left to report to.
                 let _ = send(&teller, "the coordinator", Reported(Report::Failed(failure)));
             }
@@ -84,35 +73,17 @@ fn no_neighbour(stage: usize) -> Error {
 }
 
 impl Transport for Wire {
-    fn send_activation(&mut self, micro_batch: MicroBatchId, payload: Payload) -> Result<()> {
-        let next = self.next.as_mut().ok_or_else(|| no_neighbour(self.stage))?;
-        count(&self.sent.activations);
-        next.send(
-            self.stage,
-            micro_batch,
-            payload.bytes(),
-            Activation { micro_batch, payload, times: TransferTimes::now() },
-            &self.coordinator,
-        )
-    }
-
-    fn send_gradient(&mut self, micro_batch: MicroBatchId, loss: usize, tensors: Tensors) -> Result<()> {
-        let previous = self.previous.as_mut().ok_or_else(|| no_neighbour(self.stage))?;
-        count(&self.sent.gradients);
-        previous.send(
-            self.stage,
-            micro_batch,
-            tensors.bytes(),
-            Gradient { micro_batch, loss, tensors, times: TransferTimes::now() },
-            &self.coordinator,
-        )
-    }
-
-    fn send_credit(&mut self) -> Result<()> {
-        count(&self.sent.credits);
-        match &self.previous {
-            Some(previous) => previous.address.send(Credit),
-            None => send(&self.coordinator, "the coordinator", Credit),
+    fn send(&mut self, message: StageMessage) -> Result<()> {
+        let (counter, neighbour) = match message.header().kind {
+            MessageKind::Activation => (&self.sent.activations, &mut self.next),
+            MessageKind::Gradient => (&self.sent.gradients, &mut self.previous),
+            MessageKind::Credit => (&self.sent.credits, &mut self.previous),
+        };
+        count(counter);
+        match neighbour {
+            Some(neighbour) => neighbour.send(self.stage, message, &self.coordinator),
+            None if matches!(message, StageMessage::Credit) => send(&self.coordinator, "the coordinator", Credit),
+            None => Err(no_neighbour(self.stage)),
         }
     }
 
@@ -135,9 +106,14 @@ mod tests {
     use super::*;
     use crate::{
         Link, ModelSpec, Sequential, Trainer, Unit,
-        actor::{PipelineEvent, delay::DelayLine, stage::Settings},
+        actor::{
+            PipelineEvent,
+            delay::DelayLine,
+            stage::{Settings, StageActor},
+        },
         metrics::MailboxGauge,
-        schedule::{Policy, Purpose},
+        schedule::{MicroBatchId, Policy, Purpose},
+        stage::Payload,
     };
 
     /// One unit that does nothing.
@@ -178,8 +154,8 @@ mod tests {
             let mut wire = Wire { stage: 2, previous: None, next, coordinator, sent };
             let inputs = Tensor::zeros((1, 1), DType::F32, &Device::Cpu).unwrap();
             let payload = Payload { targets: inputs.clone(), inputs: inputs.into(), total: 1.0 };
-            wire.send_activation(MicroBatchId { step: 5, purpose: Purpose::Train, index: 1, count: 2 }, payload)
-                .unwrap();
+            let micro_batch = MicroBatchId { step: 5, purpose: Purpose::Train, index: 1, count: 2 };
+            wire.send(StageMessage::Activation { micro_batch, payload }).unwrap();
             loop {
                 match told.try_recv() {
                     Ok(event) => break event,

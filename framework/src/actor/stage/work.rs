@@ -17,7 +17,7 @@ use crate::{
     metrics::{Direction, StageMetrics},
     schedule::{Action, ActionKind, Purpose, StageSchedule},
     stage::Outcome,
-    transport::{Report, Transport},
+    transport::{Report, StageMessage, Transport},
 };
 
 /// A stage at work.
@@ -93,7 +93,7 @@ impl Work {
                 let stage = self.stage.index();
                 self.wire.report(Report::Scored { stage, micro_batch, score: None })?;
             }
-            self.wire.send_credit()?;
+            self.wire.send(StageMessage::Credit)?;
         }
         self.metrics.holds(self.schedule.live());
         self.settle_ready()?;
@@ -122,13 +122,13 @@ impl Work {
                 let bytes = payload.bytes();
                 self.metrics.sent(Direction::Activation, bytes);
                 self.done.sent_activation(bytes);
-                self.wire.send_activation(micro_batch, payload)?;
+                self.wire.send(StageMessage::Activation { micro_batch, payload })?;
             }
             (Action::Backward { micro_batch, loss, .. }, Outcome::Gradient(gradient)) => {
                 let bytes = gradient.bytes();
                 self.metrics.sent(Direction::Gradient, bytes);
                 self.done.sent_gradient(bytes);
-                self.wire.send_gradient(micro_batch, loss, gradient)?;
+                self.wire.send(StageMessage::Gradient { micro_batch, loss, gradient })?;
             }
             (Action::Head { micro_batch, .. }, Outcome::Score(score)) => {
                 self.wire.report(Report::Scored { stage, micro_batch, score: Some(score) })?;
