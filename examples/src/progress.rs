@@ -10,7 +10,7 @@ use std::{
 
 use indicatif::ProgressStyle;
 use interlock::{
-    TrainEvent,
+    Result, TrainEvent,
     trainer::{Callback, Control, Evaluation, HeadScore},
     transport::StageStep,
 };
