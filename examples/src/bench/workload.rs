@@ -126,20 +126,25 @@ impl Workload {
             .strategy(Interlock::width(width))
             .heads(HeadsConfig { arch: Some(self.head.to_owned()), train })
             .optimizer(optimizer)
-            .batch_size(1)
+            .batch_size(self.batch)
             .seed(7))
     }
 }
 
-/// Batches of random numbers, made beforehand; each counts as one example of the data set, so that a step takes one as it is.
-pub(super) struct RandomBatches(Vec<Batch>);
+/// Batches of random numbers, made beforehand. A step takes one of them, the one that its first example belongs to.
+pub(super) struct RandomBatches {
+    batches: Vec<Batch>,
+    /// Examples of each.
+    examples: usize,
+}
 
 /// How many of them there are; longer runs see them again.
 const BATCHES: u64 = 4;
 
 impl RandomBatches {
     pub(super) fn new(workload: &Workload) -> Result<Self> {
-        (0..BATCHES).map(|number| workload.random_batch(number)).collect::<Result<_>>().map(Self)
+        let batches = (0..BATCHES).map(|number| workload.random_batch(number)).collect::<Result<_>>()?;
+        Ok(Self { batches, examples: workload.batch })
     }
 }
 
@@ -163,13 +168,13 @@ pub(super) fn random_batch(workload: &Workload, key: Key) -> Result<Batch> {
 
 impl Dataset for RandomBatches {
     fn len(&self) -> usize {
-        self.0.len()
+        self.batches.len() * self.examples
     }
 
     fn batch(&self, numbers: &[usize], _: Option<Key>) -> Result<Batch> {
         match numbers {
-            [number] => Ok(self.0[*number].clone()),
-            _ => Err(Error::Data(format!("batches are taken one at a time, not {}", numbers.len()))),
+            [first, ..] if numbers.len() == self.examples => Ok(self.batches[first / self.examples].clone()),
+            _ => Err(Error::Data(format!("batches have {} examples, not {}", self.examples, numbers.len()))),
         }
     }
 }
@@ -183,8 +188,9 @@ mod tests {
         for (name, batch, pieces) in [(WorkloadName::Resnet32, 128, 32), (WorkloadName::Gpt, 16, 4)] {
             let workload = Workload::named(name);
             let batches = RandomBatches::new(workload).unwrap();
-            let one = batches.batch(&[1], None).unwrap();
-            assert_eq!((one.len().unwrap(), batches.len()), (batch, BATCHES as usize));
+            let numbers: Vec<usize> = (0..batch).collect();
+            let one = batches.batch(&numbers, None).unwrap();
+            assert_eq!((one.len().unwrap(), batches.len()), (batch, BATCHES as usize * batch));
             let sizes: Vec<usize> = one.split(4).unwrap().iter().map(|piece| piece.len().unwrap()).collect();
             assert_eq!(sizes, [pieces; 4]);
             assert!(batches.batch(&[0, 1], None).is_err());
