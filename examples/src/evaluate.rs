@@ -1,5 +1,7 @@
 //! `interlock eval`.
 
+use std::path::Path;
+
 use interlock::Error;
 use serde::Serialize;
 
@@ -25,7 +27,11 @@ pub(crate) fn run(arguments: &Eval) -> Result<(), Exit> {
     let weights = folder.weights(arguments.best)?;
     let validation = config.data.open_validation(&description)?;
     let measure = Measure::of(&description.kind);
-    let mut trainer = config.of_finished_run(&description)?.initial_values(weights).build().map_err(refused)?;
+    let mut trainer = config
+        .of_finished_run(&description)?
+        .initial_values(weights)
+        .build()
+        .map_err(|error| refused(&arguments.run, &error))?;
     let evaluation = trainer.evaluate(&*validation)?;
     if let Some(k) = arguments.stage.filter(|&k| evaluation.head(k).is_none()) {
         let there: Vec<String> = evaluation.heads().iter().map(|head| head.stage.to_string()).collect();
@@ -50,6 +56,6 @@ pub(crate) fn run(arguments: &Eval) -> Result<(), Exit> {
 }
 
 /// The refusal of a run folder whose weights do not fit its configuration.
-pub(crate) fn refused(error: Error) -> Exit {
-    Exit::Refused(error.to_string())
+pub(crate) fn refused(run: &Path, error: &Error) -> Exit {
+    Exit::Refused(format!("{}: its weights do not make the model of its config.toml: {error}", run.display()))
 }

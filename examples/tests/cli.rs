@@ -252,7 +252,7 @@ fn bad_settings_are_refused_before_anything_is_written() {
     refused(&["batch_size=-4"], &["batch_size"]);
     refused(&["devices=[\"tpu\"]"], &["tpu", "cpu"]);
     refused(&["devices=[\"cuda:0\"]"], &["cuda:0", "--features cuda"]);
-    refused(&["devices=[]"], &["devices", "cpu"]);
+    refused(&["devices=[]"], &["devices: the list is empty", "cpu", "auto"]);
     refused(&["devices=cpu"], &["devices", "auto", "cpu:threads=2"]);
     refused(&["heads.arch=conv8_fancy"], &["fancy"]);
     refused(&["lr_schedule.kind=linear"], &["linear"]);
@@ -338,7 +338,7 @@ fn a_run_folder_that_is_none_or_of_another_model_is_refused() {
         text.replace("blocks = [1, 1]", "blocks = [1, 2]").replace("blocks = [\n    1,\n    1,\n]", "blocks = [1, 2]"),
     )
     .unwrap();
-    refused(folder.path(), &["eval", "run"], &["another model"]);
+    refused(folder.path(), &["eval", "run"], &["run: its weights", "missing", "layer2.1.conv1.weight"]);
     fs::write(&config, text).unwrap();
     fs::remove_file(folder.path().join("run/model-00002-of-00002.safetensors")).unwrap();
     refused(folder.path(), &["eval", "run"], &["model-00002-of-00002.safetensors"]);
@@ -373,7 +373,7 @@ fn initial_weights_must_be_those_of_the_model_unless_others_are_allowed() {
 #[test]
 fn a_run_names_its_model_and_strategy_first_and_no_head_that_is_not_built() {
     let folder = TempDir::new().unwrap();
-    let heads = ["--set=partition.stages=3", "--set=strategy.name=end_to_end"];
+    let heads = ["--set=partition.stages=3", "--set=strategy.name=end_to_end", "--set=heads.train=needed"];
     let shown = done(&train(folder.path(), &[&SMALL[..], &heads].concat()));
     let first = shown.lines().next().unwrap();
     assert!(first.contains("model resnet") && first.contains("strategy end-to-end"), "{first}");

@@ -134,8 +134,9 @@ fn images_are_classified_without_the_data_of_the_run() {
     refused(path, &["predict", "run", "empty"], &["empty", "no image"]);
     refused(path, &["predict", "run", "one.bmp", "--top", "0"], &["--top", "1 or more"]);
     refused(path, &["predict", "run", "one.bmp", "--head", "2"], &["--head", "stage 2 has no head", "0, 1"]);
-    let early = printed(path, &["predict", "run", "one.bmp", "--head", "0", "--json"]);
-    assert_ne!(early[0]["classes"][0]["probability"], files[2]["classes"][0]["probability"]);
+    let early = printed(path, &["predict", "run", "one.bmp", "--head", "0", "--top", "2", "--json"]);
+    assert_eq!(early[0]["classes"][0]["class"], "red");
+    assert_ne!(early[0]["classes"][1]["probability"], files[2]["classes"][1]["probability"]);
 }
 
 #[test]

@@ -42,9 +42,9 @@ fn the_first_ends_the_run_at_a_steps_end_and_saves_it() {
         assert!(running.text("steps.svg").starts_with("<svg"));
 
         let scored = done(&interlock(folder.path(), &["eval", "run", "--json"]));
-        let heads: Value = serde_json::from_str(scored.lines().last().unwrap()).unwrap();
+        let heads: Value = serde_json::from_str(&scored).unwrap();
         assert_eq!(heads.as_array().unwrap().len(), 2);
-        refused(folder.path(), &["generate", "run", "--prompt", "x"], &["not one on text"]);
+        refused(folder.path(), &["generate", "run", "--prompt", "x"], &["on images", "interlock predict"]);
     }
 }
 
@@ -89,7 +89,7 @@ fn a_comparison_that_is_stopped_keeps_what_is_finished() {
     let folder = TempDir::new().unwrap();
     let compare = ["compare", "--widths", "2,1", "--seeds", "1000", "--out", "table", "--json"];
     let mut running = Running::start(folder.path(), &[&compare, &SMALL[..]].concat());
-    running.wait_for("out", "seed 2");
+    running.wait_for("err", "seed 2");
     running.send("-INT");
     assert_eq!(running.end().code(), Some(130));
     let comparison = json(&folder.path().join("table/compare.json"));
@@ -98,7 +98,7 @@ fn a_comparison_that_is_stopped_keeps_what_is_finished() {
     assert_eq!(comparison["rows"].as_array().unwrap().len(), 1);
     assert_eq!((&comparison["rows"][0]["width"], &comparison["rows"][0]["runs"]), (&"2".into(), &runs.into()));
     assert_eq!(running.text("table/compare.csv").lines().count(), 1 + runs);
-    assert_eq!(comparison, serde_json::from_str::<Value>(running.text("out").lines().last().unwrap()).unwrap());
+    assert_eq!(comparison, serde_json::from_str::<Value>(&running.text("out")).unwrap());
 }
 
 #[test]

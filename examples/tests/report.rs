@@ -189,7 +189,7 @@ fn a_run_of_format_1_is_reported_with_curves_stages_and_timeline() {
     let arguments = ["report", recorded.to_str().unwrap(), "--out", "page.html", "--plots", "plots"];
     done(&interlock(folder.path(), &arguments));
     let page = page(&folder.path().join("page.html"));
-    for words in ["stage 1", "Interlock width of each stage", "What each stage did when", "backward pass"] {
+    for words in ["stage 1", "Interlock width of each stage", "What each stage did when", "input gradient of loss 1"] {
         assert!(page.contains(words), "{words}");
     }
     assert!(folder.path().join("plots/width.svg").exists() && folder.path().join("plots/timeline.svg").exists());

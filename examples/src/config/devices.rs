@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
-use interlock::{Result, StageDevice, trainer::TrainerBuilder};
+use interlock::{Error, Result, StageDevice, trainer::TrainerBuilder};
 use interlock_backends::Backends;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -25,6 +25,13 @@ impl Devices {
         let backends = Backends::default();
         let devices: Vec<Arc<dyn StageDevice>> = match self {
             Self::Auto => backends.auto(&builder.layout()?)?,
+            Self::Named(names) if names.is_empty() => {
+                return Err(Error::invalid(
+                    "devices",
+                    "the list is empty",
+                    "name at least one, such as \"cpu\", or use \"auto\"",
+                ));
+            }
             Self::Named(names) => names.iter().map(|name| backends.open(name)).collect::<Result<_>>()?,
         };
         Ok(builder.devices(devices))
