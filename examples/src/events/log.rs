@@ -191,7 +191,7 @@ mod tests {
             vec![Box::new(Broken(Arc::clone(&tries))), Box::new(JsonLines::create(&path).unwrap())];
         let mut log = EventLog::new("a", sinks);
         let plan = GradientPlan::new(vec![1, 1]).unwrap();
-        log.observe(&TrainEvent::PlanChanged { from_step: 3, plan: &plan });
+        assert!(matches!(log.on_event(&TrainEvent::PlanChanged { from_step: 3, plan: &plan }), Ok(Control::Continue)));
         log.clone().failed(&failure());
         log.failed(&Error::Data("gone".to_owned()));
 
