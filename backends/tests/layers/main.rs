@@ -3,6 +3,7 @@
 mod candle_operations;
 mod contract;
 mod images;
+mod in_graph;
 mod sequences;
 mod shared_threads;
 mod threads;
