@@ -54,9 +54,8 @@ fn file_of(file: &Path, module: &str) -> PathBuf {
 /// The declarations of a formatted file: each begins in the first column, and ends there or in its line.
 fn statements(text: &str) -> Vec<String> {
     let mut statements = Vec::new();
-    let mut lines = text.lines().filter(|line| line.starts_with("pub "));
     let mut at = 0;
-    while let Some(line) = lines.next() {
+    for line in text.lines().filter(|line| line.starts_with("pub ")) {
         let mut statement = line.to_owned();
         if line.starts_with("pub use ") && !line.ends_with(';') {
             at += text[at..].find(line).unwrap();
