@@ -8,7 +8,7 @@
 //! Why: end-to-end, a stage waits until its batch has gone through all stages behind it and back. With a small width it waits for
 //! `N-1` stages, so that a step takes about as long for many stages as for few.
 //!
-//! # A model of one's own
+//! # Write your own model
 //! A block is its forward pass ([`StageModule`]), a model is a list of blocks ([`ModelSpec`]); the rest is settings.
 //!
 //! ```
@@ -70,13 +70,15 @@
 //! ```
 //!
 //! # Where things are
-//! - What is trained: [`model`], [`partition`], [`parameters`], [`data`], [`loss`], [`optimizer`], [`lr_schedule`], [`clip`]; files of it: [`weights`].
-//! - How gradients are computed: [`differentiable`] is the seam; [`autograd`] and [`graph`] tie it to candle.
-//! - *Which* gradients cross: [`strategy`] and [`plan`]. *When* a stage does what: [`schedule`]. *How*: [`stage`]. *Where*: [`device`].
-//! - Who carries the messages: [`actor`], over a [`transport`], as fast as a [`link`] lets them; [`plain`] is the same computation by plain calls.
-//! - What one uses: [`trainer`]. What units cost on a device: [`planner`]. What a run tells a monitoring system: [`metrics`].
+//! - What is trained: [`model`] (models, partitions, parameters, weights as files), [`data`], [`loss`], [`optimizer`] (update rules, learning rates,
+//!   clipping).
+//! - How gradients are computed: [`differentiation`], with candle's graph behind it for your own modules.
+//! - *Which* gradients cross boundaries: [`strategy`] and [`plan`]. *When* a stage does what: [`schedule`]. *How*: [`stage`]. *Where*: [`device`].
+//! - What carries the messages: [`actor`], over a [`transport`]. [`plain`] is the same computation by plain calls.
+//! - What you use: [`trainer`], and [`Predictor`] for what was trained. What units cost on a device: [`planner`], and how long steps take:
+//!   [`simulator`] and [`timeline`]. What a run reports to a monitoring system: [`metrics`].
 //!
-//! # What can be relied upon
+//! # What you can rely on
 //! - **Timing changes nothing.** For one binary on one model of CPU the trained parameters depend on configuration, seed and data
 //!   only, bit for bit: not on threads, on what is in flight, on the schedule's policy, or on which message came first.
 //! - **A failure is one typed error.** An error, a panic, an infinity or a NaN in any stage ends the run with
