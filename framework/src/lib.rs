@@ -1,11 +1,11 @@
 //! Interlock trains neural networks cut in depth across devices.
 //!
 //! A network is cut into *stages* `f_0 … f_{K-1}`, one actor and one device each. With *interlock width* `N`, the parameters of
-//! stage `k` take the gradient of the loss of the head `N-1` stages ahead, `l_j` with `j = min(k+N-1, K-1)`, pulled back through
+//! stage `k` take the gradient of the loss of the head `N-1` stages ahead, `l_j` with `j = min(k+N-1, K-1)`, sent back through
 //! `f_j … f_k`: `N = 1` is local learning, `N = 2` pairwise, `N = K` end-to-end backpropagation. (Gomez et al., *Interlocking
 //! Backpropagation: Improving depthwise model-parallelism*, JMLR 23(171), 2022.)
 //!
-//! Why: end-to-end, a stage waits until its batch has gone through all stages behind it and back. With a small width it waits for
+//! Why: end-to-end, a stage waits until its batch has gone through all downstream stages and its gradient has come back. With a small width it waits for
 //! `N-1` stages, so that a step takes about as long for many stages as for few.
 //!
 //! # Write your own model
