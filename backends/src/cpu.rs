@@ -1,14 +1,13 @@
 //! The CPU as one device or several, each with threads of its own.
 //!
-//! A device does one piece of work at a time: stages that share it take turns. The bits do not depend on the number of threads, since layers cut
-//! their work by shapes only. Devices may share cores: they are then slower, not different.
+//! Stages that share a device share its threads: the threads do the work of several stages at once, and each stage's takes longer meanwhile. The
+//! planner and the simulator count it as if such stages took turns: the threads have the same work to do in all. The bits depend neither on the
+//! number of threads nor on who else uses them, since layers cut their work by shapes only. Devices may share cores: they are then slower, not
+//! different.
 
 mod name;
 
-use std::{
-    ops::RangeInclusive,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{ops::RangeInclusive, sync::Arc};
 
 use candle_core::Device;
 use core_affinity::CoreId;
@@ -43,8 +42,6 @@ const STACK: usize = 16 << 20;
 pub struct CpuDevice {
     name: String,
     pool: ThreadPool,
-    /// Held by the stage whose work the threads do.
-    turn: Mutex<()>,
     /// Whether layers compute with candle's operations, as on other devices.
     candle_operations: bool,
 }
@@ -89,12 +86,7 @@ impl CpuDevice {
                 ));
             }
         }
-        Ok(Self {
-            name: name.to_owned(),
-            pool,
-            turn: Mutex::default(),
-            candle_operations: layers == Some(Layers::CandleOperations),
-        })
+        Ok(Self { name: name.to_owned(), pool, candle_operations: layers == Some(Layers::CandleOperations) })
     }
 
     /// The number of threads.
@@ -113,12 +105,6 @@ impl StageDevice for CpuDevice {
     }
 
     fn run(&self, work: &mut (dyn FnMut() + Send)) {
-        // Without turns, a thread that waits within one stage's work could begin another stage's in the middle of it. Work that is called from
-        // the device's own threads is part of work that has its turn already.
-        let _turn = match self.pool.current_thread_index() {
-            Some(_) => None,
-            None => Some(self.turn.lock().unwrap_or_else(PoisonError::into_inner)),
-        };
         self.pool.install(|| if self.candle_operations { with_candle_on_cpu(work) } else { work() });
     }
 
@@ -128,6 +114,7 @@ impl StageDevice for CpuDevice {
 }
 
 impl DeviceHooks for CpuDevice {
+    /// See the [module](self): the work of stages that share the threads adds up.
     fn takes_turns(&self) -> bool {
         true
     }

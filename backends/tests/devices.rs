@@ -44,26 +44,6 @@ fn two_devices_compute_at_the_same_time() {
 }
 
 #[test]
-fn stages_that_share_a_device_take_turns() {
-    let device = CpuDevice::open("cpu:threads=2").expect("a device");
-    let (inside, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let work = || {
-        most.fetch_max(inside.fetch_add(1, SeqCst) + 1, SeqCst);
-        // Waits for the other thread, which would let this one begin whatever else the device has been given.
-        rayon::join(|| thread::sleep(Duration::from_millis(1)), || thread::sleep(Duration::from_millis(2)));
-        inside.fetch_sub(1, SeqCst);
-    };
-    thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| (0..20).for_each(|_| run_on(&device, work)));
-        }
-    });
-    assert_eq!(most.load(SeqCst), 1);
-    // Work within work of the same device has its turn already.
-    assert_eq!(run_on(&device, || run_on(&device, || 7)), 7);
-}
-
-#[test]
 fn unknown_cpu_instructions_are_refused() {
     const VARIABLE: &str = "INTERLOCK_CPU_INSTRUCTIONS";
     if std::env::var(VARIABLE).is_ok_and(|name| name == "avx-2") {

@@ -12,7 +12,7 @@ use crate::{
 ///
 /// By default they change nothing.
 pub trait DeviceHooks: Send + Sync {
-    /// Whether stages that share the device compute one after another.
+    /// Whether the planner counts the work of stages that share the device as if they took turns.
     fn takes_turns(&self) -> bool {
         false
     }
