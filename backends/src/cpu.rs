@@ -114,7 +114,7 @@ impl StageDevice for CpuDevice {
 }
 
 impl DeviceHooks for CpuDevice {
-    /// See the [module](self): the work of stages that share the threads adds up.
+    /// The work of stages that share the threads adds up.
     fn takes_turns(&self) -> bool {
         true
     }
