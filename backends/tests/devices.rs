@@ -4,12 +4,8 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     process::Command,
-    sync::{
-        Barrier,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
+    sync::Barrier,
     thread,
-    time::Duration,
 };
 
 use candle_core::{Device, Tensor};
