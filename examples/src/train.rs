@@ -103,7 +103,7 @@ fn begin(folder: &RunFolder, arguments: &Train, terminal: &Terminal) -> interloc
         // Nothing more is saved. If even this cannot be written, the run stays marked as running.
         let _ = folder.end(&Status::Failed { cause: "interrupted before it was saved".to_owned() });
         terminal.hide_bar();
-        terminal.notice(&format!("ended; what there is of the run is in {}", folder.path().display()));
+        terminal.notice(&format!("ended; the files of the run are in {}", folder.path().display()));
         Next::End
     })?;
     Ok(stopper)

@@ -78,7 +78,7 @@ fn the_second_ends_the_program_at_once() {
     assert_eq!(running.child.try_wait().unwrap(), None);
     running.send("-TERM");
     assert_eq!(running.end().code(), Some(130));
-    assert!(running.text("err").ends_with("ended; what there is of the run is in run\n"), "{}", running.text("err"));
+    assert!(running.text("err").ends_with("ended; the files of the run are in run\n"), "{}", running.text("err"));
     let status = json(&folder.path().join("run/status.json"));
     assert_eq!((&status["state"], &status["cause"]), (&"failed".into(), &"interrupted before it was saved".into()));
     refused(folder.path(), &["eval", "run"], &["the run has failed", "interrupted"]);

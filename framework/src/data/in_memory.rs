@@ -134,8 +134,8 @@ mod tests {
         let tensor = |count: usize| Tensor::ones(count, candle_core::DType::F32, &Device::Cpu).unwrap();
         let uneven = InMemory::new(tensor(3), tensor(4)).unwrap_err().to_string();
         assert!(uneven.contains("inputs of shape [3] and targets of shape [4]"), "{uneven}");
-        let spoilt = InMemory::new(tensor(3), (tensor(3) / 0.0).unwrap()).unwrap_err().to_string();
-        assert!(spoilt.contains("the targets of example 0"), "{spoilt}");
+        let error = InMemory::new(tensor(3), (tensor(3) / 0.0).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("the targets of example 0"), "{error}");
         assert!(data(2).batch(&[2], None).unwrap_err().to_string().contains("examples are 0 to 1"));
     }
 }

@@ -1,37 +1,31 @@
 //! The builder of trainers.
 
+mod layout;
 mod planning;
+mod start;
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+pub use layout::Layout;
+
+use std::{collections::HashMap, sync::Arc};
 
 use serde_json::Value;
 
-use super::{
-    Callback, Criterion, Length, Settings, Stopper, Trainer, prediction::Prediction, recording::Recording,
-    run_metrics::RunMetrics,
-};
+use super::{Callback, Criterion, Length, Settings, Stopper};
 use crate::{
-    ActivationDtype, Error, Loss, ModelSpec, Pairwise, Partition, Predictor, Result, StageDevice, Strategy,
-    actor::{Pipeline, PipelineSettings},
+    ActivationDtype, Loss, ModelSpec, Pairwise, Predictor, Result, StageDevice, Strategy,
     device::Plain,
     loss::CrossEntropy,
-    model::{
-        Weights,
-        initial::{Allowed, Differences, list},
-        partition::PartitionConfig,
-    },
+    model::{Weights, initial::Allowed, partition::PartitionConfig},
     optimizer::{
         OptimizerConfig, OptimizerFactory,
-        clip::{ClipConfig, ClipScope},
-        lr_schedule::{LrRule, LrSchedule, LrScheduleConfig},
+        clip::ClipConfig,
+        lr_schedule::{LrRule, LrScheduleConfig},
     },
     schedule::PolicyName,
-    simulator::{HOP, Scenario, StageCosts},
-    stage::{EmaConfig, HeadsConfig, HeadsTrained, Recompute, StageBlueprint, StageSettings},
-    strategy::Plans,
+    stage::{EmaConfig, HeadsConfig, HeadsTrained, Recompute},
 };
 
-/// A builder of [`Trainer`]s: holds the settings, checks them, and starts the pipeline.
+/// A builder of [`Trainer`](super::Trainer)s: holds the settings, checks them, and starts the pipeline.
 #[must_use]
 pub struct TrainerBuilder {
     model: Arc<dyn ModelSpec>,
@@ -55,28 +49,6 @@ pub struct TrainerBuilder {
     callbacks: Vec<Box<dyn Callback>>,
     stopper: Stopper,
     settings: Settings,
-}
-
-/// A model, its partition and its plans, checked against each other: everything about a run except the threads of its devices.
-pub struct Layout {
-    /// The units of each stage.
-    pub partition: Partition,
-    /// The gradient plan of each step, and the strategy that decides later plans.
-    pub plans: Plans,
-    /// The blueprint of each stage, in order.
-    pub blueprints: Vec<StageBlueprint>,
-    /// The settings that the stages share.
-    pub settings: Arc<StageSettings>,
-    /// The number of micro-batches of a batch.
-    pub micro_batches: usize,
-}
-
-impl Layout {
-    /// Whether stages compute at the same time for a good part of a step. They do not when a single micro-batch passes through all stages and its
-    /// gradient comes back through all of them.
-    pub fn stages_overlap(&self) -> bool {
-        self.micro_batches > 1 || !self.plans.schedule().plans().all(|plan| plan.is_end_to_end())
-    }
 }
 
 impl TrainerBuilder {
@@ -126,7 +98,7 @@ impl TrainerBuilder {
         Self { strategy, ..self }
     }
 
-    /// Lets the strategy go on from the state of another run, as [`Trainer::strategy_state`] returned it: with [`Self::first_step`], the weights of
+    /// Lets the strategy go on from the state of another run, as [`Trainer::strategy_state`](super::Trainer::strategy_state) returned it: with [`Self::first_step`], the weights of
     /// that run and the same data, the strategy decides as it would have in the whole run.
     pub fn strategy_state(self, state: impl Into<Option<Value>>) -> Self {
         Self { strategy_state: state.into(), ..self }
@@ -171,7 +143,7 @@ impl TrainerBuilder {
         Self { optimizer: Arc::new(optimizer), ..self }
     }
 
-    /// Gradient clipping; none unless told otherwise.
+    /// Sets gradient clipping. Default: none.
     pub fn clip(self, clip: impl Into<Option<ClipConfig>>) -> Self {
         Self { clip: clip.into(), ..self }
     }
@@ -267,13 +239,13 @@ impl TrainerBuilder {
         self
     }
 
-    /// Keeps a copy of the weights of the best evaluation, for [`Trainer::best`]. Default: not.
+    /// Keeps a copy of the weights of the best evaluation, for [`Trainer::best`](super::Trainer::best). Default: not.
     pub fn keep_best(mut self, criterion: impl Into<Option<Criterion>>) -> Self {
         self.settings.keep_best = criterion.into();
         self
     }
 
-    /// Records the actions of every stage and their times in the last `steps` training steps, for [`Trainer::timeline`]. It changes no result.
+    /// Records the actions of every stage and their times in the last `steps` training steps, for [`Trainer::timeline`](super::Trainer::timeline). It changes no result.
     /// Default: nothing.
     pub fn record(mut self, steps: impl Into<Option<u64>>) -> Self {
         self.settings.record = steps.into();
@@ -313,102 +285,9 @@ impl TrainerBuilder {
         self
     }
 
-    /// Sets the stopper, which may be made before the trainer: fits end early when it is asked to. [`Trainer::stopper`] returns the same one.
+    /// Sets the stopper, which may be made before the trainer: fits end early when it is asked to. [`Trainer::stopper`](super::Trainer::stopper) returns the same one.
     pub fn stop_on(self, stopper: &Stopper) -> Self {
         Self { stopper: stopper.clone(), ..self }
-    }
-
-    /// Cuts the model and checks everything that can be checked without building a stage.
-    ///
-    /// # Errors
-    /// If a setting is out of range, the parts do not fit each other, or the initial values are of another model; the message names the key.
-    pub fn layout(&self) -> Result<Layout> {
-        let at_least_one = |key: &str, value: usize| match value {
-            0 => Err(Error::invalid(key, "0", "use 1 or more")),
-            _ => Ok(()),
-        };
-        at_least_one("batch_size", self.settings.batch_size)?;
-        at_least_one("micro_batches", self.settings.micro_batches)?;
-        at_least_one("in_flight", self.in_flight.unwrap_or(1))?;
-        at_least_one("eval_every", self.settings.eval_every.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
-        at_least_one("record", self.settings.record.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
-        match self.settings.length {
-            Length::Epochs(0) => return Err(Error::invalid("epochs", "0", "use 1 or more")),
-            Length::Steps(0) => return Err(Error::invalid("steps", "0", "use 1 or more")),
-            _ => {}
-        }
-        if let Some(clip) = &self.clip {
-            clip.validate()?;
-        }
-        if self.devices.is_empty() {
-            return Err(Error::invalid("devices", "there is none", "give at least one, or leave the default"));
-        }
-        if let Some(ema) = &self.ema {
-            ema.validate()?;
-        }
-        let units = self.model.units()?;
-        let (partition, plans) = match (&self.partition.units_per_stage, self.partition.stages) {
-            (Some(_), Some(_)) => {
-                return Err(Error::invalid(
-                    "partition",
-                    "both stages and units_per_stage are given",
-                    "give one of them",
-                ));
-            }
-            (Some(units_per_stage), None) => {
-                let partition = Partition::new(units_per_stage.clone(), &units)?;
-                let plans = self.plans(partition.stages())?;
-                (partition, plans)
-            }
-            (None, stages) => {
-                let stages = stages.unwrap_or(self.devices.len());
-                Partition::check_stages(stages, &units)?;
-                let plans = self.plans(stages)?;
-                let arch = self.heads.arch.as_deref().unwrap_or_else(|| self.model.default_head());
-                let has_head: Vec<bool> = (0..stages).map(|stage| self.heads.has_head(&plans, stage)).collect();
-                let head = |unit: usize| match has_head.contains(&true) {
-                    true => self.model.head(unit, arch).map_or(0.0, |head| head.flops),
-                    false => 0.0,
-                };
-                let heads: Vec<f64> = (0..units.len()).map(head).collect();
-                let cost = |stage: usize, unit: usize| if has_head[stage] { heads[unit] } else { 0.0 };
-                let partition = Partition::balanced(stages, &units, cost)?;
-                (partition, plans)
-            }
-        };
-        let stages = partition.stages();
-        self.optimizer.constants().validate(stages)?;
-        self.recompute.validate(stages)?;
-        if let Some(k) = self.head_losses.keys().find(|&&k| k >= stages) {
-            return Err(Error::invalid(
-                "head_loss",
-                format!("there is no stage {k}"),
-                format!("stages are 0 to {}", stages - 1),
-            ));
-        }
-        let settings = Arc::new(StageSettings {
-            seed: self.settings.seed,
-            optimizer: Arc::clone(&self.optimizer),
-            clip: self.clip.clone(),
-            schedule: LrSchedule::new(self.lr_schedule.clone())?,
-            loss: Arc::clone(&self.loss),
-            head_losses: self.head_losses.clone(),
-            given: self.initial.clone().unwrap_or_default(),
-            heads: self.heads.clone(),
-            recompute: self.recompute.clone(),
-            ema: self.ema,
-            dtype: self.dtype,
-        });
-        let blueprints = StageBlueprint::of(&*self.model, &partition, &plans, &self.devices, &settings)?;
-        if let Some(differences) = self.differences(&blueprints) {
-            differences.refuse("initial values", self.allowed)?;
-        }
-        Ok(Layout { partition, plans, blueprints, settings, micro_batches: self.settings.micro_batches })
-    }
-
-    /// How the initial values, if there are any, differ from the model.
-    fn differences(&self, blueprints: &[StageBlueprint]) -> Option<Differences> {
-        self.initial.as_ref().map(|given| Differences::between(given, blueprints))
     }
 
     /// Builds a predictor of the model with these weights, such as those of a [`Weights::load`]. It has the stages, devices and heads of the
@@ -418,85 +297,5 @@ impl TrainerBuilder {
     /// As [`Self::layout`], or if a weight is missing, unknown or of another shape, or a stage cannot be built.
     pub fn predictor(&self, weights: impl Into<Arc<Weights>>) -> Result<Predictor> {
         Predictor::build(&self.layout()?.blueprints, &weights.into())
-    }
-
-    /// The plans of the strategy, from the state that it was given.
-    fn plans(&self, stages: usize) -> Result<Plans> {
-        let mut plans = Plans::of(&*self.strategy, stages)?;
-        if let Some(state) = &self.strategy_state {
-            plans.restore(state)?;
-        }
-        Ok(plans)
-    }
-
-    /// Checks everything and starts the pipeline: every stage is built on its device when this returns.
-    ///
-    /// # Errors
-    /// As [`Self::layout`], or if a stage cannot be built.
-    pub fn build(self) -> Result<Trainer> {
-        let Layout { partition, plans, blueprints, settings, .. } = self.layout()?;
-        let schedule = plans.schedule().clone();
-        let global_norm = self.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global);
-        let scenario = Scenario {
-            links: blueprints.iter().map(|stage| stage.device.hooks().link()).collect(),
-            heads: blueprints.iter().map(StageBlueprint::has_head).collect(),
-            micro_batches: self.settings.micro_batches,
-            policy: self.policy.into(),
-            global_norm,
-            hop: HOP,
-            ..Scenario::new(
-                Arc::clone(&schedule.phase_at(self.settings.first_step).plan),
-                vec![StageCosts::default(); partition.stages()],
-            )
-        };
-        if let Some(Differences { missing, unknown, .. }) = self.differences(&blueprints) {
-            warn("not given and started from the seed", &missing);
-            warn("given and not used", &unknown);
-        }
-        let pipeline = Pipeline::start(
-            blueprints.clone(),
-            plans,
-            PipelineSettings {
-                micro_batches: self.settings.micro_batches,
-                in_flight: self.in_flight,
-                policy: self.policy.into(),
-                global_norm,
-                first_step: self.settings.first_step,
-                record: self.settings.record.map(|_| Instant::now()),
-            },
-        )?;
-        let names = || pipeline.built().iter().flat_map(|stage| &stage.names).map(String::as_str);
-        for pattern in self.optimizer.constants().unmatched(names)? {
-            tracing::warn!("optimizer.groups: {pattern:?} matches no parameter");
-        }
-        let steps = self.settings.first_step;
-        let metrics = RunMetrics::new(pipeline.built(), &scenario.plan, self.settings.micro_batches);
-        let prediction = Prediction::new(Scenario { in_flight: pipeline.in_flight(), ..scenario });
-        Ok(Trainer {
-            metrics,
-            prediction,
-            recording: self.settings.record.map(Recording::new),
-            pipeline,
-            blueprints,
-            plans: schedule,
-            settings: self.settings,
-            partition,
-            loss: Arc::clone(&settings.loss),
-            callbacks: self.callbacks,
-            stop_reason: None,
-            stopper: self.stopper,
-            steps,
-            order: None,
-            interrupted: false,
-            best: None,
-            failed: false,
-        })
-    }
-}
-
-/// Warns of initial values that were allowed to be missing or unknown.
-fn warn(what: &str, names: &[String]) {
-    if !names.is_empty() {
-        tracing::warn!("initial values: {what}: {}", list(names));
     }
 }

@@ -1,0 +1,146 @@
+//! The layout of a run: the model cut into stages and checked against all settings.
+
+use std::sync::Arc;
+
+use super::TrainerBuilder;
+use crate::{
+    Error, Partition, Result,
+    model::initial::Differences,
+    optimizer::lr_schedule::LrSchedule,
+    stage::{StageBlueprint, StageSettings},
+    strategy::Plans,
+    trainer::Length,
+};
+
+/// A model, its partition and its plans, checked against each other: everything about a run except the threads of its devices.
+pub struct Layout {
+    /// The units of each stage.
+    pub partition: Partition,
+    /// The gradient plan of each step, and the strategy that decides later plans.
+    pub plans: Plans,
+    /// The blueprint of each stage, in order.
+    pub blueprints: Vec<StageBlueprint>,
+    /// The settings that the stages share.
+    pub settings: Arc<StageSettings>,
+    /// The number of micro-batches of a batch.
+    pub micro_batches: usize,
+}
+
+impl Layout {
+    /// Whether stages compute at the same time for a good part of a step. They do not when a single micro-batch passes through all stages and its
+    /// gradient comes back through all of them.
+    pub fn stages_overlap(&self) -> bool {
+        self.micro_batches > 1 || !self.plans.schedule().plans().all(|plan| plan.is_end_to_end())
+    }
+}
+
+impl TrainerBuilder {
+    /// Cuts the model and checks everything that can be checked without building a stage.
+    ///
+    /// # Errors
+    /// If a setting is out of range, the parts do not fit each other, or the initial values are of another model; the message names the key.
+    pub fn layout(&self) -> Result<Layout> {
+        self.check_settings()?;
+        let (partition, plans) = self.cut()?;
+        let stages = partition.stages();
+        self.optimizer.constants().validate(stages)?;
+        self.recompute.validate(stages)?;
+        if let Some(k) = self.head_losses.keys().find(|&&k| k >= stages) {
+            return Err(Error::invalid(
+                "head_loss",
+                format!("there is no stage {k}"),
+                format!("stages are 0 to {}", stages - 1),
+            ));
+        }
+        let settings = Arc::new(StageSettings {
+            seed: self.settings.seed,
+            optimizer: Arc::clone(&self.optimizer),
+            clip: self.clip.clone(),
+            schedule: LrSchedule::new(self.lr_schedule.clone())?,
+            loss: Arc::clone(&self.loss),
+            head_losses: self.head_losses.clone(),
+            given: self.initial.clone().unwrap_or_default(),
+            heads: self.heads.clone(),
+            recompute: self.recompute.clone(),
+            ema: self.ema,
+            dtype: self.dtype,
+        });
+        let blueprints = StageBlueprint::of(&*self.model, &partition, &plans, &self.devices, &settings)?;
+        if let Some(differences) = self.differences(&blueprints) {
+            differences.refuse("initial values", self.allowed)?;
+        }
+        Ok(Layout { partition, plans, blueprints, settings, micro_batches: self.settings.micro_batches })
+    }
+
+    /// How the initial values, if there are any, differ from the model.
+    pub(super) fn differences(&self, blueprints: &[StageBlueprint]) -> Option<Differences> {
+        self.initial.as_ref().map(|given| Differences::between(given, blueprints))
+    }
+
+    /// Checks the settings that do not depend on the model.
+    fn check_settings(&self) -> Result<()> {
+        let at_least_one = |key: &str, value: usize| match value {
+            0 => Err(Error::invalid(key, "0", "use 1 or more")),
+            _ => Ok(()),
+        };
+        at_least_one("batch_size", self.settings.batch_size)?;
+        at_least_one("micro_batches", self.settings.micro_batches)?;
+        at_least_one("in_flight", self.in_flight.unwrap_or(1))?;
+        at_least_one("eval_every", self.settings.eval_every.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
+        at_least_one("record", self.settings.record.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
+        match self.settings.length {
+            Length::Epochs(0) => return Err(Error::invalid("epochs", "0", "use 1 or more")),
+            Length::Steps(0) => return Err(Error::invalid("steps", "0", "use 1 or more")),
+            _ => {}
+        }
+        if let Some(clip) = &self.clip {
+            clip.validate()?;
+        }
+        if self.devices.is_empty() {
+            return Err(Error::invalid("devices", "there is none", "give at least one, or leave the default"));
+        }
+        if let Some(ema) = &self.ema {
+            ema.validate()?;
+        }
+        Ok(())
+    }
+
+    /// Cuts the model into stages, with the plans for their number.
+    fn cut(&self) -> Result<(Partition, Plans)> {
+        let units = self.model.units()?;
+        match (&self.partition.units_per_stage, self.partition.stages) {
+            (Some(_), Some(_)) => {
+                Err(Error::invalid("partition", "both stages and units_per_stage are given", "give one of them"))
+            }
+            (Some(units_per_stage), None) => {
+                let partition = Partition::new(units_per_stage.clone(), &units)?;
+                let plans = self.plans(partition.stages())?;
+                Ok((partition, plans))
+            }
+            (None, stages) => {
+                let stages = stages.unwrap_or(self.devices.len());
+                Partition::check_stages(stages, &units)?;
+                let plans = self.plans(stages)?;
+                let arch = self.heads.arch.as_deref().unwrap_or_else(|| self.model.default_head());
+                let has_head: Vec<bool> = (0..stages).map(|stage| self.heads.has_head(&plans, stage)).collect();
+                let head = |unit: usize| match has_head.contains(&true) {
+                    true => self.model.head(unit, arch).map_or(0.0, |head| head.flops),
+                    false => 0.0,
+                };
+                let heads: Vec<f64> = (0..units.len()).map(head).collect();
+                let cost = |stage: usize, unit: usize| if has_head[stage] { heads[unit] } else { 0.0 };
+                let partition = Partition::balanced(stages, &units, cost)?;
+                Ok((partition, plans))
+            }
+        }
+    }
+
+    /// The plans of the strategy, from the state that it was given.
+    fn plans(&self, stages: usize) -> Result<Plans> {
+        let mut plans = Plans::of(&*self.strategy, stages)?;
+        if let Some(state) = &self.strategy_state {
+            plans.restore(state)?;
+        }
+        Ok(plans)
+    }
+}

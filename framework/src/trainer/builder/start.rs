@@ -1,0 +1,87 @@
+//! Starting a trainer: the pipeline of a checked layout.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{Layout, TrainerBuilder};
+use crate::{
+    Result,
+    actor::{Pipeline, PipelineSettings},
+    model::initial::{Differences, list},
+    optimizer::clip::ClipScope,
+    simulator::{HOP, Scenario, StageCosts},
+    stage::StageBlueprint,
+    trainer::{Trainer, prediction::Prediction, recording::Recording, run_metrics::RunMetrics},
+};
+
+impl TrainerBuilder {
+    /// Checks everything and starts the pipeline: every stage is built on its device when this returns.
+    ///
+    /// # Errors
+    /// As [`Self::layout`], or if a stage cannot be built.
+    pub fn build(self) -> Result<Trainer> {
+        let Layout { partition, plans, blueprints, settings, .. } = self.layout()?;
+        let schedule = plans.schedule().clone();
+        let global_norm = self.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global);
+        let scenario = Scenario {
+            links: blueprints.iter().map(|stage| stage.device.hooks().link()).collect(),
+            heads: blueprints.iter().map(StageBlueprint::has_head).collect(),
+            micro_batches: self.settings.micro_batches,
+            policy: self.policy.into(),
+            global_norm,
+            hop: HOP,
+            ..Scenario::new(
+                Arc::clone(&schedule.phase_at(self.settings.first_step).plan),
+                vec![StageCosts::default(); partition.stages()],
+            )
+        };
+        if let Some(Differences { missing, unknown, .. }) = self.differences(&blueprints) {
+            warn("not given and started from the seed", &missing);
+            warn("given and not used", &unknown);
+        }
+        let pipeline = Pipeline::start(
+            blueprints.clone(),
+            plans,
+            PipelineSettings {
+                micro_batches: self.settings.micro_batches,
+                in_flight: self.in_flight,
+                policy: self.policy.into(),
+                global_norm,
+                first_step: self.settings.first_step,
+                record: self.settings.record.map(|_| Instant::now()),
+            },
+        )?;
+        let names = || pipeline.built().iter().flat_map(|stage| &stage.names).map(String::as_str);
+        for pattern in self.optimizer.constants().unmatched(names)? {
+            tracing::warn!("optimizer.groups: {pattern:?} matches no parameter");
+        }
+        let steps = self.settings.first_step;
+        let metrics = RunMetrics::new(pipeline.built(), &scenario.plan, self.settings.micro_batches);
+        let prediction = Prediction::new(Scenario { in_flight: pipeline.in_flight(), ..scenario });
+        Ok(Trainer {
+            metrics,
+            prediction,
+            recording: self.settings.record.map(Recording::new),
+            pipeline,
+            blueprints,
+            plans: schedule,
+            settings: self.settings,
+            partition,
+            loss: Arc::clone(&settings.loss),
+            callbacks: self.callbacks,
+            stop_reason: None,
+            stopper: self.stopper,
+            steps,
+            order: None,
+            interrupted: false,
+            best: None,
+            failed: false,
+        })
+    }
+}
+
+/// Warns of initial values that were allowed to be missing or unknown.
+fn warn(what: &str, names: &[String]) {
+    if !names.is_empty() {
+        tracing::warn!("initial values: {what}: {}", list(names));
+    }
+}
