@@ -1,69 +1,31 @@
-//! Actors compute what plain calls compute, to the bit, whatever is in flight; and every failure ends in one typed error.
+//! Actors compute what plain calls compute, to the bit, whatever is in flight.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
 #[path = "common/models.rs"]
 mod common;
+#[path = "common/setup.rs"]
+mod setup;
 
 use std::{sync::Arc, time::Duration};
 
 use candle_core::Tensor;
-use common::{Fault, How, Perceptron, Spiral, When};
+use common::Spiral;
 use interlock::{
-    ActivationDtype, Adaptive, Dataset, EndToEnd, Error, Interlock, Link, Origin, Phase, PlanSchedule, StageDevice,
-    Strategy, Trainer, Wants, Weights, WidthSchedule,
+    ActivationDtype, Adaptive, Dataset, EndToEnd, Interlock, Link, PlanSchedule, Strategy, Wants, Weights,
+    WidthSchedule,
     actor::{Feed, Pipeline, PipelineEvent, PipelineSettings},
-    device::{DeviceHooks, Plain},
     optimizer::{
         OptimizerConfig,
         clip::{ClipConfig, ClipScope},
     },
     plain::PlainPipeline,
     schedule::{Action, MicroBatchId, PolicyName, Purpose, Remaining},
-    stage::{HeadsConfig, HeadsTrained, Outcome, Payload, Recompute},
+    stage::{Outcome, Payload, Recompute},
     trainer::{Split, TrainerBuilder},
 };
 use proptest::{prelude::*, strategy::Strategy as _};
-
-fn builder(layers: usize, fault: Option<Fault>) -> TrainerBuilder {
-    Trainer::builder(Perceptron { layers, fault })
-        .devices([Arc::new(Plain) as Arc<dyn StageDevice>])
-        .stages(layers)
-        .heads(HeadsConfig { arch: None, train: HeadsTrained::All })
-        .optimizer(OptimizerConfig { lr: 0.05, ..OptimizerConfig::default() })
-        .batch_size(7)
-        .seed(3)
-}
-
-/// The CPU, far away: half a millisecond a message of 100 floats.
-struct Remote(Link);
-
-impl StageDevice for Remote {
-    fn name(&self) -> &str {
-        "remote"
-    }
-
-    fn device(&self) -> &candle_core::Device {
-        &candle_core::Device::Cpu
-    }
-
-    fn hooks(&self) -> &dyn DeviceHooks {
-        self
-    }
-}
-
-impl DeviceHooks for Remote {
-    fn link(&self) -> Link {
-        self.0
-    }
-}
-
-const FAR: Link = Link { latency: 1e-4, bandwidth: 1e6 };
-
-/// Every other stage is far away.
-fn devices(link: Link) -> [Arc<dyn StageDevice>; 2] {
-    [Arc::new(Plain), Arc::new(Remote(link))]
-}
+use setup::{FAR, Remote, builder, devices};
 
 fn same(a: &Weights, b: &Weights) -> bool {
     let bits = |t: &Tensor| -> Vec<u32> {
@@ -275,45 +237,6 @@ fn training_learns_and_every_strategy_has_its_heads() {
 }
 
 #[test]
-fn a_failure_anywhere_is_one_typed_error() {
-    for head in [false, true] {
-        for when in [When::Forward, When::BackwardInput, When::BackwardParameters] {
-            for how in [How::Panic, How::Error, How::NotANumber] {
-                for (micro_batches, link) in [(1, Link::IMMEDIATE), (3, Link::IMMEDIATE), (3, FAR)] {
-                    let fault = Fault { unit: 2, head, when, how, step: 2 };
-                    let mut trainer = builder(4, Some(fault.clone()))
-                        .strategy(Interlock::width(3))
-                        .micro_batches(micro_batches)
-                        .devices(devices(link))
-                        .steps(10)
-                        .build()
-                        .unwrap();
-                    let data = Spiral { examples: 21 };
-                    let (done, result) = std::sync::mpsc::channel();
-                    std::thread::spawn(move || {
-                        let error = trainer.fit(&data).unwrap_err();
-                        // The trainer says so again instead of hanging.
-                        assert!(trainer.snapshot().is_err());
-                        drop(trainer);
-                        done.send(error).unwrap();
-                    });
-                    let error = result.recv_timeout(Duration::from_secs(30)).expect("the failure ends in bounded time");
-                    let Error::Failed(failure) = error else { panic!("{fault:?}: {error}") };
-                    assert_eq!((failure.stage(), failure.step), (Some(2), Some(2)), "{fault:?}: {failure}");
-                    assert_eq!(failure.micro_batch, Some(0), "{fault:?}: {failure}");
-                    let phase = match (head, when) {
-                        (true, _) => Phase::Head,
-                        (false, When::Forward) => Phase::Forward,
-                        (false, _) => Phase::Backward,
-                    };
-                    assert_eq!(failure.phase, phase, "{fault:?}: {failure}");
-                }
-            }
-        }
-    }
-}
-
-#[test]
 fn a_pipeline_stops_with_messages_on_their_way() {
     let (done, stopped) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -347,109 +270,6 @@ fn a_link_that_cannot_be_is_refused_before_anything_starts() {
 }
 
 /// A unit that cannot be built.
-struct Unbuildable;
-
-impl interlock::ModelSpec for Unbuildable {
-    fn units(&self) -> interlock::Result<Vec<interlock::Unit>> {
-        Ok(vec![interlock::Unit::new("u", [1], |_| -> interlock::Result<interlock::Sequential> {
-            panic!("no such layer")
-        })])
-    }
-}
-
-#[test]
-fn a_stage_that_cannot_be_built_is_an_error_of_the_builder() {
-    let Err(Error::Failed(failure)) = Trainer::builder(Unbuildable).build() else { panic!("it was built") };
-    assert_eq!((failure.stage(), failure.phase), (Some(0), Phase::Build));
-    assert!(failure.to_string().contains("no such layer"), "{failure}");
-}
-
-#[test]
-fn an_empty_validation_set_is_refused_before_anything_is_trained() {
-    let (train, empty) = (Spiral { examples: 21 }, Spiral { examples: 0 });
-    let mut trainer = builder(2, None).steps(2).build().unwrap();
-    let refused = trainer.fit((&train, &empty)).unwrap_err().to_string();
-    assert!(refused.contains("validation set: it has no examples"), "{refused}");
-    assert_eq!(trainer.fit(&train).unwrap().steps, 2);
-}
-
-/// An error type of a user's data set.
-#[derive(Debug)]
-struct Unreadable(usize);
-
-impl std::fmt::Display for Unreadable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "example {} is unreadable", self.0)
-    }
-}
-
-impl std::error::Error for Unreadable {}
-
-/// A data set that fails at one example.
-struct BadData {
-    panics: bool,
-}
-
-impl Dataset for BadData {
-    fn len(&self) -> usize {
-        40
-    }
-
-    fn batch(&self, numbers: &[usize], augment: Option<interlock::random::Key>) -> interlock::Result<interlock::Batch> {
-        if numbers.contains(&17) {
-            assert!(!self.panics, "example 17 is unreadable");
-            return Err(Error::other(Unreadable(17)));
-        }
-        Spiral { examples: 40 }.batch(numbers, augment)
-    }
-}
-
-#[test]
-fn data_that_fail_in_the_middle_end_the_run() {
-    for panics in [false, true] {
-        let mut trainer = builder(2, None).strategy(Interlock::width(2)).epochs(2).build().unwrap();
-        let error = trainer.fit(&BadData { panics }).unwrap_err();
-        let Error::Failed(failure) = error else { panic!("{error}") };
-        assert_eq!((failure.origin, failure.phase), (Origin::Data, Phase::Load));
-        assert!(failure.to_string().ends_with("load: example 17 is unreadable") != panics, "{failure}");
-        assert!(failure.to_string().ends_with("load: panicked: example 17 is unreadable") == panics, "{failure}");
-        // A user's own error is carried through.
-        let own = match &*failure.cause {
-            Error::Other(own) => own.downcast_ref::<Unreadable>(),
-            _ => None,
-        };
-        assert_eq!(own.map(|own| own.0), (!panics).then_some(17));
-        let source = std::error::Error::source(&failure).map(ToString::to_string);
-        assert_eq!(source, Some(failure.cause.to_string()));
-    }
-}
-
-#[test]
-fn an_update_that_overflows_is_a_failure_not_a_result() {
-    let optimizer = OptimizerConfig { lr: 1e39, momentum: 0.0, ..OptimizerConfig::default() };
-    let mut trainer = builder(2, None).strategy(Interlock::width(2)).optimizer(optimizer).steps(1).build().unwrap();
-    let Error::Failed(failure) = trainer.fit(&Spiral { examples: 21 }).unwrap_err() else { panic!("no stage failed") };
-    assert_eq!((failure.step, failure.phase), (Some(0), Phase::Update), "{failure}");
-}
-
-#[test]
-fn settings_that_cannot_be_are_refused_before_anything_starts() {
-    let refused = |builder: TrainerBuilder, key: &str| {
-        let error = builder.layout().err().unwrap();
-        assert!(error.is_refusal() && error.to_string().contains(key), "{error}");
-    };
-    refused(builder(3, None).head_loss(3, interlock::loss::MeanSquaredError), "head_loss");
-    refused(builder(3, None).batch_size(0), "batch_size");
-    refused(builder(3, None).micro_batches(0), "micro_batches");
-    refused(builder(3, None).in_flight(0), "in_flight");
-    refused(builder(3, None).epochs(0), "epochs");
-    refused(builder(3, None).strategy(Interlock::width(4)), "width");
-    refused(builder(3, None).stages(4), "partition");
-    refused(builder(3, None).units_per_stage([1, 1]), "partition");
-    refused(builder(3, None).devices([]), "devices");
-    refused(builder(3, None).optimizer(OptimizerConfig { lr: 0.0, ..OptimizerConfig::default() }), "optimizer.lr");
-    refused(builder(3, None).clip(ClipConfig { max_norm: 0.0, scope: ClipScope::Stage }), "clip.max_norm");
-}
 
 #[test]
 fn a_snapshot_keeps_the_events_that_come_meanwhile() {
