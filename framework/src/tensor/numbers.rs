@@ -17,14 +17,6 @@ pub enum Numbers {
 }
 
 impl Numbers {
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        match self {
-            Self::Host(values) => values.len(),
-            Self::Device(tensor) => tensor.elem_count(),
-        }
-    }
-
     /// All of `parts` in order. Parts that are read come first where others are not; within one device they are all of one kind.
     ///
     /// # Errors
