@@ -29,10 +29,11 @@ impl StageModule for Block {
 }
 
 fn layer(name: &str, inputs: usize, outputs: usize) -> Unit {
-    Unit::new(name, [outputs], move |vb| {
-        let layer = linear(inputs, outputs, vb.clone())?;
-        Autograd::build(vb, |_| Ok(FromModule(move |x: &candle_core::Tensor| layer.forward(&x.flatten_from(1)?))))
-    })
+    let build = move |vb: VarBuilder<'static>| {
+        let layer = linear(inputs, outputs, vb)?;
+        Ok(FromModule(move |x: &candle_core::Tensor| layer.forward(&x.flatten_from(1)?)))
+    };
+    Unit::new(name, [outputs], move |vb| Autograd::build(vb, build))
 }
 
 struct ResidualNet;
