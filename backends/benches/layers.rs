@@ -8,9 +8,9 @@
 use candle_core::{Device, Tensor, Var};
 use divan::{Bencher, counter::ItemsCount};
 use interlock::{
-    Activation, Differentiable, Loss, ParameterStore, Pass, Result, Saved, Wants,
-    loss::CrossEntropy,
-    optimizer::{self, ClipFactor, OptimizerConfig, OptimizerKind, Slot},
+    Activation, ClipFactor, CrossEntropy, Differentiable, Loss, OptimizerConfig, OptimizerKind, ParameterStore, Pass,
+    Result, Saved, Slot, Wants,
+    tools::optimizer::{self},
 };
 use interlock_backends::layers::{
     BatchNorm2d, CausalSelfAttention, Conv2d, Conv2dConfig, ConvBlock, Gelu, GlobalAvgPool, LayerNorm, Linear,

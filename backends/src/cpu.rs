@@ -11,10 +11,7 @@ use std::{ops::RangeInclusive, sync::Arc};
 
 use candle_core::Device;
 use core_affinity::CoreId;
-use interlock::{
-    Backend, Error, Result, StageDevice,
-    device::{DeviceHooks, Plain},
-};
+use interlock::{Backend, Error, Plain, Result, StageDevice, tools::device::DeviceHooks};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use self::name::{CpuName, Layers};

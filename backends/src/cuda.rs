@@ -19,8 +19,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{
-    Backend, Error, Precision, Result, StageDevice,
-    device::{AsynchronousDevice, DeviceHooks, Mark, Reading},
+    AsynchronousDevice, Backend, Error, Mark, Precision, Reading, Result, StageDevice, tools::device::DeviceHooks,
 };
 
 #[cfg(feature = "nccl")]

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread::available_parallelism};
 
-use interlock::{Result, StageDevice, trainer::Layout};
+use interlock::{Result, StageDevice, tools::trainer::Layout};
 
 use crate::Backends;
 

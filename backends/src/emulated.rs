@@ -10,9 +10,8 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use interlock::{
-    Backend, Differentiable, Link, Result, StageDevice,
-    device::{DeviceHooks, Part, PartKind},
-    optimizer::{Optimizer, OptimizerConfig},
+    Backend, Differentiable, Optimizer, OptimizerConfig, Result, StageDevice,
+    tools::device::{DeviceHooks, Link, Part, PartKind},
 };
 
 use self::{

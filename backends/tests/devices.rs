@@ -9,7 +9,7 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use interlock::{Differentiable, ParameterStore, Pass, StageDevice, device::run_on};
+use interlock::{Differentiable, ParameterStore, Pass, StageDevice, tools::device::run_on};
 use interlock_backends::{CpuDevice, cpu, layers::Linear};
 
 #[test]

@@ -2,12 +2,12 @@
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{
-    Batch, Dataset, EndToEnd, Interlock, ModelSpec, Sequential, Strategy, Trainer, Unit,
-    loss::MeanSquaredError,
-    random::Key,
-    schedule::ActionKind,
-    timeline::{Span, Timeline},
-    trainer::TrainerBuilder,
+    Batch, Dataset, EndToEnd, Interlock, Key, MeanSquaredError, ModelSpec, Sequential, Strategy, Trainer,
+    TrainerBuilder, Unit,
+    tools::{
+        schedule::ActionKind,
+        timeline::{Span, Timeline},
+    },
 };
 use interlock_backends::Backends;
 

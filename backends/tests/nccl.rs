@@ -16,8 +16,8 @@ use std::{
 
 use candle_core::{DType, Device, Shape, Tensor};
 use interlock::{
-    Activation, Differentiable, Loss, ParameterStore, Pass, Sequential, StageDevice, Wants, device::AsynchronousDevice,
-    loss::CrossEntropy,
+    Activation, AsynchronousDevice, CrossEntropy, Differentiable, Loss, ParameterStore, Pass, Sequential, StageDevice,
+    Wants,
 };
 use interlock_backends::{
     CudaStageDevice, NcclId, NcclReceiver, NcclSender,

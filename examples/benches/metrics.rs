@@ -8,7 +8,7 @@
 use std::{net::SocketAddr, time::Instant};
 
 use divan::Bencher;
-use interlock::metrics::{SECONDS_BUCKETS, table};
+use interlock::tools::metrics::{SECONDS_BUCKETS, table};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 
 fn main() {

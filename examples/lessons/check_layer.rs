@@ -6,9 +6,7 @@
 
 use candle_core::{Device, Tensor};
 use candle_nn::{Init, VarBuilder};
-use interlock::{
-    Activation, Differentiable, Gradients, ParameterStore, Pass, Result, Saved, Wants, differentiation::input_of,
-};
+use interlock::{Activation, Differentiable, Gradients, ParameterStore, Pass, Result, Saved, Wants};
 
 /// `y = g · x²` with a gain `g`.
 struct Square(Tensor);
@@ -40,7 +38,7 @@ fn main() -> anyhow::Result<()> {
     let forward = |x: [f32; 3]| layer.forward(&Tensor::new(&[x], &Device::Cpu)?.into(), &Pass::train(0, 0, 0));
     let objective = |x: [f32; 3]| -> Result<f32> { Ok((forward(x)?.0.single()? * &c)?.sum_all()?.to_scalar()?) };
     let gradients = layer.backward(&forward(x)?.1, &c.clone().into(), Wants::INPUT)?;
-    let gradient = input_of(gradients)?.single()?.flatten_all()?.to_vec1::<f32>()?;
+    let gradient = gradients.into_input()?.single()?.flatten_all()?.to_vec1::<f32>()?;
     for (i, found) in gradient.into_iter().enumerate() {
         let at = |step: f32| {
             let mut moved = x;

@@ -6,7 +6,7 @@
 use std::sync::{Arc, atomic::AtomicUsize, atomic::Ordering::Relaxed};
 
 use candle_core::Device;
-use interlock::{Backend, Error, Result, StageDevice, Trainer, optimizer::OptimizerConfig, trainer::Split};
+use interlock::{Backend, Error, OptimizerConfig, Result, Split, StageDevice, Trainer};
 use interlock_models::{Mlp, data::config::DataConfig, data::config::FashionMnistMini};
 
 #[derive(Default)]

@@ -2,14 +2,10 @@
 //!
 //! - A [`Callback`] gets every event of a run, on the thread that called `fit`. It may end the run, with a reason that the report tells.
 //! - A callback with a state implements `state` and `restore`, so that a continued run goes on with it.
-//! - A closure over events is a callback that only watches. [`EarlyStopping`](interlock::trainer::EarlyStopping) is one that ships.
+//! - A closure over events is a callback that only watches. [`EarlyStopping`](interlock::EarlyStopping) is one that ships.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
-use interlock::{
-    Result, TrainEvent, Trainer,
-    optimizer::OptimizerConfig,
-    trainer::{Callback, Control, Split},
-};
+use interlock::{Callback, Control, OptimizerConfig, Result, Split, TrainEvent, Trainer};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},

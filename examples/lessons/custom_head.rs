@@ -4,10 +4,7 @@
 //! - Heads may be made of any layers; these come from `interlock_backends`, with hand-written gradients.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
-use interlock::{
-    Error, Interlock, ModelSpec, Result, Sequential, Trainer, Unit, optimizer::OptimizerConfig, stage::HeadsConfig,
-    trainer::Split,
-};
+use interlock::{Error, HeadsConfig, Interlock, ModelSpec, OptimizerConfig, Result, Sequential, Split, Trainer, Unit};
 use interlock_backends::layers::{Linear, Relu};
 use interlock_models::{
     Mlp,

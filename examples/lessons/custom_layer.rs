@@ -5,8 +5,8 @@
 use candle_core::Tensor;
 use candle_nn::{Init, Linear, Module, VarBuilder, linear};
 use interlock::{
-    Activation, Autograd, Differentiable, Gradients, ModelSpec, Pass, Result, Saved, StageModule, Trainer, Unit, Wants,
-    differentiation::graph::InGraph, optimizer::OptimizerConfig, trainer::Split,
+    Activation, Autograd, Differentiable, Gradients, InGraph, ModelSpec, OptimizerConfig, Pass, Result, Saved, Split,
+    StageModule, Trainer, Unit, Wants,
 };
 use interlock_models::data::config::{DataConfig, FashionMnistMini};
 

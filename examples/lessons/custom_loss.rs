@@ -5,7 +5,7 @@
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_core::{D, DType, Tensor};
-use interlock::{Interlock, Loss, Result, Score, Scored, Targets, Trainer, optimizer::OptimizerConfig, trainer::Split};
+use interlock::{Interlock, Loss, OptimizerConfig, Result, Score, Scored, Split, Targets, Trainer};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},

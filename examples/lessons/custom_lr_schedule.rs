@@ -6,11 +6,7 @@
 
 use std::sync::mpsc::channel;
 
-use interlock::{
-    TrainEvent, Trainer,
-    optimizer::{OptimizerConfig, StageOverride},
-    trainer::Split,
-};
+use interlock::{OptimizerConfig, Split, StageOverride, TrainEvent, Trainer};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},

@@ -5,10 +5,7 @@
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_nn::{Linear, Module, VarBuilder, linear};
-use interlock::{
-    Activation, Autograd, Interlock, ModelSpec, Pass, Result, StageModule, Trainer, Unit,
-    differentiation::autograd::FromModule, optimizer::OptimizerConfig, trainer::Split,
-};
+use interlock::{FromModule, prelude::*};
 use interlock_backends::{candle_single_threaded, cpu};
 use interlock_models::data::config::{DataConfig, FashionMnistMini};
 

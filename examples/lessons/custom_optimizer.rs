@@ -8,11 +8,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use interlock::{
-    Interlock, Result, Trainer,
-    optimizer::{Optimizer, OptimizerConfig, OptimizerContext, Slot, StateDict},
-    trainer::Split,
-};
+use interlock::{Interlock, Optimizer, OptimizerConfig, OptimizerContext, Result, Slot, Split, StateDict, Trainer};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},

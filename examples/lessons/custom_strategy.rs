@@ -7,7 +7,7 @@
 //! - Heads that no stage follows are not even built, unless one asks for probes.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
-use interlock::{GradientPlan, Result, Strategy, Trainer, optimizer::OptimizerConfig, trainer::Split};
+use interlock::{GradientPlan, OptimizerConfig, Result, Split, Strategy, Trainer};
 use interlock_backends::cpu;
 use interlock_models::{
     Mlp,

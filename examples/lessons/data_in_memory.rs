@@ -6,9 +6,7 @@
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_core::{Device, Tensor};
-use interlock::{
-    Batch, Dataset, InMemory, Pairwise, Result, Trainer, optimizer::OptimizerConfig, random::Key, trainer::Split,
-};
+use interlock::{Batch, Dataset, InMemory, Key, OptimizerConfig, Pairwise, Result, Split, Trainer};
 use interlock_models::Mlp;
 use rand::RngExt;
 

@@ -5,11 +5,7 @@
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_core::{D, Tensor};
-use interlock::{
-    EndToEnd, Trainer,
-    optimizer::OptimizerConfig,
-    trainer::{Split, TrainerBuilder},
-};
+use interlock::{EndToEnd, OptimizerConfig, Split, Trainer, TrainerBuilder};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},

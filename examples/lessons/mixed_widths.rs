@@ -7,7 +7,7 @@
 //! - The same seed gives the same initial values under every strategy, so strategies can be compared.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
-use interlock::{EndToEnd, Interlock, Local, Strategy, Trainer, optimizer::OptimizerConfig, trainer::Split};
+use interlock::{EndToEnd, Interlock, Local, OptimizerConfig, Split, Strategy, Trainer};
 use interlock_backends::cpu;
 use interlock_models::{
     Mlp,

@@ -8,10 +8,7 @@
 
 use candle_core::Tensor;
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder, conv2d, linear};
-use interlock::{
-    Autograd, ModelSpec, Pairwise, Result, Trainer, Unit, differentiation::autograd::FromModule,
-    optimizer::OptimizerConfig, trainer::Split,
-};
+use interlock::{Autograd, FromModule, ModelSpec, OptimizerConfig, Pairwise, Result, Split, Trainer, Unit};
 use interlock_backends::{candle_single_threaded, cpu};
 use interlock_models::data::config::{DataConfig, FashionMnistMini};
 

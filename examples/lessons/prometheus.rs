@@ -1,10 +1,10 @@
 //! Metrics for Prometheus: a recorder is all that a program needs.
 //!
-//! - Stages and trainer tell the `metrics` crate what they do, whoever records it. `interlock::metrics` lists all that there is.
+//! - Stages and trainer tell the `metrics` crate what they do, whoever records it. `interlock::tools::metrics` lists all that there is.
 //! - Install the recorder before the trainer is built. `PrometheusBuilder::with_http_listener` serves the same text to a Prometheus server.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
-use interlock::{Trainer, optimizer::OptimizerConfig, trainer::Split};
+use interlock::{OptimizerConfig, Split, Trainer};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},

@@ -5,11 +5,7 @@
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_core::{D, Device, IndexOp, Tensor};
-use interlock::{
-    Interlock, Trainer,
-    optimizer::{OptimizerConfig, OptimizerKind, clip::ClipConfig, clip::ClipScope},
-    trainer::Split,
-};
+use interlock::{ClipConfig, ClipScope, Interlock, OptimizerConfig, OptimizerKind, Split, Trainer};
 use interlock_models::{Transformer, data::DataKind, data::config::DataConfig, data::config::Shakespeare};
 
 const CONTEXT: usize = 32;

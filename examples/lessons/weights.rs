@@ -5,12 +5,7 @@
 //! - With a moving average (`ema`) the weights that one gets are the averaged ones.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
-use interlock::{
-    Trainer, Weights,
-    optimizer::OptimizerConfig,
-    stage::EmaConfig,
-    trainer::{Split, TrainerBuilder},
-};
+use interlock::{EmaConfig, OptimizerConfig, Split, Trainer, TrainerBuilder, Weights};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},

@@ -12,7 +12,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use interlock::planner::MemoryMeter;
+use interlock::tools::planner::MemoryMeter;
 use linked_list_allocator::Heap;
 use memmap2::{MmapOptions, MmapRaw};
 

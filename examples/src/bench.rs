@@ -15,11 +15,7 @@ use std::{
     time::Instant,
 };
 
-use interlock::{
-    TrainEvent,
-    stage::Recompute,
-    trainer::{Callback, Control, Length, TrainerBuilder},
-};
+use interlock::{Callback, Control, Length, Recompute, TrainEvent, TrainerBuilder};
 use serde::Serialize;
 
 use crate::{

@@ -1,8 +1,8 @@
 //! `interlock compare`.
 
 use interlock::{
-    strategy::{StrategyConfig, StrategyName},
-    trainer::{Split, Stopper},
+    Split, Stopper,
+    tools::strategy::{StrategyConfig, StrategyName},
 };
 use serde::Serialize;
 

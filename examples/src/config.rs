@@ -7,13 +7,9 @@ pub(crate) use devices::Devices;
 use std::path::{Path, PathBuf};
 
 use interlock::{
-    ActivationDtype, Error, Result, Trainer, Weights,
-    model::partition::PartitionConfig,
-    optimizer::{OptimizerConfig, clip::ClipConfig, lr_schedule::LrScheduleConfig},
-    schedule::PolicyName,
-    stage::{EmaConfig, HeadsConfig, Recompute},
-    strategy::StrategyConfig,
-    trainer::{Criterion, EarlyStopping, EarlyStoppingConfig, TrainerBuilder},
+    ActivationDtype, ClipConfig, Criterion, EarlyStopping, EarlyStoppingConfig, EmaConfig, Error, HeadsConfig,
+    LrScheduleConfig, OptimizerConfig, Recompute, Result, Trainer, TrainerBuilder, Weights,
+    tools::{model::PartitionConfig, schedule::PolicyName, strategy::StrategyConfig},
 };
 use interlock_models::{
     InputShape, ModelConfig,

@@ -10,8 +10,10 @@ pub(crate) use read::read;
 
 use interlock::{
     Error, Origin, Report,
-    trainer::{Followed, HeadScore, PhaseReport},
-    transport::{Built, StageStep},
+    tools::{
+        trainer::{Followed, HeadScore, PhaseReport},
+        transport::{Built, StageStep},
+    },
 };
 use serde::{Deserialize, Deserializer, Serialize};
 

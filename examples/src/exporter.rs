@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use interlock::{
     Error, Result,
-    metrics::{self, table},
+    tools::metrics::{self, table},
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
 

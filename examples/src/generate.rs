@@ -1,7 +1,7 @@
 //! `interlock generate`.
 
 use candle_core::{Device, Tensor};
-use interlock::{Error, random::Key};
+use interlock::{Error, Key};
 use interlock_models::data::DataKind;
 use rand::RngExt;
 

@@ -5,10 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use interlock::{
-    Error, Result, TrainEvent,
-    trainer::{Callback, Control},
-};
+use interlock::{Callback, Control, Error, Result, TrainEvent};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
     EnvFilter, Layer,

@@ -10,9 +10,8 @@ use std::{
 
 use indicatif::ProgressStyle;
 use interlock::{
-    Result, TrainEvent,
-    trainer::{Callback, Control, Evaluation, HeadScore},
-    transport::StageStep,
+    Callback, Control, Evaluation, Result, TrainEvent,
+    tools::{trainer::HeadScore, transport::StageStep},
 };
 use ratatui::crossterm::terminal;
 

@@ -7,7 +7,10 @@ mod words;
 
 use std::path::{Path, PathBuf};
 
-use interlock::{Error, model::weights, timeline::Drawing};
+use interlock::{
+    Error,
+    tools::{files, timeline::Drawing},
+};
 
 use self::run::Run;
 use crate::{
@@ -45,7 +48,7 @@ pub(crate) fn run(arguments: &Report) -> Result<(), Exit> {
         }
         None => Vec::new(),
     };
-    weights::write_text(&out, &page).map_err(Exit::failed)?;
+    files::write_text(&out, &page).map_err(Exit::failed)?;
     if let Some(folder) = &arguments.plots {
         std::fs::create_dir_all(folder).map_err(|e| Exit::failed(Error::file(folder, e)))?;
     }

@@ -6,7 +6,10 @@ use std::{
     time::SystemTime,
 };
 
-use interlock::{Error, Report, Result, Weights, model::weights, timeline::Timeline, trainer::Best};
+use interlock::{
+    Error, Report, Result, Weights,
+    tools::{files, timeline::Timeline, trainer::Best},
+};
 use interlock_models::data::Description;
 use serde::{Deserialize, Serialize};
 
@@ -106,7 +109,7 @@ impl RunFolder {
     pub(crate) fn create(path: PathBuf, config: &RunConfig, data: &Description) -> Result<Self> {
         std::fs::create_dir_all(&path).map_err(|e| Error::file(&path, e))?;
         let folder = Self { path, ended: Arc::default() };
-        weights::write_text(&folder.path.join(CONFIG), &config.to_toml()?)?;
+        files::write_text(&folder.path.join(CONFIG), &config.to_toml()?)?;
         folder.write_json(DATA, data)?;
         folder.write_json(environment::FILE, &Environment::of_this_process())?;
         folder.write_json(STATUS, &Status::Running)?;
@@ -205,7 +208,7 @@ impl RunFolder {
         // In one line, since there may be thousands of actions.
         let file = TimelineFile { format: events::FORMAT, timeline };
         let text = serde_json::to_string(&file).map_err(|e| Error::file(&path, e))?;
-        weights::write_text(&path, &(text + "\n"))
+        files::write_text(&path, &(text + "\n"))
     }
 
     /// Writes how the run ended. Only the first call has an effect, from whichever thread.
@@ -267,5 +270,5 @@ impl RunFolder {
 /// Writes `value` as JSON: the file is complete, or it is not there.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::file(path, e))?;
-    weights::write_text(path, &(text + "\n"))
+    files::write_text(path, &(text + "\n"))
 }

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 
 use comfy_table::{ContentArrangement, Table, TableComponent, presets::UTF8_HORIZONTAL_ONLY};
-use interlock::{Report, trainer::Evaluation};
+use interlock::{Evaluation, Report};
 use interlock_models::data::DataKind;
 
 use crate::progress::columns;

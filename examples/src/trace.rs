@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use interlock::{
     Error, Result,
-    model::weights,
-    simulator::Simulated,
-    timeline::{Drawing, Timeline},
+    tools::{
+        files,
+        simulator::Simulated,
+        timeline::{Drawing, Timeline},
+    },
 };
 
 use crate::run_folder;
@@ -67,6 +69,6 @@ impl TraceFile {
             Format::Svg => timeline.to_svg(drawing),
             Format::Json => timeline.to_trace(),
         };
-        weights::write_text(&self.path, &text)
+        files::write_text(&self.path, &text)
     }
 }

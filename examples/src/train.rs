@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use interlock::{
-    Report,
-    model::partition::PartitionConfig,
-    timeline::Timeline,
-    trainer::{Split, Stopper},
+    Report, Split, Stopper,
+    tools::{model::PartitionConfig, timeline::Timeline},
 };
 
 use crate::{

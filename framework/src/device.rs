@@ -10,14 +10,15 @@
 
 mod asynchronous;
 mod hooks;
-pub mod link;
+pub(crate) mod link;
 mod plain;
 mod reading;
-pub mod sleep;
+pub(crate) mod sleep;
 
 pub use asynchronous::AsynchronousDevice;
-pub use hooks::{DeviceHooks, NoHooks, Part, PartKind};
-pub use link::Link;
+pub(crate) use hooks::NoHooks;
+pub use hooks::{DeviceHooks, Part, PartKind};
+pub(crate) use link::Link;
 pub use plain::Plain;
 pub use reading::{Mark, Reading};
 

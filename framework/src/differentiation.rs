@@ -4,12 +4,11 @@
 //! is `∂l/∂w = c·∂f/∂w`. A stage computes input gradients of several losses, and parameter gradients of the losses that it follows. So the
 //! two can be computed separately, the parameter gradients later than the input gradient.
 
-pub mod autograd;
-pub mod graph;
+pub(crate) mod autograd;
+pub(crate) mod graph;
 mod held;
 mod named_unit;
 
-pub use autograd::{Autograd, StageModule};
 pub use held::Held;
 pub(crate) use named_unit::NamedUnit;
 
@@ -205,7 +204,7 @@ pub trait Differentiable: Send {
     /// Returns the input gradient now; [`Self::backward_parameters`] computes the parameter gradients later.
     fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
         let gradients = self.backward(saved, output_gradient, Wants::INPUT)?;
-        Ok((input_of(gradients)?, Pending::new(self.has_parameters().then(|| output_gradient.clone()))))
+        Ok((gradients.into_input()?, Pending::new(self.has_parameters().then(|| output_gradient.clone()))))
     }
 
     /// Returns the parameter gradients of the loss whose [`Self::backward_input`] returned `pending`.
@@ -228,7 +227,7 @@ pub trait Differentiable: Send {
     }
 
     /// Checks, while the stage is built, that the gradients fit the forward pass, on random inputs of the shape `input` for one example. By
-    /// default nothing is checked: only a function whose gradients may be incomplete without an error needs it, as [`Autograd`] does.
+    /// default nothing is checked: only a function whose gradients may be incomplete without an error needs it, as [`Autograd`](crate::Autograd) does.
     ///
     /// # Errors
     /// If a gradient is zero or incomplete by construction, names it. A function that takes no such input returns no error.
@@ -245,16 +244,16 @@ impl Gradients {
     /// If there is no input gradient.
     pub fn into_backward_input(mut self) -> Result<(Activation, Pending)> {
         let parameters = std::mem::take(&mut self.parameters);
-        Ok((input_of(self)?, Pending::new::<ParameterGradients>(parameters)))
+        Ok((self.into_input()?, Pending::new::<ParameterGradients>(parameters)))
     }
-}
 
-/// Returns the input gradient of a backward pass that wanted it.
-///
-/// # Errors
-/// If there is none: the function is not differentiable in its input (tokens, masks).
-pub fn input_of(gradients: Gradients) -> Result<Activation> {
-    gradients.input.ok_or_else(no_input_gradient)
+    /// Returns the input gradient of a backward pass that wanted it.
+    ///
+    /// # Errors
+    /// If there is none: the function is not differentiable in its input (tokens, masks).
+    pub fn into_input(self) -> Result<Activation> {
+        self.input.ok_or_else(no_input_gradient)
+    }
 }
 
 fn no_input_gradient() -> Error {

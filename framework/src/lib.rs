@@ -15,7 +15,7 @@
 //! use interlock::candle_core::{Device, Tensor};
 //! use interlock::candle_nn::{Linear, Module, linear};
 //! use interlock::{
-//!     Activation, Autograd, Batch, Dataset, Interlock, ModelSpec, Pass, Result, StageModule, Trainer, Unit, random::Key,
+//!     Activation, Autograd, Batch, Dataset, Interlock, Key, ModelSpec, Pass, Result, StageModule, Trainer, Unit,
 //! };
 //!
 //! /// `tanh(W·x + b)`
@@ -70,13 +70,13 @@
 //! ```
 //!
 //! # Where things are
-//! - What is trained: [`model`] (models, partitions, parameters, weights as files), [`data`], [`loss`], [`optimizer`] (update rules, learning rates,
-//!   clipping).
-//! - How gradients are computed: [`differentiation`], with candle's graph behind it for your own modules.
-//! - *Which* gradients cross boundaries: [`strategy`] and [`plan`]. *When* a stage does what: [`schedule`]. *How*: [`stage`]. *Where*: [`device`].
-//! - What carries the messages: [`actor`], over a [`transport`]. [`plain`] is the same computation by plain calls.
-//! - What you use: [`trainer`], and [`Predictor`] for what was trained. What units cost on a device: [`planner`], and how long steps take:
-//!   [`simulator`] and [`timeline`]. What a run reports to a monitoring system: [`metrics`].
+//! Everything to build and train models lies at the root; [`prelude`] brings the most used items into scope.
+//! - What is trained: [`ModelSpec`] and [`Unit`], [`Weights`] as files. On what: [`Dataset`], [`InMemory`]. By which [`Loss`] and which [`Optimizer`].
+//! - How gradients are computed: [`Autograd`] uses candle's graph; a layer with a backward pass of its own is a [`Differentiable`].
+//! - Which gradients cross boundaries: a [`Strategy`], such as [`Interlock`], makes a [`GradientPlan`].
+//! - Where: [`Backend`] and [`StageDevice`].
+//! - What runs it: [`Trainer`], told by [`TrainerBuilder`], watched by a [`Callback`]. [`Predictor`] uses what was trained.
+//! - What tools need (pipelines without a trainer, planner, simulator, timelines, metrics): [`tools`], which is not stable.
 //!
 //! # What you can rely on
 //! - **Timing changes nothing.** For one binary on one model of CPU the trained parameters depend on configuration, seed and data
@@ -84,40 +84,56 @@
 //! - **A failure is one typed error.** An error, a panic, an infinity or a NaN in any stage ends the run with
 //!   [`Error::Failed`], which names stage, step, micro-batch, phase and cause.
 
-pub mod actor;
-pub mod data;
-pub mod device;
-pub mod differentiation;
+mod actor;
+mod data;
+mod device;
+mod differentiation;
 mod error;
-pub mod loss;
-pub mod metrics;
-pub mod model;
-pub mod optimizer;
-pub mod plain;
-pub mod plan;
-pub mod planner;
+mod loss;
+mod metrics;
+mod model;
+mod optimizer;
+mod plain;
+mod plan;
+mod planner;
 mod predictor;
-pub mod random;
-pub mod schedule;
-pub mod simulator;
-pub mod stage;
-pub mod strategy;
+pub mod prelude;
+mod random;
+mod schedule;
+mod simulator;
+mod stage;
+mod strategy;
 mod tensor;
-pub mod timeline;
-pub mod trainer;
-pub mod transport;
+mod timeline;
+pub mod tools;
+mod trainer;
+mod transport;
 
 pub use candle_core;
 pub use candle_nn;
 pub use data::{Batch, Dataset, InMemory};
-pub use device::{Backend, Link, StageDevice};
-pub use differentiation::{Autograd, Differentiable, Gradients, Mode, Pass, Saved, Sequential, StageModule};
+pub use device::{AsynchronousDevice, Backend, Mark, Plain, Reading, StageDevice};
+pub use differentiation::{
+    Differentiable, Gradients, Held, Mode, Pass, Pending, Saved, Sequential,
+    autograd::{Autograd, FromModule, FromModuleT, StageModule},
+    graph::InGraph,
+};
 pub use error::{Deadlock, Error, Failure, NonFinite, Origin, Phase, Result, Wait};
-pub use loss::{Loss, Score, Scored, Targets};
-pub use model::{ModelSpec, ParameterGradients, ParameterStore, Partition, Unit, Weights};
-pub use plan::{GradientPlan, PlanSchedule, Wants};
+pub use loss::{CrossEntropy, Loss, MeanSquaredError, Score, Scored, Targets};
+pub use model::{ModelSpec, ParameterGradients, ParameterStore, Unit, Weights};
+pub use optimizer::{
+    ClipFactor, Optimizer, OptimizerConfig, OptimizerContext, OptimizerFactory, OptimizerKind, ParameterGroup, Slot,
+    StageOverride, StateDict,
+    clip::{ClipConfig, ClipScope},
+    lr_schedule::LrScheduleConfig,
+};
+pub use plan::{GradientPlan, PlanPhase, PlanSchedule, Wants};
 pub use predictor::Predictor;
-pub use stage::Stage;
-pub use strategy::{Adaptive, EndToEnd, Interlock, Local, Pairwise, Strategy, WidthSchedule};
+pub use random::Key;
+pub use stage::{EmaConfig, HeadsConfig, HeadsTrained, Recompute};
+pub use strategy::{Adapt, Adaptive, EndToEnd, Interlock, Local, Pairwise, Strategy, WidthSchedule};
 pub use tensor::{Activation, ActivationDtype, Numbers, Precision};
-pub use trainer::{Report, TrainEvent, Trainer};
+pub use trainer::{
+    Callback, Control, Criterion, EarlyStopping, EarlyStoppingConfig, Evaluation, Length, Report, Split, Stopper,
+    TrainEvent, Trainer, TrainerBuilder,
+};

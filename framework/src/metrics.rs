@@ -10,7 +10,7 @@
 mod stage;
 pub mod table;
 
-pub use table::ALL;
+pub(crate) use table::ALL;
 
 pub(crate) use stage::{Direction, MailboxGauge, StageMetrics};
 

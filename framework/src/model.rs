@@ -1,9 +1,9 @@
 //! Models as ordered units, and their partition into stages.
 
 pub(crate) mod initial;
-pub mod parameters;
-pub mod partition;
-pub mod weights;
+pub(crate) mod parameters;
+pub(crate) mod partition;
+pub(crate) mod weights;
 
 pub use parameters::{ParameterGradients, ParameterStore};
 pub use partition::Partition;
@@ -16,7 +16,7 @@ use candle_nn::VarBuilder;
 use crate::{Differentiable, Error, Result};
 
 /// A function that builds a unit from its parameters' builder, on the stage's thread and device.
-pub type UnitBuilder = dyn Fn(VarBuilder<'static>) -> Result<Box<dyn Differentiable>> + Send + Sync;
+pub(crate) type UnitBuilder = dyn Fn(VarBuilder<'static>) -> Result<Box<dyn Differentiable>> + Send + Sync;
 
 /// The smallest part of a model that can be a stage on its own.
 #[derive(Clone)]

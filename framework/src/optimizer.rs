@@ -1,10 +1,10 @@
 //! Optimizers: how a stage turns gradients into new parameters.
 
 mod adamw;
-pub mod clip;
+pub(crate) mod clip;
 mod config;
 mod factory;
-pub mod lr_schedule;
+pub(crate) mod lr_schedule;
 mod sgd;
 mod state_dict;
 

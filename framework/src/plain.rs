@@ -7,12 +7,12 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::{
-    Activation, Batch, Error, Loss, Result, Score, Stage,
+    Activation, Batch, Error, Loss, Result, Score,
     model::Weights,
     optimizer::clip::ClipScope,
     predictor::predict_at,
     schedule::{Action, MicroBatchId, Purpose, Remaining},
-    stage::{Outcome, Payload, StageBlueprint, StageSettings},
+    stage::{Outcome, Payload, Stage, StageBlueprint, StageSettings},
     strategy::Plans,
 };
 

@@ -4,7 +4,7 @@
 //! ([`simulator`](crate::simulator)). [`Setup::predict`] tells what a given cut comes to, [`Setup::best_cut`] finds the best.
 
 mod cut;
-pub mod profile;
+pub(crate) mod profile;
 mod search;
 mod setup;
 

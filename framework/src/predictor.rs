@@ -5,13 +5,13 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    Activation, Error, ModelSpec, Result, Stage, Trainer,
+    Activation, Error, ModelSpec, Result, Trainer,
     model::{
         Weights,
         initial::{Allowed, Differences},
     },
     schedule::{Action, MicroBatchId, Purpose},
-    stage::{Outcome, Payload, StageBlueprint},
+    stage::{Outcome, Payload, Stage, StageBlueprint},
     tensor::elementwise::is_finite,
 };
 
@@ -23,7 +23,7 @@ use crate::{
 /// ```
 /// # use candle_core::{DType, Device, Tensor};
 /// # use candle_nn::linear;
-/// # use interlock::{Autograd, ModelSpec, Result, Trainer, Unit, differentiation::autograd::FromModule};
+/// # use interlock::{Autograd, ModelSpec, Result, Trainer, Unit, FromModule};
 /// # struct Net;
 /// # impl ModelSpec for Net {
 /// #     fn units(&self) -> Result<Vec<Unit>> {

@@ -17,10 +17,11 @@ mod policy;
 mod stage;
 mod work;
 
-pub use action::{Action, Event, MicroBatchId, Purpose, Remaining, Unexpected, WaitingFor};
+pub use action::{Action, MicroBatchId, Purpose, Remaining};
+pub(crate) use action::{Event, Unexpected, WaitingFor};
 pub use kind::ActionKind;
 pub use policy::{Policy, PolicyName};
-pub use stage::{StageRole, StageSchedule};
+pub(crate) use stage::{StageRole, StageSchedule};
 pub use work::StageWork;
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use self::monitor::{Monitor, Task};
 use crate::{
     Activation, ActivationDtype, Differentiable, Error, Failure, Gradients, Loss, NonFinite, Pass, Result, Saved,
     Score, StageDevice, Wants,
-    differentiation::{Pending, input_of},
+    differentiation::Pending,
     optimizer::{clip::ClipConfig, lr_schedule::LrSchedule},
     schedule::{Action, MicroBatchId, Purpose, Remaining},
 };
@@ -380,7 +380,7 @@ impl Stage {
         if !wants.input {
             return Ok(Outcome::None);
         }
-        let input = self.dtype.pack(&input_of(pulled)?.detach())?;
+        let input = self.dtype.pack(&pulled.into_input()?.detach())?;
         let stage = self.index;
         self.monitor.check_activation(&input, NonFinite::Gradient, || {
             format!("the gradient of loss {loss} behind stage {stage}")

@@ -1,14 +1,16 @@
 //! What stages did when: of a run that happened, or of one that was simulated; drawn ([`Timeline::to_svg`]), or written for the
-//! viewers of traces ([`Timeline::to_trace`]), or printed as text ([`TimelineGrid`]).
+//! viewers of traces ([`Timeline::to_trace`]).
 
 mod escape;
+#[cfg(test)]
 mod grid;
 mod svg;
 mod time;
 mod trace;
 
 pub use escape::escape;
-pub use grid::{GridCell, GridSlot, SlotFill, TimelineGrid};
+#[cfg(test)]
+pub(crate) use grid::TimelineGrid;
 pub use svg::Drawing;
 
 use std::{collections::BTreeSet, ops::Range};

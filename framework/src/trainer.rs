@@ -31,8 +31,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    Dataset, Error, GradientPlan, Loss, ModelSpec, Partition, PlanSchedule, Predictor, Result, Weights,
-    actor::Pipeline, stage::StageBlueprint, timeline::Timeline, transport::Built,
+    Dataset, Error, GradientPlan, Loss, ModelSpec, PlanSchedule, Predictor, Result, Weights, actor::Pipeline,
+    model::Partition, stage::StageBlueprint, timeline::Timeline, transport::Built,
 };
 use loader::Order;
 use prediction::Prediction;
@@ -50,6 +50,12 @@ pub struct Split<'a> {
 
 impl<'a, D: Dataset> From<&'a D> for Split<'a> {
     fn from(train: &'a D) -> Self {
+        Self { train, validation: None }
+    }
+}
+
+impl<'a> From<&'a dyn Dataset> for Split<'a> {
+    fn from(train: &'a dyn Dataset) -> Self {
         Self { train, validation: None }
     }
 }
@@ -122,7 +128,7 @@ struct Settings {
 /// ```
 /// # use candle_core::{DType, Device, Tensor};
 /// # use candle_nn::linear;
-/// # use interlock::{Autograd, Batch, Dataset, ModelSpec, Result, Unit, differentiation::autograd::FromModule, random::Key};
+/// # use interlock::{Autograd, Batch, Dataset, ModelSpec, Result, Unit, FromModule, Key};
 /// # struct Net;
 /// # impl ModelSpec for Net {
 /// #     fn units(&self) -> Result<Vec<Unit>> {
@@ -146,7 +152,7 @@ struct Settings {
 /// #         Ok(Batch { inputs: points.into(), targets: Tensor::new(classes, &Device::Cpu)? })
 /// #     }
 /// # }
-/// use interlock::{Interlock, TrainEvent, Trainer, trainer::Criterion};
+/// use interlock::{Interlock, TrainEvent, Trainer, Criterion};
 ///
 /// # let (model, train, validation) = (Net, Corners(64), Corners(8));
 /// let mut trainer = Trainer::builder(model)

@@ -164,7 +164,7 @@ impl StageMessage {
 /// one receiver arrive in order. An activation goes to the next stage, a gradient and a credit to the previous one; a credit of the first stage
 /// goes to the coordinator.
 ///
-/// In process the message is moved into the receiver's mailbox, and no tensor is copied. If the device has a [`Link`](crate::Link) that delays, the
+/// In process the message is moved into the receiver's mailbox, and no tensor is copied. If the device has a [`Link`](crate::device::Link) that delays, the
 /// thread of the delay line delivers activations and gradients when they arrive.
 pub trait Transport: Send {
     /// Sends a message to the neighbour that it is for.

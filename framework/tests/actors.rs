@@ -12,17 +12,15 @@ use std::{sync::Arc, time::Duration};
 use candle_core::Tensor;
 use common::Spiral;
 use interlock::{
-    ActivationDtype, Adaptive, Dataset, EndToEnd, Interlock, Link, PlanSchedule, Strategy, Wants, Weights,
-    WidthSchedule,
-    actor::{Feed, Pipeline, PipelineEvent, PipelineSettings},
-    optimizer::{
-        OptimizerConfig,
-        clip::{ClipConfig, ClipScope},
+    ActivationDtype, Adaptive, ClipConfig, ClipScope, Dataset, EndToEnd, Interlock, OptimizerConfig, PlanSchedule,
+    Recompute, Split, Strategy, TrainerBuilder, Wants, Weights, WidthSchedule,
+    tools::{
+        actor::{Feed, Pipeline, PipelineEvent, PipelineSettings},
+        device::Link,
+        plain::PlainPipeline,
+        schedule::{Action, MicroBatchId, PolicyName, Purpose, Remaining},
+        stage::{Outcome, Payload},
     },
-    plain::PlainPipeline,
-    schedule::{Action, MicroBatchId, PolicyName, Purpose, Remaining},
-    stage::{Outcome, Payload, Recompute},
-    trainer::{Split, TrainerBuilder},
 };
 use proptest::{prelude::*, strategy::Strategy as _};
 use setup::{FAR, Remote, builder, devices};
@@ -61,7 +59,7 @@ impl Dataset for OneBatch {
         self.size
     }
 
-    fn batch(&self, _: &[usize], _: Option<interlock::random::Key>) -> interlock::Result<interlock::Batch> {
+    fn batch(&self, _: &[usize], _: Option<interlock::Key>) -> interlock::Result<interlock::Batch> {
         Spiral { examples: self.size }.batch(&(0..self.size).collect::<Vec<_>>(), None)
     }
 }

@@ -13,11 +13,9 @@ use std::{
 use candle_core::Tensor;
 use common::{Chain, Perceptron, Slope, Spiral, given, scalars};
 use interlock::{
-    Adaptive, Batch, Dataset, Error, Interlock, Result, TrainEvent, Trainer, Weights,
-    optimizer::{Optimizer, OptimizerConfig, OptimizerContext, ParameterGroup, Slot, StageOverride},
-    random::Key,
-    stage::EmaConfig,
-    trainer::{Callback, Control, Criterion, EarlyStopping, EarlyStoppingConfig, Length, TrainerBuilder},
+    Adaptive, Batch, Callback, Control, Criterion, Dataset, EarlyStopping, EarlyStoppingConfig, EmaConfig, Error,
+    Interlock, Key, Length, Optimizer, OptimizerConfig, OptimizerContext, ParameterGroup, Result, Slot, StageOverride,
+    TrainEvent, Trainer, TrainerBuilder, Weights,
 };
 
 fn bits(tensors: Weights) -> BTreeMap<String, Vec<u32>> {

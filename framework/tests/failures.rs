@@ -11,12 +11,8 @@ use std::time::Duration;
 
 use common::{Fault, How, Spiral, When};
 use interlock::{
-    Dataset, Error, Interlock, Link, Origin, Phase, Trainer,
-    optimizer::{
-        OptimizerConfig,
-        clip::{ClipConfig, ClipScope},
-    },
-    trainer::TrainerBuilder,
+    ClipConfig, ClipScope, Dataset, Error, Interlock, OptimizerConfig, Origin, Phase, Trainer, TrainerBuilder,
+    tools::device::Link,
 };
 use setup::{FAR, builder, devices};
 
@@ -107,7 +103,7 @@ impl Dataset for BadData {
         40
     }
 
-    fn batch(&self, numbers: &[usize], augment: Option<interlock::random::Key>) -> interlock::Result<interlock::Batch> {
+    fn batch(&self, numbers: &[usize], augment: Option<interlock::Key>) -> interlock::Result<interlock::Batch> {
         if numbers.contains(&17) {
             assert!(!self.panics, "example 17 is unreadable");
             return Err(Error::other(Unreadable(17)));
@@ -150,7 +146,7 @@ fn settings_that_cannot_be_are_refused_before_anything_starts() {
         let error = builder.layout().err().unwrap();
         assert!(error.is_refusal() && error.to_string().contains(key), "{error}");
     };
-    refused(builder(3, None).head_loss(3, interlock::loss::MeanSquaredError), "head_loss");
+    refused(builder(3, None).head_loss(3, interlock::MeanSquaredError), "head_loss");
     refused(builder(3, None).batch_size(0), "batch_size");
     refused(builder(3, None).micro_batches(0), "micro_batches");
     refused(builder(3, None).in_flight(0), "in_flight");

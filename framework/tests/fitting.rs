@@ -10,10 +10,8 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Tensor};
 use common::{Perceptron, Spiral};
 use interlock::{
-    Batch, Dataset, Error, Loss, Origin, Result, Score, Scored, Targets, TrainEvent, Trainer,
-    optimizer::lr_schedule::LrScheduleConfig,
-    random::Key,
-    trainer::{Length, Stopper, TrainerBuilder},
+    Batch, Dataset, Error, Key, Length, Loss, LrScheduleConfig, Origin, Result, Score, Scored, Stopper, Targets,
+    TrainEvent, Trainer, TrainerBuilder,
 };
 
 fn builder() -> TrainerBuilder {

@@ -6,10 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use candle_nn::{Module, VarBuilder, linear};
-use interlock::{
-    Autograd, Differentiable, ParameterStore, Pass, Wants,
-    differentiation::autograd::{FromModule, FromModuleT},
-};
+use interlock::{Autograd, Differentiable, FromModule, FromModuleT, ParameterStore, Pass, Wants};
 
 fn builder() -> VarBuilder<'static> {
     ParameterStore::new(5, Arc::default()).builder(&Device::Cpu)

@@ -10,14 +10,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use candle_core::{Device, Tensor};
 use common::{ByTarget, Chain, Matrices, Slope, given, scalars};
 use interlock::{
-    Activation, Autograd, Batch, Dataset, EndToEnd, GradientPlan, Interlock, ModelSpec, Pass, StageModule, Strategy,
-    Trainer, Unit,
-    device::Plain,
-    differentiation::autograd::FromModule,
-    loss::Loss,
-    optimizer::OptimizerConfig,
-    plain::PlainPipeline,
-    stage::{HeadsConfig, HeadsTrained},
+    Activation, Autograd, Batch, Dataset, EndToEnd, FromModule, GradientPlan, HeadsConfig, HeadsTrained, Interlock,
+    Loss, ModelSpec, OptimizerConfig, Pass, Plain, StageModule, Strategy, Trainer, Unit, tools::plain::PlainPipeline,
 };
 
 const WEIGHTS: [(&str, f32); 7] = [
@@ -43,7 +37,7 @@ fn gradients(stages: usize, strategy: impl Strategy + 'static) -> BTreeMap<Strin
         .allow_unknown(true); // shorter chains need fewer
     let layout = builder.layout().unwrap();
     let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plans, &layout.settings).unwrap();
-    pipeline.stages_mut().iter_mut().for_each(interlock::Stage::keep_gradients);
+    pipeline.stages_mut().iter_mut().for_each(interlock::tools::stage::Stage::keep_gradients);
     pipeline.train_step(&scalars(&[1.0]), 1).unwrap();
     let parts = pipeline.stages().iter().flat_map(|s| [Some(s.parameters()), s.head_parameters()]).flatten();
     parts
@@ -146,7 +140,7 @@ fn measured(
         .initial_values(values.collect::<interlock::Weights>());
     let layout = builder.layout().unwrap();
     let mut pipeline = PlainPipeline::build(&layout.blueprints, layout.plans, &layout.settings).unwrap();
-    pipeline.stages_mut().iter_mut().for_each(interlock::Stage::keep_gradients);
+    pipeline.stages_mut().iter_mut().for_each(interlock::tools::stage::Stage::keep_gradients);
     pipeline.train_step(batch, micro_batches).unwrap();
     let applied = &pipeline.stages()[0].parameters().applied()[0].1;
     let alignments = pipeline.alignments().to_vec();
@@ -228,7 +222,7 @@ impl Dataset for Threes {
         8
     }
 
-    fn batch(&self, numbers: &[usize], _: Option<interlock::random::Key>) -> interlock::Result<Batch> {
+    fn batch(&self, numbers: &[usize], _: Option<interlock::Key>) -> interlock::Result<Batch> {
         let inputs: Vec<f32> = numbers.iter().flat_map(|&n| [n as f32, 1.0, -0.5]).collect();
         let targets: Vec<u32> = numbers.iter().map(|&n| n as u32 % 2).collect();
         Ok(Batch {

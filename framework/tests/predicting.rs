@@ -7,7 +7,7 @@ mod common;
 
 use candle_core::{D, Device, Tensor};
 use common::{Perceptron, Spiral};
-use interlock::{Dataset, EndToEnd, Interlock, Predictor, Trainer, Weights, trainer::TrainerBuilder};
+use interlock::{Dataset, EndToEnd, Interlock, Predictor, Trainer, TrainerBuilder, Weights};
 
 fn model() -> Perceptron {
     Perceptron { layers: 4, fault: None }

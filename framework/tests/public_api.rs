@@ -15,7 +15,12 @@ const KEYWORDS: [&str; 8] = ["struct", "enum", "trait", "fn", "const", "static",
 /// The public items of a module of this crate, by their paths: those that its file declares or re-exports, and those of its public modules.
 fn items(file: &Path, path: &str, found: &mut BTreeSet<String>) {
     let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    for statement in statements(&text) {
+    declared(&text, file, path, found);
+}
+
+/// The public items of the module `path` whose formatted text is `text`, a part of `file`.
+fn declared(text: &str, file: &Path, path: &str, found: &mut BTreeSet<String>) {
+    for statement in statements(text) {
         let Some(rest) = statement.strip_prefix("pub ") else { continue };
         let mut words = rest.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty());
         let word = words.find(|word| !["unsafe", "async", "extern"].contains(word)).unwrap_or_default();
@@ -29,8 +34,10 @@ fn items(file: &Path, path: &str, found: &mut BTreeSet<String>) {
             "mod" => {
                 let name = words.next().unwrap();
                 let inner = format!("{path}::{name}");
-                assert!(rest.ends_with(';'), "{inner}: give the module a file of its own");
-                items(&file_of(file, name), &inner, found);
+                match rest.ends_with(';') {
+                    true => items(&file_of(file, name), &inner, found),
+                    false => declared(&body(text, &statement), file, &inner, found),
+                }
                 found.insert(inner);
             }
             _ if KEYWORDS.contains(&word) => {
@@ -49,6 +56,12 @@ fn file_of(file: &Path, module: &str) -> PathBuf {
         _ => file.with_extension(""),
     };
     folder.join(format!("{module}.rs"))
+}
+
+/// What stands between the braces of the module that `text` declares by the line `head`, one level less indented.
+fn body(text: &str, head: &str) -> String {
+    let lines = text.lines().skip_while(|line| *line != head).skip(1).take_while(|line| *line != "}");
+    lines.map(|line| line.strip_prefix("    ").unwrap_or(line)).collect::<Vec<_>>().join("\n")
 }
 
 /// The declarations of a formatted file: each begins in the first column, and ends there or in its line.

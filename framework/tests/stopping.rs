@@ -13,10 +13,8 @@ use std::sync::{
 use candle_core::Tensor;
 use common::{Perceptron, Spiral};
 use interlock::{
-    Batch, Dataset, Interlock, Report, Result, TrainEvent, Trainer, Weights,
-    optimizer::lr_schedule::LrScheduleConfig,
-    random::Key,
-    trainer::{Length, Split, Stopper, TrainerBuilder},
+    Batch, Dataset, Interlock, Key, Length, LrScheduleConfig, Report, Result, Split, Stopper, TrainEvent, Trainer,
+    TrainerBuilder, Weights,
 };
 
 const STEPS: u64 = 20;

@@ -8,11 +8,11 @@ mod common;
 use candle_core::Tensor;
 use common::{Perceptron, Spiral};
 use interlock::{
-    GradientPlan, Interlock, Trainer,
-    optimizer::clip::{ClipConfig, ClipScope},
-    schedule::{Action, PolicyName},
-    timeline::{Span, Timeline},
-    trainer::{Split, TrainerBuilder},
+    ClipConfig, ClipScope, GradientPlan, Interlock, Split, Trainer, TrainerBuilder,
+    tools::{
+        schedule::{Action, PolicyName},
+        timeline::{Span, Timeline},
+    },
 };
 
 const STAGES: usize = 4;

@@ -14,17 +14,10 @@ use std::{
 use candle_core::Tensor;
 use common::{Chain, Fault, How, Perceptron, Slope, Spiral, When, given, scalars};
 use interlock::{
-    ActivationDtype, Adaptive, Batch, Dataset, EndToEnd, Error, GradientPlan, Interlock, Local, Origin, Phase,
-    PlanSchedule, Result, Strategy, TrainEvent, Trainer, WidthSchedule,
-    optimizer::{
-        OptimizerConfig,
-        clip::{ClipConfig, ClipScope},
-    },
-    plan::PlanPhase,
-    random::Key,
-    stage::Recompute,
-    strategy::{Adapt, AdaptiveState},
-    trainer::{Followed, Length, TrainerBuilder},
+    ActivationDtype, Adapt, Adaptive, Batch, ClipConfig, ClipScope, Dataset, EndToEnd, Error, GradientPlan, Interlock,
+    Key, Length, Local, OptimizerConfig, Origin, Phase, PlanPhase, PlanSchedule, Recompute, Result, Strategy,
+    TrainEvent, Trainer, TrainerBuilder, WidthSchedule,
+    tools::{strategy::AdaptiveState, trainer::Followed},
 };
 use serde_json::Value;
 

@@ -14,10 +14,7 @@ mod replay;
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use candle_core::Tensor;
-use interlock::{
-    Batch, ModelSpec, Result, Weights,
-    optimizer::{OptimizerConfig, clip::ClipConfig},
-};
+use interlock::{Batch, ClipConfig, ModelSpec, OptimizerConfig, Result, Weights};
 
 use crate::config::{InputShape, ModelConfig};
 pub use compare::Comparison;

@@ -9,15 +9,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{
-    Adaptive, Batch, Dataset, Interlock, ModelSpec, Result, StageDevice, Trainer,
-    optimizer::{
-        OptimizerConfig, OptimizerKind,
-        clip::{ClipConfig, ClipScope},
-    },
-    plain::PlainPipeline,
-    random::Key,
-    stage::{HeadsConfig, HeadsTrained, Recompute},
-    trainer::TrainerBuilder,
+    Adaptive, Batch, ClipConfig, ClipScope, Dataset, HeadsConfig, HeadsTrained, Interlock, Key, ModelSpec,
+    OptimizerConfig, OptimizerKind, Recompute, Result, StageDevice, Trainer, TrainerBuilder,
+    tools::plain::PlainPipeline,
 };
 use interlock_backends::Backends;
 use interlock_models::{

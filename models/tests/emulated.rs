@@ -4,13 +4,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{
-    ActivationDtype, Batch, Dataset, Interlock, ModelSpec, Result, Trainer,
-    optimizer::{
-        OptimizerConfig,
-        clip::{ClipConfig, ClipScope},
-    },
-    random::Key,
-    stage::Recompute,
+    ActivationDtype, Batch, ClipConfig, ClipScope, Dataset, Interlock, Key, ModelSpec, OptimizerConfig, Recompute,
+    Result, Trainer,
 };
 use interlock_backends::Backends;
 use interlock_models::{ResNet, Transformer};

@@ -10,7 +10,7 @@ use std::{
 };
 
 use candle_core::{DType, Tensor};
-use interlock::{Batch, Dataset, Precision, Result, StageDevice, random::Key, trainer::Split};
+use interlock::{Batch, Dataset, Key, Precision, Result, Split, StageDevice};
 use interlock_backends::Backends;
 use interlock_models::golden::GoldenCase;
 

@@ -9,10 +9,7 @@ use candle_core::{
     DType, Storage, Tensor,
     cuda::cudarc::driver::{CudaEvent, CudaStream, DevicePtr, DriverError, result, sys},
 };
-use interlock::{
-    Error, Result,
-    device::{Mark, Reading},
-};
+use interlock::{Error, Mark, Reading, Result};
 
 use super::{gpu::Gpu, pinned::Lease, transfer::failed};
 

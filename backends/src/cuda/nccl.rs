@@ -27,7 +27,7 @@ use candle_core::{
         },
     },
 };
-use interlock::{Activation, Error, Result, device::AsynchronousDevice};
+use interlock::{Activation, AsynchronousDevice, Error, Result};
 
 use self::end::{ChannelEnd, RECEIVER, SENDER};
 use super::{

@@ -2,7 +2,7 @@
 
 use std::{str::FromStr, time::Duration};
 
-use interlock::{Error, Link, Result};
+use interlock::{Error, Result, tools::device::Link};
 
 /// What things cost on a device.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{
-    Activation, Differentiable, Error, Gradients, ParameterGradients, Pass, Result, Saved, Wants,
-    device::{Part, PartKind, sleep},
-    differentiation::{Pending, input_of},
-    optimizer::{Optimizer, Slot},
+    Activation, Differentiable, Error, Gradients, Optimizer, ParameterGradients, Pass, Pending, Result, Saved, Slot,
+    Wants,
+    tools::{
+        device::{Part, PartKind},
+        sleep,
+    },
 };
 
 use super::name::Costs;
@@ -77,7 +79,7 @@ impl Differentiable for Asleep {
     }
 
     fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
-        Ok((input_of(self.backward(saved, output_gradient, Wants::INPUT)?)?, Pending::new(())))
+        Ok((self.backward(saved, output_gradient, Wants::INPUT)?.into_input()?, Pending::new(())))
     }
 
     fn backward_parameters(&self, _: &Saved, _: Pending) -> Result<ParameterGradients> {

@@ -9,9 +9,7 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 use interlock::{
-    Activation, Differentiable, Error, Gradients, Pass, Result, Saved, Wants,
-    differentiation::{Held, Pending, input_of},
-    model::parameters::ParameterGradients,
+    Activation, Differentiable, Error, Gradients, Held, ParameterGradients, Pass, Pending, Result, Saved, Wants,
 };
 
 use super::{
@@ -143,8 +141,8 @@ impl CausalSelfAttention {
 
     /// Takes the output gradient back to the outputs of both linear layers.
     fn output_gradients(&self, saved: &SavedAttention, c: &Activation) -> Result<OutputGradients> {
-        let projection = input_of(self.output_dropout.backward(&saved.output, c, Wants::INPUT)?)?;
-        let mixed = input_of(self.c_proj.backward(&saved.c_proj, &projection, Wants::INPUT)?)?;
+        let projection = self.output_dropout.backward(&saved.output, c, Wants::INPUT)?.into_input()?;
+        let mixed = self.c_proj.backward(&saved.c_proj, &projection, Wants::INPUT)?.into_input()?;
         let qkv = match &saved.mixing {
             Mixing::Kernels { qkv, logs, keep } => {
                 let mixed = output_gradient(&mixed, &saved.heads.dims(1), &self.name)?;

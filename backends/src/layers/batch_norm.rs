@@ -11,9 +11,7 @@
 
 use candle_core::{Tensor, Var};
 use candle_nn::{Init, VarBuilder};
-use interlock::{
-    Activation, Differentiable, Gradients, ParameterGradients, Pass, Result, Saved, Wants, differentiation::Pending,
-};
+use interlock::{Activation, Differentiable, Gradients, ParameterGradients, Pass, Pending, Result, Saved, Wants};
 
 use super::{
     candle_operations,

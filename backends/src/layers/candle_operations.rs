@@ -28,9 +28,7 @@ mod shape;
 pub(super) use attention::{SavedHeads, backward_heads, mix};
 
 use candle_core::{DType, Shape, Tensor};
-use interlock::{
-    Activation, Differentiable, Error, Gradients, Pass, Precision, Result, Saved, Wants, differentiation::Held,
-};
+use interlock::{Activation, Differentiable, Error, Gradients, Held, Pass, Precision, Result, Saved, Wants};
 
 use super::{
     form::Form,

@@ -4,9 +4,7 @@
 //! so a recomputed forward pass draws the same one.
 
 use candle_core::Shape;
-use interlock::{
-    Activation, Differentiable, Error, Gradients, Pass, Result, Saved, Wants, differentiation::Held, random::Key,
-};
+use interlock::{Activation, Differentiable, Error, Gradients, Held, Key, Pass, Result, Saved, Wants};
 use rand::Rng;
 use rayon::prelude::*;
 

@@ -67,14 +67,14 @@ macro_rules! differentiable_by_form {
                 &self,
                 saved: &interlock::Saved,
                 output_gradient: &interlock::Activation,
-            ) -> interlock::Result<(interlock::Activation, interlock::differentiation::Pending)> {
+            ) -> interlock::Result<(interlock::Activation, interlock::Pending)> {
                 self.form.backward_input(saved, output_gradient)
             }
 
             fn backward_parameters(
                 &self,
                 saved: &interlock::Saved,
-                pending: interlock::differentiation::Pending,
+                pending: interlock::Pending,
             ) -> interlock::Result<interlock::ParameterGradients> {
                 self.form.backward_parameters(saved, pending)
             }
@@ -91,7 +91,7 @@ macro_rules! differentiable_by_form {
             fn last_backward_parameters(
                 &self,
                 saved: interlock::Saved,
-                pending: interlock::differentiation::Pending,
+                pending: interlock::Pending,
             ) -> interlock::Result<interlock::ParameterGradients> {
                 self.form.last_backward_parameters(saved, pending)
             }

@@ -8,10 +8,7 @@
 
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
-use interlock::{
-    Activation, Differentiable, Gradients, ParameterGradients, Pass, Result, Saved, Wants,
-    differentiation::{Held, Pending},
-};
+use interlock::{Activation, Differentiable, Gradients, Held, ParameterGradients, Pass, Pending, Result, Saved, Wants};
 
 use super::{
     candle_operations,

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use candle_core::Shape;
-use interlock::{Activation, Differentiable, Error, Gradients, Pass, Result, Saved, Wants, differentiation::Held};
+use interlock::{Activation, Differentiable, Error, Gradients, Held, Pass, Result, Saved, Wants};
 use rayon::prelude::*;
 
 use super::{

@@ -4,9 +4,7 @@
 
 use candle_core::{DType, Tensor};
 use interlock::{
-    Activation, Differentiable, Error, Gradients, Pass, Result, Saved, Wants,
-    differentiation::{Held, Pending, input_of},
-    model::parameters::ParameterGradients,
+    Activation, Differentiable, Error, Gradients, Held, ParameterGradients, Pass, Pending, Result, Saved, Wants,
 };
 
 use super::{candle_operations, images::MemoryOrder, slices::read};
@@ -73,12 +71,12 @@ fn join(
     let shortcut = match shortcut {
         Some(mut pulled) => {
             parameters.append(&mut pulled.parameters);
-            wants.input.then(|| input_of(pulled)).transpose()?
+            wants.input.then(|| pulled.into_input()).transpose()?
         }
         None => wants.input.then(|| output_gradient.clone()),
     };
     let input = match shortcut {
-        Some(shortcut) => Some(add(&input_of(main)?, &shortcut, dtype)?),
+        Some(shortcut) => Some(add(&main.into_input()?, &shortcut, dtype)?),
         None => None,
     };
     Ok(Gradients { input, parameters })

@@ -1,7 +1,7 @@
 //! Tensors that layers save for their backward passes, as they are or rounded.
 
 use candle_core::{Shape, Tensor};
-use interlock::{ActivationDtype, Pass, Result, Saved, differentiation::Held};
+use interlock::{ActivationDtype, Held, Pass, Result, Saved};
 
 use super::slices::read;
 use crate::kernels::half;

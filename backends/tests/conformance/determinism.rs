@@ -2,10 +2,8 @@
 
 use candle_core::Tensor;
 use interlock::{
-    Activation, Differentiable, Loss, ParameterStore, Pass, Result, Sequential, StageDevice, Wants,
-    device::{for_stage, run_on},
-    loss::CrossEntropy,
-    random::Key,
+    Activation, CrossEntropy, Differentiable, Key, Loss, ParameterStore, Pass, Result, Sequential, StageDevice, Wants,
+    tools::device::{for_stage, run_on},
 };
 use interlock_backends::layers::{BatchNorm2d, Conv2d, Conv2dConfig, GlobalAvgPool, Linear, MaxPool2d, Relu};
 use rand::Rng;

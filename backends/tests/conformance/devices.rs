@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use interlock::{StageDevice, device::for_stage};
+use interlock::{StageDevice, tools::device::for_stage};
 use interlock_backends::Backends;
 
 /// The environment variable that names them.

@@ -1,7 +1,7 @@
 //! Layers on every device against the kernels of the CPU, and against finite differences.
 
 use candle_core::{DType, Device, Tensor};
-use interlock::{Activation, Pass, Precision, StageDevice, Wants, device::run_on};
+use interlock::{Activation, Pass, Precision, StageDevice, Wants, tools::device::run_on};
 use interlock_backends::Backends;
 
 use crate::{

@@ -1,7 +1,7 @@
 //! How this crate's own hand-over from GPU to GPU looks to the driver.
 
 use candle_core::{DType, Device, Tensor};
-use interlock::{StageDevice, device::AsynchronousDevice};
+use interlock::{AsynchronousDevice, StageDevice};
 use interlock_backends::CudaStageDevice;
 
 use crate::common::{child, in_child};

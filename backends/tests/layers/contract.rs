@@ -2,8 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{
-    Activation, ActivationDtype, Differentiable, ParameterStore, Pass, Wants, device::run_on,
-    differentiation::input_of, model::parameters::ParameterGradients,
+    Activation, ActivationDtype, Differentiable, ParameterGradients, ParameterStore, Pass, Wants, tools::device::run_on,
 };
 use interlock_backends::CpuDevice;
 
@@ -153,7 +152,11 @@ fn outcome(name: &str, x: &Tensor, build: Build<'_>, pass: &Pass) -> Outcome {
     if float {
         let alone = layer.backward(&saved, &output_gradient, Wants::INPUT).expect(name);
         assert!(alone.parameters.is_empty(), "{name}: parameter gradients nobody asked for");
-        assert_eq!(input_of(alone).ok().map(|i| bits(i.single().expect(name))), input_bits, "{name}: input pass alone");
+        assert_eq!(
+            alone.into_input().ok().map(|i| bits(i.single().expect(name))),
+            input_bits,
+            "{name}: input pass alone"
+        );
         let (first, pending) = layer.backward_input(&saved, &gapped.clone().into()).expect(name);
         assert_eq!(Some(bits(first.single().expect(name))), input_bits, "{name}: input half");
         let second = layer.backward_parameters(&saved, pending).expect(name);

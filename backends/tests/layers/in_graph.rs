@@ -1,7 +1,7 @@
 //! Layers with their own kernels inside candle's graph.
 
 use candle_core::{Device, Tensor, Var};
-use interlock::{Differentiable, ParameterStore, Pass, Result, Wants, differentiation::graph::InGraph};
+use interlock::{Differentiable, InGraph, ParameterStore, Pass, Result, Wants};
 use interlock_backends::layers::LayerNorm;
 
 /// `tanh` of a norm and a norm of that, with the gradient of the input: by the layers' own passes, and inside candle's graph. Small outputs do

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{
-    Activation, Autograd, Batch, Dataset, Interlock, ModelSpec, Pass, Result, StageModule, Trainer, Unit,
-    differentiation::graph::InGraph, loss::MeanSquaredError, random::Key,
+    Activation, Autograd, Batch, Dataset, InGraph, Interlock, Key, MeanSquaredError, ModelSpec, Pass, Result,
+    StageModule, Trainer, Unit,
 };
 use interlock_backends::{Backends, layers::LayerNorm};
 

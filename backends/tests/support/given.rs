@@ -8,8 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use interlock::{
-    Activation, Differentiable, ParameterStore, Pass, Precision, Result, StageDevice, Wants, device::run_on,
-    random::Key,
+    Activation, Differentiable, Key, ParameterStore, Pass, Precision, Result, StageDevice, Wants, tools::device::run_on,
 };
 use rand::Rng;
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
-use interlock::{ActivationDtype, schedule::PolicyName};
+use interlock::{ActivationDtype, tools::schedule::PolicyName};
 use serde::{Serialize, Serializer};
 
 use super::{Source, Width};

@@ -15,8 +15,10 @@ use candle_core::{CpuStorage, Device, Storage, Tensor};
 use interlock::{
     Activation, Batch, Differentiable, EndToEnd, Error, Gradients, ModelSpec, Pass, Result, Saved, Trainer, Unit,
     Wants,
-    actor::{Feed, Pipeline, PipelineEvent, PipelineSettings},
-    schedule::{PolicyName, Purpose},
+    tools::{
+        actor::{Feed, Pipeline, PipelineEvent, PipelineSettings},
+        schedule::{PolicyName, Purpose},
+    },
 };
 use serde::Serialize;
 

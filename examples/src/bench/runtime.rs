@@ -11,12 +11,14 @@ use std::{sync::Arc, time::Instant};
 use candle_core::{DType, Device, Tensor};
 use interlock::{
     Batch, EndToEnd, GradientPlan, Interlock, ModelSpec, Result, Sequential, Strategy, Trainer, Unit,
-    actor::{Feed, Feeder, Pipeline, PipelineEvent, PipelineSettings},
-    device::link::Link,
-    schedule::{PolicyName, Purpose},
-    simulator::{HOP, Scenario, StageCosts, least_in_flight, simulate},
-    trainer::Layout,
-    transport::StageStep,
+    tools::{
+        actor::{Feed, Feeder, Pipeline, PipelineEvent, PipelineSettings},
+        device::Link,
+        schedule::{PolicyName, Purpose},
+        simulator::{HOP, Scenario, StageCosts, least_in_flight, simulate},
+        trainer::Layout,
+        transport::StageStep,
+    },
 };
 use interlock_backends::Backends;
 use serde::Serialize;

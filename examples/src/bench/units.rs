@@ -4,9 +4,8 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table};
 use interlock::{
-    Batch,
-    planner::{DeviceCosts, Profile},
-    trainer::TrainerBuilder,
+    Batch, TrainerBuilder,
+    tools::planner::{DeviceCosts, Profile},
 };
 
 use super::{Workload, check_micro_batches};

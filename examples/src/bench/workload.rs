@@ -3,11 +3,8 @@
 use candle_core::{Device, Tensor};
 use clap::ValueEnum;
 use interlock::{
-    Batch, Dataset, Error, Interlock, Result, Trainer,
-    optimizer::{OptimizerConfig, OptimizerKind},
-    random::Key,
-    stage::{HeadsConfig, HeadsTrained},
-    trainer::TrainerBuilder,
+    Batch, Dataset, Error, HeadsConfig, HeadsTrained, Interlock, Key, OptimizerConfig, OptimizerKind, Result, Trainer,
+    TrainerBuilder,
 };
 use interlock_models::{resnet::ResNet, transformer::Transformer};
 use rand::RngExt;

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
-use interlock::{Error, Result, StageDevice, trainer::TrainerBuilder};
+use interlock::{Error, Result, StageDevice, TrainerBuilder};
 use interlock_backends::Backends;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};

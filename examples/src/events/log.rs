@@ -8,10 +8,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use interlock::{
-    Error, Result, TrainEvent,
-    trainer::{Callback, Control, Followed},
-};
+use interlock::{Callback, Control, Error, Result, TrainEvent, tools::trainer::Followed};
 use serde::Serialize;
 
 use super::{

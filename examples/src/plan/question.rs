@@ -3,10 +3,11 @@
 use std::{collections::HashMap, fs, rc::Rc, sync::Arc};
 
 use interlock::{
-    Batch, Error, Result, StageDevice,
-    device::link::Link,
-    planner::{Cut, Placement, Profile, Replicas, Setup},
-    trainer::TrainerBuilder,
+    Batch, Error, Result, StageDevice, TrainerBuilder,
+    tools::{
+        device::Link,
+        planner::{Cut, Placement, Profile, Replicas, Setup},
+    },
 };
 use interlock_backends::{Backends, core_count};
 

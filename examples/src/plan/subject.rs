@@ -1,6 +1,6 @@
 //! The subject of a plan: a configured run, or a workload of `bench`.
 
-use interlock::{Batch, Result, model::partition::PartitionConfig, trainer::TrainerBuilder};
+use interlock::{Batch, Result, TrainerBuilder, tools::model::PartitionConfig};
 use interlock_models::data::Data;
 
 use crate::{

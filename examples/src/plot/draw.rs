@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt::Write, ops::Range};
 
-use interlock::timeline::escape;
+use interlock::tools::timeline::escape;
 
 use super::{Axis, Line, Pixels, Plot, Series, axis::Scale, is_finite, theme::COLOURS};
 

@@ -1,6 +1,6 @@
 //! The plots of a report.
 
-use interlock::trainer::Followed;
+use interlock::tools::trainer::Followed;
 
 use super::run::Run;
 use crate::{

@@ -5,7 +5,7 @@ mod html;
 mod sections;
 
 use super::{run::Run, words};
-use interlock::timeline::escape;
+use interlock::tools::timeline::escape;
 
 use crate::plot::{Plot, style};
 

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use interlock::{
     Error, Report, Result,
-    timeline::Timeline,
-    trainer::{FinalReport, PhaseReport},
+    tools::{
+        timeline::Timeline,
+        trainer::{FinalReport, PhaseReport},
+    },
 };
 
 use crate::{

@@ -1,6 +1,6 @@
 //! Settings and numbers as text.
 
-use interlock::strategy::{StrategyConfig, StrategyName};
+use interlock::tools::strategy::{StrategyConfig, StrategyName};
 
 /// Describes a strategy.
 pub(super) fn strategy(config: &StrategyConfig) -> String {
@@ -12,7 +12,7 @@ pub(super) fn strategy(config: &StrategyConfig) -> String {
     };
     let every = |steps: Option<u64>| steps.map_or_else(String::new, |n| format!(", end-to-end every {n} steps"));
     if let Some(phases) = &config.width_schedule {
-        let phase = |phase: &interlock::strategy::WidthPhaseConfig| {
+        let phase = |phase: &interlock::tools::strategy::WidthPhaseConfig| {
             let widths = width(phase.width, phase.widths.as_ref()).unwrap_or_default();
             format!("{widths}{} from step {}", every(phase.end_to_end_every), phase.from_step)
         };

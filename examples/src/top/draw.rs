@@ -8,7 +8,7 @@ use ratatui::{
     widgets::{Block, Cell, Paragraph, Row, Sparkline, Table, TableState},
 };
 
-use interlock::metrics::table::{MEMORY, PHASES};
+use interlock::tools::metrics::{MEMORY, PHASES};
 
 use super::{
     model::{StageView, View},

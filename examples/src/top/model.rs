@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use interlock::metrics::{
-    Metric,
-    table::{self, MEMORY, PHASES},
+use interlock::tools::metrics::{
+    MEMORY, Metric, PHASES,
+    table::{self},
 };
 
 use super::scrape::{Sample, Scrape};

@@ -1,6 +1,6 @@
 //! A view as plain text, for `--once`.
 
-use interlock::metrics::table::PHASES;
+use interlock::tools::metrics::PHASES;
 
 use super::{
     model::{StageView, Traffic, View},

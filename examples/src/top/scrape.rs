@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use interlock::metrics::{Metric, table};
+use interlock::tools::metrics::{Metric, table};
 
 /// The time limit of an answer.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@ use ratatui::{
     crossterm::event::{KeyCode, KeyModifiers},
 };
 
-use interlock::metrics::table::PHASES;
+use interlock::tools::metrics::PHASES;
 
 use super::{
     draw::{self, Choice},

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use interlock::metrics::{MetricKind as Kind, table::ALL};
+use interlock::tools::metrics::{ALL, MetricKind as Kind};
 
 use crate::{
     files::{dashboards, rules},
@@ -120,7 +120,7 @@ fn what_is_asked_for_is_there_and_is_asked_for_rightly() {
         labels.extend(names.made.iter().cloned());
         for selector in &names.selectors {
             let Some(known) = known(selector, &recorded) else {
-                panic!("{place}: no metric is called {}; interlock::metrics lists them", selector.metric)
+                panic!("{place}: no metric is called {}; interlock::tools::metrics lists them", selector.metric)
             };
             for (label, _) in &selector.matchers {
                 let there = EVERY.contains(&&**label) || known.labels.contains(label);

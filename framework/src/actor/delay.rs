@@ -11,8 +11,8 @@ use std::{
 };
 
 use crate::{
-    Error, Link, Result,
-    device::{link::Channel, sleep::wake_promptly},
+    Error, Result,
+    device::{Link, link::Channel, sleep::wake_promptly},
 };
 
 /// Hands a message over and sees to it that a failure is told.

@@ -27,8 +27,8 @@ use super::{
     wire::{Neighbour, Wire, send},
 };
 use crate::{
-    Error, Failure, Link, Result, metrics::MailboxGauge, model::Weights, schedule::Policy, simulator::least_in_flight,
-    stage::StageBlueprint, strategy::Plans, transport::Built,
+    Error, Failure, Result, device::Link, metrics::MailboxGauge, model::Weights, schedule::Policy,
+    simulator::least_in_flight, stage::StageBlueprint, strategy::Plans, transport::Built,
 };
 
 /// The settings of a pipeline. They change times and no result.

@@ -23,10 +23,10 @@ use super::{
     },
 };
 use crate::{
-    Error, Failure, Origin, Phase, Result, Stage,
+    Error, Failure, Origin, Phase, Result,
     metrics::{Direction, MailboxGauge, StageMetrics},
     schedule::{Action, Event, Policy, StageRole, StageSchedule},
-    stage::{StageBlueprint, Trainable},
+    stage::{Stage, StageBlueprint, Trainable},
     transport::{Built, Report, Transport},
 };
 

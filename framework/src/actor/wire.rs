@@ -105,12 +105,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        Link, ModelSpec, Sequential, Trainer, Unit,
+        ModelSpec, Sequential, Trainer, Unit,
         actor::{
             PipelineEvent,
             delay::DelayLine,
             stage::{Settings, StageActor},
         },
+        device::Link,
         metrics::MailboxGauge,
         schedule::{MicroBatchId, Policy, Purpose},
         stage::Payload,

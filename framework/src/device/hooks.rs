@@ -65,7 +65,7 @@ pub trait DeviceHooks: Send + Sync {
 
 /// Hooks that change nothing.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct NoHooks;
+pub(crate) struct NoHooks;
 
 impl DeviceHooks for NoHooks {}
 

@@ -52,20 +52,20 @@ impl Default for Link {
 
 /// One direction of one boundary: a link and when it is free again.
 #[derive(Clone, Copy, Debug)]
-pub struct Channel {
+pub(crate) struct Channel {
     link: Link,
     free: f64,
 }
 
 impl Channel {
     /// A channel through which nothing has been sent yet.
-    pub fn new(link: Link) -> Self {
+    pub(crate) fn new(link: Link) -> Self {
         Self { link, free: f64::NEG_INFINITY }
     }
 
     /// When a message of so many bytes arrives that is handed over at `now`, in seconds from any fixed instant. Calls come in order of `now`;
     /// messages arrive in the order in which they were sent.
-    pub fn send(&mut self, now: f64, bytes: u64) -> f64 {
+    pub(crate) fn send(&mut self, now: f64, bytes: u64) -> f64 {
         self.free = self.free.max(now) + bytes as f64 / self.link.bandwidth;
         self.free + self.link.latency
     }

@@ -9,7 +9,7 @@ use std::{
 ///
 /// Linux lets a thread sleep up to 50 µs longer than it asked for, so that it can wake several at once; this asks it not to. Other systems
 /// are left as they are.
-pub fn wake_promptly() {
+pub(crate) fn wake_promptly() {
     #[cfg(target_os = "linux")]
     {
         use std::{cell::Cell, num::NonZeroU64};

@@ -29,7 +29,7 @@ use crate::{
 /// [`FromModule`] makes one of any `candle_nn::Module`. Your own module:
 /// ```
 /// use candle_nn::{Linear, Module, VarBuilder, linear};
-/// use interlock::{Activation, Pass, Unit, differentiation::autograd::{Autograd, StageModule}};
+/// use interlock::{Activation, Pass, Unit, Autograd, StageModule};
 ///
 /// /// `x + tanh(W·x)`
 /// struct Block(Linear);

@@ -104,7 +104,7 @@ impl ParameterStore {
 }
 
 /// Whether a tensor of this name is trained: the last part of the name tells.
-pub fn kind_of(name: &str) -> Kind {
+pub(crate) fn kind_of(name: &str) -> Kind {
     let last = name.rsplit('.').next().unwrap_or(name);
     if BUFFERS.contains(&last) { Kind::Buffer } else { Kind::Parameter }
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result};
 
 /// The index's file name.
-pub const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// Parameters and buffers by name, such as a [`snapshot`](crate::Trainer::snapshot) of a trainer or the contents of a file.
 ///
@@ -25,7 +25,7 @@ pub const INDEX: &str = "model.safetensors.index.json";
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
-/// use interlock::model::weights::Weights;
+/// use interlock::Weights;
 ///
 /// let folder = std::env::temp_dir().join("interlock-weights-example");
 /// std::fs::create_dir_all(&folder)?;

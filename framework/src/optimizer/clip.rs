@@ -48,7 +48,7 @@ impl ClipConfig {
 }
 
 /// What gradients of this norm are multiplied with: `min(1, max_norm / (norm + 1e-6))`.
-pub fn coefficient(max_norm: f64, norm: f64) -> f64 {
+pub(crate) fn coefficient(max_norm: f64, norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
 }
 
@@ -68,7 +68,7 @@ fn coefficient_on_device(max_norm: f64, squares: &Tensor) -> Result<Tensor> {
 
 /// The sum of squares of all elements, in `f64` and in an order that depends on shape and strides only. Of `f32` it is finite iff they all
 /// are: their squares are far from what `f64` cannot hold.
-pub fn squared_norm(tensor: &Tensor) -> Result<f64> {
+pub(crate) fn squared_norm(tensor: &Tensor) -> Result<f64> {
     let (storage, layout) = tensor.storage_and_layout();
     if let (Storage::Cpu(CpuStorage::F32(values)), Some(range)) = (&*storage, dense_range(layout)) {
         let values = &values[range];

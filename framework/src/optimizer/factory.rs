@@ -20,10 +20,7 @@ use crate::{
 /// #         Ok(vec![Unit::new("", [1], |_| Ok(Sequential::default()))])
 /// #     }
 /// # }
-/// use interlock::{
-///     Result, Trainer,
-///     optimizer::{Optimizer, OptimizerConfig, OptimizerContext, Slot},
-/// };
+/// use interlock::{Result, Trainer, Optimizer, OptimizerConfig, OptimizerContext, Slot};
 ///
 /// /// Moves every parameter by the learning rate, against the sign of its gradient.
 /// struct SignDescent;

@@ -80,7 +80,7 @@ type LrFunction = dyn Fn(u64) -> f64 + Send + Sync;
 /// stage calls it, on its own thread, and a repeated run calls it again.
 ///
 /// ```
-/// use interlock::optimizer::lr_schedule::{LrRule, LrSchedule};
+/// use interlock::tools::optimizer::{LrRule, LrSchedule};
 ///
 /// // Halved every 100 steps.
 /// let schedule = LrSchedule::new(LrRule::function(|step| 0.5_f64.powi((step / 100) as i32)))?.for_base(0.2);

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use interlock::optimizer::StateDict;
+/// use interlock::StateDict;
 ///
 /// let mut state = StateDict::default();
 /// assert!(state.is_empty());

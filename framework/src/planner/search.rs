@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::{Cut, Setup};
 use crate::{
-    Error, Partition, Result,
+    Error, Result,
+    model::Partition,
     simulator::{Reason, simulate},
 };
 

@@ -175,7 +175,7 @@ impl fmt::Display for Action {
 
 /// Something that has happened, from a stage's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Event {
+pub(crate) enum Event {
     /// The previous stage sent an activation.
     Activation(MicroBatchId),
     /// The next stage sent the gradient of a loss with respect to this stage's output.
@@ -193,7 +193,7 @@ pub enum Event {
 
 /// The event that an idle stage waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WaitingFor {
+pub(crate) enum WaitingFor {
     /// The next micro-batch, from the previous stage.
     Activation,
     /// A credit of the next stage.
@@ -221,7 +221,7 @@ impl fmt::Display for WaitingFor {
 /// A message that no correct neighbour would send.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unexpected message: {0}")]
-pub struct Unexpected(String);
+pub(crate) struct Unexpected(String);
 
 impl Unexpected {
     pub(super) fn new(what: String) -> Self {

@@ -10,7 +10,7 @@ use crate::plan::{GradientPlan, PlanPhase, PlanSchedule, Wants};
 
 /// The facts that the schedule of a stage depends on.
 #[derive(Clone, Debug)]
-pub struct StageRole {
+pub(crate) struct StageRole {
     /// The stage, counted from 0.
     pub stage: usize,
     /// The plans of all stages by step.
@@ -56,7 +56,7 @@ impl BackwardState {
 
 /// The state machine of one stage.
 #[derive(Clone, Debug)]
-pub struct StageSchedule {
+pub(crate) struct StageSchedule {
     role: StageRole,
     /// Updates made: the step whose forward passes may run.
     step: u64,
@@ -87,7 +87,7 @@ enum NormState {
 
 impl StageSchedule {
     /// The schedule of a stage before anything has arrived.
-    pub fn new(role: StageRole) -> Self {
+    pub(crate) fn new(role: StageRole) -> Self {
         let norm = if role.global_norm { NormState::ToShare } else { NormState::Known };
         Self {
             step: role.first_step,
@@ -108,7 +108,7 @@ impl StageSchedule {
     }
 
     /// The role that it was made for.
-    pub fn role(&self) -> &StageRole {
+    pub(crate) fn role(&self) -> &StageRole {
         &self.role
     }
 
@@ -116,21 +116,11 @@ impl StageSchedule {
         self.role.stage + 1 == self.role.plans.stages()
     }
 
-    /// The number of updates made, counted from the first step of the model's life.
-    pub fn step(&self) -> u64 {
-        self.step
-    }
-
-    /// The plan of the step in work.
-    pub fn plan(&self) -> &Arc<GradientPlan> {
-        &self.plan
-    }
-
     /// From its first step on, `phase` takes the place of the plans that were to hold.
     ///
     /// # Errors
     /// If a forward pass of that step has begun, or the phase does not fit the plans before.
-    pub fn follow(&mut self, phase: PlanPhase) -> Result<(), Unexpected> {
+    pub(crate) fn follow(&mut self, phase: PlanPhase) -> Result<(), Unexpected> {
         let begun = self.step + u64::from(self.micros.is_some());
         if phase.from_step < begun {
             let problem = format!("a change of plan at step {}, which has begun", phase.from_step);
@@ -142,17 +132,17 @@ impl StageSchedule {
     }
 
     /// The action that has begun and is not yet done.
-    pub fn running(&self) -> Option<Action> {
+    pub(crate) fn running(&self) -> Option<Action> {
         self.running
     }
 
     /// Micro-batches whose saved activations the stage holds.
-    pub fn live(&self) -> usize {
+    pub(crate) fn live(&self) -> usize {
         self.live.len()
     }
 
     /// Whether nothing is queued, running or held.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.live.is_empty() && self.running.is_none()
     }
 
@@ -160,7 +150,7 @@ impl StageSchedule {
     ///
     /// # Errors
     /// If it contradicts what has happened before: a gradient of a micro-batch that the stage does not hold, say.
-    pub fn on(&mut self, event: Event) -> Result<(), Unexpected> {
+    pub(crate) fn on(&mut self, event: Event) -> Result<(), Unexpected> {
         let unexpected = |what: String| Err(Unexpected::new(what));
         match event {
             Event::Activation(micro_batch) => {
@@ -201,7 +191,7 @@ impl StageSchedule {
     }
 
     /// What [`Self::begin`] would give.
-    pub fn next(&self) -> Option<Action> {
+    pub(crate) fn next(&self) -> Option<Action> {
         if self.running.is_some() {
             return None;
         }
@@ -210,7 +200,7 @@ impl StageSchedule {
     }
 
     /// The event that it waits for while there is nothing to do.
-    pub fn waiting_for(&self) -> WaitingFor {
+    pub(crate) fn waiting_for(&self) -> WaitingFor {
         let front_waits = self.queue.front().is_some_and(|micro_batch| micro_batch.step == self.step);
         let unarrived = self.live.values().flat_map(|live| &live.losses).find(|l| !l.arrived && l.is_left());
         match unarrived {
@@ -222,7 +212,7 @@ impl StageSchedule {
     }
 
     /// What to do now, if anything. The action counts as begun until [`Self::done`] is called; meanwhile there is nothing else to do.
-    pub fn begin(&mut self) -> Option<Action> {
+    pub(crate) fn begin(&mut self) -> Option<Action> {
         let action = self.next()?;
         if let Action::Forward(micro_batch) = action {
             self.queue.pop_front();
@@ -283,7 +273,7 @@ impl StageSchedule {
     ///
     /// # Panics
     /// If `action` is not the one begun: the caller has mixed up its actions.
-    pub fn done(&mut self, action: Action) {
+    pub(crate) fn done(&mut self, action: Action) {
         assert_eq!(self.running.take(), Some(action), "an action was reported done that was not the one begun");
         match action {
             Action::Forward(micro_batch) => {
@@ -349,7 +339,7 @@ impl StageSchedule {
     }
 
     /// The micro-batches freed since the last call: what the stage saved of them can go, and the previous stage gets a credit for each.
-    pub fn take_freed(&mut self) -> Vec<MicroBatchId> {
+    pub(crate) fn take_freed(&mut self) -> Vec<MicroBatchId> {
         std::mem::take(&mut self.freed)
     }
 }

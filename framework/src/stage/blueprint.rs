@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{EmaConfig, Head, Recompute, Stage, Trainable, monitor::Monitor};
 use crate::{
-    ActivationDtype, Error, Failure, Loss, ModelSpec, Origin, ParameterStore, Partition, Phase, Result, Sequential,
-    StageDevice, Unit,
+    ActivationDtype, Error, Failure, Loss, ModelSpec, Origin, ParameterStore, Phase, Result, Sequential, StageDevice,
+    Unit,
     device::{Part, PartKind},
     differentiation::NamedUnit,
-    model::Weights,
+    model::{Partition, Weights},
     optimizer::{OptimizerContext, OptimizerFactory, clip::ClipConfig, lr_schedule::LrSchedule},
     strategy::Plans,
 };

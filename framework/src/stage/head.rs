@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::{Outcome, Stage, lost, monitor::Task};
 use crate::{
     Activation, Failure, NonFinite, Result, Wants,
-    differentiation::input_of,
     loss::Targets,
     schedule::{Action, MicroBatchId, Purpose},
 };
@@ -54,7 +53,7 @@ impl Stage {
                 let wants = Wants { input: output_gradient, parameters: true };
                 let mut gradients = head.module.last_backward(saved, gradient.into(), wants)?;
                 head.parameters.accumulate(std::mem::take(&mut gradients.parameters), &mut self.monitor)?;
-                if output_gradient { Some(input_of(gradients)?) } else { None }
+                if output_gradient { Some(gradients.into_input()?) } else { None }
             }
             _ => output_gradient.then(|| gradient.into()),
         };

@@ -15,11 +15,7 @@ use crate::{
 /// repeated to the bit. A step is not begun anywhere before [`Self::known_until`] is beyond it.
 ///
 /// ```
-/// use interlock::{
-///     GradientPlan, PlanSchedule, Result, Strategy,
-///     plan::PlanPhase,
-///     strategy::{Adapt, Plans},
-/// };
+/// use interlock::{GradientPlan, PlanSchedule, Result, Strategy, PlanPhase, Adapt, tools::strategy::Plans};
 /// use serde_json::{Value, json};
 ///
 /// /// Begins locally and measures the next head in step 0; end-to-end from step 2 on if stage 0 then pulls the other way.

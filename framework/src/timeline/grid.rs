@@ -12,7 +12,7 @@ mod cell;
 #[cfg(test)]
 mod tests;
 
-pub use cell::GridCell;
+pub(crate) use cell::GridCell;
 
 use std::{fmt, str::FromStr};
 
@@ -24,7 +24,7 @@ const MOST_SLOTS: usize = 1 << 20;
 
 /// One unit of time of one stage.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct GridSlot {
+pub(crate) struct GridSlot {
     /// What is done at its beginning and takes no time, or far less than a unit.
     pub at_once: Vec<GridCell>,
     /// What it is spent on.
@@ -33,7 +33,7 @@ pub struct GridSlot {
 
 /// What a unit of time is spent on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SlotFill {
+pub(crate) enum SlotFill {
     /// Nothing.
     #[default]
     Idle,
@@ -73,7 +73,7 @@ impl GridSlot {
 
 /// What every stage does in every unit of time; prints as aligned text, which parses back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TimelineGrid {
+pub(crate) struct TimelineGrid {
     /// Of one length, at least 1.
     rows: Vec<Vec<GridSlot>>,
 }
@@ -84,7 +84,7 @@ impl TimelineGrid {
     ///
     /// # Errors
     /// If the unit is not above 0, or so small that the text could not be read, or actions of a stage overlap.
-    pub fn of(timeline: &Timeline, unit: f64) -> Result<Self> {
+    pub(crate) fn of(timeline: &Timeline, unit: f64) -> Result<Self> {
         let refuse = |problem: String, right: &str| Err(Error::invalid("grid", problem, right));
         if !(unit > 0.0 && unit.is_finite()) {
             return refuse(format!("a unit of {unit} s"), "use a unit of time above 0");
@@ -122,12 +122,12 @@ impl TimelineGrid {
     }
 
     /// The number of stages.
-    pub fn stages(&self) -> usize {
+    pub(crate) fn stages(&self) -> usize {
         self.rows.len()
     }
 
     /// The slots of each stage, as many for every stage.
-    pub fn rows(&self) -> &[Vec<GridSlot>] {
+    pub(crate) fn rows(&self) -> &[Vec<GridSlot>] {
         &self.rows
     }
 }

@@ -30,7 +30,7 @@ pub enum Control {
 ///
 /// ```
 /// # use candle_core::{Device, Tensor};
-/// # use interlock::{Batch, Dataset, ModelSpec, Sequential, Unit, random::Key, loss::MeanSquaredError};
+/// # use interlock::{Batch, Dataset, ModelSpec, Sequential, Unit, Key, MeanSquaredError};
 /// # struct Net;
 /// # impl ModelSpec for Net {
 /// #     fn units(&self) -> Result<Vec<Unit>> {
@@ -47,10 +47,7 @@ pub enum Control {
 /// #         Ok(Batch { inputs: ones.clone().into(), targets: ones })
 /// #     }
 /// # }
-/// use interlock::{
-///     Result, TrainEvent, Trainer,
-///     trainer::{Callback, Control},
-/// };
+/// use interlock::{Result, TrainEvent, Trainer, Callback, Control};
 ///
 /// /// Ends a run once the validation loss is good enough.
 /// struct GoodEnough {

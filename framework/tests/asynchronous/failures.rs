@@ -4,14 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use candle_core::Tensor;
 use interlock::{
-    Dataset, EndToEnd, Error, Failure, Interlock, StageDevice,
-    device::Plain,
-    optimizer::{
-        OptimizerConfig,
-        clip::{ClipConfig, ClipScope},
-    },
-    stage::HeadsConfig,
-    trainer::TrainerBuilder,
+    ClipConfig, ClipScope, Dataset, EndToEnd, Error, Failure, HeadsConfig, Interlock, OptimizerConfig, Plain,
+    StageDevice, TrainerBuilder,
 };
 
 use crate::{

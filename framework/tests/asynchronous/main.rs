@@ -18,19 +18,10 @@ use behind::{Behind, Counts, When as Late, each};
 use candle_core::Tensor;
 use common::{ByTarget, Fault, Matrices, Perceptron, Spiral};
 use interlock::{
-    Adaptive, Dataset, EndToEnd, Interlock, Local, Loss, StageDevice, TrainEvent, Trainer,
-    device::Plain,
-    loss::{CrossEntropy, MeanSquaredError},
-    optimizer::{
-        OptimizerConfig, OptimizerKind,
-        clip::{ClipConfig, ClipScope},
-        lr_schedule::LrScheduleConfig,
-    },
-    plain::PlainPipeline,
-    schedule::ActionKind,
-    stage::{HeadsConfig, HeadsTrained},
-    trainer::{Split, TrainerBuilder},
-    transport::StageStep,
+    Adaptive, ClipConfig, ClipScope, CrossEntropy, Dataset, EndToEnd, HeadsConfig, HeadsTrained, Interlock, Local,
+    Loss, LrScheduleConfig, MeanSquaredError, OptimizerConfig, OptimizerKind, Plain, Split, StageDevice, TrainEvent,
+    Trainer, TrainerBuilder,
+    tools::{plain::PlainPipeline, schedule::ActionKind, transport::StageStep},
 };
 
 fn plain() -> Vec<Arc<dyn StageDevice>> {
@@ -256,7 +247,7 @@ impl<F: Fn(Tensor) -> interlock::Result<Tensor> + Send + Sync> Dataset for Targe
         26
     }
 
-    fn batch(&self, numbers: &[usize], augment: Option<interlock::random::Key>) -> interlock::Result<interlock::Batch> {
+    fn batch(&self, numbers: &[usize], augment: Option<interlock::Key>) -> interlock::Result<interlock::Batch> {
         let batch = Spiral { examples: 26 }.batch(numbers, augment)?;
         Ok(interlock::Batch { targets: (self.0)(batch.targets)?, ..batch })
     }

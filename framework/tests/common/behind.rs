@@ -12,10 +12,7 @@ use std::{
 };
 
 use candle_core::{DType, Device, Tensor};
-use interlock::{
-    Result, StageDevice,
-    device::{AsynchronousDevice, Mark, Reading},
-};
+use interlock::{AsynchronousDevice, Mark, Reading, Result, StageDevice};
 
 /// When numbers are there.
 #[derive(Clone, Copy, Debug)]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use candle_nn::{Init, VarBuilder};
 use interlock::{
-    Activation, Batch, Dataset, Differentiable, Error, Gradients, Loss, ModelSpec, ParameterGradients, Pass, Result,
-    Saved, Score, Scored, Targets, Unit, Wants, Weights, random::Key,
+    Activation, Batch, Dataset, Differentiable, Error, Gradients, Key, Loss, ModelSpec, ParameterGradients, Pass,
+    Result, Saved, Score, Scored, Targets, Unit, Wants, Weights,
 };
 use rand::RngExt;
 

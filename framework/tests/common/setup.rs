@@ -4,11 +4,8 @@
 use std::sync::Arc;
 
 use interlock::{
-    Link, StageDevice, Trainer,
-    device::{DeviceHooks, Plain},
-    optimizer::OptimizerConfig,
-    stage::{HeadsConfig, HeadsTrained},
-    trainer::TrainerBuilder,
+    HeadsConfig, HeadsTrained, OptimizerConfig, Plain, StageDevice, Trainer, TrainerBuilder,
+    tools::device::{DeviceHooks, Link},
 };
 
 use crate::common::{Fault, Perceptron};

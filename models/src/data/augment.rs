@@ -1,6 +1,6 @@
 //! Random changes to training images.
 
-use interlock::random::Key;
+use interlock::Key;
 use rand::RngExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

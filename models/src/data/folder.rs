@@ -9,7 +9,7 @@ use std::{
 };
 
 use image::{DynamicImage, ImageReader, RgbImage, imageops};
-use interlock::{Batch, Dataset, Error, Result, random::Key};
+use interlock::{Batch, Dataset, Error, Key, Result};
 use rand::Rng;
 
 use super::{

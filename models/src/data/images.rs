@@ -1,7 +1,7 @@
 //! Images in memory.
 
 use candle_core::{Device, Tensor};
-use interlock::{Batch, Dataset, Error, Result, random::Key};
+use interlock::{Batch, Dataset, Error, Key, Result};
 
 use super::{Augment, Normalization};
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use interlock::{Batch, Dataset, Error, Result, random::Key};
+use interlock::{Batch, Dataset, Error, Key, Result};
 use rand::RngExt;
 
 use super::{Vocabulary, images::out_of_range};

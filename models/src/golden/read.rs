@@ -3,10 +3,7 @@
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
-use interlock::{
-    Batch, Error, Result,
-    optimizer::{OptimizerConfig, clip::ClipConfig},
-};
+use interlock::{Batch, ClipConfig, Error, OptimizerConfig, Result};
 use serde::Deserialize;
 
 use super::{Computed, GoldenCase};

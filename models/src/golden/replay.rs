@@ -3,10 +3,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use interlock::{
-    Interlock, Result, Score, Stage, StageDevice, Trainer,
-    plain::PlainPipeline,
-    stage::{HeadsConfig, HeadsTrained},
-    trainer::TrainerBuilder,
+    HeadsConfig, HeadsTrained, Interlock, Result, Score, StageDevice, Trainer, TrainerBuilder,
+    tools::{plain::PlainPipeline, stage::Stage},
 };
 
 use super::{Computed, GoldenCase};

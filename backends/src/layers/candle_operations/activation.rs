@@ -1,7 +1,7 @@
 //! ReLU and GELU.
 
 use candle_core::Tensor;
-use interlock::{Gradients, Pass, Result, Wants, differentiation::Held};
+use interlock::{Gradients, Held, Pass, Result, Wants};
 
 use super::{CandleOperations, as_dtype, input, saved_tensor::SavedCandleTensor, where_set, wide, zeros};
 use crate::layers::{Gelu, Relu};

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use candle_nn::ops::softmax_last_dim;
-use interlock::{Activation, Pass, Result, differentiation::Held};
+use interlock::{Activation, Held, Pass, Result};
 
 use super::{
     as_dtype,

@@ -2,7 +2,7 @@
 //! in, has a kernel for each.
 
 use candle_core::Tensor;
-use interlock::{Gradients, Pass, Result, Wants, differentiation::Held};
+use interlock::{Gradients, Held, Pass, Result, Wants};
 
 use super::{
     CandleOperations, as_dtype,

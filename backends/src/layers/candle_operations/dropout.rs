@@ -1,7 +1,7 @@
 //! Dropout: a mask that the host draws, the same on every device.
 
 use candle_core::{Shape, Tensor};
-use interlock::{Gradients, Pass, Result, Wants, differentiation::Held};
+use interlock::{Gradients, Held, Pass, Result, Wants};
 
 use super::{CandleOperations, input, scaled, where_set};
 use crate::layers::{Dropout, dropout};

@@ -4,7 +4,7 @@
 //! is refused where the activation leaves its stage.
 
 use candle_core::{DType, Tensor, WithDType};
-use interlock::{Error, Gradients, ParameterGradients, Pass, Result, Wants, differentiation::Held};
+use interlock::{Error, Gradients, Held, ParameterGradients, Pass, Result, Wants};
 
 use super::{CandleOperations, products::operand, wide};
 use crate::layers::{Embedding, TokenAndPosition, slices::wrong_shape};

@@ -1,7 +1,7 @@
 //! Linear layers: a product for the output, for the gradient of the input, and for that of the weight.
 
 use candle_core::Tensor;
-use interlock::{Activation, Gradients, ParameterGradients, Pass, Result, Wants, differentiation::Held};
+use interlock::{Activation, Gradients, Held, ParameterGradients, Pass, Result, Wants};
 
 use super::{
     CandleOperations, as_dtype,

@@ -1,7 +1,7 @@
 //! Batch and layer norm: means of values, then of squared distances from them.
 
 use candle_core::{Tensor, Var};
-use interlock::{Gradients, ParameterGradients, Pass, Result, Wants, differentiation::Held};
+use interlock::{Gradients, Held, ParameterGradients, Pass, Result, Wants};
 
 use super::{CandleOperations, as_dtype, saved_tensor::SavedCandleTensor, wide};
 use crate::{

@@ -3,7 +3,7 @@
 //! Along one axis, the pixels that lie `u` behind the first of each place of the window are one selection for each `u`.
 
 use candle_core::{DType, Device, Shape, Tensor};
-use interlock::{Gradients, Pass, Result, Wants, differentiation::Held};
+use interlock::{Gradients, Held, Pass, Result, Wants};
 
 use super::{CandleOperations, as_dtype, input, where_set, wide};
 use crate::layers::{AvgPool2d, GlobalAvgPool, MaxPool2d, window::Window};

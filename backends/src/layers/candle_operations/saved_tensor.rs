@@ -1,7 +1,7 @@
 //! Tensors between a forward pass and its last backward pass, as they are or rounded.
 
 use candle_core::{DType, Tensor};
-use interlock::{ActivationDtype, Pass, Result, differentiation::Held};
+use interlock::{ActivationDtype, Held, Pass, Result};
 
 /// A tensor that is kept.
 pub(crate) struct SavedCandleTensor {

@@ -1,7 +1,7 @@
 //! Changes of shape.
 
 use candle_core::{Shape, Tensor};
-use interlock::{Gradients, Pass, Result, Wants, differentiation::Held};
+use interlock::{Gradients, Held, Pass, Result, Wants};
 
 use super::{CandleOperations, input};
 use crate::layers::Flatten;

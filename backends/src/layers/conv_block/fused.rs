@@ -7,8 +7,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use interlock::{
-    Activation, Differentiable, Error, Gradients, ParameterGradients, Pass, Result, Saved, Wants,
-    differentiation::{Held, Pending, input_of},
+    Activation, Differentiable, Error, Gradients, Held, ParameterGradients, Pass, Pending, Result, Saved, Wants,
 };
 
 use super::{NAME, Shortcut, no_link};
@@ -329,7 +328,7 @@ impl Differentiable for FusedBlock {
     fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
         let (pulled, pending) =
             self.pull(&saved.get::<SavedBlock>()?.computed()?, output_gradient, Wants::INPUT, true)?;
-        Ok((input_of(pulled)?, Pending::new(pending.ok_or_else(no_link)?)))
+        Ok((pulled.into_input()?, Pending::new(pending.ok_or_else(no_link)?)))
     }
 
     fn backward_parameters(&self, saved: &Saved, pending: Pending) -> Result<ParameterGradients> {

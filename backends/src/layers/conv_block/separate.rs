@@ -2,8 +2,7 @@
 
 use candle_core::TensorId;
 use interlock::{
-    Activation, Differentiable, Gradients, ParameterGradients, Pass, Result, Saved, Sequential, Wants,
-    differentiation::Pending,
+    Activation, Differentiable, Gradients, ParameterGradients, Pass, Pending, Result, Saved, Sequential, Wants,
 };
 
 use super::Shortcut;

@@ -2,9 +2,7 @@
 //!
 //! GELU is computed where the product reads its rows, and its slope multiplied in while the product's rows are in the cache.
 
-use interlock::{
-    Activation, Differentiable, Gradients, ParameterGradients, Pass, Result, Saved, Wants, differentiation::Pending,
-};
+use interlock::{Activation, Differentiable, Gradients, ParameterGradients, Pass, Pending, Result, Saved, Wants};
 
 use crate::{
     kernels::linear::{Rows, RowsEpilogue},

@@ -1,6 +1,6 @@
 //! Tables in HTML, with escaped text.
 
-use interlock::timeline::escape;
+use interlock::tools::timeline::escape;
 
 /// One cell.
 pub(super) struct Cell {

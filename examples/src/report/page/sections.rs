@@ -1,6 +1,6 @@
 //! The parts of the page.
 
-use interlock::{
+use interlock::tools::{
     timeline::{Drawing, escape},
     trainer::Followed,
 };

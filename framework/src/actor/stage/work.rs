@@ -9,14 +9,14 @@ use super::{
     steps::{Done, Queue, Timed},
 };
 use crate::{
-    Failure, Stage,
+    Failure,
     actor::{
         arrivals::Arrivals,
         messages::{NextAction, TransferTimes},
     },
     metrics::{Direction, StageMetrics},
     schedule::{Action, ActionKind, Purpose, StageSchedule},
-    stage::Outcome,
+    stage::{Outcome, Stage},
     transport::{Report, StageMessage, Transport},
 };
 

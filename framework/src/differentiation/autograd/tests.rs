@@ -4,7 +4,7 @@ use candle_core::Device;
 use candle_nn::{Init, Linear, Module, linear};
 
 use super::*;
-use crate::{ParameterStore, differentiation::input_of};
+use crate::ParameterStore;
 
 fn store() -> (ParameterStore, VarBuilder<'static>) {
     let store = ParameterStore::new(5, Arc::default());
@@ -40,7 +40,7 @@ fn a_candle_module_is_differentiated_as_it_is() {
         |a: &Tensor, b: &Tensor| (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-6;
     assert!(close(&pulled.parameters[0].1, &by_hand));
     assert!(close(&pulled.parameters[1].1, &c.sum(0).unwrap()));
-    assert!(close(input_of(pulled).unwrap().single().unwrap(), &c.matmul(&weight).unwrap()));
+    assert!(close(pulled.into_input().unwrap().single().unwrap(), &c.matmul(&weight).unwrap()));
     // Again, and only what is asked for.
     let again = layer.backward(&saved, &c.into(), Wants::INPUT).unwrap();
     assert!(again.parameters.is_empty() && again.input.is_some());
@@ -145,7 +145,7 @@ fn layers_of_their_own_take_part_in_a_graph() {
             assert!((slope - f64::from(gradient[i])).abs() < 2e-3, "{slope} {}", gradient[i]);
         }
     }
-    let found = input_of(pulled).unwrap().single().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let found = pulled.into_input().unwrap().single().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let values = x.single().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     for i in 0..values.len() {
         let at = |step: f32| {

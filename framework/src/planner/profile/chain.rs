@@ -8,7 +8,6 @@ use super::{
 };
 use crate::{
     Activation, NonFinite, Pass, Phase, Result, Saved, StageDevice, Wants,
-    differentiation::input_of,
     loss::Targets,
     optimizer::ClipFactor,
     stage::{Payload, StageSettings},
@@ -155,7 +154,7 @@ impl<'a> Chain<'a> {
         self.see(i, figure, |parts| {
             let mut gradients = parts.units[i].module.last_backward(saved, output_gradient, wants)?;
             parts.accumulate(i, mem::take(&mut gradients.parameters))?;
-            if wants.input { input_of(gradients).map(Some) } else { Ok(None) }
+            if wants.input { gradients.into_input().map(Some) } else { Ok(None) }
         })
     }
 
@@ -203,7 +202,7 @@ impl<'a> Chain<'a> {
             if !needed {
                 return Ok(None);
             }
-            let gradient = input_of(gradients)?;
+            let gradient = gradients.into_input()?;
             let what = || "the gradient that the head gives".to_owned();
             parts.monitor.check_activation(&gradient, NonFinite::Gradient, what)?;
             Ok(Some(gradient))
@@ -273,7 +272,7 @@ impl<'a> Chain<'a> {
             let input = match i {
                 0 => None,
                 _ => Some(self.see(i, Figure::Aside, |parts| {
-                    input_of(parts.units[i].module.backward(&saved, &output_gradient, Wants::INPUT)?)
+                    parts.units[i].module.backward(&saved, &output_gradient, Wants::INPUT)?.into_input()
                 })?),
             };
             self.backward(i, saved, output_gradient, Wants::PARAMETERS)?;
@@ -307,7 +306,7 @@ impl<'a> Chain<'a> {
                 });
             }
             output_gradient = self.see(i, Figure::Relay, |parts| {
-                input_of(parts.units[i].module.last_backward(saved, output_gradient, Wants::INPUT)?)
+                parts.units[i].module.last_backward(saved, output_gradient, Wants::INPUT)?.into_input()
             })?;
         }
         Ok(())

@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     Activation, Differentiable, Gradients, Pass, Phase, Saved, Unit, Wants,
     device::{DeviceHooks, Plain},
-    differentiation::{Pending, input_of},
+    differentiation::Pending,
     loss::MeanSquaredError,
     optimizer::{
         OptimizerConfig, OptimizerKind,
@@ -109,7 +109,7 @@ impl Differentiable for Scale {
     }
 
     fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
-        let input = input_of(self.backward(saved, output_gradient, Wants::INPUT)?)?;
+        let input = self.backward(saved, output_gradient, Wants::INPUT)?.into_input()?;
         Ok((input, Pending::new((output_gradient.clone(), Held::new(&self.ledger, PENDING)))))
     }
 

@@ -15,7 +15,7 @@ pub(super) const NOTATION: &str =
 ///
 /// It prints as [`Action`] does, and parses back; from the second step on with the step's number after it: `F0`, `F0@1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GridCell {
+pub(crate) struct GridCell {
     kind: ActionKind,
     micro: Option<usize>,
     loss: Option<usize>,
@@ -24,7 +24,7 @@ pub struct GridCell {
 
 impl GridCell {
     /// The cell of an action, its step counted from `first_step`.
-    pub fn new(action: &Action, first_step: u64) -> Self {
+    pub(crate) fn new(action: &Action, first_step: u64) -> Self {
         Self {
             kind: action.kind(),
             micro: action.micro(),
@@ -34,22 +34,22 @@ impl GridCell {
     }
 
     /// Its kind.
-    pub fn kind(&self) -> ActionKind {
+    pub(crate) fn kind(&self) -> ActionKind {
         self.kind
     }
 
     /// The micro-batch, unless it concerns the whole step.
-    pub fn micro(&self) -> Option<usize> {
+    pub(crate) fn micro(&self) -> Option<usize> {
         self.micro
     }
 
     /// The stage whose loss it is, if it is a backward pass.
-    pub fn loss(&self) -> Option<usize> {
+    pub(crate) fn loss(&self) -> Option<usize> {
         self.loss
     }
 
     /// The step, counted from the first of the grid.
-    pub fn step(&self) -> u64 {
+    pub(crate) fn step(&self) -> u64 {
         self.step
     }
 

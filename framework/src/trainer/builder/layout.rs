@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::TrainerBuilder;
 use crate::{
-    Error, Partition, Result,
-    model::initial::Differences,
+    Error, Result,
+    model::{Partition, initial::Differences},
     optimizer::lr_schedule::LrSchedule,
     stage::{StageBlueprint, StageSettings},
     strategy::Plans,

@@ -27,7 +27,7 @@ pub struct EarlyStoppingConfig {
 /// A callback that ends a run when its evaluations do not improve any more. The run needs a validation set.
 ///
 /// ```
-/// use interlock::trainer::{Criterion, EarlyStopping, EarlyStoppingConfig};
+/// use interlock::{Criterion, EarlyStopping, EarlyStoppingConfig};
 ///
 /// let config = EarlyStoppingConfig { patience: 3, min_delta: 0.001, metric: Criterion::Accuracy };
 /// let early_stopping = EarlyStopping::new(config)?; // for TrainerBuilder::callback

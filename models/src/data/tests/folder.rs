@@ -1,7 +1,7 @@
 use std::{fs, path::Path};
 
 use image::{DynamicImage, Rgb, RgbImage};
-use interlock::random::Key;
+use interlock::Key;
 use serde_json::json;
 
 use super::{config, labels, refused, values, write};

@@ -1,5 +1,5 @@
 use candle_core::DType;
-use interlock::{Dataset, random::Key};
+use interlock::{Dataset, Key};
 
 use super::{labels, values};
 use crate::data::{Augment, ImageSet, Normalization, RawImages};

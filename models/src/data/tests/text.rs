@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use candle_core::DType;
-use interlock::{Dataset, random::Key};
+use interlock::{Dataset, Key};
 use serde_json::json;
 
 use super::{config, gzip, refused, tokens, vocabulary::tokenizer_json, write};
