@@ -8,9 +8,8 @@
 use candle_core::{Device, Tensor, Var};
 use divan::{Bencher, counter::ItemsCount};
 use interlock::{
-    Activation, ClipFactor, CrossEntropy, Differentiable, Loss, OptimizerConfig, OptimizerKind, ParameterStore, Pass,
-    Result, Saved, Slot, Wants,
-    tools::optimizer::{self},
+    Activation, CrossEntropy, Differentiable, Loss, OptimizerConfig, OptimizerKind, ParameterStore, Pass, Result,
+    Saved, Slot, Wants, tools::optimizer,
 };
 use interlock_backends::layers::{
     BatchNorm2d, CausalSelfAttention, Conv2d, Conv2dConfig, ConvBlock, Gelu, GlobalAvgPool, LayerNorm, Linear,
@@ -220,7 +219,7 @@ fn update(bencher: Bencher<'_, '_>, kind: OptimizerKind) {
             name: "w",
             var: &var,
             unclipped: &gradient,
-            clip: ClipFactor::NONE,
+            clip: optimizer::ClipFactor::NONE,
             asynchronous: false,
             lr_scale: 1.0,
             weight_decay: 1e-4,

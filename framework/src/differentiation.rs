@@ -7,16 +7,22 @@
 pub(crate) mod autograd;
 pub(crate) mod graph;
 mod held;
-mod named_unit;
+mod kind;
 
 pub use held::Held;
-pub(crate) use named_unit::NamedUnit;
+pub use kind::Kind;
+pub(crate) use kind::kind_of;
 
 use std::any::Any;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor, TensorId};
 
-use crate::{Activation, ActivationDtype, Error, Precision, Result, Wants, model::ParameterGradients};
+use crate::{Activation, ActivationDtype, Error, Precision, Result, Wants};
+
+/// Gradients of parameters, each with the identity of the tensor that its layer holds.
+///
+/// The same parameter may occur more than once (tied weights); its gradients add up in order.
+pub type ParameterGradients = Vec<(TensorId, Tensor)>;
 
 /// Training or evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -256,7 +262,7 @@ impl Gradients {
     }
 }
 
-fn no_input_gradient() -> Error {
+pub(crate) fn no_input_gradient() -> Error {
     Error::invalid(
         "backward pass",
         "the unit gave no gradient for its input",

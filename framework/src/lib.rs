@@ -96,7 +96,6 @@ mod optimizer;
 mod plain;
 mod plan;
 mod planner;
-mod predictor;
 pub mod prelude;
 mod random;
 mod schedule;
@@ -114,26 +113,24 @@ pub use candle_nn;
 pub use data::{Batch, Dataset, InMemory};
 pub use device::{AsynchronousDevice, Backend, Mark, Plain, Reading, StageDevice};
 pub use differentiation::{
-    Differentiable, Gradients, Held, Mode, Pass, Pending, Saved, Sequential,
+    Differentiable, Gradients, Held, ParameterGradients, Pass, Pending, Saved, Sequential,
     autograd::{Autograd, FromModule, FromModuleT, StageModule},
     graph::InGraph,
 };
-pub use error::{Deadlock, Error, Failure, NonFinite, Origin, Phase, Result, Wait};
+pub use error::{Error, Failure, NonFinite, Origin, Phase, Result};
 pub use loss::{CrossEntropy, Loss, MeanSquaredError, Score, Scored, Targets};
-pub use model::{ModelSpec, ParameterGradients, ParameterStore, Unit, Weights};
+pub use model::{ModelSpec, ParameterStore, Unit, Weights};
 pub use optimizer::{
-    ClipFactor, Optimizer, OptimizerConfig, OptimizerContext, OptimizerFactory, OptimizerKind, ParameterGroup, Slot,
-    StageOverride, StateDict,
+    Optimizer, OptimizerConfig, OptimizerKind, ParameterGroup, Slot, StageOverride, StateDict,
     clip::{ClipConfig, ClipScope},
     lr_schedule::LrScheduleConfig,
 };
 pub use plan::{GradientPlan, PlanPhase, PlanSchedule, Wants};
-pub use predictor::Predictor;
 pub use random::Key;
-pub use stage::{EmaConfig, HeadsConfig, HeadsTrained, Recompute};
+pub use stage::{EmaConfig, HeadsConfig, HeadsTrained, OptimizerContext, OptimizerFactory, Recompute};
 pub use strategy::{Adapt, Adaptive, EndToEnd, Interlock, Local, Pairwise, Strategy, WidthSchedule};
 pub use tensor::{Activation, ActivationDtype, Numbers, Precision};
 pub use trainer::{
-    Callback, Control, Criterion, EarlyStopping, EarlyStoppingConfig, Evaluation, Length, Report, Split, Stopper,
-    TrainEvent, Trainer, TrainerBuilder,
+    Callback, Control, Criterion, EarlyStopping, EarlyStoppingConfig, Evaluation, Length, Predictor, Report, Split,
+    Stopper, TrainEvent, Trainer, TrainerBuilder,
 };

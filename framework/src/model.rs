@@ -1,11 +1,10 @@
 //! Models as ordered units, and their partition into stages.
 
-pub(crate) mod initial;
 pub(crate) mod parameters;
 pub(crate) mod partition;
 pub(crate) mod weights;
 
-pub use parameters::{ParameterGradients, ParameterStore};
+pub use parameters::ParameterStore;
 pub use partition::Partition;
 pub use weights::Weights;
 

@@ -3,14 +3,12 @@
 mod adamw;
 pub(crate) mod clip;
 mod config;
-mod factory;
 pub(crate) mod lr_schedule;
 mod sgd;
 mod state_dict;
 
 pub use adamw::AdamW;
 pub use config::{OptimizerConfig, OptimizerKind, ParameterGroup, ParameterSettings, StageOverride};
-pub use factory::{OptimizerContext, OptimizerFactory};
 pub use sgd::Sgd;
 pub use state_dict::StateDict;
 
@@ -91,7 +89,7 @@ impl Slot<'_> {
     }
 }
 
-/// An update rule with its state. [`OptimizerFactory`] has an example.
+/// An update rule with its state. [`OptimizerFactory`](crate::OptimizerFactory) has an example.
 ///
 /// An optimizer serves the parameters of one part of a stage, and is used by that stage's thread only. An optimizer with a state implements
 /// [`state`](Self::state) and [`restore`](Self::restore), so that a run can be continued to the bit.

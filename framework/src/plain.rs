@@ -10,10 +10,10 @@ use crate::{
     Activation, Batch, Error, Loss, Result, Score,
     model::Weights,
     optimizer::clip::ClipScope,
-    predictor::predict_at,
     schedule::{Action, MicroBatchId, Purpose, Remaining},
     stage::{Outcome, Payload, Stage, StageBlueprint, StageSettings},
     strategy::Plans,
+    trainer::predictor::predict_at,
 };
 
 /// The stages of a model in one thread.

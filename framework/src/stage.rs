@@ -6,8 +6,11 @@
 mod average;
 mod blueprint;
 mod head;
+pub(crate) mod initial;
 mod memory;
 pub(crate) mod monitor;
+mod named_unit;
+mod optimizer_factory;
 mod reading;
 mod recompute;
 mod trainable;
@@ -15,6 +18,7 @@ mod update;
 
 pub use average::EmaConfig;
 pub use blueprint::{HeadsConfig, HeadsTrained, StageBlueprint, StageSettings};
+pub use optimizer_factory::{OptimizerContext, OptimizerFactory};
 pub use reading::{StepNumbers, StepReading};
 pub use recompute::Recompute;
 pub use trainable::Trainable;

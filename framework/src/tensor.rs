@@ -5,6 +5,7 @@ pub(crate) mod cosine;
 mod dtype;
 pub(crate) mod elementwise;
 mod numbers;
+pub(crate) mod squared_norm;
 pub(crate) mod sums;
 
 pub use activation::Activation;

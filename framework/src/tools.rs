@@ -13,6 +13,16 @@ pub mod device {
     pub use crate::device::{DeviceHooks, Part, PartKind, for_stage, link::Link, run_on};
 }
 
+/// Whether a named tensor is trained; training or evaluation.
+pub mod differentiation {
+    pub use crate::differentiation::{Kind, Mode};
+}
+
+/// What a run reports that cannot go on: which stages wait for what.
+pub mod error {
+    pub use crate::error::{Deadlock, Wait};
+}
+
 /// Files that are written whole or not at all.
 pub mod files {
     pub use crate::model::weights::write_text;
@@ -28,17 +38,13 @@ pub mod metrics {
 
 /// How a model is cut into stages.
 pub mod model {
-    pub use crate::model::{
-        Partition,
-        parameters::{Entry, Kind},
-        partition::PartitionConfig,
-    };
+    pub use crate::model::{Partition, parameters::Entry, partition::PartitionConfig};
 }
 
 /// The optimizers that ship, as values.
 pub mod optimizer {
     pub use crate::optimizer::{
-        AdamW, ParameterSettings, Sgd,
+        AdamW, ClipFactor, ParameterSettings, Sgd,
         lr_schedule::{LrRule, LrSchedule},
         plain,
     };

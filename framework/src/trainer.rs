@@ -7,6 +7,7 @@ mod event;
 mod fit;
 mod loader;
 mod prediction;
+pub(crate) mod predictor;
 mod recording;
 mod report;
 mod run_metrics;
@@ -16,6 +17,7 @@ mod trained;
 pub use builder::{Layout, TrainerBuilder};
 pub use callback::{Callback, Control, EarlyStopping, EarlyStoppingConfig};
 pub use event::TrainEvent;
+pub use predictor::Predictor;
 pub use report::{
     BestReport, Evaluation, EveryReport, FinalReport, Followed, HeadScore, PhaseReport, Report, StageReport,
 };
@@ -31,8 +33,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    Dataset, Error, GradientPlan, Loss, ModelSpec, PlanSchedule, Predictor, Result, Weights, actor::Pipeline,
-    model::Partition, stage::StageBlueprint, timeline::Timeline, transport::Built,
+    Dataset, Error, GradientPlan, Loss, ModelSpec, PlanSchedule, Result, Weights, actor::Pipeline, model::Partition,
+    stage::StageBlueprint, timeline::Timeline, transport::Built,
 };
 use loader::Order;
 use prediction::Prediction;

@@ -2,10 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use interlock::tools::metrics::{
-    MEMORY, Metric, PHASES,
-    table::{self},
-};
+use interlock::tools::metrics::{MEMORY, Metric, PHASES, table};
 
 use super::scrape::{Sample, Scrape};
 

@@ -20,8 +20,7 @@ use candle_nn::{ModuleT, VarBuilder};
 use self::recorder::Asked;
 use crate::{
     Activation, Differentiable, Error, Gradients, ParameterGradients, Pass, Precision, Result, Saved, Wants,
-    differentiation::{Held, Pending, graph},
-    model::parameters::{Kind, kind_of},
+    differentiation::{Held, Kind, Pending, graph, kind_of},
 };
 
 /// A unit of a model, written as its forward pass.

@@ -3,7 +3,10 @@
 use candle_core::{DType, Tensor};
 
 use super::{Loss, Score, Scored, Targets};
-use crate::{Error, Result, tensor::sums};
+use crate::{
+    Error, Result,
+    tensor::{squared_norm::squared_norm, sums},
+};
 
 /// The mean over all elements of the squared difference, as PyTorch's `mse_loss`.
 ///
@@ -31,7 +34,7 @@ impl MeanSquaredError {
         if targets.is_asynchronous() {
             return Ok(Scored::on_device(sums::squares(difference)?, count));
         }
-        let loss = crate::optimizer::clip::squared_norm(&difference.to_dtype(DType::F32)?)?;
+        let loss = squared_norm(&difference.to_dtype(DType::F32)?)?;
         Ok(Score { loss, count, correct: None }.into())
     }
 }

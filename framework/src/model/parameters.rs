@@ -13,16 +13,12 @@ use candle_core::{DType, Device, Shape, Tensor, TensorId, Var};
 use candle_nn::{Init, VarBuilder, init::NormalOrUniform, var_builder::SimpleBackend};
 use rand_distr::{Distribution, Normal, Uniform};
 
-use crate::{Error, Result, model::weights::Weights, random::Key};
-
-/// Whether a named tensor is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Trained by the optimizer; every one must receive a gradient.
-    Parameter,
-    /// Kept by its layer, such as running statistics; saved, never updated by an optimizer.
-    Buffer,
-}
+use crate::{
+    Error, Result,
+    differentiation::{Kind, kind_of},
+    model::weights::Weights,
+    random::Key,
+};
 
 /// One named tensor of a store.
 #[derive(Clone, Debug)]
@@ -34,11 +30,6 @@ pub struct Entry {
     /// Parameter or buffer.
     pub kind: Kind,
 }
-
-/// Gradients of parameters, each with the identity of the tensor that its layer holds.
-///
-/// The same parameter may occur more than once (tied weights); its gradients add up in order.
-pub type ParameterGradients = Vec<(TensorId, Tensor)>;
 
 /// The named tensors of one stage's main part, or of one head, in the order in which they were asked for.
 #[derive(Clone, Debug)]
@@ -52,9 +43,6 @@ struct Inner {
     by_name: HashMap<String, usize>,
     by_id: HashMap<TensorId, usize>,
 }
-
-/// Last parts of names that are buffers, not parameters.
-const BUFFERS: [&str; 3] = ["running_mean", "running_var", "num_batches_tracked"];
 
 impl ParameterStore {
     /// An empty store whose values come from `given` where it has the name, and otherwise from `seed` and the name.
@@ -101,12 +89,6 @@ impl ParameterStore {
     pub fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
         self.entries().into_iter().map(|e| Ok((e.name, e.var.as_tensor().copy()?.detach()))).collect()
     }
-}
-
-/// Whether a tensor of this name is trained: the last part of the name tells.
-pub(crate) fn kind_of(name: &str) -> Kind {
-    let last = name.rsplit('.').next().unwrap_or(name);
-    if BUFFERS.contains(&last) { Kind::Buffer } else { Kind::Parameter }
 }
 
 fn check_shape(name: &str, value: &Tensor, wanted: &Shape) -> Result<()> {

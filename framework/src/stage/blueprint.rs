@@ -14,9 +14,10 @@ use crate::{
     ActivationDtype, Error, Failure, Loss, ModelSpec, Origin, ParameterStore, Phase, Result, Sequential, StageDevice,
     Unit,
     device::{Part, PartKind},
-    differentiation::NamedUnit,
     model::{Partition, Weights},
-    optimizer::{OptimizerContext, OptimizerFactory, clip::ClipConfig, lr_schedule::LrSchedule},
+    optimizer::{clip::ClipConfig, lr_schedule::LrSchedule},
+    stage::named_unit::NamedUnit,
+    stage::optimizer_factory::{OptimizerContext, OptimizerFactory},
     strategy::Plans,
 };
 

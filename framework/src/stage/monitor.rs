@@ -5,16 +5,15 @@
 //! On an asynchronous device a look at a value would wait for all work given to the device before, so the numbers stay on the device, and
 //! all measurements of a step are read together (`reading.rs`).
 //!
-//! This is the one file in which a stage asks whether its device is asynchronous.
+//! Of what a stage does in a step, only this file depends on whether the device is asynchronous.
 
 use candle_core::Tensor;
 
 use crate::{
     Activation, Error, Failure, NonFinite, Origin, Phase, Result, Scored, StageDevice,
     metrics::table::NONFINITE,
-    optimizer::clip,
     schedule::{Action, MicroBatchId, Purpose},
-    tensor::{Numbers, cosine::Products, elementwise::is_finite, sums},
+    tensor::{Numbers, cosine::Products, elementwise::is_finite, squared_norm, sums},
 };
 
 /// The piece of work in which a number arose.
@@ -193,7 +192,7 @@ impl Monitor {
     pub(super) fn squared_norm(&self, tensor: &Tensor) -> Result<Numbers> {
         Ok(match self.asynchronous {
             true => Numbers::Device(sums::squares(tensor)?),
-            false => Numbers::Host(vec![clip::squared_norm(tensor)?]),
+            false => Numbers::Host(vec![squared_norm::squared_norm(tensor)?]),
         })
     }
 
@@ -201,7 +200,7 @@ impl Monitor {
     pub(super) fn add(&self, sum: Tensor, owned: bool, gradient: &Tensor) -> Result<(Tensor, Numbers)> {
         if owned
             && !self.asynchronous
-            && let Some(squares) = clip::add_with_squared_norm(&sum, gradient)?
+            && let Some(squares) = squared_norm::add_with_squared_norm(&sum, gradient)?
         {
             return Ok((sum, Numbers::Host(vec![squares])));
         }

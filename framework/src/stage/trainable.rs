@@ -8,7 +8,8 @@ use super::{
 };
 use crate::{
     Error, NonFinite, ParameterGradients, ParameterStore, Result,
-    model::parameters::{Entry, Kind},
+    differentiation::Kind,
+    model::parameters::Entry,
     optimizer::{ClipFactor, Optimizer, OptimizerConfig, ParameterSettings, Slot, bytes},
     tensor::Numbers,
 };

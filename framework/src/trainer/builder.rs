@@ -15,14 +15,15 @@ use crate::{
     ActivationDtype, Loss, ModelSpec, Pairwise, Predictor, Result, StageDevice, Strategy,
     device::Plain,
     loss::CrossEntropy,
-    model::{Weights, initial::Allowed, partition::PartitionConfig},
+    model::{Weights, partition::PartitionConfig},
     optimizer::{
-        OptimizerConfig, OptimizerFactory,
+        OptimizerConfig,
         clip::ClipConfig,
         lr_schedule::{LrRule, LrScheduleConfig},
     },
     schedule::PolicyName,
     stage::{EmaConfig, HeadsConfig, HeadsTrained, Recompute},
+    stage::{OptimizerFactory, initial::Allowed},
 };
 
 /// A builder of [`Trainer`](super::Trainer)s: holds the settings, checks them, and starts the pipeline.

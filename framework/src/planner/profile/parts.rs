@@ -5,8 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::{
     Differentiable, Error, ModelSpec, ParameterGradients, ParameterStore, Phase, Result, StageDevice, Unit,
     device::{Part as Piece, PartKind},
-    model::parameters::Kind,
-    optimizer::{OptimizerConfig, OptimizerContext},
+    differentiation::Kind,
+    optimizer::OptimizerConfig,
+    stage::OptimizerContext,
     stage::{StageSettings, Trainable, monitor::Monitor},
 };
 

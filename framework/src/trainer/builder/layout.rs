@@ -5,8 +5,9 @@ use std::sync::Arc;
 use super::TrainerBuilder;
 use crate::{
     Error, Result,
-    model::{Partition, initial::Differences},
+    model::Partition,
     optimizer::lr_schedule::LrSchedule,
+    stage::initial::Differences,
     stage::{StageBlueprint, StageSettings},
     strategy::Plans,
     trainer::Length,

@@ -6,10 +6,10 @@ use super::{Layout, TrainerBuilder};
 use crate::{
     Result,
     actor::{Pipeline, PipelineSettings},
-    model::initial::{Differences, list},
     optimizer::clip::ClipScope,
     simulator::{HOP, Scenario, StageCosts},
     stage::StageBlueprint,
+    stage::initial::{Differences, list},
     trainer::{Trainer, prediction::Prediction, recording::Recording, run_metrics::RunMetrics},
 };
 

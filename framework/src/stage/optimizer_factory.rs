@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-use super::{Optimizer, OptimizerConfig};
 use crate::{
-    Result, StageDevice,
+    Optimizer, OptimizerConfig, Result, StageDevice,
     device::{Part, PartKind},
 };
 

@@ -9,8 +9,8 @@ use std::{
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 
-use super::Weights;
-use crate::{Error, Result, stage::StageBlueprint};
+use super::StageBlueprint;
+use crate::{Error, Result, Weights};
 
 /// The most names of a kind that a message lists.
 const LISTED: usize = 20;

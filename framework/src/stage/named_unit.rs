@@ -3,8 +3,10 @@
 use candle_core::Device;
 use candle_nn::VarBuilder;
 
-use super::{Differentiable, Gradients, Mode, Pass, Pending, Saved, no_input_gradient};
-use crate::{Activation, Error, ParameterGradients, Phase, Result, Unit, Wants};
+use crate::{
+    Activation, Differentiable, Error, Gradients, ParameterGradients, Pass, Pending, Phase, Result, Saved, Unit, Wants,
+    differentiation::{Mode, no_input_gradient},
+};
 
 /// A built unit, or the head that follows it. Its errors name it, and its output has the shape that it declares.
 pub(crate) struct NamedUnit {

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    Activation, Error, ModelSpec, Result, Trainer,
-    model::{
-        Weights,
+    Activation, Error, ModelSpec, Result, Trainer, Weights,
+    schedule::{Action, MicroBatchId, Purpose},
+    stage::{
+        Outcome, Payload, Stage, StageBlueprint,
         initial::{Allowed, Differences},
     },
-    schedule::{Action, MicroBatchId, Purpose},
-    stage::{Outcome, Payload, Stage, StageBlueprint},
     tensor::elementwise::is_finite,
 };
 
