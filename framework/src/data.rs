@@ -93,7 +93,33 @@ impl Batch {
     }
 }
 
-/// A set of numbered examples, readable from any thread.
+/// A set of numbered examples, readable from any thread. [`InMemory`] is one of tensors.
+///
+/// ```
+/// use interlock::{Batch, Dataset, Key, Result, candle_core::{Device, Tensor}};
+///
+/// /// A number as its bits; its class is whether it is odd.
+/// struct Parity;
+///
+/// impl Dataset for Parity {
+///     fn len(&self) -> usize {
+///         256
+///     }
+///
+///     fn batch(&self, numbers: &[usize], _augment: Option<Key>) -> Result<Batch> {
+///         let bits: Vec<f32> = numbers.iter().flat_map(|n| (0..8).map(move |bit| (n >> bit & 1) as f32)).collect();
+///         let classes: Vec<u32> = numbers.iter().map(|n| (n % 2) as u32).collect();
+///         Ok(Batch {
+///             inputs: Tensor::from_vec(bits, (numbers.len(), 8), &Device::Cpu)?.into(),
+///             targets: Tensor::new(classes, &Device::Cpu)?,
+///         })
+///     }
+/// }
+///
+/// let batch = Parity.batch(&[3, 4], None)?;
+/// assert_eq!(batch.targets.to_vec1::<u32>()?, [1, 0]);
+/// # Ok::<(), interlock::Error>(())
+/// ```
 pub trait Dataset: Send + Sync {
     /// The number of examples.
     fn len(&self) -> usize;

@@ -29,6 +29,49 @@ use candle_core::Device;
 use crate::{Precision, Result};
 
 /// A kind of device. It opens the devices whose names begin with its scheme, such as `cpu` or `cuda`.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use interlock::{Backend, Error, Result, StageDevice, candle_core::Device};
+///
+/// /// Candle's CPU device, on the thread of the stage.
+/// struct Inline;
+///
+/// impl StageDevice for Inline {
+///     fn name(&self) -> &str {
+///         "inline"
+///     }
+///
+///     fn device(&self) -> &Device {
+///         &Device::Cpu
+///     }
+/// }
+///
+/// struct InlineBackend;
+///
+/// impl Backend for InlineBackend {
+///     fn scheme(&self) -> &'static str {
+///         "inline"
+///     }
+///
+///     fn open(&self, name: &str) -> Result<Arc<dyn StageDevice>> {
+///         match name {
+///             "inline" => Ok(Arc::new(Inline)),
+///             _ => Err(Error::invalid("device", format!("{name:?} is unknown"), "use \"inline\"")),
+///         }
+///     }
+///
+///     fn list(&self) -> Vec<(String, String)> {
+///         vec![("inline".to_owned(), "the CPU, on the stage's thread".to_owned())]
+///     }
+/// }
+///
+/// let device = InlineBackend.open("inline")?; // for TrainerBuilder::devices
+/// assert_eq!(device.name(), "inline");
+/// assert!(InlineBackend.open("inline:1").is_err());
+/// # Ok::<(), interlock::Error>(())
+/// ```
 pub trait Backend: Send + Sync {
     /// Returns the scheme: the part of its devices' names before the first colon.
     fn scheme(&self) -> &'static str;

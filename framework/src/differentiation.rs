@@ -189,6 +189,36 @@ pub struct Gradients {
 /// A layer implements [`forward`] and [`backward`]. By default [`backward_input`] and [`backward_parameters`] call [`backward`]; containers
 /// such as [`Sequential`] override them, so that each runs once through their layers.
 ///
+/// ```
+/// use interlock::{Activation, Differentiable, Gradients, Pass, Result, Saved, Wants, candle_core::Tensor};
+///
+/// /// `y = g · x`, on `(B, D)`, with a gain `g` of `(D)`.
+/// struct Gain(Tensor);
+///
+/// impl Differentiable for Gain {
+///     fn forward(&self, x: &Activation, _: &Pass) -> Result<(Activation, Saved)> {
+///         let x = x.single()?.detach();
+///         Ok((x.broadcast_mul(&self.0.detach())?.into(), Saved::new(x)))
+///     }
+///
+///     fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
+///         let (x, c): (&Tensor, _) = (saved.get()?, output_gradient.single()?);
+///         let input = if wants.input { Some(c.broadcast_mul(&self.0.detach())?.into()) } else { None };
+///         let parameters = if wants.parameters { vec![(self.0.id(), (c * x)?.sum(0)?)] } else { Vec::new() };
+///         Ok(Gradients { input, parameters })
+///     }
+/// }
+/// # use interlock::candle_core::Device;
+/// # let gain = Gain(Tensor::new(&[2f32, 3.0], &Device::Cpu)?);
+/// # let x = Tensor::new(&[[1f32, 10.0], [5.0, 7.0]], &Device::Cpu)?;
+/// # let (y, saved) = gain.forward(&x.into(), &Pass::train(0, 0, 0))?;
+/// # assert_eq!(y.single()?.to_vec2::<f32>()?, [[2.0, 30.0], [10.0, 21.0]]);
+/// # let gradients = gain.backward(&saved, &y.single()?.ones_like()?.into(), Wants::BOTH)?;
+/// # assert_eq!(gradients.parameters[0].1.to_vec1::<f32>()?, [6.0, 17.0]);
+/// # assert_eq!(gradients.into_input()?.single()?.to_vec2::<f32>()?, [[2.0, 3.0], [2.0, 3.0]]);
+/// # Ok::<(), interlock::Error>(())
+/// ```
+///
 /// [`forward`]: Self::forward
 /// [`backward`]: Self::backward
 /// [`backward_input`]: Self::backward_input

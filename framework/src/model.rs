@@ -82,6 +82,34 @@ impl Unit {
 }
 
 /// A model that can be cut in depth: an ordered list of units and the auxiliary heads that may follow them.
+///
+/// ```
+/// use interlock::{Autograd, Error, FromModule, ModelSpec, Result, Unit, candle_nn::linear};
+///
+/// fn layer(name: String) -> Unit {
+///     Unit::new(name, [8], |vb| Autograd::build(vb, |vb| Ok(FromModule(linear(8, 8, vb)?))))
+/// }
+///
+/// struct Net {
+///     layers: usize,
+/// }
+///
+/// impl ModelSpec for Net {
+///     fn units(&self) -> Result<Vec<Unit>> {
+///         Ok((0..self.layers).map(|i| layer(format!("layers.{i}"))).collect())
+///     }
+///
+///     fn head(&self, _unit: usize, arch: &str) -> Result<Unit> {
+///         match arch {
+///             "fc" => Ok(layer(String::new())), // aux.0.weight, aux.0.bias, …
+///             _ => Err(Error::invalid("heads.arch", format!("{arch:?} is unknown"), "use fc")),
+///         }
+///     }
+/// }
+///
+/// assert_eq!(Net { layers: 3 }.units()?[2].name, "layers.2");
+/// # Ok::<(), interlock::Error>(())
+/// ```
 pub trait ModelSpec: Send + Sync {
     /// Returns the units from input to output. The last stage's loss takes the output of the last unit.
     fn units(&self) -> Result<Vec<Unit>>;
