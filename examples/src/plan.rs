@@ -114,7 +114,7 @@ fn best(rows: &[PlanRow], among: impl Fn(&PlanRow) -> bool) -> Option<usize> {
 }
 
 fn write(file: &TraceFile, row: &PlanRow) -> Result<(), Exit> {
-    let title = format!("{}, predicted: {}", words::name(row), row.found.cut.simulated.critical.reason);
+    let title = format!("{}, predicted: {}", words::name(row), row.found.cut.simulated.critical.bottleneck);
     file.write_simulated(&row.found.cut.simulated, &title).map_err(Exit::failed)
 }
 

@@ -17,7 +17,7 @@ mod in_flight;
 mod world;
 
 pub use costs::StageCosts;
-pub use critical::{Critical, Reason, Segment};
+pub use critical::{Bottleneck, CriticalPath, Segment};
 pub use in_flight::least_in_flight;
 
 use std::sync::Arc;
@@ -97,7 +97,7 @@ pub struct Simulated {
     /// The most micro-batches that each stage held at any time, those that had arrived and not yet run included.
     pub peak_held: Vec<usize>,
     /// Why a step takes as long as it does.
-    pub critical: Critical,
+    pub critical: CriticalPath,
     /// What every stage did when, all simulated steps.
     pub timeline: Timeline,
     /// The steps that were simulated.

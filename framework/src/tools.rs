@@ -70,7 +70,7 @@ pub mod schedule {
 /// How long steps take, from what each action costs.
 pub mod simulator {
     pub use crate::simulator::{
-        Critical, HOP, Reason, Scenario, Segment, Simulated, StageCosts, least_in_flight, simulate,
+        Bottleneck, CriticalPath, HOP, Scenario, Segment, Simulated, StageCosts, least_in_flight, simulate,
     };
 }
 

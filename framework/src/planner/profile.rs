@@ -25,9 +25,9 @@ use std::{sync::Arc, thread};
 use serde::{Deserialize, Serialize};
 
 use self::{
-    chain::{Chain, Figure},
+    chain::{Chain, Piece},
     memory::Memory,
-    parts::Parts,
+    parts::ProfiledUnits,
     time::Times,
 };
 use crate::{
@@ -174,7 +174,7 @@ impl Profile {
                 Payload { inputs: batch.inputs.try_map(|t| device.bring(t))?, targets: batch.targets.clone(), total };
             let read = reader::Reader::of(&**device, meter);
             measured.push(run_on(&**device, || {
-                let parts = Parts::build(model, settings, &**device)?;
+                let parts = ProfiledUnits::build(model, settings, &**device)?;
                 let mut chain = Chain::new(parts, &**device, settings, payload);
                 let memory = read.map(|read| Memory::measure(&mut chain, read)).transpose()?;
                 Ok::<_, Error>((chain, memory))
@@ -264,9 +264,9 @@ impl DeviceCosts {
             let head = chain.parts.heads[i].as_ref().map(|head| {
                 let bytes = chain.parts.bytes(head)?;
                 Ok::<_, Error>(HeadCosts {
-                    needed: times.of(i, Figure::HeadNeeded),
-                    probe: times.of(i, Figure::HeadProbe),
-                    update: times.of(i, Figure::HeadUpdate),
+                    needed: times.of(i, Piece::HeadNeeded),
+                    probe: times.of(i, Piece::HeadProbe),
+                    update: times.of(i, Piece::HeadUpdate),
                     parameter_bytes: bytes.parameters,
                     gradient_bytes: bytes.gradients,
                     optimizer_bytes: bytes.optimizer,
@@ -275,14 +275,14 @@ impl DeviceCosts {
             });
             Ok(UnitCosts {
                 name: unit.name.clone(),
-                forward: times.of(i, Figure::Forward),
-                input_gradient: times.of(i, Figure::Input),
-                parameter_gradient: times.of(i, Figure::Parameters),
-                both: times.of(i, Figure::Both),
-                parameters_only: times.of(i, Figure::ParametersOnly),
-                update: times.of(i, Figure::Update),
-                send: times.of(i, Figure::Send),
-                receive: times.of(i, Figure::Receive),
+                forward: times.of(i, Piece::Forward),
+                input_gradient: times.of(i, Piece::Input),
+                parameter_gradient: times.of(i, Piece::Parameters),
+                both: times.of(i, Piece::Both),
+                parameters_only: times.of(i, Piece::ParametersOnly),
+                update: times.of(i, Piece::Update),
+                send: times.of(i, Piece::Send),
+                receive: times.of(i, Piece::Receive),
                 output_bytes: chain.outputs[i] as u64,
                 parameter_bytes: bytes.parameters,
                 gradient_bytes: bytes.gradients,
@@ -297,7 +297,7 @@ impl DeviceCosts {
             device: chain.device.name().to_owned(),
             action: times.action,
             units: units.collect::<Result<_>>()?,
-            loss: times.of(last, Figure::Loss),
+            loss: times.of(last, Piece::Loss),
             loss_bytes: memory.and_then(|memory| memory.loss),
             scratch_bytes: memory.map(|memory| memory.scratch),
         })

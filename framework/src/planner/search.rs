@@ -6,7 +6,7 @@ use super::{Cut, Setup};
 use crate::{
     Error, Result,
     model::Partition,
-    simulator::{Reason, simulate},
+    simulator::{Bottleneck, simulate},
 };
 
 /// The most cuts that are looked at one by one.
@@ -157,8 +157,8 @@ fn shorter(a: &Cut, b: &Cut) -> bool {
 fn moves(cut: &Cut) -> Vec<(usize, usize)> {
     let stages = cut.units_per_stage.len();
     let spans = &cut.simulated.timeline.spans;
-    let mut on_path: Vec<usize> = match cut.simulated.critical.reason {
-        Reason::Work { stage } => vec![stage],
+    let mut on_path: Vec<usize> = match cut.simulated.critical.bottleneck {
+        Bottleneck::Work { stage } => vec![stage],
         _ => cut.simulated.critical.path.iter().map(|&at| spans[at].stage).collect(),
     };
     on_path.sort_unstable();

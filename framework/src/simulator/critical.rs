@@ -34,7 +34,7 @@ pub struct Segment {
 
 /// Why a step takes as long as it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum Bottleneck {
     /// One stage has work all the time.
     Work {
         /// The stage.
@@ -60,9 +60,9 @@ pub enum Reason {
 
 /// The critical path: a delay of anything on it delays all later steps.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Critical {
+pub struct CriticalPath {
     /// Why the step takes as long as it does.
-    pub reason: Reason,
+    pub bottleneck: Bottleneck,
     /// What the path consists of, a step; in the order of the kinds.
     pub segments: Vec<Segment>,
     /// Its actions as indices into the timeline's spans, latest first. They form a circle: the first comes again so many steps before the
@@ -72,7 +72,7 @@ pub struct Critical {
     pub steps: u64,
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for Bottleneck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Work { stage } => write!(f, "stage {stage} has work all the time"),
@@ -88,9 +88,9 @@ impl fmt::Display for Reason {
     }
 }
 
-impl fmt::Display for Critical {
+impl fmt::Display for CriticalPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.reason)?;
+        write!(f, "{}", self.bottleneck)?;
         let words = |s: &Segment| format!("{} {:.1} ms", s.kind, 1e3 * s.seconds);
         let parts: Vec<String> = self.segments.iter().filter(|s| s.seconds > 0.0).map(words).collect();
         if !parts.is_empty() {
@@ -116,7 +116,7 @@ const KINDS: [&str; 8] =
     ["forward", "head", "input gradient", "parameter gradient", "both gradients", "norm", "update", "transfer"];
 
 /// Goes from the last update back from cause to cause, until an action comes again, a multiple of `period` steps before.
-pub(super) fn find(spans: &[Span], causes: &[Cause], period: u64) -> Critical {
+pub(super) fn find(spans: &[Span], causes: &[Cause], period: u64) -> CriticalPath {
     let mut path = Vec::new();
     let mut seen = HashMap::new();
     let mut at = (0..spans.len()).rev().find(|&at| matches!(spans[at].action, Action::Update(_)));
@@ -137,7 +137,7 @@ pub(super) fn find(spans: &[Span], causes: &[Cause], period: u64) -> Critical {
 }
 
 /// What `path` says about its `steps` steps.
-fn describe(spans: &[Span], causes: &[Cause], path: Vec<usize>, steps: u64) -> Critical {
+fn describe(spans: &[Span], causes: &[Cause], path: Vec<usize>, steps: u64) -> CriticalPath {
     let share = 1.0 / steps as f64;
     let mut sums = KINDS.map(|kind| Segment { kind, count: 0.0, seconds: 0.0 });
     let mut add = |kind: &str, seconds: f64| {
@@ -167,12 +167,12 @@ fn describe(spans: &[Span], causes: &[Cause], path: Vec<usize>, steps: u64) -> C
     }
     let stages = || path.iter().map(|&at| spans[at].stage);
     let (first, last) = (stages().min().unwrap_or(0), stages().max().unwrap_or(0));
-    let reason = match credit {
-        _ if norm => Reason::GlobalNorm,
-        _ if device => Reason::Device,
-        Some(stage) => Reason::InFlight { stage },
-        None if first == last => Reason::Work { stage: first },
-        None => Reason::Chain { first, last },
+    let bottleneck = match credit {
+        _ if norm => Bottleneck::GlobalNorm,
+        _ if device => Bottleneck::Device,
+        Some(stage) => Bottleneck::InFlight { stage },
+        None if first == last => Bottleneck::Work { stage: first },
+        None => Bottleneck::Chain { first, last },
     };
-    Critical { reason, segments: sums.into_iter().filter(|sum| sum.count > 0.0).collect(), path, steps }
+    CriticalPath { bottleneck, segments: sums.into_iter().filter(|sum| sum.count > 0.0).collect(), path, steps }
 }

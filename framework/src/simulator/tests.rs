@@ -28,10 +28,10 @@ fn a_step_takes_as_long_for_many_stages_as_for_few() {
         for stages in [8, 16, 64] {
             let scenario = scenario(width, stages);
             assert_eq!(step(&scenario), expected, "width {width}, {stages} stages");
-            let Critical { reason, .. } = found(&scenario).critical;
-            match reason {
-                Reason::Work { .. } => assert_eq!(width, 1),
-                Reason::Chain { first, last } => assert_eq!(last - first + 1, width),
+            let CriticalPath { bottleneck, .. } = found(&scenario).critical;
+            match bottleneck {
+                Bottleneck::Work { .. } => assert_eq!(width, 1),
+                Bottleneck::Chain { first, last } => assert_eq!(last - first + 1, width),
                 other => panic!("{other}"),
             }
         }
@@ -39,7 +39,7 @@ fn a_step_takes_as_long_for_many_stages_as_for_few() {
     for stages in [2, 4, 8, 16, 64] {
         let scenario = scenario(stages, stages);
         assert_eq!(step(&scenario), 2.0 * stages as f64 + 1.0, "end-to-end, {stages} stages");
-        assert_eq!(found(&scenario).critical.reason, Reason::Chain { first: 0, last: stages - 1 });
+        assert_eq!(found(&scenario).critical.bottleneck, Bottleneck::Chain { first: 0, last: stages - 1 });
     }
 }
 
@@ -97,7 +97,7 @@ fn shared_devices_and_cores_are_taken_in_turns() {
         "{}",
         found.step_seconds
     );
-    assert_eq!(found.critical.reason, Reason::Device);
+    assert_eq!(found.critical.bottleneck, Bottleneck::Device);
     // One core is not enough for a device of two threads beside another.
     let wide = Scenario { cores: Some(3), threads: vec![2; 4], ..scenario(1, 4) };
     assert_eq!(step(&wide), 12.9);
@@ -107,15 +107,15 @@ fn shared_devices_and_cores_are_taken_in_turns() {
 fn what_makes_a_step_long_is_named() {
     let mut slow = scenario(1, 4);
     slow.costs[2].forward = 5.0;
-    assert_eq!(found(&slow).critical.reason, Reason::Work { stage: 2 });
+    assert_eq!(found(&slow).critical.bottleneck, Bottleneck::Work { stage: 2 });
     assert_eq!(
         found(&slow).critical.to_string(),
         "stage 2 has work all the time (forward 5000.0 ms, head 300.0 ms, parameter gradient 2000.0 ms)"
     );
     let norm = Scenario { global_norm: true, ..scenario(1, 4) };
-    assert_eq!(found(&norm).critical.reason, Reason::GlobalNorm);
+    assert_eq!(found(&norm).critical.bottleneck, Bottleneck::GlobalNorm);
     let tight = Scenario { in_flight: 1, ..scenario(1, 4) };
-    assert!(matches!(found(&tight).critical.reason, Reason::InFlight { .. }), "{}", found(&tight).critical);
+    assert!(matches!(found(&tight).critical.bottleneck, Bottleneck::InFlight { .. }), "{}", found(&tight).critical);
     assert!(step(&tight) > 3.3);
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, mem, time::Instant};
 
 use super::{
-    parts::{Parts, guarded},
+    parts::{ProfiledUnits, guarded},
     reader::{Reader, Used},
 };
 use crate::{
@@ -13,9 +13,9 @@ use crate::{
     stage::{Payload, StageSettings},
 };
 
-/// A piece of a step.
+/// A piece of a step, measured by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Figure {
+pub(super) enum Piece {
     Forward,
     Input,
     Parameters,
@@ -35,7 +35,7 @@ pub(super) enum Figure {
     Aside,
 }
 
-impl Figure {
+impl Piece {
     fn phase(self) -> Phase {
         match self {
             Self::Forward | Self::Between | Self::Aside => Phase::Forward,
@@ -47,21 +47,21 @@ impl Figure {
     }
 }
 
-/// What was seen of a piece.
+/// What one run of a piece took.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
+pub(super) struct Measured {
     pub(super) seconds: f64,
     pub(super) used: Option<Used>,
 }
 
 /// The units of a model on a device, and a micro-batch.
 pub(super) struct Chain<'a> {
-    pub(super) parts: Parts,
+    pub(super) parts: ProfiledUnits,
     pub(super) device: &'a dyn StageDevice,
     /// Tells how much memory is in use, while that is to be seen too.
     pub(super) reader: Option<Reader<'a>>,
     /// In order of events.
-    pub(super) seen: HashMap<(usize, Figure), Vec<Seen>>,
+    pub(super) seen: HashMap<(usize, Piece), Vec<Measured>>,
     /// Bytes of each unit's output as it crosses a boundary.
     pub(super) outputs: Vec<usize>,
     /// Bytes of each unit's output gradient.
@@ -72,7 +72,7 @@ pub(super) struct Chain<'a> {
 
 impl<'a> Chain<'a> {
     pub(super) fn new(
-        parts: Parts,
+        parts: ProfiledUnits,
         device: &'a dyn StageDevice,
         settings: &'a StageSettings,
         payload: Payload,
@@ -83,7 +83,7 @@ impl<'a> Chain<'a> {
     }
 
     /// Does `work`, a piece of unit `i`, and notes what it took.
-    fn see<R>(&mut self, i: usize, figure: Figure, work: impl FnOnce(&mut Parts) -> Result<R>) -> Result<R> {
+    fn see<R>(&mut self, i: usize, figure: Piece, work: impl FnOnce(&mut ProfiledUnits) -> Result<R>) -> Result<R> {
         let name = self.parts.units[i].name.clone();
         let before = self.reader.map(|reader| reader.begin());
         let start = Instant::now();
@@ -99,14 +99,14 @@ impl<'a> Chain<'a> {
             after: reader.in_use(),
             peak: reader.peak(),
         });
-        self.seen.entry((i, figure)).or_default().push(Seen { seconds, used });
+        self.seen.entry((i, figure)).or_default().push(Measured { seconds, used });
         Ok(result)
     }
 
     /// The forward passes, each followed by what `after` does with the output. Returns the last output and the saved activations.
     fn forward(
         &mut self,
-        figure: Figure,
+        figure: Piece,
         mut after: impl FnMut(&mut Self, usize, &Activation) -> Result<()>,
     ) -> Result<(Activation, Vec<Saved>)> {
         let precision = self.device.precision();
@@ -127,7 +127,7 @@ impl<'a> Chain<'a> {
     }
 
     /// The forward passes and the loss: its gradient, and what was saved.
-    fn begin(&mut self, figure: Figure) -> Result<(Activation, Vec<Saved>)> {
+    fn begin(&mut self, figure: Piece) -> Result<(Activation, Vec<Saved>)> {
         let (output, saved) = self.forward(figure, |_, _, _| Ok(()))?;
         Ok((self.loss(output)?, saved))
     }
@@ -135,7 +135,7 @@ impl<'a> Chain<'a> {
     fn loss(&mut self, output: Activation) -> Result<Activation> {
         let Payload { targets, total, .. } = self.payload.clone();
         let (loss, device) = (self.settings.loss.clone(), self.device);
-        let gradient = self.see(self.parts.units.len() - 1, Figure::Loss, |_| {
+        let gradient = self.see(self.parts.units.len() - 1, Piece::Loss, |_| {
             Ok(loss.differentiate(output.single()?, &Targets::on(device, &targets)?, total)?.1)
         })?;
         Ok(gradient.into())
@@ -150,7 +150,7 @@ impl<'a> Chain<'a> {
         wants: Wants,
     ) -> Result<Option<Activation>> {
         self.output_gradients[i] = output_gradient.bytes();
-        let figure = if wants.input { Figure::Both } else { Figure::ParametersOnly };
+        let figure = if wants.input { Piece::Both } else { Piece::ParametersOnly };
         self.see(i, figure, |parts| {
             let mut gradients = parts.units[i].module.last_backward(saved, output_gradient, wants)?;
             parts.accumulate(i, mem::take(&mut gradients.parameters))?;
@@ -160,7 +160,7 @@ impl<'a> Chain<'a> {
 
     fn update(&mut self) -> Result<()> {
         for i in 0..self.parts.units.len() {
-            self.see(i, Figure::Update, |parts| match &mut parts.units[i].parameters {
+            self.see(i, Piece::Update, |parts| match &mut parts.units[i].parameters {
                 Some(parameters) => parameters.update(0.0, &ClipFactor::NONE, &mut parts.monitor),
                 None => Ok(()),
             })?;
@@ -171,7 +171,7 @@ impl<'a> Chain<'a> {
     fn update_heads(&mut self) -> Result<()> {
         for i in 0..self.parts.heads.len() {
             if self.parts.heads[i].is_some() {
-                self.see(i, Figure::HeadUpdate, |parts| {
+                self.see(i, Piece::HeadUpdate, |parts| {
                     let parameters = parts.heads[i].as_mut().and_then(|head| head.parameters.as_mut());
                     parameters
                         .map_or(Ok(()), |parameters| parameters.update(0.0, &ClipFactor::NONE, &mut parts.monitor))
@@ -190,7 +190,7 @@ impl<'a> Chain<'a> {
         let pass = Pass { dtype: self.settings.dtype, precision, ..Pass::train(self.settings.seed, 0, 0) };
         let Payload { targets, total, .. } = self.payload.clone();
         let (loss, device) = (self.settings.loss.clone(), self.device);
-        self.see(i, if needed { Figure::HeadNeeded } else { Figure::HeadProbe }, |parts| {
+        self.see(i, if needed { Piece::HeadNeeded } else { Piece::HeadProbe }, |parts| {
             let Some(head) = &mut parts.heads[i] else { return Ok(None) };
             let (logits, saved) = head.module.forward(output, &pass)?;
             let (_, gradient) = loss.differentiate(logits.single()?, &Targets::on(device, &targets)?, total)?;
@@ -216,19 +216,19 @@ impl<'a> Chain<'a> {
             return Ok(());
         }
         let (dtype, precision) = (self.settings.dtype, self.device.precision());
-        let sent = self.see(i, Figure::Send, |parts| {
+        let sent = self.see(i, Piece::Send, |parts| {
             let sent = dtype.pack(output)?;
             parts.monitor.check_activation(&sent, NonFinite::Activation, || "the output".to_owned())?;
             Ok(sent)
         })?;
         self.outputs[i] = sent.bytes();
-        self.see(i, Figure::Receive, |_| precision.enter(&sent))?;
+        self.see(i, Piece::Receive, |_| precision.enter(&sent))?;
         Ok(())
     }
 
     /// Runs a step whose backward passes give input and parameter gradients at once.
     pub(super) fn whole(&mut self) -> Result<()> {
-        let (mut output_gradient, saved) = self.begin(Figure::Forward)?;
+        let (mut output_gradient, saved) = self.begin(Piece::Forward)?;
         for (i, saved) in saved.into_iter().enumerate().rev() {
             match self.backward(i, saved, output_gradient, if i > 0 { Wants::BOTH } else { Wants::PARAMETERS })? {
                 Some(input) => output_gradient = input,
@@ -240,23 +240,23 @@ impl<'a> Chain<'a> {
 
     /// Runs a step whose input passes reach the first unit before the parameter passes begin.
     pub(super) fn split(&mut self) -> Result<()> {
-        let (mut output_gradient, mut saved) = self.begin(Figure::Forward)?;
+        let (mut output_gradient, mut saved) = self.begin(Piece::Forward)?;
         let rest = saved.split_off(1);
         let mut left = Vec::with_capacity(rest.len());
         for (i, saved) in rest.iter().enumerate().map(|(i, saved)| (i + 1, saved)).rev() {
             let (input, pending) =
-                self.see(i, Figure::Input, |parts| parts.units[i].module.backward_input(saved, &output_gradient))?;
+                self.see(i, Piece::Input, |parts| parts.units[i].module.backward_input(saved, &output_gradient))?;
             output_gradient = input;
             left.push(pending);
         }
-        self.see(0, Figure::Between, |_| Ok(()))?;
+        self.see(0, Piece::Between, |_| Ok(()))?;
         for first in saved {
             self.backward(0, first, output_gradient.clone(), Wants::PARAMETERS)?;
         }
         drop(output_gradient);
         for ((i, saved), pending) in rest.into_iter().enumerate().rev().zip(left) {
             let i = i + 1;
-            self.see(i, Figure::Parameters, |parts| {
+            self.see(i, Piece::Parameters, |parts| {
                 let gradients = parts.units[i].module.last_backward_parameters(saved, pending)?;
                 parts.accumulate(i, gradients)
             })?;
@@ -266,12 +266,12 @@ impl<'a> Chain<'a> {
 
     /// A step with all heads, as stages follow them, and with each unit as if it were the first of a stage.
     pub(super) fn needed(&mut self) -> Result<()> {
-        let (output, saved) = self.forward(Figure::Aside, |chain, i, y| chain.head(i, y, true))?;
+        let (output, saved) = self.forward(Piece::Aside, |chain, i, y| chain.head(i, y, true))?;
         let mut output_gradient = self.loss(output)?;
         for (i, saved) in saved.into_iter().enumerate().rev() {
             let input = match i {
                 0 => None,
-                _ => Some(self.see(i, Figure::Aside, |parts| {
+                _ => Some(self.see(i, Piece::Aside, |parts| {
                     parts.units[i].module.backward(&saved, &output_gradient, Wants::INPUT)?.into_input()
                 })?),
             };
@@ -287,7 +287,7 @@ impl<'a> Chain<'a> {
 
     /// Runs forward passes with all heads as probes, and a boundary after every unit.
     pub(super) fn probe(&mut self) -> Result<()> {
-        self.forward(Figure::Aside, |chain, i, y| {
+        self.forward(Piece::Aside, |chain, i, y| {
             chain.boundary(i, y)?;
             chain.head(i, y, false)
         })?;
@@ -296,16 +296,16 @@ impl<'a> Chain<'a> {
 
     /// Runs a step whose backward passes give input gradients only.
     pub(super) fn relay(&mut self) -> Result<()> {
-        let (mut output_gradient, saved) = self.begin(Figure::Forward)?;
+        let (mut output_gradient, saved) = self.begin(Piece::Forward)?;
         for (i, saved) in saved.into_iter().enumerate().rev() {
             self.output_gradients[i] = output_gradient.bytes();
             if i == 0 {
-                return self.see(i, Figure::Relay, |_| {
+                return self.see(i, Piece::Relay, |_| {
                     drop((saved, output_gradient));
                     Ok(())
                 });
             }
-            output_gradient = self.see(i, Figure::Relay, |parts| {
+            output_gradient = self.see(i, Piece::Relay, |parts| {
                 parts.units[i].module.last_backward(saved, output_gradient, Wants::INPUT)?.into_input()
             })?;
         }

@@ -1,7 +1,7 @@
 //! Bytes in use in the course of training steps, and what units have to do with them.
 
 use super::{
-    chain::{Chain, Figure},
+    chain::{Chain, Piece},
     reader::{Reader, Used},
 };
 use crate::Result;
@@ -51,16 +51,16 @@ fn bytes(count: i64) -> u64 {
 struct Readings<'c, 'a>(&'c Chain<'a>);
 
 impl Readings<'_, '_> {
-    fn all(&self, i: usize, figure: Figure) -> impl DoubleEndedIterator<Item = Used> {
+    fn all(&self, i: usize, figure: Piece) -> impl DoubleEndedIterator<Item = Used> {
         self.0.seen.get(&(i, figure)).into_iter().flatten().filter_map(|seen| seen.used)
     }
 
-    fn last(&self, i: usize, figure: Figure) -> Used {
+    fn last(&self, i: usize, figure: Piece) -> Used {
         self.all(i, figure).next_back().unwrap_or(Used { before: 0, after: 0, peak: None })
     }
 
     /// The most in use during `figure` beyond what was before it.
-    fn risen(&self, i: usize, figure: Figure) -> Option<i64> {
+    fn risen(&self, i: usize, figure: Piece) -> Option<i64> {
         let used = self.last(i, figure);
         Some(used.peak? - used.before)
     }
@@ -71,26 +71,26 @@ impl Readings<'_, '_> {
 
     /// What units 0 to `i` keep, from the last [`Chain::relay`]: no gradients of parameters are in use there.
     fn kept(&self, i: usize) -> i64 {
-        self.last(i, Figure::Relay).before - self.output_gradient(i) - self.empty()
+        self.last(i, Piece::Relay).before - self.output_gradient(i) - self.empty()
     }
 
     /// What is in use when no step is in work.
     fn empty(&self) -> i64 {
-        self.last(0, Figure::Relay).after
+        self.last(0, Piece::Relay).after
     }
 
     /// What the output of unit `i` takes, unless the unit keeps it anyway.
     fn output(&self, i: usize) -> i64 {
         let next = match i + 1 == self.0.parts.units.len() {
-            true => self.last(i, Figure::Loss),
-            false => self.last(i + 1, Figure::Forward),
+            true => self.last(i, Piece::Loss),
+            false => self.last(i + 1, Piece::Forward),
         };
         next.before - self.kept(i) - self.empty()
     }
 
     /// Bytes that the input passes of the units after `i` have left.
     fn left_after(&self, i: usize) -> i64 {
-        let used = self.last(i, if i > 0 { Figure::Input } else { Figure::Between });
+        let used = self.last(i, if i > 0 { Piece::Input } else { Piece::Between });
         used.before - self.output_gradient(i)
     }
 
@@ -102,10 +102,10 @@ impl Readings<'_, '_> {
             let mut updates = self.all(i, figure);
             updates.next().map_or(0, net) - updates.next().map_or(0, net)
         };
-        let slots: i64 = (0..parts.units.len()).map(|i| slots(i, Figure::Update) + slots(i, Figure::HeadUpdate)).sum();
+        let slots: i64 = (0..parts.units.len()).map(|i| slots(i, Piece::Update) + slots(i, Piece::HeadUpdate)).sum();
         let units = (0..parts.units.len()).map(|i| self.unit(i)).collect::<Result<Vec<_>>>()?;
         let last = parts.units.len() - 1;
-        let loss = self.risen(last, Figure::Loss).map(|risen| bytes(risen + self.output(last)));
+        let loss = self.risen(last, Piece::Loss).map(|risen| bytes(risen + self.output(last)));
         Ok(Memory { units, loss, scratch: bytes(grown - slots) })
     }
 
@@ -114,18 +114,18 @@ impl Readings<'_, '_> {
         let gradients = parts.bytes(&parts.units[i])?.gradients as i64;
         let (output_gradient, before) = (self.output_gradient(i), if i > 0 { self.kept(i - 1) } else { 0 });
         let pending = if i > 0 { self.left_after(i - 1) - self.left_after(i) } else { 0 };
-        let forward = self.last(i, Figure::Forward).peak.map(|peak| peak - self.kept(i) - self.empty());
-        let back = if i > 0 { Figure::Both } else { Figure::ParametersOnly };
+        let forward = self.last(i, Piece::Forward).peak.map(|peak| peak - self.kept(i) - self.empty());
+        let back = if i > 0 { Piece::Both } else { Piece::ParametersOnly };
         let transients = [
             forward,
             self.risen(i, back).map(|risen| risen + output_gradient - gradients),
-            self.risen(i, Figure::Input).map(|risen| risen + output_gradient - pending),
-            self.risen(i, Figure::Parameters).map(|risen| risen - gradients),
+            self.risen(i, Piece::Input).map(|risen| risen + output_gradient - pending),
+            self.risen(i, Piece::Parameters).map(|risen| risen - gradients),
         ];
         let head_transient = match &parts.heads[i] {
             Some(head) => {
                 let gradients = parts.bytes(head)?.gradients as i64;
-                self.risen(i, Figure::HeadNeeded).map(|risen| bytes(risen + self.output(i) - gradients))
+                self.risen(i, Piece::HeadNeeded).map(|risen| bytes(risen + self.output(i) - gradients))
             }
             None => None,
         };

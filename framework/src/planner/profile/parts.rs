@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::{
     Differentiable, Error, ModelSpec, ParameterGradients, ParameterStore, Phase, Result, StageDevice, Unit,
-    device::{Part as Piece, PartKind},
+    device::{Part, PartKind},
     differentiation::Kind,
     optimizer::OptimizerConfig,
     stage::OptimizerContext,
@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// A unit or a head.
-pub(super) struct Part {
+pub(super) struct ProfiledUnit {
     pub(super) name: String,
     pub(super) module: Box<dyn Differentiable>,
     /// None for a unit that is tied to an earlier one: its parameters lie there.
@@ -20,10 +20,10 @@ pub(super) struct Part {
 }
 
 /// The units of a model, and their heads.
-pub(super) struct Parts {
-    pub(super) units: Vec<Part>,
+pub(super) struct ProfiledUnits {
+    pub(super) units: Vec<ProfiledUnit>,
     /// One for each unit.
-    pub(super) heads: Vec<Option<Part>>,
+    pub(super) heads: Vec<Option<ProfiledUnit>>,
     /// The units in which the parameters of units lie.
     owners: Vec<usize>,
     /// Looks at values as that of a stage does.
@@ -41,8 +41,8 @@ pub(super) struct Bytes {
 }
 
 /// A unit or its head as its device sees it: a device that wraps stages wraps each unit as if it were one.
-fn piece(i: usize, kind: PartKind, unit: &Unit) -> Piece<'_> {
-    Piece { stage: i, kind, output: &unit.output }
+fn piece(i: usize, kind: PartKind, unit: &Unit) -> Part<'_> {
+    Part { stage: i, kind, output: &unit.output }
 }
 
 /// Does `work` on behalf of a unit; errors and panics name it.
@@ -56,7 +56,7 @@ pub(super) fn guarded<R>(unit: usize, name: &str, phase: Phase, work: impl FnOnc
     Err(Error::Unit { unit, name: name.to_owned(), phase, cause: Box::new(cause) })
 }
 
-impl Parts {
+impl ProfiledUnits {
     /// Builds all of them for `device`, on the calling thread.
     pub(super) fn build(model: &dyn ModelSpec, settings: &StageSettings, device: &dyn StageDevice) -> Result<Self> {
         let units = model.units()?;
@@ -66,7 +66,7 @@ impl Parts {
         let heads = heads(model, settings, units.len())?;
         let config = &settings.optimizer.constants();
         let store = || ParameterStore::new(settings.seed, settings.given.clone());
-        let trainable = |store, piece: &Piece<'_>| {
+        let trainable = |store, piece: &Part<'_>| {
             let context = OptimizerContext { constants: config, part: piece, device };
             Trainable::new(store, config, settings.optimizer.make(&context)?)
         };
@@ -81,7 +81,7 @@ impl Parts {
             let root = stores[i].builder(device.device());
             let build = || device.hooks().prepare(&piece(i, PartKind::Main, unit), unit.build(&root)?);
             let module = guarded(i, &unit.name, Phase::Build, build)?;
-            built.push(Part { name: unit.name.clone(), module, parameters: None });
+            built.push(ProfiledUnit { name: unit.name.clone(), module, parameters: None });
         }
         // When all are built: a unit may ask for parameters in the store of an earlier one.
         for (i, store) in stores.into_iter().enumerate().filter(|&(i, _)| owners[i] == i) {
@@ -93,7 +93,7 @@ impl Parts {
             let root = store.builder(device.device()).pp("aux").pp(i);
             let piece = piece(i, PartKind::Head, &head);
             let module = guarded(i, &name, Phase::Head, || device.hooks().prepare(&piece, head.build(&root)?))?;
-            Ok(Some(Part { name, module, parameters: Some(trainable(store, &piece)?) }))
+            Ok(Some(ProfiledUnit { name, module, parameters: Some(trainable(store, &piece)?) }))
         });
         Ok(Self {
             heads: heads.collect::<Result<_>>()?,
@@ -113,7 +113,7 @@ impl Parts {
     }
 
     /// Bytes of what `part` has in parameters.
-    pub(super) fn bytes(&self, part: &Part) -> Result<Bytes> {
+    pub(super) fn bytes(&self, part: &ProfiledUnit) -> Result<Bytes> {
         let mut sum = Bytes::default();
         for entry in part.parameters.iter().flat_map(|parameters| parameters.store().entries()) {
             let bytes = (entry.var.elem_count() * entry.var.dtype().size_in_bytes()) as u64;

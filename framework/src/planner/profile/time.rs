@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::chain::{Chain, Figure, Seen};
+use super::chain::{Chain, Measured, Piece};
 use crate::{Result, StageDevice, device::run_on};
 
 /// Rounds that count, and the time that they take, both at least.
@@ -42,7 +42,7 @@ impl Drop for Unfinished<'_> {
 
 /// The median seconds of each piece.
 pub(super) struct Times {
-    pieces: HashMap<(usize, Figure), f64>,
+    pieces: HashMap<(usize, Piece), f64>,
     pub(super) action: f64,
 }
 
@@ -62,7 +62,7 @@ impl Times {
                 round(chain)?;
                 rounds += 1;
             }
-            let seconds = |seen: &Vec<_>| median(seen.iter().map(|seen: &Seen| seen.seconds).collect());
+            let seconds = |seen: &Vec<_>| median(seen.iter().map(|seen: &Measured| seen.seconds).collect());
             let pieces = chain.seen.drain().map(|(piece, seen)| (piece, seconds(&seen))).collect();
             drop(unfinished);
             // The others are to be measured beside a device that works.
@@ -75,7 +75,7 @@ impl Times {
     }
 
     /// The seconds of one piece of unit `i`; 0 where it never was.
-    pub(super) fn of(&self, i: usize, figure: Figure) -> f64 {
+    pub(super) fn of(&self, i: usize, figure: Piece) -> f64 {
         self.pieces.get(&(i, figure)).copied().unwrap_or_default()
     }
 }
