@@ -1,13 +1,13 @@
 //! Loops over `f32` in memory, written for vector units. Layers spend most of their time here.
 //!
 //! A kernel is a generic body over [`Lanes`](lanes::Lanes), sixteen numbers at a time, compiled for AVX-512, for AVX2 and for any processor;
-//! [`dispatch!`] makes the function that picks one when it is called. Kernels work on slices and pointers and know no layers; all `unsafe` of
-//! the layers is in this folder. Work for several threads is cut by shapes only.
+//! [`dispatch!`] makes the function that selects one of them when it is called. Kernels work on slices and pointers and do not depend on layers;
+//! all `unsafe` code of the layers is in this folder. Work for several threads is divided by shapes only.
 //!
-//! Bits depend on the picked instructions: a fused multiply-add rounds once, where the portable body rounds twice. They depend on nothing
-//! else, so one binary on one model of CPU gives the same bits.
+//! The bits of a result depend on the selected instructions, because a fused multiply-add rounds once where the portable body rounds twice. They
+//! depend on nothing else: one binary gives the same bits on every run on one model of CPU.
 
-// Loops over numbers known when compiled, so that they are unrolled and what they index stays in registers.
+// Many loops run over constant ranges, so that the compiler unrolls them and keeps the arrays that they index in registers.
 #![allow(clippy::needless_range_loop)]
 
 #[macro_use]

@@ -8,23 +8,23 @@ use rayon::prelude::*;
 
 use super::lanes::LANES;
 
-/// Memory that has not been written yet.
+/// Memory for results, which may be uninitialized.
 pub(crate) type Blank = [MaybeUninit<f32>];
 
-/// Numbers as memory that has been written.
+/// Views numbers as memory, all of which is initialized.
 pub(crate) fn written(numbers: &[f32]) -> &Blank {
     // SAFETY: `MaybeUninit<f32>` has the layout of `f32`, and any number is a value of it.
     unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), numbers.len()) }
 }
 
-/// Numbers to be written over. What a kernel leaves unwritten keeps its value.
+/// Views numbers as memory for results. Elements that a kernel does not write keep their values.
 pub(crate) fn blank(numbers: &mut [f32]) -> &mut Blank {
     // SAFETY: `MaybeUninit<f32>` has the layout of `f32`, and nothing in this crate puts memory that was never written into a `Blank`: it
     // writes numbers only.
     unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), numbers.len()) }
 }
 
-/// A buffer for numbers that begins on a cache line: a vector load across two lines costs twice.
+/// A buffer for numbers that begins on a cache line: a vector load across two lines costs twice as much.
 #[derive(Debug)]
 pub(crate) struct AlignedBuffer {
     memory: Vec<MaybeUninit<f32>>,
@@ -38,17 +38,17 @@ impl AlignedBuffer {
         let mut memory: Vec<MaybeUninit<f32>> = Vec::with_capacity(len + LANES);
         // SAFETY: uninitialized memory is a value of `MaybeUninit`.
         unsafe { memory.set_len(len + LANES) };
-        // Within sixteen numbers of four bytes a line of 64 begins; where the address does not tell, any start will do.
+        // One of the first sixteen `f32` begins a line of 64 bytes. Any start is correct, so an unknown offset is no error.
         let start = memory.as_ptr().align_offset(64).min(LANES);
         let mut buffer = Self { memory, start, len };
         if cfg!(debug_assertions) {
-            // What is read without having been written shows.
+            // Makes reads of unwritten memory visible.
             buffer.blank().fill(MaybeUninit::new(f32::NAN));
         }
         buffer
     }
 
-    /// Returns all of it, to be written.
+    /// Returns the whole buffer, to write to.
     pub(crate) fn blank(&mut self) -> &mut Blank {
         &mut self.memory[self.start..][..self.len]
     }
@@ -61,7 +61,7 @@ impl AlignedBuffer {
         let Self { memory, start, len } = self;
         let mut memory = std::mem::ManuallyDrop::new(memory);
         let (whole, capacity) = (memory.len(), memory.capacity());
-        // SAFETY: `MaybeUninit<f32>` has the layout of `f32`; the allocation is handed over once. The numbers before and behind were possibly
+        // SAFETY: `MaybeUninit<f32>` has the layout of `f32`; the allocation is handed over once. The numbers before and after were possibly
         // never written; they are written now, before the vector can be read.
         let memory = unsafe {
             let first: *mut f32 = memory.as_mut_ptr().cast();
@@ -82,7 +82,7 @@ pub(crate) struct Filled {
 }
 
 impl Filled {
-    /// `len` numbers, written in chunks by the threads at hand.
+    /// Makes `len` numbers, written in chunks by the threads of the current pool.
     ///
     /// # Safety
     /// `write(i, chunk i)` must write every number of its chunk.
@@ -93,14 +93,14 @@ impl Filled {
         unsafe { buffer.filled() }
     }
 
-    /// The numbers as a tensor of this shape.
+    /// Makes the numbers a tensor of this shape.
     pub(crate) fn into_tensor(self, shape: impl Into<Shape>) -> Result<Tensor> {
         let Self { memory, start, len } = self;
         let whole = memory.len();
         Ok(Tensor::from_vec(memory, whole, &Device::Cpu)?.narrow(0, start, len)?.reshape(shape)?)
     }
 
-    /// The numbers, to be written over.
+    /// Returns the numbers, to overwrite.
     pub(crate) fn blank(&mut self) -> &mut Blank {
         blank(self)
     }
@@ -164,9 +164,9 @@ thread_local! {
     static SCRATCH: RefCell<Vec<Aligned>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Calls `work` with `len` numbers of any value, kept by this thread for the next time.
+/// Calls `work` with `len` numbers of any value. The thread keeps their memory for the next call.
 pub(crate) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
-    // Taken out while in use, so that a nested call gets numbers of its own.
+    // Taken out while in use, so that a nested call gets memory of its own.
     let mut scratch = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
     if scratch.len() < len {
         scratch = Aligned::zeros(len);
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_becomes_a_tensor_of_what_was_written_and_starts_on_a_line() -> Result<()> {
+    fn buffer_starts_on_a_line_and_becomes_a_tensor_of_the_written_numbers() -> Result<()> {
         for len in [1, 15, 16, 17, 1000] {
             let mut buffer = AlignedBuffer::new(len);
             for (i, number) in buffer.blank().iter_mut().enumerate() {

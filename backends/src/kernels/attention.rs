@@ -1,6 +1,6 @@
 //! One head of causal attention: `y = R V`, `R` the kept and scaled part of `P = softmax(Q Kᵀ/√h + M)`.
 //!
-//! Scores exist for 32 positions at a time, up to the last of them. Kept are `y` and for each position `l = log Σ_j exp(S_ij)`, from which a
+//! Scores are computed for 32 positions at a time. The forward pass saves `y` and, for each position, `l = log Σ_j exp(S_ij)`, from which the
 //! backward pass computes `P = exp(S - l)` again. With `c` the output gradient of `y`: `∂V = Rᵀ c`, `∂P = c Vᵀ` where kept,
 //! `∂S = P (∂P - rowsum(c y))/√h`, `∂Q = ∂S K`, `∂K = ∂Sᵀ Q`; `rowsum(c y) = rowsum(∂P P)`.
 //!
@@ -21,7 +21,7 @@ use super::{
     product::{ProductEpilogue, product},
 };
 
-/// Positions whose scores are computed together; nothing is computed right of the last one's diagonal element.
+/// The number of positions whose scores are computed together, up to the column of the last one.
 const ROWS: usize = 32;
 
 /// Queries, keys and values of one head, `(T, h)` each.
@@ -30,14 +30,14 @@ pub(crate) struct AttentionHead<'a> {
     pub(crate) queries: Matrix<'a>,
     pub(crate) keys: Matrix<'a>,
     pub(crate) values: Matrix<'a>,
-    /// Which weights are kept, `(T, T)`, and what they are multiplied with.
+    /// Dropout: which weights are kept, `(T, T)`, and the factor of those.
     pub(crate) kept: Option<(&'a [bool], f32)>,
-    /// What the next head will read, `(T, …)`: it is read ahead, its rows lying too far apart for the processor to do so by itself.
+    /// The matrices that the next head reads, `(T, …)`. They are prefetched: their rows lie too far apart for the processor to prefetch by itself.
     pub(crate) next: &'a [Matrix<'a>],
 }
 
 impl AttentionHead<'_> {
-    /// Positions and columns.
+    /// Returns the number of positions and of columns.
     fn dims(&self) -> (usize, usize) {
         let dims = self.queries.dims();
         assert!(dims == self.keys.dims() && dims == self.values.dims(), "queries, keys and values of different shapes");
@@ -45,27 +45,27 @@ impl AttentionHead<'_> {
         dims
     }
 
-    fn root(&self) -> f32 {
+    fn score_scale(&self) -> f32 {
         (1.0 / (self.dims().1 as f64).sqrt()) as f32
     }
 
-    /// Scratch that a pass over the head takes.
+    /// Returns the size of the scratch that a pass over the head needs, in numbers.
     pub(crate) fn scratch(length: usize, width: usize) -> usize {
         let by_position = Panels::len(width, length);
         2 * by_position + 3 * Panels::len(length, width) + 2 * ROWS * length.next_multiple_of(LANES)
     }
 
-    /// The scores of the positions from `start` to `end`.
+    /// Returns the layout of the scores of the positions from `start` to `end`.
     fn block(&self, start: usize, end: usize) -> Block {
         Block { rows: end - start, seen: start + 1, stride: self.dims().0.next_multiple_of(LANES) }
     }
 
-    /// Reads these rows of the next head.
+    /// Prefetches these rows of the next head.
     fn read_ahead(&self, rows: Range<usize>) {
         self.next.iter().for_each(|matrix| matrix.read_ahead(rows.clone()));
     }
 
-    /// Multiplies the weights of position `row` that are kept with their scale, and drops the others.
+    /// Scales the kept weights of position `row`, and sets the others to zero.
     fn drop_weights(&self, row: usize, weights: &mut [f32]) {
         if let Some((keep, scale)) = self.kept {
             let keep = &keep[row * self.dims().0..];
@@ -92,7 +92,7 @@ impl AttentionHead<'_> {
                 self.queries.rows(start..end),
                 keys.first_columns(end),
                 block,
-                ProductEpilogue::Scaled(self.root()),
+                ProductEpilogue::Scaled(self.score_scale()),
             );
             let mut sums = [[0.0_f32; 2]; ROWS];
             softmax::exponentials(scores, self.block(start, end), &mut sums[..end - start]);
@@ -142,14 +142,21 @@ impl AttentionHead<'_> {
                 self.queries.rows(rows.clone()),
                 keys_t.first_columns(end),
                 block(weights),
-                ProductEpilogue::Scaled(self.root()),
+                ProductEpilogue::Scaled(self.score_scale()),
             );
             product(c.rows(rows.clone()), values_t.first_columns(end), block(slopes), ProductEpilogue::Replace);
             for (row, slopes) in rows.clone().zip(slopes.chunks_exact_mut(stride)) {
                 self.drop_weights(row, &mut slopes[..=row]);
             }
-            let given = [c, y].map(|matrix| matrix.rows(rows.clone()));
-            softmax::gradient(weights, slopes, self.block(start, end), &logs[rows.clone()], given, self.root());
+            let c_and_y = [c, y].map(|matrix| matrix.rows(rows.clone()));
+            softmax::gradient(
+                weights,
+                slopes,
+                self.block(start, end),
+                &logs[rows.clone()],
+                c_and_y,
+                self.score_scale(),
+            );
             for (row, weights) in rows.clone().zip(weights.chunks_exact_mut(stride)) {
                 self.drop_weights(row, &mut weights[..=row]);
             }

@@ -1,4 +1,5 @@
-//! Products of matrices that lie anywhere, cut into pieces that pack what they need of both factors, a block of the depth at a time.
+//! Products of matrices with any strides. The result is divided into pieces; each packs its parts of both factors, one block of the depth at a
+//! time.
 
 use rayon::prelude::*;
 
@@ -10,12 +11,12 @@ use super::{
     product::{ProductEpilogue, product},
 };
 
-/// Depth that is summed at a time: a panel's part stays in the nearest cache.
+/// The depth of one block: a panel's part of it stays in the first-level cache.
 const DEPTH: usize = 256;
 
-/// Rows and columns of the result in one piece of work: both factors' parts and the result stay in the cache of a core, and there are at
-/// least four pieces where the result is large enough.
-fn cut(rows: usize, columns: usize) -> (usize, usize) {
+/// Returns the rows and columns of one piece of the result: the parts of both factors and the piece stay in the cache of a core, and a large
+/// result has at least four pieces.
+fn piece_size(rows: usize, columns: usize) -> (usize, usize) {
     let (mut high, mut wide) = (rows.next_multiple_of(PANEL).min(256), columns.next_multiple_of(PANEL).min(512));
     while rows.div_ceil(high) * columns.div_ceil(wide) < 4 && high.max(wide) >= 4 * PANEL {
         let longer = if high > wide { &mut high } else { &mut wide };
@@ -24,13 +25,14 @@ fn cut(rows: usize, columns: usize) -> (usize, usize) {
     (high, wide)
 }
 
-/// `a f(b)`, on the threads at hand: `a (rows, depth)`, `b (depth, columns)`; `f` is applied to parts of `b`, packed, and must leave zeros zeros.
+/// Returns `a f(b)`, with `a (rows, depth)` and `b (depth, columns)`, computed by the threads of the current pool. `f` is applied to packed parts
+/// of `b`, and must map zeros to zeros.
 ///
-/// The sum of an element is over the depth in blocks, from the first to the last, however the result is cut.
+/// The sum of an element runs over the blocks of the depth from the first to the last, however the result is divided.
 pub(crate) fn multiply(a: Matrix<'_>, b: Matrix<'_>, f: impl Fn(&mut [f32]) + Sync) -> Filled {
     let ((rows, depth), (b_depth, columns)) = (a.dims(), b.dims());
     assert!(depth == b_depth && depth > 0, "inner dimensions of a product");
-    let (high, wide) = cut(rows, columns);
+    let (high, wide) = piece_size(rows, columns);
     let mut buffer = AlignedBuffer::new(rows * columns);
     let pieces = buffer.blank().chunks_mut(high * columns).enumerate().flat_map(|(i, y)| {
         let count = y.len() / columns;

@@ -1,16 +1,16 @@
-//! Functions of a number that differ from channel to channel, their coefficients in blocks of sixteen channels.
+//! Linear functions with coefficients for each channel, which are stored in blocks of sixteen channels.
 
 use super::{
     aligned_buffer::Aligned,
     lanes::{LANES, Lanes},
 };
 
-/// Returns how many blocks of sixteen hold `channels`.
+/// Returns the number of blocks of sixteen channels that hold `channels`.
 pub(crate) fn blocks(channels: usize) -> usize {
     channels.div_ceil(LANES)
 }
 
-/// `scale·(x - mean) + shift`: a number of each for each channel, and zeros up to whole blocks of channels.
+/// `scale·(x - mean) + shift`, with one mean, scale and shift for each channel, and zeros up to whole blocks of channels.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
     pub(crate) mean: Aligned,
@@ -19,12 +19,12 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// Whether there is a number for each of so many channels.
+    /// Returns whether there are coefficients for this many channels.
     pub(super) fn holds(&self, channels: usize) -> bool {
         [&self.mean, &self.scale, &self.shift].iter().all(|line| line.len() >= blocks(channels) * LANES)
     }
 
-    /// Mean, scale and shift of the channels from `from` on.
+    /// Returns mean, scale and shift of sixteen channels from `from` on.
     ///
     /// # Safety
     /// The line must hold them.
@@ -50,7 +50,7 @@ pub(crate) struct NormGradient {
 }
 
 impl NormGradient {
-    /// Mean, `a`, `b` and `c` of the channels from `from` on.
+    /// Returns mean, `a`, `b` and `c` of sixteen channels from `from` on.
     ///
     /// # Safety
     /// The lines must hold them.

@@ -1,11 +1,11 @@
-//! Convolution of padded images: one kernel for the forward pass and for the gradient of the input.
+//! Convolution of padded images, with one kernel for the forward pass and for the gradient of the input.
 //!
-//! `y[o][p] = Σ_{c,u,v} W[o][c][u][v] · x[c][s·p + (u,v) - padding]`. The gradient of the input is such a sum too: with stride `s` the pixels of
-//! each parity take part in their own few elements of the window, so it is `s²` convolutions of the output gradient with stride 1, each writing
-//! every `s`-th pixel.
+//! `y[o][p] = Σ_{c,u,v} W[o][c][u][v] · x[c][s·p + (u,v) - padding]`. The gradient of the input is such a sum too. With stride `s`, the input
+//! pixels of each parity (position modulo `s`) meet only some elements of the window: the gradient is `s²` convolutions of the output gradient
+//! with stride 1, each of which writes every `s`-th pixel.
 //!
 //! A tile of pixels by sixteen or thirty-two output channels is summed in registers over all input channels and all elements of the window.
-//! What follows a sum in memory (adding, the gate of a ReLU, sums for batch norm) is done while the tile is in registers.
+//! The epilogue of a sum (adding it to another, the gate of a ReLU, sums for batch norm) runs while the tile is in registers.
 
 mod batch;
 mod epilogue;
@@ -45,18 +45,18 @@ impl Geometry {
         [self.to[0], self.to[1], self.outputs]
     }
 
-    /// The border that the input needs; one more where the last tile of two by two outputs reaches beyond them.
+    /// Returns the border that the input needs; one pixel more if the last tile of two by two outputs reaches beyond the outputs.
     pub(crate) fn border(&self) -> usize {
         self.padding + self.ragged()
     }
 
-    /// 1 where tiles of two by two outputs may be in use and do not fit, otherwise 0.
+    /// Returns 1 if tiles of two by two outputs may be used and do not fit evenly, otherwise 0.
     fn ragged(&self) -> usize {
         let odd = self.to.iter().chain(&self.from).any(|side| side % 2 == 1);
         usize::from(self.kernel == 3 && self.stride == 1 && odd)
     }
 
-    /// The border that the output gradient needs for the gradient of the input.
+    /// Returns the border that the output gradient needs for the gradient of the input.
     pub(crate) fn gradient_border(&self) -> usize {
         let beyond = |axis: usize| {
             let classes = (0..self.stride.min(self.from[axis])).flat_map(|parity| {
@@ -71,7 +71,7 @@ impl Geometry {
         beyond(0).max(beyond(1)) + self.ragged()
     }
 
-    /// Along one axis, for input pixels `s·i + parity`: the elements of the window that reach them, with the output pixel's offset from `i`.
+    /// Returns, along one axis, the elements of the window that reach input pixels `s·i + parity`, each with the output pixel's offset from `i`.
     fn elements(&self, parity: usize) -> impl Iterator<Item = (usize, isize)> + use<> {
         let (stride, padding) = (self.stride as isize, self.padding as isize);
         (0..self.kernel).filter_map(move |element| {

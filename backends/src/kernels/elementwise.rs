@@ -1,10 +1,10 @@
-//! Elementwise functions of whole slices, on all threads of the device.
+//! Elementwise functions of whole slices, by the threads of the current pool.
 
 use std::mem::MaybeUninit;
 
 use super::aligned_buffer::Filled;
 
-/// Numbers in one piece of work.
+/// The size of a chunk, in numbers.
 pub(crate) const CHUNK: usize = 16_384;
 
 /// Returns `f` of every number.

@@ -11,7 +11,7 @@ use super::{
 const LINEAR: f32 = 1.595_769;
 const CUBIC: f32 = 0.044_715 * LINEAR;
 
-/// GELU and its slope.
+/// Returns GELU and its slope.
 ///
 /// # Safety
 /// As for every method of [`Lanes`].
@@ -27,13 +27,13 @@ pub(super) unsafe fn gelu<L: Lanes>(x: L) -> (L, L) {
     }
 }
 
-/// Numbers in one piece of work.
+/// The size of a chunk, in numbers.
 const CHUNK: usize = 16_384;
 
-/// How many numbers are read ahead: the time of some dozens of vectors.
+/// How far ahead to prefetch, in numbers.
 const AHEAD: usize = 512;
 
-/// GELU of every number.
+/// Returns GELU of every number.
 pub(crate) fn apply(x: &[f32]) -> Filled {
     // SAFETY: all of each chunk is written.
     unsafe { Filled::by_chunks(x.len(), CHUNK, |i, y| apply_to(&x[i * CHUNK..][..y.len()], y)) }
@@ -53,7 +53,7 @@ pub(crate) fn apply_in_place(x: &mut [f32]) {
     unsafe { apply_here(first, first, len) }
 }
 
-/// `c · GELU'(x)`.
+/// Returns `c · GELU'(x)`.
 pub(crate) fn backward(x: &[f32], c: &[f32]) -> Filled {
     assert_eq!(x.len(), c.len(), "slices of different lengths");
     // SAFETY: chunk `i` of `x` and `c` is as long as that of the result, all of which is written.
@@ -71,7 +71,7 @@ dispatch! { unsafe fn backward_here(x: *const f32, c: *const f32, dx: *mut f32, 
 #[inline(always)]
 unsafe fn apply_body<L: Lanes>(x: *const f32, y: *mut f32, len: usize) {
     for at in (0..len).step_by(LANES) {
-        // SAFETY: the caller gives `len` numbers; at most what is left is read and written.
+        // SAFETY: the caller gives `len` numbers; reads and writes end with them.
         unsafe {
             if len - at >= LANES {
                 prefetch(x.wrapping_add(at + AHEAD));

@@ -6,10 +6,10 @@ use rayon::prelude::*;
 
 use super::aligned_buffer::Filled;
 
-/// Numbers in one piece of work.
+/// The size of a chunk, in numbers.
 const CHUNK: usize = 32_768;
 
-/// The nearest `bf16` of every number, of two equally near the even one; what is no number stays none.
+/// Rounds every number to the nearest `bf16`, ties to even. NaN stays NaN.
 pub(crate) fn round(x: &[f32]) -> Vec<u16> {
     let mut bits = vec![0; x.len()];
     bits.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(bits, x)| {
@@ -22,7 +22,7 @@ pub(crate) fn round(x: &[f32]) -> Vec<u16> {
     bits
 }
 
-/// The numbers that have these bits.
+/// Returns the numbers that have these bits.
 pub(crate) fn widen(bits: &[u16]) -> Filled {
     // SAFETY: chunk `i` of the bits is as long as that of the numbers, all of which are written.
     unsafe {
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounds_as_candle_does_and_keeps_what_bf16_holds() {
+    fn rounds_as_candle_does_and_keeps_bf16_values() {
         let mut x: Vec<f32> = (0..CHUNK as u32 + 9).map(|i| f32::from_bits(i.wrapping_mul(0x9e37_79b9))).collect();
         x.extend([0.0, -0.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::MAX, f32::INFINITY, -f32::INFINITY, f32::NAN]);
         let rounded = widen(&round(&x));

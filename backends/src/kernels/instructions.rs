@@ -4,7 +4,7 @@ use std::{env::VarError, fmt, sync::OnceLock};
 
 use interlock::{Error, Result};
 
-/// The vector instructions that the kernels use: the best that the processor has, or lesser ones that `INTERLOCK_CPU_INSTRUCTIONS` names.
+/// The vector instructions that the kernels use: the best that the processor has, unless `INTERLOCK_CPU_INSTRUCTIONS` names weaker ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Instructions {
     /// Instructions that every processor has.
@@ -15,7 +15,7 @@ pub enum Instructions {
     Avx512,
 }
 
-/// The environment variable that may name lesser instructions than the processor has.
+/// The environment variable that limits the instructions.
 const VARIABLE: &str = "INTERLOCK_CPU_INSTRUCTIONS";
 
 impl Instructions {
@@ -28,7 +28,7 @@ impl Instructions {
         })
     }
 
-    /// The best of this processor.
+    /// Returns the best instructions of this processor.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn of_the_processor() -> Self {
         let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
@@ -39,16 +39,16 @@ impl Instructions {
         }
     }
 
-    /// The best of this processor.
+    /// Returns the best instructions of this processor.
     #[cfg(not(target_arch = "x86_64"))]
     pub(crate) fn of_the_processor() -> Self {
         Self::Portable
     }
 
-    /// Returns the instructions that the environment names, the most that the kernels may use; none if it names none.
+    /// Returns the limit that the environment variable sets on the instructions, or none if it is not set.
     ///
     /// # Errors
-    /// If it names unknown ones.
+    /// If it names unknown instructions.
     pub(crate) fn requested() -> Result<Option<Self>> {
         match std::env::var(VARIABLE) {
             Ok(name) => Self::named(&name).map(Some),
@@ -79,8 +79,8 @@ impl fmt::Display for Instructions {
     }
 }
 
-/// `dispatch! { unsafe fn name(arguments) -> result = body }`: `name` calls the generic `body::<L>` as compiled for
-/// [`Instructions::in_use`]. What `body` demands of its caller, `name` demands.
+/// `dispatch! { unsafe fn name(arguments) -> result = body }` defines `name`, which calls the generic `body::<L>` as compiled for
+/// [`Instructions::in_use`]. The safety conditions of `name` are those of `body`.
 macro_rules! dispatch {
     ($(#[$attribute:meta])* $visible:vis unsafe fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $body:ident) => {
         $(#[$attribute])*
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_and_others_are_refused() {
+    fn known_names_are_read_and_others_are_refused() {
         for known in [Instructions::Portable, Instructions::Avx2, Instructions::Avx512] {
             assert_eq!(Instructions::named(known.name()).unwrap(), known);
         }

@@ -1,4 +1,4 @@
-//! Sixteen `f32` at a time.
+//! Vectors of sixteen `f32`, for each set of instructions.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -14,7 +14,7 @@ pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use portable::Portable;
 
-/// How many numbers one [`Lanes`] holds.
+/// The number of `f32` in one [`Lanes`].
 pub(crate) const LANES: usize = 16;
 
 /// Sixteen `f32`, in one register, in two, or in an array.
@@ -23,7 +23,7 @@ pub(crate) const LANES: usize = 16;
 /// Every method demands that the processor has the instructions of the implementing type; the bodies that [`dispatch!`] calls may rely on
 /// that. Loads and stores demand valid memory of sixteen numbers (or of the `count` given), aligned as `f32`.
 pub(crate) trait Lanes: Copy {
-    /// How many of them a loop may keep as running sums before the compiler must put some into memory.
+    /// How many values of this type a loop can keep as running sums in registers.
     const SUMS: usize;
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self;
@@ -40,11 +40,11 @@ pub(crate) trait Lanes: Copy {
     unsafe fn plus(self, other: Self) -> Self;
     unsafe fn minus(self, other: Self) -> Self;
     unsafe fn times(self, other: Self) -> Self;
-    /// `1/self` to about one unit in the last place, where neither it nor its inverse is near the ends of what `f32` holds.
+    /// `1/self` to about one unit in the last place, unless it or its inverse is near the limits of the range of `f32`.
     unsafe fn inverse(self) -> Self;
-    /// The greater of each two; `other` where one is not a number.
+    /// The greater of each two; `other` where one is NaN.
     unsafe fn max(self, other: Self) -> Self;
-    /// The lesser of each two; `other` where one is not a number.
+    /// The lesser of each two; `other` where one is NaN.
     unsafe fn min(self, other: Self) -> Self;
     /// `self` where `gate > 0`, otherwise 0.
     unsafe fn where_positive(self, gate: Self) -> Self;
@@ -55,7 +55,7 @@ pub(crate) trait Lanes: Copy {
     /// `self · 2ⁿ` for `shifted = 1.5·2²³ + n`; finite results only.
     unsafe fn times_power_of_two(self, shifted: Self) -> Self;
 
-    /// `e^self` to about one unit in the last place, for arguments limited to `-87.3 … 88`.
+    /// `e^self` to about one unit in the last place; arguments are clamped to `-87.3 … 88`.
     ///
     /// `x = n ln 2 + r` with `|r| ≤ ln 2 / 2`, a polynomial in `r`, and `n` put into the exponent.
     #[inline(always)]
@@ -67,7 +67,7 @@ pub(crate) trait Lanes: Copy {
         const LN2_LOW: f32 = -2.121_944_4e-4;
         // SAFETY: as demanded of the caller.
         unsafe {
-            // In this order a value that is not a number stays one.
+            // In this order of the arguments, NaN stays NaN.
             let x = Self::splat(88.0).min(Self::splat(-87.3).max(self));
             let shifted = Self::splat(ROUND).plus_product(x, Self::splat(std::f32::consts::LOG2_E));
             let n = shifted.minus(Self::splat(ROUND));
@@ -121,11 +121,11 @@ pub(crate) trait Lanes: Copy {
     }
 }
 
-/// Asks for the cache line of what may lie at `at`, which will be read soon; any address will do.
+/// Prefetches the cache line at `at`, which may be any address.
 #[inline(always)]
 pub(crate) fn prefetch(at: *const f32) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, which every x86-64 processor takes and which reads nothing that a program can see.
+    // SAFETY: this is only a hint, which every x86-64 processor accepts for any address.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
     }

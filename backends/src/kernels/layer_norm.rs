@@ -14,15 +14,15 @@ pub(crate) const EPSILON: f32 = 1e-5;
 /// `μ` and `r` of one row.
 pub(crate) type Statistics = (f32, f32);
 
-/// Numbers in one piece of work, about.
+/// The approximate size of a chunk, in numbers.
 const CHUNK: usize = 16_384;
 
-/// Rows in one piece of work.
+/// Returns the number of rows in a chunk.
 fn rows(width: usize) -> usize {
     CHUNK.div_ceil(width)
 }
 
-/// The statistics of each row of `x`.
+/// Returns the statistics of each row of `x`.
 pub(crate) fn statistics(x: &[f32], width: usize) -> Vec<Statistics> {
     assert!(x.len().is_multiple_of(width), "whole rows");
     let mut statistics = vec![(0.0, 0.0); x.len() / width];
@@ -33,7 +33,7 @@ pub(crate) fn statistics(x: &[f32], width: usize) -> Vec<Statistics> {
     statistics
 }
 
-/// `γ (x - μ) r + β`.
+/// Returns `γ (x - μ) r + β`.
 pub(crate) fn normalize(x: &[f32], statistics: &[Statistics], weight: &[f32], bias: &[f32]) -> Filled {
     let width = weight.len();
     assert_eq!(bias.len(), width, "slices of different lengths");
@@ -48,7 +48,7 @@ pub(crate) fn normalize(x: &[f32], statistics: &[Statistics], weight: &[f32], bi
     }
 }
 
-/// `∂x`.
+/// Returns `∂x`.
 pub(crate) fn input_gradient(x: &[f32], statistics: &[Statistics], weight: &[f32], c: &[f32]) -> Filled {
     let width = weight.len();
     assert_eq!(x.len(), c.len(), "slices of different lengths");
@@ -64,12 +64,12 @@ pub(crate) fn input_gradient(x: &[f32], statistics: &[Statistics], weight: &[f32
     }
 }
 
-/// Rows in one piece of sums: at most sixteen pieces, since each holds a sum as long as two rows.
+/// Returns the number of rows in a chunk of sums. There are at most sixteen chunks, since each holds sums as long as two rows.
 fn rows_summed(width: usize, count: usize) -> usize {
     rows(width.max(1)).max(count.div_ceil(16))
 }
 
-/// Sums of pieces, added in order.
+/// Adds the sums of chunks in order.
 fn add_up(parts: Vec<Vec<f32>>, width: usize) -> Vec<f32> {
     let mut sums = vec![0.0; 2 * width];
     for part in parts {
@@ -80,7 +80,7 @@ fn add_up(parts: Vec<Vec<f32>>, width: usize) -> Vec<f32> {
     sums
 }
 
-/// `∂γ` and then `∂β`, in one.
+/// Returns `∂γ` followed by `∂β`.
 pub(crate) fn parameter_gradients(x: &[f32], statistics: &[Statistics], c: &[f32]) -> Vec<f32> {
     let width = x.len() / statistics.len().max(1);
     assert!(x.len() == c.len() && x.len() == statistics.len() * width, "slices of different lengths");
@@ -95,7 +95,7 @@ pub(crate) fn parameter_gradients(x: &[f32], statistics: &[Statistics], c: &[f32
     add_up(parts.collect(), width)
 }
 
-/// [`input_gradient`] and [`parameter_gradients`], in one pass.
+/// Returns [`input_gradient`] and [`parameter_gradients`], computed in one pass.
 pub(crate) fn gradients(x: &[f32], statistics: &[Statistics], weight: &[f32], c: &[f32]) -> (Filled, Vec<f32>) {
     let width = weight.len();
     assert_eq!(x.len(), c.len(), "slices of different lengths");
@@ -110,7 +110,7 @@ pub(crate) fn gradients(x: &[f32], statistics: &[Statistics], weight: &[f32], c:
         sums
     });
     let sums = add_up(parts.collect(), width);
-    // SAFETY: the pieces cover all rows, and all of each has been written.
+    // SAFETY: the chunks cover all rows, and all of each has been written.
     (unsafe { buffer.filled() }, sums)
 }
 
@@ -135,17 +135,17 @@ dispatch! {
     ) = gradients_body
 }
 
-/// Loads sixteen numbers, or the `left` that are left and zeros.
+/// Loads sixteen numbers; if only `left` are left, those and zeros.
 #[inline(always)]
 unsafe fn load<L: Lanes>(from: *const f32, left: usize) -> L {
     // SAFETY: the caller gives `left` numbers.
     unsafe { if left >= LANES { L::load(from) } else { L::load_first(from, left) } }
 }
 
-/// Stores sixteen numbers, or the `left` that are left.
+/// Stores sixteen numbers; if only `left` are left, those.
 #[inline(always)]
 unsafe fn store<L: Lanes>(lanes: L, to: *mut f32, left: usize) {
-    // SAFETY: the caller gives room for `left` numbers.
+    // SAFETY: the caller gives space for `left` numbers.
     unsafe { if left >= LANES { lanes.store(to) } else { lanes.store_first(to, left) } }
 }
 
@@ -220,7 +220,7 @@ unsafe fn gradients_body<L: Lanes>(
     unsafe { backward::<L>(x, statistics, weight, c, dx, Some(sums)) }
 }
 
-/// Writes `∂x`; adds to `∂γ` and `∂β` row by row, as [`add_parameter_gradients_body`] does, where they are given.
+/// Writes `∂x`. Adds `∂γ` and `∂β` to `sums` row by row, as [`add_parameter_gradients_body`] does, if `sums` is given.
 #[inline(always)]
 unsafe fn backward<L: Lanes>(
     x: *const f32,
@@ -240,7 +240,7 @@ unsafe fn backward<L: Lanes>(
             let (mut sum, mut product) = (L::splat(0.0), L::splat(0.0));
             for at in (0..width).step_by(LANES) {
                 let left = width - at;
-                // Behind the row's end `g` is 0, and `normal` does not matter.
+                // After the row's end `g` is 0, so `normal` does not matter there.
                 let g = load::<L>(c.add(at), left).times(load(weight.as_ptr().add(at), left));
                 let normal = load::<L>(x.add(at), left).minus(centre).times(scale);
                 sum = sum.plus(g);

@@ -16,7 +16,7 @@ pub(crate) struct LeftFactor<'a> {
     strides: Strides,
 }
 
-/// How far apart numbers lie.
+/// Distances in memory, in numbers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Strides {
     /// From one strip to the next.
@@ -35,7 +35,7 @@ impl<'a> From<Matrix<'a>> for LeftFactor<'a> {
 }
 
 impl<'a> LeftFactor<'a> {
-    /// The numbers that a packed factor takes.
+    /// Returns the size of a packed factor, in numbers.
     pub(crate) fn len(rows: usize, depth: usize) -> usize {
         rows.next_multiple_of(STRIP) * depth
     }
@@ -46,7 +46,7 @@ impl<'a> LeftFactor<'a> {
         let (values, (row_stride, column_stride)) = (columns.values(), columns.strides());
         assert!(column_stride == 1 || rows <= 1, "numbers of a row lie side by side");
         let memory = &mut memory[..Self::len(rows, depth)];
-        // A few rows at a time: each gives whole cache lines and each strip takes some.
+        // A few rows at a time, which are read and written in whole cache lines.
         const ROWS: usize = 8;
         for first in (0..depth).step_by(ROWS) {
             let some = ROWS.min(depth - first);
@@ -65,13 +65,13 @@ impl<'a> LeftFactor<'a> {
         Self::packed(memory, rows, depth)
     }
 
-    /// A factor whose strips, one after another, were filled by the caller.
+    /// Makes a factor of strips, one after another, that the caller has filled.
     pub(crate) fn packed(values: &'a [f32], rows: usize, depth: usize) -> Self {
         assert!(Self::len(rows, depth) <= values.len(), "strips beyond their slice");
         Self { values, rows, depth, strides: Strides { strip: STRIP * depth, row: 1, column: STRIP } }
     }
 
-    /// Rows and depth.
+    /// Returns rows and depth.
     pub(crate) fn dims(&self) -> (usize, usize) {
         (self.rows, self.depth)
     }
@@ -80,7 +80,7 @@ impl<'a> LeftFactor<'a> {
         self.strides
     }
 
-    /// Its first number; all others lie behind it.
+    /// Returns its first number; all others follow it.
     pub(super) fn first(&self) -> *const f32 {
         self.values.as_ptr()
     }
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_packed_transpose_names_the_same_elements() {
+    fn packed_transpose_has_the_same_elements() {
         for (depth, rows) in [(1, 1), (3, 8), (9, 13), (17, 32)] {
             let values: Vec<f32> = (0..depth * (rows + 2)).map(|i| i as f32).collect();
             let matrix = Matrix::strided(&values, depth, rows, rows + 2);

@@ -1,4 +1,4 @@
-//! Products of whole batches of rows, by the threads at hand.
+//! Products of whole batches of rows, by the threads of the current pool.
 
 use super::{
     aligned_buffer::{Filled, blank, with_scratch},
@@ -10,23 +10,23 @@ use super::{
     product::{ProductEpilogue, product},
 };
 
-/// Rows that a product reads, one after another, seen through a function.
+/// The rows that a product reads, one after another, and the function applied to them first.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Rows<'a> {
-    /// The numbers.
+    /// The numbers as they are.
     Plain(&'a [f32]),
     /// GELU of each number.
     Gelu(&'a [f32]),
 }
 
-/// What becomes of the rows of a product.
+/// What to do with the rows of a product.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RowsEpilogue<'a> {
-    /// They are the result.
+    /// Return them.
     Nothing,
-    /// A number is added to each column.
+    /// Add a number to each column.
     Bias(&'a [f32]),
-    /// They are multiplied with the slopes of GELU at these numbers, as many as the result has.
+    /// Multiply them by the slope of GELU at these numbers, as many as the result has.
     GeluSlope(&'a [f32]),
 }
 
@@ -38,22 +38,22 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Rows in one piece of work over `rows` rows: about sixteen pieces, none too small to be worth one.
+/// Returns the number of rows in a chunk of `rows` rows: there are about sixteen chunks, each large enough to be worth handing to a thread.
 fn rows_at_a_time(rows: usize) -> usize {
     rows.div_ceil(16).next_multiple_of(STRIP).clamp(32, 512)
 }
 
-/// `x b`: `x (rows, depth)`, `b (depth, columns)`.
-pub(crate) fn rows_times(x: Rows<'_>, b: &Packed, then: RowsEpilogue<'_>) -> Filled {
+/// Returns `x b` with `x (rows, depth)` and `b (depth, columns)`.
+pub(crate) fn rows_times(x: Rows<'_>, b: &Packed, epilogue: RowsEpilogue<'_>) -> Filled {
     let (depth, columns) = b.panels().dims();
     let rows = x.values().len() / depth;
     assert_eq!(x.values().len(), rows * depth, "whole rows");
     let some = rows_at_a_time(rows);
-    // SAFETY: a product writes every element; the pieces cover all rows.
+    // SAFETY: a product writes every element; the chunks cover all rows.
     unsafe {
-        Filled::by_chunks(rows * columns, some * columns, |piece, y| {
-            let (first, rows) = (piece * some, y.len() / columns);
-            let end = match then {
+        Filled::by_chunks(rows * columns, some * columns, |chunk, y| {
+            let (first, rows) = (chunk * some, y.len() / columns);
+            let epilogue = match epilogue {
                 RowsEpilogue::Nothing => ProductEpilogue::Replace,
                 RowsEpilogue::Bias(bias) => ProductEpilogue::Bias(bias),
                 RowsEpilogue::GeluSlope(h) => ProductEpilogue::GeluSlope(&h[first * columns..][..rows * columns]),
@@ -61,17 +61,17 @@ pub(crate) fn rows_times(x: Rows<'_>, b: &Packed, then: RowsEpilogue<'_>) -> Fil
             let y = MatrixMut::blank(y, rows, columns);
             let from = &x.values()[first * depth..][..rows * depth];
             match x {
-                Rows::Plain(_) => product(Matrix::new(from, rows, depth), b.panels(), y, end),
+                Rows::Plain(_) => product(Matrix::new(from, rows, depth), b.panels(), y, epilogue),
                 Rows::Gelu(_) => with_scratch(rows * depth, |scratch| {
                     gelu::apply_to(from, blank(scratch));
-                    product(Matrix::new(scratch, rows, depth), b.panels(), y, end);
+                    product(Matrix::new(scratch, rows, depth), b.panels(), y, epilogue);
                 }),
             }
         })
     }
 }
 
-/// `cᵀ x`, `(outputs, inputs)`, of `c (rows, outputs)` and `x (rows, inputs)`.
+/// Returns `cᵀ x`, `(outputs, inputs)`, of `c (rows, outputs)` and `x (rows, inputs)`.
 pub(crate) fn columns_times_rows(c: &[f32], outputs: usize, x: Rows<'_>, inputs: usize) -> Filled {
     let rows = c.len() / outputs;
     assert!(c.len() == rows * outputs && x.values().len() == rows * inputs && rows > 0, "whole rows, equally many");
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_on_the_way_are_those_applied_before_or_after() {
+    fn fused_functions_equal_those_applied_before_or_after() {
         let (rows, inputs, outputs) = (150, 600, 70);
         let quarters = |count, seed| whole(count, seed).into_iter().map(|v| v / 4.0).collect::<Vec<_>>();
         let (x, w, c) = (quarters(rows * inputs, 1), quarters(inputs * outputs, 2), quarters(rows * outputs, 3));

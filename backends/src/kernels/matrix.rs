@@ -1,4 +1,4 @@
-//! Matrices inside slices: what the kernels multiply.
+//! Views of matrices inside slices, which the kernels multiply.
 
 use std::{marker::PhantomData, mem::MaybeUninit, ops::Range};
 
@@ -18,19 +18,19 @@ pub(crate) struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Rows one after another, without gaps.
+    /// Makes a matrix of rows one after another, without gaps.
     pub(crate) fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
         Self::strided(values, rows, columns, columns)
     }
 
-    /// Rows that begin `row_stride` numbers apart.
+    /// Makes a matrix of rows that begin `row_stride` numbers apart.
     pub(crate) fn strided(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         let matrix = Self { values, rows, columns, row_stride, column_stride: 1 };
         assert!(matrix.extent() <= values.len(), "a matrix beyond its slice");
         matrix
     }
 
-    /// How many numbers lie from its first to its last element.
+    /// Returns how many numbers lie from the first to the last element, both included.
     fn extent(&self) -> usize {
         match (self.rows, self.columns) {
             (0, _) | (_, 0) => 0,
@@ -38,7 +38,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// The transpose.
+    /// Returns the transpose.
     pub(crate) fn t(self) -> Self {
         Self {
             rows: self.columns,
@@ -49,25 +49,25 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// Some of the rows.
+    /// Returns some of the rows.
     pub(crate) fn rows(self, rows: Range<usize>) -> Self {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         let start = (rows.start * self.row_stride).min(self.values.len());
         Self { values: &self.values[start..], rows: rows.len(), ..self }
     }
 
-    /// Some of the columns.
+    /// Returns some of the columns.
     pub(crate) fn columns(self, columns: Range<usize>) -> Self {
         self.t().rows(columns).t()
     }
 
-    /// One row, whose numbers lie side by side.
+    /// Returns one row. Its numbers must lie side by side.
     pub(crate) fn row(&self, row: usize) -> &'a [f32] {
         assert!(row < self.rows && (self.column_stride == 1 || self.columns == 1), "row {row} of {}", self.rows);
         &self.values[row * self.row_stride..][..self.columns]
     }
 
-    /// Asks for rows that lie side by side before they are needed; those beyond the last are left out.
+    /// Prefetches these rows, whose numbers must lie side by side. Ignores rows beyond the last.
     pub(super) fn read_ahead(&self, rows: Range<usize>) {
         for row in rows.start..rows.end.min(self.rows) {
             for column in (0..self.columns).step_by(LANES) {
@@ -76,23 +76,23 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// Rows and columns.
+    /// Returns the number of rows and of columns.
     pub(crate) fn dims(&self) -> (usize, usize) {
         (self.rows, self.columns)
     }
 
-    /// How far apart rows and columns begin.
+    /// Returns the distances between rows and between columns, in numbers.
     pub(super) fn strides(&self) -> (usize, usize) {
         (self.row_stride, self.column_stride)
     }
 
-    /// The numbers from its first element on.
+    /// Returns the numbers from the first element on.
     pub(super) fn values(&self) -> &'a [f32] {
         self.values
     }
 }
 
-/// A matrix of `rows` by `columns` numbers that nobody else reads or writes meanwhile.
+/// A matrix of `rows` by `columns` numbers inside a slice, borrowed exclusively, to write to.
 #[derive(Debug)]
 pub(crate) struct MatrixMut<'a> {
     first: *mut f32,
@@ -103,11 +103,11 @@ pub(crate) struct MatrixMut<'a> {
     memory: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: it is a mutable borrow of its elements, and of nothing between its rows; such a borrow may go to another thread.
+// SAFETY: this is a mutable borrow of its elements, and of nothing between its rows; such a borrow may go to another thread.
 unsafe impl Send for MatrixMut<'_> {}
 
 impl<'a> MatrixMut<'a> {
-    /// Rows that begin `row_stride` numbers apart.
+    /// Makes a matrix of rows that begin `row_stride` numbers apart.
     pub(crate) fn strided(values: &'a mut [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         assert!(columns <= row_stride, "rows of a matrix overlap");
         let extent = if rows == 0 { 0 } else { (rows - 1) * row_stride + columns };
@@ -115,26 +115,26 @@ impl<'a> MatrixMut<'a> {
         Self { first: values.as_mut_ptr(), rows, columns, row_stride, written: true, memory: PhantomData }
     }
 
-    /// Rows one after another in memory that is yet to be written.
+    /// Makes a matrix of rows one after another in memory that has not been written.
     pub(crate) fn blank(memory: &'a mut Blank, rows: usize, columns: usize) -> Self {
         assert!(rows * columns <= memory.len(), "a matrix beyond its memory");
         let first = memory.as_mut_ptr().cast();
         Self { first, rows, columns, row_stride: columns, written: false, memory: PhantomData }
     }
 
-    /// The same matrix for a shorter time.
+    /// Borrows the same matrix for a shorter time.
     pub(crate) fn again(&mut self) -> MatrixMut<'_> {
         MatrixMut { memory: PhantomData, ..*self }
     }
 
-    /// Some of the rows.
+    /// Returns some of the rows.
     pub(crate) fn rows(&mut self, rows: Range<usize>) -> MatrixMut<'_> {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         let first = self.first.wrapping_add(rows.start * self.row_stride);
         MatrixMut { first, rows: rows.len(), memory: PhantomData, ..*self }
     }
 
-    /// Strips of `width` columns, from the first on; the last has those that are left.
+    /// Divides the matrix into strips of `width` columns; the last may have fewer.
     pub(crate) fn strips(self, width: usize) -> impl Iterator<Item = MatrixMut<'a>> {
         let Self { first, rows, row_stride, written, columns, .. } = self;
         (0..columns).step_by(width).map(move |at| MatrixMut {
@@ -147,7 +147,7 @@ impl<'a> MatrixMut<'a> {
         })
     }
 
-    /// One row, to be written.
+    /// Returns one row, to write to.
     pub(crate) fn row(&mut self, row: usize) -> &mut Blank {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         // SAFETY: the row lies within the memory that was borrowed (asserted when this was made), and this borrow of it is exclusive.
@@ -157,30 +157,30 @@ impl<'a> MatrixMut<'a> {
         }
     }
 
-    /// Says that every element has been written.
+    /// Marks every element as written.
     ///
     /// # Safety
-    /// It must be so.
+    /// Every element must have been written.
     pub(super) unsafe fn assume_written(self) -> Self {
         Self { written: true, ..self }
     }
 
-    /// Whether every element is known to have been written.
+    /// Returns whether every element is known to have been written.
     pub(super) fn is_written(&self) -> bool {
         self.written
     }
 
-    /// Rows and columns.
+    /// Returns the number of rows and of columns.
     pub(crate) fn dims(&self) -> (usize, usize) {
         (self.rows, self.columns)
     }
 
-    /// How far apart rows begin.
+    /// Returns the distance between rows, in numbers.
     pub(super) fn row_stride(&self) -> usize {
         self.row_stride
     }
 
-    /// Its first element.
+    /// Returns its first element.
     pub(super) fn first(&self) -> *mut f32 {
         self.first
     }
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_of_a_matrix_name_its_elements() {
+    fn parts_of_a_matrix_have_its_elements() {
         let values: Vec<f32> = (0..20).map(|i| i as f32).collect();
         let matrix = Matrix::strided(&values, 4, 3, 5);
         let part = matrix.rows(1..3).columns(1..3);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn strips_are_apart() {
+    fn strips_do_not_overlap() {
         let mut values = vec![0.0; 15];
         for (strip, mut part) in MatrixMut::strided(&mut values, 3, 5, 5).strips(2).enumerate() {
             for row in 0..3 {

@@ -1,8 +1,8 @@
 //! Images as the convolutions read them: surrounded by zeros, their channels in blocks of sixteen.
 //!
-//! Outside of the kernels images are channels-last, `[H][W][C]`. The ones in work are copied here one or a few at a time, as
-//! `[C/16][image][H + 2b][W + 2b][16]`, while they stay in the cache. The copy is where batch norm, ReLU and their gradients are applied,
-//! so that their results never go to memory.
+//! Outside of the kernels images are channels-last, `[H][W][C]`. A kernel copies one or a few of them at a time, as
+//! `[C/16][image][H + 2b][W + 2b][16]`, so that they stay in the cache. The copy applies batch norm, ReLU and their gradients, whose results
+//! therefore never go to memory.
 
 use std::{cell::RefCell, ops::Range};
 
@@ -12,7 +12,7 @@ use super::{
     lanes::{LANES, Lanes, prefetch},
 };
 
-/// How many pixels before they are needed numbers are asked for: images come from far, and processors by themselves do not look far ahead.
+/// How far ahead to prefetch, in pixels: images come from memory, and processors by themselves do not prefetch this far.
 const AHEAD: usize = 32;
 
 /// A few images with a border of zeros.
@@ -26,19 +26,19 @@ pub(crate) struct Padded {
     pub(super) numbers: Aligned,
 }
 
-/// What is copied: channels-last images, seen through a function.
+/// The channels-last images to copy, and the function applied to them.
 #[derive(Clone, Copy)]
 pub(crate) enum Source<'a> {
-    /// The numbers.
+    /// The numbers as they are.
     Plain(&'a [f32]),
-    /// The ReLU behind a line.
+    /// The ReLU of a line of the numbers.
     Rectified(&'a [f32], &'a Line),
     /// The backward pass of a batch norm of `y`, with `g` where the gate is open, otherwise 0.
     Gradient { g: &'a [f32], gate: Option<&'a [u16]>, y: &'a [f32], lines: &'a NormGradient },
 }
 
 impl<'a> Source<'a> {
-    /// Some images of those, each of `[height, width, channels]`.
+    /// Returns some of the images, each of `[height, width, channels]`.
     pub(crate) fn images(&self, images: Range<usize>, [height, width, channels]: [usize; 3]) -> Self {
         let part = |x: &'a [f32]| {
             let each = height * width * channels;
@@ -56,8 +56,9 @@ impl<'a> Source<'a> {
     }
 }
 
-/// How many padded images, and of how many numbers at most, a thread keeps for the next time.
+/// How many [`Padded`] a thread keeps to use again.
 const KEPT: usize = 4;
+/// The size of the largest [`Padded`] that a thread keeps, in numbers.
 const KEPT_NUMBERS: usize = 64 << 10;
 
 thread_local! {
@@ -65,7 +66,7 @@ thread_local! {
 }
 
 impl Padded {
-    /// Returns memory for `images` images inside a border of zeros: what this thread has kept of that shape, or new.
+    /// Returns memory for `images` images inside a border of zeros: memory of that shape that this thread has kept, or new memory.
     pub(crate) fn taken(images: usize, size: [usize; 3], border: usize) -> Self {
         let same = |kept: &Self| {
             kept.images == images && [kept.height, kept.width, kept.channels] == size && kept.border == border
@@ -74,7 +75,7 @@ impl Padded {
         kept.unwrap_or_else(|| Self::zeros(images, size, border))
     }
 
-    /// Gives the memory to this thread for the next time: only its inside is ever written, and clearing the border takes a while.
+    /// Keeps the memory for this thread to use again: only the inside is ever written, so the border need not be cleared again.
     pub(crate) fn keep(self) {
         if self.numbers.len() > KEPT_NUMBERS {
             return;
@@ -87,38 +88,38 @@ impl Padded {
         });
     }
 
-    /// `images` images of zeros.
+    /// Makes `images` images of zeros.
     pub(crate) fn zeros(images: usize, [height, width, channels]: [usize; 3], border: usize) -> Self {
         let len = blocks(channels) * images * (height + 2 * border) * (width + 2 * border) * LANES;
         Self { images, height, width, channels, border, numbers: Aligned::zeros(len) }
     }
 
-    /// How many images there is room for.
+    /// Returns how many images fit.
     pub(crate) fn images(&self) -> usize {
         self.images
     }
 
-    /// How far apart rows are.
+    /// Returns the distance between rows, in numbers.
     pub(super) fn pitch(&self) -> usize {
         (self.width + 2 * self.border) * LANES
     }
 
-    /// How far apart images are.
+    /// Returns the distance between images, in numbers.
     pub(super) fn image(&self) -> usize {
         (self.height + 2 * self.border) * self.pitch()
     }
 
-    /// How far apart blocks of channels are.
+    /// Returns the distance between blocks of channels, in numbers.
     pub(super) fn plane(&self) -> usize {
         self.images * self.image()
     }
 
-    /// Where the first pixel inside the border is.
+    /// Returns the index of the first pixel inside the border.
     pub(super) fn origin(&self) -> usize {
         self.border * (self.pitch() + LANES)
     }
 
-    /// Copies at most as many images as there is room for; the others keep what they had.
+    /// Copies all images of `source`, at most as many as fit; the others keep their values.
     pub(crate) fn fill(&mut self, source: &Source<'_>) {
         let len = match source {
             Source::Plain(x) => x.len(),
@@ -135,7 +136,7 @@ impl Padded {
         };
         let image = self.height * self.width * self.channels;
         assert!(len.is_multiple_of(image) && len <= self.images * image, "images of another size");
-        // SAFETY: `len` numbers of whole images, as many as there is room for; lines have a number for each channel.
+        // SAFETY: the source has `len` numbers of whole images, which fit; lines have a number for each channel.
         unsafe { fill(self, source, len / image) }
     }
 }
@@ -157,23 +158,23 @@ unsafe fn fill_body<L: Lanes>(padded: &mut Padded, source: &Source<'_>, images: 
         };
         match *source {
             Source::Plain(x) => {
-                each::<L, _>(padded, images, |_, count| {
+                write_pixels::<L, _>(padded, images, |_, count| {
                     move |at: usize, _| {
                         prefetch(x.as_ptr().wrapping_add(at + ahead));
                         load(x.as_ptr().add(at), count)
                     }
                 });
             }
-            Source::Rectified(y, line) => each::<L, _>(padded, images, |from, count| {
+            Source::Rectified(y, line) => write_pixels::<L, _>(padded, images, |from, count| {
                 let [mean, scale, shift] = line.lanes::<L>(from);
                 move |at: usize, _| {
                     prefetch(y.as_ptr().wrapping_add(at + ahead));
                     let y = load(y.as_ptr().add(at), count);
-                    // In this order a value that is not a number stays one.
+                    // In this order of the arguments, NaN stays NaN.
                     L::splat(0.0).max(shift.plus_product(scale, y.minus(mean)))
                 }
             }),
-            Source::Gradient { g, gate, y, lines } => each::<L, _>(padded, images, |from, count| {
+            Source::Gradient { g, gate, y, lines } => write_pixels::<L, _>(padded, images, |from, count| {
                 let [mean, a, b, c] = lines.lanes::<L>(from);
                 move |at: usize, pixel: usize| {
                     prefetch(g.as_ptr().wrapping_add(at + ahead));
@@ -189,13 +190,13 @@ unsafe fn fill_body<L: Lanes>(padded: &mut Padded, source: &Source<'_>, images: 
     }
 }
 
-/// Writes `value(from, count)(at, pixel)` for every block of channels, `count` from number `from` on, and every pixel, whose numbers begin
-/// at `at` in channels-last images.
+/// Writes `value(from, count)(at, pixel)` for every block of channels, which has `count` channels from number `from` on, and every pixel, whose
+/// numbers of that block begin at `at` in channels-last images.
 ///
 /// # Safety
-/// There is room for `images` images.
+/// `images` images fit into `padded`.
 #[inline(always)]
-unsafe fn each<L: Lanes, V: Fn(usize, usize) -> L>(
+unsafe fn write_pixels<L: Lanes, V: Fn(usize, usize) -> L>(
     padded: &mut Padded,
     images: usize,
     value: impl Fn(usize, usize) -> V,
@@ -204,7 +205,7 @@ unsafe fn each<L: Lanes, V: Fn(usize, usize) -> L>(
     let (pitch, image, plane) = (padded.pitch(), padded.image(), padded.plane());
     for from in (0..channels).step_by(LANES) {
         let value = value(from, (channels - from).min(LANES));
-        // SAFETY: rows, columns and blocks are those inside the border, of images that there is room for.
+        // SAFETY: rows, columns and blocks are those inside the border, of images that fit.
         unsafe {
             let origin = padded.numbers.as_mut_ptr().add(padded.origin() + from / LANES * plane);
             for (i, row) in (0..images).flat_map(|i| (0..height).map(move |row| (i, row))) {
@@ -223,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pixels_land_inside_the_border_and_the_border_stays_zero() {
+    fn pixels_are_written_inside_the_border_and_the_border_stays_zero() {
         let [height, width, channels] = [2, 3, 17];
         let mut padded = Padded::zeros(2, [height, width, channels], 1);
         let x: Vec<f32> = (1..=2 * 6 * 17).map(|i| i as f32).collect();
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_kept_is_taken_again_for_the_same_shape_only() {
+    fn kept_memory_is_used_again_for_the_same_shape_only() {
         let mut padded = Padded::taken(2, [2, 3, 17], 1);
         padded.fill(&Source::Plain(&[1.0; 2 * 6 * 17]));
         let at = padded.numbers.as_ptr();

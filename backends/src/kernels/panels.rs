@@ -1,4 +1,4 @@
-//! Right factors of products, packed: panels of 32 columns, in which a row's 32 numbers lie side by side.
+//! Right factors of products, packed into panels of 32 columns, in which a row's 32 numbers lie side by side.
 //!
 //! `B (depth, columns)` becomes `(columns/32, depth, 32)`; columns that are missing in the last panel are zeros.
 
@@ -19,17 +19,17 @@ pub(crate) struct Panels<'a> {
     values: &'a [f32],
     depth: usize,
     columns: usize,
-    /// Numbers from one panel to the next.
+    /// The distance from one panel to the next, in numbers.
     stride: usize,
 }
 
 impl<'a> Panels<'a> {
-    /// The numbers that a packed matrix takes.
+    /// Returns the size of a packed matrix, in numbers.
     pub(crate) fn len(depth: usize, columns: usize) -> usize {
         columns.div_ceil(PANEL) * PANEL * depth
     }
 
-    /// A matrix whose panels, one after another, were filled by [`pack`].
+    /// Makes a matrix of panels, one after another, that [`pack`] has filled.
     pub(crate) fn new(values: &'a [f32], depth: usize, columns: usize) -> Self {
         assert!(Self::len(depth, columns) <= values.len(), "panels beyond their slice");
         Self { values, depth, columns, stride: PANEL * depth }
@@ -39,7 +39,7 @@ impl<'a> Panels<'a> {
     pub(crate) fn pack(b: Matrix<'_>, memory: &'a mut [f32]) -> Self {
         let (depth, columns) = b.dims();
         let memory = &mut memory[..Self::len(depth, columns)];
-        // Rows or columns are read from their first to their last number, a few at a time.
+        // Whole rows are read, a few at a time, or whole columns.
         let some = if b.strides().1 == 1 { LANES } else { depth.max(1) };
         for first in (0..depth).step_by(some) {
             let rows = first..(first + some).min(depth);
@@ -54,24 +54,24 @@ impl<'a> Panels<'a> {
         Self::new(memory, depth, columns)
     }
 
-    /// Some of the rows.
+    /// Returns some of the rows.
     pub(crate) fn rows(self, rows: Range<usize>) -> Self {
         assert!(rows.start < rows.end && rows.end <= self.depth, "rows {rows:?} of {}", self.depth);
         Self { values: &self.values[rows.start * PANEL..], depth: rows.len(), ..self }
     }
 
-    /// The first columns.
+    /// Returns the first columns.
     pub(crate) fn first_columns(self, columns: usize) -> Self {
         assert!(columns <= self.columns, "{columns} of {} columns", self.columns);
         Self { columns, ..self }
     }
 
-    /// Rows and columns.
+    /// Returns the number of rows and of columns.
     pub(crate) fn dims(&self) -> (usize, usize) {
         (self.depth, self.columns)
     }
 
-    /// The first panel, and how many numbers later the next begins.
+    /// Returns the first panel, and the distance to the next, in numbers.
     pub(super) fn first(&self) -> (*const f32, usize) {
         (self.values.as_ptr(), self.stride)
     }
@@ -85,7 +85,7 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    /// Packs all of `b` on the threads at hand.
+    /// Packs all of `b`, by the threads of the current pool.
     pub(crate) fn new(b: Matrix<'_>) -> Self {
         let (depth, columns) = b.dims();
         // SAFETY: `pack` writes every number.
@@ -95,7 +95,7 @@ impl Packed {
         Self { memory, depth, columns }
     }
 
-    /// The matrix.
+    /// Returns the matrix.
     pub(crate) fn panels(&self) -> Panels<'_> {
         Panels::new(&self.memory, self.depth, self.columns)
     }
@@ -114,7 +114,7 @@ pub(crate) fn pack(b: Matrix<'_>, panel: usize, memory: &mut Blank) {
     }
 }
 
-/// Rows lie side by side.
+/// Packs a panel of a matrix whose rows are contiguous.
 fn pack_rows(b: Matrix<'_>, row_stride: usize, memory: &mut Blank) {
     let (values, (_, columns)) = (written(b.values()), b.dims());
     for (i, row) in memory.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
@@ -128,7 +128,7 @@ fn pack_rows(b: Matrix<'_>, row_stride: usize, memory: &mut Blank) {
     }
 }
 
-/// Columns lie side by side: squares of sixteen by sixteen are transposed, what is left goes number by number.
+/// Packs a panel of a matrix whose columns are contiguous: squares of sixteen by sixteen are transposed, and the rest is copied number by number.
 fn pack_columns(b: Matrix<'_>, column_stride: usize, memory: &mut Blank) {
     let (values, (depth, columns)) = (b.values(), b.dims());
     if columns < PANEL {
@@ -150,7 +150,7 @@ fn pack_columns(b: Matrix<'_>, column_stride: usize, memory: &mut Blank) {
 }
 
 dispatch! {
-    /// `to[32 i + j] = from[j stride + i]` for `i` below the first side and `j` below the second, both multiples of sixteen.
+    /// Writes `to[32 i + j] = from[j stride + i]` for `i` below the first side and `j` below the second, both multiples of sixteen.
     unsafe fn transpose_squares(from: *const f32, stride: usize, sides: [usize; 2], to: *mut f32) = transpose_squares_body
 }
 
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_orders_pack_alike_and_missing_columns_are_zeros() {
+    fn both_memory_orders_pack_alike_and_missing_columns_are_zeros() {
         for (depth, columns) in [(1, 1), (3, 32), (16, 5), (17, 33), (40, 70), (35, 60), (64, 16)] {
             let rows: Vec<f32> = (0..depth * columns).map(|i| i as f32 + 1.0).collect();
             let turned: Vec<f32> = (0..depth * columns).map(|i| rows[i % depth * columns + i / depth]).collect();

@@ -1,8 +1,8 @@
-//! Products `y = A B` with `B` packed in [`Panels`], and what is done with a result while it is in registers.
+//! Products `y = A B` with `B` packed in [`Panels`], and the epilogue that is applied while a result is in registers.
 //!
-//! A tile of 8 rows by 32 columns of `y` is summed over the whole depth in registers (4 by 16 where registers are few); for each row of a
-//! panel it loads the panel's 32 numbers once and one number of each of the 8 rows of `A`. Rows are taken in blocks, so that a panel is
-//! used several times while it is near. The sum of an element is over the depth from the first to the last, whatever the shape of `y`.
+//! A tile of 8 rows by 32 columns of `y` (4 by 16 if there are few registers) is summed over the whole depth in registers. For each row of a
+//! panel, the tile loads the panel's 32 numbers once, and one number of each of the 8 rows of `A`. Rows are taken in blocks, so that a panel is
+//! used several times while it is in the cache. The sum of an element runs over the depth from the first to the last, whatever the shape of `y`.
 
 use super::{
     gelu::gelu,
@@ -12,7 +12,7 @@ use super::{
     panels::{PANEL, Panels},
 };
 
-/// What becomes of the product `p = A B`.
+/// What to do with the product `p = A B`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ProductEpilogue<'a> {
     /// `y = p`
@@ -27,7 +27,7 @@ pub(crate) enum ProductEpilogue<'a> {
     GeluSlope(&'a [f32]),
 }
 
-/// A product by addresses.
+/// The addresses and sizes of a product.
 #[derive(Clone, Copy)]
 struct Job {
     a: *const f32,
@@ -39,9 +39,10 @@ struct Job {
     rows: usize,
     columns: usize,
     depth: usize,
-    end: EpiloguePointer,
+    epilogue: EpiloguePointer,
 }
 
+/// [`ProductEpilogue`] as pointers.
 #[derive(Clone, Copy)]
 enum EpiloguePointer {
     Replace,
@@ -52,9 +53,9 @@ enum EpiloguePointer {
 }
 
 impl EpiloguePointer {
-    /// Of a product of `rows` by `columns` numbers.
-    fn new(end: ProductEpilogue<'_>, rows: usize, columns: usize) -> Self {
-        match end {
+    /// Checks the epilogue for a product of `rows` by `columns` numbers.
+    fn new(epilogue: ProductEpilogue<'_>, rows: usize, columns: usize) -> Self {
+        match epilogue {
             ProductEpilogue::Replace => Self::Replace,
             ProductEpilogue::Add => Self::Add,
             ProductEpilogue::Scaled(scale) => Self::Scaled(scale),
@@ -70,20 +71,29 @@ impl EpiloguePointer {
     }
 }
 
-/// `y = A B`, ended as `end` says, on the calling thread.
+/// Computes `y = A B` with the given epilogue, on the calling thread.
 ///
 /// # Panics
-/// If shapes do not fit, or `y` is to be added to before it was written.
-pub(crate) fn product<'a>(a: impl Into<LeftFactor<'a>>, b: Panels<'_>, y: MatrixMut<'_>, end: ProductEpilogue<'_>) {
+/// If shapes do not fit, or if the product is added to a `y` that has not been written.
+pub(crate) fn product<'a>(
+    a: impl Into<LeftFactor<'a>>,
+    b: Panels<'_>,
+    y: MatrixMut<'_>,
+    epilogue: ProductEpilogue<'_>,
+) {
     let a = a.into();
     let ((rows, depth), (b_depth, columns)) = (a.dims(), b.dims());
     assert_eq!(depth, b_depth, "inner dimensions of a product");
     assert_eq!((rows, columns), y.dims(), "the shape of a product");
-    assert!(!matches!(end, ProductEpilogue::Add) || y.is_written(), "a product is added to what was never written");
-    let end = EpiloguePointer::new(end, rows, columns);
+    assert!(
+        !matches!(epilogue, ProductEpilogue::Add) || y.is_written(),
+        "a product is added to memory that was never written"
+    );
+    let epilogue = EpiloguePointer::new(epilogue, rows, columns);
     let (b, panel_stride) = b.first();
     let (y, y_stride) = (y.first(), y.row_stride());
-    let job = Job { a: a.first(), a_strides: a.strides(), b, panel_stride, y, y_stride, rows, columns, depth, end };
+    let job =
+        Job { a: a.first(), a_strides: a.strides(), b, panel_stride, y, y_stride, rows, columns, depth, epilogue };
     // SAFETY: matrices and panels lie inside their slices (asserted when they were made), their shapes fit, `y` is borrowed exclusively, and
     // is read only where it was written.
     unsafe { run(&job) }
@@ -91,22 +101,22 @@ pub(crate) fn product<'a>(a: impl Into<LeftFactor<'a>>, b: Panels<'_>, y: Matrix
 
 dispatch! { unsafe fn run(job: &Job) = body }
 
-/// Numbers of `A` in one block of rows: they stay near while all panels pass by.
+/// The size of a block of rows of `A`, in numbers: it stays in the cache while all panels are multiplied.
 const BLOCK: usize = 65_536;
 
 #[inline(always)]
 unsafe fn body<L: Lanes>(job: &Job) {
     let height = (BLOCK / job.depth.max(1)).clamp(32, 256) / STRIP * STRIP;
-    let as_it_is = job.a_strides.column == 1;
+    let rows_are_contiguous = job.a_strides.column == 1;
     for top in (0..job.rows).step_by(height) {
         let bottom = job.rows.min(top + height);
         for column in (0..job.columns).step_by(PANEL) {
             let mut row = top;
-            // SAFETY: tiles lie inside of the product, whose addresses the caller vouches for.
+            // SAFETY: tiles lie inside of the product, and the caller guarantees its addresses.
             unsafe {
                 if L::SUMS >= 16 {
-                    // The first panel meets rows that are far away, later ones find them near.
-                    while row + 8 <= bottom && column == 0 && as_it_is {
+                    // For the first panel the rows come from memory; later panels find them in the cache.
+                    while row + 8 <= bottom && column == 0 && rows_are_contiguous {
                         tile::<L, 8, 2, true>(job, row, column);
                         row += 8;
                     }
@@ -140,15 +150,15 @@ unsafe fn body<L: Lanes>(job: &Job) {
     }
 }
 
-/// `P` rows by `V` vectors of the product. With `AHEAD` it reads ahead the rows of the next tile, a line of one of them at a time.
+/// Computes a tile of `P` rows by `V` vectors. With `AHEAD`, it also prefetches the rows of the next tile, one cache line at a time.
 #[inline(always)]
 unsafe fn tile<L: Lanes, const P: usize, const V: usize, const AHEAD: bool>(job: &Job, row: usize, column: usize) {
     let Strides { strip, row: row_stride, column: column_stride } = job.a_strides;
-    // SAFETY: the tile's rows are rows of the product, and its columns are columns of a panel, whole in memory; of `y` and its like only
-    // columns below `job.columns` are touched.
+    // SAFETY: the tile's rows are rows of the product, and its columns are columns of a panel, which is whole in memory. Only columns below
+    // `job.columns` of `y`, the bias and the slopes are accessed.
     unsafe {
         for p in 0..P {
-            if let EpiloguePointer::GeluSlope(h) = job.end {
+            if let EpiloguePointer::GeluSlope(h) = job.epilogue {
                 let h = h.wrapping_add((row + p) * job.columns + column);
                 prefetch(h);
                 prefetch(h.wrapping_add(LANES));
@@ -213,15 +223,15 @@ unsafe fn add<L: Lanes, const P: usize, const V: usize>(
     }
 }
 
-/// Ends one vector of the product.
+/// Applies the epilogue to one vector of the product.
 #[inline(always)]
 unsafe fn finish<L: Lanes>(job: &Job, sum: L, row: usize, column: usize) {
     let count = (job.columns - column).min(LANES);
-    // SAFETY: `count` numbers from this row and column on belong to `y` and its like.
+    // SAFETY: `count` numbers from this row and column on belong to `y`, the bias and the slopes.
     unsafe {
         let y = job.y.add(row * job.y_stride + column);
         let load = |from: *const f32| if count == LANES { L::load(from) } else { L::load_first(from, count) };
-        let result = match job.end {
+        let result = match job.epilogue {
             EpiloguePointer::Replace => sum,
             EpiloguePointer::Add => load(y).plus(sum),
             EpiloguePointer::Scaled(scale) => sum.times(L::splat(scale)),
@@ -241,7 +251,7 @@ mod tests {
         (0..count).map(|i| ((i * 37 + seed * 11) % 23) as f32 / 8.0 - 1.375).collect()
     }
 
-    /// Products of all shapes and ends, by `multiply`, against plain sums.
+    /// Compares products of all shapes and epilogues, computed by `multiply`, with plain sums.
     fn check(multiply: impl Fn(LeftFactor<'_>, Panels<'_>, MatrixMut<'_>, ProductEpilogue<'_>)) {
         for (rows, columns, depth) in [(1, 1, 1), (3, 17, 5), (8, 32, 16), (17, 33, 7), (13, 70, 40), (300, 48, 260)] {
             let (a, b) = (numbers(depth * (rows + 2), 1), numbers(depth * columns, 2));
@@ -254,16 +264,18 @@ mod tests {
             let packed = LeftFactor::pack_transpose(a_t, &mut strips);
             let h = numbers(rows * columns, 4);
             let slopes = gelu::backward(&h, &vec![1.0; h.len()]);
-            let ends = [
+            let epilogues = [
                 ProductEpilogue::Replace,
                 ProductEpilogue::Add,
                 ProductEpilogue::Scaled(0.5),
                 ProductEpilogue::Bias(&bias),
                 ProductEpilogue::GeluSlope(&h),
             ];
-            for (end, a_m) in ends.into_iter().flat_map(|end| [(end, a_t.t().into()), (end, packed)]) {
+            for (epilogue, a_m) in
+                epilogues.into_iter().flat_map(|epilogue| [(epilogue, a_t.t().into()), (epilogue, packed)])
+            {
                 let mut y = vec![2.0; rows * (columns + 3)];
-                multiply(a_m, panels, MatrixMut::strided(&mut y, rows, columns, columns + 3), end);
+                multiply(a_m, panels, MatrixMut::strided(&mut y, rows, columns, columns + 3), epilogue);
                 for (at, &found) in y.iter().enumerate() {
                     let (i, j) = (at / (columns + 3), at % (columns + 3));
                     if j >= columns {
@@ -273,7 +285,7 @@ mod tests {
                     let p: f64 =
                         (0..depth).map(|l| f64::from(a[l * (rows + 2) + i]) * f64::from(b[l * columns + j])).sum();
                     let bias = f64::from(bias[j]);
-                    let wanted = match end {
+                    let wanted = match epilogue {
                         ProductEpilogue::Replace => p,
                         ProductEpilogue::Add => p + 2.0,
                         ProductEpilogue::Scaled(_) => 0.5 * p,
@@ -283,7 +295,7 @@ mod tests {
                     let error = (f64::from(found) - wanted).abs();
                     assert!(
                         error < 1e-4 * wanted.abs().max(1.0),
-                        "{end:?} ({rows}, {columns}, {depth}): {found} {wanted}"
+                        "{epilogue:?} ({rows}, {columns}, {depth}): {found} {wanted}"
                     );
                 }
             }
@@ -291,30 +303,30 @@ mod tests {
     }
 
     #[test]
-    fn products_of_all_shapes_and_ends_equal_plain_sums() {
-        check(|a, b, y, end| product(a, b, y, end));
+    fn products_of_all_shapes_and_epilogues_equal_plain_sums() {
+        check(|a, b, y, epilogue| product(a, b, y, epilogue));
     }
 
-    /// `product` for other lanes than the processor's best.
-    fn with(run: unsafe fn(&Job)) -> impl Fn(LeftFactor<'_>, Panels<'_>, MatrixMut<'_>, ProductEpilogue<'_>) {
-        move |a, b, y, end| {
+    /// Returns `product`, computed by `run`, which is compiled for other lanes than the processor's best.
+    fn product_by(run: unsafe fn(&Job)) -> impl Fn(LeftFactor<'_>, Panels<'_>, MatrixMut<'_>, ProductEpilogue<'_>) {
+        move |a, b, y, epilogue| {
             let ((rows, depth), (_, columns), (b, panel_stride)) = (a.dims(), b.dims(), b.first());
             let (y, y_stride, a_strides) = (y.first(), y.row_stride(), a.strides());
-            let end = EpiloguePointer::new(end, rows, columns);
-            let job = Job { a: a.first(), a_strides, b, panel_stride, y, y_stride, rows, columns, depth, end };
-            // SAFETY: the shapes fit; `run` is what the processor has.
+            let epilogue = EpiloguePointer::new(epilogue, rows, columns);
+            let job = Job { a: a.first(), a_strides, b, panel_stride, y, y_stride, rows, columns, depth, epilogue };
+            // SAFETY: the shapes fit, and the processor has the instructions of `run`.
             unsafe { run(&job) }
         }
     }
 
     #[test]
-    fn portable_lanes_do_the_same() {
-        check(with(body::<Portable>));
+    fn portable_lanes_multiply_correctly() {
+        check(product_by(body::<Portable>));
     }
 
     #[test]
     #[cfg(target_arch = "x86_64")]
-    fn avx2_lanes_do_the_same() {
+    fn avx2_lanes_multiply_correctly() {
         use crate::kernels::{Instructions, lanes::Avx2};
         #[target_feature(enable = "avx2,fma")]
         unsafe fn avx2(job: &Job) {
@@ -322,7 +334,7 @@ mod tests {
             unsafe { body::<Avx2>(job) }
         }
         if Instructions::of_the_processor() >= Instructions::Avx2 {
-            check(with(avx2));
+            check(product_by(avx2));
         }
     }
 

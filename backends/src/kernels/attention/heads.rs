@@ -1,4 +1,4 @@
-//! All heads of a batch: a task a head of an example.
+//! Attention of a whole batch, one task for each head of each example.
 
 use rayon::prelude::*;
 
@@ -21,11 +21,11 @@ pub(crate) struct AttentionHeads {
     pub(crate) width: usize,
 }
 
-/// Which attention weights are kept, `(B, n, T, T)`, and what they are multiplied with.
+/// Which attention weights are kept, `(B, n, T, T)`, and the factor of those.
 pub(crate) type DropoutMask<'a> = Option<(&'a [bool], f32)>;
 
 impl AttentionHeads {
-    /// `(B, T, parts·n·h)`.
+    /// Returns the dimensions `(B, T, parts·n·h)`.
     pub(crate) fn dims(&self, parts: usize) -> [usize; 3] {
         [self.batch, self.length, parts * self.count * self.width]
     }
@@ -34,12 +34,12 @@ impl AttentionHeads {
         self.dims(parts).iter().product()
     }
 
-    /// Attention weights of all heads: `B·n·T·T`.
+    /// Returns the number of attention weights of all heads, `B·n·T·T`.
     pub(crate) fn weights(&self) -> usize {
         self.batch * self.count * self.length * self.length
     }
 
-    /// The columns of head number `task` (of all examples) in part `part` of values `(B, T, parts, n, h)`, as a matrix `(T, h)`.
+    /// Returns the columns of head number `task` (of all examples) in part `part` of values `(B, T, parts, n, h)`, as a matrix `(T, h)`.
     fn part<'a>(&self, values: &'a [f32], task: usize, part: usize, parts: usize) -> Matrix<'a> {
         let row = parts * self.count * self.width;
         let (example, head) = (task / self.count, task % self.count);
@@ -60,7 +60,7 @@ impl AttentionHeads {
         AttentionHead { queries, keys, values, kept, next }
     }
 
-    /// The head after this one, if there is one.
+    /// Returns the number of the next head, if there is one.
     fn next(&self, task: usize) -> Option<usize> {
         (task + 1 < self.batch * self.count).then_some(task + 1)
     }
@@ -70,8 +70,8 @@ impl AttentionHeads {
         assert!(kept.is_none_or(|(keep, _)| keep.len() == self.weights()), "a mask of another shape");
     }
 
-    /// What all heads give, `(B, T, n·h)`, and a logarithm for each of their positions, `(B, n, T)`, from queries, keys and values
-    /// `(B, T, 3·n·h)`.
+    /// Returns the outputs of all heads, `(B, T, n·h)`, and a logarithm for each position of each head, `(B, n, T)`, from queries, keys and
+    /// values `(B, T, 3·n·h)`.
     pub(crate) fn mix(&self, qkv: &[f32], kept: DropoutMask<'_>) -> (Filled, Vec<f32>) {
         self.check(qkv, kept);
         let mut mixed = AlignedBuffer::new(self.elements(1));
@@ -90,7 +90,8 @@ impl AttentionHeads {
         (unsafe { mixed.filled() }, logs)
     }
 
-    /// The output gradient of queries, keys and values, `(B, T, 3·n·h)`, from the results of [`Self::mix`] and their output gradient `c (B, T, n·h)`.
+    /// Returns the gradient of queries, keys and values, `(B, T, 3·n·h)`, from the results of [`Self::mix`] and their output gradient
+    /// `c (B, T, n·h)`.
     pub(crate) fn backward(
         &self,
         qkv: &[f32],

@@ -10,14 +10,14 @@ use crate::kernels::{
 pub(super) struct Block {
     /// Rows, one for each position.
     pub(super) rows: usize,
-    /// What the first of them sees.
+    /// The number of positions that the first row sees.
     pub(super) seen: usize,
-    /// Numbers from one row to the next.
+    /// The distance from one row to the next, in numbers.
     pub(super) stride: usize,
 }
 
 impl Block {
-    /// What the last position sees: scores of a row are numbers up to there.
+    /// Returns the number of positions that the last row sees. Every row holds numbers up to there.
     fn end(&self) -> usize {
         self.seen + self.rows - 1
     }
@@ -28,7 +28,8 @@ impl Block {
     }
 }
 
-/// `e^(x - top)` of the scores that each row sees, in place, and zeros behind them; gives each row's `top`, the greatest, and the sum.
+/// Replaces the scores `x` that each row sees by `e^(x - top)`, and the rest of the row by zeros. Writes each row's `top`, its greatest score, and
+/// the sum of its exponentials to `sums`.
 pub(super) fn exponentials(scores: &mut [f32], block: Block, sums: &mut [[f32; 2]]) {
     block.check(scores);
     assert_eq!(sums.len(), block.rows, "a sum for each row");
@@ -36,8 +37,8 @@ pub(super) fn exponentials(scores: &mut [f32], block: Block, sums: &mut [[f32; 2
     unsafe { exponentials_in(scores.as_mut_ptr(), block, sums) }
 }
 
-/// `p = e^(x - log)` in place of the scores that each row sees, and `p (d - c·y) root` in place of the slopes `d`, zeros behind them; `c` and `y`
-/// have a row for each of the block's.
+/// Replaces the scores `x` that each row sees by `p = e^(x - log)`, the slopes `d` by `p (d - c·y) root`, and the rest of each row by zeros. `c`
+/// and `y` have as many rows as the block.
 pub(super) fn gradient(
     scores: &mut [f32],
     slopes: &mut [f32],
@@ -60,9 +61,9 @@ dispatch! {
     ) = gradient_body
 }
 
-/// A bit for each lane from number `at` on that is among the first `seen`.
+/// Returns a bit for each of sixteen positions from `at` on: set for those among the first `seen`.
 #[inline(always)]
-fn among(at: usize, seen: usize) -> u16 {
+fn seen_bits(at: usize, seen: usize) -> u16 {
     match seen.saturating_sub(at) {
         left @ 0..LANES => (1 << left) - 1,
         _ => u16::MAX,
@@ -79,13 +80,13 @@ unsafe fn exponentials_body<L: Lanes>(scores: *mut f32, block: Block, sums: &mut
             let nothing = L::splat(f32::NEG_INFINITY);
             let mut top = nothing;
             for at in (0..end).step_by(LANES) {
-                let seen = among(at, seen);
+                let seen = seen_bits(at, seen);
                 top = top.max(L::load(scores.add(at)).where_set(seen).plus(nothing.where_set(!seen)));
             }
             let top = top.greatest();
             let (centre, mut sum) = (L::splat(top), L::splat(0.0));
             for at in (0..end).step_by(LANES) {
-                let power = L::load(scores.add(at)).minus(centre).exp().where_set(among(at, seen));
+                let power = L::load(scores.add(at)).minus(centre).exp().where_set(seen_bits(at, seen));
                 power.store(scores.add(at));
                 sum = sum.plus(power);
             }
@@ -112,7 +113,7 @@ unsafe fn gradient_body<L: Lanes>(
         unsafe {
             let (log, mean, root) = (L::splat(log), L::splat(dot::<L>(c, y, row)), L::splat(root));
             for at in (0..end).step_by(LANES) {
-                let seen = among(at, seen);
+                let seen = seen_bits(at, seen);
                 let p = L::load(scores.add(at)).minus(log).exp().where_set(seen);
                 let slope = L::load(slopes.add(at)).minus(mean).times(p).times(root);
                 p.store(scores.add(at));
@@ -152,14 +153,14 @@ mod tests {
     }
 
     #[test]
-    fn rows_see_what_lies_before_them_and_nothing_behind() {
+    fn rows_see_positions_up_to_their_own_and_none_after() {
         for (rows, seen, width, by_portable) in [(1, 1, 1), (5, 3, 16), (32, 17, 20), (3, 32, 33)]
             .into_iter()
             .flat_map(|(rows, seen, width)| [(rows, seen, width, false), (rows, seen, width, true)])
         {
             let end = seen + rows - 1;
             let block = Block { rows, seen, stride: end.next_multiple_of(LANES) + 16 };
-            // What a row does not see may be anything.
+            // Scores that a row does not see may have any value.
             let mut before = numbers(rows * block.stride, 1);
             for (row, scores) in before.chunks_exact_mut(block.stride).enumerate() {
                 scores[seen + row..].fill(f32::NAN);

@@ -1,4 +1,4 @@
-//! Epilogues: what follows a sum, while the tile that it belongs to is in registers or in the cache.
+//! Epilogues: the work that follows a tile's sums while they are in registers or in the cache.
 
 use crate::kernels::{
     aligned_buffer::Blank,
@@ -6,33 +6,32 @@ use crate::kernels::{
     lanes::{LANES, Lanes},
 };
 
-/// What becomes of the sums.
+/// What to do with the sums.
 pub(crate) enum Epilogue<'a> {
-    /// They are written.
+    /// Write them.
     Write,
-    /// They are written, and each image's moments go to `moments`: `[image][3][channels in blocks]`, a shift `d` near the mean, `Σ (y - d)` and
-    /// `Σ (y - d)²`.
+    /// Write them, and write each image's moments to `[image][3][channels in blocks]`: a shift `d` near the mean, `Σ (y - d)` and `Σ (y - d)²`.
     Moments(&'a mut [f32]),
-    /// They are added to what is there.
+    /// Add them to the output.
     Add,
-    /// They are added to the output gradient where the gate is open, and written.
+    /// Write them plus `g` where the gate is open; without a gate, everywhere.
     Skip { g: &'a [f32], gate: Option<&'a [u16]> },
-    /// They are written where the line of `y` is above 0, elsewhere 0; `sums` are `[image][2][channels in blocks]`: of what is written, and of what
-    /// is written times `y - mean`.
+    /// Write them where the line of `y` is above 0, and 0 elsewhere. `sums`, `[image][2][channels in blocks]`, receives the sums of the written
+    /// numbers, and of those times `y - mean`.
     Gate { y: &'a [f32], line: &'a Line, sums: &'a mut [f32] },
 }
 
 impl Epilogue<'_> {
-    /// Of sums for every `apart`-th pixel and row of images of `size`, each of `writes` channels.
+    /// Returns the output for sums of every `apart`-th pixel and row of images of `size` with `writes` channels each.
     pub(super) fn output(self, y: &mut Blank, images: usize, size: [usize; 2], writes: usize, apart: usize) -> Output {
         let [height, width] = size;
         let (pixels, padded) = (images * height * width, blocks(writes) * LANES);
-        assert_eq!(y.len(), pixels * writes, "room for other images");
+        assert_eq!(y.len(), pixels * writes, "an output for other images");
         let epilogue = match self {
             Self::Write => EpiloguePointers::Write,
             Self::Add => EpiloguePointers::Add,
             Self::Moments(moments) => {
-                assert_eq!(moments.len(), images * 3 * padded, "room for other moments");
+                assert_eq!(moments.len(), images * 3 * padded, "memory for other moments");
                 moments.fill(0.0);
                 EpiloguePointers::Moments(moments.as_mut_ptr())
             }
@@ -61,7 +60,7 @@ pub(super) struct Output {
     pub(super) y: *mut f32,
     /// Channels.
     pub(super) writes: usize,
-    /// In pixels: how far apart neighbours, rows and images are.
+    /// The distances between neighbours, rows and images, in pixels.
     pub(super) pixel_apart: usize,
     pub(super) row_apart: usize,
     pub(super) image_apart: usize,
@@ -104,7 +103,7 @@ pub(super) unsafe fn finish<L: Lanes, const R: usize, const Q: usize>(
             EpiloguePointers::Add => tile.add::<L>(),
             EpiloguePointers::Skip { g, gate } => tile.skip::<L>(output, position.pixel, g, gate),
             EpiloguePointers::Moments(moments) => {
-                // The image's first pixel is as good a guess of the mean as any, and always the same.
+                // The shift is the image's first pixel: near the mean, and always the same.
                 let is_first = position.pixel == position.image * output.image_apart;
                 let channels = tile.blocks * LANES;
                 tile.moments::<L>(moments.add(position.image * 3 * channels + position.channel), is_first);
@@ -126,7 +125,8 @@ struct Tile<const R: usize, const Q: usize> {
     count: usize,
     /// Blocks of sixteen channels of the output.
     blocks: usize,
-    /// The number of the first element, and how far apart rows and columns are: in numbers, so that an address takes no product of its own.
+    /// The index of the first element, and the distances between rows and columns, in numbers, so that an address needs no multiplication by
+    /// channels.
     first: usize,
     row: usize,
     column: usize,
@@ -149,14 +149,14 @@ impl<const R: usize, const Q: usize> Tile<R, Q> {
         }
     }
 
-    /// The number of the first channel of a pixel.
+    /// Returns the index of the first channel of a pixel.
     #[inline(always)]
     fn at(&self, r: usize, q: usize) -> usize {
         self.first + r * self.row + q * self.column
     }
 
     /// # Safety
-    /// As of [`finish`].
+    /// As for [`finish`].
     #[inline(always)]
     unsafe fn sum<L: Lanes>(&self, r: usize, q: usize) -> L {
         // SAFETY: there are `R` by `Q` sums of sixteen channels.
@@ -166,7 +166,7 @@ impl<const R: usize, const Q: usize> Tile<R, Q> {
     /// Writes the sums.
     ///
     /// # Safety
-    /// As of [`finish`].
+    /// As for [`finish`].
     #[inline(always)]
     unsafe fn write<L: Lanes>(&self) {
         for r in 0..R {
@@ -180,7 +180,7 @@ impl<const R: usize, const Q: usize> Tile<R, Q> {
     /// Adds the sums to the output.
     ///
     /// # Safety
-    /// As of [`finish`].
+    /// As for [`finish`].
     #[inline(always)]
     unsafe fn add<L: Lanes>(&self) {
         for r in 0..R {
@@ -194,10 +194,10 @@ impl<const R: usize, const Q: usize> Tile<R, Q> {
         }
     }
 
-    /// Writes the sums plus `g`, where the gate is open; it always is if it is null. `pixel` is the tile's first.
+    /// Writes the sums plus `g` where the gate is open, or everywhere if `gate` is null. `pixel` is the tile's first.
     ///
     /// # Safety
-    /// As of [`finish`].
+    /// As for [`finish`].
     #[inline(always)]
     unsafe fn skip<L: Lanes>(&self, output: &Output, pixel: usize, g: *const f32, gate: *const u16) {
         for r in 0..R {
@@ -219,7 +219,7 @@ impl<const R: usize, const Q: usize> Tile<R, Q> {
     /// Writes the sums, and adds to the moments of the image, which begin at `shift`. The image's first tile sets the shift.
     ///
     /// # Safety
-    /// As of [`finish`].
+    /// As for [`finish`].
     #[inline(always)]
     unsafe fn moments<L: Lanes>(&self, shift: *mut f32, is_first: bool) {
         // SAFETY: three numbers for each channel of the image; `count` channels of the tile's pixels.
@@ -229,7 +229,7 @@ impl<const R: usize, const Q: usize> Tile<R, Q> {
                 L::load(self.sums).store(shift);
             }
             let shift = L::load(shift);
-            // Rows apart: one sum would wait for itself.
+            // One sum for each row, so that an addition does not wait for the one before it.
             let (mut sum, mut squares) = ([L::splat(0.0); R], [L::splat(0.0); R]);
             for r in 0..R {
                 for q in 0..Q {
@@ -244,10 +244,10 @@ impl<const R: usize, const Q: usize> Tile<R, Q> {
         }
     }
 
-    /// Writes the sums where the line of `own` is above 0, elsewhere 0; adds up what is written, and that times `own - mean`.
+    /// Writes the sums where the line of `own` is above 0, and 0 elsewhere. Adds the written numbers, and those times `own - mean`, to `totals`.
     ///
     /// # Safety
-    /// As of [`finish`].
+    /// As for [`finish`].
     #[inline(always)]
     unsafe fn gate<L: Lanes>(&self, own: *const f32, [mean, scale, shift]: [L; 3], totals: *mut f32) {
         // SAFETY: two numbers for each channel of the image; `count` channels of the tile's pixels.
@@ -282,7 +282,7 @@ unsafe fn add_to<L: Lanes, const R: usize>(to: *mut f32, rows: &[L; R]) {
     }
 }
 
-/// The first `count` numbers at `from`.
+/// Returns the first `count` numbers at `from`.
 #[inline(always)]
 unsafe fn get<L: Lanes>(from: *const f32, count: usize) -> L {
     // SAFETY: as demanded of the caller.

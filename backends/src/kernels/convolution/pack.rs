@@ -11,8 +11,8 @@ pub(super) enum Direction {
     Backward,
 }
 
-/// The weights of some elements of the window as `[writes/16v][reads/16][element/run][reads in the block][run][16v]`, zero where there is no
-/// channel.
+/// Returns the weights of some elements of the window as `[writes/16v][reads/16][element/run][reads in the block][run][16v]`, with zeros for
+/// missing channels.
 pub(super) fn pack(
     weight: &[f32],
     [outputs, inputs, square]: [usize; 3],
@@ -22,7 +22,7 @@ pub(super) fn pack(
     vectors: usize,
 ) -> Aligned {
     assert_eq!(weight.len(), outputs * inputs * square, "weights of another shape");
-    assert!(elements.len().is_multiple_of(run), "elements that are left of the last run");
+    assert!(elements.len().is_multiple_of(run), "elements must fill whole runs");
     let wide = LANES * vectors;
     let ((reads, read_stride), (writes, write_stride)) = match direction {
         Direction::Forward => ((inputs, square), (outputs, inputs * square)),
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_weight_lies_where_the_tile_looks_for_it() {
+    fn every_weight_lies_where_the_tile_reads_it() {
         let [outputs, inputs, square] = [18, 17, 9];
         let weight: Vec<f32> = (0..outputs * inputs * square).map(|i| i as f32).collect();
         let elements = [1, 4, 7, 8];

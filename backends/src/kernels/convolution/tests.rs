@@ -1,4 +1,4 @@
-//! The kernels against plain loops, on odd sizes. Whole numbers, so that sums are exact in any order.
+//! Compares the kernels with plain loops, on odd sizes. All values are whole numbers, so that sums are exact in any order.
 
 use super::{
     Batch, Geometry, GradientTarget,
@@ -50,7 +50,7 @@ const SHAPES: [[usize; 7]; 25] = [
 ];
 const IMAGES: usize = 3;
 
-/// These, and windows of 3×3 over images of all widths up to 20, so that every way of cutting a row into tiles has its turn.
+/// Returns [`SHAPES`], and windows of 3×3 over images of all widths up to 20, which cover every division of a row into tiles.
 fn shapes() -> impl Iterator<Item = [usize; 7]> {
     const CHANNELS: [usize; 5] = [1, 3, 17, 32, 33];
     let widths = (1..=20).flat_map(|width| {
@@ -110,7 +110,7 @@ impl Case {
         }
     }
 
-    /// `x` and `g`, padded; one image more than there is.
+    /// Returns `x` and `g`, padded, with memory for one image more.
     fn padded(&self) -> [Padded; 2] {
         let pad = |numbers: &[f32], size: [usize; 3], border: usize| {
             let mut padded = Padded::zeros(IMAGES + 1, size, border);
@@ -130,7 +130,7 @@ impl Case {
     }
 }
 
-/// The methods that there are for a shape.
+/// Returns the methods for a shape: whether each is Winograd's.
 fn methods(g: &Geometry) -> &'static [bool] {
     if g.kernel == 3 && g.stride == 1 && g.padding <= 2 { &[false, true] } else { &[false] }
 }
@@ -144,7 +144,7 @@ fn run(sweeps: &[Method], x: &Padded, before: &[f32], mut end: impl FnMut() -> E
 }
 
 fn blank(y: &mut [f32]) -> &mut Blank {
-    // SAFETY: numbers are valid as memory that may be blank, and the sweeps leave only numbers.
+    // SAFETY: initialized numbers are valid as memory for results, and the sweeps write only numbers.
     unsafe { std::slice::from_raw_parts_mut(y.as_mut_ptr().cast(), y.len()) }
 }
 
@@ -291,9 +291,9 @@ fn weight_gradients_of_all_outputs_and_of_blocks() {
     }
 }
 
-/// All that a batch does, by the method that its shape has and as one product.
+/// Compares all passes of a batch by the method of its shape with those by products of patches.
 #[test]
-fn products_of_patches_are_the_same_in_every_way() {
+fn products_of_patches_equal_the_other_methods() {
     for shape in SHAPES {
         let case = Case::new(shape);
         let batch = Batch { geometry: case.geometry, weight: &case.weight, images: IMAGES };
@@ -312,9 +312,9 @@ fn products_of_patches_are_the_same_in_every_way() {
         let norm = Statistics::given(&whole(channels, 6), &ones).norm(&ones, &vec![0.5; channels], 0.0);
         let sums = || vec![0.0; IMAGES * 2 * line_count(channels)];
         let (mut plain, mut found) = (sums(), sums());
-        let mut pull = |by_patches: bool, way: usize| {
+        let mut backward = |by_patches: bool, target: usize| {
             let sums = if by_patches { &mut found } else { &mut plain };
-            let into = match way {
+            let into = match target {
                 0 => GradientTarget::Write,
                 1 => GradientTarget::Add(before.clone().into()),
                 2 => GradientTarget::Skip { g: &before, gate: &gate },
@@ -326,8 +326,8 @@ fn products_of_patches_are_the_same_in_every_way() {
             };
             [gradients.input, gradients.weight].map(|part| part.map(|part| part.to_vec()))
         };
-        for way in 0..4 {
-            assert_eq!(pull(true, way), pull(false, way), "{shape:?}, way {way}");
+        for target in 0..4 {
+            assert_eq!(backward(true, target), backward(false, target), "{shape:?}, target {target}");
         }
         assert_eq!(found, plain, "{shape:?}");
         assert!(patches::backward(&batch, &g, None, None).weight.is_none());

@@ -1,9 +1,9 @@
-//! All lanes against the portable ones.
+//! Compares all lanes with the portable ones.
 
 use super::*;
 use crate::kernels::Instructions;
 
-/// Everything the trait can do, on values with signs, zeros and numbers that are none.
+/// Returns the results of all exact methods of the trait.
 #[inline(always)]
 unsafe fn everything<L: Lanes>(a: &[f32; 16], b: &[f32; 16]) -> Vec<[f32; 16]> {
     // SAFETY: called for the processor's own instructions only; the arrays hold sixteen numbers.
@@ -59,7 +59,7 @@ const A: [f32; 16] = [1.5, -2.0, 0.0, -0.0, 3.25, -7.0, 0.125, 9.0, -1.0, 4.0, 5
 const B: [f32; 16] = [2.0, -3.0, 1.0, -4.0, 0.5, 7.0, -0.25, 8.0, 1.0, -1.0, 2.5, 6.0, -2.0, 0.75, -5.0, 3.0];
 
 #[test]
-fn the_processors_lanes_do_as_the_portable_ones() {
+fn lanes_of_this_processor_equal_the_portable_ones() {
     // SAFETY: `dispatch!` calls what the processor has; portable lanes need nothing.
     let (here, portable) = unsafe { (everything_here(&A, &B), everything::<Portable>(&A, &B)) };
     assert_eq!(here, portable, "{}", Instructions::in_use());
@@ -80,7 +80,7 @@ fn transposed_rows_are_columns() {
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn avx2_lanes_do_as_the_portable_ones() {
+fn avx2_lanes_equal_the_portable_ones() {
     #[target_feature(enable = "avx2,fma")]
     unsafe fn avx2() -> Vec<[f32; 16]> {
         // SAFETY: called below where the processor has them.
@@ -94,7 +94,7 @@ fn avx2_lanes_do_as_the_portable_ones() {
 }
 
 #[test]
-fn exp_is_within_two_units_in_the_last_place_and_keeps_what_is_no_number() {
+fn exp_is_within_two_units_in_the_last_place_and_keeps_nan() {
     for i in -8700..8800 {
         let x = i as f32 / 100.0;
         // SAFETY: portable lanes need nothing.
