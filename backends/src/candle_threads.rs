@@ -2,14 +2,14 @@
 
 const VARIABLE: &str = "CANDLE_NUM_THREADS";
 
-/// Makes candle's own elementwise operations run on the thread that asks for them, unless `CANDLE_NUM_THREADS` is set already.
+/// Makes candle's own elementwise operations run on the thread that calls them, unless `CANDLE_NUM_THREADS` is set already.
 ///
 /// candle splits large elementwise operations over one pool of threads for the whole process, behind one lock: stages that compute at
-/// the same time would wait for each other. The layers of this crate do not use it; user-written ones may. To be called first thing in
-/// `main`, before any thread is started and any tensor is made.
+/// the same time would wait for each other. The layers of this crate do not use that pool; user-written ones may. Call this first in `main`,
+/// before any thread is started and any tensor is made.
 ///
-/// Returns whether the variable is set now. It is false, and nothing is changed, where it would not be safe to set it: when other
-/// threads run already, or on systems where that cannot be told. Then set the variable outside the program.
+/// Returns whether the variable is set now. Returns false and changes nothing if setting it is not safe: if other threads run already, or
+/// if the system does not tell whether they do. Set the variable outside the program then.
 pub fn candle_single_threaded() -> bool {
     if std::env::var_os(VARIABLE).is_some() {
         return true;

@@ -1,9 +1,9 @@
 //! The CPU as one device or several, each with threads of its own.
 //!
-//! Stages that share a device share its threads: the threads do the work of several stages at once, and each stage's takes longer meanwhile. The
-//! planner and the simulator count it as if such stages took turns: the threads have the same work to do in all. The bits depend neither on the
-//! number of threads nor on who else uses them, since layers cut their work by shapes only. Devices may share cores: they are then slower, not
-//! different.
+//! Stages that share a device share its threads: the threads work for several stages at once, and each stage takes longer meanwhile. The planner
+//! and the simulator treat such stages as if they took turns, since the total work is the same. The bits of a result depend neither on the number
+//! of threads nor on who else uses them, since layers divide their work by shapes only. Devices may share cores: they are then slower, with the
+//! same results.
 
 mod name;
 
@@ -25,14 +25,15 @@ use crate::{Instructions, division::core_count, layers::form::with_candle_on_cpu
 /// | `cpu:threads=2` | two threads, on any cores |
 /// | `cpu:cores=0-3`, `cpu:cores=2` | one thread a core, pinned to it |
 /// | `cpu:threads=1,cores=0-1` | threads pinned to these cores in turn |
-/// | `cpu:layers=candle` | layers compute with candle's operations, as on GPUs; slow: for checking these without a GPU |
+/// | `cpu:layers=candle` | layers compute with candle's operations, as on GPUs; slow: for testing these operations without a GPU |
 ///
-/// A device is to be opened from a thread that is not pinned itself: threads may use the cores of the thread that starts them.
+/// Open devices from a thread that is not pinned itself: new threads may use only the cores of the thread that starts them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuBackend;
 
-/// Bytes of a thread's stack, of which few are used: a thread that waits for others may begin further chunks of the same work, one in another.
-const STACK: usize = 16 << 20;
+/// Size of a thread's stack, in bytes. Few of them are used: a thread that waits for others may start further chunks of the same work, one nested
+/// in another.
+const STACK_BYTES: usize = 16 << 20;
 
 /// Some threads of the CPU, pinned to cores or not.
 #[derive(Debug)]
@@ -47,20 +48,21 @@ impl CpuDevice {
     /// Opens the device called `name`; see [`CpuBackend`] for the names.
     ///
     /// # Errors
-    /// If the name is none of those, if a core does not exist or may not be used, if the system gives no more threads, or if
+    /// If the name is not one of those, if a core does not exist or may not be used, if the system gives no more threads, or if
     /// `INTERLOCK_CPU_INSTRUCTIONS` names unknown instructions.
     pub fn open(name: &str) -> Result<Self> {
         Instructions::requested()?;
-        Self::with_any_instructions(name)
+        Self::open_without_instruction_check(name)
     }
 
-    fn with_any_instructions(name: &str) -> Result<Self> {
+    /// Opens the device without checking `INTERLOCK_CPU_INSTRUCTIONS`.
+    fn open_without_instruction_check(name: &str) -> Result<Self> {
         let CpuName { threads, cores, layers } = name.parse()?;
-        let cores = cores.map(|cores| usable(name, cores)).transpose()?;
+        let cores = cores.map(|cores| find_cores(name, cores)).transpose()?;
         let threads = threads.or(cores.as_ref().map(Vec::len)).unwrap_or_else(core_count);
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
-            .stack_size(STACK)
+            .stack_size(STACK_BYTES)
             .thread_name({
                 let name = name.to_owned();
                 move |i| format!("{name} #{i}")
@@ -69,7 +71,7 @@ impl CpuDevice {
             .map_err(|e| {
                 Error::invalid(
                     format!("device {name}"),
-                    format!("the system gave no {threads} threads: {e}"),
+                    format!("the system cannot start {threads} threads: {e}"),
                     "use fewer threads",
                 )
             })?;
@@ -111,7 +113,7 @@ impl StageDevice for CpuDevice {
 }
 
 impl DeviceHooks for CpuDevice {
-    /// The work of stages that share the threads adds up.
+    /// Stages that share the threads slow each other down as if they took turns.
     fn takes_turns(&self) -> bool {
         true
     }
@@ -120,7 +122,7 @@ impl DeviceHooks for CpuDevice {
         Self::threads(self)
     }
 
-    /// Waits for a GPU's tensor, but not for what the GPU has been given since.
+    /// Waits until a GPU has computed the tensor, but not for the work that was queued after it.
     #[cfg(feature = "cuda")]
     fn copy_to(&self, tensor: &candle_core::Tensor, device: &Device) -> Result<candle_core::Tensor> {
         match tensor.device() {
@@ -148,24 +150,24 @@ impl Backend for CpuBackend {
 
 /// A device of one thread, for `devices([cpu(0), cpu(1)])`.
 ///
-/// The thread is pinned to core number `core` where the process may use it. Where there are fewer cores the device works all the same, on
-/// any core, so that the same program runs anywhere; and where the system gives no thread at all, it computes on the calling one. An unknown
-/// name in `INTERLOCK_CPU_INSTRUCTIONS` is ignored. [`CpuDevice::open`] refuses all of these instead.
+/// The thread is pinned to core number `core`. If this process may not use that core, the thread runs on any core; if the system cannot start a
+/// thread, the device computes on the calling one: the same program runs on any machine. An unknown name in `INTERLOCK_CPU_INSTRUCTIONS` is
+/// ignored. [`CpuDevice::open`] returns an error in each of these cases.
 pub fn cpu(core: usize) -> Arc<dyn StageDevice> {
-    let open = CpuDevice::with_any_instructions;
+    let open = CpuDevice::open_without_instruction_check;
     match open(&format!("cpu:cores={core}")).or_else(|_| open("cpu:threads=1")) {
         Ok(device) => Arc::new(device),
         Err(_) => Arc::new(Plain),
     }
 }
 
-/// The cores that the calling thread may use; none where the system does not tell.
+/// Returns the cores that the calling thread may use, or none if the system does not tell.
 fn cores() -> Vec<CoreId> {
     core_affinity::get_core_ids().unwrap_or_default()
 }
 
-/// The cores with these numbers.
-fn usable(name: &str, wanted: RangeInclusive<usize>) -> Result<Vec<CoreId>> {
+/// Returns the cores with these numbers.
+fn find_cores(name: &str, wanted: RangeInclusive<usize>) -> Result<Vec<CoreId>> {
     let cores = cores();
     let find = |number: usize| {
         cores.iter().copied().find(|core| core.id == number).ok_or_else(|| {

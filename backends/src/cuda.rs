@@ -50,23 +50,23 @@ impl CudaStageDevice {
     /// Opens the device called `name`; see [`CudaBackend`] for the names.
     ///
     /// # Errors
-    /// If the name is none of those, if there is no such GPU, if its memory does not suffice to begin, or if it does not work with this build.
+    /// If the name is not one of those, if there is no such GPU, if it has too little free memory, or if it does not work with this build.
     pub fn open(name: &str) -> Result<Self> {
         let parsed: CudaName = name.parse()?;
         let count = driver::count(name)?;
         if parsed.ordinal >= count {
             return Err(driver::wrong_ordinal(name, count));
         }
-        Self::with(parsed)
+        Self::open_named(parsed)
     }
 
-    fn with(name: CudaName) -> Result<Self> {
+    fn open_named(name: CudaName) -> Result<Self> {
         let text = name.to_string();
         let gpu = Gpu::of(name.ordinal).map_err(|error| driver::refused(&text, error))?;
         let open = || -> Result<Self> {
             let device = Device::new_cuda_with_stream(name.ordinal)?;
             let cuda = device.as_cuda_device()?.clone();
-            let anchor = works(&device, name.precision)?;
+            let anchor = self_test(&device, name.precision)?;
             let clock = Clock::new(cuda.cuda_stream())?;
             let landing = Landing::new(Arc::clone(&gpu), cuda, anchor)?;
             Ok(Self { name, text: text.clone(), device, gpu: Arc::clone(&gpu), landing, clock })
@@ -82,9 +82,9 @@ impl CudaStageDevice {
     }
 }
 
-/// Runs a kernel and waits for it, so that a GPU that cannot run this build's in this precision is found when it is opened. Gives what was
-/// computed.
-fn works(device: &Device, precision: Precision) -> Result<Tensor> {
+/// Runs a kernel in this precision and waits for it, so that a GPU that cannot run this build's kernels is refused when it is opened. Returns the
+/// result.
+fn self_test(device: &Device, precision: Precision) -> Result<Tensor> {
     let dtype = match precision {
         Precision::F32 => DType::F32,
         Precision::Bf16 => DType::BF16,
@@ -124,7 +124,7 @@ impl StageDevice for CudaStageDevice {
 
 impl AsynchronousDevice for CudaStageDevice {
     fn stream(&self) -> Result<Option<Arc<dyn StageDevice>>> {
-        Ok(Some(Arc::new(Self::with(self.name)?)))
+        Ok(Some(Arc::new(Self::open_named(self.name)?)))
     }
 
     fn release(&self, tensor: &Tensor) -> Result<Tensor> {

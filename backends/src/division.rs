@@ -15,11 +15,12 @@ impl Backends {
     /// Opens devices for the stages of `layout`, by the rule that configurations call `auto`: the machine's GPUs if there are any and this build
     /// can use them, else its cores.
     ///
-    /// - If there are more stages than GPUs, neighbouring stages share one. The GPUs get equally many stages, the first ones one more.
-    /// - A single stage, stages that are hardly ever busy at the same time (one micro-batch trained end to end), and more stages than there
-    ///   are cores share one device of all cores, on which they take turns.
-    /// - Otherwise each stage gets a device of its own. The cores are divided evenly; the remaining ones go, one each, to the stages that cost
-    ///   most.
+    /// - If there are more stages than GPUs, neighbouring stages share one. The GPUs get equally many stages; the first ones get one more each
+    ///   if stages remain.
+    /// - One device of all cores serves every stage if there is a single stage, if stages are hardly ever busy at the same time (one
+    ///   micro-batch trained end to end), or if there are more stages than cores.
+    /// - Otherwise each stage gets a device of its own. The cores are divided evenly; the remaining ones go, one each, to the stages with the
+    ///   highest cost.
     ///
     /// No thread is pinned. The results do not depend on the devices.
     ///
@@ -29,22 +30,24 @@ impl Backends {
         let gpus = self.names("cuda");
         if !gpus.is_empty() {
             let opened = gpus.iter().map(|name| self.open(name)).collect::<Result<Vec<_>>>()?;
-            return Ok(shared(gpus.len(), layout.blueprints.len()).map(|gpu| Arc::clone(&opened[gpu])).collect());
+            return Ok(gpu_of_each_stage(gpus.len(), layout.blueprints.len())
+                .map(|gpu| Arc::clone(&opened[gpu]))
+                .collect());
         }
         let costs: Vec<f64> = layout.blueprints.iter().map(|stage| stage.flops()).collect();
-        let threads = threads(core_count(), &costs, layout.stages_overlap());
+        let threads = threads_per_device(core_count(), &costs, layout.stages_overlap());
         threads.into_iter().map(|threads| self.open(&format!("cpu:threads={threads}"))).collect()
     }
 }
 
-/// The GPU of each stage.
-fn shared(gpus: usize, stages: usize) -> impl Iterator<Item = usize> {
+/// Returns the GPU of each stage.
+fn gpu_of_each_stage(gpus: usize, stages: usize) -> impl Iterator<Item = usize> {
     let (each, rest) = (stages / gpus, stages % gpus);
     (0..gpus).flat_map(move |gpu| std::iter::repeat_n(gpu, each + usize::from(gpu < rest)))
 }
 
-/// The threads of each device; a single device is for all stages.
-fn threads(cores: usize, costs: &[f64], overlap: bool) -> Vec<usize> {
+/// Returns the number of threads of each device; a single device serves all stages.
+fn threads_per_device(cores: usize, costs: &[f64], overlap: bool) -> Vec<usize> {
     let stages = costs.len();
     if stages < 2 || !overlap || stages > cores {
         return vec![cores];
@@ -52,7 +55,7 @@ fn threads(cores: usize, costs: &[f64], overlap: bool) -> Vec<usize> {
     let mut threads = vec![cores / stages; stages];
     let rest = cores % stages;
     let mut costliest: Vec<usize> = (0..stages).collect();
-    // Stable: where costs are equal or unknown the first stages come first.
+    // The sort is stable: if costs are equal or unknown, the first stages come first.
     costliest.sort_by(|&a, &b| costs[b].total_cmp(&costs[a]));
     costliest.into_iter().take(rest).for_each(|stage| threads[stage] += 1);
     threads
@@ -64,25 +67,25 @@ mod tests {
 
     #[test]
     fn stages_that_are_not_busy_together_share_all_cores() {
-        assert_eq!(threads(6, &[1.0; 4], false), [6]);
-        assert_eq!(threads(6, &[1.0], true), [6]);
-        assert_eq!(threads(1, &[1.0; 4], false), [1]);
+        assert_eq!(threads_per_device(6, &[1.0; 4], false), [6]);
+        assert_eq!(threads_per_device(6, &[1.0], true), [6]);
+        assert_eq!(threads_per_device(1, &[1.0; 4], false), [1]);
     }
 
     #[test]
     fn every_core_is_given_to_one_stage() {
-        assert_eq!(threads(2, &[1.0; 2], true), [1, 1]);
-        assert_eq!(threads(8, &[0.0; 3], true), [3, 3, 2]);
-        assert_eq!(threads(8, &[1.0, 5.0, 2.0], true), [2, 3, 3]);
-        assert_eq!(threads(4, &[1.0, 5.0, 2.0], true), [1, 2, 1]);
+        assert_eq!(threads_per_device(2, &[1.0; 2], true), [1, 1]);
+        assert_eq!(threads_per_device(8, &[0.0; 3], true), [3, 3, 2]);
+        assert_eq!(threads_per_device(8, &[1.0, 5.0, 2.0], true), [2, 3, 3]);
+        assert_eq!(threads_per_device(4, &[1.0, 5.0, 2.0], true), [1, 2, 1]);
         for (cores, stages) in [(2, 2), (7, 3), (64, 5), (64, 64)] {
-            assert_eq!(threads(cores, &vec![1.0; stages], true).iter().sum::<usize>(), cores);
+            assert_eq!(threads_per_device(cores, &vec![1.0; stages], true).iter().sum::<usize>(), cores);
         }
     }
 
     #[test]
     fn neighbours_share_a_gpu() {
-        let gpus = |gpus, stages| shared(gpus, stages).collect::<Vec<_>>();
+        let gpus = |gpus, stages| gpu_of_each_stage(gpus, stages).collect::<Vec<_>>();
         assert_eq!(gpus(2, 5), [0, 0, 0, 1, 1]);
         assert_eq!(gpus(3, 3), [0, 1, 2]);
         assert_eq!(gpus(4, 2), [0, 1]);
@@ -91,7 +94,7 @@ mod tests {
 
     #[test]
     fn more_stages_than_cores_share_them() {
-        assert_eq!(threads(2, &[1.0; 4], true), [2]);
-        assert_eq!(threads(1, &[1.0; 2], true), [1]);
+        assert_eq!(threads_per_device(2, &[1.0; 4], true), [2]);
+        assert_eq!(threads_per_device(1, &[1.0; 2], true), [1]);
     }
 }

@@ -1,7 +1,7 @@
-//! Devices that compute nothing: they sleep given times and pass tensors of the right shapes.
+//! Devices that compute nothing: they sleep for given times and pass on tensors of the right shapes.
 //!
-//! Under the real actors and schedules they show how long a step would take on devices of these speeds, on any machine: a stage that sleeps
-//! needs no core.
+//! The real actors and schedules run on them. This shows on any machine how long a step would take on devices of these speeds: a stage that
+//! sleeps needs no core.
 
 mod name;
 mod part;
@@ -26,9 +26,9 @@ use self::{
 /// | key | milliseconds of |
 /// |---|---|
 /// | `forward-ms` | a forward pass of one micro-batch through the stage |
-/// | `head-ms` | all that a stage's auxiliary head does for one micro-batch |
+/// | `head-ms` | all work of a stage's auxiliary head for one micro-batch |
 /// | `input-gradient-ms` | a backward pass to the input |
-/// | `parameter-gradient-ms` | the parameter gradients after that; if only they are wanted, both times count |
+/// | `parameter-gradient-ms` | the parameter gradients after that; if only they are wanted, both times are spent |
 /// | `update-ms` | an update |
 /// | `transfer-ms` | the transfer of a message to a neighbour |
 ///
@@ -56,7 +56,7 @@ impl Backend for EmulatedBackend {
     }
 
     fn list(&self) -> Vec<(String, String)> {
-        let what = "computes nothing and sleeps as long as it is told, as in emulated:forward-ms=5,input-gradient-ms=5";
+        let what = "computes nothing and sleeps for the given times, as in emulated:forward-ms=5,input-gradient-ms=5";
         vec![("emulated".to_owned(), what.to_owned())]
     }
 }
@@ -82,7 +82,7 @@ impl DeviceHooks for Emulated {
     }
 
     fn optimizer(&self, part: &Part<'_>, _: &OptimizerConfig) -> Result<Box<dyn Optimizer>> {
-        // The stage's update is one, its head's included.
+        // `update-ms` covers the stage and its head.
         Ok(Box::new(match part.kind {
             PartKind::Main => Rest(self.costs.update),
             PartKind::Head => Rest::default(),

@@ -97,8 +97,8 @@ fn devices_are_listed_and_others_refused_with_what_would_be_right() {
         refused(folder.path(), &[&["train", "--out", "run", &devices], &SMALL[..]].concat(), words);
     };
     refused("cuda:99", &["device cuda:99: there", "that this process may use; use cuda:0"]);
-    refused("cuda:one", &["\"one\" is no number", "write cuda:N"]);
-    refused("cuda:0,precision=f16", &["\"f16\" is no precision", "bf16"]);
+    refused("cuda:one", &["\"one\" is not a number", "write cuda:N"]);
+    refused("cuda:0,precision=f16", &["unknown precision \"f16\"", "bf16"]);
 }
 
 #[test]

@@ -4,12 +4,12 @@ use std::{ops::RangeInclusive, str::FromStr};
 
 use interlock::{Error, Result};
 
-/// What a name asks for.
+/// The settings in a device name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CpuName {
-    /// How many threads; none for one a core.
+    /// The number of threads. Default: one for each core.
     pub(super) threads: Option<usize>,
-    /// The cores to pin them to; none to pin nothing.
+    /// The cores to pin the threads to. Default: not pinned.
     pub(super) cores: Option<RangeInclusive<usize>>,
     /// How layers compute. Default: with kernels.
     pub(super) layers: Option<Layers>,
@@ -27,12 +27,12 @@ pub(super) enum Layers {
 const GRAMMAR: &str =
     "write cpu, cpu:threads=N, cpu:cores=A, cpu:cores=A-B or cpu:threads=N,cores=A-B; layers=candle may follow";
 
-/// More threads, or a higher number of a core, is taken for a mistake.
-const MOST: usize = 4096;
+/// The largest number of threads, and the highest number of a core: larger ones are taken for mistakes.
+const MAX_NUMBER: usize = 4096;
 
 fn number(text: &str) -> Option<usize> {
-    let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    text.parse().ok().filter(|&n| plain && n <= MOST)
+    let digits_only = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|&n| digits_only && n <= MAX_NUMBER)
 }
 
 impl FromStr for CpuName {
@@ -46,14 +46,14 @@ impl FromStr for CpuName {
             Some(rest) => rest.strip_prefix(':'),
             None => None,
         };
-        let settings = settings.ok_or_else(|| wrong("this is no name of a CPU device".to_owned()))?;
+        let settings = settings.ok_or_else(|| wrong("this is not the name of a CPU device".to_owned()))?;
         for setting in settings.split(',') {
             let (key, value) =
                 setting.split_once('=').ok_or_else(|| wrong(format!("expected key=value, got {setting:?}")))?;
-            let twice = match key {
+            let is_repeated = match key {
                 "threads" => {
                     let threads = number(value).filter(|&threads| threads > 0);
-                    let bad = || wrong(format!("{value:?} is not a number of threads from 1 to {MOST}"));
+                    let bad = || wrong(format!("{value:?} is not a number of threads from 1 to {MAX_NUMBER}"));
                     this.threads.replace(threads.ok_or_else(bad)?).is_some()
                 }
                 "cores" => {
@@ -66,7 +66,7 @@ impl FromStr for CpuName {
                 "layers" => {
                     let layers = match value {
                         "kernels" => Layers::Kernels,
-                        // The second was its name once.
+                        // `composed` is the former name.
                         "candle" | "composed" => Layers::CandleOperations,
                         _ => return Err(wrong(format!("layers are kernels or candle, not {value:?}"))),
                     };
@@ -74,7 +74,7 @@ impl FromStr for CpuName {
                 }
                 _ => return Err(wrong(format!("unknown setting {key:?}"))),
             };
-            if twice {
+            if is_repeated {
                 return Err(wrong(format!("{key:?} is set twice")));
             }
         }
@@ -104,8 +104,8 @@ mod tests {
     #[test]
     fn bad_names_say_which_part_is_bad() {
         for (name, part) in [
-            ("gpu", "no name of a CPU device"),
-            ("cpu2", "no name of a CPU device"),
+            ("gpu", "not the name of a CPU device"),
+            ("cpu2", "not the name of a CPU device"),
             ("cpu:", "expected key=value, got \"\""),
             ("cpu:0", "expected key=value, got \"0\""),
             ("cpu:threads=0", "\"0\" is not a number of threads"),

@@ -1,4 +1,4 @@
-//! A stream of copies, with memory for what arrives and the tensors and buffers that copies need until they are done.
+//! A stream of copies: allocates the destinations, and keeps the tensors and buffers that copies need until they are done.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +12,7 @@ use super::pinned::Lease;
 /// A stream of copies, and the tensors and buffers that they need.
 pub(super) struct CopyStream {
     stream: Arc<CudaStream>,
-    /// In the order of the copies.
+    /// In the order of the copies, oldest first.
     needed: Mutex<Vec<Needed>>,
 }
 
@@ -31,7 +31,7 @@ impl CopyStream {
         &self.stream
     }
 
-    /// Allocates `count` elements of any value, to be written on this stream, and used and freed on `home`.
+    /// Allocates `count` uninitialized elements, which are written on this stream, and used and freed on `home`.
     ///
     /// The allocation is ordered in this stream: it does not wait for `home`. It belongs to `home` all the same, because candle's operations make
     /// the stream that owns memory wait for whoever wrote it.
@@ -43,7 +43,7 @@ impl CopyStream {
         let context = self.stream.context();
         context.bind_to_thread()?;
         let bytes = count * size_of::<T>();
-        // SAFETY: of this size, freed by the slice; nobody reads it before it is written.
+        // SAFETY: the memory has this size and is freed by the slice; nobody reads it before it is written.
         let mut allocated = unsafe {
             let memory = match context.has_async_alloc() {
                 true => result::malloc_async(self.stream.cu_stream(), bytes)?,
@@ -51,12 +51,12 @@ impl CopyStream {
             };
             home.upgrade_device_ptr::<T>(memory, count)
         };
-        // From now on it is used after it was taken, on any stream.
+        // Records the allocation: every stream that uses the memory waits for it.
         drop(allocated.device_ptr_mut(&self.stream));
         Ok(allocated)
     }
 
-    /// Keeps `tensors` and `buffer` until all copies that the stream has been given so far are done.
+    /// Keeps `tensors` and `buffer` until all copies queued on the stream so far are done.
     pub(super) fn keep(&self, tensors: Vec<Tensor>, buffer: Option<Lease>) -> Result<(), DriverError> {
         let until = self.stream.record_event(None)?;
         let mut needed = self.needed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -64,7 +64,7 @@ impl CopyStream {
         Ok(())
     }
 
-    /// Drops what was kept for copies that are done. Does not wait.
+    /// Drops the tensors and buffers of copies that are done. Does not wait.
     pub(super) fn sweep(&self) -> Result<(), DriverError> {
         let mut needed = self.needed.lock().unwrap_or_else(PoisonError::into_inner);
         let mut done = 0;

@@ -1,7 +1,7 @@
 //! Convolutions by cuDNN, and their gradients.
 //!
-//! Of the algorithms that cuDNN has for gradients only some give the same bits every time; those are taken. In `f32` products are of `f32`, not
-//! of its shorter forms that tensor cores take; `bf16` is there for those.
+//! Gradients use those of cuDNN's algorithms that give the same bits every time. In `f32`, products are computed in full `f32` and not in the
+//! shorter format of tensor cores (TF32); `bf16` uses tensor cores.
 
 use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
@@ -31,14 +31,14 @@ struct Convolution {
     stride: usize,
 }
 
-/// Which of its three tensors is computed of the others.
+/// The tensor, of the three, that is computed from the two others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Wanted {
-    /// `y`, of `x` and `w`.
+    /// `y`, from `x` and `w`.
     Output,
-    /// `∂x`, of the output gradient of `y` and `w`.
+    /// `∂x`, from the output gradient (of `y`) and `w`.
     Input,
-    /// `∂w`, of `x` and the output gradient of `y`.
+    /// `∂w`, from `x` and the output gradient (of `y`).
     Weight,
 }
 
@@ -47,36 +47,36 @@ fn dims(tensor: &Tensor) -> Result<[usize; 4]> {
     Ok([a, b, c, d])
 }
 
-/// `y`, for a window `w` that moves by `stride` over `x` with `padding` zeros on each side.
+/// Returns `y`, for a window `w` that moves by `stride` over `x` with `padding` zeros on each side.
 pub(crate) fn convolve(x: &Tensor, w: &Tensor, padding: usize, stride: usize) -> Result<Tensor> {
-    let (from, window) = (dims(x)?, dims(w)?);
-    let places = |axis: usize| (from[axis] + 2 * padding - window[axis]) / stride + 1;
-    let y = [from[0], window[0], places(2), places(3)];
-    Convolution { wanted: Wanted::Output, x: from, w: window, y, padding, stride }.of(x, w)
+    let (input, window) = (dims(x)?, dims(w)?);
+    let positions = |axis: usize| (input[axis] + 2 * padding - window[axis]) / stride + 1;
+    let y = [input[0], window[0], positions(2), positions(3)];
+    Convolution { wanted: Wanted::Output, x: input, w: window, y, padding, stride }.apply(x, w)
 }
 
-/// `∂x`, shaped as `x`, for an output gradient `c` of `y`.
+/// Returns `∂x`, shaped as `x`, for an output gradient `c` of `y`.
 pub(crate) fn input_gradient(c: &Tensor, w: &Tensor, x: [usize; 4], padding: usize, stride: usize) -> Result<Tensor> {
-    Convolution { wanted: Wanted::Input, x, w: dims(w)?, y: dims(c)?, padding, stride }.of(c, w)
+    Convolution { wanted: Wanted::Input, x, w: dims(w)?, y: dims(c)?, padding, stride }.apply(c, w)
 }
 
-/// `∂w`, shaped as `w`, for an output gradient `c` of `y`.
+/// Returns `∂w`, shaped as `w`, for an output gradient `c` of `y`.
 pub(crate) fn weight_gradient(x: &Tensor, c: &Tensor, w: [usize; 4], padding: usize, stride: usize) -> Result<Tensor> {
-    Convolution { wanted: Wanted::Weight, x: dims(x)?, w, y: dims(c)?, padding, stride }.of(x, c)
+    Convolution { wanted: Wanted::Weight, x: dims(x)?, w, y: dims(c)?, padding, stride }.apply(x, c)
 }
 
-/// What one thread has of cuDNN for one device, whose handles must stay on their thread.
-struct Here {
+/// One thread's cuDNN handle for one device. Handles must stay on their thread.
+struct ThreadHandle {
     cudnn: Arc<Cudnn>,
-    /// The algorithms that cuDNN's heuristics chose.
-    chosen: HashMap<(Convolution, DType), sys::cudnnConvolutionFwdAlgo_t>,
+    /// The forward algorithms that cuDNN's heuristics chose.
+    forward_algorithms: HashMap<(Convolution, DType), sys::cudnnConvolutionFwdAlgo_t>,
 }
 
 thread_local! {
-    static HERE: RefCell<HashMap<DeviceId, Here>> = RefCell::default();
+    static HANDLES: RefCell<HashMap<DeviceId, ThreadHandle>> = RefCell::default();
 }
 
-fn whole_numbers(dims: [usize; 4]) -> candle_core::Result<[i32; 4]> {
+fn to_i32(dims: [usize; 4]) -> candle_core::Result<[i32; 4]> {
     let mut numbers = [0; 4];
     for (number, dim) in numbers.iter_mut().zip(dims) {
         *number = i32::try_from(dim).map_err(candle_core::Error::wrap)?;
@@ -85,11 +85,11 @@ fn whole_numbers(dims: [usize; 4]) -> candle_core::Result<[i32; 4]> {
 }
 
 impl Convolution {
-    fn of(self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    fn apply(self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         Ok(a.contiguous()?.apply_op2_no_bwd(&b.contiguous()?, &self)?)
     }
 
-    fn result(&self) -> [usize; 4] {
+    fn result_dims(&self) -> [usize; 4] {
         match self.wanted {
             Wanted::Output => self.y,
             Wanted::Input => self.x,
@@ -97,29 +97,29 @@ impl Convolution {
         }
     }
 
-    /// Computes the wanted tensor of the two others.
+    /// Computes the wanted tensor from the two others.
     fn run<T>(&self, a: &CudaView<'_, T>, b: &CudaView<'_, T>, device: &CudaDevice) -> candle_core::Result<CudaSlice<T>>
     where
         T: DeviceRepr + WithDType + CudnnDataType,
     {
-        HERE.with_borrow_mut(|here| {
-            let here = match here.entry(device.id()) {
+        HANDLES.with_borrow_mut(|handles| {
+            let handle = match handles.entry(device.id()) {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::hash_map::Entry::Vacant(entry) => {
                     let stream = device.cuda_stream();
-                    // It takes for granted that this works.
+                    // `Cudnn::new` expects that the context can be bound.
                     stream.context().bind_to_thread()?;
                     let cudnn = Cudnn::new(stream)?;
-                    entry.insert(Here { cudnn, chosen: HashMap::new() })
+                    entry.insert(ThreadHandle { cudnn, forward_algorithms: HashMap::new() })
                 }
             };
-            self.run_by(here, a, b, device)
+            self.run_with(handle, a, b, device)
         })
     }
 
-    fn run_by<T>(
+    fn run_with<T>(
         &self,
-        here: &mut Here,
+        handle: &mut ThreadHandle,
         a: &CudaView<'_, T>,
         b: &CudaView<'_, T>,
         device: &CudaDevice,
@@ -127,24 +127,24 @@ impl Convolution {
     where
         T: DeviceRepr + WithDType + CudnnDataType,
     {
-        let Here { cudnn, chosen } = here;
+        let ThreadHandle { cudnn, forward_algorithms } = handle;
         let Descriptors { conv, x, w, y } = &self.describe::<T>(cudnn)?;
         let stream = device.cuda_stream();
         let workspace = |bytes: usize| match bytes {
             0 => Ok(None),
-            // SAFETY: bytes that cuDNN writes before it reads them.
+            // SAFETY: cuDNN writes these bytes before it reads them.
             bytes => unsafe { stream.alloc::<u8>(bytes) }.map(Some),
         };
         // SAFETY: cuDNN writes every element below.
-        let mut result = unsafe { stream.alloc::<T>(self.result().iter().product()) }?;
+        let mut result = unsafe { stream.alloc::<T>(self.result_dims().iter().product()) }?;
         let factors = (T::from_f64(1.0), T::from_f64(0.0));
         match self.wanted {
             Wanted::Output => {
                 let op = ConvForward { conv, x, w, y };
                 let key = (*self, T::DTYPE);
-                let algorithm = match chosen.get(&key) {
+                let algorithm = match forward_algorithms.get(&key) {
                     Some(&algorithm) => algorithm,
-                    None => *chosen.entry(key).or_insert(op.pick_algorithm()?),
+                    None => *forward_algorithms.entry(key).or_insert(op.pick_algorithm()?),
                 };
                 let mut workspace = workspace(op.get_workspace_size(algorithm)?)?;
                 // SAFETY: the descriptors have the shapes and the type of these contiguous tensors.
@@ -170,7 +170,7 @@ impl Convolution {
 
     fn describe<T: CudnnDataType + WithDType>(&self, cudnn: &Arc<Cudnn>) -> candle_core::Result<Descriptors<T>> {
         let nchw = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
-        let [padding, stride, ..] = whole_numbers([self.padding, self.stride, 0, 0])?;
+        let [padding, stride, ..] = to_i32([self.padding, self.stride, 0, 0])?;
         let cross = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
         let mut conv = cudnn.create_conv2d::<f32>([padding; 2], [stride; 2], [1; 2], cross)?;
         conv.set_math_type(match T::DTYPE {
@@ -179,9 +179,9 @@ impl Convolution {
         })?;
         Ok(Descriptors {
             conv,
-            x: cudnn.create_4d_tensor::<T>(nchw, whole_numbers(self.x)?)?,
-            w: cudnn.create_4d_filter::<T>(nchw, whole_numbers(self.w)?)?,
-            y: cudnn.create_4d_tensor::<T>(nchw, whole_numbers(self.y)?)?,
+            x: cudnn.create_4d_tensor::<T>(nchw, to_i32(self.x)?)?,
+            w: cudnn.create_4d_filter::<T>(nchw, to_i32(self.w)?)?,
+            y: cudnn.create_4d_tensor::<T>(nchw, to_i32(self.y)?)?,
         })
     }
 }
@@ -194,14 +194,14 @@ struct Descriptors<T: CudnnDataType> {
     y: TensorDescriptor<T>,
 }
 
-/// The elements of a contiguous tensor.
+/// Returns the elements of a contiguous tensor.
 fn view<'a, T: CudaDType + DeviceRepr>(
     slice: &'a CudaSlice<T>,
     layout: &Layout,
 ) -> candle_core::Result<CudaView<'a, T>> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(slice.slice(start..end)),
-        None => candle_core::bail!("a convolution of a tensor that is not contiguous"),
+        None => candle_core::bail!("cuDNN convolutions need contiguous tensors"),
     }
 }
 
@@ -235,8 +235,8 @@ impl CustomOp2 for Convolution {
             (CudaStorageSlice::BF16(a), CudaStorageSlice::BF16(b)) => {
                 CudaStorage::wrap_cuda_slice(self.run(&view(a, a_layout)?, &view(b, b_layout)?, &device)?, device)
             }
-            _ => candle_core::bail!("a convolution of other types than two of f32 or two of bf16"),
+            _ => candle_core::bail!("cuDNN convolutions need two tensors of f32 or two of bf16"),
         };
-        Ok((storage, Shape::from_dims(&self.result())))
+        Ok((storage, Shape::from_dims(&self.result_dims())))
     }
 }

@@ -11,7 +11,7 @@ pub(super) struct Description {
     pub(super) capability: (i32, i32),
 }
 
-/// How many GPUs this process may use.
+/// Returns the number of GPUs that this process may use.
 ///
 /// # Errors
 /// If there is none, or the driver does not work; `device` is the name that was asked for.
@@ -23,7 +23,7 @@ pub(super) fn count(device: &str) -> Result<usize> {
     }
 }
 
-/// GPU number `ordinal`.
+/// Describes GPU number `ordinal`.
 pub(super) fn describe(ordinal: usize) -> std::result::Result<Description, DriverError> {
     use sys::CUdevice_attribute as Attribute;
     let number = i32::try_from(ordinal).map_err(|_| DriverError(sys::CUresult::CUDA_ERROR_INVALID_DEVICE))?;
@@ -41,7 +41,7 @@ pub(super) fn describe(ordinal: usize) -> std::result::Result<Description, Drive
     }
 }
 
-/// The version of CUDA that the driver is for, such as 13.0; none where it does not tell.
+/// Returns the version of CUDA that the driver supports, such as 13.0, or none if the driver does not tell.
 pub(super) fn version() -> Option<(i32, i32)> {
     let mut version = 0;
     // SAFETY: the driver writes a number there.
@@ -59,19 +59,19 @@ fn no_device(device: &str) -> Error {
 
 /// Returns the error for a GPU that does not exist.
 pub(super) fn wrong_ordinal(device: &str, count: usize) -> Error {
-    let right = match count {
+    let remedy = match count {
         1 => "use cuda:0".to_owned(),
         several => format!("use cuda:0 to cuda:{}", several - 1),
     };
     let there = if count == 1 { "there is one GPU".to_owned() } else { format!("there are {count} GPUs") };
-    Error::invalid(format!("device {device}"), format!("{there} that this process may use"), right)
+    Error::invalid(format!("device {device}"), format!("{there} that this process may use"), remedy)
 }
 
-/// Explains a failure to open `device`. Errors are recognized by their names, which stay when they are wrapped.
+/// Explains a failure to open `device`. Errors are recognized by their names, which remain in the text when they are wrapped.
 pub(super) fn refused(device: &str, error: impl std::fmt::Display) -> Error {
     let text = error.to_string();
     let is = |name: &str| text.contains(name);
-    let needs = match version() {
+    let driver_version = match version() {
         Some((major, minor)) => format!("the driver is for CUDA {major}.{minor}"),
         None => "the driver does not tell its version".to_owned(),
     };
@@ -86,7 +86,7 @@ pub(super) fn refused(device: &str, error: impl std::fmt::Display) -> Error {
         )
     } else if is("CUDA_ERROR_UNSUPPORTED_PTX_VERSION") {
         (
-            format!("{needs}, older than the toolkit that this program was built with"),
+            format!("{driver_version}, older than the toolkit that this program was built with"),
             "update the driver, or build with a toolkit that is no newer than it",
         )
     } else if is("CUDA_ERROR_NO_BINARY_FOR_GPU") || is("CUDA_ERROR_INVALID_PTX") {
@@ -105,12 +105,12 @@ pub(super) fn refused(device: &str, error: impl std::fmt::Display) -> Error {
             "end that process, or let processes share the GPU: nvidia-smi -c 0",
         )
     } else {
-        (format!("it does not work: {text}; {needs}"), "see what nvidia-smi says of it")
+        (format!("it does not work: {text}; {driver_version}"), "see what nvidia-smi reports about it")
     };
     Error::invalid(format!("device {device}"), problem, remedy)
 }
 
-/// Whether an error says that a GPU's memory did not suffice.
+/// Returns whether an error says that a GPU is out of memory.
 pub(super) fn is_out_of_memory(text: &str) -> bool {
     [
         "CUDA_ERROR_OUT_OF_MEMORY",
@@ -124,19 +124,19 @@ pub(super) fn is_out_of_memory(text: &str) -> bool {
 
 /// Returns the error for a GPU that is out of memory; `memory` is its free and its total memory, in bytes.
 pub(super) fn out_of_memory(device: &str, memory: Option<(usize, usize)>) -> Error {
-    let of = match memory {
+    let free = match memory {
         Some((free, total)) => format!(": {} of {} are free", gibibytes(free), gibibytes(total)),
         None => String::new(),
     };
     Error::invalid(
         format!("device {device}"),
-        format!("out of memory{of}"),
+        format!("out of memory{free}"),
         "end other processes on the GPU, cut the batch into more micro-batches, keep activations as bf16 or recompute them, \
          or cut the model into more stages",
     )
 }
 
-/// Bytes for people.
+/// Formats a number of bytes as GiB.
 pub(super) fn gibibytes(bytes: usize) -> String {
     format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }

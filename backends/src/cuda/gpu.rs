@@ -17,25 +17,25 @@ pub(super) struct Gpu {
     /// The stream on which tensors are copied to the host, and through it to GPUs that cannot read this one's memory.
     pub(super) departures: Arc<CudaStream>,
     pub(super) pinned: Arc<Pool>,
-    /// By ordinal, whether this GPU reads the memory of that one.
+    /// Whether this GPU can read the memory of another, by the other's ordinal.
     peers: Mutex<HashMap<usize, bool>>,
 }
 
 /// Every GPU in use, one value for each.
 static IN_USE: Mutex<Option<HashMap<usize, Weak<Gpu>>>> = Mutex::new(None);
 
-/// An access to a pool's memory, as the driver's interface lays it out.
+/// A description of access to a pool's memory, laid out as `CUmemAccessDesc` of the driver.
 #[repr(C)]
 struct Access {
-    /// 1: a device.
+    /// 1: the memory is accessed by a device.
     kind: c_int,
     device: c_int,
-    /// 3: to read and to write.
+    /// 3: read and write.
     flags: c_int,
 }
 
 impl Gpu {
-    /// GPU number `ordinal`, the same for everyone who uses it.
+    /// Returns GPU number `ordinal`. All its users share one value.
     pub(super) fn of(ordinal: usize) -> Result<Arc<Self>, DriverError> {
         let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
         let in_use = in_use.get_or_insert_default();
@@ -78,7 +78,7 @@ impl Gpu {
             Err(error) => return Err(error),
         }
         if other.context.has_async_alloc() {
-            // What comes from a pool is not covered by access to the context.
+            // Access to the context does not cover the memory of its pool.
             let access = Access { kind: 1, device: here, flags: 3 };
             // SAFETY: the driver's description of an access has this layout.
             unsafe { sys::cuMemPoolSetAccess(pool_of(&other.context)?, (&raw const access).cast(), 1) }.result()?;
@@ -87,7 +87,7 @@ impl Gpu {
     }
 }
 
-/// The pool that a GPU's stream-ordered memory comes from.
+/// Returns the pool that a GPU's stream-ordered memory comes from.
 fn pool_of(context: &CudaContext) -> Result<sys::CUmemoryPool, DriverError> {
     let mut pool = std::ptr::null_mut();
     // SAFETY: the device is one of the driver's, and it writes a handle.
@@ -95,7 +95,7 @@ fn pool_of(context: &CudaContext) -> Result<sys::CUmemoryPool, DriverError> {
     Ok(pool)
 }
 
-/// Memory that is freed stays with the process for the next allocation, instead of going back to the system at every synchronization.
+/// Keeps freed memory with the process for the next allocation, instead of returning it to the system at every synchronization.
 fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
     let mut threshold = u64::MAX;
     let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;

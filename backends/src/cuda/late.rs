@@ -1,4 +1,4 @@
-//! Numbers and moments of a GPU that the host reads later.
+//! Values and times of a GPU that the host reads later.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -13,7 +13,7 @@ use interlock::{Error, Mark, Reading, Result};
 
 use super::{gpu::Gpu, pinned::Lease, transfer::failed};
 
-/// Numbers on their way to the host.
+/// Values on their way to the host.
 struct Numbers {
     arrived: CudaEvent,
     buffer: Lease,
@@ -33,7 +33,7 @@ impl Reading for Numbers {
 
 impl Drop for Numbers {
     fn drop(&mut self) {
-        // The buffer may be used again only when nothing is written there any more.
+        // The pool may reuse the buffer only once the copy to it is done.
         let _ = self.arrived.synchronize();
     }
 }
@@ -51,14 +51,14 @@ pub(super) fn read(values: &Tensor, gpu: &Gpu) -> Result<Box<dyn Reading>> {
         let mut buffer = gpu.pinned.take(values.elem_count() * size_of::<f64>())?;
         let (start, _read) = slice.device_ptr(&stream);
         stream.context().bind_to_thread()?;
-        // SAFETY: both ranges have as many bytes; the buffer is kept until the event has passed, and the numbers are freed behind this copy.
+        // SAFETY: both ranges have as many bytes; the buffer is kept until the event has passed, and the stream frees the values after this copy.
         unsafe { result::memcpy_dtoh_async(buffer.bytes_mut(), start, stream.cu_stream()) }?;
         Ok(Numbers { arrived: stream.record_event(None)?, buffer })
     };
     Ok(Box::new(begin().map_err(failed)?))
 }
 
-/// A moment that both host and GPU know.
+/// A time known to both the host and the GPU.
 struct Anchor {
     event: Arc<CudaEvent>,
     instant: Instant,
@@ -70,8 +70,8 @@ pub(super) struct Clock {
     anchor: Arc<Mutex<Arc<Anchor>>>,
 }
 
-/// Durations are measured in milliseconds as `f32`: to stay exact they are counted from an anchor that is moved on.
-const DRIFT: Duration = Duration::from_secs(1);
+/// The greatest age of an anchor. The driver gives durations in milliseconds as `f32`; they stay exact because an older anchor is replaced.
+const MAX_ANCHOR_AGE: Duration = Duration::from_secs(1);
 
 struct Moment {
     event: Arc<CudaEvent>,
@@ -98,14 +98,14 @@ impl Clock {
 impl Mark for Moment {
     fn instant(&self) -> Result<Instant> {
         let anchor = Arc::clone(&self.anchor.lock().unwrap_or_else(PoisonError::into_inner));
-        // Negative where the anchor was moved past this moment.
+        // Negative if the anchor was replaced by one later than this mark.
         let seconds = f64::from(anchor.event.elapsed_ms(&self.event).map_err(failed)?) / 1e3;
         let distance = Duration::from_secs_f64(seconds.abs());
         let instant = match seconds < 0.0 {
             true => anchor.instant.checked_sub(distance).unwrap_or(anchor.instant),
             false => anchor.instant + distance,
         };
-        if seconds > DRIFT.as_secs_f64() {
+        if seconds > MAX_ANCHOR_AGE.as_secs_f64() {
             let event = Arc::clone(&self.event);
             *self.anchor.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(Anchor { event, instant });
         }

@@ -4,34 +4,37 @@ use std::{fmt, str::FromStr};
 
 use interlock::{Error, Precision, Result};
 
-/// What a name asks for.
+/// The settings in a device name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CudaName {
     /// The number of the GPU, as `nvidia-smi` and `CUDA_VISIBLE_DEVICES` count.
     pub(super) ordinal: usize,
-    /// In which precision layers compute.
+    /// The precision in which layers compute.
     pub(super) precision: Precision,
 }
 
-const GRAMMAR: &str = "write cuda:N or cuda:N,precision=bf16, N the number of the GPU";
+const GRAMMAR: &str = "write cuda:N or cuda:N,precision=bf16, where N is the number of the GPU";
 
 impl FromStr for CudaName {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
         let wrong = |problem: String| Error::invalid(format!("device {name}"), problem, GRAMMAR);
-        let settings = name.strip_prefix("cuda:").ok_or_else(|| wrong("this names no GPU".to_owned()))?;
+        let settings =
+            name.strip_prefix("cuda:").ok_or_else(|| wrong("this is not the name of a CUDA device".to_owned()))?;
         let mut settings = settings.split(',');
         let number = settings.next().unwrap_or_default();
-        let plain = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
-        let ordinal = number.parse().ok().filter(|_| plain).ok_or_else(|| wrong(format!("{number:?} is no number")))?;
+        let digits_only = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+        let ordinal =
+            number.parse().ok().filter(|_| digits_only).ok_or_else(|| wrong(format!("{number:?} is not a number")))?;
         let mut precision = None;
         for setting in settings {
-            let (key, value) = setting.split_once('=').ok_or_else(|| wrong(format!("{setting:?} sets nothing")))?;
+            let (key, value) =
+                setting.split_once('=').ok_or_else(|| wrong(format!("expected key=value, got {setting:?}")))?;
             let value = match (key, value) {
                 ("precision", "f32") => Precision::F32,
                 ("precision", "bf16") => Precision::Bf16,
-                ("precision", _) => return Err(wrong(format!("{value:?} is no precision; there are f32 and bf16"))),
+                ("precision", _) => return Err(wrong(format!("unknown precision {value:?}"))),
                 _ => return Err(wrong(format!("unknown setting {key:?}"))),
             };
             if precision.replace(value).is_some() {
@@ -68,13 +71,13 @@ mod tests {
     #[test]
     fn bad_names_say_which_part_is_bad() {
         for (name, part) in [
-            ("cuda", "this names no GPU"),
-            ("cuda:", "\"\" is no number"),
-            ("cuda:-1", "\"-1\" is no number"),
-            ("cuda:+1", "\"+1\" is no number"),
-            ("cuda:99999999999999999999", "is no number"),
-            ("cuda:0,bf16", "\"bf16\" sets nothing"),
-            ("cuda:0,precision=f16", "\"f16\" is no precision"),
+            ("cuda", "this is not the name of a CUDA device"),
+            ("cuda:", "\"\" is not a number"),
+            ("cuda:-1", "\"-1\" is not a number"),
+            ("cuda:+1", "\"+1\" is not a number"),
+            ("cuda:99999999999999999999", "is not a number"),
+            ("cuda:0,bf16", "expected key=value, got \"bf16\""),
+            ("cuda:0,precision=f16", "unknown precision \"f16\""),
             ("cuda:0,threads=2", "unknown setting \"threads\""),
             ("cuda:0,precision=f32,precision=bf16", "\"precision\" is set twice"),
         ] {

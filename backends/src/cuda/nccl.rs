@@ -1,14 +1,14 @@
 //! Activations and gradients between GPUs of several processes, by NCCL.
 //!
-//! A boundary between two processes has a *channel* in each direction: an [`NcclSender`] in one process and an [`NcclReceiver`] in the other. Both join
-//! with the same [`NcclId`], which the processes exchange by other means. Each channel has a communicator and a stream of its own, so that an
+//! A boundary between two processes has a *channel* in each direction: an [`NcclSender`] in one process and an [`NcclReceiver`] in the other. Both
+//! join with the same [`NcclId`], which the processes exchange by other means. Each channel has a communicator and a stream of its own, so that an
 //! activation and a gradient can cross at the same time. Tensors must be received in the order in which they were sent, with the same shapes and
-//! dtypes; the processes exchange these by messages of their own.
+//! dtypes; the processes must tell each other these by other means.
 //!
 //! A channel ends with `finish` in both processes, which waits until everything has arrived. A sender or receiver that is dropped without `finish`
 //! waits for a short time, and then aborts the transfers that are left.
 //!
-//! The host waits only while it joins and finishes. NCCL does not report that the other process has died: whoever runs the processes must.
+//! The host waits only while it joins and finishes. NCCL does not report that the other process has died: whoever runs the processes must notice.
 
 mod end;
 
@@ -40,7 +40,7 @@ use super::{
 pub struct NcclId([u8; 128]);
 
 impl NcclId {
-    /// A new one.
+    /// Creates a new id.
     ///
     /// # Errors
     /// If NCCL finds no network interface to listen on.
@@ -51,7 +51,7 @@ impl NcclId {
 }
 
 impl fmt::Display for NcclId {
-    /// 256 hexadecimal digits.
+    /// Writes 256 hexadecimal digits.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
@@ -61,7 +61,8 @@ impl FromStr for NcclId {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::invalid("NCCL id", format!("{text:?}"), "give the 256 hexadecimal digits of an id");
+        let wrong =
+            || Error::invalid("NCCL id", format!("{text:?} is not an id"), "give the 256 hexadecimal digits of an id");
         let mut bytes = [0; 128];
         if text.len() != 2 * bytes.len() || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(wrong());
@@ -78,14 +79,14 @@ fn refused(what: &str, error: NcclError) -> Error {
     Error::invalid(
         "NCCL",
         format!("{what} failed: {:?}", error.0),
-        "see that the other process is alive; NCCL_DEBUG=INFO makes NCCL tell more",
+        "see that the other process is alive; NCCL_DEBUG=INFO makes NCCL log more",
     )
 }
 
 /// Sends activations, or gradients, to a stage of another process.
 ///
-/// [`finish`](Self::finish) ends it when everything is sent. Without `finish`, dropping it waits at most 10 s, ignores errors, and aborts the transfers
-/// that are left: messages that the receiver has not taken by then are lost, and neither process gets an error.
+/// [`finish`](Self::finish) ends it when everything is sent. Without `finish`, dropping it waits at most 10 s, ignores errors, and aborts the
+/// transfers that are left: messages that the receiver has not taken by then are lost, and neither process gets an error.
 pub struct NcclSender {
     end: ChannelEnd,
     device: Arc<CudaStageDevice>,
@@ -134,7 +135,7 @@ impl NcclSender {
         let (start, _read) = elements.device_ptr(stream);
         let byte = sys::ncclDataType_t::ncclUint8;
         self.end.group("sending", || {
-            // SAFETY: so many bytes are there, and are kept until they are sent.
+            // SAFETY: the slice has this many bytes, and is kept until they are sent.
             unsafe {
                 result::send(
                     start as _,
@@ -153,8 +154,8 @@ impl NcclSender {
 /// Receives activations, or gradients, from a stage of another process.
 ///
 /// [`finish`](Self::finish) ends it when every tensor has arrived. Without `finish`, dropping it waits at most 10 s, ignores errors, and aborts the
-/// transfers that are left. A tensor that has not arrived by then is NaN if its dtype is a floating-point one, and has all bits set otherwise: a stage
-/// that computes with it fails.
+/// transfers that are left. A tensor that has not arrived by then is NaN if its dtype is a floating-point one, and has all bits set otherwise: a
+/// stage that computes with it fails.
 pub struct NcclReceiver {
     end: ChannelEnd,
     device: Arc<CudaStageDevice>,
@@ -172,8 +173,8 @@ impl NcclReceiver {
         Ok(Self { end: ChannelEnd::join(&device, id, RECEIVER, limit)?, device })
     }
 
-    /// Receives the next tensors, of these dtypes and shapes. Returns at once; what the device computes with them waits until they have arrived. Call
-    /// [`finish`](Self::finish) before this receiver is dropped, so that they do.
+    /// Receives the next tensors, of these dtypes and shapes. Returns at once; operations of the device that use them wait until they have arrived.
+    /// Call [`finish`](Self::finish) before this receiver is dropped, so that they do.
     ///
     /// # Errors
     /// If tensors of a dtype cannot be sent, or NCCL fails.
@@ -206,12 +207,12 @@ impl NcclReceiver {
         {
             let (start, _written) = elements.device_ptr_mut(stream);
             stream.context().bind_to_thread().map_err(failed)?;
-            // SAFETY: so many bytes have just been allocated.
+            // SAFETY: this many bytes have just been allocated.
             unsafe { driver_result::memset_d8_async(start, NOT_RECEIVED, bytes, stream.cu_stream()) }
                 .map_err(failed)?;
             let byte = sys::ncclDataType_t::ncclUint8;
             self.end.group("receiving", || {
-                // SAFETY: so many bytes have just been allocated.
+                // SAFETY: this many bytes have just been allocated.
                 unsafe {
                     result::recv(start as _, bytes, byte, SENDER, self.end.communicator(), stream.cu_stream().cast())
                 }

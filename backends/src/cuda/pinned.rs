@@ -1,4 +1,4 @@
-//! Page-locked memory of the host, through which copies between host and GPU go without either waiting.
+//! Page-locked memory of the host, for copies between host and GPU that neither waits for.
 
 use std::{
     ptr::NonNull,
@@ -8,7 +8,7 @@ use std::{
 
 use candle_core::cuda::cudarc::driver::{CudaContext, DriverError, result, sys};
 
-/// Buffers that are free to be used again. Page-locking is slow, so none is given back before the pool goes.
+/// Buffers to use again. Page-locking is slow, so no buffer is returned to the system before the pool is dropped.
 #[derive(Debug)]
 pub(super) struct Pool {
     context: Arc<CudaContext>,
@@ -24,16 +24,16 @@ struct Pinned {
 // SAFETY: the memory belongs to this value alone.
 unsafe impl Send for Pinned {}
 
-/// A buffer in use. It goes back to its pool when this is dropped, which must be after all copies to and from it are done.
+/// A buffer in use. Dropping this returns the buffer to its pool; all copies to and from it must be done by then.
 #[derive(Debug)]
 pub(super) struct Lease {
     pool: Arc<Pool>,
-    /// Always there until this is dropped.
+    /// Some until this is dropped.
     pinned: Option<Pinned>,
     bytes: usize,
 }
 
-/// The least that is page-locked at once.
+/// The size of the smallest buffer, in bytes.
 const PAGE: usize = 4096;
 
 impl Pool {
@@ -41,7 +41,7 @@ impl Pool {
         Arc::new(Self { context, free: Mutex::new(Vec::new()) })
     }
 
-    /// A buffer of `bytes` bytes, whatever they hold.
+    /// Returns a buffer of `bytes` bytes with any contents.
     ///
     /// # Errors
     /// If the system gives no more page-locked memory.
@@ -55,10 +55,10 @@ impl Pool {
             Some(pinned) => pinned,
             None => {
                 self.context.bind_to_thread()?;
-                // SAFETY: a current context is all that this needs. Portable: for copies of every GPU.
+                // SAFETY: this needs only a current context. Portable memory serves copies of every GPU.
                 let memory = unsafe { result::malloc_host(capacity, sys::CU_MEMHOSTALLOC_PORTABLE) }?;
-                // The driver leaves memory unset, which a slice of it must not be.
-                // SAFETY: so many bytes have just been given.
+                // The driver does not initialize the memory, and a slice of it must be initialized.
+                // SAFETY: this many bytes have just been allocated.
                 unsafe { memory.cast::<u8>().write_bytes(0, capacity) };
                 let out_of_memory = DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY);
                 Pinned { memory: NonNull::new(memory.cast()).ok_or(out_of_memory)?, capacity }
@@ -70,7 +70,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // Where the context cannot be bound the driver is gone, and its memory with it.
+        // If the context cannot be bound, the driver has shut down and freed its memory.
         if self.context.bind_to_thread().is_ok() {
             for pinned in self.free.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
                 // SAFETY: the memory came from `malloc_host` and is used by nobody: leases keep the pool alive.
@@ -88,13 +88,13 @@ impl Lease {
         }
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: the buffer has at least so many bytes, all set once, and nobody else uses it.
+        // SAFETY: the buffer has at least this many bytes, all initialized, and nobody else uses it.
         unsafe { slice::from_raw_parts(self.memory(), self.bytes) }
     }
 
-    /// The bytes, to be written.
+    /// Returns the bytes, to write to.
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as `bytes`, and borrowed mutably.
         unsafe { slice::from_raw_parts_mut(self.memory(), self.bytes) }

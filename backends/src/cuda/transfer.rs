@@ -10,9 +10,10 @@
 //! receiver's stream  … computes ──────────────────────────── waits ─ computes with x
 //! ```
 //!
-//! - *written* is an event that the sender records when it releases `y`; waiting for it, and not for all that the sender has been given since.
-//! - *done* is an event of the landing. `y` is kept until it has passed, then dropped: freed earlier, its memory could be another tensor's while
-//!   it is read; freed in the order of the sender's stream with a wait for the copy, the sender would stand still.
+//! - *written* is an event that the sender records when it releases `y`. The landing waits for this event, and not for work that the sender queues
+//!   after it.
+//! - *done* is an event of the landing. `y` is kept until it has passed, and then dropped. If `y` were freed earlier, its memory could become
+//!   another tensor's while the copy reads it; if the sender's stream waited for the copy before it freed `y`, the sender would stand still.
 //! - Between GPUs that can read each other's memory the copy goes from peer to peer, else through page-locked memory of the host, as between
 //!   CPU and GPU.
 //!
@@ -33,7 +34,7 @@ use interlock::{Error, Result};
 
 use super::{copy_stream::CopyStream, gpu::Gpu, pinned::Lease};
 
-/// Calls a function of the elements, whatever their type, of a `CudaStorageSlice` or a `CpuStorage`; others than these are refused.
+/// Calls an expression with the elements of a `CudaStorageSlice` or a `CpuStorage`, for each supported element type; other types are refused.
 macro_rules! of_any_type {
     ($kind:ident, $storage:expr, $elements:ident => $call:expr) => {
         match $storage {
@@ -48,7 +49,7 @@ macro_rules! of_any_type {
             $kind::F64($elements) => $call,
             _ => Err(Error::invalid(
                 "transfer",
-                "a tensor of a dtype that does not travel",
+                "a tensor of a dtype that cannot be copied between devices",
                 "convert it before it is sent",
             )),
         }
@@ -57,7 +58,7 @@ macro_rules! of_any_type {
 #[cfg(feature = "nccl")]
 pub(super) use of_any_type;
 
-/// Calls an expression with the type of the elements of a dtype: of the same dtypes as `of_any_type!`.
+/// Calls an expression with the element type of a dtype, for the same dtypes as `of_any_type!`.
 #[cfg(feature = "nccl")]
 macro_rules! of_any_dtype {
     ($dtype:expr, $element:ident => $call:expr) => {{
@@ -70,7 +71,7 @@ macro_rules! of_any_dtype {
             $(DType::$name => { type $element = $type; $call })*
             other => Err(Error::invalid(
                 "transfer",
-                format!("a tensor of {}, which does not travel", other.as_str()),
+                format!("a tensor of {}, which cannot be copied between devices", other.as_str()),
                 "convert it before it is sent",
             )),
         }
@@ -82,7 +83,7 @@ pub(super) use of_any_dtype;
 /// Where tensors from other devices arrive on a GPU.
 pub(super) struct Landing {
     gpu: Arc<Gpu>,
-    /// The stage's own.
+    /// The stage's own device.
     device: CudaDevice,
     /// A tensor of the device, for operations that need one.
     anchor: Tensor,
@@ -95,23 +96,23 @@ pub(super) fn failed(error: DriverError) -> Error {
 
 impl Landing {
     pub(super) fn new(gpu: Arc<Gpu>, device: CudaDevice, anchor: Tensor) -> Result<Self> {
-        // Of the context's object that the stage's stream has, whose count of streams turns on its events.
+        // A stream of the same context value that the stage's stream has: that value counts its streams, and uses events only if there are several.
         let stream = device.cuda_stream().context().new_stream().map_err(failed)?;
         Ok(Self { gpu, device, anchor, copies: CopyStream::new(stream) })
     }
 
-    /// The stage's own device, with the stream that computes.
+    /// Returns the stage's own device, with the stream that computes.
     #[cfg(feature = "nccl")]
     pub(super) fn device(&self) -> &CudaDevice {
         &self.device
     }
 
-    /// On which tensors arrive.
+    /// Returns the stream on which tensors arrive.
     fn stream(&self) -> &Arc<CudaStream> {
         self.copies.stream()
     }
 
-    /// `tensor`, which is on another device or of another stage, here.
+    /// Copies `tensor`, of another device or another stage, to this stage's device.
     pub(super) fn take(&self, tensor: &Tensor) -> Result<Tensor> {
         self.sweep()?;
         let tensor = tensor.detach().contiguous()?;
@@ -136,7 +137,7 @@ impl Landing {
 
     fn upload<T: DeviceRepr + CudaDType>(&self, source: &[T]) -> std::result::Result<CudaStorage, DriverError> {
         let mut buffer = self.gpu.pinned.take(size_of_val(source))?;
-        // SAFETY: a slice of numbers is one of bytes.
+        // SAFETY: the bytes of a slice of numbers are initialized.
         let bytes = unsafe { slice::from_raw_parts(source.as_ptr().cast::<u8>(), size_of_val(source)) };
         buffer.bytes_mut().copy_from_slice(bytes);
         let mut landed = self.copies.allocate::<T>(&self.device.cuda_stream(), source.len())?;
@@ -145,7 +146,7 @@ impl Landing {
         Ok(T::wrap_cuda_slice(landed, self.device.clone()))
     }
 
-    /// Copies a buffer of the host to `landed`, on the landing.
+    /// Copies a buffer of the host to `landed`, on the landing's stream.
     fn write<T: DeviceRepr>(&self, buffer: &Lease, landed: &mut CudaSlice<T>) -> std::result::Result<(), DriverError> {
         let (to, _written) = landed.device_ptr_mut(self.stream());
         self.stream().context().bind_to_thread()?;
@@ -166,8 +167,8 @@ impl Landing {
         if self.gpu.context == from.context {
             self.stream().memcpy_dtod(&source, &mut landed)?;
         } else if self.gpu.reads(from) {
-            // Waits for what has been written. That it is being read cannot be recorded in an event of the other context: the source is kept
-            // until this copy is done instead.
+            // Waits until the source is written. The read cannot be recorded in an event of the other context: instead, the source is kept until
+            // this copy is done.
             let (start, recorder) = source.device_ptr(self.stream());
             mem::forget(recorder);
             let (to, _written) = landed.device_ptr_mut(self.stream());
@@ -194,7 +195,7 @@ impl Landing {
         Ok(T::wrap_cuda_slice(landed, self.device.clone()))
     }
 
-    /// Drops what was kept for copies that are done. Does not wait.
+    /// Drops the tensors and buffers of copies that are done. Does not wait.
     pub(super) fn sweep(&self) -> Result<()> {
         self.copies.sweep().map_err(failed)
     }
@@ -204,7 +205,7 @@ impl Landing {
         self.copies.synchronize().map_err(failed)
     }
 
-    /// A tensor of memory on this device.
+    /// Makes a tensor of memory on this device.
     pub(super) fn adopt(&self, storage: CudaStorage, shape: &Shape) -> Result<Tensor> {
         let op = Adopt { storage: Cell::new(Some(storage)), shape: shape.clone() };
         Ok(self.anchor.apply_op1_no_bwd(&op)?)
@@ -213,12 +214,12 @@ impl Landing {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        // What is kept may go when nothing reads it any more. Where this fails, so does everything on the GPU.
+        // The tensors kept may be dropped once no copy reads them. If this fails, so does everything on the GPU.
         let _ = self.stream().synchronize();
     }
 }
 
-/// Makes a tensor of memory that is there.
+/// The operation that makes a tensor of existing memory.
 struct Adopt {
     storage: Cell<Option<CudaStorage>>,
     shape: Shape,
@@ -230,19 +231,19 @@ impl CustomOp1 for Adopt {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        candle_core::bail!("memory of a GPU is no tensor of the CPU")
+        candle_core::bail!("memory of a GPU cannot become a tensor of the CPU")
     }
 
     fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
         match self.storage.take() {
             Some(storage) => Ok((storage, self.shape.clone())),
-            None => candle_core::bail!("memory becomes a tensor once"),
+            None => candle_core::bail!("this memory has already become a tensor"),
         }
     }
 }
 
-/// Notes in a tensor's own event that it has been written: for who reads it on other streams. Operations that write a whole new tensor leave
-/// it out.
+/// The operation that records in a tensor's own event that the tensor has been written, for readers on other streams. Operations that write a whole
+/// new tensor do not record it.
 struct Written;
 
 impl InplaceOp1 for Written {
@@ -264,7 +265,8 @@ impl InplaceOp1 for Written {
     }
 }
 
-/// `tensor`, of a GPU, with no more elements than its own, written when all work so far of its stage is done.
+/// Returns `tensor`, of a GPU, ready to be copied to another device: its storage has its own elements only, and its event says that it is written
+/// once all work queued so far by its stage is done.
 pub(super) fn release(tensor: &Tensor) -> Result<Tensor> {
     let tensor = tensor.detach();
     let whole = {
@@ -288,7 +290,7 @@ pub(super) fn release(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor)
 }
 
-/// `tensor`, of a GPU, on the CPU. Waits for it, but not for what its stage has been given since.
+/// Copies `tensor`, of a GPU, to the CPU. Waits until it is written, but not for work that its stage queues after it.
 pub(crate) fn to_host(tensor: &Tensor) -> Result<Tensor> {
     let tensor = tensor.detach().contiguous()?;
     let count = tensor.elem_count();
@@ -324,7 +326,7 @@ fn fetch<T: DeviceRepr>(
     let mut buffer = from.pinned.take(source.num_bytes())?;
     let (start, read) = source.device_ptr(&from.departures);
     from.context.bind_to_thread()?;
-    // SAFETY: both ranges have as many bytes, and the copy is waited for.
+    // SAFETY: both ranges have as many bytes, and this function waits for the copy.
     unsafe { result::memcpy_dtoh_async(buffer.bytes_mut(), start, from.departures.cu_stream()) }?;
     drop(read);
     from.departures.record_event(None)?.synchronize()?;

@@ -4,7 +4,7 @@ use std::{str::FromStr, time::Duration};
 
 use interlock::{Error, Result, tools::device::Link};
 
-/// What things cost on a device.
+/// The times that work takes on a device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Costs {
     /// A forward pass.
@@ -13,22 +13,22 @@ pub(super) struct Costs {
     pub(super) head: Duration,
     /// A backward pass to the input.
     pub(super) input_gradient: Duration,
-    /// A parameter pass behind it.
+    /// The parameter gradients after that.
     pub(super) parameter_gradient: Duration,
     /// An update.
     pub(super) update: Duration,
-    /// What holds messages back.
+    /// The link to each neighbour, which delays messages.
     pub(super) link: Link,
 }
 
-const TIMES: [&str; 6] =
+const TIME_KEYS: [&str; 6] =
     ["forward-ms", "head-ms", "input-gradient-ms", "parameter-gradient-ms", "update-ms", "transfer-ms"];
 
 const GRAMMAR: &str = "write emulated or emulated:KEY=NUMBER,… with the keys forward-ms, head-ms, input-gradient-ms, \
                        parameter-gradient-ms, update-ms, transfer-ms and gbps";
 
-/// A longer time, in milliseconds, is taken for a mistake: an hour.
-const LONGEST: f64 = 3.6e6;
+/// The longest time, in milliseconds: an hour. Longer ones are taken for mistakes.
+const MAX_MS: f64 = 3.6e6;
 
 impl FromStr for Costs {
     type Err = Error;
@@ -38,26 +38,26 @@ impl FromStr for Costs {
         let settings = match name.strip_prefix("emulated") {
             Some("") => None,
             Some(rest) if rest.starts_with(':') => Some(&rest[1..]),
-            _ => return Err(wrong("this is no name of an emulated device".to_owned())),
+            _ => return Err(wrong("this is not the name of an emulated device".to_owned())),
         };
-        let mut times = [None; TIMES.len()];
+        let mut times = [None; TIME_KEYS.len()];
         let mut gbps = None;
         for setting in settings.into_iter().flat_map(|settings| settings.split(',')) {
             let (key, value) =
                 setting.split_once('=').ok_or_else(|| wrong(format!("expected key=value, got {setting:?}")))?;
             let number = value.parse::<f64>().ok();
-            let twice = if key == "gbps" {
+            let is_repeated = if key == "gbps" {
                 let bad = || wrong(format!("gbps: {value:?} is not a number of gigabits a second above 0"));
                 let number = number.filter(|gbps| *gbps > 0.0 && gbps.is_finite()).ok_or_else(bad)?;
                 gbps.replace(number).is_some()
             } else {
-                let at = TIMES.iter().position(|time| *time == key);
+                let at = TIME_KEYS.iter().position(|time| *time == key);
                 let at = at.ok_or_else(|| wrong(format!("unknown setting {key:?}")))?;
-                let bad = || wrong(format!("{key}: {value:?} is not a time from 0 to {LONGEST} ms"));
-                let number = number.filter(|ms| (0.0..=LONGEST).contains(ms)).ok_or_else(bad)?;
+                let bad = || wrong(format!("{key}: {value:?} is not a time from 0 to {MAX_MS} ms"));
+                let number = number.filter(|ms| (0.0..=MAX_MS).contains(ms)).ok_or_else(bad)?;
                 times[at].replace(number / 1e3).is_some()
             };
-            if twice {
+            if is_repeated {
                 return Err(wrong(format!("{key:?} is set twice")));
             }
         }
@@ -106,8 +106,8 @@ mod tests {
     #[test]
     fn bad_names_say_which_part_is_bad() {
         for (name, part) in [
-            ("emulator", "no name of an emulated device"),
-            ("emulated2", "no name of an emulated device"),
+            ("emulator", "not the name of an emulated device"),
+            ("emulated2", "not the name of an emulated device"),
             ("emulated:", "expected key=value, got \"\""),
             ("emulated:5", "expected key=value, got \"5\""),
             ("emulated:head-ms=1,", "expected key=value, got \"\""),

@@ -1,4 +1,4 @@
-//! What stands in the place of a stage's main part or head.
+//! The function that replaces a stage's main part or head, and the optimizer that replaces its update.
 
 use std::time::{Duration, Instant};
 
@@ -14,11 +14,11 @@ use interlock::{
 
 use super::name::Costs;
 
-/// A function of a known shape that sleeps and gives zeros.
+/// A function that sleeps and returns zeros of a known shape.
 pub(super) struct Asleep {
-    /// One example's.
+    /// The output's shape, without the batch.
     output: Vec<usize>,
-    /// What all its tensors repeat: they take neither time nor memory.
+    /// A zero that is broadcast to every tensor, so that tensors take neither time nor memory.
     zero: Tensor,
     forward: Duration,
     input_gradient: Duration,
@@ -28,11 +28,12 @@ pub(super) struct Asleep {
 /// The shapes of the input's tensors that have gradients.
 struct Shapes(Vec<Vec<usize>>);
 
-fn asleep<R>(time: Duration, meanwhile: impl FnOnce() -> R) -> R {
+/// Runs `work`, and sleeps until `time` has passed since the call.
+fn spend<R>(time: Duration, work: impl FnOnce() -> R) -> R {
     let deadline = Instant::now() + time;
-    let done = meanwhile();
+    let result = work();
     sleep::until(deadline);
-    done
+    result
 }
 
 impl Asleep {
@@ -48,7 +49,7 @@ impl Asleep {
 
 impl Differentiable for Asleep {
     fn forward(&self, x: &Activation, _: &Pass) -> Result<(Activation, Saved)> {
-        asleep(self.forward, || {
+        spend(self.forward, || {
             let examples = x.tensors().first().and_then(|tensor| tensor.dims().first()).ok_or_else(|| {
                 Error::invalid(
                     "activation",
@@ -65,7 +66,7 @@ impl Differentiable for Asleep {
 
     fn backward(&self, saved: &Saved, _: &Activation, wants: Wants) -> Result<Gradients> {
         let parameters = if wants.parameters { self.parameter_gradient } else { Duration::ZERO };
-        asleep(self.input_gradient + parameters, || {
+        spend(self.input_gradient + parameters, || {
             let Shapes(shapes) = saved.get()?;
             let zeros = |shape: &Vec<usize>| Ok(self.zero.broadcast_as(shape.as_slice())?);
             let gradient = || shapes.iter().map(zeros).collect::<Result<_>>().map(Activation::new);
@@ -74,7 +75,7 @@ impl Differentiable for Asleep {
     }
 
     fn has_parameters(&self) -> bool {
-        // None that change.
+        // There are none that could change.
         false
     }
 
@@ -83,7 +84,7 @@ impl Differentiable for Asleep {
     }
 
     fn backward_parameters(&self, _: &Saved, _: Pending) -> Result<ParameterGradients> {
-        Ok(asleep(self.parameter_gradient, Vec::new))
+        Ok(spend(self.parameter_gradient, Vec::new))
     }
 }
 
@@ -93,7 +94,7 @@ pub(super) struct Rest(pub(super) Duration);
 
 impl Optimizer for Rest {
     fn update(&mut self, _: f64, _: &[Slot<'_>]) -> Result<()> {
-        asleep(self.0, || Ok(()))
+        spend(self.0, || Ok(()))
     }
 
     fn uses_gradients(&self) -> bool {
@@ -101,7 +102,7 @@ impl Optimizer for Rest {
     }
 
     fn checks_values(&self) -> bool {
-        // There are no new ones.
+        // There are no new values to check.
         true
     }
 }
@@ -115,7 +116,7 @@ mod tests {
         Asleep::new(&Part { stage: 1, kind, output: &[7, 2] }, &costs).unwrap()
     }
 
-    /// What `work` gives, after no less than so many milliseconds.
+    /// Returns the result of `work`, and asserts that it took at least this many milliseconds.
     fn takes<R>(ms: u64, work: impl FnOnce() -> R) -> R {
         let start = Instant::now();
         let done = work();
@@ -134,16 +135,16 @@ mod tests {
     }
 
     #[test]
-    fn every_phase_takes_its_time_and_gives_zeros_of_the_right_shape() {
+    fn every_phase_takes_its_time_and_returns_zeros_of_the_right_shape() {
         let stage = part(PartKind::Main);
         let (output, saved) = takes(3, || stage.forward(&input(), &Pass::train(0, 0, 0))).unwrap();
         assert!(is_zero(output.single().unwrap(), &[5, 7, 2]));
         assert_eq!(output.bytes(), 5 * 7 * 2 * 4);
         for (wants, ms) in [(Wants::INPUT, 6), (Wants::PARAMETERS, 16), (Wants::BOTH, 16)] {
-            let pulled = takes(ms, || stage.backward(&saved, &output, wants)).unwrap();
-            assert!(pulled.parameters.is_empty());
-            assert_eq!(pulled.input.is_some(), wants.input);
-            if let Some(input) = pulled.input {
+            let gradients = takes(ms, || stage.backward(&saved, &output, wants)).unwrap();
+            assert!(gradients.parameters.is_empty());
+            assert_eq!(gradients.input.is_some(), wants.input);
+            if let Some(input) = gradients.input {
                 assert!(is_zero(input.single().unwrap(), &[5, 3]));
             }
         }
@@ -154,16 +155,16 @@ mod tests {
     }
 
     #[test]
-    fn a_heads_time_is_spent_going_forward() {
+    fn time_of_a_head_is_spent_in_its_forward_pass() {
         let head = part(PartKind::Head);
         let (output, saved) = takes(4, || head.forward(&input(), &Pass::eval())).unwrap();
-        let pulled = head.backward(&saved, &output, Wants::BOTH).unwrap();
-        assert!(is_zero(pulled.input.unwrap().single().unwrap(), &[5, 3]));
+        let gradients = head.backward(&saved, &output, Wants::BOTH).unwrap();
+        assert!(is_zero(gradients.input.unwrap().single().unwrap(), &[5, 3]));
         assert_eq!((head.input_gradient, head.parameter_gradient), (Duration::ZERO, Duration::ZERO));
     }
 
     #[test]
-    fn what_has_no_examples_is_refused() {
+    fn activation_without_examples_is_refused() {
         let stage = part(PartKind::Main);
         for empty in [Activation::new(vec![]), Tensor::zeros((), DType::F32, &Device::Cpu).unwrap().into()] {
             let error = stage.forward(&empty, &Pass::eval()).err().unwrap().to_string();

@@ -22,26 +22,26 @@ use interlock::{Error, Result};
 use super::{NcclId, refused};
 use crate::cuda::{CudaStageDevice, copy_stream::CopyStream, transfer::failed};
 
-/// Returns a limit as text.
+/// Formats a limit in seconds.
 fn seconds(limit: Duration) -> String {
     format!("{} s", limit.as_secs_f64())
 }
 
-/// What `call` gives, if it does within `limit`.
+/// Returns the result of `call`, or none if it takes longer than `limit`.
 ///
-/// NCCL's calls that wait for the other process cannot be ended from outside: they have a thread of their own, which is left behind where they last
-/// too long. What they give then is dropped.
+/// NCCL's calls that wait for the other process cannot be cancelled. They run on a thread of their own, which goes on alone after `limit`; its result
+/// is dropped.
 fn within<T: Send + 'static>(
     limit: Duration,
     what: &str,
     call: impl FnOnce() -> T + Send + 'static,
 ) -> Result<Option<T>> {
-    let (tell, told) = mpsc::channel();
-    thread::Builder::new().spawn(move || drop(tell.send(call()))).map_err(|error| {
+    let (sender, receiver) = mpsc::channel();
+    thread::Builder::new().spawn(move || drop(sender.send(call()))).map_err(|error| {
         Error::invalid("NCCL", format!("there is no thread for {what}: {error}"), "let this process have more threads")
     })?;
-    match told.recv_timeout(limit) {
-        Ok(given) => Ok(Some(given)),
+    match receiver.recv_timeout(limit) {
+        Ok(result) => Ok(Some(result)),
         Err(RecvTimeoutError::Timeout) => Ok(None),
         Err(RecvTimeoutError::Disconnected) => {
             Err(Error::invalid("NCCL", format!("{what} panicked"), "see the panic's own message on stderr"))
@@ -49,14 +49,14 @@ fn within<T: Send + 'static>(
     }
 }
 
-/// A communicator. It is aborted when this is dropped, so that no other end believes that somebody is here.
-struct Joined(sys::ncclComm_t);
+/// A communicator. Dropping it aborts it, so that the other end does not go on waiting for this one.
+struct Communicator(sys::ncclComm_t);
 
-// SAFETY: NCCL lets any thread use a communicator, one at a time; this is used through one owner.
-unsafe impl Send for Joined {}
+// SAFETY: NCCL lets any thread use a communicator, one at a time; this one has a single owner.
+unsafe impl Send for Communicator {}
 
-impl Joined {
-    /// Ends it in order. Waits until the network has taken what was sent, and on the same machine for the other end to end as well.
+impl Communicator {
+    /// Ends the communicator in order. Waits until the network has taken everything sent, and, on the same machine, until the other end ends too.
     fn destroy(self) -> std::result::Result<(), NcclError> {
         let communicator = self.0;
         mem::forget(self);
@@ -65,9 +65,9 @@ impl Joined {
     }
 }
 
-impl Drop for Joined {
+impl Drop for Communicator {
     fn drop(&mut self) {
-        // Where this fails, NCCL is gone already.
+        // If this fails, NCCL has already shut down.
         // SAFETY: nobody uses the communicator any more.
         let _ = unsafe { result::comm_abort(self.0) };
     }
@@ -75,26 +75,26 @@ impl Drop for Joined {
 
 /// One end of a channel.
 pub(super) struct ChannelEnd {
-    /// Always there until the channel ends.
-    joined: Option<Joined>,
+    /// Some until the channel ends.
+    communicator: Option<Communicator>,
     pub(super) copies: CopyStream,
 }
 
 pub(super) const SENDER: i32 = 0;
 pub(super) const RECEIVER: i32 = 1;
 
-/// How long an end waits when it is dropped.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The time between two looks whether every transfer is done.
-const LOOK: Duration = Duration::from_millis(1);
+/// The longest time that an end waits when it is dropped.
+const DROP_LIMIT: Duration = Duration::from_secs(10);
+/// The time between two checks whether every transfer is done.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 impl ChannelEnd {
     /// Joins as `rank`, and waits `limit` for the other end.
     pub(super) fn join(device: &CudaStageDevice, id: NcclId, rank: i32, limit: Duration) -> Result<Self> {
         let stream = device.landing.device().cuda_stream().context().new_stream().map_err(failed)?;
         let here = Arc::clone(&stream);
-        match within(limit, "joining", move || communicator(&here, id, rank))? {
-            Some(joined) => Ok(Self { joined: Some(joined?), copies: CopyStream::new(stream) }),
+        match within(limit, "joining", move || join_communicator(&here, id, rank))? {
+            Some(communicator) => Ok(Self { communicator: Some(communicator?), copies: CopyStream::new(stream) }),
             None => Err(Error::invalid(
                 "NCCL",
                 format!("the other process did not join within {}", seconds(limit)),
@@ -105,26 +105,26 @@ impl ChannelEnd {
 
     /// Ends the channel: in order once every transfer is done, else after `limit` by aborting those that are left. A second call does nothing.
     pub(super) fn finish(&mut self, limit: Duration) -> Result<()> {
-        let Some(joined) = self.joined.take() else { return Ok(()) };
+        let Some(communicator) = self.communicator.take() else { return Ok(()) };
         let start = Instant::now();
-        let through = self.is_through(limit);
-        let in_order = matches!(through, Ok(true));
+        let done = self.is_done_within(limit);
+        let in_order = matches!(done, Ok(true));
         let stream = Arc::clone(self.stream());
         let leave = move || {
             let left = match in_order {
-                true => joined.destroy(),
+                true => communicator.destroy(),
                 false => {
-                    drop(joined);
+                    drop(communicator);
                     Ok(())
                 }
             };
-            // Until here NCCL may have work on it.
+            // NCCL may use the stream until here.
             drop(stream);
             left
         };
-        // Either may wait for the other process, even where there is nothing left to cut off.
+        // Both destroying and aborting may wait for the other process, even if no transfer is left.
         let left = within(limit.saturating_sub(start.elapsed()), "ending the channel", leave);
-        match (through?, left?) {
+        match (done?, left?) {
             (true, Some(left)) => left.map_err(|error| refused("ending the channel", error)),
             (true, None) => Err(Error::invalid(
                 "NCCL",
@@ -139,23 +139,23 @@ impl ChannelEnd {
         }
     }
 
-    /// Waits at most `limit` for everything that the channel's stream has been given so far. Returns whether it is done.
-    fn is_through(&self, limit: Duration) -> Result<bool> {
+    /// Waits at most `limit` for everything queued on the channel's stream so far. Returns whether it is done.
+    fn is_done_within(&self, limit: Duration) -> Result<bool> {
         let start = Instant::now();
         let last = self.stream().record_event(None).map_err(failed)?;
         while !last.try_is_complete().map_err(failed)? {
             if start.elapsed() >= limit {
                 return Ok(false);
             }
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
         Ok(true)
     }
 
     pub(super) fn communicator(&self) -> sys::ncclComm_t {
-        match &self.joined {
-            Some(joined) => joined.0,
-            None => unreachable!("an end is not used after its way has ended"),
+        match &self.communicator {
+            Some(communicator) => communicator.0,
+            None => unreachable!("the channel is used after it has ended"),
         }
     }
 
@@ -183,19 +183,19 @@ impl ChannelEnd {
     }
 }
 
-fn communicator(stream: &Arc<CudaStream>, id: NcclId, rank: i32) -> Result<Joined> {
+fn join_communicator(stream: &Arc<CudaStream>, id: NcclId, rank: i32) -> Result<Communicator> {
     stream.context().bind_to_thread().map_err(failed)?;
     let mut communicator = std::ptr::null_mut();
     let id = sys::ncclUniqueId { internal: id.0.map(|byte| std::ffi::c_char::from_ne_bytes([byte])) };
     // SAFETY: NCCL writes a communicator of two ranks, of which this is one.
     unsafe { result::comm_init_rank(&raw mut communicator, 2, id, rank) }.map_err(|error| refused("joining", error))?;
-    Ok(Joined(communicator))
+    Ok(Communicator(communicator))
 }
 
 impl Drop for ChannelEnd {
     fn drop(&mut self) {
-        // There is nobody to tell where this fails.
-        let _ = self.finish(PATIENCE);
+        // `drop` cannot return the error.
+        let _ = self.finish(DROP_LIMIT);
     }
 }
 
@@ -204,27 +204,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_below_a_second_are_told() {
+    fn limits_are_formatted_in_seconds_below_a_second_too() {
         for (milliseconds, wanted) in [(60_000, "60 s"), (1500, "1.5 s"), (250, "0.25 s"), (1, "0.001 s")] {
             assert_eq!(seconds(Duration::from_millis(milliseconds)), wanted);
         }
     }
 
     #[test]
-    fn what_comes_too_late_is_dropped() {
-        let (go, told_to_go) = mpsc::channel::<()>();
-        let (given, dropped) = mpsc::channel::<()>();
+    fn result_after_the_limit_is_dropped() {
+        let (start, started) = mpsc::channel::<()>();
+        let (result, dropped) = mpsc::channel::<()>();
         let late = within(Duration::from_millis(1), "waiting", move || {
-            let _ = told_to_go.recv();
-            given
+            let _ = started.recv();
+            result
         });
         assert!(matches!(late, Ok(None)));
-        drop(go);
+        drop(start);
         assert_eq!(dropped.recv_timeout(Duration::from_secs(60)), Err(RecvTimeoutError::Disconnected));
     }
 
     #[test]
-    fn a_panic_is_not_taken_for_being_late() {
+    fn panic_is_not_reported_as_a_timeout() {
         let error = within(Duration::from_secs(60), "joining", || -> u8 { panic!("on purpose") }).expect_err("a panic");
         assert!(error.to_string().contains("joining panicked"), "{error}");
     }
