@@ -1,15 +1,15 @@
 //! Training layers with hand-written gradients: kernels for `f32` tensors on the CPU, candle's operations for `f32` and `bf16` on any other device.
 //!
 //! Every layer implements [`Differentiable`](interlock::Differentiable) on an activation of one tensor. Images are `(B, C, H, W)`, sequences
-//! `(B, T, D)`. Layers for images take them in any layout and, on the CPU, give them channels-last: as elements of `(B, H, W, C)` lie, in PyTorch's
-//! words `channels_last`. Parameters have PyTorch's names and shapes.
+//! `(B, T, D)`. Layers for images take them in any layout; on the CPU, they return them channels-last: their elements lie in memory as those of
+//! `(B, H, W, C)`, which PyTorch calls `channels_last`. Parameters have PyTorch's names and shapes.
 //!
-//! Invariants, kept by all of them:
-//! - **The same bits for any number of threads**, on the CPU. Work is cut into chunks by shapes only, sums over chunks are added in the order of the
-//!   chunks, and a matrix product within a chunk runs on one thread.
-//! - **Only what is wanted is computed**: an input pass computes no parameter gradient and a parameter pass no input gradient. Both passes one after
-//!   the other give the same bits as both at once.
-//! - Evaluation saves nothing.
+//! Invariants of all layers:
+//! - **The same bits for any number of threads**, on the CPU. Work is divided into chunks by shapes only, sums over chunks are added in the order of
+//!   the chunks, and a matrix product within a chunk runs on one thread.
+//! - **Only the gradients that are asked for are computed**: a pass for the input computes no parameter gradient, and a pass for the parameters no
+//!   input gradient. The two passes one after the other give the same bits as one pass for both.
+//! - A forward pass for evaluation saves nothing.
 //! - Layers hold the tensors that the parameter store made, read them in place, and build no graph of candle operations.
 //! - A layer with parameters chooses kernels or candle operations once, when it is built for its device.
 //! - On other devices than the CPU, no layer reads a value back to the host or waits for the device.

@@ -7,11 +7,11 @@ use interlock::{Backend, Error, Result, StageDevice};
 /// A list of backends, each for one scheme of device names.
 pub struct Backends(Vec<Box<dyn Backend>>);
 
-/// Schemes that a build may have, and the feature that brings each in.
+/// The schemes of optional backends, and the feature that enables each.
 const OPTIONAL: [(&str, &str); 2] = [("cpu", "cpu"), ("cuda", "cuda")];
 
 impl Default for Backends {
-    /// The backends that this build was compiled with.
+    /// Returns the backends that this build was compiled with.
     fn default() -> Self {
         Self(vec![
             #[cfg(feature = "cpu")]
@@ -47,14 +47,14 @@ impl Backends {
             return backend.open(name);
         }
         let known: Vec<&str> = self.0.iter().map(|backend| backend.scheme()).collect();
-        let here = match known.as_slice() {
+        let available = match known.as_slice() {
             [] => "no device at all".to_owned(),
             several => several.join(" and ") + " only",
         };
         Err(match OPTIONAL.iter().find(|(optional, _)| *optional == scheme) {
             Some((_, feature)) => Error::invalid(
                 "device",
-                format!("{name} requested, but this build has {here}"),
+                format!("{name} requested, but this build has {available}"),
                 format!("rebuild with --features {feature}"),
             ),
             None => Error::invalid(
@@ -73,7 +73,7 @@ impl Backends {
         let mut names: Vec<String> = Vec::new();
         for part in list.split(',').map(str::trim) {
             match names.last_mut() {
-                // A setting of the device before, not a device.
+                // A setting of the previous device, not a device.
                 Some(name) if part.contains('=') && !part.contains(':') => *name += &format!(",{part}"),
                 _ => names.push(part.to_owned()),
             }
@@ -91,7 +91,7 @@ impl Backends {
         self.0.iter().filter_map(|backend| backend.absence()).collect()
     }
 
-    /// The names of the devices of `scheme` that could be opened.
+    /// Returns the names of the devices of `scheme` that could be opened.
     pub(crate) fn names(&self, scheme: &str) -> Vec<String> {
         let of_scheme = self.0.iter().filter(|backend| backend.scheme() == scheme);
         of_scheme.flat_map(|backend| backend.list()).map(|(name, _)| name).collect()
@@ -110,7 +110,7 @@ mod tests {
         }
     }
 
-    /// Of a build without GPUs: `cuda:0` may open otherwise.
+    /// Only in builds without CUDA, where `cuda:0` cannot open.
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn known_names_open_and_others_say_what_is_known() {
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_cut_between_devices() {
+    fn lists_are_split_between_devices() {
         let names = |list: &str| -> Vec<String> {
             let opened = Backends::default().open_all(list).expect(list);
             opened.iter().map(|device| device.name().to_owned()).collect()
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_replaces_the_one_of_its_scheme() {
+    fn backend_replaces_one_with_the_same_scheme() {
         assert!(Backends::none().open("cpu").is_err());
         assert!(Backends::none().with(crate::CpuBackend).with(crate::CpuBackend).0.len() == 1);
     }

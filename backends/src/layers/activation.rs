@@ -1,6 +1,6 @@
 //! Functions of single elements: `ReLU(x) = max(x, 0)` and `GELU(x) = x Φ(x)` in its tanh approximation.
 //!
-//! Any shape. GELU: `y = x/2 (1 + tanh u) = x s` with `u = √(2/π) (x + 0.044715 x³)` and `s = 1/(1 + e^(-2u))`, so
+//! Tensors of any shape. GELU: `y = x/2 (1 + tanh u) = x s` with `u = √(2/π) (x + 0.044715 x³)` and `s = 1/(1 + e^(-2u))`, so
 //! `∂x = c (s + 2 x s (1 - s) u')` with `u' = √(2/π) (1 + 3·0.044715 x²)` (Hendrycks and Gimpel, 2016).
 
 use interlock::{Activation, Differentiable, Gradients, Pass, Result, Saved, Wants};
@@ -20,7 +20,7 @@ use crate::kernels::{
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Relu;
 
-/// What a ReLU keeps: its output, not its input, since the next layer keeps that too.
+/// The tensors that a ReLU saves: its output, and not its input, since the next layer saves the output too.
 struct SavedRelu {
     y: SavedTensor,
     dims: Vec<usize>,
@@ -35,9 +35,9 @@ impl Differentiable for Relu {
         }
         let (order, dims) = (MemoryOrder::of(x), x.dims().to_vec());
         let x = order.dense(x, "relu")?;
-        // Not `x > 0`: a value that is not a number must not vanish.
+        // Not `x > 0`, which would replace NaN by 0.
         let y = map(&read(&x)?, |x| if x < 0.0 { 0.0 } else { x }).into_tensor(x.shape())?;
-        let given = order.tensor_of(&y)?;
+        let output = order.tensor_of(&y)?;
         let saved = match pass.is_train() {
             true => {
                 let y = SavedTensor::new(y, pass)?;
@@ -46,12 +46,12 @@ impl Differentiable for Relu {
             }
             false => Saved::nothing(),
         };
-        Ok((given.into(), saved))
+        Ok((output.into(), saved))
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
-            return pulled;
+        if let Some(gradients) = candle_operations::backward(self, saved, c, wants) {
+            return gradients;
         }
         let SavedRelu { y, dims, order } = saved.get()?;
         if !wants.input {
@@ -85,8 +85,8 @@ impl Differentiable for Gelu {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
-            return pulled;
+        if let Some(gradients) = candle_operations::backward(self, saved, c, wants) {
+            return gradients;
         }
         let x: &SavedTensor = saved.get()?;
         if !wants.input {

@@ -1,10 +1,10 @@
 //! Causal self-attention with several heads: `y = dropout((dropout(softmax(Q Kᵀ/√h + M)) V) Wᵖᵀ + bᵖ)`, `[Q K V] = x Wᵃᵀ + bᵃ`.
 //!
-//! Shapes: `x`, `y (B, T, D)`; `Wᵃ (3D, D)`, `Wᵖ (D, D)`; each of `n` heads has `h = D/n` columns of `Q`, `K` and `V`; `M` is 0 up to the own
-//! position and `-∞` behind it. With `P` the softmax, `R` its kept and scaled part and `c` the output gradient of `R V`: `∂V = Rᵀ c`,
-//! `∂P = (c Vᵀ)` where kept, `∂S = P (∂P - rowsum(∂P P))/√h`, `∂Q = ∂S K`, `∂K = ∂Sᵀ Q`.
+//! Shapes: `x`, `y (B, T, D)`; `Wᵃ (3D, D)`, `Wᵖ (D, D)`; each of `n` heads has `h = D/n` columns of `Q`, `K` and `V`; `M` is 0 up to a position's
+//! own column and `-∞` after it. With `P` the softmax, `R` its kept and scaled part (dropout) and `c` the output gradient of `R V`: `∂V = Rᵀ c`,
+//! `∂P = c Vᵀ` where kept, `∂S = P (∂P - rowsum(∂P P))/√h`, `∂Q = ∂S K`, `∂K = ∂Sᵀ Q`.
 //!
-//! Vaswani et al., *Attention Is All You Need*, 2017, section 3.2; laid out as in Karpathy's nanoGPT.
+//! Vaswani et al., *Attention Is All You Need*, 2017, section 3.2; parameters as in Karpathy's nanoGPT.
 
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::kernels::attention::AttentionHeads;
 
-/// Causal self-attention: queries, keys and values, heads, and the projection of their outputs.
+/// Causal self-attention with several heads and an output projection.
 #[derive(Debug)]
 pub struct CausalSelfAttention {
     name: String,
@@ -35,7 +35,7 @@ pub struct CausalSelfAttention {
     form: Form,
 }
 
-/// Queries, keys and values: of the input, or of its norm.
+/// The layer that computes queries, keys and values: from the input, or from its layer norm.
 #[derive(Debug)]
 enum Projection {
     Plain(Linear),
@@ -57,7 +57,7 @@ struct SavedAttention {
     heads: AttentionHeads,
     c_attn: Saved,
     mixing: Mixing,
-    /// Of the projection, whose input the heads gave.
+    /// Of the output projection, whose input is the heads' output.
     c_proj: Saved,
     output: Saved,
 }
@@ -67,7 +67,7 @@ enum Mixing {
     Kernels {
         /// Queries, keys and values, `(B, T, 3D)`.
         qkv: SavedTensor,
-        /// A logarithm for each position of each head, from which `P` is computed again.
+        /// A logarithm for each position of each head, from which the backward pass computes `P` again.
         logs: Vec<f32>,
         keep: Option<Vec<bool>>,
     },
@@ -97,9 +97,10 @@ struct PendingAttention {
 }
 
 impl CausalSelfAttention {
-    /// Makes `c_attn.{weight, bias}` and `c_proj.{weight, bias}`: weights from normal laws of deviation `init_std` and `proj_std`, biases 0.
+    /// Makes `c_attn.{weight, bias}` and `c_proj.{weight, bias}`: weights from normal distributions of standard deviation `init_std` and `proj_std`,
+    /// biases 0.
     ///
-    /// `dropout` is the probability for attention weights and for outputs.
+    /// `dropout` is the probability of dropping an attention weight or an element of the output.
     ///
     /// # Errors
     /// If `heads` does not divide `width`.
@@ -129,7 +130,7 @@ impl CausalSelfAttention {
         })
     }
 
-    /// Makes attention of `norm(x)`. The values are those of a norm before attention, but the norm's output is not saved.
+    /// Makes this the attention of `norm(x)`. The values are those of a separate norm before attention, but the norm's output is not saved.
     #[must_use]
     pub fn of(self, norm: LayerNorm) -> Self {
         let c_attn = match self.c_attn {
@@ -139,7 +140,7 @@ impl CausalSelfAttention {
         Self { c_attn: Projection::Normed(FusedLinear::norm(norm, c_attn)), ..self }
     }
 
-    /// Takes the output gradient back to the outputs of both linear layers.
+    /// Computes the output gradients of both linear layers from that of the whole layer.
     fn output_gradients(&self, saved: &SavedAttention, c: &Activation) -> Result<OutputGradients> {
         let projection = self.output_dropout.backward(&saved.output, c, Wants::INPUT)?.into_input()?;
         let mixed = self.c_proj.backward(&saved.c_proj, &projection, Wants::INPUT)?.into_input()?;
@@ -147,8 +148,8 @@ impl CausalSelfAttention {
             Mixing::Kernels { qkv, logs, keep } => {
                 let mixed = output_gradient(&mixed, &saved.heads.dims(1), &self.name)?;
                 let keep = keep.as_deref().map(|keep| (keep, dropout::scale(self.probability)));
-                let (qkv, given) = (qkv.tensor()?, saved.c_proj.get::<SavedTensor>()?.tensor()?);
-                let qkv = saved.heads.backward(&read(&qkv)?, keep, &read(&given)?, logs, &read(&mixed)?);
+                let (qkv, output) = (qkv.tensor()?, saved.c_proj.get::<SavedTensor>()?.tensor()?);
+                let qkv = saved.heads.backward(&read(&qkv)?, keep, &read(&output)?, logs, &read(&mixed)?);
                 qkv.into_tensor(&saved.heads.dims(3))?
             }
             Mixing::CandleOperations(heads) => {
@@ -207,11 +208,11 @@ impl Differentiable for CausalSelfAttention {
             return Ok(Gradients::default());
         }
         let OutputGradients { projection, qkv } = self.output_gradients(saved, c)?;
-        let mut pulled = self.c_attn.backward(&saved.c_attn, &qkv, wants)?;
+        let mut gradients = self.c_attn.backward(&saved.c_attn, &qkv, wants)?;
         if wants.parameters {
-            pulled.parameters.extend(self.projection_gradients(saved, &projection)?);
+            gradients.parameters.extend(self.projection_gradients(saved, &projection)?);
         }
-        Ok(pulled)
+        Ok(gradients)
     }
 
     fn backward_input(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {

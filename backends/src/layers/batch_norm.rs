@@ -1,13 +1,13 @@
 //! Batch normalization: `y = γ (x - μ)/√(σ² + ε) + β` for each channel.
 //!
-//! Shapes: `x`, `y (B, C, H, W)`; `γ`, `β`, `μ`, `σ²` have one value a channel, `ε = 1e-5`. In training `μ` and `σ²` are the mean and the (biased)
-//! variance over the `n = B·H·W` values of the channel, and the running statistics move by a tenth towards `μ` and `σ² n/(n-1)`. In
-//! evaluation they are the running statistics. With `x̂ = (x - μ)/√(σ² + ε)` and an output gradient `c`:
+//! Shapes: `x`, `y (B, C, H, W)`; `γ`, `β`, `μ`, `σ²` have one value for each channel; `ε = 1e-5`. In training, `μ` and `σ²` are the mean and the
+//! (biased) variance over the `n = B·H·W` values of the channel, and the running statistics move by a tenth towards `μ` and `σ² n/(n-1)`. In
+//! evaluation, `μ` and `σ²` are the running statistics. With `x̂ = (x - μ)/√(σ² + ε)` and an output gradient `c`:
 //! `∂β = Σ c`, `∂γ = Σ c x̂`, `∂x = γ/√(σ² + ε) (c - ∂β/n - x̂ ∂γ/n)`.
 //!
 //! Ioffe and Szegedy, *Batch Normalization*, 2015, section 3.
 //!
-//! Images may lie in memory as they will; those that come out are channels-last.
+//! Input images may have any memory layout; output images are channels-last.
 
 use candle_core::{Tensor, Var};
 use candle_nn::{Init, VarBuilder};
@@ -53,7 +53,7 @@ impl BatchNorm2d {
         Self::scaled(channels, 1.0, vb)
     }
 
-    /// As [`Self::new`], with `weight_init` in `weight`: 0 lets a residual branch begin as nothing.
+    /// As [`Self::new`], with `weight_init` in `weight`: with 0, a residual branch starts as zero.
     pub fn scaled(channels: usize, weight_init: f64, vb: VarBuilder) -> Result<Self> {
         let get = |name: &str, value: f64| vb.get_with_hints(channels, name, Init::Const(value));
         Ok(Self {
@@ -67,8 +67,8 @@ impl BatchNorm2d {
         })
     }
 
-    /// The norm of a batch of `dims`, `(B, C, H, W)`, by its own moments; the running statistics follow it where `pass` says so. `offset`
-    /// was left out of the values: the norm is the same without it, the running mean is not.
+    /// Returns the norm of a batch of shape `dims`, `(B, C, H, W)`, by its own moments, and updates the running statistics if `pass` says so.
+    /// `offset` is a constant for each channel that the values do not include: it does not change the norm, but the running mean.
     pub(super) fn of_batch(
         &self,
         moments: &[f32],
@@ -78,7 +78,7 @@ impl BatchNorm2d {
     ) -> Result<Norm> {
         let [batch, _, height, width] = dims;
         if batch * height * width < 2 {
-            return Err(wrong_shape(&self.name, &dims, "more than one value a channel in training"));
+            return Err(wrong_shape(&self.name, &dims, "more than one value for each channel in training"));
         }
         let statistics = Statistics::merge(moments, self.channels, height * width);
         if pass.track {
@@ -101,7 +101,7 @@ impl BatchNorm2d {
         moved(&self.running_var, &mut statistics.variances().map(|variance| variance * count / (count - 1.0)))
     }
 
-    /// The norm by the running statistics, for values that `offset` was left out of.
+    /// Returns the norm by the running statistics, for values that do not include `offset`.
     pub(super) fn of_running(&self, offset: Option<&[f32]>) -> Result<Norm> {
         let mut mean = read::<f32>(&self.running_mean)?.to_vec();
         for (mean, offset) in mean.iter_mut().zip(offset.unwrap_or_default()) {
@@ -111,7 +111,7 @@ impl BatchNorm2d {
         Ok(statistics.norm(&read(&self.weight)?, &read(&self.bias)?, EPSILON))
     }
 
-    /// The gradients of the parameters.
+    /// Returns the gradients of the parameters.
     pub(super) fn gradients(&self, gradient: &NormGradient) -> Result<ParameterGradients> {
         Ok(vec![
             (self.weight.id(), tensor(gradient.weight.clone(), self.channels)?),
@@ -153,8 +153,8 @@ impl Differentiable for BatchNorm2d {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
-            return pulled;
+        if let Some(gradients) = candle_operations::backward(self, saved, c, wants) {
+            return gradients;
         }
         let SavedBatchNorm { x, norm } = saved.get()?;
         let x = x.tensor()?;
@@ -163,18 +163,18 @@ impl Differentiable for BatchNorm2d {
         let (x, c) = (read::<f32>(&x)?, read::<f32>(&c)?);
         let image = [height * width, channels];
         let gradient = norm.gradient(&norm::gradient_sums(&c, None, &x, norm, image));
-        let mut pulled = Gradients::default();
+        let mut gradients = Gradients::default();
         if wants.input {
             let dx = norm::gradient(&c, &x, &gradient, image);
-            pulled.input = Some(images(dx, batch, [height, width, channels])?.into());
+            gradients.input = Some(images(dx, batch, [height, width, channels])?.into());
         }
         if wants.parameters {
-            pulled.parameters = self.gradients(&gradient)?;
+            gradients.parameters = self.gradients(&gradient)?;
         }
-        Ok(pulled)
+        Ok(gradients)
     }
 
-    /// The input's gradient needs the parameters' anyway: they are left, and no output gradient is kept.
+    /// Computes both gradients: the input's needs those of the parameters anyway, and they take less memory than the output gradient.
     fn backward_input(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
         self.backward(saved, c, Wants::BOTH)?.into_backward_input()
     }

@@ -1,9 +1,9 @@
 //! The mathematics of the layers in candle's operations, for any device.
 //!
-//! On the CPU layers compute with kernels (`crate::kernels`). On every other device they compute with the functions here. So does the CPU device
-//! `cpu:layers=candle`: the operations are the same on all devices, so its tests hold for all. The parameters, names and messages are those of
-//! the public layers. A layer with parameters chooses its form when it is built ([`Form`]); a layer without follows the device of its input. A
-//! backward pass has the form of its forward pass.
+//! On the CPU, layers compute with kernels (`crate::kernels`). On every other device, they compute with the functions here. So does the CPU device
+//! `cpu:layers=candle`, which tests these functions without a GPU. The parameters, names and messages are those of the public layers. A layer with
+//! parameters chooses its form when it is built ([`Form`]); a layer without parameters follows the device of its input. A backward pass has the form
+//! of its forward pass.
 //!
 //! Rules:
 //! - No value is read back to the host, and nothing waits for the device.
@@ -35,7 +35,7 @@ use super::{
     slices::{output_gradient_of, wrong_shape},
 };
 
-/// Whether a layer without parameters computes with candle's operations for the input `x`.
+/// Returns whether a layer without parameters computes with candle's operations for the input `x`.
 pub(super) fn are_for(x: &Tensor) -> bool {
     Form::on(x.device()) == Form::CandleOperations
 }
@@ -45,7 +45,7 @@ pub(super) trait CandleOperations: Differentiable {
     /// The tensors that its backward passes need.
     type Saved: Send + 'static;
 
-    /// Returns its name in messages.
+    /// Returns the layer's name in messages.
     fn name(&self) -> &str;
 
     /// Converts the input to what [`Self::compute`] takes.
@@ -59,8 +59,8 @@ pub(super) trait CandleOperations: Differentiable {
     /// Returns the memory of these tensors.
     fn held(saved: &Self::Saved) -> Vec<Held>;
 
-    /// What `wants` asks for, of a contiguous output gradient of the output's shape and dtype.
-    fn pull(&self, saved: &Self::Saved, c: &Tensor, wants: Wants) -> Result<Gradients>;
+    /// Returns the gradients that `wants` asks for, from a contiguous output gradient of the output's shape and dtype.
+    fn compute_gradients(&self, saved: &Self::Saved, c: &Tensor, wants: Wants) -> Result<Gradients>;
 }
 
 /// A saved forward pass, with the shape and dtype of its output.
@@ -73,7 +73,7 @@ struct Forward<S> {
 /// Returns `x` contiguous, without a graph, and in `f32`; in `bf16` if it is `bf16` and the pass's precision is too.
 ///
 /// # Errors
-/// If it has another dtype, or no element.
+/// If it has another dtype, or no elements.
 pub(super) fn enter(x: &Tensor, pass: &Pass, layer: &str) -> Result<Tensor> {
     let dtype = activation_dtype(x, pass, layer)?;
     if x.elem_count() == 0 {
@@ -85,7 +85,7 @@ pub(super) fn enter(x: &Tensor, pass: &Pass, layer: &str) -> Result<Tensor> {
 /// Returns the dtype of what is computed from both `tensors`: `bf16` if one is and the pass's precision is too, else `f32`.
 ///
 /// # Errors
-/// If one has neither dtype of activations.
+/// If one is neither `f32` nor `bf16`.
 pub(super) fn common_dtype(tensors: [&Tensor; 2], pass: &Pass, layer: &str) -> Result<DType> {
     let [a, b] = tensors.map(|x| activation_dtype(x, pass, layer));
     Ok(if a? == DType::BF16 || b? == DType::BF16 { DType::BF16 } else { DType::F32 })
@@ -110,7 +110,7 @@ fn wide(x: &Tensor) -> Result<Tensor> {
     as_dtype(x, DType::F32)
 }
 
-/// `x` times a number, rounded once: candle's own product in bf16 would round the number too.
+/// Returns `x` times a number, rounded once: candle's own product in `bf16` would round the number too.
 fn scaled(x: &Tensor, by: f64) -> Result<Tensor> {
     as_dtype(&(wide(x)? * by)?, x.dtype())
 }
@@ -119,7 +119,7 @@ fn wrong_dtype(layer: &str, dtype: DType) -> Error {
     Error::invalid(layer, format!("a tensor of {}", dtype.as_str()), "convert it to f32 or bf16")
 }
 
-/// Returns zeros shaped as `x`, which share the memory of one.
+/// Returns zeros shaped as `x`, which share the memory of a single zero.
 fn zeros(x: &Tensor) -> Result<Tensor> {
     Ok(Tensor::zeros(1, x.dtype(), x.device())?.broadcast_as(x.shape())?)
 }
@@ -154,11 +154,11 @@ pub(super) fn backward<L: CandleOperations>(
     if !wants.input && !wants.parameters {
         return Some(Ok(Gradients::default()));
     }
-    let pull = || layer.pull(saved, &output_gradient(c, shape.dims(), *dtype, layer.name())?, wants);
-    Some(pull())
+    let run = || layer.compute_gradients(saved, &output_gradient(c, shape.dims(), *dtype, layer.name())?, wants);
+    Some(run())
 }
 
-/// An output gradient of an output of shape `dims`, in its `dtype`.
+/// Returns the output gradient of an output of shape `dims`, in that output's `dtype`.
 pub(super) fn output_gradient(c: &Activation, dims: &[usize], dtype: DType, layer: &str) -> Result<Tensor> {
     let c = output_gradient_of(c, dims, layer)?;
     match c.dtype() {
@@ -167,7 +167,7 @@ pub(super) fn output_gradient(c: &Activation, dims: &[usize], dtype: DType, laye
     }
 }
 
-/// Returns gradients of the input alone.
+/// Returns [`Gradients`] with that of the input alone.
 fn input(gradient: Tensor) -> Gradients {
     Gradients { input: Some(gradient.into()), ..Gradients::default() }
 }

@@ -1,7 +1,7 @@
 //! Two-dimensional convolution: `y[b,o,p] = bias[o] + Σ_{c,u,v} W[o,c,u,v] x[b,c,s·p + (u,v) - padding]`.
 //!
-//! Shapes: `x (B, I, H, W)`, `W (O, I, k, k)`, `bias (O)`, `y (B, O, H', W')` with `H' = (H + 2·padding - k)/stride + 1`. Images may lie in
-//! memory as they will; those that come out are channels-last.
+//! Shapes: `x (B, I, H, W)`, `W (O, I, k, k)`, `bias (O)`, `y (B, O, H', W')` with `H' = (H + 2·padding - k)/stride + 1`. Input images may have any
+//! memory layout; output images are channels-last.
 
 use candle_core::Tensor;
 use candle_nn::{
@@ -53,7 +53,7 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// Makes `weight (O, I, k, k)` from a normal law of variance `2/(O k²)` (Kaiming, fan-out) and, with `bias`, `bias (O)` uniform in
+    /// Makes `weight (O, I, k, k)` from a normal distribution of variance `2/(O k²)` (Kaiming, fan-out) and, with `bias`, `bias (O)` uniform in
     /// `±1/√(I k²)`.
     pub fn new(config: Conv2dConfig, vb: VarBuilder) -> Result<Self> {
         let Conv2dConfig { inputs, outputs, kernel, bias, .. } = config;
@@ -73,7 +73,7 @@ impl Conv2d {
         })
     }
 
-    /// For images of shape `dims`, `(B, I, H, W)`.
+    /// Returns the geometry for images of shape `dims`, `(B, I, H, W)`.
     pub(super) fn geometry(&self, dims: &[usize]) -> Result<Geometry> {
         let Conv2dConfig { inputs, outputs, kernel, stride, padding, .. } = self.config;
         let window = Window::over(dims, [kernel, stride, padding], &self.name)?;
@@ -102,8 +102,8 @@ impl Differentiable for Conv2d {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
-            return pulled;
+        if let Some(gradients) = candle_operations::backward(self, saved, c, wants) {
+            return gradients;
         }
         let x = saved.get::<SavedTensor>()?.tensor()?;
         let geometry = self.geometry(channels_first(&x)?.dims())?;
@@ -117,21 +117,21 @@ impl Differentiable for Conv2d {
             wants.parameters.then_some(&x),
             wants.input.then_some(GradientTarget::Write),
         );
-        let mut pulled = Gradients::default();
+        let mut result = Gradients::default();
         if let Some(input) = gradients.input {
-            pulled.input = Some(images(input, batch.images, geometry.input())?.into());
+            result.input = Some(images(input, batch.images, geometry.input())?.into());
         }
         if let Some(weight) = gradients.weight {
-            pulled.parameters.push((self.weight.id(), weight.into_tensor(self.weight.shape())?));
+            result.parameters.push((self.weight.id(), weight.into_tensor(self.weight.shape())?));
             if let Some(bias) = &self.bias {
-                pulled.parameters.push((bias.id(), tensor(column_sums(&c, outputs), bias.shape())?));
+                result.parameters.push((bias.id(), tensor(column_sums(&c, outputs), bias.shape())?));
             }
         }
-        Ok(pulled)
+        Ok(result)
     }
 }
 
-/// Adds `bias` to every row of as many numbers.
+/// Adds `bias` to every row of `y`, which are as long as `bias`.
 fn add_to_rows(y: &mut [f32], bias: &[f32]) {
     y.par_chunks_mut(bias.len() * 1024).for_each(|rows| {
         for row in rows.chunks_exact_mut(bias.len()) {

@@ -5,7 +5,7 @@
 //! are fused (`fused.rs`), which takes about half of the time and a third of the memory. On other devices they are computed one after another
 //! (`separate.rs`), and each saves its own tensors.
 //!
-//! The norm subtracts a convolution's bias again: the bias moves the running mean, and its gradient is zero.
+//! A norm cancels the bias of its convolution: the bias changes only the running mean, and its gradient is zero.
 
 mod fused;
 mod separate;
@@ -21,7 +21,7 @@ use super::{
 /// The name of the layer in messages.
 const NAME: &str = "convolution block";
 
-/// The addend of the last norm.
+/// The branch that is added to the last norm's output.
 pub enum Shortcut {
     /// None.
     None,
@@ -40,7 +40,7 @@ impl ConvBlock {
     /// Makes a block of `links`, each a convolution and its norm.
     ///
     /// # Errors
-    /// If there is no link, or if a norm has not the channels of its convolution.
+    /// If there is no link, or if a norm does not have as many channels as its convolution's output.
     pub fn new(links: Vec<(Conv2d, BatchNorm2d)>, shortcut: Shortcut) -> Result<Self> {
         let Some((first, _)) = links.first() else { return Err(no_link()) };
         let projection = match &shortcut {
@@ -52,7 +52,7 @@ impl ConvBlock {
                 return Err(Error::invalid(
                     NAME,
                     format!(
-                        "a norm of {} channels behind a convolution that gives {}",
+                        "a norm of {} channels after a convolution with {} output channels",
                         norm.channels, conv.config.outputs
                     ),
                     "give both the same",

@@ -1,6 +1,6 @@
 //! Dropout: `y = m x / (1 - p)` with `m = 0` where an element is dropped (probability `p`) and 1 elsewhere; `∂x = m c / (1 - p)`.
 //!
-//! Any shape. In evaluation and at `p = 0`, `y = x`. The mask depends on the seed, the step, the micro-batch and the layer's name only,
+//! Tensors of any shape. In evaluation and at `p = 0`, `y = x`. The mask depends on the seed, the step, the micro-batch and the layer's name only,
 //! so a recomputed forward pass draws the same one.
 
 use candle_core::Shape;
@@ -21,20 +21,20 @@ pub struct Dropout {
     pub(super) name: String,
 }
 
-/// Which elements of a tensor are kept; none where all are.
+/// The shape of the input, and which of its elements are kept; none if all are.
 struct SavedDropout {
     shape: Shape,
     keep: Option<Vec<bool>>,
 }
 
 impl Dropout {
-    /// Drops with `probability` (at least 0, below 1), each element by itself; layers of different names drop independently.
+    /// Drops each element independently with `probability` (at least 0, below 1). Layers of different names drop independently of each other.
     pub fn new(probability: f64, name: impl Into<String>) -> Self {
         Self { probability, name: name.into() }
     }
 }
 
-/// Which of `count` elements are kept; none where all are: in evaluation, and at probability 0.
+/// Draws which of `count` elements are kept. Returns none if all are: in evaluation, and at probability 0.
 ///
 /// # Errors
 /// If the probability is not at least 0 and below 1.
@@ -43,14 +43,14 @@ pub(super) fn keep(probability: f64, name: &str, pass: &Pass, count: usize) -> R
         return Err(Error::invalid(
             format!("dropout {name}"),
             format!("probability {probability}"),
-            "give one from 0 to below 1",
+            "give a probability of at least 0 and below 1",
         ));
     }
     if probability == 0.0 || !pass.is_train() {
         return Ok(None);
     }
     let key = Key::new(pass.seed).named("dropout").named(name).with(pass.step).with(pass.micro as u64);
-    // A number below the threshold drops.
+    // A random number below the threshold drops the element.
     let threshold = (probability * 4_294_967_296.0) as u32;
     let mut keep = vec![false; count];
     keep.par_chunks_mut(CHUNK).enumerate().for_each(|(i, keep)| {
@@ -62,7 +62,7 @@ pub(super) fn keep(probability: f64, name: &str, pass: &Pass, count: usize) -> R
     Ok(Some(keep))
 }
 
-/// `1/(1 - p)`: what kept elements are multiplied with, so that the mean stays.
+/// Returns `1/(1 - p)`, the factor of kept elements, which preserves the mean.
 pub(super) fn scale(probability: f64) -> f32 {
     (1.0 / (1.0 - probability)) as f32
 }
@@ -92,8 +92,8 @@ impl Differentiable for Dropout {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
-            return pulled;
+        if let Some(gradients) = candle_operations::backward(self, saved, c, wants) {
+            return gradients;
         }
         let SavedDropout { shape, keep } = saved.get()?;
         if !wants.input {

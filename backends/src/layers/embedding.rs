@@ -1,7 +1,7 @@
 //! Embeddings: `y[i] = W[t[i]]`, and with positions `y[b,s] = W[t[b,s]] + P[s]`.
 //!
 //! Shapes: tokens `t (…)` of `u32`, `W (vocab, D)`, `P (context, D)`, `y (…, D)`. `∂W[v] = Σ_{t[i] = v} c[i]`, `∂P[s] = Σ_b c[b,s]`. Tokens have no
-//! gradient, so an embedding can only be first in a model.
+//! gradient, so an embedding must be the first layer of a model.
 
 use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -27,7 +27,7 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Makes `weight (vocab, width)` from the standard normal law.
+    /// Makes `weight (vocab, width)` from the standard normal distribution.
     pub fn new(vocab: usize, width: usize, vb: VarBuilder) -> Result<Self> {
         Self::with_init(vocab, width, Init::Randn { mean: 0.0, stdev: 1.0 }, vb)
     }
@@ -38,13 +38,13 @@ impl Embedding {
         Ok(Self { name: label("embedding", &vb), vocab, width, weight, form: Form::on(vb.device()) })
     }
 
-    /// The tokens, side by side, each below the size of the vocabulary.
+    /// Returns the tokens, contiguous, and checks that each is below the size of the vocabulary.
     pub(super) fn tokens(&self, x: &Tensor) -> Result<Tensor> {
         let tokens = dense_of(x, DType::U32, &self.name)?;
         if let Some((at, token)) = read::<u32>(&tokens)?.iter().enumerate().find(|(_, t)| **t as usize >= self.vocab) {
             return Err(Error::invalid(
                 &self.name,
-                format!("token {token} at place {at} of an input of shape {:?}", tokens.dims()),
+                format!("token {token} at index {at} of an input of shape {:?}", tokens.dims()),
                 format!("tokens must be below {}, the size of the vocabulary", self.vocab),
             ));
         }
@@ -68,19 +68,19 @@ impl Embedding {
         Ok(y)
     }
 
-    /// Cut by vocabulary: each task adds the rows of its own tokens up, in the order of the input.
+    /// Returns `∂W`. The work is divided by the vocabulary: each task adds the rows of its own tokens, in the order of the input.
     fn weight_gradient(&self, tokens: &Tensor, c: &[f32]) -> Result<Tensor> {
         let width = self.width;
         let tokens = read::<u32>(tokens)?;
         let tokens: &[u32] = &tokens;
-        let at_a_time = self.vocab.div_ceil(8);
+        let rows = self.vocab.div_ceil(8);
         let mut dw = vec![0.0; self.vocab * width];
-        dw.par_chunks_mut(at_a_time * width).enumerate().for_each(|(i, dw)| {
-            let first = i * at_a_time;
-            let mine = first..first + dw.len() / width;
+        dw.par_chunks_mut(rows * width).enumerate().for_each(|(i, dw)| {
+            let first = i * rows;
+            let own_tokens = first..first + dw.len() / width;
             for (c, &token) in c.chunks_exact(width).zip(tokens) {
                 let token = token as usize;
-                if mine.contains(&token) {
+                if own_tokens.contains(&token) {
                     for (dw, &c) in dw[(token - first) * width..][..width].iter_mut().zip(c) {
                         *dw += c;
                     }
@@ -104,8 +104,8 @@ impl Differentiable for Embedding {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
-            return pulled;
+        if let Some(gradients) = candle_operations::backward(self, saved, c, wants) {
+            return gradients;
         }
         let tokens: &Tensor = saved.get()?;
         if !wants.parameters {
@@ -127,7 +127,7 @@ pub struct TokenAndPosition {
 }
 
 impl TokenAndPosition {
-    /// Makes `wte.weight (vocab, width)` and `wpe.weight (context, width)` from a normal law of deviation 0.02.
+    /// Makes `wte.weight (vocab, width)` and `wpe.weight (context, width)` from a normal distribution of standard deviation 0.02.
     pub fn new(vocab: usize, context: usize, width: usize, vb: VarBuilder) -> Result<Self> {
         let init = Init::Randn { mean: 0.0, stdev: 0.02 };
         Ok(Self {
@@ -184,8 +184,8 @@ impl Differentiable for TokenAndPosition {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
-            return pulled;
+        if let Some(gradients) = candle_operations::backward(self, saved, c, wants) {
+            return gradients;
         }
         let tokens: &Tensor = saved.get()?;
         if !wants.parameters {

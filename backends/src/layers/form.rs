@@ -5,7 +5,7 @@ use std::cell::Cell;
 use candle_core::Device;
 
 thread_local! {
-    /// Whether layers on the CPU take the form of candle operations too.
+    /// Whether layers that this thread builds or runs on the CPU compute with candle's operations too.
     static CANDLE_ON_CPU: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -25,7 +25,7 @@ impl Form {
     }
 }
 
-/// Runs `work`, as far as it runs on this thread, with candle operations on the CPU too.
+/// Runs `work` with candle's operations on the CPU too. This holds for this thread only.
 #[cfg(feature = "cpu")]
 pub(crate) fn with_candle_on_cpu<R>(work: impl FnOnce() -> R) -> R {
     struct Restore(bool);
@@ -38,7 +38,7 @@ pub(crate) fn with_candle_on_cpu<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// Implements `Differentiable` for a layer by the field `form`, which was chosen when the layer was built.
+/// Implements `Differentiable` for a layer by delegating to its field `form`, which was chosen when the layer was built.
 macro_rules! differentiable_by_form {
     ($layer:ty) => {
         impl interlock::Differentiable for $layer {

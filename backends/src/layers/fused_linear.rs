@@ -1,8 +1,8 @@
-//! A linear layer of a cheap layer's output: `y = f(x) Wᵀ + b`, `f` a layer norm or GELU.
+//! A linear layer fused with the cheap layer before it: `y = f(x) Wᵀ + b`, with `f` a layer norm or GELU.
 //!
 //! The values are those of the two layers one after another. On the CPU the two are fused (`kernels.rs`): the output of `f`, which the linear layer
-//! would save for its own gradient, is computed again from what `f` saves anyway. This saves an eighth of a Transformer's memory for its norms,
-//! and a quarter for its GELUs. On other devices the two are computed one after another, and both save their inputs.
+//! would save for its own gradient, is computed again from the tensors that `f` saves anyway. For its norms this saves an eighth of a Transformer's
+//! memory, and for its GELUs a quarter. On other devices the two are computed one after another, and both save their inputs.
 
 mod kernels;
 

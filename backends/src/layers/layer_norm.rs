@@ -31,7 +31,7 @@ pub struct LayerNorm {
 
 struct SavedLayerNorm {
     x: SavedTensor,
-    /// A pair for each row.
+    /// A mean and `1/√(σ² + ε)` for each row.
     statistics: Vec<Statistics>,
 }
 
@@ -47,7 +47,7 @@ impl LayerNorm {
         })
     }
 
-    /// What the forward pass that saved `saved` gave, to the bit.
+    /// Returns the output of the forward pass that saved `saved`, with the same bits.
     pub(super) fn output(&self, saved: &Saved) -> Result<Tensor> {
         let SavedLayerNorm { x, statistics } = saved.get()?;
         self.normalize(&x.tensor()?, statistics)
@@ -82,8 +82,8 @@ impl Differentiable for LayerNorm {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
-            return pulled;
+        if let Some(gradients) = candle_operations::backward(self, saved, c, wants) {
+            return gradients;
         }
         let SavedLayerNorm { x, statistics } = saved.get()?;
         let c = output_gradient(c, x.dims(), &self.name)?;
@@ -98,19 +98,20 @@ impl Differentiable for LayerNorm {
             (false, true) => (None, Some(layer_norm::parameter_gradients(&values, statistics, &c))),
             (false, false) => (None, None),
         };
-        let mut pulled = Gradients::default();
+        let mut gradients = Gradients::default();
         if let Some(dx) = dx {
-            pulled.input = Some(dx.into_tensor(x.shape())?.into());
+            gradients.input = Some(dx.into_tensor(x.shape())?.into());
         }
         if let Some(mut dw) = dw {
             let db = dw.split_off(self.width);
-            pulled.parameters =
+            gradients.parameters =
                 vec![(self.weight.id(), tensor(dw, self.width)?), (self.bias.id(), tensor(db, self.width)?)];
         }
-        Ok(pulled)
+        Ok(gradients)
     }
 
-    /// Both gradients at once: the parameters' are two rows, where the output gradient that would be kept for them is all of them.
+    /// Computes both gradients at once: those of the parameters take two rows, while the output gradient, which would be kept to compute them later,
+    /// takes all rows.
     fn backward_input(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
         self.backward(saved, c, Wants::BOTH)?.into_backward_input()
     }

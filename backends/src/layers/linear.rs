@@ -39,7 +39,7 @@ impl Linear {
         Self::with_init(inputs, outputs, init, bias.then_some(init), vb)
     }
 
-    /// Makes `weight (outputs, inputs)` and, where an initial law is given for it, `bias (outputs)`.
+    /// Makes `weight (outputs, inputs)` and, if an initialization is given for it, `bias (outputs)`.
     pub fn with_init(inputs: usize, outputs: usize, weight: Init, bias: Option<Init>, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
             name: label("linear", &vb),
@@ -58,12 +58,12 @@ impl Linear {
         }
     }
 
-    /// `weight (outputs, inputs)`.
+    /// Returns `weight` as a matrix `(outputs, inputs)`.
     fn matrix<'a>(&self, weight: &'a [f32]) -> Matrix<'a> {
         Matrix::new(weight, self.outputs, self.inputs)
     }
 
-    /// `y`, of rows that are those of a dense tensor of shape `dims`.
+    /// Returns `y` for the rows of a dense tensor of shape `dims`.
     pub(super) fn apply(&self, x: Rows<'_>, dims: &[usize]) -> Result<Tensor> {
         let dims = self.output_dims(dims)?;
         let bias = self.bias.as_ref().map(read::<f32>).transpose()?;
@@ -72,14 +72,19 @@ impl Linear {
             .into_tensor(dims)
     }
 
-    /// `∂x`, of shape `dims`, and what is then done to it.
-    pub(super) fn input_gradient(&self, dims: &[usize], c: &Activation, then: RowsEpilogue<'_>) -> Result<Activation> {
+    /// Returns `∂x`, of shape `dims`, with the given epilogue.
+    pub(super) fn input_gradient(
+        &self,
+        dims: &[usize],
+        c: &Activation,
+        epilogue: RowsEpilogue<'_>,
+    ) -> Result<Activation> {
         let c = output_gradient(c, &self.output_dims(dims)?, &self.name)?;
         let weight = Packed::new(self.matrix(&read(&self.weight)?));
-        Ok(linear::rows_times(Rows::Plain(&read(&c)?), &weight, then).into_tensor(dims)?.into())
+        Ok(linear::rows_times(Rows::Plain(&read(&c)?), &weight, epilogue).into_tensor(dims)?.into())
     }
 
-    /// `∂W` and `∂b`, for an input of these rows, of shape `dims`.
+    /// Returns `∂W` and `∂b` for an input of these rows, of shape `dims`.
     pub(super) fn gradients(&self, x: Rows<'_>, dims: &[usize], c: &Activation) -> Result<ParameterGradients> {
         let c = output_gradient(c, &self.output_dims(dims)?, &self.name)?;
         let c = read(&c)?;
@@ -105,8 +110,8 @@ impl Differentiable for Linear {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
-            return pulled;
+        if let Some(gradients) = candle_operations::backward(self, saved, c, wants) {
+            return gradients;
         }
         let x: &SavedTensor = saved.get()?;
         let input = wants.input.then(|| self.input_gradient(x.dims(), c, RowsEpilogue::Nothing)).transpose()?;

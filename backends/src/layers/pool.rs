@@ -1,8 +1,8 @@
 //! Pooling: the greatest value, or the mean, under a window that moves over each channel.
 //!
 //! Shapes: `x (B, C, H, W)`, `y (B, C, H', W')` with `H' = (H + 2·padding - kernel)/stride + 1`; global average: `y (B, C)`. The gradient of
-//! a maximum goes to the first greatest pixel in reading order; padding is never chosen. Images may lie in memory as
-//! they will; those that come out are channels-last.
+//! a maximum goes to the first greatest pixel in row-major order; padding is never chosen. Input images may have any memory layout; output images
+//! are channels-last.
 
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ use super::{
     window::Window,
 };
 
-/// The greatest value under each window.
+/// Max pooling: the greatest value under each window.
 #[derive(Clone, Copy, Debug)]
 pub struct MaxPool2d {
     pub(super) window: [usize; 3],
@@ -26,24 +26,24 @@ pub struct MaxPool2d {
 struct SavedMaxPool {
     shape: Shape,
     window: Window,
-    /// The pixel of its image that each output came from, `[B][H'][W'][C]`.
+    /// The pixel that each output was taken from, as an index in its image, `[B][H'][W'][C]`.
     chosen: Vec<u32>,
 }
 
 impl MaxPool2d {
-    /// Windows of `kernel` by `kernel` pixels, `stride` apart, over images with `padding` (at most half of `kernel`) around them.
+    /// Makes a pool with windows of `kernel` by `kernel` pixels, `stride` apart, over images with `padding` (at most half of `kernel`) around them.
     pub fn new(kernel: usize, stride: usize, padding: usize) -> Self {
         Self { window: [kernel, stride, padding] }
     }
 }
 
-/// The range of pixels under the window along one side.
+/// Returns the range of pixels under the window along one side.
 fn covered(window: &Window, place: usize, side: usize) -> Range<usize> {
     let start = place * window.stride;
     start.saturating_sub(window.padding)..(start + window.kernel).saturating_sub(window.padding).min(side)
 }
 
-/// Calls `visit(place, pixel)` for every place of the window and every pixel under it, in reading order.
+/// Calls `visit(place, pixel)` for every place of the window and every pixel under it, in row-major order.
 fn pixels(window: &Window, mut visit: impl FnMut(usize, usize)) {
     for y in 0..window.places[0] {
         for x in 0..window.places[1] {
@@ -57,7 +57,7 @@ fn pixels(window: &Window, mut visit: impl FnMut(usize, usize)) {
     }
 }
 
-/// Replaces numbers by greater ones of `x`, and in `chosen` where they came from. A value that is not a number wins and stays.
+/// Replaces numbers of `y` by greater ones of `x`, and the pixels that they come from in `chosen`. NaN counts as the greatest.
 fn take_greater(y: &mut [f32], chosen: &mut [u32], x: &[f32], pixel: u32) {
     // Sixteen channels at once, without a branch.
     let (ys, y_rest) = y.as_chunks_mut::<16>();
@@ -100,14 +100,14 @@ impl Differentiable for MaxPool2d {
         let values = read::<f32>(&x)?;
         (y.par_chunks_mut(to).zip(chosen.par_chunks_mut(to))).zip(values.par_chunks(from)).for_each(
             |((y, chosen), x)| {
-                let mut begun = usize::MAX;
+                let mut current = usize::MAX;
                 pixels(&window, |place, pixel| {
                     let range = place * channels..(place + 1) * channels;
                     let (y, chosen) = (&mut y[range.clone()], &mut chosen[range]);
                     let x = &x[pixel * channels..][..channels];
-                    if begun != place {
-                        // The first pixel is taken whatever it is.
-                        begun = place;
+                    if current != place {
+                        // The first pixel is always taken.
+                        current = place;
                         y.copy_from_slice(x);
                         chosen.fill(pixel as u32);
                         return;
@@ -128,8 +128,8 @@ impl Differentiable for MaxPool2d {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
-            return pulled;
+        if let Some(gradients) = candle_operations::backward(self, saved, c, wants) {
+            return gradients;
         }
         let SavedMaxPool { shape, window, chosen } = saved.get()?;
         if !wants.input {
@@ -156,20 +156,20 @@ impl Differentiable for MaxPool2d {
     }
 }
 
-/// The mean under each window; no padding.
+/// Average pooling: the mean under each window, without padding.
 #[derive(Clone, Copy, Debug)]
 pub struct AvgPool2d {
     pub(super) window: [usize; 3],
 }
 
 impl AvgPool2d {
-    /// Windows of `kernel` by `kernel` pixels, `stride` apart.
+    /// Makes a pool with windows of `kernel` by `kernel` pixels, `stride` apart.
     pub fn new(kernel: usize, stride: usize) -> Self {
         Self { window: [kernel, stride, 0] }
     }
 }
 
-/// `to += share · from`.
+/// Computes `to += share · from`.
 fn add(to: &mut [f32], from: &[f32], share: f32) {
     for (to, &from) in to.iter_mut().zip(from) {
         *to += share * from;
@@ -201,8 +201,8 @@ impl Differentiable for AvgPool2d {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
-            return pulled;
+        if let Some(gradients) = candle_operations::backward(self, saved, c, wants) {
+            return gradients;
         }
         let (shape, window): &(Shape, Window) = saved.get()?;
         if !wants.input {
@@ -228,11 +228,11 @@ impl Differentiable for AvgPool2d {
     }
 }
 
-/// The mean of each channel: `(B, C, H, W) → (B, C)`.
+/// Global average pooling: the mean of each channel, `(B, C, H, W) → (B, C)`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GlobalAvgPool;
 
-/// Pixels summed in `f32` before the sum goes over to `f64`.
+/// The number of pixels that are summed in `f32` before their sum is added in `f64`.
 const BLOCK: usize = 64;
 
 impl Differentiable for GlobalAvgPool {
@@ -267,8 +267,8 @@ impl Differentiable for GlobalAvgPool {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
-            return pulled;
+        if let Some(gradients) = candle_operations::backward(self, saved, c, wants) {
+            return gradients;
         }
         let shape: &Shape = saved.get()?;
         if !wants.input {
@@ -298,9 +298,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_greater_wins_and_what_is_no_number_stays() {
+    fn greater_value_or_nan_wins() {
         const COUNT: usize = 35;
-        // All pairs of these lie at some place, among whole sixteens and behind them.
+        // All pairs of these occur, both in whole vectors of sixteen and after them.
         let values = [0.0, -0.0, 1.5, -2.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
         for shift in 0..values.len() {
             let x: Vec<f32> = (0..COUNT).map(|i| values[i % values.len()]).collect();

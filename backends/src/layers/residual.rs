@@ -1,6 +1,6 @@
-//! Residual connection: `y = main(x) + shortcut(x)`, where the shortcut is `x` itself unless a layer is given.
+//! Residual connection: `y = main(x) + shortcut(x)`. Default for `shortcut`: the identity.
 //!
-//! Both branches take the same input and give outputs of one shape; `∂x` is the sum of the branches' input gradients.
+//! Both branches take the same input and return outputs of one shape; `∂x` is the sum of the branches' input gradients.
 
 use candle_core::{DType, Tensor};
 use interlock::{
@@ -29,12 +29,12 @@ struct PendingResidual {
 }
 
 impl Residual {
-    /// `main(x) + shortcut(x)`, or `main(x) + x`.
+    /// Makes `main(x) + shortcut(x)`, or `main(x) + x` without a shortcut.
     pub fn new(main: Box<dyn Differentiable>, shortcut: Option<Box<dyn Differentiable>>) -> Self {
         Self { main, shortcut }
     }
 
-    /// The shortcut and what its forward pass saved: both or neither.
+    /// Returns the shortcut and the tensors that its forward pass saved, or none if it is the identity.
     fn shortcut<'a>(&'a self, saved: &'a SavedResidual) -> Option<(&'a dyn Differentiable, &'a Saved)> {
         self.shortcut.as_deref().zip(saved.shortcut.as_ref())
     }
@@ -59,7 +59,7 @@ fn add(a: &Activation, b: &Activation, dtype: Option<DType>) -> Result<Activatio
     Ok(order.tensor_of(&sum.into_tensor(a.shape())?)?.into())
 }
 
-/// What the backward passes of both branches give together; the shortcut without a layer gives the output gradient itself.
+/// Joins the gradients of both branches. The identity's input gradient is the output gradient.
 fn join(
     mut main: Gradients,
     shortcut: Option<Gradients>,
@@ -69,9 +69,9 @@ fn join(
 ) -> Result<Gradients> {
     let mut parameters = std::mem::take(&mut main.parameters);
     let shortcut = match shortcut {
-        Some(mut pulled) => {
-            parameters.append(&mut pulled.parameters);
-            wants.input.then(|| pulled.into_input()).transpose()?
+        Some(mut gradients) => {
+            parameters.append(&mut gradients.parameters);
+            wants.input.then(|| gradients.into_input()).transpose()?
         }
         None => wants.input.then(|| output_gradient.clone()),
     };

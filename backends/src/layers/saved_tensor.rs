@@ -9,14 +9,14 @@ use crate::kernels::half;
 /// A dense `f32` tensor between a forward pass and its last backward pass.
 #[derive(Debug)]
 pub(super) enum SavedTensor {
-    /// As it is.
+    /// In `f32`.
     Whole(Tensor),
     /// Rounded to `bf16`.
     Half(Vec<u16>, Shape),
 }
 
 impl SavedTensor {
-    /// Keeps `x` in the dtype that `pass` says.
+    /// Saves `x` in the dtype that `pass` asks for.
     pub(super) fn new(x: Tensor, pass: &Pass) -> Result<Self> {
         Ok(match pass.dtype {
             ActivationDtype::F32 => Self::Whole(x),
@@ -24,7 +24,7 @@ impl SavedTensor {
         })
     }
 
-    /// The memory that it takes.
+    /// Returns the memory that it takes.
     pub(super) fn held(&self) -> Held {
         match self {
             Self::Whole(x) => Held::tensor(x),
@@ -32,13 +32,13 @@ impl SavedTensor {
         }
     }
 
-    /// As the only thing that a layer keeps.
+    /// Makes this the only tensor that a layer saves.
     pub(super) fn saved(self) -> Saved {
         let held = self.held();
         Saved::new(self).holding([held])
     }
 
-    /// The tensor, in `f32`; a copy where it was rounded.
+    /// Returns the tensor in `f32`, as a copy if it was rounded.
     pub(super) fn tensor(&self) -> Result<Tensor> {
         match self {
             Self::Whole(x) => Ok(x.clone()),
@@ -46,7 +46,7 @@ impl SavedTensor {
         }
     }
 
-    /// Its dimensions.
+    /// Returns its dimensions.
     pub(super) fn dims(&self) -> &[usize] {
         match self {
             Self::Whole(x) => x.dims(),

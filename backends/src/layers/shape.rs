@@ -8,7 +8,7 @@ use super::{
     slices::{output_gradient, wrong_shape},
 };
 
-/// Makes one dimension of all but the first: `(B, C, H, W) → (B, C·H·W)`. Copies only where the elements are not side by side.
+/// Flattens all dimensions but the first: `(B, C, H, W) → (B, C·H·W)`. Copies only if the elements are not contiguous.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Flatten;
 
@@ -27,8 +27,8 @@ impl Differentiable for Flatten {
     }
 
     fn backward(&self, saved: &Saved, c: &Activation, wants: Wants) -> Result<Gradients> {
-        if let Some(pulled) = candle_operations::backward(self, saved, c, wants) {
-            return pulled;
+        if let Some(gradients) = candle_operations::backward(self, saved, c, wants) {
+            return gradients;
         }
         let shape: &Shape = saved.get()?;
         if !wants.input {

@@ -1,4 +1,4 @@
-//! Tensors as slices, and parallel work over slices whose cut depends on lengths only.
+//! Access to tensors as slices, and messages about wrong tensors.
 
 use std::{marker::PhantomData, ops::Deref, ops::Range};
 
@@ -7,7 +7,7 @@ use candle_nn::VarBuilder;
 use interlock::{Activation, Error, Result};
 use rayon::prelude::*;
 
-/// What a layer calls itself in messages: its kind and the prefix of its parameters' names.
+/// Returns the name of a layer in messages: its kind and the prefix of its parameters' names.
 pub(crate) fn label(kind: &str, vb: &VarBuilder) -> String {
     match vb.prefix() {
         prefix if prefix.is_empty() => kind.to_owned(),
@@ -15,12 +15,12 @@ pub(crate) fn label(kind: &str, vb: &VarBuilder) -> String {
     }
 }
 
-/// A message about an input of the wrong shape; `takes` says what would be right.
+/// Returns the error for an input of the wrong shape; `takes` describes the right one.
 pub(crate) fn wrong_shape(layer: &str, got: &[usize], takes: impl std::fmt::Display) -> Error {
     Error::invalid(layer, format!("input of shape {got:?}"), format!("it takes {takes}"))
 }
 
-/// Returns `tensor` without a graph, with its elements side by side. Copies only if they are not.
+/// Returns `tensor` without a graph, with contiguous elements. Copies only if they are not contiguous yet.
 ///
 /// # Errors
 /// If it is not a tensor of `f32` on the CPU with at least one element.
@@ -28,7 +28,7 @@ pub(crate) fn dense(tensor: &Tensor, layer: &str) -> Result<Tensor> {
     dense_of(tensor, DType::F32, layer)
 }
 
-/// [`dense`] for another type of elements.
+/// As [`dense`], for another type of elements.
 pub(crate) fn dense_of(tensor: &Tensor, dtype: DType, layer: &str) -> Result<Tensor> {
     if tensor.dtype() != dtype {
         return Err(Error::invalid(
@@ -46,12 +46,12 @@ pub(crate) fn dense_of(tensor: &Tensor, dtype: DType, layer: &str) -> Result<Ten
     Ok(tensor.detach().contiguous()?)
 }
 
-/// The output gradient of an output of shape `dims`, as [`dense`] gives it.
+/// Returns the output gradient of an output of shape `dims`, as [`dense`] does.
 pub(crate) fn output_gradient(output_gradient: &Activation, dims: &[usize], layer: &str) -> Result<Tensor> {
     dense(output_gradient_of(output_gradient, dims, layer)?, layer)
 }
 
-/// The output gradient of an output of shape `dims`.
+/// Returns the output gradient of an output of shape `dims`.
 pub(crate) fn output_gradient_of<'a>(
     output_gradient: &'a Activation,
     dims: &[usize],
@@ -68,14 +68,14 @@ pub(crate) fn output_gradient_of<'a>(
     Ok(tensor)
 }
 
-/// The elements of a tensor, locked for reading while this lives.
+/// The elements of a tensor, which stay locked for reading until this is dropped.
 pub(crate) struct Values<'a, T> {
     storage: StorageRef<'a>,
     range: Range<usize>,
     elements: PhantomData<T>,
 }
 
-/// The elements of a dense tensor (see [`dense`]), without a copy.
+/// Returns the elements of a dense tensor (see [`dense`]), without a copy.
 pub(crate) fn read<T: WithDType>(tensor: &Tensor) -> Result<Values<'_, T>> {
     let (storage, layout) = tensor.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else {
@@ -106,12 +106,12 @@ impl<T: WithDType> Deref for Values<'_, T> {
     }
 }
 
-/// A tensor of these values.
+/// Returns a tensor of these values.
 pub(crate) fn tensor(values: Vec<f32>, dims: impl Into<candle_core::Shape>) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, dims, &Device::Cpu)?)
 }
 
-/// The sums of the columns of a matrix with rows of length `width`.
+/// Returns the sums of the columns of a matrix with rows of length `width`. Chunks of 64 rows are summed in `f32`, and their sums in `f64`.
 pub(crate) fn column_sums(rows: &[f32], width: usize) -> Vec<f32> {
     let parts: Vec<Vec<f32>> = rows
         .par_chunks(64 * width)
@@ -138,20 +138,20 @@ pub(crate) fn column_sums(rows: &[f32], width: usize) -> Vec<f32> {
 mod tests {
     use super::*;
 
-    /// Small whole numbers, whose sums are exact in any order.
+    /// Returns small whole numbers, whose sums are exact in any order.
     fn whole(count: usize, seed: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * 31 + seed * 7) % 13) as f32 - 6.0).collect()
     }
 
     #[test]
-    fn sums_go_down_columns() {
+    fn column_sums_equal_plain_sums() {
         let values = whole(150 * 6, 2);
         let columns: Vec<f32> = (0..6).map(|c| (0..150).map(|row| values[row * 6 + c]).sum()).collect();
         assert_eq!(column_sums(&values, 6), columns);
     }
 
     #[test]
-    fn a_view_is_read_in_place() -> Result<()> {
+    fn view_is_read_in_place() -> Result<()> {
         let whole = tensor((0..12).map(|i| i as f32).collect(), (4, 3))?;
         let view = dense(&whole.narrow(0, 2, 2)?, "test")?;
         assert_eq!(&*read::<f32>(&view)?, &[6.0, 7.0, 8.0, 9.0, 10.0, 11.0]);

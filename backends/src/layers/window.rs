@@ -13,19 +13,19 @@ pub(crate) struct Window {
     pub(crate) image: [usize; 2],
     /// Side of the window.
     pub(crate) kernel: usize,
-    /// Step from one place of the window to the next.
+    /// The distance from one place of the window to the next, in pixels.
     pub(crate) stride: usize,
-    /// Pixels of value zero (or none at all) around the image.
+    /// Pixels around the image: zeros for convolutions, none for pools.
     pub(crate) padding: usize,
-    /// Places of the window, down and across.
+    /// The number of places of the window, down and across.
     pub(crate) places: [usize; 2],
 }
 
 impl Window {
-    /// The window over an input of shape `dims`, which must be `(B, C, H, W)`.
+    /// Returns the window over an input of shape `dims`, which must be `(B, C, H, W)`.
     ///
     /// # Errors
-    /// If it is not, or if the window is larger than the padded image, or has no side or no step.
+    /// If it is not, if the window is larger than the padded image, or if `kernel` or `stride` is zero.
     pub(crate) fn over(dims: &[usize], [kernel, stride, padding]: [usize; 3], layer: &str) -> Result<Self> {
         let &[_, channels, height, width] = dims else {
             return Err(wrong_shape(layer, dims, "(B, C, H, W)"));
@@ -38,19 +38,17 @@ impl Window {
             _ => Err(wrong_shape(
                 layer,
                 dims,
-                format_args!(
-                    "images on which a window of {kernel}×{kernel} (padding {padding}, stride {stride}) has a place"
-                ),
+                format_args!("images on which a window of {kernel}×{kernel} (padding {padding}, stride {stride}) fits"),
             )),
         }
     }
 
-    /// Pixels of one channel of an image.
+    /// Returns the number of pixels of an image.
     pub(crate) fn pixels(&self) -> usize {
         self.image[0] * self.image[1]
     }
 
-    /// Places of the window on one image.
+    /// Returns the number of places of the window on one image.
     pub(crate) fn places(&self) -> usize {
         self.places[0] * self.places[1]
     }

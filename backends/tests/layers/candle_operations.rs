@@ -95,7 +95,7 @@ fn what_is_no_number_of_an_activation_is_refused() {
         let tokens = Tensor::new(&[7_u32], &Device::Cpu).expect("a tensor");
         let layer = Embedding::new(7, 2, store().builder(&Device::Cpu)).expect("an embedding");
         let error = layer.forward(&tokens.into(), &Pass::eval()).err().expect("a refusal").to_string();
-        assert!(error.contains("token 7 at place 0"), "{error}");
+        assert!(error.contains("token 7 at index 0"), "{error}");
     });
 }
 

@@ -112,7 +112,7 @@ fn wrong_images_are_refused_with_both_shapes() {
     assert_eq!(refusal(&[2, 4, 8, 8]), "conv2d layer1.0.conv1: input of shape [2, 4, 8, 8]; it takes (B, 3, H, W)");
     assert_eq!(
         refusal(&[2, 3, 4, 8]),
-        "conv2d layer1.0.conv1: input of shape [2, 3, 4, 8]; it takes images on which a window of 5×5 (padding 0, stride 1) has a place"
+        "conv2d layer1.0.conv1: input of shape [2, 3, 4, 8]; it takes images on which a window of 5×5 (padding 0, stride 1) fits"
     );
     let tokens = Tensor::zeros((1, 3, 8, 8), candle_core::DType::U32, &Device::Cpu).expect("a tensor");
     let error = layer.forward(&tokens.into(), &Pass::eval()).err().expect("a refusal").to_string();
@@ -333,7 +333,7 @@ fn blocks_that_do_not_fit_are_refused() {
     let conv2 = Conv2d::new(conv(3, 4, 3, 1, 1, false), vb.pp("a")).expect("a convolution");
     let norm = BatchNorm2d::new(3, vb.pp("b")).expect("a norm");
     let text = refusal(ConvBlock::new(vec![(conv2, norm)], Shortcut::None).err());
-    assert!(text.contains("a norm of 3 channels behind a convolution that gives 4"), "{text}");
+    assert!(text.contains("a norm of 3 channels after a convolution with 4 output channels"), "{text}");
     let part = link(conv(3, 4, 3, 1, 1, false), &vb, 1).expect("a link");
     let layer = ConvBlock::new(vec![part], Shortcut::Identity).expect("a block");
     let text = refusal(layer.forward(&random("x", &[1, 3, 4, 4]).into(), &Pass::eval()).err());

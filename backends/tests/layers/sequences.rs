@@ -42,7 +42,7 @@ fn bad_tokens_and_long_sequences_are_refused_by_name() {
     let refusal = |x: Tensor| layer.forward(&x.into(), &Pass::eval()).err().expect("a refusal").to_string();
     assert_eq!(
         refusal(Tensor::new(&[[4_u32, 5, 0]], &Device::Cpu).expect("a tensor")),
-        "embedding transformer.wte: token 5 at place 1 of an input of shape [1, 3]; tokens must be below 5, the size of the vocabulary"
+        "embedding transformer.wte: token 5 at index 1 of an input of shape [1, 3]; tokens must be below 5, the size of the vocabulary"
     );
     assert_eq!(
         refusal(tokens(&[1, 4], 5)),

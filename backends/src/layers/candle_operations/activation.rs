@@ -7,7 +7,7 @@ use super::{CandleOperations, as_dtype, input, saved_tensor::SavedCandleTensor, 
 use crate::layers::{Gelu, Relu};
 
 impl CandleOperations for Relu {
-    /// The output, which the next layer keeps too.
+    /// The output, which the next layer saves too.
     type Saved = SavedCandleTensor;
 
     fn name(&self) -> &str {
@@ -16,17 +16,17 @@ impl CandleOperations for Relu {
 
     fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, SavedCandleTensor)> {
         let zeros = zeros(x)?;
-        // Not where `x > 0`: a value that is not a number must not vanish.
+        // Not `x > 0`, which would replace NaN by 0.
         let y = x.lt(&zeros)?.where_cond(&zeros, x)?;
-        let kept = SavedCandleTensor::new(&y, pass)?;
-        Ok((y, kept))
+        let saved = SavedCandleTensor::new(&y, pass)?;
+        Ok((y, saved))
     }
 
     fn held(y: &SavedCandleTensor) -> Vec<Held> {
         vec![y.held()]
     }
 
-    fn pull(&self, y: &SavedCandleTensor, c: &Tensor, _: Wants) -> Result<Gradients> {
+    fn compute_gradients(&self, y: &SavedCandleTensor, c: &Tensor, _: Wants) -> Result<Gradients> {
         let y = y.tensor()?;
         Ok(input(where_set(&y.gt(&zeros(&y)?)?, c)?))
     }
@@ -47,15 +47,15 @@ impl CandleOperations for Gelu {
         vec![x.held()]
     }
 
-    fn pull(&self, x: &SavedCandleTensor, c: &Tensor, _: Wants) -> Result<Gradients> {
+    fn compute_gradients(&self, x: &SavedCandleTensor, c: &Tensor, _: Wants) -> Result<Gradients> {
         const CUBIC: f64 = 0.044715;
         let root = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
         // y = x (1 + t)/2 with t = tanh u, so ∂x = c ((1 + t) + x (1 - t²) u')/2.
         let x = wide(&x.tensor()?)?;
         let square = x.sqr()?;
         let t = (&x * square.affine(root * CUBIC, root)?)?.tanh()?;
-        let steep = (&x * square.affine(3.0 * root * CUBIC, root)?)?;
-        let slope = ((&t + (steep * t.sqr()?.affine(-1.0, 1.0)?)?)? * 0.5)?.affine(1.0, 0.5)?;
+        let x_du = (&x * square.affine(3.0 * root * CUBIC, root)?)?;
+        let slope = ((&t + (x_du * t.sqr()?.affine(-1.0, 1.0)?)?)? * 0.5)?.affine(1.0, 0.5)?;
         Ok(input(as_dtype(&(wide(c)? * slope)?, c.dtype())?))
     }
 }

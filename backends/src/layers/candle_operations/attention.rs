@@ -1,4 +1,4 @@
-//! The heads of causal self-attention. The weights are not kept: a backward pass computes them again from queries and keys.
+//! The heads of causal self-attention. The attention weights are not saved: a backward pass computes them again from queries and keys.
 
 use candle_core::{DType, Tensor};
 use candle_nn::ops::softmax_last_dim;
@@ -14,11 +14,11 @@ use super::{
 };
 use crate::kernels::attention::AttentionHeads;
 
-/// What the heads keep.
+/// The tensors that the heads save.
 pub(crate) struct SavedHeads {
     /// Queries, keys and values, `(B, T, 3·n·h)`.
     qkv: SavedCandleTensor,
-    /// Of the weights, `(B, n, T, T)`.
+    /// The dropout of the weights, `(B, n, T, T)`.
     mask: Option<Mask>,
 }
 
@@ -28,7 +28,7 @@ impl SavedHeads {
     }
 }
 
-/// Queries over `√h`, keys and values of all heads, `(B, n, T, h)` each.
+/// Returns queries divided by `√h`, keys, and values of all heads, `(B, n, T, h)` each.
 fn parts(heads: &AttentionHeads, qkv: &Tensor) -> Result<[Tensor; 3]> {
     let AttentionHeads { batch, length, count, width } = *heads;
     let qkv = qkv.reshape((batch, length, 3, count, width))?;
@@ -40,7 +40,7 @@ fn scale(heads: &AttentionHeads) -> f64 {
     1.0 / (heads.width as f64).sqrt()
 }
 
-/// The softmax of all positions up to the own, `(B, n, T, T)`, in `f32`.
+/// Returns the softmax of each position's scores up to its own, `(B, n, T, T)`, in `f32`.
 fn weights(queries: &Tensor, keys: &Tensor) -> Result<Tensor> {
     let scores = wide(&product(queries, &keys.transpose(2, 3)?)?)?;
     let length = scores.dim(3)?;
@@ -50,12 +50,13 @@ fn weights(queries: &Tensor, keys: &Tensor) -> Result<Tensor> {
     Ok(softmax_last_dim(&seen.broadcast_as(scores.shape())?.where_cond(&scores, &nothing)?)?)
 }
 
-/// Returns the heads side by side, `(B, T, n·h)`, of `(B, n, T, h)`.
+/// Returns `x (B, n, T, h)` with the heads side by side, `(B, T, n·h)`.
 fn joined(heads: &AttentionHeads, x: &Tensor) -> Result<Tensor> {
     Ok(x.transpose(1, 2)?.reshape(&heads.dims(1))?)
 }
 
-/// What all heads give, `(B, T, n·h)`, from queries, keys and values `(B, T, 3·n·h)`; `dropout` is the probability for weights and its name.
+/// Returns the outputs of all heads, `(B, T, n·h)`, from queries, keys and values `(B, T, 3·n·h)`. Weights are dropped with `probability`, by the
+/// random numbers of the dropout called `name`.
 pub(crate) fn mix(
     heads: &AttentionHeads,
     qkv: &Tensor,
@@ -71,7 +72,7 @@ pub(crate) fn mix(
     Ok((joined(heads, &mixed)?, SavedHeads { qkv: SavedCandleTensor::new(&qkv, pass)?, mask }))
 }
 
-/// The output gradient of queries, keys and values, from that of what [`mix`] gave.
+/// Returns the gradient of queries, keys and values from the output gradient of [`mix`].
 pub(crate) fn backward_heads(
     heads: &AttentionHeads,
     saved: &SavedHeads,
@@ -91,7 +92,7 @@ pub(crate) fn backward_heads(
     let along = (&dp * &p)?.sum_keepdim(3)?;
     let ds = as_dtype(&(&p * dp.broadcast_sub(&along)?)?, dtype)?;
     let dq = scaled(&product(&ds, &keys)?, scale(heads))?;
-    // The queries have been divided by √h.
+    // `queries` are already divided by √h.
     let dk = product(&ds.transpose(2, 3)?, &queries)?;
     let all = [dq, dk, dv].map(|part| part.transpose(1, 2));
     let [dq, dk, dv] = all;

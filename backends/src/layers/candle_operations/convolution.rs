@@ -1,5 +1,5 @@
-//! Convolutions: the output, the gradient of the input and that of the weight are all sums of one form, [`convolve`]. cuDNN, where it is built
-//! in, has a kernel for each.
+//! Convolutions. The output, the gradient of the input and that of the weight are all computed by [`convolve`], or by a kernel of cuDNN for each if
+//! it is built in.
 
 use candle_core::Tensor;
 use interlock::{Gradients, Held, Pass, Result, Wants};
@@ -18,14 +18,14 @@ use crate::layers::{Conv2d, Conv2dConfig};
 struct Steps {
     padding: usize,
     stride: usize,
-    /// From one pixel of the window to the next.
+    /// The distance between the pixels of the window.
     dilation: usize,
 }
 
 const DENSE: Steps = Steps { padding: 0, stride: 1, dilation: 1 };
 
-/// `y[b,o,p] = Σ_{i,u} w[o,i,u] x[b,i, stride·p + dilation·u - padding]`, for `x (B, I, H, W)` and `w (O, I, k, l)` of one dtype, which is that
-/// of `y (B, O, H', W')`.
+/// Returns `y[b,o,p] = Σ_{i,u} w[o,i,u] x[b,i, stride·p + dilation·u - padding]`, `(B, O, H', W')`, for `x (B, I, H, W)` and `w (O, I, k, l)`. All
+/// three have the same dtype.
 fn convolve(x: &Tensor, w: &Tensor, Steps { padding, stride, dilation }: Steps) -> Result<Tensor> {
     let (outputs, inputs, height, width) = w.dims4()?;
     let (batch, _, rows, columns) = x.dims4()?;
@@ -42,8 +42,8 @@ fn convolve(x: &Tensor, w: &Tensor, Steps { padding, stride, dilation }: Steps) 
     summed_wide(x, &w.contiguous()?, |x, w| Ok(x.conv2d(w, padding, stride, dilation, 1)?))
 }
 
-/// `w (O, I, k, k)` as `(I, O, k, k)`, turned by half a turn.
-fn turned(w: &Tensor) -> Result<Tensor> {
+/// Returns `w (O, I, k, k)` as `(I, O, k, k)`, with its windows rotated by 180°.
+fn rotated(w: &Tensor) -> Result<Tensor> {
     let (outputs, inputs, k, _) = w.dims4()?;
     let backwards: Vec<u32> = (0..(k * k) as u32).rev().collect();
     let backwards = Tensor::new(backwards, w.device())?;
@@ -51,19 +51,20 @@ fn turned(w: &Tensor) -> Result<Tensor> {
     Ok(w.reshape((outputs, inputs, k, k))?.transpose(0, 1)?.contiguous()?)
 }
 
-/// Along `axis`, `c[p]` at place `stride·p + shift` of `length`, and zeros elsewhere; what lies outside is left out.
+/// Returns a tensor of `length` along `axis`, with `c[p]` at position `stride·p + shift` and zeros elsewhere. Elements that would lie outside are
+/// left out.
 fn spread(c: &Tensor, axis: usize, stride: usize, shift: isize, length: usize) -> Result<Tensor> {
-    let places = c.dim(axis)?;
+    let count = c.dim(axis)?;
     let from = |at: usize| {
-        let place = usize::try_from(at as isize - shift).ok()?;
-        (place % stride == 0 && place / stride < places).then_some((place / stride) as u32)
+        let position = usize::try_from(at as isize - shift).ok()?;
+        (position % stride == 0 && position / stride < count).then_some((position / stride) as u32)
     };
-    // An index that stands for zero.
+    // candle selects zeros for the index `u32::MAX`.
     let from: Vec<u32> = (0..length).map(|at| from(at).unwrap_or(u32::MAX)).collect();
     Ok(c.index_select(&Tensor::new(from, c.device())?, axis)?)
 }
 
-/// `∂x (B, I, H, W)`: the output gradient, its pixels `stride` apart and zeros around it, under the turned window.
+/// Returns `∂x (B, I, H, W)`: the convolution of the output gradient, its pixels `stride` apart with zeros around them, with the rotated window.
 fn input_gradient(
     c: &Tensor,
     w: &Tensor,
@@ -75,7 +76,7 @@ fn input_gradient(
         let (batch, _, _, _) = c.dims4()?;
         return crate::cuda::cudnn::input_gradient(c, w, [batch, w.dim(1)?, height, width], padding, stride);
     }
-    let w = turned(w)?;
+    let w = rotated(w)?;
     if stride == 1 && padding < kernel {
         return convolve(c, &w, Steps { padding: kernel - 1 - padding, ..DENSE });
     }
@@ -83,13 +84,13 @@ fn input_gradient(
     let spread =
         |c: &Tensor| spread(&spread(c, 2, stride, shift, height + kernel - 1)?, 3, stride, shift, width + kernel - 1);
     match kernel {
-        // A window of one pixel leaves the zeros between as they are.
+        // A window of one pixel maps zeros to zeros, so the pixels can be spread afterwards.
         1 => spread(&convolve(c, &w, DENSE)?),
         _ => convolve(&spread(c)?, &w, DENSE),
     }
 }
 
-/// `∂W (O, I, k, k)`: images under the output gradient as a window, with examples in the place of channels.
+/// Returns `∂W (O, I, k, k)`: the convolution of the images with the output gradient as the window, and examples as channels.
 fn weight_gradient(
     x: &Tensor,
     c: &Tensor,
@@ -102,7 +103,7 @@ fn weight_gradient(
     }
     let (x, c) = (x.transpose(0, 1)?, c.transpose(0, 1)?);
     let dw = convolve(&x, &c, Steps { padding, stride: 1, dilation: stride })?;
-    // Pixels that no place of the window reached make it larger.
+    // It is larger if there are pixels that no position of the window reached.
     Ok(dw.narrow(2, 0, kernel)?.narrow(3, 0, kernel)?.transpose(0, 1)?.contiguous()?)
 }
 
@@ -128,20 +129,20 @@ impl CandleOperations for Conv2d {
         vec![x.held()]
     }
 
-    fn pull(&self, x: &SavedCandleTensor, c: &Tensor, wants: Wants) -> Result<Gradients> {
-        let mut pulled = Gradients::default();
+    fn compute_gradients(&self, x: &SavedCandleTensor, c: &Tensor, wants: Wants) -> Result<Gradients> {
+        let mut gradients = Gradients::default();
         if wants.input {
             let image = [x.dims()[2], x.dims()[3]];
             let dx = input_gradient(c, &as_dtype(&self.weight, c.dtype())?, image, self.config)?;
-            pulled.input = Some(dx.into());
+            gradients.input = Some(dx.into());
         }
         if wants.parameters {
             let dw = weight_gradient(&x.tensor()?, c, self.config)?;
-            pulled.parameters.push((self.weight.id(), wide(&dw)?));
+            gradients.parameters.push((self.weight.id(), wide(&dw)?));
             if let Some(bias) = &self.bias {
-                pulled.parameters.push((bias.id(), channel_sums(&wide(c)?)?.flatten_all()?));
+                gradients.parameters.push((bias.id(), channel_sums(&wide(c)?)?.flatten_all()?));
             }
         }
-        Ok(pulled)
+        Ok(gradients)
     }
 }

@@ -6,7 +6,7 @@ use interlock::{Gradients, Held, Pass, Result, Wants};
 use super::{CandleOperations, input, scaled, where_set};
 use crate::layers::{Dropout, dropout};
 
-/// Which elements are kept.
+/// The elements that dropout keeps.
 pub(crate) struct Mask {
     /// One where an element is kept, zero elsewhere, of `u8`.
     keep: Tensor,
@@ -14,7 +14,7 @@ pub(crate) struct Mask {
 }
 
 impl Mask {
-    /// Draws for a tensor of this shape on the device of `like`; none where all are kept.
+    /// Draws a mask for a tensor of this shape on the device of `like`. Returns none if all elements are kept.
     pub(super) fn draw(
         probability: f64,
         name: &str,
@@ -29,7 +29,7 @@ impl Mask {
         Ok(Some(Self { keep, scale: f64::from(dropout::scale(probability)) }))
     }
 
-    /// What is kept of `x`, scaled.
+    /// Returns the kept elements of `x`, scaled, and zeros elsewhere.
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         where_set(&self.keep, &scaled(x, self.scale)?)
     }
@@ -39,7 +39,7 @@ impl Mask {
     }
 }
 
-/// What is kept of `x`: all of it without a mask.
+/// Applies the mask to `x`, if there is one.
 pub(super) fn masked(mask: Option<&Mask>, x: &Tensor) -> Result<Tensor> {
     mask.map_or_else(|| Ok(x.clone()), |mask| mask.apply(x))
 }
@@ -60,7 +60,7 @@ impl CandleOperations for Dropout {
         mask.iter().map(Mask::held).collect()
     }
 
-    fn pull(&self, mask: &Option<Mask>, c: &Tensor, _: Wants) -> Result<Gradients> {
+    fn compute_gradients(&self, mask: &Option<Mask>, c: &Tensor, _: Wants) -> Result<Gradients> {
         Ok(input(masked(mask.as_ref(), c)?))
     }
 }

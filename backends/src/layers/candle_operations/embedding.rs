@@ -1,7 +1,7 @@
-//! Embeddings: rows are selected, and added up for their gradient.
+//! Embeddings: the forward pass selects rows, and the gradient sums rows.
 //!
-//! Tokens on the CPU are checked. Elsewhere that would wait for the device: the row of a token that is out of the vocabulary is NaN there, which
-//! is refused where the activation leaves its stage.
+//! Tokens on the CPU are checked. On other devices a check would wait for the device. There, a token outside of the vocabulary gets a row of NaN,
+//! and the stage fails when it checks its output.
 
 use candle_core::{DType, Tensor, WithDType};
 use interlock::{Error, Gradients, Held, ParameterGradients, Pass, Result, Wants};
@@ -10,7 +10,7 @@ use super::{CandleOperations, products::operand, wide};
 use crate::layers::{Embedding, TokenAndPosition, slices::wrong_shape};
 
 impl Embedding {
-    /// The tokens, contiguous; elsewhere than on the CPU, [`OUTSIDE`] for those that are out of the vocabulary.
+    /// Returns the tokens, contiguous. On other devices than the CPU, tokens outside of the vocabulary become [`OUTSIDE`].
     fn entered(&self, tokens: &Tensor) -> Result<Tensor> {
         if tokens.device().is_cpu() {
             return self.tokens(tokens);
@@ -25,7 +25,7 @@ impl Embedding {
         within(self.vocab, &tokens.detach().contiguous()?)
     }
 
-    /// A row of the weight for each token, in `f32`.
+    /// Returns a row of the weight for each token, in `f32`.
     fn rows(&self, tokens: &Tensor) -> Result<Tensor> {
         let (weight, flat) = (self.weight.detach(), tokens.flatten_all()?);
         let rows = match tokens.device().is_cpu() {
@@ -35,27 +35,27 @@ impl Embedding {
         Ok(rows.reshape(self.output_dims(tokens))?)
     }
 
-    /// `∂W`; each row's terms are added up in the order of the tokens.
+    /// Returns `∂W`. Each row's terms are added in the order of the tokens.
     fn row_sums(&self, tokens: &Tensor, c: &Tensor) -> Result<Tensor> {
         let zeros = Tensor::zeros(self.weight.shape(), DType::F32, c.device())?;
         Ok(zeros.index_add(&tokens.flatten_all()?, &c.reshape(((), self.width))?, 0)?)
     }
 }
 
-/// Stands for a number out of range: it selects zeros, and takes no part in sums.
+/// The index that replaces tokens outside of the vocabulary: candle selects zeros for it, and leaves it out of sums.
 const OUTSIDE: u32 = u32::MAX;
 
-/// `value` as often as `like` has elements; it takes the room of one.
+/// Returns a tensor shaped as `like` with this value everywhere, which takes the memory of one element.
 fn constant<T: WithDType>(value: T, like: &Tensor) -> Result<Tensor> {
     Ok(Tensor::full(value, 1, like.device())?.broadcast_as(like.shape())?)
 }
 
-/// `numbers` with [`OUTSIDE`] in the place of those that are not below `count`.
+/// Returns `numbers` with [`OUTSIDE`] instead of those that are not below `count`.
 fn within(count: usize, numbers: &Tensor) -> Result<Tensor> {
     Ok(numbers.ge(&constant(count as u32, numbers)?)?.where_cond(&constant(OUTSIDE, numbers)?, numbers)?)
 }
 
-/// The rows of `weight` with these numbers; NaN for [`OUTSIDE`].
+/// Returns the rows of `weight` with these numbers, and rows of NaN for [`OUTSIDE`].
 fn marked_rows(weight: &Tensor, numbers: &Tensor) -> Result<Tensor> {
     let outside = numbers.eq(&constant(OUTSIDE, numbers)?)?;
     let marks = outside.where_cond(&constant(f32::NAN, numbers)?, &constant(1.0_f32, numbers)?)?;
@@ -82,7 +82,7 @@ impl CandleOperations for Embedding {
         Vec::new()
     }
 
-    fn pull(&self, tokens: &Tensor, c: &Tensor, wants: Wants) -> Result<Gradients> {
+    fn compute_gradients(&self, tokens: &Tensor, c: &Tensor, wants: Wants) -> Result<Gradients> {
         let parameters = match wants.parameters {
             true => vec![(self.weight.id(), self.row_sums(tokens, &wide(c)?)?)],
             false => ParameterGradients::new(),
@@ -112,13 +112,13 @@ impl CandleOperations for TokenAndPosition {
         Vec::new()
     }
 
-    fn pull(&self, tokens: &Tensor, c: &Tensor, wants: Wants) -> Result<Gradients> {
+    fn compute_gradients(&self, tokens: &Tensor, c: &Tensor, wants: Wants) -> Result<Gradients> {
         let mut parameters = ParameterGradients::new();
         if wants.parameters {
             let c = wide(c)?;
             parameters.push((self.tokens.weight.id(), self.tokens.row_sums(tokens, &c)?));
-            let behind = self.context - tokens.dim(1)?;
-            parameters.push((self.positions.id(), c.sum(0)?.pad_with_zeros(0, 0, behind)?));
+            let unused = self.context - tokens.dim(1)?;
+            parameters.push((self.positions.id(), c.sum(0)?.pad_with_zeros(0, 0, unused)?));
         }
         Ok(Gradients { input: None, parameters })
     }
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_out_of_range_selects_nan_and_others_their_rows() -> Result<()> {
+    fn index_out_of_range_selects_nan_and_others_select_their_rows() -> Result<()> {
         let weight = Tensor::new(&[[1_f32, 2.0], [3.0, 4.0]], &Device::Cpu)?;
         let rows =
             marked_rows(&weight, &within(2, &Tensor::new(&[1_u32, 2, 0, 7], &Device::Cpu)?)?)?.to_vec2::<f32>()?;

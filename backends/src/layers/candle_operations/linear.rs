@@ -1,4 +1,4 @@
-//! Linear layers: a product for the output, for the gradient of the input, and for that of the weight.
+//! Linear layers: one matrix product each for the output, the gradient of the input, and the gradient of the weight.
 
 use candle_core::Tensor;
 use interlock::{Activation, Gradients, Held, ParameterGradients, Pass, Result, Wants};
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::layers::Linear;
 
-/// `x` as a matrix with rows of its last dimension.
+/// Returns `x` as a matrix whose rows are its last dimension.
 fn rows(x: &Tensor) -> Result<Tensor> {
     Ok(x.flatten_to(x.rank().saturating_sub(2)).and_then(|x| if x.rank() == 1 { x.unsqueeze(0) } else { Ok(x) })?)
 }
@@ -38,7 +38,7 @@ impl CandleOperations for Linear {
         vec![x.held()]
     }
 
-    fn pull(&self, x: &SavedCandleTensor, c: &Tensor, wants: Wants) -> Result<Gradients> {
+    fn compute_gradients(&self, x: &SavedCandleTensor, c: &Tensor, wants: Wants) -> Result<Gradients> {
         let c = rows(c)?;
         let input = match wants.input {
             true => Some(product(&c, &as_dtype(&self.weight, c.dtype())?)?.reshape(x.dims())?.into()),

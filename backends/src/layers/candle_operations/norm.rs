@@ -1,4 +1,4 @@
-//! Batch and layer norm: means of values, then of squared distances from them.
+//! Batch and layer norm. Variances are means of squared distances from the mean.
 
 use candle_core::{Tensor, Var};
 use interlock::{Gradients, Held, ParameterGradients, Pass, Result, Wants};
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// What a norm keeps: its input, and the `f32` mean and `1/√(σ² + ε)` of each channel or row.
+/// The tensors that a norm saves: its input, and the mean and `1/√(σ² + ε)` of each channel or row, in `f32`.
 pub(crate) struct SavedNorm {
     x: SavedCandleTensor,
     mean: Tensor,
@@ -25,7 +25,7 @@ impl SavedNorm {
         vec![self.x.held(), Held::tensor(&self.mean), Held::tensor(&self.inverse)]
     }
 
-    /// `x - μ`, in `f32`.
+    /// Returns `x - μ`, in `f32`.
     fn centred(&self) -> Result<Tensor> {
         Ok(wide(&self.x.tensor()?)?.broadcast_sub(&self.mean)?)
     }
@@ -35,19 +35,20 @@ fn inverse(variance: &Tensor, epsilon: f64) -> Result<Tensor> {
     Ok((variance + epsilon)?.sqrt()?.recip()?)
 }
 
-/// Sums of images `(B, C, H, W)` over all but the channels, `(1, C, 1, 1)`: of each image first, for precision and for many at a time.
+/// Returns the sums of images `(B, C, H, W)` over all but the channels, `(1, C, 1, 1)`. Each image is summed first, which is more precise and
+/// computes many sums in parallel.
 pub(super) fn channel_sums(x: &Tensor) -> Result<Tensor> {
     as_channels(&x.flatten_from(2)?.sum(2)?.sum(0)?)
 }
 
-/// A value a channel, as images take it.
+/// Returns one value for each channel as `(1, C, 1, 1)`, which broadcasts to images.
 pub(super) fn as_channels(values: &Tensor) -> Result<Tensor> {
     Ok(values.detach().reshape((1, (), 1, 1))?)
 }
 
 impl BatchNorm2d {
-    /// Moves the running statistics towards the mean and variance of `count` values a channel; on the device.
-    fn follow(&self, mean: &Tensor, variance: &Tensor, count: f64) -> Result<()> {
+    /// Moves the running statistics towards the mean and variance of `count` values for each channel, on the device.
+    fn update_running(&self, mean: &Tensor, variance: &Tensor, count: f64) -> Result<()> {
         let moved = |running: &Var, new: &Tensor, share: f64| -> Result<()> {
             let new = ((running.as_detached_tensor() * (1.0 - MOMENTUM))? + (new.flatten_all()? * share)?)?;
             Ok(running.set(&new)?)
@@ -70,14 +71,14 @@ impl CandleOperations for BatchNorm2d {
             true => {
                 let count = x.elem_count() / self.channels;
                 if count < 2 {
-                    return Err(wrong_shape(&self.name, x.dims(), "more than one value a channel in training"));
+                    return Err(wrong_shape(&self.name, x.dims(), "more than one value for each channel in training"));
                 }
                 let count = count as f64;
                 let mean = (channel_sums(&values)? / count)?;
                 let centred = values.broadcast_sub(&mean)?;
                 let variance = (channel_sums(&centred.sqr()?)? / count)?;
                 if pass.track {
-                    self.follow(&mean, &variance, count)?;
+                    self.update_running(&mean, &variance, count)?;
                 }
                 (mean, centred, inverse(&variance, EPSILON)?)
             }
@@ -96,11 +97,11 @@ impl CandleOperations for BatchNorm2d {
         saved.held()
     }
 
-    fn pull(&self, saved: &SavedNorm, c: &Tensor, wants: Wants) -> Result<Gradients> {
+    fn compute_gradients(&self, saved: &SavedNorm, c: &Tensor, wants: Wants) -> Result<Gradients> {
         let (dtype, c, centred) = (c.dtype(), wide(c)?, saved.centred()?);
         let bias = channel_sums(&c)?;
         let weight = (channel_sums(&(&c * &centred)?)? * &saved.inverse)?;
-        let mut pulled = Gradients::default();
+        let mut result = Gradients::default();
         if wants.input {
             let count = (c.elem_count() / self.channels) as f64;
             // ∂x = a c + b (x - μ) + d, with numbers a, b and d for each channel.
@@ -108,12 +109,12 @@ impl CandleOperations for BatchNorm2d {
             let b = ((&a * &saved.inverse)? * (&weight / -count)?)?;
             let d = (&a * (&bias / -count)?)?;
             let dx = (c.broadcast_mul(&a)? + centred.broadcast_mul(&b)?.broadcast_add(&d)?)?;
-            pulled.input = Some(as_dtype(&dx, dtype)?.into());
+            result.input = Some(as_dtype(&dx, dtype)?.into());
         }
         if wants.parameters {
-            pulled.parameters = gradients(&self.weight, &weight, &self.bias, &bias)?;
+            result.parameters = gradients(&self.weight, &weight, &self.bias, &bias)?;
         }
-        Ok(pulled)
+        Ok(result)
     }
 }
 
@@ -121,7 +122,7 @@ fn gradients(weight: &Tensor, dw: &Tensor, bias: &Tensor, db: &Tensor) -> Result
     Ok(vec![(weight.id(), dw.flatten_all()?), (bias.id(), db.flatten_all()?)])
 }
 
-/// The mean of each row, `(…, 1)`.
+/// Returns the mean of each row, `(…, 1)`.
 fn row_means(x: &Tensor) -> Result<Tensor> {
     Ok(x.mean_keepdim(x.rank() - 1)?)
 }
@@ -147,21 +148,21 @@ impl CandleOperations for LayerNorm {
         saved.held()
     }
 
-    fn pull(&self, saved: &SavedNorm, c: &Tensor, wants: Wants) -> Result<Gradients> {
+    fn compute_gradients(&self, saved: &SavedNorm, c: &Tensor, wants: Wants) -> Result<Gradients> {
         let (dtype, c) = (c.dtype(), wide(c)?);
         let normed = saved.centred()?.broadcast_mul(&saved.inverse)?;
-        let mut pulled = Gradients::default();
+        let mut result = Gradients::default();
         if wants.input {
             let g = c.broadcast_mul(&self.weight.detach())?;
             let along = normed.broadcast_mul(&row_means(&(&g * &normed)?)?)?;
             let dx = (g.broadcast_sub(&row_means(&g)?)? - along)?.broadcast_mul(&saved.inverse)?;
-            pulled.input = Some(as_dtype(&dx, dtype)?.into());
+            result.input = Some(as_dtype(&dx, dtype)?.into());
         }
         if wants.parameters {
             let sums = |x: Tensor| Ok::<_, interlock::Error>(x.reshape(((), self.width))?.sum(0)?);
             let (dw, db) = (sums((&c * &normed)?)?, sums(c)?);
-            pulled.parameters = gradients(&self.weight, &dw, &self.bias, &db)?;
+            result.parameters = gradients(&self.weight, &dw, &self.bias, &db)?;
         }
-        Ok(pulled)
+        Ok(result)
     }
 }

@@ -1,6 +1,6 @@
-//! Pools, along rows and then along columns: the greatest of the greatest in each row, the mean of the means.
+//! Pools, along rows and then along columns: the maximum of the maxima of the rows, or the mean of their means.
 //!
-//! Along one axis, the pixels that lie `u` behind the first of each place of the window are one selection for each `u`.
+//! Along one axis, element `u` of the window at all of its places is one `index_select` for each `u`.
 
 use candle_core::{DType, Device, Shape, Tensor};
 use interlock::{Gradients, Held, Pass, Result, Wants};
@@ -9,43 +9,44 @@ use super::{CandleOperations, as_dtype, input, where_set, wide};
 use crate::layers::{AvgPool2d, GlobalAvgPool, MaxPool2d, window::Window};
 
 /// A window along one axis of images.
-struct Along {
+struct AxisWindow {
     axis: usize,
-    /// Pixels of the image.
+    /// The number of pixels of the image along the axis.
     side: usize,
     kernel: usize,
     stride: usize,
     padding: usize,
-    /// Places of the window.
+    /// The number of places of the window.
     places: usize,
 }
 
-/// No pixel: what is selected is zero.
-const NONE: u32 = u32::MAX;
+/// The index for no pixel: candle selects zeros for it.
+const NO_PIXEL: u32 = u32::MAX;
 
-impl Along {
-    /// Along the columns (axis 2) or within a row (axis 3) of images `(B, C, H, W)`.
+impl AxisWindow {
+    /// Returns the window along the columns (axis 2) or within a row (axis 3) of images `(B, C, H, W)`.
     fn of(window: &Window, axis: usize) -> Self {
         let Window { kernel, stride, padding, image, places, .. } = *window;
         Self { axis, side: image[axis - 2], kernel, stride, padding, places: places[axis - 2] }
     }
 
-    /// For each place, its pixel number `u`; where that lies outside, the nearest inside, which is another pixel of the same window.
+    /// Returns, for each place of the window, its pixel number `u`. If that lies outside of the image, returns the nearest pixel inside, which the
+    /// same window covers too.
     fn pixels(&self, u: usize, device: &Device) -> Result<Tensor> {
         let pixel = |place: usize| (place * self.stride + u).saturating_sub(self.padding).min(self.side - 1) as u32;
         Ok(Tensor::new((0..self.places).map(pixel).collect::<Vec<u32>>(), device)?)
     }
 
-    /// For each pixel, the place whose pixel number `u` it is.
+    /// Returns, for each pixel, the place whose pixel number `u` it is, or [`NO_PIXEL`].
     fn places(&self, u: usize, device: &Device) -> Result<Tensor> {
         let place = |pixel: usize| {
             let start = (pixel + self.padding).checked_sub(u)?;
             (start % self.stride == 0 && start / self.stride < self.places).then_some((start / self.stride) as u32)
         };
-        Ok(Tensor::new((0..self.side).map(|pixel| place(pixel).unwrap_or(NONE)).collect::<Vec<u32>>(), device)?)
+        Ok(Tensor::new((0..self.side).map(|pixel| place(pixel).unwrap_or(NO_PIXEL)).collect::<Vec<u32>>(), device)?)
     }
 
-    /// For each place, the number of its first pixel that lies inside.
+    /// Returns, for each place, the number `u` of its first pixel that lies inside of the image.
     fn first(&self, dtype: DType, device: &Device) -> Result<Tensor> {
         let first = |place: usize| self.padding.saturating_sub(place * self.stride) as u32;
         let mut shape = [1; 4];
@@ -54,7 +55,7 @@ impl Along {
         Ok(first.to_dtype(dtype)?.reshape(&shape)?)
     }
 
-    /// The greatest value of each place, and the number of its pixel: of equal ones, the first. What is not a number wins and stays.
+    /// Returns the greatest value of each place, and the number `u` of its pixel: the first among equal ones. NaN counts as the greatest.
     fn greatest(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let select = |u: usize| Ok::<_, interlock::Error>(x.index_select(&self.pixels(u, x.device())?, self.axis)?);
         let mut y = select(0)?;
@@ -62,16 +63,16 @@ impl Along {
         let mut chosen = self.first(numbers, x.device())?.broadcast_as(y.shape())?.contiguous()?;
         for u in 1..self.kernel {
             let x = select(u)?;
-            // `x` is greater or no number, and `y` is one.
+            // True if `y` is not NaN, and `x` is greater or NaN.
             let wins = y.eq(&y)?.gt(&x.le(&y)?)?;
             y = wins.where_cond(&x, &y)?;
-            // Numbers grow, so the last winner has the greatest.
+            // `u` increases, so the last winner has the greatest.
             chosen = chosen.maximum(&wins.to_dtype(numbers)?.affine(u as f64, 0.0)?)?;
         }
         Ok((y, chosen))
     }
 
-    /// The output gradient of [`Self::greatest`] to the pixels that were chosen.
+    /// Returns the input gradient of [`Self::greatest`]: that of each place goes to the chosen pixel.
     fn to_chosen(&self, chosen: &Tensor, c: &Tensor) -> Result<Tensor> {
         self.to_pixels(c, |u, c| {
             let u = Tensor::full(u as u32, 1, c.device())?.to_dtype(chosen.dtype())?;
@@ -79,7 +80,7 @@ impl Along {
         })
     }
 
-    /// The sum of each place.
+    /// Returns the sum of each place.
     fn sums(&self, x: &Tensor) -> Result<Tensor> {
         let mut y = x.index_select(&self.pixels(0, x.device())?, self.axis)?;
         for u in 1..self.kernel {
@@ -88,7 +89,7 @@ impl Along {
         Ok(y)
     }
 
-    /// For each pixel, the sum of `of(u, c)` over the places whose pixel number `u` it is.
+    /// Returns, for each pixel, the sum of `of(u, c)` over the places whose pixel number `u` it is.
     fn to_pixels(&self, c: &Tensor, of: impl Fn(usize, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
         let select = |u: usize| {
             Ok::<_, interlock::Error>(of(u, c)?.contiguous()?.index_select(&self.places(u, c.device())?, self.axis)?)
@@ -101,7 +102,7 @@ impl Along {
     }
 }
 
-/// What a max pool keeps.
+/// The tensors that a max pool saves.
 pub(crate) struct SavedMaxPool {
     window: Window,
     /// In each row of the input, the pixel chosen for each place, `(B, C, H, W')`.
@@ -119,8 +120,8 @@ impl CandleOperations for MaxPool2d {
 
     fn compute(&self, x: &Tensor, _: &Pass) -> Result<(Tensor, SavedMaxPool)> {
         let window = Window::over(x.dims(), self.window, "max pool")?;
-        let (y, columns) = Along::of(&window, 3).greatest(x)?;
-        let (y, rows) = Along::of(&window, 2).greatest(&y)?;
+        let (y, columns) = AxisWindow::of(&window, 3).greatest(x)?;
+        let (y, rows) = AxisWindow::of(&window, 2).greatest(&y)?;
         Ok((y, SavedMaxPool { window, columns, rows }))
     }
 
@@ -128,11 +129,16 @@ impl CandleOperations for MaxPool2d {
         vec![Held::tensor(&saved.columns), Held::tensor(&saved.rows)]
     }
 
-    fn pull(&self, SavedMaxPool { window, columns, rows }: &SavedMaxPool, c: &Tensor, _: Wants) -> Result<Gradients> {
-        // A pixel gets sums of output gradients where windows overlap.
+    fn compute_gradients(
+        &self,
+        SavedMaxPool { window, columns, rows }: &SavedMaxPool,
+        c: &Tensor,
+        _: Wants,
+    ) -> Result<Gradients> {
+        // In `f32`, since a pixel gets a sum of output gradients if windows overlap.
         let dtype = c.dtype();
-        let c = Along::of(window, 2).to_chosen(rows, &wide(c)?)?;
-        Ok(input(as_dtype(&Along::of(window, 3).to_chosen(columns, &c)?, dtype)?))
+        let c = AxisWindow::of(window, 2).to_chosen(rows, &wide(c)?)?;
+        Ok(input(as_dtype(&AxisWindow::of(window, 3).to_chosen(columns, &c)?, dtype)?))
     }
 }
 
@@ -145,7 +151,7 @@ impl CandleOperations for AvgPool2d {
 
     fn compute(&self, x: &Tensor, _: &Pass) -> Result<(Tensor, Window)> {
         let window = Window::over(x.dims(), self.window, "average pool")?;
-        let y = Along::of(&window, 2).sums(&Along::of(&window, 3).sums(&wide(x)?)?)?;
+        let y = AxisWindow::of(&window, 2).sums(&AxisWindow::of(&window, 3).sums(&wide(x)?)?)?;
         Ok((as_dtype(&(y * share(&window))?, x.dtype())?, window))
     }
 
@@ -153,15 +159,15 @@ impl CandleOperations for AvgPool2d {
         Vec::new()
     }
 
-    fn pull(&self, window: &Window, c: &Tensor, _: Wants) -> Result<Gradients> {
+    fn compute_gradients(&self, window: &Window, c: &Tensor, _: Wants) -> Result<Gradients> {
         let dtype = c.dtype();
         let plain = |_, c: &Tensor| Ok(c.clone());
-        let c = Along::of(window, 2).to_pixels(&(wide(c)? * share(window))?, plain)?;
-        Ok(input(as_dtype(&Along::of(window, 3).to_pixels(&c, plain)?, dtype)?))
+        let c = AxisWindow::of(window, 2).to_pixels(&(wide(c)? * share(window))?, plain)?;
+        Ok(input(as_dtype(&AxisWindow::of(window, 3).to_pixels(&c, plain)?, dtype)?))
     }
 }
 
-/// What each pixel under a window is of its mean.
+/// Returns the weight of each pixel in the mean of a window.
 fn share(window: &Window) -> f64 {
     1.0 / (window.kernel * window.kernel) as f64
 }
@@ -181,7 +187,7 @@ impl CandleOperations for GlobalAvgPool {
         Vec::new()
     }
 
-    fn pull(&self, shape: &Shape, c: &Tensor, _: Wants) -> Result<Gradients> {
+    fn compute_gradients(&self, shape: &Shape, c: &Tensor, _: Wants) -> Result<Gradients> {
         let (batch, channels, height, width) = shape.dims4()?;
         let c = (wide(c)? / (height * width) as f64)?.to_dtype(c.dtype())?;
         Ok(input(c.reshape((batch, channels, 1, 1))?.broadcast_as(shape)?.contiguous()?))

@@ -5,7 +5,7 @@ use interlock::{Pass, Precision, Result};
 
 use super::as_dtype;
 
-/// `x` in the dtype that products are computed in.
+/// Returns `x` in the dtype of the pass's products.
 pub(super) fn operand(x: &Tensor, pass: &Pass) -> Result<Tensor> {
     match pass.precision {
         Precision::F32 => as_dtype(x, DType::F32),
@@ -13,12 +13,13 @@ pub(super) fn operand(x: &Tensor, pass: &Pass) -> Result<Tensor> {
     }
 }
 
-/// `a b` in the dtype of both; sums are in `f32`. Each is row-major or the transpose of what is.
+/// Returns `a b` in the dtype of both; sums are in `f32`. Each factor is row-major, or the transpose of a row-major matrix.
 pub(super) fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     summed_wide(a, b, |a, b| Ok(a.matmul(b)?))
 }
 
-/// What `of` gives for two operands of one dtype. The CPU has no products of `bf16`: as GPUs do, they are summed in `f32` and rounded.
+/// Returns `of(a, b)` for two operands of one dtype. candle has no products of `bf16` on the CPU: there they are computed in `f32` and rounded, as
+/// GPUs do.
 pub(super) fn summed_wide(
     a: &Tensor,
     b: &Tensor,

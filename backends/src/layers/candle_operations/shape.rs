@@ -21,7 +21,7 @@ impl CandleOperations for Flatten {
         Vec::new()
     }
 
-    fn pull(&self, shape: &Shape, c: &Tensor, _: Wants) -> Result<Gradients> {
+    fn compute_gradients(&self, shape: &Shape, c: &Tensor, _: Wants) -> Result<Gradients> {
         Ok(input(c.reshape(shape)?))
     }
 }

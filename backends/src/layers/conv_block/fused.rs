@@ -1,7 +1,7 @@
 //! A block of convolutions in kernels.
 //!
-//! Only the outputs of the convolutions are saved, and a bit for each element of the last ReLU. Norms and ReLUs are applied where a convolution
-//! reads its input, and their gradients where it reads its output gradient.
+//! The block saves only the outputs of its convolutions, and a bit for each element of the last ReLU. A convolution applies the previous norm and
+//! ReLU while it reads its input, and their gradients while it reads its output gradient.
 
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ struct Computed {
     gate: Arc<[u16]>,
 }
 
-/// The tensors and statistics that are saved of it.
+/// The tensors and statistics that a block saves.
 struct SavedBlock {
     x: SavedTensor,
     links: Vec<(SavedTensor, Norm)>,
@@ -74,7 +74,7 @@ impl SavedBlock {
         Saved::new(self).holding(held)
     }
 
-    /// Returns the forward pass, from what was saved.
+    /// Returns the forward pass.
     fn computed(&self) -> Result<Computed> {
         let link = |(y, norm): &(SavedTensor, Norm)| Ok::<_, Error>(Link { y: y.tensor()?, norm: norm.clone() });
         Ok(Computed {
@@ -88,7 +88,7 @@ impl SavedBlock {
 
 /// The gradient of a norm's output, with the norm's own gradients.
 struct NormOutputGradient {
-    /// `(B, H, W, C)`; of the last norm and of the projection's before the gate.
+    /// `(B, H, W, C)`. For the last norm and the projection's norm, this is the gradient before the gate is applied.
     g: Tensor,
     gradient: NormGradient,
 }
@@ -109,7 +109,7 @@ impl FusedBlock {
         Self { links, shortcut }
     }
 
-    /// Convolves, and computes the norm.
+    /// Computes a convolution and the norm of its output.
     fn link(
         &self,
         (conv, norm): (&Conv2d, &BatchNorm2d),
@@ -143,7 +143,7 @@ impl FusedBlock {
         Ok(norm::join(&y, &last.norm.line, addend, [height * width, channels], true))
     }
 
-    /// Returns the sums that the backward pass of a norm needs, for an output gradient behind the gate.
+    /// Returns the sums that the backward pass of a norm needs, for the output gradient `g` where the gate is open.
     fn sums(&self, g: &[f32], gate: &[u16], link: &Link) -> Result<Vec<f32>> {
         let [_, channels, height, width] = dims(&link.y)?;
         Ok(norm::gradient_sums(g, Some(gate), &read::<f32>(&link.y)?, &link.norm, [height * width, channels]))
@@ -155,7 +155,7 @@ impl FusedBlock {
     }
 
     /// Returns the gradients of a convolution's parameters.
-    fn own(&self, conv: &Conv2d, weight: Option<Filled>) -> Result<ParameterGradients> {
+    fn conv_gradients(&self, conv: &Conv2d, weight: Option<Filled>) -> Result<ParameterGradients> {
         let mut gradients = Vec::new();
         if let Some(weight) = weight {
             gradients.push((conv.weight.id(), weight.into_tensor(conv.weight.shape())?));
@@ -166,8 +166,8 @@ impl FusedBlock {
         Ok(gradients)
     }
 
-    /// Takes the output gradient `c` back through the block; leaves the gradients of the norms' outputs if `keep` says so.
-    fn pull(
+    /// Runs the backward pass of the block for the output gradient `c`. Returns the gradients of the norms' outputs too if `keep`.
+    fn run_backward(
         &self,
         saved: &Computed,
         c: &Activation,
@@ -197,21 +197,21 @@ impl FusedBlock {
     }
 }
 
-/// A backward pass on its way from the output to the input.
+/// The state of a backward pass, which goes from the output to the input.
 struct BackwardPass<'a> {
     block: &'a FusedBlock,
     saved: &'a Computed,
-    /// The gradient of the output, `(B, H, W, C)`, before the gate.
+    /// The gradient of the output, `(B, H, W, C)`, before the gate is applied.
     c: Tensor,
     wants: Wants,
     parameters: ParameterGradients,
-    /// The gradient of the block's input, as far as it is there.
+    /// The gradient of the block's input, as far as it has been computed.
     input: Option<Filled>,
 }
 
 impl BackwardPass<'_> {
-    /// Takes the gradient back through link `i`. `g` is the gradient of its norm's output; none for the last link, whose gradient is `c` behind the
-    /// gate. Returns the gradient of the previous norm's output, none for the first link, and the sums that the previous norm needs.
+    /// Runs the backward pass of link `i`. `g` is the gradient of its norm's output, or none for the last link, whose gradient is `c` where the gate
+    /// is open. Returns the gradient of the previous norm's output, or none for the first link, and the sums that the previous norm needs.
     fn link(&mut self, i: usize, g: Option<&Tensor>, gradient: &NormGradient) -> Result<(Option<Tensor>, Vec<f32>)> {
         let Self { block, saved, wants, .. } = *self;
         let (conv, norm) = &block.links[i];
@@ -241,7 +241,7 @@ impl BackwardPass<'_> {
             (None, _) => wants.input.then_some(GradientTarget::Write),
         };
         let gradients = batch.backward(&g, wants.parameters.then_some(&source), into);
-        self.parameters.extend(block.own(conv, gradients.weight)?);
+        self.parameters.extend(block.conv_gradients(conv, gradients.weight)?);
         match (previous, gradients.input) {
             (Some(previous), Some(g)) => Ok((Some(g.into_tensor(previous.y.shape())?), sums)),
             (_, input) => {
@@ -251,7 +251,7 @@ impl BackwardPass<'_> {
         }
     }
 
-    /// Takes the gradient back through the projection, if there is one, and adds what arrives to the input's. Returns the gradient of its norm's
+    /// Runs the backward pass of the projection, if there is one, and adds its input gradient to the block's. Returns the gradient of its norm's
     /// output.
     fn projection(&mut self) -> Result<Option<NormOutputGradient>> {
         let Self { block, saved, wants, .. } = *self;
@@ -270,7 +270,7 @@ impl BackwardPass<'_> {
             wants.parameters.then_some(&Source::Plain(&x)),
             self.input.take().map(GradientTarget::Add),
         );
-        self.parameters.extend(block.own(conv, gradients.weight)?);
+        self.parameters.extend(block.conv_gradients(conv, gradients.weight)?);
         self.input = gradients.input;
         Ok(Some(NormOutputGradient { g: self.c.clone(), gradient }))
     }
@@ -284,9 +284,9 @@ impl Differentiable for FusedBlock {
         for (conv, norm) in &self.links {
             let link = match saved.links.last() {
                 None => self.link((conv, norm), &Source::Plain(&read(&saved.x)?), from, pass)?,
-                Some(before) => {
-                    let y = read::<f32>(&before.y)?;
-                    self.link((conv, norm), &Source::Rectified(&y, &before.norm.line), dims(&before.y)?, pass)?
+                Some(previous) => {
+                    let y = read::<f32>(&previous.y)?;
+                    self.link((conv, norm), &Source::Rectified(&y, &previous.norm.line), dims(&previous.y)?, pass)?
                 }
             };
             saved.links.push(link);
@@ -322,58 +322,60 @@ impl Differentiable for FusedBlock {
         if wants == (Wants { input: false, parameters: false }) {
             return Ok(Gradients::default());
         }
-        Ok(self.pull(&saved.get::<SavedBlock>()?.computed()?, output_gradient, wants, false)?.0)
+        Ok(self.run_backward(&saved.get::<SavedBlock>()?.computed()?, output_gradient, wants, false)?.0)
     }
 
     fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
-        let (pulled, pending) =
-            self.pull(&saved.get::<SavedBlock>()?.computed()?, output_gradient, Wants::INPUT, true)?;
-        Ok((pulled.into_input()?, Pending::new(pending.ok_or_else(no_link)?)))
+        let (gradients, pending) =
+            self.run_backward(&saved.get::<SavedBlock>()?.computed()?, output_gradient, Wants::INPUT, true)?;
+        Ok((gradients.into_input()?, Pending::new(pending.ok_or_else(no_link)?)))
     }
 
     fn backward_parameters(&self, saved: &Saved, pending: Pending) -> Result<ParameterGradients> {
         let saved = saved.get::<SavedBlock>()?.computed()?;
         let PendingBlock { links, projection } = pending.take()?;
         let mut parameters = Vec::new();
-        let mut weigh = |conv: &Conv2d,
-                         norm: &BatchNorm2d,
-                         link: &Link,
-                         output_gradient: &NormOutputGradient,
-                         gated: bool,
-                         x: &Source<'_>,
-                         from: &Tensor| {
+        let mut add_gradients = |conv: &Conv2d,
+                                 norm: &BatchNorm2d,
+                                 link: &Link,
+                                 output_gradient: &NormOutputGradient,
+                                 gated: bool,
+                                 x: &Source<'_>,
+                                 from: &Tensor| {
             parameters.extend(norm.gradients(&output_gradient.gradient)?);
             let (weight, y, g) = (read(&conv.weight)?, read(&link.y)?, read(&output_gradient.g)?);
             let gate = gated.then_some(&saved.gate[..]);
             let g = Source::Gradient { g: &g, gate, y: &y, lines: &output_gradient.gradient };
             let gradients = self.batch(conv, from, &weight)?.backward(&g, Some(x), None);
-            parameters.extend(self.own(conv, gradients.weight)?);
+            parameters.extend(self.conv_gradients(conv, gradients.weight)?);
             Ok::<_, Error>(())
         };
         for (i, (((conv, norm), link), output_gradient)) in
             self.links.iter().zip(&saved.links).zip(&links).enumerate().rev()
         {
             let gated = i + 1 == saved.links.len();
-            match i.checked_sub(1).map(|before| &saved.links[before]) {
-                Some(before) => {
-                    let source = read(&before.y)?;
-                    weigh(
+            match i.checked_sub(1).map(|previous| &saved.links[previous]) {
+                Some(previous) => {
+                    let source = read(&previous.y)?;
+                    add_gradients(
                         conv,
                         norm,
                         link,
                         output_gradient,
                         gated,
-                        &Source::Rectified(&source, &before.norm.line),
-                        &before.y,
+                        &Source::Rectified(&source, &previous.norm.line),
+                        &previous.y,
                     )?;
                 }
-                None => weigh(conv, norm, link, output_gradient, gated, &Source::Plain(&read(&saved.x)?), &saved.x)?,
+                None => {
+                    add_gradients(conv, norm, link, output_gradient, gated, &Source::Plain(&read(&saved.x)?), &saved.x)?
+                }
             }
         }
         if let ((Shortcut::Projection(conv, norm), Some(link)), Some(output_gradient)) =
             ((&self.shortcut, &saved.projection), &projection)
         {
-            weigh(conv, norm, link, output_gradient, true, &Source::Plain(&read(&saved.x)?), &saved.x)?;
+            add_gradients(conv, norm, link, output_gradient, true, &Source::Plain(&read(&saved.x)?), &saved.x)?;
         }
         Ok(parameters)
     }

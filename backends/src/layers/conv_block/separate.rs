@@ -1,4 +1,4 @@
-//! A block of convolutions as its layers one after another.
+//! A block of convolutions, computed layer by layer.
 
 use candle_core::TensorId;
 use interlock::{
@@ -26,7 +26,7 @@ impl SeparateBlock {
         Self { layers: layers(links, shortcut), biases }
     }
 
-    /// Makes the gradients of the convolutions' biases zero, as they are. Norms of rounded values leave a remainder.
+    /// Sets the gradients of the convolutions' biases to zero, their exact value: norms of rounded values leave a remainder.
     fn without_remainders(&self, mut gradients: ParameterGradients) -> Result<ParameterGradients> {
         for (_, gradient) in gradients.iter_mut().filter(|(id, _)| self.biases.contains(id)) {
             *gradient = gradient.zeros_like()?;

@@ -1,6 +1,6 @@
 //! A linear layer fused with the layer norm or GELU before it, in kernels.
 //!
-//! GELU is computed where the product reads its rows, and its slope multiplied in while the product's rows are in the cache.
+//! GELU is computed while the product reads its rows, and its slope is applied while the product's rows are in the cache.
 
 use interlock::{Activation, Differentiable, Gradients, ParameterGradients, Pass, Pending, Result, Saved, Wants};
 
@@ -26,13 +26,13 @@ pub(super) enum Inner {
 }
 
 struct SavedFused {
-    /// What the norm saves, or GELU's input.
+    /// The tensors that the norm saves, or GELU's input.
     inner: Saved,
     /// The input's shape, which `f` does not change.
     dims: Vec<usize>,
 }
 
-/// What an input pass leaves: the output gradient, and what the norm leaves.
+/// The work that a backward pass for the input leaves: the output gradient, and the norm's own pending work.
 type PendingParts = (Activation, Option<Pending>);
 
 impl LinearKernels {
@@ -54,7 +54,7 @@ impl LinearKernels {
     }
 
     /// Returns the gradient of GELU's input.
-    fn through_gelu(&self, saved: &SavedFused, c: &Activation) -> Result<Activation> {
+    fn gelu_input_gradient(&self, saved: &SavedFused, c: &Activation) -> Result<Activation> {
         let x = saved.inner.get::<SavedTensor>()?.tensor()?;
         self.linear.input_gradient(&saved.dims, c, RowsEpilogue::GeluSlope(&read(&x)?))
     }
@@ -89,17 +89,17 @@ impl Differentiable for LinearKernels {
             return Ok(Gradients::default());
         }
         let saved: &SavedFused = saved.get()?;
-        let mut pulled = match &self.inner {
+        let mut gradients = match &self.inner {
             Inner::Norm(norm) => norm.backward(&saved.inner, &self.inner_output_gradient(saved, c)?, wants)?,
             Inner::Gelu if wants.input => {
-                Gradients { input: Some(self.through_gelu(saved, c)?), ..Gradients::default() }
+                Gradients { input: Some(self.gelu_input_gradient(saved, c)?), ..Gradients::default() }
             }
             _ => Gradients::default(),
         };
         if wants.parameters {
-            pulled.parameters.extend(self.linear_gradients(saved, c)?);
+            gradients.parameters.extend(self.linear_gradients(saved, c)?);
         }
-        Ok(pulled)
+        Ok(gradients)
     }
 
     fn backward_input(&self, saved: &Saved, c: &Activation) -> Result<(Activation, Pending)> {
@@ -109,7 +109,7 @@ impl Differentiable for LinearKernels {
                 let (input, left) = norm.backward_input(&saved.inner, &self.inner_output_gradient(saved, c)?)?;
                 (input, Some(left))
             }
-            Inner::Gelu => (self.through_gelu(saved, c)?, None),
+            Inner::Gelu => (self.gelu_input_gradient(saved, c)?, None),
         };
         Ok((input, Pending::new::<PendingParts>((c.clone(), left))))
     }
