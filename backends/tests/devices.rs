@@ -25,7 +25,7 @@ fn two_devices_compute_at_the_same_time() {
                     let layer = Linear::new(64, 64, true, store.builder(device.device())).expect("a layer");
                     let mut x = Tensor::ones((256, 64), candle_core::DType::F32, &Device::Cpu).expect("a tensor");
                     for _ in 0..3 {
-                        // Passes only when both are inside their pieces of work: no device waits for the other to finish.
+                        // Passes only while both devices run their work, so neither waits for the other to finish.
                         meeting.wait();
                         let (y, _) = layer.forward(&x.into(), &Pass::eval()).expect("a pass");
                         x = y.single().expect("one tensor").clone();
@@ -63,7 +63,7 @@ fn work_runs_on_the_devices_own_threads() {
 }
 
 #[test]
-fn pinned_devices_open_where_there_is_a_core_and_refuse_where_there_is_none() {
+fn pinned_devices_open_on_existing_cores_only() {
     let cores = core_affinity::get_core_ids().expect("the cores of this machine");
     let core = cores[0].id;
     let device = CpuDevice::open(&format!("cpu:cores={core},threads=2")).expect("two threads on one core");
@@ -77,9 +77,9 @@ fn pinned_devices_open_where_there_is_a_core_and_refuse_where_there_is_none() {
 }
 
 #[test]
-fn candle_operations_are_those_of_the_device_alone_panics_included() {
+fn candle_operations_are_limited_to_their_device_even_after_a_panic() {
     let store = ParameterStore::new(1, Default::default());
-    // The kernels take no bf16.
+    // The kernels do not accept bf16.
     let takes_bf16 = || {
         let x = Tensor::ones((1, 2), candle_core::DType::BF16, &Device::Cpu).expect("a tensor");
         let layer = Linear::new(2, 2, true, store.builder(&Device::Cpu)).expect("a layer");
@@ -88,14 +88,14 @@ fn candle_operations_are_those_of_the_device_alone_panics_included() {
     let candle = CpuDevice::open("cpu:threads=1,layers=candle").expect("a device");
     let kernels = CpuDevice::open("cpu:threads=1,layers=kernels").expect("a device");
     assert!(run_on(&candle, takes_bf16) && !run_on(&kernels, takes_bf16) && !takes_bf16());
-    // Within the work of one, the other computes in its own way.
+    // Inside of the work of one device, the other one keeps its own form of layers.
     assert_eq!(run_on(&candle, || (run_on(&kernels, takes_bf16), takes_bf16())), (false, true));
     let caught = catch_unwind(AssertUnwindSafe(|| run_on(&candle, || panic!("in the work"))));
     assert!(caught.is_err() && run_on(&candle, takes_bf16) && !takes_bf16());
 }
 
 #[test]
-fn a_panic_passes_through_and_the_device_works_on() {
+fn panic_reaches_the_caller_and_the_device_works_on() {
     let device = cpu(0);
     let caught = catch_unwind(AssertUnwindSafe(|| run_on(device.as_ref(), || panic!("in the work"))));
     assert_eq!(caught.expect_err("the panic").downcast_ref::<&str>(), Some(&"in the work"));

@@ -1,4 +1,4 @@
-//! Emulated devices under real actors.
+//! Emulated devices, used by real actors.
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{
@@ -11,7 +11,7 @@ use interlock::{
 };
 use interlock_backends::Backends;
 
-/// Units without parameters, of 1000 numbers an example, and a head behind each.
+/// A model of this many units without parameters, with outputs of 1000 numbers for each example, and a head after each.
 struct Units(usize);
 
 fn unit() -> Unit {
@@ -28,7 +28,7 @@ impl ModelSpec for Units {
     }
 }
 
-/// Ones, one example a batch.
+/// A data set of ones.
 struct Ones;
 
 impl Dataset for Ones {
@@ -65,7 +65,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Seconds from one update to the next, the median, of the stage where that is longest.
+/// Returns the median time from one update to the next, in seconds, of the slowest stage.
 fn period(timeline: &Timeline) -> f64 {
     let of = |stage| {
         let updates = spans(timeline, stage, ActionKind::Update);
@@ -78,7 +78,7 @@ fn overlap(a: &Span, b: &Span) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// The number of stages that work at the same time, on average, in the steps in which all stages are.
+/// Returns the average number of stages that work at the same time, between the last first update of a stage and the first last one.
 fn working(timeline: &Timeline) -> f64 {
     let updates = |k| spans(timeline, k, ActionKind::Update);
     let begin = (0..timeline.stages).map(|k| updates(k)[0].end).fold(0.0, f64::max);
@@ -87,7 +87,7 @@ fn working(timeline: &Timeline) -> f64 {
     timeline.busy(&(begin..end)).iter().sum()
 }
 
-/// The same actions, one after the other, as a run would have them whose stages never work at the same time.
+/// Returns the timeline of the same actions one after the other, as if no two stages ever worked at the same time.
 fn serial(timeline: &Timeline) -> Timeline {
     let mut spans = timeline.spans.clone();
     spans.sort_by(|a, b| a.start.total_cmp(&b.start));
@@ -100,7 +100,7 @@ fn serial(timeline: &Timeline) -> Timeline {
     Timeline { spans, ..*timeline }
 }
 
-/// Whether four times the stages leave the time of a step as it is, and neighbours work at the same time.
+/// Checks that a step takes about as long with sixteen stages as with four, and that neighbouring stages work at the same time.
 fn depth_costs_nothing(four: &Timeline, sixteen: &Timeline) -> Result<(), String> {
     let growth = period(sixteen) / period(four);
     if growth > 1.6 {
@@ -126,7 +126,7 @@ fn the_time_of_a_step_does_not_grow_with_depth() {
     let (four, sixteen) = (timeline(4, 40, Interlock::width(2)), timeline(16, 40, Interlock::width(2)));
     depth_costs_nothing(&four, &sixteen).expect("stages that work at the same time");
 
-    // The check fails where one stage works at a time.
+    // The check fails if one stage works at a time.
     depth_costs_nothing(&serial(&four), &serial(&sixteen)).expect_err("stages that take turns");
     assert!(working(&serial(&sixteen)) < 1.01);
     let (four, sixteen) = (timeline(4, 14, Interlock::width(4)), timeline(16, 14, Interlock::width(16)));
@@ -138,7 +138,7 @@ fn the_time_of_a_step_does_not_grow_with_depth() {
 fn parameter_gradients_are_computed_while_input_gradients_travel() {
     let name = "emulated:forward-ms=2,input-gradient-ms=6,parameter-gradient-ms=12,update-ms=1,head-ms=100";
     let (loss, timeline) = run(builder(name, 3, EndToEnd), 6, 6);
-    // Zeros were compared with ones.
+    // The outputs are zeros, and the targets ones.
     assert_eq!(loss, 1.0);
     let count = |spans: Vec<Span>, ms: f64| {
         assert!(spans.iter().all(|span| span.end - span.start >= ms / 1e3 - 1e-6), "{spans:?}");
@@ -156,7 +156,7 @@ fn parameter_gradients_are_computed_while_input_gradients_travel() {
         (spans(&timeline, 2, ActionKind::ParameterGradient), spans(&timeline, 1, ActionKind::InputGradient));
     let together = last.iter().filter(|own| middle.iter().any(|other| overlap(own, other))).count();
     assert!(together >= 4, "in {together} of 6 steps");
-    // A step takes less than the work of all its actions, and no less than its longest chain.
+    // A step takes less time than all its actions together, and at least as long as its longest chain of actions.
     let chain = [(0, ActionKind::Forward), (1, ActionKind::Forward), (2, ActionKind::Forward)]
         .into_iter()
         .chain([(2, ActionKind::InputGradient), (1, ActionKind::InputGradient)])
@@ -178,8 +178,8 @@ fn a_stage_waits_for_its_own_head_alone() {
     assert!(together >= 4, "heads of two stages ran at the same time in {together} of 8 steps");
 }
 
-/// Seconds from the end of each forward pass of stage 0 to the start of the same one of stage 1.
-fn on_the_way(timeline: &Timeline) -> Vec<f64> {
+/// Returns the time from the end of each forward pass of stage 0 to the start of the same micro-batch's in stage 1, in seconds.
+fn transfer_times(timeline: &Timeline) -> Vec<f64> {
     let (sent, arrived) = (spans(timeline, 0, ActionKind::Forward), spans(timeline, 1, ActionKind::Forward));
     assert_eq!(sent.len(), arrived.len());
     sent.iter().zip(&arrived).map(|(sent, arrived)| arrived.start - sent.end).collect()
@@ -189,13 +189,13 @@ fn on_the_way(timeline: &Timeline) -> Vec<f64> {
 fn latency_delays_every_message_and_no_message_waits_for_another() {
     let builder = builder("emulated:transfer-ms=20", 2, EndToEnd).batch_size(4).micro_batches(4).in_flight(4);
     let (_, timeline) = run(builder, 4, 4);
-    let way = on_the_way(&timeline);
-    assert!(way.iter().all(|seconds| *seconds >= 20e-3 - 1e-4), "{way:?}");
+    let times = transfer_times(&timeline);
+    assert!(times.iter().all(|seconds| *seconds >= 20e-3 - 1e-4), "{times:?}");
     // One message after the other would take 20, 40, 60 and 80 ms.
     let first_to_last: Vec<f64> =
         spans(&timeline, 1, ActionKind::Forward).chunks(4).map(|step| step[3].start - step[0].start).collect();
     assert!(median(first_to_last.clone()) < 30e-3, "{first_to_last:?}");
-    // The gradients come back as late: no update before two ways.
+    // The gradients are delayed as much: an update comes after two transfers.
     let (updates, forwards) = (spans(&timeline, 0, ActionKind::Update), spans(&timeline, 0, ActionKind::Forward));
     assert!(updates.iter().zip(forwards.chunks(4)).all(|(update, step)| update.start - step[0].end >= 40e-3 - 2e-4));
 }
@@ -205,10 +205,10 @@ fn bandwidth_lets_one_message_leave_after_the_other() {
     // 125,000 bytes a second: an activation and its targets, of one example, take 64 ms to leave.
     let builder = builder("emulated:gbps=0.001", 2, EndToEnd).batch_size(2).micro_batches(2).in_flight(2);
     let (_, timeline) = run(builder, 2, 2);
-    let way = on_the_way(&timeline);
-    for step in way.chunks(2) {
-        assert!(step[0] >= 64e-3 - 1e-4 && step[1] >= 128e-3 - 2e-3, "{way:?}");
-        // The first does not wait for the second.
-        assert!(step[0] < 0.8 * step[1], "{way:?}");
+    let times = transfer_times(&timeline);
+    for step in times.chunks(2) {
+        assert!(step[0] >= 64e-3 - 1e-4 && step[1] >= 128e-3 - 2e-3, "{times:?}");
+        // The first message does not wait for the second.
+        assert!(step[0] < 0.8 * step[1], "{times:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Two processes, a GPU each: stage 0 here, stage 1 in a process of its own, one interlocked step of width 2 between them by NCCL.
+//! Two processes with one GPU each: stage 0 in this process, and stage 1 in another. NCCL carries the steps of width 2 between them.
 //!
 //! Needs `cuda:0` and `cuda:1`.
 #![cfg(feature = "nccl")]
@@ -24,19 +24,19 @@ use interlock_backends::{
     layers::{Gelu, Linear},
 };
 
-/// The ids of both channels, for the other process.
+/// The environment variable that gives the other process the ids of both channels.
 const IDS: &str = "INTERLOCK_TEST_NCCL_IDS";
 const LIMIT: Duration = Duration::from_secs(60);
-/// Of a whole test.
-const WHOLE: Duration = Duration::from_secs(120);
+/// The time limit of a whole test.
+const TEST_LIMIT: Duration = Duration::from_secs(120);
 
-/// Ends this process if what is given here still lives after [`WHOLE`]: a tensor from a process that has died is waited for without end.
+/// Ends this process if the returned value is not dropped within [`TEST_LIMIT`]: a tensor from a process that has died is waited for without end.
 fn watchdog(test: &'static str) -> mpsc::Sender<()> {
     let (alive, watched) = mpsc::channel();
     thread::spawn(move || {
-        if watched.recv_timeout(WHOLE) == Err(RecvTimeoutError::Timeout) {
-            // Not by `eprintln!`, which would be kept back until the test is over.
-            let _ = writeln!(std::io::stderr(), "{test} took longer than {WHOLE:?}");
+        if watched.recv_timeout(TEST_LIMIT) == Err(RecvTimeoutError::Timeout) {
+            // Not `eprintln!`, whose output the test harness holds back until the test is over.
+            let _ = writeln!(std::io::stderr(), "{test} took longer than {TEST_LIMIT:?}");
             std::process::exit(1);
         }
     });
@@ -72,7 +72,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.to_device(&Device::Cpu).and_then(|t| t.flatten_all()?.to_vec1()).expect("values")
 }
 
-/// The values of a tensor of any dtype that travels.
+/// Returns the values of a tensor of any supported dtype.
 fn numbers(tensor: &Tensor) -> Vec<f32> {
     let tensor = tensor.to_device(&Device::Cpu).and_then(|t| t.flatten_all()).expect("values on the host");
     match tensor.dtype() {
@@ -82,8 +82,8 @@ fn numbers(tensor: &Tensor) -> Vec<f32> {
     }
 }
 
-/// Stage 1: its output's loss, pulled back to its input.
-fn behind(stage: &Sequential, y: &Activation) -> Activation {
+/// Runs stage 1 and its loss forward and backward. Returns the input gradient.
+fn run_downstream(stage: &Sequential, y: &Activation) -> Activation {
     let (logits, saved) = stage.forward(y, &Pass::train(1, 0, 0)).expect("a forward pass");
     let (_, gradient) = CrossEntropy::default()
         .differentiate(logits.single().expect("one tensor"), &(&targets()).into(), 6.0)
@@ -91,7 +91,7 @@ fn behind(stage: &Sequential, y: &Activation) -> Activation {
     stage.backward(&saved, &gradient.into(), Wants::INPUT).expect("a backward pass").input.expect("a gradient")
 }
 
-/// Not a test by itself: what the other process runs, several steps of the same.
+/// The work of the other process, which does nothing in an ordinary test run.
 #[test]
 fn the_other_process() {
     let Ok(ids) = std::env::var(IDS) else { return };
@@ -104,7 +104,7 @@ fn the_other_process() {
     let stage = stage(1, &store, device.device());
     for _ in 0..STEPS {
         let y = activations.receive(&[(DType::F32, Shape::from((6, 5)))]).expect("an activation");
-        gradients.send(&behind(&stage, &y)).expect("a gradient");
+        gradients.send(&run_downstream(&stage, &y)).expect("a gradient");
     }
     // Whole numbers and several tensors, in one message.
     let message = [
@@ -133,8 +133,8 @@ impl Other {
         Self(command.spawn().expect("another process"))
     }
 
-    /// How it ends, within [`LIMIT`].
-    fn end(&mut self) -> ExitStatus {
+    /// Waits for the process to end, at most [`LIMIT`]. Returns its status.
+    fn wait(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.0.try_wait().expect("a child") {
@@ -155,14 +155,14 @@ impl Drop for Other {
 }
 
 #[test]
-fn a_step_in_two_processes_gives_the_gradients_of_one() {
-    let _watchdog = watchdog("a_step_in_two_processes_gives_the_gradients_of_one");
+fn step_in_two_processes_has_the_gradients_of_one_process() {
+    let _watchdog = watchdog("step_in_two_processes_has_the_gradients_of_one_process");
     // In one process, on the CPU.
     let store_here = store();
     let cpu = Device::Cpu;
     let (first, second) = (stage(0, &store_here, &cpu), stage(1, &store_here, &cpu));
     let (y, saved) = first.forward(&x().into(), &Pass::train(1, 0, 0)).expect("a forward pass");
-    let wanted = first.backward(&saved, &behind(&second, &y), Wants::BOTH).expect("a backward pass");
+    let wanted = first.backward(&saved, &run_downstream(&second, &y), Wants::BOTH).expect("a backward pass");
 
     let [forward, back] = [NcclId::new().expect("an id"), NcclId::new().expect("an id")];
     let mut other = Other::start(&format!("{forward},{back}"));
@@ -179,20 +179,20 @@ fn a_step_in_two_processes_gives_the_gradients_of_one() {
         drop(y);
         Tensor::zeros((6, 5), DType::F32, device.device()).expect("other memory");
         let gradient = gradients.receive(&[(DType::F32, Shape::from((6, 5)))]).expect("a gradient");
-        let pulled = stage.backward(&saved, &gradient, Wants::BOTH).expect("a backward pass");
+        let found = stage.backward(&saved, &gradient, Wants::BOTH).expect("a backward pass");
         let near = |got: &Tensor, wanted: &Tensor| {
             let (got, wanted) = (values(got), values(wanted));
             assert_eq!(got.len(), wanted.len(), "step {step}");
-            // Not so of a NaN.
+            // False if a value is NaN.
             let all = got.iter().zip(&wanted).all(|(g, w)| (g - w).abs() < 1e-6);
             assert!(all, "step {step}: {got:?} and {wanted:?}");
         };
-        let input = |pulled: &interlock::Gradients| {
-            pulled.input.as_ref().expect("a gradient").single().expect("one tensor").clone()
+        let input = |found: &interlock::Gradients| {
+            found.input.as_ref().expect("a gradient").single().expect("one tensor").clone()
         };
-        near(&input(&pulled), &input(&wanted));
-        assert_eq!((pulled.parameters.len(), wanted.parameters.len()), (2, 2));
-        for ((_, got), (_, wanted)) in pulled.parameters.iter().zip(&wanted.parameters) {
+        near(&input(&found), &input(&wanted));
+        assert_eq!((found.parameters.len(), wanted.parameters.len()), (2, 2));
+        for ((_, got), (_, wanted)) in found.parameters.iter().zip(&wanted.parameters) {
             near(got, wanted);
         }
     }
@@ -214,14 +214,14 @@ fn a_step_in_two_processes_gives_the_gradients_of_one() {
     device.synchronize().expect("an end");
     activations.finish(LIMIT).expect("all sent");
     gradients.finish(LIMIT).expect("all received");
-    assert!(other.end().success());
+    assert!(other.wait().success());
 }
 
 #[test]
-fn what_is_never_sent_keeps_a_way_from_its_end_for_no_longer_than_the_limit() {
-    let _watchdog = watchdog("what_is_never_sent_keeps_a_way_from_its_end_for_no_longer_than_the_limit");
+fn receiver_without_a_send_ends_after_the_limit() {
+    let _watchdog = watchdog("receiver_without_a_send_ends_after_the_limit");
     let id = NcclId::new().expect("an id");
-    // The sender is dropped when the receiver has given up.
+    // The sender lives until the receiver has given up.
     let (given_up, gives_up) = mpsc::channel::<()>();
     let sender = thread::spawn(move || {
         let device = device("cuda:0");
@@ -239,14 +239,14 @@ fn what_is_never_sent_keeps_a_way_from_its_end_for_no_longer_than_the_limit() {
     let error = receiver.finish(Duration::from_millis(500)).expect_err("nothing comes").to_string();
     assert!(error.contains("not every transfer was done within 0.5 s"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(30));
-    // What has not come is no number that a stage could compute with unnoticed.
+    // A tensor that was not received is NaN, so that a stage that computes with it fails.
     assert!(values(second.single().expect("one tensor"))[0].is_nan());
     given_up.send(()).expect("a sender");
     assert_eq!(sender.join().expect("a sender"), Ok(()));
 }
 
 #[test]
-fn who_joins_alone_gives_up() {
+fn joining_alone_fails_after_the_limit() {
     let start = Instant::now();
     let id = NcclId::new().expect("an id");
     let error = NcclSender::join(device("cuda:0"), id, Duration::from_secs(1)).err().expect("nobody came").to_string();

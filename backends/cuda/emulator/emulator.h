@@ -1,4 +1,4 @@
-// What the emulated libraries share: statuses, devices, contexts, streams, events, allocations and operations.
+// Shared by the emulated libraries: statuses, devices, contexts, streams, events, allocations and operations.
 //
 // Everything here is behind one lock (`Guard`). A stream is a queue of operations; `force` runs operations, in the
 // order of their streams and after what they wait for, until a given one has run.
@@ -77,7 +77,7 @@ struct Touch {
   size_t bytes;
 };
 
-// Does the work of an operation; false where it cannot be done yet.
+// Does the work of an operation; returns false if it cannot be done yet.
 using Work = std::function<bool()>;
 
 struct Operation {
@@ -107,15 +107,15 @@ EXPORTED Guard guard();
 
 // Enqueues an operation on the stream of `handle` (0 and 1: legacy, 2: of this thread).
 EXPORTED Status enqueue(Guard &lock, void *handle, Operation operation, Pending *enqueued = nullptr);
-// Runs what must run for `operation` to have run. Without `wait`, gives up (false) where some work cannot be done yet.
+// Runs `operation` and everything that must run before it. Without `wait`, returns false if some work cannot be done yet.
 EXPORTED bool force(Guard &lock, const Pending &operation, bool wait);
 // The context that is current on this thread, or null.
 EXPORTED Context *current();
-// The stream of `handle` on this thread, or null where there is none.
+// The stream of `handle` on this thread, or null if there is none.
 EXPORTED std::shared_ptr<Stream> stream_of(void *handle);
 // Prints a line about the operation that runs, or the call, and ends the process.
 [[noreturn]] EXPORTED void fail(const std::string &problem);
-// Says on standard error what was asked for and is not emulated.
+// Prints a problem, such as a request that is not emulated, to standard error.
 EXPORTED void complain(const std::string &problem);
 // Appends a line to the trace.
 EXPORTED void trace(const std::string &line);

@@ -1,4 +1,4 @@
-//! The same numbers every time.
+//! Determinism: the same bits on every run.
 
 use candle_core::Tensor;
 use interlock::{
@@ -10,7 +10,7 @@ use rand::Rng;
 
 use crate::devices::{all, beside_others};
 
-/// A small network of images.
+/// Builds a small network for images.
 fn network(store: &ParameterStore, device: &dyn StageDevice) -> Result<Sequential> {
     let root = store.builder(device.device());
     let conv = |inputs, outputs, stride, name: &str| {
@@ -29,7 +29,7 @@ fn network(store: &ParameterStore, device: &dyn StageDevice) -> Result<Sequentia
         .and(Linear::new(16, 5, true, root.pp("fc"))?))
 }
 
-/// The bits of outputs and gradients of one pass.
+/// Returns the bits of the output and of all gradients of one pass.
 fn bits(device: &dyn StageDevice) -> Result<Vec<Vec<u32>>> {
     run_on(device, || {
         let store = ParameterStore::new(3, Default::default());
@@ -42,10 +42,10 @@ fn bits(device: &dyn StageDevice) -> Result<Vec<Vec<u32>>> {
         let pass = Pass { precision: device.precision(), ..Pass::train(1, 0, 0) };
         let (y, saved) = network.forward(&x.into(), &pass)?;
         let (_, gradient) = CrossEntropy::default().differentiate(y.single()?, &(&targets).into(), 4.0)?;
-        let pulled = network.backward(&saved, &Activation::from(gradient), Wants::BOTH)?;
+        let gradients = network.backward(&saved, &Activation::from(gradient), Wants::BOTH)?;
         let mut tensors = vec![y.single()?.clone()];
-        tensors.extend(pulled.input.iter().flat_map(|input| input.tensors().to_vec()));
-        tensors.extend(pulled.parameters.into_iter().map(|(_, gradient)| gradient));
+        tensors.extend(gradients.input.iter().flat_map(|input| input.tensors().to_vec()));
+        tensors.extend(gradients.parameters.into_iter().map(|(_, gradient)| gradient));
         tensors
             .iter()
             .map(|t| {
@@ -61,7 +61,7 @@ fn bits(device: &dyn StageDevice) -> Result<Vec<Vec<u32>>> {
 }
 
 #[test]
-fn a_pass_gives_the_same_bits_every_time() {
+fn pass_has_the_same_bits_every_time() {
     let _turn = beside_others();
     for device in all() {
         let first = bits(&**device).expect("a pass");

@@ -5,13 +5,13 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWrite
 use interlock::{StageDevice, tools::device::for_stage};
 use interlock_backends::Backends;
 
-/// The environment variable that names them.
+/// The environment variable that names the devices.
 const VARIABLE: &str = "INTERLOCK_TEST_DEVICES";
 
-/// Without it.
+/// The devices if the variable is not set.
 const DEFAULT: &str = "cpu,cpu:threads=1,cpu:layers=candle";
 
-/// The devices under test, opened once.
+/// Returns the devices under test, which are opened once.
 pub(crate) fn all() -> &'static [Arc<dyn StageDevice>] {
     static OPENED: OnceLock<Vec<Arc<dyn StageDevice>>> = OnceLock::new();
     OPENED.get_or_init(|| {
@@ -26,7 +26,7 @@ pub(crate) fn all() -> &'static [Arc<dyn StageDevice>] {
     })
 }
 
-/// Every pair of devices, each with itself included; of two that are the same, two of its streams.
+/// Returns every pair of devices. The pair of a device with itself has two of its streams.
 pub(crate) fn pairs() -> Vec<[Arc<dyn StageDevice>; 2]> {
     let from = || all().iter().map(|device| for_stage(device).expect("a stream"));
     from().flat_map(|a| from().map(move |b| [Arc::clone(&a), b])).collect()
@@ -34,12 +34,12 @@ pub(crate) fn pairs() -> Vec<[Arc<dyn StageDevice>; 2]> {
 
 static TURN: RwLock<()> = RwLock::new(());
 
-/// Keeps tests away that must have the devices to themselves.
+/// Keeps tests that call [`alone`] from running at the same time.
 pub(crate) fn beside_others() -> RwLockReadGuard<'static, ()> {
     TURN.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Keeps all other tests away: a device's memory is counted as a whole.
+/// Keeps all other tests from running at the same time, since memory is measured for a whole device.
 pub(crate) fn alone() -> RwLockWriteGuard<'static, ()> {
     TURN.write().unwrap_or_else(PoisonError::into_inner)
 }

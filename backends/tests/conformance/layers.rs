@@ -1,4 +1,4 @@
-//! Layers on every device against the kernels of the CPU, and against finite differences.
+//! Compares layers on every device with the kernels of the CPU, and with finite differences.
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{Activation, Pass, Precision, StageDevice, Wants, tools::device::run_on};
@@ -20,16 +20,16 @@ fn reference() -> std::sync::Arc<dyn StageDevice> {
     Backends::default().open(REFERENCE).expect("the CPU")
 }
 
-/// Whether layers compute by the kernels of the CPU there, in `f32` only.
+/// Returns whether layers on this device compute with the kernels of the CPU, which support only `f32`.
 fn has_kernels(device: &dyn StageDevice) -> bool {
     device.device().is_cpu() && !device.name().contains("layers=candle")
 }
 
-/// What `f32` may differ by, of the norm: sums are taken in another order.
+/// The largest relative difference in `f32`, where only the order of sums differs.
 const ALLOWED: f64 = 1e-5;
 
 #[test]
-fn in_f32_layers_give_what_the_kernels_of_the_cpu_give() {
+fn layers_in_f32_equal_the_kernels_of_the_cpu() {
     let _turn = beside_others();
     let reference = reference();
     for device in all() {
@@ -47,7 +47,7 @@ fn in_f32_layers_give_what_the_kernels_of_the_cpu_give() {
 }
 
 #[test]
-fn in_bf16_layers_are_near_and_parameters_stay_f32() {
+fn layers_in_bf16_are_near_and_parameters_stay_f32() {
     let _turn = beside_others();
     let reference = reference();
     for device in all() {
@@ -74,16 +74,16 @@ fn in_bf16(device: &dyn StageDevice, reference: &dyn StageDevice, name: &str, x:
     assert!(kernels.keys().eq(there.keys()), "{name}: {:?} and {:?}", kernels.keys(), there.keys());
     for ((what, wanted), got) in kernels.iter().zip(there.values()) {
         let error = error(got, wanted);
-        // A rounded value may change the side of a ReLU inside of a block, and these have few.
+        // Rounding may change the sign of a ReLU's input inside of a block, and these blocks have few elements.
         let allowed = if name.contains(": block") { 0.2 } else { 0.03 };
         assert!(error <= allowed, "{name}: {what} is off by {error}");
         let parameter = what.starts_with("gradient of") || what.contains("running");
         assert_eq!(got.dtype(), if parameter { DType::F32 } else { DType::BF16 }, "{name}: {what}");
     }
-    // Cotangents of either dtype do, and so do inputs: what is wider than the pass is narrowed where products are computed.
+    // Output gradients and inputs may have either dtype: those wider than the pass are rounded when products are computed.
     let other = given(device, &half, Some(&wide(&c)), Precision::Bf16, build).0;
     for ((what, got), other) in there.iter().zip(other.values()) {
-        assert!(values(&wide(got)) == values(&wide(other)), "{name}: {what} for an f32 output_gradient");
+        assert!(values(&wide(got)) == values(&wide(other)), "{name}: {what} for an f32 output gradient");
     }
     let widened = given(device, &half, Some(&c), Precision::F32, build).0;
     for ((what, wanted), got) in kernels.iter().zip(widened.values()) {
@@ -92,7 +92,7 @@ fn in_bf16(device: &dyn StageDevice, reference: &dyn StageDevice, name: &str, x:
     }
 }
 
-/// Layers that are smooth, or whose kinks lie between the values of the input.
+/// Returns the cases of layers that are smooth, or whose kinks lie between the values of the input.
 fn smooth() -> Vec<Case> {
     let kinked = |name: &str| name.starts_with("block");
     cases().into_iter().filter(|(name, x, _)| x.dtype() == DType::F32 && !kinked(name)).collect()
@@ -100,9 +100,9 @@ fn smooth() -> Vec<Case> {
 
 const STEP: f64 = 1.0 / 64.0;
 
-/// The gradient of `Σ r·y` along a direction, for the input and for all parameters together, against four steps that way.
+/// Compares the derivative of `Σ r·y` along a direction, for the input and for each parameter, with finite differences of four steps.
 #[test]
-fn gradients_are_those_of_finite_differences() {
+fn gradients_equal_finite_differences() {
     let _turn = beside_others();
     for device in all() {
         for (name, x, build) in smooth() {
@@ -119,31 +119,31 @@ fn differences(device: &dyn StageDevice, name: &str, x: &Tensor, build: Build<'_
     let output = |x: &Tensor| layer.forward(&Activation::from(here(x)), &pass).expect("a forward pass");
     let (y, saved) = output(x);
     let c = random("output_gradient", y.single().expect("one tensor").dims());
-    let pulled = layer.backward(&saved, &here(&c).into(), Wants::BOTH).expect("a backward pass");
+    let gradients = layer.backward(&saved, &here(&c).into(), Wants::BOTH).expect("a backward pass");
     let products = |a: &Tensor, b: &Tensor| -> f64 {
         let [a, b] = [a, b].map(|t| values(&t.to_device(&Device::Cpu).expect("a tensor of the CPU")));
         a.iter().zip(&b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
     };
     let objective = |x: &Tensor| products(output(x).0.single().expect("one tensor"), &c);
-    // The error of four values is of fourth order in the step.
+    // With four values, the error is of fourth order in the step.
     let derivative =
         |f: &dyn Fn(f64) -> f64| (8.0 * (f(STEP) - f(-STEP)) - (f(2.0 * STEP) - f(-2.0 * STEP))) / (12.0 * STEP);
     let check = |what: &str, numeric: f64, analytic: f64, scale: f64| {
         let allowed = 3e-3 * scale.max(1.0);
         assert!((numeric - analytic).abs() <= allowed, "{name}: {what}: {analytic}, finite differences say {numeric}");
     };
-    // Steps of the whole vector are as large as those of one element.
+    // A step along the direction is as long as a step of one element.
     let direction = |dims: &[usize]| {
         let count: usize = dims.iter().product();
         (distinct("direction", dims) * (8.0 / count as f64)).expect("a direction")
     };
     let norm = |t: &Tensor| products(t, t).sqrt();
     let along = direction(x.dims());
-    let input = pulled.input.expect("a gradient of the input");
+    let input = gradients.input.expect("a gradient of the input");
     let input = input.single().expect("one tensor");
     let moved = |step: f64| objective(&(x + (&along * step).expect("a step")).expect("a moved input"));
     check("the input", derivative(&moved), products(input, &along), norm(input) * norm(&along));
-    for (id, gradient) in &pulled.parameters {
+    for (id, gradient) in &gradients.parameters {
         let entry = &store.entries()[store.position(*id).expect("a known tensor")];
         let along = direction(entry.var.dims());
         let at = entry.var.as_detached_tensor().copy().expect("a copy");

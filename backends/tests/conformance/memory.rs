@@ -1,24 +1,24 @@
-//! Memory: what is freed is free, and what does not suffice is an error.
+//! Memory: freed memory is free again, and running out of memory is an error.
 
 use candle_core::{DType, Tensor};
 use interlock::StageDevice;
 
 use crate::devices::{all, alone, pairs};
 
-/// Bytes in use, of devices that tell.
+/// Returns the bytes in use, if the device tells.
 fn in_use(device: &dyn StageDevice) -> Option<u64> {
     device.synchronize().expect("an end");
-    let told = device.hooks().memory_in_use();
-    if told.is_none() {
+    let bytes = device.hooks().memory_in_use();
+    if bytes.is_none() {
         println!("skipped: {} does not tell its memory", device.name());
     }
-    told
+    bytes
 }
 
-const ROOM: u64 = 8 << 20;
+const ALLOWED_GROWTH: u64 = 8 << 20;
 
 #[test]
-fn a_thousand_allocations_leave_nothing() {
+fn thousand_allocations_leave_no_memory_in_use() {
     let _turn = alone();
     for device in all() {
         let round = || Tensor::zeros((64, 1024), DType::F32, device.device()).and_then(|t| t + 1.0).expect("a tensor");
@@ -26,19 +26,19 @@ fn a_thousand_allocations_leave_nothing() {
         let Some(before) = in_use(&**device) else { continue };
         (0..1000).for_each(|_| drop(round()));
         let after = in_use(&**device).expect("still told");
-        assert!(after <= before + ROOM, "{}: {before} bytes before, {after} after", device.name());
+        assert!(after <= before + ALLOWED_GROWTH, "{}: {before} bytes before, {after} after", device.name());
     }
 }
 
 #[test]
-fn a_thousand_transfers_leave_nothing() {
+fn thousand_transfers_leave_no_memory_in_use() {
     let _turn = alone();
     for [from, to] in pairs() {
         let round = || {
             let tensor = Tensor::ones((64, 1024), DType::F32, from.device()).expect("a tensor");
             to.bring(&from.release(&tensor).expect("released")).expect("brought")
         };
-        // The receiver keeps sources until they are copied, the sender frees them.
+        // The receiver keeps sources until they are copied; the sender frees them.
         let settle = || [&to, &from].map(|device| device.synchronize().expect("an end"));
         (0..10).for_each(|_| drop(round()));
         settle();
@@ -49,7 +49,7 @@ fn a_thousand_transfers_leave_nothing() {
         }
         let (c, d) = (in_use(&*from).expect("still told"), in_use(&*to).expect("still told"));
         assert!(
-            c <= a + ROOM && d <= b + ROOM,
+            c <= a + ALLOWED_GROWTH && d <= b + ALLOWED_GROWTH,
             "{} to {}: {a} and {b} before, {c} and {d} after",
             from.name(),
             to.name()
@@ -58,7 +58,7 @@ fn a_thousand_transfers_leave_nothing() {
 }
 
 #[test]
-fn too_much_is_an_error_that_says_what_to_do_and_the_device_works_on() {
+fn out_of_memory_is_an_error_with_a_remedy_and_the_device_works_on() {
     let _turn = alone();
     for device in all() {
         if device.device().is_cpu() {

@@ -1,4 +1,4 @@
-//! Numbers and moments that a device reports.
+//! Values and times that a device reports.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 use crate::devices::{all, beside_others};
 
 #[test]
-fn numbers_are_read_as_they_were_when_asked_for() {
+fn values_are_read_as_they_were_when_the_reading_began() {
     let _turn = beside_others();
     for device in all() {
         let mut readings = Vec::new();
@@ -24,7 +24,7 @@ fn numbers_are_read_as_they_were_when_asked_for() {
 }
 
 #[test]
-fn a_reading_becomes_ready() {
+fn reading_becomes_ready() {
     let _turn = beside_others();
     for device in all() {
         let numbers = Tensor::ones(4, DType::F32, device.device()).and_then(|t| t * 3.0).expect("numbers");
@@ -36,7 +36,7 @@ fn a_reading_becomes_ready() {
 }
 
 #[test]
-fn moments_come_in_order_and_at_the_hosts_time() {
+fn marks_are_in_order_and_in_the_time_of_the_host() {
     let _turn = beside_others();
     for device in all() {
         let mark = || device.mark().expect("a mark");

@@ -1,4 +1,4 @@
-//! Tensors from every device to every other: every dtype, shapes, views, and what happens to the source meanwhile.
+//! Transfers from every device to every other: dtypes, shapes, views, and sources that are dropped during the transfer.
 
 use candle_core::{DType, Device, Tensor};
 use interlock::StageDevice;
@@ -7,7 +7,7 @@ use crate::devices::{beside_others, pairs};
 
 const DTYPES: [DType; 7] = [DType::U8, DType::U32, DType::I64, DType::BF16, DType::F16, DType::F32, DType::F64];
 
-/// Small whole numbers, which every dtype holds.
+/// Returns small whole numbers, which every dtype represents exactly.
 fn whole(dims: &[usize], dtype: DType, device: &Device) -> Tensor {
     let count: usize = dims.iter().product();
     let values: Vec<f32> = (0..count).map(|i| (i % 199) as f32).collect();
@@ -43,7 +43,7 @@ fn every_dtype_and_shape_arrives_as_it_left() {
 }
 
 #[test]
-fn views_arrive_as_their_own_elements() {
+fn views_arrive_with_their_own_elements() {
     let _turn = beside_others();
     for [from, to] in pairs() {
         let whole = whole(&[6, 5, 4], DType::F32, from.device());
@@ -69,7 +69,7 @@ fn views_arrive_as_their_own_elements() {
 
 #[cfg(feature = "cuda")]
 #[test]
-fn what_leaves_a_gpu_is_no_more_than_its_own_elements() {
+fn released_tensor_of_a_gpu_stores_only_its_own_elements() {
     let _turn = beside_others();
     for [from, _] in pairs() {
         if from.device().is_cpu() {
@@ -87,9 +87,9 @@ fn what_leaves_a_gpu_is_no_more_than_its_own_elements() {
     }
 }
 
-/// The source is dropped, and its memory used again, as soon as it has been handed over; what arrives is what left.
+/// The source is dropped, and its memory used again, right after the hand-over. The copy must have the source's values.
 #[test]
-fn a_source_may_be_dropped_and_its_memory_used_again_at_once() {
+fn source_may_be_dropped_and_its_memory_used_again_at_once() {
     let _turn = beside_others();
     for [from, to] in pairs() {
         let mut brought = Vec::new();
@@ -98,7 +98,7 @@ fn a_source_may_be_dropped_and_its_memory_used_again_at_once() {
             let tensor = tensor.expect("a computed tensor");
             brought.push(cross(&*from, &*to, &tensor));
             drop(tensor);
-            // Takes the memory that has just been freed, if the device gave it away too early.
+            // Gets the memory of the source if the device frees it too early.
             Tensor::zeros((64, 64), DType::F32, from.device()).expect("other memory");
         }
         for (round, tensor) in brought.iter().enumerate() {
@@ -108,9 +108,9 @@ fn a_source_may_be_dropped_and_its_memory_used_again_at_once() {
     }
 }
 
-/// What arrives is computed with at once, and sent back, without anybody waiting.
+/// The receiver computes with a tensor and sends it back at once, without waiting for the copy.
 #[test]
-fn tensors_go_to_and_fro() {
+fn tensors_move_back_and_forth() {
     let _turn = beside_others();
     for [from, to] in pairs() {
         let mut tensor = whole(&[33, 17], DType::F32, from.device());

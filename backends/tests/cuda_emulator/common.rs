@@ -1,19 +1,19 @@
-//! Inputs, and the comparison of a device with the CPU.
+//! Inputs, and comparisons of a device with the CPU.
 
 use candle_core::{DType, Device, Result, Tensor};
 use std::process::{Command, Output};
 
-/// Device 0 with a stream of its own.
+/// Opens device 0 with a stream of its own.
 pub(crate) fn cuda() -> Device {
     Device::new_cuda_with_stream(0).unwrap()
 }
 
-/// A tensor of `shape` with values between -2 and 2, each of which every floating point type holds exactly.
+/// Returns a tensor of `shape` with values between -2 and 2, which every floating-point type represents exactly.
 pub(crate) fn values(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
     seeded(0, shape, dtype, device)
 }
 
-/// Other values of the same kind for another `seed`.
+/// As [`values`], with other values for another `seed`.
 pub(crate) fn seeded(seed: u32, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
     let count: usize = shape.iter().product();
     let value = |i: usize| 2.0 * ((i as f32 + 1.0) * (0.7 + 0.1 * seed as f32)).sin();
@@ -22,21 +22,21 @@ pub(crate) fn seeded(seed: u32, shape: &[usize], dtype: DType, device: &Device) 
     exact.to_dtype(dtype)?.to_device(device)
 }
 
-/// The whole numbers below the count of elements, each once and in no order, as floating point numbers.
+/// Returns the whole numbers below the count of elements, each once and unordered, as floating-point numbers.
 pub(crate) fn distinct(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
     let count: usize = shape.iter().product();
     let data: Vec<f32> = (0..count).map(|i| (i * 7919 % count) as f32).collect();
     Tensor::from_vec(data, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
 }
 
-/// Whole numbers from 0 to `below - 1`.
+/// Returns whole numbers from 0 to `below - 1`.
 pub(crate) fn indices(shape: &[usize], below: u32, dtype: DType, device: &Device) -> Result<Tensor> {
     let count: u32 = shape.iter().product::<usize>() as u32;
     let data: Vec<u32> = (0..count).map(|i| (i * 7 + 3) % below).collect();
     Tensor::from_vec(data, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
 }
 
-/// The largest difference allowed between the device and the CPU, relative to values above 1.
+/// Returns the largest difference allowed between the device and the CPU: relative for values above 1, absolute below.
 pub(crate) fn tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F64 => 1e-12,
@@ -46,7 +46,7 @@ pub(crate) fn tolerance(dtype: DType) -> f64 {
     }
 }
 
-/// Asserts that `compute` gives on device 0 what it gives on the CPU: shape, type and values. In bfloat16 the device is
+/// Asserts that `compute` returns the same shape, type and values on device 0 as on the CPU. In bfloat16 the device is
 /// compared with the CPU in `f32`: candle's CPU has fewer operations in bfloat16, and sums them with more error.
 pub(crate) fn same(what: &str, dtype: DType, compute: impl Fn(&Device, DType) -> Result<Tensor>) {
     same_within(what, dtype, tolerance(dtype), compute);
@@ -74,13 +74,13 @@ pub(crate) fn same_within(
     }
 }
 
-/// The elements, as f64.
+/// Returns the elements as `f64`.
 pub(crate) fn flat(tensor: &Tensor) -> Vec<f64> {
     let tensor = tensor.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Whether this process is the child that [`child`] started.
+/// Returns whether this process was started by [`child`].
 pub(crate) fn in_child() -> bool {
     std::env::var_os("CUDA_EMULATOR_CHILD").is_some()
 }
@@ -92,14 +92,14 @@ pub(crate) fn child(test: &str, environment: &[(&str, &str)]) -> Output {
     command.envs(environment.iter().copied()).output().unwrap()
 }
 
-/// Asserts that one test of this program passes in a process of its own: for what depends on when operations run, since
-/// a test beside it in the same process may wait for all work of the device.
+/// Asserts that one test of this program passes in a process of its own. This is for tests that depend on when operations
+/// run: another test in the same process may wait for all work of the device.
 pub(crate) fn passes(test: &str, environment: &[(&str, &str)]) {
     let output = child(test, environment);
     assert!(output.status.success(), "{}{}", said(&output), String::from_utf8_lossy(&output.stdout));
 }
 
-/// What a child wrote to standard error.
+/// Returns the standard error of a child.
 pub(crate) fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }

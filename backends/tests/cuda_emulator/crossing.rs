@@ -1,4 +1,4 @@
-//! How this crate's own hand-over from GPU to GPU looks to the driver.
+//! The driver's view of a transfer from GPU to GPU by this crate.
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{AsynchronousDevice, StageDevice};
@@ -6,7 +6,7 @@ use interlock_backends::CudaStageDevice;
 
 use crate::common::{child, in_child};
 
-/// A tensor computed on GPU 0 crosses to GPU 1 and is dropped at once; what arrives is computed with.
+/// Moves a tensor that is computed on GPU 0 to GPU 1, drops the source at once, and computes with the copy.
 fn cross() -> Vec<f32> {
     let [from, to] = ["cuda:0", "cuda:1"].map(|name| CudaStageDevice::open(name).unwrap());
     let y = (Tensor::ones(1000, DType::F32, from.device()).unwrap() * 3.0).unwrap();
@@ -33,24 +33,24 @@ fn a_source_outlives_its_copy_and_nobody_waits_for_more_than_it_needs() {
     std::fs::remove_file(&trace).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     let find = |words: &[&str]| -> usize {
-        let place = lines.iter().position(|line| words.iter().all(|word| line.contains(word)));
-        place.unwrap_or_else(|| panic!("{words:?} is not in the trace:\n{text}"))
+        let position = lines.iter().position(|line| words.iter().all(|word| line.contains(word)));
+        position.unwrap_or_else(|| panic!("{words:?} is not in the trace:\n{text}"))
     };
     let number = |line: &str, before: &str| -> String {
-        let behind = line.split(before).nth(1).unwrap();
-        behind.chars().skip(1).take_while(char::is_ascii_digit).collect()
+        let rest = line.split(before).nth(1).unwrap();
+        rest.chars().skip(1).take_while(char::is_ascii_digit).collect()
     };
     let enqueued = find(&["enqueued", "peer copy 4000 bytes"]);
     let source = format!("free allocation {}", number(lines[enqueued], "of allocation"));
-    // Freed when the copy has been done, not merely behind it.
+    // The source is freed after the copy has run, not merely queued to be freed after it.
     assert!(find(&["ran", "peer copy 4000 bytes"]) < find(&["enqueued", &source]), "{text}");
-    // On a stream that does nothing else, so that it can run beside what is computed.
+    // The copy is on a stream of its own, so that it can overlap with computation.
     let landing = format!("stream {} ", number(lines[enqueued], "stream"));
     assert!(!lines.iter().any(|line| line.contains(&landing) && line.contains("kernel")), "{text}");
-    // From the release on until the numbers are asked for the host waits for nothing.
+    // The host does not wait between the release and the read of the numbers.
     let asked = lines[enqueued..].iter().position(|line| line.contains("to pageable host memory")).unwrap();
     assert!(!lines[enqueued..][..asked].iter().any(|line| line.contains("Synchronize")), "{text}");
-    // The sender waits for nothing but itself.
+    // The sender waits only for its own events.
     let computed = find(&["enqueued", "kernel affine_f32"]);
     let sender = format!("stream {} ", number(lines[computed], "stream"));
     let of_sender = |what: &str| -> Vec<String> {

@@ -43,7 +43,7 @@ fn gradients_of_convolutions_equal_those_of_the_cpu() {
         let mut dx = stream.alloc_zeros::<f32>(x.elem_count()).unwrap();
         let filter = ConvBackwardFilter { conv: &conv, x: &x_shape, dw: &w_shape, dy: &y_shape };
         let mut dw = stream.clone_htod(&vec![1.0f32; w.elem_count()]).unwrap();
-        // SAFETY: the descriptors are those of the memory.
+        // SAFETY: the descriptors describe this memory.
         unsafe {
             let algorithm = sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
             let bytes = data.get_workspace_size(algorithm).unwrap();
@@ -52,7 +52,7 @@ fn gradients_of_convolutions_equal_those_of_the_cpu() {
             let algorithm = filter.pick_algorithm().unwrap();
             let bytes = filter.get_workspace_size(algorithm).unwrap();
             let mut workspace = stream.alloc_zeros::<u8>(bytes).unwrap();
-            // Added to what is there.
+            // Adds the gradient to the ones in `dw`.
             filter.launch(algorithm, Some(&mut workspace), (1.0, 1.0), &x_there, &mut dw, &dy_there).unwrap();
         }
         assert_near("dx", &stream.clone_dtoh(&dx).unwrap(), expected.get(&x).unwrap());

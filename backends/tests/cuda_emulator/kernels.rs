@@ -1,4 +1,4 @@
-//! Kernels that are not there, or that write where they must not.
+//! Kernels that do not exist, or that write outside of their memory.
 
 use crate::common::{child, cuda, in_child, said};
 use candle_core::Device;
@@ -6,7 +6,7 @@ use candle_core::cuda::cudarc::driver::{LaunchConfig, PushKernelArg};
 use candle_core::cuda::kernels;
 
 #[test]
-fn a_kernel_that_is_not_there_is_an_error() {
+fn missing_kernel_is_an_error() {
     let Device::Cuda(device) = cuda() else { unreachable!() };
     let error = device.get_or_load_custom_func("no_such_kernel", "mine", "// affine\n").err().unwrap();
     assert!(error.to_string().contains("CUDA_ERROR_NOT_FOUND"), "{error}");
@@ -27,7 +27,7 @@ fn a_kernel_that_writes_past_its_memory_ends_the_process() {
         let (value, count) = (1.0f32, 65usize);
         let mut launch = fill.builder();
         launch.arg(&memory).arg(&value).arg(&count);
-        // SAFETY: none, which is what is tested.
+        // SAFETY: this launch is unsound on purpose: the test checks that the emulator ends the process.
         unsafe { launch.launch(LaunchConfig::for_num_elems(65)) }.unwrap();
         device.cuda_stream().synchronize().unwrap();
         return;
@@ -39,7 +39,7 @@ fn a_kernel_that_writes_past_its_memory_ends_the_process() {
 }
 
 #[test]
-fn a_launch_that_no_device_can_run_is_an_error() {
+fn launch_with_impossible_dimensions_is_an_error() {
     let Device::Cuda(device) = cuda() else { unreachable!() };
     let memory = device.alloc_zeros::<f32>(64).unwrap();
     let fill = device.get_or_load_func("fill_f32", &kernels::FILL).unwrap();
@@ -48,7 +48,7 @@ fn a_launch_that_no_device_can_run_is_an_error() {
         let mut launch = fill.builder();
         launch.arg(&memory).arg(&value).arg(&count);
         let config = LaunchConfig { grid_dim: (grid, 1, 1), block_dim: (block, 1, 1), shared_mem_bytes: 0 };
-        // SAFETY: the kernel fills what is there, if it were run.
+        // SAFETY: the kernel would stay inside of its memory, and the launch is refused.
         let error = unsafe { launch.launch(config) }.err().unwrap();
         assert!(error.to_string().contains("CUDA_ERROR_INVALID_VALUE"), "{grid} {block}: {error}");
     }

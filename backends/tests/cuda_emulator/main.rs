@@ -1,6 +1,6 @@
-//! The emulated CUDA device under candle's own CUDA code: what it computes, and what it finds wrong.
+//! The emulated CUDA device under candle's own CUDA code: its results, and the errors that it detects.
 //!
-//! These tests need device 0 and fail without it; backends/cuda/README.md says how to have an emulated one.
+//! These tests need device 0 and fail without it; backends/cuda/README.md explains how to build an emulated one.
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! Memory of devices: what is counted, what is refused, and what a missing device says.
+//! Memory of devices: how it is counted, and the errors of full and missing devices.
 
 use crate::common::{cuda, flat, in_child, passes, values};
 use candle_core::cuda::cudarc::driver::CudaContext;
@@ -34,7 +34,7 @@ fn a_device_that_is_out_of_memory_says_so_and_works_on() {
     let error = Tensor::ones(200_000, DType::F32, &device).unwrap_err().to_string();
     assert!(error.contains("CUDA_ERROR_OUT_OF_MEMORY") && error.contains("out of memory"), "{error}");
     for _ in 0..100 {
-        half.affine(2.0, 0.0).unwrap(); // each fits only once the one before is freed
+        half.affine(2.0, 0.0).unwrap(); // each fits only once the previous one is freed
     }
     assert_eq!(flat(&half.affine(2.0, 0.0).unwrap())[119_999], 2.0);
 }

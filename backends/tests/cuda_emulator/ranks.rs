@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread::spawn;
 
-/// More than what fits between two ranks at once.
+/// The length of a tensor that is larger than the buffer between two ranks.
 const COUNT: usize = 300_000;
 
 fn stream(ordinal: usize) -> Arc<CudaStream> {
@@ -96,7 +96,7 @@ fn processes_exchange_and_a_rank_that_ends_is_a_remote_error() {
         sys::ncclCommGetAsyncError(comm, &mut error).result().unwrap();
         assert_eq!(error, sys::ncclResult_t::ncclRemoteError);
 
-        // A receive that nothing will be sent for ends with the communicator.
+        // A receive without a matching send ends when the communicator is aborted.
         result::recv(back.device_ptr_mut(&stream).0 as _, COUNT, float, 1, comm, raw).unwrap();
         result::comm_abort(comm).unwrap();
         stream.synchronize().unwrap();

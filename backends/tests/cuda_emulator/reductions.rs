@@ -1,4 +1,4 @@
-//! Sums, extremes and what is made of them.
+//! Sums, extremes, and the operations built on them.
 
 use crate::common::{distinct, same, same_within, values};
 use candle_core::{D, DType};

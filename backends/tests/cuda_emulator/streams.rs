@@ -1,4 +1,4 @@
-//! Operations run late and in the order of what they wait for, and what breaks that is found.
+//! The order of operations: they run as late as possible, after those that they wait for; uses in a wrong order are detected.
 
 use crate::common::{child, cuda, flat, in_child, passes, said, values};
 use candle_core::cuda::cudarc::driver::{CudaContext, CudaStream, result, sys};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 /// Two streams of a device whose tensors are not tracked by events.
 fn untracked(ordinal: usize) -> (Arc<CudaStream>, Arc<CudaStream>) {
     let context = CudaContext::new(ordinal).unwrap();
-    // SAFETY: the tests that use this say themselves what waits for what.
+    // SAFETY: the tests that use this order their streams themselves.
     unsafe { context.disable_event_tracking() };
     (context.new_stream().unwrap(), context.new_stream().unwrap())
 }
@@ -31,7 +31,7 @@ fn a_copy_that_does_not_wait_meets_poison() {
         return passes("streams::a_copy_that_does_not_wait_meets_poison", &[]);
     }
     let (writer, reader) = untracked(0);
-    // SAFETY: the memory is written before it is read, or the read is what is tested.
+    // SAFETY: the memory is written before it is read, except for the early read that this tests.
     let mut source = unsafe { writer.alloc::<f32>(64) }.unwrap();
     writer.synchronize().unwrap();
     writer.memcpy_htod(&[1.0f32; 64], &mut source).unwrap();

@@ -1,4 +1,4 @@
-//! Layers written with candle's operations: what the conformance suite, which compares them with the kernels, does not ask of every device.
+//! Layers written with candle's operations, beyond the conformance suite, which compares them with the kernels.
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{Activation, Differentiable, Pass, Precision, Wants};
@@ -13,14 +13,14 @@ use crate::{
     },
 };
 
-/// What the layer gives on the CPU, computed in this way.
-fn given(way: &str, x: &Tensor, c: Option<&Tensor>, precision: Precision, build: Build<'_>) -> Given {
-    let device = CpuDevice::open(&format!("cpu:threads=2,layers={way}")).expect("a device");
+/// Returns the results of a layer on the CPU, computed in this form: `kernels` or `candle`.
+fn given(form: &str, x: &Tensor, c: Option<&Tensor>, precision: Precision, build: Build<'_>) -> Given {
+    let device = CpuDevice::open(&format!("cpu:threads=2,layers={form}")).expect("a device");
     support::given(&device, x, c, precision, build)
 }
 
 #[test]
-fn inputs_wider_than_the_pass_give_outputs_of_the_pass_where_products_are_computed() {
+fn outputs_of_products_have_the_dtype_of_the_pass_for_wider_inputs() {
     let bf16 = |x: Tensor, build: Build<'_>| given("candle", &x, None, Precision::Bf16, build).0["output"].dtype();
     let x = random("x", &[2, 3, 5, 5]);
     assert_eq!(bf16(x.clone(), &|vb| Ok(Box::new(Conv2d::new(conv(3, 3, 3, 1, 1, true), vb)?))), DType::BF16);
@@ -33,19 +33,19 @@ fn inputs_wider_than_the_pass_give_outputs_of_the_pass_where_products_are_comput
 }
 
 #[test]
-fn the_first_of_equal_pixels_takes_the_gradient_and_no_number_stays_one() {
-    // Few values, so that most windows have equals, and some no number or infinities only.
+fn first_of_equal_pixels_gets_the_gradient_and_nan_stays_nan() {
+    // Few different values, so that most windows have equal ones, and some have NaN or only infinities.
     let choices = [0.0, 1.0, f32::NEG_INFINITY, 1.0, f32::NAN, f32::NEG_INFINITY];
     let pixels: Vec<f32> = (0..2 * 9 * 8_usize).map(|i| choices[i * i * 7 / 3 % choices.len()]).collect();
     let finite: Vec<f32> = pixels.iter().map(|&p| if p.is_nan() { 0.0 } else { p }).collect();
     for pixels in [pixels, finite] {
         let x = Tensor::from_vec(pixels, (1, 2, 9, 8), &Device::Cpu).expect("a tensor");
         for [kernel, stride, padding] in [[2, 2, 0], [3, 2, 1], [3, 1, 1], [5, 1, 2], [4, 3, 2]] {
-            let bits = |way| {
+            let bits = |form| {
                 let all =
-                    given(way, &x, None, Precision::F32, &|_| Ok(Box::new(MaxPool2d::new(kernel, stride, padding))));
+                    given(form, &x, None, Precision::F32, &|_| Ok(Box::new(MaxPool2d::new(kernel, stride, padding))));
                 let gradient = values(&all.0["input gradient"]);
-                // Where no output gradient arrives, kernels leave zeros too; sums of several differ in their order.
+                // Only whether a pixel gets a gradient is compared, since the order of the sums of several differs.
                 let reached: Vec<bool> = gradient.iter().map(|&g| g != 0.0).collect();
                 let output: Vec<Option<f32>> =
                     values(&all.0["output"]).into_iter().map(|y| (!y.is_nan()).then_some(y)).collect();
@@ -53,8 +53,8 @@ fn the_first_of_equal_pixels_takes_the_gradient_and_no_number_stays_one() {
             };
             assert_eq!(bits("kernels"), bits("candle"), "{kernel} {stride} {padding}");
         }
-        let relu = |way| {
-            let all = given(way, &x, None, Precision::F32, &|_| Ok(Box::new(Relu)));
+        let relu = |form| {
+            let all = given(form, &x, None, Precision::F32, &|_| Ok(Box::new(Relu)));
             let bits = |what: &str| values(&all.0[what]).into_iter().map(f32::to_bits).collect::<Vec<_>>();
             (bits("output"), bits("input gradient"))
         };
@@ -75,7 +75,7 @@ fn batch_norm_is_near_far_from_zero() {
 }
 
 #[test]
-fn what_is_no_number_of_an_activation_is_refused() {
+fn wrong_dtypes_shapes_and_tokens_are_refused() {
     on(1, "candle", || {
         let vb = store().builder(&Device::Cpu).pp("fc");
         let layer = Linear::new(3, 2, true, vb).expect("a linear layer");
@@ -99,9 +99,9 @@ fn what_is_no_number_of_an_activation_is_refused() {
     });
 }
 
-/// A layer computes in the form in which it was built, whatever the thread does now.
+/// A layer computes in the form in which it was built, on any thread.
 #[test]
-fn a_backward_pass_has_the_form_of_its_forward_pass() {
+fn backward_pass_has_the_form_of_its_forward_pass() {
     for (name, x, build) in cases().into_iter().filter(|(_, x, _)| x.dtype() == DType::F32) {
         let store = store();
         let (layer, y, saved) = on(1, "candle", || {
@@ -110,15 +110,15 @@ fn a_backward_pass_has_the_form_of_its_forward_pass() {
             (layer, y, saved)
         });
         let c: Activation = random("output_gradient", y.single().expect("one tensor").dims()).into();
-        let pulled = layer.backward(&saved, &c, Wants::BOTH).expect("a backward pass").input.expect("a gradient");
+        let gradient = layer.backward(&saved, &c, Wants::BOTH).expect("a backward pass").input.expect("a gradient");
         let wanted = &given("candle", &x, None, Precision::F32, &*build).0["input gradient"];
-        assert_eq!(values(pulled.single().expect("one tensor")), values(wanted), "{name}");
+        assert_eq!(values(gradient.single().expect("one tensor")), values(wanted), "{name}");
     }
 }
 
 #[test]
-fn a_layer_with_parameters_chooses_its_form_once_when_it_is_built() {
-    // The kernels take no bf16.
+fn layer_with_parameters_chooses_its_form_when_it_is_built() {
+    // The kernels do not accept bf16.
     let x: Activation = random("x", &[2, 4]).to_dtype(DType::BF16).expect("a cast").into();
     let build = || -> Vec<Box<dyn Differentiable>> {
         let vb = store().builder(&Device::Cpu);

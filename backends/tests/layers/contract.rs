@@ -1,4 +1,4 @@
-//! What every layer must do, checked by finite differences and by equality of bits.
+//! The requirements on every layer, checked by finite differences and by equality of bits.
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{
@@ -8,7 +8,7 @@ use interlock_backends::CpuDevice;
 
 use crate::support::{Build, random, store, values};
 
-/// The pass that everything is checked in: training, and no statistics moved.
+/// Returns the pass of all checks: training, without moving statistics.
 pub(crate) fn pass() -> Pass {
     Pass { track: false, ..Pass::train(7, 3, 1) }
 }
@@ -21,7 +21,7 @@ pub(crate) fn eval(layer: &dyn Differentiable, x: &Tensor) -> Vec<f32> {
     one(&layer.forward(&x.clone().into(), &Pass::eval()).expect("a forward pass").0)
 }
 
-/// Values of a tensor as bits, so that equality means equality.
+/// Returns the values of a tensor as bits, which compare equal only if they are the same.
 fn bits(tensor: &Tensor) -> Vec<u32> {
     values(tensor).into_iter().map(f32::to_bits).collect()
 }
@@ -30,7 +30,7 @@ fn gradient_bits(store: &ParameterStore, gradients: &ParameterGradients) -> Vec<
     gradients.iter().map(|(id, g)| (store.position(*id), bits(g))).collect()
 }
 
-/// What one build of a layer gives, as bits.
+/// The results of one build of a layer, as bits.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
     output: Vec<u32>,
@@ -40,44 +40,47 @@ struct Outcome {
 }
 
 /// The forms of layers on the CPU: kernels, and candle's operations as on other devices.
-pub(crate) const WAYS: [&str; 2] = ["kernels", "candle"];
+pub(crate) const FORMS: [&str; 2] = ["kernels", "candle"];
 
-/// Runs `work` on so many threads, with layers that compute in this way.
-pub(crate) fn on<R: Send>(threads: usize, way: &str, work: impl FnOnce() -> R + Send) -> R {
-    let device = CpuDevice::open(&format!("cpu:threads={threads},layers={way}")).expect("a device");
+/// Runs `work` on this many threads, with layers that compute in this form.
+pub(crate) fn on<R: Send>(threads: usize, form: &str, work: impl FnOnce() -> R + Send) -> R {
+    let device = CpuDevice::open(&format!("cpu:threads={threads},layers={form}")).expect("a device");
     run_on(&device, work)
 }
 
 /// Checks a layer made by `build` on the input `x`, with kernels and with candle's operations:
 /// - the gradient of `Σ r·y` for random `r` against finite differences, for the input (where it is of `f32`) and every parameter;
 /// - every parameter of the store gets one gradient of its shape;
-/// - each pass alone, and the two halves, give the bits of both at once, and only what was asked for;
-/// - so do the last backward passes, which free what was saved on their way;
+/// - a pass for one gradient alone, and the two passes of a split backward pass, give the bits of a pass for both, and only what was asked for;
+/// - so do the last backward passes, which free saved tensors as they go;
 /// - views and output gradients that are not contiguous give the same bits;
 /// - 1, 2 and 3 threads give the same bits;
-/// - what is kept in `bf16` leaves outputs as they are and gradients near;
+/// - saving in `bf16` does not change outputs, and gradients only little;
 /// - an evaluation pass saves nothing.
 pub(crate) fn check(name: &str, x: &Tensor, build: Build<'_>) {
     check_bits(name, x, build);
-    for way in WAYS {
-        on(1, way, || finite_differences(&format!("{name}, {way}"), x, build));
+    for form in FORMS {
+        on(1, form, || finite_differences(&format!("{name}, {form}"), x, build));
     }
 }
 
-/// [`check`] without finite differences, for layers with kinks inside.
+/// As [`check`], without finite differences, for layers with kinks inside.
 pub(crate) fn check_bits(name: &str, x: &Tensor, build: Build<'_>) {
-    for way in WAYS {
-        let name = &format!("{name}, {way}");
-        let [one, two, three] = [1, 2, 3].map(|threads| on(threads, way, || outcome(name, x, build, &pass())));
+    for form in FORMS {
+        let name = &format!("{name}, {form}");
+        let [one, two, three] = [1, 2, 3].map(|threads| on(threads, form, || outcome(name, x, build, &pass())));
         assert!(one == two && one == three, "{name}: bits depend on the number of threads");
-        let half = on(1, way, || outcome(name, x, build, &Pass { dtype: ActivationDtype::Bf16, ..pass() }));
+        let half = on(1, form, || outcome(name, x, build, &Pass { dtype: ActivationDtype::Bf16, ..pass() }));
         near(name, &half, &one);
     }
 }
 
-/// Checks that what a layer rounded for its backward passes changed nothing but them, and them little.
+/// Checks that rounding the saved tensors changed only gradients, and those only little.
 fn near(name: &str, half: &Outcome, whole: &Outcome) {
-    assert!(half.output == whole.output && half.evaluated == whole.evaluated, "{name}: outputs depend on what is kept");
+    assert!(
+        half.output == whole.output && half.evaluated == whole.evaluated,
+        "{name}: outputs depend on the dtype of saved tensors"
+    );
     let close = |what: &str, half: &[u32], whole: &[u32]| {
         let number = |bits: &u32| f64::from(f32::from_bits(*bits));
         let norm = whole.iter().map(|w| number(w).powi(2)).sum::<f64>().sqrt();
@@ -94,19 +97,19 @@ fn near(name: &str, half: &Outcome, whole: &Outcome) {
     }
 }
 
-/// Checks that the layers that `one` and `other` build, of the same parameters, give the same bits wherever they are asked for any.
+/// Checks that the layers that `one` and `other` build, with the same parameters, have the same results, to the bit.
 pub(crate) fn same(name: &str, x: &Tensor, one: Build<'_>, other: Build<'_>) {
-    for way in WAYS {
+    for form in FORMS {
         let [one, other] = [one, other].map(|build| {
-            let mut outcome = on(1, way, || outcome(name, x, build, &pass()));
-            // The order in which layers give their gradients is theirs.
+            let mut outcome = on(1, form, || outcome(name, x, build, &pass()));
+            // Layers may return their gradients in any order.
             outcome.parameters.sort();
             outcome
         });
-        assert_eq!(one.output, other.output, "{name}, {way}: outputs");
-        assert_eq!(one.evaluated, other.evaluated, "{name}, {way}: outputs in evaluation");
-        assert_eq!(one.input, other.input, "{name}, {way}: gradients of the input");
-        assert_eq!(one.parameters, other.parameters, "{name}, {way}: gradients of parameters");
+        assert_eq!(one.output, other.output, "{name}, {form}: outputs");
+        assert_eq!(one.evaluated, other.evaluated, "{name}, {form}: outputs in evaluation");
+        assert_eq!(one.input, other.input, "{name}, {form}: gradients of the input");
+        assert_eq!(one.parameters, other.parameters, "{name}, {form}: gradients of parameters");
     }
 }
 
@@ -139,10 +142,10 @@ fn outcome(name: &str, x: &Tensor, build: Build<'_>, pass: &Pass) -> Outcome {
     }
 
     let alone = layer.backward(&saved, &output_gradient, Wants::PARAMETERS).expect(name);
-    assert!(alone.input.is_none(), "{name}: an input gradient nobody asked for");
+    assert!(alone.input.is_none(), "{name}: an input gradient that was not asked for");
     assert_eq!(gradient_bits(&store, &alone.parameters), parameters, "{name}: parameter pass alone");
     let nothing = layer.backward(&saved, &output_gradient, Wants { input: false, parameters: false }).expect(name);
-    assert!(nothing.input.is_none() && nothing.parameters.is_empty(), "{name}: gradients nobody asked for");
+    assert!(nothing.input.is_none() && nothing.parameters.is_empty(), "{name}: gradients that were not asked for");
 
     // The same values with gaps between their rows.
     let gaps =
@@ -151,7 +154,7 @@ fn outcome(name: &str, x: &Tensor, build: Build<'_>, pass: &Pass) -> Outcome {
     assert!(gapped.elem_count() == 1 || !gapped.is_contiguous());
     if float {
         let alone = layer.backward(&saved, &output_gradient, Wants::INPUT).expect(name);
-        assert!(alone.parameters.is_empty(), "{name}: parameter gradients nobody asked for");
+        assert!(alone.parameters.is_empty(), "{name}: parameter gradients that were not asked for");
         assert_eq!(
             alone.into_input().ok().map(|i| bits(i.single().expect(name))),
             input_bits,
@@ -163,17 +166,17 @@ fn outcome(name: &str, x: &Tensor, build: Build<'_>, pass: &Pass) -> Outcome {
         assert_eq!(gradient_bits(&store, &second), parameters, "{name}: parameter half");
     } else {
         let again = layer.backward(&saved, &gapped.into(), Wants::PARAMETERS).expect(name);
-        assert_eq!(gradient_bits(&store, &again.parameters), parameters, "{name}: output_gradient with gaps");
+        assert_eq!(gradient_bits(&store, &again.parameters), parameters, "{name}: output gradient with gaps");
         assert!(layer.backward(&saved, &output_gradient, Wants::INPUT).expect(name).input.is_none());
     }
 
     let saved = || layer.forward(&input, pass).expect(name).1;
     let last = |wants: Wants| {
-        let pulled = layer.last_backward(saved(), output_gradient.clone(), wants).expect(name);
-        let input = pulled.input.map(|input| bits(input.single().expect(name)));
+        let gradients = layer.last_backward(saved(), output_gradient.clone(), wants).expect(name);
+        let input = gradients.input.map(|input| bits(input.single().expect(name)));
         assert_eq!(input, input_bits.clone().filter(|_| wants.input), "{name}: input gradient of the last {wants:?}");
         let wanted = if wants.parameters { parameters.clone() } else { Vec::new() };
-        assert_eq!(gradient_bits(&store, &pulled.parameters), wanted, "{name}: parameters of the last {wants:?}");
+        assert_eq!(gradient_bits(&store, &gradients.parameters), wanted, "{name}: parameters of the last {wants:?}");
     };
     last(Wants::PARAMETERS);
     if float {
@@ -201,13 +204,13 @@ fn outcome(name: &str, x: &Tensor, build: Build<'_>, pass: &Pass) -> Outcome {
     Outcome { output: bits(y), evaluated: bits(evaluated.single().expect(name)), input: input_bits, parameters }
 }
 
-/// `Σ r·y` in `f64`.
+/// Returns `Σ r·y`, summed in `f64`.
 fn objective(layer: &dyn Differentiable, x: &Tensor, r: &[f32]) -> f64 {
     let (y, _) = layer.forward(&x.clone().into(), &pass()).expect("a forward pass");
     one(&y).iter().zip(r).map(|(&y, &r)| f64::from(y) * f64::from(r)).sum()
 }
 
-/// The derivative at 0 of a function of a step, from four values: its error is of fourth order.
+/// Returns the derivative at 0 of a function of a step, from four values, with an error of fourth order.
 fn derivative(mut f: impl FnMut(f32) -> f64) -> f64 {
     const STEP: f32 = 1.0 / 64.0;
     let inner = f(STEP) - f(-STEP);
@@ -223,8 +226,8 @@ fn finite_differences(name: &str, x: &Tensor, build: Build<'_>) {
     let c = random("output_gradient", &dims);
     let r = values(&c);
     let float = x.dtype() == DType::F32;
-    let pulled = layer.backward(&saved, &c.into(), Wants { input: float, parameters: true }).expect(name);
-    if let Some(input) = pulled.input {
+    let gradients = layer.backward(&saved, &c.into(), Wants { input: float, parameters: true }).expect(name);
+    if let Some(input) = gradients.input {
         let (analytic, at) = (one(&input), values(x));
         compare(name, "input", &analytic, |i, step| {
             let mut moved = at.clone();
@@ -233,7 +236,7 @@ fn finite_differences(name: &str, x: &Tensor, build: Build<'_>) {
             objective(layer.as_ref(), &moved, &r)
         });
     }
-    for (id, gradient) in pulled.parameters {
+    for (id, gradient) in gradients.parameters {
         let entry = &store.entries()[store.position(id).expect(name)];
         let at = values(&entry.var);
         let set = |values: Vec<f32>| {
@@ -252,14 +255,14 @@ fn finite_differences(name: &str, x: &Tensor, build: Build<'_>) {
     }
 }
 
-/// At most so many elements of a tensor are moved, spread over it.
+/// The largest number of elements of a tensor that are moved, spread evenly.
 const MOVED: usize = 150;
 
 fn compare(name: &str, what: &str, analytic: &[f32], mut moved: impl FnMut(usize, f32) -> f64) {
     let largest = analytic.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
     assert!(largest > 0.0, "{name}: the gradient of {what} is zero everywhere");
-    let apart = (analytic.len() / MOVED).max(1) | 1;
-    for i in (0..analytic.len()).step_by(apart) {
+    let stride = (analytic.len() / MOVED).max(1) | 1;
+    for i in (0..analytic.len()).step_by(stride) {
         let numeric = derivative(|step| moved(i, step));
         let error = (numeric - f64::from(analytic[i])).abs();
         assert!(

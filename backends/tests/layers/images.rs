@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// Batch size, image size and convolution: odd sizes, every border case, one image and several at a time.
+/// Returns batch sizes, image sizes and convolutions: odd sizes, every case at the border, one image and several.
 fn cases() -> Vec<(usize, [usize; 2], Conv2dConfig)> {
     vec![
         (1, [5, 7], conv(1, 3, 3, 1, 1, true)),
@@ -27,7 +27,7 @@ fn cases() -> Vec<(usize, [usize; 2], Conv2dConfig)> {
         (2, [16, 17], conv(2, 3, 1, 1, 0, true)),
         (2, [1, 1], conv(2, 3, 1, 1, 0, false)),
         (1, [2, 3], conv(1, 1, 3, 2, 3, false)),
-        // Several groups of images in each part of the weight gradient: large images one at a time, small ones together.
+        // Several chunks of images for the weight gradient: large images one at a time, small ones together.
         (19, [16, 17], conv(1, 2, 3, 1, 1, true)),
         (70, [6, 7], conv(1, 2, 3, 1, 0, false)),
     ]
@@ -91,7 +91,7 @@ fn convolution_keeps_the_contract() {
 }
 
 #[test]
-fn convolution_starts_with_the_deviation_of_its_fan_out() {
+fn convolution_is_initialized_by_its_fan_out() {
     let store = store();
     Conv2d::new(conv(64, 32, 3, 1, 1, true), store.builder(&Device::Cpu)).expect("a convolution");
     let [weight, bias] = [0, 1].map(|i| values(&store.entries()[i].var));
@@ -197,7 +197,7 @@ fn pools_keep_the_contract() {
 fn pools_equal_plain_loops_at_the_borders() {
     let x = distinct("x", &[1, 1, 5, 7]);
     let pixels = values(&x);
-    // All negative: padding must not win.
+    // All values are negative, so that chosen padding would show.
     let lowered: Vec<f32> = pixels.iter().map(|p| p - 100.0).collect();
     let lowered = Tensor::from_vec(lowered, x.dims(), &Device::Cpu).expect("a tensor");
     for [kernel, stride, padding] in [[3_usize, 2_usize, 1_usize], [4, 3, 2], [2, 2, 0]] {
@@ -221,13 +221,13 @@ fn pools_equal_plain_loops_at_the_borders() {
 }
 
 #[test]
-fn the_first_of_equal_pixels_takes_the_gradient_and_nan_stays() {
+fn first_of_equal_pixels_gets_the_gradient_and_nan_stays_nan() {
     let pool = MaxPool2d::new(2, 2, 0);
     let x = Tensor::ones((1, 1, 2, 2), candle_core::DType::F32, &Device::Cpu).expect("a tensor");
     let (_, saved) = pool.forward(&x.into(), &Pass::train(0, 0, 0)).expect("a pass");
     let c: Activation = Tensor::new(&[[[[3_f32]]]], &Device::Cpu).expect("a tensor").into();
-    let pulled = pool.backward(&saved, &c, Wants::BOTH).expect("a backward pass");
-    assert_eq!(one(&pulled.input.expect("a gradient")), [3.0, 0.0, 0.0, 0.0]);
+    let gradients = pool.backward(&saved, &c, Wants::BOTH).expect("a backward pass");
+    assert_eq!(one(&gradients.input.expect("a gradient")), [3.0, 0.0, 0.0, 0.0]);
     let x = Tensor::new(&[[[[1_f32, f32::NAN], [2.0, 3.0]]]], &Device::Cpu).expect("a tensor");
     assert!(eval(&pool, &x)[0].is_nan() && eval(&Relu, &x)[1].is_nan());
     assert!(MaxPool2d::new(2, 2, 2).forward(&x.clone().into(), &Pass::eval()).is_err());
@@ -290,9 +290,9 @@ fn convolution_blocks_equal_their_layers_one_after_another() {
         let ((y, saved), (y_layers, saved_layers)) = (forward(&block), forward(&layers));
         near(name, &one(&y), &one(&y_layers));
         let c = Activation::from(random("c", y.single().expect("one tensor").dims()));
-        let pulled = block.backward(&saved, &c, Wants::BOTH).expect("a backward pass");
+        let block_gradients = block.backward(&saved, &c, Wants::BOTH).expect("a backward pass");
         let wanted = layers.backward(&saved_layers, &c, Wants::BOTH).expect("a backward pass");
-        near(name, &one(&pulled.input.expect("a gradient")), &one(&wanted.input.expect("a gradient")));
+        near(name, &one(&block_gradients.input.expect("a gradient")), &one(&wanted.input.expect("a gradient")));
         let gradients = |store: &ParameterStore, gradients: &interlock::ParameterGradients| {
             let mut named: Vec<(String, Vec<f32>)> = gradients
                 .iter()
@@ -302,12 +302,12 @@ fn convolution_blocks_equal_their_layers_one_after_another() {
             named
         };
         let (found, wanted) =
-            (gradients(&block_store, &pulled.parameters), gradients(&layer_store, &wanted.parameters));
+            (gradients(&block_store, &block_gradients.parameters), gradients(&layer_store, &wanted.parameters));
         assert_eq!(found.len(), wanted.len(), "{name}");
         for ((parameter, found), (_, wanted)) in found.iter().zip(&wanted) {
             near(&format!("{name}: {parameter}"), found, wanted);
         }
-        // Running statistics have moved alike, and evaluation follows them.
+        // The running statistics are the same, and so are the outputs in evaluation.
         for (found, wanted) in block_store.entries().iter().zip(layer_store.entries()) {
             assert_eq!(found.name, wanted.name);
             near(&found.name, &values(&found.var), &values(&wanted.var));
@@ -319,13 +319,13 @@ fn convolution_blocks_equal_their_layers_one_after_another() {
 #[test]
 fn convolution_blocks_keep_the_contract() {
     for (name, dims, links, projection) in blocks() {
-        // No finite differences: ReLUs inside have their kinks anywhere. The gradients are those of the layers one after another.
+        // No finite differences, because of the kinks of the ReLUs inside; another test compares the gradients with those of separate layers.
         check_bits(name, &random("x", &dims), &|vb| Ok(Box::new(block(&links, projection, &vb)?)));
     }
 }
 
 #[test]
-fn blocks_that_do_not_fit_are_refused() {
+fn blocks_of_wrong_shapes_are_refused() {
     let store = store();
     let vb = store.builder(&Device::Cpu);
     let refusal = |error: Option<interlock::Error>| error.expect("a refusal").to_string();
@@ -342,7 +342,7 @@ fn blocks_that_do_not_fit_are_refused() {
 
 #[test]
 fn large_images_take_several_chunks_and_keep_their_bits() {
-    // Enough examples and channels for many tasks: the contract's bits for 1, 2 and 3 threads.
+    // Enough examples and channels for many chunks, whose bits the contract compares for 1, 2 and 3 threads.
     let x = Tensor::from_vec(numbers("x", 24 * 8 * 81), (24, 8, 9, 9), &Device::Cpu).expect("a tensor");
     check("large", &x, &|vb| {
         Ok(Box::new(

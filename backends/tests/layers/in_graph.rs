@@ -4,10 +4,10 @@ use candle_core::{Device, Tensor, Var};
 use interlock::{Differentiable, InGraph, ParameterStore, Pass, Result, Wants};
 use interlock_backends::layers::LayerNorm;
 
-/// `tanh` of a norm and a norm of that, with the gradient of the input: by the layers' own passes, and inside candle's graph. Small outputs do
-/// not begin where their memory does.
+/// Computes a norm, its `tanh` and another norm, with the input gradient, by the layers' own passes and inside of candle's graph. The outputs of
+/// kernels may begin at an offset in their storage, which the graph must respect.
 #[test]
-fn a_layer_inside_a_graph_gives_its_own_values_and_gradients() -> Result<()> {
+fn layer_inside_a_graph_keeps_its_values_and_gradients() -> Result<()> {
     const WIDTH: usize = 64;
     let pass = Pass::train(0, 0, 0);
     let store = ParameterStore::new(1, Default::default());

@@ -1,4 +1,4 @@
-//! The layers against finite differences, naive loops and hand-computed values.
+//! Compares the layers with finite differences, naive loops and values computed by hand.
 
 mod candle_operations;
 mod contract;

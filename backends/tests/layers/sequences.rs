@@ -63,7 +63,7 @@ fn attention_keeps_the_contract() {
 }
 
 #[test]
-fn attention_of_a_norm_equals_the_norm_and_then_attention() {
+fn attention_of_a_norm_equals_a_norm_followed_by_attention() {
     let attention = |vb: candle_nn::VarBuilder<'static>| CausalSelfAttention::new(6, 3, 0.2, 0.7, 0.5, vb.pp("attn"));
     let of = |vb: candle_nn::VarBuilder<'static>| -> interlock::Result<Box<dyn Differentiable>> {
         let norm = LayerNorm::new(6, vb.pp("ln"))?;

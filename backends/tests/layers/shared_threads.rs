@@ -8,7 +8,7 @@ use interlock::{
 use interlock_backends::{Backends, layers::LayerNorm};
 
 const WIDTH: usize = 64;
-/// Enough rows that a layer's backward pass is cut into several pieces, so that a thread waits for another one.
+/// Enough rows for several chunks in a layer's backward pass, so that one thread waits for another.
 const ROWS: usize = 512;
 
 /// Two layers with their own backward pass inside a module.
@@ -69,6 +69,6 @@ fn losses(device: &str) -> Vec<u64> {
 }
 
 #[test]
-fn stages_that_share_threads_lose_no_gradient_of_a_layer_inside_a_module() {
+fn stages_that_share_threads_keep_the_gradients_of_layers_inside_modules() {
     assert_eq!(losses("cpu:threads=2"), losses("cpu:threads=1"));
 }

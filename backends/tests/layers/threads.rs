@@ -1,4 +1,4 @@
-//! Every layer on inputs that are cut into several pieces of work: the same bits for 1, 2 and 3 threads, in every pass.
+//! Every layer on inputs of several chunks: the same bits for 1, 2 and 3 threads, in every pass.
 
 use candle_nn::VarBuilder;
 use interlock::{Differentiable, Result, Sequential};
@@ -15,17 +15,17 @@ use crate::{
 #[test]
 fn convolutions() {
     for (batch, side, config) in [
-        // By fewer products, and the plain sum for few channels.
+        // Winograd's method, and the plain sum for few channels.
         (20, 10, conv(16, 33, 3, 1, 1, true)),
         (20, 9, conv(3, 16, 3, 1, 1, false)),
         (20, 11, conv(16, 32, 3, 2, 1, false)),
         (20, 8, conv(16, 48, 1, 1, 0, true)),
         (20, 9, conv(16, 32, 1, 2, 0, false)),
         (20, 21, conv(3, 16, 7, 2, 3, false)),
-        // Small images with large weights, as one product.
+        // Small images with large weights, which are one product of patches.
         (16, 4, conv(160, 192, 3, 1, 1, false)),
         (16, 4, conv(160, 192, 3, 2, 1, false)),
-        // Weights whose gradient is cut by outputs, not by images.
+        // A weight gradient that is divided by outputs, not by images.
         (26, 8, conv(160, 192, 3, 1, 1, false)),
     ] {
         let x = random("x", &[batch, config.inputs, side, side]);

@@ -1,4 +1,4 @@
-//! Layers of vectors, functions of single elements, and layer normalization.
+//! Layers of vectors, elementwise functions, and layer normalization.
 
 use candle_core::{Device, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -42,7 +42,7 @@ fn linear_multiplies_and_adds() {
 }
 
 #[test]
-fn an_updated_weight_is_used_at_once() {
+fn updated_weight_is_used_at_once() {
     let store = store();
     let layer = Linear::new(2, 1, false, store.builder(&Device::Cpu)).expect("a linear layer");
     let x = Tensor::new(&[[1_f32, 10.]], &Device::Cpu).expect("a tensor");
@@ -51,7 +51,7 @@ fn an_updated_weight_is_used_at_once() {
 }
 
 #[test]
-fn functions_of_single_elements_keep_the_contract() {
+fn elementwise_functions_keep_the_contract() {
     let x = distinct("x", &[3, 5, 7]);
     check("relu", &x, &|_| Ok(Box::new(Relu)));
     let x = random("x", &[3, 5, 7]);
@@ -79,7 +79,7 @@ fn layer_norm_keeps_the_contract() {
 }
 
 #[test]
-fn layer_norm_gives_rows_of_mean_0_and_variance_1() {
+fn layer_norm_returns_rows_of_mean_0_and_variance_1() {
     let layer = LayerNorm::new(4, store().builder(&Device::Cpu)).expect("a layer norm");
     let x = Tensor::new(&[[1_f32, 2., 3., 6.], [500.0, 500.0, 504.0, 504.0]], &Device::Cpu).expect("a tensor");
     let y = eval(&layer, &x);
@@ -89,13 +89,13 @@ fn layer_norm_gives_rows_of_mean_0_and_variance_1() {
     }
 }
 
-/// A norm or a GELU, and a linear layer.
+/// Builds a norm and a linear layer.
 fn norm_and_linear(width: usize, vb: &VarBuilder<'static>) -> Result<(LayerNorm, Linear)> {
     Ok((LayerNorm::new(width, vb.pp("ln"))?, Linear::new(width, 33, true, vb.pp("fc"))?))
 }
 
 #[test]
-fn a_linear_layer_of_a_cheap_one_equals_the_two_one_after_another() {
+fn fused_linear_layer_equals_the_two_layers_one_after_another() {
     for dims in [vec![1, 3], vec![2, 5, 7], vec![300, 40]] {
         let width = dims[dims.len() - 1];
         let x = random("x", &dims);
@@ -143,14 +143,14 @@ fn dropout_keeps_the_mean_and_draws_by_name_step_and_micro_batch() {
         let (name, [seed, step, micro]) = other;
         let differing =
             draw(name, Pass::train(seed, step, micro as usize)).iter().zip(&y).filter(|(a, b)| a != b).count();
-        // Independent masks differ in 2·0.25·0.75 of the places.
-        assert!((13_500..16_500).contains(&differing), "{other:?}: {differing} places differ");
+        // Independent masks differ in 2·0.25·0.75 of the elements.
+        assert!((13_500..16_500).contains(&differing), "{other:?}: {differing} elements differ");
     }
     assert_eq!(draw("a", Pass::eval()), values(&x));
 }
 
 #[test]
-fn an_evaluation_pass_cannot_be_pulled_back() {
+fn evaluation_pass_has_no_backward_pass() {
     let layer = Linear::new(3, 2, true, store().builder(&Device::Cpu)).expect("a linear layer");
     let (y, saved) = layer.forward(&random("x", &[4, 3]).into(), &Pass::eval()).expect("a pass");
     assert!(layer.backward(&saved, &y, Wants::BOTH).is_err());

@@ -1,4 +1,4 @@
-//! Layers of every kind, with inputs: strides with and without a rest, padding, odd sizes, one pixel, one image.
+//! Layers of every kind, with inputs: strides that do and do not divide the image, padding, odd sizes, one pixel, one image.
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -26,10 +26,10 @@ pub(crate) fn link(
     Ok((Conv2d::new(config, vb.pp(format!("conv{at}")))?, BatchNorm2d::new(config.outputs, vb.pp(format!("bn{at}")))?))
 }
 
-/// A name, the shape of the input, the links, and the projection of the shortcut.
+/// A name, the shape of the input, the links of the block, and the projection of the shortcut.
 pub(crate) type BlockCase = (&'static str, [usize; 4], Vec<Conv2dConfig>, Option<Conv2dConfig>);
 
-/// Blocks of every kind: links, and the projection of the shortcut; without one the shortcut is the input where the shapes agree.
+/// Returns blocks of every kind. Without a projection, the shortcut is the input if its shape is that of the output.
 pub(crate) fn blocks() -> Vec<BlockCase> {
     vec![
         ("identity", [2, 3, 5, 7], vec![conv(3, 3, 3, 1, 1, false), conv(3, 3, 3, 1, 1, false)], None),
@@ -76,10 +76,10 @@ fn case<L: Differentiable + 'static>(
     (name.into(), x, Box::new(move |vb| Ok(Box::new(build(vb)?))))
 }
 
-/// A name, an input and a layer, of every kind.
+/// Returns a name, an input and a layer for each case.
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    // Batch, image and convolution: strides with and without a rest, padding up to that of a whole window, one pixel, one image.
+    // Batch, image and convolution: strides that do and do not divide the image, padding up to a whole window, one pixel, one image.
     for (batch, image, config) in [
         (3, [9, 7], conv(3, 5, 3, 1, 1, true)),
         (2, [9, 7], conv(3, 5, 3, 2, 1, false)),

@@ -1,5 +1,5 @@
-//! Inputs, layers and what they give, for tests of layers on any device.
-#![allow(dead_code)] // no test uses everything
+//! Inputs, layers and their results, for tests of layers on any device.
+#![allow(dead_code)] // each test uses some of it
 
 pub(crate) mod cases;
 
@@ -14,7 +14,7 @@ use rand::Rng;
 
 pub(crate) type Build<'a> = &'a (dyn Fn(VarBuilder<'static>) -> Result<Box<dyn Differentiable>> + Sync);
 
-/// Numbers in `-1 … 1` that depend on `name` and `count` only.
+/// Returns numbers in `-1 … 1` that depend on `name` and `count` only.
 pub(crate) fn numbers(name: &str, count: usize) -> Vec<f32> {
     let mut stream = Key::new(1).named(name).stream();
     (0..count).map(|_| (f64::from(stream.next_u32()) / 2_147_483_648.0 - 1.0) as f32).collect()
@@ -24,8 +24,8 @@ pub(crate) fn random(name: &str, dims: &[usize]) -> Tensor {
     Tensor::from_vec(numbers(name, dims.iter().product()), dims, &Device::Cpu).expect("a tensor")
 }
 
-/// Distinct multiples of 1/8, no two nearer than that and none within 1/16 of zero, in a shuffled order: no step of a finite difference
-/// crosses a kink.
+/// Returns distinct values in a shuffled order, at least 1/8 from each other and 1/16 from zero, so that no step of a finite difference crosses
+/// a kink.
 pub(crate) fn distinct(name: &str, dims: &[usize]) -> Tensor {
     let count: usize = dims.iter().product();
     let mut order: Vec<(f32, usize)> = numbers(name, count).into_iter().zip(0..).collect();
@@ -48,11 +48,11 @@ pub(crate) fn store() -> ParameterStore {
     ParameterStore::new(11, Arc::default())
 }
 
-/// What a layer gives, by name: the output, gradients, running statistics, and the output in evaluation after them.
+/// The results of a layer by name: the output, gradients, running statistics, and then the output in evaluation.
 #[derive(Clone)]
 pub(crate) struct Given(pub(crate) BTreeMap<String, Tensor>);
 
-/// What the layer gives on `device`, brought to the CPU.
+/// Returns the results of a layer on `device`, as tensors on the CPU.
 pub(crate) fn given(
     device: &dyn StageDevice,
     x: &Tensor,
@@ -71,10 +71,10 @@ pub(crate) fn given(
         let c = here(&c.cloned().unwrap_or_else(|| random("output_gradient", y.dims())));
         let float = x.single().expect("one tensor").dtype() != DType::U32;
         let wants = Wants { input: float, parameters: true };
-        let pulled = layer.backward(&saved, &c.into(), wants).expect("a backward pass");
+        let gradients = layer.backward(&saved, &c.into(), wants).expect("a backward pass");
         let mut all = BTreeMap::from([("output".to_owned(), y)]);
-        all.extend(pulled.input.map(|dx| ("input gradient".to_owned(), dx.single().expect("one tensor").clone())));
-        for (id, gradient) in pulled.parameters {
+        all.extend(gradients.input.map(|dx| ("input gradient".to_owned(), dx.single().expect("one tensor").clone())));
+        for (id, gradient) in gradients.parameters {
             let name = &store.entries()[store.position(id).expect("a known tensor")].name;
             all.insert(format!("gradient of {name}"), gradient);
         }
@@ -94,7 +94,7 @@ pub(crate) fn wide(x: &Tensor) -> Tensor {
     x.to_dtype(DType::F32).expect("a cast")
 }
 
-/// The norm of the difference over that of `wanted`; what is nearly zero is compared with one.
+/// Returns the norm of the difference over that of `wanted`, or over 1 if that is less.
 pub(crate) fn error(got: &Tensor, wanted: &Tensor) -> f64 {
     assert_eq!(got.dims(), wanted.dims());
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();

@@ -14,7 +14,7 @@ static const char *const NAMES[] = {"convolution", "convolution backward data", 
 
 constexpr size_t WORKSPACE = 1024;  // of every algorithm but 0, which has none
 
-// What cuDNN tells of an algorithm.
+// cuDNN's description of an algorithm.
 struct Performance {
   int algorithm, status;
   float time;
@@ -22,7 +22,7 @@ struct Performance {
   int deterministic, math, reserved[3];
 };
 
-// Everything in three dimensions of space; those that are not there are of size 1.
+// Sizes in three dimensions of space; unused dimensions have size 1.
 struct Sizes {
   int images, groups, in_channels, out_channels;  // channels of one group
   int in[3], out[3], kernel[3], padding[3], stride[3], dilation[3];
@@ -43,8 +43,8 @@ static int sizes(const Tensor &x, const Tensor &w, const Convolution &c, const T
     sizes->padding[i] = c.padding[i];
     sizes->stride[i] = c.stride[i];
     sizes->dilation[i] = c.dilation[i];
-    int reach = c.dilation[i] * (w.dims[i + 2] - 1) + 1, room = x.dims[i + 2] + 2 * c.padding[i] - reach;
-    if (room < 0 || room / c.stride[i] + 1 != y.dims[i + 2]) return SHAPE_MISMATCH;
+    int reach = c.dilation[i] * (w.dims[i + 2] - 1) + 1, slack = x.dims[i + 2] + 2 * c.padding[i] - reach;
+    if (slack < 0 || slack / c.stride[i] + 1 != y.dims[i + 2]) return SHAPE_MISMATCH;
   }
   return 0;
 }
@@ -150,7 +150,7 @@ struct Piece {
   Address at;
 };
 
-// What is read first, what is read second, and what is written, which of x, w and y each is by the kind.
+// Computes `result` from `first` and `second`; the kind tells which of x, w and y each of them is.
 template <class Sum>
 static void compute(Kind kind, const Sizes &s, const Piece &first, const Piece &second, const Piece &result,
                     double alpha, double beta) {
@@ -211,7 +211,7 @@ static int enqueue_convolution(Kind kind, Dnn *dnn, const void *alpha, const Pie
   size_t used = workspace_of(algorithm);
   if (used != 0) operation.touches.push_back({reinterpret_cast<Address>(workspace), used});
   operation.work = [=] {
-    if (used != 0) memset(workspace, 0xFF, used);  // what was there is lost
+    if (used != 0) memset(workspace, 0xFF, used);  // overwritten, as the real library may do
     wide ? compute<double>(kind, s, first, second, result, by, keep)
          : compute<float>(kind, s, first, second, result, by, keep);
     return true;

@@ -166,7 +166,7 @@ static Fiber *another() {
   if (idle.empty()) {
     void *stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stack == MAP_FAILED) fail("cannot have another stack");
-    size_t aside = fibers.size() % 64 * 320;  // so that not all stacks meet in the same lines of the cache
+    size_t aside = fibers.size() % 64 * 320;  // so that stacks do not all share the same cache lines
     void **saved = reinterpret_cast<void **>(static_cast<char *>(stack) + STACK - aside) - ABOVE - SAVED;
     saved[RETURN] = reinterpret_cast<void *>(&fiber);
     fibers.push_back(std::make_unique<Fiber>(Fiber{stack, saved, 0, nullptr, 0}));
@@ -182,7 +182,7 @@ static void enter(Fiber *fiber) {
   emulator_switch(&scheduler, fiber->pointer);
 }
 
-// Leaves the thread that runs where it is until the meeting's present round is over.
+// Suspends the running thread until the meeting's present round is over.
 static void wait(const Meeting &meeting, unsigned round) {
   if (meeting.round != round) return;
   Fiber *self = active;

@@ -36,7 +36,7 @@ struct Kernel {
 
 // The kernels of a library are added when it is loaded.
 void add_kernel(const Kernel &kernel);
-// The kernel of that name: of `module` where there is such a module, of any otherwise. Null where there is none.
+// The kernel of that name, in `module` if there is such a module, otherwise in any. Null if there is none.
 const Kernel *kernel_named(const std::string &module, const std::string &name);
 
 template <auto Function, class... Parameters>

@@ -14,7 +14,7 @@ bool peers_allowed() { return setting("EMULATED_CUDA_PEER", 1) != 0; }
 
 Context *current() { return contexts.empty() ? nullptr : contexts.back(); }
 
-// Every context that ever was, so that a handle can be told from a wild pointer.
+// Every context ever created, to tell handles from invalid pointers.
 static std::vector<Context *> &known() {
   static auto &all = *new std::vector<Context *>;
   return all;
@@ -30,7 +30,7 @@ static void begin(Context *context) {
   if (std::find(known().begin(), known().end(), context) == known().end()) known().push_back(context);
 }
 
-// Finishes what is enqueued; the memory of a primary context goes with it.
+// Finishes the enqueued operations, and frees the memory of a primary context.
 static void end(Guard &lock, Context *context) {
   drain(lock, context, true);
   context->alive = false;
@@ -98,7 +98,7 @@ API Status cuDeviceTotalMem_v2(size_t *bytes, int device) {
   return SUCCESS;
 }
 
-// Those of an A100 where they mean something here, otherwise 0.
+// Attributes of an A100 if they matter here, otherwise 0.
 API Status cuDeviceGetAttribute(int *value, int attribute, int device) {
   static const std::map<int, int> VALUES = {
       {1, 1024},      {2, 1024},    {3, 1024},    {4, 64},       {5, 0x7FFFFFFF}, {6, 65535},   {7, 65535},
@@ -272,7 +272,7 @@ API Status cuMemPoolGetAccess(int *access, Device *pool, const PoolAccess *place
   return SUCCESS;
 }
 
-// Freed memory goes back at once, so there is nothing to keep or trim.
+// Freed memory is released at once, so there is nothing to keep or trim.
 API Status cuMemPoolTrimTo(Device *, size_t) { return SUCCESS; }
 API Status cuMemPoolSetAttribute(Device *, int, void *) { return SUCCESS; }
 

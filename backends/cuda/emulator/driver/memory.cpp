@@ -1,8 +1,8 @@
-// Memory of devices: pages that are taken from a reserved range and given back, never at an address still warm.
+// Memory of devices: pages of a reserved range of addresses. An address is not used again soon after it is freed.
 //
 // An allocation ends where its last page ends, and the pages around it have no access. Its first operation fills it
-// with bytes 0xFF (NaN); once freed its pages are gone. Addresses are taken in turn over the whole range, so a pointer
-// that was kept too long meets no other allocation.
+// with bytes 0xFF (NaN); freeing it unmaps its pages. Addresses are taken in turn over the whole range, so a pointer
+// that is used after its memory was freed does not point into another allocation.
 #include <sys/mman.h>
 
 #include <cstring>
@@ -46,7 +46,7 @@ Device *device_at(int ordinal) {
   return there ? devices[ordinal].get() : nullptr;
 }
 
-// A run of `length` bytes of the range without an allocation, and a page without access before and after it.
+// Finds `length` bytes of the range without an allocation, with a page without access before and after them.
 static Address place(Device *device, size_t length) {
   for (int round = 0; round < 2; ++round) {
     Address start = device->next + PAGE;
@@ -121,14 +121,14 @@ void release_all(Device *device) {
   for (Allocation *allocation : all) release(allocation, "the end of its context");
 }
 
-// What is at an address, for the trace.
+// Names the memory at an address, for the trace.
 std::string label(Address address) {
   Allocation *live = holding(address);
   if (live == nullptr) return "unknown memory";
   return "allocation " + std::to_string(live->number) + " of device " + std::to_string(live->device->ordinal);
 }
 
-// What is at an address, for a message.
+// Names the memory at an address, for a message.
 std::string name_of(Address address) {
   char hex[32];
   snprintf(hex, sizeof hex, "0x%llx", static_cast<unsigned long long>(address));

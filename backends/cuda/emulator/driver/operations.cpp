@@ -1,4 +1,4 @@
-// Operations: enqueued on a stream, run when something forces them (or at once, in eager order).
+// Operations: they are enqueued on a stream, and run when something forces them (or at once, in eager order).
 #include <thread>
 
 #include "../emulator.h"
@@ -49,7 +49,7 @@ Status enqueue(Guard &lock, void *handle, Operation operation, Pending *enqueued
   return SUCCESS;
 }
 
-// Runs the first operation of a stream. False where its work cannot be done yet.
+// Runs the first operation of a stream. Returns false if its work cannot be done yet.
 static bool run(Guard &lock, const Pending &operation) {
   if (operation->running) return false;
   const Operation *outer = running;
@@ -115,7 +115,7 @@ void drain(Guard &lock, Context *context, bool wait) {
 // Operations that something outside the device may wait for, which a thread of the emulator forces once it does.
 static std::vector<Pending> &watched = *new std::vector<Pending>;  // outlives every thread
 
-static void look() {
+static void poll_watched() {
   for (;;) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
     Guard lock = guard();
@@ -141,7 +141,7 @@ void watch(const Pending &operation) {
   static std::thread *thread = nullptr;
   watched.push_back(operation);
   if (thread == nullptr) {
-    thread = new std::thread(look);
+    thread = new std::thread(poll_watched);
     thread->detach();
   }
 }

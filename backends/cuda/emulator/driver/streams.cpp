@@ -75,7 +75,7 @@ API Status cuStreamSynchronize(void *handle) {
   return SUCCESS;
 }
 
-// The first question about unfinished work finds it unfinished; a further one makes it run.
+// The first query of unfinished work returns "not ready"; the next one makes it run.
 API Status cuStreamQuery(void *handle) {
   Guard lock = guard();
   auto stream = stream_of(handle);

@@ -69,7 +69,7 @@ void fail(const std::string &problem) {
 
 // A kernel that reads or writes outside any allocation reaches a page without access.
 static void fault(int signal, siginfo_t *info, void *) {
-  ::signal(signal, SIG_DFL);  // a fault that is not ours is met again, and ends the process
+  ::signal(signal, SIG_DFL);  // a fault that is not ours happens again, and ends the process
   const Operation *operation = running_operation();
   Address address = reinterpret_cast<Address>(info->si_addr);
   if (operation != nullptr && info->si_code == SI_KERNEL) fail("touched an address that is misaligned or cannot be");

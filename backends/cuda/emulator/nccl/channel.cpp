@@ -14,8 +14,8 @@
 namespace emulator {
 
 size_t Channel::put(const void *from, size_t most) {
-  uint64_t begin = written.load(), room = RING - (begin - read.load());
-  size_t number = std::min<uint64_t>(most, room), at = begin % RING, first = std::min(number, RING - at);
+  uint64_t begin = written.load(), space = RING - (begin - read.load());
+  size_t number = std::min<uint64_t>(most, space), at = begin % RING, first = std::min(number, RING - at);
   memcpy(bytes + at, from, first);
   memcpy(bytes, static_cast<const char *>(from) + first, number - first);
   written.store(begin + number);

@@ -13,18 +13,18 @@ constexpr size_t RING = 256 << 10;
 // From one rank to another. A message is its length in 8 bytes and its bytes.
 struct Channel {
   std::atomic<uint64_t> written, read;  // bytes since the beginning
-  // How many messages the sender, or the receiver, has begun to transfer: that far the other side must come.
+  // How many messages the sender, or the receiver, has begun to transfer, so that the other end must transfer them too.
   std::atomic<uint64_t> sending, receiving;
   unsigned char bytes[RING];
 
-  size_t put(const void *from, size_t most);  // what fits, and how much that was
-  size_t take(void *to, size_t most);         // what is there, and how much that was
+  size_t put(const void *from, size_t most);  // writes as much as fits; returns how much
+  size_t take(void *to, size_t most);         // reads as much as there is; returns how much
 };
 
-// What all ranks map.
+// The memory that all ranks map.
 class Shared {
  public:
-  // Maps the memory of that name for `ranks` ranks and joins as `rank`. Null where that is not possible.
+  // Maps the memory of that name for `ranks` ranks and joins as `rank`. Null if that is not possible.
   static Shared *join(const std::string &name, int ranks, int rank);
   ~Shared();
   bool complete() const;         // all ranks have joined
