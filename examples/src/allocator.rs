@@ -1,10 +1,10 @@
-//! The program's allocator: tensors in one heap that all threads share, everything else in the system's.
+//! The program's allocator: large blocks, which are mostly tensors, are in one heap that all threads share; all others are in the system's.
 //!
 //! Every training step allocates the same few hundred large blocks, on different threads. A heap that takes the lowest free range that is
 //! large enough, and merges freed neighbours, keeps resident memory within a twentieth of the memory in use. Nothing returns to the system
 //! between steps, so no step pays for fresh pages.
 //!
-//! The bytes of large blocks are counted, in either heap; those of small blocks are not.
+//! The bytes of large blocks are counted, in both heaps; those of small blocks are not.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -19,29 +19,29 @@ use memmap2::{MmapOptions, MmapRaw};
 /// Blocks of this many bytes or more are allocated in the shared heap, unless it is full.
 const LARGE: usize = 64 << 10;
 
-/// Numbers of bytes of addresses to ask for, first to last: an address costs nothing before it is used, but a limit may forbid many.
+/// Sizes of the address range to reserve, in bytes, tried in order: unused addresses cost nothing, but the system may limit them.
 #[cfg(unix)]
 const ADDRESSES: [usize; 4] = [1 << 40, 64 << 30, 4 << 30, 256 << 20];
-/// None on Windows, which counts addresses as used memory as soon as they are mapped: all blocks come from the system there.
+/// Empty on Windows, which counts addresses as used memory as soon as they are mapped: there all blocks come from the system.
 #[cfg(not(unix))]
 const ADDRESSES: [usize; 0] = [];
 
-/// See the module.
+/// The allocator; see the module.
 pub(crate) struct Allocator(Mutex<Shared>);
 
 struct Shared {
     heap: Heap,
-    /// Whether addresses have been asked for.
-    asked: bool,
+    /// Whether reserving addresses has been tried.
+    tried: bool,
     /// Bytes of all large blocks in use.
     in_use: usize,
-    /// The most of them since it was last taken.
+    /// The largest value of `in_use` since the peak was last taken.
     peak: usize,
 }
 
 impl Allocator {
     pub(crate) const fn new() -> Self {
-        Self(Mutex::new(Shared { heap: Heap::empty(), asked: false, in_use: 0, peak: 0 }))
+        Self(Mutex::new(Shared { heap: Heap::empty(), tried: false, in_use: 0, peak: 0 }))
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -50,24 +50,24 @@ impl Allocator {
 }
 
 impl Shared {
-    /// Allocates in the shared heap; none if it is full or there is none. The block is counted in either case.
-    fn place(&mut self, layout: Layout) -> Option<NonNull<u8>> {
-        if !self.asked {
-            self.asked = true;
-            self.ask();
+    /// Allocates in the shared heap. Returns none if it is full or does not exist. The block is counted in every case.
+    fn allocate(&mut self, layout: Layout) -> Option<NonNull<u8>> {
+        if !self.tried {
+            self.tried = true;
+            self.reserve();
         }
         self.in_use += layout.size();
         self.peak = self.peak.max(self.in_use);
         self.heap.allocate_first_fit(layout).ok()
     }
 
-    fn ask(&mut self) {
+    fn reserve(&mut self) {
         let map = |&len| MmapOptions::new().len(len).no_reserve_swap().map_anon().ok();
         let Some(map) = ADDRESSES.iter().find_map(map).map(MmapRaw::from) else { return };
-        // A wish: the system may have no large pages.
+        // Only a hint: the system may have no large pages.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        // SAFETY: nobody else knows of these addresses, and they stay mapped, since `map` is forgotten.
+        // SAFETY: nobody else uses these addresses, and they stay mapped, since `map` is forgotten.
         unsafe { self.heap.init(map.as_mut_ptr(), map.len()) };
         std::mem::forget(map);
     }
@@ -81,14 +81,14 @@ impl Shared {
 // others to the system's. Nothing here allocates while the lock is held: the heap keeps its list in its holes.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let place = if layout.size() < LARGE { None } else { self.shared().place(layout) };
+        let place = if layout.size() < LARGE { None } else { self.shared().allocate(layout) };
         // SAFETY: as demanded of the caller.
         place.map_or_else(|| unsafe { System.alloc(layout) }, NonNull::as_ptr)
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let place = if layout.size() < LARGE { None } else { self.shared().place(layout) };
-        // SAFETY: as demanded of the caller; a place has the size asked for.
+        let place = if layout.size() < LARGE { None } else { self.shared().allocate(layout) };
+        // SAFETY: as demanded of the caller; a block in the shared heap has the size asked for.
         unsafe {
             match place {
                 Some(place) => {
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn large_blocks_count_from_their_allocation_to_their_end() {
+    fn large_blocks_count_until_they_are_freed() {
         let allocator = Allocator::new();
         let layout = |len| Layout::from_size_align(len, 8).unwrap();
         let seen = || (allocator.in_use() as usize / LARGE, allocator.take_peak() as usize / LARGE);
@@ -159,7 +159,7 @@ mod tests {
             let first = allocator.alloc(layout(LARGE));
             let second = allocator.alloc_zeroed(layout(2 * LARGE));
             assert_eq!(seen(), (3, 3));
-            // Both are there while what the block holds moves.
+            // Both blocks exist while the contents are copied.
             let first = allocator.realloc(first, layout(LARGE), 4 * LARGE);
             assert_eq!(seen(), (6, 7));
             allocator.dealloc(second, layout(2 * LARGE));
@@ -174,7 +174,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn large_blocks_merge_when_freed_and_are_given_again() {
+    fn freed_large_blocks_merge_and_are_used_again() {
         let allocator = Allocator::new();
         let layout = |len| Layout::from_size_align(len, 64).unwrap();
         // SAFETY: every block is freed once, with its layout.
@@ -188,7 +188,7 @@ mod tests {
             for &(block, len) in &blocks {
                 allocator.dealloc(block, layout(len));
             }
-            // The three were neighbours, at the lowest addresses: one block takes their place, and is cleared if that is asked for.
+            // The three were neighbours, at the lowest addresses: one block fits there, and is cleared if that is asked for.
             let all = allocator.alloc_zeroed(layout(6 * LARGE));
             assert_eq!(all, blocks[0].0);
             assert!(std::slice::from_raw_parts(all, 6 * LARGE).iter().all(|&byte| byte == 0));
@@ -198,7 +198,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn blocks_keep_what_they_hold_when_they_move_from_one_heap_to_the_other() {
+    fn blocks_keep_their_contents_when_they_move_between_heaps() {
         let allocator = Allocator::new();
         let layout = |len| Layout::from_size_align(len, 8).unwrap();
         // SAFETY: the block is moved and freed with the layout it has.

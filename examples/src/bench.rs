@@ -1,4 +1,4 @@
-//! `interlock bench`: what things cost on this machine.
+//! `interlock bench`: measures the cost of steps, units, the runtime and messages on this machine.
 
 mod cpu;
 mod empty;
@@ -37,7 +37,7 @@ pub(crate) fn run(arguments: &Bench) -> Result<(), Exit> {
     }
 }
 
-/// Refuses a number of micro-batches that a batch of `examples` cannot be cut into.
+/// Checks that a batch of `examples` can be divided into this many micro-batches. `of` names the batch in the error.
 fn check_micro_batches(micro_batches: usize, of: &str, examples: usize) -> Result<(), Exit> {
     match (1..=examples).contains(&micro_batches) {
         true => Ok(()),
@@ -50,7 +50,7 @@ fn check_micro_batches(micro_batches: usize, of: &str, examples: usize) -> Resul
 /// Steps before the clock starts: they allocate buffers and wake threads.
 const WARM_UP: u64 = 2;
 
-/// What `bench step` prints.
+/// The output of `bench step`.
 #[derive(Serialize)]
 struct StepResult {
     workload: &'static str,
@@ -66,9 +66,9 @@ struct StepResult {
     dtype: Dtype,
     step_seconds: f64,
     examples_per_second: f64,
-    /// Seconds a step that each stage's device worked; by the device's own clock where it is asynchronous.
+    /// Seconds a step that each stage's device worked, by the device's own clock if it is asynchronous.
     device_seconds: Vec<f64>,
-    /// Seconds a step that the stages' threads computed, all together: the cost of the runtime. The devices' threads do the work.
+    /// Seconds of CPU time a step of the stages' own threads together: the cost of the runtime. The work itself runs on the devices' threads.
     runtime_seconds: Option<f64>,
     /// The peak of resident memory, above that of the idle program.
     peak_memory_mib: Option<f64>,
@@ -119,7 +119,7 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
     Ok(())
 }
 
-/// A builder for the steps that are run before the clock starts.
+/// Returns a builder for the steps before the clock starts.
 fn trainer(arguments: &BenchStep, workload: &Workload) -> Result<TrainerBuilder, Exit> {
     let stages = arguments.stages();
     let devices = match arguments.threads {

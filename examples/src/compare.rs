@@ -1,4 +1,4 @@
-//! `interlock compare`.
+//! `interlock compare`: trains once for each width and seed, and compares the results.
 
 use interlock::{
     Split, Stopper,
@@ -17,7 +17,7 @@ use crate::{
     terminal::{Terminal, Verbosity},
 };
 
-/// One run.
+/// The results of one run.
 #[derive(Clone, Debug, Serialize)]
 struct ComparedRun {
     width: String,
@@ -50,7 +50,7 @@ struct Comparison {
 pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
     let base = RunConfig::load(arguments.source.config.as_deref(), &arguments.source.sets)?;
     if arguments.seeds == 0 {
-        return Err(Exit::Refused("--seeds 0: there is nothing to train; use 1 or more".to_owned()));
+        return Err(Exit::Refused("--seeds 0: no run is asked for; use 1 or more".to_owned()));
     }
     let out = arguments.out.clone().unwrap_or_else(|| run_folder::fresh(&format!("{}-compare", base.name)));
     run_folder::refuse_existing(&out)?;
@@ -124,7 +124,7 @@ fn strategy(width: Width) -> StrategyConfig {
     }
 }
 
-/// Trains once; none if the run was stopped.
+/// Trains once. Returns none if the run was stopped.
 fn train(width: Width, config: &RunConfig, stopper: &Stopper) -> interlock::Result<Option<ComparedRun>> {
     let prepared = config.prepare()?;
     let mut trainer = prepared.builder.keep_best(None).stop_on(stopper).build()?;
@@ -146,7 +146,7 @@ fn value(run: &ComparedRun, measure: Measure) -> f64 {
     }
 }
 
-/// The row of `width`; none if no run of it has finished.
+/// Returns the row of `width`, or none if no run of this width has finished.
 fn row(width: &str, runs: &[ComparedRun], measure: Measure) -> Option<WidthRow> {
     let own: Vec<&ComparedRun> = runs.iter().filter(|run| run.width == width).collect();
     if own.is_empty() {
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_has_mean_and_sample_deviation() {
+    fn row_has_mean_and_sample_deviation() {
         let run = |width: &str, accuracy| ComparedRun {
             width: width.to_owned(),
             seed: 0,

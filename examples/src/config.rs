@@ -1,4 +1,4 @@
-//! The configuration of a run: flags over a file over defaults.
+//! The configuration of a run. Values of `--set` override those of a file, which override defaults.
 
 mod devices;
 
@@ -47,7 +47,8 @@ pub(crate) struct RunConfig {
     /// Micro-batches in flight at each boundary; by default the least that costs the schedule no time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) in_flight: Option<usize>,
-    /// The devices. `"auto"` takes the GPUs of the machine; if there are none, it divides its cores among the stages. With a list, stage `k` is pinned to device `k mod` its length.
+    /// The devices. `"auto"` takes the GPUs of the machine; if there are none, it divides its cores among the stages. With a list, stage `k` is
+    /// pinned to device `k mod` its length.
     #[serde(default)]
     pub(crate) devices: Devices,
     /// The dtype of activations and gradients between stages, and of saved activations. Layers compute in `f32` in either case.
@@ -91,10 +92,10 @@ pub(crate) struct RunConfig {
     /// The learning rate over time.
     #[serde(default)]
     pub(crate) lr_schedule: LrScheduleConfig,
-    /// Ends the run when its evaluations do not improve any more; it trains for its full length where this is left out.
+    /// Ends the run when its evaluations do not improve any more; by default it trains for its full length.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) early_stopping: Option<EarlyStoppingConfig>,
-    /// An exponential moving average of the weights, which evaluations and the saved weights use; none where it is left out.
+    /// An exponential moving average of the weights, which evaluations and the saved weights use; by default none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ema: Option<EmaConfig>,
     /// How the pipeline runs.
@@ -134,7 +135,7 @@ fn default_micro_batches() -> usize {
     1
 }
 
-/// Keys that exclude each other: setting the first on the command line drops the others of the file.
+/// Keys that exclude each other: if the command line sets the first, the others are removed from the file's values.
 const RIVALS: [(&str, &str, &[&str]); 8] = [
     ("strategy", "width", &["name", "widths", "width_schedule", "adaptive"]),
     ("strategy", "widths", &["name", "width", "width_schedule", "adaptive"]),
@@ -147,7 +148,7 @@ const RIVALS: [(&str, &str, &[&str]); 8] = [
 ];
 
 impl RunConfig {
-    /// The file at `path`, or the built-in configuration, with `sets` (`key.path=value`) over it.
+    /// Loads the file at `path`, or the built-in configuration, and applies `sets` (`key.path=value`).
     ///
     /// # Errors
     /// If the file cannot be read, a key is unknown or a value has the wrong type; the message names the key.
@@ -163,7 +164,7 @@ impl RunConfig {
         };
         let mut table: Table = toml::from_str(&text).map_err(broken)?;
         if sets.is_empty() {
-            // From the text, so that messages have the line.
+            // Parsed from the text, so that messages name the line.
             return toml::from_str(&text).map_err(broken);
         }
         for set in sets {
@@ -179,7 +180,7 @@ impl RunConfig {
         })
     }
 
-    /// The configuration as a file.
+    /// Returns the configuration as the text of a file.
     pub(crate) fn to_toml(&self) -> Result<String> {
         toml::to_string(self)
             .map_err(|e| Error::invalid("configuration", e.to_string(), "this is a defect; please report it"))
@@ -207,7 +208,7 @@ impl RunConfig {
         Ok(Prepared { data, builder })
     }
 
-    /// A builder with everything but devices, which starts from `init_from`.
+    /// Returns a builder with everything but devices, which starts from `init_from`.
     pub(crate) fn builder(&self, description: &Description) -> Result<TrainerBuilder> {
         let builder = self.untrained(description)?;
         Ok(match &self.init_from {
@@ -219,12 +220,12 @@ impl RunConfig {
         })
     }
 
-    /// A builder for the model of a finished run, on its devices; it reads neither data nor `init_from`.
+    /// Returns a builder for the model of a finished run, on its devices. Reads neither data nor `init_from`.
     pub(crate) fn of_finished_run(&self, description: &Description) -> Result<TrainerBuilder> {
         self.devices.give_to(self.untrained(description)?)
     }
 
-    /// A builder with everything but devices and values to start from.
+    /// Returns a builder with everything but devices and values to start from.
     fn untrained(&self, description: &Description) -> Result<TrainerBuilder> {
         let strategy = self.strategy.build()?;
         let model = self.model.build(shape_of(description))?;
@@ -265,7 +266,7 @@ pub(crate) struct Prepared {
     pub(crate) builder: TrainerBuilder,
 }
 
-/// The shapes of inputs and outputs of a model for these data.
+/// Returns the shapes of inputs and outputs of a model for these data.
 pub(crate) fn shape_of(description: &Description) -> InputShape {
     match &description.kind {
         DataKind::Images { channels, height, width, classes, .. } => {
@@ -275,7 +276,7 @@ pub(crate) fn shape_of(description: &Description) -> InputShape {
     }
 }
 
-/// Puts one `key.path=value` into the table.
+/// Sets one `key.path=value` in the table.
 fn apply(table: &mut Table, set: &str, all: &[String]) -> Result<()> {
     let refuse = |problem: &str, remedy: &str| {
         Err(Error::invalid(format!("--set {set}"), problem.to_owned(), remedy.to_owned()))
@@ -308,7 +309,7 @@ fn apply(table: &mut Table, set: &str, all: &[String]) -> Result<()> {
         all.iter().any(|set| set.split_once('=').is_some_and(|(key, _)| within(key.trim())))
     };
     for (_, _, rivals) in RIVALS.iter().filter(|(table, key, _)| *table == parent && *key == last) {
-        // A name does not drop the table of its own keys.
+        // A strategy's name does not remove the table of that strategy's own keys.
         for rival in rivals.iter().filter(|rival| !asked(rival) && value.as_str() != Some(rival)) {
             at.remove(*rival);
         }
@@ -330,25 +331,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_parses_back_to_itself() {
+    fn printed_configuration_parses_back_to_itself() {
         let config = load(&["clip.max_norm=1", "strategy.widths=[1,2,2,1]"]).unwrap();
         let again: RunConfig = toml::from_str(&config.to_toml().unwrap()).unwrap();
         assert_eq!(config, again);
     }
 
     #[test]
-    fn a_set_takes_the_place_of_what_it_contradicts() {
+    fn set_value_replaces_values_that_contradict_it() {
         let config = load(&["strategy.width=3", "steps=5", "name=abc", "optimizer.lr=1"]).unwrap();
         assert_eq!((config.strategy.width, config.strategy.name), (Some(3), None));
         assert_eq!((config.steps, config.epochs, config.name.as_str()), (Some(5), None, "abc"));
         let config = load(&["model.kind=mlp", "model.hidden=[8]", "heads.arch=fc"]).unwrap();
         assert!(matches!(config.model, ModelConfig::Mlp(_)));
-        // Asked for together, contradictions stay contradictions.
+        // Contradictory values on the command line remain an error.
         assert!(load(&["strategy.width=3", "strategy.name=local"]).unwrap().strategy.build().is_err());
     }
 
     #[test]
-    fn strategies_that_change_widths_are_read_written_and_take_the_place_of_others() {
+    fn strategies_that_change_widths_are_read_and_written_and_replace_others() {
         let phases =
             "strategy.width_schedule=[{from_step=0, width=1}, {from_step=9, widths=[2,1], end_to_end_every=3}]";
         let adaptive = ["strategy.adaptive.every=5", "strategy.adaptive.window=2", "strategy.adaptive.below=0.1"];
@@ -367,7 +368,7 @@ mod tests {
         let adaptive = config.strategy.adaptive.unwrap();
         assert_eq!((adaptive.every, adaptive.width, adaptive.max_width), (5, 1, None));
 
-        // Over a file with a table of adaptive: its own name keeps it, another drops it.
+        // A file has the table `adaptive`: setting its own name keeps the table, and setting another removes it.
         let over = |set: &str| {
             let mut table: Table = toml::from_str(&load(&named).unwrap().to_toml().unwrap()).unwrap();
             apply(&mut table, set, &[set.to_owned()]).unwrap();
@@ -379,13 +380,13 @@ mod tests {
             assert!(strategy.adaptive.is_none(), "{set}");
             strategy.build().unwrap();
         }
-        // A key of adaptive beside the file's name is a contradiction.
+        // A single key of `adaptive` is an error, since the others are missing.
         let error = load(&["strategy.adaptive.every=5"]).unwrap_err().to_string();
         assert!(error.contains("window"), "{error}");
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_key_or_value() {
         let refused = |set: &str, word: &str| {
             let error = load(&[set]).unwrap_err();
             assert!(error.is_refusal() && error.to_string().contains(word), "{error}");

@@ -1,4 +1,4 @@
-//! Program, command line and machine of a run; `environment.json`.
+//! The program, command line and machine of a run, as in `environment.json`.
 
 use std::{path::Path, time::SystemTime};
 
@@ -17,9 +17,9 @@ pub(crate) struct Environment {
     pub(crate) version: String,
     /// The revision of the source that it was built from.
     pub(crate) revision: String,
-    /// When it was started: RFC 3339, in UTC.
+    /// When the program was started: RFC 3339, in UTC.
     pub(crate) started: String,
-    /// The command line, each argument for itself.
+    /// The command line, argument by argument.
     pub(crate) command: Vec<String>,
     /// The operating system.
     pub(crate) os: String,
@@ -47,7 +47,7 @@ pub(crate) struct Device {
 }
 
 impl Environment {
-    /// That of this process.
+    /// Returns the environment of this process.
     pub(crate) fn of_this_process() -> Self {
         let here = std::env::current_dir().unwrap_or_default();
         let arguments = std::env::args().skip(1).map(|argument| without_folder(&argument, &here));
@@ -70,7 +70,7 @@ impl Environment {
         }
     }
 
-    /// The command line as a shell would take it.
+    /// Returns the command line, quoted for a shell.
     pub(crate) fn command_line(&self) -> String {
         self.command.iter().map(|argument| quoted(argument)).collect::<Vec<_>>().join(" ")
     }
@@ -89,14 +89,14 @@ fn without_folder(argument: &str, folder: &Path) -> String {
 }
 
 fn quoted(argument: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "-_=+.,:/@%".contains(c);
-    match !argument.is_empty() && argument.chars().all(plain) {
+    let is_safe = |c: char| c.is_alphanumeric() || "-_=+.,:/@%".contains(c);
+    match !argument.is_empty() && argument.chars().all(is_safe) {
         true => argument.to_owned(),
         false => format!("'{}'", argument.replace('\'', r"'\''")),
     }
 }
 
-/// As Linux tells it.
+/// Returns the processor's model, as Linux reports it.
 fn cpu_model() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let (_, model) = text.lines().find(|line| line.starts_with("model name"))?.split_once(':')?;
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_of_the_working_folder_are_counted_from_there() {
+    fn paths_below_the_working_folder_become_relative() {
         let short = |argument: &str| without_folder(argument, Path::new("/a/b"));
         assert_eq!(short("/a/b/c/d.toml"), "c/d.toml");
         assert_eq!(short("--out=/a/b/c"), "--out=c");
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_line_can_be_given_to_a_shell() {
+    fn command_line_is_quoted_for_a_shell() {
         let mut environment = Environment::of_this_process();
         environment.command = ["interlock", "--set", "a.b=[1, 2]", "it's", ""].map(str::to_owned).to_vec();
         assert_eq!(environment.command_line(), r"interlock --set 'a.b=[1, 2]' 'it'\''s' ''");

@@ -1,4 +1,4 @@
-//! `interlock eval`.
+//! `interlock eval`: scores the heads of a finished run.
 
 use std::path::Path;
 
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &Eval) -> Result<(), Exit> {
     Ok(())
 }
 
-/// The refusal of a run folder whose weights do not fit its configuration.
+/// Returns the error for a run folder whose weights do not fit its configuration.
 pub(crate) fn refused(run: &Path, error: &Error) -> Exit {
-    Exit::Refused(format!("{}: its weights do not make the model of its config.toml: {error}", run.display()))
+    Exit::Refused(format!("{}: its weights do not fit the model of its config.toml: {error}", run.display()))
 }

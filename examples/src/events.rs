@@ -20,17 +20,19 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// The file's name in a run's folder.
 pub(crate) const FILE: &str = "events.jsonl";
 
-/// The version of the fields of `events.jsonl` and `timeline.json` that is written. Version 1, which does not name itself, is read too.
+/// The format version of the `events.jsonl` and `timeline.json` that this program writes. Files without a version have version 1, and are read too.
 pub(crate) const FORMAT: u32 = 2;
 
-/// Refuses a version that this program does not know.
+/// Checks that this program knows the version of a file.
 ///
 /// # Errors
-/// The message tells which versions it knows.
+/// If it does not; the message names the known versions.
 pub(crate) fn check_format(format: Option<u32>) -> Result<(), String> {
     match format.unwrap_or(1) {
         1..=FORMAT => Ok(()),
-        other => Err(format!("format {other} is not known; this program reads formats 1 to {FORMAT}: use a newer one")),
+        other => {
+            Err(format!("format {other} is not known; this program reads formats 1 to {FORMAT}: use a newer program"))
+        }
     }
 }
 
@@ -63,7 +65,7 @@ pub(crate) struct Started {
     pub(crate) run: String,
     /// The number of its first step.
     pub(crate) first_step: u64,
-    /// The number of steps that it will make.
+    /// The number of steps to run.
     pub(crate) steps: u64,
     /// Steps of one pass over the training set.
     pub(crate) steps_per_epoch: u64,
@@ -80,9 +82,9 @@ pub(crate) struct Stage {
     pub(crate) stage: usize,
     /// Its device.
     pub(crate) device: String,
-    /// Trained elements of its main part.
+    /// The number of trained elements of its main part.
     pub(crate) parameters: usize,
-    /// Trained elements of its head.
+    /// The number of trained elements of its head.
     pub(crate) head_parameters: usize,
 }
 
@@ -120,7 +122,7 @@ pub(crate) struct StageMetrics {
     pub(crate) gradient_norm: f64,
     /// Seconds of computation.
     pub(crate) busy_seconds: f64,
-    /// The cosine between the gradients that it followed and measured; null if it measured none.
+    /// The cosine between the gradient that it followed and the one that it only measured; null if it measured none.
     pub(crate) alignment: Option<f64>,
 }
 
@@ -136,7 +138,7 @@ pub(crate) struct PlanChanged {
 /// Every head has been scored on the validation set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Evaluated {
-    /// Updates made before.
+    /// The number of updates before the evaluation.
     pub(crate) steps: u64,
     /// Seconds since the run's start.
     pub(crate) seconds: f64,
@@ -182,12 +184,12 @@ pub(crate) struct Failed {
     /// The micro-batch within the step.
     #[serde(alias = "micro")]
     pub(crate) micro_batch: Option<usize>,
-    /// What it was doing.
+    /// The phase of the work that failed.
     #[serde(deserialize_with = "phase")]
     pub(crate) phase: Option<String>,
 }
 
-/// The name of a phase; format 1 had another name for the backward pass.
+/// Reads the name of a phase; format 1 had another name for the backward pass.
 fn phase<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let phase: Option<String> = Option::deserialize(deserializer)?;
     Ok(phase.map(|phase| if phase == "pull-back" { "backward".to_owned() } else { phase }))
@@ -232,7 +234,7 @@ impl From<&HeadScore> for Head {
 impl From<&Error> for Failed {
     fn from(error: &Error) -> Self {
         let cause = error.to_string();
-        let nowhere = Self { cause, origin: None, stage: None, step: None, micro_batch: None, phase: None };
+        let without_origin = Self { cause, origin: None, stage: None, step: None, micro_batch: None, phase: None };
         match error {
             Error::Failed(failure) => Self {
                 cause: failure.cause.to_string(),
@@ -245,7 +247,7 @@ impl From<&Error> for Failed {
                 micro_batch: failure.micro_batch,
                 phase: Some(failure.phase.to_string()),
             },
-            _ => nowhere,
+            _ => without_origin,
         }
     }
 }

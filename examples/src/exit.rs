@@ -33,7 +33,7 @@ impl From<interlock::Error> for Exit {
 }
 
 /// Prints the error, and returns the exit code.
-#[allow(clippy::print_stderr)] // the place where a program's errors are printed
+#[allow(clippy::print_stderr)] // errors are printed here
 pub(crate) fn report(done: Result<(), Exit>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -22,7 +22,8 @@ impl Exporter {
     /// If the address is not available: another process uses it, or it does not belong to this machine.
     pub(crate) fn start(address: SocketAddr, pipeline: &str) -> Result<Self> {
         let refuse = |problem: String| {
-            let right = "name a free one of this machine, such as 127.0.0.1:9464; each process needs a port of its own";
+            let right =
+                "use a free address of this machine, such as 127.0.0.1:9464; each process needs a port of its own";
             Error::invalid(format!("--metrics {address}"), problem, right)
         };
         PrometheusBuilder::new()

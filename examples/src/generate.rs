@@ -1,4 +1,4 @@
-//! `interlock generate`.
+//! `interlock generate`: continues a text with a finished run.
 
 use candle_core::{Device, Tensor};
 use interlock::{Error, Key};
@@ -17,7 +17,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Exit> {
     };
     if !(arguments.temperature >= 0.0 && arguments.temperature.is_finite()) {
         return Err(
-            Error::invalid("--temperature", arguments.temperature.to_string(), "use 0 or a number above").into()
+            Error::invalid("--temperature", arguments.temperature.to_string(), "use 0 or a positive number").into()
         );
     }
     if arguments.top_k == Some(0) {

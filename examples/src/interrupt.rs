@@ -9,7 +9,7 @@ use crate::exit;
 /// What the program does after a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Continue, and end by itself.
+    /// Continue; the program ends by itself.
     GoOn,
     /// End now.
     End,
@@ -28,8 +28,8 @@ pub(crate) fn on_signal(mut handle: impl FnMut(bool) -> Next + Send + 'static) -
     })
 }
 
-fn cannot(error: impl std::fmt::Display) -> Error {
-    Error::other(format!("Ctrl-C cannot be handled: {error}"))
+fn handler_error(error: impl std::fmt::Display) -> Error {
+    Error::other(format!("cannot install a handler for Ctrl-C: {error}"))
 }
 
 /// Calls `handle` for each signal, on its own thread.
@@ -40,13 +40,13 @@ fn listen(mut handle: impl FnMut() + Send + 'static) -> Result<()> {
         iterator::Signals,
     };
 
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(cannot)?;
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(handler_error)?;
     let thread = std::thread::Builder::new().name("signals".to_owned());
-    thread.spawn(move || signals.forever().for_each(|_| handle())).map(drop).map_err(cannot)
+    thread.spawn(move || signals.forever().for_each(|_| handle())).map(drop).map_err(handler_error)
 }
 
 /// Calls `handle` for each Ctrl-C, on its own thread.
 #[cfg(not(unix))]
 fn listen(handle: impl FnMut() + Send + 'static) -> Result<()> {
-    ctrlc::set_handler(handle).map_err(cannot)
+    ctrlc::set_handler(handle).map_err(handler_error)
 }

@@ -21,10 +21,11 @@ use crate::{
     terminal::{Terminal, Verbosity},
 };
 
-/// The target of a run's failure. As text it is not printed on the terminal, since the program prints it at its end.
+/// The target of log lines about a run's failure. They are not printed as text on the terminal, since the program prints the error when it ends.
 const FAILURE: &str = "failure";
 
-/// Sends log lines to the file at `path` and to stderr. `RUST_LOG` selects them; by default the file gets infos and the terminal warnings.
+/// Sends log lines to the file at `path` and to stderr. `RUST_LOG` selects them; by default the file gets lines of level info, and the terminal those
+/// of level warn.
 ///
 /// # Errors
 /// If the file cannot be made.
@@ -35,18 +36,18 @@ pub(crate) fn start(path: &Path, format: LogFormat, terminal: &Terminal) -> Resu
     if format == LogFormat::Text {
         shown = shown.add_directive(off(FAILURE));
     }
-    let most = match terminal.verbosity() {
+    let max_level = match terminal.verbosity() {
         Verbosity::Quiet => LevelFilter::ERROR,
         Verbosity::Bar | Verbosity::Lines => LevelFilter::TRACE,
     };
     let to_file = layer(format, false, Mutex::new(Arc::new(file))).with_filter(filter("info"));
-    let to_terminal = layer(format, colours(), terminal.clone()).with_filter(shown).with_filter(most);
+    let to_terminal = layer(format, colours(), terminal.clone()).with_filter(shown).with_filter(max_level);
     // A second run of the same process (tests) keeps the first one's log.
     let _ = tracing_subscriber::registry().with(to_file).with(to_terminal).try_init();
     Ok(())
 }
 
-/// Whether log lines on stderr are coloured.
+/// Returns whether log lines on stderr are coloured.
 fn colours() -> bool {
     std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty())
 }
@@ -56,7 +57,7 @@ fn off(target: &str) -> Directive {
     directive.unwrap_or_else(|_| LevelFilter::OFF.into())
 }
 
-/// A layer that writes lines of this format. A span gets a line with its time when it ends: at the level `debug` each action of a stage.
+/// Returns a layer that writes lines in this format. Each span gets a line with its duration when it ends; at level `debug`, actions are spans.
 fn layer<S, W>(format: LogFormat, ansi: bool, writer: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,

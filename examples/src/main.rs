@@ -38,7 +38,7 @@ use clap::Parser;
 static ALLOCATOR: allocator::Allocator = allocator::Allocator::new();
 
 fn main() -> ExitCode {
-    // Before anything else: candle reads it once, and no other thread runs yet.
+    // First, since candle reads the variable only once, and it can be set only before other threads run.
     interlock_backends::candle_single_threaded();
     let arguments = Arguments::parse();
     let done = match arguments.command.unwrap_or_default() {

@@ -1,21 +1,21 @@
 //! Memory of this process and of the machine, as Linux reports it.
 
-/// The resident memory of this process in MiB; none if the system does not report it.
+/// Returns the resident memory of this process in MiB, or none if the system does not report it.
 pub(crate) fn resident() -> Option<f64> {
     status("VmRSS:")
 }
 
-/// The peak of the resident memory in MiB; none if the system does not report it.
+/// Returns the peak of the resident memory in MiB, or none if the system does not report it.
 pub(crate) fn peak() -> Option<f64> {
     status("VmHWM:")
 }
 
-/// The available memory of this machine in bytes; none if the system does not report it.
+/// Returns the available memory of this machine in bytes, or none if the system does not report it.
 pub(crate) fn free_bytes() -> Option<u64> {
     Some((read("/proc/meminfo", "MemAvailable:")? * f64::from(1 << 20)) as u64)
 }
 
-/// The memory of this machine in bytes; none if the system does not report it.
+/// Returns the memory of this machine in bytes, or none if the system does not report it.
 pub(crate) fn total_bytes() -> Option<u64> {
     Some((read("/proc/meminfo", "MemTotal:")? * f64::from(1 << 20)) as u64)
 }
@@ -24,7 +24,7 @@ fn status(key: &str) -> Option<f64> {
     read("/proc/self/status", key)
 }
 
-/// A number of KiB in MiB.
+/// Reads the line of `key`, a number of KiB. Returns it in MiB.
 fn read(file: &str, key: &str) -> Option<f64> {
     let text = std::fs::read_to_string(file).ok()?;
     let kib: f64 = text.lines().find_map(|line| line.strip_prefix(key))?.trim().strip_suffix(" kB")?.parse().ok()?;
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_allocated_shows() {
+    fn allocations_show() {
         let before = resident().unwrap();
         let block = vec![1_u8; 64 << 20];
         assert!(resident().unwrap() > before + 32.0, "{}", block.len());

@@ -1,4 +1,4 @@
-//! `interlock plan`.
+//! `interlock plan`: predicts step times, and recommends a way to train.
 
 mod question;
 mod subject;
@@ -13,9 +13,9 @@ use crate::{arguments::Plan, config::RunConfig, exit::Exit, progress::say, trace
 use question::{Found, Question};
 use subject::Subject;
 
-/// The widest of the ways that are about as fast as the fastest is recommended, since it learns most. About as fast means: at least this share
-/// of its examples a second.
-const ABOUT: f64 = 0.95;
+/// The row of the greatest width is recommended among those that reach at least this share of the fastest row's examples a second: of two rows that
+/// are about as fast, the wider one learns more.
+const NEARLY_AS_FAST: f64 = 0.95;
 
 /// The prediction for one way to train.
 #[derive(Serialize)]
@@ -34,17 +34,17 @@ struct PlanRow {
     idle: f64,
     /// The bytes of each stage; none if they could not be measured.
     memory_bytes: Option<Vec<u64>>,
-    /// Its step over that of end-to-end with as many stages and micro-batches.
+    /// The time of its step, divided by that of end-to-end with as many stages and micro-batches.
     against_end_to_end: f64,
     /// What determines the time of a step.
     reason: String,
-    /// Why it would fail; none if it would not.
+    /// The reason why it would fail; none if it would not.
     refused: Option<String>,
     #[serde(skip)]
     found: Rc<Found>,
 }
 
-/// What `plan --json` prints.
+/// The output of `plan --json`.
 #[derive(Serialize)]
 struct Answer<'a> {
     replicas: usize,
@@ -65,11 +65,11 @@ pub(crate) fn run(arguments: &Plan) -> Result<(), Exit> {
             }
         }
     }
-    let fastest = best(&rows, |_| true);
-    let enough = fastest.map_or(0.0, |at| ABOUT * rows[at].examples_per_second);
+    let fastest = best_row(&rows, |_| true);
+    let enough = fastest.map_or(0.0, |at| NEARLY_AS_FAST * rows[at].examples_per_second);
     let widest = rows.iter().filter(|row| row.refused.is_none() && row.examples_per_second >= enough);
     let widest = widest.map(|row| row.found.widest).max();
-    let recommended = best(&rows, |row| Some(row.found.widest) == widest && row.examples_per_second >= enough);
+    let recommended = best_row(&rows, |row| Some(row.found.widest) == widest && row.examples_per_second >= enough);
     if let Some(at) = recommended {
         for file in &traces {
             write(file, &rows[at])?;
@@ -86,7 +86,7 @@ pub(crate) fn run(arguments: &Plan) -> Result<(), Exit> {
     }
     match recommended {
         Some(_) => Ok(()),
-        None => Err(Exit::Failed("nothing that was tried would fit".to_owned())),
+        None => Err(Exit::Failed("nothing that was tried fits into memory".to_owned())),
     }
 }
 
@@ -102,8 +102,8 @@ fn show(rows: &[PlanRow], recommended: Option<usize>, fastest: Option<usize>) {
     }
 }
 
-/// The row of most examples a second among those that fit and that `among` takes; of equals the one that holds least.
-fn best(rows: &[PlanRow], among: impl Fn(&PlanRow) -> bool) -> Option<usize> {
+/// Returns the row of the most examples a second among those that fit and that `among` accepts; of equal ones, the one of the least memory.
+fn best_row(rows: &[PlanRow], among: impl Fn(&PlanRow) -> bool) -> Option<usize> {
     let memory = |row: &PlanRow| row.memory_bytes.as_ref().map_or(0, |bytes| bytes.iter().sum());
     let better = |a: &PlanRow, b: &PlanRow| match a.examples_per_second.total_cmp(&b.examples_per_second) {
         Ordering::Equal => memory(b).cmp(&memory(a)),
@@ -118,7 +118,7 @@ fn write(file: &TraceFile, row: &PlanRow) -> Result<(), Exit> {
     file.write_simulated(&row.found.cut.simulated, &title).map_err(Exit::failed)
 }
 
-/// The units of each stage that the planner finds best for the configuration as it is, on its devices.
+/// Returns the units of each stage in the best cut of the configured model, with its strategy and devices.
 pub(crate) fn best_partition(config: &RunConfig) -> Result<Vec<usize>> {
     let arguments = Plan { replicas: 1, ..Plan::default() };
     let mut question = Question::new(Subject::of_run(config.clone())?, &arguments)?;

@@ -36,7 +36,7 @@ pub(crate) struct Axis {
     pub(crate) logarithmic: bool,
     /// The lower end, or none; values below it extend the axis.
     pub(crate) from: Option<f64>,
-    /// The upper end, likewise.
+    /// The upper end, or none; values above it extend the axis.
     pub(crate) to: Option<f64>,
     /// Whether values are shares, written in per cent.
     pub(crate) percent: bool,
@@ -45,7 +45,7 @@ pub(crate) struct Axis {
 }
 
 impl Axis {
-    /// An axis for any numbers.
+    /// Makes an axis for any numbers.
     pub(crate) fn new(label: impl Into<String>) -> Self {
         Self { label: label.into(), ..Self::default() }
     }
@@ -76,7 +76,7 @@ pub(crate) enum Line {
 }
 
 impl Plot {
-    /// Whether there is a point to draw.
+    /// Returns whether there is no point to draw.
     pub(crate) fn is_empty(&self) -> bool {
         self.series.iter().all(|series| series.points.iter().all(|point| !is_finite(*point)))
     }

@@ -1,4 +1,4 @@
-//! `interlock predict`.
+//! `interlock predict`: classifies images with a finished run.
 
 use std::path::{Path, PathBuf};
 
@@ -21,9 +21,9 @@ struct Prediction {
 struct Class {
     /// Its number.
     index: usize,
-    /// Its name; null where the data set has none.
+    /// Its name; null if the data set has no names.
     class: Option<String>,
-    /// From 0 to 1; over all classes they add up to 1.
+    /// From 0 to 1; those of all classes add up to 1.
     probability: f32,
 }
 
@@ -71,13 +71,13 @@ pub(crate) fn run(arguments: &Predict) -> Result<(), Exit> {
     Ok(())
 }
 
-/// The files that are named, and the images of the folders that are.
+/// Returns the named files, and the images of the named folders.
 fn files(inputs: &[PathBuf]) -> interlock::Result<Vec<PathBuf>> {
     let list = |input: &PathBuf| if input.is_dir() { image_files(input) } else { Ok(vec![input.clone()]) };
     Ok(inputs.iter().map(list).collect::<interlock::Result<Vec<_>>>()?.concat())
 }
 
-/// The `count` classes of the highest probabilities, the highest first; of equals the one of the lowest number.
+/// Returns the `count` likeliest classes, the likeliest first; of equal ones, those with lower numbers first.
 fn likeliest(probabilities: &[f32], count: usize, names: &[String]) -> Vec<Class> {
     let mut order: Vec<usize> = (0..probabilities.len()).collect();
     order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]).then(a.cmp(&b)));
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_likeliest_classes_come_first_and_equals_by_number() {
+    fn likeliest_classes_come_first_and_equal_ones_by_number() {
         let names = ["a".to_owned(), "b".to_owned()];
         let of = |count| -> Vec<(usize, Option<String>)> {
             likeliest(&[0.2, 0.3, 0.2, 0.3], count, &names).into_iter().map(|c| (c.index, c.class)).collect()

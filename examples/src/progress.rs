@@ -1,4 +1,4 @@
-//! Progress of a run: on a terminal a bar with the stages below it, elsewhere plain lines.
+//! Shows the progress of a run: on a terminal, a bar with the stages below it; elsewhere, plain lines.
 
 mod pace;
 mod show;
@@ -22,10 +22,10 @@ use crate::{
 use pace::Pace;
 use show::{Facts, StageFacts};
 
-/// Seconds between two plain lines.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Seconds between two updates of the bar.
-const FRAME: Duration = Duration::from_millis(100);
+/// The time between two plain lines.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// The time between two updates of the bar.
+const BAR_INTERVAL: Duration = Duration::from_millis(100);
 /// The time that speed and idle shares are averaged over.
 const WINDOW: Duration = Duration::from_secs(10);
 /// The default number of columns.
@@ -90,7 +90,7 @@ impl Progress {
         }
     }
 
-    /// The progress after this many steps.
+    /// Returns the progress after this many steps.
     fn facts(&self, steps: u64) -> Facts {
         let done = steps.saturating_sub(self.first_step);
         let left = (done > 0).then(|| self.begun.elapsed().mul_f64((self.last_step - steps) as f64 / done as f64));
@@ -105,12 +105,12 @@ impl Progress {
 
     /// Shows the progress after this many steps, if an update is due.
     fn show(&mut self, steps: u64) {
-        let patience = match self.terminal.verbosity() {
-            Verbosity::Bar => FRAME,
-            Verbosity::Lines => PATIENCE,
+        let interval = match self.terminal.verbosity() {
+            Verbosity::Bar => BAR_INTERVAL,
+            Verbosity::Lines => LINE_INTERVAL,
             Verbosity::Quiet => return,
         };
-        if self.shown.elapsed() < patience && steps < self.last_step {
+        if self.shown.elapsed() < interval && steps < self.last_step {
             return;
         }
         let facts = self.facts(steps);
@@ -119,7 +119,7 @@ impl Progress {
             bar.set_position(steps - self.first_step);
             bar.set_prefix(facts.summary());
             bar.set_message(facts.stages_in_table(columns()));
-        } else if self.shown.elapsed() >= patience {
+        } else if self.shown.elapsed() >= interval {
             let (summary, stages) = (facts.summary(), facts.stages_in_words());
             self.terminal.say(&format!("step {steps}/{}  {summary}  {stages}", self.last_step));
         }
@@ -136,7 +136,7 @@ impl Progress {
     }
 }
 
-/// Columns of the terminal.
+/// Returns the number of columns of the terminal.
 pub(crate) fn columns() -> usize {
     terminal::size().map_or(COLUMNS, |(columns, _)| columns.into())
 }
@@ -146,7 +146,7 @@ pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 
-/// Prints a line to stderr: progress of a command whose stdout is JSON.
+/// Prints a line to stderr, for the progress of commands whose stdout is JSON.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
@@ -178,7 +178,7 @@ impl Callback for Progress {
                 ));
             }
             TrainEvent::Evaluated { steps, evaluation, improved } => {
-                // The time between a step and the end of an evaluation is not training.
+                // The time from the end of a step to the end of an evaluation does not count as training.
                 self.trained += self.stepped - self.since;
                 self.since = Instant::now();
                 self.stepped = self.since;

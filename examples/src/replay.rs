@@ -1,4 +1,4 @@
-//! `interlock replay`.
+//! `interlock replay`: replays golden cases.
 
 use std::path::Path;
 
@@ -30,7 +30,7 @@ pub(crate) fn run(arguments: &Replay) -> Result<(), Exit> {
     }
 }
 
-/// The comparison that is nearest to failing, or fails worst.
+/// Returns the comparison that is nearest to failing, or fails worst.
 fn worst(comparisons: &[Comparison]) -> Option<&Comparison> {
     let share = |c: &Comparison| c.worst / c.allowance;
     comparisons.iter().max_by(|a, b| share(a).total_cmp(&share(b)))

@@ -1,4 +1,4 @@
-//! `interlock report`: one page about a run, or about several side by side.
+//! `interlock report`: writes one page about a run, or about several side by side.
 
 mod curves;
 mod page;
@@ -29,8 +29,8 @@ pub(crate) fn run(arguments: &Report) -> Result<(), Exit> {
         (Some(out), _) => out.clone(),
         (None, [run]) => run.join(FILE),
         (None, runs) => {
-            let problem = format!("a page about {} runs lies in the folder of none of them", runs.len());
-            return Err(Error::invalid("report", problem, "say where with --out FILE.html").into());
+            let problem = format!("a page about {} runs needs a file name", runs.len());
+            return Err(Error::invalid("report", problem, "give one with --out FILE.html").into());
         }
     };
     let runs = Run::open_all(&arguments.runs)?;
@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &Report) -> Result<(), Exit> {
     let page = page::page(&runs, &plots);
     let pictures = match &arguments.plots {
         Some(folder) => {
-            refuse_no_folder(folder)?;
+            check_plots_folder(folder)?;
             pictures(folder, &runs, &plots)?
         }
         None => Vec::new(),
@@ -62,9 +62,8 @@ pub(crate) fn run(arguments: &Report) -> Result<(), Exit> {
     Ok(())
 }
 
-/// # Errors
-/// If `--plots` names something that is not a folder and cannot be created as one.
-fn refuse_no_folder(folder: &Path) -> interlock::Result<()> {
+/// Checks that `--plots` names a folder, or a path at which one can be created.
+fn check_plots_folder(folder: &Path) -> interlock::Result<()> {
     match folder.is_dir() {
         true => Ok(()),
         false if folder.exists() => {
@@ -74,7 +73,7 @@ fn refuse_no_folder(folder: &Path) -> interlock::Result<()> {
     }
 }
 
-/// Writes all plots, and the timeline of a single run, as SVG and PNG.
+/// Draws all plots, and the timeline of a single run, as SVG and PNG. Returns the files and their contents.
 fn pictures(folder: &Path, runs: &[Run], plots: &[Plot]) -> interlock::Result<Vec<(PathBuf, Vec<u8>)>> {
     let mut drawn: Vec<(&str, String)> = plots.iter().map(|plot| (plot.name.as_str(), plot.to_svg())).collect();
     if let [run] = runs

@@ -158,7 +158,7 @@ fn widths_are_compared_and_the_table_is_stored() {
     assert_eq!((printed["rows"].as_array().unwrap().len(), printed["runs"].as_array().unwrap().len()), (2, 4));
     assert_eq!(printed["rows"][1]["width"], "e2e");
     assert_eq!(fs::read_to_string(folder.path().join("table/compare.csv")).unwrap().lines().count(), 5);
-    refused(folder.path(), &["compare", "--widths", "1,x"], &["no width"]);
+    refused(folder.path(), &["compare", "--widths", "1,x"], &["is not a width"]);
     let too_wide = [&["compare", "--widths", "1,3"], &SMALL[..]].concat();
     refused(folder.path(), &too_wide, &["width 3", "1 (local) to 2"]);
 }

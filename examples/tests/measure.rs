@@ -118,7 +118,7 @@ fn steps_that_cannot_be_timed_are_refused() {
     refused(&["--stages", "3"], &["--stages", "gpt into 3", "1, 2, 4"]);
     refused(&["--width", "0"], &["width 0", "1 (local) to 2"]);
     refused(&["--width", "3"], &["width 3", "1 (local) to 2"]);
-    refused(&["--threads", "0"], &["--threads", "\"0\" is no number of threads", "auto, 1"]);
+    refused(&["--threads", "0"], &["--threads", "\"0\" is not a number of threads", "auto, 1"]);
     refused(&["--threads", "1", "--devices", "cpu"], &["--devices", "cannot be used with", "--threads"]);
     refused(&["--devices", "tpu:0"], &["tpu:0", "kind"]);
     refused(&["--micro-batches", "0"], &["--micro-batches 0", "use 1 to 16"]);
@@ -160,7 +160,7 @@ fn stages_that_sleep_are_timed() {
         |more: &[&str], words: &[&str]| refused(folder.path(), &[&["bench", "runtime"], more].concat(), words);
     refused(&["--stages", "0"], &["--stages", "0 is not in 1..=1024"]);
     refused(&["--stages", "2", "--width", "3"], &["width 3", "1 (local) to 2"]);
-    refused(&["--width", "wide"], &["\"wide\" is no width", "e2e"]);
+    refused(&["--width", "wide"], &["\"wide\" is not a width", "e2e"]);
     refused(&["--forward-ms=-1"], &["forward-ms: \"-1\" is not a time", "write emulated"]);
     refused(&["--gbps", "0"], &["gbps: \"0\" is not a number", "above 0"]);
     refused(&["--bytes", "6"], &["--bytes 6", "a multiple of 4"]);
@@ -248,10 +248,13 @@ fn a_plan_says_what_training_would_take_and_training_can_follow_it() {
     assert!(shown.contains("recommended") && shown.contains("2 stages, as configured, 1 micro-batch"), "{shown}");
     let too_little = interlock(folder.path(), &[&from_file[..], &["--dedicated", "--memory-mib", "0"]].concat());
     assert_eq!(too_little.status.code(), Some(1));
-    assert!(out(&too_little).contains("would fail: stage") && err(&too_little).contains("nothing that was tried"));
+    assert!(out(&too_little).contains("would fail: stage") && err(&too_little).contains("nothing that was tried fits"));
 
     let refused = |more: &[&str], words: &[&str]| refused(folder.path(), &[&plan[..], more].concat(), words);
-    refused(&["--costs", "costs.json", "--micro-batches", "2"], &["--costs", "micro-batches of 16", "they are of 32"]);
+    refused(
+        &["--costs", "costs.json", "--micro-batches", "2"],
+        &["--costs", "micro-batches of 16", "the files have those of 32"],
+    );
     refused(&["--costs", "none.json"], &["none.json"]);
     let mut costs = json(&folder.path().join("costs.json"));
     for (key, value, words) in [

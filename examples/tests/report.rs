@@ -253,7 +253,7 @@ fn what_cannot_be_reported_is_refused_and_nothing_is_written() {
         ("timeline.json", "{", ["run/timeline.json", "EOF"]),
         ("environment.json", "{}", ["run/environment.json", "missing field"]),
         ("status.json", "{\"state\":\"asleep\"}", ["run/status.json", "asleep"]),
-        ("events.jsonl", "{}\n", ["run/events.jsonl", "line 1 is no event"]),
+        ("events.jsonl", "{}\n", ["run/events.jsonl", "line 1 is not an event"]),
     ] {
         let kept = fs::read_to_string(run.join(name)).unwrap();
         fs::write(run.join(name), text).unwrap();

@@ -28,10 +28,10 @@ pub(crate) struct BenchUnits {
     /// Measure this instead of a configuration's model
     #[arg(long, conflicts_with_all = ["config", "sets"])]
     pub(crate) workload: Option<WorkloadName>,
-    /// The devices, which are measured at the same time; the configuration's, or all cores as one device, where none is given
+    /// The devices, which are measured at the same time [default: the configuration's, or for a workload as with devices = "auto"]
     #[arg(long, num_args = 1.., value_name = "NAME")]
     pub(crate) devices: Vec<String>,
-    /// Micro-batches a step; the configuration's, or 1, where none is given
+    /// Micro-batches a step [default: the configuration's, or 1 for a workload]
     #[arg(long, value_name = "M")]
     pub(crate) micro_batches: Option<usize>,
     /// Dtype in which a workload's activations cross boundaries and are saved [default: f32]
@@ -56,16 +56,16 @@ pub(crate) struct BenchStep {
     /// Units of each stage, instead of the workload's own cut
     #[arg(long, value_delimiter = ',', value_name = "U,…", conflicts_with = "stages")]
     pub(crate) units_per_stage: Vec<usize>,
-    /// Interlock width; below the number of stages every head is trained, at it there is none
+    /// Interlock width; if it is below the number of stages, every head is trained; otherwise there are no heads
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub(crate) width: usize,
     /// The devices; stage k is pinned to device k mod their number
     #[arg(long, num_args = 1.., value_name = "NAME", conflicts_with = "threads")]
     pub(crate) devices: Vec<String>,
-    /// Threads of each stage's CPU device; auto takes the GPUs, or divides the cores of the machine among the stages where there are none
+    /// Threads of each stage's CPU device; auto uses the GPUs, or, if there are none, divides the cores of the machine among the stages
     #[arg(long, default_value = "auto", value_name = "T")]
     pub(crate) threads: Threads,
-    /// Examples a step; the workload's own number where none is given
+    /// Examples a step [default: the workload's own number]
     #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) batch: Option<u32>,
     /// Micro-batches a step
@@ -77,7 +77,7 @@ pub(crate) struct BenchStep {
     /// Dtype in which activations cross boundaries and are saved
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     pub(crate) dtype: Dtype,
-    /// Serve metrics for Prometheus at this address meanwhile, to measure their cost
+    /// Serve metrics for Prometheus at this address during the run, to measure their cost
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) metrics: Option<SocketAddr>,
     /// Steps that are timed
@@ -89,7 +89,7 @@ pub(crate) struct BenchStep {
 }
 
 impl BenchStep {
-    /// Number of stages, by whichever option gives it.
+    /// Returns the number of stages, from `--units-per-stage` or `--stages`.
     pub(crate) fn stages(&self) -> usize {
         if self.units_per_stage.is_empty() { self.stages } else { self.units_per_stage.len() }
     }
@@ -189,9 +189,9 @@ impl From<Schedule> for PolicyName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Dtype {
-    /// As they are computed
+    /// In f32, as they are computed
     F32,
-    /// Rounded, in half of the bytes
+    /// Rounded to bf16, which takes half the bytes
     Bf16,
 }
 
@@ -208,9 +208,9 @@ impl From<Dtype> for ActivationDtype {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Threads {
-    /// So many for each stage.
+    /// This many for each stage.
     Each(usize),
-    /// What suits machine and stages.
+    /// Chosen by the machine and the stages.
     #[serde(serialize_with = "auto")]
     Auto,
 }
@@ -227,7 +227,7 @@ impl std::str::FromStr for Threads {
             "auto" => Ok(Self::Auto),
             number => match number.parse() {
                 Ok(threads) if threads > 0 => Ok(Self::Each(threads)),
-                _ => Err(format!("{number:?} is no number of threads; use auto, 1, 2, …")),
+                _ => Err(format!("{number:?} is not a number of threads; use auto, 1, 2, …")),
             },
         }
     }

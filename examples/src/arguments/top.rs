@@ -6,13 +6,13 @@ use clap::Args;
 
 #[derive(Args, Debug)]
 pub(crate) struct Top {
-    /// Where runs serve their metrics, as `train --metrics` says
+    /// The addresses at which runs serve their metrics (see `train --metrics`)
     #[arg(required = true, value_name = "HOST:PORT", value_parser = address)]
     pub(crate) addresses: Vec<String>,
-    /// Seconds between two looks
+    /// Seconds between two reads of the metrics
     #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = interval)]
     pub(crate) interval: Duration,
-    /// Look twice, an interval apart, print what there is as plain text, and end
+    /// Read the metrics twice, an interval apart, print plain text, and end
     #[arg(long)]
     pub(crate) once: bool,
 }
@@ -22,13 +22,13 @@ fn address(text: &str) -> Result<String, String> {
         Some((host, port)) if !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok() => {
             Ok(text.to_owned())
         }
-        _ => Err(format!("{text:?} is no host and port; use one such as 127.0.0.1:9464")),
+        _ => Err(format!("{text:?} is not a host and port; use one such as 127.0.0.1:9464")),
     }
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err(format!("{text:?} is no time; use seconds from 0.1 to 3600")),
+        _ => Err(format!("{text:?} is not a time; use seconds from 0.1 to 3600")),
     }
 }

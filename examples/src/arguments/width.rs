@@ -7,12 +7,12 @@ use interlock::Interlock;
 pub(crate) enum Width {
     /// A number.
     Number(usize),
-    /// The number of stages.
+    /// As wide as there are stages.
     EndToEnd,
 }
 
 impl Width {
-    /// The number, of so many stages.
+    /// Returns the width as a number, for this many stages.
     pub(crate) fn of(self, stages: usize) -> usize {
         match self {
             Self::Number(width) => width,
@@ -20,7 +20,7 @@ impl Width {
         }
     }
 
-    /// The strategy, for so many stages.
+    /// Returns the strategy for this many stages.
     pub(crate) fn strategy(self, stages: usize) -> Interlock {
         Interlock::width(self.of(stages))
     }
@@ -33,7 +33,7 @@ impl std::str::FromStr for Width {
         match text {
             "e2e" => Ok(Self::EndToEnd),
             number => {
-                number.parse().map(Self::Number).map_err(|_| format!("{number:?} is no width; use 1, 2, … or e2e"))
+                number.parse().map(Self::Number).map_err(|_| format!("{number:?} is not a width; use 1, 2, … or e2e"))
             }
         }
     }

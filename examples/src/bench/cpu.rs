@@ -1,13 +1,13 @@
 //! This process's CPU time.
 
-/// Seconds that all threads of the process have computed since its start; none where the system does not tell.
+/// Returns the seconds that all threads of the process have computed since its start, or none if the system does not tell.
 #[cfg(unix)]
 pub(super) fn seconds() -> Option<f64> {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Some(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
 }
 
-/// Seconds that all threads of the process have computed since its start; none where the system does not tell.
+/// Returns the seconds that all threads of the process have computed since its start, or none if the system does not tell.
 #[cfg(not(unix))]
 pub(super) fn seconds() -> Option<f64> {
     None
@@ -19,7 +19,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_counts() {
+    fn computing_adds_cpu_time() {
         let before = seconds().unwrap();
         let mut sum = 0_u64;
         while seconds().unwrap() < before + 0.02 {

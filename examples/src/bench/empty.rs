@@ -1,9 +1,9 @@
-//! A loss that costs nothing, for measurements of everything else.
+//! A loss that costs nothing, for measurements of the runtime.
 
 use candle_core::Tensor;
 use interlock::{Loss, Result, Score, Scored, Targets};
 
-/// Zero, with a gradient of zeros.
+/// A loss that is always zero, with a gradient of zeros.
 pub(super) struct NoLoss;
 
 impl Loss for NoLoss {

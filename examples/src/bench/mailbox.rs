@@ -1,7 +1,8 @@
-//! `interlock bench mailbox`: what an activation costs on its way from one stage actor to the next.
+//! `interlock bench mailbox`: measures the cost of passing an activation from one stage actor to the next.
 //!
-//! Evaluations of a model of two stages that do nothing: each activation crosses the boundary between them once. All that belongs to that
-//! is in the figures: the stages' own scheduling, the way from the coordinator to the first stage, credits, and what stages report.
+//! The benchmark evaluates a model of two stages that compute nothing, so each activation crosses the boundary between them once. The results
+//! include everything that this takes: the stages' scheduling, the message from the coordinator to the first stage, credits, and the stages'
+//! reports.
 
 use std::{
     sync::{
@@ -25,45 +26,46 @@ use serde::Serialize;
 use super::{cpu, empty::NoLoss};
 use crate::{arguments::BenchMailbox, exit::Exit, progress::say};
 
-/// Activations that may be on their way at the same time.
+/// The number of activations in flight.
 const IN_FLIGHT: usize = 64;
 
-/// Activations that are sent before the clock starts.
+/// The number of activations that are sent before the clock starts.
 const WARM_UP: usize = 2_000;
 
-/// The first bytes of a tensor hold their own address.
-const ADDRESS: usize = size_of::<u64>();
+/// The size of an address, in bytes. Every tensor begins with the address of its own first byte, which shows copies.
+const ADDRESS_BYTES: usize = size_of::<u64>();
 
-/// What `bench mailbox` prints.
+/// The output of `bench mailbox`.
 #[derive(Serialize)]
 struct MailboxResult {
     bytes: usize,
-    /// Activations from the first stage to the second.
+    /// The number of activations sent from the first stage to the second.
     messages: u32,
     in_flight: usize,
     messages_per_second: f64,
     wall_ns_per_message: f64,
     cpu_ns_per_message: Option<f64>,
-    /// All that went between actors for them, credits and reports included.
+    /// The number of all messages between actors for these activations, credits and reports included.
     messages_of_all_kinds: u64,
-    /// Bytes that arrived at a stage elsewhere than where they were made.
+    /// Bytes of activations that arrived at a stage at another address than they were made at.
     bytes_copied: u64,
 }
 
-/// Passes its input on, and counts the bytes of those that do not lie where they were made.
-struct Witness {
+/// A unit that passes on its input, and counts the bytes of inputs that were copied since they were made.
+struct CopyCounter {
     copied: Arc<AtomicU64>,
 }
 
-impl Witness {
-    fn look(&self, tensor: &Tensor) -> Result<()> {
+impl CopyCounter {
+    fn check(&self, tensor: &Tensor) -> Result<()> {
         let (storage, layout) = tensor.storage_and_layout();
         let values = match &*storage {
             Storage::Cpu(CpuStorage::U8(values)) => values.get(layout.start_offset()..),
             _ => None,
         };
-        let found = values.and_then(|values| Some((values.as_ptr() as u64, values.first_chunk::<ADDRESS>()?)));
-        let (address, made) = found.ok_or_else(|| Error::Internal("an activation holds no address".to_owned()))?;
+        let found = values.and_then(|values| Some((values.as_ptr() as u64, values.first_chunk::<ADDRESS_BYTES>()?)));
+        let (address, made) =
+            found.ok_or_else(|| Error::Internal("an activation does not contain an address".to_owned()))?;
         if address != u64::from_ne_bytes(*made) {
             self.copied.fetch_add(layout.shape().elem_count() as u64, Relaxed);
         }
@@ -71,9 +73,9 @@ impl Witness {
     }
 }
 
-impl Differentiable for Witness {
+impl Differentiable for CopyCounter {
     fn forward(&self, x: &Activation, _: &Pass) -> Result<(Activation, Saved)> {
-        self.look(x.single()?)?;
+        self.check(x.single()?)?;
         Ok((x.clone(), Saved::nothing()))
     }
 
@@ -82,7 +84,7 @@ impl Differentiable for Witness {
     }
 }
 
-/// Two of them.
+/// A model of two such units.
 struct Pair {
     bytes: usize,
     copied: Arc<AtomicU64>,
@@ -92,7 +94,7 @@ impl ModelSpec for Pair {
     fn units(&self) -> Result<Vec<Unit>> {
         let unit = || {
             let copied = Arc::clone(&self.copied);
-            Unit::new("", [self.bytes], move |_| Ok(Witness { copied: Arc::clone(&copied) }))
+            Unit::new("", [self.bytes], move |_| Ok(CopyCounter { copied: Arc::clone(&copied) }))
         };
         Ok(vec![unit(), unit()])
     }
@@ -100,9 +102,9 @@ impl ModelSpec for Pair {
 
 pub(super) fn run(arguments: &BenchMailbox) -> Result<(), Exit> {
     let BenchMailbox { bytes, messages, .. } = *arguments;
-    if bytes < ADDRESS {
+    if bytes < ADDRESS_BYTES {
         return Err(Exit::Refused(format!(
-            "--bytes {bytes}: an activation holds its own address; use {ADDRESS} or more"
+            "--bytes {bytes}: an activation must contain an address; use {ADDRESS_BYTES} or more"
         )));
     }
     let copied = Arc::new(AtomicU64::new(0));
@@ -144,23 +146,23 @@ pub(super) fn run(arguments: &BenchMailbox) -> Result<(), Exit> {
             "{messages} activations of {bytes} bytes: {:.0}/s, {:.0} ns each and {} of CPU time, {} bytes copied",
             result.messages_per_second,
             result.wall_ns_per_message,
-            result.cpu_ns_per_message.map_or_else(|| "an unknown time".to_owned(), |ns| format!("{ns:.0} ns")),
+            result.cpu_ns_per_message.map_or_else(|| "an unknown amount".to_owned(), |ns| format!("{ns:.0} ns")),
             result.bytes_copied,
         ));
     }
     Ok(())
 }
 
-/// One example of so many bytes, of which stages need not know whether they are finite.
+/// Makes a batch of one example of this many bytes. Its dtype is `u8`, so that stages do not check whether it is finite.
 fn batch(bytes: usize) -> Result<Batch> {
     let mut values = vec![0_u8; bytes];
     let address = values.as_ptr() as u64;
-    values[..ADDRESS].copy_from_slice(&address.to_ne_bytes());
+    values[..ADDRESS_BYTES].copy_from_slice(&address.to_ne_bytes());
     let inputs = Tensor::from_vec(values, (1, bytes), &Device::Cpu)?;
     Ok(Batch { inputs: inputs.into(), targets: Tensor::zeros(1, candle_core::DType::U32, &Device::Cpu)? })
 }
 
-/// Sends activations through both stages and waits until they have come to the end.
+/// Sends activations through both stages, and waits until all have been scored.
 fn send(pipeline: &Pipeline, batches: &[Batch], first: usize, count: usize, of: usize) -> Result<()> {
     let pieces = batches.iter().cycle().take(count).cloned().collect();
     pipeline.feed(Feed { purpose: Purpose::Evaluate, step: 0, pieces, first, of, total: 1.0 })?;
@@ -178,16 +180,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_is_seen_and_what_was_only_moved_is_not() {
-        let witness = Witness { copied: Arc::default() };
+    fn copied_activations_are_counted_and_moved_ones_are_not() {
+        let counter = CopyCounter { copied: Arc::default() };
         let Batch { inputs, .. } = batch(100).unwrap();
         let moved = inputs.clone();
-        witness.forward(&moved, &Pass::eval()).unwrap();
-        assert_eq!(witness.copied.load(Relaxed), 0);
+        counter.forward(&moved, &Pass::eval()).unwrap();
+        assert_eq!(counter.copied.load(Relaxed), 0);
         let copied = inputs.single().unwrap().copy().unwrap();
-        witness.forward(&copied.into(), &Pass::eval()).unwrap();
-        assert_eq!(witness.copied.load(Relaxed), 100);
+        counter.forward(&copied.into(), &Pass::eval()).unwrap();
+        assert_eq!(counter.copied.load(Relaxed), 100);
         let other = Tensor::zeros((1, 100), candle_core::DType::F32, &Device::Cpu).unwrap();
-        assert!(witness.look(&other).is_err());
+        assert!(counter.check(&other).is_err());
     }
 }

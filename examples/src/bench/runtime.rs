@@ -1,10 +1,11 @@
-//! `interlock bench runtime`: real actors over stages that sleep, or that pass on their input, so that only the crossings between devices cost.
+//! `interlock bench runtime`: measures steps of real actors whose stages sleep for given times, or pass on their input, in which case only
+//! transfers between devices take time.
 //!
-//! What a step takes is measured in the steady state. Stages are not at the same step at the same time: activations fill the pipeline in the
-//! first steps, and a stage may run ahead of those behind it as far as gradients and credits let it. In the long run they all advance at one
-//! pace, that of the slowest loop of waiting through the pipeline, and the pace of the stage that finishes a step last is free of what
-//! others do ahead of it. So a step counts as done when its last stage has finished it; the clock runs from one such instant, when the
-//! pipeline has long been full, to another, while it still is: as many steps as fill it follow those that are timed.
+//! The time of a step is measured in the steady state. Stages are not in the same step at the same time: activations fill the pipeline in the
+//! first steps, and a stage runs ahead of downstream stages as far as gradients and credits allow. After that, all stages advance at the same
+//! rate, that of the slowest cycle of stages that wait for each other. So a step counts as done when the last stage to do so has finished it.
+//! The clock starts at such an instant after the pipeline has filled, and stops at another while it is still full: as many steps as fill the
+//! pipeline follow the timed ones.
 
 use std::{sync::Arc, time::Instant};
 
@@ -30,7 +31,7 @@ use crate::{
     progress::say,
 };
 
-/// What `bench runtime` prints.
+/// The output of `bench runtime`.
 #[derive(Serialize)]
 struct RuntimeResult {
     stages: u16,
@@ -44,15 +45,15 @@ struct RuntimeResult {
     steps: u64,
     /// In the steady state.
     step_seconds: f64,
-    /// Seconds a step that each stage's device worked, crossings not counted; by the device's own clock where it is asynchronous.
+    /// Seconds a step that each stage's device worked, without transfers, by the device's own clock if it is asynchronous.
     device_seconds: Vec<f64>,
-    /// The work of the busiest stage in a step: no schedule makes steps shorter.
+    /// The work of the busiest stage in a step: no schedule can make steps shorter.
     lower_bound_seconds: f64,
     /// The step time that the simulator predicts for the same stages, costs and links.
     simulated_step_seconds: f64,
-    /// What determines it, by the simulator.
+    /// The reason for this time, by the simulator.
     reason: String,
-    /// Activations, gradients and credits between actors, with the coordinator, and one report for each stage.
+    /// Activations, gradients and credits between actors, the coordinator included, and one report for each stage.
     messages_per_step: u64,
     cpu_seconds_per_step: Option<f64>,
     cpu_seconds_per_message: Option<f64>,
@@ -145,7 +146,7 @@ fn measure(pipeline: &Pipeline, arguments: &BenchRuntime, plan: &GradientPlan) -
     })
     .map_err(Exit::failed)?;
     let [(start, cpu_start), (end, cpu_end)] = marks[..] else {
-        return Err(Exit::Failed("internal error: a step was done twice or never".to_owned()));
+        return Err(Exit::Failed("internal error: a timed step was reported twice or never".to_owned()));
     };
     let timed = arguments.steps as f64;
     Ok(Measured {
@@ -177,7 +178,7 @@ impl RuntimeResult {
     }
 }
 
-/// The names of the stages' devices.
+/// Returns the names of the stages' devices.
 fn device_names(arguments: &BenchRuntime) -> Vec<String> {
     if !arguments.devices.is_empty() {
         return arguments.devices.clone();
@@ -210,14 +211,14 @@ fn layout(arguments: &BenchRuntime, devices: &[String]) -> Result<Layout, Exit> 
     Ok(builder.layout()?)
 }
 
-/// As many examples as micro-batches.
+/// Makes a batch of one example for each micro-batch.
 fn batch(arguments: &BenchRuntime) -> Result<Batch> {
     let inputs = Tensor::zeros((arguments.micro_batches, arguments.bytes / 4), DType::F32, &Device::Cpu)?;
     let targets = Tensor::zeros(arguments.micro_batches, DType::U32, &Device::Cpu)?;
     Ok(Batch { inputs: inputs.into(), targets })
 }
 
-/// Trains with a batch always ready for the pipeline, and calls `done` when all stages have finished a step.
+/// Trains with a batch always ready for the pipeline. Calls `done` when all stages have finished a step.
 fn train(
     pipeline: &Pipeline,
     batch: &Batch,
@@ -238,8 +239,8 @@ fn train(
     Ok(())
 }
 
-/// Steps until what the last stage does is felt at the first: each stage waits for the one whose loss it follows, or is at least held back by
-/// the next one's credits. And a few more.
+/// Returns the number of steps until the pipeline is full and the last stage limits the first, with a margin: each stage waits for the stage whose
+/// loss it follows, or at least for the credits of the next stage.
 fn steps_to_fill(plan: &GradientPlan) -> u64 {
     let (mut stage, mut hops) = (0, 0);
     while stage + 1 < plan.stages() {
@@ -249,10 +250,10 @@ fn steps_to_fill(plan: &GradientPlan) -> u64 {
     4 + 2 * hops
 }
 
-/// The same for the simulator.
+/// Returns the same pipeline as a scenario for the simulator.
 fn scenario(arguments: &BenchRuntime, layout: &Layout) -> Result<Scenario> {
     let BenchRuntime { forward_ms, head_ms, input_gradient_ms, parameter_gradient_ms, transfer_ms, .. } = *arguments;
-    // Stages that hand on compute nothing.
+    // Stages that pass on their input compute nothing.
     let scale = if arguments.devices.is_empty() { 1e-3 } else { 0.0 };
     let [forward, head, input, parameters, latency] =
         [forward_ms, head_ms, input_gradient_ms, parameter_gradient_ms, transfer_ms].map(|ms| ms * scale);
@@ -305,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn the_busiest_stage_by_hand() {
+    fn lower_bound_is_the_work_of_the_busiest_stage() {
         let busiest = |stages, width, micro_batches| {
             let arguments = arguments(stages, width, micro_batches);
             let scenario = scenario(&arguments, &layout(&arguments, &["emulated".to_owned()]).unwrap()).unwrap();
@@ -320,13 +321,13 @@ mod tests {
     }
 
     #[test]
-    fn it_takes_more_steps_to_fill_a_pipeline_of_narrow_widths() {
+    fn pipelines_of_narrow_widths_take_more_steps_to_fill() {
         let steps = |stages, width| steps_to_fill(&Interlock::width(width).plan(stages).unwrap());
         assert_eq!([steps(64, 64), steps(64, 3), steps(64, 1), steps(1, 1)], [6, 68, 130, 4]);
     }
 
     #[test]
-    fn what_is_sent_follows_from_the_plan() {
+    fn number_of_messages_follows_from_the_plan() {
         for (stages, width, micro_batches) in [(1, 1, 2), (4, 1, 1), (4, 3, 1), (4, 3, 3), (5, 5, 2), (8, 5, 1)] {
             let arguments = arguments(stages, Width::Number(width), micro_batches);
             let layout = layout(&arguments, &["emulated".to_owned()]).unwrap();

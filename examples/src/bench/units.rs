@@ -1,4 +1,4 @@
-//! `interlock bench units`: what each unit of a model costs.
+//! `interlock bench units`: measures the time and memory of each unit of a model.
 
 use std::fmt::Write as _;
 
@@ -34,7 +34,7 @@ pub(super) fn run(arguments: &BenchUnits) -> Result<(), Exit> {
     Ok(())
 }
 
-/// What is to be measured, and a micro-batch for it.
+/// Returns the builder of the model to measure, and a micro-batch for it.
 fn prepare(arguments: &BenchUnits) -> Result<(TrainerBuilder, Batch), Exit> {
     let BenchUnits { source, workload, devices, micro_batches, dtype, .. } = arguments;
     let named = (!devices.is_empty()).then(|| Devices::Named(devices.clone()));
@@ -43,7 +43,7 @@ fn prepare(arguments: &BenchUnits) -> Result<(TrainerBuilder, Batch), Exit> {
             let workload = Workload::named(*name);
             let micro_batches = micro_batches.unwrap_or(1);
             check_micro_batches(micro_batches, workload.name, workload.batch)?;
-            // One stage for whatever devices there are: the cut is not what is measured.
+            // One stage, since the units are measured one by one and the cut does not matter.
             let builder = workload.trainer(1, 1)?.stages(1).dtype(dtype.unwrap_or(Dtype::F32).into());
             let builder = named.unwrap_or(Devices::Auto).give_to(builder)?;
             (builder, workload.random_batch(0)?, micro_batches)
@@ -69,7 +69,7 @@ fn show(profile: &Profile) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "{}: micro-batches of {} examples; loss {}, an action {} beyond its work, scratch {}",
+            "{}: micro-batches of {} examples; loss {}, overhead of an action {}, scratch memory {}",
             costs.device,
             profile.examples,
             milliseconds(costs.loss),
@@ -78,7 +78,7 @@ fn show(profile: &Profile) -> String {
         );
         let _ = writeln!(text, "{}", units(costs));
     }
-    text.push_str("Times in ms; head: as stages follow it / as a probe. Memory in MiB.");
+    text.push_str("Times in ms. Head: if a stage follows its loss / as a probe. Memory in MiB.");
     text
 }
 
@@ -136,7 +136,7 @@ fn milliseconds(seconds: f64) -> String {
     format!("{:.3} ms", seconds * 1e3)
 }
 
-/// A dash where it was not measured.
+/// Formats bytes in MiB, or a dash for a value that was not measured.
 fn mebibytes(bytes: Option<u64>) -> String {
     bytes.map_or_else(none, |bytes| format!("{:.2}", bytes as f64 / f64::from(1 << 20)))
 }

@@ -1,4 +1,4 @@
-//! Training steps whose cost is measured: models, cuts, heads and optimizers that other systems can be given too.
+//! Workloads for measurements of training steps: models, cuts, heads and optimizers that other systems can run too.
 
 use candle_core::{Device, Tensor};
 use clap::ValueEnum;
@@ -20,18 +20,18 @@ pub(crate) enum WorkloadName {
     Gpt,
 }
 
-/// One of them.
+/// A workload.
 #[derive(Clone)]
 pub(crate) struct Workload {
     pub(super) name: &'static str,
-    /// Examples a step.
+    /// The number of examples a step.
     pub(crate) batch: usize,
-    /// One example's shape.
+    /// The shape of an example.
     shape: &'static [usize],
-    /// Classes, or tokens.
+    /// The number of classes, or of tokens in the vocabulary.
     classes: usize,
     head: &'static str,
-    /// Units of each stage, for each number of stages that there is a cut for.
+    /// The cuts into 1, 2 and 4 stages: the number of units of each stage.
     cuts: [&'static [usize]; 3],
 }
 
@@ -68,12 +68,12 @@ impl Workload {
         }
     }
 
-    /// The same work on `examples` a step, where a number is given.
+    /// Returns the workload with `examples` examples a step, if a number is given.
     pub(super) fn of_batch(&self, examples: Option<u32>) -> Self {
         Self { batch: examples.map_or(self.batch, |examples| examples as usize), ..self.clone() }
     }
 
-    /// A batch of random numbers; another for another `number`.
+    /// Returns batch number `number` of random values.
     pub(crate) fn random_batch(&self, number: u64) -> Result<Batch> {
         random_batch(self, Key::new(8).with(number))
     }
@@ -82,7 +82,7 @@ impl Workload {
         self.shape.len() == 1
     }
 
-    /// The units of each of `stages` stages.
+    /// Returns the number of units of each of `stages` stages.
     pub(super) fn cut(&self, stages: usize) -> Result<Vec<usize>> {
         let cut = self.cuts.iter().find(|cut| cut.len() == stages).ok_or_else(|| {
             let known: Vec<String> = self.cuts.iter().map(|cut| cut.len().to_string()).collect();
@@ -95,7 +95,8 @@ impl Workload {
         Ok(cut.to_vec())
     }
 
-    /// A builder with everything but a cut, devices and lengths, for `stages` stages. Widths below their number train every head, end-to-end none.
+    /// Returns a builder for `stages` stages, with everything but a cut, devices and a length. With a width below `stages` every head is trained;
+    /// with `stages` (end-to-end), none.
     pub(crate) fn trainer(&self, width: usize, stages: usize) -> Result<TrainerBuilder> {
         let builder = match *self.shape {
             [channels, height, width] => {
@@ -128,14 +129,14 @@ impl Workload {
     }
 }
 
-/// Batches of random numbers, made beforehand. A step takes one of them, the one that its first example belongs to.
+/// A data set of batches of random values, made beforehand. A step takes the batch that its first example belongs to.
 pub(super) struct RandomBatches {
     batches: Vec<Batch>,
-    /// Examples of each.
+    /// The number of examples of each.
     examples: usize,
 }
 
-/// How many of them there are; longer runs see them again.
+/// The number of batches; longer runs use them again.
 const BATCHES: u64 = 4;
 
 impl RandomBatches {
@@ -157,7 +158,7 @@ pub(super) fn random_batch(workload: &Workload, key: Key) -> Result<Batch> {
         return Ok(Batch { inputs: classes(count, &dims)?.into(), targets: classes(count, &dims)? });
     }
     let targets = classes(workload.batch, &[workload.batch])?;
-    // Of variance 1.
+    // Uniform with variance 1.
     let side = 3.0_f32.sqrt();
     let values: Vec<f32> = (0..count).map(|_| stream.random_range(-side..side)).collect();
     Ok(Batch { inputs: Tensor::from_vec(values, dims, &Device::Cpu)?.into(), targets })
@@ -181,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_takes_a_whole_batch_which_micro_batches_cut() {
+    fn step_takes_a_whole_batch_divided_into_micro_batches() {
         for (name, batch, pieces) in [(WorkloadName::Resnet32, 128, 32), (WorkloadName::Gpt, 16, 4)] {
             let workload = Workload::named(name);
             let batches = RandomBatches::new(workload).unwrap();
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_has_the_examples_that_are_asked_for() {
+    fn batch_has_the_requested_number_of_examples() {
         for (name, own) in [(WorkloadName::Resnet18, 32), (WorkloadName::Gpt, 16)] {
             let examples = |asked| Workload::named(name).of_batch(asked).random_batch(0).unwrap().len().unwrap();
             assert_eq!([examples(Some(3)), examples(None)], [3, own]);
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_is_one_of_the_whole_model() {
+    fn every_cut_covers_the_whole_model() {
         for name in [WorkloadName::Resnet32, WorkloadName::Resnet18, WorkloadName::Gpt] {
             for stages in [1, 2, 4] {
                 let workload = Workload::named(name);

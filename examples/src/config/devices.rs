@@ -13,7 +13,7 @@ pub(crate) enum Devices {
     /// The machine's GPUs; if there are none, its cores, divided among the stages.
     #[default]
     Auto,
-    /// Stage `k` is pinned to device `k mod` their number.
+    /// Names of devices; stage `k` is pinned to device `k mod` their number.
     Named(Vec<String>),
 }
 

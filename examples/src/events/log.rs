@@ -108,7 +108,7 @@ impl Inner {
     fn write(&mut self, what: EventKind) {
         let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let event = Event { time: to_micros(time), what };
-        // A sink that fails must not end the run: a warning names the failure once, and the sink is left out from then on.
+        // A sink that fails must not end the run: it is dropped after one warning.
         self.sinks.retain_mut(|sink| match sink.write(&event) {
             Ok(()) => true,
             Err(error) => {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_come_back_as_they_were_and_a_broken_sink_stops_nobody() {
+    fn events_are_read_as_written_and_a_broken_sink_does_not_stop_others() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("events.jsonl");
         let tries = Arc::new(AtomicUsize::new(0));

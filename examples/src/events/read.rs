@@ -22,7 +22,7 @@ struct Tag {
 /// Parses the event of one line.
 ///
 /// # Errors
-/// If it is no event; the message says what is missing or wrong.
+/// If the line is not an event; the message says what is missing or wrong.
 fn parse(line: &[u8]) -> serde_json::Result<Event> {
     // Reading the tag first and then its fields is many times faster than a tagged enum, and runs have many lines.
     let Tag { format, time, event } = serde_json::from_slice(line)?;
@@ -39,11 +39,11 @@ fn parse(line: &[u8]) -> serde_json::Result<Event> {
     Ok(Event { time, what })
 }
 
-/// Reads the events of the file at `path`, in order. An incomplete last line is ignored: its program was killed, or is about to write the
-/// rest.
+/// Reads the events of the file at `path`, in order. Ignores an incomplete last line: the program that writes it was killed, or has not finished
+/// writing it.
 ///
 /// # Errors
-/// If the file cannot be read, or another line is no event; the message names the line.
+/// If the file cannot be read, or another line is not an event; the message names the line.
 pub(crate) fn read(path: &Path) -> Result<Vec<Event>> {
     let mut file = BufReader::new(File::open(path).map_err(|e| Error::file(path, e))?);
     let (mut events, mut line) = (Vec::new(), Vec::new());
@@ -56,7 +56,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Event>> {
             Ok(event) => events.push(event),
             Err(_) if !line.ends_with(b"\n") => {}
             Err(error) => {
-                let cause = format!("line {number} is no event: {error}; each line must be as docs/reports.md tells");
+                let cause = format!("line {number} is not an event: {error}; docs/reports.md describes the lines");
                 return Err(Error::file(path, cause));
             }
         }
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_of_format_1_are_read_and_a_later_format_is_refused() {
+    fn format_1_is_read_and_a_later_format_is_refused() {
         let first = r#"{"time":1,"event":"failed","cause":"no","stage":1,"step":2,"micro":3,"phase":"pull-back"}"#;
         let second = r#"{"format":2,"time":1,"event":"failed","cause":"no","origin":null,"stage":1,"step":2,"micro_batch":3,"phase":"backward"}"#;
         assert_eq!(reading(first.as_bytes()).unwrap(), reading(second.as_bytes()).unwrap());
@@ -91,11 +91,11 @@ mod tests {
     }
 
     #[test]
-    fn a_last_line_that_was_cut_is_left_out_and_any_other_bad_line_refused() {
+    fn incomplete_last_line_is_ignored_and_any_other_bad_line_is_refused() {
         let two = format!("{FAILED}\n{FAILED}\n");
         let whole = reading(two.as_bytes()).unwrap();
         assert_eq!((whole.len(), &whole[0]), (2, &whole[1]));
-        // With and without its end, and cut anywhere, in the middle of a character too.
+        // With and without a final newline, and cut at any byte, even inside of a character.
         assert_eq!(reading(two.trim_end().as_bytes()).unwrap().len(), 2);
         for cut in FAILED.len() + 2..two.len() - 2 {
             assert_eq!(reading(&two.as_bytes()[..cut]).unwrap().len(), 1);

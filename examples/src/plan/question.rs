@@ -1,4 +1,4 @@
-//! The question of a plan: numbers of stages, widths and micro-batches, on devices.
+//! The question of a plan: the numbers of stages, widths and micro-batches to try, and the devices.
 
 use std::{collections::HashMap, fs, rc::Rc, sync::Arc};
 
@@ -30,7 +30,7 @@ pub(super) struct Found {
     pub(super) widest: usize,
 }
 
-/// The most stages that a device is measured for.
+/// The largest number of stages.
 const MOST_STAGES: usize = 1000;
 
 pub(super) struct Question<'a> {
@@ -42,7 +42,7 @@ pub(super) struct Question<'a> {
     pub(super) micro_batches: Vec<usize>,
     devices: Devices,
     batch: Batch,
-    /// Profiles from files or measurements, by devices (none for files) and examples of a micro-batch.
+    /// Profiles by the names of devices (none for profiles from files) and the number of examples of a micro-batch.
     profiles: HashMap<(Vec<String>, usize), Arc<Profile>>,
     /// The best cuts found, by stages, micro-batches and width.
     found: HashMap<(usize, usize, Option<usize>), Rc<Found>>,
@@ -107,7 +107,7 @@ impl<'a> Question<'a> {
         self.arguments.dedicated || self.arguments.replicas > 1
     }
 
-    /// The builder for one way to train, on its devices.
+    /// Returns the builder for one way to train, on its devices.
     fn builder(&self, stages: usize, micro_batches: usize, width: Option<Width>) -> Result<TrainerBuilder> {
         let builder = self.subject.builder(stages, width)?.micro_batches(micro_batches);
         match &self.devices {
@@ -116,7 +116,7 @@ impl<'a> Question<'a> {
         }
     }
 
-    /// The costs of units with micro-batches of that size, measured if they are not known yet.
+    /// Returns the costs of units for this number of micro-batches, and measures them if they are not known yet.
     fn profile(&mut self, builder: &TrainerBuilder, stages: usize, micro_batches: usize) -> Result<Arc<Profile>> {
         let piece = self.batch.split(micro_batches)?.swap_remove(0);
         let examples = piece.len()?;
@@ -124,12 +124,12 @@ impl<'a> Question<'a> {
             return self.profiles.get(&(Vec::new(), examples)).cloned().ok_or_else(|| {
                 let mut known: Vec<String> = self.profiles.keys().map(|(_, examples)| examples.to_string()).collect();
                 known.sort_unstable();
-                let problem = format!("none of the files is of micro-batches of {examples} examples");
-                let right = format!("they are of {}; measure others with `bench units`", known.join(", "));
+                let problem = format!("no file has the costs of micro-batches of {examples} examples");
+                let right = format!("the files have those of {}; measure others with `bench units`", known.join(", "));
                 Error::invalid("--costs", problem, &right)
             });
         }
-        let measured = at_the_same_time(builder.pinned_to(), stages);
+        let measured = devices_to_measure(builder.pinned_to(), stages);
         let names: Vec<String> = measured.iter().map(|device| device.name().to_owned()).collect();
         if let Some(known) = self.profiles.get(&(names.clone(), examples)) {
             return Ok(Arc::clone(known));
@@ -141,7 +141,7 @@ impl<'a> Question<'a> {
         Ok(profile)
     }
 
-    /// The best cut into this many stages, found once for each way to train.
+    /// Returns the best cut into this many stages, which is searched once for each way to train.
     fn find(&mut self, stages: usize, micro_batches: usize, width: Option<Width>) -> Result<Rc<Found>> {
         let way = (stages, micro_batches, width.map(|width| width.of(stages)));
         if let Some(found) = self.found.get(&way) {
@@ -170,7 +170,7 @@ impl<'a> Question<'a> {
         Ok(found)
     }
 
-    /// The row of one way to train.
+    /// Returns the row of one way to train.
     pub(super) fn row(&mut self, stages: usize, micro_batches: usize, width: Option<Width>) -> Result<PlanRow> {
         let end_to_end = self.find(stages, micro_batches, Some(Width::EndToEnd))?.cut.simulated.step_seconds;
         let found = self.find(stages, micro_batches, width)?;
@@ -194,23 +194,23 @@ impl<'a> Question<'a> {
         })
     }
 
-    /// Why stages of these bytes do not fit; none if they fit.
+    /// Returns the reason why stages of these bytes do not fit into memory, or none if they fit.
     fn does_not_fit(&self, bytes: &[u64]) -> Option<String> {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let limit = self.arguments.memory_mib;
         if self.dedicated() {
             let (stage, &most) = bytes.iter().enumerate().max_by_key(|(_, bytes)| **bytes)?;
             let limit = limit.filter(|&limit| mib(most) > limit)?;
-            return Some(format!("stage {stage} holds {} MiB, its device has {limit} (--memory-mib)", mib(most)));
+            return Some(format!("stage {stage} needs {} MiB, but its device has {limit} (--memory-mib)", mib(most)));
         }
         let all = mib(bytes.iter().sum());
         let free = limit.or_else(|| free_bytes().map(mib)).filter(|&free| all > free)?;
-        Some(format!("all stages together hold {all} MiB, {free} are free"))
+        Some(format!("all stages together need {all} MiB, but {free} are free"))
     }
 }
 
 /// Splits a list of devices at its commas. A device's own options are separated by commas too: a part such as `cores=0`
-/// belongs to the device before it.
+/// belongs to the previous device.
 fn device_names(list: &str) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for part in list.split(',') {
@@ -223,9 +223,9 @@ fn device_names(list: &str) -> Vec<String> {
     names
 }
 
-/// The devices of all stages that are measured at the same time: of one kind no more than there are cores for, since the simulation has the
-/// waiting for cores already.
-fn at_the_same_time(devices: &[Arc<dyn StageDevice>], stages: usize) -> Vec<Arc<dyn StageDevice>> {
+/// Returns the devices to measure at the same time. Several devices of the same name are measured only as long as there are cores for them, since
+/// the simulation itself accounts for waiting for cores.
+fn devices_to_measure(devices: &[Arc<dyn StageDevice>], stages: usize) -> Vec<Arc<dyn StageDevice>> {
     let mut cores = 0;
     let mut taken: Vec<Arc<dyn StageDevice>> = Vec::new();
     for device in devices.iter().take(stages) {
@@ -244,7 +244,7 @@ mod tests {
     use super::device_names;
 
     #[test]
-    fn a_list_of_devices_is_cut_between_devices_and_not_within_their_options() {
+    fn list_is_split_between_devices_and_not_between_their_options() {
         let cut = |list, names: &[&str]| assert_eq!(device_names(list), names, "{list}");
         cut("cpu", &["cpu"]);
         cut("cpu,cuda:0", &["cpu", "cuda:0"]);
@@ -254,7 +254,7 @@ mod tests {
             &["cpu:threads=1,cores=0", "cpu:cores=1,threads=1", "cuda:1"],
         );
         cut("emulated:forward-ms=5,gbps=1", &["emulated:forward-ms=5,gbps=1"]);
-        // A part that is no device is left to the error that names it.
+        // A part that is not a device stays, and opening it gives an error that names it.
         cut("cores=0,cpu", &["cores=0", "cpu"]);
         cut("cpu,", &["cpu", ""]);
     }

@@ -48,7 +48,7 @@ impl Subject {
         Ok((Self::Run(Box::new(config), data), defaults))
     }
 
-    /// Examples of a batch.
+    /// Returns the number of examples of a batch.
     pub(super) fn batch_size(&self) -> usize {
         match self {
             Self::Run(config, _) => config.batch_size,
@@ -56,7 +56,7 @@ impl Subject {
         }
     }
 
-    /// A batch of a step.
+    /// Returns the batch of a step.
     pub(super) fn batch(&self) -> Result<Batch> {
         match self {
             Self::Run(config, data) => {
@@ -67,7 +67,7 @@ impl Subject {
         }
     }
 
-    /// A builder with everything but devices.
+    /// Returns a builder with everything but devices.
     pub(super) fn builder(&self, stages: usize, width: Option<Width>) -> Result<TrainerBuilder> {
         let partition = PartitionConfig { stages: Some(stages), units_per_stage: None };
         Ok(match self {

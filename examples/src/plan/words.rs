@@ -5,7 +5,7 @@ use comfy_table::Table;
 use super::PlanRow;
 use crate::table::{dash, table};
 
-/// One way to train.
+/// Returns the name of a row: stages, width and micro-batches.
 pub(super) fn name(row: &PlanRow) -> String {
     let micro = if row.micro_batches == 1 { "micro-batch" } else { "micro-batches" };
     let width = row.width.parse::<usize>().map_or_else(|_| row.width.clone(), |width| format!("width {width}"));
@@ -61,14 +61,14 @@ pub(super) fn table_of(rows: &[PlanRow], recommended: Option<usize>) -> Table {
     all
 }
 
-/// Says why the row is recommended or the fastest.
+/// Returns the line about a row that is recommended or the fastest.
 pub(super) fn verdict(row: &PlanRow, recommended: bool, fastest: bool) -> String {
     let praise = match (recommended, fastest) {
         (true, true) => "recommended, and the fastest",
-        (true, false) => "recommended: the widest of those that are about as fast as the fastest",
+        (true, false) => "recommended: the widest that is about as fast as the fastest",
         _ => "the fastest",
     };
-    let proof = if row.proven { "no cut is faster" } else { "the best cut that was found" };
+    let proof = if row.proven { "no cut is faster" } else { "the best cut found" };
     let name = name(row);
-    format!("{name}: {praise}; units {} ({proof}); what a step takes: {}", units(&row.units_per_stage), row.reason)
+    format!("{name}: {praise}; units {} ({proof}); time of a step: {}", units(&row.units_per_stage), row.reason)
 }

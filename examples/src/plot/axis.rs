@@ -1,4 +1,4 @@
-//! Ends and ticks of axes.
+//! The ends and ticks of axes.
 
 use super::Axis;
 
@@ -13,8 +13,8 @@ pub(super) struct Scale {
 }
 
 impl Scale {
-    /// Chooses ends and about `count` ticks for values between `least` and `most`; with `room`, the axis extends a little beyond them.
-    pub(super) fn new(axis: &Axis, least: f64, most: f64, count: usize, room: bool) -> Self {
+    /// Chooses ends and about `count` ticks for values between `least` and `most`; with `margin`, the axis extends a little beyond them.
+    pub(super) fn new(axis: &Axis, least: f64, most: f64, count: usize, margin: bool) -> Self {
         let (mut from, mut to) = (axis.from.map_or(least, |v| v.min(least)), axis.to.map_or(most, |v| v.max(most)));
         let logarithmic = axis.logarithmic && from > 0.0;
         if logarithmic {
@@ -27,10 +27,10 @@ impl Scale {
         }
         if to - from <= (from.abs() + to.abs()) * 1e-9 {
             let half = if axis.whole || from == 0.0 { 1.0 } else { from.abs() * 0.1 };
-            // But not below a given bound.
+            // A given lower end stays.
             (from, to) = (axis.from.map_or(from - half, |v| v.max(from - half)), to + half);
         }
-        if room {
+        if margin {
             let margin = (to - from) * 0.05;
             from = if axis.from.is_some_and(|v| v <= from) { from } else { from - margin };
             to = if axis.to.is_some_and(|v| v >= to) { to } else { to + margin };
@@ -38,7 +38,7 @@ impl Scale {
         Self { from, to, logarithmic, ticks: even(axis, from, to, count) }
     }
 
-    /// The position of a value between the ends, from 0 to 1.
+    /// Returns the position of a value between the ends, from 0 to 1.
     pub(super) fn share(&self, value: f64) -> f64 {
         match self.logarithmic {
             true => (value / self.from).ln() / (self.to / self.from).ln(),
@@ -47,7 +47,7 @@ impl Scale {
     }
 }
 
-/// Ticks at round distances.
+/// Returns ticks at round distances.
 fn even(axis: &Axis, from: f64, to: f64, count: usize) -> Vec<(f64, String)> {
     let rough = (to - from) / count.max(1) as f64;
     let power = 10_f64.powf(rough.log10().floor());
@@ -63,7 +63,7 @@ fn even(axis: &Axis, from: f64, to: f64, count: usize) -> Vec<(f64, String)> {
     (first..=last).map(|n| n as f64 * step).map(|value| (value, write(value))).collect()
 }
 
-/// Ticks at powers of ten, and between them if those are few.
+/// Returns ticks at powers of ten, and between them if those are few.
 fn powers(from: f64, to: f64) -> Vec<(f64, String)> {
     let (first, last) = (from.log10().floor() as i32, to.log10().ceil() as i32);
     let factors: &[f64] = if to / from < 200.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn every_value_has_a_place_on_the_axis() {
+    fn every_value_lies_on_the_axis() {
         for axis in [Axis::new("x"), Axis { logarithmic: true, ..Axis::default() }] {
             for (least, most) in [(1.0, 1.0), (1e-12, 1e12), (0.1, 0.2), (5.0, 5.0 + 1e-12), (0.0, 0.0)] {
                 let scale = Scale::new(&axis, least, most, 5, true);

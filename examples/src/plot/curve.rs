@@ -1,11 +1,11 @@
-//! Reduction of the many points of a run to the few of a plot.
+//! Reduces the many points of a run to the few of a plot.
 
-/// The most points of all curves of a plot together.
-const ROOM: usize = 12_000;
+/// The largest number of points of all curves of a plot together.
+const MAX_POINTS: usize = 12_000;
 
-/// The most points of each of `curves` curves.
+/// Returns the largest number of points for each of `curves` curves.
 pub(crate) fn points_for(curves: usize) -> usize {
-    (ROOM / curves.max(1)).clamp(100, 1000)
+    (MAX_POINTS / curves.max(1)).clamp(100, 1000)
 }
 
 /// Returns at most `most` points: means over bins of neighbours, whose sizes differ by at most one.
@@ -42,8 +42,8 @@ pub(crate) fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     }
     let mean = |(n, &(x, _)): (usize, &(f64, f64))| {
         let before = reach.min(n);
-        let behind = before.min(points.len() - 1 - n);
-        (x, (sums[n + behind + 1] - sums[n - before]) / (before + behind + 1) as f64)
+        let after = before.min(points.len() - 1 - n);
+        (x, (sums[n + after + 1] - sums[n - before]) / (before + after + 1) as f64)
     };
     points.iter().enumerate().map(mean).collect()
 }
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bins_keep_means_and_all_points_where_there_is_room() {
+    fn bins_keep_means_and_few_points_are_all_kept() {
         let line: Vec<(f64, f64)> = (0..100_003).map(|n| (f64::from(n), 2.0 * f64::from(n))).collect();
         let thin = binned(&line, 1000);
         assert_eq!(thin.len(), 1000);
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mean_that_moves_keeps_lines_and_flattens_noise() {
+    fn moving_mean_keeps_lines_and_flattens_noise() {
         let line: Vec<(f64, f64)> = (0..500).map(|n| (f64::from(n), f64::from(n))).collect();
         let smooth = smoothed(&line);
         assert!(smooth[..495].iter().all(|(x, y)| (x - y).abs() < 1e-9));

@@ -1,4 +1,4 @@
-//! Drawing of a plot: title and legend on top, the curves below.
+//! Draws a plot: title and legend on top, the curves below.
 
 use std::{collections::BTreeSet, fmt::Write, ops::Range};
 
@@ -7,7 +7,7 @@ use interlock::tools::timeline::escape;
 use super::{Axis, Line, Pixels, Plot, Series, axis::Scale, is_finite, theme::COLOURS};
 
 const WIDTH: f64 = 640.0;
-/// From the first row of the legend to the lower edge of the labels.
+/// The height of a plot with one row of legend.
 const HEIGHT: f64 = 350.0;
 const LEFT: f64 = 72.0;
 const RIGHT: f64 = WIDTH - 20.0;
@@ -18,10 +18,10 @@ const ROW: f64 = 20.0;
 const LETTER: f64 = 7.2;
 /// The height of numbers and label below the curves.
 const BELOW: f64 = 52.0;
-/// The most points of a curve that has dots.
-const FEW: usize = 60;
+/// The largest number of points of a curve with dots.
+const MAX_DOTS: usize = 60;
 
-/// Draws a plot with `style` in it.
+/// Returns the plot as SVG, with this style sheet.
 pub(super) fn svg(plot: &Plot, style: &str) -> String {
     let legend = Legend::new(&plot.series);
     let top = 44.0 + legend.rows as f64 * ROW;
@@ -91,19 +91,19 @@ struct Frame {
 impl Frame {
     fn new(plot: &Plot, rows: Range<f64>) -> Self {
         let points = || plot.series.iter().flat_map(|series| &series.points).copied().filter(|p| is_finite(*p));
-        let scale = |axis: &Axis, values: &mut dyn Iterator<Item = f64>, count, room| {
+        let scale = |axis: &Axis, values: &mut dyn Iterator<Item = f64>, count, margin| {
             let extent = values.fold(None, |extent: Option<(f64, f64)>, v| {
                 Some(extent.map_or((v, v), |(least, most)| (least.min(v), most.max(v))))
             });
             let (least, most) = extent.unwrap_or((0.0, 1.0));
-            Scale::new(axis, least, most, count, room)
+            Scale::new(axis, least, most, count, margin)
         };
         let x = scale(&plot.x, &mut points().map(|p| p.0), 8, false);
         let y = scale(&plot.y, &mut points().map(|p| p.1), 7, true);
         Self { x, y, rows }
     }
 
-    fn place(&self, (x, y): (f64, f64)) -> (Pixels, Pixels) {
+    fn position(&self, (x, y): (f64, f64)) -> (Pixels, Pixels) {
         (Pixels(self.at_x(x)), Pixels(self.at_y(y)))
     }
 
@@ -115,7 +115,7 @@ impl Frame {
         self.rows.end - self.y.share(value) * (self.rows.end - self.rows.start)
     }
 
-    /// Grid, axes, numbers and labels.
+    /// Draws grid, axes, numbers and labels.
     fn draw(&self, svg: &mut String, plot: &Plot) {
         let Range { start: top, end: bottom } = self.rows;
         let mut grid = String::new();
@@ -157,7 +157,7 @@ impl Frame {
         let mut seen = BTreeSet::new();
         let points = || series.points.iter().copied().filter(|point| is_finite(*point));
         for point in points() {
-            let (x, y) = self.place(point);
+            let (x, y) = self.position(point);
             let _ = match (path.is_empty(), series.line) {
                 (true, _) => write!(path, "M{x} {y}"),
                 (false, Line::Steps) => write!(path, "H{x}V{y}"),
@@ -172,9 +172,9 @@ impl Frame {
             escape(&series.name)
         );
         // A single point is visible only as a dot.
-        if seen.len() == 1 || (series.line == Line::Dotted && series.points.len() <= FEW) {
+        if seen.len() == 1 || (series.line == Line::Dotted && series.points.len() <= MAX_DOTS) {
             for point in points() {
-                let (x, y) = self.place(point);
+                let (x, y) = self.position(point);
                 let _ = write!(svg, "<circle class=\"plot-dot{colour}\" cx=\"{x}\" cy=\"{y}\" r=\"3\"/>");
             }
         }

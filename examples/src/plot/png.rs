@@ -1,4 +1,4 @@
-//! Pictures as PNG, with a font that is part of the program, so that they look the same on every machine.
+//! Renders pictures as PNG, with a font that is part of the program, so that they look the same on every machine.
 
 use interlock::{Error, Result};
 use resvg::{
@@ -7,7 +7,7 @@ use resvg::{
     usvg::{Options, Tree},
 };
 
-/// Its licence is in the same folder.
+/// The font; its licence is in the same folder.
 const FONT: &[u8] = include_bytes!("../../fonts/DejaVuSans.ttf");
 const FAMILY: &str = "DejaVu Sans";
 
@@ -47,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_hold_text_and_curves_and_nothing_that_is_not_finite_breaks_them() {
+    fn pictures_have_text_and_curves_even_with_non_finite_points() {
         let one = picture("a", vec![(0.0, 1.0), (1.0, 2.0)]);
         assert_eq!(one[..8], *b"\x89PNG\r\n\x1a\n");
         assert_eq!(one[16..24], [0, 0, 5, 0, 0, 0, 2, 188]);

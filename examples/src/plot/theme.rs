@@ -1,4 +1,4 @@
-//! Colours, for light and dark.
+//! Colours for light and dark pages.
 
 /// The colours of curves. They differ in brightness, for people who distinguish few colours.
 const LIGHT: [&str; 10] =
@@ -9,7 +9,7 @@ const DARK: [&str; 10] =
 /// The number of colours, which repeat after the last one.
 pub(super) const COLOURS: usize = LIGHT.len();
 
-/// The style sheet of plots, on light or on dark paper.
+/// Returns the style sheet of plots, for a light or a dark page.
 pub(crate) fn style(dark: bool) -> String {
     let (paper, text, faint, grid, colours) = match dark {
         false => ("#ffffff", "#0f172a", "#5b6b80", "#e2e8f0", LIGHT),

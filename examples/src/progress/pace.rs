@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-/// The work done since the start, at a time of training.
+/// The work done from the start to a point in time.
 #[derive(Clone, Debug, Default)]
 struct Mark {
     at: Duration,
@@ -39,13 +39,13 @@ impl Pace {
             self.marks.pop_back();
         }
         self.marks.push_back(mark);
-        // The first is the beginning of the window, and the others lie in it; but there are two.
+        // The first mark is the beginning of the window, and the others lie in it. There are always at least two.
         while self.marks.len() > 2 && at.saturating_sub(self.marks[1].at) >= self.window {
             self.marks.pop_front();
         }
     }
 
-    /// Both ends of the window and the seconds between them; none before the first step.
+    /// Returns both ends of the window and the seconds between them, or none before the first step.
     fn ends(&self) -> Option<(&Mark, &Mark, f64)> {
         let (first, last) = (self.marks.front()?, self.marks.back()?);
         let seconds = last.at.saturating_sub(first.at).as_secs_f64();
@@ -56,7 +56,7 @@ impl Pace {
         self.ends().map(|(first, last, seconds)| (last.examples - first.examples) as f64 / seconds)
     }
 
-    /// The share of the time in which stage `k` did not compute.
+    /// Returns the share of the time in which stage `k` did not compute.
     pub(super) fn idle(&self, k: usize) -> Option<f64> {
         self.ends().map(|(first, last, seconds)| (1.0 - (last.busy[k] - first.busy[k]) / seconds).clamp(0.0, 1.0))
     }
@@ -72,7 +72,7 @@ mod tests {
     fn only_the_window_counts() {
         let mut pace = Pace::new(3 * SECOND, 2);
         assert_eq!((pace.examples_per_second(), pace.idle(0)), (None, None));
-        // Ten slow steps of a second, then five of twice the examples, in which stage 0 rests three quarters of the time.
+        // Ten steps of a second, then five with twice the examples, in which stage 0 is idle for three quarters of the time.
         for step in 1..=10 {
             pace.add(step * SECOND, 8, [1.0, 0.5]);
         }
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_longer_than_the_window_counts_whole() {
+    fn step_longer_than_the_window_counts_as_a_whole() {
         let mut pace = Pace::new(SECOND, 1);
         pace.add(10 * SECOND, 20, [5.0]);
         assert_eq!((pace.examples_per_second(), pace.idle(0)), (Some(2.0), Some(0.5)));
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn many_short_steps_take_no_room() {
+    fn many_short_steps_take_little_memory() {
         let mut pace = Pace::new(SECOND, 1);
         for step in 1..=100_000 {
             pace.add(step * SECOND / 10_000, 1, [0.000_05]);

@@ -21,16 +21,16 @@ pub(super) struct Facts {
     pub(super) stages: Vec<StageFacts>,
 }
 
-/// The most stages that a line shows completely.
-const ALL: usize = 12;
-/// The number of stages that a line shows of more.
-const SOME: usize = 7;
-/// Columns of a stage in the table below a bar.
+/// The largest number of stages that a line shows completely.
+const MAX_STAGES: usize = 12;
+/// The number of stages that a line shows if there are more.
+const SHOWN_STAGES: usize = 7;
+/// The width of a stage's column in the table below a bar.
 const COLUMN: usize = 8;
 
-/// Columns of a bar of steps, at most.
+/// The largest width of the bar.
 const BAR: usize = 24;
-/// Columns beside the bar, without the numbers of steps: `/ steps`, the time, and a summary such as
+/// The width of the text beside the bar, without the numbers of steps: `/ steps`, the time, and a summary such as
 /// `epoch 3.4  712 examples/s  1:02:05 left`.
 const BESIDE_BAR: usize = 2 + 7 + 2 + 8 + 2 + 44;
 
@@ -41,7 +41,7 @@ pub(super) fn bar_width(columns: usize, digits: usize) -> usize {
 }
 
 impl Facts {
-    /// The text beside the bar, or after the step in a line.
+    /// Returns the text beside the bar, or after the step in a line.
     pub(super) fn summary(&self) -> String {
         let mut parts = vec![format!("epoch {:.1}", self.epoch)];
         parts.extend(self.examples_per_second.map(|rate| format!("{rate:.0} examples/s")));
@@ -49,9 +49,9 @@ impl Facts {
         parts.join("  ")
     }
 
-    /// Loss and idle share of the stages in one line; of many stages, some are shown.
+    /// Returns loss and idle share of the stages in one line; if there are many stages, of some of them.
     pub(super) fn stages_in_words(&self) -> String {
-        let whole = self.stages.len() <= ALL;
+        let whole = self.stages.len() <= MAX_STAGES;
         let list = |show: &dyn Fn(&StageFacts) -> String| {
             some_of(&self.stages.iter().map(show).enumerate().collect::<Vec<_>>())
         };
@@ -64,10 +64,10 @@ impl Facts {
         text
     }
 
-    /// The same as a table of at most this many columns. If stages are left out, a line with the extremes follows.
+    /// Returns the same as a table of at most this many columns. If stages are left out, a line with the extremes follows.
     pub(super) fn stages_in_table(&self, columns: usize) -> String {
-        let room = (columns.saturating_sub(6) / COLUMN).max(1);
-        let picked = picked(self.stages.len(), room);
+        let max = (columns.saturating_sub(6) / COLUMN).max(1);
+        let picked = picked(self.stages.len(), max);
         let row = |name: &str, cell: &dyn Fn(usize) -> String| {
             let cells: String = picked.iter().map(|&k| format!("{:>COLUMN$}", cell(k))).collect();
             format!("{name:<5}{cells}")
@@ -86,7 +86,7 @@ impl Facts {
         rows.join("\n")
     }
 
-    /// The least, mean and greatest idle share; none before the first step.
+    /// Returns the least, greatest and mean idle share, or none before the first step.
     fn extremes(&self) -> Option<String> {
         let idle: Vec<(usize, f64)> =
             self.stages.iter().enumerate().filter_map(|(k, stage)| Some((k, stage.idle?))).collect();
@@ -105,23 +105,23 @@ impl Facts {
     }
 }
 
-/// The texts of all stages in one line, or, if there are many, of some with their numbers.
+/// Returns the texts of all stages in one line; if there are many, of some with their numbers.
 pub(super) fn some_of(stages: &[(usize, String)]) -> String {
-    let whole = stages.len() <= ALL;
+    let whole = stages.len() <= MAX_STAGES;
     let show = |&i: &usize| match &stages[i] {
         (_, text) if whole => text.clone(),
         (k, text) => format!("{k}:{text}"),
     };
-    let room = if whole { ALL } else { SOME };
-    picked(stages.len(), room).iter().map(show).collect::<Vec<_>>().join(" ")
+    let max = if whole { MAX_STAGES } else { SHOWN_STAGES };
+    picked(stages.len(), max).iter().map(show).collect::<Vec<_>>().join(" ")
 }
 
-/// The numbers below `count`; if they are more than `room`, the first, the last, and others evenly between them.
-fn picked(count: usize, room: usize) -> Vec<usize> {
-    match room {
-        _ if count <= room => (0..count).collect(),
+/// Returns the numbers below `count`; if there are more than `max`, the first, the last, and others evenly between them.
+fn picked(count: usize, max: usize) -> Vec<usize> {
+    match max {
+        _ if count <= max => (0..count).collect(),
         0 | 1 => vec![count - 1],
-        room => (0..room).map(|i| (i * (count - 1) + (room - 1) / 2) / (room - 1)).collect(),
+        max => (0..max).map(|i| (i * (count - 1) + (max - 1) / 2) / (max - 1)).collect(),
     }
 }
 
@@ -138,7 +138,7 @@ fn percent(share: Option<f64>) -> String {
     share.map_or_else(|| "-".to_owned(), |share| format!("{:.0}", 100.0 * share))
 }
 
-/// `0:07`, `12:34` or `1:02:03`.
+/// Formats a time, such as `0:07`, `12:34` or `1:02:03`.
 fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn few_stages_are_all_there() {
+    fn few_stages_are_all_shown() {
         let facts = facts(4);
         assert_eq!(facts.summary(), "epoch 3.4  712 examples/s  1:02:05 left");
         assert_eq!(facts.stages_in_words(), "losses 2.500 - 2.480 2.470  idle 0 25 50 75 %");
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_and_what_stands_beside_it_fit_in_80_columns() {
+    fn bar_and_text_beside_it_fit_in_80_columns() {
         let facts = Facts { epoch: 123.4, examples_per_second: Some(123_456.0), ..facts(4) };
         let line = format!("{}  12345/12345 steps  01:02:03  {}", "-".repeat(bar_width(80, 5)), facts.summary());
         assert!(line.len() <= 80, "{}: {line}", line.len());
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_stages_some_are_shown_and_the_extremes_are_named() {
+    fn some_of_many_stages_are_shown_with_the_extremes() {
         let facts = facts(64);
         let table = facts.stages_in_table(100);
         assert!(table.lines().all(|line| line.chars().count() <= 100), "{table}");
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_yet_is_left_out() {
+    fn unknown_values_are_left_out() {
         let facts = Facts { examples_per_second: None, left: None, stages: vec![StageFacts::default(); 2], ..facts(2) };
         assert_eq!(facts.summary(), "epoch 3.4");
         assert_eq!(facts.stages_in_words(), "losses - -");
@@ -212,14 +212,14 @@ mod tests {
     }
 
     #[test]
-    fn stages_are_picked_evenly_and_none_twice() {
+    fn stages_are_picked_evenly_and_at_most_once() {
         assert_eq!(picked(3, 4), [0, 1, 2]);
         assert_eq!(picked(64, 2), [0, 63]);
         assert_eq!(picked(10, 4), [0, 3, 6, 9]);
-        for (count, room) in [(64, 11), (12, 11), (1000, 7), (5, 4)] {
-            let picked = picked(count, room);
-            assert!(picked.len() == room && picked.windows(2).all(|two| two[0] < two[1]), "{picked:?}");
-            assert_eq!((picked[0], picked[room - 1]), (0, count - 1));
+        for (count, max) in [(64, 11), (12, 11), (1000, 7), (5, 4)] {
+            let picked = picked(count, max);
+            assert!(picked.len() == max && picked.windows(2).all(|two| two[0] < two[1]), "{picked:?}");
+            assert_eq!((picked[0], picked[max - 1]), (0, count - 1));
         }
     }
 }

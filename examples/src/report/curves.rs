@@ -9,16 +9,16 @@ use crate::{
     table::Measure,
 };
 
-/// The most curves of one plot.
-const CURVES: usize = 10;
+/// The largest number of curves in a plot.
+const MAX_CURVES: usize = 10;
 /// The axis of most plots.
 const STEP: &str = "step";
-/// The most points of curves of speed: each is a mean over many steps.
-const COARSE: usize = 80;
+/// The largest number of points in curves of throughput and idle shares: each point is a mean over many steps.
+const MAX_COARSE_POINTS: usize = 80;
 
-/// The plots of one run that are not empty.
+/// Returns the plots of one run that are not empty.
 pub(super) fn of_run(run: &Run) -> Vec<Plot> {
-    let stages = shown(run.stages());
+    let stages = shown_stages(run.stages());
     let count = points_for(stages.len());
     let by_stage = |value: &dyn Fn(&StageMetrics) -> Option<f64>, smooth: bool| -> Vec<Series> {
         let curve = |(n, &k): (usize, &usize)| {
@@ -91,7 +91,7 @@ pub(super) fn of_run(run: &Run) -> Vec<Plot> {
     plots
 }
 
-/// The plots of several runs, one curve each.
+/// Returns the plots of several runs, with one curve for each run.
 pub(super) fn of_runs(runs: &[Run]) -> Vec<Plot> {
     let count = points_for(runs.len());
     let each = |line: Line, points: &dyn Fn(&Run) -> Vec<(f64, f64)>| -> Vec<Series> {
@@ -111,7 +111,7 @@ pub(super) fn of_runs(runs: &[Run]) -> Vec<Plot> {
     ];
     for measure in [Measure::Accuracy, Measure::Perplexity] {
         let (axis, value) = measured(measure);
-        // Only of the runs that are judged by it.
+        // Only runs that are judged by this measure have a curve.
         let of = |run: &Run, x: &dyn Fn(&Evaluated) -> f64| match run.measure == measure {
             true => evaluated(run, None, x, &value),
             false => Vec::new(),
@@ -155,11 +155,11 @@ fn end_at_last_step(plots: &mut [Plot], runs: &[Run]) {
     plots.iter_mut().filter(|plot| plot.x.label == STEP).for_each(|plot| plot.x.to = last);
 }
 
-/// The numbers of all stages, or of some if there are many; the first and the last are among them.
-fn shown(stages: usize) -> Vec<usize> {
+/// Returns the numbers of the stages to show: all, or, if there are many, some evenly from the first to the last.
+fn shown_stages(stages: usize) -> Vec<usize> {
     match stages {
-        few if few <= CURVES => (0..few).collect(),
-        many => (0..CURVES).map(|n| n * (many - 1) / (CURVES - 1)).collect(),
+        few if few <= MAX_CURVES => (0..few).collect(),
+        many => (0..MAX_CURVES).map(|n| n * (many - 1) / (MAX_CURVES - 1)).collect(),
     }
 }
 
@@ -184,7 +184,7 @@ fn share_axis(label: &str) -> Axis {
     Axis { from: Some(0.0), to: Some(1.0), percent: true, ..Axis::new(label) }
 }
 
-/// The axis of a measure, and its value for a head.
+/// Returns the axis of a measure, and a function that returns its value for a head.
 fn measured(measure: Measure) -> (Axis, impl Fn(&Head) -> Option<f64>) {
     let axis = match measure {
         Measure::Accuracy => Axis { percent: true, ..Axis::new("accuracy") },
@@ -196,18 +196,18 @@ fn measured(measure: Measure) -> (Axis, impl Fn(&Head) -> Option<f64>) {
     })
 }
 
-/// The curve of a value over the steps that have it.
+/// Returns the curve of a value over the steps that have it.
 fn points(run: &Run, value: impl Fn(&Step) -> Option<f64>) -> Vec<(f64, f64)> {
     let point = |step: &Step| Some((step.step as f64, value(step).filter(|value| value.is_finite())?));
     run.steps.iter().filter_map(point).collect()
 }
 
-/// The number of updates before an evaluation.
+/// Returns the number of updates before an evaluation.
 fn updates(evaluated: &Evaluated) -> f64 {
     evaluated.steps as f64
 }
 
-/// The curve over `x` of a value of the head of stage `k`, or of the last head, at the evaluations that have it.
+/// Returns the curve over `x` of a value of the head of stage `k`, or of the last head, at the evaluations that have it.
 fn evaluated(
     run: &Run,
     k: Option<usize>,
@@ -230,19 +230,19 @@ fn throughput(run: &Run, name: &str, colour: usize) -> Series {
     series(name.to_owned(), colour, Line::Plain, ratios(&points, coarse(points.len())))
 }
 
-/// The curve of the idle share; `busy` gives busy and total seconds of a step.
+/// Returns the curve of the idle share; `busy` returns busy and total seconds of a step.
 fn idle_share(run: &Run, busy: impl Fn(&Step) -> Option<(f64, f64)>) -> Vec<(f64, f64)> {
     let point = |step: &Step| busy(step).map(|(busy, seconds)| (step.step as f64, busy, seconds));
     let points: Vec<_> = run.steps.iter().filter_map(point).collect();
     ratios(&points, coarse(points.len())).into_iter().map(|(x, busy)| (x, (1.0 - busy).clamp(0.0, 1.0))).collect()
 }
 
-/// The number of points for which each covers at least ten steps.
+/// Returns the number of points of a curve in which each covers at least ten steps.
 fn coarse(steps: usize) -> usize {
-    (steps / 10).clamp(1, COARSE).max(steps.min(10))
+    (steps / 10).clamp(1, MAX_COARSE_POINTS).max(steps.min(10))
 }
 
-/// The curves of the stages' widths over the steps; none if the widths do not change.
+/// Returns the curves of the stages' widths over the steps, or none if the widths do not change.
 fn widths(run: &Run, stages: &[usize]) -> Vec<Series> {
     let phases = run.plans();
     if phases.windows(2).all(|pair| pair[0].follows == pair[1].follows) {
@@ -250,11 +250,11 @@ fn widths(run: &Run, stages: &[usize]) -> Vec<Series> {
     }
     let end = run.steps.last().map_or(0, |step| step.step);
     let curve = |(n, &k): (usize, &usize)| {
-        // A little apart, so that equal curves do not hide each other.
-        let beside = (n as f64 - (stages.len() as f64 - 1.0) / 2.0) * 0.03;
+        // Curves are shifted a little, so that equal ones do not hide each other.
+        let shift = (n as f64 - (stages.len() as f64 - 1.0) / 2.0) * 0.03;
         let width = |follows: &[Followed]| {
             let farthest = follows.get(k)?.farthest()?;
-            Some((farthest + 1).saturating_sub(k) as f64 + beside)
+            Some((farthest + 1).saturating_sub(k) as f64 + shift)
         };
         let mut points: Vec<(f64, f64)> = phases
             .iter()

@@ -1,4 +1,4 @@
-//! The page: one self-contained HTML file.
+//! The page of a report: one self-contained HTML file.
 
 mod differences;
 mod html;
@@ -9,11 +9,11 @@ use interlock::tools::timeline::escape;
 
 use crate::plot::{Plot, style};
 
-/// The policy of the page: it fetches nothing and runs nothing.
+/// The content security policy of the page: it fetches nothing and runs no scripts.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
 const STYLE: &str = include_str!("style.css");
 
-/// The page about these runs.
+/// Returns the page about these runs.
 pub(super) fn page(runs: &[Run], plots: &[Plot]) -> String {
     let (title, body) = match runs {
         [run] => (run.config.name.clone(), of_one(run, plots)),
@@ -64,10 +64,10 @@ fn of_several(runs: &[Run], plots: &[Plot]) -> String {
     body
 }
 
-/// The text of a value that does not exist.
+/// The text for a missing value.
 const DASH: &str = "–";
 
-/// Returns a value, or a dash for none.
+/// Returns the value, or a dash for none.
 fn or_dash(value: Option<String>) -> String {
     value.unwrap_or_else(|| DASH.to_owned())
 }

@@ -1,4 +1,4 @@
-//! What differs between the configurations of several runs.
+//! The differences between the configurations of several runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::{
     or_dash,
 };
 
-/// A table of the keys that differ.
+/// Returns a table of the keys that differ.
 pub(super) fn section(runs: &[Run]) -> String {
     let configs: Vec<BTreeMap<String, String>> = runs.iter().map(|run| flat(&run.config_text)).collect();
     let rows = differences(&configs);
@@ -26,7 +26,7 @@ pub(super) fn section(runs: &[Run]) -> String {
     table(&header, &rows.into_iter().map(row).collect::<Vec<_>>())
 }
 
-/// The keys whose values differ, with the values; a dash stands for none.
+/// Returns the keys whose values differ, with the values; a dash stands for none.
 fn differences(configs: &[BTreeMap<String, String>]) -> Vec<(String, Vec<String>)> {
     let keys: BTreeSet<&String> = configs.iter().flat_map(BTreeMap::keys).collect();
     let values =
@@ -35,7 +35,7 @@ fn differences(configs: &[BTreeMap<String, String>]) -> Vec<(String, Vec<String>
     rows.filter(|(_, values)| values.iter().any(|value| *value != values[0])).collect()
 }
 
-/// The full keys of a configuration; none if the text is not a configuration, which is refused earlier.
+/// Returns the full keys of a configuration with their values, or none if the text is not TOML, which is refused earlier.
 fn flat(text: &str) -> BTreeMap<String, String> {
     fn add(flat: &mut BTreeMap<String, String>, prefix: &str, table: Table) {
         for (key, value) in table {
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_differs_is_listed() {
+    fn only_different_keys_are_listed() {
         let [a, b] = ["x = 1\n[t]\ny = [1, 2]\nz = \"a\"", "x = 1\nw = true\n[t]\ny = [1, 3]\nz = \"a\""].map(flat);
         let found = differences(&[a.clone(), b]);
         let row = |key: &str, values: [&str; 2]| (key.to_owned(), values.map(str::to_owned).to_vec());

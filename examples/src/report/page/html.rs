@@ -2,7 +2,7 @@
 
 use interlock::tools::timeline::escape;
 
-/// One cell.
+/// A cell of a table.
 pub(super) struct Cell {
     text: String,
     number: bool,
@@ -15,12 +15,12 @@ impl Cell {
         Self { text: text.into(), number: false, key: None }
     }
 
-    /// A cell aligned right, in one line.
+    /// Makes a cell that is aligned right, on one line.
     pub(super) fn number(text: impl Into<String>) -> Self {
         Self { text: text.into(), number: true, key: None }
     }
 
-    /// The cell with the colour of curve `n` before its text.
+    /// Adds the colour of curve `n` before the cell's text.
     pub(super) fn keyed(self, n: usize) -> Self {
         Self { key: Some(n), ..self }
     }
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_is_shown_is_escaped() {
+    fn all_text_is_escaped() {
         let evil = "<script>\"'&\u{0}";
         let html =
             table(&[Cell::text(evil)], &[vec![Cell::number(evil).keyed(12)]]) + &pairs(&[("a", evil.to_owned())]);
