@@ -23,10 +23,10 @@ use crate::{
 const CONFIG: &str = "config.toml";
 const DATA: &str = "data.json";
 const STATUS: &str = "status.json";
-/// The timeline of the last steps.
+/// The file with the timeline of the last steps.
 const TIMELINE: &str = "timeline.json";
 
-/// `timeline.json`.
+/// The contents of `timeline.json`.
 #[derive(Serialize)]
 struct TimelineFile<'a> {
     format: u32,
@@ -34,13 +34,13 @@ struct TimelineFile<'a> {
     timeline: &'a Timeline,
 }
 
-/// The format that a `timeline.json` names; none in format 1.
+/// The format version of a `timeline.json`; none in format 1.
 #[derive(Deserialize)]
 struct TimelineFormat {
     format: Option<u32>,
 }
 
-/// The state of a run; `status.json`.
+/// The state of a run, as in `status.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub(crate) enum Status {
@@ -48,14 +48,14 @@ pub(crate) enum Status {
     Running,
     /// Finished.
     Finished,
-    /// Stopped after a step on request, with weights and report.
+    /// Stopped after a step by a signal, with weights and report.
     Stopped {
-        /// Optimizer steps made.
+        /// The number of finished optimizer steps.
         steps: u64,
     },
     /// Failed.
     Failed {
-        /// What went wrong.
+        /// The error.
         cause: String,
     },
 }
@@ -64,7 +64,7 @@ pub(crate) enum Status {
 #[derive(Clone, Debug)]
 pub(crate) struct RunFolder {
     path: PathBuf,
-    /// Whether its final status is written. Only the first one is.
+    /// Whether its final status has been written; only the first one is.
     ended: Arc<Mutex<bool>>,
 }
 
@@ -77,21 +77,25 @@ pub(crate) fn fresh(name: &str) -> PathBuf {
     std::iter::once(base.clone()).chain(numbered).find(|path| !path.exists()).unwrap_or(base)
 }
 
+/// Checks that there is nothing at `path`, the value of `--out`.
+///
 /// # Errors
-/// If there is something at `path`.
+/// If there is.
 pub(crate) fn refuse_existing(path: &Path) -> Result<()> {
     if path.exists() {
         return Err(Error::invalid(
             format!("--out {}", path.display()),
             "it exists",
-            "name a folder that does not, or leave --out away",
+            "name a folder that does not exist, or omit --out",
         ));
     }
     Ok(())
 }
 
+/// Checks that a file can be written to `path`, the value of option `name`.
+///
 /// # Errors
-/// If no file can be written to `path`, the value of option `name`: its folder does not exist, or it is a folder itself.
+/// If its folder does not exist, or it is a folder itself.
 pub(crate) fn refuse_no_place(name: &str, path: &Path) -> Result<()> {
     let refuse =
         |problem: String, right: &str| Err(Error::invalid(format!("{name} {}", path.display()), problem, right));
@@ -99,7 +103,7 @@ pub(crate) fn refuse_no_place(name: &str, path: &Path) -> Result<()> {
         return refuse("it is a folder".to_owned(), "name a file");
     }
     match path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
-        Some(parent) => refuse(format!("there is no folder {}", parent.display()), "make it first, or name another"),
+        Some(parent) => refuse(format!("there is no folder {}", parent.display()), "create it first, or name another"),
         None => Ok(()),
     }
 }
@@ -136,7 +140,10 @@ impl RunFolder {
         match folder.status()? {
             Status::Finished | Status::Stopped { .. } => {}
             Status::Running => {
-                return Err(Error::file(path.join(STATUS), "the run has not finished; use the folder of one that has"));
+                return Err(Error::file(
+                    path.join(STATUS),
+                    "the run has not finished; use the folder of a finished run",
+                ));
             }
             Status::Failed { cause } => {
                 return Err(Error::file(path.join(STATUS), format!("the run has failed ({cause}); it has no weights")));
@@ -146,36 +153,36 @@ impl RunFolder {
         Ok((folder, config, data))
     }
 
-    /// The configuration, and its text.
+    /// Returns the configuration, and its text.
     pub(crate) fn config(&self) -> Result<(RunConfig, String)> {
         let file = self.path.join(CONFIG);
         let text = std::fs::read_to_string(&file).map_err(|e| {
             let right = "name a folder that `interlock train` has written";
-            Error::file(&file, format!("{e}; {} is no run folder: {right}", self.path.display()))
+            Error::file(&file, format!("{e}; {} is not the folder of a run: {right}", self.path.display()))
         })?;
         let config = toml::from_str(&text).map_err(|e| Error::file(&file, e))?;
         Ok((config, text))
     }
 
-    /// The state of the run.
+    /// Returns the state of the run.
     pub(crate) fn status(&self) -> Result<Status> {
         self.read_json(STATUS)
     }
 
-    /// The description of the data.
+    /// Returns the description of the data.
     pub(crate) fn data(&self) -> Result<Description> {
         self.read_json(DATA)
     }
 
-    /// Program and machine of the run; none in folders of earlier versions.
+    /// Returns the program and the machine of the run, or none for folders of earlier versions.
     pub(crate) fn environment(&self) -> Result<Option<Environment>> {
         self.read_json_if_there(environment::FILE)
     }
 
-    /// The timeline of the last steps; none while the run is running.
+    /// Returns the timeline of the last steps, or none while the run is running.
     pub(crate) fn timeline(&self) -> Result<Option<Timeline>> {
         let format: Option<TimelineFormat> = self.read_json_if_there(TIMELINE)?;
-        let format = format.and_then(|of| of.format);
+        let format = format.and_then(|file| file.format);
         events::check_format(format).map_err(|problem| Error::file(self.path.join(TIMELINE), problem))?;
         self.read_json_if_there(TIMELINE)
     }
@@ -184,7 +191,7 @@ impl RunFolder {
         &self.path
     }
 
-    /// The folder's own name.
+    /// Returns the last part of the folder's path.
     pub(crate) fn name(&self) -> String {
         self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()
     }
@@ -205,13 +212,13 @@ impl RunFolder {
     /// Writes the timeline of the last steps.
     pub(crate) fn write_timeline(&self, timeline: &Timeline) -> Result<()> {
         let path = self.path.join(TIMELINE);
-        // In one line, since there may be thousands of actions.
+        // On one line, since there may be thousands of actions.
         let file = TimelineFile { format: events::FORMAT, timeline };
         let text = serde_json::to_string(&file).map_err(|e| Error::file(&path, e))?;
         files::write_text(&path, &(text + "\n"))
     }
 
-    /// Writes how the run ended. Only the first call has an effect, from whichever thread.
+    /// Writes the final status. Only the first call has an effect; any thread may call.
     pub(crate) fn end(&self, status: &Status) -> Result<()> {
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         if !*ended {
@@ -221,7 +228,7 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Whether the final status is written.
+    /// Returns whether the final status has been written.
     pub(crate) fn has_ended(&self) -> bool {
         *self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -246,10 +253,10 @@ impl RunFolder {
         })
     }
 
-    /// The weights of the last step, or of the best evaluation.
+    /// Loads the weights of the last step, or with `best` those of the best evaluation.
     pub(crate) fn weights(&self, best: bool) -> Result<Weights> {
-        let own = self.path.join("best");
-        Weights::load(if best && own.exists() { &own } else { &self.path })
+        let folder = self.path.join("best");
+        Weights::load(if best && folder.exists() { &folder } else { &self.path })
     }
 
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
@@ -267,7 +274,7 @@ impl RunFolder {
     }
 }
 
-/// Writes `value` as JSON: the file is complete, or it is not there.
+/// Writes `value` as JSON. The file is written completely or not at all.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::file(path, e))?;
     files::write_text(path, &(text + "\n"))

@@ -8,7 +8,7 @@ use interlock_models::data::DataKind;
 
 use crate::progress::columns;
 
-/// Whether a head is judged by its accuracy or by its perplexity.
+/// The measure by which heads are judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Measure {
     Accuracy,
@@ -30,7 +30,7 @@ impl Measure {
         }
     }
 
-    /// The score as text; a dash without a head.
+    /// Returns the score as text, or a dash without a head.
     fn show(self, accuracy: Option<f64>, loss: Option<f64>) -> String {
         match self {
             Self::Accuracy => accuracy.map_or_else(dash, |a| format!("{a:.4}")),
@@ -52,7 +52,7 @@ pub(crate) fn table(header: &[&str]) -> Table {
 fn table_within(header: &[&str], columns: Option<usize>) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(header.to_vec());
-    // A line below the header, and none between rows.
+    // Draws a line below the header, and none between rows.
     table.remove_style(TableComponent::HorizontalLines).remove_style(TableComponent::MiddleIntersections);
     if let Some(columns) = columns {
         table.set_content_arrangement(ContentArrangement::Dynamic);
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_is_no_wider_than_its_terminal() {
+    fn table_is_at_most_as_wide_as_its_terminal() {
         let device = "cpu:threads=1,cores=0";
         let cells = ["0", device, "5", "1234567", "1", "2.3026", "0.1000", "100 %"];
         let header = ["stage", "device", "units", "parameters", "follows", "loss", "accuracy", "busy"];

@@ -1,4 +1,4 @@
-//! Event files that TensorBoard shows: the scalars of a run, written as they come.
+//! Writes event files for TensorBoard, with the scalars of a run.
 
 mod messages;
 mod record;
@@ -26,7 +26,7 @@ pub(crate) struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// Begins a file in `folder`, which is made.
+    /// Creates `folder`, and begins a file in it.
     ///
     /// # Errors
     /// If folder or file cannot be made or written to.
@@ -75,7 +75,7 @@ fn of_step(step: &Step) -> Vec<Scalar> {
             scalars.push(scalar(format!("idle/stage{k}"), idle.clamp(0.0, 1.0)));
         }
     }
-    // One curve, unless stages have rates of their own.
+    // One curve, unless the rates of stages differ.
     let rates = step.stages.iter().map(|stage| (stage.stage, stage.lr));
     match step.stages.windows(2).all(|pair| pair[0].lr == pair[1].lr) {
         true => scalars.extend(rates.take(1).map(|(_, lr)| scalar("learning_rate", lr))),
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn written_records_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let mut board = TensorBoard::create(&folder.path().join("a/b")).unwrap();
         board.write(&step(4, vec![stage(0, None, 0.5), stage(1, Some(2.0), 0.5)])).unwrap();

@@ -1,4 +1,4 @@
-//! The terminal, shared by a bar and lines that must not overwrite each other.
+//! The terminal, on which a bar and lines of text must not overwrite each other.
 
 #[cfg(unix)]
 mod echo;
@@ -22,7 +22,7 @@ pub(crate) enum Verbosity {
 }
 
 impl Verbosity {
-    /// The verbosity that two options give; by default a bar if stderr is a terminal, otherwise lines.
+    /// Returns the verbosity for `--plain` and `--quiet`; without both, a bar if stderr is a terminal, otherwise lines.
     pub(crate) fn new(plain: bool, quiet: bool) -> Self {
         match (quiet, plain) {
             (true, _) => Self::Quiet,
@@ -32,7 +32,7 @@ impl Verbosity {
     }
 }
 
-/// Where a command prints. Clones are the same terminal.
+/// The terminal that a command prints on. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Terminal {
     verbosity: Verbosity,
@@ -55,7 +55,7 @@ impl Terminal {
         self.verbosity
     }
 
-    /// The bar; it stays hidden until [`Self::show_bar`].
+    /// Returns the bar, which stays hidden until [`Self::show_bar`].
     pub(crate) fn bar(&self) -> &ProgressBar {
         &self.bar
     }
@@ -103,7 +103,7 @@ impl<'a> MakeWriter<'a> for Terminal {
 
 impl Write for &Terminal {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // These are whole lines: the subscriber formats a line before it writes.
+        // `bytes` are whole lines, since the subscriber formats a line before it writes.
         self.bar.suspend(|| io::stderr().write_all(bytes)).map(|()| bytes.len())
     }
 

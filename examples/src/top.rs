@@ -1,4 +1,4 @@
-//! `interlock top`: the present state of runs on the terminal, from the metrics that they serve.
+//! `interlock top`: shows the state of runs on the terminal, from the metrics that they serve.
 
 mod draw;
 mod model;
@@ -36,49 +36,49 @@ use model::View;
 use scrape::Scrape;
 use watch::Watch;
 
-/// The longest time until a key is read.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// The longest time to wait for a key before the screen is drawn again.
+const KEY_TIMEOUT: Duration = Duration::from_millis(100);
 
 pub(crate) fn run(arguments: &Top) -> Result<(), Exit> {
     if !arguments.once && !io::stdout().is_terminal() {
         let right = "use --once for plain text";
-        return Err(Error::invalid("top", "its output is no terminal, which it would draw on", right).into());
+        return Err(Error::invalid("top", "its output is not a terminal to draw on", right).into());
     }
-    let look = |address: &String| {
+    let fetch = |address: &String| {
         Scrape::fetch(address).map_err(|problem| {
             let right = format!("start the run with `interlock train --metrics {address}`");
             Exit::from(Error::invalid(address.clone(), problem, right))
         })
     };
-    let first: Vec<Scrape> = arguments.addresses.iter().map(look).collect::<Result<_, _>>()?;
+    let first: Vec<Scrape> = arguments.addresses.iter().map(fetch).collect::<Result<_, _>>()?;
     if arguments.once {
         std::thread::sleep(arguments.interval);
         for (address, first) in arguments.addresses.iter().zip(&first) {
-            say(&plain::text(address, &View::new(Some(first), &look(address)?)));
+            say(&plain::text(address, &View::new(Some(first), &fetch(address)?)));
         }
         return Ok(());
     }
     let mut watches: Vec<Watch> =
         arguments.addresses.iter().zip(first).map(|(address, first)| Watch::new(address, first)).collect();
     let ended = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&ended);
+    let set_ended = Arc::clone(&ended);
     interrupt::on_signal(move |first| {
-        asked.store(true, Ordering::Relaxed);
+        set_ended.store(true, Ordering::Relaxed);
         if first {
             return Next::GoOn;
         }
         ratatui::restore();
         Next::End
     })?;
-    let news = look_again(&arguments.addresses, arguments.interval)?;
-    let mut screen = Screen::open().map_err(|e| Exit::Failed(format!("the terminal cannot be drawn on: {e}")))?;
-    let shown = show(&mut screen.0, &mut watches, &news, &ended);
+    let readings = fetch_repeatedly(&arguments.addresses, arguments.interval)?;
+    let mut screen = Screen::open().map_err(|e| Exit::Failed(format!("cannot draw on the terminal: {e}")))?;
+    let shown = show(&mut screen.0, &mut watches, &readings, &ended);
     drop(screen);
-    shown.map_err(|e| Exit::Failed(format!("the terminal: {e}")))?;
+    shown.map_err(|e| Exit::Failed(format!("cannot draw on the terminal or read its keys: {e}")))?;
     if ended.load(Ordering::Relaxed) { Err(Exit::Stopped) } else { Ok(()) }
 }
 
-/// The terminal in drawing mode. It is restored when this is dropped, and after a panic.
+/// The terminal in drawing mode, which is left when this is dropped, and after a panic.
 struct Screen(DefaultTerminal);
 
 impl Screen {
@@ -93,45 +93,45 @@ impl Drop for Screen {
     }
 }
 
-/// The result of a reading, and the number of its endpoint.
-type News = (usize, Result<Scrape, String>);
+/// The number of an endpoint, and its metrics or an error.
+type Reading = (usize, Result<Scrape, String>);
 
-/// Reads the endpoints repeatedly, each on its own thread, so that one without an answer does not delay the others.
-fn look_again(addresses: &[String], interval: Duration) -> Result<Receiver<News>, Exit> {
-    let (tell, news) = channel();
+/// Fetches the metrics of each endpoint repeatedly on its own thread, so that one that does not answer does not delay the others.
+fn fetch_repeatedly(addresses: &[String], interval: Duration) -> Result<Receiver<Reading>, Exit> {
+    let (sender, readings) = channel();
     for (i, address) in addresses.iter().cloned().enumerate() {
-        let tell = tell.clone();
-        let look = move || {
+        let sender = sender.clone();
+        let fetch = move || {
             loop {
                 std::thread::sleep(interval);
-                if tell.send((i, Scrape::fetch(&address))).is_err() {
+                if sender.send((i, Scrape::fetch(&address))).is_err() {
                     break;
                 }
             }
         };
-        std::thread::Builder::new().name("look".to_owned()).spawn(look).map_err(Exit::failed)?;
+        std::thread::Builder::new().name("fetch".to_owned()).spawn(fetch).map_err(Exit::failed)?;
     }
-    Ok(news)
+    Ok(readings)
 }
 
 /// Draws until a key or a signal ends the program.
 fn show(
     terminal: &mut DefaultTerminal,
     watches: &mut [Watch],
-    news: &Receiver<News>,
+    readings: &Receiver<Reading>,
     ended: &AtomicBool,
 ) -> io::Result<()> {
     let mut choice = Choice::default();
     while !ended.load(Ordering::Relaxed) {
-        for (i, look) in news.try_iter() {
+        for (i, scrape) in readings.try_iter() {
             if !choice.paused {
-                watches[i].take(look);
+                watches[i].take(scrape);
             }
         }
         let stages = watches[choice.endpoint].view.stages.len();
         choice.stage = choice.stage.min(stages.saturating_sub(1));
         terminal.draw(|frame| draw::draw(frame, watches, choice))?;
-        if event::poll(PATIENCE)?
+        if event::poll(KEY_TIMEOUT)?
             && let Event::Key(key) = event::read()?
             && key.kind != KeyEventKind::Release
             && press(&mut choice, key.code, key.modifiers, stages, watches.len())
@@ -142,7 +142,7 @@ fn show(
     Ok(())
 }
 
-/// Handles a key; returns whether it ends the program.
+/// Handles a key. Returns whether it ends the program.
 fn press(choice: &mut Choice, key: KeyCode, modifiers: KeyModifiers, stages: usize, endpoints: usize) -> bool {
     const PAGE: usize = 10;
     let last = stages.saturating_sub(1);

@@ -1,4 +1,4 @@
-//! The file of `--trace`: a picture or a trace of a timeline, by the file's ending.
+//! The file of `--trace`: a picture (`.svg`) or a trace (`.json`) of a timeline.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use crate::run_folder;
 /// The default of `--trace-steps`: the number of steps that a run records.
 pub(crate) const STEPS: u64 = 4;
 
-/// A file for a timeline.
+/// The file to write a timeline to.
 #[derive(Debug)]
 pub(crate) struct TraceFile {
     path: PathBuf,
@@ -30,6 +30,8 @@ enum Format {
 }
 
 impl TraceFile {
+    /// Checks the path, and chooses the format by its ending.
+    ///
     /// # Errors
     /// If the ending is neither `.svg` nor `.json`, or a file cannot be written there.
     pub(crate) fn new(path: &Path) -> Result<Self> {
@@ -39,7 +41,7 @@ impl TraceFile {
             _ => {
                 return Err(Error::invalid(
                     format!("--trace {}", path.display()),
-                    "its ending says neither picture nor trace",
+                    "its ending is neither that of a picture nor that of a trace",
                     "use .svg (a picture) or .json (a trace for ui.perfetto.dev)",
                 ));
             }

@@ -1,4 +1,4 @@
-//! `interlock train`.
+//! `interlock train`: trains a model, and keeps the run in a folder.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: &Train) -> Result<(), Exit> {
         config.partition = PartitionConfig { stages: None, units_per_stage: Some(plan::best_partition(&config)?) };
     }
     let mut prepared = config.prepare()?;
-    // Before the stages are built: they register their metrics when they are.
+    // Before the stages are built, since they register their metrics then.
     let exporter = arguments.metrics.map(|address| Exporter::start(address, &config.name)).transpose()?;
     let trace_steps = arguments.trace_steps.unwrap_or(trace::STEPS);
     prepared.builder = prepared.builder.record(trace_steps.max(trace::STEPS));
@@ -91,14 +91,14 @@ fn end(
 fn begin(folder: &RunFolder, arguments: &Train, terminal: &Terminal) -> interlock::Result<Stopper> {
     log::start(&folder.log(), arguments.log_format.unwrap_or_default(), terminal)?;
     let stopper = Stopper::new();
-    let (asked, terminal, folder) = (stopper.clone(), terminal.clone(), folder.clone());
+    let (stop, terminal, folder) = (stopper.clone(), terminal.clone(), folder.clone());
     interrupt::on_signal(move |first| {
         if first && !folder.has_ended() {
-            asked.stop();
+            stop.stop();
             terminal.notice("stopping after the steps under way, with the run saved; again to end at once");
             return Next::GoOn;
         }
-        // Nothing more is saved. If even this cannot be written, the run stays marked as running.
+        // Nothing else is saved. If this cannot be written either, the run stays marked as running.
         let _ = folder.end(&Status::Failed { cause: "interrupted before it was saved".to_owned() });
         terminal.hide_bar();
         terminal.notice(&format!("ended; the files of the run are in {}", folder.path().display()));
@@ -107,7 +107,7 @@ fn begin(folder: &RunFolder, arguments: &Train, terminal: &Terminal) -> interloc
     Ok(stopper)
 }
 
-/// A run that has a folder.
+/// A run to train, with its folder and terminal.
 struct TrainingRun<'a> {
     config: &'a RunConfig,
     folder: &'a RunFolder,
@@ -116,7 +116,7 @@ struct TrainingRun<'a> {
 }
 
 impl TrainingRun<'_> {
-    /// Trains. A failure becomes the last event.
+    /// Trains, and writes a failure as the last event.
     fn train(&self, prepared: Prepared) -> interlock::Result<(Report, Option<Timeline>)> {
         let events = self.folder.event_log(&self.config.name, self.tensorboard)?;
         let trained = self.train_watched(prepared, &events);
@@ -152,7 +152,7 @@ impl TrainingRun<'_> {
         let split = Split { train: &*prepared.data.train, validation: Some(&*prepared.data.validation) };
         let report = trainer.fit(split);
         let timeline = trainer.timeline();
-        // Also of a failed run: it may show why it failed.
+        // The timeline of a failed run is written too: it may show why the run failed.
         let kept = timeline.as_ref().map_or(Ok(()), |timeline| folder.write_timeline(timeline));
         let report = report?;
         kept?;
@@ -166,7 +166,7 @@ impl TrainingRun<'_> {
     }
 }
 
-/// Returns a table of plans without the probe heads that are not built; `heads` has whether each stage has a head.
+/// Returns a table of plans without the probe heads that are not built; `heads` says whether each stage has a head.
 fn without_missing_heads(table: &str, heads: &[bool]) -> String {
     let row = |line: &str| -> String {
         let stage = line.split_whitespace().next().and_then(|first| first.parse::<usize>().ok());
@@ -213,7 +213,7 @@ mod tests {
     use super::without_missing_heads;
 
     #[test]
-    fn a_plan_names_no_head_that_is_not_built() {
+    fn heads_that_are_not_built_have_no_probe() {
         let table = GradientPlan::new(vec![1, 1, 2]).unwrap().to_string();
         assert!(table.lines().nth(1).unwrap().ends_with("probe"), "{table}");
         assert_eq!(without_missing_heads(&table, &[true, true, false]), table);

@@ -325,7 +325,7 @@ fn bad_files_are_refused_before_anything_is_written() {
 #[test]
 fn a_run_folder_that_is_none_or_of_another_model_is_refused() {
     let folder = TempDir::new().unwrap();
-    refused(folder.path(), &["eval", "nothing"], &["nothing", "no run folder"]);
+    refused(folder.path(), &["eval", "nothing"], &["nothing", "is not the folder of a run"]);
     done(&train(folder.path(), &SMALL));
     refused(folder.path(), &["train", "--out", "run"], &["--out run", "it exists"]);
     let config = folder.path().join("run/config.toml");

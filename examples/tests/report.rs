@@ -174,7 +174,7 @@ fn runs_that_failed_or_go_on_are_reported_as_far_as_they_came() {
     assert!(cut.contains("has not finished") && cut.contains("<b>1</b><span>steps</span>"), "{cut}");
     assert!(cut.contains("Training loss") && !cut.contains("Validation loss") && whole.contains("Validation loss"));
     fs::write(run.join("events.jsonl"), "").unwrap();
-    assert!(report().contains("No step has been made"));
+    assert!(report().contains("No step has been finished"));
 }
 
 /// A run that an earlier version recorded; it names no format.
@@ -238,8 +238,8 @@ fn what_cannot_be_reported_is_refused_and_nothing_is_written() {
         refused(folder.path(), &[&["report"], arguments].concat(), words);
         assert!(!folder.path().join("run/report.html").exists());
     };
-    refused(&["nowhere"], &["nowhere/config.toml", "no run folder", "interlock train"]);
-    refused(&["empty"], &["empty/config.toml", "no run folder"]);
+    refused(&["nowhere"], &["nowhere/config.toml", "is not the folder of a run", "interlock train"]);
+    refused(&["empty"], &["empty/config.toml", "is not the folder of a run"]);
     refused(&["run", "empty", "--out", "a.html"], &["empty/config.toml"]);
     refused(&["run", "run"], &["--out FILE.html"]);
     refused(&[], &["<RUN>"]);

@@ -48,26 +48,26 @@ fn once_prints_what_a_run_does() {
     }
     let boundary = row(" 0 to 1 ");
     assert!(boundary.len() == 1 && boundary[0].contains("B/s") && !boundary[0].contains(" - "), "{text}");
-    // Where there is no terminal it cannot draw on one.
-    refused(folder.path(), &["top", &address], &["no terminal", "--once"]);
+    // Without `--once`, the output must be a terminal.
+    refused(folder.path(), &["top", &address], &["not a terminal", "--once"]);
 }
 
 #[test]
-fn what_does_not_answer_is_refused_with_what_would() {
+fn unusable_addresses_are_refused_with_a_remedy() {
     let folder = TempDir::new().unwrap();
     let address = free_address();
     let remedy = format!("interlock train --metrics {address}");
     refused(folder.path(), &["top", &address, "--once"], &[&address, "refused", &remedy]);
-    refused(folder.path(), &["top", "9464"], &["no host and port", "127.0.0.1:9464"]);
-    refused(folder.path(), &["top", "http://a/metrics"], &["no host and port"]);
+    refused(folder.path(), &["top", "9464"], &["not a host and port", "127.0.0.1:9464"]);
+    refused(folder.path(), &["top", "http://a/metrics"], &["not a host and port"]);
     refused(folder.path(), &["top"], &["HOST:PORT"]);
     refused(folder.path(), &["top", &address, "--interval", "0"], &["seconds from 0.1"]);
 }
 
 #[test]
-fn what_serves_something_else_is_refused() {
+fn servers_of_something_else_are_refused() {
     let folder = TempDir::new().unwrap();
-    for (body, words) in [("up 1\n", "no metrics of interlock"), ("<html>", "no line of metrics")] {
+    for (body, words) in [("up 1\n", "not serve the metrics of interlock"), ("<html>", "not a line of metrics")] {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         std::thread::spawn(move || {

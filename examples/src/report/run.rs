@@ -18,13 +18,13 @@ use crate::{
     table::Measure,
 };
 
-/// The most actions of a picture; with more it is slow to show.
-const ACTIONS: usize = 6000;
+/// The largest number of actions in a picture of a timeline; with more, browsers show it slowly.
+const MAX_ACTIONS: usize = 6000;
 
 /// The contents of a run's folder, complete or up to its last event.
 pub(super) struct Run {
     pub(super) path: PathBuf,
-    /// Its name on the page, different from those of other runs.
+    /// Its name on the page, which differs from those of other runs.
     pub(super) label: String,
     pub(super) config: RunConfig,
     /// The text of `config.toml`.
@@ -59,7 +59,7 @@ impl Run {
         let (config, config_text) = folder.config()?;
         let file = path.join(events::FILE);
         if !file.exists() {
-            let cause = "it is not there; a report needs the events that `interlock train` writes to a run's folder";
+            let cause = "it does not exist; a report needs the events that `interlock train` writes to a run's folder";
             return Err(Error::file(file, cause));
         }
         let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -95,12 +95,12 @@ impl Run {
         }
     }
 
-    /// The number of stages; 0 if none was built.
+    /// Returns the number of stages, or 0 if none was built.
     pub(super) fn stages(&self) -> usize {
         self.started.as_ref().map_or(0, |started| started.stages.len())
     }
 
-    /// The scores of the last stage's head: of the report, or else of the last evaluation, or else of the last step.
+    /// Returns the scores of the last stage's head: of the report, or else of the last evaluation, or else of the last step.
     pub(super) fn scores(&self) -> Option<FinalReport> {
         let head =
             |loss: f64, accuracy: Option<f64>| FinalReport { loss, accuracy, perplexity: accuracy.map(|_| loss.exp()) };
@@ -109,20 +109,20 @@ impl Run {
         self.report.as_ref().map(|report| report.final_scores).or_else(evaluated).or_else(stepped)
     }
 
-    /// Seconds of training, without evaluations.
+    /// Returns the seconds of training, without evaluations.
     pub(super) fn train_seconds(&self) -> f64 {
         let so_far = || self.steps.iter().map(|step| step.step_seconds).sum();
         self.report.as_ref().map_or_else(so_far, |report| report.train_seconds)
     }
 
-    /// Training examples a second; none before the first step.
+    /// Returns the training examples a second, or none before the first step.
     pub(super) fn examples_per_second(&self) -> Option<f64> {
         let examples: u64 = self.steps.iter().map(|step| step.examples).sum();
         let so_far = examples as f64 / self.train_seconds();
         self.report.as_ref().map(|report| report.examples_per_second).or(so_far.is_finite().then_some(so_far))
     }
 
-    /// The gradient plans by their first steps, up to the last event.
+    /// Returns the gradient plans up to the last event, in the order of their first steps.
     pub(super) fn plans(&self) -> Vec<PhaseReport> {
         if let Some(report) = &self.report {
             return report.plans.clone();
@@ -137,11 +137,11 @@ impl Run {
         phases
     }
 
-    /// The timeline of as many last steps as a picture can show; none if nothing was recorded.
+    /// Returns the timeline of as many last steps as a picture can show, or none if nothing was recorded.
     pub(super) fn timeline_to_show(&self) -> Option<Timeline> {
         let timeline = self.timeline.as_ref().filter(|timeline| !timeline.spans.is_empty())?;
         let fewer = [4, 3, 2].map(|steps| timeline.cut_to_last_steps(steps));
-        let fits = |timeline: &Timeline| timeline.spans.len() <= ACTIONS;
+        let fits = |timeline: &Timeline| timeline.spans.len() <= MAX_ACTIONS;
         Some(fewer.into_iter().find(fits).unwrap_or_else(|| timeline.cut_to_last_steps(1)))
     }
 }

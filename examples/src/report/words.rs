@@ -1,4 +1,4 @@
-//! Settings and numbers as text.
+//! Writes settings and numbers as text.
 
 use interlock::tools::strategy::{StrategyConfig, StrategyName};
 
@@ -30,7 +30,7 @@ pub(super) fn strategy(config: &StrategyConfig) -> String {
     width(config.width, config.widths.as_ref()).unwrap_or_else(named) + &every(config.end_to_end_every)
 }
 
-/// A length of time, such as `12.3 s` or `1 h 2 min`.
+/// Writes a length of time, such as `12.3 s` or `1 h 2 min`.
 pub(super) fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 60.0 => format!("{s:.1} s"),
@@ -62,15 +62,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn strategies_and_numbers_are_told_in_words() {
-        let told = |json: &str| strategy(&serde_json::from_str(json).unwrap());
-        assert_eq!(told("{}"), "pairwise (width 2)");
-        assert_eq!(told(r#"{"name":"end_to_end"}"#), "end-to-end");
-        assert_eq!(told(r#"{"widths":[1,2],"end_to_end_every":5}"#), "widths 1, 2, end-to-end every 5 steps");
+    fn strategies_and_numbers_become_text() {
+        let text = |json: &str| strategy(&serde_json::from_str(json).unwrap());
+        assert_eq!(text("{}"), "pairwise (width 2)");
+        assert_eq!(text(r#"{"name":"end_to_end"}"#), "end-to-end");
+        assert_eq!(text(r#"{"widths":[1,2],"end_to_end_every":5}"#), "widths 1, 2, end-to-end every 5 steps");
         let phases = r#"{"width_schedule":[{"from_step":0,"width":1},{"from_step":9,"widths":[2,1]}]}"#;
-        assert_eq!(told(phases), "width 1 from step 0; widths 2, 1 from step 9");
+        assert_eq!(text(phases), "width 1 from step 0; widths 2, 1 from step 9");
         let adaptive = r#"{"adaptive":{"every":5,"window":2,"below":0.5}}"#;
-        assert_eq!(told(adaptive), "adaptive from width 1, below a cosine of 0.5");
+        assert_eq!(text(adaptive), "adaptive from width 1, below a cosine of 0.5");
         assert_eq!([12.34, 75.0, 3725.0].map(duration), ["12.3 s", "1 min 15 s", "1 h 2 min"]);
         assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
     }

@@ -1,8 +1,8 @@
-//! The messages of an event file, with the fields that are used here; others have numbers of their own and may be left out.
+//! The protocol buffer messages of an event file, with only the fields that are used here.
 
 use prost::{Message, Oneof};
 
-/// Something at a step: the file's version, or scalars.
+/// A record: the file's version, or the scalars of a step.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Record {
     /// Seconds since the Unix epoch.
@@ -22,7 +22,7 @@ pub(super) enum Content {
     Summary(Summary),
 }
 
-/// Scalars.
+/// A list of scalars.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Summary {
     #[prost(message, repeated, tag = "1")]
@@ -34,7 +34,7 @@ pub(super) struct Summary {
 pub(super) struct Scalar {
     #[prost(string, tag = "1")]
     pub(super) tag: String,
-    /// Always there, a zero too.
+    /// Always present, so that zeros are written too.
     #[prost(float, optional, tag = "2")]
     pub(super) simple_value: Option<f32>,
 }

@@ -1,18 +1,18 @@
-//! The framing of records in a file: length, its checksum, the bytes, their checksum; numbers are little-endian.
+//! The frames of records in an event file: length, its checksum, the bytes, their checksum; numbers are little-endian.
 
-/// A checksum as files of records store it: rotated, with a constant added, so that it differs from that of bytes which hold checksums.
+/// Returns the masked CRC-32C that event files store: rotated, with a constant added, since the CRC of bytes that contain a CRC is a weak check.
 fn masked_checksum(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// One record in its frame.
+/// Returns a record in its frame.
 pub(super) fn framed(bytes: &[u8]) -> Vec<u8> {
     let length = (bytes.len() as u64).to_le_bytes();
     let checksums = [masked_checksum(&length), masked_checksum(bytes)].map(u32::to_le_bytes);
     [&length[..], &checksums[0], bytes, &checksums[1]].concat()
 }
 
-/// The records of a whole file; none where a frame or a checksum is wrong.
+/// Returns the records of a whole file, or none if a frame or a checksum is wrong.
 #[cfg(test)]
 pub(super) fn unframed(mut file: &[u8]) -> Option<Vec<Vec<u8>>> {
     let mut records = Vec::new();
@@ -36,7 +36,7 @@ mod tests {
 
     #[test]
     fn frames_are_as_specified_and_damage_is_noticed() {
-        // CRC-32C of "123456789" is 0xe3069283, a check value that its definitions give.
+        // The published check value of CRC-32C, for "123456789", is 0xe3069283.
         let masked = 0xe306_9283_u32.rotate_right(15).wrapping_add(0xa282_ead8);
         assert_eq!(masked_checksum(b"123456789"), masked);
         let file = [framed(b"123456789"), framed(b"")].concat();

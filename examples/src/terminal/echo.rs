@@ -1,4 +1,4 @@
-//! Ctrl-C pressed below a bar: the terminal would write `^C` there, and so move the bar away from where it is thought to be.
+//! Stops the terminal from writing `^C` for Ctrl-C while a bar is drawn: that would move the bar, and the next update would not clear it.
 
 use std::{
     io,
@@ -13,21 +13,21 @@ use rustix::{
     termios::{LocalModes, OptionalActions, tcgetattr, tcgetpgrp, tcsetattr},
 };
 
-/// Whether the terminal behind stderr shows control characters as such; clones are the same.
+/// The mode `ECHOCTL` of stderr's terminal: whether it writes control characters such as `^C`. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Echo {
     off: Arc<AtomicBool>,
 }
 
 impl Echo {
-    /// Has it not show them, until [`Self::restore`].
+    /// Switches the mode off, until [`Self::restore`].
     pub(super) fn switch_off(&self) {
         if change(true, false) {
             self.off.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Has it show them again, if they were switched off.
+    /// Switches the mode on again, if [`Self::switch_off`] has switched it off.
     pub(super) fn restore(&self) {
         if self.off.swap(false, Ordering::Relaxed) {
             change(false, true);
@@ -35,10 +35,10 @@ impl Echo {
     }
 }
 
-/// Changes it from one to the other; whether that was to be done, and could be.
+/// Changes the mode if it is `from`. Returns whether it has.
 fn change(from: bool, to: bool) -> bool {
     let terminal = io::stderr();
-    // In the background a process that changes its terminal is halted.
+    // The system halts a process in the background that changes its terminal.
     if tcgetpgrp(&terminal).ok() != Some(getpgrp()) {
         return false;
     }

@@ -1,4 +1,4 @@
-//! Drawing of a view on the terminal.
+//! Draws a view on the terminal.
 
 use ratatui::{
     Frame,
@@ -17,15 +17,15 @@ use super::{
     words,
 };
 
-/// The colours of [`PHASES`].
+/// The colours of the phases, in the order of [`PHASES`].
 const COLOURS: [Color; PHASES.len()] =
     [Color::Blue, Color::Magenta, Color::Cyan, Color::Green, Color::LightGreen, Color::Yellow];
 /// The width of the bar of a stage's busy share.
-const BAR: usize = 8;
-/// The columns of a terminal from which on stages show the phases of their time.
-const WIDE: u16 = 130;
-/// The width of the phases.
-const SPLIT: usize = 24;
+const BAR_WIDTH: usize = 8;
+/// The number of columns from which on the table of stages shows the phases of their time.
+const WIDE_TERMINAL: u16 = 130;
+/// The width of a stage's phases in that table.
+const PHASES_WIDTH: usize = 24;
 
 /// The selection on the screen.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,14 +54,14 @@ pub(super) fn draw(frame: &mut Frame<'_>, watches: &[Watch], choice: Choice) {
     frame.render_widget(Line::from(keys).dim(), footer);
 }
 
-/// The areas of header, stages, the chosen stage, boundaries, history and footer. Stages and boundaries get as many lines as fit.
+/// Returns the areas of header, stages, the chosen stage, boundaries, history and footer. Stages and boundaries get as many lines as fit.
 fn areas(whole: Rect, view: &View) -> [Rect; 6] {
     const FIXED: [u16; 4] = [3, 5, 5, 1];
     const FRAME: u16 = 3;
     let tall = |rows: usize| u16::try_from(rows).unwrap_or(u16::MAX).saturating_add(FRAME);
-    let room = whole.height.saturating_sub(FIXED.iter().sum());
-    let boundaries = tall(view.boundaries.len()).min((room / 3).max(room.saturating_sub(tall(view.stages.len()))));
-    let stages = tall(view.stages.len()).min(room - boundaries);
+    let space = whole.height.saturating_sub(FIXED.iter().sum());
+    let boundaries = tall(view.boundaries.len()).min((space / 3).max(space.saturating_sub(tall(view.stages.len()))));
+    let stages = tall(view.stages.len()).min(space - boundaries);
     let [header, details, history, footer] = FIXED;
     let heights = [header, stages, details, boundaries].map(Constraint::Length);
     let heights = heights.into_iter().chain([Constraint::Min(history), Constraint::Length(footer)]);
@@ -86,7 +86,7 @@ fn draw_header(frame: &mut Frame<'_>, area: Rect, watches: &[Watch], choice: Cho
     if watches.len() > 1 {
         title.push(Span::from(format!("  {} of {}", choice.endpoint + 1, watches.len())).dim());
     }
-    let news = match (&watch.trouble, choice.paused) {
+    let notice = match (&watch.trouble, choice.paused) {
         (Some(trouble), _) => {
             let since = words::time(Some(trouble.since.elapsed().as_secs_f64()));
             Line::from(format!(" no answer for {since}: {}; these are the last values", trouble.problem)).red()
@@ -94,18 +94,18 @@ fn draw_header(frame: &mut Frame<'_>, area: Rect, watches: &[Watch], choice: Cho
         (None, true) => Line::from(" paused").yellow(),
         (None, false) => Line::default(),
     };
-    let lines = vec![Line::from(title), Line::from(format!(" {}", plain::summary(view))), news];
+    let lines = vec![Line::from(title), Line::from(format!(" {}", plain::summary(view))), notice];
     frame.render_widget(Paragraph::new(lines), area);
 }
 
 fn draw_stages(frame: &mut Frame<'_>, area: Rect, view: &View, chosen: usize) {
-    let wide = area.width >= WIDE;
+    let wide = area.width >= WIDE_TERMINAL;
     let mut header =
         vec!["stage", "device", "follows", "loss", "valid.", "acc %", "grad.", "busy (predicted)", "mail", "fly"];
-    let mut widths = vec![5, 13, 7, 6, 6, 5, 6, BAR as u16 + 10, 6, 3];
+    let mut widths = vec![5, 13, 7, 6, 6, 5, 6, BAR_WIDTH as u16 + 10, 6, 3];
     if wide {
         header.push("what it computes");
-        widths.push(SPLIT as u16);
+        widths.push(PHASES_WIDTH as u16);
     }
     header.extend(["memory", "last"]);
     widths.extend([6, 6]);
@@ -123,7 +123,7 @@ fn draw_stages(frame: &mut Frame<'_>, area: Rect, view: &View, chosen: usize) {
             right(words::count(stage.in_flight), 3),
         ];
         if wide {
-            cells.push(Cell::from(split(stage, SPLIT)));
+            cells.push(Cell::from(split(stage, PHASES_WIDTH)));
         }
         let late = stage.since_progress.is_some_and(|since| since > 30.0) && view.state == "training";
         let last = right(words::time(stage.since_progress), 6);
@@ -144,12 +144,12 @@ fn right(text: String, width: usize) -> Cell<'static> {
     Cell::from(format!("{text:>width$}"))
 }
 
-/// A bar as long as the stage is busy, with a mark where it is predicted to end, and both numbers.
+/// Returns a bar for the busy share of a stage, with a mark at the predicted share, and both numbers.
 fn busy(stage: &StageView) -> Line<'static> {
-    let cells = |share: f64| (share * BAR as f64).round() as usize;
+    let cells = |share: f64| (share * BAR_WIDTH as f64).round() as usize;
     let filled = stage.busy.map_or(0, cells);
-    let mark = stage.predicted_busy.map(|share| cells(share).clamp(1, BAR) - 1);
-    let bar = (0..BAR).map(|i| match (i < filled, mark == Some(i)) {
+    let mark = stage.predicted_busy.map(|share| cells(share).clamp(1, BAR_WIDTH) - 1);
+    let bar = (0..BAR_WIDTH).map(|i| match (i < filled, mark == Some(i)) {
         (_, true) => Span::from("┃").yellow(),
         (true, false) => Span::from("█").green(),
         (false, false) => Span::from("░").dim(),
@@ -160,7 +160,7 @@ fn busy(stage: &StageView) -> Line<'static> {
     Line::from_iter(bar.chain([Span::from(numbers)]))
 }
 
-/// A strip of cells in the colours of the stage's phases.
+/// Returns a strip of cells in the colours of the stage's phases.
 fn split(stage: &StageView, cells: usize) -> Line<'static> {
     let mut spans = Vec::new();
     let (mut sum, mut from) = (0.0, 0);
@@ -236,28 +236,28 @@ fn draw_history(frame: &mut Frame<'_>, area: Rect, watch: &Watch) {
     for (area, title, values, colour, from_zero) in
         [(loss, &titles[0], &watch.losses, Color::Cyan, false), (speed, &titles[1], &watch.speeds, Color::Green, true)]
     {
-        let room = area.width.saturating_sub(2).into();
-        let shown: Vec<f64> = values.iter().skip(values.len().saturating_sub(room)).copied().collect();
+        let space = area.width.saturating_sub(2).into();
+        let shown: Vec<f64> = values.iter().skip(values.len().saturating_sub(space)).copied().collect();
         let sparkline = Sparkline::default()
             .data(heights(&shown, from_zero))
-            .max(HEIGHTS)
+            .max(MAX_HEIGHT)
             .style(Style::new().fg(colour))
             .block(Block::bordered().title(title.as_str()).border_style(Style::new().dim()));
         frame.render_widget(sparkline, area);
     }
 }
 
-/// The height of the highest value.
-const HEIGHTS: u64 = 24;
+/// The height of the greatest value.
+const MAX_HEIGHT: u64 = 24;
 
-/// Values as whole numbers up to [`HEIGHTS`]; the least is 1, unless heights are to count from zero.
+/// Returns values as heights up to [`MAX_HEIGHT`]. The least value has height 1; with `from_zero`, heights are proportional to values instead.
 fn heights(values: &[f64], from_zero: bool) -> Vec<u64> {
     let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let least = if from_zero { 0.0 } else { values.iter().copied().fold(f64::INFINITY, f64::min) };
     let least_height = if from_zero { 0.0 } else { 1.0 };
     let range = greatest - least;
     let height = |value: &f64| match range > 0.0 {
-        true => least_height + (value - least) / range * (HEIGHTS as f64 - least_height),
+        true => least_height + (value - least) / range * (MAX_HEIGHT as f64 - least_height),
         false => least_height,
     };
     values.iter().map(|value| height(value).round() as u64).collect()

@@ -1,4 +1,4 @@
-//! The values that are shown, from two readings of a process.
+//! Computes the values to show from two scrapes of a process.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use interlock::tools::metrics::{MEMORY, Metric, PHASES, table};
 
 use super::scrape::{Sample, Scrape};
 
-/// One pipeline.
+/// The values of a pipeline.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct View {
     pub(super) pipeline: String,
@@ -20,13 +20,13 @@ pub(super) struct View {
     pub(super) learning_rate: Option<f64>,
     pub(super) examples_per_second: Option<f64>,
     pub(super) tokens_per_second: Option<f64>,
-    /// Mean over the steps that ended between the readings.
+    /// The mean seconds of the steps that ended between the scrapes.
     pub(super) step_seconds: Option<f64>,
     pub(super) stages: Vec<StageView>,
     pub(super) boundaries: Vec<BoundaryView>,
 }
 
-/// One stage.
+/// The values of a stage.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct StageView {
     pub(super) index: usize,
@@ -40,17 +40,20 @@ pub(super) struct StageView {
     pub(super) validation_accuracy: Option<f64>,
     pub(super) gradient_norm: Option<f64>,
     pub(super) alignment: Option<f64>,
-    /// The share of the time between the readings in which it computed, and the share that the schedule predicts.
+    /// The share of the time between the scrapes in which it computed.
     pub(super) busy: Option<f64>,
+    /// The busy share that the schedule predicts.
     pub(super) predicted_busy: Option<f64>,
-    /// The shares of its computation, in the order of [`PHASES`]; empty if it computed nothing.
+    /// The shares of its computing time, in the order of [`PHASES`]; empty if it computed nothing.
     pub(super) phases: Vec<f64>,
+    /// The number of messages in its mailbox, and the mailbox's capacity.
     pub(super) mailbox: Option<(f64, f64)>,
     pub(super) in_flight: Option<f64>,
-    /// Mean seconds that activations and gradients waited.
+    /// The mean seconds that activations waited.
     pub(super) activation_wait: Option<f64>,
+    /// The mean seconds that gradients waited.
     pub(super) gradient_wait: Option<f64>,
-    /// Bytes, as [`MEMORY`].
+    /// Bytes, in the order of [`MEMORY`].
     pub(super) memory: Vec<f64>,
     /// Seconds since it last finished a computation.
     pub(super) since_progress: Option<f64>,
@@ -62,11 +65,11 @@ pub(super) struct StageView {
 pub(super) struct Traffic {
     pub(super) messages_per_second: Option<f64>,
     pub(super) bytes_per_second: Option<f64>,
-    /// Mean seconds on the way.
+    /// The mean seconds of a transfer.
     pub(super) transfer: Option<f64>,
 }
 
-/// The boundary between two stages.
+/// The values of the boundary between two stages.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct BoundaryView {
     pub(super) from: usize,
@@ -75,18 +78,18 @@ pub(super) struct BoundaryView {
     pub(super) gradients: Traffic,
 }
 
-/// Two readings of a process.
-struct Looks<'a> {
+/// Two scrapes of a process.
+struct Interval<'a> {
     before: Option<&'a Scrape>,
     now: &'a Scrape,
     seconds: f64,
 }
 
 impl View {
-    /// The values of two readings, the second `now`. Without a first, or if the process was started in between, there are no rates.
+    /// Computes the values from two scrapes. Without `before`, or if the process was started after it, there are no rates.
     pub(super) fn new(before: Option<&Scrape>, now: &Scrape) -> Self {
         let seconds = before.map_or(0.0, |before| now.at.saturating_duration_since(before.at).as_secs_f64());
-        let looks = Looks { before: before.filter(|_| seconds > 0.0), now, seconds };
+        let interval = Interval { before: before.filter(|_| seconds > 0.0), now, seconds };
         let text = |sample: Option<&Sample>, label: &str| sample.and_then(|s| s.label(label)).unwrap_or("").to_owned();
         let run = now.all(table::RUN_INFO.name).first();
         let state = now.all(table::RUN_STATE.name).iter().find(|sample| sample.value == 1.0);
@@ -100,27 +103,27 @@ impl View {
             step: whole(&table::STEP),
             micro_batches: whole(&table::PIPELINE_MICROBATCHES),
             learning_rate: whole(&table::LEARNING_RATE),
-            examples_per_second: looks.rate(&table::SAMPLES, &[]),
-            tokens_per_second: looks.rate(&table::TOKENS, &[]).filter(|rate| *rate > 0.0),
-            step_seconds: looks.mean(&table::STEP_DURATION, &[]),
-            stages: stages(now).into_iter().map(|k| looks.stage(k)).collect(),
-            boundaries: boundaries(now).into_iter().map(|(from, to)| looks.boundary(from, to)).collect(),
+            examples_per_second: interval.rate(&table::SAMPLES, &[]),
+            tokens_per_second: interval.rate(&table::TOKENS, &[]).filter(|rate| *rate > 0.0),
+            step_seconds: interval.mean(&table::STEP_DURATION, &[]),
+            stages: stages(now).into_iter().map(|k| interval.stage(k)).collect(),
+            boundaries: boundaries(now).into_iter().map(|(from, to)| interval.boundary(from, to)).collect(),
         }
     }
 
-    /// The last stage's loss of the last batch.
+    /// Returns the last stage's loss of the last batch.
     pub(super) fn loss(&self) -> Option<f64> {
         self.stages.last().and_then(|stage| stage.loss)
     }
 }
 
-/// The stages that have metrics.
+/// Returns the numbers of the stages that have metrics.
 fn stages(now: &Scrape) -> BTreeSet<usize> {
     let samples = now.all(table::STAGE_INFO.name).iter();
     samples.filter_map(|sample| sample.label("stage")?.parse().ok()).collect()
 }
 
-/// Pairs of neighbouring stages, the upstream one first.
+/// Returns the pairs of neighbouring stages, the upstream one first.
 fn boundaries(now: &Scrape) -> BTreeSet<(usize, usize)> {
     let samples = now.all(table::BOUNDARY_MESSAGES.name).iter();
     let ends = samples.filter_map(|sample| {
@@ -130,26 +133,26 @@ fn boundaries(now: &Scrape) -> BTreeSet<(usize, usize)> {
     ends.map(|(src, dst)| (src.min(dst), src.max(dst))).collect()
 }
 
-impl Looks<'_> {
-    /// The growth of a counter; none if it is smaller than before, since then another process answers.
-    fn grown(&self, metric: &Metric, labels: &[(&str, &str)]) -> Option<f64> {
+impl Interval<'_> {
+    /// Returns the increase of a counter, or none if it is smaller than before: then another process has answered.
+    fn increase(&self, metric: &Metric, labels: &[(&str, &str)]) -> Option<f64> {
         let (before, now) = (self.before?, self.now.get(metric, labels)?);
-        // A new counter starts at 0.
-        Some(now - before.get(metric, labels).unwrap_or(0.0)).filter(|grown| *grown >= 0.0)
+        // A counter that did not exist before started at 0.
+        Some(now - before.get(metric, labels).unwrap_or(0.0)).filter(|increase| *increase >= 0.0)
     }
 
     fn rate(&self, metric: &Metric, labels: &[(&str, &str)]) -> Option<f64> {
-        self.grown(metric, labels).map(|grown| grown / self.seconds)
+        self.increase(metric, labels).map(|increase| increase / self.seconds)
     }
 
-    /// The growth of the sum and the count of a histogram.
+    /// Returns the increase of the sum and of the count of a histogram.
     fn recorded(&self, metric: &Metric, labels: &[(&str, &str)]) -> Option<(f64, f64)> {
         let (sum, count) = self.now.sum_and_count(metric, labels)?;
         let (sum_before, count_before) = self.before?.sum_and_count(metric, labels).unwrap_or((0.0, 0.0));
         (count >= count_before).then_some((sum - sum_before, count - count_before))
     }
 
-    /// The mean of the values recorded between the readings.
+    /// Returns the mean of the values recorded between the scrapes.
     fn mean(&self, metric: &Metric, labels: &[(&str, &str)]) -> Option<f64> {
         self.recorded(metric, labels).filter(|(_, count)| *count > 0.0).map(|(sum, count)| sum / count)
     }

@@ -1,4 +1,4 @@
-//! A view as plain text, for `--once`.
+//! Writes a view as plain text, for `--once`.
 
 use interlock::tools::metrics::PHASES;
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::table::table;
 
-/// The pipeline at `address` as lines of text.
+/// Returns the values of the pipeline at `address` as lines of text.
 pub(super) fn text(address: &str, view: &View) -> String {
     let mut parts = vec![title(address, view), summary(view)];
     if !view.stages.is_empty() {
@@ -21,14 +21,14 @@ pub(super) fn text(address: &str, view: &View) -> String {
     parts.join("\n")
 }
 
-/// The line of name and state.
+/// Returns the line of name and state.
 pub(super) fn title(address: &str, view: &View) -> String {
     let named = [&view.pipeline, &view.run, &view.model, &view.strategy].map(String::as_str);
     let [pipeline, run, model, strategy] = named.map(|name| if name.is_empty() { NONE } else { name });
     format!("{address}  {pipeline}  run {run}  {model}  {strategy}  {}", view.state)
 }
 
-/// The line of progress and speed.
+/// Returns the line of progress and speed.
 pub(super) fn summary(view: &View) -> String {
     let mut parts = vec![
         format!("step {}", words::count(view.step)),
@@ -43,7 +43,7 @@ pub(super) fn summary(view: &View) -> String {
     parts.join("  ")
 }
 
-/// `2 (3)`: the stages whose losses are followed, and the width.
+/// Returns the stages whose losses a stage follows, and the width, such as `2 (3)`.
 pub(super) fn follows(stage: &StageView) -> String {
     match (&stage.follows, stage.width) {
         (Some(follows), Some(width)) => format!("{follows} ({width:.0})"),
@@ -52,12 +52,12 @@ pub(super) fn follows(stage: &StageView) -> String {
     }
 }
 
-/// Messages in the mailbox, and how many fit.
+/// Returns the number of messages in the mailbox, and its capacity.
 pub(super) fn mailbox(stage: &StageView) -> String {
-    stage.mailbox.map_or_else(|| NONE.to_owned(), |(messages, room)| format!("{messages:.0}/{room:.0}"))
+    stage.mailbox.map_or_else(|| NONE.to_owned(), |(messages, capacity)| format!("{messages:.0}/{capacity:.0}"))
 }
 
-/// The score of the last evaluation, or else of the last batch.
+/// Returns the accuracy of the last evaluation, or else of the last batch.
 pub(super) fn accuracy(stage: &StageView) -> String {
     words::percent(stage.validation_accuracy.or(stage.accuracy))
 }
@@ -99,7 +99,7 @@ fn stages(view: &View) -> String {
     rows.to_string()
 }
 
-/// The phases of each stage's time, and the waiting times of its messages.
+/// Returns a table of the phases of each stage's time, and the waiting times of its messages.
 fn phases(view: &View) -> String {
     let phases = PHASES.map(words::phase);
     let mut header: Vec<&str> = vec!["stage"];
@@ -123,7 +123,7 @@ fn phases(view: &View) -> String {
     rows.to_string()
 }
 
-/// Messages, bytes and time of one direction.
+/// Returns messages and bytes a second, and the time of a transfer, in one direction.
 pub(super) fn traffic(traffic: &Traffic) -> [String; 3] {
     [
         words::rate(traffic.messages_per_second),

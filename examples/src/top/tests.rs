@@ -1,4 +1,4 @@
-//! From expositions written by hand to facts, and from facts to pictures.
+//! Tests from texts of metrics, written by hand, to values and pictures.
 
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,8 @@ use super::{
     watch::Watch,
 };
 
-/// What a process of two stages of width 2 tells after so many steps of 32 examples and half a second; stage 0 computes a quarter of the
-/// time, half of that forward, stage 1 the whole time.
+/// Returns the metrics of a process with two stages and width 2 after `steps` steps of 32 examples and half a second. Stage 0 computes a quarter of
+/// the time, half of that in forward passes; stage 1 computes the whole time.
 fn exposition(steps: u32) -> String {
     let seconds = f64::from(steps) * 0.5;
     let mut text = format!(
@@ -87,8 +87,8 @@ interlock_stage_queue_wait_seconds_count{{pipeline="chain",stage="1",kind="activ
     text
 }
 
-/// Looks after so many steps of half a second each.
-fn looks<const N: usize>(steps: [u32; N]) -> [Scrape; N] {
+/// Returns scrapes after these numbers of steps of half a second each.
+fn scrapes<const N: usize>(steps: [u32; N]) -> [Scrape; N] {
     let begun = Instant::now();
     steps.map(|steps| {
         let seconds = 0.5 * f64::from(steps);
@@ -97,8 +97,8 @@ fn looks<const N: usize>(steps: [u32; N]) -> [Scrape; N] {
 }
 
 #[test]
-fn two_looks_give_rates_and_shares() {
-    let [first, second] = looks([10, 14]);
+fn two_scrapes_give_rates_and_shares() {
+    let [first, second] = scrapes([10, 14]);
     let view = View::new(Some(&first), &second);
     let texts = [&view.pipeline, &view.run, &view.model, &view.strategy, &view.state].map(String::as_str);
     assert_eq!(texts, ["chain", "chain-1", "mlp", "width 2", "training"]);
@@ -134,8 +134,8 @@ fn two_looks_give_rates_and_shares() {
 }
 
 #[test]
-fn one_look_gives_what_needs_no_second() {
-    let [only] = looks([10]);
+fn one_scrape_gives_all_values_but_rates() {
+    let [only] = scrapes([10]);
     let view = View::new(None, &only);
     assert_eq!((view.step, view.examples_per_second, view.step_seconds), (Some(10.0), None, None));
     assert_eq!((view.stages[1].loss, view.stages[1].busy), (Some(1.75), None));
@@ -143,9 +143,9 @@ fn one_look_gives_what_needs_no_second() {
 }
 
 #[test]
-fn another_process_at_the_address_gives_no_rates_below_zero() {
-    let [before] = looks([100]);
-    let [_, now] = looks([0, 3]);
+fn another_process_at_the_address_gives_no_negative_rates() {
+    let [before] = scrapes([100]);
+    let [_, now] = scrapes([0, 3]);
     let view = View::new(Some(&before), &now);
     assert_eq!((view.step, view.examples_per_second), (Some(3.0), None));
     let later = Scrape::read(&exposition(3), before.at + Duration::from_secs(2), 0.0).unwrap();
@@ -155,7 +155,7 @@ fn another_process_at_the_address_gives_no_rates_below_zero() {
 }
 
 #[test]
-fn a_process_that_builds_its_stages_is_starting() {
+fn process_without_stages_is_starting() {
     let text = "interlock_build_info{pipeline=\"chain\",version=\"0.1.0\",revision=\"0\"} 1\n";
     let view = View::new(None, &Scrape::read(text, Instant::now(), 0.0).unwrap());
     assert_eq!((view.state.as_str(), view.stages.len(), view.step), ("starting", 0, None));
@@ -163,8 +163,8 @@ fn a_process_that_builds_its_stages_is_starting() {
 }
 
 #[test]
-fn a_phase_longer_than_an_interval_is_spread_over_the_window() {
-    // A stage that computes for six seconds of eight, and tells at the end.
+fn phase_longer_than_an_interval_is_spread_over_the_window() {
+    // A stage computes for six seconds of eight, and reports that at the end.
     let at = |k: u32, done: f64| {
         let text = format!(
             "interlock_stage_info{{stage=\"0\",device=\"cpu\",follows=\"0\"}} 1\n\
@@ -180,7 +180,7 @@ fn a_phase_longer_than_an_interval_is_spread_over_the_window() {
         assert_eq!(watch.view.stages[0].busy, Some(0.0));
     }
     watch.take(Ok(at(8, 6.0)));
-    // Five seconds and the interval before them count.
+    // The window is the five seconds, and the interval before them.
     assert_eq!(watch.view.stages[0].busy, Some(1.0));
     for k in 9..=12 {
         watch.take(Ok(at(k, 6.0)));
@@ -195,8 +195,8 @@ thread_local! {
 }
 
 #[test]
-fn who_does_not_answer_keeps_the_last_values_until_it_does() {
-    let [first, second, third, fourth] = looks([10, 12, 20, 22]);
+fn endpoint_without_an_answer_keeps_its_last_values() {
+    let [first, second, third, fourth] = scrapes([10, 12, 20, 22]);
     let mut watch = Watch::new("host:1", first);
     watch.take(Ok(second));
     assert_eq!((watch.view.examples_per_second, watch.losses.len()), (Some(64.0), 2));
@@ -219,23 +219,23 @@ fn picture(watches: &[Watch], choice: Choice, width: u16, height: u16) -> String
     terminal.backend().to_string()
 }
 
-fn watch_of(steps: [u32; 6]) -> Watch {
-    let mut looks = looks(steps).into_iter();
-    let mut watch = Watch::new("127.0.0.1:9464", looks.next().unwrap());
-    looks.for_each(|look| watch.take(Ok(look)));
+fn watch_after(steps: [u32; 6]) -> Watch {
+    let mut scrapes = scrapes(steps).into_iter();
+    let mut watch = Watch::new("127.0.0.1:9464", scrapes.next().unwrap());
+    scrapes.for_each(|scrape| watch.take(Ok(scrape)));
     watch
 }
 
 #[test]
-fn the_picture() {
-    let watch = watch_of([10, 12, 14, 16, 18, 20]);
+fn pictures_of_narrow_and_wide_terminals() {
+    let watch = watch_after([10, 12, 14, 16, 18, 20]);
     insta::assert_snapshot!("narrow", picture(std::slice::from_ref(&watch), Choice::default(), 100, 28));
     insta::assert_snapshot!("wide", picture(&[watch], Choice { stage: 1, ..Choice::default() }, 140, 28));
 }
 
 #[test]
-fn trouble_and_pause_are_said_and_several_are_counted() {
-    let mut watches = [watch_of([1, 2, 3, 4, 5, 6]), watch_of([1, 2, 3, 4, 5, 6])];
+fn trouble_pause_and_the_number_of_endpoints_are_shown() {
+    let mut watches = [watch_after([1, 2, 3, 4, 5, 6]), watch_after([1, 2, 3, 4, 5, 6])];
     let second = Choice { endpoint: 1, stage: 0, paused: true };
     let shown = picture(&watches, second, 100, 28);
     assert!(shown.contains(" paused") && shown.contains("2 of 2") && shown.contains("tab next"), "{shown}");
@@ -252,7 +252,7 @@ fn all_losses_that_a_stage_follows_are_shown() {
 }
 
 #[test]
-fn many_stages_are_scrolled_and_no_size_is_too_small() {
+fn many_stages_are_scrolled_and_any_size_works() {
     let info = |k: usize| {
         format!(
             "interlock_stage_info{{stage=\"{k}\",device=\"cpu\",follows=\"{k}\"}} 1\n\

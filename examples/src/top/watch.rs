@@ -1,4 +1,4 @@
-//! One endpoint over time: the last looks at it, what they tell, and whether it still answers.
+//! An endpoint over time: its last scrapes, the values from them, and whether it still answers.
 
 use std::{
     collections::VecDeque,
@@ -7,31 +7,33 @@ use std::{
 
 use super::{model::View, scrape::Scrape};
 
-/// Rates are those of at least so long, so that a phase that takes longer than an interval is not one moment idle and one moment more than busy.
+/// Rates are over at least this time. A phase is reported when it ends, so over less time, one that is longer than the interval between scrapes
+/// would look idle first and more than busy then.
 const WINDOW: Duration = Duration::from_secs(5);
-/// Values that are kept of what is drawn over time.
+/// The number of values to keep of each curve.
 const HISTORY: usize = 512;
 
-/// Why there is no news.
+/// The time since which there is no answer, and the reason.
 #[derive(Clone, Debug)]
 pub(super) struct Trouble {
     pub(super) since: Instant,
     pub(super) problem: String,
 }
 
-/// One endpoint.
+/// An endpoint.
 #[derive(Debug)]
 pub(super) struct Watch {
     pub(super) address: String,
-    /// What the last looks tell.
+    /// The values of the last scrapes.
     pub(super) view: View,
-    /// There where the last look failed.
+    /// Set if the last scrape failed.
     pub(super) trouble: Option<Trouble>,
-    /// The last stage's loss and the examples a second at every look.
+    /// The last stage's loss at every scrape.
     pub(super) losses: VecDeque<f64>,
+    /// The examples a second at every scrape.
     pub(super) speeds: VecDeque<f64>,
-    /// The first is the one that rates count from.
-    looks: VecDeque<Scrape>,
+    /// The last scrapes; rates are computed from the first of them.
+    scrapes: VecDeque<Scrape>,
 }
 
 impl Watch {
@@ -42,15 +44,15 @@ impl Watch {
             trouble: None,
             losses: VecDeque::new(),
             speeds: VecDeque::new(),
-            looks: VecDeque::new(),
+            scrapes: VecDeque::new(),
         };
         watch.take(Ok(first));
         watch
     }
 
-    /// Takes what a look found; where it found nothing the last values stay.
-    pub(super) fn take(&mut self, look: Result<Scrape, String>) {
-        let scrape = match look {
+    /// Takes the result of a scrape. After a failure the last values stay.
+    pub(super) fn take(&mut self, result: Result<Scrape, String>) {
+        let scrape = match result {
             Ok(scrape) => scrape,
             Err(problem) => {
                 let since = self.trouble.take().map_or_else(Instant::now, |trouble| trouble.since);
@@ -59,14 +61,14 @@ impl Watch {
             }
         };
         if self.trouble.take().is_some() {
-            // The next answer may be of another run, so rates start again.
-            self.looks.clear();
+            // This answer may be from another run, so rates start again.
+            self.scrapes.clear();
         }
-        while self.looks.get(1).is_some_and(|second| scrape.at.saturating_duration_since(second.at) >= WINDOW) {
-            self.looks.pop_front();
+        while self.scrapes.get(1).is_some_and(|second| scrape.at.saturating_duration_since(second.at) >= WINDOW) {
+            self.scrapes.pop_front();
         }
-        self.view = View::new(self.looks.front(), &scrape);
-        self.looks.push_back(scrape);
+        self.view = View::new(self.scrapes.front(), &scrape);
+        self.scrapes.push_back(scrape);
         keep(&mut self.losses, self.view.loss());
         keep(&mut self.speeds, self.view.examples_per_second);
     }

@@ -1,13 +1,13 @@
-//! Numbers in few characters, with a dash for what is not known.
+//! Writes numbers in few characters, with a dash for unknown ones.
 
-/// What is not known, or not there.
+/// The text for unknown or missing values.
 pub(super) const NONE: &str = "-";
 
 fn or_dash(value: Option<f64>, show: impl Fn(f64) -> String) -> String {
     value.filter(|value| !value.is_nan()).map_or_else(|| NONE.to_owned(), show)
 }
 
-/// A loss or a norm: four digits or so.
+/// Writes a loss or a norm with about four digits.
 pub(super) fn number(value: Option<f64>) -> String {
     or_dash(value, |value| match value.abs() {
         0.0 => "0".to_owned(),
@@ -19,17 +19,17 @@ pub(super) fn number(value: Option<f64>) -> String {
     })
 }
 
-/// A phase as it is read.
+/// Returns the name of a phase for readers, from its label.
 pub(super) fn phase(label: &str) -> String {
     label.replace('_', " ")
 }
 
-/// A whole number.
+/// Writes a whole number.
 pub(super) fn count(value: Option<f64>) -> String {
     or_dash(value, |value| format!("{value:.0}"))
 }
 
-/// How many a second.
+/// Writes a number a second.
 pub(super) fn rate(value: Option<f64>) -> String {
     or_dash(value, |value| match value {
         value if value < 10.0 => format!("{value:.1}"),
@@ -37,12 +37,12 @@ pub(super) fn rate(value: Option<f64>) -> String {
     })
 }
 
-/// A share from 0 to 1, in percent.
+/// Writes a share from 0 to 1, in percent.
 pub(super) fn percent(value: Option<f64>) -> String {
     or_dash(value, |value| format!("{:.0}", 100.0 * value))
 }
 
-/// Seconds in the unit that suits them.
+/// Writes seconds in the unit that suits them.
 pub(super) fn time(seconds: Option<f64>) -> String {
     or_dash(seconds, |seconds| match seconds {
         0.0 => "0 s".to_owned(),
@@ -56,7 +56,7 @@ pub(super) fn time(seconds: Option<f64>) -> String {
     })
 }
 
-/// Bytes in the unit that suits them.
+/// Writes bytes in the unit that suits them.
 pub(super) fn bytes(bytes: Option<f64>) -> String {
     or_dash(bytes, |bytes| {
         let mut value = bytes;

@@ -1,4 +1,4 @@
-//! The parts of the page.
+//! The sections of the page.
 
 use interlock::tools::{
     timeline::{Drawing, escape},
@@ -30,13 +30,14 @@ pub(super) fn setting(run: &Run) -> String {
     words.join(" · ")
 }
 
-/// The folder of the run, and when it started.
+/// Returns the folder of the run, and the time of its start.
 pub(super) fn place(run: &Run) -> String {
     let begun = run.environment.as_ref().map(|environment| format!(", begun {}", environment.started));
     format!("{}{}", run.path.display(), begun.unwrap_or_default())
 }
 
-/// The state of a run that has not finished; empty for a finished one. `named` adds the run's name, for a page of several runs.
+/// Returns a banner about the state of a run that has not finished, or an empty text for a finished one. With `named` it contains the run's name,
+/// for a page of several runs.
 pub(super) fn banner(run: &Run, named: bool) -> String {
     let of = if named { format!(" {}", run.label) } else { String::new() };
     let (class, heading, text) = match (&run.status, &run.failed) {
@@ -59,18 +60,18 @@ pub(super) fn banner(run: &Run, named: bool) -> String {
         (Status::Running, None) => (
             "banner",
             format!("The run{of} has not finished"),
-            "It is under way, or was ended from outside. What follows is what it has written so far.".to_owned(),
+            "It is still running, or was killed. This page shows what it has written so far.".to_owned(),
         ),
     };
     format!("<div class=\"{class}\"><b>{}</b>{}</div>\n", escape(&heading), escape(&text))
 }
 
-/// The table of several runs, a row each.
+/// Returns a table of several runs, with one row for each.
 pub(super) fn summary(runs: &[Run]) -> String {
     let all: Vec<Vec<(&str, String)>> = runs.iter().map(results).collect();
     // The columns in which some run has a value.
-    let told: Vec<usize> = (0..all[0].len()).filter(|&n| all.iter().any(|results| results[n].1 != DASH)).collect();
-    let header = std::iter::once(Cell::text("run")).chain(told.iter().map(|&n| Cell::number(all[0][n].0))).chain([
+    let shown: Vec<usize> = (0..all[0].len()).filter(|&n| all.iter().any(|results| results[n].1 != DASH)).collect();
+    let header = std::iter::once(Cell::text("run")).chain(shown.iter().map(|&n| Cell::number(all[0][n].0))).chain([
         Cell::text("strategy"),
         Cell::number("stages"),
         Cell::number("seed"),
@@ -91,14 +92,14 @@ pub(super) fn summary(runs: &[Run]) -> String {
             Cell::number(run.config.seed.to_string()),
             Cell::text(state),
         ];
-        let results = told.iter().map(|&n| Cell::number(results[n].1.clone()));
+        let results = shown.iter().map(|&n| Cell::number(results[n].1.clone()));
         std::iter::once(Cell::text(run.label.clone()).keyed(n)).chain(results).chain(settings).collect()
     };
     let rows: Vec<_> = runs.iter().enumerate().map(row).collect();
     table(&header.collect::<Vec<_>>(), &rows)
 }
 
-/// The results of a run with their names, the same for all runs.
+/// Returns the results of a run with their names, in the same order for all runs.
 fn results(run: &Run) -> Vec<(&'static str, String)> {
     let scores = run.scores();
     let perplexity = scores.filter(|_| run.measure == Measure::Perplexity).and_then(|scores| scores.perplexity);
@@ -112,7 +113,7 @@ fn results(run: &Run) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The results of one run in large print.
+/// Returns the results of one run in large print.
 pub(super) fn cards(run: &Run) -> String {
     let mut results: Vec<_> = results(run).into_iter().filter(|(_, value)| value != DASH).collect();
     // The measure of the run comes first.
@@ -129,16 +130,16 @@ pub(super) fn cards(run: &Run) -> String {
     format!("<div class=\"cards\">\n{cards}</div>\n<p class=\"faint note\">Scores are those {last}.</p>\n")
 }
 
-/// The plots.
+/// Returns the section of the plots.
 pub(super) fn plots(plots: &[Plot]) -> String {
     if plots.is_empty() {
-        return "<h2>Curves</h2>\n<p class=\"faint\">No step has been made.</p>\n".to_owned();
+        return "<h2>Curves</h2>\n<p class=\"faint\">No step has been finished.</p>\n".to_owned();
     }
     let figures: String = plots.iter().map(|plot| format!("<figure>{}</figure>\n", plot.to_inline_svg())).collect();
     format!("<h2>Curves</h2>\n<div class=\"plots\">\n{figures}</div>\n")
 }
 
-/// The table of the stages.
+/// Returns the section with the table of the stages.
 pub(super) fn stages(run: &Run) -> String {
     let Some(started) = &run.started else { return String::new() };
     let header = [
@@ -181,20 +182,20 @@ fn losses(followed: &Followed) -> String {
     followed.0.iter().map(loss).collect::<Vec<_>>().join(", ")
 }
 
-/// The timeline; empty if it was not recorded.
+/// Returns the section of the timeline, or an empty text if it was not recorded.
 pub(super) fn timeline(run: &Run) -> String {
     let Some(timeline) = run.timeline_to_show() else { return String::new() };
     let svg = timeline.to_svg(&Drawing { title: "What each stage did when, in the last steps", ..Drawing::default() });
     format!("<h2>Timeline</h2>\n<div class=\"sheet timeline\">{svg}</div>\n")
 }
 
-/// The text of the configuration.
+/// Returns the section with the text of the configuration.
 pub(super) fn configuration(run: &Run) -> String {
     let text = escape(run.config_text.trim_end());
     format!("<h2>Configuration</h2>\n<div class=\"sheet\"><pre>{text}</pre></div>\n")
 }
 
-/// Program and machine of a run; empty if they are not known.
+/// Returns the section about program and machine of a run, or an empty text if they are not known.
 pub(super) fn environment(run: &Run) -> String {
     let Some(environment) = &run.environment else { return String::new() };
     let values = facts_of(environment);
@@ -202,7 +203,7 @@ pub(super) fn environment(run: &Run) -> String {
     format!("<h2>Environment</h2>\n{}", pairs(&rows))
 }
 
-/// Programs and machines of several runs, side by side.
+/// Returns the section with programs and machines of several runs, side by side.
 pub(super) fn environments(runs: &[Run]) -> String {
     let known: Vec<(usize, &Run, Vec<String>)> = runs
         .iter()
@@ -222,10 +223,11 @@ pub(super) fn environments(runs: &[Run]) -> String {
     format!("<h2>Environments</h2>\n{}", table(&header, &rows))
 }
 
+/// The names of the values of an environment.
 const ENVIRONMENT: [&str; 8] =
     ["program", "command", "begun", "system", "processor", "cores", "vector instructions", "memory"];
 
-/// The values of an environment, in the order of [`ENVIRONMENT`].
+/// Returns the values of an environment, in the order of [`ENVIRONMENT`].
 fn facts_of(environment: &Environment) -> [String; 8] {
     let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
     [
