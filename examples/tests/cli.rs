@@ -1,4 +1,4 @@
-//! The command's contract: exit codes, messages, files.
+//! Tests of the command: exit codes, messages, files.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
@@ -34,7 +34,7 @@ fn golden(name: &str) -> PathBuf {
 }
 
 #[test]
-fn a_run_is_trained_stored_and_scored_again() {
+fn run_is_trained_saved_and_evaluated_again() {
     let folder = TempDir::new().unwrap();
     let output = train(folder.path(), &[&SMALL[..], &["--report", "report.json"]].concat());
     let shown = done(&output);
@@ -74,13 +74,13 @@ fn a_run_is_trained_stored_and_scored_again() {
     refused(folder.path(), &["eval", "run", "--stage", "7"], &["stage 7 has no head", "0, 1"]);
     refused(folder.path(), &["generate", "run", "--prompt", "x"], &["on images", "interlock predict"]);
 
-    // What was written configures the same run again, and starts another one.
+    // The configuration and the weights of the run start another one.
     let again = ["train", "--quiet", "--out", "again", "--config", "run/config.toml", "--set", "init_from=run"];
     assert_eq!(done(&interlock(folder.path(), &again)), "");
 }
 
 #[test]
-fn what_stages_did_when_is_drawn_or_traced() {
+fn timeline_is_written_as_picture_or_trace() {
     let folder = TempDir::new().unwrap();
     let train = |name: &str, more: &[&str]| -> String {
         let arguments = [&["train", "--quiet", "--out", name], &SMALL[..], more].concat();
@@ -92,8 +92,8 @@ fn what_stages_did_when_is_drawn_or_traced() {
     let trace: Value = serde_json::from_str(&train("b", &["--trace", "b.json", "--trace-steps", "1"])).unwrap();
     let slices: Vec<&Value> =
         trace["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "X").collect();
-    // Of the last step alone, in two stages of width 2 with a probe: forward, head, parameter gradient and update in both, and the
-    // gradient of the last one's input.
+    // The last step of two stages of width 2 with a probe: forward pass, head, parameter gradient and update of both, and the input gradient of the
+    // last one.
     assert_eq!(slices.len(), 4 * 2 + 1);
     assert!(slices.iter().all(|slice| slice["args"]["step"] == 2), "{slices:?}");
 
@@ -111,7 +111,7 @@ fn what_stages_did_when_is_drawn_or_traced() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_run_and_another_seed_another() {
+fn same_seed_gives_the_same_run_and_another_seed_another() {
     let folder = TempDir::new().unwrap();
     let loss = |name: &str, more: &[&str]| {
         let arguments = [&["train", "--quiet", "--out", name], &SMALL[..], more].concat();
@@ -126,7 +126,7 @@ fn the_same_seed_gives_the_same_run_and_another_seed_another() {
 }
 
 #[test]
-fn a_text_is_learned_and_continued() {
+fn text_model_is_trained_and_continues_a_text() {
     let folder = TempDir::new().unwrap();
     let config = configs().join("shakespeare-gpt.toml");
     let source = ["--config", config.to_str().unwrap()];
@@ -147,7 +147,7 @@ fn a_text_is_learned_and_continued() {
 }
 
 #[test]
-fn widths_are_compared_and_the_table_is_stored() {
+fn widths_are_compared_and_the_table_is_written() {
     let folder = TempDir::new().unwrap();
     let arguments =
         [&["compare", "--widths", "1,e2e", "--seeds", "2", "--out", "table", "--json"], &SMALL[..]].concat();
@@ -199,19 +199,19 @@ fn widths_change_by_schedule_and_by_measurement() {
 }
 
 #[test]
-fn golden_cases_are_replayed_and_a_bent_one_fails() {
+fn golden_cases_are_replayed_and_a_damaged_one_fails() {
     let folder = TempDir::new().unwrap();
     let good = golden("mlp-k5-w2");
     let shown = done(&interlock(folder.path(), &["replay", good.to_str().unwrap()]));
     assert_eq!(shown.lines().last(), Some("1 passed, 0 failed"));
-    let bent = folder.path().join("bent");
-    fs::create_dir(&bent).unwrap();
-    fs::copy(good.join("case.json"), bent.join("case.json")).unwrap();
+    let damaged = folder.path().join("damaged");
+    fs::create_dir(&damaged).unwrap();
+    fs::copy(good.join("case.json"), damaged.join("case.json")).unwrap();
     let mut bytes = fs::read(good.join("tensors.safetensors")).unwrap();
     let at = bytes.len() - 2;
     bytes[at] ^= 0x40; // in the last tensor's last value
-    fs::write(bent.join("tensors.safetensors"), bytes).unwrap();
-    let output = interlock(folder.path(), &["replay", good.to_str().unwrap(), "bent", "missing"]);
+    fs::write(damaged.join("tensors.safetensors"), bytes).unwrap();
+    let output = interlock(folder.path(), &["replay", good.to_str().unwrap(), "damaged", "missing"]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(out(&output).lines().last(), Some("1 passed, 2 failed"));
     assert!(out(&output).contains("FAILED") && out(&output).contains("case.json"), "{}", out(&output));
@@ -323,7 +323,7 @@ fn bad_files_are_refused_before_anything_is_written() {
 }
 
 #[test]
-fn a_run_folder_that_is_none_or_of_another_model_is_refused() {
+fn folders_without_a_run_or_of_another_model_are_refused() {
     let folder = TempDir::new().unwrap();
     refused(folder.path(), &["eval", "nothing"], &["nothing", "is not the folder of a run"]);
     done(&train(folder.path(), &SMALL));
@@ -357,7 +357,7 @@ fn initial_weights_must_be_those_of_the_model_unless_others_are_allowed() {
     done(&output);
     assert!(err(&output).contains("layer2.1.conv1.weight"), "{}", err(&output));
 
-    // Weights that the model has no name for are named, and not used.
+    // Weights with names that the model does not know are listed and not used.
     let shorter = ["--set=init_from=longer"];
     let output = interlock(folder.path(), &again("shorter", &shorter));
     done(&output);
@@ -371,21 +371,21 @@ fn initial_weights_must_be_those_of_the_model_unless_others_are_allowed() {
 }
 
 #[test]
-fn a_run_names_its_model_and_strategy_first_and_no_head_that_is_not_built() {
+fn run_prints_its_model_and_strategy_first_and_no_missing_heads() {
     let folder = TempDir::new().unwrap();
     let heads = ["--set=partition.stages=3", "--set=strategy.name=end_to_end", "--set=heads.train=needed"];
     let shown = done(&train(folder.path(), &[&SMALL[..], &heads].concat()));
     let first = shown.lines().next().unwrap();
     assert!(first.contains("model resnet") && first.contains("strategy end-to-end"), "{first}");
     assert!(!shown.contains("probe"), "{shown}");
-    // One score for each stage, a dash where there is no head.
+    // One score for each stage, or a dash if it has no head.
     let scores = shown.lines().find(|line| line.contains("of each stage's head")).unwrap();
     let scores = scores.split_once("head: ").unwrap().1.trim_end_matches("  (best so far)");
     assert_eq!(scores.split(' ').map(|score| score == "-").collect::<Vec<_>>(), [true, true, false], "{scores}");
 }
 
 #[test]
-fn a_run_that_leaves_the_finite_fails_and_stores_no_weights() {
+fn run_with_a_non_finite_value_fails_and_saves_no_weights() {
     let folder = TempDir::new().unwrap();
     let output = train(folder.path(), &[&SMALL[..], &["--set=optimizer.lr=1e30"]].concat());
     let message = err(&output);
@@ -402,7 +402,7 @@ fn a_run_that_leaves_the_finite_fails_and_stores_no_weights() {
 }
 
 #[test]
-fn the_configurations_that_come_along_are_sound() {
+fn included_configurations_are_valid() {
     let folder = TempDir::new().unwrap();
     let mut names: Vec<PathBuf> = fs::read_dir(configs()).unwrap().map(|e| e.unwrap().path()).collect();
     names.sort();
@@ -421,7 +421,7 @@ fn the_configurations_that_come_along_are_sound() {
 }
 
 #[test]
-fn help_says_what_there_is() {
+fn help_lists_commands_and_options() {
     let folder = TempDir::new().unwrap();
     insta::assert_snapshot!("help", done(&interlock(folder.path(), &["--help"])));
     insta::assert_snapshot!("help_train", done(&interlock(folder.path(), &["train", "--help"])));

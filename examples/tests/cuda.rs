@@ -1,4 +1,4 @@
-//! The command on GPUs: `cuda:0` and `cuda:1`, real ones or emulated (see backends/cuda/README.md).
+//! Tests of the command on the GPUs `cuda:0` and `cuda:1`, real or emulated (see backends/cuda/README.md).
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
@@ -11,7 +11,7 @@ use common::{SMALL, done, err, interlock, json, refused, train};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The report of a small run with `more` settings.
+/// Returns the report of a small run with `more` settings.
 fn report(more: &[&str]) -> Value {
     let folder = TempDir::new().unwrap();
     done(&train(folder.path(), &[&SMALL[..], more].concat()));
@@ -27,7 +27,7 @@ fn devices(report: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn images_are_learned_alike_on_cpu_and_gpus_and_both() {
+fn images_are_learned_equally_on_cpu_gpus_and_both() {
     for settings in [
         &["--set=micro_batches=3"][..],
         &["--set=strategy.width=1", "--set=clip.max_norm=0.5"],
@@ -63,7 +63,7 @@ fn bf16_learns_nearly_the_same() {
 }
 
 #[test]
-fn a_text_is_learned_alike() {
+fn text_is_learned_equally_on_cpu_and_gpus() {
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/shakespeare-gpt.toml");
     let perplexity = |devices: &str| {
         let folder = TempDir::new().unwrap();
@@ -88,7 +88,7 @@ fn a_text_is_learned_alike() {
 }
 
 #[test]
-fn devices_are_listed_and_others_refused_with_what_would_be_right() {
+fn devices_are_listed_and_unknown_ones_refused_with_a_remedy() {
     let folder = TempDir::new().unwrap();
     let listed = done(&interlock(folder.path(), &["devices"]));
     assert!(listed.contains("cuda:0") && listed.contains("compute capability"), "{listed}");
@@ -102,11 +102,11 @@ fn devices_are_listed_and_others_refused_with_what_would_be_right() {
 }
 
 #[test]
-fn without_a_gpu_the_cpu_is_taken_and_a_gpu_refused() {
+fn without_gpus_the_cpu_is_used_and_gpus_are_refused() {
     let folder = TempDir::new().unwrap();
     let run = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
-        // What hides all GPUs: real ones, emulated ones.
+        // The first variable hides real GPUs, the second one emulated GPUs.
         command.env("CUDA_VISIBLE_DEVICES", "-1").env("EMULATED_CUDA_DEVICES", "0");
         command.args(arguments).current_dir(folder.path()).output().unwrap()
     };
@@ -124,14 +124,15 @@ fn without_a_gpu_the_cpu_is_taken_and_a_gpu_refused() {
 }
 
 #[test]
-fn steps_and_crossings_are_timed_on_gpus() {
+fn steps_and_transfers_are_timed_on_gpus() {
     let folder = TempDir::new().unwrap();
     let measure = |arguments: &[&str]| -> Value {
         let shown = done(&interlock(folder.path(), &[&["bench"], arguments, &["--json"]].concat()));
         serde_json::from_str(shown.lines().last().unwrap()).unwrap()
     };
-    let crossing = ["runtime", "--steps=5", "--stages=3", "--width=2", "--bytes=4096", "--devices", "cuda:0", "cuda:1"];
-    let crossing = measure(&crossing);
-    assert_eq!(crossing["devices"], serde_json::json!(["cuda:0", "cuda:1"]));
-    assert!(crossing["step_seconds"].as_f64().unwrap() > 0.0);
+    let transfers =
+        ["runtime", "--steps=5", "--stages=3", "--width=2", "--bytes=4096", "--devices", "cuda:0", "cuda:1"];
+    let transfers = measure(&transfers);
+    assert_eq!(transfers["devices"], serde_json::json!(["cuda:0", "cuda:1"]));
+    assert!(transfers["step_seconds"].as_f64().unwrap() > 0.0);
 }

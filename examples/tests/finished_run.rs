@@ -1,4 +1,4 @@
-//! What can be done with a finished run whose data, text or initial weights have changed, moved or gone: it has all it needs.
+//! Tests that a finished run can be used after its data, text or initial weights have been changed, moved or removed.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
@@ -94,7 +94,7 @@ fn evaluation_uses_the_statistics_and_classes_of_the_run() {
     train(path);
     let first = printed(path, &["eval", "run", "--json"]);
     assert_eq!(first[1]["accuracy"], 1.0);
-    // Brighter training images would change the statistics, and a class before the others their numbers.
+    // Brighter training images would change the statistics, and a class before the others would change the classes' numbers.
     image(&path.join("images/train/red/white.bmp"), 8, [255; 3]);
     image(&path.join("images/train/azure/white.bmp"), 8, [255; 3]);
     assert_eq!(printed(path, &["eval", "run", "--json"]), first);
@@ -140,7 +140,7 @@ fn images_are_classified_without_the_data_of_the_run() {
 }
 
 #[test]
-fn a_text_model_needs_neither_its_text_nor_what_it_started_from() {
+fn text_model_needs_neither_its_text_nor_its_initial_weights() {
     let folder = TempDir::new().unwrap();
     let path = folder.path();
     fs::write(path.join("text.txt"), "to be or not to be, that is the question. ".repeat(8)).unwrap();
@@ -157,7 +157,7 @@ fn a_text_model_needs_neither_its_text_nor_what_it_started_from() {
     let text = done(&interlock(path, &generate));
     fs::rename(path.join("text.txt"), path.join("gone.txt")).unwrap();
     assert_eq!(done(&interlock(path, &generate)), text);
-    // Another text is scored by the vocabulary of the run, which may lack a character of it.
+    // Another text is scored with the vocabulary of the run, which may lack some of its characters.
     fs::write(path.join("text.txt"), "z".repeat(400)).unwrap();
     refused(path, &["eval", "run"], &["text.txt", "'z'", "not in the vocabulary"]);
     refused(path, &["predict", "run", "text.txt"], &["on text", "generate"]);

@@ -1,4 +1,4 @@
-//! Ctrl-C: once, a run ends at a step's end and is saved; twice, the program ends at once. With real signals, sent to the real program.
+//! Tests of Ctrl-C: the first one ends a run after a step and saves it, the second one ends the program at once.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
@@ -19,7 +19,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 #[test]
-fn the_first_ends_the_run_at_a_steps_end_and_saves_it() {
+fn first_signal_ends_the_run_after_a_step_and_saves_it() {
     for signal in ["-INT", "-TERM"] {
         let folder = TempDir::new().unwrap();
         let mut running = endless(folder.path(), &["--plain", "--report", "report.json", "--trace", "steps.svg"]);
@@ -49,7 +49,7 @@ fn the_first_ends_the_run_at_a_steps_end_and_saves_it() {
 }
 
 #[test]
-fn a_text_run_that_was_stopped_goes_on_writing() {
+fn stopped_run_on_text_can_generate() {
     let folder = TempDir::new().unwrap();
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/shakespeare-gpt.toml");
     let sets = ["steps=1000000", "eval_every=2", "data.limit=64", "data.context=16", "data.validation_fraction=0.002"];
@@ -67,7 +67,7 @@ fn a_text_run_that_was_stopped_goes_on_writing() {
 }
 
 #[test]
-fn the_second_ends_the_program_at_once() {
+fn second_signal_ends_the_program_at_once() {
     let folder = TempDir::new().unwrap();
     // Its first step takes longer than any test.
     let slow = "--set=devices=[\"emulated:forward-ms=3600000\"]";
@@ -85,7 +85,7 @@ fn the_second_ends_the_program_at_once() {
 }
 
 #[test]
-fn a_comparison_that_is_stopped_keeps_what_is_finished() {
+fn stopped_comparison_keeps_the_finished_runs() {
     let folder = TempDir::new().unwrap();
     let compare = ["compare", "--widths", "2,1", "--seeds", "1000", "--out", "table", "--json"];
     let mut running = Running::start(folder.path(), &[&compare, &SMALL[..]].concat());
@@ -102,7 +102,7 @@ fn a_comparison_that_is_stopped_keeps_what_is_finished() {
 }
 
 #[test]
-fn a_run_that_has_ended_and_is_still_served_ends_at_once() {
+fn first_signal_ends_a_finished_run_that_is_still_served() {
     let folder = TempDir::new().unwrap();
     let address = free_address();
     let linger = ["train", "--out", "run", "--metrics", &address, "--metrics-linger", "3600"];
@@ -114,7 +114,7 @@ fn a_run_that_has_ended_and_is_still_served_ends_at_once() {
 }
 
 #[test]
-fn whoever_read_the_output_may_go() {
+fn closed_output_does_not_end_the_run() {
     let folder = TempDir::new().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
     command.args([&["train", "--plain", "--out", "run"], &SMALL[..]].concat()).current_dir(folder.path());

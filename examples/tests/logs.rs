@@ -1,4 +1,4 @@
-//! Log lines of a run, on stderr and in its folder.
+//! Tests of the log lines of a run, on stderr and in its folder.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 #[test]
-fn log_lines_are_text_or_json_as_they_are_asked_for() {
+fn log_lines_are_text_or_json() {
     let folder = TempDir::new().unwrap();
     let train = |name: &str, level: Option<&str>, more: &[&str]| {
         let arguments = [&["train", "--plain", "--out", name], &SMALL[..], more].concat();
@@ -30,7 +30,7 @@ fn log_lines_are_text_or_json_as_they_are_asked_for() {
         let finished = lines.iter().find(|line| line["message"] == "finished").unwrap();
         assert_eq!((&finished["level"], &finished["steps"]), (&"INFO".into(), &3.into()));
     }
-    // The level holds for the file too, and a failure is said once on the terminal.
+    // The level applies to the file too, and a failure is printed once on the terminal.
     let (shown, log) = train("failed", Some("error"), &["--set=optimizer.lr=1e30"]);
     assert_eq!((shown.matches("micro-batch 0").count(), log.lines().count()), (1, 1), "{shown}{log}");
     assert!(shown.starts_with("error: stage ") && log.contains("ERROR"), "{shown}{log}");

@@ -1,4 +1,4 @@
-//! What is measured and predicted: `bench` and `plan`.
+//! Tests of measurements and predictions: `bench` and `plan`.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
@@ -11,7 +11,7 @@ use common::{SMALL, done, err, interlock, json, out, refused, train};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// What `bench step` prints for the smallest workload: one step, after two that are not timed.
+/// Returns the output of `bench step` for the smallest workload: one step, after two that are not timed.
 fn measure_step(more: &[&str]) -> Value {
     let folder = TempDir::new().unwrap();
     let bench = ["bench", "step", "--workload", "gpt", "--steps", "1", "--json"];
@@ -22,7 +22,7 @@ fn losses(of: &Value) -> Vec<f64> {
     of["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect()
 }
 
-/// Examples of a step, as its rate and its time give them.
+/// Returns the number of examples of a step, from its rate and its time.
 fn examples(of: &Value) -> f64 {
     of["examples_per_second"].as_f64().unwrap() * of["step_seconds"].as_f64().unwrap()
 }
@@ -30,7 +30,7 @@ fn examples(of: &Value) -> f64 {
 const ONE_STAGE: [&str; 4] = ["--stages", "1", "--width", "1"];
 
 #[test]
-fn a_timed_step_reports_its_settings_times_and_losses() {
+fn timed_step_reports_its_settings_times_and_losses() {
     let step = measure_step(&ONE_STAGE);
     let keys: Vec<&str> = step.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = [
@@ -61,7 +61,7 @@ fn a_timed_step_reports_its_settings_times_and_losses() {
         step["device_seconds"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap()).collect();
     assert!(device_seconds.len() == 1 && device_seconds[0] > 0.0 && device_seconds[0] <= seconds, "{step}");
     assert!(!cfg!(target_os = "linux") || step["peak_memory_mib"].as_f64().unwrap() > 0.0, "{step}");
-    // Near the loss of a guess among 256 tokens, before each of the steps that are not timed.
+    // The losses of the two steps that are not timed are near that of a guess among 256 tokens.
     let losses = losses(&step);
     assert!(losses.len() == 2 && losses.iter().all(|loss| (loss - 256.0_f64.ln()).abs() < 1.0), "{losses:?}");
 }
@@ -74,33 +74,33 @@ fn recomputation_gives_the_same_losses_and_bf16_others() {
     assert_eq!(step["losses"], again["losses"]);
     let rounded = measure_step(&[&ONE_STAGE[..], &["--dtype", "bf16"]].concat());
     assert_eq!((&step["dtype"], &rounded["dtype"]), (&Value::from("f32"), &Value::from("bf16")));
-    // The first forward pass is the same; the second is that of parameters whose gradients came from rounded values.
+    // The first losses are equal. The second forward pass uses parameters whose gradients come from rounded values.
     assert_eq!(losses(&step)[0], losses(&rounded)[0]);
     assert_ne!(losses(&step)[1], losses(&rounded)[1]);
 }
 
 #[test]
-fn a_step_in_micro_batches_has_nearly_the_same_losses() {
+fn step_in_micro_batches_has_nearly_the_same_losses() {
     let (whole, pieces) = (
         measure_step(&ONE_STAGE),
         measure_step(&[&ONE_STAGE[..], &["--threads", "1", "--micro-batches", "4"]].concat()),
     );
     assert_eq!((&pieces["threads"], &pieces["devices"][0]), (&Value::from(1), &Value::from("cpu:threads=1")));
     let (whole, pieces) = (losses(&whole), losses(&pieces));
-    // The same batches in pieces differ in the last digits, and do differ.
+    // Dividing the batches changes the last digits.
     assert_ne!(whole, pieces);
     assert!(whole.iter().zip(&pieces).all(|(a, b)| (a - b).abs() < 1e-4), "{whole:?} {pieces:?}");
 }
 
 #[test]
-fn a_step_takes_as_many_examples_as_are_asked_for() {
+fn step_has_the_requested_number_of_examples() {
     let small = measure_step(&["--batch", "4", "--micro-batches", "4"]);
     assert_eq!(small["batch"], 4);
     assert!((examples(&small) - 4.0).abs() < 1e-6, "{small}");
 }
 
 #[test]
-fn a_step_runs_on_the_devices_that_are_named() {
+fn step_runs_on_the_named_devices() {
     let named = measure_step(&["--width", "1", "--devices", "cpu:threads=1", "cpu:threads=2"]);
     assert!(named["threads"].is_null(), "{named}");
     assert_eq!(named["devices"], serde_json::json!(["cpu:threads=1", "cpu:threads=2"]));
@@ -134,11 +134,11 @@ fn stages_that_sleep_are_timed() {
     };
     let costs = ["--forward-ms=1", "--head-ms=2", "--input-gradient-ms=3", "--parameter-gradient-ms=4"];
     let three = measure(&[&["--stages=5", "--transfer-ms=0.1", "--gbps=1"], &costs[..]].concat());
-    // Stage 2 pulls losses 2, 3 and 4 back.
+    // Stage 2 computes gradients of losses 2, 3 and 4.
     assert_eq!(three["lower_bound_seconds"].as_f64(), Some(0.016));
-    // Activations and credits of 5 stages each, gradients of 1, 2, 2 and 1 losses, and 5 reports.
+    // Activations and credits for each of 5 stages, gradients of 1, 2, 2 and 1 losses, and 5 reports.
     assert_eq!(three["messages_per_step"].as_u64(), Some(21));
-    // The clock may start late on a machine that is busy, by less than half of ten steps.
+    // On a busy machine the clock may start late, by less than half of the ten steps.
     let takes =
         |result: &Value, seconds: f64| assert!(result["step_seconds"].as_f64().unwrap() > seconds / 2.0, "{result}");
     takes(&three, 0.016);
@@ -148,7 +148,7 @@ fn stages_that_sleep_are_timed() {
         let cpu = ["cpu_seconds_per_step", "cpu_seconds_per_message"].map(|key| three[key].as_f64().unwrap());
         assert!(cpu[1] > 0.0 && (cpu[0] - 21.0 * cpu[1]).abs() < 1e-9, "{three}");
     }
-    // All of two stages' work, one after the other, and two transfers.
+    // The work of two stages, one after the other, and two transfers.
     let whole = measure(&[&["--stages=2", "--width=e2e", "--transfer-ms=1"], &costs[..]].concat());
     assert_eq!((whole["width"].as_str(), whole["lower_bound_seconds"].as_f64()), (Some("e2e"), Some(0.008)));
     takes(&whole, 0.014);
@@ -169,12 +169,12 @@ fn stages_that_sleep_are_timed() {
 }
 
 #[test]
-fn messages_are_timed_and_nothing_is_copied() {
+fn messages_are_timed_and_activations_are_not_copied() {
     let folder = TempDir::new().unwrap();
     let shown = done(&interlock(folder.path(), &["bench", "mailbox", "--bytes", "100", "--messages", "500", "--json"]));
     let result: Value = serde_json::from_str(shown.lines().last().unwrap()).unwrap();
     assert_eq!(["bytes", "messages", "bytes_copied"].map(|key| result[key].as_u64()), [Some(100), Some(500), Some(0)]);
-    // To the first stage and to the second, two credits, two reports; the last credits of the warm-up may be counted late, those of the end missed.
+    // An activation to each of two stages, two credits, two reports. The last credits of the warm-up may be counted late, and those at the end not.
     assert!(result["messages_of_all_kinds"].as_u64().unwrap().abs_diff(500 * 6) <= 4, "{result}");
     let (rate, ns) = (result["messages_per_second"].as_f64().unwrap(), result["wall_ns_per_message"].as_f64().unwrap());
     assert!(rate > 0.0 && (rate * ns - 1e9).abs() < 1.0, "{result}");
@@ -183,7 +183,7 @@ fn messages_are_timed_and_nothing_is_copied() {
 }
 
 #[test]
-fn units_are_measured_for_a_configuration_and_a_file_keeps_what_they_cost() {
+fn units_of_a_configuration_are_measured_and_written_to_a_file() {
     let folder = TempDir::new().unwrap();
     let bench = [&["bench", "units"], &SMALL[..], &["--set=data.limit=256", "--set=batch_size=256"]].concat();
     let more = ["--devices", "cpu:threads=1", "cpu:threads=2", "--micro-batches", "2", "--out", "costs.json", "--json"];
@@ -218,7 +218,7 @@ fn units_are_measured_for_a_configuration_and_a_file_keeps_what_they_cost() {
 }
 
 #[test]
-fn a_plan_says_what_training_would_take_and_training_can_follow_it() {
+fn plan_predicts_training_and_training_can_use_it() {
     let folder = TempDir::new().unwrap();
     let plan = [&["plan"], &SMALL[..]].concat();
     let more = ["--stages", "1,2", "--widths", "1", "--micro-batches", "1,2", "--trace", "plan.svg", "--json"];
@@ -235,13 +235,13 @@ fn a_plan_says_what_training_would_take_and_training_can_follow_it() {
     assert!(answer["recommended"].is_u64() && answer["fastest"].is_u64());
     assert!(fs::read_to_string(folder.path().join("plan.svg")).unwrap().contains("predicted"));
 
-    // A device's options are separated by commas, as a list of devices is.
+    // Commas separate both the options of a device and the devices of a list.
     let devices = ["--devices", "cpu:threads=1,cores=0,cpu:threads=1", "--widths", "1", "--json"];
     let planned: Value =
         serde_json::from_str(&done(&interlock(folder.path(), &[&plan[..], &devices].concat()))).unwrap();
     assert_eq!(planned["rows"][0]["stages"], 2);
 
-    // What `bench units` wrote is taken instead of measuring, for micro-batches of its size.
+    // The file of `bench units` replaces measuring, for micro-batches of its size.
     done(&interlock(folder.path(), &[&["bench", "units"], &SMALL[..], &["--out", "costs.json"]].concat()));
     let from_file = [&plan[..], &["--costs", "costs.json"]].concat();
     let shown = done(&interlock(folder.path(), &[&from_file[..], &["--replicas", "8", "--latency-us", "5"]].concat()));

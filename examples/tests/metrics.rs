@@ -1,4 +1,4 @@
-//! What a run tells monitoring systems, without one at hand.
+//! Tests of the metrics that a run serves, without a monitoring system.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
@@ -15,7 +15,7 @@ use std::{
 use common::{SMALL, json, refused};
 use tempfile::TempDir;
 
-/// A run in the background, killed when it is dropped.
+/// A run in the background, which is killed when this is dropped.
 struct Run(Child);
 
 impl Drop for Run {
@@ -25,17 +25,17 @@ impl Drop for Run {
     }
 }
 
-/// The value of the series that is written so, without the label that all have.
-fn value(told: &str, name: &str, labels: &str) -> Option<f64> {
+/// Returns the value of the series with this name and these labels, besides the label that all series have.
+fn value(text: &str, name: &str, labels: &str) -> Option<f64> {
     let prefix = match labels {
         "" => format!("{name}{{pipeline=\"small\"}} "),
         labels => format!("{name}{{pipeline=\"small\",{labels}}} "),
     };
-    told.lines().find_map(|line| line.strip_prefix(&prefix)).map(|value| value.parse().unwrap())
+    text.lines().find_map(|line| line.strip_prefix(&prefix)).map(|value| value.parse().unwrap())
 }
 
 #[test]
-fn a_run_tells_what_it_does_and_goes_on_telling_when_it_has_ended() {
+fn run_serves_its_metrics_and_still_does_after_its_end() {
     let folder = TempDir::new().unwrap();
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
@@ -43,21 +43,21 @@ fn a_run_tells_what_it_does_and_goes_on_telling_when_it_has_ended() {
     command.args(["--set=name=small", "--set=micro_batches=2"]).current_dir(folder.path()).stdout(Stdio::null());
     let mut run = Run(command.spawn().unwrap());
 
-    let (since, patience) = (Instant::now(), Duration::from_secs(120));
+    let (since, limit) = (Instant::now(), Duration::from_secs(120));
     let ask = || {
-        let get = ureq::get(format!("http://{address}/metrics")).config().timeout_global(Some(patience)).build();
+        let get = ureq::get(format!("http://{address}/metrics")).config().timeout_global(Some(limit)).build();
         get.call().ok().and_then(|mut answer| answer.body_mut().read_to_string().ok()).unwrap_or_default()
     };
     // The training has finished before the parameters are fetched and the report is written.
     let ended = || fs::read_to_string(folder.path().join("run/status.json")).is_ok_and(|s| s.contains("finished"));
     while !ended() {
-        assert!(run.0.try_wait().unwrap().is_none() && since.elapsed() < patience, "{}", ask());
+        assert!(run.0.try_wait().unwrap().is_none() && since.elapsed() < limit, "{}", ask());
         std::thread::sleep(Duration::from_millis(50));
     }
-    let told = ask();
-    assert_eq!(value(&told, "interlock_run_state", "state=\"finished\""), Some(1.0), "{told}");
+    let text = ask();
+    assert_eq!(value(&text, "interlock_run_state", "state=\"finished\""), Some(1.0), "{text}");
     let value =
-        |name: &str, labels: &str| value(&told, name, labels).unwrap_or_else(|| panic!("{name} {labels}: {told}"));
+        |name: &str, labels: &str| value(&text, name, labels).unwrap_or_else(|| panic!("{name} {labels}: {text}"));
     let report = json(&folder.path().join("run/report.json"));
     assert_eq!(value("interlock_run_state", "state=\"training\""), 0.0);
     assert_eq!((value("interlock_steps_total", ""), value("interlock_step", "")), (3.0, 3.0));
@@ -67,11 +67,12 @@ fn a_run_tells_what_it_does_and_goes_on_telling_when_it_has_ended() {
         assert_eq!(value("interlock_stage_microbatches_total", &of("")), 6.0);
         assert_eq!(value("interlock_stage_phase_duration_seconds_count", &of(",phase=\"optimizer\"")), 3.0);
         assert_eq!(value("interlock_stage_phase_duration_seconds_count", &of(",phase=\"parameter_gradient\"")), 6.0);
-        // Nothing is under way any more, and nothing waits.
+        // No micro-batch is in flight, and no message waits.
         assert_eq!(value("interlock_stage_inflight_microbatches", &of("")), 0.0);
         assert_eq!(value("interlock_stage_mailbox_messages", &of("")), 0.0);
         assert!(value("interlock_stage_mailbox_capacity", &of("")) > 0.0);
-        // Gradients and momenta as large as what is trained; running statistics beside it; the image of a micro-batch at the least.
+        // Gradients and momenta have the size of the trained parameters; the model also has running statistics; activations include at least the
+        // images of a micro-batch.
         let memory = |kind: &str| value("interlock_stage_memory_bytes", &of(&format!(",kind=\"{kind}\"")));
         let stage = &report["stages"][stage.parse::<usize>().unwrap()];
         let trained = 4.0 * (stage["parameters"].as_f64().unwrap() + stage["head_parameters"].as_f64().unwrap());
@@ -84,15 +85,15 @@ fn a_run_tells_what_it_does_and_goes_on_telling_when_it_has_ended() {
         assert!(value("interlock_gradient_norm", &of("")) > 0.0);
     }
     assert_eq!(value("interlock_stage_interlock_width", "stage=\"0\""), 2.0);
-    // Pairwise: one gradient a micro-batch; activations of the evaluation cross too.
-    let boundary = |name: &str, way: &str| value(name, way);
+    // Pairwise sends one gradient for each micro-batch; evaluations send activations too.
+    let boundary = |name: &str, labels: &str| value(name, labels);
     assert_eq!(boundary("interlock_boundary_messages_total", "src=\"1\",dst=\"0\",kind=\"gradient\""), 6.0);
     assert!(boundary("interlock_boundary_messages_total", "src=\"0\",dst=\"1\",kind=\"activation\"") > 6.0);
     assert!(value("process_resident_memory_bytes", "") > 0.0);
 }
 
 #[test]
-fn an_address_that_is_taken_is_refused_before_anything_is_written() {
+fn used_address_is_refused_before_anything_is_written() {
     let folder = TempDir::new().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

@@ -1,4 +1,4 @@
-//! What a run writes while it is trained, and the reports made of it.
+//! Tests of the files of a run, and of the reports made from them.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
@@ -24,7 +24,7 @@ fn names(events: &[Value]) -> Vec<&str> {
 }
 
 #[test]
-fn a_run_writes_its_events_its_timeline_and_its_environment() {
+fn run_writes_events_timeline_and_environment() {
     let folder = TempDir::new().unwrap();
     let schedule = "--set=strategy.width_schedule=[{from_step=0, width=1}, {from_step=2, width=2}]";
     done(&train(folder.path(), &[&SMALL[..], &[schedule, "--tensorboard", "--quiet"]].concat()));
@@ -67,14 +67,14 @@ fn a_run_writes_its_events_its_timeline_and_its_environment() {
     let boards: Vec<_> = fs::read_dir(run.join("tensorboard")).unwrap().map(|entry| entry.unwrap()).collect();
     assert_eq!(boards.len(), 1);
     let bytes = fs::read(boards[0].path()).unwrap();
-    let holds = |tag: &str| bytes.windows(tag.len()).any(|window| window == tag.as_bytes());
+    let contains = |tag: &str| bytes.windows(tag.len()).any(|window| window == tag.as_bytes());
     for tag in ["brain.Event:2", "loss/train/stage0", "accuracy/validation/stage1", "learning_rate", "idle/stage0"] {
-        assert!(holds(tag), "{tag}");
+        assert!(contains(tag), "{tag}");
     }
 }
 
 #[test]
-fn a_failure_is_the_last_event() {
+fn failure_is_the_last_event() {
     let folder = TempDir::new().unwrap();
     let output = train(folder.path(), &[&SMALL[..], &["--quiet", "--set=optimizer.lr=1e30"]].concat());
     assert_eq!(output.status.code(), Some(1), "{}", err(&output));
@@ -87,7 +87,7 @@ fn a_failure_is_the_last_event() {
     assert!(run.join("timeline.json").exists());
 }
 
-/// A page without anything that a browser would fetch or run, whose elements are all closed.
+/// Reads a page, and asserts that a browser fetches and runs nothing for it, and that all elements are closed.
 fn page(path: &Path) -> String {
     let page = fs::read_to_string(path).unwrap();
     let lower = page.to_lowercase().replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
@@ -110,7 +110,7 @@ fn page(path: &Path) -> String {
 }
 
 #[test]
-fn a_page_and_pictures_are_made_of_a_run() {
+fn page_and_pictures_are_made_from_a_run() {
     let folder = TempDir::new().unwrap();
     let schedule = "--set=strategy.width_schedule=[{from_step=0, width=1}, {from_step=2, width=2}]";
     let name = "--set=name='<b>&amp;\"x'";
@@ -144,13 +144,13 @@ fn a_page_and_pictures_are_made_of_a_run() {
         assert!(png.starts_with(b"\x89PNG") && png.len() > 2000, "{name}");
         assert!(fs::read_to_string(plots.join(format!("{name}.svg"))).unwrap().starts_with("<svg"), "{name}");
     }
-    // Once more over the same, elsewhere.
+    // A second report replaces the plots, and has another path.
     done(&interlock(folder.path(), &["report", "run", "--out", "a.html", "--plots", "plots"]));
     assert_eq!(page, fs::read_to_string(folder.path().join("a.html")).unwrap());
 }
 
 #[test]
-fn runs_that_failed_or_go_on_are_reported_as_far_as_they_came() {
+fn failed_and_running_runs_are_reported_up_to_the_last_event() {
     let folder = TempDir::new().unwrap();
     let report = || {
         done(&interlock(folder.path(), &["report", "run"]));
@@ -167,7 +167,7 @@ fn runs_that_failed_or_go_on_are_reported_as_far_as_they_came() {
     let whole = report();
     fs::write(run.join("status.json"), r#"{"state":"running"}"#).unwrap();
     fs::remove_file(run.join("timeline.json")).unwrap();
-    // Cut in the middle of the third line: one step is left.
+    // The events end in the middle of the third line, after one step.
     let ends: Vec<usize> = events.match_indices('\n').map(|(at, _)| at).collect();
     fs::write(run.join("events.jsonl"), &events[..ends[1] + 20]).unwrap();
     let cut = report();
@@ -177,13 +177,13 @@ fn runs_that_failed_or_go_on_are_reported_as_far_as_they_came() {
     assert!(report().contains("No step has been finished"));
 }
 
-/// A run that an earlier version recorded; it names no format.
+/// Returns the folder of a run of an earlier version, whose files name no format.
 fn recorded_in_format_1() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/format_1")
 }
 
 #[test]
-fn a_run_of_format_1_is_reported_with_curves_stages_and_timeline() {
+fn run_of_format_1_is_reported_with_curves_stages_and_timeline() {
     let folder = TempDir::new().unwrap();
     let recorded = recorded_in_format_1();
     let arguments = ["report", recorded.to_str().unwrap(), "--out", "page.html", "--plots", "plots"];
@@ -196,7 +196,7 @@ fn a_run_of_format_1_is_reported_with_curves_stages_and_timeline() {
 }
 
 #[test]
-fn a_format_that_is_not_known_is_refused() {
+fn unknown_formats_are_refused() {
     let folder = TempDir::new().unwrap();
     for file in ["config.toml", "data.json", "status.json", "events.jsonl", "timeline.json"] {
         fs::copy(recorded_in_format_1().join(file), folder.path().join(file)).unwrap();
@@ -221,15 +221,15 @@ fn runs_are_compared_on_one_page() {
     for words in ["3 runs compared", "strategy.width", "<th>seed</th>", "over time", "mean of all stages"] {
         assert!(html.contains(words), "{words}");
     }
-    assert!(!html.contains("<th>batch_size</th>"), "what is the same is listed");
+    assert!(!html.contains("<th>batch_size</th>"), "equal keys are listed");
     assert!(folder.path().join("plots/validation_accuracy_by_time.png").exists());
-    // The same folder twice: nothing differs, and each has a name.
+    // The same folder twice: nothing differs, and the labels are paths.
     done(&interlock(folder.path(), &["report", "a", "a", "--out", "twice.html"]));
     assert!(page(&folder.path().join("twice.html")).contains("Nothing: they are the same."));
 }
 
 #[test]
-fn what_cannot_be_reported_is_refused_and_nothing_is_written() {
+fn bad_folders_and_files_are_refused_and_nothing_is_written() {
     let folder = TempDir::new().unwrap();
     done(&train(folder.path(), &[&SMALL[..], &["--quiet"]].concat()));
     fs::create_dir(folder.path().join("empty")).unwrap();
@@ -265,7 +265,7 @@ fn what_cannot_be_reported_is_refused_and_nothing_is_written() {
 }
 
 #[test]
-fn a_long_run_makes_a_page_of_reasonable_size() {
+fn long_run_makes_a_page_of_reasonable_size() {
     let folder = TempDir::new().unwrap();
     done(&train(folder.path(), &[&SMALL[..], &["--quiet"]].concat()));
     let file = folder.path().join("run/events.jsonl");

@@ -1,4 +1,4 @@
-//! `interlock top` before a run that serves its metrics.
+//! Tests of `interlock top` with a run that serves its metrics.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
@@ -13,13 +13,13 @@ use running::{endless, free_address};
 use tempfile::TempDir;
 
 #[test]
-fn once_prints_what_a_run_does() {
+fn once_prints_the_state_of_a_run() {
     let folder = TempDir::new().unwrap();
     let address = free_address();
     let mut running = endless(folder.path(), &["--quiet", "--metrics", &address, "--set=micro_batches=2"]);
     running.wait_for("run/run.log", "evaluated");
     let once = ["top", &address, "--once", "--interval", "0.2"];
-    // Between two looks there may be no step, and nothing is predicted before a few: then there are dashes.
+    // There are dashes if no step ends between the two scrapes, or while there are too few steps for a prediction.
     let cells = |line: &str| -> Vec<String> {
         line.split("  ").map(|cell| cell.trim().to_owned()).filter(|cell| !cell.is_empty()).collect()
     };
@@ -27,17 +27,17 @@ fn once_prints_what_a_run_does() {
     let text = running.wait("rates and predictions", |_| {
         let text = done(&interlock(folder.path(), &once));
         let first = |start: &str| text.lines().find(|line| line.starts_with(start));
-        // Losses, accuracy and norm, busy and predicted shares.
-        let told = |start| first(start).map(cells).is_some_and(|stage| stage[3..9].iter().all(is_number));
-        let crossed = first(" 0 to 1 ").is_some_and(|boundary| !boundary.contains(" - "));
-        (!text.contains("- a step") && told(" 0  ") && told(" 1  ") && crossed).then_some(text)
+        // The cells of losses, accuracy, norm, and busy and predicted shares.
+        let complete = |start| first(start).map(cells).is_some_and(|stage| stage[3..9].iter().all(is_number));
+        let transferred = first(" 0 to 1 ").is_some_and(|boundary| !boundary.contains(" - "));
+        (!text.contains("- a step") && complete(" 0  ") && complete(" 1  ") && transferred).then_some(text)
     });
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[0].starts_with(&format!("{address}  fashion-mnist  run run  resnet  pairwise  ")), "{text}");
     assert!(["training", "evaluating"].iter().any(|state| lines[0].ends_with(state)), "{text}");
     assert!(lines[1].contains("2 stages, 2 micro-batches") && !lines[1].contains("- examples/s"), "{text}");
     let row = |start: &str| lines.iter().filter(|line| line.starts_with(start)).copied().collect::<Vec<_>>();
-    // Of stages and of phases, each stage has a row; of boundaries there is one.
+    // Each stage has a row in the tables of stages and of phases; there is one boundary.
     for stage in [" 0  ", " 1  "] {
         let rows = row(stage);
         let cells = cells(rows[0]);

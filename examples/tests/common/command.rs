@@ -1,4 +1,4 @@
-//! Running the command, shared by the tests of this crate.
+//! Runs the command, for the tests of this crate.
 #![allow(dead_code, unreachable_pub)] // each test file uses a part
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-/// A small run: one epoch of 96 images, two stages, a moment in the dev profile.
+/// Settings of a small run: one epoch of 96 images in two stages. It takes about a second in the dev profile.
 pub const SMALL: [&str; 8] = [
     "--set=data.limit=96",
     "--set=epochs=1",
@@ -33,12 +33,13 @@ pub fn err(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Asserts that the command succeeded, and returns its stdout.
 pub fn done(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(0), "{}{}", out(output), err(output));
     out(output)
 }
 
-/// Exit code 2, every one of `words` in the message, and nothing in the folder but what was there before.
+/// Asserts that the command ends with exit code 2, that its message contains all `words`, and that it adds nothing to the folder.
 pub fn refused(folder: &Path, arguments: &[&str], words: &[&str]) {
     let list = |folder: &Path| -> Vec<PathBuf> {
         let mut names: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();

@@ -1,4 +1,4 @@
-//! A command that is watched while it runs, shared by the tests of this crate.
+//! Runs a command in the background, for the tests of this crate.
 #![allow(dead_code, unreachable_pub)] // each test file uses a part
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 
 use crate::common::SMALL;
 
-/// A command under way.
+/// A running command, which is killed when this is dropped.
 pub struct Running {
     pub child: Child,
     folder: PathBuf,
@@ -35,7 +35,7 @@ impl Running {
         fs::read_to_string(self.folder.join(name)).unwrap_or_default()
     }
 
-    /// Asks again and again until there is an answer, within bounds.
+    /// Calls `ask` repeatedly until it returns a value, for at most two minutes.
     pub fn wait<T>(&mut self, what: &str, mut ask: impl FnMut(&mut Self) -> Option<T>) -> T {
         let begun = Instant::now();
         loop {
@@ -49,7 +49,7 @@ impl Running {
         }
     }
 
-    /// Waits until a file of the folder holds these words.
+    /// Waits until a file of the folder contains these words.
     pub fn wait_for(&mut self, name: &str, words: &str) {
         self.wait(words, |running| {
             let ended = running.child.try_wait().unwrap();
@@ -76,14 +76,14 @@ impl Drop for Running {
     }
 }
 
-/// A run that goes on until it is stopped.
+/// Starts a run that continues until it is stopped.
 pub fn endless(folder: &Path, more: &[&str]) -> Running {
     let endless = ["train", "--out", "run", "--set=steps=1000000", "--set=eval_every=3"];
     let small: Vec<&str> = SMALL.iter().copied().filter(|set| !set.contains("epochs")).collect();
     Running::start(folder, &[&endless, &small[..], more].concat())
 }
 
-/// An address of this machine that nobody has.
+/// Returns an address of this machine on which nobody listens.
 pub fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }

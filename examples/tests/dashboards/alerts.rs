@@ -1,4 +1,4 @@
-//! Runs that go wrong, until the alerts fire.
+//! Starts runs that go wrong, and waits until the alerts fire.
 
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,8 @@ use crate::{
     prometheus::{Prometheus, now},
 };
 
-/// The rules with a second for every minute: patience of a second, and a stage that stands still for 5 s instead of 120.
-fn impatient(rule: &mut Value) {
+/// Shortens the times of a rule: alerts fire after a second, and a stage counts as stalled after 5 s instead of 120.
+fn shorten(rule: &mut Value) {
     if rule.get("for").is_some() {
         rule["for"] = json!("1s");
     }
@@ -30,7 +30,7 @@ fn runs_that_go_wrong_raise_alerts_and_others_do_not() {
     let names = ["well", "done", "hangs", "diverges", "killed", "uneven"];
     let addresses = names.map(|_| free_address());
     let targets: Vec<&str> = addresses.iter().map(|address| &**address).collect();
-    let Prometheus { process: mut server, api } = Prometheus::start(folder.path(), &targets, impatient);
+    let Prometheus { process: mut server, api } = Prometheus::start(folder.path(), &targets, shorten);
     let start = |k: usize, sets: &[&str], linger: &str| {
         let sets = [&SMALL[..], sets].concat();
         run(names[k], &addresses[k], folder.path(), &sets, &["--metrics-linger", linger])
@@ -38,12 +38,12 @@ fn runs_that_go_wrong_raise_alerts_and_others_do_not() {
     let (forever, sleepy) = (&["steps=10000000", "eval_every=10000000"][..], "devices=['emulated:forward-ms=5']");
     let mut well = start(0, &[forever, &[sleepy]].concat(), "0");
     let mut done = start(1, &["steps=100", sleepy], "12");
-    // The exporter answers while a stage computes for five minutes.
+    // A stage computes for five minutes, and the exporter answers meanwhile.
     let mut hangs =
         start(2, &[forever, &["devices=['emulated:forward-ms=300000', 'emulated:forward-ms=1']"]].concat(), "0");
     let mut diverges = start(3, &[forever, &["optimizer.lr=1e9"]].concat(), "300");
     let mut killed = start(4, &[forever, &[sleepy]].concat(), "0");
-    // One of four stages takes ten times as long as each of the others: 3.1 times the mean.
+    // The first of four stages takes ten times as long as each of the others, and 3.1 times the mean.
     let fast = "'emulated:forward-ms=2'";
     let mut uneven =
         start(5, &[forever, &[&format!("devices=['emulated:forward-ms=20', {fast}, {fast}, {fast}]")]].concat(), "0");
@@ -72,7 +72,7 @@ fn runs_that_go_wrong_raise_alerts_and_others_do_not() {
         println!("{name}, seen {:.0} s after the kill: {summary}", since.elapsed().as_secs_f64());
     }
 
-    // The run that ended well stands still, and then is gone, for longer than alerts wait; the one that goes on is well.
+    // The run that finished makes no progress, and then is gone, for longer than the time after which alerts fire. The other one still runs.
     wait_for("the run that ends has been gone for 5 s", limit, &mut [&mut done], || {
         let mut firing = api.firing()?;
         firing.retain(|labels| addresses[..2].iter().any(|address| labels.get(instance) == Some(address)));

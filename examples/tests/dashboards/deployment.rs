@@ -1,4 +1,4 @@
-//! That the files which start Prometheus and Grafana fit each other and the folder.
+//! Checks that the files which start Prometheus and Grafana fit each other and the folder.
 
 use serde_json::{Value, json};
 
@@ -57,7 +57,7 @@ fn grafana_finds_prometheus_and_the_dashboards() {
     let command = list(&services["prometheus"], "command");
     assert!(command.contains(&json!(format!("--config.file={}", mounted("prometheus", "./prometheus.yml")))));
     assert_eq!(mounted("prometheus", "./rules"), "/etc/prometheus/rules", "beside the configuration that names it");
-    // Both listen on the loopback address only, Prometheus where the data source looks for it.
+    // Both listen on the loopback address only, and the data source names the address of Prometheus.
     let url = source["url"].as_str().unwrap().strip_prefix("http://").unwrap();
     assert!(url.starts_with("127.0.0.1:") && command.contains(&json!(format!("--web.listen-address={url}"))), "{url}");
     let environment = &services["grafana"]["environment"];

@@ -1,4 +1,4 @@
-//! That dashboards and rules name what the framework tells, and use all of it.
+//! Checks that dashboards and rules use only metrics that exist, and use all of them.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,10 +9,10 @@ use crate::{
     promql::{self, Selector},
 };
 
-/// The labels that every series of a run has: of the scrape, and the program's own.
+/// The labels that every series of a run has: two from the scrape, and one from the program.
 const EVERY: [&str; 3] = ["job", "instance", "pipeline"];
 
-/// What others tell: the crate that watches the process, and Prometheus itself.
+/// Metrics from elsewhere: from the crate that watches the process, and from Prometheus itself.
 const FOREIGN: [(&str, Kind); 5] = [
     ("process_resident_memory_bytes", Kind::Gauge),
     ("process_cpu_seconds_total", Kind::Counter),
@@ -21,20 +21,20 @@ const FOREIGN: [(&str, Kind); 5] = [
     ("up", Kind::Gauge),
 ];
 
-/// Counters that are looked at as they are, in a rule, with the reason.
-const BARE: [(&str, &str); 1] =
+/// Rules that use the value of a counter instead of its rate, with the reason.
+const WITHOUT_RATE: [(&str, &str); 1] =
     [("LossNotFinite", "the run may end before a scrape has seen a 0, and increase() would not see the 1")];
 
-/// A name in a query: what the framework calls it, its kind, and its labels.
+/// The metric that a name in a query stands for.
 struct Known {
     metric: String,
     kind: Kind,
     labels: Vec<String>,
-    /// A series of a histogram, which counts up.
+    /// Whether the name is that of a histogram's series, such as its sum; they count up.
     part: bool,
 }
 
-/// What rules record, with the labels that are left.
+/// Returns the names that rules record, with their labels.
 fn recorded() -> HashMap<String, Vec<String>> {
     rules()
         .into_iter()
@@ -75,7 +75,7 @@ fn known(selector: &Selector, recorded: &HashMap<String, Vec<String>>) -> Option
     })
 }
 
-/// Every query with where it stands: those of panels, variables and rules.
+/// Returns the place, the query and the legend of every panel, variable and rule.
 fn queries() -> Vec<(String, String, String)> {
     let mut all = Vec::new();
     for dashboard in dashboards() {
@@ -89,29 +89,29 @@ fn queries() -> Vec<(String, String, String)> {
         }
     }
     for rule in rules() {
-        // What annotations say of labels is like a legend.
-        let told = rule.json["annotations"].to_string().replace("$labels.", "");
-        all.push((rule.name, rule.expr, if rule.alert { told } else { String::new() }));
+        // Annotations name labels as legends do.
+        let annotations = rule.json["annotations"].to_string().replace("$labels.", "");
+        all.push((rule.name, rule.expr, if rule.alert { annotations } else { String::new() }));
     }
     all
 }
 
-/// Selector and label of `label_values(selector, label)`.
+/// Returns selector and label of `label_values(selector, label)`.
 pub(crate) fn values_of(query: &str) -> (&str, &str) {
     let inner = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
     inner
         .and_then(|inner| inner.rsplit_once(", "))
-        .unwrap_or_else(|| panic!("{query} is no label_values(selector, label)"))
+        .unwrap_or_else(|| panic!("{query} is not label_values(selector, label)"))
 }
 
-/// The labels that `{{label}}` stands for.
+/// Returns the labels in a legend, written as `{{label}}`.
 pub(crate) fn legend_labels(legend: &str) -> Vec<&str> {
     let inner = legend.split("{{").skip(1).filter_map(|rest| rest.split_once("}}"));
     inner.map(|(label, _)| label.trim()).filter(|label| !label.starts_with('$')).collect()
 }
 
 #[test]
-fn what_is_asked_for_is_there_and_is_asked_for_rightly() {
+fn queries_use_existing_metrics_and_labels_correctly() {
     let recorded = recorded();
     for (place, query, legend) in queries() {
         let names = promql::names(&query);
@@ -126,7 +126,7 @@ fn what_is_asked_for_is_there_and_is_asked_for_rightly() {
                 let there = EVERY.contains(&&**label) || known.labels.contains(label);
                 assert!(there, "{place}: {} has no label {label}", selector.metric);
             }
-            counted_rightly(&place, selector, &known);
+            check_rates(&place, selector, &known);
             labels.extend(known.labels);
         }
         for label in names.grouped.iter().map(String::as_str).chain(legend_labels(&legend)) {
@@ -137,18 +137,14 @@ fn what_is_asked_for_is_there_and_is_asked_for_rightly() {
     }
 }
 
-/// Counters, and the parts of histograms, are looked at through rates; gauges are not.
-fn counted_rightly(place: &str, selector: &Selector, known: &Known) {
+/// Asserts that queries take rates of counters and of the series of histograms, and not of gauges.
+fn check_rates(place: &str, selector: &Selector, known: &Known) {
     let rate = selector.inside.last().is_some_and(|of| of == "rate" || of == "increase");
     let counts = known.kind == Kind::Counter || known.part;
-    let excepted = BARE.iter().any(|(of, _)| *of == place);
-    // Which values a label has is looked up without looking at the value.
+    let excepted = WITHOUT_RATE.iter().any(|(of, _)| *of == place);
+    // Variables look up only the values of a label.
     let only_labels = place.contains(", variable ");
-    assert!(
-        rate == counts || excepted || only_labels,
-        "{place}: {}, of which rate() or increase()? {rate}",
-        selector.metric
-    );
+    assert!(rate == counts || excepted || only_labels, "{place}: rate() or increase() of {}: {rate}", selector.metric);
     let bucket = selector.metric.ends_with("_bucket");
     let quantile = selector.inside.iter().any(|of| of == "histogram_quantile");
     assert_eq!(bucket, quantile, "{place}: {} and histogram_quantile() go together", selector.metric);
@@ -162,5 +158,5 @@ fn every_metric_is_shown_or_watched() {
     let unused: Vec<&str> = ALL.iter().map(|metric| metric.name).filter(|name| !used.contains(*name)).collect();
     assert!(unused.is_empty(), "no dashboard and no rule uses {unused:?}");
     let unused: Vec<&String> = recorded.keys().filter(|name| !used.contains(*name)).collect();
-    assert!(unused.is_empty(), "recorded for nothing: {unused:?}");
+    assert!(unused.is_empty(), "recorded but not used: {unused:?}");
 }

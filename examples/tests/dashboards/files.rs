@@ -1,4 +1,4 @@
-//! What `grafana/` holds.
+//! Reads the files of `grafana/`.
 
 use std::{
     fs,
@@ -9,20 +9,20 @@ use serde_json::Value;
 
 use crate::yaml;
 
-/// The folder.
+/// Returns the folder.
 pub(crate) fn grafana() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("grafana")
 }
 
-/// One query of a panel.
+/// A query of a panel.
 pub(crate) struct Query {
     pub(crate) expr: String,
     pub(crate) legend: String,
-    /// Asked at one time, the end of what is shown, instead of all along it.
+    /// Whether it is evaluated only at the end of the shown time, instead of all along it.
     pub(crate) instant: bool,
 }
 
-/// A panel that shows something; rows are left out.
+/// A panel that is not a row.
 pub(crate) struct Panel {
     /// Dashboard and title.
     pub(crate) place: String,
@@ -31,7 +31,7 @@ pub(crate) struct Panel {
     pub(crate) queries: Vec<Query>,
 }
 
-/// A variable whose values a query tells.
+/// A variable whose values come from a query.
 pub(crate) struct Variable {
     pub(crate) name: String,
     pub(crate) query: String,
@@ -39,14 +39,14 @@ pub(crate) struct Variable {
 }
 
 pub(crate) struct Dashboard {
-    /// Of its file, without the ending.
+    /// The name of its file, without the ending.
     pub(crate) name: String,
     pub(crate) json: Value,
     pub(crate) panels: Vec<Panel>,
     pub(crate) variables: Vec<Variable>,
 }
 
-/// All of them, by name.
+/// Reads all dashboards, in the order of their names.
 pub(crate) fn dashboards() -> Vec<Dashboard> {
     let all: Vec<Dashboard> = listed("dashboards", "json").iter().map(|path| dashboard(path)).collect();
     let names: Vec<&str> = all.iter().map(|board| &*board.name).collect();
@@ -54,7 +54,7 @@ pub(crate) fn dashboards() -> Vec<Dashboard> {
     all
 }
 
-/// The files of a folder of `grafana/` with this ending, in order.
+/// Returns the files of a folder of `grafana/` with this ending, in order.
 pub(crate) fn listed(folder: &str, ending: &str) -> Vec<PathBuf> {
     let folder = grafana().join(folder);
     let files = fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
@@ -94,12 +94,12 @@ fn panel(dashboard: &str, json: &Value) -> Panel {
     Panel { queries: targets.iter().map(query).collect(), json: json.clone(), title, place }
 }
 
-/// The text of a key.
+/// Returns the text of a key.
 pub(crate) fn text_of(json: &Value, key: &str) -> String {
     json[key].as_str().unwrap_or_else(|| panic!("no text {key:?} in {json}")).to_owned()
 }
 
-/// A rule: of an alert, or of something that is recorded.
+/// A rule for an alert or for a recorded series.
 pub(crate) struct Rule {
     pub(crate) name: String,
     pub(crate) expr: String,
@@ -107,7 +107,7 @@ pub(crate) struct Rule {
     pub(crate) json: Value,
 }
 
-/// Those of all files of `rules/`.
+/// Reads the rules of all files of `rules/`.
 pub(crate) fn rules() -> Vec<Rule> {
     let mut rules = Vec::new();
     for path in listed("rules", "yml") {

@@ -1,4 +1,4 @@
-//! That the dashboards are well made.
+//! Checks the dashboards' settings, layout and queries.
 
 use std::collections::HashSet;
 
@@ -9,11 +9,11 @@ use crate::{
     promql,
 };
 
-/// The units that a reader of the dashboards meets; Grafana knows more.
+/// The units that the dashboards may use.
 const UNITS: [&str; 6] = ["s", "bytes", "Bps", "percentunit", "short", "none"];
 
-/// What Grafana puts in for itself.
-const GIVEN: [&str; 2] = ["__rate_interval", "__range"];
+/// The variables that Grafana defines itself.
+const BUILT_IN: [&str; 2] = ["__rate_interval", "__range"];
 
 fn source() -> Value {
     json!({ "type": "prometheus", "uid": "${datasource}" })
@@ -71,7 +71,7 @@ fn panels_are_complete() {
                     "{place}: unit {unit}, not one of {UNITS:?}"
                 );
             }
-            assert!(!queries.is_empty(), "{place}: asks nothing");
+            assert!(!queries.is_empty(), "{place}: no query");
             let targets = json["targets"].as_array().unwrap();
             for (k, target) in targets.iter().enumerate() {
                 assert_eq!(target["datasource"], source(), "{place}");
@@ -94,13 +94,13 @@ fn panels_are_complete() {
             assert_eq!(
                 (&row["panels"], &row["collapsed"]),
                 (&json!([]), &json!(false)),
-                "{name}: open rows hold nothing"
+                "{name}: open rows contain no panels"
             );
         }
     }
 }
 
-/// The values that overrides give a property.
+/// Returns the values that overrides give a property.
 fn overridden<'a>(panel: &'a Value, id: &str) -> Vec<&'a Value> {
     let overrides = panel["fieldConfig"]["overrides"].as_array().unwrap();
     let properties = overrides.iter().flat_map(|one| one["properties"].as_array().unwrap());
@@ -126,7 +126,7 @@ fn panels_fill_the_grid_without_overlap() {
 }
 
 #[test]
-fn queries_are_of_the_chosen_runs_and_over_times_that_fit_the_zoom() {
+fn queries_select_the_chosen_runs_and_time_ranges() {
     for Dashboard { name, panels, variables, json } in dashboards() {
         let known: Vec<&str> = variables.iter().map(|variable| &*variable.name).collect();
         let mut used = HashSet::new();
@@ -134,7 +134,10 @@ fn queries_are_of_the_chosen_runs_and_over_times_that_fit_the_zoom() {
             for variable in query.split('$').skip(1) {
                 let end = variable.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(variable.len());
                 let variable = &variable[..end];
-                assert!(known.contains(&variable) || GIVEN.contains(&variable), "{place}: ${variable} is not there");
+                assert!(
+                    known.contains(&variable) || BUILT_IN.contains(&variable),
+                    "{place}: ${variable} is not defined"
+                );
                 used.insert(variable.to_owned());
             }
             let ranges = query.split('[').skip(1).map(|rest| rest.split(']').next().unwrap());

@@ -1,4 +1,4 @@
-//! The dashboards before real runs: every query and every variable is evaluated by a Prometheus that scrapes them.
+//! Tests the dashboards with real runs: a Prometheus scrapes them and evaluates every query and every variable.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,13 +16,13 @@ use crate::{
     scrape::{exposition, label, promtool},
 };
 
-/// Panels that show nothing of a run, with the reason.
+/// Panels that show nothing for a run, with the reason.
 const EMPTY: [(&str, &str, &str); 1] = [("learning / Alignment", "done", "only adaptive widths measure it")];
 
-/// Series of a stage, and of what belongs to no stage; beyond this monitoring gets expensive.
-const MOST_SERIES: usize = 200;
+/// The limit for the number of series of each stage, and of those without a stage: more make monitoring expensive.
+const SERIES_LIMIT: usize = 200;
 
-/// What is chosen on a dashboard: variables by name, and the time shown.
+/// The choices on a dashboard: variables by name, and the shown time.
 struct Chosen {
     values: HashMap<String, String>,
     start: f64,
@@ -30,7 +30,7 @@ struct Chosen {
 }
 
 impl Chosen {
-    /// A query as Grafana asks it, for a graph with a point a second of what is scraped every second.
+    /// Fills in the variables of a query as Grafana does, for a graph with a point a second and scrapes every second.
     fn fill(&self, query: &str) -> String {
         let range = format!("{}s", (self.end - self.start).ceil());
         let given = query.replace("$__rate_interval", "4s").replace("$__range", &range);
@@ -50,21 +50,21 @@ fn every_panel_and_every_variable_shows_something() {
 
     let limit = Duration::from_secs(120);
     let pipeline = "pipeline='trains'";
-    for told in
+    for selector in
         ["interlock_loss{split='validation',", "interlock_stage_alignment{", "interlock_stage_predicted_idle_ratio{"]
     {
-        let query = format!("{told}{pipeline}}}");
+        let query = format!("{selector}{pipeline}}}");
         wait_for(&query, limit, &mut [&mut trains, &mut server], || {
             when(!api.at(&query, now())?.is_empty(), "no series")
         });
     }
-    wait_for("the second run has come and gone", limit, &mut [&mut ends], || {
+    wait_for("the second run has been scraped as finished", limit, &mut [&mut ends], || {
         let states =
             api.at("last_over_time(interlock_run_state{pipeline='done', state='finished'}[1m]) == 1", now())?;
         when(!states.is_empty(), "it has not been scraped as finished")
     });
     wait_for("the second run has ended", limit, &mut [], || when(!ends.runs(), ends.told()));
-    wait_for("the second run is gone from the time shown", limit, &mut [&mut server], || {
+    wait_for("the second run is not scraped any more", limit, &mut [&mut server], || {
         let up = api.at(&format!("up{{instance='{done}'}} == 0"), now())?;
         when(!up.is_empty(), "it is still up")
     });
@@ -91,11 +91,11 @@ fn every_panel_and_every_variable_shows_something() {
         println!("{place:60} {:>8} {:>8}", counts[0], counts[1]);
     }
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
-    told_well(&busy);
-    quick_to_scrape(&api, &busy, &mut trains);
+    check_exposition(&busy);
+    check_scrape_times(&api, &busy, &mut trains);
 }
 
-/// A run that trains until it is killed, and whose widths change.
+/// Starts a run that trains until it is killed, and whose widths change.
 fn trains(address: &str, folder: &Path) -> Process {
     let adaptive =
         ["adaptive.every=10", "adaptive.window=2", "adaptive.below=0.9", "adaptive.max_width=3", "name='adaptive'"];
@@ -105,7 +105,7 @@ fn trains(address: &str, folder: &Path) -> Process {
     run("trains", address, folder, &sets, &[])
 }
 
-/// A run that ends, and is gone a moment later. Its stages sleep, so that it lasts for some seconds.
+/// Starts a run that ends, and is served for some seconds more. Its stages sleep, so that it lasts for some seconds.
 fn ends(address: &str, folder: &Path) -> Process {
     let sleepy =
         "devices=['emulated:forward-ms=10,head-ms=2,input-gradient-ms=5,parameter-gradient-ms=10,transfer-ms=1']";
@@ -113,7 +113,7 @@ fn ends(address: &str, folder: &Path) -> Process {
     run("done", address, folder, &sets, &["--metrics-linger", "10"])
 }
 
-/// Chooses a run on a dashboard, one variable after the other as a reader does; what it needs must be in the drop-downs.
+/// Chooses a run on a dashboard, one variable after the other as a reader does. The values of the run must be among those of the variables.
 fn choose(
     api: &Api,
     dashboard: &Dashboard,
@@ -147,7 +147,7 @@ fn choose(
     chosen
 }
 
-/// How many series a panel shows; what is wrong with them goes to `faults`.
+/// Returns the number of series that a panel shows, and adds what is wrong with them to `faults`.
 fn shown(api: &Api, panel: &Panel, chosen: &Chosen, faults: &mut Vec<String>) -> usize {
     let mut count = 0;
     for query in &panel.queries {
@@ -161,10 +161,10 @@ fn shown(api: &Api, panel: &Panel, chosen: &Chosen, faults: &mut Vec<String>) ->
                     for label in legend_labels(&query.legend).into_iter().filter(|label| !labels.contains_key(*label)) {
                         faults.push(format!("{}: no {label} for the legend in {labels:?}", panel.place));
                     }
-                    // NaN is how a mean or a quantile of nothing looks, and drawn as a gap; all of it may not be.
+                    // The mean and the quantiles of no values are NaN, which is drawn as a gap. Not all values may be NaN.
                     if values.iter().any(|(_, value)| value.is_infinite()) || !values.iter().any(|(_, v)| v.is_finite())
                     {
-                        faults.push(format!("{}: {labels:?} is infinite, or nothing: {asked}", panel.place));
+                        faults.push(format!("{}: {labels:?} has an infinite value, or only NaN: {asked}", panel.place));
                     }
                 }
                 count += all.len();
@@ -174,8 +174,8 @@ fn shown(api: &Api, panel: &Panel, chosen: &Chosen, faults: &mut Vec<String>) ->
     count
 }
 
-/// That what a run tells is well formed, of histograms instead of summaries, and not too much.
-fn told_well(address: &str) {
+/// Asserts that the metrics of a run are well formed, have histograms instead of summaries, and not too many series.
+fn check_exposition(address: &str) {
     let told = exposition(address).unwrap();
     promtool(&["check", "metrics"], &told);
     assert!(!told.lines().any(|line| line.starts_with("# TYPE") && line.ends_with("summary")), "a summary:\n{told}");
@@ -186,11 +186,11 @@ fn told_well(address: &str) {
     }
     println!("series of each stage: {series:?}");
     assert_eq!(series.len(), 5, "four stages, and what belongs to none");
-    assert!(series.values().all(|&count| count < MOST_SERIES), "{MOST_SERIES} series or more: {series:?}");
+    assert!(series.values().all(|&count| count < SERIES_LIMIT), "{SERIES_LIMIT} series or more: {series:?}");
 }
 
-/// That scraping does not wait for what stages compute.
-fn quick_to_scrape(api: &Api, address: &str, run: &mut Process) {
+/// Asserts that scraping does not wait for the computations of stages.
+fn check_scrape_times(api: &Api, address: &str, run: &mut Process) {
     let mut times: Vec<Duration> = (0..50)
         .map(|_| {
             let since = Instant::now();
@@ -198,7 +198,7 @@ fn quick_to_scrape(api: &Api, address: &str, run: &mut Process) {
             since.elapsed()
         })
         .collect();
-    assert!(run.runs(), "the run should train all the while: {}", run.told());
+    assert!(run.runs(), "the run should still train: {}", run.told());
     times.sort();
     let of = |how: &str| {
         let query = format!("{how}scrape_duration_seconds{{instance='{address}'}}[5m])");
@@ -209,13 +209,13 @@ fn quick_to_scrape(api: &Api, address: &str, run: &mut Process) {
         "a scrape while it trains: median {:?}, longest {:?} of 50; of Prometheus' nine in ten within {most:.3} s, the longest {longest:.3} s",
         times[25], times[49]
     );
-    // Single ones may have to wait on a busy machine; all of them only if the exporter waits for what stages compute.
+    // Some scrapes may wait on a busy machine. All of them wait only if the exporter waits for the computations of stages.
     assert!(times[25] < Duration::from_millis(100) && most < 0.5, "scrapes wait for something: {times:?}, {most} s");
 }
 
 #[test]
 #[ignore = "needs prometheus"]
-fn promtool_finds_no_fault() {
+fn promtool_finds_no_errors() {
     let text = |path: std::path::PathBuf| path.display().to_string();
     promtool(&["check", "config", &text(grafana().join("prometheus.yml"))], "");
     for path in listed("rules", "yml") {

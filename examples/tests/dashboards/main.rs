@@ -1,12 +1,12 @@
-//! The dashboards and rules of `grafana/`.
+//! Tests of the dashboards and rules of `grafana/`.
 //!
-//! What can be told from the files alone is checked in every `cargo test`: that they are well made (`lint`), that they and the metrics of the
-//! framework name the same things (`drift`), that every alert tells what to do and is tested (`rules`), that the files around them fit together
-//! (`deployment`). What needs programs of Prometheus is ignored by default, and run by `.ci/run`: `live` starts runs and a Prometheus that
-//! scrapes them, and evaluates what the dashboards ask; `alerts` has runs go wrong until it fires. By hand, `just metrics-check`.
+//! Tests that need only the files always run: of the dashboards' settings (`lint`), of the metrics and labels in queries (`drift`), of the advice
+//! and the tests of alerts (`rules`), and of the files that start Prometheus and Grafana (`deployment`). Tests that need Prometheus's programs are
+//! ignored by default, and run by `.ci/run` and `just metrics-check`: `live` starts runs and a Prometheus that scrapes them, and evaluates the
+//! queries of the dashboards; `alerts` starts runs that go wrong, and waits for the alerts.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
-#![allow(clippy::print_stdout)] // what was measured is for the reader
+#![allow(clippy::print_stdout)] // measurements are for the reader
 
 mod alerts;
 mod deployment;

@@ -1,4 +1,4 @@
-//! Programs that run beside a test, and end with it.
+//! Programs that run during a test.
 
 use std::{
     fs::{self, File},
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A program that runs; it is killed when this is dropped, whatever happens.
+/// A running program, which is killed when this is dropped.
 pub(crate) struct Process {
     name: String,
     child: Child,
@@ -17,7 +17,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts it; what it says goes to a file in the folder.
+    /// Starts the program, with its output in a file of the folder.
     pub(crate) fn start(name: &str, command: &mut Command, folder: &Path) -> Self {
         let log = folder.join(format!("{name}.log"));
         let file = File::create(&log).unwrap();
@@ -26,23 +26,23 @@ impl Process {
         Self { name: name.to_owned(), child, log }
     }
 
-    /// Whether it still runs.
+    /// Returns whether it still runs.
     pub(crate) fn runs(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Ends it at once, as the system does to a process when memory runs out.
+    /// Kills it, as the system does to a process when memory runs out.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill(); // it may have ended by itself
         self.child.wait().unwrap();
     }
 
-    /// Whether it runs, and the end of what it said.
+    /// Describes whether it runs, with the end of its output.
     pub(crate) fn told(&mut self) -> String {
         let state = if self.runs() { "runs" } else { "has ended" };
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
-        format!("{} {state}; it said:\n{}", self.name, lines[lines.len().saturating_sub(15)..].join("\n"))
+        format!("{} {state}; the end of its output:\n{}", self.name, lines[lines.len().saturating_sub(15)..].join("\n"))
     }
 }
 
@@ -52,8 +52,7 @@ impl Drop for Process {
     }
 }
 
-/// Looks again and again until there is something to see; after `limit` the test fails with what was seen last, and with what the
-/// processes said.
+/// Calls `look` repeatedly until it returns a value. After `limit` the test fails with the last error, and the output of the processes.
 pub(crate) fn wait_for<T>(
     what: &str,
     limit: Duration,
@@ -67,24 +66,24 @@ pub(crate) fn wait_for<T>(
             Err(why) => why,
         };
         if since.elapsed() > limit {
-            let told: Vec<String> = processes.iter_mut().map(|process| process.told()).collect();
-            panic!("{what}: not within {limit:?}; {why}\n{}", told.join("\n"));
+            let outputs: Vec<String> = processes.iter_mut().map(|process| process.told()).collect();
+            panic!("{what}: not within {limit:?}; {why}\n{}", outputs.join("\n"));
         }
         sleep(Duration::from_millis(100));
     }
 }
 
-/// What `wait_for` looks for, or why it is not there.
-pub(crate) fn when(there: bool, why: impl Into<String>) -> Result<(), String> {
-    if there { Ok(()) } else { Err(why.into()) }
+/// Returns `why` as the error unless the condition holds, for `wait_for`.
+pub(crate) fn when(condition: bool, why: impl Into<String>) -> Result<(), String> {
+    if condition { Ok(()) } else { Err(why.into()) }
 }
 
-/// An address of this host at which nobody listens.
+/// Returns an address of this host on which nobody listens.
 pub(crate) fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
-/// A run of the command that tells its metrics at `address`, from the built-in configuration with these settings and arguments.
+/// Starts a run that serves its metrics at `address`, from the built-in configuration with these settings and arguments.
 pub(crate) fn run(name: &str, address: &str, folder: &Path, sets: &[&str], more: &[&str]) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
     command.args(["train", "--plain", "--metrics", address, "--out"]).arg(folder.join(name)).args(more);
@@ -93,7 +92,7 @@ pub(crate) fn run(name: &str, address: &str, folder: &Path, sets: &[&str], more:
     Process::start(name, &mut command, folder)
 }
 
-/// A small network in four stages, for `run`.
+/// Settings of a small network in four stages, for `run`.
 pub(crate) const SMALL: [&str; 8] = [
     "data.limit=512",
     "model.planes=[4, 8, 8]",

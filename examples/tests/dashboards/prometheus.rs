@@ -1,4 +1,4 @@
-//! A Prometheus of a test's own.
+//! Starts a Prometheus for a test, and asks it.
 
 use std::{
     collections::BTreeMap,
@@ -17,13 +17,13 @@ use crate::{
     yaml,
 };
 
-/// It scrapes every second, and keeps what it scrapes in the folder of the test.
+/// A Prometheus that scrapes every second, and stores its data in the folder of the test.
 pub(crate) struct Prometheus {
     pub(crate) process: Process,
     pub(crate) api: Api,
 }
 
-/// Where it is asked.
+/// The HTTP API of a Prometheus.
 pub(crate) struct Api {
     url: String,
 }
@@ -34,13 +34,13 @@ pub(crate) struct Series {
     pub(crate) values: Vec<(f64, f64)>,
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since the Unix epoch.
 pub(crate) fn now() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
 impl Prometheus {
-    /// Starts one with the configuration and the rules of `grafana/`, but for the times, the targets, and what `change` does to a rule.
+    /// Starts one with the configuration and the rules of `grafana/`, with other times and targets, and rules changed by `change`.
     pub(crate) fn start(folder: &Path, targets: &[&str], change: impl Fn(&mut Value)) -> Self {
         let mut config = yaml::read(&grafana().join("prometheus.yml"));
         config["global"] = json!({ "scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s" });
@@ -86,18 +86,18 @@ impl Api {
         }
     }
 
-    /// The answer at one time.
+    /// Evaluates a query at one time.
     pub(crate) fn at(&self, query: &str, time: f64) -> Result<Vec<Series>, String> {
         Ok(series(&self.ask("query", &[("query", query), ("time", &time.to_string())])?))
     }
 
-    /// The answers from `start` to `end`, a second apart.
+    /// Evaluates a query from `start` to `end`, every second.
     pub(crate) fn along(&self, query: &str, start: f64, end: f64) -> Result<Vec<Series>, String> {
         let times = [("start", &*start.to_string()), ("end", &end.to_string()), ("step", "1")];
         Ok(series(&self.ask("query_range", &[&[("query", query)], &times[..]].concat())?))
     }
 
-    /// The values of a label of the series that a selector finds between two times.
+    /// Returns the values of a label of the series that a selector finds between two times.
     pub(crate) fn label_values(
         &self,
         selector: &str,
@@ -110,7 +110,7 @@ impl Api {
         Ok(values.as_array().unwrap().iter().map(|value| value.as_str().unwrap().to_owned()).collect())
     }
 
-    /// The alerts that fire: their labels, and their summary below `summary`.
+    /// Returns the labels of the alerts that fire, with their summary as label `summary`.
     pub(crate) fn firing(&self) -> Result<Vec<BTreeMap<String, String>>, String> {
         let alerts = self.ask("alerts", &[])?["alerts"].clone();
         let firing = alerts.as_array().unwrap().iter().filter(|alert| alert["state"] == "firing");
@@ -130,7 +130,7 @@ fn texts(labels: &Value) -> BTreeMap<String, String> {
 
 fn series(data: &Value) -> Vec<Series> {
     let sample = |pair: &Value| (pair[0].as_f64().unwrap(), pair[1].as_str().unwrap().parse().unwrap());
-    let all = data["result"].as_array().unwrap_or_else(|| panic!("an answer that is no list: {data}"));
+    let all = data["result"].as_array().unwrap_or_else(|| panic!("an answer that is not a list: {data}"));
     all.iter()
         .map(|one| Series {
             labels: texts(&one["metric"]),

@@ -1,20 +1,20 @@
-//! As much of PromQL as is needed to tell which metrics and labels a query names, and what it does with them.
+//! Finds the metrics and labels of a PromQL query, and the functions around them.
 
-/// A metric of a query.
+/// A use of a metric in a query.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Selector {
     pub(crate) metric: String,
-    /// Label and what it is compared with.
+    /// The labels, and the texts that they are compared with.
     pub(crate) matchers: Vec<(String, String)>,
     /// The functions and aggregations around it, the innermost last.
     pub(crate) inside: Vec<String>,
 }
 
-/// What a query names.
+/// The names in a query.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Names {
     pub(crate) selectors: Vec<Selector>,
-    /// The labels of `by`, `on` and their like.
+    /// The labels of `by`, `on` and similar clauses.
     pub(crate) grouped: Vec<String>,
     /// The labels that `count_values` makes.
     pub(crate) made: Vec<String>,
@@ -35,7 +35,7 @@ pub(crate) fn names(query: &str) -> Names {
         match token {
             Token::Mark('(') => around.push(called.take().unwrap_or_default()),
             Token::Mark(')') => drop(around.pop().unwrap_or_else(|| panic!("a ) too many in {query}"))),
-            // A time over which something is looked at, and for subqueries how far apart.
+            // The range of a selector, or the range and the step of a subquery.
             Token::Mark('[') => {
                 while rest.next().unwrap_or_else(|| panic!("a [ without ] in {query}")) != Token::Mark(']') {}
             }
@@ -81,7 +81,7 @@ impl Tokens<'_> {
         matches!(self.list.get(self.at), Some(Token::Word(next)) if next == word)
     }
 
-    /// `(a, b)`, or nothing.
+    /// Reads `(a, b)`, or nothing.
     fn labels(&mut self) -> Vec<String> {
         let mut labels = Vec::new();
         if self.is('(') {
@@ -98,7 +98,7 @@ impl Tokens<'_> {
         labels
     }
 
-    /// `{a="x", b=~"y"}`, or nothing.
+    /// Reads `{a="x", b=~"y"}`, or nothing.
     fn matchers(&mut self) -> Vec<(String, String)> {
         let mut matchers = Vec::new();
         if self.is('{') {
@@ -140,7 +140,7 @@ fn tokens(query: &str) -> Vec<Token> {
 }
 
 #[test]
-fn a_query_is_taken_apart() {
+fn query_is_parsed() {
     let query = r#"histogram_quantile(0.95, sum by (stage, le) (rate(a_bucket{stage=~"$stage", split!="x"}[$__rate_interval])))
         / on (job) group_left (version) (b:c > 1.5) and f(d)[1h:5m] offset 5m or count_values("n", e)"#;
     let selector = |metric: &str, matchers: &[(&str, &str)], inside: &[&str]| Selector {

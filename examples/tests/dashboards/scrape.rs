@@ -1,4 +1,4 @@
-//! What a run tells, as Prometheus reads it, and Prometheus' own tool to judge it and the rules.
+//! Fetches the metrics of a run, and runs Prometheus's tool that checks them and the rules.
 
 use std::{
     io::Write,
@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-/// The answer to a request, and whether it was a success.
+/// Returns whether a request succeeded, and the answer.
 pub(crate) fn get(url: &str, parameters: &[(&str, &str)]) -> Result<(bool, String), String> {
     let config =
         ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(10))).http_status_as_error(false);
@@ -17,7 +17,7 @@ pub(crate) fn get(url: &str, parameters: &[(&str, &str)]) -> Result<(bool, Strin
     Ok((success, answer.body_mut().read_to_string().map_err(|e| format!("{url}: {e}"))?))
 }
 
-/// Everything that the run at this address tells.
+/// Returns the metrics of the run at this address.
 pub(crate) fn exposition(address: &str) -> Result<String, String> {
     match get(&format!("http://{address}/metrics"), &[])? {
         (true, text) => Ok(text),
@@ -25,21 +25,21 @@ pub(crate) fn exposition(address: &str) -> Result<String, String> {
     }
 }
 
-/// The value of a label, of a sample's line.
+/// Returns the value of a label in a sample's line.
 pub(crate) fn label<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     let labels = line.split_once('{')?.1;
     let named = labels.split(&format!("{name}=\"")).nth(1)?;
     named.split('"').next()
 }
 
-/// Runs `promtool`, and panics with what it says if it finds a fault.
+/// Runs `promtool`, and panics with its output if it fails.
 pub(crate) fn promtool(arguments: &[&str], input: &str) -> String {
     let mut command = Command::new("promtool");
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|e| panic!("promtool, which comes with Prometheus: {e}"));
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    assert!(output.status.success(), "promtool {}: {said}", arguments.join(" "));
-    said
+    let result = child.wait_with_output().unwrap();
+    let output = [result.stdout, result.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(result.status.success(), "promtool {}: {output}", arguments.join(" "));
+    output
 }
