@@ -2,11 +2,11 @@
 
 use interlock::{Error, Result};
 
-/// The largest number accepted for any extent (channels, width, vocabulary, pixels a side): far above any real model, and small
-/// enough that products of a few extents do not overflow.
+/// The largest number accepted for any extent (channels, width, vocabulary, pixels a side): far larger than in any real model, and so small that
+/// products of a few extents do not overflow.
 const LARGEST_EXTENT: usize = 1 << 24;
 
-/// The largest number of units of one kind.
+/// The largest number accepted for layers or blocks.
 const LARGEST_DEPTH: usize = 1 << 16;
 
 fn within(subject: &str, value: usize, largest: usize) -> Result<()> {
@@ -16,22 +16,22 @@ fn within(subject: &str, value: usize, largest: usize) -> Result<()> {
     Err(Error::invalid(subject, format!("it is {value}"), format!("give a number from 1 to {largest}")))
 }
 
-/// Refuses an extent of zero or of absurd size.
+/// Checks that an extent is not 0 and not absurdly large.
 pub(crate) fn extent(subject: &str, value: usize) -> Result<()> {
     within(subject, value, LARGEST_EXTENT)
 }
 
-/// Refuses a number of layers or blocks of zero or of absurd size.
+/// Checks that a number of layers or blocks is not 0 and not absurdly large.
 pub(crate) fn depth(subject: &str, value: usize) -> Result<()> {
     within(subject, value, LARGEST_DEPTH)
 }
 
-/// Refuses a list that holds an extent of zero or of absurd size.
+/// Checks every extent of a list as [`extent`] does.
 pub(crate) fn extents(subject: &str, values: &[usize]) -> Result<()> {
     values.iter().enumerate().try_for_each(|(at, &value)| extent(&format!("{subject}[{at}]"), value))
 }
 
-/// Refuses anything but a probability below 1.
+/// Checks that a value is a probability below 1.
 pub(crate) fn probability(subject: &str, value: f64) -> Result<()> {
     if (0.0..1.0).contains(&value) {
         return Ok(());

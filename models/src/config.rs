@@ -1,13 +1,13 @@
-//! A model as a configuration file states it.
+//! The configuration of a model, as in a configuration file.
 //!
 //! ```toml
 //! [model]
 //! kind = "resnet"
 //! preset = "resnet18"
-//! stem = "cifar"        # what is said overrides the preset
+//! stem = "cifar"        # overrides the preset
 //! ```
 //!
-//! What the data decide (classes, channels, image size, vocabulary, context, the ends of a perceptron) may be left out.
+//! Values that the data determine may be omitted: classes, channels, image size, vocabulary, context, and the first and last width of a perceptron.
 
 use std::sync::Arc;
 
@@ -21,32 +21,32 @@ use crate::{
     transformer::{self, Transformer},
 };
 
-/// What one example of a data set looks like, and what is to be predicted from it.
+/// The shape of an example of a data set, and of what is to be predicted from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputShape {
-    /// Images `(B, channels, height, width)` of a number of classes.
+    /// Images `(B, channels, height, width)`, each of a class.
     Images {
-        /// Channels.
+        /// The number of channels.
         channels: usize,
-        /// Pixels from top to bottom.
+        /// The height in pixels.
         height: usize,
-        /// Pixels from left to right.
+        /// The width in pixels.
         width: usize,
-        /// Classes.
+        /// The number of classes.
         classes: usize,
     },
-    /// Tokens `(B, context)`, each to be followed by the next.
+    /// Tokens `(B, context)`; for each, the next token is to be predicted.
     Text {
-        /// Number of different tokens.
+        /// The number of different tokens.
         vocab: usize,
-        /// Tokens of one example.
+        /// The number of tokens of an example.
         context: usize,
     },
     /// Vectors `(B, width)`.
     Vectors {
-        /// Numbers of one example.
+        /// The number of values of an example.
         width: usize,
-        /// Classes, or values predicted.
+        /// The number of classes, or of predicted values.
         outputs: usize,
     },
 }
@@ -73,7 +73,7 @@ pub enum ModelConfig {
     Transformer(TransformerConfig),
 }
 
-/// A multilayer perceptron: `dims`, or `hidden` between the ends that the data decide.
+/// A multilayer perceptron, given by all of its widths (`dims`), or by those between input and output (`hidden`).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MlpConfig {
@@ -85,7 +85,7 @@ pub struct MlpConfig {
     pub hidden: Option<Vec<usize>>,
 }
 
-/// A residual network: a preset, or its shape; what is given overrides the preset.
+/// A residual network, given by a preset, its shape, or both; a key overrides the preset.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResNetConfig {
@@ -118,7 +118,7 @@ pub struct ResNetConfig {
     pub size: Option<usize>,
 }
 
-/// A Transformer: a preset, or its shape; what is given overrides the preset.
+/// A Transformer, given by a preset, its shape, or both; a key overrides the preset.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TransformerConfig {
@@ -128,7 +128,7 @@ pub struct TransformerConfig {
     /// Width of the residual stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub width: Option<usize>,
-    /// Attention heads; divides the width.
+    /// The number of attention heads; it must divide the width.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heads: Option<usize>,
     /// Number of blocks.
@@ -143,13 +143,13 @@ pub struct TransformerConfig {
     /// Probability of dropping a value; by default 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f64>,
-    /// Whether the output projection is the token embedding; by default false, since both must then lie on one stage.
+    /// Whether the output projection uses the token embedding's weight; by default false, since both must then be on one stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tied: Option<bool>,
 }
 
 impl ModelConfig {
-    /// The key `kind`: `mlp`, `resnet` or `transformer`.
+    /// Returns the value of the key `kind`: `mlp`, `resnet` or `transformer`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Mlp(_) => "mlp",
@@ -158,10 +158,10 @@ impl ModelConfig {
         }
     }
 
-    /// The model, completed from the shape of the data.
+    /// Returns the model, completed from the shape of the data.
     ///
     /// # Errors
-    /// If something is missing, contradicts the data or makes no model; the message names the key and what would be right.
+    /// If a value is missing, contradicts the data or is not possible; the message names the key and possible values.
     pub fn build(&self, shape: InputShape) -> Result<Arc<dyn ModelSpec>> {
         let model: Arc<dyn ModelSpec> = match self {
             Self::Mlp(config) => Arc::new(config.resolve(shape)?),
@@ -186,7 +186,7 @@ fn missing(key: &str, presets: impl Iterator<Item = &'static str>) -> Error {
     )
 }
 
-/// Refuses a model that knows fewer of something than the data have.
+/// Checks that the model has at least as many of something, such as classes, as the data.
 fn enough(key: &str, model: usize, data: usize) -> Result<()> {
     if model >= data {
         return Ok(());
@@ -194,24 +194,24 @@ fn enough(key: &str, model: usize, data: usize) -> Result<()> {
     Err(Error::invalid(
         key,
         format!("the model has {model}, the data have {data}"),
-        format!("leave it out, or set it to {data} or more"),
+        format!("omit it, or set it to {data} or more"),
     ))
 }
 
-/// Refuses an extent that the data contradict.
+/// Checks that an extent of the model, if it is given, is that of the data.
 fn equal(key: &str, model: Option<usize>, data: usize) -> Result<()> {
     match model {
         Some(model) if model != data => Err(Error::invalid(
             key,
             format!("the model has {model}, the data have {data}"),
-            format!("leave it out, or set it to {data}"),
+            format!("omit it, or set it to {data}"),
         )),
         _ => Ok(()),
     }
 }
 
 impl MlpConfig {
-    /// The perceptron for data of this shape.
+    /// Returns the perceptron for data of this shape.
     ///
     /// # Errors
     /// As [`ModelConfig::build`].
@@ -241,7 +241,7 @@ impl MlpConfig {
 }
 
 impl ResNetConfig {
-    /// The network for data of this shape.
+    /// Returns the network for data of this shape.
     ///
     /// # Errors
     /// As [`ModelConfig::build`].
@@ -272,7 +272,7 @@ impl ResNetConfig {
 }
 
 impl TransformerConfig {
-    /// The language model for data of this shape.
+    /// Returns the language model for data of this shape.
     ///
     /// # Errors
     /// As [`ModelConfig::build`].

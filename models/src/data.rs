@@ -1,15 +1,14 @@
-//! Data sets: images and text, from files or from inside the program.
+//! Data sets of images and text, from files or embedded in the program.
 //!
-//! [`DataConfig`] names a data set as configuration does, and [`DataConfig::open`] turns it into [`Data`]: a training set, a
-//! validation set, and a [`Description`] of what a model for them takes and gives. All that can be wrong with files is found
-//! there, before anything is trained. The sets can also be built by hand: [`ImageSet`] from [`RawImages`], [`FolderSet`] from a
-//! [`Listing`], [`TextSet`] from the tokens of a [`Vocabulary`].
+//! [`DataConfig`] names a data set in a configuration, and [`DataConfig::open`] turns it into [`Data`]: a training set, a validation set, and a
+//! [`Description`] of the inputs and outputs of a model for them. It checks all files before anything is trained. The sets can also be built in
+//! code: [`ImageSet`] from [`RawImages`], [`FolderSet`] from a [`Listing`], [`TextSet`] from the tokens of a [`Vocabulary`].
 //!
-//! What a model was trained on is saved with it as its [`Description`]: [`DataConfig::open_validation`] scores the model by it, and
-//! [`Description::read_images`] prepares images for it, without the training data.
+//! The [`Description`] of the training data is saved with a model. With it, [`DataConfig::open_validation`] opens validation data for the model,
+//! and [`Description::read_images`] prepares images for it, without the training data.
 //!
-//! Random changes are keyed by the batch's key and the number of the example alone, so an example is changed alike whatever
-//! batch, thread or process takes it.
+//! Random changes depend only on the batch's key and the number of the example, so an example is changed in the same way in every batch, thread and
+//! process.
 
 mod augment;
 pub mod cifar;

@@ -1,11 +1,11 @@
-//! Golden cases: what one training run must compute, to the last digit that `f32` allows.
+//! Golden cases: training runs with the results that a reference implementation computed, for comparison up to the rounding of `f32`.
 //!
-//! A case is a folder with `case.json`, which states model, partition, interlock widths, optimizer and steps, and
-//! `tensors.safetensors`, which holds what a reference implementation started from and computed. Beside the cases stands the
-//! script that writes them and defines their format and semantics.
+//! A case is a folder with `case.json`, which gives model, partition, interlock widths, optimizer and steps, and `tensors.safetensors`, with the
+//! initial values, the batches and the results of the reference. The script `make_golden.py` beside the cases writes them, and defines their format
+//! and semantics.
 //!
-//! [`GoldenCase::replay`] runs a case by plain calls of the stage engine, [`GoldenCase::compare`] compares what it computed. For
-//! each tensor, `max|ours - theirs| ≤ 2e-6 + 5e-5 · max|theirs|` must hold.
+//! [`GoldenCase::replay`] runs a case with plain calls of the stage engine, and [`GoldenCase::compare`] compares its results. For each tensor,
+//! `max|ours - theirs| ≤ 2e-6 + 5e-5 · max|theirs|` must hold.
 
 mod compare;
 mod read;
@@ -19,16 +19,16 @@ use interlock::{Batch, ClipConfig, ModelSpec, OptimizerConfig, Result, Weights};
 use crate::config::{InputShape, ModelConfig};
 pub use compare::Comparison;
 
-/// What a run computed, or must compute.
+/// The results of a run, or the expected ones.
 #[derive(Clone, Debug)]
 pub struct Computed {
-    /// The mean loss of each stage at each step, before the update: `losses[step][stage]`; none where a stage has no head.
+    /// The mean loss of each stage at each step, before the update: `losses[step][stage]`; none if a stage has no head.
     pub losses: Vec<Vec<Option<f64>>>,
-    /// The gradients of step 0 by parameter name, after clipping.
+    /// The gradients of step 0 after clipping, by the names of parameters.
     pub gradients: HashMap<String, Tensor>,
     /// Every parameter and buffer after the last step, by name.
     pub finals: HashMap<String, Tensor>,
-    /// What the trained model in evaluation mode gives for step 0's inputs.
+    /// The outputs of the trained model in evaluation mode for step 0's inputs.
     pub logits: Tensor,
 }
 
@@ -39,21 +39,21 @@ pub struct GoldenCase {
     pub name: String,
     /// The model.
     pub model: ModelConfig,
-    /// What its data look like.
+    /// The shape of its data.
     pub shape: InputShape,
     /// The partition: the number of units of each stage.
     pub units_per_stage: Vec<usize>,
     /// The interlock width of each stage.
     pub widths: Vec<usize>,
-    /// Whether every stage but the last has an auxiliary head, which is trained on its own loss whether or not a stage follows it.
+    /// Whether every stage but the last has an auxiliary head; it is trained on its own loss, even if no stage follows that.
     pub heads: bool,
     /// The heads' description.
     pub head: String,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
-    /// Number of training steps.
+    /// The number of training steps.
     pub steps: usize,
-    /// Pieces that each batch is cut into.
+    /// The number of micro-batches of each batch.
     pub micro_batches: usize,
     /// Clipping, if any.
     pub clip: Option<ClipConfig>,
@@ -61,7 +61,7 @@ pub struct GoldenCase {
     pub init: Arc<Weights>,
     /// The batch of each step.
     pub batches: Vec<Batch>,
-    /// What the reference computed.
+    /// The results of the reference.
     pub expected: Computed,
 }
 
@@ -69,13 +69,13 @@ impl GoldenCase {
     /// Reads the case in `folder`.
     ///
     /// # Errors
-    /// If a file cannot be read, `case.json` says something unknown or contradictory, or a tensor is missing, unknown or of another
-    /// shape or dtype than the case asks for.
+    /// If a file cannot be read, `case.json` has an unknown key or contradictory values, or a tensor is missing, is unknown, or has a shape or dtype
+    /// that does not fit the case.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         read::read(folder.as_ref())
     }
 
-    /// The model, to be cut by [`Self::units_per_stage`].
+    /// Returns the model, which [`Self::units_per_stage`] divides into stages.
     ///
     /// # Errors
     /// None for a case that was read and not changed.
@@ -83,14 +83,15 @@ impl GoldenCase {
         self.model.build(self.shape)
     }
 
-    /// The number of stages.
+    /// Returns the number of stages.
     pub fn stages(&self) -> usize {
         self.units_per_stage.len()
     }
 
-    /// Compares what was computed with this case, one comparison a tensor, in order of name.
+    /// Compares results with this case. Returns one comparison for each loss and tensor: losses by step and stage, gradients and final values by
+    /// name, then the logits.
     ///
-    /// Whatever is missing, superfluous, of another shape or not a number is a comparison that does not pass.
+    /// A comparison fails if a value is missing, not expected, of another shape, or NaN.
     pub fn compare(&self, computed: &Computed) -> Vec<Comparison> {
         compare::compare(&self.expected, computed)
     }

@@ -1,19 +1,19 @@
-//! Auxiliary heads from their descriptions.
+//! Builds auxiliary heads from their descriptions.
 //!
 //! A description is a list of parts joined by `_`, applied from left to right:
 //!
-//! | part | is | takes | gives |
+//! | part | layers | input | output |
 //! |---|---|---|---|
-//! | `convN` | 3×3 convolution to `N` channels, padding 1, with bias; then ReLU | `(C, H, W)` | `(N, H, W)` |
-//! | `bn` | batch norm between the convolution just before and its ReLU | `(C, H, W)` | `(C, H, W)` |
-//! | `gbpl` | global average pool and flatten | `(C, H, W)` | `(C)` |
+//! | `convN` | 3×3 convolution to `N` channels, padding 1, with bias, and ReLU | `(C, H, W)` | `(N, H, W)` |
+//! | `bn` | batch norm between the previous convolution and its ReLU | `(C, H, W)` | `(C, H, W)` |
+//! | `gbpl` | global average pool, flattened | `(C, H, W)` | `(C)` |
 //! | `ln` | layer norm over the last dimension | `(D)`, `(S, D)` | the same |
-//! | `fc` | linear layer to the model's outputs; without bias where `ln` occurs | `(D)`, `(S, D)` | `(outputs)`, `(S, outputs)` |
+//! | `fc` | linear layer to the model's outputs, without bias if there is an `ln` | `(D)`, `(S, D)` | `(outputs)`, `(S, outputs)` |
 //!
-//! `fc` comes once, at the end. Examples: `conv64_bn_gbpl_fc` and `gbpl_fc` after a residual block, `ln_fc` after a Transformer's
-//! block, `fc` after a linear layer.
+//! `fc` occurs once, at the end. Examples: `conv64_bn_gbpl_fc` and `gbpl_fc` after a residual block, `ln_fc` after a Transformer's block, `fc` after
+//! a linear layer.
 //!
-//! Parameters are named by their module's position in the sequence, where ReLU, pool and flatten count as modules: those of
+//! Parameters are named by the position of their module in the sequence, in which ReLU, pool and flatten count as modules: those of
 //! `conv8_bn_gbpl_fc` are `0.weight`, `0.bias`, `1.weight`, …, `5.weight`, `5.bias`, below `aux.{stage}`.
 
 use candle_nn::{Init, VarBuilder};
@@ -26,7 +26,7 @@ use crate::{checks, flops};
 
 const PARTS: &str = "parts are convN (such as conv16), bn, gbpl, ln and fc, joined by _";
 
-/// One module of a head; its position in the list is its name.
+/// A module of a head. Its position in the list is its name.
 #[derive(Clone, Debug, PartialEq)]
 enum Module {
     Convolution { inputs: usize, outputs: usize },
@@ -43,38 +43,38 @@ enum Module {
 /// `fc_weight` initializes the last layer's weight; `None` is PyTorch's default.
 ///
 /// # Errors
-/// If there is no such unit, or the description is wrong or does not suit the unit's output; the message names the part.
+/// If there is no such unit, or the description is wrong or does not fit the unit's output; the message names the part.
 pub fn behind(units: &[Unit], unit: usize, arch: &str, outputs: usize, fc_weight: Option<Init>) -> Result<Unit> {
     let before = units.get(unit).ok_or_else(|| {
         Error::invalid(
             "heads",
-            format!("there is no unit {unit} to put a head behind"),
+            format!("there is no unit {unit} for a head to follow"),
             format!("this model has units 0 to {}", units.len().saturating_sub(1)),
         )
     })?;
     head(arch, &before.output, outputs, fc_weight)
 }
 
-/// Returns the head `arch` for activations of shape `input` (without the batch dimension), with `outputs` outputs; see the
-/// [module's documentation](self) for descriptions.
+/// Returns the head `arch` for activations of shape `input` (without the batch dimension), with `outputs` outputs. The
+/// [module's documentation](self) explains descriptions.
 ///
 /// # Errors
-/// If the description is wrong or does not suit `input`; the message names the part and its position.
+/// If the description is wrong or does not fit `input`; the message names the part and its position.
 pub fn head(arch: &str, input: &[usize], outputs: usize, fc_weight: Option<Init>) -> Result<Unit> {
     let mut plan = Plan { modules: Vec::new(), shape: input.to_vec(), flops: 0.0 };
     let parts: Vec<&str> = arch.split('_').collect();
     let bias = !parts.contains(&"ln");
-    for (at, part) in parts.iter().enumerate() {
-        let place = Place { arch, at, part };
-        match *part {
-            "bn" => plan.batch_norm(&place)?,
-            "gbpl" => plan.pool(&place)?,
-            "ln" => plan.layer_norm(&place)?,
-            "fc" if at + 1 == parts.len() => plan.linear(&place, outputs, bias)?,
-            "fc" => return Err(place.refuse("is followed by other parts", "end the description with its only fc")),
-            _ => match part.strip_prefix("conv") {
-                Some(channels) => plan.convolution(&place, channels)?,
-                None => return Err(place.refuse("is not known", PARTS)),
+    for (at, name) in parts.iter().enumerate() {
+        let part = Part { arch, at, name };
+        match *name {
+            "bn" => plan.batch_norm(&part)?,
+            "gbpl" => plan.pool(&part)?,
+            "ln" => plan.layer_norm(&part)?,
+            "fc" if at + 1 == parts.len() => plan.linear(&part, outputs, bias)?,
+            "fc" => return Err(part.refuse("is followed by other parts", "end the description with its only fc")),
+            _ => match name.strip_prefix("conv") {
+                Some(channels) => plan.convolution(&part, channels)?,
+                None => return Err(part.refuse("is not known", PARTS)),
             },
         }
     }
@@ -92,15 +92,15 @@ pub fn head(arch: &str, input: &[usize], outputs: usize, fc_weight: Option<Init>
 fn build(modules: &[Module], fc_weight: Option<Init>, vb: &VarBuilder<'static>) -> Result<Sequential> {
     let mut layers = Sequential::default();
     let mut at = 0;
-    while let [module, behind @ ..] = &modules[at..] {
+    while let [module, next @ ..] = &modules[at..] {
         let here = vb.pp(at);
         at += 1;
         match *module {
             Module::Convolution { inputs, outputs } => {
                 let config = Conv2dConfig { inputs, outputs, kernel: 3, stride: 1, padding: 1, bias: true };
                 let convolution = Conv2d::new(config, here)?;
-                match behind {
-                    // All three at once.
+                match next {
+                    // One layer computes all three modules.
                     [Module::BatchNorm { channels }, Module::Relu, ..] => {
                         let norm = BatchNorm2d::new(*channels, vb.pp(at))?;
                         layers.push(ConvBlock::new(vec![(convolution, norm)], Shortcut::None)?);
@@ -123,17 +123,17 @@ fn build(modules: &[Module], fc_weight: Option<Init>, vb: &VarBuilder<'static>) 
     Ok(layers)
 }
 
-/// A part of a description, as error messages name it.
-struct Place<'a> {
+/// A part of a description, for error messages.
+struct Part<'a> {
     arch: &'a str,
     at: usize,
-    part: &'a str,
+    name: &'a str,
 }
 
-impl Place<'_> {
+impl Part<'_> {
     fn refuse(&self, problem: impl std::fmt::Display, remedy: impl Into<String>) -> Error {
-        let Self { arch, at, part } = self;
-        Error::invalid("heads.arch", format!("part {} of {arch:?}, {part:?}, {problem}", at + 1), remedy)
+        let Self { arch, at, name } = self;
+        Error::invalid("heads.arch", format!("part {} of {arch:?}, {name:?}, {problem}", at + 1), remedy)
     }
 }
 
@@ -145,19 +145,19 @@ struct Plan {
 }
 
 impl Plan {
-    fn image(&self, place: &Place<'_>) -> Result<[usize; 3]> {
+    fn image(&self, part: &Part<'_>) -> Result<[usize; 3]> {
         <[usize; 3]>::try_from(self.shape.as_slice()).map_err(|_| {
-            place.refuse(
+            part.refuse(
                 format_args!("needs channels and an image, (C, H, W), but gets {:?}", self.shape),
-                "use it behind convolutional units and before gbpl; for vectors and sequences there are ln and fc",
+                "use it after convolutional units and before gbpl; for vectors and sequences there are ln and fc",
             )
         })
     }
 
-    fn width(&self, place: &Place<'_>) -> Result<usize> {
+    fn width(&self, part: &Part<'_>) -> Result<usize> {
         match self.shape.as_slice() {
             [.., width] if self.shape.len() < 3 => Ok(*width),
-            shape => Err(place.refuse(
+            shape => Err(part.refuse(
                 format_args!("needs a vector or a sequence, (D) or (S, D), but gets {shape:?}"),
                 "put gbpl before it to average over the image",
             )),
@@ -168,24 +168,24 @@ impl Plan {
         flops::elements(&self.shape)
     }
 
-    fn convolution(&mut self, place: &Place<'_>, channels: &str) -> Result<()> {
-        let [inputs, height, width] = self.image(place)?;
-        let bad = || place.refuse("says no number of channels", "write convN with N from 1, such as conv16");
+    fn convolution(&mut self, part: &Part<'_>, channels: &str) -> Result<()> {
+        let [inputs, height, width] = self.image(part)?;
+        let bad = || part.refuse("does not give a number of channels", "write convN with N from 1, such as conv16");
         if !channels.bytes().all(|b| b.is_ascii_digit()) {
             return Err(bad());
         }
         let outputs: usize = channels.parse().map_err(|_| bad())?;
-        checks::extent(&format!("heads.arch: channels of part {} of {:?}", place.at + 1, place.arch), outputs)?;
+        checks::extent(&format!("heads.arch: channels of part {} of {:?}", part.at + 1, part.arch), outputs)?;
         self.shape = vec![outputs, height, width];
         self.flops += flops::convolution(inputs, 3, &self.shape) + flops::SIMPLE * self.elements();
         self.modules.extend([Module::Convolution { inputs, outputs }, Module::Relu]);
         Ok(())
     }
 
-    fn batch_norm(&mut self, place: &Place<'_>) -> Result<()> {
+    fn batch_norm(&mut self, part: &Part<'_>) -> Result<()> {
         let [.., Module::Convolution { outputs, .. }, Module::Relu] = *self.modules.as_slice() else {
             return Err(
-                place.refuse("does not come right after a convolution", "write it after convN, such as conv16_bn")
+                part.refuse("does not come right after a convolution", "write it after convN, such as conv16_bn")
             );
         };
         let relu = self.modules.len() - 1;
@@ -194,23 +194,23 @@ impl Plan {
         Ok(())
     }
 
-    fn pool(&mut self, place: &Place<'_>) -> Result<()> {
-        let [channels, ..] = self.image(place)?;
+    fn pool(&mut self, part: &Part<'_>) -> Result<()> {
+        let [channels, ..] = self.image(part)?;
         self.flops += flops::SIMPLE * self.elements();
         self.shape = vec![channels];
         self.modules.extend([Module::Pool, Module::Flatten]);
         Ok(())
     }
 
-    fn layer_norm(&mut self, place: &Place<'_>) -> Result<()> {
-        let width = self.width(place)?;
+    fn layer_norm(&mut self, part: &Part<'_>) -> Result<()> {
+        let width = self.width(part)?;
         self.flops += flops::NORM * self.elements();
         self.modules.push(Module::LayerNorm { width });
         Ok(())
     }
 
-    fn linear(&mut self, place: &Place<'_>, outputs: usize, bias: bool) -> Result<()> {
-        let inputs = self.width(place)?;
+    fn linear(&mut self, part: &Part<'_>, outputs: usize, bias: bool) -> Result<()> {
+        let inputs = self.width(part)?;
         self.flops += 2.0 * self.elements() * outputs as f64;
         if let Some(last) = self.shape.last_mut() {
             *last = outputs;
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn good_descriptions_give_the_models_outputs() {
+    fn heads_have_the_models_outputs() {
         assert_eq!(shape("conv8_bn_gbpl_fc", &[16, 8, 8]), [10]);
         assert_eq!(shape("conv8_conv4_bn_gbpl_ln_fc", &[16, 8, 8]), [10]);
         assert_eq!(shape("gbpl_fc", &[16, 8, 8]), [10]);
@@ -242,14 +242,14 @@ mod tests {
     }
 
     #[test]
-    fn costs_are_those_of_the_layers() {
+    fn flops_are_those_of_the_layers() {
         assert_eq!(head("fc", &[48], 10, None).unwrap().flops, 2.0 * 480.0);
         let conv = head("conv4_gbpl_fc", &[3, 8, 8], 10, None).unwrap().flops;
         assert_eq!(conv, 2.0 * 3.0 * 9.0 * 256.0 + 256.0 + 256.0 + 2.0 * 40.0);
     }
 
     #[test]
-    fn refusals_name_the_part_its_position_and_what_is_right() {
+    fn errors_name_the_part_its_position_and_a_remedy() {
         let text = refusal("conv8_bm_gbpl_fc", &[16, 8, 8]);
         assert_eq!(
             text,
@@ -268,10 +268,10 @@ mod tests {
             ("conv8_bn_bn_gbpl_fc", &[16, 8, 8], "part 3"),
             ("fc_fc", &[16], "is followed by other parts"),
             ("ln", &[16], "does not end in fc"),
-            ("conv_gbpl_fc", &[16, 8, 8], "says no number of channels"),
+            ("conv_gbpl_fc", &[16, 8, 8], "does not give a number of channels"),
             ("conv0_gbpl_fc", &[16, 8, 8], "it is 0"),
-            ("conv+8_gbpl_fc", &[16, 8, 8], "says no number of channels"),
-            ("conv99999999999999999999_gbpl_fc", &[16, 8, 8], "says no number of channels"),
+            ("conv+8_gbpl_fc", &[16, 8, 8], "does not give a number of channels"),
+            ("conv99999999999999999999_gbpl_fc", &[16, 8, 8], "does not give a number of channels"),
             ("fc", &[], "needs a vector or a sequence"),
         ] {
             let text = refusal(arch, input);
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_behind_no_unit_is_refused() {
+    fn head_after_a_missing_unit_is_refused() {
         let text = behind(&[], 3, "fc", 10, None).unwrap_err().to_string();
         assert!(text.contains("no unit 3"), "{text}");
     }

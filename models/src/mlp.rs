@@ -40,8 +40,8 @@ impl ModelSpec for Mlp {
     fn units(&self) -> Result<Vec<Unit>> {
         self.check()?;
         let layers = self.dims.len() - 1;
-        let unit = |(at, ends): (usize, &[usize])| {
-            let (inputs, outputs) = (ends[0], ends[1]);
+        let unit = |(at, widths): (usize, &[usize])| {
+            let (inputs, outputs) = (widths[0], widths[1]);
             let (flatten, relu) = (self.flatten && at == 0, at + 1 < layers);
             let elementwise = if relu { flops::SIMPLE * outputs as f64 } else { 0.0 };
             Unit::new(format!("layers.{at}"), [outputs], move |vb| {

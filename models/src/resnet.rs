@@ -1,7 +1,7 @@
 //! Residual networks.
 //!
-//! He, Zhang, Ren, Sun: *Deep Residual Learning for Image Recognition*, CVPR 2016, with projection shortcuts where the shape
-//! changes (their option B) and, in bottleneck blocks, the stride in the 3×3 convolution as torchvision has it.
+//! He, Zhang, Ren, Sun: *Deep Residual Learning for Image Recognition*, CVPR 2016, with projection shortcuts where the shape changes (their option
+//! B), and in bottleneck blocks with the stride in the 3×3 convolution as in torchvision.
 
 mod blocks;
 
@@ -18,12 +18,12 @@ use blocks::Shape;
 pub enum BlockKind {
     /// Two 3×3 convolutions.
     Basic,
-    /// A 1×1, a 3×3 and a 1×1 convolution; gives four times the planes.
+    /// A 1×1, a 3×3 and a 1×1 convolution, with four output channels for each plane.
     Bottleneck,
 }
 
 impl BlockKind {
-    /// Output channels a plane.
+    /// Returns the number of output channels for each plane.
     pub fn expansion(self) -> usize {
         match self {
             Self::Basic => 1,
@@ -45,8 +45,8 @@ pub enum StemKind {
 /// A residual network: units are the stem, each block, and the classifier.
 ///
 /// Inputs `(B, channels, height, width)`, outputs `(B, classes)`. Parameters are named as torchvision's: `conv1`, `bn1`,
-/// `layer{i}.{j}.conv1`, …, `layer{i}.{j}.downsample.0`, `fc`. Convolutions start Kaiming-normal over their fan-out, batch norms
-/// at 1 and 0, the classifier as PyTorch's linear layer.
+/// `layer{i}.{j}.conv1`, …, `layer{i}.{j}.downsample.0`, `fc`. Initial values are Kaiming-normal over the fan-out for convolutions, 1 and 0 for
+/// batch norms, and those of PyTorch's linear layer for the classifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResNet {
     /// The residual block.
@@ -78,7 +78,7 @@ pub struct Preset {
     pub block: BlockKind,
     /// The first unit.
     pub stem: StemKind,
-    /// Planes of each group of blocks; the stem has the first's.
+    /// Planes of each group of blocks; those of the first are the stem's output channels too.
     pub planes: &'static [usize],
     /// Blocks of each group.
     pub blocks: &'static [usize],
@@ -139,7 +139,7 @@ impl ResNet {
             return Err(Error::invalid(
                 "model.blocks",
                 format!("{:?} blocks for {:?} planes", self.blocks, self.planes),
-                "give both lists the same length, one entry a group of blocks",
+                "give both lists one entry for each group of blocks",
             ));
         }
         checks::extents("model.planes", &self.planes)?;

@@ -1,6 +1,6 @@
-//! Decoder-only Transformers of the GPT-2 kind.
+//! Decoder-only Transformers such as GPT-2.
 //!
-//! Radford et al.: *Language Models are Unsupervised Multitask Learners*, 2019: learned positions, layer norm before attention and
+//! Radford et al.: *Language Models are Unsupervised Multitask Learners*, 2019: learned position embeddings, layer norm before attention and
 //! perceptron, tanh-approximated GELU, causal attention.
 
 mod blocks;
@@ -13,15 +13,15 @@ use crate::{checks, heads};
 ///
 /// Inputs are tokens `(B, S)` of `u32` with `S ≤ context`, outputs logits `(B, S, vocab)`. Parameters are named as nanoGPT's:
 /// `transformer.wte`, `transformer.wpe`, `transformer.h.{i}.{ln_1, attn.c_attn, attn.c_proj, ln_2, mlp.c_fc, mlp.c_proj}`,
-/// `transformer.ln_f`, `lm_head`. Weights start from N(0, 0.02), those of projections back into the residual stream from
-/// N(0, 0.02 / √(2·layers)), biases at 0, norms at 1 and 0.
+/// `transformer.ln_f`, `lm_head`. Initial values are drawn from N(0, 0.02) for weights, and from N(0, 0.02 / √(2·layers)) for those of projections
+/// back into the residual stream; they are 0 for biases, and 1 and 0 for norms.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transformer {
     /// Number of different tokens.
     pub vocab: usize,
-    /// The longest sequence: rows of the position embedding.
+    /// The longest sequence: the number of rows of the position embedding.
     pub context: usize,
-    /// Tokens of one example, at most `context`. The units declare their shapes and costs for this length.
+    /// The number of tokens of an example, at most `context`. Shapes and costs of units are given for this length.
     pub sequence: usize,
     /// Width of the residual stream.
     pub width: usize,
@@ -59,7 +59,7 @@ const fn gpt2(name: &'static str, layers: usize, heads: usize, width: usize) -> 
     Preset { name, layers, heads, width, text: Some((50_257, 1024)) }
 }
 
-/// The sizes of GPT-2, and small ones for tests and lessons.
+/// The sizes of GPT-2, and small ones for tests and examples.
 pub const PRESETS: [Preset; 7] = [
     small("gpt-nano", 3, 3, 48),
     small("gpt-micro", 4, 4, 128),
@@ -110,7 +110,7 @@ impl Transformer {
         if self.sequence > self.context {
             return Err(Error::invalid(
                 "model.context",
-                format!("examples have {} tokens, the model has positions for {}", self.sequence, self.context),
+                format!("examples have {} tokens, but the model has positions for {}", self.sequence, self.context),
                 format!("set it to {} or more, or cut the text into shorter examples", self.sequence),
             ));
         }

@@ -1,7 +1,8 @@
-//! Timing changes nothing: the same parameters to the bit after 50 steps, by plain calls and by actors, whatever is in flight and
-//! however many threads a device has; and the same again where stages compute forward passes twice instead of keeping them.
+//! Tests that parameters after 50 steps are equal to the bit with plain calls and with actors, with any number of micro-batches in flight, with any
+//! number of threads of a device, and with recomputed forward passes.
 //!
-//! Models whose work is cut into many pieces, those of `interlock bench step` with fewer blocks and smaller inputs, are trained for two steps.
+//! Larger models, whose work is divided into many pieces, are trained for two steps: those of `interlock bench step` with fewer blocks and smaller
+//! inputs.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
@@ -22,7 +23,7 @@ use rand::RngExt;
 
 const STEPS: u64 = 50;
 
-/// One batch of random examples, whatever is asked for; so plain calls need no order of their own.
+/// A data set that always returns the same batch of random examples, so that plain calls need not shuffle them.
 struct OneBatch(Batch);
 
 impl Dataset for OneBatch {
@@ -114,7 +115,7 @@ fn check(data: &OneBatch, micro_batches: usize, make: impl Fn() -> TrainerBuilde
 }
 
 #[test]
-fn a_resnet_of_four_stages() {
+fn resnet_in_four_stages() {
     for micro_batches in [1, 4] {
         check(&images(10, 12), micro_batches, || {
             let optimizer = OptimizerConfig { lr: 0.05, weight_decay: 1e-4, ..OptimizerConfig::default() };
@@ -124,7 +125,7 @@ fn a_resnet_of_four_stages() {
 }
 
 #[test]
-fn a_resnet_whose_stages_widen_by_what_they_measure() {
+fn resnet_with_adaptive_widths() {
     let rule = Adaptive { every: 4, window: 2, below: 0.5, width: 1, max_width: None };
     let data = images(10, 12);
     let make = || {
@@ -135,11 +136,11 @@ fn a_resnet_whose_stages_widen_by_what_they_measure() {
     let mut trainer = make().stages(4).seed(7).micro_batches(4).batch_size(10).steps(STEPS).build().unwrap();
     trainer.fit(&data).unwrap();
     let phases = trainer.plans().phases().len();
-    assert!(phases > 1, "nothing was widened, so nothing was compared");
+    assert!(phases > 1, "no stage was widened, so the test compares nothing");
 }
 
 #[test]
-fn a_transformer_with_dropout_and_global_clipping() {
+fn transformer_with_dropout_and_global_clipping() {
     for micro_batches in [1, 4] {
         check(&tokens(10, 10, 17), micro_batches, || {
             let optimizer = OptimizerConfig { kind: OptimizerKind::Adamw, lr: 1e-3, ..OptimizerConfig::default() };
@@ -149,7 +150,7 @@ fn a_transformer_with_dropout_and_global_clipping() {
     }
 }
 
-/// Trained with and without recomputation, by actors.
+/// Trains with actors, with and without recomputation.
 fn check_recomputed(data: &OneBatch, model: fn() -> Arc<dyn ModelSpec>, optimizer: &OptimizerConfig) {
     for (width, micro_batches) in [(1, 4), (2, 1), (3, 1), (3, 4), (4, 4)] {
         let train = |recompute: Recompute| {
@@ -192,21 +193,21 @@ fn many_stages_share_a_device_of_few_threads() {
 }
 
 #[test]
-fn forward_passes_computed_again_are_the_same() {
+fn recomputed_forward_passes_are_equal() {
     let sgd = OptimizerConfig { lr: 0.05, weight_decay: 1e-4, ..OptimizerConfig::default() };
     check_recomputed(&images(10, 12), resnet, &sgd);
     let adamw = OptimizerConfig { kind: OptimizerKind::Adamw, lr: 1e-3, ..OptimizerConfig::default() };
     check_recomputed(&tokens(10, 10, 17), transformer, &adamw);
 }
 
-/// Two steps of two stages on devices of 1, 2 and 3 threads.
+/// Trains two stages for two steps on devices of 1, 2 and 3 threads.
 fn check_threads(data: &OneBatch, model: &Arc<dyn ModelSpec>, head: &str, optimizer: &OptimizerConfig) {
     for (width, micro_batches) in [(1, 1), (1, 2), (2, 1), (2, 2)] {
         let train = |device: &str| {
             let heads = HeadsConfig { arch: Some(head.to_owned()), train: HeadsTrained::All };
             let builder = Trainer::builder(Arc::clone(model)).strategy(Interlock::width(width)).heads(heads);
             let builder = builder.optimizer(optimizer.clone()).stages(2).seed(7).micro_batches(micro_batches);
-            // Norms are of use, so that their bits show.
+            // Clipping uses the norms, so their bits affect the parameters.
             let clip = ClipConfig { max_norm: 0.5, scope: ClipScope::Stage };
             let builder = builder.clip(clip).batch_size(data.len()).steps(2).devices(devices(&[device]));
             let mut trainer = builder.build().unwrap();
@@ -220,13 +221,13 @@ fn check_threads(data: &OneBatch, model: &Arc<dyn ModelSpec>, head: &str, optimi
     }
 }
 
-/// Stochastic gradient descent as `interlock bench step` has it.
-fn descent() -> OptimizerConfig {
+/// Returns the stochastic gradient sgd of `interlock bench step`.
+fn sgd() -> OptimizerConfig {
     OptimizerConfig { lr: 0.1, momentum: 0.9, weight_decay: 2e-4, ..OptimizerConfig::default() }
 }
 
 #[test]
-fn a_resnet_for_cifar_on_any_number_of_threads() {
+fn resnet_for_cifar_on_any_number_of_threads() {
     let model: Arc<dyn ModelSpec> = Arc::new(ResNet {
         stem_planes: 16,
         planes: vec![16, 32, 64],
@@ -238,11 +239,11 @@ fn a_resnet_for_cifar_on_any_number_of_threads() {
         classes: 10,
         channels: 3,
     });
-    check_threads(&images(34, 32), &model, "conv16_bn_gbpl_fc", &descent());
+    check_threads(&images(34, 32), &model, "conv16_bn_gbpl_fc", &sgd());
 }
 
 #[test]
-fn a_resnet_for_imagenet_on_any_number_of_threads() {
+fn resnet_for_imagenet_on_any_number_of_threads() {
     let model: Arc<dyn ModelSpec> = Arc::new(ResNet {
         stem_planes: 64,
         planes: vec![64, 128, 256, 512],
@@ -254,11 +255,11 @@ fn a_resnet_for_imagenet_on_any_number_of_threads() {
         classes: 10,
         channels: 3,
     });
-    check_threads(&images(10, 32), &model, "gbpl_fc", &descent());
+    check_threads(&images(10, 32), &model, "gbpl_fc", &sgd());
 }
 
 #[test]
-fn a_gpt_on_any_number_of_threads() {
+fn gpt_on_any_number_of_threads() {
     let model: Arc<dyn ModelSpec> = Arc::new(Transformer {
         vocab: 256,
         context: 128,

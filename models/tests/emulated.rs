@@ -1,4 +1,4 @@
-//! Whole models on emulated devices: real trainers, real parameters, which nothing changes.
+//! Tests of whole models on emulated devices, which leave all parameters as they are.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
@@ -10,14 +10,14 @@ use interlock::{
 use interlock_backends::Backends;
 use interlock_models::{ResNet, Transformer};
 
-/// Inputs of one kind, and class 1 for every target.
-struct Same {
+/// A data set whose inputs are ones of a shape and dtype, and whose targets are all class 1.
+struct Ones {
     inputs: Vec<usize>,
     dtype: DType,
     targets: Vec<usize>,
 }
 
-impl Dataset for Same {
+impl Dataset for Ones {
     fn len(&self) -> usize {
         12
     }
@@ -29,7 +29,7 @@ impl Dataset for Same {
     }
 }
 
-fn trains(model: impl ModelSpec + 'static, data: &Same, classes: f64) {
+fn trains(model: impl ModelSpec + 'static, data: &Ones, classes: f64) {
     let name = "emulated:forward-ms=0.2,head-ms=0.1,input-gradient-ms=0.2,parameter-gradient-ms=0.2,transfer-ms=0.1";
     let mut trainer = Trainer::builder(model)
         .stages(4)
@@ -47,7 +47,7 @@ fn trains(model: impl ModelSpec + 'static, data: &Same, classes: f64) {
         .unwrap();
     let before = trainer.snapshot().unwrap();
     let report = trainer.fit((data, data)).unwrap();
-    // Zeros for logits are equal chances.
+    // Logits of zeros give all classes the same probability.
     assert!((report.final_scores.loss - classes.ln()).abs() < 1e-6, "{report:?}");
     assert!(report.stages.iter().all(|stage| stage.loss.is_some()));
     let after = trainer.snapshot().unwrap();
@@ -59,14 +59,14 @@ fn trains(model: impl ModelSpec + 'static, data: &Same, classes: f64) {
 }
 
 #[test]
-fn a_resnet_trains_and_stays_as_it_is() {
-    let data = Same { inputs: vec![3, 32, 32], dtype: DType::F32, targets: vec![] };
+fn resnet_trains_without_changes() {
+    let data = Ones { inputs: vec![3, 32, 32], dtype: DType::F32, targets: vec![] };
     trains(ResNet::preset("resnet32", [3, 32, 32], 10).unwrap(), &data, 10.0);
 }
 
 #[test]
-fn a_transformer_trains_and_stays_as_it_is() {
-    let data = Same { inputs: vec![8], dtype: DType::U32, targets: vec![8] };
+fn transformer_trains_without_changes() {
+    let data = Ones { inputs: vec![8], dtype: DType::U32, targets: vec![8] };
     let model =
         Transformer { vocab: 16, context: 8, sequence: 8, width: 12, heads: 2, layers: 3, dropout: 0.1, tied: false };
     trains(model, &data, 16.0);

@@ -1,4 +1,4 @@
-//! Golden cases as files: what is malformed is refused, and what is computed otherwise does not pass.
+//! Tests that malformed golden cases are refused, and that other results fail.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
@@ -17,12 +17,12 @@ fn folder() -> PathBuf {
 }
 
 #[test]
-fn another_interlock_width_does_not_agree() {
+fn results_of_another_interlock_width_fail() {
     let mut case = GoldenCase::read(folder().join("mlp-k5-w3")).unwrap();
     case.widths = vec![2; 5];
     let comparisons = case.compare(&case.replay(vec![cpu(0)]).unwrap());
     let failing: Vec<_> = comparisons.iter().filter(|c| !c.passes() && c.name.starts_with("grad/")).collect();
-    // The last two stages follow the last loss either way; the heads their own.
+    // With both widths the last two stages follow the last loss, and heads their own losses.
     assert!(failing.iter().all(|c| (0..3).any(|stage| c.name.starts_with(&format!("grad/layers.{stage}.")))));
     assert_eq!(failing.len(), 6, "{failing:?}");
 }
@@ -40,7 +40,7 @@ fn read_changed(name: &str, from: &str, to: &str) -> String {
 }
 
 #[test]
-fn a_malformed_case_is_refused() {
+fn malformed_cases_are_refused() {
     for (from, to, says) in [
         ("\"steps\"", "\"step\"", "unknown field `step`"),
         ("\"seed\": 1", "\"seed\": 1,,", "line 32"),
@@ -50,8 +50,8 @@ fn a_malformed_case_is_refused() {
         ("\"steps\": 3", "\"steps\": 4", "there is no tensor batch/3/inputs"),
         ("\"steps\": 3", "\"steps\": 2", "does not ask for the tensor batch/2/inputs"),
         ("\"batch\": 6", "\"batch\": 5", "batch/0/inputs is f32 [6, 12]; the case needs f32 [5, 12]"),
-        ("\"width\": 2", "\"width\": 0", "no interlock widths of 5 stages"),
-        ("\"width\": 2", "\"width\": 2, \"widths\": [1, 2]", "2 and [1, 2] are no interlock widths"),
+        ("\"width\": 2", "\"width\": 0", "not interlock widths for 5 stages"),
+        ("\"width\": 2", "\"width\": 2, \"widths\": [1, 2]", "2 and [1, 2] are not interlock widths"),
         ("\"units_per_stage\": [\n    1,", "\"units_per_stage\": [", "does not cut the model's 5 units"),
         ("\"units_per_stage\": [\n    1,", "\"units_per_stage\": [0, 1,", "at least one unit"),
         ("\"head\": \"fc\"", "\"head\": \"gbpl_fc\"", "part 1 of \"gbpl_fc\""),

@@ -1,4 +1,4 @@
-//! Presets, shapes, names, costs and gradients of the models.
+//! Tests of presets, shapes, names, costs and gradients of the models.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
@@ -12,11 +12,11 @@ use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use interlock::{Differentiable, ModelSpec, ParameterStore, Pass, Sequential, Unit, Wants};
 use interlock_models::{Mlp, ResNet, Transformer, resnet, transformer};
 
-/// Notes what is asked for and gives tensors that take no memory.
+/// Records the names and shapes of requested tensors, and returns tensors that take no memory.
 #[derive(Clone, Default)]
-struct Counter(Arc<Mutex<BTreeMap<String, Vec<usize>>>>);
+struct ShapeRecorder(Arc<Mutex<BTreeMap<String, Vec<usize>>>>);
 
-impl SimpleBackend for Counter {
+impl SimpleBackend for ShapeRecorder {
     fn get(&self, s: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         self.0.lock().unwrap().insert(name.to_owned(), s.dims().to_vec());
         Tensor::zeros((), dtype, device)?.broadcast_as(s)
@@ -31,15 +31,15 @@ impl SimpleBackend for Counter {
     }
 }
 
-/// The shapes of a model's parameters and buffers, by name.
+/// Returns the shapes of a model's parameters and buffers, by name.
 fn shapes(model: &dyn ModelSpec) -> BTreeMap<String, Vec<usize>> {
-    let counter = Counter::default();
-    let root = VarBuilder::from_backend(Box::new(counter.clone()), DType::F32, Device::Cpu);
+    let recorder = ShapeRecorder::default();
+    let root = VarBuilder::from_backend(Box::new(recorder.clone()), DType::F32, Device::Cpu);
     for unit in model.units().unwrap() {
         unit.build(&root).unwrap();
     }
     drop(root);
-    counter.0.lock().unwrap().clone()
+    recorder.0.lock().unwrap().clone()
 }
 
 fn count(model: &dyn ModelSpec) -> usize {
@@ -94,7 +94,7 @@ fn presets_have_the_published_numbers_of_parameters() {
 }
 
 #[test]
-fn every_preset_is_known_by_its_name_and_unknown_ones_are_refused() {
+fn presets_are_found_by_name_and_unknown_ones_are_refused() {
     for preset in resnet::PRESETS {
         let units = imagenet(preset.name).units().unwrap();
         assert_eq!(units.len(), preset.blocks.iter().sum::<usize>() + 2, "{}", preset.name);
@@ -111,7 +111,7 @@ fn every_preset_is_known_by_its_name_and_unknown_ones_are_refused() {
 }
 
 #[test]
-fn names_are_torchvisions_and_nanogpts() {
+fn names_are_those_of_torchvision_and_nanogpt() {
     let names: BTreeSet<String> = shapes(&imagenet("resnet18")).into_keys().collect();
     assert_eq!(names.len(), 102);
     for name in ["conv1.weight", "bn1.running_var", "layer2.0.downsample.0.weight", "layer2.0.downsample.1.bias"] {
@@ -128,7 +128,7 @@ fn names_are_torchvisions_and_nanogpts() {
 }
 
 #[test]
-fn stated_shapes_follow_the_strides() {
+fn output_shapes_follow_the_strides() {
     let outputs =
         |model: &dyn ModelSpec| -> Vec<Vec<usize>> { model.units().unwrap().into_iter().map(|u| u.output).collect() };
     let all = outputs(&imagenet("resnet50"));
@@ -143,7 +143,7 @@ fn stated_shapes_follow_the_strides() {
 }
 
 #[test]
-fn odd_images_come_out_as_stated() {
+fn outputs_of_odd_images_have_the_given_shapes() {
     for name in ["resnet20", "resnet18", "resnet50"] {
         let model = ResNet { blocks: vec![1, 1], planes: vec![4, 6], stem_planes: 4, ..cifar(name) };
         let model = ResNet { height: 19, width: 13, ..model };
@@ -157,12 +157,12 @@ fn odd_images_come_out_as_stated() {
 }
 
 #[test]
-fn costs_are_the_published_ones() {
-    // Published multiply-accumulates, in billions; two operations each.
+fn flops_are_the_published_ones() {
+    // Published numbers of multiply-accumulates, in billions, with two operations each.
     for (name, macs) in [("resnet18", 1.814), ("resnet34", 3.664), ("resnet50", 4.089), ("resnet152", 11.514)] {
         assert!(near(giga(&imagenet(name)), 2.0 * macs), "{name}: {}", giga(&imagenet(name)));
     }
-    // Two operations for every weight but the embeddings' and every token, and causal attention.
+    // Two operations for every token and weight, except the position embedding's, and causal attention.
     let weights = (124_439_808 - 1024 * 768) as f64 * 1024.0 * 2.0;
     let attention = 12.0 * 1024.0 * 1025.0 / 2.0 * 4.0 * 768.0;
     assert!(near(giga(&gpt2("gpt2")), (weights + attention) / 1e9), "{}", giga(&gpt2("gpt2")));
@@ -170,7 +170,7 @@ fn costs_are_the_published_ones() {
 }
 
 #[test]
-fn default_heads_fit_behind_every_unit_but_the_last() {
+fn default_heads_fit_after_every_unit_but_the_last() {
     let models: [Box<dyn ModelSpec>; 5] = [
         Box::new(Mlp::new([12, 16, 16, 5])),
         Box::new(cifar("resnet20")),
@@ -190,7 +190,7 @@ fn default_heads_fit_behind_every_unit_but_the_last() {
     }
 }
 
-/// A model's store, its units, and all of them as one function.
+/// Builds a model. Returns its store, its units, and the names of its parameters.
 fn built(model: &dyn ModelSpec) -> (ParameterStore, Vec<Box<dyn Differentiable>>, Vec<String>) {
     let store = ParameterStore::new(7, Arc::default());
     let root = store.builder(&Device::Cpu);
@@ -204,7 +204,7 @@ fn tokens(batch: usize, length: usize, vocab: u32) -> Tensor {
     Tensor::from_vec(values, (batch, length), &Device::Cpu).unwrap()
 }
 
-/// The sum of every parameter's gradients for a output_gradient that varies over the output.
+/// Returns the sum of each parameter's gradients, for an output gradient that varies over the output.
 fn gradients(store: &ParameterStore, units: Vec<Box<dyn Differentiable>>, x: Tensor) -> HashMap<String, Tensor> {
     let model = Sequential::new(units);
     let (y, saved) = model.forward(&x.into(), &Pass::train(1, 0, 0)).unwrap();
@@ -258,7 +258,7 @@ fn every_parameter_receives_a_gradient() {
 }
 
 #[test]
-fn a_tied_weight_receives_the_gradients_of_both_uses() {
+fn tied_weight_receives_the_gradients_of_both_uses() {
     let untied = Transformer::preset("gpt-nano", 11, 8).unwrap();
     let tied = Transformer { tied: true, ..untied.clone() };
     assert_eq!(tied.units().unwrap().last().unwrap().tied_to, Some(0));
@@ -279,7 +279,7 @@ fn a_tied_weight_receives_the_gradients_of_both_uses() {
 }
 
 #[test]
-fn initial_values_are_those_documented() {
+fn initial_values_are_as_documented() {
     let deviation = |store: &ParameterStore, name: &str| {
         let values = store.snapshot().unwrap().into_iter().find(|(n, _)| n == name).unwrap().1;
         let values: Vec<f32> = values.flatten_all().unwrap().to_vec1().unwrap();
@@ -305,7 +305,7 @@ fn initial_values_are_those_documented() {
     assert_eq!(deviation(&gpt, "transformer.ln_f.weight"), 1.0);
 
     let (resnet, _, _) = built(&cifar("resnet20"));
-    // Kaiming normal over the fan-out: √(2 / (9 · 64)).
+    // Kaiming-normal over the fan-out: √(2 / (9 · 64)).
     let found = deviation(&resnet, "layer3.1.conv1.weight");
     assert!((found / (2.0 / 576.0_f64).sqrt() - 1.0).abs() < 0.05, "{found}");
     // PyTorch's linear layer: uniform within ±1/√64.
@@ -314,7 +314,7 @@ fn initial_values_are_those_documented() {
 }
 
 #[test]
-fn nonsense_made_in_code_is_refused_too() {
+fn bad_values_from_code_are_refused_too() {
     let text = |model: &dyn ModelSpec| model.units().unwrap_err().to_string();
     assert!(text(&Mlp::new([])).contains("makes no layer"));
     assert!(text(&ResNet { classes: 0, ..cifar("resnet20") }).contains("model.classes: it is 0"));

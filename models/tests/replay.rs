@@ -1,4 +1,5 @@
-//! Every golden case by the stage engine, by kernels and as other devices compute, and by the actors to the same bits: whatever is in flight, however many threads.
+//! Replays every golden case with the stage engine, on several devices. Actors must compute the same bits, with any number of micro-batches in
+//! flight and any number of threads.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
@@ -27,13 +28,13 @@ fn devices(names: &[&str]) -> Vec<Arc<dyn StageDevice>> {
 }
 
 #[test]
-fn the_engine_agrees_with_every_case() {
+fn engine_agrees_with_every_case() {
     let cases = cases();
     assert_eq!(cases.len(), 17);
-    // As the conformance suite of `interlock-backends` has it.
-    let named = std::env::var("INTERLOCK_TEST_DEVICES");
-    let named = named.as_deref().unwrap_or("cpu:threads=1,cpu:threads=1,layers=composed");
-    let devices = Backends::default().open_all(named).unwrap();
+    // The variable and its default are those of the conformance suite of `interlock-backends`.
+    let names = std::env::var("INTERLOCK_TEST_DEVICES");
+    let names = names.as_deref().unwrap_or("cpu:threads=1,cpu:threads=1,layers=composed");
+    let devices = Backends::default().open_all(names).unwrap();
     for case in cases {
         for device in devices.iter().filter(|device| device.precision() == Precision::F32) {
             let computed = case.replay(vec![Arc::clone(device)]).unwrap();
@@ -46,7 +47,7 @@ fn the_engine_agrees_with_every_case() {
     }
 }
 
-/// The batches of a case in their order, one an epoch: a data set whose only example is the whole batch of its turn.
+/// A data set that returns the batches of a case in their order, one for each epoch.
 struct Batches {
     batches: Vec<Batch>,
 }
@@ -57,7 +58,7 @@ impl Dataset for Batches {
     }
 
     fn batch(&self, _: &[usize], augment: Option<Key>) -> Result<Batch> {
-        // The key of an epoch tells which it is.
+        // Finds the epoch by its key.
         let epoch = (0..self.batches.len()).find(|&epoch| {
             let key = Key::new(0).named("augment").with(epoch as u64);
             augment.is_some_and(|augment| format!("{augment:?}") == format!("{key:?}"))

@@ -1,4 +1,4 @@
-//! What configurations give, and what is refused.
+//! Tests of the models that configurations give, and of refused configurations.
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn refusal(json: &str, shape: InputShape) -> String {
 }
 
 #[test]
-fn the_data_complete_what_is_left_out() {
+fn data_complete_omitted_keys() {
     let ModelConfig::Mlp(mlp) = config(r#"{"kind": "mlp", "hidden": [16, 8]}"#) else { panic!() };
     assert_eq!(mlp.resolve(VECTORS).unwrap(), Mlp::new([12, 16, 8, 5]));
     let flat = mlp.resolve(IMAGES).unwrap();
@@ -46,7 +46,7 @@ fn the_data_complete_what_is_left_out() {
 }
 
 #[test]
-fn what_was_written_reads_back() {
+fn written_configurations_are_read_back() {
     for text in [
         r#"{"kind":"mlp","dims":[12,16,5]}"#,
         r#"{"kind":"resnet","preset":"resnet20","classes":10}"#,
@@ -70,7 +70,7 @@ fn unknown_kinds_and_keys_are_refused() {
 }
 
 #[test]
-fn nonsense_is_refused_with_what_where_and_what_would_be_right() {
+fn bad_values_are_refused_with_key_and_remedy() {
     let gpt = |change: &str| {
         let mut keys = serde_json::json!({"kind": "transformer", "width": 32, "heads": 4, "layers": 2});
         let change: serde_json::Map<_, _> = serde_json::from_str(change).unwrap();
@@ -97,7 +97,7 @@ fn nonsense_is_refused_with_what_where_and_what_would_be_right() {
         (r#"{"kind": "transformer", "preset": "gpt-5"}"#, TEXT, "presets are gpt-nano, gpt-micro"),
         (r#"{"kind": "transformer", "heads": 4, "layers": 2}"#, TEXT, "model.width: it is not given"),
         (&gpt(r#"{"vocab": 64}"#), TEXT, "model.vocab: the model has 64, the data have 65"),
-        (&gpt(r#"{"context": 64}"#), TEXT, "examples have 128 tokens, the model has positions for 64"),
+        (&gpt(r#"{"context": 64}"#), TEXT, "examples have 128 tokens, but the model has positions for 64"),
         (&gpt(r#"{"dropout": 1.0}"#), TEXT, "model.dropout: it is 1"),
         (&gpt(r#"{"width": 30}"#), TEXT, "model.width: 30 is not divisible by the 4 attention heads; use 32"),
         (&gpt(r#"{"layers": 0}"#), TEXT, "model.layers: it is 0"),
@@ -111,7 +111,7 @@ fn nonsense_is_refused_with_what_where_and_what_would_be_right() {
 }
 
 #[test]
-fn the_schema_allows_the_tag_beside_a_models_keys() {
+fn schema_allows_the_key_kind_of_every_model() {
     let schema = serde_json::to_value(schemars::schema_for!(ModelConfig)).unwrap();
     let kinds = schema["oneOf"].as_array().unwrap();
     let tags: Vec<&str> = kinds.iter().map(|k| k["properties"]["kind"]["const"].as_str().unwrap()).collect();

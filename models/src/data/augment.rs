@@ -5,19 +5,19 @@ use rand::RngExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Which random changes training images get; in a configuration also `true` (both) or `false` (none).
+/// The random changes to training images; in a configuration also `true` (both) or `false` (none).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "Switch")]
 pub struct Augment {
-    /// Moves the image by up to the padding in each direction; what was outside is black.
+    /// Moves the image by up to the padding in each direction; pixels from outside of the image are black.
     ///
     /// The padding is 4 pixels; for folders of images an eighth of the size, at least 4.
     pub crop: bool,
-    /// Mirrors the image left to right, every other time.
+    /// Mirrors the image left to right, with a probability of 1/2.
     pub flip: bool,
 }
 
-/// How a configuration gives an [`Augment`].
+/// The forms of an [`Augment`] in a configuration.
 #[derive(Deserialize, JsonSchema)]
 #[serde(untagged, deny_unknown_fields, expecting = "expected true, false or { crop = …, flip = … }")]
 enum Switch {
@@ -42,31 +42,31 @@ impl From<Switch> for Augment {
 impl Augment {
     /// Random crops and flips.
     pub const ALL: Self = Self { crop: true, flip: true };
-    /// Images as they are.
+    /// No changes.
     pub const NONE: Self = Self { crop: false, flip: false };
     /// Flips only.
     pub const FLIP: Self = Self { crop: false, flip: true };
 
-    /// Where to take example `number` from; unmoved without a key.
+    /// Draws the window of example `number`; without a key it is the image itself.
     ///
-    /// All numbers are drawn whatever is switched on, so one switch does not change what the other does.
+    /// All random numbers are drawn in any case, so that one switch does not change the effect of the other.
     pub(super) fn place(self, key: Option<Key>, number: usize, padding: usize) -> Place {
         let Some(key) = key else { return Place::default() };
         let mut random = key.with(number as u64).stream();
-        let reach = i32::try_from(padding).unwrap_or(i32::MAX);
-        let (down, right) = (random.random_range(-reach..=reach), random.random_range(-reach..=reach));
+        let limit = i32::try_from(padding).unwrap_or(i32::MAX);
+        let (down, right) = (random.random_range(-limit..=limit), random.random_range(-limit..=limit));
         let flip = random.random_range(0..2_u32) == 1;
         let (down, right) = if self.crop { (down as isize, right as isize) } else { (0, 0) };
         Place { down, right, flip: self.flip && flip }
     }
 }
 
-/// Which window of a padded image is taken.
+/// A window of a padded image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
-    /// Rows that the window is moved down by.
+    /// The number of rows by which the window is moved down.
     pub(super) down: isize,
-    /// Columns that the window is moved right by.
+    /// The number of columns by which the window is moved right.
     pub(super) right: isize,
     /// Whether the window is mirrored.
     pub(super) flip: bool,

@@ -19,18 +19,18 @@ const SHAPE: [usize; 3] = [3, 32, 32];
 /// Pixel bytes of an image.
 const PIXELS: usize = 3 * 32 * 32;
 
-/// How one of the two sets is laid out.
+/// The files and classes of one of the two sets.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     /// The folder inside the archive.
     folder: &'static str,
     /// The official archive.
     archive: &'static str,
-    /// Files of training images, in order.
+    /// The files of training images, in order.
     train: &'static [&'static str],
     /// The file of test images.
     test: &'static str,
-    /// Label bytes before each image; the last one counts.
+    /// The number of label bytes before each image; the last one is the class.
     label_bytes: usize,
     /// The names of the classes.
     pub class_names: &'static [&'static str],
@@ -157,7 +157,7 @@ pub const CIFAR100: Layout = Layout {
     ],
 };
 
-/// Files by their names: where they lie, and their bytes.
+/// The paths and the bytes of files, by their names.
 type Contents = HashMap<&'static str, (PathBuf, Vec<u8>)>;
 
 impl Layout {
@@ -173,13 +173,13 @@ impl Layout {
     /// Reads the training and test images at `path`: the folder of `.bin` files, the folder around it, or the official archive.
     ///
     /// # Errors
-    /// If a file is missing or damaged, its size is no multiple of a record, or a label is out of range.
+    /// If a file is missing or damaged, its size is not a multiple of a record, or a label is out of range.
     pub fn open(&self, path: &Path) -> Result<(RawImages, RawImages)> {
         let mut contents = self.read(path, &self.members().collect::<Vec<_>>())?;
         Ok((self.decode(self.train, &mut contents)?, self.decode(&[self.test], &mut contents)?))
     }
 
-    /// Reads the test images at `path`, whose training files need not be there.
+    /// Reads the test images at `path`, for which the training files need not exist.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -198,17 +198,17 @@ impl Layout {
         Ok(images)
     }
 
-    /// The bytes of the files called `wanted`.
+    /// Reads the files called `wanted`.
     fn read(&self, path: &Path, wanted: &[&'static str]) -> Result<Contents> {
         if !path.is_dir() {
             return self.read_archive(path, wanted);
         }
-        let holds = |folder: &Path| self.members().any(|name| folder.join(name).is_file());
+        let has_files = |folder: &Path| self.members().any(|name| folder.join(name).is_file());
         let inner = path.join(self.folder);
         let archive = path.join(self.archive);
-        if holds(path) {
+        if has_files(path) {
             self.read_folder(path, wanted)
-        } else if holds(&inner) {
+        } else if has_files(&inner) {
             self.read_folder(&inner, wanted)
         } else if archive.is_file() {
             self.read_archive(&archive, wanted)
@@ -253,7 +253,7 @@ impl Layout {
                 seen.push(inner.display().to_string());
             }
         }
-        // What is left carries the checksum of the compressed stream.
+        // Reading the rest checks the checksum of the compressed stream.
         io::copy(&mut reader, &mut io::sink()).map_err(damaged)?;
         let missing: Vec<_> = wanted.iter().copied().filter(|name| !contents.contains_key(name)).collect();
         if missing.is_empty() {

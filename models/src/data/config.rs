@@ -1,4 +1,4 @@
-//! Data sets as configuration.
+//! The configuration of data sets.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Augment, Normalization};
 
-/// Which data set, and how it is prepared: the table `[data]` of a configuration.
+/// A data set and its preparation, as in the table `[data]` of a configuration.
 ///
 /// ```
 /// # use interlock_models::data::DataConfig;
@@ -19,11 +19,11 @@ use super::{Augment, Normalization};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum DataConfig {
-    /// The first 4,000 and 2,000 images of Fashion-MNIST, inside the program: grey, 28 × 28, 10 classes.
+    /// The first 4,000 training and 2,000 test images of Fashion-MNIST, embedded in the program: grey, 28 × 28, 10 classes.
     FashionMnistMini(FashionMnistMini),
-    /// Nine plays by Shakespeare, inside the program: 988,098 bytes.
+    /// Nine plays by Shakespeare, embedded in the program: 988,098 bytes.
     Shakespeare(Shakespeare),
-    /// MNIST, Fashion-MNIST and others in the idx format.
+    /// Images in the idx format, such as MNIST and Fashion-MNIST.
     Idx(Idx),
     /// CIFAR-10, binary version: a folder, or `cifar-10-binary.tar.gz`.
     Cifar10(Cifar),
@@ -31,7 +31,7 @@ pub enum DataConfig {
     Cifar100(Cifar),
     /// A folder of class folders of images.
     ImageFolder(ImageFolder),
-    /// A text file of one's own.
+    /// A text file.
     Text(Text),
 }
 
@@ -41,9 +41,9 @@ pub enum DataConfig {
 pub struct FashionMnistMini {
     /// Random changes to training images; by default flips only.
     pub augment: Augment,
-    /// Whether and how pixels are normalised.
+    /// The normalization of pixels.
     pub normalize: Normalize,
-    /// Use only the first so many training examples.
+    /// Use only this many training examples, the first ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }
@@ -63,13 +63,13 @@ pub struct Idx {
     /// The number of classes; labels must be below it.
     #[serde(default = "ten")]
     pub classes: usize,
-    /// Random changes to training images; by default none (a mirrored digit is no digit).
+    /// Random changes to training images; by default none (a mirrored digit is not a digit).
     #[serde(default = "no_augment")]
     pub augment: Augment,
-    /// Whether and how pixels are normalised.
+    /// The normalization of pixels.
     #[serde(default)]
     pub normalize: Normalize,
-    /// Use only the first so many training examples.
+    /// Use only this many training examples, the first ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }
@@ -83,10 +83,10 @@ pub struct Cifar {
     /// Random changes to training images; by default crops and flips.
     #[serde(default = "all_augment")]
     pub augment: Augment,
-    /// Whether and how pixels are normalised.
+    /// The normalization of pixels.
     #[serde(default)]
     pub normalize: Normalize,
-    /// Use only the first so many training examples.
+    /// Use only this many training examples, the first ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }
@@ -97,24 +97,24 @@ pub struct Cifar {
 pub struct ImageFolder {
     /// The folder: class folders, or `train/` and `val/` (or `valid/`, `validation/`, `test/`) with class folders in them.
     pub path: PathBuf,
-    /// Height and width that images are brought to, in pixels: the central square, resized.
+    /// The height and width of the inputs in pixels: the central square of each image is resized.
     pub size: usize,
-    /// The share of each class that a single folder gives to validation, in 0 … 1; by default 0.1. Not with `train/`.
+    /// The share of each class for validation if there is no folder `train/`, between 0 and 1; by default 0.1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_fraction: Option<f64>,
-    /// Decode every image once before training, so that a damaged one is found at once; otherwise only headers are read.
+    /// Decode every image before training, so that damaged ones are found; otherwise only headers are read.
     #[serde(default = "yes")]
     pub verify: bool,
-    /// Threads that decode; by default as many as the machine has. Results do not depend on it.
+    /// The number of threads that decode; by default one for each core. Results do not depend on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
     /// Random changes to training images; by default crops and flips.
     #[serde(default = "all_augment")]
     pub augment: Augment,
-    /// Whether and how pixels are normalised; `true` takes statistics of up to 1,000 training images, evenly spread.
+    /// The normalization of pixels; `true` uses statistics of up to 1,000 evenly spread training images.
     #[serde(default)]
     pub normalize: Normalize,
-    /// Use only the first so many training examples, taking one image of each class in turn.
+    /// Use only this many training examples, taken from the classes in turn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }
@@ -125,13 +125,13 @@ pub struct ImageFolder {
 pub struct Shakespeare {
     /// How the text becomes tokens; by default characters.
     pub tokenizer: Tokenizer,
-    /// Tokens of a window.
+    /// The number of tokens of a window.
     pub context: usize,
-    /// The share of the tokens, at the end, that serves validation, in 0 … 1.
+    /// The share of the tokens for validation, at the end of the text, between 0 and 1.
     pub validation_fraction: f64,
-    /// Begin each training window up to a window later, at random.
+    /// Move each training window by a random number of tokens, less than a window.
     pub augment: bool,
-    /// Use only the first so many training windows.
+    /// Use only this many training windows, the first ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }
@@ -154,27 +154,27 @@ impl Default for Shakespeare {
 pub struct Text {
     /// The text, plain or `.gz`.
     pub path: PathBuf,
-    /// A text for validation; without it, the end of the first text.
+    /// A text for validation; by default the end of the training text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_path: Option<PathBuf>,
-    /// The share of the tokens, at the end, that serves validation, in 0 … 1; by default 0.1. Not with `validation_path`.
+    /// The share of the tokens for validation, at the end of the text, between 0 and 1; by default 0.1. Not with `validation_path`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_fraction: Option<f64>,
     /// How the text becomes tokens; by default bytes.
     #[serde(default)]
     pub tokenizer: Tokenizer,
-    /// Tokens of a window.
+    /// The number of tokens of a window.
     #[serde(default = "context")]
     pub context: usize,
-    /// Begin each training window up to a window later, at random.
+    /// Move each training window by a random number of tokens, less than a window.
     #[serde(default = "yes")]
     pub augment: bool,
-    /// Use only the first so many training windows.
+    /// Use only this many training windows, the first ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }
 
-/// The share that serves validation where none is given.
+/// The default share for validation.
 pub(super) const FRACTION: f64 = 0.1;
 
 fn ten() -> usize {
@@ -197,13 +197,13 @@ fn all_augment() -> Augment {
     Augment::ALL
 }
 
-/// How pixels are normalised: `true` by the training set's own statistics, `false` scaled to 0 … 1 only, or by given values.
+/// The normalization of pixels: `true` uses the training set's statistics, `false` only scales to 0 … 1; or values are given.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected true, false or { mean = […], std = […] }")]
 pub enum Normalize {
-    /// By the training set's own statistics, or not at all.
+    /// With the training set's statistics, or none.
     Own(bool),
-    /// By these values, such as those of another run.
+    /// With these values, such as those of another run.
     Given(Normalization),
 }
 
@@ -221,7 +221,7 @@ pub enum Tokenizer {
     /// 256 tokens, the bytes of the text.
     #[default]
     Bytes,
-    /// A token for each different character of the text (training and validation).
+    /// A token for each different character of the training and validation texts.
     Chars,
     /// The tokens of this file, whose name ends in `.json`.
     File(PathBuf),

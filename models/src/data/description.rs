@@ -1,4 +1,4 @@
-//! What opened data are, for those that build models for them.
+//! Opened data, and their description for building models.
 
 use std::{fmt, sync::Arc};
 
@@ -12,9 +12,9 @@ use super::{Normalization, Vocabulary};
 pub struct Data {
     /// The training examples.
     pub train: Arc<dyn Dataset>,
-    /// The examples that results are measured on; never augmented.
+    /// The validation examples, which are never augmented.
     pub validation: Arc<dyn Dataset>,
-    /// What the examples are.
+    /// The description of the examples.
     pub description: Description,
 }
 
@@ -28,18 +28,18 @@ impl fmt::Debug for Data {
     }
 }
 
-/// What the examples of a data set are: all that is needed to build a model for them, and to use it later without them.
+/// The description of a data set's examples: all that is needed to build a model for them, and to use the model later without the data set.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Description {
     /// Images or text.
     pub kind: DataKind,
-    /// How pixels were normalised; none for text.
+    /// The normalization of pixels; none for text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub normalization: Option<Normalization>,
 }
 
-/// The kinds of data.
+/// The kind of data.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum DataKind {
@@ -53,14 +53,14 @@ pub enum DataKind {
         width: usize,
         /// The number of classes.
         classes: usize,
-        /// The names of the classes by number; empty where they are not known.
+        /// The names of the classes by number; empty if they are not known.
         class_names: Vec<String>,
     },
     /// Inputs and targets `(B, context)` of `u32`, each target the token after its input.
     Text {
-        /// What the tokens stand for.
+        /// The vocabulary.
         vocab: Vocabulary,
-        /// Tokens of an example.
+        /// The number of tokens of an example.
         context: usize,
     },
 }

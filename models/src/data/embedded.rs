@@ -1,4 +1,4 @@
-//! The data sets inside this crate; `models/data/` holds their origins and licences.
+//! The data sets embedded in this crate; `models/data/` has their origins and licences.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::{RawImages, files, idx};
 pub(super) const FASHION_MNIST_CLASSES: [&str; 10] =
     ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"];
 
-/// A file under `models/data/`: what errors call it, and its bytes.
+/// A file under `models/data/`: its path for errors, and its bytes.
 macro_rules! embedded {
     ($path:literal) => {
         (Path::new($path), include_bytes!(concat!("../../data/", $path)).as_slice())
@@ -21,7 +21,7 @@ fn unpacked((path, bytes): (&'static Path, &'static [u8])) -> Result<(&'static P
     Ok((path, files::gunzip(path, bytes)?))
 }
 
-/// The first 4,000 training images and the first 2,000 test images of Fashion-MNIST, `(1, 28, 28)` each.
+/// Returns the first 4,000 training images and the first 2,000 test images of Fashion-MNIST, `(1, 28, 28)` each.
 ///
 /// # Errors
 /// None, unless the program itself is damaged.
@@ -37,7 +37,7 @@ pub fn fashion_mnist() -> Result<(RawImages, RawImages)> {
     Ok((part(train)?, part(test)?))
 }
 
-/// Nine plays by Shakespeare, 988,098 bytes of UTF-8.
+/// Returns nine plays by Shakespeare, 988,098 bytes of UTF-8, and their path for errors.
 ///
 /// # Errors
 /// None, unless the program itself is damaged.

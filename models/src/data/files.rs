@@ -1,4 +1,4 @@
-//! Reading whole files, plain or gzip'd.
+//! Reads whole files, plain or compressed with gzip.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use interlock::{Error, Result};
 /// The first bytes of every gzip file.
 pub(super) const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// Turns the system's answer about `path` into an error that says what would be right.
+/// Returns the error for a path that could not be read, with a remedy.
 pub(super) fn unreadable(path: &Path, error: &io::Error, remedy: &str) -> Error {
     match error.kind() {
         io::ErrorKind::NotFound => Error::file(path, format!("no such file or folder; {remedy}")),
@@ -20,7 +20,7 @@ pub(super) fn unreadable(path: &Path, error: &io::Error, remedy: &str) -> Error 
     }
 }
 
-/// The content of a file, unpacked if it begins as gzip does, whatever its name.
+/// Returns the content of a file, unpacked if it begins as a gzip file, whatever its name.
 pub(super) fn read(path: &Path, remedy: &str) -> Result<Vec<u8>> {
     if path.is_dir() {
         return Err(Error::file(path, format!("is a folder, not a file; {remedy}")));
@@ -29,7 +29,7 @@ pub(super) fn read(path: &Path, remedy: &str) -> Result<Vec<u8>> {
     if bytes.starts_with(&GZIP) { gunzip(path, &bytes) } else { Ok(bytes) }
 }
 
-/// Unpacks gzip'd `bytes`, which errors call `path`.
+/// Unpacks `bytes`, which are compressed with gzip. Errors name `path`.
 pub(super) fn gunzip(path: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
     let mut content = Vec::new();
     match MultiGzDecoder::new(bytes).read_to_end(&mut content) {

@@ -1,4 +1,4 @@
-//! Folders of images, one folder a class; decoded as they are taken.
+//! Images in a folder for each class, which are decoded when a batch is taken.
 
 use std::{
     fs,
@@ -18,13 +18,13 @@ use super::{
     normalization::Sums,
 };
 
-/// Endings of the files that count as images.
+/// The endings of the files that count as images.
 const ENDINGS: [&str; 5] = ["png", "jpg", "jpeg", "bmp", "webp"];
-/// Names of the folder of validation images beside `train`, in order of preference.
+/// The names of the folder of validation images beside `train`, in order of preference.
 const VALIDATION: [&str; 4] = ["val", "valid", "validation", "test"];
-/// Images that statistics are taken from, at most.
+/// The largest number of images to compute statistics from.
 const SAMPLE: usize = 1000;
-/// What a folder of this kind is.
+/// The end of errors about a folder.
 const FOLDER: &str = "expected a folder for each class with its images (png, jpg, bmp, webp), either directly, or in train/ and \
                       val/ (or valid/, validation/, test/)";
 
@@ -36,17 +36,17 @@ const FOLDER: &str = "expected a folder for each class with its images (png, jpg
 pub struct Listing {
     /// The names of the classes.
     pub class_names: Vec<String>,
-    /// Training images and their classes.
+    /// The training images and their classes.
     pub train: Vec<(PathBuf, u32)>,
-    /// Validation images and their classes.
+    /// The validation images and their classes.
     pub validation: Vec<(PathBuf, u32)>,
 }
 
 impl Listing {
-    /// Lists `path`, with `train/` and `val/` in it or else split by itself.
+    /// Lists the images of `path`, from its folders `train/` and `val/` or, if there are none, split into two parts.
     ///
-    /// A single folder gives `fraction` of each class, at least one image where it has two, to validation: those whose names
-    /// have the smallest hashes, so that neither the order of the files nor a seed has a part in it.
+    /// A split gives `fraction` of each class, and at least one image of each class with two or more, to validation: the images whose names have the
+    /// smallest hashes, so that the split depends neither on the order of the files nor on a seed.
     ///
     /// # Errors
     /// If a folder is missing or empty, or validation has a class that training lacks.
@@ -74,15 +74,15 @@ impl Listing {
         Ok(Self { class_names, train: in_turn(train), validation: in_turn(numbered) })
     }
 
-    /// Lists the validation images of `path` for a model that was trained on `class_names`, which number the classes.
+    /// Lists the validation images of `path` for a model that was trained on `class_names`, whose order gives the classes their numbers.
     ///
-    /// Only the validation folder is looked at where there is one.
+    /// If there is a validation folder, only that is read.
     ///
     /// # Errors
     /// If a folder is missing or empty, or has a class that is not among `class_names`.
     pub fn open_validation(path: &Path, fraction: f64, class_names: &[String]) -> Result<Vec<(PathBuf, u32)>> {
-        let has_parts = |name: &str| path.join("train").is_dir() || !class_names.iter().any(|class| class == name);
-        let folder = VALIDATION.iter().filter(|name| has_parts(name)).map(|name| path.join(name)).find(|f| f.is_dir());
+        let is_part = |name: &str| path.join("train").is_dir() || !class_names.iter().any(|class| class == name);
+        let folder = VALIDATION.iter().filter(|name| is_part(name)).map(|name| path.join(name)).find(|f| f.is_dir());
         let (folder, held_out) = match folder {
             Some(folder) => {
                 let held_out = classes(&folder)?;
@@ -138,7 +138,7 @@ impl Listing {
     }
 }
 
-/// One file of each class in turn, until all are taken.
+/// Takes one file of each class in turn, until all are taken.
 fn in_turn(classes: Vec<(usize, Vec<PathBuf>)>) -> Vec<(PathBuf, u32)> {
     let mut files: Vec<_> = classes
         .into_iter()
@@ -148,7 +148,7 @@ fn in_turn(classes: Vec<(usize, Vec<PathBuf>)>) -> Vec<(PathBuf, u32)> {
     files.into_iter().map(|(_, class, file)| (file, class as u32)).collect()
 }
 
-/// The class folders of `folder` with their images, both by name.
+/// Returns the class folders of `folder` with their images, both in the order of their names.
 fn classes(folder: &Path) -> Result<Vec<(String, Vec<PathBuf>)>> {
     let mut classes = Vec::new();
     for class in entries(folder)?.into_iter().filter(|path| path.is_dir()) {
@@ -166,13 +166,13 @@ fn classes(folder: &Path) -> Result<Vec<(String, Vec<PathBuf>)>> {
     Ok(classes)
 }
 
-/// Whether `path` is a file whose ending is that of an image.
+/// Returns whether `path` is a file with the ending of an image.
 fn is_image(path: &Path) -> bool {
     let ending = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
     path.is_file() && ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
 }
 
-/// Lists the images in `folder` and the folders below it, by name.
+/// Lists the images in `folder` and the folders below it, in the order of their paths.
 ///
 /// # Errors
 /// If a folder cannot be read, or there is no image.
@@ -196,7 +196,7 @@ pub fn image_files(folder: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// What is in a folder, by name, without hidden entries.
+/// Returns the entries of a folder in the order of their names, without hidden ones.
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let failed = |e: std::io::Error| files::unreadable(folder, &e, FOLDER);
     let mut paths = Vec::new();
@@ -210,12 +210,11 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Images in files, decoded as they are taken, by several threads.
+/// A data set of images in files, which several threads decode when a batch is taken.
 ///
-/// An image is cut to its central square, resized to `size` × `size` pixels (bilinear, smoothed when it shrinks) and taken as RGB;
-/// transparency and EXIF orientation are not regarded. Inputs are `(B, 3, size, size)` of `f32`, targets the classes `(B)` of
-/// `u32`. Augmented, an image is moved by up to an eighth of the size (at least 4 pixels) over a black ground, and mirrored every
-/// other time, as its [`Augment`] allows.
+/// An image is cut to its central square, resized to `size` × `size` pixels (bilinear, smoothed when it shrinks) and taken as RGB; transparency and
+/// EXIF orientation are ignored. Inputs are `(B, 3, size, size)` of `f32`, targets the classes `(B)` of `u32`. In an augmented batch, an image is
+/// moved by up to an eighth of the size (at least 4 pixels) over black, and mirrored with a probability of 1/2, as its [`Augment`] allows.
 #[derive(Clone, Debug)]
 pub struct FolderSet {
     files: Vec<(PathBuf, u32)>,
@@ -226,7 +225,7 @@ pub struct FolderSet {
 }
 
 impl FolderSet {
-    /// A set of image files and their classes; `threads` decode at a time, by default as many as the machine has.
+    /// Makes a set of image files and their classes. `threads` threads decode, by default one for each core.
     ///
     /// # Errors
     /// If there is no file, `size` is not in 1 … 65,535, or `normalization` is not for three channels.
@@ -280,12 +279,12 @@ impl Dataset for FolderSet {
     }
 }
 
-/// Looks at every file, and takes the statistics of up to 1,000 of them, evenly spread.
+/// Checks every file. With `sample`, computes the statistics of up to 1,000 of them, evenly spread.
 ///
-/// With `thorough`, every image is decoded as a whole; otherwise the headers of those outside of the sample are read.
+/// With `thorough`, every image is decoded; otherwise only the headers of those outside of the sample are read.
 ///
 /// # Errors
-/// If a file cannot be decoded: the first such one is named, and how many there are.
+/// If files cannot be decoded; the message has the first of them and their number.
 pub(super) fn inspect(
     files: &[(PathBuf, u32)],
     size: usize,
@@ -297,7 +296,7 @@ pub(super) fn inspect(
     let count = files.len();
     let sampled = if sample { count.min(SAMPLE) } else { 0 };
     let in_sample = |i: usize| (i + 1) * sampled / count > i * sampled / count;
-    let look = |range: Range<usize>| {
+    let check = |range: Range<usize>| {
         let (mut sums, mut bad) = (Sums::new(3), Vec::new());
         for i in range {
             let path = &files[i].0;
@@ -314,9 +313,9 @@ pub(super) fn inspect(
     };
     let share = count.div_ceil(thread_count(threads)).max(1);
     let pieces: Vec<_> = thread::scope(|scope| {
-        let look = &look;
+        let check = &check;
         let running: Vec<_> =
-            (0..count).step_by(share).map(|at| scope.spawn(move || look(at..(at + share).min(count)))).collect();
+            (0..count).step_by(share).map(|at| scope.spawn(move || check(at..(at + share).min(count)))).collect();
         running.into_iter().map(joined).collect()
     });
     let mut sums = Sums::new(3);
@@ -348,7 +347,7 @@ fn thread_count(wanted: Option<usize>) -> usize {
     wanted.or_else(|| thread::available_parallelism().ok().map(NonZero::get)).unwrap_or(1).max(1)
 }
 
-/// A thread's result; its panic goes on in this thread.
+/// Waits for a thread, and returns its result or resumes its panic.
 fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
@@ -361,12 +360,12 @@ pub(super) fn decode(path: &Path) -> Result<DynamicImage, String> {
     open(path)?.decode().map_err(|e| e.to_string())
 }
 
-/// The central square of an image, resized: bytes `(3, size, size)`.
+/// Reads the central square of an image, resized, as bytes `(3, size, size)`.
 fn square(path: &Path, size: usize) -> Result<Vec<u8>, String> {
     fitted(&decode(path)?.into_rgb8(), [3, size, size])
 }
 
-/// The largest central part of an image that has the proportions of `(C, H, W)`, resized to it. Of one channel, the first is taken.
+/// Returns the largest central part of an image with the proportions of `(C, H, W)`, resized to it, from the first `C` channels.
 pub(super) fn fitted(image: &RgbImage, [channels, height, width]: [usize; 3]) -> Result<Vec<u8>, String> {
     let (own_width, own_height) = image.dimensions();
     if own_width == 0 || own_height == 0 {
@@ -374,7 +373,7 @@ pub(super) fn fitted(image: &RgbImage, [channels, height, width]: [usize; 3]) ->
     }
     let size = |pixels: usize| u32::try_from(pixels).map_err(|e| e.to_string());
     let (to_height, to_width) = (size(height)?, size(width)?);
-    // In 64 bits, since sizes of files are multiplied.
+    // In 64 bits, since the product of two sizes may not fit into 32.
     let scaled = |length: u32, to: u32, from: u32| (u64::from(length) * u64::from(to) / u64::from(from)).max(1) as u32;
     let cut_width = own_width.min(scaled(own_height, to_width, to_height));
     let cut_height = own_height.min(scaled(own_width, to_height, to_width));

@@ -1,4 +1,4 @@
-//! The idx format of MNIST and its kin (Fashion-MNIST, KMNIST, EMNIST).
+//! The idx format of MNIST, Fashion-MNIST, KMNIST and EMNIST.
 //!
 //! A file is a big-endian magic number `0x0000_08DD` (`08`: unsigned bytes, `DD`: number of dimensions), the dimensions as 32-bit
 //! numbers, and the bytes. Images have three dimensions, `(N, H, W)`; labels one.
@@ -14,7 +14,7 @@ const IMAGES: (u32, usize) = (0x0803, 3);
 /// The magic number and the number of dimensions of a file of labels.
 const LABELS: (u32, usize) = (0x0801, 1);
 
-/// What a folder of this format holds.
+/// The end of errors about a folder.
 const FOLDER: &str = "expected a folder with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and \
                       t10k-labels-idx1-ubyte, each plain or .gz";
 
@@ -37,7 +37,7 @@ pub fn open(folder: &Path, classes: usize) -> Result<(RawImages, RawImages)> {
     Ok((train, test))
 }
 
-/// Reads the test images of such a folder, whose training files need not be there.
+/// Reads the test images of such a folder, for which the training files need not exist.
 ///
 /// # Errors
 /// As [`open`].
@@ -45,7 +45,7 @@ pub fn open_test(folder: &Path, classes: usize) -> Result<RawImages> {
     part(folder, "t10k", classes)
 }
 
-/// The images of the two files whose names begin with `name`.
+/// Reads the images and labels of the two files whose names begin with `name`.
 fn part(folder: &Path, name: &str, classes: usize) -> Result<RawImages> {
     if !folder.is_dir() {
         let problem = if folder.exists() { "is not a folder" } else { "no such folder" };
@@ -57,7 +57,7 @@ fn part(folder: &Path, name: &str, classes: usize) -> Result<RawImages> {
     decode((&images, image_bytes), (&labels, label_bytes), classes)
 }
 
-/// The file `STEM-KIND` (or `STEM.KIND`, as some mirrors call it), plain or `.gz`.
+/// Finds the file `STEM-KIND`, or `STEM.KIND` as on some mirrors, plain or `.gz`.
 fn find(folder: &Path, stem: &str, kind: &str) -> Result<PathBuf> {
     let names = ["-", "."].iter().flat_map(|dot| ["", ".gz"].map(|end| format!("{stem}{dot}{kind}{end}")));
     let found = names.map(|name| folder.join(name)).find(|path| path.exists());
@@ -66,7 +66,7 @@ fn find(folder: &Path, stem: &str, kind: &str) -> Result<PathBuf> {
     })
 }
 
-/// The images and labels of two unpacked files; errors call them by their paths.
+/// Reads the images and labels of two unpacked files; errors name their paths.
 ///
 /// # Errors
 /// As [`open`].
@@ -110,7 +110,7 @@ pub fn decode(
     Ok(RawImages { shape: [1, height, width], pixels, labels })
 }
 
-/// The dimensions that a file states, and where its data begin; its size is as stated.
+/// Reads the dimensions of a file, and checks its size. Returns them and the position of the data.
 fn header(path: &Path, bytes: &[u8], (magic, rank): (u32, usize)) -> Result<(Vec<usize>, usize)> {
     let start = 4 * (1 + rank);
     let word = |i: usize| bytes.get(4 * i..4 * i + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes);

@@ -5,51 +5,51 @@ use interlock::{Batch, Dataset, Error, Key, Result};
 
 use super::{Augment, Normalization};
 
-/// Pixels by which a random crop moves an image at most.
+/// The largest number of pixels by which a random crop moves an image.
 const PADDING: usize = 4;
 
-/// Images of one shape as bytes, with their classes: what an image file holds.
+/// Images of one shape as bytes, with their classes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawImages {
     /// `(C, H, W)` of each image.
     pub shape: [usize; 3],
-    /// The images one after another, `(N, C, H, W)`.
+    /// The images, `(N, C, H, W)`.
     pub pixels: Vec<u8>,
     /// The class of each image.
     pub labels: Vec<u32>,
 }
 
 impl RawImages {
-    /// Keeps the first `count` images at most.
+    /// Keeps at most the first `count` images.
     pub fn truncate(&mut self, count: usize) {
         self.labels.truncate(count);
         self.pixels.truncate(self.labels.len() * self.shape.iter().product::<usize>());
     }
 
-    /// The statistics of these images.
+    /// Returns the statistics of these images.
     pub fn statistics(&self) -> Normalization {
         Normalization::of(&self.pixels, self.shape)
     }
 }
 
-/// Images in memory, as bytes; normalised and augmented as they are taken.
+/// A data set of images in memory, as bytes, which are normalised and augmented when a batch is taken.
 ///
-/// Inputs are `(B, C, H, W)` of `f32`, targets the classes `(B)` of `u32`. Augmented, each image is moved by up to 4 pixels in
-/// each direction over a black ground, and mirrored every other time, as its [`Augment`] allows.
+/// Inputs are `(B, C, H, W)` of `f32`, targets the classes `(B)` of `u32`. In an augmented batch, each image is moved by up to 4 pixels in each
+/// direction over black, and mirrored with a probability of 1/2, as its [`Augment`] allows.
 #[derive(Clone, Debug)]
 pub struct ImageSet {
     images: RawImages,
-    /// What each byte becomes, per channel.
+    /// The value of each byte, for each channel.
     tables: Vec<[f32; 256]>,
     augment: Augment,
 }
 
 impl ImageSet {
-    /// A set of `images`, normalised by `normalization` (the training set's own, for training and test set alike).
+    /// Makes a set of `images`, normalised by `normalization` (that of the training set, for the test set too).
     ///
     /// # Errors
-    /// If there is no image, a dimension is 0, the numbers of pixels and labels do not fit the shape, or `normalization` is
-    /// not for so many channels.
+    /// If there is no image, a dimension is 0, the numbers of pixels and labels do not fit the shape, or `normalization` is for another number of
+    /// channels.
     pub fn new(images: RawImages, normalization: &Normalization, augment: Augment) -> Result<Self> {
         let each: usize = images.shape.iter().product();
         let count = images.labels.len();
@@ -64,12 +64,12 @@ impl ImageSet {
         Ok(Self { tables: normalization.tables(), images, augment })
     }
 
-    /// `(C, H, W)` of each image.
+    /// Returns `(C, H, W)` of each image.
     pub fn shape(&self) -> [usize; 3] {
         self.images.shape
     }
 
-    /// The classes of all images.
+    /// Returns the classes of all images.
     pub fn labels(&self) -> &[u32] {
         &self.images.labels
     }
@@ -94,7 +94,7 @@ impl Dataset for ImageSet {
     }
 }
 
-/// A batch of images `(B, C, H, W)` and classes `(B)`.
+/// Makes a batch of images `(B, C, H, W)` and classes `(B)`.
 pub(super) fn image_batch(values: Vec<f32>, labels: Vec<u32>, [c, h, w]: [usize; 3]) -> Result<Batch> {
     let count = labels.len();
     Ok(Batch {

@@ -1,13 +1,13 @@
-//! Statistics of pixel values.
+//! Normalization of pixels with the statistics of their values.
 
 use interlock::{Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A mean and a standard deviation per channel, of pixel values scaled to 0 … 1.
+/// The mean and the standard deviation of each channel's pixel values, scaled to 0 … 1.
 ///
-/// A pixel byte `p` of channel `c` becomes `(p / 255 - mean[c]) / std[c]`. The values come from the training set and serve the
-/// test set too; they are part of a trained model and are saved with it.
+/// A pixel byte `p` of channel `c` becomes `(p / 255 - mean[c]) / std[c]`. The statistics of the training set are used for the test set too; they
+/// are part of a trained model and are saved with it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Normalization {
@@ -18,15 +18,15 @@ pub struct Normalization {
 }
 
 impl Normalization {
-    /// The normalisation that only scales bytes to 0 … 1.
+    /// Returns the normalization that only scales bytes to 0 … 1.
     pub fn none(channels: usize) -> Self {
         Self { mean: vec![0.0; channels], std: vec![1.0; channels] }
     }
 
-    /// The statistics of images of shape `(C, H, W)` each, one after another.
+    /// Computes the statistics of images of shape `(C, H, W)` each, one after another.
     ///
-    /// Sums are taken in integers, so the result is exact up to its last rounding. A channel of one value only gets the standard
-    /// deviation 1, and so becomes zero.
+    /// Sums are integers, so only the last operations are rounded. A channel with only one value gets the standard deviation 1, so its pixels become
+    /// zeros.
     pub fn of(pixels: &[u8], [channels, height, width]: [usize; 3]) -> Self {
         let mut sums = Sums::new(channels);
         for image in pixels.chunks_exact((channels * height * width).max(1)) {
@@ -35,7 +35,7 @@ impl Normalization {
         sums.finish()
     }
 
-    /// Refuses values that cannot normalise images of so many channels.
+    /// Checks that these values can normalise images with this number of channels.
     ///
     /// # Errors
     /// If the lengths are not `channels`, a value is not finite, or a standard deviation is not positive.
@@ -57,7 +57,7 @@ impl Normalization {
         Ok(())
     }
 
-    /// What each pixel byte becomes, per channel.
+    /// Returns the value of each pixel byte, for each channel.
     pub(super) fn tables(&self) -> Vec<[f32; 256]> {
         let table = |(mean, std): (&f64, &f64)| {
             std::array::from_fn(|byte| {
@@ -69,10 +69,10 @@ impl Normalization {
     }
 }
 
-/// Running sums of pixel bytes per channel; exact, so the order of additions is of no account.
+/// Running sums of pixel bytes for each channel. They are exact, so the order of additions does not matter.
 #[derive(Clone, Debug)]
 pub(super) struct Sums {
-    /// Pixels in each channel.
+    /// The number of pixels of each channel.
     count: u64,
     /// `(Σ p, Σ p²)` of each channel.
     channels: Vec<(u64, u64)>,

@@ -1,4 +1,4 @@
-//! From a configuration to data that can be trained on; whatever is wrong with it is refused here.
+//! Opens the data of a configuration, and checks them.
 
 use std::{path::Path, sync::Arc};
 
@@ -16,8 +16,8 @@ impl DataConfig {
     /// Reads and checks the data.
     ///
     /// # Errors
-    /// If an option is out of range, or a file is missing, damaged, of another format or does not fit the others. The error is
-    /// always a refusal ([`Error::is_refusal`]).
+    /// If an option is out of range, or a file is missing, is damaged, has another format or does not fit the others. The error is always a refusal
+    /// ([`Error::is_refusal`]).
     pub fn open(&self) -> Result<Data> {
         match self {
             Self::FashionMnistMini(c) => {
@@ -44,7 +44,7 @@ impl DataConfig {
                 let (path, content) = embedded::shakespeare()?;
                 texts(
                     (path, &content),
-                    Held::Fraction(c.validation_fraction),
+                    Validation::Fraction(c.validation_fraction),
                     &c.tokenizer,
                     c.context,
                     c.augment,
@@ -60,12 +60,12 @@ impl DataConfig {
                     (Some(_), _, Some(_)) => {
                         return Err(Error::invalid(
                             "data.validation_fraction",
-                            "given beside data.validation_path",
+                            "given together with data.validation_path",
                             "give one of the two",
                         ));
                     }
-                    (Some(path), Some(text), None) => Held::File(path, text),
-                    (_, _, fraction) => Held::Fraction(fraction.unwrap_or(FRACTION)),
+                    (Some(path), Some(text), None) => Validation::File(path, text),
+                    (_, _, fraction) => Validation::Fraction(fraction.unwrap_or(FRACTION)),
                 };
                 texts((&c.path, &content), held, &c.tokenizer, c.context, c.augment, c.limit)
             }
@@ -90,7 +90,7 @@ pub(super) fn check_fraction(fraction: f64) -> Result<()> {
 }
 
 impl Normalize {
-    /// The given values, or `own` statistics, or none.
+    /// Returns the given values, or the training set's statistics from `own`, or none.
     fn resolve(&self, channels: usize, own: impl FnOnce() -> Result<Normalization>) -> Result<Normalization> {
         match self {
             Self::Own(true) => own(),
@@ -159,17 +159,17 @@ fn image_folder(c: &ImageFolder) -> Result<Data> {
     })
 }
 
-/// Where the text for validation comes from.
-enum Held<'a> {
+/// The text for validation.
+enum Validation<'a> {
     /// The end of the text.
     Fraction(f64),
-    /// A file of its own.
+    /// Another file: its path and its bytes.
     File(&'a Path, &'a [u8]),
 }
 
 fn texts(
     text: (&Path, &[u8]),
-    held: Held<'_>,
+    held: Validation<'_>,
     tokenizer: &Tokenizer,
     context: usize,
     shift: bool,
@@ -184,12 +184,12 @@ fn texts(
         TextSet::new(tokens, context, shift).map_err(|e| Error::file(path, format!("{part}: {e}")))
     };
     let (vocab, train, validation) = match held {
-        Held::File(path, held_out) => {
+        Validation::File(path, held_out) => {
             let (vocab, mut tokens) = text::tokenize(&[text, (path, held_out)], &tokenization)?;
             let validation = set(path, "validation", tokens.pop().unwrap_or_default(), false)?;
             (vocab, set(text.0, "training", tokens.pop().unwrap_or_default(), shift)?, validation)
         }
-        Held::Fraction(fraction) => {
+        Validation::Fraction(fraction) => {
             check_fraction(fraction)?;
             let (vocab, mut tokens) = text::tokenize(&[text], &tokenization)?;
             let mut train = tokens.pop().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Tests of the data sets: each writes the few small files that it reads.
+//! Tests of the data sets, with small files that they write.
 
 mod cifar;
 mod config;
@@ -21,7 +21,7 @@ fn config(json: serde_json::Value) -> DataConfig {
     serde_json::from_value(json).expect("a valid configuration")
 }
 
-/// Asserts that opening `json` is refused with a message that has all `parts`.
+/// Asserts that opening `json` is refused with a message that contains all `parts`.
 fn refused(json: serde_json::Value, parts: &[&str]) {
     refusal(config(json).open(), parts);
 }
@@ -46,7 +46,7 @@ fn write(path: &Path, bytes: impl AsRef<[u8]>) {
     fs::write(path, bytes).expect("writes a file");
 }
 
-/// The inputs of a batch of images, one after another.
+/// Returns the inputs of a batch of images, one after another.
 fn values(batch: &Batch) -> Vec<f32> {
     let inputs = batch.inputs.single().expect("one tensor");
     inputs.flatten_all().and_then(|t| t.to_vec1()).expect("values")
@@ -56,7 +56,7 @@ fn labels(batch: &Batch) -> Vec<u32> {
     batch.targets.to_vec1().expect("labels")
 }
 
-/// The inputs and the targets of a batch of tokens.
+/// Returns the inputs and the targets of a batch of tokens.
 fn tokens(batch: &Batch) -> (Vec<Vec<u32>>, Vec<Vec<u32>>) {
     let inputs = batch.inputs.single().expect("one tensor");
     (inputs.to_vec2().expect("tokens"), batch.targets.to_vec2().expect("tokens"))

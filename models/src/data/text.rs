@@ -1,4 +1,4 @@
-//! Text as windows of tokens.
+//! Data sets of text, in windows of tokens.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use rand::RngExt;
 
 use super::{Vocabulary, images::out_of_range};
 
-/// Tokens one after another, in two bytes each where the vocabulary allows.
+/// Tokens, in two bytes each if all fit.
 #[derive(Clone, Debug)]
 enum Tokens {
     Short(Vec<u16>),
@@ -45,12 +45,11 @@ impl Tokens {
     }
 }
 
-/// A text as windows of `context` tokens, each with the tokens that come next.
+/// A data set of a text's windows of `context` tokens, with the next token of each as the target.
 ///
-/// Inputs and targets are `(B, context)` of `u32`; `targets[b, s]` is the token after `inputs[b, s]`. Window `i` begins at token
-/// `i · context`: windows do not overlap, and what is left at the end is not used. Augmented, if the set shifts, window `i` begins
-/// up to `context - 1` tokens later (never so late that it would leave the text), so that over the epochs tokens are seen in all
-/// positions.
+/// Inputs and targets are `(B, context)` of `u32`; `targets[b, s]` is the token after `inputs[b, s]`. Window `i` begins at token `i · context`:
+/// windows do not overlap, and the rest at the end is not used. In an augmented batch, if the set shifts, window `i` begins up to `context - 1`
+/// tokens later, but not so late that it would leave the text. So over the epochs tokens occur at all positions of a window.
 #[derive(Clone, Debug)]
 pub struct TextSet {
     tokens: Tokens,
@@ -59,10 +58,10 @@ pub struct TextSet {
 }
 
 impl TextSet {
-    /// Windows over `tokens`; `shift` moves them at random where a batch is augmented.
+    /// Makes a set of the windows of `tokens`; with `shift`, windows of an augmented batch begin at random later.
     ///
     /// # Errors
-    /// If `context` is 0, or the tokens are too few for one window and the token after it.
+    /// If `context` is 0, or there are too few tokens for one window and the token after it.
     pub fn new(tokens: Vec<u32>, context: usize, shift: bool) -> Result<Self> {
         if context == 0 {
             return Err(Error::invalid("data.context", "0", "give the number of tokens of a window, at least 1"));
@@ -77,17 +76,17 @@ impl TextSet {
         Ok(Self { tokens: Tokens::new(tokens), context, shift })
     }
 
-    /// Keeps the first `count` windows at most, and at least one.
+    /// Keeps at most the first `count` windows, and at least one.
     pub fn truncate(&mut self, count: usize) {
         self.tokens.truncate(count.max(1).saturating_mul(self.context).saturating_add(1));
     }
 
-    /// Tokens of a window.
+    /// Returns the number of tokens of a window.
     pub fn context(&self) -> usize {
         self.context
     }
 
-    /// Tokens of the whole text.
+    /// Returns the number of tokens of the whole text.
     pub fn tokens(&self) -> usize {
         self.tokens.len()
     }
@@ -123,14 +122,14 @@ impl Dataset for TextSet {
     }
 }
 
-/// How a text becomes tokens.
+/// The vocabulary that makes tokens of a text.
 pub(super) enum Tokenization<'a> {
     Bytes,
     Characters,
     File(&'a Path),
 }
 
-/// The vocabulary of texts, and the tokens of each; errors call the texts by their paths.
+/// Returns the vocabulary of texts, and the tokens of each; errors name the texts' paths.
 pub(super) fn tokenize(
     texts: &[(&Path, &[u8])],
     tokenization: &Tokenization<'_>,
@@ -151,7 +150,7 @@ pub(super) fn tokenize(
     Ok((vocabulary, tokens))
 }
 
-/// The tokens of a text; errors call it by its path.
+/// Returns the tokens of a text; errors name its path.
 pub(super) fn encode(vocabulary: &Vocabulary, text: (&Path, &[u8])) -> Result<Vec<u32>> {
     if vocabulary.is_of_bytes() {
         return Ok(text.1.iter().map(|&byte| u32::from(byte)).collect());

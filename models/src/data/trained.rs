@@ -1,4 +1,4 @@
-//! Data for a model that is trained already: normalisation, classes and vocabulary are those that were saved with it.
+//! Data for a trained model, with the normalization, classes and vocabulary that were saved with it.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,8 +20,8 @@ use super::{
 impl DataConfig {
     /// Reads the validation data for a model that was trained on data of the description `saved`.
     ///
-    /// Only the files that hold validation data are read. Pixels are normalised, classes numbered and text encoded as `saved` says,
-    /// whatever the training data are by now.
+    /// Only files of validation data are read. The normalization of pixels, the numbers of classes and the vocabulary are those of `saved`, even if
+    /// the training data have changed since.
     ///
     /// # Errors
     /// If a file is missing or damaged, or its images, classes or characters are not those of `saved`. The error is always a refusal
@@ -50,7 +50,7 @@ impl DataConfig {
     }
 }
 
-/// What a description says of images.
+/// The values of a description of images.
 struct Images<'a> {
     shape: [usize; 3],
     classes: usize,
@@ -129,7 +129,7 @@ impl Description {
         self.text_set(text, fraction)
     }
 
-    /// The last `fraction` of the tokens.
+    /// Returns a set of the last `fraction` of the tokens.
     fn text_set(&self, text: (&Path, &[u8]), fraction: f64) -> Result<Arc<dyn Dataset>> {
         let (vocabulary, context) = self.text()?;
         let mut tokens = text::encode(vocabulary, text)?;

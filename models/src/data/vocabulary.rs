@@ -1,4 +1,4 @@
-//! Text to tokens and back.
+//! Vocabularies, which encode text as tokens and decode tokens.
 
 use std::{collections::HashMap, fmt, fs, path::Path, sync::Arc};
 
@@ -8,12 +8,12 @@ use tokenizers::Tokenizer;
 
 use super::files;
 
-/// Characters of a text that a Hugging Face tokenizer takes at a time, at least.
+/// The least number of bytes of a piece of text for a Hugging Face tokenizer.
 const PIECE: usize = 1 << 20;
 
-/// What the tokens of a text model stand for; cheap to clone.
+/// The vocabulary of a text model: the text of each token. It is cheap to clone.
 ///
-/// Serialised, it is complete: a saved vocabulary needs neither the text nor the tokenizer's file that it came from.
+/// The serialised form is complete: it needs neither the text nor the tokenizer's file that the vocabulary was made from.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(try_from = "Stored", into = "Stored")]
 pub struct Vocabulary(Arc<Kind>);
@@ -49,7 +49,7 @@ impl TryFrom<Stored> for Vocabulary {
                 let characters: Vec<char> = characters.chars().collect();
                 let tokens: HashMap<_, _> = characters.iter().enumerate().map(|(i, &c)| (c, i as u32)).collect();
                 if tokens.is_empty() || tokens.len() != characters.len() {
-                    return Err("`characters` must be at least one, each once".to_owned());
+                    return Err("`characters` must have at least one character, and each once".to_owned());
                 }
                 Ok(Self(Arc::new(Kind::Chars { characters, tokens })))
             }
@@ -80,12 +80,12 @@ impl fmt::Debug for Vocabulary {
 }
 
 impl Vocabulary {
-    /// 256 tokens, the bytes of the text in UTF-8 (or of anything).
+    /// Returns the vocabulary of 256 tokens, one for each byte.
     pub fn bytes() -> Self {
         Self(Arc::new(Kind::Bytes))
     }
 
-    /// A token for each different character of `text`, in the order of code points.
+    /// Returns the vocabulary with a token for each different character of `text`, in the order of code points.
     ///
     /// # Errors
     /// If `text` is empty.
@@ -96,7 +96,7 @@ impl Vocabulary {
         Self::try_from(stored).map_err(|_| Error::invalid("text", "empty", "give at least one character"))
     }
 
-    /// The vocabulary of a Hugging Face `tokenizer.json`; its truncation and padding are switched off.
+    /// Returns the vocabulary of a Hugging Face `tokenizer.json`, with truncation and padding switched off.
     fn from_tokenizer_json(json: String) -> Result<Self, String> {
         let mut tokenizer = Tokenizer::from_bytes(&json).map_err(|e| e.to_string())?;
         tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
@@ -126,7 +126,7 @@ impl Vocabulary {
         }
     }
 
-    /// Writes this vocabulary as JSON: first beside `path`, then renamed to it.
+    /// Writes this vocabulary as JSON, to a file beside `path` that is then renamed.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -135,18 +135,18 @@ impl Vocabulary {
         let mut aside = path.as_os_str().to_owned();
         aside.push(".part");
         fs::write(&aside, json).and_then(|()| fs::rename(&aside, path)).map_err(|e| {
-            // What was written in part is of no use; that it stays behind would not be worth another error.
+            // Only the first error is reported, even if the incomplete file cannot be removed.
             let _ = fs::remove_file(&aside);
             Error::file(path, e)
         })
     }
 
-    /// Whether tokens are bytes, so that a text need not be UTF-8.
+    /// Returns whether tokens are bytes, so that a text need not be UTF-8.
     pub(super) fn is_of_bytes(&self) -> bool {
         matches!(&*self.0, Kind::Bytes)
     }
 
-    /// The number of tokens; every token is below it.
+    /// Returns the number of tokens; every token is below it.
     pub fn len(&self) -> usize {
         match &*self.0 {
             Kind::Bytes => 256,
@@ -155,18 +155,18 @@ impl Vocabulary {
         }
     }
 
-    /// Never: a vocabulary has at least one token.
+    /// Returns false, since a vocabulary has at least one token.
     pub fn is_empty(&self) -> bool {
         false
     }
 
-    /// The tokens of a text, without any special tokens around them.
+    /// Returns the tokens of a text, without special tokens around them.
     ///
-    /// A Hugging Face tokenizer gets a text of more than 1 MiB in pieces, cut where a line ends and the next begins without white
-    /// space, so that memory stays bounded.
+    /// To bound memory, a Hugging Face tokenizer gets a text of more than 1 MiB in pieces, which end where a line ends and the next one begins
+    /// without white space.
     ///
     /// # Errors
-    /// If the text has a character that this vocabulary lacks; its place is named.
+    /// If the text has a character that is not in the vocabulary; the message has its position.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match &*self.0 {
             Kind::Bytes => Ok(text.bytes().map(u32::from).collect()),
@@ -177,7 +177,7 @@ impl Vocabulary {
                             "text",
                             format!("the character {character:?} at byte {at} is not in the vocabulary"),
                             format!(
-                                "use only the {} characters of the text that the vocabulary was made of",
+                                "use only the {} characters of the text that the vocabulary was made from",
                                 self.len()
                             ),
                         )
@@ -203,7 +203,7 @@ impl Vocabulary {
         }
     }
 
-    /// The text of `tokens`; bytes that are not UTF-8 become `U+FFFD`.
+    /// Returns the text of `tokens`; bytes that are not UTF-8 become `U+FFFD`.
     ///
     /// # Errors
     /// If a token is not below [`len`](Self::len).
@@ -212,7 +212,7 @@ impl Vocabulary {
         if let Some(at) = tokens.iter().position(|&t| t as usize >= len) {
             return Err(Error::invalid(
                 "tokens",
-                format!("token {} at place {at} is not in the vocabulary", tokens[at]),
+                format!("token {} at index {at} is not in the vocabulary", tokens[at]),
                 format!("give tokens below {len}"),
             ));
         }
@@ -229,7 +229,7 @@ impl Vocabulary {
     }
 }
 
-/// `text` in pieces of at least `least` bytes, but for the last: cut after a single line end between visible characters.
+/// Divides `text` into pieces of at least `least` bytes, except for the last one. A piece ends after a line end between two visible characters.
 pub(super) fn pieces(text: &str, least: usize) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {

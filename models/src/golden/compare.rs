@@ -1,4 +1,4 @@
-//! Comparing what was computed with what was expected.
+//! Compares results with the expected ones.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -9,26 +9,26 @@ use candle_core::{DType, Tensor};
 
 use super::Computed;
 
-/// The error allowed whatever the values.
+/// The allowed absolute error.
 const ABSOLUTE: f64 = 2e-6;
-/// The error allowed relative to the largest magnitude expected.
+/// The allowed error relative to the largest expected magnitude.
 const RELATIVE: f64 = 5e-5;
 
-/// One tensor or loss beside what it must be.
+/// The comparison of a tensor or loss with the expected one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
-    /// What is compared, as the case names it: `loss/0`, `local_loss/0/1`, `grad/…`, `final/…`, `eval/logits`.
+    /// The name in the case: `loss/0`, `local_loss/0/1`, `grad/…`, `final/…`, `eval/logits`.
     pub name: String,
-    /// The largest absolute difference; infinite where the two cannot be compared or a value is not a number.
+    /// The largest absolute difference; infinite if the two cannot be compared or a value is NaN.
     pub worst: f64,
-    /// The largest difference allowed: `2e-6 + 5e-5 · max|theirs|`.
+    /// The largest allowed difference: `2e-6 + 5e-5 · max|theirs|`.
     pub allowance: f64,
-    /// Why the two cannot be compared.
+    /// The reason why the two cannot be compared, if they cannot.
     pub problem: Option<String>,
 }
 
 impl Comparison {
-    /// Whether the difference is within the allowance.
+    /// Returns whether the two can be compared and the difference is within the allowance.
     pub fn passes(&self) -> bool {
         self.problem.is_none() && self.worst <= self.allowance
     }
@@ -42,7 +42,7 @@ impl Comparison {
         let (mut worst, mut largest) = (0.0_f64, 0.0_f64);
         for (ours, theirs) in pairs {
             let error = (ours - theirs).abs();
-            // Not a number compares as infinitely wrong: `max` alone would forget it.
+            // `max` ignores NaN, so it is replaced.
             worst = worst.max(if error.is_nan() { f64::INFINITY } else { error });
             largest = largest.max(theirs.abs());
         }
@@ -71,7 +71,7 @@ impl fmt::Display for Comparison {
     }
 }
 
-/// Everything of `expected` and `computed` side by side: losses, gradients, final values, logits.
+/// Compares losses, gradients, final values and logits, in this order.
 pub(super) fn compare(expected: &Computed, computed: &Computed) -> Vec<Comparison> {
     let mut all = losses(&expected.losses, &computed.losses);
     all.extend(named("grad", &expected.gradients, &computed.gradients));
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_allowance_grows_with_the_largest_value_expected() {
+    fn allowance_grows_with_the_largest_expected_value() {
         let near = Computed { gradients: HashMap::from([("w".to_owned(), tensor(&[1.0001, -2.0]))]), ..run() };
         assert_eq!(failing(&near), [""; 0]);
         let far = Computed { gradients: HashMap::from([("w".to_owned(), tensor(&[1.0002, -2.0]))]), ..run() };
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_superfluous_misshaped_or_not_a_number_does_not_pass() {
+    fn missing_unexpected_misshaped_and_nan_values_fail() {
         let broken = Computed {
             losses: vec![vec![None, Some(7.0), Some(f64::NAN)], vec![Some(0.0)]],
             gradients: HashMap::from([("v".to_owned(), tensor(&[1.0]))]),

@@ -1,4 +1,4 @@
-//! Reading a case's folder.
+//! Reads a case from its folder.
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::{Computed, GoldenCase};
 use crate::config::{InputShape, ModelConfig};
 
-/// `case.json`.
+/// The contents of `case.json`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Case {
@@ -23,13 +23,13 @@ struct Case {
     optimizer: OptimizerConfig,
     steps: usize,
     batch: usize,
-    /// What the reference drew values and batches from; they are in the file.
+    /// The seed of the reference. It is not used, since values and batches are in the file.
     #[serde(rename = "seed")]
     _seed: u64,
-    /// Height and width of the images.
+    /// The height and width of the images.
     #[serde(default)]
     size: Option<usize>,
-    /// Tokens of one example.
+    /// The number of tokens of an example.
     #[serde(default)]
     context: Option<usize>,
     #[serde(default = "one")]
@@ -57,9 +57,9 @@ pub(super) fn read(folder: &Path) -> Result<GoldenCase> {
     let init = tensors.take_all("init/");
     let gradients = tensors.take_all("grad/");
     let finals = tensors.take_all("final/");
-    tensors.check_alike("final/", &finals, "init/", &init)?;
-    tensors.check_alike("init/", &init, "final/", &finals)?;
-    tensors.check_alike("grad/", &gradients, "init/", &init)?;
+    tensors.check_names_and_shapes("final/", &finals, "init/", &init)?;
+    tensors.check_names_and_shapes("init/", &init, "final/", &finals)?;
+    tensors.check_names_and_shapes("grad/", &gradients, "init/", &init)?;
     tensors.finish()?;
 
     Ok(GoldenCase {
@@ -81,7 +81,7 @@ pub(super) fn read(folder: &Path) -> Result<GoldenCase> {
 }
 
 impl Case {
-    /// Refuses contradictions; gives the shape of the data.
+    /// Checks that the values fit each other. Returns the shape of the data.
     fn check(&self) -> Result<InputShape> {
         let shape = self.shape()?;
         let model = self.model.build(shape)?;
@@ -98,7 +98,7 @@ impl Case {
         if self.width == 0 || widths.contains(&0) || self.widths.as_ref().is_some_and(|w| w.len() != stages) {
             return Err(Error::invalid(
                 "width, widths",
-                format!("{} and {widths:?} are no interlock widths of {stages} stages", self.width),
+                format!("{} and {widths:?} are not interlock widths for {stages} stages", self.width),
                 "give one number from 1, or one a stage",
             ));
         }
@@ -108,11 +108,11 @@ impl Case {
             }
         }
         if self.heads {
-            let behind = self.units_per_stage.iter().scan(0, |sum, n| {
+            let last_units = self.units_per_stage.iter().scan(0, |sum, n| {
                 *sum += n;
                 Some(*sum - 1)
             });
-            for unit in behind.take(stages - 1) {
+            for unit in last_units.take(stages - 1) {
                 model.head(unit, &self.head)?;
             }
         }
@@ -139,7 +139,7 @@ impl Case {
     }
 }
 
-/// What is left of `tensors.safetensors`.
+/// The tensors of `tensors.safetensors` that have not been taken yet.
 struct Tensors<'a> {
     path: &'a Path,
     stored: HashMap<String, Tensor>,
@@ -188,7 +188,7 @@ impl Tensors<'_> {
             .collect()
     }
 
-    /// The tensors below `prefix`, by the rest of their names.
+    /// Takes the tensors below `prefix`. Returns them by the rest of their names.
     fn take_all(&mut self, prefix: &str) -> HashMap<String, Tensor> {
         let (taken, left) = std::mem::take(&mut self.stored).into_iter().partition(|(n, _)| n.starts_with(prefix));
         self.stored = left;
@@ -196,8 +196,8 @@ impl Tensors<'_> {
         taken.into_iter().map(|(name, tensor)| (name[prefix.len()..].to_owned(), tensor)).collect()
     }
 
-    /// Refuses a name of `some` that `all` does not have with the same shape, or a value that is not `f32`.
-    fn check_alike(
+    /// Checks that every tensor of `some` is `f32`, and that `all` has one of this name and shape.
+    fn check_names_and_shapes(
         &self,
         prefix: &str,
         some: &HashMap<String, Tensor>,
@@ -218,7 +218,7 @@ impl Tensors<'_> {
         Ok(())
     }
 
-    /// Refuses what the case does not ask for.
+    /// Checks that no tensor is left.
     fn finish(self) -> Result<()> {
         match self.stored.keys().min() {
             None => Ok(()),

@@ -1,4 +1,4 @@
-//! Running a case.
+//! Runs a case.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -10,7 +10,7 @@ use interlock::{
 use super::{Computed, GoldenCase};
 
 impl GoldenCase {
-    /// A trainer with everything that the case says but its batches, on `devices`.
+    /// Returns a trainer with everything of the case but its batches, on `devices`.
     ///
     /// # Errors
     /// None for a case that was read and not changed.
@@ -27,7 +27,7 @@ impl GoldenCase {
             .devices(devices))
     }
 
-    /// Runs the case by plain calls of the stage engine, on `devices`.
+    /// Runs the case with plain calls of the stage engine, on `devices`.
     ///
     /// # Errors
     /// If a stage cannot be built or fails.

@@ -26,13 +26,13 @@ impl Shape {
         flops::elements(&self.dims())
     }
 
-    /// After a window that covers its input and keeps its centre: odd kernel, padding `(kernel - 1) / 2`.
+    /// Returns the output shape of a window with an odd kernel and the padding `(kernel - 1) / 2`.
     fn strided(self, channels: usize, stride: usize) -> Self {
         Self { channels, height: self.height.div_ceil(stride), width: self.width.div_ceil(stride) }
     }
 }
 
-/// A convolution that keeps the centre, without bias, and the batch norm behind it.
+/// A convolution with an odd kernel, the padding `(kernel - 1) / 2` and no bias, and a batch norm after it.
 #[derive(Clone, Copy, Debug)]
 struct Normed {
     inputs: usize,
@@ -58,7 +58,7 @@ impl Normed {
     }
 }
 
-/// The first unit: `conv1`, `bn1`, ReLU and, for ImageNet, a max-pool.
+/// Returns the first unit, and its output's shape: `conv1`, `bn1`, ReLU and, for ImageNet, a max-pool.
 pub(super) fn stem(kind: StemKind, input: Shape, planes: usize) -> (Unit, Shape) {
     let (convolution, pooled) = match kind {
         StemKind::Cifar => (Normed::new(input, planes, 3, 1), None),
@@ -83,14 +83,14 @@ pub(super) fn stem(kind: StemKind, input: Shape, planes: usize) -> (Unit, Shape)
     (unit.with_flops(cost), output)
 }
 
-/// Two 3×3 convolutions beside a shortcut.
+/// Returns a block of two 3×3 convolutions and a shortcut, and its output's shape.
 pub(super) fn basic(name: String, input: Shape, planes: usize, stride: usize) -> (Unit, Shape) {
     let first = Normed::new(input, planes, 3, stride);
     let second = Normed::new(first.output, planes, 3, 1);
     block(name, input, stride, vec![first, second], BlockKind::Basic.expansion() * planes)
 }
 
-/// A 1×1, a 3×3 (with the stride) and a 1×1 convolution beside a shortcut.
+/// Returns a block of a 1×1, a 3×3 (with the stride) and a 1×1 convolution and a shortcut, and its output's shape.
 pub(super) fn bottleneck(name: String, input: Shape, planes: usize, stride: usize) -> (Unit, Shape) {
     let outputs = BlockKind::Bottleneck.expansion() * planes;
     let first = Normed::new(input, planes, 1, 1);
@@ -99,13 +99,13 @@ pub(super) fn bottleneck(name: String, input: Shape, planes: usize, stride: usiz
     block(name, input, stride, vec![first, second, third], outputs)
 }
 
-/// `relu(main(x) + shortcut(x))`: `main` are `conv{i}`, `bn{i}` with a ReLU between; the shortcut is the identity, or a 1×1
-/// convolution and a batch norm, `downsample.0` and `downsample.1`, where the shape changes.
+/// Returns the unit `relu(main(x) + shortcut(x))`, and its output's shape. `main` consists of `conv{i}` and `bn{i}` with a ReLU between; the shortcut
+/// is the identity or, where the shape changes, a 1×1 convolution and a batch norm: `downsample.0` and `downsample.1`.
 fn block(name: String, input: Shape, stride: usize, main: Vec<Normed>, outputs: usize) -> (Unit, Shape) {
     let projection = (stride != 1 || input.channels != outputs).then(|| Normed::new(input, outputs, 1, stride));
     let output = input.strided(outputs, stride);
     let convolutions: f64 = main.iter().chain(&projection).map(|c| c.flops()).sum();
-    // A ReLU behind every convolution of the main path, and the addition.
+    // A ReLU after every convolution of the main path, and the addition.
     let elementwise: f64 = main.iter().map(|c| c.output.elements()).sum::<f64>() + output.elements();
     let unit = Unit::new(name, output.dims(), move |vb| {
         let links = main
@@ -125,7 +125,7 @@ fn block(name: String, input: Shape, stride: usize, main: Vec<Normed>, outputs: 
     (unit.with_flops(convolutions + flops::SIMPLE * elementwise), output)
 }
 
-/// The last unit: global average pool and `fc`.
+/// Returns the last unit: global average pool and `fc`.
 pub(super) fn classifier(input: Shape, classes: usize) -> Unit {
     let channels = input.channels;
     Unit::new("", [classes], move |vb| {

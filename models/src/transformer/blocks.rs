@@ -9,15 +9,15 @@ use interlock_backends::layers::{
 use super::Transformer;
 use crate::flops;
 
-/// Standard deviation of initial weights.
+/// The standard deviation of initial weights.
 const DEVIATION: f64 = 0.02;
 
-/// How weights start: N(0, 0.02).
+/// The distribution of initial weights: N(0, 0.02).
 pub(super) const INITIAL_WEIGHT: Init = Init::Randn { mean: 0.0, stdev: DEVIATION };
 
 const ZERO: Init = Init::Const(0.0);
 
-/// The first unit: `wte`, `wpe` and dropout.
+/// Returns the first unit: `wte`, `wpe` and dropout.
 pub(super) fn embeddings(model: &Transformer) -> Unit {
     let Transformer { vocab, context, sequence, width, dropout, .. } = *model;
     Unit::new("transformer", [sequence, width], move |vb| {
@@ -28,7 +28,7 @@ pub(super) fn embeddings(model: &Transformer) -> Unit {
     .with_flops(flops::SIMPLE * flops::elements(&[sequence, width]))
 }
 
-/// `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))`.
+/// Returns a block: `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))`.
 pub(super) fn block(model: &Transformer, index: usize) -> Unit {
     let Transformer { sequence, width, heads, layers, dropout, .. } = *model;
     let projection = DEVIATION / (2.0 * layers as f64).sqrt();
@@ -63,7 +63,7 @@ fn perceptron(width: usize, dropout: f64, projection: f64, vb: &VarBuilder<'stat
     Ok(layers)
 }
 
-/// Adds dropout, keyed by its full name, where there is any.
+/// Adds dropout, keyed by its full name, if the probability is not 0.
 fn push_dropout(layers: &mut Sequential, probability: f64, vb: &VarBuilder<'static>, name: &str) {
     if probability > 0.0 {
         layers.push(Dropout::new(probability, vb.pp(name).prefix()));
@@ -77,7 +77,7 @@ fn block_flops(sequence: usize, width: usize, heads: usize) -> f64 {
     projections + flops::attention(sequence, width, heads) + perceptron + 2.0 * (flops::NORM + flops::SIMPLE) * elements
 }
 
-/// The last unit: `transformer.ln_f` and the projection to logits, `lm_head` or, tied, `transformer.wte`.
+/// Returns the last unit: `transformer.ln_f` and the projection to logits, `lm_head` or, if tied, `transformer.wte`.
 pub(super) fn output(model: &Transformer) -> Unit {
     let Transformer { vocab, sequence, width, tied, .. } = *model;
     Unit::new("", [sequence, vocab], move |vb| {

@@ -14,7 +14,7 @@ const FILES: [&str; 6] = [
     "test_batch.bin",
 ];
 
-/// Two records a file: label and pixels follow from the number of the file.
+/// Returns two records, whose labels and pixels depend on the number of the file.
 fn records(number: usize, label_bytes: usize) -> Vec<u8> {
     let record = |i: usize| {
         let label = (2 * number + i) % 10;
@@ -51,7 +51,7 @@ fn json_of(path: &Path) -> serde_json::Value {
     json!({ "kind": "cifar10", "path": path, "normalize": false })
 }
 
-/// The labels and some pixels of everything at `path`.
+/// Returns the labels of the training and test images at `path`, and the pixels of the training images.
 fn summary(path: &Path) -> (Vec<u32>, Vec<u32>, Vec<f32>) {
     let data = config(json_of(path)).open().expect("data");
     let train = data.train.batch(&(0..10).collect::<Vec<_>>(), None).expect("a batch");
@@ -60,7 +60,7 @@ fn summary(path: &Path) -> (Vec<u32>, Vec<u32>, Vec<f32>) {
 }
 
 #[test]
-fn folder_subfolder_and_archives_hold_the_same() {
+fn folder_subfolder_and_archives_give_the_same_data() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
     cifar10(&at("plain"));
@@ -79,7 +79,7 @@ fn folder_subfolder_and_archives_hold_the_same() {
 }
 
 #[test]
-fn cifar100_takes_fine_labels() {
+fn cifar100_has_fine_labels() {
     let folder = tempfile::tempdir().expect("a folder");
     write(&folder.path().join("train.bin"), records(0, 2));
     write(&folder.path().join("test.bin"), records(1, 2));
@@ -94,7 +94,7 @@ fn cifar100_takes_fine_labels() {
 }
 
 #[test]
-fn missing_things_are_refused() {
+fn missing_files_are_refused() {
     refused(json_of(Path::new("/no/such/cifar")), &["/no/such/cifar: no such file", "cifar-10-binary.tar.gz"]);
     let folder = tempfile::tempdir().expect("a folder");
     refused(json_of(folder.path()), &["none of the files", "data_batch_1.bin", "cifar-10-batches-bin"]);
@@ -147,7 +147,7 @@ fn damaged_archives_are_refused() {
     let whole = gzip(&cifar10_archive());
     write(&path, &whole[..whole.len() / 2]);
     refused(json_of(&path), &["not a readable tar archive", "fetch it again"]);
-    // One bit of the checksum at the end.
+    // A wrong bit in the checksum at the end.
     let mut bytes = whole;
     let at = bytes.len() - 6;
     bytes[at] ^= 1;

@@ -35,7 +35,7 @@ fn defaults_are_as_documented_and_survive_a_round_trip() {
 }
 
 #[test]
-fn augment_is_a_switch_or_two() {
+fn augment_is_one_switch_or_two() {
     let augment = |value| {
         let DataConfig::Cifar10(c) = config(json!({ "kind": "cifar10", "path": "x", "augment": value })) else {
             panic!("another kind");
@@ -49,7 +49,7 @@ fn augment_is_a_switch_or_two() {
 }
 
 #[test]
-fn misspelt_configurations_say_what_is_right() {
+fn errors_name_the_possible_keys_and_values() {
     for (json, parts) in [
         (json!({ "kind": "fashion-mnist" }), &["fashion-mnist", "fashion-mnist-mini"][..]),
         (json!({ "kind": "cifar10" }), &["path"]),
@@ -68,7 +68,7 @@ fn misspelt_configurations_say_what_is_right() {
 }
 
 #[test]
-fn there_is_a_schema_with_every_kind() {
+fn schema_has_every_kind() {
     let schema = serde_json::to_string(&schemars::schema_for!(DataConfig)).expect("json");
     for kind in ["fashion-mnist-mini", "shakespeare", "idx", "cifar10", "cifar100", "image-folder", "text"] {
         assert!(schema.contains(&format!("\"{kind}\"")), "{kind}");
@@ -76,7 +76,7 @@ fn there_is_a_schema_with_every_kind() {
 }
 
 #[test]
-fn a_description_survives_a_round_trip() {
+fn descriptions_are_read_back() {
     for kind in ["fashion-mnist-mini", "shakespeare"] {
         let description = config(json!({ "kind": kind })).open().expect("data").description;
         let json = serde_json::to_string(&description).expect("json");

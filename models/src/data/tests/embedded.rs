@@ -40,7 +40,7 @@ fn shakespeare_opens_as_characters() {
     let data = config(json!({ "kind": "shakespeare", "context": 64 })).open().expect("data");
     let DataKind::Text { vocab, context: 64 } = data.description.kind else { panic!("{:?}", data.description) };
     assert_eq!(vocab.len(), 71);
-    // 988,010 characters, of which the last tenth serves validation.
+    // 988,010 characters, of which the last tenth is for validation.
     assert_eq!((data.train.len(), data.validation.len()), (889_208 / 64, 98_801 / 64));
     let (inputs, _) = tokens(&data.train.batch(&[0], None).expect("a batch"));
     let text = vocab.decode(&inputs[0]).expect("text");

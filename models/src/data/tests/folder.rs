@@ -12,7 +12,7 @@ fn save(path: &Path, image: RgbImage) {
     DynamicImage::ImageRgb8(image).save(path).expect("saves");
 }
 
-/// Three classes of one colour each; a wide and a high image among them.
+/// Writes images of three classes of one colour each; some images are wide or high.
 fn part(folder: &Path, count: usize) {
     for (class, colour) in [("ant", [255, 0, 0]), ("bee", [0, 255, 0]), ("cat", [0, 0, 255])] {
         for i in 0..count {
@@ -28,7 +28,7 @@ fn json_of(path: &Path) -> serde_json::Value {
 }
 
 #[test]
-fn train_and_val_folders_with_classes_in_turn() {
+fn examples_of_train_and_val_folders_take_classes_in_turn() {
     let folder = tempfile::tempdir().expect("a folder");
     part(&folder.path().join("train"), 4);
     part(&folder.path().join("val"), 1);
@@ -53,7 +53,7 @@ fn train_and_val_folders_with_classes_in_turn() {
 }
 
 #[test]
-fn an_image_is_cut_to_its_central_square() {
+fn images_are_cut_to_their_central_square() {
     let folder = tempfile::tempdir().expect("a folder");
     // 8 × 4 pixels: red columns left and right of the central four, which are grey.
     let image = RgbImage::from_fn(8, 4, |x, _| if (2..6).contains(&x) { Rgb([51; 3]) } else { Rgb([255, 0, 0]) });
@@ -66,7 +66,7 @@ fn an_image_is_cut_to_its_central_square() {
 }
 
 #[test]
-fn a_single_folder_is_split_the_same_way_every_time() {
+fn single_folder_is_split_in_the_same_way_every_time() {
     let folder = tempfile::tempdir().expect("a folder");
     part(folder.path(), 10);
     let listing = Listing::open(folder.path(), 0.2).expect("a listing");
@@ -76,7 +76,7 @@ fn a_single_folder_is_split_the_same_way_every_time() {
     }
     assert!(listing.validation.iter().all(|file| !listing.train.contains(file)));
     assert_eq!(listing, Listing::open(folder.path(), 0.2).expect("a listing"));
-    // Each class of two or more images gives at least one, and keeps at least one.
+    // Each class has at least one image in each part.
     let count = |fraction| Listing::open(folder.path(), fraction).expect("a listing").validation.len();
     assert_eq!((count(0.001), count(0.999)), (3, 27));
 }
@@ -135,7 +135,7 @@ fn folders_without_classes_or_images_are_refused() {
 }
 
 #[test]
-fn an_undecodable_image_is_named_before_training() {
+fn undecodable_image_is_named_before_training() {
     let folder = tempfile::tempdir().expect("a folder");
     part(folder.path(), 3);
     let path = folder.path().join("bee/1.bmp");
@@ -148,7 +148,7 @@ fn an_undecodable_image_is_named_before_training() {
 }
 
 #[test]
-fn an_image_cut_short_is_found_by_verification_or_else_named_by_the_batch() {
+fn truncated_image_is_found_by_verification_or_named_by_the_batch() {
     let folder = tempfile::tempdir().expect("a folder");
     part(&folder.path().join("train"), 2);
     part(&folder.path().join("val"), 1);

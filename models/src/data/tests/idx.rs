@@ -23,7 +23,7 @@ fn labels_of(count: u32) -> Vec<u8> {
     file(0x801, &[count], (0..count).map(|i| (i % 10) as u8))
 }
 
-/// A folder of 5 training and 3 test images of 2 × 3 pixels.
+/// Makes a folder of 5 training and 3 test images of 2 × 3 pixels.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     write(&folder.path().join(TRAIN_IMAGES), images(5));
@@ -38,7 +38,7 @@ fn json_of(folder: &Path) -> serde_json::Value {
 }
 
 #[test]
-fn images_and_labels_come_back() {
+fn images_and_labels_are_read() {
     let folder = folder();
     let data = config(json_of(folder.path())).open().expect("data");
     assert_eq!((data.train.len(), data.validation.len()), (5, 3));
@@ -72,7 +72,7 @@ fn limit_takes_the_first_and_statistics_are_those_of_the_training_set() {
     assert_eq!((data.train.len(), data.validation.len()), (2, 3));
     let pixels: Vec<u8> = (0..12).map(|i| i * 11).collect();
     assert_eq!(data.description.normalization, Some(Normalization::of(&pixels, [1, 2, 3])));
-    // The same pixels are the same values in the test set.
+    // Equal pixels have equal values in training and test set.
     let first = |set: &dyn interlock::Dataset| values(&set.batch(&[0], None).expect("a batch"));
     assert_eq!(first(&*data.train), first(&*data.validation));
     refused(json!({ "kind": "idx", "path": folder.path(), "limit": 0 }), &["data.limit", "at least 1"]);
@@ -91,7 +91,7 @@ fn given_normalization_is_used() {
     );
 }
 
-/// Refuses the folder after `name` was given other content.
+/// Asserts that the folder is refused if file `name` has other content or is missing.
 fn refused_with(name: &str, bytes: Option<Vec<u8>>, parts: &[&str]) {
     let folder = folder();
     let path = folder.path().join(name);
@@ -104,7 +104,7 @@ fn refused_with(name: &str, bytes: Option<Vec<u8>>, parts: &[&str]) {
 }
 
 #[test]
-fn missing_things_are_refused() {
+fn missing_files_are_refused() {
     refused(json_of(Path::new("/no/such/folder")), &["/no/such/folder: no such folder", TRAIN_IMAGES]);
     for name in [TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS] {
         refused_with(name, None, &["no such file, nor with .gz"]);
@@ -140,7 +140,7 @@ fn wrong_sizes_are_refused() {
 }
 
 #[test]
-fn a_label_out_of_range_is_named() {
+fn label_out_of_range_is_named() {
     let bad = file(0x801, &[5], [0, 9, 10, 1, 200]);
     refused_with(TRAIN_LABELS, Some(bad), &["record 2 (byte 10) has label 10", "0 to 9"]);
 }

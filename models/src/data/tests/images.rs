@@ -4,7 +4,7 @@ use interlock::{Dataset, Key};
 use super::{labels, values};
 use crate::data::{Augment, ImageSet, Normalization, RawImages};
 
-/// `count` images of two channels of 6 × 5 pixels, no two pixels of an image alike and none black.
+/// Returns `count` images of two channels of 6 × 5 pixels. The pixels of an image differ, and none is black.
 fn raw(count: usize) -> RawImages {
     let pixels = (0..count).flat_map(|n| (0..60).map(move |i| 1 + ((i * 7 + n * 13) % 251) as u8)).collect();
     RawImages { shape: [2, 6, 5], pixels, labels: (0..count as u32).map(|n| n % 3).collect() }
@@ -29,7 +29,7 @@ fn batches_keep_order_and_have_the_documented_types() {
 }
 
 #[test]
-fn an_empty_batch_and_a_number_out_of_range() {
+fn batch_may_be_empty_and_numbers_out_of_range_are_refused() {
     assert_eq!(set(Augment::NONE).batch(&[], None).expect("a batch").len().expect("a length"), 0);
     let error = set(Augment::NONE).batch(&[10], None).expect_err("out of range").to_string();
     assert!(error.contains("no example 10; the set has 10"), "{error}");
@@ -59,7 +59,7 @@ fn normalised_pixels_have_mean_0_and_deviation_1() {
 }
 
 #[test]
-fn normalization_survives_json_and_refuses_nonsense() {
+fn normalization_is_read_back_and_bad_values_are_refused() {
     let normalization = raw(3).statistics();
     let json = serde_json::to_string(&normalization).expect("json");
     assert_eq!(serde_json::from_str::<Normalization>(&json).expect("a normalization"), normalization);
@@ -68,7 +68,7 @@ fn normalization_survives_json_and_refuses_nonsense() {
         Normalization { mean: vec![0.0; 2], std: vec![1.0, 0.0] },
         Normalization { mean: vec![f64::NAN, 0.0], std: vec![1.0; 2] },
     ] {
-        let error = ImageSet::new(raw(3), &bad, Augment::NONE).expect_err("nonsense");
+        let error = ImageSet::new(raw(3), &bad, Augment::NONE).expect_err("bad values");
         assert!(error.is_refusal() && error.to_string().starts_with("data.normalize"), "{error}");
     }
 }
@@ -92,7 +92,7 @@ fn augmentation_depends_on_the_key_and_the_number_alone() {
     assert_ne!(all, other);
 }
 
-/// What an augmented example must be for some move within the padding: the window of the padded image, perhaps mirrored.
+/// Returns a window of the padded image, which is mirrored if `flip` is set.
 fn window(image: &[f32], down: isize, right: isize, flip: bool) -> Vec<f32> {
     let mut out = Vec::new();
     for c in 0..2 {
@@ -116,27 +116,27 @@ fn crops_and_flips_are_windows_of_the_padded_image_and_all_of_them_occur() {
         let mut seen = std::collections::HashSet::new();
         for seed in 0..600 {
             let changed = values(&set.batch(&[2], Some(Key::new(seed))).expect("a batch"));
-            let reach = if augment.crop { -4..=4 } else { 0..=0 };
+            let moves = if augment.crop { -4..=4 } else { 0..=0 };
             let flips = if augment.flip { &[false, true][..] } else { &[false] };
-            let place = reach.clone().flat_map(|d| reach.clone().map(move |r| (d, r)));
-            let mut place = place.flat_map(|(d, r)| flips.iter().map(move |&f| (d, r, f)));
-            let found = place.find(|&(d, r, f)| window(&image, d, r, f) == changed);
+            let windows = moves.clone().flat_map(|d| moves.clone().map(move |r| (d, r)));
+            let mut windows = windows.flat_map(|(d, r)| flips.iter().map(move |&f| (d, r, f)));
+            let found = windows.find(|&(d, r, f)| window(&image, d, r, f) == changed);
             seen.insert(found.expect("a window of the padded image"));
         }
-        let moves = if augment.crop { 81 } else { 1 } * if augment.flip { 2 } else { 1 };
-        assert!(seen.len() * 100 >= moves * 90, "{} of {moves} windows for {augment:?}", seen.len());
+        let count = if augment.crop { 81 } else { 1 } * if augment.flip { 2 } else { 1 };
+        assert!(seen.len() * 100 >= count * 90, "{} of {count} windows for {augment:?}", seen.len());
         assert_eq!(seen.iter().map(|s| s.0).min(), Some(if augment.crop { -4 } else { 0 }));
         assert_eq!(seen.iter().map(|s| s.1).max(), Some(if augment.crop { 4 } else { 0 }));
     }
 }
 
 #[test]
-fn black_ground_is_normalised_as_black_pixels_are() {
+fn padding_is_normalised_as_black_pixels_are() {
     let raw = RawImages { shape: [1, 1, 1], pixels: vec![255, 255, 0], labels: vec![0; 3] };
     let normalization = raw.statistics();
     let set = ImageSet::new(raw, &normalization, Augment::ALL).expect("a set");
     let black = values(&set.batch(&[2], None).expect("a batch"));
-    // Of 81 moves one leaves the pixel in place.
+    // One of 81 moves leaves the pixel where it is.
     let moved = (0..50).map(|seed| values(&set.batch(&[0], Some(Key::new(seed))).expect("a batch")));
     assert!(moved.filter(|value| *value == black).count() > 40);
 }

@@ -22,7 +22,7 @@ fn targets_are_inputs_shifted_by_one() {
 }
 
 #[test]
-fn the_least_text_is_one_window_and_one_token() {
+fn shortest_text_is_one_window_and_one_token() {
     let set = TextSet::new((0..6).collect(), 5, true).expect("a set");
     assert_eq!(set.len(), 1);
     assert_eq!(tokens(&set.batch(&[0], Some(Key::new(1))).expect("a batch")).1, [[1, 2, 3, 4, 5]]);
@@ -66,7 +66,7 @@ fn text_file(content: impl AsRef<[u8]>) -> (tempfile::TempDir, std::path::PathBu
 }
 
 #[test]
-fn the_last_fraction_serves_validation() {
+fn last_fraction_is_for_validation() {
     let content: Vec<u8> = (0..100).collect();
     for bytes in [content.clone(), gzip(&content)] {
         let (_folder, path) = text_file(bytes);
@@ -94,7 +94,7 @@ fn limit_takes_the_first_windows_even_when_shifted() {
 }
 
 #[test]
-fn a_validation_file_shares_the_vocabulary() {
+fn validation_file_shares_the_vocabulary() {
     let (folder, path) = text_file("abcabcabcabc");
     let held_out = folder.path().join("held-out.txt");
     write(&held_out, "xyzxyz");
@@ -110,7 +110,7 @@ fn a_validation_file_shares_the_vocabulary() {
 }
 
 #[test]
-fn a_tokenizer_file_gives_the_tokens() {
+fn tokenizer_file_gives_the_tokens() {
     let (folder, path) = text_file("to be or not to be\n".repeat(10));
     let tokenizer = folder.path().join("tokenizer.json");
     write(&tokenizer, tokenizer_json());
@@ -127,7 +127,7 @@ fn a_tokenizer_file_gives_the_tokens() {
 }
 
 #[test]
-fn a_saved_vocabulary_serves_another_text_or_names_what_it_lacks() {
+fn saved_vocabulary_encodes_another_text_or_names_an_unknown_character() {
     let (folder, path) = text_file("abcabcabcabc");
     let saved = folder.path().join("vocabulary.json");
     crate::data::Vocabulary::of_characters("cba").expect("a vocabulary").save(&saved).expect("saves");

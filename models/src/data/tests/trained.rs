@@ -12,7 +12,7 @@ fn idx_file(magic: u32, dimensions: &[u32], bytes: &[u8]) -> Vec<u8> {
     words.flat_map(u32::to_be_bytes).chain(bytes.iter().copied()).collect()
 }
 
-/// Two training and two test images of one pixel.
+/// Writes two training and two test images of one pixel.
 fn idx(folder: &Path) -> DataConfig {
     for (part, pixels) in [("train", [0, 200]), ("t10k", [100, 50])] {
         write(&folder.join(format!("{part}-images-idx3-ubyte")), idx_file(0x803, &[2, 1, 1], &pixels));
@@ -36,7 +36,7 @@ fn refusal<T>(result: interlock::Result<T>) -> String {
 }
 
 #[test]
-fn validation_images_are_normalised_as_saved_and_training_files_are_not_read() {
+fn validation_images_use_the_saved_normalization_without_training_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = idx(folder.path());
     let data = config.open().expect("data");
@@ -67,7 +67,7 @@ fn data_of_another_kind_or_shape_are_refused() {
 }
 
 #[test]
-fn validation_text_is_encoded_by_the_saved_vocabulary() {
+fn validation_text_is_encoded_with_the_saved_vocabulary() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("text.txt");
     let json = json!({ "kind": "text", "path": path, "tokenizer": "chars", "context": 2, "validation_fraction": 0.5 });
@@ -77,7 +77,7 @@ fn validation_text_is_encoded_by_the_saved_vocabulary() {
     let saved = data.description.clone();
     let opened = config.open_validation(&saved).expect("validation");
     assert_eq!(tokens(&all(&*opened)), tokens(&all(&*data.validation)));
-    // Without an `a`, the vocabulary of the present text would begin with `b`.
+    // The vocabulary of this text would begin with `b`.
     write(&path, "bbbbbbbbdcdcdcdc");
     let opened = config.open_validation(&saved).expect("validation");
     assert_eq!(tokens(&all(&*opened)).0[0], [3, 2]);
@@ -99,7 +99,7 @@ fn classes_of_folders_keep_their_saved_numbers() {
             image(&path.join(class).join(format!("{i}.png")), [i; 3], (2, 2));
         }
     }
-    // A class called `test` is not a part of a folder without train/.
+    // In a folder without train/, `test` is a class.
     let Listing { class_names, validation, .. } = Listing::open(path, 0.5).expect("a listing");
     let reversed: Vec<String> = class_names.iter().rev().cloned().collect();
     let same = Listing::open_validation(path, 0.5, &class_names).expect("a listing");

@@ -3,7 +3,7 @@ use serde_json::json;
 use super::write;
 use crate::data::{Vocabulary, vocabulary::pieces};
 
-/// A word-level tokenizer with truncation and padding that must not act.
+/// Returns a word-level tokenizer with truncation and padding, which must be switched off.
 pub(super) fn tokenizer_json() -> String {
     json!({
         "version": "1.0",
@@ -30,7 +30,7 @@ fn tokenizer() -> Vocabulary {
 }
 
 #[test]
-fn bytes_there_and_back() {
+fn bytes_are_encoded_and_decoded() {
     let vocabulary = Vocabulary::bytes();
     let tokens = vocabulary.encode("né\n").expect("tokens");
     assert_eq!((vocabulary.len(), &tokens[..]), (256, &[110, 195, 169, 10][..]));
@@ -39,7 +39,7 @@ fn bytes_there_and_back() {
 }
 
 #[test]
-fn characters_there_and_back_in_order_of_code_points() {
+fn characters_are_encoded_and_decoded_in_order_of_code_points() {
     let vocabulary = Vocabulary::of_characters("banéba").expect("a vocabulary");
     let tokens = vocabulary.encode("née").map_err(|e| e.to_string());
     assert!(tokens.expect_err("no e").contains("the character 'e' at byte 3 is not in the vocabulary"));
@@ -50,9 +50,9 @@ fn characters_there_and_back_in_order_of_code_points() {
 }
 
 #[test]
-fn a_tokenizer_there_and_back_without_truncation_or_padding() {
+fn tokenizer_encodes_and_decodes_without_truncation_or_padding() {
     let vocabulary = tokenizer();
-    // Token 4 is not used, 5 is.
+    // Token 4 is not used, but token 5 is.
     assert_eq!(vocabulary.len(), 6);
     let tokens = vocabulary.encode("to be or not to be").expect("tokens");
     assert_eq!(tokens, [1, 2, 3, 5, 1, 2]);
@@ -64,12 +64,12 @@ fn tokens_out_of_range_are_refused() {
     for vocabulary in [Vocabulary::bytes(), Vocabulary::of_characters("ab").expect("a vocabulary"), tokenizer()] {
         let first_bad = vocabulary.len() as u32;
         let error = vocabulary.decode(&[0, first_bad]).expect_err("out of range");
-        assert!(error.to_string().contains(&format!("token {first_bad} at place 1")), "{error}");
+        assert!(error.to_string().contains(&format!("token {first_bad} at index 1")), "{error}");
     }
 }
 
 #[test]
-fn saved_vocabularies_load_again_and_stand_alone() {
+fn saved_vocabularies_need_no_other_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("vocabulary.json");
     let text = "to be or not";
@@ -86,7 +86,7 @@ fn saved_vocabularies_load_again_and_stand_alone() {
 }
 
 #[test]
-fn files_that_are_no_vocabulary_are_refused() {
+fn files_without_a_vocabulary_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("tokenizer.json");
     let refused = |part: &str| {
@@ -110,7 +110,7 @@ fn files_that_are_no_vocabulary_are_refused() {
 }
 
 #[test]
-fn pieces_are_cut_after_line_ends_and_lose_nothing() {
+fn pieces_end_after_lines_and_cover_the_text() {
     let cut = |text, least| pieces(text, least).collect::<Vec<_>>();
     assert_eq!(cut("one\ntwo\n\nthree\n four\nfive\n", 1), ["one\n", "two\n\nthree\n four\n", "five\n"]);
     assert_eq!(cut("one\ntwo\nthree", 5), ["one\ntwo\n", "three"]);
