@@ -88,7 +88,7 @@ impl CpuDevice {
         Ok(Self { name: name.to_owned(), pool, candle_operations: layers == Some(Layers::CandleOperations) })
     }
 
-    /// The number of threads.
+    /// Returns the number of threads.
     pub fn threads(&self) -> usize {
         self.pool.current_num_threads()
     }
@@ -148,7 +148,7 @@ impl Backend for CpuBackend {
     }
 }
 
-/// A device of one thread, for `devices([cpu(0), cpu(1)])`.
+/// Returns a device of one thread, for `devices([cpu(0), cpu(1)])`.
 ///
 /// The thread is pinned to core number `core`. If this process may not use that core, the thread runs on any core; if the system cannot start a
 /// thread, the device computes on the calling one: the same program runs on any machine. An unknown name in `INTERLOCK_CPU_INSTRUCTIONS` is

@@ -76,7 +76,7 @@ impl StageDevice for Emulated {
 }
 
 impl DeviceHooks for Emulated {
-    /// A stage that sleeps keeps no core busy.
+    /// Returns 0, since a stage that sleeps keeps no core busy.
     fn threads(&self) -> usize {
         0
     }

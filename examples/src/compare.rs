@@ -78,7 +78,7 @@ pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
         Next::GoOn
     })?;
     // With --json, only JSON goes to stdout.
-    let tell = if arguments.json { note } else { say };
+    let print = if arguments.json { note } else { say };
     let mut runs = Vec::new();
     let mut stopped = false;
     for (width, config) in &configs {
@@ -88,7 +88,7 @@ pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
         };
         let result = value(&one, measure);
         let name = measure.name();
-        tell(&format!(
+        print(&format!(
             "width {width}  seed {}  {name} {result:.4}  {:.1} examples/s",
             one.seed, one.examples_per_second
         ));
@@ -106,11 +106,11 @@ pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
             format!("{:.1}", row.examples_per_second),
         ]);
     }
-    tell(&shown.to_string());
+    print(&shown.to_string());
     let comparison = Comparison { measure: measure.name(), rows, runs };
     run_folder::write_json(&out.join("compare.json"), &comparison).map_err(Exit::failed)?;
     write_csv(&out.join("compare.csv"), &comparison.runs)?;
-    tell(&format!("the tables are in {}", out.display()));
+    print(&format!("the tables are in {}", out.display()));
     if arguments.json {
         say(&serde_json::to_string(&comparison).map_err(Exit::failed)?);
     }

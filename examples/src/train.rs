@@ -160,7 +160,7 @@ impl TrainingRun<'_> {
             folder.write_strategy(&state)?;
         }
         folder.finish(&trainer.snapshot()?, trainer.best(), &report)?;
-        tell(&report, measure, terminal);
+        print_results(&report, measure, terminal);
         terminal.say(&format!("the run is in {}", folder.path().display()));
         Ok((report, timeline))
     }
@@ -179,7 +179,7 @@ fn without_missing_heads(table: &str, heads: &[bool]) -> String {
 }
 
 /// Prints the results of a run.
-fn tell(report: &Report, measure: Measure, terminal: &Terminal) {
+fn print_results(report: &Report, measure: Measure, terminal: &Terminal) {
     if report.stopped {
         let scores = match (report.evaluated, report.steps) {
             (_, 0) => "",

@@ -64,7 +64,7 @@ fn image(path: &Path, side: u32, [red, green, blue]: [u8; 3]) {
     fs::write(path, bytes).unwrap();
 }
 
-/// Red and blue images for training and validation, in a folder with the configuration of a run on them.
+/// Makes a folder with red and blue images for training and validation, and the configuration of a run on them.
 fn folder_of_images() -> TempDir {
     let folder = TempDir::new().unwrap();
     for i in 0..4 {

@@ -1,6 +1,6 @@
 //! Asynchronous copies of tensors from device to device.
 //!
-//! A tensor that is brought to a GPU is copied on a stream of its own, the device's *landing*, so that copies overlap with what the stage computes:
+//! Tensors are copied to a GPU on a stream of its own, called the device's *landing*, so that copies overlap with the computations of the stage:
 //!
 //! ```text
 //! sender's stream    … computes y ─ written ───────────── computes on ── frees y (once the copy is done)
@@ -13,7 +13,7 @@
 //! - *written* is an event that the sender records when it releases `y`. The landing waits for this event, and not for work that the sender queues
 //!   after it.
 //! - *done* is an event of the landing. `y` is kept until it has passed, and then dropped. If `y` were freed earlier, its memory could become
-//!   another tensor's while the copy reads it; if the sender's stream waited for the copy before it freed `y`, the sender would stand still.
+//!   another tensor's while the copy reads it; if the sender's stream waited for the copy before it freed `y`, the sender would have to wait.
 //! - Between GPUs that can read each other's memory the copy goes from peer to peer, else through page-locked memory of the host, as between
 //!   CPU and GPU.
 //!

@@ -138,7 +138,7 @@ pub(crate) struct Aligned {
 struct Line([f32; LANES]);
 
 impl Aligned {
-    /// `len` zeros.
+    /// Returns a buffer of `len` zeros.
     pub(crate) fn zeros(len: usize) -> Self {
         Self { memory: vec![Line([0.0; LANES]); len.div_ceil(LANES)], len }
     }

@@ -35,12 +35,12 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    /// Height, width and channels of the input.
+    /// Returns height, width and channels of the input.
     pub(crate) fn input(&self) -> [usize; 3] {
         [self.from[0], self.from[1], self.inputs]
     }
 
-    /// Height, width and channels of the output.
+    /// Returns height, width and channels of the output.
     pub(crate) fn output(&self) -> [usize; 3] {
         [self.to[0], self.to[1], self.outputs]
     }

@@ -25,37 +25,37 @@ pub(crate) const LANES: usize = 16;
 pub(crate) trait Lanes: Copy {
     /// How many values of this type a loop can keep as running sums in registers.
     const SUMS: usize;
-    /// All lanes `x`.
+    /// Returns `x` in all lanes.
     unsafe fn splat(x: f32) -> Self;
-    /// The sixteen numbers at `from`.
+    /// Loads the sixteen numbers at `from`.
     unsafe fn load(from: *const f32) -> Self;
-    /// The first `count` (at most 16) numbers at `from`, and zeros.
+    /// Loads the first `count` (at most 16) numbers at `from`; the other lanes are 0.
     unsafe fn load_first(from: *const f32, count: usize) -> Self;
     /// Writes all lanes to `to`.
     unsafe fn store(self, to: *mut f32);
     /// Writes the first `count` (at most 16) lanes to `to`.
     unsafe fn store_first(self, to: *mut f32, count: usize);
-    /// `self + a·b`.
+    /// Returns `self + a·b`.
     unsafe fn plus_product(self, a: Self, b: Self) -> Self;
     unsafe fn plus(self, other: Self) -> Self;
     unsafe fn minus(self, other: Self) -> Self;
     unsafe fn times(self, other: Self) -> Self;
-    /// `1/self` to about one unit in the last place, unless it or its inverse is near the limits of the range of `f32`.
+    /// Returns `1/self` to about one unit in the last place, unless it or its inverse is near the limits of the range of `f32`.
     unsafe fn inverse(self) -> Self;
-    /// The greater of each two; `other` where one is NaN.
+    /// Returns the greater of each two; `other` where one is NaN.
     unsafe fn max(self, other: Self) -> Self;
-    /// The lesser of each two; `other` where one is NaN.
+    /// Returns the lesser of each two; `other` where one is NaN.
     unsafe fn min(self, other: Self) -> Self;
-    /// `self` where `gate > 0`, otherwise 0.
+    /// Returns `self` where `gate > 0`, and 0 elsewhere.
     unsafe fn where_positive(self, gate: Self) -> Self;
-    /// A bit for each lane above 0, the first lane's lowest.
+    /// Returns a bit for each lane above 0; the first lane has the lowest bit.
     unsafe fn positive(self) -> u16;
-    /// `self` where the bit is set, otherwise 0.
+    /// Returns `self` where the bit is set, and 0 elsewhere.
     unsafe fn where_set(self, bits: u16) -> Self;
-    /// `self · 2ⁿ` for `shifted = 1.5·2²³ + n`; finite results only.
+    /// Returns `self · 2ⁿ` for `shifted = 1.5·2²³ + n`; finite results only.
     unsafe fn times_power_of_two(self, shifted: Self) -> Self;
 
-    /// `e^self` to about one unit in the last place; arguments are clamped to `-87.3 … 88`.
+    /// Returns `e^self` to about one unit in the last place; arguments are clamped to `-87.3 … 88`.
     ///
     /// `x = n ln 2 + r` with `|r| ≤ ln 2 / 2`, a polynomial in `r`, and `n` put into the exponent.
     #[inline(always)]
@@ -80,7 +80,7 @@ pub(crate) trait Lanes: Copy {
         }
     }
 
-    /// The transpose of sixteen rows.
+    /// Returns the transpose of sixteen rows.
     #[inline(always)]
     unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
         // SAFETY: as demanded of the caller; arrays hold sixteen numbers.
@@ -90,7 +90,7 @@ pub(crate) trait Lanes: Copy {
         }
     }
 
-    /// The lanes as an array.
+    /// Returns the lanes as an array.
     #[inline(always)]
     unsafe fn array(self) -> [f32; LANES] {
         let mut array = [0.0; LANES];
@@ -99,7 +99,7 @@ pub(crate) trait Lanes: Copy {
         array
     }
 
-    /// The sum of all lanes, halves added to halves.
+    /// Returns the sum of all lanes, computed by adding the upper half to the lower half until one is left.
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
         // SAFETY: as demanded of the caller.
@@ -112,7 +112,7 @@ pub(crate) trait Lanes: Copy {
         lanes[0]
     }
 
-    /// The greatest lane.
+    /// Returns the greatest lane.
     #[inline(always)]
     unsafe fn greatest(self) -> f32 {
         // SAFETY: as demanded of the caller.

@@ -53,7 +53,7 @@ impl BatchNorm2d {
         Self::scaled(channels, 1.0, vb)
     }
 
-    /// As [`Self::new`], with `weight_init` in `weight`: with 0, a residual branch starts as zero.
+    /// Returns a layer as [`Self::new`], with `weight_init` in `weight`. With 0, the output of a residual branch starts as zeros.
     pub fn scaled(channels: usize, weight_init: f64, vb: VarBuilder) -> Result<Self> {
         let get = |name: &str, value: f64| vb.get_with_hints(channels, name, Init::Const(value));
         Ok(Self {

@@ -13,7 +13,7 @@ pub(crate) fn values(shape: &[usize], dtype: DType, device: &Device) -> Result<T
     seeded(0, shape, dtype, device)
 }
 
-/// As [`values`], with other values for another `seed`.
+/// Returns a tensor as [`values`] does, with other values for another `seed`.
 pub(crate) fn seeded(seed: u32, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
     let count: usize = shape.iter().product();
     let value = |i: usize| 2.0 * ((i as f32 + 1.0) * (0.7 + 0.1 * seed as f32)).sin();
@@ -52,7 +52,7 @@ pub(crate) fn same(what: &str, dtype: DType, compute: impl Fn(&Device, DType) ->
     same_within(what, dtype, tolerance(dtype), compute);
 }
 
-/// As [`same`], with the largest difference allowed.
+/// Asserts the same as [`same`], with the largest allowed difference.
 pub(crate) fn same_within(
     what: &str,
     dtype: DType,

@@ -5,7 +5,7 @@ use candle_core::cuda::cudarc::driver::{CudaContext, CudaStream, result, sys};
 use candle_core::{DType, Device};
 use std::sync::Arc;
 
-/// Two streams of a device whose tensors are not tracked by events.
+/// Returns two streams of a device whose tensors are not tracked by events.
 fn untracked(ordinal: usize) -> (Arc<CudaStream>, Arc<CudaStream>) {
     let context = CudaContext::new(ordinal).unwrap();
     // SAFETY: the tests that use this order their streams themselves.
@@ -221,12 +221,14 @@ fn a_host_function_is_called_though_nothing_waits_for_it() {
     let (stream, _) = untracked(0);
     let (called, calls) = std::sync::mpsc::channel::<()>();
     // SAFETY: the function takes the one reference that it is given.
-    unsafe { result::stream::launch_host_function(stream.cu_stream(), tell, Box::into_raw(Box::new(called)).cast()) }
-        .unwrap();
+    unsafe {
+        result::stream::launch_host_function(stream.cu_stream(), send_call, Box::into_raw(Box::new(called)).cast())
+    }
+    .unwrap();
     calls.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
 }
 
-unsafe extern "C" fn tell(called: *mut std::ffi::c_void) {
+unsafe extern "C" fn send_call(called: *mut std::ffi::c_void) {
     // SAFETY: the sender that the test made for this call.
     let called = unsafe { Box::from_raw(called.cast::<std::sync::mpsc::Sender<()>>()) };
     called.send(()).unwrap();

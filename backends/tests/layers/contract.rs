@@ -64,7 +64,7 @@ pub(crate) fn check(name: &str, x: &Tensor, build: Build<'_>) {
     }
 }
 
-/// As [`check`], without finite differences, for layers with kinks inside.
+/// Checks the same as [`check`], without finite differences, for layers that are not differentiable everywhere.
 pub(crate) fn check_bits(name: &str, x: &Tensor, build: Build<'_>) {
     for form in FORMS {
         let name = &format!("{name}, {form}");

@@ -80,5 +80,5 @@ fn runs_that_go_wrong_raise_alerts_and_others_do_not() {
         let up = api.at(&format!("max_over_time(up{{instance='{}'}}[5s]) == 0", addresses[1]), now())?;
         when(!up.is_empty(), "it is up, or was just now")
     });
-    assert!(!done.runs() && well.runs(), "{}\n{}", done.told(), well.told());
+    assert!(!done.runs() && well.runs(), "{}\n{}", done.describe(), well.describe());
 }

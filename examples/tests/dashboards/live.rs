@@ -63,13 +63,13 @@ fn every_panel_and_every_variable_shows_something() {
             api.at("last_over_time(interlock_run_state{pipeline='done', state='finished'}[1m]) == 1", now())?;
         when(!states.is_empty(), "it has not been scraped as finished")
     });
-    wait_for("the second run has ended", limit, &mut [], || when(!ends.runs(), ends.told()));
+    wait_for("the second run has ended", limit, &mut [], || when(!ends.runs(), ends.describe()));
     wait_for("the second run is not scraped any more", limit, &mut [&mut server], || {
         let up = api.at(&format!("up{{instance='{done}'}} == 0"), now())?;
         when(!up.is_empty(), "it is still up")
     });
     let end = now();
-    assert!(trains.runs() && end - start > 10.0, "{}", trains.told());
+    assert!(trains.runs() && end - start > 10.0, "{}", trains.describe());
 
     println!("{:60} {:>8} {:>8}   series, of a run that trains and of one that is gone", "panel", "trains", "gone");
     let (mut faults, mut counts) = (Vec::new(), BTreeMap::<String, Vec<String>>::new());
@@ -176,11 +176,11 @@ fn shown(api: &Api, panel: &Panel, chosen: &Chosen, faults: &mut Vec<String>) ->
 
 /// Asserts that the metrics of a run are well formed, have histograms instead of summaries, and not too many series.
 fn check_exposition(address: &str) {
-    let told = exposition(address).unwrap();
-    promtool(&["check", "metrics"], &told);
-    assert!(!told.lines().any(|line| line.starts_with("# TYPE") && line.ends_with("summary")), "a summary:\n{told}");
+    let text = exposition(address).unwrap();
+    promtool(&["check", "metrics"], &text);
+    assert!(!text.lines().any(|line| line.starts_with("# TYPE") && line.ends_with("summary")), "a summary:\n{text}");
     let mut series = BTreeMap::<&str, usize>::new();
-    for line in told.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+    for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
         let of = label(line, "stage").or_else(|| label(line, "src")).unwrap_or("no stage");
         *series.entry(of).or_default() += 1;
     }
@@ -198,7 +198,7 @@ fn check_scrape_times(api: &Api, address: &str, run: &mut Process) {
             since.elapsed()
         })
         .collect();
-    assert!(run.runs(), "the run should still train: {}", run.told());
+    assert!(run.runs(), "the run should still train: {}", run.describe());
     times.sort();
     let of = |how: &str| {
         let query = format!("{how}scrape_duration_seconds{{instance='{address}'}}[5m])");

@@ -38,7 +38,7 @@ impl Process {
     }
 
     /// Describes whether it runs, with the end of its output.
-    pub(crate) fn told(&mut self) -> String {
+    pub(crate) fn describe(&mut self) -> String {
         let state = if self.runs() { "runs" } else { "has ended" };
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
@@ -66,7 +66,7 @@ pub(crate) fn wait_for<T>(
             Err(why) => why,
         };
         if since.elapsed() > limit {
-            let outputs: Vec<String> = processes.iter_mut().map(|process| process.told()).collect();
+            let outputs: Vec<String> = processes.iter_mut().map(|process| process.describe()).collect();
             panic!("{what}: not within {limit:?}; {why}\n{}", outputs.join("\n"));
         }
         sleep(Duration::from_millis(100));

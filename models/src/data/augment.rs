@@ -50,20 +50,20 @@ impl Augment {
     /// Draws the window of example `number`; without a key it is the image itself.
     ///
     /// All random numbers are drawn in any case, so that one switch does not change the effect of the other.
-    pub(super) fn place(self, key: Option<Key>, number: usize, padding: usize) -> Place {
-        let Some(key) = key else { return Place::default() };
+    pub(super) fn window(self, key: Option<Key>, number: usize, padding: usize) -> Window {
+        let Some(key) = key else { return Window::default() };
         let mut random = key.with(number as u64).stream();
         let limit = i32::try_from(padding).unwrap_or(i32::MAX);
         let (down, right) = (random.random_range(-limit..=limit), random.random_range(-limit..=limit));
         let flip = random.random_range(0..2_u32) == 1;
         let (down, right) = if self.crop { (down as isize, right as isize) } else { (0, 0) };
-        Place { down, right, flip: self.flip && flip }
+        Window { down, right, flip: self.flip && flip }
     }
 }
 
 /// A window of a padded image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Window {
     /// The number of rows by which the window is moved down.
     pub(super) down: isize,
     /// The number of columns by which the window is moved right.
@@ -72,7 +72,7 @@ pub(super) struct Place {
     pub(super) flip: bool,
 }
 
-impl Place {
+impl Window {
     /// Writes the window of `image` `(C, H, W)` to `out` `(C, H, W)`, each byte through its channel's table.
     pub(super) fn render(self, image: &[u8], [_, height, width]: [usize; 3], tables: &[[f32; 256]], out: &mut [f32]) {
         // Columns of `out`, before mirroring, that lie inside the image.

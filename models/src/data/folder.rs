@@ -263,7 +263,7 @@ impl Dataset for FolderSet {
             for (&number, out) in numbers.iter().zip(values.chunks_exact_mut(each)) {
                 let path = &file(number)?.0;
                 let image = square(path, self.size).map_err(|e| Error::Data(format!("{}: {e}", path.display())))?;
-                self.augment.place(augment, number, padding).render(&image, shape, &self.tables, out);
+                self.augment.window(augment, number, padding).render(&image, shape, &self.tables, out);
             }
             Ok::<_, Error>(())
         };

@@ -88,7 +88,7 @@ impl Dataset for ImageSet {
         for (&number, out) in numbers.iter().zip(values.chunks_exact_mut(each)) {
             labels.push(*self.images.labels.get(number).ok_or_else(|| out_of_range(number, self.len()))?);
             let image = &self.images.pixels[number * each..][..each];
-            self.augment.place(augment, number, PADDING).render(image, shape, &self.tables, out);
+            self.augment.window(augment, number, PADDING).render(image, shape, &self.tables, out);
         }
         image_batch(values, labels, shape)
     }

@@ -276,22 +276,22 @@ API int cudnnGetConvolutionBackwardFilterAlgorithm_v7(Dnn *, const Tensor *x, co
   return choose(BACKWARD_FILTER, *x, *dw, *convolution, *dy, asked, given, results);
 }
 
-static int tell(int algorithm, size_t *bytes) {
+static int store_workspace_size(int algorithm, size_t *bytes) {
   *bytes = workspace_of(algorithm);
   return 0;
 }
 
 API int cudnnGetConvolutionForwardWorkspaceSize(Dnn *, const Tensor *, const Tensor *, const Convolution *,
                                                 const Tensor *, int algorithm, size_t *bytes) {
-  return tell(algorithm, bytes);
+  return store_workspace_size(algorithm, bytes);
 }
 API int cudnnGetConvolutionBackwardDataWorkspaceSize(Dnn *, const Tensor *, const Tensor *, const Convolution *,
                                                      const Tensor *, int algorithm, size_t *bytes) {
-  return tell(algorithm, bytes);
+  return store_workspace_size(algorithm, bytes);
 }
 API int cudnnGetConvolutionBackwardFilterWorkspaceSize(Dnn *, const Tensor *, const Tensor *, const Convolution *,
                                                        const Tensor *, int algorithm, size_t *bytes) {
-  return tell(algorithm, bytes);
+  return store_workspace_size(algorithm, bytes);
 }
 
 }  // namespace emulator

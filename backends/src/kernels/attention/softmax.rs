@@ -123,7 +123,7 @@ unsafe fn gradient_body<L: Lanes>(
     }
 }
 
-/// `Σ_j a_ij b_ij`.
+/// Returns `Σ_j a_ij b_ij`.
 #[inline(always)]
 unsafe fn dot<L: Lanes>(a: Matrix<'_>, b: Matrix<'_>, row: usize) -> f32 {
     let (a, b, count) = (a.row(row), b.row(row), a.dims().1);
