@@ -81,19 +81,19 @@ impl Shared {
 // others to the system's. Nothing here allocates while the lock is held: the heap keeps its list in its holes.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let place = if layout.size() < LARGE { None } else { self.shared().allocate(layout) };
+        let pointer = if layout.size() < LARGE { None } else { self.shared().allocate(layout) };
         // SAFETY: as demanded of the caller.
-        place.map_or_else(|| unsafe { System.alloc(layout) }, NonNull::as_ptr)
+        pointer.map_or_else(|| unsafe { System.alloc(layout) }, NonNull::as_ptr)
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let place = if layout.size() < LARGE { None } else { self.shared().allocate(layout) };
+        let pointer = if layout.size() < LARGE { None } else { self.shared().allocate(layout) };
         // SAFETY: as demanded of the caller; a block in the shared heap has the size asked for.
         unsafe {
-            match place {
-                Some(place) => {
-                    place.write_bytes(0, layout.size());
-                    place.as_ptr()
+            match pointer {
+                Some(pointer) => {
+                    pointer.write_bytes(0, layout.size());
+                    pointer.as_ptr()
                 }
                 None => System.alloc_zeroed(layout),
             }
@@ -102,13 +102,13 @@ unsafe impl GlobalAlloc for Allocator {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         if layout.size() >= LARGE
-            && let Some(place) = NonNull::new(block)
+            && let Some(pointer) = NonNull::new(block)
         {
             let mut shared = self.shared();
             shared.in_use -= layout.size();
             if shared.holds(block) {
                 // SAFETY: the block came from this heap, by `alloc`, with this layout.
-                return unsafe { shared.heap.deallocate(place, layout) };
+                return unsafe { shared.heap.deallocate(pointer, layout) };
             }
         }
         // SAFETY: the block came from the system's allocator.
