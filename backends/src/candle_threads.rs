@@ -1,4 +1,4 @@
-//! How many threads candle's own elementwise operations use.
+//! The number of threads of candle's own elementwise operations.
 
 const VARIABLE: &str = "CANDLE_NUM_THREADS";
 

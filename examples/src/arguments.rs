@@ -63,7 +63,7 @@ impl Default for Command {
     }
 }
 
-/// Where a configuration comes from.
+/// The file and the single values of a configuration.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Source {
     /// Configuration file (TOML) [default: the built-in configuration]

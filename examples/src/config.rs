@@ -74,10 +74,10 @@ pub(crate) struct RunConfig {
     pub(crate) data: DataConfig,
     /// The model.
     pub(crate) model: ModelConfig,
-    /// How the model is cut into stages; by default into as many as there are devices (one under `"auto"`).
+    /// The division of the model into stages; by default into as many as there are devices (one under `"auto"`).
     #[serde(default)]
     pub(crate) partition: PartitionConfig,
-    /// Which losses train which stage.
+    /// The strategy, which chooses the losses that train each stage.
     #[serde(default)]
     pub(crate) strategy: StrategyConfig,
     /// The auxiliary heads.
@@ -98,12 +98,12 @@ pub(crate) struct RunConfig {
     /// An exponential moving average of the weights, which evaluations and the saved weights use; by default none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ema: Option<EmaConfig>,
-    /// How the pipeline runs.
+    /// Settings of the pipeline.
     #[serde(default)]
     pub(crate) pipeline: PipelineConfig,
 }
 
-/// How the pipeline runs. It does not change what is computed.
+/// Settings of the pipeline, which do not change the results.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct PipelineConfig {

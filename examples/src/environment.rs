@@ -42,7 +42,7 @@ pub(crate) struct Environment {
 pub(crate) struct Device {
     /// Its name.
     pub(crate) name: String,
-    /// What it is.
+    /// A description of the device.
     pub(crate) description: String,
 }
 

@@ -41,7 +41,7 @@ pub(crate) fn check_format(format: Option<u32>) -> Result<(), String> {
 pub(crate) struct Event {
     /// Seconds since the Unix epoch.
     pub(crate) time: f64,
-    /// What happened.
+    /// The kind of event, with its values.
     #[serde(flatten)]
     pub(crate) what: EventKind,
 }
@@ -172,9 +172,9 @@ pub(crate) struct Finished {
 /// The run has failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Failed {
-    /// What went wrong, in words.
+    /// The error, as text.
     pub(crate) cause: String,
-    /// What failed: `stage`, `strategy`, `coordinator` or `data`. This and the fields below are null if they do not apply.
+    /// The part that failed: `stage`, `strategy`, `coordinator` or `data`. This and the fields below are null if they do not apply.
     #[serde(default)]
     pub(crate) origin: Option<String>,
     /// The stage that failed.

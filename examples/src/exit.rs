@@ -1,11 +1,11 @@
-//! How a command ends: 0 done, 1 a run or a case failed, 2 refused before anything was written, 130 stopped by a signal.
+//! Exit codes of the command: 0 done, 1 a run or a case failed, 2 refused before anything was written, 130 stopped by a signal.
 
 use std::{fmt, process::ExitCode};
 
 /// The exit code after Ctrl-C or SIGTERM, once or twice.
 pub(crate) const STOPPED: u8 = 130;
 
-/// Why a command ended early.
+/// The reason why a command ended early.
 #[derive(Debug)]
 pub(crate) enum Exit {
     /// The command was refused before anything was written.

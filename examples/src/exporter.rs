@@ -8,7 +8,7 @@ use interlock::{
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
 
-/// How often the metrics of the process are read from the operating system.
+/// The time between two readings of the process's metrics from the operating system.
 const PROCESS_EVERY: Duration = Duration::from_secs(1);
 
 /// A server of this process's metrics, until the process ends. It has its own thread, so that it answers while stages are busy.

@@ -6,7 +6,7 @@ use interlock::{Error, Result};
 
 use crate::exit;
 
-/// What the program does after a signal.
+/// The action of the program after a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Continue; the program ends by itself.

@@ -21,7 +21,7 @@ const NEARLY_AS_FAST: f64 = 0.95;
 #[derive(Serialize)]
 struct PlanRow {
     stages: usize,
-    /// As given on the command line.
+    /// The width, as given on the command line.
     width: String,
     micro_batches: usize,
     units_per_stage: Vec<usize>,
@@ -36,7 +36,7 @@ struct PlanRow {
     memory_bytes: Option<Vec<u64>>,
     /// The time of its step, divided by that of end-to-end with as many stages and micro-batches.
     against_end_to_end: f64,
-    /// What determines the time of a step.
+    /// The reason for the time of a step.
     reason: String,
     /// The reason why it would fail; none if it would not.
     refused: Option<String>,

@@ -58,13 +58,13 @@ pub(crate) struct Series {
     pub(crate) name: String,
     /// The number of its colour, the same in every plot.
     pub(crate) colour: usize,
-    /// How it is drawn.
+    /// The style of the curve.
     pub(crate) line: Line,
     /// Its points, in order; non-finite ones are left out.
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// How a curve is drawn.
+/// The style of a curve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Line {
     /// Lines from point to point.

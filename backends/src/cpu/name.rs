@@ -11,11 +11,11 @@ pub(super) struct CpuName {
     pub(super) threads: Option<usize>,
     /// The cores to pin the threads to. Default: not pinned.
     pub(super) cores: Option<RangeInclusive<usize>>,
-    /// How layers compute. Default: with kernels.
+    /// The implementation of layers; by default with kernels.
     pub(super) layers: Option<Layers>,
 }
 
-/// How layers compute on the CPU.
+/// The implementation of layers on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layers {
     /// With kernels.

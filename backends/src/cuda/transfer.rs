@@ -80,7 +80,7 @@ macro_rules! of_any_dtype {
 #[cfg(feature = "nccl")]
 pub(super) use of_any_dtype;
 
-/// Where tensors from other devices arrive on a GPU.
+/// The stream on which tensors are copied to a GPU, and the copies that are not done.
 pub(super) struct Landing {
     gpu: Arc<Gpu>,
     /// The stage's own device.

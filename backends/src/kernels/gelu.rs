@@ -30,7 +30,7 @@ pub(super) unsafe fn gelu<L: Lanes>(x: L) -> (L, L) {
 /// The size of a chunk, in numbers.
 const CHUNK: usize = 16_384;
 
-/// How far ahead to prefetch, in numbers.
+/// The distance of prefetching, in numbers.
 const AHEAD: usize = 512;
 
 /// Returns GELU of every number.

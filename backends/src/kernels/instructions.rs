@@ -1,4 +1,4 @@
-//! Which vector instructions the kernels use.
+//! The vector instructions that kernels use.
 
 use std::{env::VarError, fmt, sync::OnceLock};
 

@@ -23,7 +23,7 @@ pub(crate) const LANES: usize = 16;
 /// Every method demands that the processor has the instructions of the implementing type; the bodies that [`dispatch!`] calls may rely on
 /// that. Loads and stores demand valid memory of sixteen numbers (or of the `count` given), aligned as `f32`.
 pub(crate) trait Lanes: Copy {
-    /// How many values of this type a loop can keep as running sums in registers.
+    /// The number of values of this type that a loop can keep as running sums in registers.
     const SUMS: usize;
     /// Returns `x` in all lanes.
     unsafe fn splat(x: f32) -> Self;

@@ -19,7 +19,7 @@ pub(crate) enum Rows<'a> {
     Gelu(&'a [f32]),
 }
 
-/// What to do with the rows of a product.
+/// The last operation of a product, on each of its rows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RowsEpilogue<'a> {
     /// Return them.

@@ -12,7 +12,7 @@ use super::{
     lanes::{LANES, Lanes, prefetch},
 };
 
-/// How far ahead to prefetch, in pixels: images come from memory, and processors by themselves do not prefetch this far.
+/// The distance of prefetching, in pixels: images come from memory, and processors do not prefetch this far by themselves.
 const AHEAD: usize = 32;
 
 /// A few images with a border of zeros.
@@ -56,7 +56,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// How many [`Padded`] a thread keeps to use again.
+/// The number of [`Padded`] that a thread keeps to use again.
 const KEPT: usize = 4;
 /// The size of the largest [`Padded`] that a thread keeps, in numbers.
 const KEPT_NUMBERS: usize = 64 << 10;

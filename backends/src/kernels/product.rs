@@ -12,7 +12,7 @@ use super::{
     panels::{PANEL, Panels},
 };
 
-/// What to do with the product `p = A B`.
+/// The last operation on the elements of a product `p = A B`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ProductEpilogue<'a> {
     /// `y = p`

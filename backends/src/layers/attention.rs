@@ -57,7 +57,7 @@ struct SavedAttention {
     heads: AttentionHeads,
     c_attn: Saved,
     mixing: Mixing,
-    /// Of the output projection, whose input is the heads' output.
+    /// The saved values of the output projection, whose input is the heads' output.
     c_proj: Saved,
     output: Saved,
 }

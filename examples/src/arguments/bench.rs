@@ -47,7 +47,7 @@ pub(crate) struct BenchUnits {
 
 #[derive(Args, Debug)]
 pub(crate) struct BenchStep {
-    /// What to train
+    /// The workload to train
     #[arg(long)]
     pub(crate) workload: WorkloadName,
     /// Number of stages: 1, 2 or 4

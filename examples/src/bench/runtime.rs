@@ -120,7 +120,7 @@ pub(super) fn run(arguments: &BenchRuntime) -> Result<(), Exit> {
 /// The measurement of a step in the steady state.
 struct Measured {
     step_seconds: f64,
-    /// Of each stage's device.
+    /// The seconds a step that each stage's device worked.
     device_seconds: Vec<f64>,
     messages: u64,
     cpu_seconds: Option<f64>,

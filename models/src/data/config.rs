@@ -123,7 +123,7 @@ pub struct ImageFolder {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Shakespeare {
-    /// How the text becomes tokens; by default characters.
+    /// The tokenizer; by default characters are tokens.
     pub tokenizer: Tokenizer,
     /// The number of tokens of a window.
     pub context: usize,
@@ -160,7 +160,7 @@ pub struct Text {
     /// The share of the tokens for validation, at the end of the text, between 0 and 1; by default 0.1. Not with `validation_path`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_fraction: Option<f64>,
-    /// How the text becomes tokens; by default bytes.
+    /// The tokenizer; by default bytes are tokens.
     #[serde(default)]
     pub tokenizer: Tokenizer,
     /// The number of tokens of a window.
@@ -213,7 +213,7 @@ impl Default for Normalize {
     }
 }
 
-/// How text becomes tokens: `"bytes"`, `"chars"`, or the path of a Hugging Face `tokenizer.json` or a saved vocabulary.
+/// A tokenizer: `"bytes"`, `"chars"`, or the path of a Hugging Face `tokenizer.json` or a saved vocabulary.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]

@@ -21,7 +21,7 @@ pub(crate) struct AttentionHeads {
     pub(crate) width: usize,
 }
 
-/// Which attention weights are kept, `(B, n, T, T)`, and the factor of those.
+/// The attention weights that dropout keeps, `(B, n, T, T)`, and the factor that they are multiplied by.
 pub(crate) type DropoutMask<'a> = Option<(&'a [bool], f32)>;
 
 impl AttentionHeads {

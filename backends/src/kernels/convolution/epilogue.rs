@@ -6,7 +6,7 @@ use crate::kernels::{
     lanes::{LANES, Lanes},
 };
 
-/// What to do with the sums.
+/// The last operation of a convolution, on each of its sums.
 pub(crate) enum Epilogue<'a> {
     /// Write them.
     Write,
@@ -55,7 +55,7 @@ impl Epilogue<'_> {
     }
 }
 
-/// Where sums go: channels-last images.
+/// The channels-last images that sums are written to.
 pub(super) struct Output {
     pub(super) y: *mut f32,
     /// Channels.
@@ -77,7 +77,7 @@ pub(super) enum EpiloguePointers {
     Gate { y: *const f32, line: *const Line, sums: *mut f32 },
 }
 
-/// Where a tile begins: its first pixel and channel, and its image.
+/// The position of a tile: its first pixel and channel, and its image.
 #[derive(Clone, Copy)]
 pub(super) struct TilePosition {
     pub(super) pixel: usize,
@@ -121,7 +121,7 @@ struct Tile<const R: usize, const Q: usize> {
     y: *mut f32,
     sums: *const f32,
     channel: usize,
-    /// How many of the sixteen channels there are.
+    /// The number of channels of the tile that exist, at most sixteen.
     count: usize,
     /// Blocks of sixteen channels of the output.
     blocks: usize,

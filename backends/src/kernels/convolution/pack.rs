@@ -2,7 +2,7 @@
 
 use crate::kernels::{aligned_buffer::Aligned, lanes::LANES};
 
-/// Which axis of `W (O, I, k, k)` a sweep reads and which it writes.
+/// The axes of `W (O, I, k, k)` that a sweep reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     /// Reads `I`, writes `O`.

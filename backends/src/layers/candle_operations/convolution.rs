@@ -13,7 +13,7 @@ use super::{
 };
 use crate::layers::{Conv2d, Conv2dConfig};
 
-/// How a window moves, in pixels.
+/// The padding and the stride of a window, in pixels.
 #[derive(Clone, Copy)]
 struct Steps {
     padding: usize,

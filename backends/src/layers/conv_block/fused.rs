@@ -45,7 +45,7 @@ struct Computed {
     x: Tensor,
     links: Vec<Link>,
     projection: Option<Link>,
-    /// Where the last ReLU is open: a bit for each element, channels in blocks of sixteen.
+    /// A bit for each element, set if the last ReLU's input is above 0; channels are in blocks of sixteen.
     gate: Arc<[u16]>,
 }
 
