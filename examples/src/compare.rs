@@ -148,19 +148,19 @@ fn value(run: &ComparedRun, measure: Measure) -> f64 {
 
 /// Returns the row of `width`, or none if no run of this width has finished.
 fn row(width: &str, runs: &[ComparedRun], measure: Measure) -> Option<WidthRow> {
-    let own: Vec<&ComparedRun> = runs.iter().filter(|run| run.width == width).collect();
-    if own.is_empty() {
+    let selected: Vec<&ComparedRun> = runs.iter().filter(|run| run.width == width).collect();
+    if selected.is_empty() {
         return None;
     }
-    let count = own.len() as f64;
-    let mean = own.iter().map(|run| value(run, measure)).sum::<f64>() / count;
-    let squares: f64 = own.iter().map(|run| (value(run, measure) - mean).powi(2)).sum();
+    let count = selected.len() as f64;
+    let mean = selected.iter().map(|run| value(run, measure)).sum::<f64>() / count;
+    let squares: f64 = selected.iter().map(|run| (value(run, measure) - mean).powi(2)).sum();
     Some(WidthRow {
         width: width.to_owned(),
-        runs: own.len(),
+        runs: selected.len(),
         mean,
-        spread: if own.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 },
-        examples_per_second: own.iter().map(|run| run.examples_per_second).sum::<f64>() / count,
+        spread: if selected.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 },
+        examples_per_second: selected.iter().map(|run| run.examples_per_second).sum::<f64>() / count,
     })
 }
 

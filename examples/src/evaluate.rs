@@ -34,9 +34,9 @@ pub(crate) fn run(arguments: &Eval) -> Result<(), Exit> {
         .map_err(|error| refused(&arguments.run, &error))?;
     let evaluation = trainer.evaluate(&*validation)?;
     if let Some(k) = arguments.stage.filter(|&k| evaluation.head(k).is_none()) {
-        let there: Vec<String> = evaluation.heads().iter().map(|head| head.stage.to_string()).collect();
+        let heads: Vec<String> = evaluation.heads().iter().map(|head| head.stage.to_string()).collect();
         let problem = format!("stage {k} has no head");
-        return Err(Error::invalid("--stage", problem, format!("heads are at stages {}", there.join(", "))).into());
+        return Err(Error::invalid("--stage", problem, format!("heads are at stages {}", heads.join(", "))).into());
     }
     if arguments.json {
         let wanted = evaluation.heads().iter().filter(|head| arguments.stage.is_none_or(|k| k == head.stage));

@@ -47,9 +47,9 @@ pub(crate) fn run(arguments: &Predict) -> Result<(), Exit> {
         None => heads.last().copied().unwrap_or_default(),
         Some(head) if heads.contains(&head) => head,
         Some(head) => {
-            let there = heads.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+            let known = heads.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
             let problem = format!("stage {head} has no head");
-            return Err(Error::invalid("--head", problem, format!("heads are at stages {there}")).into());
+            return Err(Error::invalid("--head", problem, format!("heads are at stages {known}")).into());
         }
     };
     let mut predictions = Vec::new();
@@ -105,10 +105,10 @@ mod tests {
     #[test]
     fn likeliest_classes_come_first_and_equal_ones_by_number() {
         let names = ["a".to_owned(), "b".to_owned()];
-        let of = |count| -> Vec<(usize, Option<String>)> {
+        let best = |count| -> Vec<(usize, Option<String>)> {
             likeliest(&[0.2, 0.3, 0.2, 0.3], count, &names).into_iter().map(|c| (c.index, c.class)).collect()
         };
-        assert_eq!(of(3), [(1, Some("b".to_owned())), (3, None), (0, Some("a".to_owned()))]);
-        assert_eq!(of(9).len(), 4);
+        assert_eq!(best(3), [(1, Some("b".to_owned())), (3, None), (0, Some("a".to_owned()))]);
+        assert_eq!(best(9).len(), 4);
     }
 }

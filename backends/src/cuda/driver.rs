@@ -63,8 +63,8 @@ pub(super) fn wrong_ordinal(device: &str, count: usize) -> Error {
         1 => "use cuda:0".to_owned(),
         several => format!("use cuda:0 to cuda:{}", several - 1),
     };
-    let there = if count == 1 { "there is one GPU".to_owned() } else { format!("there are {count} GPUs") };
-    Error::invalid(format!("device {device}"), format!("{there} that this process may use"), remedy)
+    let found = if count == 1 { "there is one GPU".to_owned() } else { format!("there are {count} GPUs") };
+    Error::invalid(format!("device {device}"), format!("{found} that this process may use"), remedy)
 }
 
 /// Explains a failure to open `device`. Errors are recognized by their names, which remain in the text when they are wrapped.

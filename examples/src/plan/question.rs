@@ -62,15 +62,15 @@ impl<'a> Question<'a> {
         if let Some(wrong) = arguments.gbps.filter(|speed| !(speed.is_finite() && *speed > 0.0)) {
             return Err(Error::invalid("--gbps", wrong.to_string(), "use a number above 0"));
         }
-        let own = |list: &[usize], default: usize| if list.is_empty() { vec![default] } else { list.to_vec() };
+        let or_default = |list: &[usize], default: usize| if list.is_empty() { vec![default] } else { list.to_vec() };
         let stages = match arguments.units_per_stage.len() {
-            0 => own(&arguments.stages, defaults.stages),
+            0 => or_default(&arguments.stages, defaults.stages),
             given => vec![given],
         };
         if stages.iter().any(|&count| count == 0 || count > MOST_STAGES) {
             return Err(Error::invalid("--stages", format!("{stages:?}"), format!("use 1 to {MOST_STAGES}")));
         }
-        let micro_batches = own(&arguments.micro_batches, defaults.micro_batches);
+        let micro_batches = or_default(&arguments.micro_batches, defaults.micro_batches);
         let most = subject.batch_size();
         if micro_batches.iter().any(|&count| count == 0 || count > most) {
             let right = format!("a batch has {most} examples: use 1 to {most}");

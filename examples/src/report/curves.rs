@@ -38,30 +38,30 @@ pub(super) fn of_run(run: &Run) -> Vec<Plot> {
         let busy = |step: &Step| Some((step.stages.get(k)?.busy_seconds, step.step_seconds));
         series(format!("stage {k}"), n, Line::Plain, idle_share(run, busy))
     };
-    let of = |what: &str| match run.stages() {
+    let titled = |what: &str| match run.stages() {
         all if all > stages.len() => format!("{what} ({} of {all} stages)", stages.len()),
         _ => what.to_owned(),
     };
     let (measure_axis, measure) = measured(run.measure);
     let plots = vec![
-        plot("training_loss", of("Training loss of each head, smoothed"), loss_axis(), by_stage(&|s| s.loss, true)),
-        plot("validation_loss", of("Validation loss of each head"), loss_axis(), by_head(&|h| Some(h.loss))),
+        plot("training_loss", titled("Training loss of each head, smoothed"), loss_axis(), by_stage(&|s| s.loss, true)),
+        plot("validation_loss", titled("Validation loss of each head"), loss_axis(), by_head(&|h| Some(h.loss))),
         plot(
             &format!("validation_{}", run.measure.name()),
-            of(&format!("Validation {} of each head", run.measure.name())),
+            titled(&format!("Validation {} of each head", run.measure.name())),
             measure_axis,
             by_head(&measure),
         ),
         plot("throughput", "Throughput".to_owned(), rate_axis(), vec![throughput(run, "all stages", 0)]),
         plot(
             "idle",
-            of("Idle share of each stage"),
+            titled("Idle share of each stage"),
             share_axis("idle share"),
             stages.iter().enumerate().map(idle).collect(),
         ),
         plot(
             "gradient_norm",
-            of("Gradient norm of each stage, before clipping"),
+            titled("Gradient norm of each stage, before clipping"),
             Axis { logarithmic: true, ..Axis::new("gradient norm") },
             by_stage(&|s| Some(s.gradient_norm), true),
         ),
@@ -75,13 +75,13 @@ pub(super) fn of_run(run: &Run) -> Vec<Plot> {
         }),
         plot(
             "alignment",
-            of("Cosine between the gradients followed and measured, smoothed"),
+            titled("Cosine between the gradients followed and measured, smoothed"),
             Axis { to: Some(1.0), ..Axis::new("cosine") },
             by_stage(&|s| s.alignment, true),
         ),
         plot(
             "width",
-            of("Interlock width of each stage"),
+            titled("Interlock width of each stage"),
             Axis { whole: true, ..Axis::new("width") },
             widths(run, &stages),
         ),
@@ -112,7 +112,7 @@ pub(super) fn of_runs(runs: &[Run]) -> Vec<Plot> {
     for measure in [Measure::Accuracy, Measure::Perplexity] {
         let (axis, value) = measured(measure);
         // Only runs that are judged by this measure have a curve.
-        let of = |run: &Run, x: &dyn Fn(&Evaluated) -> f64| match run.measure == measure {
+        let scores = |run: &Run, x: &dyn Fn(&Evaluated) -> f64| match run.measure == measure {
             true => evaluated(run, None, x, &value),
             false => Vec::new(),
         };
@@ -122,13 +122,13 @@ pub(super) fn of_runs(runs: &[Run]) -> Vec<Plot> {
             &name,
             title.clone(),
             axis.clone(),
-            each(Line::Dotted, &|run| binned(&of(run, &updates), count)),
+            each(Line::Dotted, &|run| binned(&scores(run, &updates), count)),
         ));
         let mut over_time = plot(
             &format!("{name}_by_time"),
             format!("{title}, over time"),
             axis,
-            each(Line::Dotted, &|run| binned(&of(run, &|evaluation| evaluation.seconds), count)),
+            each(Line::Dotted, &|run| binned(&scores(run, &|evaluation| evaluation.seconds), count)),
         );
         over_time.x = Axis { from: Some(0.0), ..Axis::new("seconds since the run's start") };
         plots.push(over_time);

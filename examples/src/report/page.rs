@@ -38,7 +38,7 @@ fn of_one(run: &Run, plots: &[Plot]) -> String {
         "<h1>{}</h1>\n<p class=\"lead\">{}</p>\n<p class=\"faint\">{}</p>\n",
         escape(&run.config.name),
         escape(&sections::setting(run)),
-        escape(&sections::place(run))
+        escape(&sections::folder_and_start(run))
     );
     body += &sections::banner(run, false);
     body += &sections::cards(run);

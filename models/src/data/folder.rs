@@ -272,8 +272,8 @@ impl Dataset for FolderSet {
         thread::scope(|scope| {
             let first = pieces.next();
             let others: Vec<_> = pieces.map(|(numbers, values)| scope.spawn(move || decode(numbers, values))).collect();
-            let own = first.map_or(Ok(()), |(numbers, values)| decode(numbers, values));
-            others.into_iter().map(joined).fold(own, Result::and)
+            let first = first.map_or(Ok(()), |(numbers, values)| decode(numbers, values));
+            others.into_iter().map(joined).fold(first, Result::and)
         })?;
         image_batch(values, labels, shape)
     }

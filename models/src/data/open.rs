@@ -139,9 +139,9 @@ fn image_folder(c: &ImageFolder) -> Result<Data> {
     let Listing { class_names, mut train, validation } = Listing::open(&c.path, fraction)?;
     train.truncate(c.limit.unwrap_or(usize::MAX));
     let sample = c.normalize == Normalize::Own(true);
-    let own = folder::inspect(&train, c.size, sample, c.verify, c.threads)?;
+    let statistics = folder::inspect(&train, c.size, sample, c.verify, c.threads)?;
     folder::inspect(&validation, c.size, false, c.verify, c.threads)?;
-    let normalization = c.normalize.resolve(3, || Ok(own))?;
+    let normalization = c.normalize.resolve(3, || Ok(statistics))?;
     let set = |files, augment| FolderSet::new(files, c.size, &normalization, augment, c.threads);
     Ok(Data {
         train: Arc::new(set(train, c.augment)?),

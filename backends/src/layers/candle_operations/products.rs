@@ -26,8 +26,8 @@ pub(super) fn summed_wide(
     of: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
     if a.dtype() == DType::BF16 && a.device().is_cpu() {
-        let of = of(&a.to_dtype(DType::F32)?, &b.to_dtype(DType::F32)?)?;
-        return Ok(of.to_dtype(DType::BF16)?);
+        let product = of(&a.to_dtype(DType::F32)?, &b.to_dtype(DType::F32)?)?;
+        return Ok(product.to_dtype(DType::BF16)?);
     }
     of(a, b)
 }

@@ -222,10 +222,10 @@ impl BackwardPass<'_> {
         let from = previous.map_or(&saved.x, |previous| &previous.y);
         let (weight, x, y) = (read(&conv.weight)?, read::<f32>(from)?, read::<f32>(&saved.links[i].y)?);
         let output = read::<f32>(&self.c)?;
-        let own = g.map(read::<f32>).transpose()?;
+        let inner = g.map(read::<f32>).transpose()?;
         let g = Source::Gradient {
-            g: own.as_deref().unwrap_or(&output),
-            gate: own.is_none().then_some(&saved.gate[..]),
+            g: inner.as_deref().unwrap_or(&output),
+            gate: inner.is_none().then_some(&saved.gate[..]),
             y: &y,
             lines: gradient,
         };

@@ -31,7 +31,7 @@ pub(super) fn setting(run: &Run) -> String {
 }
 
 /// Returns the folder of the run, and the time of its start.
-pub(super) fn place(run: &Run) -> String {
+pub(super) fn folder_and_start(run: &Run) -> String {
     let begun = run.environment.as_ref().map(|environment| format!(", begun {}", environment.started));
     format!("{}{}", run.path.display(), begun.unwrap_or_default())
 }
@@ -39,27 +39,27 @@ pub(super) fn place(run: &Run) -> String {
 /// Returns a banner about the state of a run that has not finished, or an empty text for a finished one. With `named` it contains the run's name,
 /// for a page of several runs.
 pub(super) fn banner(run: &Run, named: bool) -> String {
-    let of = if named { format!(" {}", run.label) } else { String::new() };
+    let name = if named { format!(" {}", run.label) } else { String::new() };
     let (class, heading, text) = match (&run.status, &run.failed) {
         (Status::Finished, _) => return String::new(),
         (_, Some(failed)) => {
-            let place = [
+            let position = [
                 failed.stage.map(|stage| format!("stage {stage}")).or_else(|| failed.origin.clone()),
                 failed.step.map(|step| format!("step {step}")),
                 failed.micro_batch.map(|index| format!("micro-batch {index}")),
                 failed.phase.clone(),
             ];
-            let place = place.into_iter().flatten().collect::<Vec<_>>().join(", ");
-            let colon = if place.is_empty() { "" } else { ": " };
-            ("banner bad", format!("The run{of} failed"), format!("{place}{colon}{}", failed.cause))
+            let position = position.into_iter().flatten().collect::<Vec<_>>().join(", ");
+            let colon = if position.is_empty() { "" } else { ": " };
+            ("banner bad", format!("The run{name} failed"), format!("{position}{colon}{}", failed.cause))
         }
-        (Status::Failed { cause }, None) => ("banner bad", format!("The run{of} failed"), cause.clone()),
+        (Status::Failed { cause }, None) => ("banner bad", format!("The run{name} failed"), cause.clone()),
         (Status::Stopped { steps }, None) => {
-            ("banner", format!("The run{of} was stopped"), format!("After {steps} steps, with its values saved."))
+            ("banner", format!("The run{name} was stopped"), format!("After {steps} steps, with its values saved."))
         }
         (Status::Running, None) => (
             "banner",
-            format!("The run{of} has not finished"),
+            format!("The run{name} has not finished"),
             "It is still running, or was killed. This page shows what it has written so far.".to_owned(),
         ),
     };
