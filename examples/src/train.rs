@@ -155,11 +155,12 @@ impl TrainingRun<'_> {
         // The timeline of a failed run is written too: it may show why the run failed.
         let kept = timeline.as_ref().map_or(Ok(()), |timeline| folder.write_timeline(timeline));
         let report = report?;
+        // The weights come first: a file that cannot be written later must not lose them.
+        folder.finish(&trainer.snapshot()?, trainer.best(), &report)?;
         kept?;
         if let Some(state) = trainer.strategy_state()? {
             folder.write_strategy(&state)?;
         }
-        folder.finish(&trainer.snapshot()?, trainer.best(), &report)?;
         print_results(&report, measure, terminal);
         terminal.say(&format!("the run is in {}", folder.path().display()));
         Ok((report, timeline))

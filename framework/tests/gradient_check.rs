@@ -131,3 +131,41 @@ fn the_check_of_gradients_leaves_every_value_as_it_was() {
     layer.check_gradients(&[6], &Device::Cpu).unwrap();
     assert_eq!(values(), before);
 }
+
+#[test]
+fn buffers_change_in_tracked_passes_only() {
+    let store = ParameterStore::new(5, Arc::default());
+    let norm = |vb: VarBuilder| Ok(FromModuleT(candle_nn::batch_norm(6, 1e-5, vb.pp("bn"))?));
+    let layer = Autograd::build(store.builder(&Device::Cpu), norm).unwrap();
+    let mean = || -> Vec<f32> {
+        let entries = store.entries();
+        let mean = entries.iter().find(|entry| entry.name == "bn.running_mean").unwrap();
+        mean.var.as_detached_tensor().to_vec1().unwrap()
+    };
+    let x = Tensor::arange(0.0_f32, 24.0, &Device::Cpu).unwrap().reshape((4, 6)).unwrap().into();
+    let before = mean();
+    // As when a stage runs its forward pass again.
+    let recomputed = Pass { track: false, ..Pass::train(0, 0, 0) };
+    let (again, _) = layer.forward(&x, &recomputed).unwrap();
+    assert_eq!(mean(), before);
+    let (first, _) = layer.forward(&x, &Pass::train(0, 0, 0)).unwrap();
+    assert_ne!(mean(), before);
+    let values = |y: &interlock::Activation| y.single().unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!(values(&again), values(&first));
+}
+
+#[test]
+fn layers_of_a_sequence_are_checked_at_their_first_backward_pass() {
+    let checked = |operation: Operation| {
+        let layer = Autograd::build(builder(), |_| Ok(FromModule(operation))).unwrap();
+        let sequence = interlock::Sequential::default().and(layer);
+        let x = Tensor::new(&[[0.3_f32, -1.7, 2.1], [0.2, 0.9, -0.4]], &Device::Cpu).unwrap().into();
+        let (y, saved) = sequence.forward(&x, &Pass::train(0, 0, 0)).unwrap();
+        sequence.backward(&saved, &y, Wants::BOTH).map(|_| ()).map_err(|error| error.to_string())
+    };
+    checked(|x| x.sqr()).unwrap();
+    // Constant almost everywhere: differences of the forward pass are zero too.
+    for operation in [Tensor::sign, Tensor::round] as [Operation; 2] {
+        assert!(checked(operation).unwrap_err().contains("its input: the gradient is zero"));
+    }
+}

@@ -112,7 +112,7 @@ impl Inner {
         self.sinks.retain_mut(|sink| match sink.write(&event) {
             Ok(()) => true,
             Err(error) => {
-                tracing::warn!("no more events of this run are written: {error}");
+                tracing::warn!("events of this run are no longer written there: {error}");
                 false
             }
         });

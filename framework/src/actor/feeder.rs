@@ -38,7 +38,7 @@ impl<F: FnMut(u64) -> Result<Feed>> Feeder<F> {
     }
 
     /// Hands over what the pipeline takes and returns the pipeline's next event; none when every batch handed over is done and no other
-    /// follows. Arrivals for the event.
+    /// follows. Waits for the event.
     ///
     /// # Errors
     /// If a batch cannot be made, or the pipeline has failed.

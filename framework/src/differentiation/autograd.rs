@@ -56,7 +56,10 @@ impl<M: candle_nn::Module + Send> StageModule for FromModule<M> {
     }
 }
 
-/// Any `candle_nn::ModuleT`, which knows whether it is being trained (batch norm, dropout).
+/// Any `candle_nn::ModuleT`, which knows whether it is being trained, such as batch norm.
+///
+/// Modules that draw random numbers of their own, such as candle's `Dropout`, work, but nothing about them can be repeated: neither a run, nor
+/// a forward pass that is recomputed. `Dropout` of `interlock-backends` draws numbers that depend on the seed and the step only.
 pub struct FromModuleT<M>(pub M);
 
 impl<M: ModuleT + Send> StageModule for FromModuleT<M> {
@@ -126,6 +129,12 @@ impl<M: StageModule> Autograd<M> {
     pub fn without_gradient_check(self) -> Self {
         self.checked.first(Wants::BOTH);
         self
+    }
+
+    /// Returns the buffers with copies of their values: modules of candle update running statistics in each training pass.
+    fn buffer_values(&self) -> Result<Vec<(Var, Tensor)>> {
+        let variables = self.buffers.iter().filter(|tensor| tensor.is_variable());
+        variables.map(|tensor| Ok((Var::from_tensor(tensor)?, tensor.copy()?.detach()))).collect()
     }
 
     /// Runs the module on `x` in a graph of its own.
@@ -210,7 +219,11 @@ impl<M: StageModule> Differentiable for Autograd<M> {
         if !pass.is_train() {
             return Ok((self.module.forward(&x.detach(), pass)?.detach(), Saved::nothing()));
         }
+        let kept = if pass.track { Vec::new() } else { self.buffer_values()? };
         let graph = self.graph(&x, pass)?;
+        for (buffer, value) in kept {
+            buffer.set(&value)?;
+        }
         let result = Activation::new(graph.outputs.clone()).detach();
         // The memory of values inside the graph is not known.
         let held: Vec<Held> = graph.inputs.iter().chain(&graph.outputs).map(Held::tensor).collect();
@@ -221,7 +234,7 @@ impl<M: StageModule> Differentiable for Autograd<M> {
         let graph: &Graph = saved.get()?;
         let first = self.checked.first(wants);
         if first.input || first.parameters {
-            self.check(&Activation::new(graph.inputs.clone()).detach(), &graph.pass, first)?;
+            self.check_at(&Activation::new(graph.inputs.clone()).detach(), &graph.pass, first)?;
         }
         let reached = self.differentiate(graph, output_gradient, wants)?;
         let mut gradients = Gradients::default();

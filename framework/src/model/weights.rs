@@ -108,9 +108,16 @@ impl Weights {
     /// Writes the weights into `folder`, which must exist: one safetensors file for each shard, and the index.
     ///
     /// # Errors
-    /// If a file cannot be written; the index is then not there.
+    /// If a file cannot be written; the index is then not there, nor one of earlier weights in the same folder.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
+        // An older index would list shards of which some are replaced and some are not.
+        match std::fs::remove_file(folder.join(INDEX)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::file(folder.join(INDEX), error));
+            }
+            _ => {}
+        }
         let mut weight_map = BTreeMap::new();
         let mut total_size = 0;
         for shard in 0..self.shards {
@@ -257,6 +264,21 @@ mod tests {
         assert_eq!(Weights::load(folder.path().join("model-00001-of-00002.safetensors")).unwrap().len(), 1);
         let left = std::fs::read_dir(folder.path()).unwrap().count();
         assert_eq!(left, 3, "two shards, the index and nothing else");
+    }
+
+    #[test]
+    fn weights_that_are_saved_in_part_over_others_cannot_be_loaded() {
+        let folder = tempfile::tempdir().unwrap();
+        weights().save(folder.path()).unwrap();
+        // The second shard cannot be written.
+        let shard = folder.path().join("model-00002-of-00002.safetensors");
+        std::fs::remove_file(&shard).unwrap();
+        std::fs::create_dir(&shard).unwrap();
+        assert!(weights().save(folder.path()).is_err());
+        assert!(Weights::load(folder.path()).unwrap_err().to_string().contains(INDEX));
+        std::fs::remove_dir(&shard).unwrap();
+        weights().save(folder.path()).unwrap();
+        assert_eq!(Weights::load(folder.path()).unwrap().len(), 3);
     }
 
     #[test]

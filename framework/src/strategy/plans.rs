@@ -93,10 +93,9 @@ impl Plans {
                 let problem = format!("after step {step} it changes the plan from step {} on", phase.from_step);
                 return refuse(problem, &format!("known_until was {known}: the earliest step that may change"));
             }
-            let needed = |k: &usize| phase.plans().any(|plan| k + 1 < plan.stages() && plan.is_needed(*k));
-            if let Some(k) = (0..self.heads.len()).filter(needed).find(|&k| !self.heads[k]) {
+            if let Some(k) = missing_head(&self.heads, phase.plans()) {
                 let problem = format!("from step {} on it needs the head of stage {k}", phase.from_step);
-                return refuse(problem, "may_need must be true of every head that a plan to come needs");
+                return refuse(problem, MAY_NEED);
             }
             self.schedule.change(phase.clone())?;
         }
@@ -127,9 +126,25 @@ impl Plans {
                 format!("the model is cut into {}", self.schedule.stages()),
             ));
         }
+        if let Some(k) = missing_head(&self.heads, schedule.plans()) {
+            let problem = format!("one of its plans needs the head of stage {k}");
+            return Err(Error::invalid("strategy state", problem, MAY_NEED));
+        }
         self.schedule = schedule;
         Ok(())
     }
+}
+
+const MAY_NEED: &str = "may_need must be true of every head that a plan to come needs";
+
+/// Returns the first stage whose head `plans` need although it is not among `heads`.
+fn missing_head<'a>(heads: &[bool], plans: impl Iterator<Item = &'a Arc<GradientPlan>>) -> Option<usize> {
+    let mut missing = None;
+    for plan in plans {
+        let needed = (0..heads.len()).filter(|&k| k + 1 < plan.stages() && plan.is_needed(k)).find(|&k| !heads[k]);
+        missing = [missing, needed].into_iter().flatten().min();
+    }
+    missing
 }
 
 impl From<PlanSchedule> for Plans {
@@ -182,8 +197,9 @@ mod tests {
             Ok(Value::Null)
         }
 
-        fn restore(&mut self, _: &Value) -> Result<PlanSchedule> {
-            PlanSchedule::constant(self.plan(3)?)
+        fn restore(&mut self, state: &Value) -> Result<PlanSchedule> {
+            let follows = serde_json::from_value(state.clone()).map_err(crate::Error::other)?;
+            PlanSchedule::constant(GradientPlan::new(follows)?)
         }
     }
 
@@ -196,6 +212,16 @@ mod tests {
         assert_eq!([3, 4].map(|step| plans.at(step).farthest(0)), [2, 1]);
         assert_eq!(plans.known_until(), 9);
         assert_eq!(Plans::from(PlanSchedule::constant(says.plan(3).unwrap()).unwrap()).known_until(), u64::MAX);
+    }
+
+    #[test]
+    fn restored_plans_are_checked_as_changed_ones_are() {
+        let mut plans = Plans::of(&Says { change: None, known: 4, known_then: 9 }, 3).unwrap();
+        plans.restore(&serde_json::json!([1, 1, 2])).unwrap();
+        assert_eq!(plans.at(0).farthest(0), 1);
+        let mut refused = |state| plans.restore(&state).unwrap_err().to_string();
+        assert!(refused(serde_json::json!([0, 1, 2])).contains("needs the head of stage 0; may_need must be true"));
+        assert!(refused(serde_json::json!([1, 1])).contains("its plans are for 2 stages"));
     }
 
     #[test]

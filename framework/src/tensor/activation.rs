@@ -7,7 +7,7 @@ use crate::{Error, Result};
 /// The value between two units or stages: an ordered list of tensors of any dtype.
 ///
 /// Most models use one tensor; masks and long skips travel as further ones. A gradient with respect to an activation
-/// (a *output_gradient*) has the same type, with one tensor for each tensor of floating-point dtype, in the same order.
+/// has the same type, with one tensor for each tensor of floating-point dtype, in the same order.
 #[derive(Clone, Debug)]
 pub struct Activation(Vec<Tensor>);
 

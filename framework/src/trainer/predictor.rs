@@ -107,7 +107,7 @@ fn has_head(stages: &[Stage], k: usize) -> bool {
     k + 1 == stages.len() || stages.get(k).is_some_and(Stage::has_head)
 }
 
-/// The output of stage `head`'s head in evaluation mode, on the CPU. `call` tells calls apart.
+/// Returns the output of stage `head`'s head in evaluation mode, on the CPU and in `f32`. `call` tells calls apart.
 pub(crate) fn predict_at(stages: &mut [Stage], call: u64, inputs: Activation, head: usize) -> Result<Tensor> {
     if !has_head(stages, head) {
         let heads: Vec<String> = (0..stages.len()).filter(|&k| has_head(stages, k)).map(|k| k.to_string()).collect();
@@ -117,7 +117,9 @@ pub(crate) fn predict_at(stages: &mut [Stage], call: u64, inputs: Activation, he
     let micro_batch = MicroBatchId { step: call, purpose: Purpose::Evaluate, index: 0, count: 1 };
     let output = forward(&mut stages[..=head], micro_batch, inputs);
     stages.iter_mut().for_each(|stage| stage.free(micro_batch));
-    Ok(output?.single()?.to_device(&Device::Cpu)?)
+    let output = output?.single()?.to_device(&Device::Cpu)?;
+    // A device may compute in less than f32.
+    Ok(if output.dtype().is_float() { output.to_dtype(DType::F32)? } else { output })
 }
 
 /// The forward pass through all of `stages`, and the last one's head.

@@ -109,13 +109,13 @@ impl Work {
         Ok(())
     }
 
-    /// Arrivals for the numbers of all steps, and reports them.
+    /// Waits for the numbers of all steps, and reports them.
     pub(super) fn settle_all(&mut self) -> Result<(), Stopped> {
         while self.settle_next()? {}
         Ok(())
     }
 
-    /// Arrivals for the numbers of the next step, and reports it; whether there is one.
+    /// Waits for the numbers of the next step, and reports it. Returns whether there was one.
     pub(super) fn settle_next(&mut self) -> Result<bool, Stopped> {
         let Some(Unreported { step, reading, done }) = self.unreported.pop_front() else { return Ok(false) };
         match self.stage.take(reading)? {
