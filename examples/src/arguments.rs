@@ -158,7 +158,7 @@ pub(crate) struct Plan {
     /// Bandwidth of the links between devices, in gigabits a second [default: unlimited]
     #[arg(long, value_name = "G")]
     pub(crate) gbps: Option<f64>,
-    /// Memory in MiB: of each device with --dedicated, otherwise of all together [default: what this machine has free]
+    /// Memory in MiB: of each device with --dedicated, otherwise of all together [default: this machine's free memory]
     #[arg(long, value_name = "MIB")]
     pub(crate) memory_mib: Option<u64>,
     /// Write the recommended schedule as a picture (.svg) or a trace for Perfetto (.json); may be repeated

@@ -28,10 +28,10 @@ impl Batch {
         Ok(self.len()? == 0)
     }
 
-    /// Checks that the batch has one example of finite values for each of `numbers`, and as many inputs as targets.
+    /// Checks that the batch holds one input and one target for each of `numbers`, and that all values are finite.
     ///
     /// # Errors
-    /// [`Error::Data`], which says what is wrong and names the example.
+    /// Returns [`Error::Data`], which says what is wrong and names the example.
     pub(crate) fn validate(&self, numbers: &[usize]) -> Result<()> {
         let asked = numbers.len();
         let parts = || self.inputs.tensors().iter().map(|t| ("inputs", t)).chain([("targets", &self.targets)]);
@@ -64,9 +64,9 @@ impl Batch {
         Ok(())
     }
 
-    /// Splits the batch into at most `pieces` pieces whose sizes differ by at most one, larger ones first, without a copy.
+    /// Splits the batch into at most `pieces` pieces without a copy. Sizes differ by at most one; larger pieces come first.
     ///
-    /// A batch of fewer examples than pieces gives one piece for each example.
+    /// A batch with fewer examples than pieces gives one piece for each example.
     pub fn split(&self, pieces: usize) -> Result<Vec<Self>> {
         let len = self.len()?;
         for tensor in self.inputs.tensors() {
@@ -93,7 +93,7 @@ impl Batch {
     }
 }
 
-/// A set of numbered examples, readable from any thread. [`InMemory`] is one of tensors.
+/// A set of numbered examples, readable from any thread. [`InMemory`] holds its examples as tensors.
 ///
 /// ```
 /// use interlock::{Batch, Dataset, Key, Result, candle_core::{Device, Tensor}};
@@ -129,9 +129,9 @@ pub trait Dataset: Send + Sync {
         self.len() == 0
     }
 
-    /// Returns the examples with these numbers, in this order: one example for each number. All floating-point values are finite.
+    /// Returns the examples with these numbers, one for each number and in this order. All floating-point values must be finite.
     ///
-    /// With `augment`, the data set changes each example at random (crops it, flips it) with numbers from `augment.with(number)`, so that the
-    /// result depends on the key and the example only.
+    /// With `augment`, the data set changes each example at random (crops it, flips it) with the random numbers of `augment.with(number)`. The result
+    /// then depends on the key and the example only.
     fn batch(&self, numbers: &[usize], augment: Option<Key>) -> Result<Batch>;
 }

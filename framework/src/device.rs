@@ -1,12 +1,12 @@
-//! Devices: where stages compute.
+//! Devices, on which stages compute.
 //!
 //! A [`Backend`] opens devices by name. A [`StageDevice`] is one open device, which one or several stages use.
 //!
-//! A new backend implements [`Backend`] and [`StageDevice`]. If its devices are asynchronous it also implements [`AsynchronousDevice`]. Nothing
-//! else is needed: [`DeviceHooks`] serves the emulator and the planner.
+//! A new backend implements [`Backend`] and [`StageDevice`], and [`AsynchronousDevice`] if its devices are asynchronous. It needs nothing else:
+//! [`DeviceHooks`] serves the emulator and the planner.
 //!
-//! A stage calls [`bring`](StageDevice#method.bring), [`read`](StageDevice#method.read) and [`mark`](StageDevice#method.mark) on every device in
-//! the same way. On a synchronous device their results are ready at once.
+//! A stage calls [`bring`](StageDevice#method.bring), [`read`](StageDevice#method.read) and [`mark`](StageDevice#method.mark) on every device. On a
+//! synchronous device their results are ready at once.
 
 mod asynchronous;
 mod hooks;
@@ -85,16 +85,16 @@ pub trait Backend: Send + Sync {
     /// Lists the devices that can be opened: the name of each, and a description.
     fn list(&self) -> Vec<(String, String)>;
 
-    /// Returns the reason why this machine has no device of this kind; none if it has one.
+    /// Returns why this machine has no device of this kind; none if it has one.
     fn absence(&self) -> Option<String> {
         None
     }
 }
 
-/// An open device, on which stages compute with candle's operations.
+/// An open device, on which stages compute with candle operations.
 ///
-/// A device is *synchronous* if the result of an operation is there when the operation returns, as on the CPU. If the device computes later, on
-/// its own, it is *asynchronous* and implements [`AsynchronousDevice`] too.
+/// A device is *synchronous* if an operation has computed its result when it returns, as on the CPU. A device that computes later, in its own stream,
+/// is *asynchronous*, and implements [`AsynchronousDevice`] too.
 pub trait StageDevice: Send + Sync {
     /// Returns the name, which opens the same device again.
     fn name(&self) -> &str;
@@ -102,7 +102,7 @@ pub trait StageDevice: Send + Sync {
     /// Returns the candle device that holds its tensors.
     fn device(&self) -> &Device;
 
-    /// Runs `work` once, on the device's own threads, and returns when it is done. Panics of `work` pass through.
+    /// Runs `work` once on the device's own threads, and returns when it is done. Panics of `work` pass through to the caller.
     fn run(&self, work: &mut (dyn FnMut() + Send)) {
         work();
     }
@@ -112,7 +112,7 @@ pub trait StageDevice: Send + Sync {
         Precision::F32
     }
 
-    /// Returns what an asynchronous device adds. Default: none, the device is synchronous.
+    /// Returns the calls that only an asynchronous device has. Default: none, the device is synchronous.
     fn asynchronous(&self) -> Option<&dyn AsynchronousDevice> {
         None
     }
@@ -123,7 +123,7 @@ pub trait StageDevice: Send + Sync {
     }
 }
 
-/// Opens the device on which a stage of its own computes: a new stream of `device` if it is asynchronous and has several, else `device` itself.
+/// Opens the device on which one stage computes: a new stream of `device` if it is asynchronous and has several streams, else `device` itself.
 ///
 /// # Errors
 /// If the device has no further stream.

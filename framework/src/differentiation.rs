@@ -19,7 +19,7 @@ use candle_core::{Device, Tensor, TensorId};
 
 use crate::{Activation, ActivationDtype, Error, Precision, Result, Wants};
 
-/// Gradients of parameters, each with the identity of the tensor that its layer holds.
+/// The gradients of parameters, each with the identity of the parameter's tensor in its layer.
 ///
 /// The same parameter may occur more than once (tied weights); its gradients add up in order.
 pub type ParameterGradients = Vec<(TensorId, Tensor)>;
@@ -27,13 +27,13 @@ pub type ParameterGradients = Vec<(TensorId, Tensor)>;
 /// Training or evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Batch statistics, dropout, running statistics updated.
+    /// Training: batch statistics and dropout are used, and running statistics are updated.
     Train,
-    /// Running statistics, no dropout, nothing saved or changed.
+    /// Evaluation: running statistics are used, without dropout; nothing is saved or changed.
     Eval,
 }
 
-/// What a forward pass is part of.
+/// The run, step and micro-batch of a forward pass, and what the pass saves.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass {
     /// Training or evaluation.
@@ -48,7 +48,7 @@ pub struct Pass {
     pub track: bool,
     /// Whether a backward pass will use what this forward pass saves. In training it is false where the forward pass will be recomputed.
     pub save: bool,
-    /// The dtype in which to save activations. A layer may save them more exactly.
+    /// The dtype in which to save activations. A layer may save them in a wider one.
     pub dtype: ActivationDtype,
     /// The precision in which layers compute. Layers on the CPU always compute in `f32`.
     pub precision: Precision,
@@ -138,10 +138,10 @@ impl Saved {
         })
     }
 
-    /// Returns the saved value by value, so that parts of it can be freed early.
+    /// Consumes `self` and returns the saved value, so that parts of it can be freed early.
     ///
     /// # Errors
-    /// Fails where [`Self::get`] fails.
+    /// If [`Self::get`] would fail.
     pub fn take<T: 'static>(self) -> Result<T> {
         self.get::<T>()?;
         self.value
@@ -151,7 +151,7 @@ impl Saved {
     }
 }
 
-/// What [`Differentiable::backward_input`] leaves for [`Differentiable::backward_parameters`] of the same loss.
+/// The value that [`Differentiable::backward_input`] leaves for [`Differentiable::backward_parameters`] of the same loss.
 pub struct Pending(Box<dyn Any + Send>);
 
 impl Pending {
@@ -232,7 +232,7 @@ pub trait Differentiable: Send {
     /// May be called any number of times for one `Saved`.
     fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients>;
 
-    /// Returns whether there are parameters. A function without any keeps no output gradient for [`Self::backward_parameters`].
+    /// Returns whether the function has parameters. If not, no output gradient is saved for [`Self::backward_parameters`]. Default: it has.
     fn has_parameters(&self) -> bool {
         true
     }
@@ -251,30 +251,30 @@ pub trait Differentiable: Send {
         }
     }
 
-    /// [`Self::backward`] as the last backward pass of this forward pass. Containers override it, so that each layer frees its saved
-    /// activations as soon as it is done.
+    /// Runs [`Self::backward`] as the last backward pass of this forward pass. Containers override it, so that each layer frees its saved activations
+    /// as soon as it is done.
     fn last_backward(&self, saved: Saved, output_gradient: Activation, wants: Wants) -> Result<Gradients> {
         self.backward(&saved, &output_gradient, wants)
     }
 
-    /// [`Self::backward_parameters`] as the last backward pass of this forward pass.
+    /// Runs [`Self::backward_parameters`] as the last backward pass of this forward pass.
     fn last_backward_parameters(&self, saved: Saved, pending: Pending) -> Result<ParameterGradients> {
         self.backward_parameters(&saved, pending)
     }
 
-    /// Checks, while the stage is built, that the gradients fit the forward pass, on random inputs of the shape `input` for one example. By
-    /// default nothing is checked: only a function whose gradients may be incomplete without an error needs it, as [`Autograd`](crate::Autograd) does.
+    /// Checks that the gradients fit the forward pass, on random inputs of the shape `input` for one example. It is called while the stage is built.
+    /// Default: no check. Only a function whose gradients may be incomplete without an error needs one, such as [`Autograd`](crate::Autograd).
     ///
     /// # Errors
-    /// If a gradient is zero or incomplete by construction, names it. A function that takes no such input returns no error.
+    /// If a gradient is zero or incomplete by construction; the message names it. A function that takes no such input returns no error.
     fn check_gradients(&self, _input: &[usize], _device: &Device) -> Result<()> {
         Ok(())
     }
 }
 
 impl Gradients {
-    /// Returns these gradients as [`Differentiable::backward_input`] does, for layers that compute both at once: the parameter gradients are
-    /// the pending value.
+    /// Converts these gradients to the result of [`Differentiable::backward_input`], for layers that compute both at once. The parameter gradients
+    /// become the pending value.
     ///
     /// # Errors
     /// If there is no input gradient.
@@ -295,7 +295,7 @@ impl Gradients {
 pub(crate) fn no_input_gradient() -> Error {
     Error::invalid(
         "backward pass",
-        "the unit gave no gradient for its input",
+        "the unit returned no input gradient",
         "put a unit that is not differentiable in its input (an embedding) first in the model",
     )
 }
@@ -327,7 +327,7 @@ impl<T: Differentiable + ?Sized> Differentiable for Box<T> {
     }
 }
 
-/// Layers one after another: `f_n(… f_1(x))`.
+/// A chain of layers: `f_n(… f_1(x))`.
 #[derive(Default)]
 pub struct Sequential(Vec<Box<dyn Differentiable>>);
 

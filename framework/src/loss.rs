@@ -14,39 +14,39 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, StageDevice, tensor::Numbers};
 
-/// What a head scored on some examples. Scores of parts of a batch or a data set add up.
+/// The score of a head on some examples. Scores of parts of a batch or a data set add up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Score {
     /// The loss, summed over the targets that count.
     pub loss: f64,
     /// How many targets count.
     pub count: f64,
-    /// How many of them were predicted right; none where the loss has no such notion.
+    /// How many of them were predicted right; none if the loss does not count right predictions.
     pub correct: Option<f64>,
 }
 
 impl Score {
-    /// The mean loss a target; 0 where no target counts.
+    /// Returns the mean loss per target; 0 if no target counts.
     pub fn mean_loss(&self) -> f64 {
         if self.count > 0.0 { self.loss / self.count } else { 0.0 }
     }
 
-    /// The fraction predicted right.
+    /// Returns the fraction of targets predicted right; none if the loss does not count right predictions.
     pub fn accuracy(&self) -> Option<f64> {
         self.correct.map(|c| if self.count > 0.0 { c / self.count } else { 0.0 })
     }
 
-    /// `exp` of the mean loss.
+    /// Returns `exp` of the mean loss.
     pub fn perplexity(&self) -> f64 {
         self.mean_loss().exp()
     }
 
-    /// This score and `other` together.
+    /// Returns the sum of this score and `other`.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         let correct = match (self.correct, other.correct) {
             (Some(a), Some(b)) => Some(a + b),
-            // An empty score says nothing about whether there is such a notion.
+            // An empty score does not say whether the loss counts right predictions.
             (a, None) if other.count == 0.0 => a,
             (None, b) if self.count == 0.0 => b,
             _ => None,
@@ -55,29 +55,29 @@ impl Score {
     }
 }
 
-/// A score on some examples, read or not.
+/// A score that the host has read, or that is still on the device.
 ///
-/// A loss that reads its value from the device gives a [`Score`], `.into()`; a loss that leaves it on an asynchronous device, so that nothing
-/// waits, uses [`Self::on_device`].
+/// A loss that has read its value returns a [`Score`] with `.into()`. On an asynchronous device a loss returns [`Self::on_device`], so that the host
+/// does not wait.
 #[derive(Clone, Debug)]
 pub struct Scored {
-    /// The loss, summed over the targets that count and, where the loss has such a notion, how many of them were predicted right.
+    /// The loss, summed over the targets that count; then how many were predicted right, if the loss counts them.
     pub(crate) numbers: Numbers,
     /// How many targets count.
     pub(crate) count: f64,
 }
 
 impl Scored {
-    /// A score over `count` targets that lies on the output's device: an `f64` tensor, `(1)` the loss summed over the targets that count, or
-    /// `(2)` that and how many of them were predicted right.
+    /// Returns a score over `count` targets that is still on the output's device. `numbers` is an `f64` tensor: `(1)` with the loss summed over the
+    /// targets that count, or `(2)` with that sum and the number of targets predicted right.
     pub fn on_device(numbers: Tensor, count: f64) -> Self {
         Self { numbers: Numbers::Device(numbers), count }
     }
 
-    /// The score; waits for the device where it lies there.
+    /// Returns the score. Waits for the device if the score is still there.
     ///
     /// # Errors
-    /// If the device fails, or the numbers are not one or two.
+    /// If the device fails, or there are not one or two numbers.
     pub fn read(&self) -> Result<Score> {
         let read;
         let values = match &self.numbers {
@@ -101,7 +101,7 @@ impl From<Score> for Scored {
     }
 }
 
-/// The targets of a micro-batch, where the data set put them and on the output's device. It derefs to the tensor on the output's device.
+/// The targets of a micro-batch, on the host and on the output's device. Derefs to the tensor on the output's device.
 #[derive(Clone, Debug)]
 pub struct Targets {
     given: Tensor,
@@ -110,7 +110,7 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// The targets `given`, brought to `device`.
+    /// Brings the targets `given` to `device`.
     ///
     /// # Errors
     /// If they cannot be brought there.
@@ -118,19 +118,19 @@ impl Targets {
         Ok(Self { given: given.clone(), here: device.bring(given)?, asynchronous: device.is_asynchronous() })
     }
 
-    /// The targets as the data set gave them, on the host: what a loss checks before it computes.
+    /// Returns the targets as the data set returned them, on the host. A loss checks these before it computes.
     pub fn given(&self) -> &Tensor {
         &self.given
     }
 
-    /// Whether their device is asynchronous: a loss that reads a value then waits for everything before it.
+    /// Returns whether the device is asynchronous. Reading a value there waits for everything before it.
     pub fn is_asynchronous(&self) -> bool {
         self.asynchronous
     }
 }
 
 impl From<&Tensor> for Targets {
-    /// Targets that are where the output is, on a device that the host waits for.
+    /// Targets on the output's device, which is synchronous.
     fn from(targets: &Tensor) -> Self {
         Self { given: targets.clone(), here: targets.clone(), asynchronous: false }
     }
@@ -144,9 +144,9 @@ impl Deref for Targets {
     }
 }
 
-/// A loss of a head's output against targets: a sum over targets, divided by how many of them count in the whole batch.
+/// A loss of a head's output against targets: a sum over the targets, divided by the number of targets that count in the whole batch.
 ///
-/// The division is the caller's, so that uneven micro-batches keep the mean of the batch.
+/// The caller passes that number as `total`, so that micro-batches of different sizes add up to the mean over the batch.
 ///
 /// ```
 /// use candle_core::Tensor;
@@ -178,16 +178,16 @@ impl Deref for Targets {
 /// # Ok::<(), interlock::Error>(())
 /// ```
 pub trait Loss: Send + Sync {
-    /// How many of `targets`, which are on the host, count (all but the ignored).
+    /// Returns how many of `targets`, which are on the host, count (all but the ignored ones).
     fn count(&self, targets: &Tensor) -> Result<f64>;
 
-    /// The score of `output` against `targets`.
+    /// Returns the score of `output` against `targets`.
     ///
     /// # Errors
     /// If the targets do not fit the output.
     fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored>;
 
-    /// The score, and the gradient of `sum of losses / total` with respect to `output`, shaped as `output`.
+    /// Returns the score, and the gradient of `sum of losses / total` with respect to `output`, of the shape of `output`.
     ///
     /// # Errors
     /// As [`Self::score`].

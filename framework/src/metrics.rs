@@ -1,7 +1,7 @@
-//! What a run tells about itself while it goes: counters, gauges and histograms for a monitoring system.
+//! The metrics of a run: counters, gauges and histograms for a monitoring system.
 //!
 //! This crate only emits, through the `metrics` façade; a program installs a recorder that exports (Prometheus, say) before it
-//! builds a [`Trainer`](crate::Trainer). Without one, nothing is kept and a call costs next to nothing.
+//! builds a [`Trainer`](crate::Trainer). Without a recorder nothing is stored, and a call costs next to nothing.
 //!
 //! [`table`] lists every metric once, with unit, labels and description: [`ALL`]. Handles are made when a stage's actor or a trainer
 //! starts, and every counter is there from then on, at 0. Labels take values of small closed sets (stages, phases, kinds, states), never a
@@ -16,8 +16,8 @@ pub(crate) use stage::{Direction, MailboxGauge, StageMetrics};
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Unit, with_recorder};
 
-/// Upper ends of buckets that suit every metric in seconds: twelve, each three times the one before, from 100 µs to 17.7 s. Give them to an
-/// exporter that asks for the buckets of names that end in `_seconds`.
+/// Upper bounds of histogram buckets that suit every metric in seconds: twelve, each three times the previous one, from 100 µs to 17.7 s. Give them
+/// to an exporter as the buckets of names that end in `_seconds`.
 pub const SECONDS_BUCKETS: [f64; 12] = {
     let mut ends = [1e-4; 12];
     let mut i = 1;
@@ -28,7 +28,7 @@ pub const SECONDS_BUCKETS: [f64; 12] = {
     ends
 };
 
-/// What sort of number a metric is.
+/// The kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricKind {
     /// Counts up.
@@ -39,18 +39,18 @@ pub enum MetricKind {
     Histogram,
 }
 
-/// One metric: its name and everything that must be known to read it.
+/// The description of one metric.
 #[derive(Clone, Copy, Debug)]
 pub struct Metric {
     /// Its full name.
     pub name: &'static str,
-    /// What sort of number it is.
+    /// Its kind.
     pub kind: MetricKind,
-    /// What it is measured in.
+    /// Its unit.
     pub unit: Unit,
     /// The names of its labels, in the order in which handles take their values.
     pub labels: &'static [&'static str],
-    /// What it tells.
+    /// What it measures.
     pub description: &'static str,
 }
 
@@ -73,7 +73,7 @@ impl Metric {
         Key::from_parts(self.name, labels.map(|(&name, &value)| Label::new(name, value.to_owned())).collect::<Vec<_>>())
     }
 
-    /// The handle of the counter with these label values; it exists from now on, at 0 unless it did before.
+    /// Returns the handle of the counter with these label values. The counter exists from now on, at 0 if it is new.
     pub fn counter(&self, values: &[&str]) -> Counter {
         let counter = with_recorder(|r| r.register_counter(&self.key(MetricKind::Counter, values), &METADATA));
         // Some recorders show a counter only after its first increment.
@@ -81,12 +81,12 @@ impl Metric {
         counter
     }
 
-    /// The handle of the gauge with these label values.
+    /// Returns the handle of the gauge with these label values.
     pub fn gauge(&self, values: &[&str]) -> Gauge {
         with_recorder(|r| r.register_gauge(&self.key(MetricKind::Gauge, values), &METADATA))
     }
 
-    /// The handle of the histogram with these label values.
+    /// Returns the handle of the histogram with these label values.
     pub fn histogram(&self, values: &[&str]) -> Histogram {
         with_recorder(|r| r.register_histogram(&self.key(MetricKind::Histogram, values), &METADATA))
     }

@@ -75,7 +75,7 @@ impl Unit {
     /// Builds the unit; its parameters are named `root.name.…`.
     ///
     /// # Errors
-    /// Fails where the unit's builder fails.
+    /// If the unit's builder fails.
     pub fn build(&self, root: &VarBuilder<'static>) -> Result<Box<dyn Differentiable>> {
         (self.builder)(if self.name.is_empty() { root.clone() } else { root.pp(&self.name) })
     }

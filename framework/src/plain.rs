@@ -106,7 +106,7 @@ impl PlainPipeline {
         Ok(scores)
     }
 
-    /// What each stage measured in the last training step: the cosine between the gradients that it followed and those that it measured.
+    /// Returns what each stage measured in the last training step: the cosine between the gradients that it followed and those that it measured.
     pub fn alignments(&self) -> &[Option<f64>] {
         &self.alignments
     }

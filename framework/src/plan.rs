@@ -148,30 +148,32 @@ impl GradientPlan {
         (0..self.stages()).all(|k| matches!(*self.follows[k], [(j, _)] if j + 1 == self.stages()))
     }
 
-    /// The losses that train the parameters of stage `k`, each with its weight, nearest first; at least one.
+    /// Returns the losses that train the parameters of stage `k`, each with its weight, nearest first. There is at least one.
     pub fn follows(&self, k: usize) -> &[(usize, f64)] {
         &self.follows[k]
     }
 
-    /// The farthest loss that stage `k` follows.
+    /// Returns the farthest loss that stage `k` follows.
     pub fn farthest(&self, k: usize) -> usize {
         // At least one is followed, and no loss lies upstream.
         self.follows[k].last().map_or(k, |&(j, _)| j)
     }
 
-    /// The interlock width of stage `k`: 1 where it follows its own loss only, and 1 more for each stage downstream of it up to the farthest loss.
+    /// Returns the interlock width of stage `k`: 1 if it follows only its own loss, and 1 more for each stage downstream up to the farthest loss.
     pub fn width(&self, k: usize) -> usize {
         self.farthest(k) - k + 1
     }
 
-    /// The backward passes of stage `k` that give parameter gradients and nothing else: one over the weighted sum of what it follows, unless that is
-    /// a single loss of weight 1 whose gradient is sent on too; and one of a measured loss that is not sent on.
+    /// Returns the number of backward passes of stage `k` that give parameter gradients only: one over the weighted sum of the losses that it
+    /// follows, unless that is a single loss of weight 1 whose gradient is also sent on; and one of a measured loss whose gradient is not sent on.
     fn passes_of_parameters_alone(&self, k: usize) -> usize {
         let sent = |j: usize| self.crosses[k].contains(&j);
         let followed = !matches!(*self.follows[k], [(j, 1.0)] if sent(j));
         usize::from(followed) + usize::from(self.measures[k].is_some_and(|j| !sent(j)))
     }
 
+    /// Checks that the engine can run the plan.
+    ///
     /// # Errors
     /// If the engine cannot run it: a stage follows several losses, or one with a weight other than 1.
     pub(crate) fn check_supported(&self) -> Result<()> {
@@ -190,7 +192,7 @@ impl GradientPlan {
         self.follows[k].iter().find(|&&(followed, _)| followed == j).map(|&(_, weight)| weight)
     }
 
-    /// The loss whose parameter gradient stage `k` compares with the one that it follows, if any.
+    /// Returns the loss whose parameter gradient stage `k` compares with the one that it follows, if any.
     pub fn measures(&self, k: usize) -> Option<usize> {
         self.measures[k]
     }
@@ -200,17 +202,17 @@ impl GradientPlan {
         self.measures.iter().any(Option::is_some)
     }
 
-    /// The losses whose backward pass runs through stage `k`, nearest first.
+    /// Returns the losses whose backward pass runs through stage `k`, nearest first.
     pub fn wants(&self, k: usize) -> &[usize] {
         &self.wants[k]
     }
 
-    /// The losses whose gradient stage `k` sends to stage `k-1`, nearest first.
+    /// Returns the losses whose gradient stage `k` sends to stage `k-1`, nearest first.
     pub fn crosses(&self, k: usize) -> &[usize] {
         &self.crosses[k]
     }
 
-    /// The gradients that stage `k` computes of loss `j`.
+    /// Returns which gradients of loss `j` stage `k` computes.
     pub fn backward(&self, k: usize, j: usize) -> Wants {
         let parameters = self.weight(k, j).is_some() || self.measures[k] == Some(j);
         Wants { input: self.crosses[k].contains(&j), parameters }

@@ -1,7 +1,7 @@
-//! The planner: which cut, width and number of micro-batches make a step short, and what they cost in memory, before anything is trained.
+//! The planner: finds the cut, width and number of micro-batches with short steps, and their memory, before anything is trained.
 //!
-//! A [`Profile`] tells what each unit of a model costs on the devices; a [`Setup`] adds units up to stages and simulates them
-//! ([`simulator`](crate::simulator)). [`Setup::predict`] tells what a given cut comes to, [`Setup::best_cut`] finds the best.
+//! A [`Profile`] holds the cost of each unit of a model on the devices. A [`Setup`] adds up the units of each stage and simulates the stages
+//! ([`simulator`](crate::simulator)). [`Setup::predict`] predicts the step of a given cut, [`Setup::best_cut`] finds the best cut.
 
 mod cut;
 pub(crate) mod profile;

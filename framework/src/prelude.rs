@@ -1,4 +1,4 @@
-//! What most programs need: `use interlock::prelude::*;`.
+//! The items that most programs need: `use interlock::prelude::*;`.
 //!
 //! ```
 //! use interlock::prelude::*;

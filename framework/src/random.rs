@@ -1,4 +1,4 @@
-//! Random numbers keyed by what they are for.
+//! Random numbers, keyed by their purpose.
 //!
 //! The stream behind a key does not depend on what was drawn elsewhere, so initial values, dropout masks, shuffles and
 //! augmentations are the same for any thread count, interleaving, partition and restart, and the same again when a forward
@@ -7,22 +7,22 @@
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-/// What a stream of random numbers is for; two different keys give unrelated streams.
+/// The purpose of a stream of random numbers. Two different keys give unrelated streams.
 #[derive(Clone, Copy, Debug)]
 pub struct Key(u64);
 
 impl Key {
-    /// The key of everything under one seed.
+    /// Returns the root key of a seed.
     pub fn new(seed: u64) -> Self {
         Self(mix(seed ^ 0x9e37_79b9_7f4a_7c15))
     }
 
-    /// A key below this one, by number (step, micro-batch, index of an example).
+    /// Returns the key derived from this one by a number (step, micro-batch, index of an example).
     pub fn with(self, number: u64) -> Self {
         Self(mix(self.0.rotate_left(17) ^ mix(number.wrapping_add(0x2545_f491_4f6c_dd1d))))
     }
 
-    /// A key below this one, by name (of a parameter, a layer, a purpose).
+    /// Returns the key derived from this one by a name (of a parameter, a layer, a purpose).
     pub fn named(self, name: &str) -> Self {
         // FNV-1a over the bytes, then mixed with the key above.
         let hash =
@@ -30,7 +30,7 @@ impl Key {
         self.with(hash)
     }
 
-    /// The stream of random numbers behind this key.
+    /// Returns the stream of random numbers of this key.
     pub fn stream(self) -> ChaCha8Rng {
         ChaCha8Rng::seed_from_u64(self.0)
     }

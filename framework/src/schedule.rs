@@ -1,15 +1,13 @@
-//! The schedule: what a stage does next.
+//! The schedule: the next action of a stage.
 //!
 //! Each stage has one [`StageSchedule`]. It takes events ([`Event`]) and returns actions ([`Action`]). It depends on the gradient plan, the credits
-//! and what has been done; it knows no tensors, no actors and no clock. The actor drives it with messages, the simulator with costs.
+//! and the actions done so far; it knows no tensors, no actors and no clock. The actor drives it with messages, the simulator with costs.
 //!
 //! # Invariants
-//! - A stage begins the forward passes of a step when it has made the updates of all steps before, and never sends a
-//!   micro-batch for which it has no *credit*.
-//! - Forward passes, heads and parameter gradients are done in the order of micro-batches, whatever arrives when: their sums
-//!   and running statistics do not depend on timing.
-//! - The update comes when nothing that was run forward is left to do: no backward pass and no head ever sees parameters newer
-//!   than its forward pass.
+//! - A stage begins the forward passes of a step after the updates of all previous steps, and sends a micro-batch only if it has a *credit* for it.
+//! - Forward passes, heads and parameter gradients are done in the order of micro-batches, in whatever order messages arrive. So their sums and the
+//!   running statistics do not depend on timing.
+//! - The update comes after all work on the step's micro-batches. So no backward pass and no head uses newer parameters than its forward pass.
 
 mod action;
 mod kind;

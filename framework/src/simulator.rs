@@ -1,14 +1,13 @@
-//! The schedule, driven by costs instead of messages: how long a step takes, who waits for whom, and what is held meanwhile.
+//! The simulator: drives the schedules with costs instead of messages, and predicts step times, waits and memory.
 //!
-//! [`simulate`] runs the very state machines that the actors run ([`StageSchedule`](crate::schedule::StageSchedule)), with a clock in whole
-//! nanoseconds: an action takes what its stage's [`StageCosts`] say, a message what the sender's [`Link`] says. Steps are simulated until
-//! they repeat themselves; then the time of a step, the share of it in which each stage is idle, and the chain of causes that makes it as long
-//! as it is (the critical path) are exact.
+//! [`simulate`] runs the same state machines as the actors ([`StageSchedule`](crate::schedule::StageSchedule)), with a clock in whole nanoseconds. An
+//! action takes the time in its stage's [`StageCosts`], a message that of the sender's [`Link`]. Steps are simulated until they repeat. Then the time
+//! of a step, the idle share of each stage, and the chain of causes that determines the time of a step (the critical path) are exact.
 //!
 //! # What it assumes
-//! - An action always takes the same time. Stages that share a device take turns, first come, first served; where devices have more threads
-//!   than there are cores, they wait for cores likewise.
-//! - The next batch is always there; reports to the outside cost nothing.
+//! - An action always takes the same time. Stages that share a device take turns, first come, first served. If devices have more threads than there
+//!   are cores, they also wait for cores.
+//! - The next batch is always available, and reports to the coordinator take no time.
 
 mod costs;
 mod critical;
@@ -24,22 +23,22 @@ use std::sync::Arc;
 
 use crate::{GradientPlan, Result, device::link::Link, schedule::Policy, timeline::Timeline};
 
-/// Seconds from the sending of a message to the moment when a receiver of the same process, whose thread slept, acts on it. Ties are decided by
-/// it: what arrives just as a stage is done comes too late for what it does next.
+/// The seconds from sending a message to the moment at which a receiver of the same process, whose thread was asleep, acts on it. It also decides
+/// ties: a message that arrives just as a stage ends an action is too late for the stage's next choice.
 pub const HOP: f64 = 50e-6;
 
-/// Everything that decides how long a step takes.
+/// The inputs of a simulation: everything that decides how long a step takes.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    /// Which losses train which stage.
+    /// The losses that train each stage.
     pub plan: Arc<GradientPlan>,
-    /// What each stage costs.
+    /// The costs of each stage.
     pub costs: Vec<StageCosts>,
-    /// How what each stage sends is on its way: to both of its neighbours, each way by itself.
+    /// The link over which each stage sends to its neighbours; each direction is separate.
     pub links: Vec<Link>,
     /// Whether each stage has an auxiliary head.
     pub heads: Vec<bool>,
-    /// The device of each stage, by any numbers.
+    /// The device of each stage, as any number: stages with the same number take turns.
     pub devices: Vec<usize>,
     /// The threads of each stage's device that are busy while it computes.
     pub threads: Vec<usize>,
@@ -53,13 +52,13 @@ pub struct Scenario {
     pub policy: Policy,
     /// Whether updates wait for the norm of all stages' gradients.
     pub global_norm: bool,
-    /// Seconds that any message takes from actor to actor, beside its link.
+    /// The seconds that every message takes from actor to actor, in addition to its link.
     pub hop: f64,
 }
 
 impl Scenario {
-    /// Stages of these costs, each on a device of its own, with the heads that the plan needs, one micro-batch and two credits; messages take
-    /// no time.
+    /// Returns a scenario in which each stage has a device of its own, with the heads that the plan needs, one micro-batch and two credits. Messages
+    /// take no time.
     pub fn new(plan: impl Into<Arc<GradientPlan>>, costs: Vec<StageCosts>) -> Self {
         let plan = plan.into();
         let stages = plan.stages();
@@ -80,44 +79,43 @@ impl Scenario {
     }
 }
 
-/// What a simulation found.
+/// The result of a simulation.
 #[derive(Clone, Debug)]
 pub struct Simulated {
-    /// Seconds a step, once steps repeat themselves.
+    /// Seconds of a step, once steps repeat.
     pub step_seconds: f64,
-    /// Whether they did; otherwise `step_seconds` is the mean of the second half of what was simulated, of the
-    /// stage that took longest.
+    /// Whether steps repeat. If not, `step_seconds` is the mean over the second half of the simulated steps, in the stage that took longest.
     pub steady: bool,
     /// Seconds from the first micro-batch to the end of the first step.
     pub first_step_seconds: f64,
-    /// Seconds a step that each stage works.
+    /// Seconds of work of each stage in a step.
     pub work: Vec<f64>,
-    /// The most micro-batches of which each stage held what its forward pass saved, at any time.
+    /// The most micro-batches whose saved activations each stage held at any time.
     pub peak_live: Vec<usize>,
-    /// The most micro-batches that each stage held at any time, those that had arrived and not yet run included.
+    /// The most micro-batches that each stage held at any time, including those that had arrived and not yet run.
     pub peak_held: Vec<usize>,
-    /// Why a step takes as long as it does.
+    /// The critical path: why a step takes as long as it does.
     pub critical: CriticalPath,
-    /// What every stage did when, all simulated steps.
+    /// The actions of every stage in all simulated steps.
     pub timeline: Timeline,
-    /// The steps that were simulated.
+    /// The number of simulated steps.
     pub steps: u64,
     /// The period of the steady state, in steps.
     pub period: u64,
 }
 
 impl Simulated {
-    /// The share of the time in which stage `k` does nothing.
+    /// Returns the share of the time in which stage `k` is idle.
     pub fn idle(&self, k: usize) -> f64 {
         1.0 - self.work[k] / self.step_seconds
     }
 
-    /// The mean of all stages' idle shares.
+    /// Returns the mean of all stages' idle shares.
     pub fn mean_idle(&self) -> f64 {
         (0..self.work.len()).map(|k| self.idle(k)).sum::<f64>() / self.work.len() as f64
     }
 
-    /// The least that a step could take with these costs: the busiest stage's work, or that of a device which several stages share.
+    /// Returns the least time that a step could take with these costs: the work of the busiest stage, or of a device that several stages share.
     pub fn lower_bound(&self, scenario: &Scenario) -> f64 {
         let mut of_device = std::collections::BTreeMap::<usize, f64>::new();
         for (device, work) in scenario.devices.iter().zip(&self.work) {

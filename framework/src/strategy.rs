@@ -1,4 +1,4 @@
-//! Strategies: from a number of stages to a gradient plan, to one that changes with the steps, or to one that is decided on the way.
+//! Strategies: they make gradient plans for a number of stages, fixed, changing with the steps, or decided during the run.
 
 mod adapt;
 mod adaptive;
@@ -19,7 +19,7 @@ use crate::{
     plan::{GradientPlan, PlanSchedule},
 };
 
-/// Decides which loss trains which stage.
+/// A strategy: decides which loss trains which stage.
 ///
 /// ```
 /// use interlock::{GradientPlan, Strategy};
@@ -38,15 +38,15 @@ use crate::{
 /// # Ok::<(), interlock::Error>(())
 /// ```
 pub trait Strategy: Debug + Send + Sync {
-    /// The plan for a model cut into `stages` stages, at the beginning of the run.
+    /// Returns the plan for a model cut into `stages` stages, at the beginning of the run.
     fn plan(&self, stages: usize) -> Result<GradientPlan>;
 
-    /// The plans of a run by step; that of its beginning for all steps unless told otherwise.
+    /// Returns the plans of a run by step. Default: the plan of the beginning for all steps.
     fn plans(&self, stages: usize) -> Result<PlanSchedule> {
         PlanSchedule::constant(self.plan(stages)?)
     }
 
-    /// What changes these plans on the way, by what stages measure; nothing unless told otherwise.
+    /// Returns what changes these plans during the run, from what stages measure. Default: none, the plans do not change.
     fn adapt(&self, _stages: usize) -> Result<Option<Box<dyn Adapt>>> {
         Ok(None)
     }
@@ -78,7 +78,7 @@ pub struct Pairwise;
 #[derive(Clone, Copy, Debug)]
 pub struct EndToEnd;
 
-/// Interlocking backpropagation: every stage is trained by the head `width - 1` stages ahead, or the last one.
+/// Interlocking backpropagation: every stage is trained by the head `width - 1` stages downstream, or by the last one.
 #[derive(Clone, Debug)]
 pub struct Interlock {
     widths: Widths,
@@ -91,12 +91,12 @@ enum Widths {
 }
 
 impl Interlock {
-    /// One width for all stages: 1 is local, 2 pairwise, the number of stages end-to-end.
+    /// Returns the strategy with one width for all stages: 1 is local, 2 pairwise, the number of stages end-to-end.
     pub fn width(width: usize) -> Self {
         Self { widths: Widths::Same(width) }
     }
 
-    /// One width for each stage.
+    /// Returns the strategy with one width for each stage.
     pub fn widths(widths: impl Into<Vec<usize>>) -> Self {
         Self { widths: Widths::PerStage(widths.into()) }
     }

@@ -1,4 +1,4 @@
-//! Tensors: what crosses a boundary, the dtypes it may have, and sums over whole tensors in an order that depends on shapes only.
+//! Tensors: the activations that cross boundaries, their dtypes, and sums over whole tensors in an order that depends on shapes only.
 
 mod activation;
 pub(crate) mod cosine;

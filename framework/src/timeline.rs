@@ -1,5 +1,5 @@
-//! What stages did when: of a run that happened, or of one that was simulated; drawn ([`Timeline::to_svg`]), or written for the
-//! viewers of traces ([`Timeline::to_trace`]).
+//! Timelines: the actions of all stages with their times, from a run or a simulation. They can be drawn ([`Timeline::to_svg`]) or written for trace
+//! viewers ([`Timeline::to_trace`]).
 
 mod escape;
 #[cfg(test)]
@@ -24,7 +24,7 @@ use crate::schedule::Action;
 pub struct Span {
     /// The stage, counted from 0.
     pub stage: usize,
-    /// What it did.
+    /// The action.
     pub action: Action,
     /// When it began, in seconds since the timeline's beginning.
     pub start: f64,
@@ -33,19 +33,19 @@ pub struct Span {
 }
 
 impl Span {
-    /// Whether some of it lies within `window`.
+    /// Returns whether a part of it lies within `window`.
     fn is_in(&self, window: &Range<f64>) -> bool {
         let instant = self.start == self.end && (window.start..=window.end).contains(&self.start);
         (self.start < window.end && self.end > window.start && self.start <= self.end) || instant
     }
 
-    /// What of it lies within `window`.
+    /// Returns the part of it that lies within `window`.
     fn within(&self, window: &Range<f64>) -> Range<f64> {
         self.start.max(window.start)..self.end.min(window.end)
     }
 }
 
-/// What every stage did, in order of ends; as JSON it is what a run keeps of its last steps.
+/// The actions of every stage, in the order in which they ended. A run saves those of its last steps as JSON.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timeline {
     /// The number of stages.
@@ -55,17 +55,17 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// From the start of the first action to the end of the last, in seconds; empty at 0 where there is none.
+    /// Returns the time from the start of the first action to the end of the last, in seconds; 0 to 0 if there is none.
     pub fn extent(&self) -> Range<f64> {
         extent(&self.spans)
     }
 
-    /// From the start of the first action to the end of the last of the last `steps` training steps, in seconds.
+    /// Returns the time from the start of the first action to the end of the last in the last `steps` training steps, in seconds.
     pub fn last_steps(&self, steps: usize) -> Range<f64> {
         extent(self.of_last(steps))
     }
 
-    /// The training actions of the last `steps` steps alone, counted from the start of the first of them.
+    /// Returns the training actions of the last `steps` steps only, with times counted from the start of the first of them.
     #[must_use]
     pub fn cut_to_last_steps(&self, steps: usize) -> Self {
         let begin = self.last_steps(steps).start;
@@ -73,7 +73,7 @@ impl Timeline {
         Self { stages: self.stages, spans: self.of_last(steps).map(moved).collect() }
     }
 
-    /// The training actions of the last `steps` steps.
+    /// Returns the training actions of the last `steps` steps.
     fn of_last(&self, steps: usize) -> impl Iterator<Item = &Span> {
         let trained = || self.spans.iter().filter(|span| span.action.trains());
         let numbers: BTreeSet<u64> = trained().map(|span| span.action.step()).collect();
@@ -81,7 +81,7 @@ impl Timeline {
         trained().filter(move |span| first.is_some_and(|first| span.action.step() >= first))
     }
 
-    /// The share of `window` in which each stage did something, from 0 to 1; actions of a stage do not overlap.
+    /// Returns the share of `window` in which each stage computed, from 0 to 1. Actions of a stage do not overlap.
     pub fn busy(&self, window: &Range<f64>) -> Vec<f64> {
         let mut busy = vec![0.0; self.stages];
         for span in self.spans.iter().filter(|span| span.is_in(window)) {

@@ -17,7 +17,7 @@ pub(crate) enum Bench {
     Units(BenchUnits),
     /// Time the steps of stages that compute nothing: they sleep for a given time, or pass on their input, on given devices
     Runtime(BenchRuntime),
-    /// Time messages between two stages that do nothing, and count bytes that are copied
+    /// Time messages between two stages that do nothing, and count the bytes that are copied
     Mailbox(BenchMailbox),
 }
 
@@ -25,7 +25,7 @@ pub(crate) enum Bench {
 pub(crate) struct BenchUnits {
     #[command(flatten)]
     pub(crate) source: Source,
-    /// Measure this instead of a configuration's model
+    /// Workload to measure, instead of a configuration's model
     #[arg(long, conflicts_with_all = ["config", "sets"])]
     pub(crate) workload: Option<WorkloadName>,
     /// The devices, which are measured at the same time [default: the configuration's, or for a workload as with devices = "auto"]
@@ -120,10 +120,10 @@ pub(crate) struct BenchRuntime {
     /// Milliseconds of an auxiliary head
     #[arg(long, default_value_t = 2.0, value_name = "MS")]
     pub(crate) head_ms: f64,
-    /// Milliseconds of a backward pass to a stage's input
+    /// Milliseconds of a stage's input gradient
     #[arg(long, default_value_t = 5.0, value_name = "MS")]
     pub(crate) input_gradient_ms: f64,
-    /// Milliseconds of the parameters' gradients after it
+    /// Milliseconds of a stage's parameter gradients, after the input gradient
     #[arg(long, default_value_t = 5.0, value_name = "MS")]
     pub(crate) parameter_gradient_ms: f64,
     /// Milliseconds that an activation or a gradient takes to the next or previous stage
@@ -138,7 +138,7 @@ pub(crate) struct BenchRuntime {
     /// Which action a stage starts when several are ready
     #[arg(long, value_enum, default_value_t = Schedule::Interlock)]
     pub(crate) schedule: Schedule,
-    /// Micro-batches in flight at each boundary [default: the schedule's choice]
+    /// Micro-batches in flight at each boundary [default: the fewest that cost the schedule no time]
     #[arg(long, value_name = "N")]
     pub(crate) in_flight: Option<usize>,
     /// Steps that are timed

@@ -1,4 +1,4 @@
-//! A stage's mailbox, as those see it who send to it.
+//! The address of a stage's mailbox, for those who send to it.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use crate::{
     transport::{Inbox, StageMessage},
 };
 
-/// The address of a stage, which counts what waits in its mailbox.
+/// The address of a stage; counts the messages in its mailbox.
 #[derive(Clone)]
 pub(super) struct StageAddress {
     stage: usize,
@@ -24,7 +24,7 @@ pub(super) struct StageAddress {
 }
 
 impl StageAddress {
-    /// That of stage `stage`; the actor takes the messages that it gets off `waiting`.
+    /// The address of stage `stage`. Sending counts `waiting` up; the actor counts it down when it takes a message.
     pub(super) fn new(stage: usize, address: Addr<StageActor>, waiting: MailboxGauge) -> Self {
         Self { stage, address, waiting }
     }
@@ -42,7 +42,7 @@ impl StageAddress {
         M: Message<Result = ()> + Send + 'static,
         StageActor: Handler<M>,
     {
-        // Before the stage can take it off again.
+        // Counted first, because the stage may count the message down before `send` returns.
         self.waiting.sent();
         let sent = send(&self.address, &format!("stage {}", self.stage), message);
         if sent.is_err() {

@@ -26,11 +26,11 @@ impl Arrivals {
         self.backward.insert((micro_batch, loss), since);
     }
 
-    /// Forgets the message that `action` computes with: its direction and its arrival time. None if it computes with no message.
+    /// Removes the message that `action` uses and returns its direction and arrival time; none if the action uses no message.
     pub(super) fn end(&mut self, action: Action) -> Option<(Direction, Instant)> {
         match action {
             Action::Forward(micro_batch) => Some((Direction::Activation, self.forward.remove(&micro_batch)?)),
-            // The second of two backward passes of one loss finds nothing.
+            // The second of two backward passes of one loss finds nothing: the first has removed the entry.
             Action::Backward { micro_batch, loss, .. } => {
                 Some((Direction::Gradient, self.backward.remove(&(micro_batch, loss))?))
             }

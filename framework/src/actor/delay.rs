@@ -1,6 +1,6 @@
-//! The delay line: deliveries that are made later than they are ordered, in a thread of their own.
+//! The delay line: a thread that delivers messages at a later time.
 //!
-//! Neither who orders a delivery nor who receives it waits. The thread knows nothing of what is delivered.
+//! Neither the sender nor the receiver waits. The thread does not know what it delivers.
 
 use std::{
     cmp::Ordering,
@@ -15,7 +15,7 @@ use crate::{
     device::{Link, link::Channel, sleep::wake_promptly},
 };
 
-/// Hands a message over and sees to it that a failure is told.
+/// Delivers one message, and reports a failure to do so.
 type Deliver = Box<dyn FnOnce() + Send>;
 
 enum Order {
@@ -23,7 +23,7 @@ enum Order {
     Stop,
 }
 
-/// The thread that delays. Dropping it stops the thread, and forgets what has not been delivered.
+/// The thread that delays messages. Dropping it stops the thread and discards what has not been delivered.
 pub(super) struct DelayLine {
     orders: Sender<Order>,
     origin: Instant,
@@ -47,7 +47,7 @@ impl DelayLine {
         Ok(Self { orders, origin: Instant::now(), thread: Some(thread) })
     }
 
-    /// A direction that delays as `link` does.
+    /// Returns a direction whose messages are delayed by `link`.
     pub(super) fn direction(&self, link: Link) -> Delayed {
         Delayed { orders: self.orders.clone(), origin: self.origin, channel: Channel::new(link) }
     }
@@ -55,7 +55,7 @@ impl DelayLine {
 
 impl Drop for DelayLine {
     fn drop(&mut self) {
-        // Where the thread has ended already there is nothing to stop.
+        // If the thread has already ended, there is nothing to stop.
         let _ = self.orders.send(Order::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -64,10 +64,10 @@ impl Drop for DelayLine {
 }
 
 impl Delayed {
-    /// Calls `deliver` when a message of so many bytes that is sent now arrives.
+    /// Calls `deliver` at the time at which a message of `bytes` bytes that is sent now arrives.
     ///
     /// # Errors
-    /// If that is further away than a clock reaches, or the thread has ended.
+    /// If the arrival time is later than the clock can count, or the thread has ended.
     pub(super) fn send(&mut self, bytes: u64, deliver: impl FnOnce() + Send + 'static) -> Result<()> {
         let arrives = self.channel.send(self.origin.elapsed().as_secs_f64(), bytes);
         let due = Duration::try_from_secs_f64(arrives.max(0.0)).ok().and_then(|after| self.origin.checked_add(after));
@@ -83,7 +83,7 @@ impl Delayed {
     }
 }
 
-/// A delivery to be made; the earliest is the greatest, and of those due at once the one ordered first.
+/// A delivery to be made. The one due first is the greatest; of several due at once, the one ordered first.
 struct Waiting {
     due: Instant,
     number: u64,

@@ -5,29 +5,29 @@ use std::ops::Range;
 use super::{Feed, Pipeline, PipelineEvent};
 use crate::Result;
 
-/// Batches that are handed over ahead: one more than the pipeline takes, so that it never waits for the thread that feeds it.
+/// The number of batches handed over ahead: one more than the pipeline takes, so that the pipeline never waits for the feeding thread.
 const AHEAD: usize = 2;
 
-/// Hands batches to a [`Pipeline`] as it takes them, and yields the pipeline's events.
+/// Hands batches to a [`Pipeline`] as the pipeline takes them, and returns the pipeline's events.
 ///
-/// A batch is a training step or one piece of an evaluation. `make` makes the batch of a number; numbers are taken in order.
+/// A batch is a training step or one piece of an evaluation. `make` makes the batch with a given number; numbers are taken in order.
 pub struct Feeder<F> {
     make: F,
     next: u64,
     end: u64,
-    /// Batches handed over whose last piece has not been sent to the first stage.
+    /// Batches handed over of which some piece has not yet been sent to the first stage.
     waiting: usize,
-    /// Batches handed over that are not done.
+    /// Batches handed over that are not yet finished.
     open: usize,
 }
 
 impl<F: FnMut(u64) -> Result<Feed>> Feeder<F> {
-    /// A feeder of the batches `numbers`.
+    /// Returns a feeder of the batches with these numbers.
     pub fn new(numbers: Range<u64>, make: F) -> Self {
         Self { make, next: numbers.start, end: numbers.end, waiting: 0, open: 0 }
     }
 
-    /// Hands no further batch over. Those that have been handed over are still done.
+    /// Stops handing batches over. Those already handed over are still computed.
     pub fn stop(&mut self) {
         self.end = self.end.min(self.next);
     }
@@ -37,8 +37,8 @@ impl<F: FnMut(u64) -> Result<Feed>> Feeder<F> {
         self.next
     }
 
-    /// Hands over what the pipeline takes and returns the pipeline's next event; none when every batch handed over is done and no other
-    /// follows. Waits for the event.
+    /// Hands over the batches that the pipeline takes, then waits for the pipeline's next event and returns it; none when every batch handed over is
+    /// finished and no other follows.
     ///
     /// # Errors
     /// If a batch cannot be made, or the pipeline has failed.

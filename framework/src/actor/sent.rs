@@ -1,9 +1,9 @@
-//! How many messages actors send to each other.
+//! The numbers of messages that actors send to each other.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Messages that have crossed from actor to actor since the start. Those that start a pipeline or go to all stages between steps are not
-/// among them, nor is what an actor tells itself or the outside.
+/// The numbers of messages sent from actor to actor since the start. Not counted: messages that start a pipeline or go to all stages between steps,
+/// and messages of an actor to itself or to the pipeline's handle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
     /// Activations: from the coordinator to the first stage, and from stage to stage.
@@ -12,14 +12,14 @@ pub struct Sent {
     pub gradients: u64,
     /// Credits: from stage to stage, and from the first stage to the coordinator.
     pub credits: u64,
-    /// What stages told the coordinator: that they are built, what heads scored, that a step is done, and so on.
+    /// Reports of stages to the coordinator: that they are built, what heads scored, that a step is done, and so on.
     pub reports: u64,
     /// Norms of all stages' gradients, from the coordinator to each stage.
     pub norms: u64,
 }
 
 impl Sent {
-    /// All of them.
+    /// Returns the number of all messages.
     pub fn total(&self) -> u64 {
         self.activations + self.gradients + self.credits + self.reports + self.norms
     }
@@ -39,7 +39,7 @@ impl std::ops::Add for Sent {
     }
 }
 
-/// What one actor has sent; each has its own, so that they do not disturb each other.
+/// The messages that one actor has sent. Each actor has its own counter, so that they do not contend.
 #[derive(Debug, Default)]
 pub(super) struct Counter {
     pub(super) activations: AtomicU64,
@@ -62,7 +62,7 @@ impl Counter {
     }
 }
 
-/// One more.
+/// Counts one more message.
 pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
 }

@@ -36,7 +36,7 @@ impl StrategyActor {
             Ok(Err(error)) => failure(error),
             Err(panic) => failure(Error::panicked(&*panic)),
         };
-        // If this fails the coordinator has ended, and nobody is left to report to.
+        // If this fails, the coordinator has ended and nobody is left to report to.
         let _ = send(&peers.coordinator, "the coordinator", Reported(Report::Failed(failure)));
         self.peers = None;
     }
@@ -66,7 +66,7 @@ impl Actor for StrategyActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // Unbounded: at most one message for each step that was cleared and is not yet observed.
+        // The mailbox is unbounded: it holds at most one message for each step that was cleared and is not yet observed.
         ctx.set_mailbox_capacity(0);
     }
 }
@@ -95,7 +95,7 @@ impl Handler<Observe> for StrategyActor {
                 tell_stages(&peers.stages, || Change { phase: phase.clone() })?;
             }
             tell_coordinator(&peers.coordinator, Observed { step, stages, change })?;
-            // The change is in every mailbox by now, so an activation of a step that this clears arrives after it.
+            // The change is in every mailbox by now, so activations of the steps cleared here arrive after it.
             tell_coordinator(&peers.coordinator, Cleared { until: plans.known_until() })
         });
     }
@@ -107,7 +107,7 @@ impl Handler<ReadStrategyState> for StrategyActor {
     fn handle(&mut self, message: ReadStrategyState, _: &mut Self::Context) {
         let told =
             catch_unwind(AssertUnwindSafe(|| self.plans.state())).unwrap_or_else(|panic| Err(Error::panicked(&*panic)));
-        // Whoever asked may have given up; nothing is lost.
+        // The receiver may have stopped waiting; then nothing is lost.
         let _ = message.to.send(told);
     }
 }

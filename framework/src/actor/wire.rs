@@ -1,4 +1,4 @@
-//! The transport between actors of one process: a message is moved into the receiver's mailbox, at once or through the delay line.
+//! The in-process transport between actors: moves a message into the receiver's mailbox, at once or through the delay line.
 
 use std::{sync::Arc, time::Instant};
 
@@ -16,7 +16,7 @@ use crate::{
     transport::{Inbox, MessageKind, Report, StageMessage, Transport},
 };
 
-/// Sends without waiting; a full or closed mailbox is an error, never a silent loss.
+/// Sends without waiting. A full or closed mailbox is an error, never a silent loss.
 pub(super) fn send<A, M>(to: &Addr<A>, name: &str, message: M) -> Result<()>
 where
     A: Actor + Handler<M>,
@@ -30,7 +30,7 @@ where
     })
 }
 
-/// The connections of one stage in process.
+/// The connections of one stage to its neighbours and the coordinator, in one process.
 pub(super) struct Wire {
     pub(super) stage: usize,
     pub(super) previous: Option<Neighbour>,
@@ -42,12 +42,12 @@ pub(super) struct Wire {
 /// A neighbouring stage.
 pub(super) struct Neighbour {
     pub(super) address: StageAddress,
-    /// What holds back the activations or gradients that go there; none where nothing does.
+    /// The delay line for activations or gradients to this neighbour; none if the link does not delay.
     pub(super) delayed: Option<Delayed>,
 }
 
 impl Neighbour {
-    /// Sends a message from stage `from`. If a delayed one cannot be delivered, the coordinator is told.
+    /// Sends a message from stage `from`. If a delayed message cannot be delivered, the coordinator receives the failure.
     fn send(&mut self, from: usize, message: StageMessage, teller: &Addr<Coordinator>) -> Result<()> {
         let header = message.header();
         let Some(delayed) = self.delayed.as_mut().filter(|_| header.kind != MessageKind::Credit) else {
@@ -61,7 +61,7 @@ impl Neighbour {
                     Some(micro_batch) => failure.in_step(micro_batch.step).in_micro_batch(micro_batch.index),
                     None => failure,
                 };
-                // If this fails the coordinator has ended, and nobody is left to report to.
+                // If this fails, the coordinator has ended and nobody is left to report to.
                 let _ = send(&teller, "the coordinator", Reported(Report::Failed(failure)));
             }
         })

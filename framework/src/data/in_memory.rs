@@ -6,7 +6,7 @@ use rand::{Rng, seq::SliceRandom};
 use super::{Batch, Dataset};
 use crate::{Activation, Error, Result, random::Key};
 
-/// A data set of tensors in memory, which are not changed at random.
+/// A data set of tensors in memory. It does not augment its examples.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -25,15 +25,15 @@ use crate::{Activation, Error, Result, random::Key};
 pub struct InMemory {
     inputs: Activation,
     targets: Tensor,
-    /// The rows of the tensors that are its examples.
+    /// The rows of the tensors that belong to this set.
     rows: Vec<u32>,
 }
 
 impl InMemory {
-    /// Returns a data set whose example `i` is row `i` of `inputs` and of `targets`. Tensors of other devices are copied to the CPU.
+    /// Returns a data set whose example `i` is row `i` of `inputs` and of `targets`. Tensors on other devices are copied to the CPU.
     ///
     /// # Errors
-    /// If inputs and targets have other numbers of rows, or a value is infinite or NaN.
+    /// If inputs and targets differ in their number of rows, or a value is infinite or NaN.
     pub fn new(inputs: impl Into<Activation>, targets: Tensor) -> Result<Self> {
         let at_hand = |tensor: &Tensor| Ok(tensor.to_device(&Device::Cpu)?.contiguous()?);
         let (inputs, targets) = (inputs.into().try_map(at_hand)?, at_hand(&targets)?);
@@ -51,8 +51,8 @@ impl InMemory {
         Ok(Self { inputs, targets, rows })
     }
 
-    /// Splits the examples at random, by `seed`, into a training set and a validation set. `validation` is the share of the validation set,
-    /// rounded to whole examples. No tensor is copied.
+    /// Splits the examples at random, by `seed`, into a training set and a validation set. `validation` is the validation set's share of the
+    /// examples, above 0 and below 1, rounded to whole examples. No tensor is copied.
     ///
     /// # Errors
     /// If the share is not between 0 and 1, or a set would be empty.

@@ -9,10 +9,10 @@ use crate::Result;
 
 /// What an asynchronous device adds to a [`StageDevice`].
 ///
-/// Such a device puts operations into a queue, its *stream*, and computes them later. A look at a value would make the host wait for everything
-/// in the stream, so a stage reads the losses, norms and checks of a training step all together when the step ends.
+/// Such a device puts operations into a queue, its *stream*, and computes them later. Reading a value makes the host wait for everything before it in
+/// the stream. So a stage reads the losses, norms and checks of a training step together, when the step ends.
 pub trait AsynchronousDevice: Send + Sync {
-    /// Opens the same device with a new stream, for one stage. Default: none, all stages share the one stream.
+    /// Opens the same device with a new stream, for one stage. Default: none; all stages share one stream.
     ///
     /// # Errors
     /// If the device has no further stream.
@@ -20,8 +20,7 @@ pub trait AsynchronousDevice: Send + Sync {
         Ok(None)
     }
 
-    /// Makes `tensor`, which is on this device, ready to be read by another device or stream. The sending stage calls it. Default: nothing needs
-    /// to be done.
+    /// Makes `tensor`, which is on this device, readable by another device or stream. The sending stage calls it. Default: does nothing.
     ///
     /// # Errors
     /// If the device fails.
@@ -29,8 +28,8 @@ pub trait AsynchronousDevice: Send + Sync {
         Ok(tensor.clone())
     }
 
-    /// Copies `tensor`, which another device or stream has released, to this device; without a copy if it is here already. The receiving stage
-    /// calls it. What the device is given later waits for the copy, the host does not.
+    /// Copies `tensor`, which another device or stream has released, to this device; does not copy it if it is already here. The receiving stage
+    /// calls it. Later operations of the device wait for the copy; the host does not.
     ///
     /// # Errors
     /// If the tensor cannot be copied here.
@@ -55,14 +54,14 @@ pub trait AsynchronousDevice: Send + Sync {
     fn synchronize(&self) -> Result<()>;
 }
 
-/// The same calls for every device. On a synchronous device their results are ready at once.
+/// The calls that a stage makes on every device. On a synchronous device their results are ready at once.
 impl dyn StageDevice + '_ {
-    /// Whether operations return before they are computed.
+    /// Returns whether operations return before they are computed.
     pub fn is_asynchronous(&self) -> bool {
         self.asynchronous().is_some()
     }
 
-    /// Makes `tensor`, which is on this device, ready to be read by another device. The sending stage calls it.
+    /// Makes `tensor`, which is on this device, readable by another device. The sending stage calls it.
     ///
     /// # Errors
     /// If the device fails.
@@ -70,7 +69,7 @@ impl dyn StageDevice + '_ {
         self.asynchronous().map_or_else(|| Ok(tensor.clone()), |device| device.release(tensor))
     }
 
-    /// Copies `tensor`, which another device has released, to this device; without a copy if it is here already. The receiving stage calls it.
+    /// Copies `tensor`, which another device has released, to this device; does not copy it if it is already here. The receiving stage calls it.
     ///
     /// # Errors
     /// If the tensor cannot be copied here.
@@ -89,7 +88,7 @@ impl dyn StageDevice + '_ {
         self.asynchronous().map_or_else(|| reading::read(values), |device| device.read(values))
     }
 
-    /// Marks the end of everything that the device has been given so far: now, on a synchronous device.
+    /// Marks the end of everything that the device has been given so far. On a synchronous device that is the present moment.
     ///
     /// # Errors
     /// If the device fails.

@@ -1,31 +1,31 @@
-//! How long a message takes from one device to another.
+//! The time that a message takes from one device to another.
 //!
-//! Each direction of each boundary between stages is a serial link: messages leave one after another, each takes `bytes / bandwidth` to
-//! leave, and arrives `latency` after it has left:
+//! Each direction of each boundary between stages is a serial link. Messages leave one after another; each takes `bytes / bandwidth` seconds to
+//! leave, and arrives `latency` seconds after it has left:
 //!
 //! ```text
 //! leaves  = max(free, now) + bytes / bandwidth        free = leaves
 //! arrives = leaves + latency
 //! ```
 //!
-//! Neither sender nor receiver is kept busy by it. Actors hold real messages back by this, simulations count with it.
+//! A link keeps neither sender nor receiver busy. Actors hold real messages back by it; simulations count with it.
 
 use crate::{Error, Result};
 
-/// What a device's messages to its neighbours need beside what the program itself costs.
+/// The delay of a device's messages to its neighbours, in addition to the program's own time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Link {
-    /// Seconds on the way.
+    /// The seconds between leaving and arriving.
     pub latency: f64,
-    /// Bytes a second; infinite where size does not matter.
+    /// The bytes that leave in a second; infinite if the size of a message does not matter.
     pub bandwidth: f64,
 }
 
 impl Link {
-    /// Messages arrive when they are sent.
+    /// A link without delay: messages arrive when they are sent.
     pub const IMMEDIATE: Self = Self { latency: 0.0, bandwidth: f64::INFINITY };
 
-    /// Whether messages arrive when they are sent.
+    /// Returns whether messages arrive when they are sent.
     pub fn is_immediate(&self) -> bool {
         *self == Self::IMMEDIATE
     }
@@ -50,7 +50,7 @@ impl Default for Link {
     }
 }
 
-/// One direction of one boundary: a link and when it is free again.
+/// One direction of one boundary: a link, and the time at which it is free again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Channel {
     link: Link,
@@ -58,13 +58,13 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    /// A channel through which nothing has been sent yet.
+    /// A channel that has sent nothing yet.
     pub(crate) fn new(link: Link) -> Self {
         Self { link, free: f64::NEG_INFINITY }
     }
 
-    /// When a message of so many bytes arrives that is handed over at `now`, in seconds from any fixed instant. Calls come in order of `now`;
-    /// messages arrive in the order in which they were sent.
+    /// Returns the time at which a message of `bytes` bytes arrives if it is handed over at `now`. Times are seconds from any fixed instant. Calls
+    /// come in order of `now`; messages arrive in the order of the calls.
     pub(crate) fn send(&mut self, now: f64, bytes: u64) -> f64 {
         self.free = self.free.max(now) + bytes as f64 / self.link.bandwidth;
         self.free + self.link.latency

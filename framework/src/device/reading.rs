@@ -1,4 +1,4 @@
-//! Numbers and moments that an asynchronous device reports later.
+//! Numbers and times that an asynchronous device delivers later.
 
 use std::time::Instant;
 
@@ -6,15 +6,15 @@ use candle_core::{DType, Tensor};
 
 use crate::Result;
 
-/// Numbers on their way from a device to the host.
+/// Numbers in transfer from a device to the host.
 pub trait Reading: Send {
-    /// Whether they are there. Does not wait.
+    /// Returns whether the numbers have arrived. Does not wait.
     ///
     /// # Errors
     /// If the device fails.
     fn is_ready(&self) -> Result<bool>;
 
-    /// Waits until the numbers are there, and returns them.
+    /// Waits until the numbers have arrived, and returns them.
     ///
     /// # Errors
     /// If the device fails.
@@ -23,21 +23,21 @@ pub trait Reading: Send {
 
 /// A position in a device's stream.
 pub trait Mark: Send {
-    /// Waits until the device has done everything before it, and returns when that was.
+    /// Waits until the device has finished everything before this position, and returns the time at which it did.
     ///
     /// # Errors
     /// If the device fails.
     fn instant(&self) -> Result<Instant>;
 }
 
-/// The mark of a synchronous device: a moment that has passed.
+/// The mark of a synchronous device: a time that has passed.
 impl Mark for Instant {
     fn instant(&self) -> Result<Instant> {
         Ok(*self)
     }
 }
 
-/// Numbers that are there.
+/// Numbers that the host already has.
 struct Read(Vec<f64>);
 
 impl Reading for Read {

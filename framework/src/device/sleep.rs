@@ -1,14 +1,14 @@
-//! Sleeping to the point, without spinning.
+//! Sleeping until an exact time, without spinning.
 
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
-/// From now on the calling thread wakes from sleeps and timed waits as soon as the system can.
+/// Makes the calling thread wake from later sleeps and timed waits as soon as the system can.
 ///
-/// Linux lets a thread sleep up to 50 µs longer than it asked for, so that it can wake several at once; this asks it not to. Other systems
-/// are left as they are.
+/// By default Linux lets a thread sleep up to 50 µs longer than asked, to wake several threads together. This turns that off. On other systems it
+/// does nothing.
 pub(crate) fn wake_promptly() {
     #[cfg(target_os = "linux")]
     {
@@ -16,13 +16,13 @@ pub(crate) fn wake_promptly() {
 
         thread_local!(static ASKED: Cell<bool> = const { Cell::new(false) });
         if !ASKED.replace(true) {
-            // Where the system refuses, waits are as long as they were.
+            // If the system refuses, waits are as long as before.
             let _ = rustix::thread::set_current_timer_slack(Some(NonZeroU64::MIN));
         }
     }
 }
 
-/// Sleeps until `deadline`, and promptly wakes; returns at once where it has passed.
+/// Sleeps until `deadline` and wakes promptly; returns at once if it has passed.
 pub fn until(deadline: Instant) {
     let left = deadline.saturating_duration_since(Instant::now());
     if left > Duration::ZERO {

@@ -47,7 +47,7 @@ pub trait StageModule: Send {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<Activation>;
 }
 
-/// Any `candle_nn::Module`, unchanged.
+/// A `candle_nn::Module` as a [`StageModule`].
 pub struct FromModule<M>(pub M);
 
 impl<M: candle_nn::Module + Send> StageModule for FromModule<M> {
@@ -56,10 +56,10 @@ impl<M: candle_nn::Module + Send> StageModule for FromModule<M> {
     }
 }
 
-/// Any `candle_nn::ModuleT`, which knows whether it is being trained, such as batch norm.
+/// A `candle_nn::ModuleT` as a [`StageModule`]: a module that behaves differently in training, such as batch norm.
 ///
-/// Modules that draw random numbers of their own, such as candle's `Dropout`, work, but nothing about them can be repeated: neither a run, nor
-/// a forward pass that is recomputed. `Dropout` of `interlock-backends` draws numbers that depend on the seed and the step only.
+/// Modules that draw random numbers of their own, such as candle's `Dropout`, work, but neither their runs nor their recomputed forward passes can be
+/// repeated. `Dropout` of `interlock-backends` draws numbers that depend on the seed and the step only.
 pub struct FromModuleT<M>(pub M);
 
 impl<M: ModuleT + Send> StageModule for FromModuleT<M> {
@@ -71,8 +71,9 @@ impl<M: ModuleT + Send> StageModule for FromModuleT<M> {
 /// A module differentiated by candle's graph.
 ///
 /// Some operations of candle have no backward pass (`softmax_last_dim`, `layer_norm`, `rms_norm` and `rope` of `candle_nn::ops`, and
-/// `Tensor::detach`): a gradient stops there without an error. That of `Tensor::max_pool2d` is too small. So the gradients are compared once with differences of the forward pass,
-/// when the stage is built or at the first backward pass, and a gradient that is zero or incomplete is refused.
+/// `Tensor::detach`): a gradient stops there without an error. The gradient of `Tensor::max_pool2d` is too small. So the gradients are compared once
+/// with finite differences of the forward pass, when the stage is built or at the first backward pass. A gradient that is zero or incomplete is
+/// refused.
 pub struct Autograd<M> {
     module: M,
     /// The parameters that the module asked its builder for.
@@ -82,7 +83,7 @@ pub struct Autograd<M> {
     checked: Checked,
 }
 
-/// The gradients that need no check any more.
+/// The gradients that have been checked.
 #[derive(Default)]
 struct Checked {
     input: AtomicBool,
@@ -90,7 +91,7 @@ struct Checked {
 }
 
 impl Checked {
-    /// Returns which of the gradients in `wants` are unchecked, and notes that they are checked now.
+    /// Returns which of the gradients in `wants` are unchecked, and marks them as checked.
     fn first(&self, wants: Wants) -> Wants {
         Wants {
             input: wants.input && !self.input.swap(true, Ordering::Relaxed),
@@ -98,7 +99,7 @@ impl Checked {
         }
     }
 
-    /// Notes that `wants` are unchecked again.
+    /// Marks `wants` as unchecked again.
     fn reset(&self, wants: Wants) {
         self.input.fetch_and(!wants.input, Ordering::Relaxed);
         self.parameters.fetch_and(!wants.parameters, Ordering::Relaxed);
@@ -106,10 +107,10 @@ impl Checked {
 }
 
 impl<M: StageModule> Autograd<M> {
-    /// Wraps the module that `build` makes; what it asks its builder for are its parameters.
+    /// Builds the module with `build` and wraps it. The tensors that it requests from its builder are its parameters and buffers.
     ///
     /// # Errors
-    /// Fails where `build` fails.
+    /// If `build` fails.
     pub fn build(vb: VarBuilder<'static>, build: impl FnOnce(VarBuilder<'static>) -> Result<M>) -> Result<Self> {
         let asked = Asked::default();
         let module = build(asked.record(vb))?;
@@ -147,7 +148,7 @@ impl<M: StageModule> Autograd<M> {
         Ok(Graph { inputs: inputs.into_tensors(), outputs: outputs.into_tensors(), pass: *pass })
     }
 
-    /// Computes the gradients of `graph`; of a parameter that no gradient reaches there is none.
+    /// Computes the gradients of `graph`. A parameter that no gradient reaches has none.
     fn differentiate(&self, graph: &Graph, output_gradient: &Activation, wants: Wants) -> Result<Reached> {
         let outputs: Vec<&Tensor> = graph.outputs.iter().filter(|t| t.dtype().is_float()).collect();
         if outputs.len() != output_gradient.tensors().len() {
@@ -203,7 +204,7 @@ struct Graph {
     pass: Pass,
 }
 
-/// The gradients that candle's graph gave.
+/// The gradients that candle's graph returned.
 #[derive(Default)]
 struct Reached {
     /// One for each floating-point tensor of the input, if they are wanted.
@@ -254,7 +255,7 @@ impl<M: StageModule> Differentiable for Autograd<M> {
         Ok(gradients)
     }
 
-    /// One backward pass computes both; the parameter gradients are kept for later.
+    /// Computes both in one backward pass; the pending value is the parameter gradients.
     fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
         self.backward(saved, output_gradient, Wants::BOTH)?.into_backward_input()
     }

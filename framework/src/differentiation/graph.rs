@@ -23,14 +23,14 @@ impl<D: Differentiable + Sync + 'static> InGraph<D> {
     /// Returns the layer's output for one tensor, as part of the graph that `x` belongs to.
     ///
     /// # Errors
-    /// Fails where the layer fails, or if its output is not a single tensor.
+    /// If the layer fails, or its output is not a single tensor.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let (y, saved) = self.0.forward(&x.detach().into(), pass)?;
         let y = y.single()?.detach();
         if !pass.is_train() {
             return Ok(y);
         }
-        // This variable keeps the node in the graph where `x` itself is in none (tokens, for example).
+        // This variable keeps the node in the graph if `x` itself is in none (tokens, for example).
         let anchor = Var::zeros(1, DType::F32, x.device())?;
         let node = Node { layer: Arc::clone(&self.0), saved: Mutex::new(saved), y, float: x.dtype().is_float() };
         Ok(x.apply_op2(anchor.as_tensor(), node)?)
@@ -57,7 +57,7 @@ impl<D: Differentiable + Sync + 'static> CustomOp2 for Node<D> {
         _: &CpuStorage,
         _: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        // The elements of the output alone: its storage may begin with some that belong to no tensor.
+        // Only the output's elements: its storage may hold others before them.
         let y = self.y.force_contiguous()?;
         let (storage, _) = y.storage_and_layout();
         match &*storage {
@@ -92,11 +92,11 @@ impl<D: Differentiable + Sync + 'static> CustomOp2 for Node<D> {
 }
 
 thread_local! {
-    /// Where nodes leave the gradients of their parameters while a backward pass that wants them runs on this thread.
+    /// The parameter gradients collected by nodes in the backward pass on this thread; none if it does not want them.
     static COLLECTED: RefCell<Option<ParameterGradients>> = const { RefCell::new(None) };
 }
 
-/// Puts back what an outer backward pass on this thread has collected so far, also after an error or a panic.
+/// Restores what an outer backward pass on this thread has collected so far, also after an error or a panic.
 struct Restore(Option<ParameterGradients>);
 
 impl Drop for Restore {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::Tensor;
 
-/// A piece of memory that a layer keeps, identified by its address, so that memory kept by two layers is counted once.
+/// A piece of memory that saved activations hold, identified by its address, so that memory held by two layers is counted once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
     address: usize,
@@ -27,7 +27,7 @@ impl Held {
     }
 }
 
-/// Returns the bytes of all pieces; of several at one address the largest counts.
+/// Returns the bytes of all pieces. Of several pieces at one address, the largest counts.
 pub(crate) fn bytes<'a>(held: impl IntoIterator<Item = &'a Held>) -> usize {
     let mut largest = HashMap::<usize, usize>::new();
     for piece in held {

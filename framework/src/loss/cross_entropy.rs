@@ -3,8 +3,8 @@
 //! For logits `z` and class `t` of `C`: `l = log Σ exp(z) - z_t`, and `∂l/∂z = softmax(z) - onehot(t)`. With label smoothing `s` the
 //! target is `(1-s)·onehot(t) + s/C`, as PyTorch defines it.
 //!
-//! Rows are taken in pieces of a fixed size, on all threads of the device, and their losses added in order. `candle_operations.rs` computes the
-//! same in candle's operations, for asynchronous devices.
+//! Rows are computed in pieces of a fixed size on all threads of the device, and the losses of the pieces are added in order. `candle_operations.rs`
+//! computes the same with candle operations, for asynchronous devices.
 
 mod candle_operations;
 
@@ -19,7 +19,7 @@ use crate::{
     tensor::elementwise::{CHUNK, each},
 };
 
-/// Cross-entropy; also for one class a position, as language models have it.
+/// Cross-entropy, with one class for each example or, as in language models, for each position.
 ///
 /// # Shapes
 /// Output `(B, C)` with targets `(B)`, or `(B, S, C)` with `(B, S)`; targets are `u32`.
@@ -32,10 +32,10 @@ pub struct CrossEntropy {
 }
 
 impl CrossEntropy {
-    /// The targets as a flat list.
+    /// Returns the targets as a flat list.
     ///
     /// # Errors
-    /// If one is no whole number from 0 to `u32::MAX`.
+    /// If one is not a whole number from 0 to `u32::MAX`.
     fn classes(&self, targets: &Tensor) -> Result<Vec<u32>> {
         let flat = targets.flatten_all()?;
         let refused = |at: usize, value: String| {
@@ -64,7 +64,7 @@ impl CrossEntropy {
         }
     }
 
-    /// The number of rows and classes of `output`, checked against the targets.
+    /// Checks the shape of `output` against the targets, and returns the number of classes.
     fn shape(&self, output: &Tensor, classes: &[u32]) -> Result<usize> {
         let (count, rows) = (output.dim(D::Minus1)?, output.elem_count() / output.dim(D::Minus1)?.max(1));
         if rows != classes.len() {
@@ -85,7 +85,7 @@ impl CrossEntropy {
         Ok(count)
     }
 
-    /// Scores a piece of the rows. Where it is given, writes the gradient of the losses times `scale` to `gradient`, which begins as zeros.
+    /// Scores a piece of the rows. Writes the gradient of the losses times `scale` to `gradient`, which begins as zeros, if it is given.
     fn piece(
         &self,
         (logits, classes): (&[f32], &[u32]),
@@ -130,18 +130,18 @@ impl CrossEntropy {
     }
 }
 
-/// Rows of `count` classes in a piece.
+/// Returns the number of rows of a piece, for rows of `count` classes.
 fn rows(count: usize) -> usize {
     CHUNK.div_ceil(count.max(1))
 }
 
-/// Scores of pieces, added in order.
+/// Adds the scores of pieces in order.
 fn together(scores: Vec<Score>) -> Score {
     let nothing = Score { correct: Some(0.0), ..Score::default() };
     scores.into_iter().fold(nothing, Score::and)
 }
 
-/// Calls `read` with the elements of `tensor` as `f32` on the CPU, copied only where they are something else.
+/// Calls `read` with the elements of `tensor` as `f32` on the CPU. Copies them only if they are not already that.
 fn with_values<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
     {
         let (storage, layout) = tensor.storage_and_layout();
@@ -276,7 +276,7 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             assert!(pool.install(|| run(0..rows)) == alone, "{threads} threads");
         }
-        // Row by row: no row is left out, and none sees another.
+        // Row by row: no row is left out, and none depends on another.
         let each: Vec<_> = (0..rows).map(|row| run(row..row + 1)).collect();
         assert_eq!(each.iter().flat_map(|(.., gradient)| gradient.clone()).collect::<Vec<_>>(), alone.2);
         let sum =

@@ -1,9 +1,9 @@
 //! The exponentials of a softmax, in loops that compile to vector instructions of any processor.
 
-/// Numbers that are taken at once.
+/// The number of values computed at once.
 const LANES: usize = 16;
 
-/// The largest of `values`, of which NaN is none; `-∞` where there is no other.
+/// Returns the largest of `values`, ignoring NaN; `-∞` if there is no other value.
 pub(super) fn largest(values: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let (rows, rest) = values.as_chunks::<LANES>();
@@ -16,7 +16,7 @@ pub(super) fn largest(values: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
 
-/// Writes `exp(value - max)` of each value, and gives their sum; `max` is at least as large as each. A NaN makes the sum NaN.
+/// Writes `exp(value - max)` of each value to `to`, and returns their sum. `max` is at least as large as each value. A NaN makes the sum NaN.
 pub(super) fn exponentials(values: &[f32], max: f32, to: &mut [f32]) -> f64 {
     let (rows, rest) = values.as_chunks::<LANES>();
     let (to_rows, to_rest) = to.as_chunks_mut::<LANES>();
@@ -35,7 +35,7 @@ pub(super) fn exponentials(values: &[f32], max: f32, to: &mut [f32]) -> f64 {
     sum + lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>()
 }
 
-/// `exp(x)` for `x ≤ 0`, to the last bit or two; 0 where it is below what `f32` holds in full.
+/// Returns `exp(x)` for `x ≤ 0`, exact to the last bit or two; 0 if the result is subnormal in `f32`.
 ///
 /// As in Cephes: `x = n ln 2 + r`, and a polynomial for `exp(r)`.
 #[inline(always)]
@@ -50,7 +50,7 @@ fn exp(x: f32) -> f32 {
     for next in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = p * r + next;
     }
-    // 2ⁿ: what stands above the low bits is shifted out.
+    // 2ⁿ: the shift drops everything above the low bits.
     let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(1.0_f32.to_bits()));
     let y = (p * r * r + r + 1.0) * power;
     if x < -87.0 { 0.0 } else { y }

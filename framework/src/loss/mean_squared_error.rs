@@ -16,7 +16,7 @@ use crate::{
 pub struct MeanSquaredError;
 
 impl MeanSquaredError {
-    /// The difference in `f32` at the least, however few digits the output has.
+    /// Returns the difference, in `f64` if the output is, else in `f32`.
     fn difference(output: &Tensor, targets: &Targets) -> Result<Tensor> {
         if output.shape() != targets.shape() {
             return Err(Error::invalid(

@@ -1,4 +1,4 @@
-//! What one stage tells.
+//! The metrics of one stage.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use metrics::{Counter, Gauge, Histogram};
 use super::table::{self, PHASES};
 use crate::schedule::ActionKind;
 
-/// Which of [`PHASES`] an action belongs to. A gradient that is only measured is computed like one that is followed.
+/// Returns the index in [`PHASES`] of an action's phase. A measured gradient is computed like a followed one.
 fn phase(kind: ActionKind) -> usize {
     match kind {
         ActionKind::Forward => 0,
@@ -24,7 +24,7 @@ fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// Which way a message between two stages goes.
+/// The direction of a message between two stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     /// To the next stage.
@@ -42,12 +42,12 @@ impl Direction {
     }
 }
 
-/// How many messages wait in a stage's mailbox: counted up by those who send, down by the stage.
+/// The number of messages in a stage's mailbox: senders count up, the stage counts down.
 #[derive(Clone)]
 pub(crate) struct MailboxGauge(Gauge);
 
 impl MailboxGauge {
-    /// That of stage `k`, which has just started.
+    /// Returns the gauge of stage `k`, which has just started.
     pub(crate) fn new(k: usize) -> Self {
         let gauge = table::STAGE_MAILBOX_MESSAGES.gauge(&[&k.to_string()]);
         gauge.set(0.0);
@@ -63,7 +63,7 @@ impl MailboxGauge {
     }
 }
 
-/// What a stage sends to one of its neighbours.
+/// The counters of what a stage sends to one neighbour.
 struct Outgoing {
     bytes: Counter,
     messages: Counter,
@@ -72,7 +72,7 @@ struct Outgoing {
 /// The handles of one stage's actor.
 pub(crate) struct StageMetrics {
     phases: [Histogram; PHASES.len()],
-    /// By [`Direction`], like the two below; those of neighbours that are not there are none.
+    /// By [`Direction`], as are the next two fields; they are none if there is no such neighbour.
     waits: [Histogram; 2],
     outgoing: [Option<Outgoing>; 2],
     incoming: [Option<Histogram>; 2],
@@ -82,12 +82,12 @@ pub(crate) struct StageMetrics {
     gradients: Gauge,
     optimizer: Gauge,
     activations: Gauge,
-    /// The most that was held in the step in work.
+    /// The most bytes of activations held in the present step.
     most_activations: usize,
 }
 
 impl StageMetrics {
-    /// Those of stage `k` of `stages`, whose mailbox holds up to `mailbox` messages and whose parameters take so many bytes.
+    /// Returns the handles of stage `k` of `stages`. Its mailbox holds up to `mailbox` messages, its parameters take `parameter_bytes`.
     pub(crate) fn new(k: usize, stages: usize, mailbox: usize, parameter_bytes: usize) -> Self {
         let stage = k.to_string();
         let neighbour = |of: Option<usize>| of.filter(|&j| j < stages).map(|j| j.to_string());
@@ -111,7 +111,7 @@ impl StageMetrics {
         let _ = memory("parameters", parameter_bytes);
         table::STAGE_MAILBOX_CAPACITY.gauge(&[&stage]).set(mailbox as f64);
         for kind in crate::error::NonFinite::ALL {
-            // Only so that it is there, at 0.
+            // Creates the counter, at 0.
             let _ = table::NONFINITE.counter(&[&stage, kind.name()]);
         }
         let (in_flight, progress) =
@@ -134,35 +134,35 @@ impl StageMetrics {
         }
     }
 
-    /// An action is done, or given to the device, and the stage holds activations of so many bytes.
+    /// Records that an action is done, or given to the device, and that the stage holds `held` bytes of activations.
     pub(crate) fn acted(&mut self, held: usize) {
         self.progress.set(unix_seconds());
         self.most_activations = self.most_activations.max(held);
     }
 
-    /// An action took so long.
+    /// Records the time of an action.
     pub(crate) fn took(&self, kind: ActionKind, time: Duration) {
         self.phases[phase(kind)].record(time);
     }
 
-    /// The stage holds so many micro-batches.
+    /// Records the number of micro-batches that the stage holds.
     pub(crate) fn holds(&self, live: usize) {
         self.in_flight.set(live as f64);
     }
 
-    /// A training micro-batch has been freed.
+    /// Counts a training micro-batch that has been freed.
     pub(crate) fn freed(&self) {
         self.micro_batches.increment(1);
     }
 
-    /// A step has ended, whose gradients took so many bytes, and whose update left an optimizer of so many.
+    /// Records the end of a step: the bytes of its gradients, and of the optimizer's state after its update.
     pub(crate) fn updated(&mut self, gradient_bytes: usize, optimizer_bytes: usize) {
         self.gradients.set(gradient_bytes as f64);
         self.optimizer.set(optimizer_bytes as f64);
         self.activations.set(std::mem::take(&mut self.most_activations) as f64);
     }
 
-    /// A message of so many bytes goes to a neighbour.
+    /// Counts a message of `bytes` bytes to a neighbour.
     pub(crate) fn sent(&self, way: Direction, bytes: usize) {
         if let Some(outgoing) = &self.outgoing[way as usize] {
             outgoing.bytes.increment(bytes as u64);
@@ -170,14 +170,14 @@ impl StageMetrics {
         }
     }
 
-    /// A message from a neighbour was so long on its way to this stage's device.
+    /// Records the time that a message from a neighbour took to reach this stage's device.
     pub(crate) fn arrived(&self, way: Direction, took: Duration) {
         if let Some(incoming) = &self.incoming[way as usize] {
             incoming.record(took);
         }
     }
 
-    /// What is about to be computed with had been there for so long.
+    /// Records how long a message waited before the stage computed with it.
     pub(crate) fn waited(&self, way: Direction, time: Duration) {
         self.waits[way as usize].record(time);
     }

@@ -1,4 +1,4 @@
-//! Every metric.
+//! The table of all metrics.
 
 use metrics::Unit;
 
@@ -15,30 +15,30 @@ macro_rules! table {
     ($($(#[$doc:meta])* $name:ident = $metric:expr;)*) => {
         $($(#[$doc])* pub const $name: Metric = $metric;)*
 
-        /// All of them.
+        /// All metrics, in the order of the table.
         pub const ALL: &[Metric] = &[$($name),*];
     };
 }
 
 table! {
-    /// The program.
+    /// The program's version.
     BUILD_INFO = Metric::gauge_of(
         "interlock_build_info", Unit::Count, &["version", "revision"],
         "1, with the version of the program and the revision that it was built from",
     );
-    /// The run.
+    /// The run, its model and its strategy.
     RUN_INFO = Metric::gauge_of(
         "interlock_run_info", Unit::Count, &["run_id", "model", "strategy"],
         "1, with the run, its model and its strategy",
     );
-    /// A stage.
+    /// A stage's device and the loss that it follows.
     STAGE_INFO = Metric::gauge_of(
         "interlock_stage_info", Unit::Count, &["stage", "device", "follows"],
-        "1, with the device of the stage and the stage whose loss trains it, several joined by commas; 0 for what it followed before",
+        "1, with the stage's device and the stage whose loss it follows (several joined by commas); 0 for losses followed earlier",
     );
-    /// How many stages.
+    /// The number of stages.
     PIPELINE_STAGES = Metric::gauge_of("interlock_pipeline_stages", Unit::Count, &[], "Stages of the pipeline");
-    /// How many micro-batches.
+    /// The number of micro-batches of a batch.
     PIPELINE_MICROBATCHES = Metric::gauge_of(
         "interlock_pipeline_microbatches", Unit::Count, &[], "Micro-batches into which a batch is cut",
     );
@@ -47,21 +47,21 @@ table! {
         "interlock_stage_interlock_width", Unit::Count, &["stage"],
         "Interlock width: the number of stages from this one to the farthest whose loss trains it, both included",
     );
-    /// What the run is doing.
+    /// The state of the run.
     RUN_STATE = Metric::gauge_of(
         "interlock_run_state", Unit::Count, &["state"],
         "1 for what the run is doing (starting, training, evaluating, finished, failed), 0 for everything else",
     );
 
-    /// How long phases take.
+    /// The durations of phases.
     STAGE_PHASE_DURATION = Metric::histogram_of(
         "interlock_stage_phase_duration_seconds", &["stage", "phase"],
-        "Computation of a stage by phase, recorded at its end; one micro-batch each, but for the optimizer",
+        "Duration of a stage's computation by phase, for one micro-batch (optimizer: one step)",
     );
-    /// How long messages wait.
+    /// The times that messages wait.
     STAGE_QUEUE_WAIT = Metric::histogram_of(
         "interlock_stage_queue_wait_seconds", &["stage", "kind"],
-        "From the arrival of an activation or gradient at a stage to the beginning of the computation that takes it",
+        "Time from the arrival of an activation or gradient at a stage to the start of the computation that uses it",
     );
     /// Messages in a mailbox.
     STAGE_MAILBOX_MESSAGES = Metric::gauge_of(
@@ -74,32 +74,32 @@ table! {
     /// Micro-batches in a stage.
     STAGE_INFLIGHT_MICROBATCHES = Metric::gauge_of(
         "interlock_stage_inflight_microbatches", Unit::Count, &["stage"],
-        "Micro-batches between their forward pass in the stage and the last thing that the stage does for them",
+        "Micro-batches that the stage has run forward and not yet freed",
     );
     /// Micro-batches done.
     STAGE_MICROBATCHES = Metric::counter_of(
-        "interlock_stage_microbatches_total", Unit::Count, &["stage"], "Training micro-batches that the stage is done with",
+        "interlock_stage_microbatches_total", Unit::Count, &["stage"], "Training micro-batches that the stage has finished",
     );
-    /// When a stage did something.
+    /// The time of a stage's last computation.
     STAGE_LAST_PROGRESS = Metric::gauge_of(
         "interlock_stage_last_progress_timestamp_seconds", Unit::Seconds, &["stage"],
         "When the stage last finished a computation, in seconds since 1970",
     );
-    /// What a stage holds.
+    /// The memory of a stage.
     STAGE_MEMORY = Metric::gauge_of(
         "interlock_stage_memory_bytes", Unit::Bytes, &["stage", "kind"],
-        "The most bytes that the stage held in its last step: parameters, gradients, the optimizer's state, and activations as far as its layers tell",
+        "The most bytes that the stage held in its last step: parameters, gradients, optimizer state, and activations as its layers report them",
     );
-    /// How idle a stage should be.
+    /// The predicted idle share of a stage.
     STAGE_PREDICTED_IDLE = Metric::gauge_of(
         "interlock_stage_predicted_idle_ratio", Unit::Percent, &["stage"],
-        "Share of a step, 0 to 1, in which the stage does nothing, as simulated for its plan and the phase times of the run so far",
+        "Share of a step, 0 to 1, in which the stage is idle, simulated from its plan and the run's phase times so far",
     );
 
     /// Bytes over a boundary.
     BOUNDARY_BYTES = Metric::counter_of(
         "interlock_boundary_bytes_total", Unit::Bytes, &["src", "dst", "kind"],
-        "Bytes sent from one stage to the next (activations, targets included) or to the one before (gradients)",
+        "Bytes sent from a stage to the next (activations, targets included) or to the previous one (gradients)",
     );
     /// Messages over a boundary.
     BOUNDARY_MESSAGES = Metric::counter_of(
@@ -109,13 +109,13 @@ table! {
     /// Time over a boundary.
     BOUNDARY_TRANSFER = Metric::histogram_of(
         "interlock_boundary_transfer_seconds", &["src", "dst", "kind"],
-        "From the sending of an activation or gradient to its arrival in the receiver's mailbox, and moving it to the receiver's device",
+        "Time of an activation or gradient to the receiver's mailbox and on to its device, without the wait in the mailbox",
     );
 
     /// Losses.
     LOSS = Metric::gauge_of(
         "interlock_loss", Unit::Count, &["stage", "split"],
-        "Mean loss a target of the stage's head: of the last batch (train), at the last evaluation (validation)",
+        "Mean loss per target of the stage's head: of the last batch (train), at the last evaluation (validation)",
     );
     /// Accuracies.
     ACCURACY = Metric::gauge_of(
@@ -143,7 +143,7 @@ table! {
     );
 
     /// Examples.
-    SAMPLES = Metric::counter_of("interlock_samples_total", Unit::Count, &[], "Training examples that every stage is done with");
+    SAMPLES = Metric::counter_of("interlock_samples_total", Unit::Count, &[], "Training examples that every stage has finished");
     /// Tokens.
     TOKENS = Metric::counter_of(
         "interlock_tokens_total", Unit::Count, &[],
@@ -158,7 +158,7 @@ table! {
     /// How long steps take.
     STEP_DURATION = Metric::histogram_of(
         "interlock_step_duration_seconds", &[],
-        "From one step's end in the last of all stages to the next one's, evaluations left out",
+        "Time from the end of a step in all stages to the end of the next, evaluations excluded",
     );
 }
 

@@ -45,7 +45,7 @@ struct Inner {
 }
 
 impl ParameterStore {
-    /// An empty store whose values come from `given` where it has the name, and otherwise from `seed` and the name.
+    /// Returns an empty store. Values come from `given` if it has the name, otherwise from `seed` and the name.
     pub fn new(seed: u64, given: Arc<Weights>) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             key: Key::new(seed).named("init"),
@@ -56,7 +56,7 @@ impl ParameterStore {
         })))
     }
 
-    /// A builder over this store; `f32` on `device`.
+    /// Returns a builder over this store, in `f32` on `device`.
     pub fn builder(&self, device: &Device) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(self.clone()), DType::F32, device.clone())
     }
@@ -75,7 +75,7 @@ impl ParameterStore {
         self.lock().entries.iter().filter(|e| e.kind == Kind::Parameter).cloned().collect()
     }
 
-    /// The position in [`Self::entries`] of the tensor with this identity.
+    /// Returns the position in [`Self::entries`] of the tensor with this identity.
     pub fn position(&self, id: TensorId) -> Option<usize> {
         self.lock().by_id.get(&id).copied()
     }
@@ -85,7 +85,7 @@ impl ParameterStore {
         self.parameters().iter().map(|e| e.var.elem_count()).sum()
     }
 
-    /// A copy of every value, by name: training on changes nothing in it.
+    /// Returns a copy of every value, by name. Later training does not change it.
     pub fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
         self.entries().into_iter().map(|e| Ok((e.name, e.var.as_tensor().copy()?.detach()))).collect()
     }

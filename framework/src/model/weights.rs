@@ -40,7 +40,7 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 #[derive(Clone, Debug, Default)]
 pub struct Weights {
     tensors: BTreeMap<String, Placed>,
-    /// At least one more than the number of any tensor's shard.
+    /// The number of shards; greater than the shard of every tensor.
     shards: usize,
 }
 

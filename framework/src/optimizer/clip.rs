@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, optimizer::ClipFactor, tensor::Numbers};
 
-/// Over which parameters the norm is taken. Heads are clipped each by their own in either case.
+/// The parameters over which the norm is taken. Each head is clipped by its own norm in either case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ClipScope {
-    /// The main parameters of each stage by themselves: no stage waits for another.
+    /// The main parameters of each stage separately: no stage waits for another.
     #[default]
     Stage,
     /// The main parameters of all stages: every update waits for every stage's gradients, and the host waits for an asynchronous
@@ -24,12 +24,14 @@ pub enum ClipScope {
 pub struct ClipConfig {
     /// The largest norm that is left as it is.
     pub max_norm: f64,
-    /// Over which parameters the norm is taken.
+    /// The parameters over which the norm is taken.
     #[serde(default)]
     pub scope: ClipScope,
 }
 
 impl ClipConfig {
+    /// Checks the norm.
+    ///
     /// # Errors
     /// If the norm is not a positive number.
     pub fn validate(&self) -> Result<()> {
@@ -40,12 +42,12 @@ impl ClipConfig {
     }
 }
 
-/// What gradients of this norm are multiplied with: `min(1, max_norm / (norm + 1e-6))`.
+/// Returns the factor for gradients of this norm: `min(1, max_norm / (norm + 1e-6))`.
 pub(crate) fn coefficient(max_norm: f64, norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
 }
 
-/// The factor for gradients whose norm's square is the sum of `squares`.
+/// Returns the factor for gradients whose squared norm is the sum of `squares`.
 pub(crate) fn factor(max_norm: f64, squares: &Numbers) -> Result<ClipFactor> {
     Ok(match squares {
         Numbers::Host(squares) => ClipFactor::Host(coefficient(max_norm, squares.iter().sum::<f64>().sqrt())),
@@ -53,7 +55,7 @@ pub(crate) fn factor(max_norm: f64, squares: &Numbers) -> Result<ClipFactor> {
     })
 }
 
-/// [`coefficient`] of the norm whose square is the sum of `squares`, an `f64` tensor of one dimension: an `f32` tensor `(1)` on its device.
+/// Computes [`coefficient`] on the device for a squared norm that is the sum of `squares` (`f64`, one dimension), as an `f32` tensor `(1)`.
 fn coefficient_on_device(max_norm: f64, squares: &Tensor) -> Result<Tensor> {
     let coefficient = ((squares.sum_keepdim(0)?.sqrt()? + 1e-6)?.recip()? * max_norm)?;
     Ok(coefficient.minimum(&coefficient.ones_like()?)?.to_dtype(DType::F32)?)

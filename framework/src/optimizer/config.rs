@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Which update rule.
+/// The kind of an update rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
@@ -35,33 +35,33 @@ pub struct OptimizerConfig {
     pub betas: [f64; 2],
     /// AdamW: added to the root of the second moment.
     pub eps: f64,
-    /// Parameters that are treated differently; the first group whose pattern matches a name counts.
+    /// Groups of parameters with settings of their own. The first group with a pattern that matches a parameter's name applies.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<ParameterGroup>,
-    /// Stages that are treated differently.
+    /// Stages with constants of their own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<StageOverride>,
 }
 
-/// Parameters that are treated differently.
+/// A group of parameters with settings of its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ParameterGroup {
     /// Patterns of names with `*`, `?` and `[…]`: `*.bias`, `*.bn?.*`, `transformer.h.0.*`.
     #[serde(rename = "match")]
     pub patterns: Vec<String>,
-    /// Multiplies the learning rate.
+    /// The factor on the learning rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lr_scale: Option<f64>,
-    /// Takes the place of the optimizer's weight decay.
+    /// The weight decay, instead of the optimizer's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f64>,
-    /// Leaves the parameters as they are.
+    /// Whether the parameters are left unchanged.
     #[serde(default)]
     pub frozen: bool,
 }
 
-/// A stage that is treated differently; what is not given is as for all.
+/// The constants of one stage. Constants that are not given are those of the optimizer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StageOverride {
@@ -78,14 +78,14 @@ pub struct StageOverride {
     pub weight_decay: Option<f64>,
 }
 
-/// How one parameter is trained.
+/// The settings of one parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ParameterSettings {
-    /// Multiplies the learning rate.
+    /// The factor on the learning rate.
     pub lr_scale: f64,
     /// Weight decay.
     pub weight_decay: f64,
-    /// Whether it is left as it is.
+    /// Whether it is left unchanged.
     pub frozen: bool,
 }
 
@@ -106,7 +106,7 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// The constants of stage `k`.
+    /// Returns the constants of stage `k`.
     #[must_use]
     pub fn for_stage(&self, k: usize) -> Self {
         let mut config = self.clone();
@@ -118,7 +118,7 @@ impl OptimizerConfig {
         config
     }
 
-    /// How many values the rule keeps for each value of a parameter.
+    /// Returns how many values of state the rule holds for each value of a parameter.
     pub fn kept_values(&self) -> u64 {
         match self.kind {
             OptimizerKind::Sgd if self.momentum == 0.0 => 0,
@@ -127,7 +127,7 @@ impl OptimizerConfig {
         }
     }
 
-    /// How the parameter called `name` is trained.
+    /// Returns the settings of the parameter called `name`.
     ///
     /// # Errors
     /// If a pattern is malformed.
@@ -148,7 +148,7 @@ impl OptimizerConfig {
         Ok(settings)
     }
 
-    /// The patterns of groups that match none of `names`.
+    /// Returns the patterns of groups that match none of `names`.
     ///
     /// # Errors
     /// If a pattern is malformed.

@@ -1,23 +1,23 @@
-//! Which gradient plan holds at which step.
+//! The gradient plan of each step.
 
 use std::{fmt, sync::Arc};
 
 use super::GradientPlan;
 use crate::{Error, Result};
 
-/// From one step on, which plan holds.
+/// The gradient plans from one step on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanPhase {
     /// The first step.
     pub from_step: u64,
-    /// The plan of the steps that `every` does not name.
+    /// The plan of all steps that `every` does not select.
     pub plan: Arc<GradientPlan>,
-    /// Another plan, for the steps that this number divides.
+    /// Another plan, for the steps divisible by this number.
     pub every: Option<(u64, Arc<GradientPlan>)>,
 }
 
 impl PlanPhase {
-    /// Its plan, and the other one where there is one.
+    /// Returns its plan, and the other plan if there is one.
     pub fn plans(&self) -> impl Iterator<Item = &Arc<GradientPlan>> {
         std::iter::once(&self.plan).chain(self.every.iter().map(|(_, plan)| plan))
     }
@@ -31,7 +31,7 @@ pub struct PlanSchedule {
 }
 
 impl PlanSchedule {
-    /// These phases, each until the next begins.
+    /// Returns the schedule of these phases; each holds until the next begins.
     ///
     /// # Errors
     /// If there is none, the first does not begin at step 0, their first steps do not ascend, a plan is for another number of stages than the
@@ -62,7 +62,7 @@ impl PlanSchedule {
         Ok(Self { phases })
     }
 
-    /// One plan for all steps.
+    /// Returns a schedule with one plan for all steps.
     ///
     /// # Errors
     /// If the engine cannot run the plan: a stage follows several losses, or one with a weight other than 1.
@@ -100,7 +100,7 @@ impl PlanSchedule {
         &self.phases
     }
 
-    /// From its first step on, `phase` takes the place of what was to hold.
+    /// Replaces the plans from the first step of `phase` on by `phase`.
     ///
     /// # Errors
     /// As [`Self::new`].

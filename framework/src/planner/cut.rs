@@ -2,16 +2,15 @@
 
 use crate::simulator::{Scenario, Simulated};
 
-/// A cut of a model into stages, and what a simulation of it found.
+/// A cut of a model into stages, with the result of its simulation.
 #[derive(Clone, Debug)]
 pub struct Cut {
     /// The units of each stage.
     pub units_per_stage: Vec<usize>,
-    /// What was simulated.
+    /// The simulated scenario.
     pub scenario: Scenario,
-    /// What was found.
+    /// The result of the simulation.
     pub simulated: Simulated,
-    /// Whether no other cut has a shorter step, by this prediction: all were compared, or the busiest stage of any has as much work as this step
-    /// takes.
+    /// Whether no other cut has a shorter predicted step: all were compared, or in every cut the busiest stage has as much work as this step takes.
     pub proven: bool,
 }

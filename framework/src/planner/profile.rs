@@ -1,13 +1,14 @@
-//! What each unit of a model costs on given devices, in time and in memory: measured by training steps of all units in turn.
+//! The cost of each unit of a model on given devices, in time and in memory, measured in training steps through all units.
 //!
-//! Costs of units add up to those of stages. In time: a stage's forward pass takes the sum of its units' `forward`. An input pass and a later
-//! parameter pass take the sums of `input_gradient` and of `parameter_gradient`; a pass that gives parameter gradients only takes the sum of `both`,
-//! with `parameters_only` in place of its first unit's; a relay takes the sum of `input_gradient`. What leaves a stage costs the `send` of the unit
-//! before the boundary, in both directions, and what arrives its `receive`. A stage that recomputes pays `forward` twice.
+//! The costs of a stage are sums over its units. In time: a forward pass takes the sum of `forward`. An *input pass* (the input gradient only) takes
+//! the sum of `input_gradient`, and the *parameter pass* that follows it the sum of `parameter_gradient`. A pass that gives parameter gradients only
+//! takes the sum of `both`, with `parameters_only` in place of its first unit's. A relayed loss takes the sum of `input_gradient`. What leaves a
+//! stage costs the `send` of the unit before the boundary, in both directions, and what arrives its `receive`. A stage that recomputes pays `forward`
+//! twice.
 //!
-//! In memory: parameters, gradients and optimizer as they are, and for each micro-batch in work the sums of `saved_bytes` and, between input
-//! pass and parameter pass, of `pending_bytes`; and the largest `transient_bytes` of what runs at the moment. The last backward pass frees
-//! saved activations unit by unit, from the last to the first.
+//! In memory: parameters, gradients and optimizer state count once. Each micro-batch in work adds the sums of `saved_bytes` and, between input pass
+//! and parameter pass, of `pending_bytes`. The largest `transient_bytes` of the running pass comes on top. The last backward pass frees saved
+//! activations unit by unit, from the last to the first.
 
 mod chain;
 mod memory;
@@ -42,11 +43,11 @@ use crate::{
 pub struct Profile {
     /// Examples of the micro-batch that all costs are of.
     pub examples: usize,
-    /// In which dtype activations crossed boundaries and were kept.
+    /// The dtype in which activations crossed boundaries and were saved.
     pub dtype: ActivationDtype,
-    /// The costs on each distinct device, while all of them computed.
+    /// The costs on each distinct device, measured while all of them computed.
     pub devices: Vec<DeviceCosts>,
-    /// For each device of the list that was given, which of [`Self::devices`] it is.
+    /// The index in [`Self::devices`] of each device in the list that was given.
     pub order: Vec<usize>,
 }
 
@@ -100,15 +101,15 @@ pub struct UnitCosts {
     pub parameter_bytes: u64,
     /// Bytes of its parameters' gradients, from a step's first backward pass to its update.
     pub gradient_bytes: u64,
-    /// Bytes of what the optimizer keeps for its parameters.
+    /// Bytes of the optimizer's state for its parameters.
     pub optimizer_bytes: u64,
-    /// Bytes that stay in use between its forward pass and its last backward pass because of it: its input counts here or, where the unit before keeps
-    /// its output anyway, there. The batch itself does not count.
+    /// Bytes that its saved activations hold from its forward pass to its last backward pass. Its input counts here, or at the previous unit if that
+    /// one saves its output anyway. The batch itself does not count.
     pub saved_bytes: Option<u64>,
-    /// Bytes that stay in use beyond them between input pass and parameter pass, for each loss whose backward pass is split so.
+    /// Bytes in use beyond them between input pass and parameter pass, for each loss whose backward pass is split into the two.
     pub pending_bytes: Option<u64>,
-    /// The most bytes in use at any time of any of its passes beyond what it and the units before it keep: inputs, outputs, output gradients and
-    /// what is needed in between, without its parameters' gradients.
+    /// The most bytes in use during any of its passes beyond what it and the previous units have saved: inputs, outputs, output gradients and
+    /// intermediate values, without its parameters' gradients.
     pub transient_bytes: Option<u64>,
     /// The auxiliary head after it; none after the model's last unit, and where the model has none.
     pub head: Option<HeadCosts>,
@@ -128,10 +129,10 @@ pub struct HeadCosts {
     pub parameter_bytes: u64,
     /// Bytes of its parameters' gradients.
     pub gradient_bytes: u64,
-    /// Bytes of what the optimizer keeps for its parameters.
+    /// Bytes of the optimizer's state for its parameters.
     pub optimizer_bytes: u64,
-    /// The most bytes in use while it works beyond what the units keep: the unit's output, and all that the head needs, without its parameters'
-    /// gradients.
+    /// The most bytes in use while it computes beyond what the units have saved: the unit's output, and all that the head needs, without its
+    /// parameters' gradients.
     pub transient_bytes: Option<u64>,
 }
 
@@ -139,8 +140,8 @@ impl Profile {
     /// Measures `model` on `devices` with `batch`, a micro-batch: first the memory on one device after the other, then the time on all of
     /// them together, since stages that run at the same time slow each other down. A device that is given twice is measured once.
     ///
-    /// Steps are made at learning rate 0, so that they repeat each other. Bytes in use are what a device tells and, of devices that do not
-    /// tell, what `meter` does.
+    /// Steps are made at learning rate 0, so that they repeat each other. The bytes in use are those that a device reports or, if it does not report
+    /// them, those of `meter`.
     ///
     /// # Errors
     /// If there is no device, if no unit can have the head that the settings name, or if a unit fails; the message names the unit.
@@ -200,8 +201,9 @@ impl Profile {
         Ok(Self { examples, dtype: settings.dtype, devices, order })
     }
 
+    /// Checks that these are the costs of a model whose units have these names.
+    ///
     /// # Errors
-    /// If it cannot be of a model whose units have these names: a file was written by hand, or is another model's.
     pub fn validate(&self, units: &[&str]) -> Result<()> {
         let refuse = |problem: String| {
             Err(Error::invalid(
@@ -241,14 +243,14 @@ impl Profile {
                 ];
                 let mut all = times.iter().chain(&head);
                 if let Some(wrong) = all.find(|seconds| !(seconds.is_finite() && **seconds >= 0.0)) {
-                    return refuse(format!("unit {i} takes {wrong} seconds for something"));
+                    return refuse(format!("unit {i} has a cost of {wrong} seconds"));
                 }
             }
         }
         Ok(())
     }
 
-    /// The costs on the device of stage `k`: number `k mod` their number of the list that was given.
+    /// Returns the costs on the device of stage `k`: number `k mod n` of the `n` devices that were given.
     pub fn on(&self, k: usize) -> Option<&DeviceCosts> {
         let place = self.order.get(k.checked_rem(self.order.len())?)?;
         self.devices.get(*place)

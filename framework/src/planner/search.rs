@@ -1,4 +1,4 @@
-//! The cut of least predicted step time.
+//! The search for the cut with the shortest predicted step.
 
 use std::ops::Range;
 
@@ -9,15 +9,15 @@ use crate::{
     simulator::{Bottleneck, simulate},
 };
 
-/// The most cuts that are looked at one by one.
+/// The most cuts that are all compared.
 const FEW: usize = 100_000;
-/// The most cuts that are simulated where there are more.
+/// The most cuts that are simulated if there are more.
 const TRIES: usize = 300;
-/// And the most actions of all these simulations: about a fifth of a second of them.
+/// The most actions of all these simulations: about a fifth of a second of computation.
 const ACTIONS: usize = 400_000;
 
 impl Setup<'_> {
-    /// What a step takes with these units on each stage.
+    /// Predicts a step with these numbers of units on each stage.
     ///
     /// # Errors
     /// If they do not fit the model or the plan.
@@ -40,14 +40,14 @@ impl Setup<'_> {
         }
     }
 
-    /// The cut of least predicted step time; `tied` are pairs of units that must lie on one stage.
+    /// Returns the cut with the shortest predicted step. `tied` are pairs of units that must lie on one stage.
     ///
-    /// All cuts are compared where there are few of them, those first whose busiest stage has least work. Otherwise the search begins with the
-    /// cut whose busiest stage has least work, the others' work spread evenly (both by dynamic programming), and moves boundaries by one unit as
-    /// long as steps become shorter.
+    /// If there are few cuts, all are compared, first those whose busiest stage has least work. Otherwise the search begins with a cut whose busiest
+    /// stage has least work and whose other stages share the rest evenly (both by dynamic programming), and moves boundaries by one unit as long as
+    /// steps become shorter.
     ///
     /// # Errors
-    /// If the model cannot be cut so.
+    /// If no cut has a head wherever the plan needs one, with tied units on one stage.
     pub fn best_cut(&self, tied: &[(usize, usize)]) -> Result<Cut> {
         self.check()?;
         let units = self.device(0).units.len();
@@ -91,7 +91,7 @@ impl Setup<'_> {
         Ok(Some(Cut { units_per_stage: cut.to_vec(), scenario, simulated, proven: false }))
     }
 
-    /// Simulates cut after cut, the least busy first, until none that is left can be better.
+    /// Simulates the cuts, the least busy first, until no remaining cut can be better.
     fn compare_all(&self, units: usize, work: &dyn Fn(usize, Range<usize>) -> f64) -> Result<Cut> {
         let mut all = Vec::new();
         enumerate(units, self.stages(), &mut Vec::new(), &mut |cut| all.push((most_work(cut, work), cut.to_vec())));
@@ -116,7 +116,7 @@ impl Setup<'_> {
         best.map(|best| Cut { proven: true, ..best }).ok_or_else(|| self.no_head())
     }
 
-    /// Moves boundaries by one unit as long as that makes steps shorter.
+    /// Moves boundaries by one unit as long as steps become shorter.
     fn climb(&self, start: Vec<usize>, bound: f64, work: &dyn Fn(usize, Range<usize>) -> f64) -> Result<Cut> {
         let mut best = self.attempt(&start)?.ok_or_else(|| self.no_head())?;
         let (mut tries, mut actions) = (1, best.simulated.timeline.spans.len());
@@ -153,7 +153,7 @@ fn shorter(a: &Cut, b: &Cut) -> bool {
     a.simulated.step_seconds < b.simulated.step_seconds * (1.0 - 1e-9)
 }
 
-/// From which stage to which a unit could go: off the stages that the critical path goes through, the busiest first.
+/// The pairs of stages between which a unit could move: off and onto the stages of the critical path, the busiest first.
 fn moves(cut: &Cut) -> Vec<(usize, usize)> {
     let stages = cut.units_per_stage.len();
     let spans = &cut.simulated.timeline.spans;
@@ -183,7 +183,7 @@ fn most_work(cut: &[usize], work: &dyn Fn(usize, Range<usize>) -> f64) -> f64 {
     most
 }
 
-/// Of the cuts whose busiest stage has no more than `bound` to do, that of the least sum of squares: the others are spared as far as can be.
+/// Of the cuts whose busiest stage has at most `bound` work, returns the one with the least sum of squares, which is the most even.
 fn most_even(stages: usize, units: usize, bound: f64, work: &dyn Fn(usize, Range<usize>) -> f64) -> Vec<usize> {
     let square = |k: usize, range: Range<usize>| match work(k, range) {
         own if own <= bound * (1.0 + 1e-9) => own * own,
@@ -193,7 +193,7 @@ fn most_even(stages: usize, units: usize, bound: f64, work: &dyn Fn(usize, Range
     Partition::divide(stages, units, &square, |a, b| a + b)
 }
 
-/// The number of cuts of `units` into `stages`; none where it is beyond counting.
+/// The number of cuts of `units` into `stages`; none if it overflows.
 fn cuts(units: usize, stages: usize) -> Option<usize> {
     let (n, k) = (units - 1, (stages - 1).min(units - stages));
     (0..k).try_fold(1_usize, |count, i| Some(count.checked_mul(n - i)? / (i + 1)))

@@ -1,4 +1,4 @@
-//! From what units cost to what stages cost, and to the scenario that is simulated.
+//! The setup of a prediction: adds up the costs of units to those of stages, and makes the scenario that is simulated.
 
 use std::{ops::Range, sync::Arc};
 
@@ -14,13 +14,12 @@ use crate::{
     stage::Recompute,
 };
 
-/// Data-parallel replicas: every stage is there several times, each copy with a batch of its own, and their gradients are added up before the
-/// update, in a ring.
+/// Data-parallel replicas: several copies of every stage, each with a batch of its own. Their gradients are added up in a ring before the update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Replicas {
-    /// How many.
+    /// The number of copies.
     pub count: usize,
-    /// Between two of them.
+    /// The link between two of them.
     pub link: Link,
 }
 
@@ -31,30 +30,30 @@ impl Default for Replicas {
 }
 
 impl Replicas {
-    /// Seconds until `bytes` of gradients are added up over all of them: each sends and receives `2 (R-1)` pieces of an `R`-th.
+    /// Returns the seconds to add up `bytes` of gradients over all `R` of them: each sends and receives `2 (R-1)` pieces of an `R`-th.
     pub fn all_reduce(&self, bytes: u64) -> f64 {
         let rounds = 2.0 * (self.count.max(1) - 1) as f64;
         rounds * (self.link.latency + bytes as f64 / self.count.max(1) as f64 / self.link.bandwidth)
     }
 }
 
-/// Where stages compute.
+/// The placement of stages on devices.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Placement {
-    /// The device of each stage, by any numbers: stages of the same one take turns.
+    /// The device of each stage, as any number: stages with the same number take turns.
     pub devices: Vec<usize>,
     /// The cores that are busy while each stage computes.
     pub threads: Vec<usize>,
-    /// The cores that there are; none where they are never short.
+    /// The number of cores; none if they are never short.
     pub cores: Option<usize>,
 }
 
 impl Placement {
-    /// Stage `k` of `stages` on device `k mod` their number, on a machine of `cores` cores.
+    /// Places stage `k` on device `k mod devices.len()`, on a machine of `cores` cores.
     pub fn on(devices: &[Arc<dyn StageDevice>], stages: usize, cores: usize) -> Self {
         let device = |k: usize| &devices[k % devices.len()];
         let place = |k: usize| match device(k).hooks().takes_turns() {
-            // The first of those that are the same.
+            // The first entry of the same device.
             true => (0..devices.len()).find(|&i| Arc::ptr_eq(&devices[i], device(k))).unwrap_or(k),
             false => devices.len() + k,
         };
@@ -65,18 +64,18 @@ impl Placement {
         }
     }
 
-    /// Every stage on a device of its own, which shares nothing with others.
+    /// Places every stage on a device of its own, which shares nothing with the others.
     pub fn dedicated(stages: usize) -> Self {
         Self { devices: (0..stages).collect(), threads: vec![0; stages], cores: None }
     }
 }
 
-/// What is planned for, apart from the cut.
+/// The setup of a prediction: everything but the cut.
 #[derive(Clone, Debug)]
 pub struct Setup<'a> {
-    /// What units cost, with micro-batches of the size that is planned for.
+    /// The costs of units, for micro-batches of the planned size.
     pub profile: &'a Profile,
-    /// Which losses train which stage.
+    /// The losses that train each stage.
     pub plan: Arc<GradientPlan>,
     /// Which stages have an auxiliary head.
     pub heads: Vec<bool>,
@@ -84,15 +83,15 @@ pub struct Setup<'a> {
     pub micro_batches: usize,
     /// Credits of each boundary: the most micro-batches in flight.
     pub in_flight: usize,
-    /// What comes first when a stage could do several things.
+    /// The order of a stage's actions when several are possible.
     pub policy: Policy,
     /// Whether updates wait for the norm of all stages' gradients.
     pub global_norm: bool,
-    /// The stages that run forward again before their backward passes.
+    /// The stages that repeat their forward pass before their backward passes.
     pub recompute: Recompute,
-    /// Where stages compute.
+    /// The placement of the stages.
     pub placement: Placement,
-    /// How what stages send is on its way.
+    /// The link over which each stage sends.
     pub link: Link,
     /// Data-parallel replicas.
     pub replicas: Replicas,
@@ -104,7 +103,7 @@ impl Setup<'_> {
         self.plan.stages()
     }
 
-    /// The costs of units on the device of stage `k`.
+    /// Returns the costs of units on the device of stage `k`.
     pub(super) fn device(&self, k: usize) -> &DeviceCosts {
         &self.profile.devices[self.profile.order[k % self.profile.order.len()]]
     }
@@ -113,8 +112,10 @@ impl Setup<'_> {
         k + 1 < self.stages() && self.heads[k]
     }
 
+    /// Checks that the model has a unit for each stage.
+    ///
     /// # Errors
-    /// If there are fewer units than stages, or a head that the plan needs was not measured.
+    /// If there are fewer units than stages.
     pub(super) fn check(&self) -> Result<()> {
         let units = self.device(0).units.len();
         if self.stages() > units {
@@ -127,7 +128,7 @@ impl Setup<'_> {
         Ok(())
     }
 
-    /// What stage `k` costs if it holds these units; none where it cannot: it needs a head, and there is none after its last unit.
+    /// Returns the costs of stage `k` with these units; none if it needs a head and there is none after its last unit.
     pub(super) fn costs(&self, k: usize, units: Range<usize>) -> Option<StageCosts> {
         let device = self.device(k);
         let own = &device.units[units.clone()];
@@ -135,12 +136,12 @@ impl Setup<'_> {
         let last = k + 1 == self.stages();
         let (first_unit, last_unit) = (&own[0], &own[own.len() - 1]);
         let before = units.start.checked_sub(1).map(|unit| &device.units[unit]);
-        // What arrives is widened, what leaves is checked and rounded.
+        // Arriving tensors are widened; leaving tensors are checked and rounded.
         let taken_in = before.map_or(0.0, |unit| unit.receive);
         let given_back = before.map_or(0.0, |unit| unit.send);
         let (given, taken_back) = if last { (0.0, 0.0) } else { (last_unit.send, last_unit.receive) };
         let forward = sum(|unit| unit.forward);
-        // Before the first backward pass of a micro-batch; spread over all of them.
+        // The repeated forward pass before the first backward pass of a micro-batch, spread over all its backward passes.
         let again = match self.recompute.is_for(k) {
             true => forward / self.plan.wants(k).len().max(1) as f64,
             false => 0.0,
@@ -168,7 +169,7 @@ impl Setup<'_> {
         })
     }
 
-    /// Seconds that stage `k` works in a step.
+    /// Returns the seconds that stage `k` works in a step.
     pub(super) fn work(&self, k: usize, units: Range<usize>) -> Option<f64> {
         let costs = self.costs(k, units)?;
         let micro = costs.forward
@@ -193,7 +194,7 @@ impl Setup<'_> {
         }
     }
 
-    /// What is simulated for the cut into stages of these costs.
+    /// Returns the scenario of a cut into stages of these costs.
     pub(super) fn scenario(&self, costs: Vec<StageCosts>) -> Scenario {
         let stages = self.stages();
         let Placement { devices, threads, cores } = self.placement.clone();
@@ -212,7 +213,7 @@ impl Setup<'_> {
         }
     }
 
-    /// Bytes that each stage of `cut` holds at most, by what the profile knows; none where it does not know.
+    /// Returns the most bytes that each stage of `cut` holds; none if the profile lacks them.
     pub fn memory(&self, cut: &Cut) -> Option<Vec<u64>> {
         let mut start = 0;
         let stages = cut.units_per_stage.iter().enumerate();

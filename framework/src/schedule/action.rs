@@ -1,4 +1,4 @@
-//! What a stage does, and what happens to it.
+//! The actions and the events of a stage.
 
 use std::fmt;
 
@@ -7,22 +7,22 @@ use serde::{Deserialize, Serialize};
 use super::ActionKind;
 use crate::plan::Wants;
 
-/// What a micro-batch is for.
+/// The purpose of a micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Purpose {
-    /// Forward only; scored by every head.
+    /// A forward pass, scored by every head.
     Evaluate,
-    /// Forward, backward, and part of an update.
+    /// A forward pass, backward passes, and a share of an update.
     Train,
 }
 
-/// The identity of one micro-batch on its way through the stages.
+/// The identity of one micro-batch in all stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MicroBatchId {
     /// The step that it belongs to; for evaluations the number of updates made before it.
     pub step: u64,
-    /// What it is for.
+    /// Its purpose.
     pub purpose: Purpose,
     /// Its number within the step or evaluation.
     #[serde(alias = "micro")]
@@ -32,7 +32,7 @@ pub struct MicroBatchId {
     pub count: usize,
 }
 
-/// Work remaining for a micro-batch after a backward pass: it decides what the stage keeps.
+/// The work remaining for a micro-batch after a backward pass. It decides which saved activations can be freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Remaining {
@@ -45,7 +45,7 @@ pub enum Remaining {
 }
 
 impl Remaining {
-    /// The work that remains if parameter gradients of the same loss do, and if other losses do.
+    /// Returns the remaining work, given whether parameter gradients of the same loss and backward passes of other losses remain.
     pub fn after(parameters: bool, others: bool) -> Self {
         match (parameters, others) {
             (true, _) => Self::Parameters,
@@ -55,7 +55,7 @@ impl Remaining {
     }
 }
 
-/// Something that a stage has to do.
+/// One action of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
@@ -85,14 +85,14 @@ pub enum Action {
         /// The work that remains after it.
         then: Remaining,
     },
-    /// Share the squared norms of the gradients of this step (global clipping).
+    /// Report the squared norms of the gradients of this step (global clipping).
     ShareNorm(u64),
     /// Update the parameters.
     Update(u64),
 }
 
 impl Action {
-    /// Whether it is part of a training step, not of an evaluation.
+    /// Returns whether it is part of a training step, not of an evaluation.
     pub fn trains(&self) -> bool {
         match self {
             Self::Forward(micro_batch) | Self::Head { micro_batch, .. } => micro_batch.purpose == Purpose::Train,
@@ -100,7 +100,7 @@ impl Action {
         }
     }
 
-    /// The step that it belongs to.
+    /// Returns the step that it belongs to.
     pub fn step(&self) -> u64 {
         match self {
             Self::Forward(micro_batch) | Self::Head { micro_batch, .. } | Self::Backward { micro_batch, .. } => {
@@ -110,7 +110,7 @@ impl Action {
         }
     }
 
-    /// The same in another step.
+    /// Returns the same action in step `to`.
     #[must_use]
     pub fn of_step(mut self, to: u64) -> Self {
         match &mut self {
@@ -122,7 +122,7 @@ impl Action {
         self
     }
 
-    /// The micro-batch that it belongs to, unless it concerns the whole step.
+    /// Returns the number of its micro-batch, unless it concerns the whole step.
     pub fn micro(&self) -> Option<usize> {
         match self {
             Self::Forward(micro_batch) | Self::Head { micro_batch, .. } | Self::Backward { micro_batch, .. } => {
@@ -132,7 +132,7 @@ impl Action {
         }
     }
 
-    /// The stage whose loss it is, if it is a backward pass.
+    /// Returns the stage whose loss it is, if it is a backward pass.
     pub fn loss(&self) -> Option<usize> {
         match self {
             Self::Backward { loss, .. } => Some(*loss),
@@ -140,7 +140,7 @@ impl Action {
         }
     }
 
-    /// Its kind.
+    /// Returns its kind.
     pub fn kind(&self) -> ActionKind {
         match self {
             Self::Forward(_) => ActionKind::Forward,
@@ -158,8 +158,8 @@ impl Action {
     }
 }
 
-/// `F0` forward, `H0` head, `I0.2` input gradient of loss 2, `W0.2` parameter gradient, `B0.2` both (`w0.2` and `b0.2` where the parameter
-/// gradient is only measured), `N` norm, `U` update; the first number is the micro-batch.
+/// Prints `F0` for forward, `H0` head, `I0.2` input gradient of loss 2, `W0.2` parameter gradient, `B0.2` both (`w0.2` and `b0.2` if the parameter
+/// gradient is only measured), `N` norm, `U` update. The first number is the micro-batch.
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kind().letter())?;
@@ -173,7 +173,7 @@ impl fmt::Display for Action {
     }
 }
 
-/// Something that has happened, from a stage's point of view.
+/// An event that reaches a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Event {
     /// The previous stage sent an activation.
@@ -218,7 +218,7 @@ impl fmt::Display for WaitingFor {
     }
 }
 
-/// A message that no correct neighbour would send.
+/// A message that no correct neighbour sends.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unexpected message: {0}")]
 pub(crate) struct Unexpected(String);

@@ -1,4 +1,4 @@
-//! The kinds of work, with their letters and names.
+//! The kinds of actions, with their letters and names.
 
 /// The kind of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -11,11 +11,11 @@ pub enum ActionKind {
     InputGradient,
     /// The gradient of a loss with respect to the stage's parameters.
     ParameterGradient,
-    /// Both gradients in one go.
+    /// The input gradient and the parameter gradient of a loss in one backward pass.
     BothGradients,
-    /// The gradient of a loss that the stage does not follow with respect to its parameters, to be compared with that of the one it does.
+    /// The parameter gradient of a loss that the stage does not follow, to be compared with that of the loss it follows.
     MeasuredGradient,
-    /// That and the input's in one go.
+    /// The input gradient and the measured parameter gradient in one backward pass.
     BothMeasured,
     /// The squared norms of the step's gradients.
     Norm,
@@ -24,7 +24,7 @@ pub enum ActionKind {
 }
 
 impl ActionKind {
-    /// Every kind, in the order in which a micro-batch meets them.
+    /// Every kind, in the order in which a micro-batch passes through them.
     pub const ALL: [Self; 9] = [
         Self::Forward,
         Self::Head,
@@ -37,7 +37,7 @@ impl ActionKind {
         Self::Update,
     ];
 
-    /// The letter of the notation: `F`, `H`, `I`, `W`, `B`, `w`, `b`, `N` or `U`.
+    /// Returns its letter in the notation: `F`, `H`, `I`, `W`, `B`, `w`, `b`, `N` or `U`.
     pub fn letter(self) -> char {
         match self {
             Self::Forward => 'F',
@@ -52,12 +52,12 @@ impl ActionKind {
         }
     }
 
-    /// The kind of a letter.
+    /// Returns the kind with this letter.
     pub fn of_letter(letter: char) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.letter() == letter)
     }
 
-    /// The kind in words.
+    /// Returns its name, in words.
     pub fn name(self) -> &'static str {
         match self {
             Self::Forward => "forward",
@@ -72,12 +72,12 @@ impl ActionKind {
         }
     }
 
-    /// Whether it concerns one micro-batch, not the whole step.
+    /// Returns whether it concerns one micro-batch, not the whole step.
     pub fn has_micro(self) -> bool {
         !matches!(self, Self::Norm | Self::Update)
     }
 
-    /// Whether it is a backward pass, of one loss.
+    /// Returns whether it is a backward pass, of one loss.
     pub fn has_loss(self) -> bool {
         matches!(
             self,

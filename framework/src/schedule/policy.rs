@@ -1,4 +1,4 @@
-//! The order of preference among the actions that a stage could take.
+//! The order of preference among a stage's possible actions.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,14 +12,14 @@ use crate::plan::{GradientPlan, Wants};
 pub enum PolicyName {
     /// All forward passes of a step first, then the backward passes (GPipe).
     FillDrain,
-    /// A micro-batch's backward pass before the next one's forward pass, both gradients at once.
+    /// A micro-batch's backward pass before the next one's forward pass, with both gradients in one pass.
     OneFOneB,
-    /// Gradients that another stage waits for first; parameter gradients while waiting, or when the stage holds all the micro-batches that it may.
+    /// First the gradients that another stage waits for. Parameter gradients while waiting, or when the stage holds as many micro-batches as it may.
     #[default]
     Interlock,
 }
 
-/// An order of preference among possible actions. It changes when things are computed, never what.
+/// An order of preference among possible actions. It changes when results are computed, never the results.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy(PolicyName);
 
@@ -42,9 +42,9 @@ enum Class {
     AwaitedHead,
     /// A backward pass that gives parameter gradients only.
     ParameterGradient,
-    /// The same in a stage that holds all the micro-batches that it may: the previous stage cannot send.
+    /// The same in a stage that holds as many micro-batches as it may, so that the previous stage cannot send.
     FreeingGradient,
-    /// A head that no other stage waits for.
+    /// A needed head whose gradient no other stage waits for.
     OwnHead,
     /// A probe head.
     Probe,
@@ -52,7 +52,7 @@ enum Class {
 
 use Class::{AwaitedHead, Forward, FreeingGradient, InputGradient, OwnHead, ParameterGradient, Probe, Update};
 
-/// The ranks of a policy, first come first. Actions of one rank are ordered by step, micro-batch and loss.
+/// The ranks of a policy, highest first. Actions of one rank are ordered by step, micro-batch and loss.
 type Ranks = &'static [&'static [Class]];
 
 const FILL_DRAIN: Ranks =
@@ -78,7 +78,7 @@ const INTERLOCK: Ranks = &[
 ];
 
 impl Policy {
-    /// Whether the input gradient and the parameter gradient of a loss are computed in one backward pass where both are wanted.
+    /// Whether one backward pass computes the input gradient and the parameter gradient of a loss if both are wanted.
     pub fn fuses(self) -> bool {
         self.0 != PolicyName::Interlock
     }
@@ -91,8 +91,8 @@ impl Policy {
         }
     }
 
-    /// The rank of an action: the smallest comes first, and of equal ranks the one that became possible first. `full` tells that the stage holds
-    /// all the micro-batches that it may.
+    /// Returns the rank of an action. The action with the smallest rank comes first. `full` says that the stage holds as many micro-batches as it
+    /// may.
     pub(super) fn rank(
         self,
         action: &Action,

@@ -8,7 +8,7 @@ use std::{
 use super::{Action, Event, MicroBatchId, Policy, Purpose, Remaining, Unexpected, WaitingFor};
 use crate::plan::{GradientPlan, PlanPhase, PlanSchedule, Wants};
 
-/// The facts that the schedule of a stage depends on.
+/// The fixed settings of a stage's schedule.
 #[derive(Clone, Debug)]
 pub(crate) struct StageRole {
     /// The stage, counted from 0.
@@ -27,7 +27,7 @@ pub(crate) struct StageRole {
     pub first_step: u64,
 }
 
-/// The backward passes that are left of one loss of one micro-batch.
+/// The backward passes that remain for one loss of one micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct BackwardState {
     loss: usize,
@@ -58,18 +58,18 @@ impl BackwardState {
 #[derive(Clone, Debug)]
 pub(crate) struct StageSchedule {
     role: StageRole,
-    /// Updates made: the step whose forward passes may run.
+    /// The step whose forward passes may run: the number of updates made.
     step: u64,
     /// The plan of that step.
     plan: Arc<GradientPlan>,
-    /// Arrived and not yet run forward, in order of arrival.
+    /// The micro-batches that have arrived and not yet run forward, in order of arrival.
     queue: VecDeque<MicroBatchId>,
     credits: usize,
     live: BTreeMap<MicroBatchId, Live>,
-    /// How many micro-batches the step in work has, once known, and how many of them are freed.
+    /// The number of micro-batches in the present step, once known, and how many of them are freed.
     micros: Option<usize>,
     freed_in_step: usize,
-    /// The next micro-batch whose head, whose parameter gradient of the loss followed, and of the loss measured may be added.
+    /// The next micro-batch whose head, parameter gradient of the followed loss, and parameter gradient of the measured loss may run.
     next_head: usize,
     next_parameters: usize,
     next_measured: usize,
@@ -86,7 +86,7 @@ enum NormState {
 }
 
 impl StageSchedule {
-    /// The schedule of a stage before anything has arrived.
+    /// Returns the schedule of a stage before anything has arrived.
     pub(crate) fn new(role: StageRole) -> Self {
         let norm = if role.global_norm { NormState::ToShare } else { NormState::Known };
         Self {
@@ -107,7 +107,7 @@ impl StageSchedule {
         }
     }
 
-    /// The role that it was made for.
+    /// Returns the settings that it was made from.
     pub(crate) fn role(&self) -> &StageRole {
         &self.role
     }
@@ -116,7 +116,7 @@ impl StageSchedule {
         self.role.stage + 1 == self.role.plans.stages()
     }
 
-    /// From its first step on, `phase` takes the place of the plans that were to hold.
+    /// Replaces the plans from the first step of `phase` on by `phase`.
     ///
     /// # Errors
     /// If a forward pass of that step has begun, or the phase does not fit the plans before.
@@ -131,12 +131,12 @@ impl StageSchedule {
         Ok(())
     }
 
-    /// The action that has begun and is not yet done.
+    /// Returns the action that has begun and is not yet done.
     pub(crate) fn running(&self) -> Option<Action> {
         self.running
     }
 
-    /// Micro-batches whose saved activations the stage holds.
+    /// Returns the number of micro-batches whose saved activations the stage holds.
     pub(crate) fn live(&self) -> usize {
         self.live.len()
     }
@@ -146,16 +146,16 @@ impl StageSchedule {
         self.queue.is_empty() && self.live.is_empty() && self.running.is_none()
     }
 
-    /// Takes note of an event.
+    /// Notes an event.
     ///
     /// # Errors
-    /// If it contradicts what has happened before: a gradient of a micro-batch that the stage does not hold, say.
+    /// If it contradicts earlier events, such as the gradient of a micro-batch that the stage does not hold.
     pub(crate) fn on(&mut self, event: Event) -> Result<(), Unexpected> {
         let unexpected = |what: String| Err(Unexpected::new(what));
         match event {
             Event::Activation(micro_batch) => {
                 if micro_batch.step < self.step {
-                    return unexpected(format!("an activation of step {}, {} is in work", micro_batch.step, self.step));
+                    return unexpected(format!("an activation of step {} during step {}", micro_batch.step, self.step));
                 }
                 if self.queue.back().is_some_and(|last| *last >= micro_batch) {
                     return unexpected(format!("activation {micro_batch:?} out of order"));
@@ -176,13 +176,13 @@ impl StageSchedule {
             }
             Event::Credit => {
                 if self.credits >= self.role.credits {
-                    return unexpected("a credit more than there are".to_owned());
+                    return unexpected("more credits than the stage was given".to_owned());
                 }
                 self.credits += 1;
             }
             Event::Norm(step) => {
                 if step != self.step || self.norm != NormState::Shared {
-                    return unexpected(format!("the gradient norm of step {step}, {} is in work", self.step));
+                    return unexpected(format!("the gradient norm of step {step} during step {}", self.step));
                 }
                 self.norm = NormState::Known;
             }
@@ -190,7 +190,7 @@ impl StageSchedule {
         Ok(())
     }
 
-    /// What [`Self::begin`] would give.
+    /// Returns the action that [`Self::begin`] would return.
     pub(crate) fn next(&self) -> Option<Action> {
         if self.running.is_some() {
             return None;
@@ -199,7 +199,7 @@ impl StageSchedule {
         self.candidates().into_iter().min_by_key(|a| self.role.policy.rank(a, &self.plan, self.role.stage, full))
     }
 
-    /// The event that it waits for while there is nothing to do.
+    /// Returns the event that an idle stage waits for.
     pub(crate) fn waiting_for(&self) -> WaitingFor {
         let front_waits = self.queue.front().is_some_and(|micro_batch| micro_batch.step == self.step);
         let unarrived = self.live.values().flat_map(|live| &live.losses).find(|l| !l.arrived && l.is_left());
@@ -211,7 +211,7 @@ impl StageSchedule {
         }
     }
 
-    /// What to do now, if anything. The action counts as begun until [`Self::done`] is called; meanwhile there is nothing else to do.
+    /// Begins the next action and returns it, if one is possible. Until [`Self::done`] is called for it, no other action is possible.
     pub(crate) fn begin(&mut self) -> Option<Action> {
         let action = self.next()?;
         if let Action::Forward(micro_batch) = action {
@@ -227,7 +227,7 @@ impl StageSchedule {
         Some(action)
     }
 
-    /// Everything that could be done now, the same for the same history.
+    /// Returns all possible actions, in the same order for the same history.
     fn candidates(&self) -> Vec<Action> {
         let mut actions = Vec::new();
         if let Some(&micro_batch) = self.queue.front()
@@ -269,10 +269,10 @@ impl StageSchedule {
         actions
     }
 
-    /// Takes note that the action given by [`Self::begin`] is done.
+    /// Notes that the action that [`Self::begin`] returned is done.
     ///
     /// # Panics
-    /// If `action` is not the one begun: the caller has mixed up its actions.
+    /// If `action` is not the one begun.
     pub(crate) fn done(&mut self, action: Action) {
         assert_eq!(self.running.take(), Some(action), "an action was reported done that was not the one begun");
         match action {
@@ -338,7 +338,7 @@ impl StageSchedule {
         }
     }
 
-    /// The micro-batches freed since the last call: what the stage saved of them can go, and the previous stage gets a credit for each.
+    /// Returns the micro-batches freed since the last call. Their saved activations can be freed, and the previous stage gets a credit for each.
     pub(crate) fn take_freed(&mut self) -> Vec<MicroBatchId> {
         std::mem::take(&mut self.freed)
     }

@@ -1,4 +1,4 @@
-//! A pipeline of schedules under arbitrary message orders: the same result, no deadlock, no credit overdrawn.
+//! Pipelines of schedules under any order of messages: the same result, no deadlock, and never more sent than there are credits for.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::plan::{GradientPlan, PlanPhase, PlanSchedule};
 
-/// What a step does to a stage, symbolically: in which order which sums were formed, and under which parameters.
+/// The effect of a run on a stage: the order in which each sum was formed, and under which parameters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Record {
     /// (step, micro) of every forward pass, in order, with the number of updates before it.
@@ -21,7 +21,7 @@ struct Record {
     /// (micro_batch, loss) of every parameter gradient that is followed, in order, and of every one that is measured, in order.
     parameters: Vec<(MicroBatchId, usize)>,
     measured: Vec<(MicroBatchId, usize)>,
-    /// Every loss whose input gradient was computed; sorted, since their order means nothing.
+    /// Every loss whose input gradient was computed; sorted, since their order does not matter.
     inputs: Vec<(MicroBatchId, usize)>,
     updates: Vec<u64>,
 }
@@ -30,7 +30,7 @@ struct World {
     stages: Vec<StageSchedule>,
     records: Vec<Record>,
     in_flight: usize,
-    /// Messages on their way, by receiver; activations in order, all others in any order.
+    /// Messages in transit, by receiver; activations in order, all others in any order.
     activations: Vec<VecDeque<MicroBatchId>>,
     others: Vec<Vec<Event>>,
     /// Not yet fed into stage 0, and the credits there.
@@ -77,7 +77,7 @@ impl World {
         }
     }
 
-    /// Everything that could happen next.
+    /// Returns every move that is possible next.
     fn moves(&mut self) -> Vec<Move> {
         let mut moves = Vec::new();
         if self.source_credits > 0 && !self.source.is_empty() {
@@ -166,7 +166,7 @@ impl World {
         }
     }
 
-    /// Runs until nothing can happen any more; `choose` picks among the possible moves.
+    /// Runs until no move is possible; `choose` picks among the possible moves.
     fn run(mut self, mut choose: impl FnMut(usize) -> usize) -> Vec<Record> {
         loop {
             let moves = self.moves();
@@ -305,7 +305,7 @@ fn measured_gradients_are_told_from_followed_ones() {
         stage.on(Event::Gradient { micro_batch: train(0, 1), loss: 2 }).unwrap();
         before + " | " + &until_waiting(&mut stage)
     };
-    // Loss 1 is followed here and measured by the previous stage; loss 2 is measured here and goes no further.
+    // Loss 1 is followed here and measured by the previous stage; loss 2 is measured here and goes no further back.
     assert_eq!(run(PolicyName::Interlock), "F0 H0 I0.1 W0.1 | w0.2 U");
     assert_eq!(run(PolicyName::OneFOneB), "F0 H0 B0.1 | w0.2 U");
     let far = GradientPlan::of_widths(&[2, 1, 1]).unwrap().measuring(vec![Some(2), Some(2), None]).unwrap();
@@ -326,13 +326,13 @@ fn a_change_of_plan_holds_from_its_step_on_unless_that_has_begun() {
         every: None,
     };
     let step = |step| MicroBatchId { step, ..train(0, 1) };
-    // Before anything of the step has begun, though its activation is there.
+    // Its activation has arrived, but nothing of the step has begun.
     stage.on(Event::Activation(step(0))).unwrap();
     stage.follow(phase(0, 2)).unwrap();
     assert_eq!(until_waiting(&mut stage), "F0 H0 I0.1");
     assert!(stage.follow(phase(0, 1)).unwrap_err().to_string().contains("step 0, which has begun"));
     stage.follow(phase(1, 1)).unwrap();
-    // The change comes later than the step in work, which goes on as it began.
+    // The change is for a later step than the present one, which continues as it began.
     stage.on(Event::Gradient { micro_batch: step(0), loss: 2 }).unwrap();
     assert_eq!(until_waiting(&mut stage), "W0.2 U");
     stage.on(Event::Activation(step(1))).unwrap();
@@ -384,7 +384,7 @@ fn without_credit_nothing_is_sent() {
     for micro in 0..3 {
         stage.on(Event::Activation(train(micro, 3))).unwrap();
     }
-    // It holds all the micro-batches that it may, so that the previous stage waits: what frees one comes before the next head.
+    // The stage holds as many micro-batches as it may, so the previous stage waits: an action that frees one comes before the next head.
     assert_eq!(until_waiting(&mut stage), "F0 F1 H0 W0.0 H1 W1.0");
     stage.on(Event::Credit).unwrap();
     assert_eq!(until_waiting(&mut stage), "F2 H2 W2.0 U");

@@ -16,28 +16,28 @@ pub struct StageWork {
 }
 
 impl StageWork {
-    /// One more action.
+    /// Adds one action.
     pub fn add(&mut self, kind: ActionKind, took: Duration) {
         self.seconds[kind as usize] += took.as_secs_f64();
         self.actions[kind as usize] += 1;
     }
 
-    /// Seconds of all actions of a kind.
+    /// Returns the seconds of all actions of a kind.
     pub fn seconds(&self, kind: ActionKind) -> f64 {
         self.seconds[kind as usize]
     }
 
-    /// The number of actions of a kind.
+    /// Returns the number of actions of a kind.
     pub fn actions(&self, kind: ActionKind) -> u64 {
         self.actions[kind as usize]
     }
 
-    /// Seconds of one action of a kind, on average; 0 where there was none.
+    /// Returns the mean seconds of one action of a kind; 0 if there was none.
     pub fn mean_seconds(&self, kind: ActionKind) -> f64 {
         self.seconds(kind) / self.actions(kind).max(1) as f64
     }
 
-    /// Seconds of all actions.
+    /// Returns the seconds of all actions.
     pub fn total_seconds(&self) -> f64 {
         self.seconds.iter().sum()
     }

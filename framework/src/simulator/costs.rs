@@ -6,26 +6,26 @@ use crate::{
     schedule::{Action, Purpose},
 };
 
-/// Seconds that one stage takes for each of its actions; everything but the last two for one micro-batch.
+/// The seconds of each action of one stage: for one micro-batch, except `norm` and `update`, which are for a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StageCosts {
     /// The forward pass.
     pub forward: f64,
-    /// The head or the last stage's loss, with the gradient that its followers start from.
+    /// The head or the last stage's loss, with the output gradient for the stages that follow it.
     pub head: f64,
     /// A head that no stage follows.
     pub probe: f64,
-    /// The input's gradient.
+    /// The input gradient.
     pub input: f64,
-    /// The parameters' gradients where the same loss's input gradient has been computed.
+    /// The parameter gradients of a loss whose input gradient has been computed.
     pub parameters: f64,
-    /// Both at once.
+    /// The input gradient and the parameter gradients in one pass.
     pub both: f64,
-    /// The parameters' gradients of a loss whose input gradient nobody wants: the chain through the stage included.
+    /// The parameter gradients of a loss whose input gradient is not wanted, including the gradients passed from unit to unit.
     pub parameters_only: f64,
-    /// Squaring the gradients, where updates wait for the norm of all stages.
+    /// The squared norms of the gradients, if updates wait for the norm of all stages.
     pub norm: f64,
-    /// The update; with replicas, with the sum over them.
+    /// The update, including the sum over replicas.
     pub update: f64,
     /// Bytes of a micro-batch's activation that goes to the next stage.
     pub activation_bytes: u64,
@@ -34,14 +34,14 @@ pub struct StageCosts {
 }
 
 impl StageCosts {
-    /// A forward pass of `forward` seconds, a head of `head`, and backward passes whose chain takes `input` and whose parameter gradients take
-    /// `parameters` beside it; everything else takes nothing.
+    /// Returns costs with a forward pass of `forward` seconds, a head of `head`, an input gradient of `input` and parameter gradients of
+    /// `parameters`. Everything else takes no time.
     pub fn of(forward: f64, head: f64, input: f64, parameters: f64) -> Self {
         let both = input + parameters;
         Self { forward, head, probe: head, input, parameters, both, parameters_only: both, ..Self::default() }
     }
 
-    /// Seconds that `action` takes in stage `stage`.
+    /// Returns the seconds that `action` takes in stage `stage`.
     pub fn seconds(&self, action: &Action, plan: &GradientPlan, stage: usize) -> f64 {
         match action {
             Action::Forward(_) => self.forward,

@@ -1,4 +1,4 @@
-//! The chain of causes that makes a step as long as it is.
+//! The critical path: the chain of causes that determines the time of a step.
 
 use std::{collections::HashMap, fmt};
 
@@ -8,7 +8,7 @@ use crate::{
     timeline::Span,
 };
 
-/// What let an action begin: it began when the latest of its causes had come.
+/// The cause that let an action begin: the last one to occur.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
     /// The beginning of the simulation.
@@ -17,37 +17,37 @@ pub(super) enum Cause {
     Own(usize),
     /// A message had arrived, sent when this action was done.
     Message(usize, Event),
-    /// This action had left the device or the cores to it.
+    /// This action had freed the device or the cores.
     Device(usize),
 }
 
-/// The actions of the critical path that are of one kind.
+/// The actions or transfers of one kind on the critical path.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Segment {
-    /// What they are, in words.
+    /// The kind, in words.
     pub kind: &'static str,
-    /// How many a step; not whole where the period is longer than a step.
+    /// How many there are in a step; not a whole number if the period is longer than a step.
     pub count: f64,
-    /// Their seconds a step.
+    /// Their seconds in a step.
     pub seconds: f64,
 }
 
-/// Why a step takes as long as it does.
+/// The reason why a step takes as long as it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bottleneck {
-    /// One stage has work all the time.
+    /// One stage works all the time.
     Work {
         /// The stage.
         stage: usize,
     },
-    /// A step is the way of activations forward and of gradients back through some stages: they wait for each other.
+    /// Activations go forward and gradients back through some stages, which wait for each other.
     Chain {
         /// The first of them.
         first: usize,
         /// The last of them.
         last: usize,
     },
-    /// A stage waits for a credit of the next.
+    /// A stage waits for a credit of the next stage.
     InFlight {
         /// The stage that waits.
         stage: usize,
@@ -63,12 +63,12 @@ pub enum Bottleneck {
 pub struct CriticalPath {
     /// Why the step takes as long as it does.
     pub bottleneck: Bottleneck,
-    /// What the path consists of, a step; in the order of the kinds.
+    /// The parts of the path, per step, in the order of the kinds.
     pub segments: Vec<Segment>,
-    /// Its actions as indices into the timeline's spans, latest first. They form a circle: the first comes again so many steps before the
-    /// last; where steps never repeat themselves it is the whole way to the beginning.
+    /// Its actions, as indices into the timeline's spans, latest first. The path repeats: the cause of its last action is its first action, `steps`
+    /// steps earlier. If steps never repeat, the path goes back to the beginning of the simulation.
     pub path: Vec<usize>,
-    /// The steps that it goes through.
+    /// The number of steps that it goes through.
     pub steps: u64,
 }
 
@@ -115,7 +115,7 @@ fn kind(action: &Action) -> &'static str {
 const KINDS: [&str; 8] =
     ["forward", "head", "input gradient", "parameter gradient", "both gradients", "norm", "update", "transfer"];
 
-/// Goes from the last update back from cause to cause, until an action comes again, a multiple of `period` steps before.
+/// Goes back from the last update, from cause to cause, until an action occurs again a multiple of `period` steps earlier.
 pub(super) fn find(spans: &[Span], causes: &[Cause], period: u64) -> CriticalPath {
     let mut path = Vec::new();
     let mut seen = HashMap::new();
@@ -136,7 +136,7 @@ pub(super) fn find(spans: &[Span], causes: &[Cause], period: u64) -> CriticalPat
     describe(spans, causes, path, steps.max(1))
 }
 
-/// What `path` says about its `steps` steps.
+/// Sums up `path`, which goes through `steps` steps.
 fn describe(spans: &[Span], causes: &[Cause], path: Vec<usize>, steps: u64) -> CriticalPath {
     let share = 1.0 / steps as f64;
     let mut sums = KINDS.map(|kind| Segment { kind, count: 0.0, seconds: 0.0 });

@@ -5,7 +5,7 @@ use crate::{
     schedule::{StageSchedule, WaitingFor},
 };
 
-/// The cycle of waits among stages that are all stuck.
+/// Returns the cycle of waits among stages that are all stuck.
 pub(super) fn find<'a>(stages: impl Iterator<Item = &'a StageSchedule>) -> Deadlock {
     let stages: Vec<&StageSchedule> = stages.collect();
     let wait = |k: usize| {
@@ -13,7 +13,7 @@ pub(super) fn find<'a>(stages: impl Iterator<Item = &'a StageSchedule>) -> Deadl
         let on = match what {
             WaitingFor::Activation => k.checked_sub(1),
             WaitingFor::Credit | WaitingFor::Gradient { .. } => Some(k + 1),
-            // The norm comes when every stage has shared its own.
+            // The norm arrives when every stage has reported its own.
             WaitingFor::Norm => {
                 (0..stages.len()).find(|&other| other != k && stages[other].waiting_for() != WaitingFor::Norm)
             }

@@ -1,12 +1,13 @@
-//! The credits that boundaries need.
+//! The number of credits that boundaries need.
 
 use std::sync::Arc;
 
 use super::{Scenario, StageCosts, simulate};
 use crate::{GradientPlan, Result, schedule::Policy};
 
-/// Returns the least number of micro-batches in flight per boundary with which a step is as short as with any: found by simulation of stages that all cost the
-/// same (head 0.3, everything else 1), and of messages that take a little. At least 2, so that a stage finds its next micro-batch there when it gets to it.
+/// Returns the least number of micro-batches in flight per boundary with which a step is as short as with any number. It is found by simulation, with
+/// stages of equal costs (head 0.3, everything else 1) and messages that take a little time. It is at least 2, so that a stage finds its next
+/// micro-batch waiting.
 pub fn least_in_flight(plan: &Arc<GradientPlan>, micro_batches: usize, policy: Policy) -> Result<usize> {
     let stages = plan.stages();
     let costs = (0..stages).map(|k| StageCosts::of(1.0, if k + 1 < stages { 0.3 } else { 0.0 }, 1.0, 1.0)).collect();

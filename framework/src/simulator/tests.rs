@@ -1,11 +1,11 @@
-//! Steps worked out by hand, and what holds for any.
+//! Steps worked out by hand, and properties of any scenario.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::{Error, error::Wait, schedule::PolicyName, timeline::TimelineGrid};
 
-/// `F = B = W = 1`, `H = 0.3`, where the last stage's loss costs nothing, and `in_flight` credits.
+/// Costs `F = B = W = 1` and `H = 0.3`; the last stage's loss costs nothing.
 fn scenario(width: usize, stages: usize) -> Scenario {
     let plan = GradientPlan::of_widths(&vec![width; stages]).unwrap();
     let costs = (0..stages).map(|k| StageCosts::of(1.0, if k + 1 < stages { 0.3 } else { 0.0 }, 1.0, 1.0)).collect();
@@ -47,14 +47,14 @@ fn a_step_takes_as_long_for_many_stages_as_for_few() {
 fn micro_batches_fill_the_waits() {
     let with =
         |policy: PolicyName| Scenario { micro_batches: 8, in_flight: 18, policy: policy.into(), ..scenario(4, 4) };
-    // 8 (F + B + W) and what the first and the last micro-batch wait for: 3 (F + B + W) where both gradients are computed at once.
+    // 8 (F + B + W), and the waits of the first and the last micro-batch: 3 (F + B + W) if both gradients are computed in one pass.
     assert_eq!(step(&with(PolicyName::FillDrain)), 33.0);
     assert_eq!(step(&with(PolicyName::OneFOneB)), 33.0);
     // Parameter gradients fill the waits.
     let interlock = with(PolicyName::Interlock);
     assert_eq!(step(&interlock), 24.0);
     assert_eq!(found(&interlock).lower_bound(&interlock), 24.0);
-    // The simplest schedule holds all micro-batches, the others no more than there are stages downstream.
+    // The simplest schedule holds all micro-batches, the others no more than there are downstream stages.
     assert_eq!(found(&with(PolicyName::FillDrain)).peak_live, [8, 8, 8, 8]);
     assert_eq!(found(&Scenario { in_flight: 5, ..with(PolicyName::OneFOneB) }).peak_live, [5, 5, 4, 1]);
 }
@@ -75,7 +75,7 @@ fn what_is_on_its_way_costs_no_ones_time() {
     let slow = Scenario { links: vec![Link { latency: 0.25, bandwidth: f64::INFINITY }; 2], ..scenario(2, 2) };
     assert_eq!(step(&slow), 5.5);
     assert!(found(&slow).critical.segments.contains(&Segment { kind: "transfer", count: 2.0, seconds: 0.5 }));
-    // With local losses nobody waits for it; a link that is busy longer than the stages is what all wait for.
+    // With local losses no stage waits for a message, unless a link is busy for longer than the stages.
     let local = |bandwidth| {
         let mut local = Scenario { links: vec![Link { latency: 3.0, bandwidth }; 2], in_flight: 9, ..scenario(1, 2) };
         local.costs[0].activation_bytes = 100;
@@ -174,7 +174,7 @@ fn any_scenario() -> impl Strategy<Value = Scenario> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// No schedule comes to a halt, none is faster than its busiest stage, and the critical path accounts for all of the time.
+    /// No schedule deadlocks, none is faster than its busiest stage, and the critical path accounts for all of the time.
     #[test]
     fn any_pipeline_goes_on(scenario in any_scenario()) {
         let found = simulate(&scenario).unwrap();

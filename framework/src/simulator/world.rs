@@ -1,4 +1,4 @@
-//! The clock, the messages on their way, and who acts next.
+//! The simulation itself: the clock, the messages in transit, and the order of actions.
 
 use std::{
     cmp::Reverse,
@@ -22,10 +22,10 @@ use crate::{
 /// Nanoseconds.
 type Time = u64;
 
-/// The most steps of the steady state's period that are looked for.
+/// The longest period of the steady state, in steps, that is looked for.
 const LONGEST_PERIOD: u64 = 8;
 
-/// What happens at some time.
+/// An event at some time of the simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Occurrence {
     /// A stage is done with the action of this span.
@@ -36,14 +36,14 @@ enum Occurrence {
 
 struct StageState {
     schedule: StageSchedule,
-    /// The latest that has come, and when.
+    /// The latest cause, and its time.
     cause: Cause,
     caused: Time,
     /// Whether it waits for its device.
     waits: bool,
-    /// What it sends: forward, and backward.
+    /// The channels to the next and to the previous stage.
     channels: [Channel; 2],
-    /// When each action ended, as one of step 0; its steps so far, each ending with its update, and the one that has begun.
+    /// The actions of each finished step and of the present one, with the times at which they ended; every action is stored as one of step 0.
     steps: Vec<Vec<(Action, Time)>>,
     begun: Vec<(Action, Time)>,
     peak_live: usize,
@@ -52,13 +52,13 @@ struct StageState {
 }
 
 impl StageState {
-    /// When a step was done.
+    /// Returns the time at which a step ended.
     fn end(&self, step: usize) -> Time {
         self.steps[step].last().map_or(0, |&(_, end)| end)
     }
 
-    /// Takes note of a cause. Of several that come at the same time one stands for all: the stage's own work before that of others, and a
-    /// message that brings something before a mere credit.
+    /// Notes a cause. Of several causes at the same time one is stored: the stage's own work before other stages' work, and a message with tensors
+    /// before a credit.
     fn comes(&mut self, now: Time, cause: Cause) {
         let weight = |cause: &Cause| match cause {
             Cause::Start => 0,
@@ -79,11 +79,11 @@ pub(super) struct World<'a> {
     now: Time,
     count: u64,
     queue: BinaryHeap<Reverse<(Time, u64, Occurrence)>>,
-    /// Stages that could act but for their device, first come first.
+    /// Stages that could act if their device and cores were free, first come first.
     ready: VecDeque<usize>,
     device_busy: Vec<bool>,
     cores_free: usize,
-    /// The next micro-batch to be fed, as its step and number, and the credits of the first stage.
+    /// The next micro-batch to be fed, as its step and number.
     next: (u64, usize),
     credits: usize,
     norms: usize,
@@ -146,9 +146,9 @@ impl<'a> World<'a> {
         })
     }
 
-    /// Runs until steps repeat themselves, or long enough.
+    /// Runs until steps repeat, or until the limit of steps.
     pub(super) fn run(mut self) -> Result<Simulated> {
-        // Long enough for the slowest stage to use up the credits of all boundaries upstream.
+        // The limit lets the slowest stage use up the credits of all upstream boundaries.
         let mut most = 64 + 4 * LONGEST_PERIOD;
         let mut period = None;
         self.feed(None);
@@ -168,7 +168,7 @@ impl<'a> World<'a> {
                 self.steps += 1;
                 if period.is_none() {
                     period = self.period();
-                    // A few more, for the critical path to close.
+                    // A few more steps, so that the critical path closes.
                     most = period.map_or(most, |p| self.steps + 4 * p);
                 }
             }
@@ -176,8 +176,8 @@ impl<'a> World<'a> {
         Ok(self.found(period))
     }
 
-    /// The least number of steps after which every action of every stage comes again at the same distance of time. Updates alone do not tell: they
-    /// may repeat themselves while the credits of a boundary are used up.
+    /// Returns the least number of steps after which every action of every stage occurs again at the same distance in time. Comparing updates alone
+    /// is not enough: they may repeat while the credits of a boundary are being used up.
     fn period(&self) -> Option<u64> {
         let last = self.steps as usize - 1;
         let period = (1..=LONGEST_PERIOD as usize).find(|&p| {
@@ -194,7 +194,7 @@ impl<'a> World<'a> {
         period.map(|p| p as u64)
     }
 
-    /// Hands micro-batches to the first stage, as far as it has credits.
+    /// Sends micro-batches to the first stage, as far as its credits allow.
     fn feed(&mut self, sender: Option<usize>) {
         while self.credits > 0 {
             self.credits -= 1;
@@ -228,7 +228,7 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// Puts a stage that has something to do among those that wait for their devices.
+    /// Puts a stage that has an action to do among those that wait for their devices.
     fn want(&mut self, stage: usize) {
         let state = &mut self.stages[stage];
         if !state.waits && state.schedule.next().is_some() {
@@ -241,7 +241,7 @@ impl<'a> World<'a> {
         self.scenario.cores.map_or(0, |cores| self.scenario.threads[stage].min(cores))
     }
 
-    /// Lets every stage begin whose device and cores are free.
+    /// Lets every waiting stage begin whose device and cores are free.
     fn act(&mut self) {
         let mut waiting = std::mem::take(&mut self.ready);
         while let Some(stage) = waiting.pop_front() {
@@ -271,7 +271,7 @@ impl<'a> World<'a> {
         self.cores_free += self.cores(stage);
         let shared = self.scenario.cores.is_some();
         for &waiting in &self.ready {
-            // Those that waited for it can begin now at the earliest.
+            // Stages that waited for this device or these cores can begin now at the earliest.
             if shared || self.scenario.devices[waiting] == self.scenario.devices[stage] {
                 self.stages[waiting].comes(self.now, Cause::Device(span));
             }
@@ -329,10 +329,10 @@ impl<'a> World<'a> {
 
     fn found(self, period: Option<u64>) -> Simulated {
         let last = self.steps as usize - 1;
-        // Where steps never repeat themselves, the second half of them stands for all.
+        // If steps never repeat, the window is the second half of them.
         let window = period.map_or(last / 2, |p| p as usize);
         let ends = |step: usize| self.stages.iter().map(move |stage| stage.end(step));
-        // Each stage's own time, so that none works for longer than a step takes; once steps repeat themselves they are equal.
+        // Each stage's own time, so that no stage works for longer than a step takes. Once steps repeat, all are equal.
         let own = ends(last).zip(ends(last - window)).map(|(end, begin)| end - begin);
         let step = own.max().unwrap_or(0) as f64 / window as f64;
         let work = self
@@ -400,7 +400,7 @@ fn check(scenario: &Scenario) -> Result<()> {
         ];
         let bandwidth = scenario.links[k].bandwidth;
         if let Some(wrong) = times.into_iter().find(|&seconds| !plain(seconds)) {
-            return refuse(format!("stage {k} takes {wrong} seconds for something"), "times are finite and at least 0");
+            return refuse(format!("stage {k} has a cost of {wrong} seconds"), "times are finite and at least 0");
         }
         if bandwidth.is_nan() || bandwidth <= 0.0 {
             return refuse(format!("stage {k} sends {bandwidth} bytes a second"), "bandwidths are above 0");

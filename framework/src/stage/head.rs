@@ -10,8 +10,8 @@ use crate::{
 };
 
 impl Stage {
-    /// Returns the head's output for a micro-batch of an evaluation whose forward pass is done, without a loss. Of the last stage it is the
-    /// stage's own output.
+    /// Returns the head's output for a micro-batch of an evaluation whose forward pass is done, without a loss. For the last stage it is the stage's
+    /// own output.
     pub(crate) fn head_output(&mut self, micro_batch: MicroBatchId) -> Result<Activation, Failure> {
         let device = Arc::clone(&self.device);
         let task = Task::of(Action::Head { micro_batch, output_gradient: false });

@@ -1,4 +1,4 @@
-//! Initial values against the model that they are for.
+//! The comparison of initial values with the model that they are for.
 
 use std::{
     collections::BTreeMap,
@@ -12,10 +12,10 @@ use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use super::StageBlueprint;
 use crate::{Error, Result, Weights};
 
-/// The most names of a kind that a message lists.
+/// The most names that a message lists.
 const LISTED: usize = 20;
 
-/// Which differences between initial values and a model are allowed.
+/// The differences between initial values and a model that are allowed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Allowed {
     /// Names of the model without a value, which start from the seed.
@@ -34,8 +34,8 @@ pub(crate) struct Differences {
 }
 
 impl Differences {
-    /// The differences of `given` from the model of these stages. If a unit cannot be built, which the build of its stage reports, it may have more
-    /// names, and none is unknown.
+    /// Returns the differences of `given` from the model of these stages. If a unit cannot be built, the names of the model are incomplete, so no
+    /// name counts as unknown; the build of the stage reports the failure.
     pub(crate) fn between(given: &Arc<Weights>, stages: &[StageBlueprint]) -> Self {
         let asked = Asked { given: Arc::clone(given), shapes: Arc::default() };
         let root = VarBuilder::from_backend(Box::new(asked.clone()), DType::F32, Device::Cpu);
@@ -85,7 +85,7 @@ impl Differences {
     }
 }
 
-/// Names for a message or a warning.
+/// Lists names for a message or a warning.
 pub(crate) fn list(names: &[String]) -> String {
     let mut text = names[..names.len().min(LISTED)].join(", ");
     if names.len() > LISTED {
@@ -94,7 +94,7 @@ pub(crate) fn list(names: &[String]) -> String {
     text
 }
 
-/// Notes the names and shapes that units ask for. It gives the given values, or zeros.
+/// A builder backend that records the names and shapes that units request. It returns the given values, or zeros.
 #[derive(Clone)]
 struct Asked {
     given: Arc<Weights>,

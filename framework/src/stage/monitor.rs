@@ -1,11 +1,11 @@
 //! The monitor of a stage: checks that values are finite, and collects the numbers of each step.
 //!
-//! Everything that a stage computes for the host to see (losses, norms, products of gradients, checks) becomes a [`Measurement`]: a few
-//! [`Numbers`], with the task in which they arose. Where the host computes, the numbers are there at once and a bad value is an error at once.
-//! On an asynchronous device a look at a value would wait for all work given to the device before, so the numbers stay on the device, and
-//! all measurements of a step are read together (`reading.rs`).
+//! Every number that a stage computes for the host (losses, norms, products of gradients, checks) becomes a [`Measurement`]: a few [`Numbers`] with
+//! the task in which they arose. On a synchronous device the numbers are ready at once, and a bad value is an error at once. On an asynchronous
+//! device reading a value would wait for all earlier work, so the numbers stay on the device, and all measurements of a step are read together
+//! (`reading.rs`).
 //!
-//! Of what a stage does in a step, only this file depends on whether the device is asynchronous.
+//! This file is the only part of a stage's step that depends on whether the device is asynchronous.
 
 use candle_core::Tensor;
 
@@ -20,7 +20,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Task {
     pub(super) step: u64,
-    /// None where the whole step is concerned.
+    /// None if the task concerns the whole step.
     pub(super) micro_batch: Option<MicroBatchId>,
     pub(super) phase: Phase,
 }
@@ -37,12 +37,12 @@ impl Task {
         Self { step: action.step(), micro_batch, phase }
     }
 
-    /// The arrival of something that belongs to a micro-batch.
+    /// The transfer of a tensor of a micro-batch.
     pub(super) fn transfer(micro_batch: MicroBatchId) -> Self {
         Self { step: micro_batch.step, micro_batch: Some(micro_batch), phase: Phase::Transfer }
     }
 
-    /// The failure of stage `stage` in this task. A non-finite value is counted here and nowhere else.
+    /// Returns the failure of stage `stage` in this task. Non-finite values are counted here and nowhere else.
     pub(super) fn failure(self, stage: usize, cause: Error) -> Failure {
         if let Error::NotFinite(kind, _) = cause {
             NONFINITE.counter(&[&stage.to_string(), kind.name()]).increment(1);
@@ -53,14 +53,14 @@ impl Task {
     }
 }
 
-/// What the numbers of a measurement say.
+/// The meaning of a measurement's numbers.
 #[derive(Debug)]
 pub(super) enum Meaning {
-    /// A value of this kind is finite if the numbers are; the text says what is wrong if not.
+    /// A value of this kind is finite iff the numbers are; the text says what is wrong otherwise.
     Finite(NonFinite, String),
-    /// What a neighbour sent is finite if the numbers are. If not, the neighbour has a measurement that says so too.
+    /// The tensor that a neighbour sent is finite iff the numbers are. If it is not, the neighbour has a measurement that says so too.
     Received,
-    /// The sum of losses over so many targets and, where the loss has such a notion, how many were predicted right.
+    /// The sum of losses over this many targets, then the number predicted right, if the loss counts right predictions.
     Score(f64),
     /// Squared norms of the main parameters' gradients, in order of the parameters.
     SquaredNorms,
@@ -84,7 +84,7 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    /// The monitor of values on `device`.
+    /// Returns the monitor of values on `device`.
     pub(crate) fn on(device: &dyn StageDevice) -> Self {
         Self::new(device.is_asynchronous())
     }
@@ -103,7 +103,7 @@ impl Monitor {
         self.task = task;
     }
 
-    /// The task in work.
+    /// The present task.
     pub(super) fn task(&self) -> Task {
         self.task
     }
@@ -111,7 +111,7 @@ impl Monitor {
     /// Checks that the tensors of floating-point dtype are finite; `what` names them.
     ///
     /// # Errors
-    /// If one is not, and the host can tell.
+    /// If one is not, on a synchronous device.
     pub(crate) fn check_activation(
         &mut self,
         activation: &Activation,
@@ -124,7 +124,7 @@ impl Monitor {
         Ok(())
     }
 
-    /// Checks one tensor; `text` says what is wrong where it is not finite.
+    /// Checks one tensor; `text` says what is wrong if it is not finite.
     ///
     /// # Errors
     /// As [`Self::check_activation`].
@@ -157,7 +157,7 @@ impl Monitor {
                 true => Ok(()),
                 false => Err(Error::NotFinite(kind, text())),
             },
-            // On an asynchronous device something before it may have failed: that is the failure to report.
+            // On an asynchronous device an earlier value may be non-finite: that one is the failure to report.
             numbers => {
                 self.measure(Meaning::Finite(kind, text()), numbers);
                 Ok(())
@@ -165,7 +165,7 @@ impl Monitor {
         }
     }
 
-    /// Measures what a neighbour sent. Where the host computes, the neighbour has checked it before it was sent.
+    /// Measures a tensor that a neighbour sent. On a synchronous device nothing is measured: the neighbour has checked the tensor.
     pub(super) fn received(&mut self, activation: &Activation) -> Result<()> {
         if self.asynchronous {
             for tensor in activation.tensors().iter().filter(|t| t.dtype().is_float()) {
@@ -178,7 +178,7 @@ impl Monitor {
     /// Measures the score of the head of stage `stage`.
     ///
     /// # Errors
-    /// If the loss is not finite, and the host can tell.
+    /// If the loss is not finite, on a synchronous device.
     pub(super) fn score(&mut self, stage: usize, scored: Scored) -> Result<()> {
         let Scored { numbers, count } = scored;
         if let (Numbers::Host(values), false) = (&numbers, self.asynchronous) {
@@ -188,7 +188,7 @@ impl Monitor {
         Ok(())
     }
 
-    /// The squared norm of `tensor`; finite iff all elements are.
+    /// Returns the squared norm of `tensor`; it is finite iff all elements are.
     pub(super) fn squared_norm(&self, tensor: &Tensor) -> Result<Numbers> {
         Ok(match self.asynchronous {
             true => Numbers::Device(sums::squares(tensor)?),
@@ -196,7 +196,7 @@ impl Monitor {
         })
     }
 
-    /// Adds `gradient` to `sum`, in place where `sum` is `owned` and the host may: the sum and its squared norm.
+    /// Adds `gradient` to `sum`, in place if `sum` is `owned` and the host may. Returns the sum and its squared norm.
     pub(super) fn add(&self, sum: Tensor, owned: bool, gradient: &Tensor) -> Result<(Tensor, Numbers)> {
         if owned
             && !self.asynchronous
@@ -209,7 +209,7 @@ impl Monitor {
         Ok((sum, squares))
     }
 
-    /// The products of two vectors, given in pieces of the same shapes, of which their cosine is made.
+    /// Returns the products of two vectors from which their cosine follows. The vectors come in pieces of the same shapes.
     pub(super) fn products<'a>(&self, pieces: impl Iterator<Item = (&'a Tensor, &'a Tensor)>) -> Result<Numbers> {
         if self.asynchronous {
             let mut sum: Option<Tensor> = None;
@@ -251,13 +251,13 @@ impl Monitor {
         taken
     }
 
-    /// Forgets all measurements.
+    /// Discards all measurements.
     pub(crate) fn forget(&mut self) {
         self.measurements.clear();
     }
 }
 
-/// The loss of the head of stage `stage`, the first number of a score.
+/// Returns the loss of the head of stage `stage`, the first number of a score.
 ///
 /// # Errors
 /// If it is not finite.

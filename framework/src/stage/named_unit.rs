@@ -1,4 +1,4 @@
-//! A unit of a stage, or its head, under its number and name.
+//! A unit or head with its number and name, for errors.
 
 use candle_core::Device;
 use candle_nn::VarBuilder;
@@ -10,7 +10,7 @@ use crate::{
 
 /// A built unit, or the head that follows it. Its errors name it, and its output has the shape that it declares.
 pub(crate) struct NamedUnit {
-    /// Its number in the model; of a head, that of the unit before it.
+    /// Its number in the model; for a head, that of the unit that it follows.
     number: usize,
     name: String,
     is_head: bool,
@@ -22,7 +22,7 @@ pub(crate) struct NamedUnit {
 }
 
 impl NamedUnit {
-    /// Builds unit number `number` below `root`, whose upstream unit declares the output `input`, and checks its gradients.
+    /// Builds unit number `number` from `root` and checks its gradients. The previous unit declares the output `input`.
     pub(crate) fn build(
         number: usize,
         unit: &Unit,
@@ -32,7 +32,7 @@ impl NamedUnit {
         Self::make(number, unit.name.clone(), false, unit, input, root)
     }
 
-    /// Builds the head that follows unit number `number`, likewise.
+    /// Builds the head that follows unit number `number`, in the same way.
     pub(crate) fn build_head(number: usize, head: &Unit, input: &[usize], root: &VarBuilder<'static>) -> Result<Self> {
         let name = match head.name.as_str() {
             "" => root.prefix(),
@@ -68,7 +68,7 @@ impl NamedUnit {
         result.map_err(|cause| named(self.number, &self.name, phase, cause))
     }
 
-    /// Refuses gradients without the input's where it was wanted.
+    /// Refuses gradients without the input gradient if it was wanted.
     fn complete(&self, wants: Wants, gradients: Result<Gradients>) -> Result<Gradients> {
         self.in_backward(gradients.and_then(|gradients| match gradients.input {
             None if wants.input => Err(no_input_gradient()),
@@ -76,9 +76,9 @@ impl NamedUnit {
         }))
     }
 
-    /// Refuses an output of another shape than declared, where the input has its declared shape: an input of another size (a shorter
-    /// sequence) gives an output of another size. Nobody declares the input of a model's first unit: there an output is refused that agrees
-    /// with the declaration in no dimension.
+    /// Refuses an output of another shape than declared, if the input has its declared shape. An input of another size (a shorter sequence) gives an
+    /// output of another size. The input of a model's first unit is not declared; there an output is refused if no dimension agrees with the
+    /// declaration.
     fn check_output(&self, x: &Activation, y: &Activation) -> Result<()> {
         let ([x, ..], [y, ..]) = (x.tensors(), y.tensors()) else { return Ok(()) };
         let given = y.dims().get(1..).unwrap_or_default();
@@ -94,7 +94,7 @@ impl NamedUnit {
         }
         Err(Error::invalid(
             "output",
-            format!("the unit declares the shape {:?} for one example and gave {given:?}", self.output),
+            format!("the unit declares the shape {:?} for one example and returned {given:?}", self.output),
             "give Unit::new the shape of the output without the batch dimension",
         ))
     }

@@ -1,6 +1,6 @@
-//! Reads the numbers of a step, or of an evaluation's micro-batch.
+//! The reading of the numbers of a step, or of a micro-batch of an evaluation.
 //!
-//! Where the host computes they are there at once; from an asynchronous device they come later, all of a step together.
+//! On a synchronous device the numbers are ready at once; on an asynchronous one they arrive later, all of a step together.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ use crate::{
 /// The numbers of a step that an update has begun to read. [`Stage::take`] waits for them.
 pub struct StepReading {
     lr: f64,
-    /// What was read before, under global clipping.
+    /// The score that was read before the update, under global clipping.
     score: Option<Score>,
     pending: PendingNumbers,
 }
@@ -32,7 +32,7 @@ impl fmt::Debug for StepReading {
 }
 
 impl StepReading {
-    /// Whether the numbers are there; does not wait.
+    /// Returns whether the numbers have arrived. Does not wait.
     ///
     /// # Errors
     /// If the device fails.
@@ -46,7 +46,7 @@ impl StepReading {
 pub struct StepNumbers {
     /// The score of the stage's head over the batch; none where it has no head.
     pub score: Option<Score>,
-    /// What the update did.
+    /// The result of the update.
     pub updated: Updated,
     /// The cosine between the gradients of the main parameters that the stage followed and that it measured, before clipping. None where
     /// nothing was measured, or one of the gradients was zero.
@@ -55,14 +55,14 @@ pub struct StepNumbers {
 
 /// Measurements whose numbers are being read, all at once.
 struct PendingNumbers {
-    /// The task in which they were asked for.
+    /// The task in which the reading began.
     task: Task,
     measurements: Vec<Measurement>,
     /// The numbers of all measurements that are on the device, in order.
     reading: Option<Box<dyn Reading>>,
 }
 
-/// What measurements say where every value is finite.
+/// The values of measurements that are all finite.
 #[derive(Default)]
 struct Measured {
     score: Option<Score>,
@@ -82,10 +82,10 @@ impl PendingNumbers {
         Ok(Self { task, measurements, reading })
     }
 
-    /// Waits for the numbers; or the task in which something arrived that was not finite.
+    /// Waits for the numbers. Returns the task of the transfer instead if a received tensor was not finite.
     ///
     /// # Errors
-    /// With the first value of stage `stage` that is not finite, and the task in which it arose.
+    /// The failure of stage `stage` with its first non-finite value, in the task in which that value arose.
     fn take(self, stage: usize) -> Result<Result<Measured, Task>, Failure> {
         let failure = |task: Task, error: Error| task.failure(stage, error);
         let read =
@@ -123,17 +123,17 @@ impl PendingNumbers {
 }
 
 impl Stage {
-    /// Begins to read all numbers of the step, which ends.
+    /// Begins to read all numbers of the step that ends.
     pub(super) fn begin_reading(&mut self, lr: f64) -> Result<StepReading> {
         let pending = PendingNumbers::begin(self.monitor.take_step(), self.monitor.task(), &*self.device)?;
         Ok(StepReading { lr, score: self.score.take(), pending })
     }
 
-    /// Waits for the numbers of a step. None where a neighbour sent a value that is not finite: the neighbour fails because of it, and from
-    /// then on this stage reports nothing ([`Self::received_non_finite`]).
+    /// Waits for the numbers of a step. None if a neighbour sent a non-finite value: the neighbour fails because of it, and this stage reports
+    /// nothing more ([`Self::received_non_finite`]).
     ///
     /// # Errors
-    /// With the first value that is not finite, and the task in which it arose; or if the device fails.
+    /// The first non-finite value, with the task in which it arose; or the failure of the device.
     pub fn take(&mut self, reading: StepReading) -> Result<Option<StepNumbers>, Failure> {
         let StepReading { lr, score, pending } = reading;
         let Some(measured) = self.look(pending)? else { return Ok(None) };
@@ -160,20 +160,20 @@ impl Stage {
         }
     }
 
-    /// The first value that a neighbour sent and that was not finite. The neighbour fails because of it; where it does not, the value was
-    /// corrupted in transfer, and this is the failure of the run.
+    /// Returns the failure for the first non-finite value that a neighbour sent. Usually the neighbour fails because of that value. If no stage does,
+    /// the value was corrupted in transfer, and this is the failure of the run.
     pub fn received_non_finite(&self) -> Option<&Failure> {
         self.received_non_finite.as_ref()
     }
 
-    /// Reads the numbers of an evaluation's micro-batch, and waits for them: its score, if it has one.
+    /// Waits for the numbers of a micro-batch of an evaluation. Returns its score, if it has one.
     pub(super) fn read_evaluation(&mut self, micro_batch: MicroBatchId) -> Result<Option<Score>> {
         let measurements = self.monitor.take_evaluated(micro_batch);
         let pending = PendingNumbers::begin(measurements, self.monitor.task(), &*self.device)?;
         Ok(self.look(pending)?.and_then(|measured| measured.score))
     }
 
-    /// Reads all numbers of the step so far, and waits for them: the squared norms of the gradients. None as in [`Self::take`].
+    /// Waits for all numbers of the step so far. Returns the squared norms of the gradients; none as in [`Self::take`].
     pub(super) fn read_norms(&mut self) -> Result<Option<Vec<f64>>> {
         let pending = PendingNumbers::begin(self.monitor.take_step(), self.monitor.task(), &*self.device)?;
         let Some(measured) = self.look(pending)? else { return Ok(None) };

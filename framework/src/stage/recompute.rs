@@ -1,4 +1,4 @@
-//! Which stages compute their forward pass again instead of keeping it.
+//! The stages that repeat their forward pass instead of saving its activations.
 
 use std::{borrow::Cow, fmt};
 
@@ -7,13 +7,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{Error, Result};
 
-/// The stages that keep only their input between the forward pass of a micro-batch and its first backward pass, and then run the forward pass
-/// again.
+/// The stages that save only their input between the forward pass of a micro-batch and its first backward pass, and then repeat the forward pass.
 ///
-/// They take less memory and more time; the results are the same to the bit. In configuration files: `true`, `false`, or a list of stages.
+/// They take less memory and more time. The results are the same, bit for bit. In configuration files: `true`, `false`, or a list of stages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Recompute {
-    /// None: every stage keeps its saved activations.
+    /// None: every stage saves its activations.
     #[default]
     None,
     /// All stages.
@@ -23,7 +22,7 @@ pub enum Recompute {
 }
 
 impl Recompute {
-    /// Whether stage `k` does.
+    /// Returns whether stage `k` is one of them.
     pub fn is_for(&self, k: usize) -> bool {
         match self {
             Self::None => false,
@@ -32,8 +31,10 @@ impl Recompute {
         }
     }
 
+    /// Checks the stages.
+    ///
     /// # Errors
-    /// If it names a stage that is not there, or one twice.
+    /// If a stage does not exist or is named twice.
     pub fn validate(&self, stages: usize) -> Result<()> {
         let Self::Stages(named) = self else { return Ok(()) };
         for (i, &k) in named.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Updates, and the norms that they clip by.
+//! The update of a stage, and the norms for clipping.
 
 use super::{Head, Outcome, Stage, monitor::Meaning};
 use crate::{
@@ -14,13 +14,13 @@ impl Stage {
     pub(super) fn share_norms(&mut self) -> Result<Outcome> {
         let norms = self.parameters.squared_norms()?;
         self.monitor.measure(Meaning::SquaredNorms, norms);
-        // Without one stage's norms no step is made, and none is needed: some stage fails.
+        // Without the norms of one stage no update is made. None is needed: some stage fails.
         Ok(self.read_norms()?.map_or(Outcome::None, Outcome::SquaredNorms))
     }
 
     pub(super) fn update(&mut self, step: u64, global_norm: Option<f64>) -> Result<Outcome> {
         let lr = self.schedule.lr(step)?;
-        // The norms are finite: checked with every gradient that came.
+        // The norms are finite: every gradient was checked when it was added.
         let own_factor = |squares: &Numbers| match &self.clip {
             Some(config) => clip::factor(config.max_norm, squares),
             None => Ok(ClipFactor::NONE),

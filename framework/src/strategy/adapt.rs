@@ -1,4 +1,4 @@
-//! Strategies that decide on the way.
+//! Strategies that decide plans during the run.
 
 use std::fmt::Debug;
 
@@ -9,16 +9,16 @@ use crate::{
     plan::{PlanPhase, PlanSchedule},
 };
 
-/// Changes the plans of steps to come, by how well the gradients agree that stages follow and measure.
+/// The part of a strategy that changes later plans, by how well the followed and the measured gradients of each stage agree.
 ///
-/// It is told of every step, in order, and must decide from nothing else (no clock, no random numbers of its own), so that a run can be
-/// repeated to the bit. A step is not begun anywhere before [`Self::known_until`] is beyond it.
+/// It observes every step, in order, and must decide from nothing else (no clock, no random numbers of its own), so that a run can be repeated bit
+/// for bit. No stage begins a step that is not below [`Self::known_until`].
 ///
 /// ```
 /// use interlock::{GradientPlan, PlanSchedule, Result, Strategy, PlanPhase, Adapt, tools::strategy::Plans};
 /// use serde_json::{Value, json};
 ///
-/// /// Begins locally and measures the next head in step 0; end-to-end from step 2 on if stage 0 then pulls the other way.
+/// /// Begins locally and measures the next loss in step 0; end-to-end from step 2 on if the two gradients of stage 0 point in opposite directions.
 /// #[derive(Debug)]
 /// struct Once;
 ///
@@ -84,32 +84,31 @@ use crate::{
 /// # Ok::<(), interlock::Error>(())
 /// ```
 pub trait Adapt: Debug + Send {
-    /// Whether some plan to come may need the head of stage `k`: it is then built and trained from the first step on.
+    /// Returns whether a later plan may need the head of stage `k`. Such a head is built, and trained from the first step on.
     fn may_need(&self, k: usize) -> bool;
 
-    /// The plans of all steps below this one are known, whatever will still be measured. After step `s` has been observed it must be beyond
-    /// step `s + 1`, and it never falls: otherwise the run fails.
+    /// Returns the step below which all plans are known, whatever stages will measure. After step `s` has been observed it must be above `s + 1`, and
+    /// it must never fall: otherwise the run fails.
     fn known_until(&self) -> u64;
 
-    /// All stages have finished `step`; one number a stage: the cosine between the gradients of its parameters that it follows and that it
-    /// measures. None where nothing was measured, or one of the gradients was zero.
+    /// Observes `step`, which all stages have finished. `alignments` has one number for each stage: the cosine between the gradients of its
+    /// parameters that it follows and that it measures; none if nothing was measured, or a gradient was zero.
     ///
-    /// Gives the plans that take the place of those that were to hold from a step on. That step must not be below what [`Self::known_until`]
-    /// was.
+    /// Returns the plans that replace the known ones from a step on. That step must not be below what [`Self::known_until`] was.
     ///
     /// # Errors
     /// Any error ends the run.
     fn observe(&mut self, step: u64, alignments: &[Option<f64>]) -> Result<Option<PlanPhase>>;
 
-    /// All that it has decided and remembers: enough to go on as it would.
+    /// Returns everything that it has decided and remembers: enough to continue the run.
     ///
     /// # Errors
     /// If it cannot be written as JSON.
     fn state(&self) -> Result<Value>;
 
-    /// Goes on from what [`Self::state`] gave; gives the plans as they were decided by then.
+    /// Restores a state that [`Self::state`] returned. Returns the plans as they were decided by then.
     ///
     /// # Errors
-    /// If it is not the state of such a strategy for as many stages.
+    /// If it is not the state of the same strategy for the same number of stages.
     fn restore(&mut self, state: &Value) -> Result<PlanSchedule>;
 }

@@ -1,4 +1,4 @@
-//! Widths that grow where it helps.
+//! The adaptive strategy: widths that grow where gradients disagree.
 
 use std::sync::Arc;
 
@@ -12,24 +12,24 @@ use crate::{
     plan::{GradientPlan, PlanPhase, PlanSchedule},
 };
 
-/// Begins narrow, and widens each stage whose gradient disagrees with that of the next loss.
+/// A strategy that begins narrow, and widens each stage whose gradient disagrees with that of the next loss.
 ///
-/// In the steps divisible by `every`, each stage that may still be widened computes the gradient of its parameters of the loss one behind the
-/// one that it follows as well, and the cosine between the two. A stage whose mean cosine over its last `window` measurements is below `below`
-/// is widened by one from the next measuring step on, and begins a new window. Stages never get narrower.
+/// In the steps divisible by `every`, each stage that may still be widened also computes the parameter gradient of the loss after the one that it
+/// follows, and the cosine between the two gradients. A stage whose mean cosine over its last `window` measurements is below `below` is widened by
+/// one from the next measuring step on, and begins a new window. Stages never get narrower.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Adaptive {
     /// Stages measure in the steps divisible by this.
     pub every: u64,
-    /// Measurements over which the mean is taken.
+    /// The number of measurements over which the mean is taken.
     pub window: usize,
     /// The mean cosine below which a stage is widened.
     pub below: f64,
     /// The width that every stage begins with.
     #[serde(default = "one")]
     pub width: usize,
-    /// The width at which a stage stays; the number of stages where none is given.
+    /// The width beyond which no stage is widened; by default the number of stages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_width: Option<usize>,
 }
@@ -38,21 +38,21 @@ fn one() -> usize {
     1
 }
 
-/// What [`Adaptive`] has decided and remembers; `strategy.json`.
+/// The decisions and the memory of an [`Adaptive`] strategy; `strategy.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdaptiveState {
     /// The width of each stage.
     pub widths: Vec<usize>,
-    /// How they came to be.
+    /// The changes that led to these widths.
     pub changes: Vec<Widened>,
-    /// The last cosines of each stage, since it was widened.
+    /// The latest cosines of each stage, since it was last widened.
     pub windows: Vec<Vec<f64>>,
     /// The last step that was measured.
     pub measured: Option<u64>,
 }
 
-/// A stage was widened by one.
+/// The widening of one stage by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Widened {
@@ -119,7 +119,7 @@ impl Strategy for Adaptive {
     }
 }
 
-/// An [`Adaptive`] strategy at work.
+/// The part of an [`Adaptive`] strategy that runs.
 #[derive(Debug)]
 struct Widening {
     rule: Adaptive,
@@ -128,7 +128,7 @@ struct Widening {
 }
 
 impl Widening {
-    /// What the widths of now mean from a step on.
+    /// Returns the plans of the present widths, from a step on.
     fn phase(&self, from_step: u64) -> Result<PlanPhase> {
         let plan = GradientPlan::of_widths(&self.state.widths)?;
         let next = |k: usize| {
@@ -152,7 +152,7 @@ impl Widening {
 
 impl Adapt for Widening {
     fn may_need(&self, k: usize) -> bool {
-        // Stage k-width+1 begins with it, and those behind may come to it.
+        // Stage k-width+1 follows this loss at the beginning, and upstream stages may follow it later.
         k + 1 >= self.rule.width
     }
 
@@ -211,7 +211,7 @@ impl Adapt for Widening {
         if state.widths.len() != stages || state.windows.len() != stages {
             return refuse(format!("it is of {} stages, not {stages}", state.widths.len()));
         }
-        // The changes once more, from the beginning.
+        // Repeats the changes from the beginning.
         let mut again = self.rule.widening(stages)?;
         let mut plans = PlanSchedule::new(vec![again.phase(0)?])?;
         for change in &state.changes {

@@ -15,11 +15,11 @@ pub enum StrategyName {
     /// Width 2.
     #[default]
     Pairwise,
-    /// A width, or one for each stage.
+    /// A width for all stages, or one for each stage.
     Interlock,
     /// The number of stages as width.
     EndToEnd,
-    /// Each stage gets wider where its gradient disagrees with that of the next loss.
+    /// Each stage is widened when its gradient disagrees with that of the next loss.
     Adaptive,
 }
 
@@ -27,7 +27,7 @@ pub enum StrategyName {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct StrategyConfig {
-    /// The strategy; `interlock` where a width is given, `adaptive` where its table is, otherwise `pairwise`.
+    /// The strategy. Default: `interlock` if a width is given, `adaptive` if its table is, otherwise `pairwise`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<StrategyName>,
     /// The interlock width of every stage.
@@ -47,7 +47,7 @@ pub struct StrategyConfig {
     pub adaptive: Option<Adaptive>,
 }
 
-/// One entry of `strategy.width_schedule`: what holds from a step on.
+/// One entry of `strategy.width_schedule`: the widths from a step on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WidthPhaseConfig {
@@ -65,7 +65,7 @@ pub struct WidthPhaseConfig {
 }
 
 impl StrategyConfig {
-    /// What it is called, with its width where it has one for all stages: `pairwise`, `interlock-3`, `width-schedule`, …
+    /// Returns its label, with the width if all stages have the same: `pairwise`, `interlock-3`, `width-schedule`, …
     pub fn label(&self) -> String {
         use StrategyName as Name;
         if self.width_schedule.is_some() {
@@ -83,7 +83,7 @@ impl StrategyConfig {
         }
     }
 
-    /// The strategy that this names. A width implies `interlock`, the table `adaptive` the name.
+    /// Builds the strategy. A width implies the name `interlock`, the table `adaptive` the name `adaptive`.
     ///
     /// # Errors
     /// If the keys contradict each other.

@@ -10,20 +10,20 @@ use crate::{
     plan::{GradientPlan, PlanPhase, PlanSchedule},
 };
 
-/// The plans of a run as far as they are known, and what decides the rest.
+/// The plans of a run as far as they are known, and the part of the strategy that decides the rest.
 #[derive(Debug)]
 pub struct Plans {
     schedule: PlanSchedule,
     adapt: Option<Box<dyn Adapt>>,
-    /// Whether some plan may need the head of each stage.
+    /// Whether a plan may need the head of each stage.
     heads: Vec<bool>,
 }
 
 impl Plans {
-    /// Those of `strategy` for a model cut into `stages` stages.
+    /// Returns the plans of `strategy` for a model cut into `stages` stages.
     ///
     /// # Errors
-    /// If the strategy has none, or plans for another number of stages.
+    /// If the strategy fails, or plans for another number of stages.
     pub fn of(strategy: &dyn Strategy, stages: usize) -> Result<Self> {
         let schedule = strategy.plans(stages)?;
         if schedule.stages() != stages {
@@ -42,7 +42,7 @@ impl Plans {
         Self { heads: heads.collect(), schedule, adapt }
     }
 
-    /// The plans by step, as they are decided by now.
+    /// Returns the plans by step, as far as they are decided.
     pub fn schedule(&self) -> &PlanSchedule {
         &self.schedule
     }
@@ -52,31 +52,31 @@ impl Plans {
         self.schedule.stages()
     }
 
-    /// The plan of `step`, as it is decided by now.
+    /// Returns the plan of `step`, as far as it is decided.
     pub fn at(&self, step: u64) -> &Arc<GradientPlan> {
         self.schedule.at(step)
     }
 
-    /// Whether the plan of some step may need the head of stage `k`.
+    /// Returns whether the plan of some step may need the head of stage `k`.
     pub fn may_need(&self, k: usize) -> bool {
         self.heads[k]
     }
 
-    /// Whether something is decided on the way.
+    /// Returns whether plans are decided during the run.
     pub fn adapts(&self) -> bool {
         self.adapt.is_some()
     }
 
-    /// The plans of all steps below this one will not change.
+    /// Returns the step below which no plan will change.
     pub fn known_until(&self) -> u64 {
         self.adapt.as_ref().map_or(u64::MAX, |adapt| adapt.known_until())
     }
 
-    /// All stages have finished `step`, and measured this: gives the change of plans that follows from it, after making it.
+    /// Observes `step`, which all stages have finished, with their measurements. Makes the change of plans that follows, and returns it.
     ///
     /// # Errors
-    /// If the strategy fails, changes what was known, plans for another number of stages or with a head that is not there, or would leave the
-    /// run without a plan for the next step.
+    /// If the strategy fails, changes a known plan, plans for another number of stages or with a head that does not exist, or would leave the run
+    /// without a plan for the next step.
     pub fn observe(&mut self, step: u64, alignments: &[Option<f64>]) -> Result<Option<PlanPhase>> {
         let Some(adapt) = &mut self.adapt else { return Ok(None) };
         let refuse = |problem: String, right: &str| Err(Error::invalid("strategy", problem, right));
@@ -102,7 +102,7 @@ impl Plans {
         Ok(change)
     }
 
-    /// What the strategy has decided and remembers; none where nothing is decided on the way.
+    /// Returns what the strategy has decided and remembers; none if no plan is decided during the run.
     ///
     /// # Errors
     /// If it cannot be written as JSON.
@@ -110,10 +110,10 @@ impl Plans {
         self.adapt.as_ref().map(|adapt| adapt.state()).transpose()
     }
 
-    /// Goes on from what [`Self::state`] gave.
+    /// Restores a state that [`Self::state`] returned.
     ///
     /// # Errors
-    /// If nothing is decided on the way, or it is not the state of such a strategy for as many stages.
+    /// If no plan is decided during the run, or it is not the state of the same strategy for the same number of stages.
     pub fn restore(&mut self, state: &Value) -> Result<()> {
         let Some(adapt) = &mut self.adapt else {
             return Err(Error::invalid("strategy state", "the strategy keeps none", "leave it out"));
@@ -148,7 +148,7 @@ fn missing_head<'a>(heads: &[bool], plans: impl Iterator<Item = &'a Arc<Gradient
 }
 
 impl From<PlanSchedule> for Plans {
-    /// These plans, whatever is measured.
+    /// Returns these plans as fixed ones, whatever is measured.
     fn from(schedule: PlanSchedule) -> Self {
         Self::new(schedule, None)
     }

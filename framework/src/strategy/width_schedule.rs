@@ -1,4 +1,4 @@
-//! Widths that change with the steps.
+//! The strategy whose widths change with the steps.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::{
     plan::{GradientPlan, PlanPhase, PlanSchedule},
 };
 
-/// One strategy after another, each from a step on; with end-to-end steps in between if asked for.
+/// A strategy that uses one strategy after another, each from a step on, with end-to-end steps in between if wanted.
 ///
 /// ```
 /// use interlock::{Interlock, Local, Strategy, WidthSchedule};
@@ -20,11 +20,11 @@ use crate::{
 /// ```
 #[derive(Debug)]
 pub struct WidthSchedule {
-    /// In the order of their first steps, unless something is wrong; never empty.
+    /// In the order of their first steps, if they are valid; never empty.
     pub(super) phases: Vec<WidthPhase>,
 }
 
-/// What holds from a step on.
+/// The strategy from a step on.
 #[derive(Debug)]
 pub(super) struct WidthPhase {
     pub(super) from_step: u64,
@@ -39,14 +39,14 @@ impl WidthSchedule {
         Self { phases: Vec::new() }.then(0, strategy)
     }
 
-    /// From `from_step` on, `strategy`.
+    /// Adds `strategy`, from `from_step` on.
     #[must_use]
     pub fn then(mut self, from_step: u64, strategy: impl Strategy + 'static) -> Self {
         self.phases.push(WidthPhase { from_step, strategy: Box::new(strategy), end_to_end_every: None });
         self
     }
 
-    /// Under the strategy that was named last, the steps divisible by `steps` are end-to-end.
+    /// Makes the steps divisible by `steps` end-to-end, while the strategy that was added last holds.
     #[must_use]
     pub fn end_to_end_every(mut self, steps: u64) -> Self {
         if let Some(phase) = self.phases.last_mut() {
@@ -55,7 +55,7 @@ impl WidthSchedule {
         self
     }
 
-    /// The only plan of a phase.
+    /// Returns the only plan of a phase.
     fn plan_of(&self, phase: &WidthPhase, stages: usize) -> Result<Arc<GradientPlan>> {
         let plans = phase.strategy.plans(stages).map_err(|error| match error {
             Error::Invalid { subject, problem, remedy } if self.phases.len() > 1 => {

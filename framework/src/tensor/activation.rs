@@ -1,4 +1,4 @@
-//! What crosses a boundary: an ordered list of tensors.
+//! Activations, which cross boundaries: ordered lists of tensors.
 
 use candle_core::Tensor;
 
@@ -12,12 +12,12 @@ use crate::{Error, Result};
 pub struct Activation(Vec<Tensor>);
 
 impl Activation {
-    /// An activation of several tensors.
+    /// Returns an activation of several tensors.
     pub fn new(tensors: Vec<Tensor>) -> Self {
         Self(tensors)
     }
 
-    /// The only tensor.
+    /// Returns the only tensor.
     ///
     /// # Errors
     /// If there is not exactly one.
@@ -32,22 +32,22 @@ impl Activation {
         }
     }
 
-    /// The tensors in order.
+    /// Returns the tensors in order.
     pub fn tensors(&self) -> &[Tensor] {
         &self.0
     }
 
-    /// The tensors in order, by value.
+    /// Returns the tensors in order, by value.
     pub fn into_tensors(self) -> Vec<Tensor> {
         self.0
     }
 
-    /// Bytes held by the tensors' elements.
+    /// Returns the bytes of the tensors' elements.
     pub fn bytes(&self) -> usize {
         self.0.iter().map(|t| t.elem_count() * t.dtype().size_in_bytes()).sum()
     }
 
-    /// The same values outside of any graph; no copy.
+    /// Returns the same values outside of any graph, without a copy.
     pub fn detach(&self) -> Self {
         Self(self.0.iter().map(Tensor::detach).collect())
     }

@@ -1,4 +1,4 @@
-//! How far two gradients agree: the cosine of the angle between them.
+//! The agreement of two gradients: the cosine of the angle between them.
 
 use candle_core::{CpuStorage, Storage, Tensor};
 
@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// The products of two vectors that come in pieces: `a·b`, `a·a` and `b·b`, in `f64` and in an order that depends on shapes only.
+/// The products of two vectors that come in pieces: `a·b`, `a·a` and `b·b`, in `f64` and summed in an order that depends on shapes only.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Products {
     ab: f64,
@@ -20,7 +20,7 @@ pub(crate) struct Products {
 }
 
 impl Products {
-    /// Adds those of a piece of each, of the same shape.
+    /// Adds the products of one piece of each vector; the two have the same shape.
     pub(crate) fn add(&mut self, a: &Tensor, b: &Tensor) -> Result<()> {
         let (a, b) = (a.contiguous()?, b.contiguous()?);
         let parts = {
@@ -47,12 +47,12 @@ impl Products {
         Ok(())
     }
 
-    /// What [`Self::add`] adds, as an `f64` tensor `(3)` on the device; the host waits for nothing.
+    /// Returns what [`Self::add`] adds, as an `f64` tensor `(3)` on the device. The host does not wait.
     pub(crate) fn on_device(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         Ok(Tensor::cat(&[sums::product(a, b)?, sums::squares(a)?, sums::squares(b)?], 0)?)
     }
 
-    /// The products that [`Self::on_device`] gave, read.
+    /// Returns the products whose values [`Self::on_device`] computed and the host has read.
     pub(crate) fn from_slice(values: &[f64]) -> Self {
         match values {
             &[ab, aa, bb] => Self { ab, aa, bb },
@@ -66,7 +66,7 @@ impl Products {
         self.bb += part.bb;
     }
 
-    /// `a·b / √(a·a b·b)`, from -1 to 1; none where a vector is zero.
+    /// Returns `a·b / √(a·a b·b)`, from -1 to 1; none if a vector is zero.
     pub(crate) fn cosine(&self) -> Option<f64> {
         let norms = (self.aa * self.bb).sqrt();
         (norms > 0.0).then(|| (self.ab / norms).clamp(-1.0, 1.0))

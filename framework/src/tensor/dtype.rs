@@ -1,4 +1,4 @@
-//! In which dtype activations and gradients cross boundaries, in which what forward passes save is kept, and in which stages compute.
+//! The dtypes of activations and gradients at boundaries and of saved activations, and the precision in which stages compute.
 
 use candle_core::DType;
 use schemars::JsonSchema;
@@ -6,19 +6,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Activation, Result};
 
-/// The dtype of the `f32` values that cross boundaries and of saved activations. Stages compute in the
-/// precision of their devices whatever it is, and other dtypes (tokens, masks) are left alone.
+/// The dtype of the `f32` values that cross boundaries and of saved activations. The precision in which a stage computes is its device's and does not
+/// depend on it. Other dtypes (tokens, masks) are not changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ActivationDtype {
-    /// As they are.
+    /// Unchanged.
     #[default]
     F32,
-    /// Rounded to `bf16`: half of the bytes, three significant decimal digits, the same range.
+    /// Rounded to `bf16`: half the bytes, the range of `f32`, and about three significant decimal digits.
     Bf16,
 }
 
-/// In which precision layers compute.
+/// The precision in which layers compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// `f32` throughout.
@@ -30,7 +30,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// What is computed with of what was sent, whatever the sender computes in.
+    /// Widens an arriving activation to `f32` if this is [`Self::F32`]; otherwise returns it unchanged.
     pub(crate) fn enter(self, activation: &Activation) -> Result<Activation> {
         match self {
             Self::F32 => convert(activation, DType::BF16, DType::F32),
@@ -40,7 +40,7 @@ impl Precision {
 }
 
 impl ActivationDtype {
-    /// What is sent of `activation`.
+    /// Rounds a leaving activation to `bf16` if this is [`Self::Bf16`]; otherwise returns it unchanged.
     pub(crate) fn pack(self, activation: &Activation) -> Result<Activation> {
         match self {
             Self::F32 => Ok(activation.clone()),

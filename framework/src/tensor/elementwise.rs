@@ -1,7 +1,7 @@
-//! Loops over all elements of a tensor on the CPU, in place and on all threads of the device.
+//! Loops over all elements of a tensor on the CPU, in place, on all threads of the device.
 //!
-//! Work is cut into chunks of a fixed number of elements, so that nothing depends on the number of threads. Loops run on the threads of the
-//! pool that the caller is in (a stage's device), and on the calling thread alone where it is in none.
+//! Work is cut into chunks of a fixed number of elements, so that no result depends on the number of threads. Loops run on the threads of the
+//! caller's pool (a stage's device), or on the calling thread if it is in no pool.
 
 use std::{cell::Cell, ops::Range};
 
@@ -10,10 +10,11 @@ use rayon::prelude::*;
 
 use crate::Result;
 
-/// Elements of a chunk: 64 KiB of `f32`.
+/// The elements of a chunk: 64 KiB of `f32`.
 pub(crate) const CHUNK: usize = 16 * 1024;
 
-/// What `of` gives for each of the `pieces` of a whole of `elements`, in order; by several threads where there is work enough.
+/// Returns what `of` returns for each of `pieces`, in order. `elements` is their total number of elements; if it is large, several threads share the
+/// work.
 pub(crate) fn each<P: Send, R: Send>(
     elements: usize,
     pieces: impl Iterator<Item = P>,
@@ -25,17 +26,17 @@ pub(crate) fn each<P: Send, R: Send>(
     }
 }
 
-/// Whether every value is neither an infinity nor a NaN. Without a branch a value, this runs at the speed of memory.
+/// Returns whether every value is finite. It has no branch for each value, so it runs at the speed of memory.
 pub(crate) fn all_finite(values: &[f32]) -> bool {
-    // An exponent of all ones is an infinity or a NaN.
+    // An infinity or a NaN has an exponent of all ones.
     const EXPONENT: u32 = 0x7f80_0000;
     !values.iter().fold(false, |bad, v| bad | (v.to_bits() & EXPONENT == EXPONENT))
 }
 
-/// Whether every element is neither an infinity nor a NaN.
+/// Returns whether every element is finite.
 pub(crate) fn is_finite(tensor: &Tensor) -> Result<bool> {
     let (storage, layout) = tensor.storage_and_layout();
-    // One look at a value tells of all elements that repeat it.
+    // A value that is repeated (stride 0) is looked at once.
     let range = range_without(layout, |stride, size| size == 1 || (stride == 0 && size > 0));
     match (&*storage, range) {
         (Storage::Cpu(CpuStorage::F32(values)), Some(range)) => {
@@ -51,18 +52,18 @@ pub(crate) fn is_finite(tensor: &Tensor) -> Result<bool> {
         _ => {}
     }
     drop(storage);
-    // A product with zero is zero for finite values and NaN for all others.
+    // Zero times a finite value is zero; zero times any other value is NaN.
     let sum = tensor.zeros_like()?.mul(tensor)?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
     Ok(sum == 0.0)
 }
 
-/// The range of the storage that the tensor's elements cover, each once and without a gap, in whatever order: contiguous tensors and
-/// permutations of them. None for others.
+/// Returns the range of the storage that the tensor's elements cover, each once and without a gap, in any order: the range of contiguous tensors and
+/// of their permutations. None for other tensors.
 pub(crate) fn dense_range(layout: &Layout) -> Option<Range<usize>> {
     range_without(layout, |_, size| size == 1)
 }
 
-/// [`dense_range`] of the dimensions that are left when those go of whose stride and size `goes` says so.
+/// Returns the [`dense_range`] of the dimensions that remain without those for which `goes(stride, size)` is true.
 fn range_without(layout: &Layout, goes: impl Fn(usize, usize) -> bool) -> Option<Range<usize>> {
     let strides = layout.stride().iter().copied();
     let mut dims: Vec<(usize, usize)> =
@@ -78,7 +79,7 @@ fn range_without(layout: &Layout, goes: impl Fn(usize, usize) -> bool) -> Option
     Some(layout.start_offset()..layout.start_offset() + covered)
 }
 
-/// A change and what came of it.
+/// An operation that changes a tensor in place, and its result.
 struct Change<F, R> {
     change: Cell<Option<F>>,
     result: Cell<Option<R>>,
@@ -100,9 +101,9 @@ impl<R, F: FnOnce(&mut [f32], &[f32]) -> R> InplaceOp2 for Change<F, R> {
     }
 }
 
-/// Lets `change` write into the elements of `values`, beside those of `others`, and gives what it gives; every tensor that shares the storage
-/// of `values` changes with it. None, and nothing is done, unless `values` is a contiguous `f32` tensor on the CPU and `others` one of the
-/// same shape there.
+/// Lets `change` write into the elements of `values`, beside those of `others`, and returns its result. Every tensor that shares the storage of
+/// `values` changes with it. Does nothing and returns none unless `values` is a contiguous `f32` tensor on the CPU and `others` is one of the same
+/// shape there.
 pub(crate) fn change_in_place<R>(
     values: &Tensor,
     others: &Tensor,
@@ -113,7 +114,7 @@ pub(crate) fn change_in_place<R>(
         return Ok(None);
     }
     let others = match storage_of(values) == storage_of(others) {
-        // Its own value, or a view of it: read before it is written to.
+        // `others` is `values` itself or a view of it: copied before it is written to.
         true => others.copy()?.contiguous()?,
         false => others.contiguous()?,
     };
@@ -122,13 +123,13 @@ pub(crate) fn change_in_place<R>(
     Ok(change.result.take())
 }
 
-/// Where a tensor's storage lies: equal for tensors that share it.
+/// Returns the address of a tensor's storage, which is equal for tensors that share it.
 fn storage_of(tensor: &Tensor) -> *const Storage {
     &*tensor.storage_and_layout().0
 }
 
-/// Adds `others` to `sum` in place, and gives what `of` gives for each chunk of the sum, in order: it reads it while it is near. None, and
-/// nothing is done, as for [`change_in_place`].
+/// Adds `others` to `sum` in place, and returns what `of` returns for each chunk of the sum, in order. `of` reads each chunk while it is in the
+/// cache. Does nothing and returns none in the cases of [`change_in_place`].
 pub(crate) fn add_in_place<R: Send>(
     sum: &Tensor,
     others: &Tensor,

@@ -1,4 +1,4 @@
-//! A few numbers that a device computed, read or not.
+//! A few numbers that a device computed, which the host may not have read yet.
 
 use candle_core::Tensor;
 
@@ -6,18 +6,18 @@ use crate::Result;
 
 /// Numbers that the host has, or that a device holds and the host has yet to read.
 ///
-/// Whoever computes a number for the host to see gives one of these, so that no caller needs to know whether the device is asynchronous.
+/// Every computation of numbers for the host returns one of these, so that no caller needs to know whether the device is asynchronous.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Numbers {
-    /// Read: the host has them.
+    /// Known to the host.
     Host(Vec<f64>),
-    /// Not read yet: an `f64` tensor `(n)` on the device.
+    /// Not yet read by the host: an `f64` tensor `(n)` on the device.
     Device(Tensor),
 }
 
 impl Numbers {
-    /// All of `parts` in order. Parts that are read come first where others are not; within one device they are all of one kind.
+    /// Concatenates `parts` in order. If some are not yet read, those that are read come first; on one device all parts are of one kind.
     ///
     /// # Errors
     /// If the tensors lie on different devices.

@@ -7,8 +7,8 @@ use crate::{
     tensor::elementwise::{CHUNK, add_in_place, dense_range, each},
 };
 
-/// The sum of squares of all elements, in `f64` and in an order that depends on shape and strides only. Of `f32` it is finite iff they all
-/// are: their squares are far from what `f64` cannot hold.
+/// Returns the sum of squares of all elements, in `f64` and in an order that depends on shape and strides only. For `f32` elements it is finite iff
+/// they all are, since their squares cannot overflow `f64`.
 pub(crate) fn squared_norm(tensor: &Tensor) -> Result<f64> {
     let (storage, layout) = tensor.storage_and_layout();
     if let (Storage::Cpu(CpuStorage::F32(values)), Some(range)) = (&*storage, dense_range(layout)) {
@@ -19,16 +19,16 @@ pub(crate) fn squared_norm(tensor: &Tensor) -> Result<f64> {
     Ok(tensor.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?)
 }
 
-/// Adds `others` to `sum` in place, and gives the squared norm of the sum as [`squared_norm`] does. None, and nothing is done, unless both are
-/// `f32` on the CPU, of one shape, and `sum` contiguous.
+/// Adds `others` to `sum` in place, and returns the squared norm of the sum as [`squared_norm`] does. Does nothing and returns none unless both are
+/// `f32` on the CPU, of one shape, and `sum` is contiguous.
 pub(crate) fn add_with_squared_norm(sum: &Tensor, others: &Tensor) -> Result<Option<f64>> {
     Ok(add_in_place(sum, others, squares)?.map(|parts| parts.iter().sum()))
 }
 
-/// Elements whose squares are added in `f32`: few, so that the sum is right to about six digits.
+/// The elements whose squares are added in `f32`: few, so that the sum is exact to about six digits.
 const BLOCK: usize = 256;
 
-/// The sum of squares of a chunk.
+/// Returns the sum of squares of a chunk.
 fn squares(chunk: &[f32]) -> f64 {
     chunk.chunks(BLOCK).map(block).sum()
 }
@@ -46,7 +46,7 @@ fn block(values: &[f32]) -> f64 {
     if sum.is_finite() && sum > 1e-25 {
         return sum;
     }
-    // Squares that are too large or too small for f32 are taken in f64.
+    // Squares that are too large or too small for `f32` are computed in `f64`.
     let wide = |v: f32| f64::from(v) * f64::from(v);
     let mut sums = [0.0_f64; LANES];
     for row in rows {

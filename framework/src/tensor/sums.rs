@@ -1,21 +1,21 @@
-//! Sums over whole tensors in candle's operations. Their results are tensors on the same device, so that nothing waits for them.
+//! Sums over whole tensors with candle operations. The results are tensors on the same device, so that the host does not wait.
 
 use candle_core::{DType, Tensor};
 
 use crate::Result;
 
-/// Elements taken at once: bounds the memory of wide copies.
+/// The elements computed at once; it bounds the memory of copies in wider dtypes.
 const PIECE: usize = 1 << 22;
 
-/// Elements of a row: rows are added up at once, since devices sum few long rows slowly.
+/// The elements of a row. All rows are added up in parallel, because devices sum few long rows slowly.
 const ROW: usize = 1024;
 
-/// The sum of squares of all elements, in `f64`: a tensor `(1)`. Of `f32` it is finite iff they all are.
+/// Returns the sum of squares of all elements, an `f64` tensor `(1)`. For `f32` elements it is finite iff they all are.
 pub(crate) fn squares(tensor: &Tensor) -> Result<Tensor> {
     product(tensor, tensor)
 }
 
-/// The sum of the products of elements at the same place, in `f64`: a tensor `(1)`.
+/// Returns the sum of the products of elements at the same position, an `f64` tensor `(1)`.
 pub(crate) fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (flat_a, flat_b) = (a.detach().flatten_all()?, b.detach().flatten_all()?);
     let same = a.id() == b.id();
@@ -26,13 +26,13 @@ pub(crate) fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// Zero if every element is finite, else NaN: an `f64` tensor `(1)`.
+/// Returns zero if every element is finite, else NaN: an `f64` tensor `(1)`.
 pub(crate) fn zero_if_finite(tensor: &Tensor) -> Result<Tensor> {
-    // A product with zero is zero for finite values and NaN for all others.
+    // Zero times a finite value is zero; zero times any other value is NaN.
     total(&tensor.detach().flatten_all()?.affine(0.0, 0.0)?)
 }
 
-/// The sum of what `of` gives for each piece of so many elements on the device of `tensor`, by its first element and their number.
+/// Returns the sum of `of(start, length)` over pieces of `elements` elements, on the device of `tensor`.
 fn pieces(elements: usize, tensor: &Tensor, of: impl Fn(usize, usize) -> Result<Tensor>) -> Result<Tensor> {
     if elements == 0 {
         return Ok(Tensor::zeros(1, DType::F64, tensor.device())?);
@@ -44,7 +44,7 @@ fn pieces(elements: usize, tensor: &Tensor, of: impl Fn(usize, usize) -> Result<
     Ok(sum)
 }
 
-/// The sum of `values`, which have one dimension, as an `f64` tensor `(1)`.
+/// Returns the sum of `values`, which have one dimension, as an `f64` tensor `(1)`.
 fn total(values: &Tensor) -> Result<Tensor> {
     let (count, rows) = (values.elem_count(), values.elem_count() / ROW);
     let sum = if rows < 2 {

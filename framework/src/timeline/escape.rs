@@ -1,6 +1,6 @@
-//! Text inside of markup.
+//! Text inside markup.
 
-/// `text` without what XML and HTML would take for markup, and without control characters, which XML does not allow; tabs and ends of lines stay.
+/// Escapes `text` for XML and HTML, and replaces the control characters that XML does not allow. Tabs and line ends stay.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {

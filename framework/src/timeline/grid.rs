@@ -1,12 +1,12 @@
-//! A schedule as text: one row a stage, one column a unit of time.
+//! A timeline as text: one row for each stage, one column for each unit of time.
 //!
 //! ```text
 //! F0 F1 .  .    W0.1 .  .    W1.1 - U
 //! .  F0 H0 B0.1 F1   H1 B1.1 U    . .
 //! ```
 //!
-//! `.` is a unit in which a stage does nothing, `-` one in which what began before goes on. Actions that take less than half a unit
-//! stand before what fills it, as in `H0+B0.1` or `U+`.
+//! `.` is a unit in which a stage is idle, `-` one in which an action continues. Actions that take less than half a unit stand before the one that
+//! fills it, as in `H0+B0.1` or `U+`.
 
 mod cell;
 #[cfg(test)]
@@ -19,19 +19,19 @@ use std::{fmt, str::FromStr};
 use super::{Span, Timeline};
 use crate::{Error, Result};
 
-/// The most slots of a grid: more is no text to read, but a unit of time that is far too small.
+/// The most slots of a grid: with more, the unit of time is far too small to read the text.
 const MOST_SLOTS: usize = 1 << 20;
 
 /// One unit of time of one stage.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct GridSlot {
-    /// What is done at its beginning and takes no time, or far less than a unit.
+    /// The actions at its beginning that take no time, or much less than a unit.
     pub at_once: Vec<GridCell>,
-    /// What it is spent on.
+    /// The action that fills it.
     pub then: SlotFill,
 }
 
-/// What a unit of time is spent on.
+/// The content of a unit of time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum SlotFill {
     /// Nothing.
@@ -39,7 +39,7 @@ pub(crate) enum SlotFill {
     Idle,
     /// An action that begins.
     Begins(GridCell),
-    /// The action of the slot before.
+    /// The action of the previous slot.
     Continues,
 }
 
@@ -71,19 +71,19 @@ impl GridSlot {
     }
 }
 
-/// What every stage does in every unit of time; prints as aligned text, which parses back.
+/// The action of every stage in every unit of time. It prints as aligned text, which parses back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TimelineGrid {
-    /// Of one length, at least 1.
+    /// Rows of equal length, at least 1.
     rows: Vec<Vec<GridSlot>>,
 }
 
 impl TimelineGrid {
-    /// The training actions of `timeline` by units of `unit` seconds. An action begins at the unit nearest to its start and goes on
-    /// until the one nearest to its end. Steps are counted from the first that is there; evaluations are left out.
+    /// Returns the training actions of `timeline` in units of `unit` seconds. An action goes from the unit nearest to its start to the one nearest to
+    /// its end. Steps are counted from the first one in the timeline; evaluations are left out.
     ///
     /// # Errors
-    /// If the unit is not above 0, or so small that the text could not be read, or actions of a stage overlap.
+    /// If the unit is not above 0 or so small that the text would be unreadable, or actions of a stage overlap.
     pub(crate) fn of(timeline: &Timeline, unit: f64) -> Result<Self> {
         let refuse = |problem: String, right: &str| Err(Error::invalid("grid", problem, right));
         if !(unit > 0.0 && unit.is_finite()) {
@@ -121,12 +121,12 @@ impl TimelineGrid {
         Ok(Self { rows })
     }
 
-    /// The number of stages.
+    /// Returns the number of stages.
     pub(crate) fn stages(&self) -> usize {
         self.rows.len()
     }
 
-    /// The slots of each stage, as many for every stage.
+    /// Returns the slots of each stage, equally many for every stage.
     pub(crate) fn rows(&self) -> &[Vec<GridSlot>] {
         &self.rows
     }
@@ -152,8 +152,8 @@ impl FromStr for TimelineGrid {
     type Err = Error;
 
     /// # Errors
-    /// If something is no action, nothing is there to go on, or the rows differ in length; line and column are named, counted from 1.
-    /// Blank lines are passed over.
+    /// If a word is no action, a `-` has nothing to continue, or the rows differ in length; the message names line and column, counted from 1. Blank
+    /// lines are skipped.
     fn from_str(text: &str) -> Result<Self> {
         let mut rows: Vec<Vec<GridSlot>> = Vec::new();
         for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {

@@ -1,4 +1,4 @@
-//! A timeline as a picture: stages down, time across, one rectangle an action.
+//! A timeline as a picture: one row for each stage, time from left to right, one rectangle for each action.
 
 mod element;
 mod palette;
@@ -12,19 +12,19 @@ use super::{
 };
 use crate::schedule::{Action, ActionKind, Purpose};
 
-/// What of a timeline is drawn, and how.
+/// The content and the form of a drawing of a timeline.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drawing<'a> {
-    /// What the picture shows, in a few words.
+    /// The title, a few words.
     pub title: &'a str,
-    /// From when to when, in seconds; the whole timeline where none is given. A picture takes about 200 bytes an action.
+    /// The window of time that is drawn, in seconds; by default the whole timeline. A picture takes about 200 bytes for each action.
     pub window: Option<Range<f64>>,
-    /// The spans of the critical path, by their index: outlined, and joined in the order of their starts.
+    /// The spans of the critical path, by index. They are outlined, and joined in the order of their starts.
     pub path: &'a [usize],
 }
 
 impl Default for Drawing<'_> {
-    /// All of it, under a title that fits everything.
+    /// Draws the whole timeline, under a general title.
     fn default() -> Self {
         Self { title: "What each stage did when", window: None, path: &[] }
     }
@@ -32,21 +32,21 @@ impl Default for Drawing<'_> {
 
 const WIDTH: f64 = 1200.0;
 const MARGIN: f64 = 28.0;
-/// Where the rows begin and end.
+/// The left and right ends of the rows.
 const LEFT: f64 = 92.0;
 const RIGHT: f64 = 1084.0;
-/// Where the share of time in which a stage is busy is drawn.
+/// The place of the stages' busy shares.
 const BUSY: Range<f64> = 1096.0..1136.0;
 const LEGEND: f64 = 82.0;
 const TOP: f64 = 134.0;
-/// The least distance of two lines of text.
+/// The least distance between two lines of text.
 const LINE: f64 = 14.0;
 
-/// Where things are.
+/// The positions of the parts of a picture.
 struct Layout {
     window: Range<f64>,
     stages: usize,
-    /// From row to row, and how much of that is a row.
+    /// The distance between rows, and the height of a row.
     pitch: f64,
     row: f64,
 }
@@ -54,7 +54,7 @@ struct Layout {
 impl Layout {
     fn new(window: Range<f64>, stages: usize) -> Self {
         let pitch = (900.0 / stages.max(1) as f64).clamp(2.0, 36.0);
-        // Rows too low for a gap of at least a pixel have none.
+        // Rows too low for a gap of a pixel have no gap.
         let row = if pitch < 5.0 { pitch } else { pitch * 0.8 };
         Self { window, stages, pitch, row }
     }
@@ -72,7 +72,7 @@ impl Layout {
         self.y(self.stages)
     }
 
-    /// Whether the axis is wanted at the bottom too.
+    /// Whether the axis is repeated at the bottom.
     fn is_tall(&self) -> bool {
         self.bottom() > 600.0
     }
@@ -83,7 +83,7 @@ impl Layout {
         (0..self.stages).step_by(every.unwrap_or(1))
     }
 
-    /// Where a span is drawn: left edge and width. Neighbours keep a little apart where they are wide enough.
+    /// Returns the left edge and the width of a span. Spans that are wide enough keep a small gap to the next.
     fn place(&self, span: &Span) -> (f64, f64) {
         let Range { start, end } = span.within(&self.window);
         let (x, width) = (self.x(start), self.x(end) - self.x(start));
@@ -92,8 +92,8 @@ impl Layout {
 }
 
 impl Timeline {
-    /// The timeline as a picture in SVG: the rows are the stages, the first on top; the colours are kinds of work, two shades of them
-    /// alternate with steps; numbers at the right are the share of time in which a stage is busy. Pointing at an action tells what it is.
+    /// Returns the timeline as an SVG picture. Rows are stages, the first on top. Colours are kinds of action, in two shades that alternate with
+    /// steps. The numbers at the right are the busy shares of the stages. A tooltip describes each action.
     pub fn to_svg(&self, drawing: &Drawing<'_>) -> String {
         let window = drawing.window.clone().unwrap_or_else(|| self.extent());
         let layout = Layout::new(window, self.stages);
@@ -123,7 +123,7 @@ impl Timeline {
         svg.to_string() + "\n"
     }
 
-    /// The title, what is shown, and the legend.
+    /// Draws the title, the line below it, and the legend.
     fn draw_heading(&self, svg: &mut Element, drawing: &Drawing<'_>, layout: &Layout, shown: &[&Span]) {
         svg.push(label(MARGIN, 38.0, drawing.title).number("font-size", 18.0).number("font-weight", 700.0));
         let mut words = match self.stages {
@@ -163,7 +163,7 @@ impl Timeline {
         }
     }
 
-    /// The axis, and beside the rows the stages and how busy they are.
+    /// Draws the axis and, beside the rows, the names and the busy shares of the stages.
     fn draw_frame(&self, svg: &mut Element, layout: &Layout) {
         let (top, bottom) = (TOP - 6.0, layout.bottom() + 4.0);
         let mut lanes = String::new();
@@ -202,7 +202,7 @@ impl Timeline {
     }
 }
 
-/// A rectangle each, with what it is to be read when it is pointed at, unless it is too narrow for that.
+/// Draws a rectangle for each span. A rectangle has a tooltip unless it is too narrow.
 fn draw_spans(layout: &Layout, shown: &[&Span]) -> Element {
     let mut group = Element::new("g").text("id", "actions");
     for span in shown {
@@ -217,7 +217,7 @@ fn draw_spans(layout: &Layout, shown: &[&Span]) -> Element {
     group
 }
 
-/// In the rectangles that are wide enough: the notation of their actions if most have, or else the number of the micro-batch alone.
+/// Draws text in the rectangles that are wide enough: the notation of the actions if it fits most of them, else the number of the micro-batch.
 fn draw_names(layout: &Layout, shown: &[&Span]) -> Element {
     let size = (layout.row * 0.62).min(12.0);
     let mut group = Element::new("g")
@@ -244,7 +244,7 @@ fn draw_names(layout: &Layout, shown: &[&Span]) -> Element {
     group
 }
 
-/// An outline around each span of a path, and lines from one to the next.
+/// Draws an outline around each span of a path, and lines from one to the next.
 fn draw_path(layout: &Layout, mut path: Vec<&Span>) -> Element {
     path.sort_by(|a, b| a.start.total_cmp(&b.start));
     path.retain(|span| span.stage < layout.stages && span.is_in(&layout.window));
@@ -268,7 +268,7 @@ fn draw_path(layout: &Layout, mut path: Vec<&Span>) -> Element {
         .number("stroke-width", if layout.row < 8.0 { 1.0 } else { 1.8 })
 }
 
-/// An action in words.
+/// Returns the description of an action, in words.
 fn in_full(span: &Span, layout: &Layout) -> String {
     let Span { stage, action, start, end } = span;
     let mut words = format!("stage {stage}: {}", action.kind().name());
@@ -297,7 +297,7 @@ fn rect(x: f64, y: f64, width: f64, height: f64) -> Element {
     Element::new("rect").number("x", x).number("y", y).number("width", width).number("height", height)
 }
 
-/// The outline of a rectangle, as a part of a path.
+/// Returns the outline of a rectangle, as a part of a path.
 fn outline(x: f64, y: f64, width: f64, height: f64) -> String {
     let (x, y, width, height) = (number(x), number(y), number(width), number(height));
     format!("M{x} {y}h{width}v{height}h-{width}z")

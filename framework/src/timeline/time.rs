@@ -1,8 +1,8 @@
-//! Times in sensible units, and where an axis has its ticks.
+//! Times in readable units, and the ticks of an axis.
 
 use std::ops::Range;
 
-/// A unit of time and its length in seconds, for times as large as `seconds`.
+/// Returns a unit for times as large as `seconds`, and its length in seconds.
 fn unit(seconds: f64) -> (&'static str, f64) {
     match seconds.abs() {
         s if s < 1e-6 => ("ns", 1e-9),
@@ -12,7 +12,7 @@ fn unit(seconds: f64) -> (&'static str, f64) {
     }
 }
 
-/// A length of time with three digits, such as `12.3 ms`.
+/// Formats a length of time with three digits, such as `12.3 ms`.
 pub(super) fn in_words(seconds: f64) -> String {
     if seconds == 0.0 {
         return "0 s".to_owned();
@@ -27,12 +27,12 @@ pub(super) fn in_words(seconds: f64) -> String {
     format!("{value:.decimals$} {name}")
 }
 
-/// The unit of a window's axis.
+/// Returns the unit of a window's axis.
 fn unit_of(window: &Range<f64>) -> (&'static str, f64) {
     unit(window.start.abs().max(window.end.abs()))
 }
 
-/// A moment of a window, to a ten-thousandth of it, in the unit of its axis.
+/// Formats a time in a window, to a ten-thousandth of the window, in the unit of its axis.
 pub(super) fn moment(seconds: f64, window: &Range<f64>) -> String {
     rounded(seconds, unit_of(window), (window.end - window.start) / 1e4)
 }
@@ -42,7 +42,7 @@ fn rounded(seconds: f64, (name, length): (&str, f64), resolution: f64) -> String
     format!("{:.decimals$} {name}", seconds / length)
 }
 
-/// About `count` ticks at round times within `window`, with what to write there, all in one unit.
+/// Returns about `count` ticks at round times within `window`, with their labels, all in one unit.
 pub(super) fn ticks(window: &Range<f64>, count: usize) -> Vec<(f64, String)> {
     let length = window.end - window.start;
     if !(length > 0.0 && length.is_finite()) {

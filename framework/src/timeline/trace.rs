@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use super::{Span, Timeline};
 use crate::schedule::{Action, MicroBatchId};
 
-/// What reaches a stage over a boundary: a micro-batch, or the gradient of one of its losses.
+/// A tensor that reaches a stage over a boundary: the receiver, the micro-batch, and the loss if it is a gradient.
 type Arrival = (usize, MicroBatchId, Option<usize>);
 
 impl Timeline {
-    /// The timeline as a trace of events, in JSON: a thread a stage, a slice an action with step, micro-batch and loss, and a flow
-    /// for every activation and gradient that crosses a boundary.
+    /// Returns the timeline as trace events in JSON: a thread for each stage, a slice for each action with step, micro-batch and loss, and a flow for
+    /// each activation and gradient that crosses a boundary.
     pub fn to_trace(&self) -> String {
         let mut events = vec![json!({ "ph": "M", "pid": 0, "name": "process_name", "args": { "name": "interlock" } })];
         for stage in 0..self.stages {
@@ -35,7 +35,7 @@ impl Timeline {
         for (id, (from, to)) in crossed.enumerate() {
             let name = if from.stage < to.stage { "activation" } else { "gradient" };
             let end = |ph: &str, span: &Span, at: i64| json!({ "ph": ph, "pid": 0, "tid": span.stage, "ts": micros(at), "id": id, "name": name, "cat": "message" });
-            // An arrow leaves from within its slice: at its very end some viewers would count it to the next.
+            // An arrow leaves from within its slice. At the very end, some viewers would attach it to the next slice.
             let leaves = (nanos(from.end) - 1).max(nanos(from.start));
             let mut arrives = end("f", to, nanos(to.start));
             arrives["bp"] = json!("e");
@@ -76,7 +76,7 @@ fn micros(nanos: i64) -> f64 {
     nanos as f64 / 1e3
 }
 
-/// What a stage next to this one gets from it.
+/// Returns what a neighbour receives because of this action.
 fn produces(span: &Span) -> Option<Arrival> {
     match span.action {
         Action::Forward(micro_batch) => Some((span.stage + 1, micro_batch, None)),
@@ -87,7 +87,7 @@ fn produces(span: &Span) -> Option<Arrival> {
     }
 }
 
-/// What this stage needed for it.
+/// Returns what the stage needed from a neighbour for this action.
 fn consumes(span: &Span) -> Option<Arrival> {
     match span.action {
         Action::Forward(micro_batch) => Some((span.stage, micro_batch, None)),

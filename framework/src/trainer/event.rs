@@ -6,7 +6,7 @@ use crate::{
     transport::{Built, StageStep},
 };
 
-/// Something that happened in a run.
+/// An event of a run.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum TrainEvent<'a> {
@@ -22,7 +22,7 @@ pub enum TrainEvent<'a> {
         plans: &'a PlanSchedule,
         /// The stages.
         stages: &'a [Built],
-        /// Whether the run evaluates: a validation set was given.
+        /// Whether the run evaluates, because a validation set was given.
         evaluates: bool,
     },
     /// One stage has finished a step; stages may be steps apart.
@@ -37,28 +37,29 @@ pub enum TrainEvent<'a> {
         examples: usize,
         /// Targets of the batch that count.
         targets: f64,
-        /// Each stage's part.
+        /// The report of each stage.
         stages: &'a [StageStep],
     },
-    /// From the next step on stages follow, or measure, other losses.
+    /// Stages follow or measure other losses from the next step on.
     PlanChanged {
-        /// That step.
+        /// The first step with the new plan.
         from_step: u64,
-        /// Its plan, and that of those behind it; where some steps in between have another, such as end-to-end ones, that of the others.
+        /// The plan of that step and the following ones. If single steps have another plan, such as end-to-end ones, it is the plan of the other
+        /// steps.
         plan: &'a GradientPlan,
     },
     /// Every head has been scored on the validation set.
     Evaluated {
-        /// Updates made before.
+        /// The number of updates made before it.
         steps: u64,
         /// The scores.
         evaluation: &'a Evaluation,
-        /// Whether it is the best so far and its values were kept.
+        /// Whether it is the best so far and its weights were kept.
         improved: bool,
     },
     /// The run has ended.
     Finished {
-        /// What it came to.
+        /// The report.
         report: &'a Report,
     },
 }

@@ -1,4 +1,4 @@
-//! The share of a step in which stages should be idle, simulated with the times that they take.
+//! The predicted idle share of each stage, simulated with the measured times.
 
 use std::sync::Arc;
 
@@ -12,18 +12,18 @@ use crate::{
     transport::StageStep,
 };
 
-/// Steps of a plan before it is simulated for the first time; then again whenever there are four times as many.
+/// The number of steps of a plan before its first simulation. It is simulated again each time this number has quadrupled.
 const FIRST: u64 = 20;
 
-/// Pipelines of more stages times micro-batches are not simulated beside their own run.
+/// The largest number of stages times micro-batches that is simulated during a run.
 const MOST: usize = 1024;
 
-/// Simulates the plan in force with the mean times of its steps so far.
+/// Simulates the present plan with the mean times of its steps so far.
 ///
-/// An action's time includes what it waited for cores or for a device that stages share, so that the simulation leaves both out. What remains is what
-/// the schedule itself makes stages wait; where they are measured to be idle longer, it is the runtime, the data or the machine.
+/// The measured time of an action includes waits for cores or for a shared device, so the simulation has neither. The prediction is the idle time
+/// that the schedule itself causes. If stages are measured to be idle longer, the cause is the runtime, the data or the machine.
 pub(crate) struct Prediction {
-    /// With everything but costs.
+    /// Everything but the costs.
     scenario: Scenario,
     work: Vec<StageWork>,
     steps: u64,
@@ -32,13 +32,13 @@ pub(crate) struct Prediction {
 }
 
 impl Prediction {
-    /// Of runs like this one, whose costs are not known yet.
+    /// Returns a prediction for runs of this scenario, whose costs are not known yet.
     pub(crate) fn new(scenario: Scenario) -> Self {
         let work = vec![StageWork::default(); scenario.plan.stages()];
         Self { scenario, work, steps: 0, next: FIRST, gauges: Vec::new() }
     }
 
-    /// From now on this plan is in force.
+    /// Sets the present plan.
     pub(crate) fn plan(&mut self, plan: &Arc<GradientPlan>) {
         if !Arc::ptr_eq(plan, &self.scenario.plan) {
             self.scenario.plan = Arc::clone(plan);
@@ -47,7 +47,7 @@ impl Prediction {
         }
     }
 
-    /// Every stage has done a step under `plan`. Steps under another than the one in force, end-to-end ones in between, say, are left out.
+    /// Adds a step that every stage has finished under `plan`. Steps under another plan, such as single end-to-end steps, are ignored.
     pub(crate) fn step_done(&mut self, plan: &Arc<GradientPlan>, stages: &[StageStep]) {
         if !Arc::ptr_eq(plan, &self.scenario.plan) || self.work.len() * self.scenario.micro_batches > MOST {
             return;
@@ -58,14 +58,14 @@ impl Prediction {
         self.steps += 1;
         if self.steps == self.next {
             self.next *= 4;
-            // What the run does cannot be refused here: where it cannot be simulated, there is no prediction.
+            // A run that cannot be simulated has no prediction; that is no error of the run.
             if let Some(idle) = self.idle() {
                 self.show(&idle);
             }
         }
     }
 
-    /// The share of a step in which each stage does nothing.
+    /// Returns the share of a step in which each stage is idle.
     fn idle(&mut self) -> Option<Vec<f64>> {
         self.scenario.costs = self.work.iter().map(costs).collect();
         let simulated = simulate(&self.scenario).ok()?;
@@ -80,8 +80,8 @@ impl Prediction {
     }
 }
 
-/// The mean costs of a stage's actions. Whether its parameter gradients came alone or after the input gradient does not change with the step, nor
-/// whether its head is a probe.
+/// Returns the mean costs of a stage's actions. Two things are the same in all steps: whether its parameter gradients come alone or after the input
+/// gradient, and whether its head is a probe.
 fn costs(work: &StageWork) -> StageCosts {
     let mean = |kind| work.mean_seconds(kind);
     let (head, parameters) = (mean(ActionKind::Head), mean(ActionKind::ParameterGradient));

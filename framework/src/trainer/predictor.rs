@@ -14,7 +14,7 @@ use crate::{
     tensor::elementwise::is_finite,
 };
 
-/// A trained model that predicts, in evaluation mode and on the calling thread.
+/// A trained model that predicts in evaluation mode, on the calling thread.
 ///
 /// [`Trainer::predictor`] makes one of a trainer's present weights, [`Predictor::new`] of a model and its saved weights. With auxiliary heads,
 /// [`TrainerBuilder::predictor`](crate::trainer::TrainerBuilder::predictor) makes one of saved weights.
@@ -73,13 +73,13 @@ impl Predictor {
         Ok(Self { stages: stages.iter().map(build).collect::<Result<_>>()?, calls: 0 })
     }
 
-    /// The stages that have a head, in order; the last stage always has one.
+    /// Returns the stages that have a head, in order. The last stage always has one.
     pub fn heads(&self) -> Vec<usize> {
         (0..self.stages.len()).filter(|&k| has_head(&self.stages, k)).collect()
     }
 
-    /// Returns the last stage's output for `inputs`, which are stacked along the first dimension as those of a
-    /// [`Batch`](crate::Batch) are. The output is on the CPU.
+    /// Returns the last stage's output for `inputs`, which are stacked along the first dimension as in a [`Batch`](crate::Batch). The output is on
+    /// the CPU.
     ///
     /// # Errors
     /// If the inputs do not fit the model or are not finite, or a stage fails.
@@ -122,9 +122,9 @@ pub(crate) fn predict_at(stages: &mut [Stage], call: u64, inputs: Activation, he
     Ok(if output.dtype().is_float() { output.to_dtype(DType::F32)? } else { output })
 }
 
-/// The forward pass through all of `stages`, and the last one's head.
+/// Runs the forward pass through all of `stages`, and the last one's head.
 fn forward(stages: &mut [Stage], micro_batch: MicroBatchId, inputs: Activation) -> Result<Activation> {
-    // Nothing looks at the targets: there is no loss.
+    // The targets are not used: there is no loss.
     let mut payload = Payload { inputs, targets: Tensor::zeros(1, DType::U32, &Device::Cpu)?, total: 1.0 };
     let last = stages.len() - 1;
     for (k, stage) in stages.iter_mut().enumerate() {

@@ -21,7 +21,7 @@ impl Recording {
         Self { keep, steps: VecDeque::new() }
     }
 
-    /// Adds a step as the stages reported it, and drops the oldest if there are too many.
+    /// Adds a step as the stages reported it, and drops the oldest if there are more than are kept.
     pub(super) fn add(&mut self, stages: &[StageStep]) {
         self.steps.push_back(stages.iter().flat_map(|stage| &stage.spans).copied().collect());
         while self.steps.len() as u64 > self.keep {

@@ -11,7 +11,7 @@ use crate::{
     transport::{Built, StageStep},
 };
 
-/// What a run is doing; the label `state`.
+/// The state of a run; the label `state`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RunState {
     Starting,
@@ -31,9 +31,9 @@ impl RunState {
     ];
 }
 
-/// The handles of one stage's part in what is learned.
+/// The handles of one stage's losses, gradients and plan.
 struct Learned {
-    /// One a split; made when the head has scored something, since a stage may have none.
+    /// One for each split; created when the head has its first score, since a stage may have no head.
     loss: [Option<Gauge>; 2],
     accuracy: [Option<Gauge>; 2],
     gradient_norm: Gauge,
@@ -56,12 +56,12 @@ pub(crate) struct RunMetrics {
     steps: Counter,
     step: Gauge,
     step_duration: Histogram,
-    /// From when the step in work counts; none before training begins.
+    /// The time at which the present step began; none before training begins.
     since: Option<Instant>,
 }
 
 impl RunMetrics {
-    /// Those of a run of these stages, which is starting.
+    /// Returns the handles of a run of these stages, which is starting.
     pub(crate) fn new(stages: &[Built], plan: &GradientPlan, micro_batches: usize) -> Self {
         table::PIPELINE_STAGES.gauge(&[]).set(stages.len() as f64);
         table::PIPELINE_MICROBATCHES.gauge(&[]).set(micro_batches as f64);
@@ -93,20 +93,20 @@ impl RunMetrics {
         metrics
     }
 
-    /// What the run does from now on.
+    /// Sets the state of the run.
     pub(crate) fn state(&self, now: RunState) {
         for (state, gauge) in &self.states {
             gauge.set(f64::from(u8::from(*state == now)));
         }
     }
 
-    /// Training goes on from here: what lies before belongs to no step.
+    /// Marks the present moment as the beginning of the next step.
     pub(crate) fn trains(&mut self) {
         self.state(RunState::Training);
         self.since = Some(Instant::now());
     }
 
-    /// Takes note of an event.
+    /// Records an event.
     pub(crate) fn observe(&mut self, event: &TrainEvent<'_>) {
         match event {
             TrainEvent::StageStep(done) => self.stage_step(done),
@@ -151,7 +151,7 @@ impl RunMetrics {
         }
     }
 
-    /// Every stage has made `steps` updates.
+    /// Records that every stage has made `steps` updates.
     fn step_done(&mut self, steps: u64, examples: usize, targets: f64) {
         self.steps.increment(1);
         self.step.set(steps as f64);

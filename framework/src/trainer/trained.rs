@@ -13,7 +13,7 @@ pub(super) struct Trained {
     pub(super) busy: Vec<f64>,
     /// Whether the fit was stopped on request before its end.
     pub(super) stopped: bool,
-    /// Why a callback ended the run before its time.
+    /// The reason for which a callback ended the run early.
     pub(super) stop_reason: Option<String>,
     /// The last step's scores, in order of stages.
     pub(super) last: Vec<StageStep>,

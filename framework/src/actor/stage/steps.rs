@@ -1,4 +1,4 @@
-//! Steps that a stage has given to its device and not yet reported: their numbers and times are read here.
+//! The steps that a stage has given to its device and not yet reported. Their numbers and times are read here.
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -12,7 +12,7 @@ use crate::{
     transport::{Report, StageStep},
 };
 
-/// An action between two marks in the queue of the device.
+/// An action, between two marks in the device's stream.
 pub(super) struct Timed {
     pub(super) action: Action,
     pub(super) before: Box<dyn Mark>,
@@ -20,7 +20,7 @@ pub(super) struct Timed {
 }
 
 impl Timed {
-    /// When the device began the action and when it was done; waits until it is done.
+    /// Waits until the device has finished the action, and returns when it began and ended it.
     fn times(&self) -> Result<[Instant; 2]> {
         Ok([self.before.instant()?, self.after.instant()?])
     }
@@ -34,12 +34,12 @@ pub(super) struct Done {
 }
 
 impl Done {
-    /// Takes note of the bytes of an activation that was sent.
+    /// Notes the bytes of an activation that was sent.
     pub(super) fn sent_activation(&mut self, bytes: usize) {
         self.work.activation_bytes = self.work.activation_bytes.max(bytes as u64);
     }
 
-    /// Takes note of the bytes of a gradient that was sent.
+    /// Notes the bytes of a gradient that was sent.
     pub(super) fn sent_gradient(&mut self, bytes: usize) {
         self.work.gradient_bytes = self.work.gradient_bytes.max(bytes as u64);
     }
@@ -56,24 +56,24 @@ pub(super) struct Unreported {
 pub(super) type Queue = VecDeque<Unreported>;
 
 impl Work {
-    /// A mark in the queue of the device.
+    /// Marks the present position in the device's stream.
     pub(super) fn mark(&self) -> Result<Box<dyn Mark>> {
         self.stage.device().mark()
     }
 
-    /// Takes note of an action whose times are to be read later.
+    /// Stores an action whose times are read later.
     pub(super) fn timed(&mut self, timed: Timed) {
         if timed.action.trains() { &mut self.done.timed } else { &mut self.evaluated }.push(timed);
     }
 
-    /// What is recorded of an action, if anything is.
+    /// Returns the recorded span of an action; none if nothing is recorded.
     fn span(&self, action: Action, [start, end]: [Instant; 2]) -> Option<Span> {
         let origin = self.record?;
         let since = |instant: Instant| instant.saturating_duration_since(origin).as_secs_f64();
         Some(Span { stage: self.stage.index(), action, start: since(start), end: since(end) })
     }
 
-    /// The times of what was done for an evaluation's micro-batch, which is over.
+    /// Reads the times of the actions of a micro-batch of an evaluation, which is finished.
     pub(super) fn time_evaluation(&mut self, over: MicroBatchId) -> Result<(), Stopped> {
         let of = |timed: &Timed| match timed.action {
             Action::Forward(micro_batch) | Action::Head { micro_batch, .. } => micro_batch == over,
@@ -88,8 +88,8 @@ impl Work {
         Ok(())
     }
 
-    /// Takes in a step whose update has been given to the device. All earlier steps are reported first: the host is never more than one step
-    /// ahead of the device.
+    /// Stores a step whose update has been given to the device. Reports all earlier steps first, so that the host is never more than one step ahead
+    /// of the device.
     pub(super) fn update_given(&mut self, step: u64, reading: StepReading) -> Result<(), Stopped> {
         self.settle_all()?;
         let done = std::mem::take(&mut self.done);
@@ -97,7 +97,7 @@ impl Work {
         Ok(())
     }
 
-    /// Reports the steps whose numbers are there; does not wait.
+    /// Reports the steps whose numbers have arrived. Does not wait.
     pub(super) fn settle_ready(&mut self) -> Result<(), Stopped> {
         while let Some(next) = self.unreported.front() {
             let step = next.step;
@@ -153,12 +153,12 @@ impl Work {
         Ok(())
     }
 
-    /// The failure of the device while the times of an action were waited for.
+    /// The failure of the device while the host waited for the times of an action.
     fn failed_in(&self, action: Action, error: Error) -> Failure {
         Failure { phase: phase_of(action), ..self.failure(action.step(), error) }.in_micro_batch(action.micro())
     }
 
-    /// The failure of the device while a step was waited for.
+    /// The failure of the device while the host waited for the numbers of a step.
     fn failure(&self, step: u64, error: Error) -> Failure {
         Failure::new(Origin::Stage(self.stage.index()), Phase::Update, error).in_step(step)
     }

@@ -1,4 +1,4 @@
-//! What a stage's actor does once its stage is built: one action after the other, and what comes of them.
+//! The work of a stage's actor after its stage is built: it does one action after another and sends the results.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -20,7 +20,7 @@ use crate::{
     transport::{Report, StageMessage, Transport},
 };
 
-/// A stage at work.
+/// A built stage with its schedule and its connections.
 pub(super) struct Work {
     pub(super) stage: Box<Stage>,
     pub(super) wire: Box<dyn Transport>,
@@ -38,7 +38,7 @@ pub(super) struct Work {
     pub(super) evaluated: Vec<Timed>,
     pub(super) metrics: StageMetrics,
     pub(super) arrivals: Arrivals,
-    /// From when times are counted where they are recorded.
+    /// The moment from which recorded times count; none if nothing is recorded.
     pub(super) record: Option<Instant>,
 }
 
@@ -51,12 +51,12 @@ impl Work {
         }
     }
 
-    /// Does one action, if there is one to do; whether there was.
+    /// Does one action if there is one. Returns whether there was.
     pub(super) fn act(&mut self) -> Result<bool, Stopped> {
         let Some(action) = self.schedule.begin() else { return Ok(false) };
         let kind = action.kind();
         if !action.trains() || kind == ActionKind::Norm {
-            // This waits for the device anyway, and earlier steps must be reported first.
+            // This action waits for the device in any case, and earlier steps must be reported first.
             self.settle_all()?;
         }
         let norm = match action {
@@ -65,7 +65,7 @@ impl Work {
         };
         let span = tracing::debug_span!("action", phase = kind.name(), step = action.step(), micro = action.micro());
         let _entered = span.enter();
-        // Taken before the update, which forgets them.
+        // Read before the update, which frees the gradients.
         let gradient_bytes = if kind == ActionKind::Update { self.stage.gradient_bytes() } else { 0 };
         if let Some((direction, since)) = self.arrivals.end(action) {
             self.metrics.waited(direction, since.elapsed());
@@ -100,7 +100,7 @@ impl Work {
         Ok(true)
     }
 
-    /// Takes in the content of a message, and records how long it was in transit.
+    /// Stores the content of a message, and records how long it was in transit.
     pub(super) fn take_in(
         &mut self,
         direction: Direction,

@@ -1,8 +1,8 @@
 //! The check of a module's gradients against differences of its forward pass.
 //!
-//! Along a random direction `d` the loss `Σ c·y` changes by `gradient · d`. The check measures that change by central differences with two
-//! step sizes. Their disagreement tells how exact they are: it is large near kinks (ReLU, max pooling) and where rounding dominates, and the
-//! check is then tolerant. A gradient is refused only if most directions disagree by more than that.
+//! Along a random direction `d` the loss `Σ c·y` changes by `gradient · d`. The check measures that change by central differences with two step
+//! sizes. The difference between the two results estimates their error, which is large near kinks (ReLU, max pooling) and where rounding dominates. A
+//! gradient is refused only if it differs from them by more than that error in most directions.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -15,13 +15,13 @@ use crate::{Activation, Error, Pass, Result, Wants, random::Key};
 pub(super) const REMEDY: &str = "candle's softmax_last_dim, layer_norm, rms_norm, rope and detach have no backward pass, and that of \
     max_pool2d is wrong: use candle_nn::ops::softmax, layer_norm_slow, rms_norm_slow or rope_slow, or the layers of interlock-backends";
 
-/// Difference of the two ends of a step, as a part of a tensor's own size.
+/// The distance between the two ends of a step, as a fraction of the size of a tensor's values.
 const STEP: f64 = 2e-3;
-/// Examples of a random input.
+/// The number of examples of a random input.
 const EXAMPLES: usize = 4;
-/// Directions that must agree before a gradient is accepted.
+/// The number of directions that must agree before a gradient is accepted.
 const ACCEPT: usize = 2;
-/// Directions that must disagree before a gradient is refused.
+/// The number of directions that must disagree before a gradient is refused.
 const REFUSE: usize = 4;
 
 /// A floating-point tensor that the output may depend on.
@@ -68,7 +68,7 @@ impl<M: StageModule> Autograd<M> {
     /// Checks the gradients in `wants` near the input `x`, and that the input's is not zero by construction.
     ///
     /// # Errors
-    /// If one is zero or incomplete, names it.
+    /// If one is zero or incomplete; the message names it.
     pub(super) fn check_at(&self, x: &Activation, pass: &Pass, wants: Wants) -> Result<()> {
         let (check, _restore) = Check::new(self, x, pass, wants)?;
         check.run()?;
@@ -98,7 +98,7 @@ impl<'a, M: StageModule> Check<'a, M> {
         let mut restore = Vec::new();
         let buffers = layer.buffers.iter().map(|tensor| (false, tensor));
         for (is_parameter, tensor) in layer.parameters.iter().map(|(_, tensor)| (true, tensor)).chain(buffers) {
-            // Tensors of other builders than a stage's may be constants.
+            // Tensors from a builder other than a stage's may be constants.
             let var = if tensor.is_variable() { Some(Var::from_tensor(tensor)?) } else { None };
             if let Some(var) = &var {
                 restore.push((var.clone(), var.as_tensor().copy()?.detach()));
@@ -157,7 +157,7 @@ impl<'a, M: StageModule> Check<'a, M> {
         Ok(())
     }
 
-    /// Refuses a module whose output depends on its input although the input's gradient is zero wherever it is taken (rounding, signs).
+    /// Refuses a module whose output depends on its input although the input's gradient is zero everywhere (rounding, signs).
     fn refuse_constant(&self) -> Result<()> {
         let is_input = |place: &Place| matches!(place.at, At::Input(_));
         let Some(at) = self.places.iter().find(|place| is_input(place)).map(|place| place.at) else { return Ok(()) };
@@ -194,7 +194,7 @@ impl<'a, M: StageModule> Check<'a, M> {
         Error::invalid(subject, problem, remedy)
     }
 
-    /// Compares the slope along random directions in `moved` with what `gradients` give. Returns both of one direction if most disagree.
+    /// Compares slopes along random directions in `moved` with those of `gradients`. If most disagree, returns both slopes of one direction.
     fn disagreement(&self, moved: &[usize], c: &[f64], gradients: &[Vec<f64>]) -> Result<Option<(f64, f64)>> {
         let (mut agreed, mut disagreed) = (0, 0);
         for round in 0.. {
@@ -219,10 +219,10 @@ impl<'a, M: StageModule> Check<'a, M> {
             };
             let measured = (loss(STEP)? - loss(-STEP)?) / (2.0 * STEP);
             let again = (loss(STEP / 2.0)? - loss(-STEP / 2.0)?) / STEP;
-            // Rounding of the outputs, and what the two step sizes differ by.
+            // The rounding error of the outputs, and the difference between the two step sizes.
             let rounding = 2e-6 * size / STEP;
             let tolerance = 6.0 * (measured - again).abs() + 5e-3 * (measured.abs() + given.abs()) + rounding;
-            // Also where something is infinite or NaN: the run itself reports that.
+            // A non-finite value counts as agreement: the run itself reports it.
             match (measured - given).abs() > tolerance && (again - given).abs() > tolerance {
                 true => disagreed += 1,
                 false => agreed += 1,

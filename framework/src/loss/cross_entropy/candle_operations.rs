@@ -1,4 +1,4 @@
-//! Cross-entropy in candle's operations: nothing is read, and no target that is no class is ever an index.
+//! Cross-entropy with candle operations. The host reads nothing, and an invalid target is never used as an index.
 
 use candle_core::{D, DType, Device, Tensor};
 
@@ -7,19 +7,19 @@ use crate::Result;
 
 /// Rows of logits against classes.
 pub(super) struct Rows {
-    /// `u32`, `(rows, 1)`: 0 for those that do not count.
+    /// The class of each row, `u32`, `(rows, 1)`; 0 for a row that does not count.
     classes: Tensor,
-    /// `u8`, `(rows, 1)`: whether they count; none where all do.
+    /// Whether each row counts, `u8`, `(rows, 1)`; none if all do.
     counts: Option<Tensor>,
     /// `z - max z`, `(rows, classes)`.
     shifted: Tensor,
-    /// Its exponentials, and their sums, `(rows, 1)`.
+    /// The exponentials of `shifted`, and their sums, `(rows, 1)`.
     exponentials: Tensor,
     sums: Tensor,
 }
 
 impl Rows {
-    /// Of the logits in `output` and the classes in `targets`, as many as there are rows; those that count are below their number.
+    /// Returns the rows of the logits in `output`, with one class in `targets` for each. Classes that count are below the number of classes.
     pub(super) fn of(loss: &CrossEntropy, output: &Tensor, targets: &Tensor) -> Result<Self> {
         let z = output.detach().to_dtype(DType::F32)?.reshape(((), output.dim(D::Minus1)?))?;
         let classes = targets.to_dtype(DType::U32)?.reshape(((), 1))?;
@@ -36,7 +36,7 @@ impl Rows {
         Ok(Self { classes, counts, shifted, exponentials, sums })
     }
 
-    /// `values`, `(rows, n)`, of the rows that count, and zeros of the others.
+    /// Returns `values`, `(rows, n)`, with zeros in the rows that do not count.
     fn counting(&self, values: Tensor) -> Result<Tensor> {
         Ok(match &self.counts {
             None => values,
@@ -44,7 +44,7 @@ impl Rows {
         })
     }
 
-    /// The sum of the losses and the number of right predictions, an `f64` tensor `(2)`.
+    /// Returns the sum of the losses and the number of right predictions, an `f64` tensor `(2)`.
     pub(super) fn score(&self, loss: &CrossEntropy) -> Result<Tensor> {
         let at_class = self.shifted.gather(&self.classes, 1)?;
         let mut losses = (self.sums.log()? - &at_class)?;
@@ -58,7 +58,7 @@ impl Rows {
         Ok(Tensor::cat(&[of_all(losses)?, of_all(right.to_dtype(DType::F32)?)?], 0)?)
     }
 
-    /// The first of each row's largest logits, `(rows, 1)` in `f32`. candle's own `argmax` gives any of them on some devices.
+    /// Returns the index of the first of each row's largest logits, `(rows, 1)` in `f32`. candle's `argmax` returns any of them on some devices.
     fn first_largest(&self) -> Result<Tensor> {
         let (_, count) = self.shifted.dims2()?;
         let numbers = numbers(count, self.shifted.device())?.reshape((1, count))?.broadcast_as(self.shifted.shape())?;
@@ -67,7 +67,7 @@ impl Rows {
         Ok(largest.where_cond(&numbers, &beyond)?.min_keepdim(1)?)
     }
 
-    /// The gradient of the losses times `scale`, `(rows, classes)` in `f32`.
+    /// Returns the gradient of the losses times `scale`, `(rows, classes)` in `f32`.
     pub(super) fn gradient(&self, loss: &CrossEntropy, scale: f64) -> Result<Tensor> {
         let (rows, count) = self.shifted.dims2()?;
         let even = loss.label_smoothing / count as f64;
@@ -78,7 +78,7 @@ impl Rows {
     }
 }
 
-/// 0, 1 … up to `count`, exclusive, in `f32`; of few numbers that the host sends.
+/// Returns 0, 1 … `count - 1` in `f32`, made on the device from a few numbers that the host sends.
 fn numbers(count: usize, device: &Device) -> Result<Tensor> {
     const ROW: usize = 256;
     let first = |n: usize| Tensor::arange(0.0, n as f32, device);
@@ -104,7 +104,7 @@ mod tests {
         Targets { asynchronous: true, ..targets.into() }
     }
 
-    /// The score, which is left on the device.
+    /// Returns the score, which must have been left on the device.
     fn unread(scored: &Scored) -> Score {
         assert!(matches!(scored.numbers, Numbers::Device(_)));
         scored.read().unwrap()

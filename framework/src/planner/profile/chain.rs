@@ -1,4 +1,4 @@
-//! Training steps through all units in turn, in which each pass of each unit is seen by itself.
+//! Training steps through all units, in which each pass of each unit is measured separately.
 
 use std::{collections::HashMap, mem, time::Instant};
 
@@ -13,7 +13,7 @@ use crate::{
     stage::{Payload, StageSettings},
 };
 
-/// A piece of a step, measured by itself.
+/// A piece of a step, measured separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Piece {
     Forward,
@@ -29,9 +29,9 @@ pub(super) enum Piece {
     HeadNeeded,
     HeadProbe,
     HeadUpdate,
-    /// Nothing, between input passes and parameter passes.
+    /// No work: the moment between input passes and parameter passes.
     Between,
-    /// What is done for the sake of the rest.
+    /// Work that the other pieces need, and whose costs are not used.
     Aside,
 }
 
@@ -47,7 +47,7 @@ impl Piece {
     }
 }
 
-/// What one run of a piece took.
+/// The time and memory of one run of a piece.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Measured {
     pub(super) seconds: f64,
@@ -58,7 +58,7 @@ pub(super) struct Measured {
 pub(super) struct Chain<'a> {
     pub(super) parts: ProfiledUnits,
     pub(super) device: &'a dyn StageDevice,
-    /// Tells how much memory is in use, while that is to be seen too.
+    /// Reads the memory in use; none while only times are measured.
     pub(super) reader: Option<Reader<'a>>,
     /// In order of events.
     pub(super) seen: HashMap<(usize, Piece), Vec<Measured>>,
@@ -82,7 +82,7 @@ impl<'a> Chain<'a> {
         Self { parts, device, reader: None, seen: HashMap::new(), outputs, output_gradients, settings, payload }
     }
 
-    /// Does `work`, a piece of unit `i`, and notes what it took.
+    /// Does `work`, a piece of unit `i`, and records its time and memory.
     fn see<R>(&mut self, i: usize, figure: Piece, work: impl FnOnce(&mut ProfiledUnits) -> Result<R>) -> Result<R> {
         let name = self.parts.units[i].name.clone();
         let before = self.reader.map(|reader| reader.begin());
@@ -103,7 +103,7 @@ impl<'a> Chain<'a> {
         Ok(result)
     }
 
-    /// The forward passes, each followed by what `after` does with the output. Returns the last output and the saved activations.
+    /// Runs the forward passes, each followed by `after` on its output. Returns the last output and the saved activations.
     fn forward(
         &mut self,
         figure: Piece,
@@ -126,7 +126,7 @@ impl<'a> Chain<'a> {
         Ok((x, all))
     }
 
-    /// The forward passes and the loss: its gradient, and what was saved.
+    /// Runs the forward passes and the loss. Returns the gradient of the loss and the saved activations.
     fn begin(&mut self, figure: Piece) -> Result<(Activation, Vec<Saved>)> {
         let (output, saved) = self.forward(figure, |_, _, _| Ok(()))?;
         Ok((self.loss(output)?, saved))
@@ -264,7 +264,7 @@ impl<'a> Chain<'a> {
         self.update()
     }
 
-    /// A step with all heads, as stages follow them, and with each unit as if it were the first of a stage.
+    /// Runs a step with all heads as needed ones, and with each unit as if it were the first of a stage.
     pub(super) fn needed(&mut self) -> Result<()> {
         let (output, saved) = self.forward(Piece::Aside, |chain, i, y| chain.head(i, y, true))?;
         let mut output_gradient = self.loss(output)?;

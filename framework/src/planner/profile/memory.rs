@@ -1,4 +1,4 @@
-//! Bytes in use in the course of training steps, and what units have to do with them.
+//! The bytes in use during training steps, and the share of each unit.
 
 use super::{
     chain::{Chain, Piece},
@@ -6,14 +6,14 @@ use super::{
 };
 use crate::Result;
 
-/// What was found.
+/// The measured memory of a model.
 pub(super) struct Memory {
     pub(super) units: Vec<UnitMemory>,
     pub(super) loss: Option<u64>,
     pub(super) scratch: u64,
 }
 
-/// What was found of one unit.
+/// The measured memory of one unit.
 pub(super) struct UnitMemory {
     pub(super) saved: u64,
     pub(super) pending: u64,
@@ -22,13 +22,13 @@ pub(super) struct UnitMemory {
 }
 
 impl Memory {
-    /// Runs steps on `chain`, which has run none yet.
+    /// Measures steps on `chain`, which has run none yet.
     pub(super) fn measure<'a>(chain: &mut Chain<'a>, reader: Reader<'a>) -> Result<Self> {
         chain.reader = Some(reader);
         let start = reader.in_use();
         steps(chain)?;
         let grown = reader.in_use() - start;
-        // Again, now that scratch and the optimizer's values are there.
+        // Once more, now that scratch memory and the optimizer's state exist.
         steps(chain)?;
         chain.reader = None;
         let found = Readings(chain).memory(grown);
@@ -59,7 +59,7 @@ impl Readings<'_, '_> {
         self.all(i, figure).next_back().unwrap_or(Used { before: 0, after: 0, peak: None })
     }
 
-    /// The most in use during `figure` beyond what was before it.
+    /// The most bytes in use during `figure` beyond those in use before it.
     fn risen(&self, i: usize, figure: Piece) -> Option<i64> {
         let used = self.last(i, figure);
         Some(used.peak? - used.before)
@@ -69,17 +69,17 @@ impl Readings<'_, '_> {
         self.0.output_gradients[i] as i64
     }
 
-    /// What units 0 to `i` keep, from the last [`Chain::relay`]: no gradients of parameters are in use there.
+    /// The bytes that units 0 to `i` have saved, from the last [`Chain::relay`]: there no parameter gradients are in use.
     fn kept(&self, i: usize) -> i64 {
         self.last(i, Piece::Relay).before - self.output_gradient(i) - self.empty()
     }
 
-    /// What is in use when no step is in work.
+    /// The bytes in use between steps.
     fn empty(&self) -> i64 {
         self.last(0, Piece::Relay).after
     }
 
-    /// What the output of unit `i` takes, unless the unit keeps it anyway.
+    /// The bytes of the output of unit `i`, unless the unit saves it anyway.
     fn output(&self, i: usize) -> i64 {
         let next = match i + 1 == self.0.parts.units.len() {
             true => self.last(i, Piece::Loss),
@@ -88,7 +88,7 @@ impl Readings<'_, '_> {
         next.before - self.kept(i) - self.empty()
     }
 
-    /// Bytes that the input passes of the units after `i` have left.
+    /// The bytes in use after the input passes of the units after `i`.
     fn left_after(&self, i: usize) -> i64 {
         let used = self.last(i, if i > 0 { Piece::Input } else { Piece::Between });
         used.before - self.output_gradient(i)
@@ -96,7 +96,7 @@ impl Readings<'_, '_> {
 
     fn memory(&self, grown: i64) -> Result<Memory> {
         let parts = &self.0.parts;
-        // The first update makes the optimizer's values and frees the gradients, the second frees them only.
+        // The first update creates the optimizer's state and frees the gradients; the second only frees them.
         let net = |used: Used| used.after - used.before;
         let slots = |i: usize, figure| {
             let mut updates = self.all(i, figure);

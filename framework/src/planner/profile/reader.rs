@@ -1,17 +1,17 @@
-//! How many bytes are in use, by a device or by a meter.
+//! The bytes in use, read from a device or a meter.
 
 use crate::StageDevice;
 
-/// Tells how much memory the program has in use.
+/// A meter of the memory that the program uses.
 pub trait MemoryMeter: Sync {
-    /// Bytes in use now.
+    /// Returns the bytes in use now.
     fn in_use(&self) -> u64;
 
-    /// The most bytes in use at any time since the last call.
+    /// Returns the most bytes in use at any time since the last call.
     fn take_peak(&self) -> u64;
 }
 
-/// Who tells how much memory is in use.
+/// The source of memory readings.
 #[derive(Clone, Copy)]
 pub(super) enum Reader<'a> {
     Device(&'a dyn StageDevice),
@@ -34,13 +34,13 @@ impl<'a> Reader<'a> {
         i64::try_from(bytes).unwrap_or(i64::MAX)
     }
 
-    /// Bytes in use now; from here on the peak is watched.
+    /// Returns the bytes in use now, and begins to watch the peak.
     pub(super) fn begin(self) -> i64 {
         self.peak();
         self.in_use()
     }
 
-    /// The most bytes in use since [`Self::begin`]; a device knows the present only.
+    /// Returns the most bytes in use since [`Self::begin`]; none for a device, which reports only the present.
     pub(super) fn peak(self) -> Option<i64> {
         match self {
             Self::Device(_) => None,
@@ -49,7 +49,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Bytes in use.
+/// The bytes in use before and after a piece of work.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Used {
     pub(super) before: i64,

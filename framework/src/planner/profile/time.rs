@@ -1,4 +1,4 @@
-//! Seconds that pieces of training steps take, on several devices at the same time.
+//! The seconds that pieces of training steps take on several devices at the same time.
 
 use std::{
     collections::HashMap,
@@ -12,11 +12,11 @@ use std::{
 use super::chain::{Chain, Measured, Piece};
 use crate::{Result, StageDevice, device::run_on};
 
-/// Rounds that count, and the time that they take, both at least.
+/// The least number of rounds that count, and the least time that they take.
 const ROUNDS: usize = 5;
 const TIME: Duration = Duration::from_millis(500);
 
-/// How often handing over an empty piece of work is timed.
+/// The number of times that handing over an empty piece of work is timed.
 const EMPTY: usize = 101;
 
 /// Devices that are measured at the same time.
@@ -31,7 +31,7 @@ impl Together {
     }
 }
 
-/// Takes note that a device's measurement has ended, however it did.
+/// Notes that a device's measurement has ended, also after an error or a panic.
 struct Unfinished<'a>(&'a AtomicUsize);
 
 impl Drop for Unfinished<'_> {
@@ -47,7 +47,7 @@ pub(super) struct Times {
 }
 
 impl Times {
-    /// Runs steps on `chain` until all devices that are measured `together` have been.
+    /// Runs steps on `chain` until all devices measured `together` are done.
     pub(super) fn measure(chain: &mut Chain<'_>, together: &Together) -> Result<Self> {
         let unfinished = Unfinished(&together.unfinished);
         together.start.wait();
@@ -65,7 +65,7 @@ impl Times {
             let seconds = |seen: &Vec<_>| median(seen.iter().map(|seen: &Measured| seen.seconds).collect());
             let pieces = chain.seen.drain().map(|(piece, seen)| (piece, seconds(&seen))).collect();
             drop(unfinished);
-            // The others are to be measured beside a device that works.
+            // Keeps the device busy until the others have been measured.
             while together.unfinished.load(Ordering::Relaxed) > 0 {
                 round(chain)?;
                 chain.seen.clear();
@@ -74,7 +74,7 @@ impl Times {
         })
     }
 
-    /// The seconds of one piece of unit `i`; 0 where it never was.
+    /// The seconds of one piece of unit `i`; 0 if it never ran.
     pub(super) fn of(&self, i: usize, figure: Piece) -> f64 {
         self.pieces.get(&(i, figure)).copied().unwrap_or_default()
     }

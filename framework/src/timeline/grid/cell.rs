@@ -7,13 +7,13 @@ use crate::{
     schedule::{Action, ActionKind},
 };
 
-/// What is right, for messages.
+/// The remedy in messages.
 pub(super) const NOTATION: &str =
     "use F0, H0, I0.2, W0.2 or B0.2 (micro-batch 0, loss 2), N or U; F0@1 of the next step";
 
-/// What an action is, without what only the stage needs to know: its kind, step, micro-batch and loss.
+/// An action without what only the stage needs: its kind, step, micro-batch and loss.
 ///
-/// It prints as [`Action`] does, and parses back; from the second step on with the step's number after it: `F0`, `F0@1`.
+/// It prints as [`Action`] does, and parses back. From the second step on, the step's number follows it: `F0`, `F0@1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct GridCell {
     kind: ActionKind,
@@ -69,7 +69,7 @@ impl GridCell {
     }
 }
 
-/// A number of digits alone, without a sign.
+/// Parses a number of digits only, without a sign.
 fn number<T: FromStr>(text: &str) -> Option<T> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     if digits { text.parse().ok() } else { None }

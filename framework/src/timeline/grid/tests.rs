@@ -212,7 +212,7 @@ proptest! {
         prop_assert_eq!(first.to_string(), action.to_string());
     }
 
-    /// Whatever is read prints as something that is read as the same.
+    /// Every grid that is read prints as text that is read as the same grid.
     #[test]
     fn no_text_makes_the_reader_fail_in_any_other_way(text in "[FHIWBNU.@+0-9 \n-]{0,40}") {
         if let Ok(grid) = text.parse::<TimelineGrid>() {

@@ -1,4 +1,4 @@
-//! Elements of XML, escaped.
+//! XML elements, with escaping.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::timeline::escape;
 /// An element with attributes, and either text or other elements in it.
 pub(super) struct Element {
     name: &'static str,
-    /// Escaped.
+    /// Escaped text.
     attributes: String,
     content: String,
 }
@@ -17,24 +17,24 @@ impl Element {
         Self { name, attributes: String::new(), content: String::new() }
     }
 
-    /// An attribute that is text.
+    /// Adds an attribute that is text.
     pub(super) fn text(mut self, name: &str, value: impl AsRef<str>) -> Self {
         self.attributes += &format!(" {name}=\"{}\"", escape_line(value.as_ref()));
         self
     }
 
-    /// An attribute that is a number.
+    /// Adds an attribute that is a number.
     pub(super) fn number(self, name: &str, value: f64) -> Self {
         self.text(name, number(value))
     }
 
-    /// With this text in it.
+    /// Sets the text in the element.
     pub(super) fn content(mut self, text: &str) -> Self {
         self.content += &escape_line(text);
         self
     }
 
-    /// Puts another element into it.
+    /// Adds another element in it.
     pub(super) fn push(&mut self, child: Element) {
         self.content += &format!("\n{child}");
     }
@@ -50,13 +50,13 @@ impl fmt::Display for Element {
     }
 }
 
-/// A number of pixels, to a hundredth.
+/// Formats a number of pixels, to a hundredth.
 pub(super) fn number(value: f64) -> String {
     let text = format!("{value:.2}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// As [`escape`], on one line.
+/// Escapes `text` as [`escape`] does, on one line.
 fn escape_line(text: &str) -> String {
     escape(&text.replace(['\t', '\n', '\r'], " "))
 }

@@ -8,11 +8,11 @@ pub(super) const FAINT: &str = "#64748b";
 pub(super) const LINE: &str = "#dbe2ea";
 pub(super) const LANE: &str = "#f1f5f9";
 pub(super) const BUSY: &str = "#94a3b8";
-/// Within actions, and around those of a path.
+/// Text within actions, and the outline of the actions of a path.
 pub(super) const NAME: &str = "#ffffff";
 pub(super) const PATH: &str = "#e11d48";
 
-/// The colour of a kind: one shade in even steps, a lighter one in odd steps.
+/// Returns the colour of a kind: one shade in even steps, a lighter one in odd steps.
 pub(super) fn fill(kind: ActionKind, step: u64) -> &'static str {
     let shades = match kind {
         ActionKind::Forward => ["#1769aa", "#3f87c0"],

@@ -1,4 +1,4 @@
-//! What a run that a builder describes could come to, for the planner.
+//! The planner's view of the run that a builder describes.
 
 use std::sync::Arc;
 
@@ -21,8 +21,8 @@ impl TrainerBuilder {
         Profile::measure(&*self.model, &self.layout()?.settings, &self.devices, batch, meter)
     }
 
-    /// The run as the planner takes it: cut into `stages` stages in a way that is to be found, with the costs of `profile`, on `placement`.
-    /// Where plans change on the way, by those of the last phase that is known.
+    /// Returns the planner's setup of this run: `stages` stages whose cut is to be found, with the costs of `profile`, on `placement`. If plans
+    /// change during the run, it has those of the last phase that is known.
     ///
     /// # Errors
     /// If the strategy has no plan for so many stages, or the costs are not of this model.
@@ -53,7 +53,7 @@ impl TrainerBuilder {
         })
     }
 
-    /// Pairs of units that share parameters and must lie on one stage.
+    /// Returns the pairs of units that share parameters and must lie on one stage.
     ///
     /// # Errors
     /// If the model cannot list its units.

@@ -14,12 +14,12 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EarlyStoppingConfig {
-    /// The run ends after so many evaluations in a row without improvement.
+    /// The number of evaluations in a row without improvement after which the run ends.
     pub patience: u64,
-    /// An evaluation improves only if it is better than the best one by more than this.
+    /// The amount by which an evaluation must be better than the best one to be an improvement.
     #[serde(default)]
     pub min_delta: f64,
-    /// What is compared, of the last stage: its loss, the lower the better, or its accuracy, the higher the better.
+    /// The measure of the last stage that is compared: its loss (lower is better) or its accuracy (higher is better).
     #[serde(default)]
     pub metric: Criterion,
 }
@@ -40,7 +40,7 @@ pub struct EarlyStopping {
     state: State,
 }
 
-/// What it remembers.
+/// The state of early stopping.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
@@ -49,7 +49,7 @@ struct State {
 }
 
 impl EarlyStopping {
-    /// Early stopping that has seen no evaluation.
+    /// Returns early stopping that has seen no evaluation.
     ///
     /// # Errors
     /// If a setting is out of range; the message names its key.
@@ -64,7 +64,7 @@ impl EarlyStopping {
         Ok(Self { config, state: State::default() })
     }
 
-    /// Takes note of an evaluation's value.
+    /// Observes an evaluation's value.
     fn observe(&mut self, value: f64) -> Control {
         let Self { config: EarlyStoppingConfig { patience, min_delta, metric }, state } = self;
         let better = |best: f64| match metric {
