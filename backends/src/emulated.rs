@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use interlock::{
-    Backend, Differentiable, Optimizer, OptimizerConfig, Result, StageDevice,
+    Backend, Differentiable, Optimizer, Result, StageDevice,
     tools::device::{DeviceHooks, Link, Part, PartKind},
 };
 
@@ -37,7 +37,7 @@ use self::{
 /// | `gbps` | sent to each neighbour, one message after another; default: unlimited |
 ///
 /// Each stage on the device runs as if it had the device for itself, so that one name is enough for a whole pipeline. Outputs and gradients are
-/// zeros, parameters never change, and losses are computed as on any device.
+/// zeros, parameters never change, and losses are computed as on any device. An update takes `update-ms` whichever optimizer is set, your own too.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EmulatedBackend;
 
@@ -81,7 +81,7 @@ impl DeviceHooks for Emulated {
         0
     }
 
-    fn optimizer(&self, part: &Part<'_>, _: &OptimizerConfig) -> Result<Box<dyn Optimizer>> {
+    fn prepare_optimizer(&self, part: &Part<'_>, _: Box<dyn Optimizer>) -> Result<Box<dyn Optimizer>> {
         // `update-ms` covers the stage and its head.
         Ok(Box::new(match part.kind {
             PartKind::Main => Rest(self.costs.update),

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
+use std::sync::{Arc, Mutex};
+
 use candle_core::{DType, Device, Tensor};
 use interlock::{
-    ActivationDtype, Batch, ClipConfig, ClipScope, Dataset, Interlock, Key, ModelSpec, OptimizerConfig, Recompute,
-    Result, Trainer,
+    ActivationDtype, Batch, ClipConfig, ClipScope, Dataset, Error, Interlock, Key, ModelSpec, Optimizer,
+    OptimizerConfig, OptimizerContext, Recompute, Result, Slot, TrainEvent, Trainer, tools::schedule::ActionKind,
 };
 use interlock_backends::Backends;
 use interlock_models::{ResNet, Transformer};
@@ -70,4 +72,43 @@ fn transformer_trains_without_changes() {
     let model =
         Transformer { vocab: 16, context: 8, sequence: 8, width: 12, heads: 2, layers: 3, dropout: 0.1, tied: false };
     trains(model, &data, 16.0);
+}
+
+/// An optimizer that must not be called: an emulated device has no gradients.
+struct NoGradients;
+
+impl Optimizer for NoGradients {
+    fn update(&mut self, _: f64, slots: &[Slot<'_>]) -> Result<()> {
+        Err(Error::other(format!("{} gradients of an emulated device", slots.len())))
+    }
+}
+
+#[test]
+fn an_update_of_your_own_optimizer_is_emulated_with_the_cost_of_an_update() {
+    let data = Ones { inputs: vec![3, 32, 32], dtype: DType::F32, targets: vec![] };
+    let made = Arc::new(Mutex::new(0));
+    let (count, seconds) = (Arc::clone(&made), Arc::new(Mutex::new(Vec::new())));
+    let seen = Arc::clone(&seconds);
+    let own = move |_: &OptimizerContext<'_>| {
+        *count.lock().unwrap() += 1;
+        Ok(NoGradients)
+    };
+    let mut trainer = Trainer::builder(ResNet::preset("resnet32", [3, 32, 32], 10).unwrap())
+        .stages(2)
+        .devices([Backends::default().open("emulated:update-ms=5").unwrap()])
+        .optimizer(own)
+        .batch_size(4)
+        .steps(3)
+        .callback(move |event: &TrainEvent<'_>| {
+            if let TrainEvent::StageStep(step) = event {
+                seen.lock().unwrap().push(step.work.seconds(ActionKind::Update));
+            }
+        })
+        .build()
+        .unwrap();
+    assert_eq!(trainer.fit(&data).unwrap().steps, 3);
+    let seconds = seconds.lock().unwrap();
+    assert!(seconds.len() == 6 && seconds.iter().all(|&update| update >= 0.005), "{seconds:?}");
+    // The factory is asked once for each stage, as on any device, so that its errors are found.
+    assert_eq!(*made.lock().unwrap(), 2);
 }

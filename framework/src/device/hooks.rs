@@ -3,10 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::Link;
-use crate::{
-    Differentiable, Result,
-    optimizer::{Optimizer, OptimizerConfig},
-};
+use crate::{Differentiable, Result, optimizer::Optimizer};
 
 /// Hooks of the emulator and the planner, and of devices that come with Interlock. **A backend does not need them**, and they may change.
 ///
@@ -36,12 +33,12 @@ pub trait DeviceHooks: Send + Sync {
         Ok(module)
     }
 
-    /// Makes an optimizer for the parameters of `part`.
+    /// Wraps or replaces `optimizer`, which the run's [`OptimizerFactory`](crate::OptimizerFactory) made for the parameters of `part`.
     ///
     /// # Errors
-    /// If the settings are invalid.
-    fn optimizer(&self, _part: &Part<'_>, config: &OptimizerConfig) -> Result<Box<dyn Optimizer>> {
-        crate::optimizer::plain(config)
+    /// If it cannot be wrapped.
+    fn prepare_optimizer(&self, _part: &Part<'_>, optimizer: Box<dyn Optimizer>) -> Result<Box<dyn Optimizer>> {
+        Ok(optimizer)
     }
 
     /// Adds to `error`, which arose while the device worked, what would be right.

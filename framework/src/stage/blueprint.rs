@@ -190,8 +190,8 @@ impl StageBlueprint {
         let finish = |kind: PartKind, last: Option<&Unit>, store, module| -> Result<_> {
             let part = Part { stage: self.index, kind, output: last.map_or(&[], |unit| &unit.output) };
             let context = OptimizerContext { constants: &config, part: &part, device: &*self.device };
-            let parameters =
-                Trainable::new(store, &config, settings.optimizer.make(&context)?)?.with_average(settings.ema);
+            let optimizer = context.optimizer(&*settings.optimizer)?;
+            let parameters = Trainable::new(store, &config, optimizer)?.with_average(settings.ema);
             Ok((self.device.hooks().prepare(&part, module)?, parameters))
         };
 

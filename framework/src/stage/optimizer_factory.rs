@@ -75,6 +75,11 @@ impl OptimizerContext<'_> {
     pub fn is_head(&self) -> bool {
         self.part.kind == PartKind::Head
     }
+
+    /// Lets `factory` make the optimizer, and the device wrap or replace it.
+    pub(crate) fn optimizer(&self, factory: &dyn OptimizerFactory) -> Result<Box<dyn Optimizer>> {
+        self.device.hooks().prepare_optimizer(self.part, factory.make(self)?)
+    }
 }
 
 impl fmt::Debug for OptimizerContext<'_> {
@@ -92,7 +97,7 @@ impl OptimizerFactory for OptimizerConfig {
     }
 
     fn make(&self, context: &OptimizerContext<'_>) -> Result<Box<dyn Optimizer>> {
-        context.device.hooks().optimizer(context.part, context.constants)
+        crate::optimizer::plain(context.constants)
     }
 }
 

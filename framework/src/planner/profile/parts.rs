@@ -68,7 +68,7 @@ impl ProfiledUnits {
         let store = || ParameterStore::new(settings.seed, settings.given.clone());
         let trainable = |store, piece: &Part<'_>| {
             let context = OptimizerContext { constants: config, part: piece, device };
-            Trainable::new(store, config, settings.optimizer.make(&context)?)
+            Trainable::new(store, config, context.optimizer(&*settings.optimizer)?)
         };
 
         let mut owners: Vec<usize> = Vec::with_capacity(units.len());
