@@ -278,7 +278,8 @@ impl Trainer {
     /// Scores every head on `data`, through the same actors.
     ///
     /// # Errors
-    /// If the data set is empty or wrong, a stage fails, or a part of the caller's code panics.
+    /// If the data set is empty or wrong, a stage fails, or a part of the caller's code panics. After an error before the first batch has been fed, the
+    /// trainer can be used as before; after others it cannot, since its stages may be in the middle of a step.
     pub fn evaluate(&mut self, data: &dyn Dataset) -> Result<Evaluation> {
         self.check_usable()?;
         match guarded(|| self.run_evaluation(data, &Stopper::new()))? {
@@ -302,8 +303,11 @@ impl Trainer {
     /// that were left (see [`Self::set_length`]) end where the whole fit would have ended, to the bit.
     ///
     /// # Errors
-    /// If the data are too few or wrong, a stage fails, or a callback fails, or the caller's code panics. After a failure the trainer
-    /// cannot be used any more: its stages may be in the middle of a step.
+    /// If the data are too few or wrong, a stage fails, or a callback fails, or the caller's code panics.
+    ///
+    /// An error before the first step, such as that of an empty data set or of early stopping without a validation set, changes nothing, and the
+    /// trainer can be used as before. After an error between steps, such as that of a callback at an evaluation, the next fit of as many examples goes on in the
+    /// same epoch. After all other errors the trainer cannot be used any more: its stages may be in the middle of a step.
     pub fn fit<'a>(&mut self, data: impl Into<Split<'a>>) -> Result<Report> {
         self.check_usable()?;
         let ended = guarded(|| self.run(data.into()));

@@ -74,7 +74,8 @@ pub trait Callback: Send {
     /// Takes note of an event, and tells whether the run goes on. What it returns for [`TrainEvent::Finished`] changes nothing.
     ///
     /// # Errors
-    /// Any error ends the run, which has then failed.
+    /// Any error ends the run with this error. For [`TrainEvent::Started`] it refuses the run: nothing has been sent to a stage, and the trainer can
+    /// be used as before.
     fn on_event(&mut self, event: &TrainEvent<'_>) -> Result<Control>;
 
     /// Returns all that it remembers, so that another run can go on with it. Default: null, it remembers nothing.

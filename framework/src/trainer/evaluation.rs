@@ -1,8 +1,8 @@
 //! Scoring a data set through the pipeline.
 
-use std::{sync::Arc, time::Instant};
+use std::{cell::Cell, sync::Arc, time::Instant};
 
-use super::{Evaluation, Stopper, Trainer, loader::Loader};
+use super::{Evaluation, Stopper, Trainer, guarded, loader::Loader};
 use crate::{
     Dataset, Error, Result, Score,
     actor::{Feed, Feeder, PipelineEvent},
@@ -21,14 +21,20 @@ impl Trainer {
         if batches == 0 {
             return Err(empty());
         }
-        let was_usable = !std::mem::replace(&mut self.failed, true);
         let start = Instant::now();
         let mut sums: Vec<Option<Score>> = vec![None; self.stages().len()];
+        // Once something has been fed, an error leaves the stages in the middle of the evaluation.
+        let fed = Cell::new(false);
+        self.failed = true;
         let whole = std::thread::scope(|scope| {
             let loader = Loader::in_order(scope, data, batch_size);
             let mut feeder = Feeder::new(0..batches, |first| {
-                let batch = loader.next()?;
-                let total = loss.count(&batch.targets)?;
+                let (batch, total) = guarded(|| {
+                    let batch = loader.next()?;
+                    let total = loss.count(&batch.targets)?;
+                    Ok((batch, total))
+                })?;
+                fed.set(true);
                 let (first, of) = (first as usize, batches as usize);
                 Ok(Feed { purpose: Purpose::Evaluate, step, pieces: vec![batch], first, of, total })
             });
@@ -51,8 +57,8 @@ impl Trainer {
                     }
                 }
             }
-        })?;
-        self.failed = !was_usable;
-        if whole { Evaluation::new(&sums, start.elapsed()).map(Some) } else { Ok(None) }
+        });
+        self.failed = whole.is_err() && fed.get();
+        if whole? { Evaluation::new(&sums, start.elapsed()).map(Some) } else { Ok(None) }
     }
 }

@@ -1,6 +1,7 @@
 //! Training: the steps of one fit, its evaluations, and the events of both.
 
 use std::{
+    cell::{Cell, RefCell},
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -8,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Best, Control, Criterion, Evaluation, Length, Report, Split, TrainEvent, Trainer, evaluation,
+    Best, Control, Criterion, Evaluation, Length, Report, Split, TrainEvent, Trainer, evaluation, guarded,
     loader::{Loader, Order},
     run_metrics::RunState,
     trained::Trained,
@@ -67,12 +68,9 @@ impl Trainer {
             Length::Epochs(epochs) => epochs.saturating_mul(order.per_epoch),
             Length::Steps(steps) => steps,
         });
-        // Until the end of the fit, any way out leaves the stages in the middle of something.
-        self.failed = true;
-        (self.order, self.interrupted, self.stop_reason) = (Some(order), false, None);
-        self.pipeline.begin(last)?;
-        let plans = self.plans.clone();
-        let built = self.stages().to_vec();
+        self.stop_reason = None;
+        let (plans, built) = (self.plans.clone(), self.stages().to_vec());
+        // A callback that refuses the run does so here: nothing has been sent to a stage.
         self.tell(&TrainEvent::Started {
             first_step: first,
             last_step: last,
@@ -81,6 +79,9 @@ impl Trainer {
             stages: &built,
             evaluates: data.validation.is_some(),
         })?;
+        // After an error between steps the next fit goes on in this epoch.
+        (self.order, self.interrupted) = (Some(order), true);
+        self.pipeline.begin(last)?;
 
         let stopper = self.stopper.clone();
         let mut trained = Trained::default();
@@ -112,7 +113,6 @@ impl Trainer {
         self.interrupted = trained.stopped || trained.stop_reason.is_some();
         let report = Report::new(self, &trained, evaluation);
         self.tell(&TrainEvent::Finished { report: &report })?;
-        self.failed = false;
         Ok(report)
     }
 
@@ -121,17 +121,24 @@ impl Trainer {
         self.metrics.trains();
         let start = Instant::now();
         let (micro_batches, loss, steps) = (self.settings.micro_batches, Arc::clone(&self.loss), self.steps..until);
-        std::thread::scope(|scope| {
+        // Once something has been fed, an error leaves the stages in the middle of a step.
+        let fed = Cell::new(false);
+        self.failed = true;
+        let done = std::thread::scope(|scope| {
             let loader = Loader::training(scope, data, order, steps.clone());
             // Examples and targets of each batch that has been fed.
-            let sizes = std::cell::RefCell::new(VecDeque::new());
+            let sizes = RefCell::new(VecDeque::new());
             let mut feeder = Feeder::new(steps, |step| {
-                let batch = loader.next()?;
-                let total = loss.count(&batch.targets)?;
-                sizes.borrow_mut().push_back((batch.len()?, total));
-                let pieces = batch.split(micro_batches)?;
-                let of = pieces.len();
-                Ok(Feed { purpose: Purpose::Train, step, pieces, first: 0, of, total })
+                let (size, feed) = guarded(|| {
+                    let batch = loader.next()?;
+                    let total = loss.count(&batch.targets)?;
+                    let pieces = batch.split(micro_batches)?;
+                    let of = pieces.len();
+                    Ok(((batch.len()?, total), Feed { purpose: Purpose::Train, step, pieces, first: 0, of, total }))
+                })?;
+                fed.set(true);
+                sizes.borrow_mut().push_back(size);
+                Ok(feed)
             });
             loop {
                 if self.is_stopping() {
@@ -158,9 +165,10 @@ impl Trainer {
                     Some(other) => return Err(Error::Internal(format!("{other:?} came in the middle of training"))),
                 }
             }
-        })?;
+        });
+        self.failed = done.is_err() && fed.get();
         trained.time += start.elapsed();
-        Ok(())
+        done
     }
 
     /// Tells of a phase of plans that begins with the next step.
