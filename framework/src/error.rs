@@ -26,6 +26,8 @@ pub enum Phase {
     Transfer,
     /// Reading or writing parameter values.
     Snapshot,
+    /// Reading or restoring the state of a stage.
+    State,
     /// Deciding the plans of later steps.
     Plan,
 }
@@ -43,6 +45,7 @@ impl Phase {
             Self::LearningRate => "learning rate",
             Self::Transfer => "transfer",
             Self::Snapshot => "snapshot",
+            Self::State => "state",
             Self::Plan => "plan",
         }
     }

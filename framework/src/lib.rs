@@ -132,5 +132,5 @@ pub use strategy::{Adapt, Adaptive, EndToEnd, Interlock, Local, Pairwise, Strate
 pub use tensor::{Activation, ActivationDtype, Numbers, Precision};
 pub use trainer::{
     Callback, Control, Criterion, EarlyStopping, EarlyStoppingConfig, Evaluation, Length, Predictor, Report, Split,
-    Stopper, TrainEvent, Trainer, TrainerBuilder,
+    Stopper, TrainEvent, Trainer, TrainerBuilder, TrainerState,
 };

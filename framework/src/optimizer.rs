@@ -121,7 +121,8 @@ pub trait Optimizer: Send {
         Ok(StateDict::default())
     }
 
-    /// Replaces its state by one that [`Self::state`] of an optimizer for the same parameters returned: the next updates are the same bits.
+    /// Replaces its state by one that [`Self::state`] of an optimizer for the same parameters returned: the next updates are the same bits. Its tensors
+    /// may lie on another device, such as the CPU after they were read from a file.
     ///
     /// # Errors
     /// If it is not the state of such an optimizer. Default: if it is not empty.

@@ -13,6 +13,7 @@ mod named_unit;
 mod optimizer_factory;
 mod reading;
 mod recompute;
+mod state;
 mod trainable;
 mod update;
 
@@ -21,6 +22,7 @@ pub use blueprint::{HeadsConfig, HeadsTrained, StageBlueprint, StageSettings};
 pub use optimizer_factory::{OptimizerContext, OptimizerFactory};
 pub use reading::{StepNumbers, StepReading};
 pub use recompute::Recompute;
+pub use state::StageState;
 pub use trainable::Trainable;
 
 use std::{collections::HashMap, sync::Arc};
@@ -170,16 +172,6 @@ impl Stage {
     /// The head's parameters.
     pub fn head_parameters(&self) -> Option<&Trainable> {
         self.head.as_ref().map(|head| &head.parameters)
-    }
-
-    /// Returns a copy of every parameter and buffer of the stage and its head, by name; of parameters the moving average, where there is one
-    /// ([`EmaConfig`]).
-    pub fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
-        let mut tensors = self.parameters.snapshot()?;
-        if let Some(head) = &self.head {
-            tensors.extend(head.parameters.snapshot()?);
-        }
-        Ok(tensors)
     }
 
     /// Lets the stage compute with the moving averages of its parameters in evaluation, and with their own values in training.

@@ -82,7 +82,8 @@ pub mod sleep {
 /// One stage without its actor.
 pub mod stage {
     pub use crate::stage::{
-        Outcome, Payload, Stage, StageBlueprint, StageSettings, StepNumbers, StepReading, Trainable, Updated,
+        Outcome, Payload, Stage, StageBlueprint, StageSettings, StageState, StepNumbers, StepReading, Trainable,
+        Updated,
     };
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod predictor;
 mod recording;
 mod report;
 mod run_metrics;
+mod state;
 mod stop;
 mod trained;
 
@@ -21,6 +22,7 @@ pub use predictor::Predictor;
 pub use report::{
     BestReport, Evaluation, EveryReport, FinalReport, Followed, HeadScore, PhaseReport, Report, StageReport,
 };
+pub use state::TrainerState;
 pub use stop::Stopper;
 
 use std::{

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::{
     Activation, Failure, Result, Score,
     schedule::{MicroBatchId, StageWork},
-    stage::{Payload, Updated},
+    stage::{Payload, StageState, Updated},
     timeline::Span,
 };
 
@@ -40,6 +40,18 @@ pub enum Report {
         stage: usize,
         /// The tensors by name.
         tensors: Vec<(String, candle_core::Tensor)>,
+    },
+    /// The state of one stage.
+    State {
+        /// The stage.
+        stage: usize,
+        /// Its state.
+        state: Box<StageState>,
+    },
+    /// The stage continues from the state that it was sent.
+    Restored {
+        /// The stage.
+        stage: usize,
     },
     /// The stage received a non-finite value, and reports nothing after this: no scores, steps or norms. The sender fails because of it; if no
     /// stage does, this is the failure.

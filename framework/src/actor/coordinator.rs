@@ -10,7 +10,8 @@ use actix::{Actor, Addr, Context, Handler};
 use super::{
     address::StageAddress,
     messages::{
-        Activation, Broadcast, Cleared, Credit, Feed, Norm, Observe, Observed, PipelineEvent, Reported, TransferTimes,
+        Activation, Broadcast, Cleared, Credit, Feed, Norm, Observe, Observed, PipelineEvent, Reported, Restore,
+        RestoreStages, TransferTimes,
     },
     sent::{Counter, count},
     stage::StageActor,
@@ -20,7 +21,7 @@ use super::{
 use crate::{
     Error, Failure, Origin, Phase, Result, Score,
     schedule::{MicroBatchId, Purpose},
-    stage::Payload,
+    stage::{Payload, StageState},
     transport::{Built, Report, StageStep},
 };
 
@@ -42,6 +43,8 @@ pub(super) struct Coordinator {
     scores: Gather<MicroBatchId, Option<Score>>,
     norms: Gather<u64, Vec<f64>>,
     snapshots: Gather<(), Vec<(String, candle_core::Tensor)>>,
+    states: Gather<(), StageState>,
+    restored: Gather<(), ()>,
     /// The stages that received a non-finite value, and the failure of the run if no stage produced it.
     silent: BTreeMap<usize, Failure>,
     failed: bool,
@@ -99,6 +102,8 @@ impl Coordinator {
             scores: Gather::new(count),
             norms: Gather::new(count),
             snapshots: Gather::new(count),
+            states: Gather::new(count),
+            restored: Gather::new(count),
             silent: BTreeMap::new(),
             failed: false,
         }
@@ -233,6 +238,18 @@ impl Handler<Broadcast> for Coordinator {
             Broadcast::Begin(message) => self.broadcast(&message),
             Broadcast::Validated(message) => self.broadcast(&message),
             Broadcast::TakeSnapshot(message) => self.broadcast(&message),
+            Broadcast::TakeState(message) => self.broadcast(&message),
+        }
+    }
+}
+
+impl Handler<RestoreStages> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, message: RestoreStages, _: &mut Self::Context) {
+        for (k, state) in message.states.into_iter().enumerate() {
+            let sent = self.stages[k].send(Restore { state: Box::new(state) });
+            self.check(Origin::Stage(k), sent);
         }
     }
 }
@@ -280,6 +297,16 @@ impl Handler<Reported> for Coordinator {
             Report::Snapshot { stage, tensors } => {
                 if let Some(all) = self.snapshots.add((), stage, tensors) {
                     self.tell(PipelineEvent::Snapshot(all));
+                }
+            }
+            Report::State { stage, state } => {
+                if let Some(all) = self.states.add((), stage, *state) {
+                    self.tell(PipelineEvent::State(all));
+                }
+            }
+            Report::Restored { stage } => {
+                if self.restored.add((), stage, ()).is_some() {
+                    self.tell(PipelineEvent::Restored);
                 }
             }
             Report::ReceivedNonFinite(failure) => {

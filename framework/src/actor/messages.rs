@@ -11,7 +11,7 @@ use crate::{
     Activation as Tensors, Batch, Failure, PlanSchedule, Result, Score,
     plan::PlanPhase,
     schedule::{MicroBatchId, Purpose},
-    stage::Payload,
+    stage::{Payload, StageState},
     transport::{Built, Report, StageStep},
 };
 
@@ -139,6 +139,25 @@ pub(super) struct Begin {
 #[rtype(result = "()")]
 pub(super) struct TakeSnapshot;
 
+/// To every stage, while nothing is in flight: report the state.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub(super) struct TakeState;
+
+/// From the coordinator to a stage, before the first step: continue from this state.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Restore {
+    pub(super) state: Box<StageState>,
+}
+
+/// From the pipeline's handle to the coordinator, before the first step: send each stage its state.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct RestoreStages {
+    pub(super) states: Vec<StageState>,
+}
+
 /// From a stage to itself: do the next action. It queues after all messages that wait in the mailbox, so that the schedule has seen them.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "()")]
@@ -174,6 +193,7 @@ pub(super) enum Broadcast {
     Begin(Begin),
     Validated(Validated),
     TakeSnapshot(TakeSnapshot),
+    TakeState(TakeState),
 }
 
 /// An event that the coordinator reports to the pipeline's handle.
@@ -208,6 +228,10 @@ pub enum PipelineEvent {
     },
     /// Every stage's parameters and buffers; in order of stages.
     Snapshot(Vec<Vec<(String, Tensor)>>),
+    /// Every stage's state; in order of stages.
+    State(Vec<StageState>),
+    /// Every stage continues from the state that it was sent.
+    Restored,
     /// A stage failed; there will be no further event.
     Failed(Failure),
 }

@@ -19,7 +19,8 @@ use super::{
     coordinator::Coordinator,
     delay::DelayLine,
     messages::{
-        Begin, Broadcast, Connect, Feed, PipelineEvent, ReadStrategyState, StartStages, TakeSnapshot, Validated,
+        Begin, Broadcast, Connect, Feed, PipelineEvent, ReadStrategyState, RestoreStages, StartStages, TakeSnapshot,
+        TakeState, Validated,
     },
     sent::{Counter, Sent},
     stage::{Settings, StageActor},
@@ -27,8 +28,15 @@ use super::{
     wire::{Neighbour, Wire, send},
 };
 use crate::{
-    Error, Failure, Result, device::Link, metrics::MailboxGauge, model::Weights, schedule::Policy,
-    simulator::least_in_flight, stage::StageBlueprint, strategy::Plans, transport::Built,
+    Error, Failure, Result,
+    device::Link,
+    metrics::MailboxGauge,
+    model::Weights,
+    schedule::Policy,
+    simulator::least_in_flight,
+    stage::{StageBlueprint, StageState},
+    strategy::Plans,
+    transport::Built,
 };
 
 /// The settings of a pipeline. They change times and no result.
@@ -233,6 +241,40 @@ impl Pipeline {
         loop {
             match self.receive()? {
                 PipelineEvent::Snapshot(stages) => return Ok(Weights::of_stages(stages)),
+                other => self.set_aside.borrow_mut().push_back(other),
+            }
+        }
+    }
+
+    /// Returns the state of every stage, in order of stages. Call it only while nothing is in flight. Events that come meanwhile are kept for
+    /// [`Self::next`].
+    pub fn state(&self) -> Result<Vec<StageState>> {
+        self.send(Broadcast::TakeState(TakeState))?;
+        loop {
+            match self.receive()? {
+                PipelineEvent::State(stages) => return Ok(stages),
+                other => self.set_aside.borrow_mut().push_back(other),
+            }
+        }
+    }
+
+    /// Lets every stage continue from its state, in order of stages. Call it before the first step.
+    ///
+    /// # Errors
+    /// If there is not one state for each stage, or a stage refuses its own: the pipeline has then failed.
+    pub fn restore(&self, states: Vec<StageState>) -> Result<()> {
+        if states.len() != self.built.len() {
+            let problem = format!("it has {} stages", states.len());
+            return Err(Error::invalid(
+                "trainer state",
+                problem,
+                format!("the model is cut into {}", self.built.len()),
+            ));
+        }
+        self.send(RestoreStages { states })?;
+        loop {
+            match self.receive()? {
+                PipelineEvent::Restored => return Ok(()),
                 other => self.set_aside.borrow_mut().push_back(other),
             }
         }

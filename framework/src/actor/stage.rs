@@ -1,5 +1,6 @@
 //! The stage actor.
 
+mod between;
 mod steps;
 mod work;
 
@@ -18,9 +19,7 @@ use self::{
 };
 use super::{
     arrivals::Arrivals,
-    messages::{
-        Activation, Begin, Change, Connect, Credit, FollowPlans, Gradient, NextAction, Norm, TakeSnapshot, Validated,
-    },
+    messages::{Activation, Change, Connect, Credit, FollowPlans, Gradient, NextAction, Norm},
 };
 use crate::{
     Error, Failure, Origin, Phase, Result,
@@ -123,18 +122,6 @@ impl StageActor {
             take(work)?;
             work.wake(ctx);
             Ok(())
-        });
-    }
-
-    /// Runs `work` between steps, when nothing is in flight and all steps have been reported.
-    fn between_steps(&mut self, phase: Phase, work: impl FnOnce(&mut Work) -> Result<(), Stopped>) {
-        self.mailbox.taken();
-        self.guarded(phase, |this| match &mut this.state {
-            State::Working(at_work) if at_work.schedule.is_idle() => {
-                at_work.settle_all()?;
-                work(at_work)
-            }
-            _ => Err(Error::Internal("asked between steps while something is in flight".to_owned()).into()),
         });
     }
 }
@@ -315,39 +302,6 @@ impl Handler<Norm> for StageActor {
         self.arrived(ctx, Event::Norm(step), |work| {
             work.norms.insert(step, norm);
             Ok(())
-        });
-    }
-}
-
-impl Handler<Begin> for StageActor {
-    type Result = ();
-
-    fn handle(&mut self, message: Begin, _: &mut Self::Context) {
-        self.between_steps(Phase::LearningRate, |work| {
-            work.stage.begin(message.total_steps);
-            Ok(())
-        });
-    }
-}
-
-impl Handler<Validated> for StageActor {
-    type Result = ();
-
-    fn handle(&mut self, message: Validated, _: &mut Self::Context) {
-        self.between_steps(Phase::LearningRate, |work| {
-            work.stage.observe_validation(message.loss);
-            Ok(())
-        });
-    }
-}
-
-impl Handler<TakeSnapshot> for StageActor {
-    type Result = ();
-
-    fn handle(&mut self, _: TakeSnapshot, _: &mut Self::Context) {
-        self.between_steps(Phase::Snapshot, |work| {
-            let tensors = work.stage.snapshot()?;
-            Ok(work.wire.report(Report::Snapshot { stage: work.stage.index(), tensors })?)
         });
     }
 }

@@ -169,6 +169,9 @@ impl Optimizer for AdamW {
     fn restore(&mut self, mut state: StateDict) -> Result<()> {
         let (first, mut second) = (state.take_all("first"), state.take_all("second"));
         expect_used("AdamW", &state)?;
+        if !state.values["steps"].is_object() {
+            return Err(Error::invalid("optimizer state", "it has no counts of updates", "give the state of AdamW"));
+        }
         let mut moments = ByParameter::new();
         for (name, first) in first {
             let steps = state.values["steps"][&name].as_i64().and_then(|steps| i32::try_from(steps).ok());

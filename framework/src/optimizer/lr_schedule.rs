@@ -133,10 +133,15 @@ pub struct LrSchedule {
     plateau: Plateau,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Plateau {
-    best: f64,
+/// What a schedule remembers that reacts to validation losses.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Plateau {
+    /// The best loss so far.
+    best: Option<f64>,
+    /// Evaluations in a row without improvement.
     bad: u64,
+    /// What the base rate is multiplied by.
     factor: f64,
 }
 
@@ -150,7 +155,7 @@ impl LrSchedule {
         if let Rule::Configured(config) = &rule.0 {
             config.validate()?;
         }
-        let plateau = Plateau { best: f64::INFINITY, bad: 0, factor: 1.0 };
+        let plateau = Plateau { best: None, bad: 0, factor: 1.0 };
         Ok(Self { rule, base: 1.0, total: 1, plateau })
     }
 
@@ -171,8 +176,8 @@ impl LrSchedule {
             self.rule.0
         {
             let plateau = &mut self.plateau;
-            if loss < plateau.best * (1.0 - threshold) {
-                (plateau.best, plateau.bad) = (loss, 0);
+            if plateau.best.is_none_or(|best| loss < best * (1.0 - threshold)) {
+                (plateau.best, plateau.bad) = (Some(loss), 0);
             } else {
                 plateau.bad += 1;
             }
@@ -181,6 +186,16 @@ impl LrSchedule {
                 plateau.factor = (plateau.factor * factor).max(min_fraction);
             }
         }
+    }
+
+    /// Returns what it remembers of validation losses.
+    pub(crate) fn plateau(&self) -> Plateau {
+        self.plateau
+    }
+
+    /// Continues from what [`Self::plateau`] returned.
+    pub(crate) fn restore(&mut self, plateau: Plateau) {
+        self.plateau = plateau;
     }
 
     /// Returns the learning rate of `step`.
@@ -308,6 +323,20 @@ mod tests {
         assert_eq!(after(0.5), 0.1);
         assert_eq!(after(0.5), 0.1);
         assert_eq!(after(0.5), 0.05); // never below min_fraction
+        // What another schedule takes over counts on, also after a trip through JSON.
+        after(0.5);
+        let text = serde_json::to_string(&schedule.plateau()).unwrap();
+        let mut other = LrSchedule::new(LrScheduleConfig::ReduceOnPlateau {
+            factor: 0.5,
+            patience: 1,
+            threshold: 0.01,
+            min_fraction: 0.0,
+        })
+        .unwrap();
+        other.restore(serde_json::from_str(&text).unwrap());
+        assert_eq!(other.lr(0).unwrap(), 0.05);
+        other.observe(0.5);
+        assert_eq!(other.lr(0).unwrap(), 0.025);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::{
     ByParameter, Optimizer, OptimizerConfig, Slot, StateDict, expect_used, like_parameter, restored_values, stored,
 };
 use crate::{
-    Result,
+    Error, Result,
     tensor::elementwise::{CHUNK, all_finite, change_in_place, each},
 };
 
@@ -147,6 +147,13 @@ impl Optimizer for Sgd {
     fn restore(&mut self, mut state: StateDict) -> Result<()> {
         let velocity = state.take_all("velocity");
         expect_used("stochastic gradient descent", &state)?;
+        if !state.values.is_null() {
+            return Err(Error::invalid(
+                "optimizer state",
+                "it holds values that stochastic gradient descent does not have",
+                "give the state of stochastic gradient descent",
+            ));
+        }
         self.velocity.clear();
         self.velocity_elsewhere = velocity.into_iter().collect();
         Ok(())

@@ -143,6 +143,9 @@ mod tests {
         part.tensors.remove("second.b");
         refused(&adamw, part, "state of b");
         plain(&none).unwrap().restore(state_of(&none)).unwrap();
+        // Neither of these has tensors: the other values tell them apart.
+        refused(&adamw, state_of(&none), "no counts of updates");
+        refused(&momentum, plain(&adamw).unwrap().state().unwrap(), "values that stochastic gradient descent");
 
         let mut other = StateDict::default();
         other.tensors.insert("velocity.b".to_owned(), Tensor::new(&[1.0_f32], &Device::Cpu).unwrap());

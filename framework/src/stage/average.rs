@@ -93,6 +93,23 @@ impl Average {
         self.parameters.iter().find(|averaged| averaged.var.id() == var.id())?.average.as_ref()
     }
 
+    /// A copy of the own value of the parameter that `var` is, if it has an average.
+    pub(super) fn own(&self, var: &Var) -> Result<Option<Tensor>> {
+        let found = self.parameters.iter().find(|averaged| averaged.var.id() == var.id());
+        let Some(Averaged { var, average: Some(_), own }) = found else { return Ok(None) };
+        Ok(Some(own.as_ref().unwrap_or(var.as_tensor()).copy()?.detach()))
+    }
+
+    /// Takes the present value of `var` as its average and `own` as its own value; whether averages of it are kept here.
+    pub(super) fn restore(&mut self, var: &Var, own: &Tensor) -> Result<bool> {
+        let found = self.parameters.iter_mut().find(|averaged| averaged.var.id() == var.id());
+        let Some(averaged) = found else { return Ok(false) };
+        averaged.average = Some(var.as_tensor().copy()?.detach());
+        averaged.own = None;
+        var.set(&own.to_device(var.device())?.to_dtype(var.dtype())?)?;
+        Ok(true)
+    }
+
     /// Bytes of the averages.
     pub(super) fn bytes(&self) -> usize {
         self.parameters.iter().filter_map(|averaged| averaged.average.as_ref()).map(crate::optimizer::bytes).sum()

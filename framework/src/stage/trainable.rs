@@ -1,5 +1,7 @@
 //! Parameters with their gradients and their optimizer.
 
+pub(super) mod state;
+
 use candle_core::Tensor;
 
 use super::{

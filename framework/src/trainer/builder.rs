@@ -10,7 +10,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use serde_json::Value;
 
-use super::{Callback, Criterion, Length, Settings, Stopper};
+use super::{Callback, Criterion, Length, Settings, Stopper, TrainerState};
 use crate::{
     ActivationDtype, Loss, ModelSpec, Pairwise, Predictor, Result, StageDevice, Strategy,
     device::Plain,
@@ -32,6 +32,7 @@ pub struct TrainerBuilder {
     model: Arc<dyn ModelSpec>,
     strategy: Box<dyn Strategy>,
     strategy_state: Option<Value>,
+    restored: Option<TrainerState>,
     partition: PartitionConfig,
     devices: Vec<Arc<dyn StageDevice>>,
     optimizer: Arc<dyn OptimizerFactory>,
@@ -58,6 +59,7 @@ impl TrainerBuilder {
             model,
             strategy: Box::new(Pairwise),
             strategy_state: None,
+            restored: None,
             partition: PartitionConfig::default(),
             devices: vec![Arc::new(Plain)],
             optimizer: Arc::new(OptimizerConfig::default()),
@@ -110,6 +112,18 @@ impl TrainerBuilder {
     pub fn first_step(mut self, step: u64) -> Self {
         self.settings.first_step = step;
         self
+    }
+
+    /// Continues from the state of another trainer ([`Trainer::state`](super::Trainer::state)), whose weights of the same moment must be given as
+    /// [`Self::initial_values`]. Model, partition, optimizer, strategy, seed, batch size and the callbacks with their order must be those of that trainer. It
+    /// sets [`Self::first_step`] and [`Self::strategy_state`]; the length is that of the steps to come.
+    ///
+    /// The first fit on as many examples continues in the middle of the epoch, even if that trainer's fit ended there. So both together compute the same
+    /// bits as one long fit, if they evaluate after the same steps.
+    pub fn restore(mut self, state: TrainerState) -> Self {
+        self.settings.first_step = state.steps();
+        self.strategy_state = state.strategy();
+        Self { restored: Some(state), ..self }
     }
 
     /// Cuts the model into `stages` stages of about equal cost. Default: one stage for each device.

@@ -52,6 +52,11 @@ impl Order {
         Self { first_epoch, first_step, ..self }
     }
 
+    /// An epoch and the step at which it begins, from which all others are counted.
+    pub(super) fn begins(&self) -> (u64, u64) {
+        (self.first_epoch, self.first_step)
+    }
+
     /// The epoch of a step.
     pub(super) fn epoch_at(&self, step: u64) -> u64 {
         self.first_epoch + (step - self.first_step) / self.per_epoch

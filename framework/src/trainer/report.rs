@@ -36,6 +36,19 @@ impl Evaluation {
         Ok(Self { heads, seconds: time.as_secs_f64() })
     }
 
+    /// The evaluation with these scores, which took `seconds`.
+    ///
+    /// # Errors
+    /// If there is no score.
+    pub(super) fn restored(heads: Vec<HeadScore>, seconds: f64) -> Result<Self> {
+        match heads.is_empty() {
+            true => {
+                Err(Error::invalid("trainer state", "its best evaluation has no scores", "give it as it was saved"))
+            }
+            false => Ok(Self { heads, seconds }),
+        }
+    }
+
     /// Every head that is there, in order of stages; the last stage's is the last.
     pub fn heads(&self) -> &[HeadScore] {
         &self.heads

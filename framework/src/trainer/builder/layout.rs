@@ -70,6 +70,9 @@ impl TrainerBuilder {
         if let Some(differences) = self.differences(&blueprints) {
             differences.refuse("initial values", self.allowed)?;
         }
+        if let Some(state) = &self.restored {
+            state.check(&self.settings, &partition, &plans, self.initial.is_some())?;
+        }
         Ok(Layout { partition, plans, blueprints, settings, micro_batches: self.settings.micro_batches })
     }
 

@@ -17,7 +17,7 @@ impl TrainerBuilder {
     /// Checks everything and starts the pipeline: every stage is built on its device when this returns.
     ///
     /// # Errors
-    /// As [`Self::layout`], or if a stage cannot be built.
+    /// As [`Self::layout`], or if a stage cannot be built or cannot continue from its state ([`Self::restore`]).
     pub fn build(self) -> Result<Trainer> {
         let Layout { partition, plans, blueprints, settings, .. } = self.layout()?;
         let schedule = plans.schedule().clone();
@@ -57,7 +57,7 @@ impl TrainerBuilder {
         let steps = self.settings.first_step;
         let metrics = RunMetrics::new(pipeline.built(), &scenario.plan, self.settings.micro_batches);
         let prediction = Prediction::new(Scenario { in_flight: pipeline.in_flight(), ..scenario });
-        Ok(Trainer {
+        let mut trainer = Trainer {
             metrics,
             prediction,
             recording: self.settings.record.map(Recording::new),
@@ -75,7 +75,11 @@ impl TrainerBuilder {
             interrupted: false,
             best: None,
             failed: false,
-        })
+        };
+        if let Some(state) = self.restored {
+            trainer.restore(state)?;
+        }
+        Ok(trainer)
     }
 }
 

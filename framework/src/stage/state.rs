@@ -1,0 +1,103 @@
+//! The weights of a stage, and its state beside them.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Stage, Trainable,
+    trainable::state::{PartState, Tensors},
+};
+use crate::{Error, Result, optimizer::lr_schedule::Plateau};
+
+/// What a stage needs beside its weights to continue exactly: the states of its optimizers, its moving averages and its learning-rate
+/// schedule.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageState {
+    /// Its tensors by name; not serialized.
+    #[serde(skip)]
+    pub(crate) tensors: BTreeMap<String, Tensor>,
+    /// The shape of every parameter and buffer by name.
+    shapes: BTreeMap<String, Vec<usize>>,
+    main: PartState,
+    head: Option<PartState>,
+    plateau: Plateau,
+}
+
+/// What the names of tensors of a stage's optimizers begin with: those of its main part, and those of its head.
+fn prefixes(stage: usize) -> [String; 2] {
+    ["main", "head"].map(|part| format!("optimizer.{stage}.{part}"))
+}
+
+impl StageState {
+    /// Takes the tensors of stage `k` out of those of all stages.
+    pub(crate) fn take_tensors(&mut self, k: usize, all: &mut Tensors) {
+        let prefixes = prefixes(k).map(|prefix| format!("{prefix}."));
+        let is_own = |name: &str| {
+            let parameter = name.strip_prefix("parameters.");
+            parameter.is_some_and(|name| self.shapes.contains_key(name)) || prefixes.iter().any(|p| name.starts_with(p))
+        };
+        let (own, others) = std::mem::take(all).into_iter().partition(|(name, _)| is_own(name));
+        (self.tensors, *all) = (own, others);
+    }
+}
+
+impl Stage {
+    /// Returns a copy of every parameter and buffer of the stage and its head, by name; of parameters the moving average, where there is one
+    /// ([`EmaConfig`]).
+    pub fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
+        let mut tensors = self.parameters.snapshot()?;
+        if let Some(head) = &self.head {
+            tensors.extend(head.parameters.snapshot()?);
+        }
+        Ok(tensors)
+    }
+
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let entries = self.parts().flat_map(|part: &Trainable| part.store().entries());
+        entries.map(|entry| (entry.name, entry.var.dims().to_vec())).collect()
+    }
+
+    /// Returns the state, between steps.
+    ///
+    /// # Errors
+    /// If an optimizer fails to return its own, or a value cannot be read.
+    pub(crate) fn state(&self) -> Result<StageState> {
+        let mut tensors = BTreeMap::new();
+        let [main, head] = prefixes(self.index);
+        Ok(StageState {
+            shapes: self.shapes(),
+            main: self.parameters.state(&main, &mut tensors)?,
+            head: self.head_parameters().map(|part| part.state(&head, &mut tensors)).transpose()?,
+            plateau: self.schedule.plateau(),
+            tensors,
+        })
+    }
+
+    /// Continues from what [`Self::state`] of such a stage returned, before the first step. The stage must have been built with that one's weights.
+    ///
+    /// # Errors
+    /// If it is the state of a stage with other parameters or optimizers, or a tensor is missing.
+    pub(crate) fn restore(&mut self, state: StageState) -> Result<()> {
+        let StageState { mut tensors, shapes, main, head, plateau } = state;
+        let present = self.shapes();
+        let differs = |name: &&String| shapes.get(*name) != present.get(*name);
+        if let Some(name) = shapes.keys().chain(present.keys()).find(differs) {
+            let of = |shapes: &BTreeMap<String, Vec<usize>>| {
+                shapes.get(name).map_or_else(|| "absent".to_owned(), |shape| format!("of shape {shape:?}"))
+            };
+            let problem = format!("{name} is {} in it, and {} in the model", of(&shapes), of(&present));
+            return Err(Error::invalid("trainer state", problem, "give the state of this model, with the same heads"));
+        }
+        let prefixes = prefixes(self.index);
+        self.parameters.restore(&prefixes[0], main, &mut tensors)?;
+        // Both have a head, or neither: a head without parameters has nothing to restore.
+        if let (Some(own), Some(state)) = (&mut self.head, head) {
+            own.parameters.restore(&prefixes[1], state, &mut tensors)?;
+        }
+        self.schedule.restore(plateau);
+        Ok(())
+    }
+}

@@ -1,0 +1,258 @@
+//! The state of a trainer beside its weights, and how another trainer continues from it.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Best, Evaluation, HeadScore, Settings, Trainer, guarded, loader::Order};
+use crate::{Error, Result, Weights, model::Partition, stage::StageState, strategy::Plans};
+
+/// The version of the serialized form.
+const FORMAT: u32 = 1;
+
+/// All that a trainer needs beside its weights to continue exactly: the number of steps, the position in the training set, and the states
+/// of optimizers, moving averages, learning-rate schedule, strategy and callbacks, and the best evaluation with its weights.
+///
+/// [`Trainer::state`] returns it, and [`TrainerBuilder::restore`](super::TrainerBuilder::restore) takes it together with the weights of the same moment.
+/// The serialized form has everything but the tensors; those are written as weights are:
+///
+/// ```
+/// # use candle_core::{DType, Device, Tensor};
+/// # use candle_nn::linear;
+/// # use interlock::{Autograd, Batch, Dataset, FromModule, Key, ModelSpec, Result, Unit};
+/// # struct Net;
+/// # impl ModelSpec for Net {
+/// #     fn units(&self) -> Result<Vec<Unit>> {
+/// #         Ok(vec![Unit::new("first", [4], |vb| Autograd::build(vb, |vb| Ok(FromModule(linear(4, 4, vb)?))))])
+/// #     }
+/// # }
+/// # struct Corners;
+/// # impl Dataset for Corners {
+/// #     fn len(&self) -> usize {
+/// #         64
+/// #     }
+/// #     fn batch(&self, numbers: &[usize], _: Option<Key>) -> Result<Batch> {
+/// #         let classes: Vec<u32> = numbers.iter().map(|n| (n % 4) as u32).collect();
+/// #         let points = Tensor::eye(4, DType::F32, &Device::Cpu)?.embedding(&Tensor::new(&*classes, &Device::Cpu)?)?;
+/// #         Ok(Batch { inputs: points.into(), targets: Tensor::new(classes, &Device::Cpu)? })
+/// #     }
+/// # }
+/// # let folder = tempfile::tempdir()?;
+/// # let [weights, tensors, values] = ["weights", "tensors", "state.json"].map(|name| folder.path().join(name));
+/// # [&weights, &tensors].map(std::fs::create_dir);
+/// use interlock::{Trainer, TrainerState, Weights};
+///
+/// let mut trainer = Trainer::builder(Net).steps(3).build()?;
+/// trainer.fit(&Corners)?;
+/// let state = trainer.state()?;
+/// trainer.snapshot()?.save(&weights)?;
+/// state.tensors.save(&tensors)?;
+/// std::fs::write(&values, serde_json::to_string(&state)?)?;
+///
+/// let mut state: TrainerState = serde_json::from_str(&std::fs::read_to_string(&values)?)?;
+/// state.tensors = Weights::load(&tensors)?;
+/// let builder = Trainer::builder(Net).initial_values(Weights::load(&weights)?).restore(state);
+/// let mut trainer = builder.steps(2).build()?;
+/// assert_eq!(trainer.fit(&Corners)?.steps, 5); // the same weights as after five steps without interruption
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainerState {
+    /// Its tensors by name, one shard for each stage; not serialized.
+    #[serde(skip)]
+    pub tensors: Weights,
+    format: u32,
+    steps: u64,
+    seed: u64,
+    batch_size: usize,
+    drop_last: bool,
+    units_per_stage: Vec<usize>,
+    position: Option<Position>,
+    strategy: Option<StrategyState>,
+    callbacks: Vec<Value>,
+    best: Option<BestState>,
+    stages: Vec<StageState>,
+}
+
+/// The order in which the training set is read.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Position {
+    examples: usize,
+    /// The epoch that begins at `first_step`.
+    first_epoch: u64,
+    first_step: u64,
+}
+
+/// The state of a strategy that decides plans during training; it may be null.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StrategyState {
+    state: Value,
+}
+
+/// The best evaluation. Its weights are tensors of the state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BestState {
+    steps: u64,
+    heads: Vec<HeadScore>,
+    seconds: f64,
+}
+
+/// The name of one of the best weights.
+fn best(name: &str) -> String {
+    format!("best.{name}")
+}
+
+fn refuse<T>(problem: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
+    Err(Error::invalid("trainer state", problem, remedy))
+}
+
+impl TrainerState {
+    /// The number of optimizer steps that had been made.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The state of the strategy, if it decides plans during training.
+    pub(super) fn strategy(&self) -> Option<Value> {
+        self.strategy.as_ref().map(|strategy| strategy.state.clone())
+    }
+
+    /// Checks that the state fits a run with these parts.
+    ///
+    /// # Errors
+    /// If it is of a run with others; the message says which.
+    pub(super) fn check(
+        &self,
+        settings: &Settings,
+        partition: &Partition,
+        plans: &Plans,
+        has_weights: bool,
+    ) -> Result<()> {
+        if self.format != FORMAT {
+            let problem = format!("it has format {}", self.format);
+            return refuse(problem, format!("this version reads format {FORMAT}"));
+        }
+        if !has_weights {
+            return refuse("there are no weights with it", "give those of the same moment (initial_values)");
+        }
+        if settings.first_step != self.steps {
+            let problem = format!("it is of step {}, and first_step is {}", self.steps, settings.first_step);
+            return refuse(problem, "leave first_step out");
+        }
+        let units = partition.units_per_stage();
+        if units != self.units_per_stage {
+            let problem = format!("its stages have {:?} units, those of the model {units:?}", self.units_per_stage);
+            return refuse(problem, "cut the model as in that run (units_per_stage)");
+        }
+        if plans.adapts() != self.strategy.is_some() {
+            let decides = |adapts: bool| if adapts { "decides plans" } else { "decides no plans" };
+            let (was, is) = (decides(self.strategy.is_some()), decides(plans.adapts()));
+            return refuse(
+                format!("its strategy {was} during training, this one {is}"),
+                "use the strategy of that run",
+            );
+        }
+        let (then, now) =
+            ((self.seed, self.batch_size, self.drop_last), (settings.seed, settings.batch_size, settings.drop_last));
+        if then != now {
+            let text = |(seed, batch, drop_last)| format!("seed {seed}, batch size {batch}, drop_last {drop_last}");
+            let problem = format!("its run had {}, this one has {}", text(then), text(now));
+            return refuse(problem, "use the settings of that run");
+        }
+        if self.position.is_some_and(|position| position.first_step > self.steps) {
+            return refuse("its epoch begins after its last step", "give the state as it was saved");
+        }
+        Ok(())
+    }
+
+    /// The weights of the best evaluation, with these names in each stage.
+    fn best_weights<'a>(&self, stages: impl Iterator<Item = &'a [String]>) -> Result<Weights> {
+        let tensor = |name: &String| match self.tensors.get(&best(name)) {
+            Some(tensor) => Ok((name.clone(), tensor.clone())),
+            None => refuse(format!("the tensor {} is missing", best(name)), "give the tensors that were saved with it"),
+        };
+        let stages = stages.map(|names| names.iter().map(tensor).collect()).collect::<Result<Vec<_>>>()?;
+        Ok(Weights::of_stages(stages))
+    }
+}
+
+impl Trainer {
+    /// Returns all that it needs beside its weights to continue exactly. Together with [`Self::snapshot`] it makes a checkpoint: a trainer that
+    /// [`TrainerBuilder::restore`](super::TrainerBuilder::restore) makes of both computes the same bits as this one in one long fit.
+    ///
+    /// # Errors
+    /// If the trainer has failed, or an optimizer, the strategy or a callback fails to return its state. After an error of an optimizer the trainer
+    /// cannot be used any more.
+    pub fn state(&self) -> Result<TrainerState> {
+        self.check_usable()?;
+        guarded(|| self.collect_state())
+    }
+
+    fn collect_state(&self) -> Result<TrainerState> {
+        let callbacks = self.callbacks.iter().map(|callback| callback.state()).collect::<Result<_>>()?;
+        let strategy = self.strategy_state()?.map(|state| StrategyState { state });
+        let mut stages = self.pipeline.state()?;
+        let mut tensors: Vec<Vec<(String, Tensor)>> =
+            stages.iter_mut().map(|stage| std::mem::take(&mut stage.tensors).into_iter().collect()).collect();
+        for (tensors, built) in tensors.iter_mut().zip(self.stages()) {
+            let weights =
+                self.best.iter().flat_map(|best| built.names.iter().map(|name| (name, best.weights.get(name))));
+            tensors.extend(weights.filter_map(|(name, tensor)| Some((best(name), tensor?.clone()))));
+        }
+        let best = self.best.as_ref().map(|best| BestState {
+            steps: best.steps,
+            heads: best.evaluation.heads().to_vec(),
+            seconds: best.evaluation.seconds(),
+        });
+        Ok(TrainerState {
+            tensors: Weights::of_stages(tensors),
+            format: FORMAT,
+            steps: self.steps,
+            seed: self.settings.seed,
+            batch_size: self.settings.batch_size,
+            drop_last: self.settings.drop_last,
+            units_per_stage: self.partition.units_per_stage().to_vec(),
+            position: self.order.map(|order| {
+                let (first_epoch, first_step) = order.begins();
+                Position { examples: order.examples, first_epoch, first_step }
+            }),
+            strategy,
+            callbacks,
+            best,
+            stages,
+        })
+    }
+
+    /// Continues from `state`, which [`TrainerState::check`] has found to fit; the strategy has been restored before.
+    ///
+    /// # Errors
+    /// If it is not the state of such a trainer.
+    pub(super) fn restore(&mut self, state: TrainerState) -> Result<()> {
+        if state.callbacks.len() != self.callbacks.len() {
+            let problem =
+                format!("its run had {} callbacks, this one has {}", state.callbacks.len(), self.callbacks.len());
+            return refuse(problem, "add the same callbacks in the same order");
+        }
+        guarded(|| self.callbacks.iter_mut().zip(&state.callbacks).try_for_each(|(to, state)| to.restore(state)))?;
+        if let Some(best) = state.best.as_ref().filter(|_| self.settings.keep_best.is_some()) {
+            let evaluation = Evaluation::restored(best.heads.clone(), best.seconds)?;
+            let weights = state.best_weights(self.stages().iter().map(|built| built.names.as_slice()))?;
+            self.best = Some(Best { steps: best.steps, evaluation, weights });
+        }
+        if let Some(Position { examples, first_epoch, first_step }) = state.position {
+            let Settings { batch_size, drop_last, seed, .. } = self.settings;
+            let order = Order::new(examples, batch_size, drop_last, seed)?.beginning(first_epoch, first_step);
+            (self.order, self.interrupted) = (Some(order), true);
+        }
+        let mut tensors: BTreeMap<String, Tensor> = state.tensors.into_iter().collect();
+        let mut stages = state.stages;
+        stages.iter_mut().enumerate().for_each(|(k, stage)| stage.take_tensors(k, &mut tensors));
+        self.pipeline.restore(stages)
+    }
+}
