@@ -4,7 +4,7 @@
 
 use std::{error::Error as StdError, fmt, path::PathBuf, sync::Arc};
 
-/// What was being done when a failure arose.
+/// The phase of a run in which a failure arose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Phase {
@@ -33,7 +33,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Its name, as messages and events have it.
+    /// Returns its name, as used in messages and events.
     pub fn name(self) -> &'static str {
         match self {
             Self::Build => "build",
@@ -72,7 +72,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// The stage, if it is one.
+    /// Returns the stage, if the origin is a stage.
     pub fn stage(self) -> Option<usize> {
         match self {
             Self::Stage(stage) => Some(stage),
@@ -111,23 +111,23 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure outside any step.
+    /// Returns a failure that belongs to no step.
     pub fn new(origin: Origin, phase: Phase, cause: Error) -> Self {
         Self { origin, step: None, micro_batch: None, phase, cause: Arc::new(cause) }
     }
 
-    /// The stage in which it arose, if it was a stage.
+    /// Returns the stage in which the failure arose, if it was a stage.
     pub fn stage(&self) -> Option<usize> {
         self.origin.stage()
     }
 
-    /// The same failure in a step.
+    /// Returns the same failure in step `step`.
     #[must_use]
     pub fn in_step(self, step: u64) -> Self {
         Self { step: Some(step), ..self }
     }
 
-    /// The same failure in a micro-batch of its step.
+    /// Returns the same failure in a micro-batch of its step.
     #[must_use]
     pub fn in_micro_batch(self, micro_batch: impl Into<Option<usize>>) -> Self {
         Self { micro_batch: micro_batch.into(), ..self }
@@ -144,7 +144,7 @@ impl fmt::Display for Failure {
             write!(f, ", micro-batch {micro_batch}")?;
         }
         match &*self.cause {
-            // It names the same phase.
+            // The cause's text already names this phase.
             Error::Unit { phase, .. } if *phase == self.phase => write!(f, ", {}", self.cause),
             cause => write!(f, ", {}: {cause}", self.phase),
         }
@@ -157,7 +157,7 @@ impl StdError for Failure {
     }
 }
 
-/// The kind of a value that was infinite or not a number.
+/// The kind of a non-finite value (infinity or NaN).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NonFinite {
@@ -197,7 +197,7 @@ pub struct Wait {
     pub what: String,
 }
 
-/// Stages that wait for each other: nothing can happen any more, and the work is not done.
+/// A deadlock: stages that wait for each other, so that the work can never be finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deadlock {
     /// The waits, each for the next one's stage: a cycle, or a chain whose last stage waits for the next batch.
@@ -279,7 +279,7 @@ pub enum Error {
         /// What it computed.
         problem: String,
     },
-    /// A loss, an activation, a gradient or a parameter is infinite or not a number; the text names it.
+    /// A loss, an activation, a gradient or a parameter is not finite; the text names it.
     #[error("{1}; a smaller learning rate or clipping (clip.max_norm) may help")]
     NotFinite(NonFinite, String),
     /// A value arrived as infinity or NaN, and no stage produced it.
@@ -287,7 +287,7 @@ pub enum Error {
         "received a non-finite value that no stage produced: it was corrupted in transfer; check the devices and the links between them"
     )]
     CorruptedInTransfer,
-    /// A simulated schedule came to a halt: stages wait for each other.
+    /// A simulated schedule stopped: stages wait for each other.
     #[error("deadlock: {0}")]
     Deadlock(Deadlock),
     /// A tensor operation failed.
@@ -310,22 +310,22 @@ pub enum Error {
 }
 
 impl Error {
-    /// An [`Error::Invalid`] from its three parts.
+    /// Returns an [`Error::Invalid`] with these three parts.
     pub fn invalid(subject: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::Invalid { subject: subject.into(), problem: problem.into(), remedy: remedy.into() }
     }
 
-    /// An [`Error::File`] about `path`.
+    /// Returns an [`Error::File`] about `path`.
     pub fn file(path: impl Into<PathBuf>, cause: impl fmt::Display) -> Self {
         Self::File { path: path.into(), cause: cause.to_string() }
     }
 
-    /// A user's own error, which [`source`](std::error::Error::source) and [`Error::Other`] carry through.
+    /// Wraps a user's own error; [`source`](std::error::Error::source) returns it.
     pub fn other(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Other(error.into())
     }
 
-    /// Whether this is bad input that was refused before anything was done (exit code 2 of a program).
+    /// Returns whether an input was refused before anything was done (a program then exits with code 2).
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::Invalid { .. } | Self::File { .. } => true,
@@ -334,7 +334,7 @@ impl Error {
         }
     }
 
-    /// The error of a caught panic.
+    /// Returns the error for a caught panic.
     pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Self {
         let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());

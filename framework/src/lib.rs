@@ -1,15 +1,15 @@
 //! Interlock trains neural networks cut in depth across devices.
 //!
-//! A network is cut into *stages* `f_0 … f_{K-1}`, one actor and one device each. With *interlock width* `N`, the parameters of
-//! stage `k` take the gradient of the loss of the head `N-1` stages ahead, `l_j` with `j = min(k+N-1, K-1)`, sent back through
-//! `f_j … f_k`: `N = 1` is local learning, `N = 2` pairwise, `N = K` end-to-end backpropagation. (Gomez et al., *Interlocking
-//! Backpropagation: Improving depthwise model-parallelism*, JMLR 23(171), 2022.)
+//! A network is cut into *stages* `f_0 … f_{K-1}`, one actor and one device each. With *interlock width* `N`, the parameters of stage `k` are trained
+//! by `l_j`, the loss of the head `N-1` stages downstream (`j = min(k+N-1, K-1)`), whose gradient is sent back through `f_j … f_k`: `N = 1` is local
+//! learning, `N = 2` pairwise, `N = K` end-to-end backpropagation. (Gomez et al., *Interlocking Backpropagation: Improving depthwise
+//! model-parallelism*, JMLR 23(171), 2022.)
 //!
-//! Why: end-to-end, a stage waits until its batch has gone through all downstream stages and its gradient has come back. With a small width it waits for
-//! `N-1` stages, so that a step takes about as long for many stages as for few.
+//! Why: with end-to-end backpropagation a stage waits until its batch has passed all downstream stages and the gradient has come back. With a small
+//! width it waits for `N-1` stages only, so a step takes about as long with many stages as with few.
 //!
 //! # Write your own model
-//! A block is its forward pass ([`StageModule`]), a model is a list of blocks ([`ModelSpec`]); the rest is settings.
+//! A unit of a model is written as its forward pass ([`StageModule`]). A model is a list of units ([`ModelSpec`]). Everything else is settings.
 //!
 //! ```
 //! use interlock::candle_core::{Device, Tensor};
@@ -39,7 +39,7 @@
 //!         Ok(vec![layer("first", 2, 16), layer("second", 16, 16), layer("third", 16, 2)])
 //!     }
 //!
-//!     /// The auxiliary head behind a unit.
+//!     /// The auxiliary head that follows a unit.
 //!     fn head(&self, _unit: usize, _arch: &str) -> Result<Unit> {
 //!         Ok(layer("", 16, 2))
 //!     }
@@ -69,18 +69,18 @@
 //! # Ok::<(), interlock::Error>(())
 //! ```
 //!
-//! # Where things are
-//! Everything to build and train models lies at the root; [`prelude`] brings the most used items into scope.
-//! - What is trained: [`ModelSpec`] and [`Unit`], [`Weights`] as files. On what: [`Dataset`], [`InMemory`]. By which [`Loss`] and which [`Optimizer`].
-//! - How gradients are computed: [`Autograd`] uses candle's graph; a layer with a backward pass of its own is a [`Differentiable`].
-//! - Which gradients cross boundaries: a [`Strategy`], such as [`Interlock`], makes a [`GradientPlan`].
-//! - Where: [`Backend`] and [`StageDevice`].
-//! - What runs it: [`Trainer`], told by [`TrainerBuilder`], watched by a [`Callback`]. [`Predictor`] uses what was trained.
-//! - What tools need (pipelines without a trainer, planner, simulator, timelines, metrics): [`tools`], which is not stable.
+//! # Overview
+//! Everything needed to build and train models is at the crate root; [`prelude`] has the items used most.
+//! - Models and data: [`ModelSpec`] and [`Unit`]; [`Weights`], saved as files; [`Dataset`] and [`InMemory`]; [`Loss`] and [`Optimizer`].
+//! - Differentiation: [`Autograd`] uses candle's graph; a layer with its own backward pass implements [`Differentiable`].
+//! - Strategies: a [`Strategy`], such as [`Interlock`], makes a [`GradientPlan`], which says which gradients cross boundaries.
+//! - Devices: [`Backend`] and [`StageDevice`].
+//! - Training: a [`TrainerBuilder`] configures a [`Trainer`], a [`Callback`] follows its run, a [`Predictor`] uses the trained weights.
+//! - For tools (pipelines without a trainer, planner, simulator, timelines, metrics): [`tools`], which is not stable.
 //!
 //! # What you can rely on
-//! - **Timing changes nothing.** For one binary on one model of CPU the trained parameters depend on configuration, seed and data
-//!   only, bit for bit: not on threads, on what is in flight, on the schedule's policy, or on which message came first.
+//! - **Timing changes no result.** With one binary on one model of CPU, the trained parameters depend only on configuration, seed and data, bit for
+//!   bit: not on the number of threads, the micro-batches in flight, the schedule's policy, or the order of messages.
 //! - **A failure is one typed error.** An error, a panic, an infinity or a NaN in any stage ends the run with
 //!   [`Error::Failed`], which names stage, step, micro-batch, phase and cause.
 

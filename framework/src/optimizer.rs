@@ -1,4 +1,4 @@
-//! Optimizers: how a stage turns gradients into new parameters.
+//! Optimizers: the update of a stage's parameters from their gradients.
 
 mod adamw;
 pub(crate) mod clip;
@@ -24,14 +24,14 @@ pub struct Slot<'a> {
     pub name: &'a str,
     /// The value, to be changed in place.
     pub var: &'a Var,
-    /// The gradient of the whole batch before clipping, shaped as the value; [`Self::gradient`] gives what clipping makes of it.
+    /// The gradient of the whole batch before clipping, of the shape of the value. [`Self::gradient`] returns it clipped.
     pub unclipped: &'a Tensor,
-    /// What clipping multiplies the gradient with.
+    /// The factor by which clipping multiplies the gradient.
     pub clip: ClipFactor,
-    /// Whether the device is asynchronous, so that an update must read no value and wait for nothing
-    /// ([`AsynchronousDevice`](crate::device::AsynchronousDevice)). The stage then looks for infinities and NaN itself.
+    /// Whether the device is asynchronous ([`AsynchronousDevice`](crate::device::AsynchronousDevice)). An update must then read no value and wait for
+    /// nothing; the stage checks for infinities and NaN itself.
     pub asynchronous: bool,
-    /// What its group multiplies the learning rate with.
+    /// The factor by which its group multiplies the learning rate.
     pub lr_scale: f64,
     /// Its group's weight decay.
     pub weight_decay: f64,
@@ -41,7 +41,7 @@ pub struct Slot<'a> {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ClipFactor {
-    /// The host has it; 1 leaves the gradient as it is.
+    /// Known to the host; 1 leaves the gradient as it is.
     Host(f64),
     /// A tensor `(1)` of floating-point dtype on the device, not read.
     Device(Tensor),
@@ -53,7 +53,7 @@ impl ClipFactor {
 }
 
 impl Slot<'_> {
-    /// The clipped gradient. A rule that writes its own loop spares memory and time by multiplying in it.
+    /// Returns the clipped gradient. An update rule with its own loop saves memory and time if it multiplies by `clip` in that loop.
     pub fn gradient(&self) -> Result<Tensor> {
         Ok(match &self.clip {
             ClipFactor::Host(1.0) => self.unclipped.clone(),
@@ -65,7 +65,7 @@ impl Slot<'_> {
         })
     }
 
-    /// The factor, where the host may change the value in a loop of its own.
+    /// Returns the factor if the host may change the value in a loop of its own.
     pub(crate) fn known_clip(&self) -> Option<f64> {
         match self.clip {
             ClipFactor::Host(clip) if !self.asynchronous => Some(clip),
@@ -73,7 +73,7 @@ impl Slot<'_> {
         }
     }
 
-    /// What an update fails with that has left an infinity or a NaN in the value.
+    /// Returns the error for an update that left an infinity or a NaN in the value.
     pub fn not_finite(&self) -> Error {
         Error::NotFinite(NonFinite::Parameter, self.not_finite_words())
     }
@@ -82,8 +82,10 @@ impl Slot<'_> {
         format!("{} holds an infinity or a NaN after the update", self.name)
     }
 
+    /// Checks the value in a pass of its own, if the host may read it.
+    ///
     /// # Errors
-    /// If the value holds an infinity or a NaN, and may be read; looked for in a pass of its own.
+    /// If the value holds an infinity or a NaN.
     pub(crate) fn check(&self) -> Result<()> {
         if self.asynchronous || elementwise::is_finite(self.var)? { Ok(()) } else { Err(self.not_finite()) }
     }
@@ -91,24 +93,24 @@ impl Slot<'_> {
 
 /// An update rule with its state. [`OptimizerFactory`](crate::OptimizerFactory) has an example.
 ///
-/// An optimizer serves the parameters of one part of a stage, and is used by that stage's thread only. An optimizer with a state implements
-/// [`state`](Self::state) and [`restore`](Self::restore), so that a run can be continued to the bit.
+/// An optimizer serves the parameters of one part of a stage, on that stage's thread only. An optimizer with a state implements
+/// [`state`](Self::state) and [`restore`](Self::restore), so that a run can be continued bit for bit.
 pub trait Optimizer: Send {
     /// Updates every parameter of `slots` in place with learning rate `lr`.
     fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()>;
 
-    /// Whether updates follow gradients. Where not, parameters that received none are no error, and are left out of `slots`.
+    /// Returns whether updates use gradients. If not, a parameter without a gradient is no error, and is left out of `slots`. Default: true.
     fn uses_gradients(&self) -> bool {
         true
     }
 
-    /// Whether [`Self::update`] looks for infinities and NaN in what it writes and fails with [`Slot::not_finite`]. Where it does not, the
-    /// stage looks for them afterwards, which reads every parameter once more; as it does in any case where [`Slot::asynchronous`].
+    /// Returns whether [`Self::update`] checks the values that it writes for infinities and NaN, and fails with [`Slot::not_finite`]. Default: false;
+    /// the stage then checks them after the update, which reads every parameter once more. If [`Slot::asynchronous`], the stage always does.
     fn checks_values(&self) -> bool {
         false
     }
 
-    /// Bytes of its state; 0 where it has none or does not tell.
+    /// Returns the bytes of its state; 0 if it has none or does not report it.
     fn state_bytes(&self) -> usize {
         0
     }
@@ -121,7 +123,7 @@ pub trait Optimizer: Send {
         Ok(StateDict::default())
     }
 
-    /// Replaces its state by one that [`Self::state`] of an optimizer for the same parameters returned: the next updates are the same bits. Its tensors
+    /// Replaces its state by one that [`Self::state`] returned for the same parameters. The next updates are then the same, bit for bit. Its tensors
     /// may lie on another device, such as the CPU after they were read from a file.
     ///
     /// # Errors
@@ -131,7 +133,7 @@ pub trait Optimizer: Send {
     }
 }
 
-/// The optimizer that `config` names.
+/// Makes the optimizer that `config` names.
 pub fn plain(config: &OptimizerConfig) -> Result<Box<dyn Optimizer>> {
     Ok(match config.kind {
         OptimizerKind::Sgd => Box::new(Sgd::new(config)),
@@ -144,7 +146,7 @@ pub(crate) fn bytes(tensor: &Tensor) -> usize {
     tensor.elem_count() * tensor.dtype().size_in_bytes()
 }
 
-/// State by parameter name, kept as plain values where the parameter is `f32` on the CPU.
+/// Optimizer state by parameter name, as plain values if the parameter is `f32` on the CPU.
 type ByParameter<S> = HashMap<String, S>;
 
 /// Restored state as plain values, for a parameter that the host updates in place; none for others.

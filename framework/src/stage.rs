@@ -1,7 +1,7 @@
-//! The stage engine: a stage's units, head, saved activations, gradients and optimizer, driven by plain calls.
+//! The stage engine: the units, head, saved activations, gradients and optimizer of one stage, driven by plain calls.
 //!
-//! A [`Stage`] takes activations and gradients, performs [`Action`]s, and returns what is to be sent. It knows neither actors nor the order of
-//! actions: the [`schedule`](crate::schedule) decides that.
+//! A [`Stage`] takes activations and gradients, performs [`Action`]s, and returns the results to send. It knows neither actors nor the order of
+//! actions, which the [`schedule`](crate::schedule) decides.
 
 mod average;
 mod blueprint;
@@ -50,7 +50,7 @@ pub struct Payload {
 }
 
 impl Payload {
-    /// Bytes held by the elements of inputs and targets.
+    /// Returns the bytes of the elements of inputs and targets.
     pub fn bytes(&self) -> usize {
         self.inputs.bytes() + self.targets.elem_count() * self.targets.dtype().size_in_bytes()
     }
@@ -69,12 +69,11 @@ pub enum Outcome {
     Score(Score),
     /// The squared norms of the main parameters' gradients, in order of creation.
     SquaredNorms(Vec<f64>),
-    /// The parameters have been updated, or an asynchronous device has been given everything that updates them; the numbers of the step are
-    /// being read.
+    /// The parameters have been updated, or an asynchronous device has been given the update. The numbers of the step are being read.
     Updated(StepReading),
 }
 
-/// What an update did.
+/// The result of an update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Updated {
     /// The learning rate.
@@ -88,9 +87,9 @@ struct Head {
     parameters: Trainable,
 }
 
-/// What the backward passes of a micro-batch start from.
+/// The starting point of a micro-batch's backward passes.
 enum SavedForward {
-    /// What the forward pass saved.
+    /// The saved activations of the forward pass.
     Saved(Saved),
     /// The stage's input: the forward pass runs again before the first backward pass.
     Input(Activation),
@@ -102,23 +101,23 @@ struct MicroBatchState {
     saved: Option<SavedForward>,
     /// Bytes of the saved forward pass, as layers report them.
     saved_bytes: usize,
-    /// The stage's output, until the head has seen it.
+    /// The stage's output, until the head has used it.
     output: Option<Activation>,
     targets: Tensor,
     total: f64,
-    /// Gradients of losses with respect to the stage's output that have not been through the stage yet.
+    /// The output gradients of losses that have not yet been sent through the stage, by loss.
     output_gradients: HashMap<usize, Activation>,
-    /// What backward passes to the input left for the passes to the parameters.
+    /// The pending values that input gradients left for parameter gradients, by loss.
     pending: HashMap<usize, Pending>,
 }
 
 impl MicroBatchState {
-    /// Puts back what the forward pass saved, for a later backward pass.
+    /// Puts the saved activations back for a later backward pass.
     fn keep(&mut self, saved: Saved) -> &Saved {
         self.saved = Some(SavedForward::Saved(saved));
         match &self.saved {
             Some(SavedForward::Saved(saved)) => saved,
-            _ => unreachable!("just put there"),
+            _ => unreachable!("it has just been stored"),
         }
     }
 }
@@ -138,11 +137,11 @@ pub struct Stage {
     recompute: bool,
     dtype: ActivationDtype,
     monitor: Monitor,
-    /// What the step in work has scored and has been read.
+    /// The score of the present step, as far as it has been read.
     score: Option<Score>,
     /// See [`Self::received_non_finite`].
     received_non_finite: Option<Failure>,
-    /// The neighbours on asynchronous devices whose values this stage, on a synchronous one, checks for them.
+    /// The neighbours whose tensors this stage checks for non-finite values, because they are on asynchronous devices and this one is not.
     unseen: Vec<usize>,
     waiting: HashMap<MicroBatchId, Payload>,
     live: HashMap<MicroBatchId, MicroBatchState>,
@@ -174,14 +173,14 @@ impl Stage {
         self.head.as_ref().map(|head| &head.parameters)
     }
 
-    /// Lets the stage compute with the moving averages of its parameters in evaluation, and with their own values in training.
+    /// Makes the stage compute with the moving averages of its parameters in evaluation, and with their own values in training.
     fn show_averages(&mut self, purpose: Purpose) -> Result<()> {
         let averages = purpose == Purpose::Evaluate;
         self.parameters.show_averages(averages)?;
         self.head.as_mut().map_or(Ok(()), |head| head.parameters.show_averages(averages))
     }
 
-    /// Makes every later update keep the gradients that it applied, for [`Trainable::applied`].
+    /// Makes later updates store the gradients that they applied, for [`Trainable::applied`].
     pub fn keep_gradients(&mut self) {
         self.parameters.keep_gradients();
         if let Some(head) = &mut self.head {
@@ -189,17 +188,17 @@ impl Stage {
         }
     }
 
-    /// Tells the learning-rate schedule how many steps the run has.
+    /// Sets the number of steps of the run in the learning-rate schedule.
     pub fn begin(&mut self, total_steps: u64) {
         self.schedule.set_total(total_steps);
     }
 
-    /// Tells the learning-rate schedule the last stage's validation loss, the same for every stage.
+    /// Passes the last stage's validation loss, the same for every stage, to the learning-rate schedule.
     pub fn observe_validation(&mut self, loss: f64) {
         self.schedule.observe(loss);
     }
 
-    /// Takes in a micro-batch for a later forward pass. Its targets stay on the host, where losses check them.
+    /// Stores a micro-batch for a later forward pass. Its targets stay on the host, where losses check them.
     pub fn accept(&mut self, micro_batch: MicroBatchId, payload: Payload) -> Result<(), Failure> {
         // The first stage's inputs come from no stage; a non-finite input shows in the first stage's output.
         let inputs = self.take_in(micro_batch, &payload.inputs, self.index.checked_sub(1), NonFinite::Activation)?;
@@ -207,7 +206,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Brings what `sender` sent to the device.
+    /// Brings a tensor that `sender` sent to the stage's device.
     fn take_in(
         &mut self,
         micro_batch: MicroBatchId,
@@ -226,13 +225,13 @@ impl Stage {
         };
         let here = bring().map_err(|error| task.failure(self.index, self.device.hooks().explain(error)))?;
         if let Some(sender) = sender.filter(|sender| self.unseen.contains(sender)) {
-            let what = || format!("what it sent to stage {}", self.index);
+            let what = || format!("the tensor that it sent to stage {}", self.index);
             self.monitor.check_activation(&here, kind, what).map_err(|error| task.failure(sender, error))?;
         }
         Ok(here)
     }
 
-    /// Takes in the gradient of `loss` with respect to this stage's output.
+    /// Stores the gradient of `loss` with respect to this stage's output.
     pub fn accept_gradient(
         &mut self,
         micro_batch: MicroBatchId,
@@ -282,7 +281,7 @@ impl Stage {
         })
     }
 
-    /// Makes tensors that leave for another stage ready for it.
+    /// Makes tensors ready for another stage to read.
     fn release(&self, leaving: &Activation) -> Result<Activation> {
         leaving.try_map(|t| self.device.release(t))
     }
@@ -318,7 +317,7 @@ impl Stage {
             self.monitor.check_activation(&output, NonFinite::Activation, || format!("the output of stage {stage}"))?;
         }
         if micro_batch.purpose == Purpose::Evaluate && for_head.is_none() {
-            // No head will read the measurements.
+            // No head will read these measurements.
             self.read_evaluation(micro_batch)?;
         }
         let output = if self.is_last() { output } else { self.release(&output)? };
@@ -379,12 +378,12 @@ impl Stage {
         let input = self.dtype.pack(&pulled.into_input()?.detach())?;
         let stage = self.index;
         self.monitor.check_activation(&input, NonFinite::Gradient, || {
-            format!("the gradient of loss {loss} behind stage {stage}")
+            format!("the input gradient of loss {loss} of stage {stage}")
         })?;
         Ok(Outcome::Gradient(self.release(&input)?))
     }
 }
 
 fn lost(what: &str, micro_batch: MicroBatchId) -> Error {
-    Error::Internal(format!("{what} of micro-batch {} is not there", micro_batch.index))
+    Error::Internal(format!("{what} of micro-batch {} is missing", micro_batch.index))
 }

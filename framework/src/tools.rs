@@ -1,29 +1,28 @@
-//! What tools need that look into a run or carry it: benchmarks, planners, reports, the `interlock` command, and the tests of backends.
+//! Items for tools that inspect or drive a run: benchmarks, planners, reports, the `interlock` command, and the tests of backends.
 //!
-//! **Not part of the stable surface**: any release may change what lies here. To build and train models the items at the root of this crate are
-//! enough.
+//! **Not part of the stable surface**: any release may change these items. To build and train models, the items at the root of this crate are enough.
 
 /// Stages as actors: the pipeline that [`Trainer`](crate::Trainer) runs, and what it reports.
 pub mod actor {
     pub use crate::actor::{Feed, Feeder, Pipeline, PipelineEvent, PipelineSettings, Sent};
 }
 
-/// What emulated devices and the planner ask of a device, and links between devices.
+/// The hooks of emulated devices and the planner, and links between devices.
 pub mod device {
     pub use crate::device::{DeviceHooks, Part, PartKind, for_stage, link::Link, run_on};
 }
 
-/// Whether a named tensor is trained; training or evaluation.
+/// The kind of a named tensor, and the mode of a forward pass.
 pub mod differentiation {
     pub use crate::differentiation::{Kind, Mode};
 }
 
-/// What a run reports that cannot go on: which stages wait for what.
+/// Deadlocks: which stages wait for each other.
 pub mod error {
     pub use crate::error::{Deadlock, Wait};
 }
 
-/// Files that are written whole or not at all.
+/// Files that are written completely or not at all.
 pub mod files {
     pub use crate::model::weights::write_text;
 }
@@ -36,12 +35,12 @@ pub mod metrics {
     };
 }
 
-/// How a model is cut into stages.
+/// The partition of a model into stages.
 pub mod model {
     pub use crate::model::{Partition, parameters::Entry, partition::PartitionConfig};
 }
 
-/// The optimizers that ship, as values.
+/// The built-in optimizers, and learning-rate schedules.
 pub mod optimizer {
     pub use crate::optimizer::{
         AdamW, ClipFactor, ParameterSettings, Sgd,
@@ -55,19 +54,19 @@ pub mod plain {
     pub use crate::plain::PlainPipeline;
 }
 
-/// What units cost on a device, and which cut and placement is fastest.
+/// The costs of units on a device, and the search for the fastest cut.
 pub mod planner {
     pub use crate::planner::{
         Cut, DeviceCosts, HeadCosts, MemoryMeter, Placement, Profile, Replicas, Setup, UnitCosts,
     };
 }
 
-/// When a stage does what.
+/// The actions of stages and their order.
 pub mod schedule {
     pub use crate::schedule::{Action, ActionKind, MicroBatchId, Policy, PolicyName, Purpose, Remaining, StageWork};
 }
 
-/// How long steps take, from what each action costs.
+/// The prediction of step times from the costs of actions.
 pub mod simulator {
     pub use crate::simulator::{
         Bottleneck, CriticalPath, HOP, Scenario, Segment, Simulated, StageCosts, least_in_flight, simulate,
@@ -87,24 +86,24 @@ pub mod stage {
     };
 }
 
-/// Strategies as a configuration file names them, and what they have done.
+/// Strategies as configuration files give them, and their state.
 pub mod strategy {
     pub use crate::strategy::{AdaptiveState, Plans, StrategyConfig, StrategyName, Widened, WidthPhaseConfig};
 }
 
-/// What stages did when: recorded, read, drawn.
+/// The actions of stages with their times: recorded, read, drawn.
 pub mod timeline {
     pub use crate::timeline::{Drawing, Span, Timeline, escape};
 }
 
-/// The parts of a report, and how a trainer is laid out.
+/// The parts of a report, and the layout of a trainer.
 pub mod trainer {
     pub use crate::trainer::{
         Best, BestReport, EveryReport, FinalReport, Followed, HeadScore, Layout, PhaseReport, StageReport,
     };
 }
 
-/// What carries messages between stages.
+/// The transport of messages between stages.
 pub mod transport {
     pub use crate::transport::{Built, Inbox, MessageHeader, MessageKind, Report, StageMessage, StageStep, Transport};
 }

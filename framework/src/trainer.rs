@@ -192,12 +192,12 @@ pub struct Trainer {
     partition: Partition,
     loss: Arc<dyn Loss>,
     callbacks: Vec<Box<dyn Callback>>,
-    /// Why a callback ends the present fit.
+    /// The reason for which a callback ends the present fit.
     stop_reason: Option<String>,
     steps: u64,
     /// The order in which the last fit read its training set.
     order: Option<Order>,
-    /// Whether the last fit was stopped, so that its epoch goes on.
+    /// Whether the last fit was stopped, so that the next one continues its epoch.
     interrupted: bool,
     best: Option<Best>,
     recording: Option<Recording>,
@@ -214,46 +214,46 @@ impl Trainer {
         TrainerBuilder::new(Arc::new(model))
     }
 
-    /// The gradient plans by step, as far as they are decided.
+    /// Returns the gradient plans by step, as far as they are decided.
     pub fn plans(&self) -> &PlanSchedule {
         &self.plans
     }
 
-    /// The gradient plan of the next step. If single steps have another plan, such as end-to-end ones, it is the plan of the other steps.
+    /// Returns the gradient plan of the next step. If single steps have another plan, such as end-to-end ones, it is the plan of the other steps.
     pub fn plan(&self) -> &GradientPlan {
         &self.plans.phase_at(self.steps).plan
     }
 
-    /// The state of a strategy that decides plans during training; none for other strategies.
+    /// Returns the state of a strategy that decides plans during the run; none for other strategies.
     ///
     /// # Errors
-    /// If the strategy cannot tell, or the pipeline has ended.
+    /// If the strategy cannot return its state, or the pipeline has ended.
     pub fn strategy_state(&self) -> Result<Option<Value>> {
         self.pipeline.strategy_state()
     }
 
-    /// The units of each stage.
+    /// Returns the partition of the model into stages.
     pub fn partition(&self) -> &Partition {
         &self.partition
     }
 
-    /// A description of each stage.
+    /// Returns a description of each stage.
     pub fn stages(&self) -> &[Built] {
         self.pipeline.built()
     }
 
-    /// The number of optimizer steps since the trainer was built.
+    /// Returns the number of optimizer steps since the model's first, including those before [`TrainerBuilder::first_step`].
     pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// The best evaluation and its weights, if [`TrainerBuilder::keep_best`] was set.
+    /// Returns the best evaluation and its weights, if [`TrainerBuilder::keep_best`] was set and there has been an evaluation.
     pub fn best(&self) -> Option<&Best> {
         self.best.as_ref()
     }
 
-    /// The actions of each stage in the last training steps, with times counted from the first of them; none if [`TrainerBuilder::record`] was
-    /// not set. Evaluations are left out. A stage may have begun the first of the steps while others were still in the previous one.
+    /// Returns the actions of each stage in the last training steps, with times counted from the first of them; none if [`TrainerBuilder::record`]
+    /// was not set. Evaluations are left out. A stage may have begun the first of these steps while others were still in the previous one.
     pub fn timeline(&self) -> Option<Timeline> {
         self.recording.as_ref().map(|recording| recording.timeline(self.stages().len()))
     }
@@ -272,15 +272,15 @@ impl Trainer {
         Predictor::build(&self.blueprints, &Arc::new(self.snapshot()?))
     }
 
-    /// What ends a run of this trainer early, from another thread or a callback.
+    /// Returns a handle that ends a run of this trainer early, from another thread or a callback.
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
     }
 
-    /// Scores every head on `data`, through the same actors.
+    /// Scores every head on `data`, with the same actors.
     ///
     /// # Errors
-    /// If the data set is empty or wrong, a stage fails, or a part of the caller's code panics. After an error before the first batch has been fed, the
+    /// If the data set is empty or invalid, a stage fails, or the caller's code panics. After an error before the first batch has been fed, the
     /// trainer can be used as before; after others it cannot, since its stages may be in the middle of a step.
     pub fn evaluate(&mut self, data: &dyn Dataset) -> Result<Evaluation> {
         self.check_usable()?;
@@ -295,7 +295,7 @@ impl Trainer {
         self.settings.length = length;
     }
 
-    /// Trains for the builder's length, or that of [`Self::set_length`], or until a [`Stopper`] is asked to end it.
+    /// Trains for the builder's length or that of [`Self::set_length`], or until a [`Stopper`] or a callback ends the run.
     ///
     /// A further `fit` keeps the parameters, the optimizer's state and the step count, begins a new epoch, and trains for the same length again,
     /// also on a data set of another size. Epochs are counted through all fits, so that no two are shuffled alike. The learning-rate schedule

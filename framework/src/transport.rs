@@ -1,4 +1,4 @@
-//! How a stage's messages reach its neighbours.
+//! The transport of a stage's messages to its neighbours.
 
 use std::time::Instant;
 
@@ -53,14 +53,14 @@ pub enum Report {
         /// The stage.
         stage: usize,
     },
-    /// The stage received a non-finite value, and reports nothing after this: no scores, steps or norms. The sender fails because of it; if no
-    /// stage does, this is the failure.
+    /// The stage received a non-finite value and reports nothing more: no scores, steps or norms. The sender fails because of the value. If no stage
+    /// does, this is the failure of the run.
     ReceivedNonFinite(Failure),
-    /// The stage failed and does nothing from now on.
+    /// The stage failed and does nothing more.
     Failed(Failure),
 }
 
-/// A stage as it was built.
+/// A description of a built stage.
 #[derive(Clone, Debug)]
 pub struct Built {
     /// The stage.
@@ -71,7 +71,7 @@ pub struct Built {
     pub parameters: usize,
     /// Trained elements of its head.
     pub head_parameters: usize,
-    /// Every name it holds.
+    /// The names of all its parameters and buffers.
     pub names: Vec<String>,
 }
 
@@ -84,19 +84,19 @@ pub struct StageStep {
     pub step: u64,
     /// What its head scored over the batch; none where it has no head.
     pub score: Option<Score>,
-    /// What the update did.
+    /// The result of the update.
     pub updated: Updated,
     /// The cosine between the gradients of the main parameters that the stage followed and that it measured, before clipping. None where
     /// nothing was measured, or one of the gradients was zero.
     pub alignment: Option<f64>,
-    /// How long it worked for the step, by kind of action.
+    /// The seconds and the number of its actions in the step, by kind.
     pub work: StageWork,
-    /// What it did for the step and when, in order, in seconds since the recording's beginning; empty where nothing is recorded.
+    /// Its actions in the step with their times, in order, in seconds since the beginning of the recording; empty if nothing is recorded.
     pub spans: Vec<Span>,
 }
 
 impl StageStep {
-    /// Seconds of the step that the stage computed.
+    /// Returns the seconds of the step in which the stage computed.
     pub fn busy_seconds(&self) -> f64 {
         self.work.total_seconds()
     }
@@ -141,9 +141,9 @@ pub enum MessageKind {
 pub struct MessageHeader {
     /// The kind.
     pub kind: MessageKind,
-    /// The micro-batch; none of a credit.
+    /// The micro-batch; none for a credit.
     pub micro_batch: Option<MicroBatchId>,
-    /// The stage whose loss a gradient belongs to; none of other messages.
+    /// The stage whose loss a gradient belongs to; none for other messages.
     pub loss: Option<usize>,
     /// Bytes of the tensors that follow.
     pub bytes: usize,
@@ -182,7 +182,7 @@ pub trait Transport: Send {
     /// Sends a message to the neighbour that it is for.
     ///
     /// # Errors
-    /// If there is no such neighbour, it has ended, or its mailbox is full. A failure after this returned goes to the coordinator.
+    /// If there is no such neighbour, it has ended, or its mailbox is full. A failure after this has returned goes to the coordinator.
     fn send(&mut self, message: StageMessage) -> Result<()>;
 
     /// Sends a report to the coordinator.
@@ -194,8 +194,8 @@ pub trait Transport: Send {
 
 /// The receiving half of a transport: the mailbox of a stage.
 ///
-/// Whoever carries messages calls it, from any thread: in process the sending stage or the delay line, between processes the thread that receives. It
-/// never waits, and messages are handled in the order of the calls.
+/// Whoever carries messages calls it, from any thread: in one process the sending stage or the delay line, between processes the receiving thread. It
+/// never waits. Messages are handled in the order of the calls.
 pub trait Inbox: Send + Sync {
     /// Puts a message into the mailbox. `sent` is the time at which it was sent, if that is known on this host's clock; by default it arrives at
     /// once.

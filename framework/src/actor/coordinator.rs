@@ -36,7 +36,7 @@ pub(super) struct Coordinator {
     sent: Arc<Counter>,
     credits: usize,
     in_flight: usize,
-    /// What has been fed and not yet been sent; the last piece of a feed carries what it was.
+    /// The micro-batches that have been fed and not yet been sent, each with whether it is the last of its feed.
     waiting: VecDeque<(MicroBatchId, Payload, bool)>,
     built: Gather<(), Built>,
     steps: Gather<u64, StageStep>,
@@ -61,7 +61,7 @@ impl<K: Ord + Copy, V> Gather<K, V> {
         Self { stages, parts: BTreeMap::new() }
     }
 
-    /// Adds a stage's part; all parts in order of stages once they are complete.
+    /// Adds a stage's value. Returns the values of all stages, in order of stages, once they are complete.
     fn add(&mut self, key: K, stage: usize, value: V) -> Option<Vec<V>> {
         let stages = self.stages;
         let parts = self.parts.entry(key).or_insert_with(|| (0..stages).map(|_| None).collect());
@@ -72,7 +72,7 @@ impl<K: Ord + Copy, V> Gather<K, V> {
         None
     }
 
-    /// Whether some key has the parts of all stages but those.
+    /// Whether for some key only values of the `silent` stages are missing.
     fn waits_only_for(&self, silent: &BTreeMap<usize, Failure>) -> bool {
         let there = |(stage, part): (usize, &Option<V>)| part.is_some() || silent.contains_key(&stage);
         self.parts.values().any(|parts| parts.iter().enumerate().all(there))
@@ -175,8 +175,8 @@ impl Actor for Coordinator {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // As long as this actor feeds nothing new there are at most `in_flight` micro-batches a boundary, and each of them makes
-        // every stage report at most three times (a norm, a step or a score, a credit), and the strategy actor twice.
+        // Until this actor feeds more there are at most `in_flight` micro-batches at each boundary. For each of them every stage reports at most
+        // three times (a norm, a step or a score, a credit), and the strategy actor twice.
         let stages = self.stages.len();
         ctx.set_mailbox_capacity(64 + (3 * stages + 2) * (stages + 1) * (self.in_flight + 1));
     }
@@ -203,7 +203,7 @@ impl Handler<Credit> for Coordinator {
     fn handle(&mut self, _: Credit, _: &mut Self::Context) {
         self.credits += 1;
         if self.credits > self.in_flight {
-            let error = Err(Error::Internal("stage 0 gave more credits than it was given micro-batches".to_owned()));
+            let error = Err(Error::Internal("stage 0 returned more credits than it received micro-batches".to_owned()));
             self.check(Origin::Coordinator, error);
         }
         self.flow();
@@ -288,7 +288,7 @@ impl Handler<Reported> for Coordinator {
             }
             Report::SquaredNorms { stage, step, norms } => {
                 if let Some(all) = self.norms.add(step, stage, norms) {
-                    // In the order of stages and parameters, whatever arrived when.
+                    // In the order of stages and parameters, not of arrival.
                     let norm = all.iter().flatten().fold(0.0, |sum, norm| sum + norm).sqrt();
                     (0..self.stages.len()).for_each(|_| count(&self.sent.norms));
                     self.broadcast(&Norm { step, norm });

@@ -20,7 +20,7 @@ use crate::{
 #[rtype(result = "()")]
 pub(super) struct Connect(pub(super) Wire);
 
-/// From the strategy actor to a stage: the gradient plans by step. The stage then builds itself.
+/// From the strategy actor to a stage: the gradient plans by step. The stage then builds its units.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct FollowPlans {
@@ -34,7 +34,7 @@ pub(super) struct Change {
     pub(super) phase: PlanPhase,
 }
 
-/// From the strategy actor to the coordinator: every stage has, or has in its mailbox, the plans of all steps below `until`.
+/// From the strategy actor to the coordinator: the plans of all steps below `until` are in every stage, or in its mailbox.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "()")]
 pub(super) struct Cleared {
@@ -65,7 +65,7 @@ pub(super) struct ReadStrategyState {
     pub(super) to: Sender<Result<Option<Value>>>,
 }
 
-/// To the strategy actor: send the plans to these stages.
+/// From the pipeline's launch to the strategy actor: send the plans to these stages.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct StartStages {
@@ -158,7 +158,7 @@ pub(super) struct RestoreStages {
     pub(super) states: Vec<StageState>,
 }
 
-/// From a stage to itself: do the next action. It queues after all messages that wait in the mailbox, so that the schedule has seen them.
+/// From a stage to itself: do the next action. It queues after the messages already in the mailbox, so that the schedule has seen them.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "()")]
 pub(super) struct NextAction;
@@ -178,7 +178,7 @@ pub struct Feed {
     pub step: u64,
     /// Its micro-batches.
     pub pieces: Vec<Batch>,
-    /// The number of the first piece, and how many there are in the whole step or evaluation.
+    /// The number of the first piece within the whole step or evaluation.
     pub first: usize,
     /// How many pieces the whole step or evaluation has.
     pub of: usize,

@@ -39,12 +39,13 @@ use crate::{
     transport::Built,
 };
 
-/// The settings of a pipeline. They change times and no result.
+/// The settings of a pipeline. `in_flight`, `policy` and `record` change how long a step takes, never its result.
 #[derive(Clone, Copy, Debug)]
 pub struct PipelineSettings {
     /// The most micro-batches that a training step has.
     pub micro_batches: usize,
-    /// Credits a boundary: activations sent whose receiver has not yet freed its saved copy. The least that costs the schedule nothing where none.
+    /// Credits of each boundary: activations sent whose receiver has not yet freed its saved copy. Default: the fewest that cost the schedule no
+    /// time.
     pub in_flight: Option<usize>,
     /// The order of a stage's actions when several are possible.
     pub policy: Policy,
@@ -81,8 +82,8 @@ impl Pipeline {
     /// Starts an actor for each blueprint, each on a thread of its own, and waits until all are built.
     ///
     /// # Errors
-    /// If the plans are for another number of stages or leave the first step open, a device's link cannot be, a thread cannot be started, or a
-    /// stage cannot be built: the failure names the stage and the cause.
+    /// If the plans are for another number of stages or do not decide the first step, a device's link is invalid, a thread cannot be started, or a
+    /// stage cannot be built. The failure then names the stage and the cause.
     pub fn start(blueprints: Vec<StageBlueprint>, plans: impl Into<Plans>, settings: PipelineSettings) -> Result<Self> {
         let plans = plans.into();
         if plans.stages() != blueprints.len() {
@@ -118,7 +119,7 @@ impl Pipeline {
                 let system = System::new();
                 let launched = system.block_on(async { launch(blueprints, plans, settings, in_flight, tell, delays) });
                 if started.send((System::current(), launched)).is_ok() {
-                    // Ends when the handle is dropped and stops the system; its exit code says nothing more.
+                    // Ends when the handle is dropped, which stops the system. The exit code carries no information.
                     let _ = system.run();
                 }
             })
@@ -156,22 +157,22 @@ impl Pipeline {
         Ok(pipeline)
     }
 
-    /// The stages as they were built.
+    /// Returns a description of each stage.
     pub fn built(&self) -> &[Built] {
         &self.built
     }
 
-    /// The most activations of each boundary that may have been sent and not yet been freed.
+    /// Returns the number of credits of each boundary: the most activations sent and not yet freed.
     pub fn in_flight(&self) -> usize {
         self.in_flight
     }
 
-    /// The number of messages that the actors have sent to each other since the start.
+    /// Returns the number of messages that the actors have sent to each other since the start.
     pub fn sent(&self) -> Sent {
         self.sent.iter().fold(Sent::default(), |sum, counter| sum + counter.read())
     }
 
-    /// Hands a batch over, to be fed when credits are available. It never waits.
+    /// Hands a batch over, to be fed as credits allow. It never waits.
     ///
     /// # Errors
     /// If the pipeline has failed or ended.
@@ -224,18 +225,18 @@ impl Pipeline {
         self.send(Broadcast::Begin(Begin { total_steps }))
     }
 
-    /// What the strategy has decided and remembers by the last [`PipelineEvent::StepDone`]; none where nothing is decided on the way.
+    /// Returns what the strategy has decided and remembers by the last [`PipelineEvent::StepDone`]; none if no plan is decided during the run.
     ///
     /// # Errors
-    /// If the strategy cannot tell, or the actors' threads have ended.
+    /// If the strategy cannot return its state, or the actors' threads have ended.
     pub fn strategy_state(&self) -> Result<Option<Value>> {
         let (to, told) = channel();
         send(&self.strategy, "the strategy actor", ReadStrategyState { to })?;
         told.recv().map_err(|_| Error::Ended("the strategy actor".to_owned()))?
     }
 
-    /// Returns a copy of every parameter and buffer. Call it only while nothing is in flight. Events that come meanwhile are kept for
-    /// [`Self::next`].
+    /// Returns a copy of every parameter and buffer. Call it only while nothing is in flight. Events that arrive in the meantime are returned by
+    /// later calls of [`Self::next`].
     pub fn snapshot(&self) -> Result<Weights> {
         self.send(Broadcast::TakeSnapshot(TakeSnapshot))?;
         loop {
@@ -287,15 +288,15 @@ impl Drop for Pipeline {
             arbiter.stop();
         }
         for arbiter in self.arbiters.drain(..) {
-            // A panic outside of a handler has nothing more to tell; the pipeline is over.
+            // A panic outside of a handler has nothing to add: the pipeline is ending anyway.
             let _ = arbiter.join();
         }
         self.system.stop();
         if let Some(thread) = self.thread.take() {
-            // A panic of that thread has been reported as a failure or ends here; either way the pipeline is over.
+            // A panic of that thread has been reported as a failure, or is dropped here: the pipeline is ending anyway.
             let _ = thread.join();
         }
-        // The messages that it still holds have no receiver any more.
+        // The messages still in it have no receiver any more.
         self.delays = None;
     }
 }
@@ -325,8 +326,8 @@ fn launch(
     let (actors, arbiters): (Vec<StageAddress>, Vec<Arbiter>) = blueprints
         .into_iter()
         .map(|blueprint| {
-            // One message for every activation, gradient and credit that can be in flight to the stage, and a few others. A micro-batch has at most
-            // one gradient of each loss from this stage's on.
+            // One message for every activation, gradient and credit that can be in flight to the stage, and some more. A micro-batch has at most one
+            // gradient of each loss of this stage and those downstream.
             let mailbox = 16 + in_flight * (2 + stages - blueprint.index);
             let settings = Settings {
                 in_flight,
@@ -360,7 +361,7 @@ fn launch(
             coordinator: coordinator.clone(),
             sent: Arc::clone(&sent[k]),
         };
-        // The mailboxes are new and empty, their actors just started.
+        // The mailboxes are new and empty: sending cannot fail.
         let _ = actor.send(Connect(wire));
     }
     let _ = send(&strategy, "the strategy actor", StartStages { stages: actors, coordinator: coordinator.clone() });

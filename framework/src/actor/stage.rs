@@ -34,13 +34,13 @@ pub(super) struct StageActor {
     blueprint: StageBlueprint,
     settings: Settings,
     state: State,
-    /// Messages in the mailbox: counted up by who sends.
+    /// Messages in the mailbox: senders count up, this actor counts down.
     mailbox: MailboxGauge,
-    /// Of everything that the stage does.
+    /// The tracing span around all work of the stage.
     span: Span,
 }
 
-/// What the actor needs beside the blueprint.
+/// The settings of a stage actor that its blueprint does not have.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings {
     pub(super) in_flight: usize,
@@ -54,11 +54,11 @@ pub(super) struct Settings {
 enum State {
     /// Does not know its neighbours yet.
     Alone,
-    /// Knows its neighbours, and waits for the strategy actor to say what to follow.
+    /// Knows its neighbours, and waits for the strategy actor to send the plans.
     Connected { wire: Box<dyn Transport> },
-    /// Built and at work.
+    /// Built, and computing.
     Working(Box<Work>),
-    /// Failed, and has said so; everything that still arrives is dropped.
+    /// Has failed and reported it; later messages are dropped.
     Failed,
 }
 
@@ -105,13 +105,13 @@ impl StageActor {
             }
         };
         if let Some(wire) = self.state.wire() {
-            // If this fails the coordinator has ended, and nobody is left to report to.
+            // If this fails, the coordinator has ended and nobody is left to report to.
             let _ = wire.report(Report::Failed(failure));
         }
         self.state = State::Failed;
     }
 
-    /// Tells the schedule about `event`, after `take` has stored what came with it, and sees to it that the stage acts.
+    /// Passes `event` to the schedule, stores its content with `take`, and makes the stage act.
     fn arrived(&mut self, ctx: &mut Context<Self>, event: Event, take: impl FnOnce(&mut Work) -> Result<(), Stopped>) {
         self.mailbox.taken();
         self.guarded(Phase::Transfer, |this| {
@@ -211,7 +211,7 @@ impl Handler<FollowPlans> for StageActor {
             };
             match &mut this.state {
                 State::Working(work) => Ok(work.wire.report(Report::Built(built))?),
-                _ => Err(Error::Internal("told a plan before it was connected, or a second time".to_owned()).into()),
+                _ => Err(Error::Internal("the plans came before the connections, or twice".to_owned()).into()),
             }
         });
     }
@@ -227,7 +227,7 @@ impl Handler<Change> for StageActor {
                 work.settle_all()?;
                 Ok(work.schedule.follow(message.phase).map_err(|e| Error::Internal(e.to_string()))?)
             }
-            _ => Err(Error::Internal("told of a change before its first plan".to_owned()).into()),
+            _ => Err(Error::Internal("received a change of plan before the first plan".to_owned()).into()),
         });
     }
 }
@@ -250,7 +250,7 @@ impl Handler<NextAction> for StageActor {
         self.guarded(Phase::Transfer, |this| {
             if let State::Working(work) = &mut this.state {
                 work.acting = false;
-                // With nothing else to do it waits for the numbers of the next step.
+                // With nothing else to do, it waits for the numbers of the next step.
                 if work.act()? || work.settle_next()? {
                     work.wake(ctx);
                 }
@@ -307,8 +307,8 @@ impl Handler<Norm> for StageActor {
 }
 
 impl Drop for StageActor {
-    /// A stage whose thread ends early must not leave the others waiting. After an ordinary shutdown nobody listens any more. What the device was
-    /// given is done first.
+    /// A stage whose thread ends early must not leave the other stages waiting. After an ordinary shutdown the report has no receiver. Work already
+    /// given to the device is finished first.
     fn drop(&mut self) {
         self.guarded(Phase::Transfer, |this| match &mut this.state {
             State::Working(work) => work.settle_all(),

@@ -5,11 +5,11 @@ use candle_core::{Device, Tensor};
 use super::Link;
 use crate::{Differentiable, Result, optimizer::Optimizer};
 
-/// Hooks of the emulator and the planner, and of devices that come with Interlock. **A backend does not need them**, and they may change.
+/// Hooks for the emulator, the planner, and the devices that come with Interlock. **A backend does not need them**, and they may change.
 ///
 /// By default they change nothing.
 pub trait DeviceHooks: Send + Sync {
-    /// Whether the planner counts the work of stages that share the device as if they took turns.
+    /// Returns whether the planner treats stages that share the device as taking turns.
     fn takes_turns(&self) -> bool {
         false
     }
@@ -19,8 +19,8 @@ pub trait DeviceHooks: Send + Sync {
         1
     }
 
-    /// Returns what delays the activations and gradients that a stage on this device sends, in each direction by itself. It applies between
-    /// stages on the same device too. Default: nothing.
+    /// Returns the link that delays the activations and gradients sent by a stage on this device. Each direction is delayed separately, also between
+    /// stages on the same device. Default: no delay.
     fn link(&self) -> Link {
         Link::IMMEDIATE
     }
@@ -41,17 +41,17 @@ pub trait DeviceHooks: Send + Sync {
         Ok(optimizer)
     }
 
-    /// Adds to `error`, which arose while the device worked, what would be right.
+    /// Adds a remedy to `error`, which arose while the device worked.
     fn explain(&self, error: crate::Error) -> crate::Error {
         error
     }
 
-    /// Returns the bytes in use on the device; none if it cannot tell.
+    /// Returns the bytes in use on the device; none if the device does not report them.
     fn memory_in_use(&self) -> Option<u64> {
         None
     }
 
-    /// Copies `tensor`, which another device has released, to `device`, the candle device of this synchronous one.
+    /// Copies `tensor`, which another device has released, to `device`, the candle device of this synchronous device.
     ///
     /// # Errors
     /// If it cannot be copied.

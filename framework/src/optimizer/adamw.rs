@@ -19,7 +19,7 @@ pub struct AdamW {
     betas: [f64; 2],
     eps: f64,
     moments: ByParameter<Moments<Vec<f32>>>,
-    /// Of parameters that the host does not update in place, and restored ones until their next update.
+    /// The moments of parameters that the host does not update in place, and restored moments until their next update.
     moments_elsewhere: ByParameter<Moments<Tensor>>,
 }
 
@@ -40,7 +40,7 @@ impl AdamW {
         }
     }
 
-    /// The rule in candle operations, for any device.
+    /// Updates a parameter with candle operations, on any device.
     fn update_elsewhere(&mut self, lr: f64, slot: &Slot<'_>) -> Result<()> {
         let [b1, b2] = self.betas;
         let g = slot.gradient()?.detach();
@@ -68,7 +68,7 @@ struct Constants {
     /// `β` and `1 - β`, of either moment.
     first: [f32; 2],
     second: [f32; 2],
-    /// What of the value decay leaves.
+    /// The factor that weight decay leaves of the value.
     keep: f32,
     /// `η/(1-β₁ᵗ)`.
     rate: f32,
@@ -77,7 +77,7 @@ struct Constants {
     eps: f32,
 }
 
-/// Updates a chunk, and tells whether it is finite. Constants by value, since those behind a reference are read anew in each round.
+/// Updates a chunk and returns whether it is finite. Takes the constants by value: behind a reference they would be read again in each iteration.
 fn step(constants: Constants, values: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) -> bool {
     let Constants { clip, first: [b1, c1], second: [b2, c2], keep, rate, root, eps } = constants;
     for ((w, g), (m, s)) in values.iter_mut().zip(gradient).zip(first.iter_mut().zip(second)) {
@@ -192,7 +192,7 @@ impl Optimizer for AdamW {
 fn incomplete(name: &str) -> Error {
     Error::invalid(
         format!("optimizer state of {name}"),
-        "it has not both moments and the number of updates",
+        "a moment or the number of updates is missing",
         "give the state of AdamW as it was saved",
     )
 }

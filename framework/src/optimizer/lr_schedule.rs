@@ -35,10 +35,10 @@ pub enum LrScheduleConfig {
         /// Steps of the rise.
         #[serde(default)]
         warmup_steps: u64,
-        /// The part of the base rate that is left at the end.
+        /// The fraction of the base rate at the end.
         #[serde(default)]
         final_fraction: f64,
-        /// The step at which the fall ends; the end of the run where none is given.
+        /// The step at which the fall ends; by default the end of the run.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         total_steps: Option<u64>,
     },
@@ -46,12 +46,12 @@ pub enum LrScheduleConfig {
     ReduceOnPlateau {
         /// The factor of each change.
         factor: f64,
-        /// Evaluations without improvement that are let pass.
+        /// The evaluations without improvement that change nothing.
         patience: u64,
-        /// The relative improvement that counts as one.
+        /// The least relative improvement that counts as one.
         #[serde(default = "default_threshold")]
         threshold: f64,
-        /// The part of the base rate below which it never falls.
+        /// The least fraction of the base rate.
         #[serde(default)]
         min_fraction: f64,
     },
@@ -165,12 +165,12 @@ impl LrSchedule {
         Self { base, ..self.clone() }
     }
 
-    /// Tells how many steps the run has.
+    /// Sets the number of steps of the run.
     pub fn set_total(&mut self, steps: u64) {
         self.total = steps;
     }
 
-    /// Takes note of the last stage's validation loss.
+    /// Notes the last stage's validation loss.
     pub fn observe(&mut self, loss: f64) {
         if let Rule::Configured(LrScheduleConfig::ReduceOnPlateau { factor, patience, threshold, min_fraction }) =
             self.rule.0

@@ -18,7 +18,7 @@ pub struct Sgd {
     momentum: f64,
     nesterov: bool,
     velocity: ByParameter<Vec<f32>>,
-    /// Of parameters that the host does not update in place, and restored ones until their next update.
+    /// The velocities of parameters that the host does not update in place, and restored ones until their next update.
     velocity_elsewhere: ByParameter<Tensor>,
 }
 
@@ -33,7 +33,7 @@ impl Sgd {
         }
     }
 
-    /// The rule in candle operations, for any device.
+    /// Updates a parameter with candle operations, on any device.
     fn update_elsewhere(&mut self, lr: f64, slot: &Slot<'_>) -> Result<()> {
         let mut gradient = slot.gradient()?.detach();
         if slot.weight_decay != 0.0 {
@@ -59,12 +59,12 @@ struct Constants {
     decay: f32,
     clip: f32,
     momentum: f32,
-    /// What of the velocity is kept: nothing at first.
+    /// The factor on the previous velocity; 0 at the first update.
     kept: f32,
     nesterov: bool,
 }
 
-/// Updates a chunk, and tells whether it is finite. Constants by value, since those behind a reference are read anew in each round.
+/// Updates a chunk and returns whether it is finite. Takes the constants by value: behind a reference they would be read again in each iteration.
 fn descend(Constants { rate, decay, clip, .. }: Constants, values: &mut [f32], gradient: &[f32]) -> bool {
     for (w, g) in values.iter_mut().zip(gradient) {
         *w -= rate * (clip * g + decay * *w);

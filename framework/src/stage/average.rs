@@ -47,19 +47,19 @@ pub(super) struct Average {
 /// A parameter and its average.
 struct Averaged {
     var: Var,
-    /// None before the first update that counts.
+    /// None before the update of the first averaged step.
     average: Option<Tensor>,
     /// The parameter's own value while the average takes its place.
     own: Option<Tensor>,
 }
 
 impl Average {
-    /// Averages of these parameters; nothing has been averaged yet.
+    /// Returns the averages of these parameters. Nothing has been averaged yet.
     pub(super) fn new(config: EmaConfig, parameters: impl Iterator<Item = Var>) -> Self {
         Self { config, parameters: parameters.map(|var| Averaged { var, average: None, own: None }).collect() }
     }
 
-    /// Takes in the values after the update of `step`.
+    /// Adds the values after the update of `step` to the averages.
     pub(super) fn update(&mut self, step: u64) -> Result<()> {
         if step < self.config.from_step {
             return Ok(());
@@ -73,7 +73,7 @@ impl Average {
         Ok(())
     }
 
-    /// Puts the averages in the place of the parameters' own values, or the values back. Layers see it, since they share the elements.
+    /// Replaces the parameters' own values by the averages, or restores the values. Layers see the change, because they share the elements.
     pub(super) fn show(&mut self, averages: bool) -> Result<()> {
         for Averaged { var, average, own } in &mut self.parameters {
             match (averages, &average, own.take()) {
@@ -88,7 +88,7 @@ impl Average {
         Ok(())
     }
 
-    /// The average of the parameter that `var` is, where there is one.
+    /// Returns the average of the parameter `var`, if there is one.
     pub(super) fn of(&self, var: &Var) -> Option<&Tensor> {
         self.parameters.iter().find(|averaged| averaged.var.id() == var.id())?.average.as_ref()
     }

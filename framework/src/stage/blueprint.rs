@@ -1,4 +1,4 @@
-//! From a model, a partition and settings to stages that build themselves on their devices.
+//! Blueprints: a model, a partition and settings become stages that build themselves on their devices.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,7 +28,7 @@ pub enum HeadsTrained {
     /// Those whose loss some stage follows, or may follow in another step.
     #[default]
     Needed,
-    /// All; those that no stage follows are probes, which train nothing but themselves.
+    /// All heads. Heads that no stage follows are probe heads, which train only themselves.
     All,
 }
 
@@ -36,22 +36,22 @@ pub enum HeadsTrained {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HeadsConfig {
-    /// The description of every auxiliary head; the model's own choice where none is given.
+    /// The description of every auxiliary head; by default the model's own choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub arch: Option<String>,
-    /// Which of them are there.
+    /// Which auxiliary heads exist.
     pub train: HeadsTrained,
 }
 
 impl HeadsConfig {
-    /// Whether stage `k` has an auxiliary head under `plans`: one that some step may need is there, and trained, from the first step on. The
+    /// Returns whether stage `k` has an auxiliary head under `plans`. A head that any step may need exists and is trained from the first step on. The
     /// last stage never has one.
     pub fn has_head(&self, plans: &Plans, k: usize) -> bool {
         k + 1 < plans.stages() && (self.train == HeadsTrained::All || plans.may_need(k))
     }
 }
 
-/// What all stages of a run share.
+/// The settings that all stages of a run share.
 #[derive(Clone)]
 pub struct StageSettings {
     /// The seed of initial values and dropout.
@@ -62,7 +62,7 @@ pub struct StageSettings {
     pub clip: Option<ClipConfig>,
     /// The learning rate of each step, for the optimizer's base rate 1.
     pub schedule: LrSchedule,
-    /// The loss of every head that has none of its own.
+    /// The loss of every head without a loss of its own.
     pub loss: Arc<dyn Loss>,
     /// Losses of single stages' heads.
     pub head_losses: HashMap<usize, Arc<dyn Loss>>,
@@ -70,15 +70,15 @@ pub struct StageSettings {
     pub given: Arc<Weights>,
     /// The auxiliary heads.
     pub heads: HeadsConfig,
-    /// The stages that compute their forward pass again instead of keeping it.
+    /// The stages that repeat their forward pass instead of saving its activations.
     pub recompute: Recompute,
     /// The moving average of the weights; none by default.
     pub ema: Option<EmaConfig>,
-    /// What crosses boundaries.
+    /// The dtype of the tensors that cross boundaries.
     pub dtype: ActivationDtype,
 }
 
-/// Everything that a stage is built from; can be sent to the stage's thread.
+/// A blueprint of a stage: everything that the stage is built from. It can be sent to the stage's thread.
 #[derive(Clone)]
 pub struct StageBlueprint {
     /// The stage's number, counted from 0.
@@ -87,7 +87,7 @@ pub struct StageBlueprint {
     pub stages: usize,
     /// The device it is pinned to.
     pub device: Arc<dyn StageDevice>,
-    /// The neighbours that cannot have looked at what they send, where this stage can.
+    /// The neighbours whose tensors this stage checks for non-finite values, because they are on asynchronous devices and this one is not.
     unseen: Vec<usize>,
     /// The number of its first unit in the model.
     first_unit: usize,
@@ -99,7 +99,7 @@ pub struct StageBlueprint {
 }
 
 impl StageBlueprint {
-    /// The blueprints of all stages of `model`, cut as `partition` says and trained by `plans`. Stage `k` is pinned to device
+    /// Returns the blueprints of all stages of `model`, cut as `partition` says and trained by `plans`. Stage `k` is pinned to device
     /// `k mod devices.len()`.
     ///
     /// # Errors
@@ -149,12 +149,12 @@ impl StageBlueprint {
             .collect()
     }
 
-    /// Whether the stage has an auxiliary head.
+    /// Returns whether the stage has an auxiliary head.
     pub fn has_head(&self) -> bool {
         self.head.is_some()
     }
 
-    /// What the forward pass of one example costs, head included; 0 where the model does not tell.
+    /// Returns the floating-point operations of a forward pass of one example, including the head; 0 if the model does not state them.
     pub fn flops(&self) -> f64 {
         self.units.iter().chain(&self.head).map(|unit| unit.flops).sum()
     }
@@ -174,7 +174,7 @@ impl StageBlueprint {
         Self { settings: Arc::new(StageSettings { given, ..(*self.settings).clone() }), ..self.clone() }
     }
 
-    /// The units and the head, each with the builder that it is built from where the stage is built from `root`.
+    /// Returns the units and the head, each with its builder, for a stage that is built from `root`.
     pub(crate) fn units_from<'a>(
         &'a self,
         root: &'a VarBuilder<'static>,

@@ -1,4 +1,4 @@
-//! Factories: how every stage gets an optimizer of its own.
+//! Factories that make an optimizer for every stage.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::{
 
 /// Makes the optimizers of a run: one instance for the main parameters of each stage, and one for each auxiliary head.
 ///
-/// [`OptimizerConfig`] is the factory of the optimizers that ship. A closure makes your own, alone or in a pair with constants:
+/// [`OptimizerConfig`] is the factory of the built-in optimizers. A closure makes your own, alone or in a pair with constants:
 ///
 /// ```
 /// # use interlock::{ModelSpec, Sequential, Unit};
@@ -40,8 +40,8 @@ use crate::{
 /// # Ok::<(), interlock::Error>(())
 /// ```
 pub trait OptimizerFactory: Send + Sync {
-    /// Returns the constants of the run: the base learning rate, weight decay, parameter groups and overrides of single stages. They hold for
-    /// every optimizer; `kind` and its own constants only for the optimizers that ship. Default: [`OptimizerConfig::default`].
+    /// Returns the constants of the run: the base learning rate, weight decay, parameter groups and overrides of single stages. They hold for every
+    /// optimizer; `kind` and its own constants only for the built-in ones. Default: [`OptimizerConfig::default`].
     fn constants(&self) -> OptimizerConfig {
         OptimizerConfig::default()
     }
@@ -53,11 +53,11 @@ pub trait OptimizerFactory: Send + Sync {
     fn make(&self, context: &OptimizerContext<'_>) -> Result<Box<dyn Optimizer>>;
 }
 
-/// What an optimizer is made for.
+/// The part of a stage that an optimizer is made for.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct OptimizerContext<'a> {
-    /// The constants, with those of the stage.
+    /// The constants, including those of the stage.
     pub constants: &'a OptimizerConfig,
     /// The part of the stage: its number, and whether these are its main parameters or those of its head.
     pub part: &'a Part<'a>,

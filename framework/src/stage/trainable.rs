@@ -16,16 +16,16 @@ use crate::{
     tensor::Numbers,
 };
 
-/// The parameters of a stage's main part or of its head: their values, the gradients of the step in work, and the optimizer.
+/// The parameters of a stage's main part or of its head, the gradients of the present step, and the optimizer.
 pub struct Trainable {
     store: ParameterStore,
     entries: Vec<Entry>,
     /// One for each entry; buffers are never trained.
     settings: Vec<Option<ParameterSettings>>,
     gradients: Vec<Option<Sum>>,
-    /// Those of the loss that is only measured; empty where none is.
+    /// The gradients of the loss that is only measured; empty if none is.
     measured: Vec<Option<Sum>>,
-    /// The gradients of the last update as the optimizer got them, where they are kept.
+    /// The gradients of the last update as the optimizer received them, if they are stored.
     applied: Option<Vec<(String, Tensor)>>,
     optimizer: Box<dyn Optimizer>,
     average: Option<Average>,
@@ -34,14 +34,14 @@ pub struct Trainable {
 /// The sum of a parameter's gradients.
 struct Sum {
     value: Tensor,
-    /// Whether nobody else holds its elements, so that more can be added in place.
+    /// Whether no other tensor shares its elements, so that gradients can be added in place.
     owned: bool,
-    /// Its squared norm: finite iff every element is.
+    /// Its squared norm, which is finite iff every element is.
     squares: Numbers,
 }
 
 impl Sum {
-    /// The sum of `so_far` and `gradient`.
+    /// Returns the sum of `so_far` and `gradient`.
     fn and(so_far: Option<Self>, gradient: Tensor, monitor: &Monitor) -> Result<Self> {
         let Some(Self { value, owned, .. }) = so_far else {
             return Ok(Self { squares: monitor.squared_norm(&gradient)?, value: gradient, owned: false });
@@ -52,7 +52,7 @@ impl Sum {
 }
 
 impl Trainable {
-    /// The parameters that `store` holds by now.
+    /// Takes the parameters that `store` holds at present.
     pub fn new(store: ParameterStore, config: &OptimizerConfig, optimizer: Box<dyn Optimizer>) -> Result<Self> {
         let entries = store.entries();
         let settings = entries
@@ -74,17 +74,17 @@ impl Trainable {
         Self { average, ..self }
     }
 
-    /// Takes the values after the update of `step` into the moving average.
+    /// Adds the values after the update of `step` to the moving average.
     pub(super) fn update_average(&mut self, step: u64) -> Result<()> {
         self.average.as_mut().map_or(Ok(()), |average| average.update(step))
     }
 
-    /// Puts the moving averages in the place of the parameters' own values, or the values back.
+    /// Replaces the parameters' own values by the moving averages, or restores the values.
     pub(super) fn show_averages(&mut self, averages: bool) -> Result<()> {
         self.average.as_mut().map_or(Ok(()), |average| average.show(averages))
     }
 
-    /// A copy of every value by name; of parameters with a moving average, that.
+    /// Returns a copy of every value by name; of a parameter with a moving average, the average.
     pub(super) fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
         let value = |entry: &Entry| match self.average.as_ref().and_then(|average| average.of(&entry.var)) {
             Some(average) => average.copy(),
@@ -98,12 +98,12 @@ impl Trainable {
         &self.store
     }
 
-    /// From now on keeps the gradients that each update applies, for [`Self::applied`].
+    /// Makes later updates store the gradients that they apply, for [`Self::applied`].
     pub fn keep_gradients(&mut self) {
         self.applied = Some(Vec::new());
     }
 
-    /// The clipped gradients of the last update by name; empty unless [`Self::keep_gradients`] was called before it.
+    /// Returns the clipped gradients of the last update by name; empty unless [`Self::keep_gradients`] was called before it.
     pub fn applied(&self) -> &[(String, Tensor)] {
         self.applied.as_deref().unwrap_or_default()
     }
@@ -123,8 +123,8 @@ impl Trainable {
         added
     }
 
-    /// Adds gradients of the loss that is only measured, likewise: they are compared with the others ([`Self::products`]), and forgotten with
-    /// the update.
+    /// Adds gradients of the loss that is only measured, in the same way. They are compared with the others ([`Self::products`]), and freed by the
+    /// update.
     ///
     /// # Errors
     /// As [`Self::accumulate`].
@@ -156,7 +156,7 @@ impl Trainable {
             if !self.is_trained(at) {
                 continue;
             }
-            // Their sums are as wide as the values.
+            // The sums have the dtype of the values.
             let gradient = gradient.detach().to_dtype(entry.var.dtype())?;
             let sum = Sum::and(sums[at].take(), gradient, monitor)?;
             monitor.check_numbers(sum.squares.clone(), NonFinite::Gradient, || {
@@ -172,7 +172,7 @@ impl Trainable {
         self.measured.iter().any(Option::is_some)
     }
 
-    /// The products of the followed and the measured gradients, over all trained parameters.
+    /// Returns the products of the followed and the measured gradients, over all trained parameters.
     pub(super) fn products(&self, monitor: &Monitor) -> Result<Numbers> {
         let both = self.gradients.iter().zip(&self.measured);
         monitor.products(
@@ -190,17 +190,17 @@ impl Trainable {
         self.entries.iter().map(|entry| bytes(&entry.var)).sum()
     }
 
-    /// Bytes of the gradients that are there by now, those that are only measured included.
+    /// Returns the bytes of the present gradients, including those that are only measured.
     pub fn gradient_bytes(&self) -> usize {
         self.gradients.iter().chain(&self.measured).flatten().map(|sum| bytes(&sum.value)).sum()
     }
 
-    /// Bytes of the optimizer's state, as far as it tells, and of the moving averages.
+    /// Returns the bytes of the optimizer's state, as far as it reports them, and of the moving averages.
     pub fn optimizer_bytes(&self) -> usize {
         self.optimizer.state_bytes() + self.average.as_ref().map_or(0, Average::bytes)
     }
 
-    /// Clips the gradients, updates every trained parameter, and forgets the gradients. `monitor` checks the values where the optimizer does not.
+    /// Clips the gradients, updates every trained parameter, and frees the gradients. `monitor` checks the values if the optimizer does not.
     ///
     /// # Errors
     /// If a parameter that is not frozen has received no gradient under an optimizer that uses them, or is not finite after the update.

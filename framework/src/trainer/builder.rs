@@ -26,7 +26,7 @@ use crate::{
     stage::{OptimizerFactory, initial::Allowed},
 };
 
-/// A builder of [`Trainer`](super::Trainer)s: holds the settings, checks them, and starts the pipeline.
+/// A builder of [`Trainer`](super::Trainer)s. It holds and checks the settings, and starts the pipeline.
 #[must_use]
 pub struct TrainerBuilder {
     model: Arc<dyn ModelSpec>,
@@ -91,24 +91,24 @@ impl TrainerBuilder {
         }
     }
 
-    /// Sets which loss trains which stage. Default: pairwise.
+    /// Sets the strategy, which decides which loss trains which stage. Default: pairwise.
     pub fn strategy(self, strategy: impl Strategy + 'static) -> Self {
         self.strategy_boxed(Box::new(strategy))
     }
 
-    /// As [`Self::strategy`], for a strategy that is chosen at run time.
+    /// Sets a strategy that is chosen at run time.
     pub fn strategy_boxed(self, strategy: Box<dyn Strategy>) -> Self {
         Self { strategy, ..self }
     }
 
-    /// Lets the strategy go on from the state of another run, as [`Trainer::strategy_state`](super::Trainer::strategy_state) returned it: with [`Self::first_step`], the weights of
-    /// that run and the same data, the strategy decides as it would have in the whole run.
+    /// Continues the strategy from the state of another run, as [`Trainer::strategy_state`](super::Trainer::strategy_state) returned it. With
+    /// [`Self::first_step`], the weights of that run and the same data, the strategy decides as it would have in one uninterrupted run.
     pub fn strategy_state(self, state: impl Into<Option<Value>>) -> Self {
         Self { strategy_state: state.into(), ..self }
     }
 
-    /// Sets the number of the first optimizer step, for a run that continues another: learning rates, gradient plans and the order of the data go
-    /// on from it. Default: 0.
+    /// Sets the number of the first optimizer step, for a run that continues another. Learning rates, gradient plans and the order of the data
+    /// continue from it. Default: 0.
     pub fn first_step(mut self, step: u64) -> Self {
         self.settings.first_step = step;
         self
@@ -136,7 +136,7 @@ impl TrainerBuilder {
         Self { partition: PartitionConfig { stages: None, units_per_stage: Some(units.into()) }, ..self }
     }
 
-    /// Cuts the model as a configuration file says.
+    /// Cuts the model as a partition from a configuration file says.
     pub fn partition(self, partition: PartitionConfig) -> Self {
         Self { partition, ..self }
     }
@@ -147,12 +147,12 @@ impl TrainerBuilder {
         Self { devices: devices.into(), ..self }
     }
 
-    /// The devices that stages are pinned to.
+    /// Returns the devices that stages are pinned to.
     pub fn pinned_to(&self) -> &[Arc<dyn StageDevice>] {
         &self.devices
     }
 
-    /// Sets the optimizer: an [`OptimizerConfig`] for those that ship, or your own [`OptimizerFactory`]. Default: stochastic gradient descent with
+    /// Sets the optimizer: an [`OptimizerConfig`] for a built-in one, or your own [`OptimizerFactory`]. Default: stochastic gradient descent with
     /// learning rate 0.1 and momentum 0.9.
     pub fn optimizer(self, optimizer: impl OptimizerFactory + 'static) -> Self {
         Self { optimizer: Arc::new(optimizer), ..self }
@@ -180,7 +180,7 @@ impl TrainerBuilder {
         Self { loss: Arc::new(loss), ..self }
     }
 
-    /// Sets a loss for the head of stage `k` alone. It must count targets as the common loss does.
+    /// Sets the loss of the head of stage `k` only. It must count as many targets as the common loss does.
     pub fn head_loss(mut self, k: usize, loss: impl Loss + 'static) -> Self {
         self.head_losses.insert(k, Arc::new(loss));
         self
@@ -208,7 +208,7 @@ impl TrainerBuilder {
         Self { dtype, ..self }
     }
 
-    /// Sets the order of a stage's actions when several are possible. It changes times and no result.
+    /// Sets the order of a stage's actions when several are possible. It changes how long steps take, not their results. Default: `Interlock`.
     pub fn schedule(self, policy: PolicyName) -> Self {
         Self { policy, ..self }
     }
@@ -236,7 +236,7 @@ impl TrainerBuilder {
         self
     }
 
-    /// Trains for this many optimizer steps.
+    /// Trains for this many optimizer steps, instead of [`Self::epochs`].
     pub fn steps(mut self, steps: u64) -> Self {
         self.settings.length = Length::Steps(steps);
         self
@@ -248,20 +248,20 @@ impl TrainerBuilder {
         self
     }
 
-    /// Leaves out the last batch of an epoch if it has fewer examples than the others. Default: not.
+    /// Leaves out the last batch of an epoch if it has fewer examples than the others. Default: false.
     pub fn drop_last(mut self, drop_last: bool) -> Self {
         self.settings.drop_last = drop_last;
         self
     }
 
-    /// Keeps a copy of the weights of the best evaluation, for [`Trainer::best`](super::Trainer::best). Default: not.
+    /// Keeps a copy of the weights of the best evaluation, for [`Trainer::best`](super::Trainer::best). Default: none.
     pub fn keep_best(mut self, criterion: impl Into<Option<Criterion>>) -> Self {
         self.settings.keep_best = criterion.into();
         self
     }
 
-    /// Records the actions of every stage and their times in the last `steps` training steps, for [`Trainer::timeline`](super::Trainer::timeline). It changes no result.
-    /// Default: nothing.
+    /// Records the actions of every stage and their times in the last `steps` training steps, for [`Trainer::timeline`](super::Trainer::timeline). It
+    /// changes no result. Default: nothing is recorded.
     pub fn record(mut self, steps: impl Into<Option<u64>>) -> Self {
         self.settings.record = steps.into();
         self
@@ -287,20 +287,21 @@ impl TrainerBuilder {
         self
     }
 
-    /// Allows initial values that the model has no name for; they are not used, and a warning lists them. Default: not allowed.
+    /// Allows initial values whose names are not in the model; they are not used, and a warning lists them. Default: not allowed.
     pub fn allow_unknown(mut self, allow: bool) -> Self {
         self.allowed.unknown = allow;
         self
     }
 
-    /// Adds a callback, which follows every run and may end it: a function of [`TrainEvent`](super::TrainEvent) that only watches, or a
-    /// [`Callback`] of your own. Events reach callbacks in the order in which they were added.
+    /// Adds a callback, which follows every run and may end it: your own [`Callback`], or a function of [`TrainEvent`](super::TrainEvent) that only
+    /// watches. Events reach callbacks in the order in which the callbacks were added.
     pub fn callback(mut self, callback: impl Callback + 'static) -> Self {
         self.callbacks.push(Box::new(callback));
         self
     }
 
-    /// Sets the stopper, which may be made before the trainer: fits end early when it is asked to. [`Trainer::stopper`](super::Trainer::stopper) returns the same one.
+    /// Sets the stopper, which may exist before the trainer. Fits end early when it is asked to. [`Trainer::stopper`](super::Trainer::stopper)
+    /// returns the same one.
     pub fn stop_on(self, stopper: &Stopper) -> Self {
         Self { stopper: stopper.clone(), ..self }
     }

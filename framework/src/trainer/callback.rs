@@ -13,16 +13,16 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub enum Control {
-    /// It goes on.
+    /// The run goes on.
     #[default]
     Continue,
-    /// It ends, for this reason; [`Report::stop_reason`](super::Report::stop_reason) tells it.
+    /// The run ends for this reason, which [`Report::stop_reason`](super::Report::stop_reason) holds.
     Stop(String),
 }
 
-/// Follows a run, and may end it.
+/// Code that follows a run and may end it.
 ///
-/// The trainer calls [`on_event`](Self::on_event) on the thread that called [`fit`](super::Trainer::fit); stages wait for it only if it is slow. A
+/// The trainer calls [`on_event`](Self::on_event) on the thread that called [`fit`](super::Trainer::fit). Stages wait for it only if it is slow. A
 /// function of a [`TrainEvent`] is a callback that only watches.
 ///
 /// A run that a callback ends at an evaluation has the same parameters each time. After a training step, stages may have begun further steps,
@@ -71,14 +71,14 @@ pub enum Control {
 /// # Ok::<(), interlock::Error>(())
 /// ```
 pub trait Callback: Send {
-    /// Takes note of an event, and tells whether the run goes on. What it returns for [`TrainEvent::Finished`] changes nothing.
+    /// Handles an event, and returns whether the run goes on. The return value for [`TrainEvent::Finished`] has no effect.
     ///
     /// # Errors
     /// Any error ends the run with this error. For [`TrainEvent::Started`] it refuses the run: nothing has been sent to a stage, and the trainer can
     /// be used as before.
     fn on_event(&mut self, event: &TrainEvent<'_>) -> Result<Control>;
 
-    /// Returns all that it remembers, so that another run can go on with it. Default: null, it remembers nothing.
+    /// Returns everything that it remembers, so that another run can continue with it. Default: null, it remembers nothing.
     ///
     /// # Errors
     /// If it cannot be written as JSON.
@@ -86,7 +86,7 @@ pub trait Callback: Send {
         Ok(Value::Null)
     }
 
-    /// Replaces what it remembers by what [`Self::state`] returned.
+    /// Restores a state that [`Self::state`] returned.
     ///
     /// # Errors
     /// If it is not the state of such a callback. Default: if it is not null.
@@ -94,7 +94,7 @@ pub trait Callback: Send {
         if state.is_null() {
             return Ok(());
         }
-        Err(Error::invalid("callback state", "this callback remembers nothing", "leave the state out"))
+        Err(Error::invalid("callback state", "this callback has no state", "leave the state out"))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Scoring a data set through the pipeline.
+//! The evaluation of a data set in the pipeline.
 
 use std::{cell::Cell, sync::Arc, time::Instant};
 
@@ -14,7 +14,7 @@ pub(super) fn empty() -> Error {
 }
 
 impl Trainer {
-    /// Scores every head; none if `stopper` is asked before all batches have been fed.
+    /// Scores every head; none if `stopper` is asked to end the run before all batches have been fed.
     pub(super) fn run_evaluation(&mut self, data: &dyn Dataset, stopper: &Stopper) -> Result<Option<Evaluation>> {
         let (batch_size, step, loss) = (self.settings.batch_size, self.steps, Arc::clone(&self.loss));
         let batches = data.len().div_ceil(batch_size) as u64;

@@ -21,7 +21,7 @@ use crate::{
 };
 
 impl Trainer {
-    /// Tells every callback. The first reason to stop counts.
+    /// Sends the event to every callback. The first reason to stop counts.
     ///
     /// # Errors
     /// If one fails or panics.
@@ -41,12 +41,12 @@ impl Trainer {
         Ok(())
     }
 
-    /// Whether the fit is to end early.
+    /// Returns whether the fit is to end early.
     fn is_stopping(&self) -> bool {
         self.stopper.is_requested() || self.stop_reason.is_some()
     }
 
-    /// The order in which a data set of `examples` is read from now on: a stopped fit's unfinished epoch goes on, or a new one begins.
+    /// Returns the order in which a data set of `examples` is read from now on: the unfinished epoch of a stopped fit continues, or a new one begins.
     fn order_of(&self, examples: usize) -> Result<Order> {
         let settings = &self.settings;
         match self.order {
@@ -116,7 +116,7 @@ impl Trainer {
         Ok(report)
     }
 
-    /// Runs the steps up to `until` (exclusive), or those that have been fed when the run is asked to end, and waits for the last of them.
+    /// Runs the steps up to `until` (exclusive), or up to the last step that has been fed when the run is asked to end, and waits for them.
     fn train_until(&mut self, data: &dyn Dataset, order: Order, until: u64, trained: &mut Trained) -> Result<()> {
         self.metrics.trains();
         let start = Instant::now();
@@ -126,7 +126,7 @@ impl Trainer {
         self.failed = true;
         let done = std::thread::scope(|scope| {
             let loader = Loader::training(scope, data, order, steps.clone());
-            // Examples and targets of each batch that has been fed.
+            // The numbers of examples and targets of each batch that has been fed.
             let sizes = RefCell::new(VecDeque::new());
             let mut feeder = Feeder::new(steps, |step| {
                 let (size, feed) = guarded(|| {
@@ -171,7 +171,7 @@ impl Trainer {
         done
     }
 
-    /// Tells of a phase of plans that begins with the next step.
+    /// Sends an event if a phase of plans begins with the next step.
     fn tell_of_plan(&mut self) -> Result<()> {
         let phase = self.plans.phase_at(self.steps);
         if phase.from_step != self.steps {

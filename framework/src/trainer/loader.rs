@@ -1,4 +1,4 @@
-//! Batches made on a thread of their own, ahead of use.
+//! Batches that are made ahead of use, on a thread of their own.
 
 use std::{
     ops::Range,
@@ -11,10 +11,10 @@ use rand::{Rng, seq::SliceRandom};
 
 use crate::{Batch, Dataset, Error, Failure, Origin, Phase, Result, random::Key};
 
-/// Batches that are ready before they are asked for.
+/// The number of batches that are made ahead.
 const AHEAD: usize = 2;
 
-/// The order in which a training set is read: shuffled anew for each epoch, a function of the seed and the epoch's number alone.
+/// The order in which a training set is read: shuffled for each epoch by the seed and the epoch's number.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Order {
     pub(super) examples: usize,
@@ -28,7 +28,7 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// The order of a data set whose first epoch begins at step 0.
+    /// Returns the order of a data set whose first epoch begins at step 0.
     ///
     /// # Errors
     /// If an epoch has no batch.
@@ -47,7 +47,7 @@ impl Order {
         }
     }
 
-    /// The same order whose epoch `first_epoch` begins at `first_step`.
+    /// Returns the same order with epoch `first_epoch` beginning at `first_step`.
     pub(super) fn beginning(self, first_epoch: u64, first_step: u64) -> Self {
         Self { first_epoch, first_step, ..self }
     }
@@ -57,22 +57,22 @@ impl Order {
         (self.first_epoch, self.first_step)
     }
 
-    /// The epoch of a step.
+    /// Returns the epoch of a step.
     pub(super) fn epoch_at(&self, step: u64) -> u64 {
         self.first_epoch + (step - self.first_step) / self.per_epoch
     }
 
-    /// The number of epochs that steps below `step` belong to, counted from the trainer's first.
+    /// Returns the number of epochs that have begun before `step`, counted from the trainer's first.
     pub(super) fn epochs_begun(&self, step: u64) -> u64 {
         self.first_epoch + (step - self.first_step).div_ceil(self.per_epoch)
     }
 
-    /// The first step of the epoch that follows the one of `step`.
+    /// Returns the first step of the epoch after that of `step`.
     pub(super) fn end_of_epoch(&self, step: u64) -> u64 {
         self.first_step + ((step - self.first_step) / self.per_epoch + 1) * self.per_epoch
     }
 
-    /// The examples of an epoch in their order.
+    /// Returns the examples of an epoch, in order.
     fn epoch(&self, epoch: u64) -> Vec<usize> {
         let mut numbers: Vec<usize> = (0..self.examples).collect();
         let mut stream = Key::new(self.seed).named("shuffle").with(epoch).stream();
@@ -80,7 +80,7 @@ impl Order {
         numbers
     }
 
-    /// The part of its epoch's examples that is the batch of `step`.
+    /// Returns the range of its epoch's examples that are the batch of `step`.
     fn batch_of(&self, step: u64) -> Range<usize> {
         let start = ((step - self.first_step) % self.per_epoch) as usize * self.batch_size;
         start..(start + self.batch_size).min(self.examples)
@@ -92,7 +92,7 @@ fn failure(cause: Error) -> Failure {
     Failure::new(Origin::Data, Phase::Load, cause)
 }
 
-/// A batch of these examples, one each and finite.
+/// Returns a batch of these examples, after checking it.
 fn checked(data: &dyn Dataset, numbers: &[usize], augment: Option<Key>) -> Result<Batch> {
     let batch = data.batch(numbers, augment)?;
     batch.validate(numbers)?;
@@ -103,7 +103,7 @@ fn checked(data: &dyn Dataset, numbers: &[usize], augment: Option<Key>) -> Resul
 pub(super) struct Loader(Receiver<Result<Batch>>);
 
 impl Loader {
-    /// Training batches of `steps`, shuffled and augmented.
+    /// Loads the training batches of `steps`, shuffled and augmented.
     pub(super) fn training<'scope>(
         scope: &'scope Scope<'scope, '_>,
         data: &'scope dyn Dataset,
@@ -125,7 +125,7 @@ impl Loader {
         )
     }
 
-    /// All examples in their own order, not augmented.
+    /// Loads all examples in their own order, not augmented.
     pub(super) fn in_order<'scope>(
         scope: &'scope Scope<'scope, '_>,
         data: &'scope dyn Dataset,
@@ -153,7 +153,7 @@ impl Loader {
                     .unwrap_or_else(|panic| Some(Err(failure(Error::panicked(&*panic)).into())));
                 let Some(batch) = made else { break };
                 let failed = batch.is_err();
-                // Where nobody takes batches any more the run has ended early.
+                // If the receiver has been dropped, the run has ended early.
                 if give.send(batch).is_err() || failed {
                     break;
                 }
@@ -162,7 +162,7 @@ impl Loader {
         Self(take)
     }
 
-    /// The next batch; waits for it.
+    /// Waits for the next batch and returns it.
     pub(super) fn next(&self) -> Result<Batch> {
         self.0.recv().map_err(|_| Error::Internal("the loading thread has no more batches".to_owned()))?
     }

@@ -49,35 +49,35 @@ impl Evaluation {
         }
     }
 
-    /// Every head that is there, in order of stages; the last stage's is the last.
+    /// Returns the score of every head, in order of stages. The last stage's is the last.
     pub fn heads(&self) -> &[HeadScore] {
         &self.heads
     }
 
-    /// The head of stage `k`.
+    /// Returns the score of the head of stage `k`, if it has one.
     pub fn head(&self, k: usize) -> Option<&HeadScore> {
         self.heads.iter().find(|head| head.stage == k)
     }
 
-    /// The last stage's head.
+    /// Returns the score of the last stage's head.
     pub fn last(&self) -> &HeadScore {
         &self.heads[self.heads.len() - 1]
     }
 
-    /// Wall seconds.
+    /// Returns the wall time, in seconds.
     pub fn seconds(&self) -> f64 {
         self.seconds
     }
 }
 
-/// A loss and the measures that follow from it.
+/// The final loss, with the measures that follow from it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FinalReport {
-    /// Mean loss a target.
+    /// The mean loss per target.
     pub loss: f64,
-    /// The fraction of targets predicted right; none if the loss has no notion of a right prediction.
+    /// The fraction of targets predicted right; none if the loss does not count right predictions.
     pub accuracy: Option<f64>,
-    /// `exp(loss)`; none if the loss has no notion of a right prediction.
+    /// `exp(loss)`; none if the loss does not count right predictions.
     pub perplexity: Option<f64>,
 }
 
@@ -95,9 +95,9 @@ pub struct StageReport {
     pub index: usize,
     /// Its device.
     pub device: String,
-    /// The stage whose loss trained it at the end, the farthest of several, leaving out steps that have another plan in between.
+    /// The stage whose loss it followed at the end, the farthest of several; single steps with another plan do not count.
     pub follows: usize,
-    /// Units on it.
+    /// The number of its units.
     pub units: usize,
     /// Trained elements of its main part.
     pub parameters: usize,
@@ -127,19 +127,19 @@ pub struct Report {
     /// The last stage's scores: at the final evaluation, or of the last training batch where there was none.
     #[serde(rename = "final")]
     pub final_scores: FinalReport,
-    /// Whether `final` comes from an evaluation on the validation set.
+    /// Whether `final` is the result of an evaluation on the validation set.
     pub evaluated: bool,
     /// Whether a [`Stopper`](super::Stopper) ended the run early.
     #[serde(default)]
     pub stopped: bool,
-    /// Why a callback, such as early stopping, ended the run before its time; none if none did.
+    /// The reason for which a callback, such as early stopping, ended the run early; none if none did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_reason: Option<String>,
     /// The best evaluation, if it was kept.
     pub best: Option<BestReport>,
-    /// Training examples a wall second, evaluations left out.
+    /// Training examples per wall second, evaluations excluded.
     pub examples_per_second: f64,
-    /// Wall seconds of training, evaluations left out.
+    /// Wall seconds of training, evaluations excluded.
     pub train_seconds: f64,
     /// Optimizer steps since the model's first.
     pub steps: u64,
@@ -147,18 +147,18 @@ pub struct Report {
     pub seed: u64,
     /// Every stage.
     pub stages: Vec<StageReport>,
-    /// Which losses trained which stage from which step on.
+    /// The losses that each stage followed, by step.
     pub plans: Vec<PhaseReport>,
 }
 
-/// The losses that one stage follows, each with its weight: the number of the stage whose loss it is, and the factor of its gradient.
+/// The losses that one stage follows: the number of each loss's stage, and its weight.
 ///
 /// Reports of earlier versions name one loss alone; its weight is 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "FollowedForm")]
 pub struct Followed(pub Vec<(usize, f64)>);
 
-/// How a report names the losses that a stage follows.
+/// The forms in which a report names the losses that a stage follows.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum FollowedForm {
@@ -176,25 +176,25 @@ impl From<FollowedForm> for Followed {
 }
 
 impl Followed {
-    /// The losses that each stage of `plan` follows.
+    /// Returns the losses that each stage of `plan` follows.
     pub fn of(plan: &GradientPlan) -> Vec<Self> {
         (0..plan.stages()).map(|k| Self(plan.follows(k).to_vec())).collect()
     }
 
-    /// The stage whose loss it is, the farthest of several; none where there is none.
+    /// Returns the farthest stage whose loss is followed; none if there is none.
     pub fn farthest(&self) -> Option<usize> {
         self.0.iter().map(|&(loss, _)| loss).max()
     }
 }
 
-/// What stages followed from one step on.
+/// The losses that stages followed from one step on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PhaseReport {
     /// The first step.
     pub from_step: u64,
     /// The losses that each stage follows.
     pub follows: Vec<Followed>,
-    /// What the steps have in between that have another plan.
+    /// The plan of single steps in between, if they have another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every: Option<EveryReport>,
 }
@@ -202,7 +202,7 @@ pub struct PhaseReport {
 /// Another plan for some steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EveryReport {
-    /// The steps divisible by this have it.
+    /// The steps divisible by this number have it.
     pub steps: u64,
     /// The losses that each stage follows.
     pub follows: Vec<Followed>,
@@ -234,7 +234,7 @@ impl Report {
             None => trained.last.get(k).and_then(|stage| stage.score),
         };
         let plans = trainer.plans();
-        // That of the last step made, not of the next one.
+        // The plan of the last step made, not of the next one.
         let plan = &plans.phase_at(trainer.steps().saturating_sub(1)).plan;
         let stages = trainer
             .stages()

@@ -1,4 +1,4 @@
-//! The units and heads of a model, each with parameters and optimizer of its own.
+//! The units and heads of a model, each with its own parameters and optimizer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -15,7 +15,7 @@ use crate::{
 pub(super) struct ProfiledUnit {
     pub(super) name: String,
     pub(super) module: Box<dyn Differentiable>,
-    /// None for a unit that is tied to an earlier one: its parameters lie there.
+    /// None for a unit that is tied to an earlier one, which holds the parameters.
     pub(super) parameters: Option<Trainable>,
 }
 
@@ -24,9 +24,9 @@ pub(super) struct ProfiledUnits {
     pub(super) units: Vec<ProfiledUnit>,
     /// One for each unit.
     pub(super) heads: Vec<Option<ProfiledUnit>>,
-    /// The units in which the parameters of units lie.
+    /// For each unit, the unit that holds its parameters.
     owners: Vec<usize>,
-    /// Looks at values as that of a stage does.
+    /// Checks values as a stage's monitor does.
     pub(super) monitor: Monitor,
     optimizer: OptimizerConfig,
 }
@@ -40,7 +40,7 @@ pub(super) struct Bytes {
     pub(super) optimizer: u64,
 }
 
-/// A unit or its head as its device sees it: a device that wraps stages wraps each unit as if it were one.
+/// Describes a unit or its head to its device. A device that wraps stages wraps each unit as if it were one.
 fn piece(i: usize, kind: PartKind, unit: &Unit) -> Part<'_> {
     Part { stage: i, kind, output: &unit.output }
 }
@@ -57,7 +57,7 @@ pub(super) fn guarded<R>(unit: usize, name: &str, phase: Phase, work: impl FnOnc
 }
 
 impl ProfiledUnits {
-    /// Builds all of them for `device`, on the calling thread.
+    /// Builds all units and heads for `device`, on the calling thread.
     pub(super) fn build(model: &dyn ModelSpec, settings: &StageSettings, device: &dyn StageDevice) -> Result<Self> {
         let units = model.units()?;
         if units.is_empty() {
@@ -83,7 +83,7 @@ impl ProfiledUnits {
             let module = guarded(i, &unit.name, Phase::Build, build)?;
             built.push(ProfiledUnit { name: unit.name.clone(), module, parameters: None });
         }
-        // When all are built: a unit may ask for parameters in the store of an earlier one.
+        // Only when all are built: a unit may ask for parameters in the store of an earlier one.
         for (i, store) in stores.into_iter().enumerate().filter(|&(i, _)| owners[i] == i) {
             built[i].parameters = Some(trainable(store, &piece(i, PartKind::Main, &units[i]))?);
         }
@@ -127,10 +127,10 @@ impl ProfiledUnits {
     }
 }
 
-/// The head after each of `count` units but the last, where the model has one there.
+/// Returns the head after each of `count` units but the last, if the model has one there.
 ///
 /// # Errors
-/// If the settings name a head that is possible nowhere.
+/// If the settings name a head that the model has after no unit.
 fn heads(model: &dyn ModelSpec, settings: &StageSettings, count: usize) -> Result<Vec<Option<Unit>>> {
     let arch = settings.heads.arch.as_deref();
     let mut refused = None;

@@ -13,7 +13,7 @@ use crate::{
     trainer::Length,
 };
 
-/// A model, its partition and its plans, checked against each other: everything about a run except the threads of its devices.
+/// A model, its partition and its plans, checked against each other: a run without the threads of its devices.
 pub struct Layout {
     /// The units of each stage.
     pub partition: Partition,
@@ -28,15 +28,15 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Whether stages compute at the same time for a good part of a step. They do not when a single micro-batch passes through all stages and its
-    /// gradient comes back through all of them.
+    /// Returns whether stages compute at the same time for a good part of a step. They do not if a single micro-batch passes through all stages and
+    /// its gradient comes back through all of them.
     pub fn stages_overlap(&self) -> bool {
         self.micro_batches > 1 || !self.plans.schedule().plans().all(|plan| plan.is_end_to_end())
     }
 }
 
 impl TrainerBuilder {
-    /// Cuts the model and checks everything that can be checked without building a stage.
+    /// Cuts the model, and checks everything that can be checked without building a stage.
     ///
     /// # Errors
     /// If a setting is out of range, the parts do not fit each other, or the initial values are of another model; the message names the key.
@@ -76,7 +76,7 @@ impl TrainerBuilder {
         Ok(Layout { partition, plans, blueprints, settings, micro_batches: self.settings.micro_batches })
     }
 
-    /// How the initial values, if there are any, differ from the model.
+    /// Returns the differences of the initial values, if there are any, from the model.
     pub(super) fn differences(&self, blueprints: &[StageBlueprint]) -> Option<Differences> {
         self.initial.as_ref().map(|given| Differences::between(given, blueprints))
     }
@@ -139,7 +139,7 @@ impl TrainerBuilder {
         }
     }
 
-    /// The plans of the strategy, from the state that it was given.
+    /// Returns the plans of the strategy, continued from its state if one was given.
     fn plans(&self, stages: usize) -> Result<Plans> {
         let mut plans = Plans::of(&*self.strategy, stages)?;
         if let Some(state) = &self.strategy_state {

@@ -1,4 +1,4 @@
-//! Starting a trainer: the pipeline of a checked layout.
+//! The start of a trainer: the pipeline of a checked layout.
 
 use std::{sync::Arc, time::Instant};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl TrainerBuilder {
-    /// Checks everything and starts the pipeline: every stage is built on its device when this returns.
+    /// Checks everything and starts the pipeline. Every stage is built on its device when this returns.
     ///
     /// # Errors
     /// As [`Self::layout`], or if a stage cannot be built or cannot continue from its state ([`Self::restore`]).
