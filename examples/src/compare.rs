@@ -134,7 +134,7 @@ fn train(width: Width, config: &RunConfig, stopper: &Stopper) -> interlock::Resu
         seed: config.seed,
         accuracy: report.final_scores.accuracy,
         perplexity: report.final_scores.perplexity,
-        loss: report.final_scores.loss,
+        loss: report.final_scores.loss.unwrap_or(f64::NAN),
         examples_per_second: report.examples_per_second,
     }))
 }

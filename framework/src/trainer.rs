@@ -79,6 +79,18 @@ pub enum Length {
     Steps(u64),
 }
 
+impl Length {
+    /// # Errors
+    /// If it is zero.
+    fn validate(self) -> Result<()> {
+        match self {
+            Self::Epochs(0) => Err(Error::invalid("epochs", "0", "use 1 or more")),
+            Self::Steps(0) => Err(Error::invalid("steps", "0", "use 1 or more")),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The measure by which one evaluation is better than another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

@@ -196,7 +196,56 @@ fn targets_that_are_no_classes_end_the_run() {
         let error = builder().build().unwrap().fit(&Changed(change)).unwrap_err().to_string();
         assert!(error.contains("at position 0 of the batch; targets are"), "{error}");
         assert!(builder().build().unwrap().evaluate(&Changed(change)).is_err());
+        // A loss that looks at the targets before anything is sent blames them too.
+        let counts = || builder().loss(CrossEntropy { ignore_index: Some(9), ..Default::default() }).build().unwrap();
+        for found in [counts().fit(&Changed(change)).map(drop), counts().evaluate(&Changed(change)).map(drop)] {
+            let Err(Error::Failed(failure)) = found else { panic!("accepted") };
+            assert_eq!(failure.origin, Origin::Data);
+        }
     }
+}
+
+#[test]
+fn settings_that_could_do_nothing_are_refused() {
+    let data = Spiral { examples: 20 };
+    let mut best = builder().epochs(1).keep_best(Criterion::Loss).build().unwrap();
+    let error = best.fit(&data).unwrap_err().to_string();
+    assert_eq!(error, "keep_best: there is no validation set; give one, such as fit((&train, &validation))");
+    best.fit((&data, &data)).unwrap();
+
+    let mut none = builder().epochs(1).build().unwrap();
+    none.set_length(Length::Steps(0));
+    assert_eq!(none.fit(&data).unwrap_err().to_string(), "steps: 0; use 1 or more");
+    none.set_length(Length::Steps(1));
+    assert_eq!(none.fit(&data).unwrap().steps, 1);
+
+    let loss = |k: usize| builder().strategy(interlock::EndToEnd).head_loss(k, CrossEntropy::default()).build();
+    let error = loss(1).err().unwrap().to_string();
+    assert!(error.starts_with("head_loss: stage 1 has no head"), "{error}");
+    loss(2).unwrap();
+}
+
+#[test]
+fn early_stopping_counts_from_the_beginning_in_the_fit_after_it_stopped() {
+    // The scores of the validation set never improve.
+    struct Constant;
+    impl Loss for Constant {
+        fn count(&self, targets: &Tensor) -> Result<f64> {
+            CrossEntropy::default().count(targets)
+        }
+        fn score(&self, _: &Tensor, targets: &Targets) -> Result<Scored> {
+            Ok(Score { loss: 1.0, count: self.count(targets.given())?, correct: None }.into())
+        }
+        fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)> {
+            CrossEntropy::default().differentiate(output, targets, total)
+        }
+    }
+    let data = Spiral { examples: 20 };
+    let config = EarlyStoppingConfig { patience: 2, min_delta: 0.0, metric: Criterion::Loss };
+    let builder = builder().steps(20).eval_every(1).loss(Constant).callback(EarlyStopping::new(config).unwrap());
+    let mut trainer = builder.build().unwrap();
+    assert_eq!(trainer.fit((&data, &data)).unwrap().steps, 3);
+    assert_eq!(trainer.fit((&data, &data)).unwrap().steps, 5);
 }
 
 #[test]

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use candle_nn::{Module, VarBuilder, linear};
-use interlock::{Autograd, Differentiable, FromModule, FromModuleT, ParameterStore, Pass, Wants};
+use interlock::{
+    Autograd, Differentiable, FromModule, FromModuleT, ModelSpec, ParameterStore, Pass, Predictor, Result, Trainer,
+    Unit, Wants,
+};
 
 fn builder() -> VarBuilder<'static> {
     ParameterStore::new(5, Arc::default()).builder(&Device::Cpu)
@@ -168,4 +171,28 @@ fn layers_of_a_sequence_are_checked_at_their_first_backward_pass() {
     for operation in [Tensor::sign, Tensor::round] as [Operation; 2] {
         assert!(checked(operation).unwrap_err().contains("its input: the gradient is zero"));
     }
+}
+
+/// A linear layer and candle's fused softmax, which has no backward pass.
+struct WithSoftmax;
+
+impl ModelSpec for WithSoftmax {
+    fn units(&self) -> Result<Vec<Unit>> {
+        let layer = Unit::new("fc", [4], |vb| Autograd::build(vb, |vb| Ok(FromModule(linear(3, 4, vb)?))));
+        let softmax = |x: &Tensor| candle_nn::ops::softmax_last_dim(x);
+        Ok(vec![layer, Unit::new("softmax", [4], move |vb| Autograd::build(vb, |_| Ok(FromModule(softmax))))])
+    }
+}
+
+#[test]
+fn only_training_needs_gradients() {
+    let error = Trainer::builder(WithSoftmax).stages(1).build().err().unwrap().to_string();
+    assert!(error.contains("softmax") && error.contains("the gradient is zero"), "{error}");
+    let tensor = |dims: &[usize]| Tensor::ones(dims, candle_core::DType::F32, &Device::Cpu).unwrap();
+    let weights: interlock::Weights = [("fc.weight", tensor(&[4, 3])), ("fc.bias", tensor(&[4]))]
+        .map(|(name, t)| (name.to_owned(), t))
+        .into_iter()
+        .collect();
+    let output = Predictor::new(WithSoftmax, weights).unwrap().predict(&tensor(&[1, 3])).unwrap();
+    assert_eq!(output.to_vec2::<f32>().unwrap(), [[0.25; 4]]);
 }

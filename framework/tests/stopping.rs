@@ -101,6 +101,7 @@ fn who_asks_before_the_run_gets_none_and_the_next_one_goes_on() {
     assert_eq!(trainer.evaluate(&data).unwrap().last().score.count, 50.0);
     let report = trainer.fit((&data, &data)).unwrap();
     assert_eq!((report.steps, report.stopped, report.evaluated), (0, true, false));
+    assert_eq!(report.final_scores.loss, None, "nothing was scored");
     same(&trainer.snapshot().unwrap(), &before);
     let report = trainer.fit((&data, &data)).unwrap();
     assert_eq!((report.steps, report.stopped, report.evaluated), (STEPS, false, true));

@@ -102,8 +102,11 @@ impl Run {
 
     /// Returns the scores of the last stage's head: of the report, or else of the last evaluation, or else of the last step.
     pub(super) fn scores(&self) -> Option<FinalReport> {
-        let head =
-            |loss: f64, accuracy: Option<f64>| FinalReport { loss, accuracy, perplexity: accuracy.map(|_| loss.exp()) };
+        let head = |loss: f64, accuracy: Option<f64>| FinalReport {
+            loss: Some(loss),
+            accuracy,
+            perplexity: accuracy.map(|_| loss.exp()),
+        };
         let evaluated = || self.evaluations.last()?.heads.last().map(|h| head(h.loss, h.accuracy));
         let stepped = || self.steps.last()?.stages.last().and_then(|s| Some(head(s.loss?, s.accuracy)));
         self.report.as_ref().map(|report| report.final_scores).or_else(evaluated).or_else(stepped)

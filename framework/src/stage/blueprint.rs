@@ -76,6 +76,8 @@ pub struct StageSettings {
     pub ema: Option<EmaConfig>,
     /// The dtype of the tensors that cross boundaries.
     pub dtype: ActivationDtype,
+    /// Whether the gradients of units are checked when they are built.
+    pub check_gradients: bool,
 }
 
 /// A blueprint of a stage: everything that the stage is built from. It can be sent to the stage's thread.
@@ -169,9 +171,10 @@ impl StageBlueprint {
         build().map_err(|cause| Failure::new(Origin::Stage(self.index), Phase::Build, cause))
     }
 
-    /// The same blueprint with other initial values.
-    pub(crate) fn with_values(&self, given: Arc<Weights>) -> Self {
-        Self { settings: Arc::new(StageSettings { given, ..(*self.settings).clone() }), ..self.clone() }
+    /// The same blueprint with other initial values, for stages that compute no gradients.
+    pub(crate) fn for_predictions(&self, given: Arc<Weights>) -> Self {
+        let settings = StageSettings { given, check_gradients: false, ..(*self.settings).clone() };
+        Self { settings: Arc::new(settings), ..self.clone() }
     }
 
     /// Returns the units and the head, each with its builder, for a stage that is built from `root`.
@@ -195,21 +198,26 @@ impl StageBlueprint {
             Ok((self.device.hooks().prepare(&part, module)?, parameters))
         };
 
+        let device = self.device.device();
+        let check = |unit: NamedUnit| match settings.check_gradients {
+            true => unit.check_gradients(device).map(|()| unit),
+            false => Ok(unit),
+        };
         let main = store();
-        let root = main.builder(self.device.device());
+        let root = main.builder(device);
         let mut input = self.input.as_deref();
         let mut units = Sequential::default();
         for (number, unit) in (self.first_unit..).zip(&self.units) {
-            units.push(NamedUnit::build(number, unit, input, &root)?);
+            units.push(check(NamedUnit::build(number, unit, input, &root)?)?);
             input = Some(&unit.output);
         }
         let (module, parameters) = finish(PartKind::Main, self.units.last(), main, Box::new(units) as Box<_>)?;
         let head = match &self.head {
             Some(unit) => {
                 let store = store();
-                let root = store.builder(self.device.device()).pp("aux").pp(self.index);
+                let root = store.builder(device).pp("aux").pp(self.index);
                 let last = self.first_unit + self.units.len().saturating_sub(1);
-                let head = NamedUnit::build_head(last, unit, input.unwrap_or_default(), &root)?;
+                let head = check(NamedUnit::build_head(last, unit, input.unwrap_or_default(), &root)?)?;
                 let (module, parameters) = finish(PartKind::Head, Some(unit), store, Box::new(head))?;
                 Some(Head { module, parameters })
             }

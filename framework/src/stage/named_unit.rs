@@ -22,7 +22,7 @@ pub(crate) struct NamedUnit {
 }
 
 impl NamedUnit {
-    /// Builds unit number `number` from `root` and checks its gradients. The previous unit declares the output `input`.
+    /// Builds unit number `number` from `root`. The previous unit declares the output `input`.
     pub(crate) fn build(
         number: usize,
         unit: &Unit,
@@ -49,14 +49,19 @@ impl NamedUnit {
         input: Option<&[usize]>,
         root: &VarBuilder<'static>,
     ) -> Result<Self> {
-        let device: &Device = root.device();
-        let built = unit.build(root).and_then(|function| match input {
-            Some(input) => function.check_gradients(input, device).map(|()| function),
-            None => Ok(function),
-        });
-        let function = built.map_err(|cause| named(number, &name, Phase::Build, cause))?;
+        let function = unit.build(root).map_err(|cause| named(number, &name, Phase::Build, cause))?;
         let input = input.map(<[usize]>::to_vec);
         Ok(Self { number, name, is_head, input, output: unit.output.clone(), function })
+    }
+
+    /// Checks the gradients, where the shape of the input is known.
+    ///
+    /// # Errors
+    /// If one is zero or incomplete, names it.
+    pub(crate) fn check_gradients(&self, device: &Device) -> Result<()> {
+        let Some(input) = &self.input else { return Ok(()) };
+        let checked = self.function.check_gradients(input, device);
+        checked.map_err(|cause| named(self.number, &self.name, Phase::Build, cause))
     }
 
     fn forward_phase(&self) -> Phase {

@@ -31,7 +31,7 @@ impl Trainer {
             let mut feeder = Feeder::new(0..batches, |first| {
                 let (batch, total) = guarded(|| {
                     let batch = loader.next()?;
-                    let total = loss.count(&batch.targets)?;
+                    let total = loss.count(&batch.targets).map_err(super::loader::failure)?;
                     Ok((batch, total))
                 })?;
                 fed.set(true);

@@ -59,7 +59,15 @@ impl Trainer {
     }
 
     pub(super) fn run(&mut self, data: Split<'_>) -> Result<Report> {
+        self.settings.length.validate()?;
         let order = self.order_of(data.train.len())?;
+        if self.settings.keep_best.is_some() && data.validation.is_none() {
+            return Err(Error::invalid(
+                "keep_best",
+                "there is no validation set",
+                "give one, such as fit((&train, &validation))",
+            ));
+        }
         if data.validation.is_some_and(|validation| validation.is_empty()) {
             return Err(evaluation::empty());
         }
@@ -131,7 +139,8 @@ impl Trainer {
             let mut feeder = Feeder::new(steps, |step| {
                 let (size, feed) = guarded(|| {
                     let batch = loader.next()?;
-                    let total = loss.count(&batch.targets)?;
+                    let counted = loss.count(&batch.targets);
+                    let total = counted.map_err(|cause| super::loader::failure(cause).in_step(step))?;
                     let pieces = batch.split(micro_batches)?;
                     let of = pieces.len();
                     Ok(((batch.len()?, total), Feed { purpose: Purpose::Train, step, pieces, first: 0, of, total }))

@@ -88,7 +88,7 @@ impl Order {
 }
 
 /// The failure of a data set.
-fn failure(cause: Error) -> Failure {
+pub(super) fn failure(cause: Error) -> Failure {
     Failure::new(Origin::Data, Phase::Load, cause)
 }
 

@@ -69,7 +69,7 @@ impl Predictor {
         // Weights of heads that this model does not have.
         differences.unknown.retain(|name| !name.starts_with("aux."));
         differences.refuse("weights", Allowed::default())?;
-        let build = |stage: &StageBlueprint| stage.with_values(Arc::clone(weights)).build().map_err(Error::Failed);
+        let build = |stage: &StageBlueprint| stage.for_predictions(Arc::clone(weights)).build().map_err(Error::Failed);
         Ok(Self { stages: stages.iter().map(build).collect::<Result<_>>()?, calls: 0 })
     }
 

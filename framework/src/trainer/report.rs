@@ -73,8 +73,8 @@ impl Evaluation {
 /// The final loss, with the measures that follow from it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FinalReport {
-    /// The mean loss per target.
-    pub loss: f64,
+    /// The mean loss per target; none if nothing was scored, as in a run that was stopped before its first step.
+    pub loss: Option<f64>,
     /// The fraction of targets predicted right; none if the loss does not count right predictions.
     pub accuracy: Option<f64>,
     /// `exp(loss)`; none if the loss does not count right predictions.
@@ -84,7 +84,7 @@ pub struct FinalReport {
 impl From<Score> for FinalReport {
     fn from(score: Score) -> Self {
         let perplexity = score.correct.map(|_| score.perplexity());
-        Self { loss: score.mean_loss(), accuracy: score.accuracy(), perplexity }
+        Self { loss: (score.count > 0.0).then(|| score.mean_loss()), accuracy: score.accuracy(), perplexity }
     }
 }
 

@@ -184,6 +184,7 @@ fn settings(optimizer: OptimizerConfig, arch: Option<&str>, dtype: ActivationDty
         schedule: LrSchedule::new(LrScheduleConfig::default()).unwrap(),
         loss: Arc::new(MeanSquaredError),
         head_losses: Default::default(),
+        check_gradients: true,
         given: Default::default(),
         heads: HeadsConfig { arch: arch.map(str::to_owned), ..HeadsConfig::default() },
         recompute: Recompute::None,

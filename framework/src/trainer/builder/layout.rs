@@ -10,7 +10,6 @@ use crate::{
     stage::initial::Differences,
     stage::{StageBlueprint, StageSettings},
     strategy::Plans,
-    trainer::Length,
 };
 
 /// A model, its partition and its plans, checked against each other: a run without the threads of its devices.
@@ -65,8 +64,16 @@ impl TrainerBuilder {
             recompute: self.recompute.clone(),
             ema: self.ema,
             dtype: self.dtype,
+            check_gradients: true,
         });
         let blueprints = StageBlueprint::of(&*self.model, &partition, &plans, &self.devices, &settings)?;
+        if let Some(k) = self.head_losses.keys().find(|&&k| k + 1 < stages && !blueprints[k].has_head()) {
+            return Err(Error::invalid(
+                "head_loss",
+                format!("stage {k} has no head, since no stage follows its loss"),
+                "leave it out, or build all heads (TrainerBuilder::probes)",
+            ));
+        }
         if let Some(differences) = self.differences(&blueprints) {
             differences.refuse("initial values", self.allowed)?;
         }
@@ -92,11 +99,7 @@ impl TrainerBuilder {
         at_least_one("in_flight", self.in_flight.unwrap_or(1))?;
         at_least_one("eval_every", self.settings.eval_every.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
         at_least_one("record", self.settings.record.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
-        match self.settings.length {
-            Length::Epochs(0) => return Err(Error::invalid("epochs", "0", "use 1 or more")),
-            Length::Steps(0) => return Err(Error::invalid("steps", "0", "use 1 or more")),
-            _ => {}
-        }
+        self.settings.length.validate()?;
         if let Some(clip) = &self.clip {
             clip.validate()?;
         }

@@ -105,6 +105,11 @@ impl Callback for EarlyStopping {
                 "there is no validation set",
                 "give one, such as fit((&train, &validation))",
             )),
+            // After an early stop the next fit counts from the beginning.
+            TrainEvent::Started { .. } if self.state.without_improvement >= self.config.patience => {
+                self.state.without_improvement = 0;
+                Ok(Control::Continue)
+            }
             TrainEvent::Evaluated { evaluation, .. } => Ok(self.observe(self.value(evaluation)?)),
             _ => Ok(Control::Continue),
         }
