@@ -52,7 +52,7 @@ fn builder(name: &str, stages: usize, strategy: impl Strategy + 'static) -> Trai
 fn run(builder: TrainerBuilder, steps: u64, recorded: u64) -> (f64, Timeline) {
     let mut trainer = builder.steps(steps).record(recorded).build().expect("a pipeline");
     let report = trainer.fit(&Ones).expect("a run");
-    (report.final_scores.loss.unwrap(), trainer.timeline().expect("a recorded timeline"))
+    (report.final_scores.loss.expect("a final loss"), trainer.timeline().expect("a recorded timeline"))
 }
 
 fn spans(timeline: &Timeline, stage: usize, kind: ActionKind) -> Vec<Span> {

@@ -106,7 +106,7 @@ fn results(run: &Run) -> Vec<(&'static str, String)> {
     vec![
         ("accuracy", or_dash(scores.and_then(|scores| scores.accuracy).map(words::percent))),
         ("perplexity", or_dash(perplexity.map(|perplexity| format!("{perplexity:.3}")))),
-        ("loss", or_dash(scores.map(|scores| four(scores.loss)))),
+        ("loss", or_dash(scores.and_then(|scores| scores.loss).map(four))),
         ("examples/s", or_dash(run.examples_per_second().map(|rate| format!("{rate:.1}")))),
         ("training time", words::duration(run.train_seconds())),
         ("steps", words::count(run.steps.len() as u64)),
