@@ -193,6 +193,6 @@ fn only_training_needs_gradients() {
         .map(|(name, t)| (name.to_owned(), t))
         .into_iter()
         .collect();
-    let output = Predictor::new(WithSoftmax, weights).unwrap().predict(&tensor(&[1, 3])).unwrap();
+    let output = Predictor::new(WithSoftmax, weights).unwrap().predict(tensor(&[1, 3])).unwrap();
     assert_eq!(output.to_vec2::<f32>().unwrap(), [[0.25; 4]]);
 }
