@@ -270,7 +270,7 @@ fn plan_predicts_training_and_training_can_use_it() {
     refused(&["--costs", "costs.json", "--set", "model.blocks=[1, 2]"], &["4 units", "the model has 5"]);
     costs["devices"][0]["units"][1]["forward"] = Value::from(-1.0);
     fs::write(folder.path().join("bad.json"), costs.to_string()).unwrap();
-    refused(&["--costs", "bad.json"], &["unit 1 takes -1 seconds"]);
+    refused(&["--costs", "bad.json"], &["unit 1 has a cost of -1 seconds"]);
     refused(&["--stages", "5"], &["5 stages", "1 to 4 stages"]);
     refused(&["--stages", "0"], &["--stages", "1 to 1000"]);
     refused(&["--micro-batches", "33"], &["--micro-batches", "use 1 to 32"]);
