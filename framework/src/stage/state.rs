@@ -46,7 +46,7 @@ impl StageState {
 
 impl Stage {
     /// Returns a copy of every parameter and buffer of the stage and its head, by name; of parameters the moving average, where there is one
-    /// ([`EmaConfig`]).
+    /// ([`EmaConfig`](crate::EmaConfig)).
     pub fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
         let mut tensors = self.parameters.snapshot()?;
         if let Some(head) = &self.head {
