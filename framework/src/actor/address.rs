@@ -2,18 +2,36 @@
 
 use std::time::Instant;
 
-use actix::{Addr, Handler, Message};
+use actix::{Actor, Addr, Handler, Message, dev::ToEnvelope, prelude::SendError};
 
 use super::{
     messages::{Activation, Credit, Gradient, TransferTimes},
     stage::StageActor,
-    wire::send,
 };
 use crate::{
-    Result,
+    Error, Result,
     metrics::MailboxGauge,
     transport::{Inbox, StageMessage},
 };
+
+/// Sends without waiting. A full or closed mailbox is an error, never a silent loss.
+pub(super) fn send<A, M>(to: &Addr<A>, name: &str, message: M) -> Result<()>
+where
+    A: Actor + Handler<M>,
+    A::Context: ToEnvelope<A, M>,
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    to.try_send(message).map_err(|error| undelivered(error, name))
+}
+
+/// Returns why a message to the actor `name` was not taken.
+pub(super) fn undelivered<M>(error: SendError<M>, name: &str) -> Error {
+    match error {
+        SendError::Full(_) => Error::MailboxFull(name.to_owned()),
+        SendError::Closed(_) => Error::Ended(name.to_owned()),
+    }
+}
 
 /// The address of a stage; counts the messages in its mailbox.
 #[derive(Clone)]

@@ -5,18 +5,16 @@ use std::{
     sync::{Arc, mpsc::Sender},
 };
 
-use actix::{Actor, Addr, Context, Handler};
+use actix::{Actor, Context, Handler, Recipient};
 
 use super::{
-    address::StageAddress,
+    address::{StageAddress, undelivered},
     messages::{
         Activation, Broadcast, Cleared, Credit, Feed, Norm, Observe, Observed, PipelineEvent, Reported, Restore,
         RestoreStages, TransferTimes,
     },
     sent::{Counter, count},
     stage::StageActor,
-    strategy::StrategyActor,
-    wire::send,
 };
 use crate::{
     Error, Failure, Origin, Phase, Result, Score,
@@ -29,7 +27,7 @@ use crate::{
 pub(super) struct Coordinator {
     stages: Vec<StageAddress>,
     /// The strategy actor, if plans are decided during the run: it is sent every finished step.
-    strategy: Option<Addr<StrategyActor>>,
+    strategy: Option<Recipient<Observe>>,
     /// Only steps below this one are fed: the plans of the others may still change.
     cleared: u64,
     events: Sender<PipelineEvent>,
@@ -82,7 +80,7 @@ impl<K: Ord + Copy, V> Gather<K, V> {
 impl Coordinator {
     pub(super) fn new(
         stages: Vec<StageAddress>,
-        strategy: Option<Addr<StrategyActor>>,
+        strategy: Option<Recipient<Observe>>,
         in_flight: usize,
         events: Sender<PipelineEvent>,
         sent: Arc<Counter>,
@@ -273,7 +271,8 @@ impl Handler<Reported> for Coordinator {
                 if let Some(stages) = self.steps.add(step, done.stage, done) {
                     match &self.strategy {
                         Some(strategy) => {
-                            let sent = send(strategy, "the strategy actor", Observe { step, stages });
+                            let sent = strategy.try_send(Observe { step, stages });
+                            let sent = sent.map_err(|error| undelivered(error, "the strategy actor"));
                             self.check(Origin::Strategy, sent);
                         }
                         None => self.tell(PipelineEvent::StepDone { step, stages, change: None }),

@@ -2,23 +2,22 @@
 
 use std::{sync::mpsc::Sender, time::Instant};
 
-use actix::{Addr, Message};
+use actix::Message;
 use candle_core::Tensor;
 use serde_json::Value;
 
-use super::{address::StageAddress, coordinator::Coordinator, wire::Wire};
 use crate::{
     Activation as Tensors, Batch, Failure, PlanSchedule, Result, Score,
     plan::PlanPhase,
     schedule::{MicroBatchId, Purpose},
     stage::{Payload, StageState},
-    transport::{Built, Report, StageStep},
+    transport::{Built, Report, StageStep, Transport},
 };
 
 /// To a stage: its connections.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(super) struct Connect(pub(super) Wire);
+pub(super) struct Connect(pub(super) Box<dyn Transport>);
 
 /// From the strategy actor to a stage: the gradient plans by step. The stage then builds its units.
 #[derive(Message)]
@@ -63,14 +62,6 @@ pub(super) struct Observed {
 #[rtype(result = "()")]
 pub(super) struct ReadStrategyState {
     pub(super) to: Sender<Result<Option<Value>>>,
-}
-
-/// From the pipeline's launch to the strategy actor: send the plans to these stages.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(super) struct StartStages {
-    pub(super) stages: Vec<StageAddress>,
-    pub(super) coordinator: Addr<Coordinator>,
 }
 
 /// The times at which a message was sent and put into the receiver's mailbox.

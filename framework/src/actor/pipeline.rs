@@ -15,17 +15,17 @@ use actix::{Actor, Addr, Arbiter, Context, Handler, Message, System};
 use serde_json::Value;
 
 use super::{
-    address::StageAddress,
+    address::{StageAddress, send},
     coordinator::Coordinator,
     delay::DelayLine,
     messages::{
-        Begin, Broadcast, Connect, Feed, PipelineEvent, ReadStrategyState, RestoreStages, StartStages, TakeSnapshot,
-        TakeState, Validated,
+        Begin, Broadcast, Connect, Feed, PipelineEvent, ReadStrategyState, RestoreStages, TakeSnapshot, TakeState,
+        Validated,
     },
     sent::{Counter, Sent},
     stage::{Settings, StageActor},
-    strategy::StrategyActor,
-    wire::{Neighbour, Wire, send},
+    strategy::{StartStages, StrategyActor},
+    wire::{Neighbour, Wire},
 };
 use crate::{
     Error, Failure, Result,
@@ -347,7 +347,7 @@ fn launch(
         .unzip();
     let adapts = plans.adapts();
     let strategy = StrategyActor::new(plans).start();
-    let observer = adapts.then(|| strategy.clone());
+    let observer = adapts.then(|| strategy.clone().recipient());
     let coordinator = Coordinator::new(actors.clone(), observer, in_flight, events, Arc::clone(&sent[stages])).start();
     for (k, actor) in actors.iter().enumerate() {
         let neighbour = |stage: usize| {
@@ -362,7 +362,7 @@ fn launch(
             sent: Arc::clone(&sent[k]),
         };
         // The mailboxes are new and empty: sending cannot fail.
-        let _ = actor.send(Connect(wire));
+        let _ = actor.send(Connect(Box::new(wire)));
     }
     let _ = send(&strategy, "the strategy actor", StartStages { stages: actors, coordinator: coordinator.clone() });
     Started { coordinator, strategy, arbiters, delays, sent }

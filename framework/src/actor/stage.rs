@@ -169,7 +169,7 @@ impl Handler<Connect> for StageActor {
 
     fn handle(&mut self, Connect(wire): Connect, _: &mut Self::Context) {
         self.mailbox.taken();
-        self.state = State::Connected { wire: Box::new(wire) };
+        self.state = State::Connected { wire };
     }
 }
 

@@ -5,13 +5,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use actix::{Actor, Addr, Context, Handler, Message};
 
 use super::{
-    address::StageAddress,
+    address::{StageAddress, send},
     coordinator::Coordinator,
-    messages::{Change, Cleared, FollowPlans, Observe, Observed, ReadStrategyState, Reported, StartStages},
+    messages::{Change, Cleared, FollowPlans, Observe, Observed, ReadStrategyState, Reported},
     stage::StageActor,
-    wire::send,
 };
 use crate::{Error, Failure, Origin, Phase, Result, strategy::Plans, transport::Report};
+
+/// From the pipeline's launch to the strategy actor: send the plans to these stages.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct StartStages {
+    pub(super) stages: Vec<StageAddress>,
+    pub(super) coordinator: Addr<Coordinator>,
+}
 
 /// The actor that holds the gradient plans of the run. It sends them to every stage, decides changes from what stages measure, and tells the
 /// coordinator up to which step every stage has its plans.

@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Instant};
 
-use actix::{Actor, Addr, Handler, Message, dev::ToEnvelope, prelude::SendError};
+use actix::Addr;
 
 use super::{
-    address::StageAddress,
+    address::{StageAddress, send},
     coordinator::Coordinator,
     delay::Delayed,
     messages::{Credit, Reported},
@@ -15,20 +15,6 @@ use crate::{
     Error, Failure, Origin, Phase, Result,
     transport::{Inbox, MessageKind, Report, StageMessage, Transport},
 };
-
-/// Sends without waiting. A full or closed mailbox is an error, never a silent loss.
-pub(super) fn send<A, M>(to: &Addr<A>, name: &str, message: M) -> Result<()>
-where
-    A: Actor + Handler<M>,
-    A::Context: ToEnvelope<A, M>,
-    M: Message + Send + 'static,
-    M::Result: Send,
-{
-    to.try_send(message).map_err(|error| match error {
-        SendError::Full(_) => Error::MailboxFull(name.to_owned()),
-        SendError::Closed(_) => Error::Ended(name.to_owned()),
-    })
-}
 
 /// The connections of one stage to its neighbours and the coordinator, in one process.
 pub(super) struct Wire {
@@ -100,7 +86,7 @@ mod tests {
         time::Duration,
     };
 
-    use actix::{Arbiter, System};
+    use actix::{Actor, Arbiter, System};
     use candle_core::{DType, Device, Tensor};
 
     use super::*;
