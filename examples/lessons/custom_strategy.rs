@@ -37,7 +37,7 @@ fn main() -> anyhow::Result<()> {
     println!("{}\n", trainer.plan());
     let plan = trainer.plan();
     assert_eq!((0..4).map(|k| plan.farthest(k)).collect::<Vec<_>>(), [1, 1, 3, 3]);
-    assert!(plan.crosses(2).is_empty(), "no gradient crosses the exit, so neither half waits for the other");
+    assert!(plan.losses_sent_back(2).is_empty(), "no gradient crosses the exit, so neither half waits for the other");
 
     let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
     for stage in &report.stages {

@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
     let plan = mixed.plan(4)?;
     println!("{plan}\n");
     assert_eq!(plan.farthest(1), 1, "stage 1 is trained by its own head");
-    assert_eq!(plan.crosses(1), [2], "and sends the loss of stage 2 back to stage 0");
+    assert_eq!(plan.losses_sent_back(1), [2], "and sends the loss of stage 2 back to stage 0");
 
     let strategies: [(&str, Box<dyn Strategy>); 4] = [
         ("local (1)", Box::new(Local)),

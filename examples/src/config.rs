@@ -239,7 +239,7 @@ impl RunConfig {
             .clip(self.clip.clone())
             .lr_schedule(self.lr_schedule.clone())
             .ema(self.ema)
-            .schedule(self.pipeline.schedule)
+            .policy(self.pipeline.schedule)
             .in_flight(self.in_flight)
             .micro_batches(self.micro_batches)
             .batch_size(self.batch_size)

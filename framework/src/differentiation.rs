@@ -7,11 +7,11 @@
 pub(crate) mod autograd;
 pub(crate) mod graph;
 mod held;
-mod kind;
+mod tensor_kind;
 
 pub use held::Held;
-pub use kind::Kind;
-pub(crate) use kind::kind_of;
+pub use tensor_kind::TensorKind;
+pub(crate) use tensor_kind::tensor_kind;
 
 use std::any::Any;
 

@@ -4,7 +4,7 @@
 //! each with its weight. Loss `j` is the loss of the head of stage `j`.
 //!
 //! - `wants(k) = { j ≥ k : some i ≤ k follows j }`: the losses whose backward pass runs through stage `k`.
-//! - `crosses(k) = { j ≥ k : some i < k follows j }`: the losses whose gradient stage `k` sends to stage `k-1`.
+//! - `losses_sent_back(k) = { j ≥ k : some i < k follows j }`: the losses whose gradient stage `k` sends to stage `k-1`.
 //! - The head of stage `k` is *needed* iff some stage follows `k`; any other head is a *probe head*.
 //!
 //! In some steps a stage also *measures* a loss: it computes the parameter gradient of that loss too, compares it with the one that it follows,
@@ -208,7 +208,7 @@ impl GradientPlan {
     }
 
     /// Returns the losses whose gradient stage `k` sends to stage `k-1`, nearest first.
-    pub fn crosses(&self, k: usize) -> &[usize] {
+    pub fn losses_sent_back(&self, k: usize) -> &[usize] {
         &self.crosses[k]
     }
 
@@ -286,10 +286,10 @@ mod tests {
         assert_eq!(plan.wants(1), [2, 3]);
         assert_eq!(plan.wants(2), [2, 3]);
         assert_eq!(plan.wants(3), [3]);
-        assert_eq!(plan.crosses(0), [0; 0]);
-        assert_eq!(plan.crosses(1), [2]);
-        assert_eq!(plan.crosses(2), [2, 3]);
-        assert_eq!(plan.crosses(3), [3]);
+        assert_eq!(plan.losses_sent_back(0), [0; 0]);
+        assert_eq!(plan.losses_sent_back(1), [2]);
+        assert_eq!(plan.losses_sent_back(2), [2, 3]);
+        assert_eq!(plan.losses_sent_back(3), [3]);
         assert_eq!(plan.backward(1, 2), Wants::INPUT);
         assert_eq!(plan.backward(1, 3), Wants::PARAMETERS);
         assert_eq!(plan.backward(2, 3), Wants::BOTH);
@@ -311,7 +311,10 @@ mod tests {
         let plan = widths(1, 4).measuring(vec![Some(1), None, Some(3), None]).unwrap();
         assert_eq!((0..4).map(|k| plan.farthest(k)).collect::<Vec<_>>(), [0, 1, 2, 3]);
         assert_eq!([plan.wants(0), plan.wants(1), plan.wants(2), plan.wants(3)], [&[0, 1][..], &[1], &[2, 3], &[3]]);
-        assert_eq!((plan.crosses(1), plan.crosses(2), plan.crosses(3)), (&[1][..], &[][..], &[3][..]));
+        assert_eq!(
+            (plan.losses_sent_back(1), plan.losses_sent_back(2), plan.losses_sent_back(3)),
+            (&[1][..], &[][..], &[3][..])
+        );
         assert_eq!(plan.backward(0, 1), Wants::PARAMETERS);
         assert_eq!(plan.backward(1, 1), Wants::BOTH);
         // A head that is only measured gives an output gradient.
@@ -338,7 +341,7 @@ mod tests {
         assert_eq!(plan.follows(0), [(0, 0.5), (1, 0.5)]);
         assert_eq!((plan.farthest(0), plan.width(1), plan.width(2)), (1, 2, 1));
         assert_eq!([plan.wants(0), plan.wants(1), plan.wants(2)], [&[0, 1][..], &[1, 2], &[2]]);
-        assert_eq!([plan.crosses(1), plan.crosses(2)], [[1], [2]]);
+        assert_eq!([plan.losses_sent_back(1), plan.losses_sent_back(2)], [[1], [2]]);
         assert_eq!((plan.backward(0, 0), plan.backward(1, 1)), (Wants::PARAMETERS, Wants::BOTH));
         assert!(plan.is_needed(0) && !plan.is_end_to_end());
         // The mean of each window; the last stage follows its own loss alone.

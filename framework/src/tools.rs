@@ -14,7 +14,7 @@ pub mod device {
 
 /// The kind of a named tensor, and the mode of a forward pass.
 pub mod differentiation {
-    pub use crate::differentiation::{Kind, Mode};
+    pub use crate::differentiation::{Mode, TensorKind};
 }
 
 /// Deadlocks: which stages wait for each other.

@@ -38,7 +38,7 @@ use crate::{
     Dataset, Error, GradientPlan, Loss, ModelSpec, PlanSchedule, Result, Weights, actor::Pipeline, model::Partition,
     stage::StageBlueprint, timeline::Timeline, transport::Built,
 };
-use loader::Order;
+use loader::ExampleOrder;
 use prediction::Prediction;
 use recording::Recording;
 use run_metrics::{RunMetrics, RunState};
@@ -124,7 +124,7 @@ pub struct Best {
 }
 
 #[derive(Clone, Debug)]
-struct Settings {
+struct FitSettings {
     seed: u64,
     first_step: u64,
     batch_size: usize,
@@ -200,7 +200,7 @@ pub struct Trainer {
     /// The stages' blueprints, for predictors.
     blueprints: Vec<StageBlueprint>,
     plans: PlanSchedule,
-    settings: Settings,
+    settings: FitSettings,
     partition: Partition,
     loss: Arc<dyn Loss>,
     callbacks: Vec<Box<dyn Callback>>,
@@ -208,7 +208,7 @@ pub struct Trainer {
     stop_reason: Option<String>,
     steps: u64,
     /// The order in which the last fit read its training set.
-    order: Option<Order>,
+    order: Option<ExampleOrder>,
     /// Whether the last fit was stopped, so that the next one continues its epoch.
     interrupted: bool,
     best: Option<Best>,

@@ -135,7 +135,7 @@ proptest! {
                 .batch_size(13)
         };
         let (expected, plans) = by_plain_calls(&make(), 8, micro_batches, 13);
-        let make = make().devices(devices(link)).recompute(recompute).in_flight(in_flight).schedule(policy);
+        let make = make().devices(devices(link)).recompute(recompute).in_flight(in_flight).policy(policy);
         let mut trainer = make.steps(8).build().unwrap();
         trainer.fit(&OneBatch { size: 13 }).unwrap();
         let found = trainer.snapshot().unwrap();

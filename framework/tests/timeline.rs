@@ -25,7 +25,7 @@ fn builder(policy: PolicyName, width: usize) -> TrainerBuilder {
         .strategy(Interlock::width(width))
         .probes()
         .clip(ClipConfig { max_norm: 0.1, scope: ClipScope::Global })
-        .schedule(policy)
+        .policy(policy)
         .micro_batches(MICROS)
         .batch_size(9)
         .eval_every(2)
@@ -138,7 +138,7 @@ fn what_crosses_a_boundary_is_used_after_it_was_made() {
                 let wants = plan.backward(k, loss);
                 usize::from(wants.input) + usize::from(wants.parameters)
             };
-            plan.crosses(k + 1).iter().map(parts).sum::<usize>()
+            plan.losses_sent_back(k + 1).iter().map(parts).sum::<usize>()
         })
         .sum();
     assert_eq!(crossed, (STAGES - 1 + gradients) * MICROS * STEPS as usize);

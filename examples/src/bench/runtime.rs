@@ -346,7 +346,7 @@ mod tests {
             train(&pipeline, &batch(&arguments).unwrap(), micro_batches, steps, |_, _| {}).unwrap();
             let sent = pipeline.sent();
             let (stages, micros) = (u64::from(stages), steps * micro_batches as u64);
-            let crossing: usize = (0..plan.stages()).map(|k| plan.crosses(k).len()).sum();
+            let crossing: usize = (0..plan.stages()).map(|k| plan.losses_sent_back(k).len()).sum();
             assert_eq!(sent.activations - before.activations, micros * stages);
             assert_eq!(sent.gradients - before.gradients, micros * crossing as u64);
             assert_eq!(sent.credits - before.credits, micros * stages);

@@ -18,21 +18,21 @@ use crate::{
 /// Delivers one message, and reports a failure to do so.
 type Deliver = Box<dyn FnOnce() + Send>;
 
-enum Order {
+enum DelayCommand {
     Deliver { due: Instant, deliver: Deliver },
     Stop,
 }
 
 /// The thread that delays messages. Dropping it stops the thread and discards what has not been delivered.
 pub(super) struct DelayLine {
-    orders: Sender<Order>,
+    orders: Sender<DelayCommand>,
     origin: Instant,
     thread: Option<JoinHandle<()>>,
 }
 
 /// One direction of one boundary, whose messages go through a delay line.
 pub(super) struct Delayed {
-    orders: Sender<Order>,
+    orders: Sender<DelayCommand>,
     origin: Instant,
     channel: Channel,
 }
@@ -56,7 +56,7 @@ impl DelayLine {
 impl Drop for DelayLine {
     fn drop(&mut self) {
         // If the thread has already ended, there is nothing to stop.
-        let _ = self.orders.send(Order::Stop);
+        let _ = self.orders.send(DelayCommand::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -78,7 +78,7 @@ impl Delayed {
                 "use a shorter transfer-ms or a larger gbps",
             )
         })?;
-        let order = Order::Deliver { due, deliver: Box::new(deliver) };
+        let order = DelayCommand::Deliver { due, deliver: Box::new(deliver) };
         self.orders.send(order).map_err(|_| Error::Ended("the thread that delays messages".to_owned()))
     }
 }
@@ -110,12 +110,12 @@ impl PartialEq for Waiting {
 
 impl Eq for Waiting {}
 
-fn run(orders: &Receiver<Order>) {
+fn run(orders: &Receiver<DelayCommand>) {
     wake_promptly();
     let mut waiting: BinaryHeap<Waiting> = BinaryHeap::new();
     for number in 0.. {
         let order = loop {
-            let Some(next) = waiting.peek() else { break orders.recv().unwrap_or(Order::Stop) };
+            let Some(next) = waiting.peek() else { break orders.recv().unwrap_or(DelayCommand::Stop) };
             let left = next.due.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {
                 if let Some(next) = waiting.pop() {
@@ -126,12 +126,12 @@ fn run(orders: &Receiver<Order>) {
             match orders.recv_timeout(left) {
                 Ok(order) => break order,
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break Order::Stop,
+                Err(RecvTimeoutError::Disconnected) => break DelayCommand::Stop,
             }
         };
         match order {
-            Order::Deliver { due, deliver } => waiting.push(Waiting { due, number, deliver }),
-            Order::Stop => return,
+            DelayCommand::Deliver { due, deliver } => waiting.push(Waiting { due, number, deliver }),
+            DelayCommand::Stop => return,
         }
     }
 }

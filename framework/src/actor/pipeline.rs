@@ -23,7 +23,7 @@ use super::{
         Validated,
     },
     sent::{Counter, Sent},
-    stage::{Settings, StageActor},
+    stage::{StageActor, StageActorSettings},
     strategy::{StartStages, StrategyActor},
     wire::{Neighbour, Wire},
 };
@@ -329,7 +329,7 @@ fn launch(
             // One message for every activation, gradient and credit that can be in flight to the stage, and some more. A micro-batch has at most one
             // gradient of each loss of this stage and those downstream.
             let mailbox = 16 + in_flight * (2 + stages - blueprint.index);
-            let settings = Settings {
+            let settings = StageActorSettings {
                 in_flight,
                 policy: settings.policy,
                 global_norm: settings.global_norm,

@@ -32,7 +32,7 @@ use crate::{
 /// One stage of the model as an actor on its own thread.
 pub(super) struct StageActor {
     blueprint: StageBlueprint,
-    settings: Settings,
+    settings: StageActorSettings,
     state: State,
     /// Messages in the mailbox: senders count up, this actor counts down.
     mailbox: MailboxGauge,
@@ -42,7 +42,7 @@ pub(super) struct StageActor {
 
 /// The settings of a stage actor that its blueprint does not have.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Settings {
+pub(super) struct StageActorSettings {
     pub(super) in_flight: usize,
     pub(super) policy: Policy,
     pub(super) global_norm: bool,
@@ -74,7 +74,7 @@ impl State {
 
 impl StageActor {
     /// The actor of a stage that is to be built; `mailbox` counts the messages that are sent to it.
-    pub(super) fn new(blueprint: StageBlueprint, settings: Settings, mailbox: MailboxGauge) -> Self {
+    pub(super) fn new(blueprint: StageBlueprint, settings: StageActorSettings, mailbox: MailboxGauge) -> Self {
         let span = tracing::info_span!("stage", index = blueprint.index);
         Self { blueprint, settings, state: State::Alone, mailbox, span }
     }

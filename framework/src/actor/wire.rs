@@ -95,7 +95,7 @@ mod tests {
         actor::{
             PipelineEvent,
             delay::DelayLine,
-            stage::{Settings, StageActor},
+            stage::{StageActor, StageActorSettings},
         },
         device::Link,
         metrics::MailboxGauge,
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn a_delayed_message_that_finds_nobody_is_the_runs_failure() {
         let blueprint = Trainer::builder(Nothing).layout().unwrap().blueprints.remove(0);
-        let settings = Settings {
+        let settings = StageActorSettings {
             in_flight: 1,
             policy: Policy::default(),
             global_norm: false,

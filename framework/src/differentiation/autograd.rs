@@ -17,10 +17,10 @@ use std::{
 use candle_core::{Device, Tensor, Var};
 use candle_nn::{ModuleT, VarBuilder};
 
-use self::recorder::Asked;
+use self::recorder::RecordedTensors;
 use crate::{
     Activation, Differentiable, Error, Gradients, ParameterGradients, Pass, Precision, Result, Saved, Wants,
-    differentiation::{Held, Kind, Pending, graph, kind_of},
+    differentiation::{Held, Pending, TensorKind, graph, tensor_kind},
 };
 
 /// A unit of a model, written as its forward pass.
@@ -112,14 +112,14 @@ impl<M: StageModule> Autograd<M> {
     /// # Errors
     /// If `build` fails.
     pub fn build(vb: VarBuilder<'static>, build: impl FnOnce(VarBuilder<'static>) -> Result<M>) -> Result<Self> {
-        let asked = Asked::default();
+        let asked = RecordedTensors::default();
         let module = build(asked.record(vb))?;
         let mut seen = HashSet::new();
         let (parameters, buffers): (Vec<_>, Vec<_>) = asked
             .take()
             .into_iter()
             .filter(|(_, tensor)| seen.insert(tensor.id()))
-            .partition(|(name, _)| kind_of(name) == Kind::Parameter);
+            .partition(|(name, _)| tensor_kind(name) == TensorKind::Parameter);
         let buffers = buffers.into_iter().map(|(_, tensor)| tensor).collect();
         Ok(Self { module, parameters, buffers, checked: Checked::default() })
     }

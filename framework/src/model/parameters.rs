@@ -15,7 +15,7 @@ use rand_distr::{Distribution, Normal, Uniform};
 
 use crate::{
     Error, Result,
-    differentiation::{Kind, kind_of},
+    differentiation::{TensorKind, tensor_kind},
     model::weights::Weights,
     random::Key,
 };
@@ -28,7 +28,7 @@ pub struct Entry {
     /// The value; shared with the layer that asked for it.
     pub var: Var,
     /// Parameter or buffer.
-    pub kind: Kind,
+    pub kind: TensorKind,
 }
 
 /// The named tensors of one stage's main part, or of one head, in the order in which they were asked for.
@@ -72,7 +72,7 @@ impl ParameterStore {
 
     /// The parameters only, in order of creation.
     pub fn parameters(&self) -> Vec<Entry> {
-        self.lock().entries.iter().filter(|e| e.kind == Kind::Parameter).cloned().collect()
+        self.lock().entries.iter().filter(|e| e.kind == TensorKind::Parameter).cloned().collect()
     }
 
     /// Returns the position in [`Self::entries`] of the tensor with this identity.
@@ -119,7 +119,7 @@ impl Inner {
         };
         let var = Var::from_tensor(&value)?;
         let tensor = var.as_tensor().clone();
-        let kind = kind_of(name);
+        let kind = tensor_kind(name);
         self.by_name.insert(name.to_owned(), self.entries.len());
         self.by_id.insert(var.id(), self.entries.len());
         self.entries.push(Entry { name: name.to_owned(), var, kind });

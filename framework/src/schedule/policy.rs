@@ -106,7 +106,7 @@ impl Policy {
             Action::Backward { wants: Wants { input: true, .. }, .. } => InputGradient,
             Action::Backward { .. } if full => FreeingGradient,
             Action::Backward { .. } => ParameterGradient,
-            Action::Head { output_gradient: true, .. } if plan.crosses(stage).contains(&stage) => AwaitedHead,
+            Action::Head { output_gradient: true, .. } if plan.losses_sent_back(stage).contains(&stage) => AwaitedHead,
             Action::Head { output_gradient: true, .. } => OwnHead,
             Action::Head { output_gradient: false, .. } => Probe,
         };

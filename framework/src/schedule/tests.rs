@@ -273,7 +273,7 @@ proptest! {
             prop_assert_eq!(&record.parameters, &followed);
             let measured = trained().filter_map(|&micro_batch| Some((micro_batch, plans.at(micro_batch.step).measures(k)?)));
             prop_assert_eq!(&record.measured, &measured.collect::<Vec<_>>());
-            let crossing = |micro_batch: &MicroBatchId| plans.at(micro_batch.step).crosses(k).len();
+            let crossing = |micro_batch: &MicroBatchId| plans.at(micro_batch.step).losses_sent_back(k).len();
             prop_assert_eq!(record.inputs.len(), trained().map(crossing).sum::<usize>());
             prop_assert_eq!(record.updates.len(), micros.len());
             prop_assert_eq!(record.forwards.len(), micro_batches.len());

@@ -37,7 +37,7 @@ impl Differences {
     /// Returns the differences of `given` from the model of these stages. If a unit cannot be built, the names of the model are incomplete, so no
     /// name counts as unknown; the build of the stage reports the failure.
     pub(crate) fn between(given: &Arc<Weights>, stages: &[StageBlueprint]) -> Self {
-        let asked = Asked { given: Arc::clone(given), shapes: Arc::default() };
+        let asked = ShapeRecorder { given: Arc::clone(given), shapes: Arc::default() };
         let root = VarBuilder::from_backend(Box::new(asked.clone()), DType::F32, Device::Cpu);
         let mut is_complete = true;
         for (unit, root) in stages.iter().flat_map(|stage| stage.units_from(&root)) {
@@ -96,18 +96,18 @@ pub(crate) fn list(names: &[String]) -> String {
 
 /// A builder backend that records the names and shapes that units request. It returns the given values, or zeros.
 #[derive(Clone)]
-struct Asked {
+struct ShapeRecorder {
     given: Arc<Weights>,
     shapes: Arc<Mutex<BTreeMap<String, Vec<usize>>>>,
 }
 
-impl Asked {
+impl ShapeRecorder {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Vec<usize>>> {
         self.shapes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl SimpleBackend for Asked {
+impl SimpleBackend for ShapeRecorder {
     fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         self.lock().entry(name.to_owned()).or_insert_with(|| shape.dims().to_vec());
         match self.given.get(name).filter(|value| value.shape() == &shape) {

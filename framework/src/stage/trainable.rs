@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Error, NonFinite, ParameterGradients, ParameterStore, Result,
-    differentiation::Kind,
+    differentiation::TensorKind,
     model::parameters::Entry,
     optimizer::{ClipFactor, Optimizer, OptimizerConfig, ParameterSettings, Slot, bytes},
     tensor::Numbers,
@@ -57,7 +57,7 @@ impl Trainable {
         let entries = store.entries();
         let settings = entries
             .iter()
-            .map(|e| Ok(if e.kind == Kind::Parameter { Some(config.settings(&e.name)?) } else { None }))
+            .map(|e| Ok(if e.kind == TensorKind::Parameter { Some(config.settings(&e.name)?) } else { None }))
             .collect::<Result<_>>()?;
         let gradients = entries.iter().map(|_| None).collect();
         Ok(Self { store, entries, settings, gradients, measured: Vec::new(), applied: None, optimizer, average: None })

@@ -10,7 +10,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use serde_json::Value;
 
-use super::{Callback, Criterion, Length, Settings, Stopper, TrainerState};
+use super::{Callback, Criterion, FitSettings, Length, Stopper, TrainerState};
 use crate::{
     ActivationDtype, Loss, ModelSpec, Pairwise, Predictor, Result, StageDevice, Strategy,
     device::Plain,
@@ -50,7 +50,7 @@ pub struct TrainerBuilder {
     allowed: Allowed,
     callbacks: Vec<Box<dyn Callback>>,
     stopper: Stopper,
-    settings: Settings,
+    settings: FitSettings,
 }
 
 impl TrainerBuilder {
@@ -77,7 +77,7 @@ impl TrainerBuilder {
             allowed: Allowed::default(),
             callbacks: Vec::new(),
             stopper: Stopper::new(),
-            settings: Settings {
+            settings: FitSettings {
                 seed: 0,
                 first_step: 0,
                 batch_size: 32,
@@ -209,7 +209,7 @@ impl TrainerBuilder {
     }
 
     /// Sets the order of a stage's actions when several are possible. It changes how long steps take, not their results. Default: `Interlock`.
-    pub fn schedule(self, policy: PolicyName) -> Self {
+    pub fn policy(self, policy: PolicyName) -> Self {
         Self { policy, ..self }
     }
 

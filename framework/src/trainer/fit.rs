@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Best, Control, Criterion, Evaluation, Length, Report, Split, TrainEvent, Trainer, evaluation, guarded,
-    loader::{Loader, Order},
+    loader::{ExampleOrder, Loader},
     run_metrics::RunState,
     trained::Trained,
 };
@@ -47,12 +47,12 @@ impl Trainer {
     }
 
     /// Returns the order in which a data set of `examples` is read from now on: the unfinished epoch of a stopped fit continues, or a new one begins.
-    fn order_of(&self, examples: usize) -> Result<Order> {
+    fn order_of(&self, examples: usize) -> Result<ExampleOrder> {
         let settings = &self.settings;
         match self.order {
             Some(order) if self.interrupted && order.examples == examples => Ok(order),
             last => {
-                let order = Order::new(examples, settings.batch_size, settings.drop_last, settings.seed)?;
+                let order = ExampleOrder::new(examples, settings.batch_size, settings.drop_last, settings.seed)?;
                 Ok(last.map_or(order, |last| order.beginning(last.epochs_begun(self.steps), self.steps)))
             }
         }
@@ -125,7 +125,13 @@ impl Trainer {
     }
 
     /// Runs the steps up to `until` (exclusive), or up to the last step that has been fed when the run is asked to end, and waits for them.
-    fn train_until(&mut self, data: &dyn Dataset, order: Order, until: u64, trained: &mut Trained) -> Result<()> {
+    fn train_until(
+        &mut self,
+        data: &dyn Dataset,
+        order: ExampleOrder,
+        until: u64,
+        trained: &mut Trained,
+    ) -> Result<()> {
         self.metrics.trains();
         let start = Instant::now();
         let (micro_batches, loss, steps) = (self.settings.micro_batches, Arc::clone(&self.loss), self.steps..until);

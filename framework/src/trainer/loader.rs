@@ -16,7 +16,7 @@ const AHEAD: usize = 2;
 
 /// The order in which a training set is read: shuffled for each epoch by the seed and the epoch's number.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Order {
+pub(super) struct ExampleOrder {
     pub(super) examples: usize,
     /// Steps of one pass over the training set.
     pub(super) per_epoch: u64,
@@ -27,7 +27,7 @@ pub(super) struct Order {
     seed: u64,
 }
 
-impl Order {
+impl ExampleOrder {
     /// Returns the order of a data set whose first epoch begins at step 0.
     ///
     /// # Errors
@@ -107,7 +107,7 @@ impl Loader {
     pub(super) fn training<'scope>(
         scope: &'scope Scope<'scope, '_>,
         data: &'scope dyn Dataset,
-        order: Order,
+        order: ExampleOrder,
         steps: Range<u64>,
     ) -> Self {
         let key = Key::new(order.seed).named("augment");
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn every_epoch_is_a_permutation_of_its_own_and_the_last_batch_is_short() {
-        let order = Order::new(10, 4, false, 1).unwrap();
+        let order = ExampleOrder::new(10, 4, false, 1).unwrap();
         assert_eq!(order.per_epoch, 3);
         let (first, second) = (order.epoch(0), order.epoch(1));
         assert_ne!(first, second);
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn an_order_that_begins_later_counts_its_steps_from_there() {
-        let order = Order::new(10, 4, true, 1).unwrap().beginning(4, 11);
+        let order = ExampleOrder::new(10, 4, true, 1).unwrap().beginning(4, 11);
         assert_eq!(order.per_epoch, 2);
         assert_eq!(
             [11, 12, 13].map(|step| (order.epoch_at(step), order.batch_of(step))),
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_training_set_without_a_batch_is_refused_with_a_remedy_that_helps() {
-        let refused = |examples, drop_last| Order::new(examples, 32, drop_last, 0).unwrap_err().to_string();
+        let refused = |examples, drop_last| ExampleOrder::new(examples, 32, drop_last, 0).unwrap_err().to_string();
         assert_eq!(refused(0, false), "training set: it has no examples; give at least one");
         assert_eq!(refused(0, true), refused(0, false));
         assert!(refused(3, true).ends_with("use a batch size of at most 3, or set drop_last to false"));

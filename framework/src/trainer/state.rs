@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Best, Evaluation, HeadScore, Settings, Trainer, guarded, loader::Order};
+use super::{Best, Evaluation, FitSettings, HeadScore, Trainer, guarded, loader::ExampleOrder};
 use crate::{Error, Result, Weights, model::Partition, stage::StageState, strategy::Plans};
 
 /// The version of the serialized form.
@@ -129,7 +129,7 @@ impl TrainerState {
     /// If it is of a run with others; the message says which.
     pub(super) fn check(
         &self,
-        settings: &Settings,
+        settings: &FitSettings,
         partition: &Partition,
         plans: &Plans,
         has_weights: bool,
@@ -246,8 +246,8 @@ impl Trainer {
             self.best = Some(Best { steps: best.steps, evaluation, weights });
         }
         if let Some(Position { examples, first_epoch, first_step }) = state.position {
-            let Settings { batch_size, drop_last, seed, .. } = self.settings;
-            let order = Order::new(examples, batch_size, drop_last, seed)?.beginning(first_epoch, first_step);
+            let FitSettings { batch_size, drop_last, seed, .. } = self.settings;
+            let order = ExampleOrder::new(examples, batch_size, drop_last, seed)?.beginning(first_epoch, first_step);
             (self.order, self.interrupted) = (Some(order), true);
         }
         let mut tensors: BTreeMap<String, Tensor> = state.tensors.into_iter().collect();

@@ -25,9 +25,9 @@ const ACCEPT: usize = 2;
 const REFUSE: usize = 4;
 
 /// A floating-point tensor that the output may depend on.
-struct Place {
+struct CheckedTensor {
     /// Its position in the input, or among the parameters.
-    at: At,
+    at: TensorPosition,
     /// The value at which the gradient is checked: its own, moved a little away from zeros, ties and kinks.
     base: Tensor,
     /// The size of its values.
@@ -37,7 +37,7 @@ struct Place {
 }
 
 #[derive(Clone, Copy)]
-enum At {
+enum TensorPosition {
     Input(usize),
     Parameter(usize),
 }
@@ -59,7 +59,7 @@ struct Check<'a, M> {
     layer: &'a Autograd<M>,
     x: Activation,
     pass: Pass,
-    places: Vec<Place>,
+    places: Vec<CheckedTensor>,
     vars: Vec<Option<Var>>,
     key: Key,
 }
@@ -107,18 +107,20 @@ impl<'a, M: StageModule> Check<'a, M> {
                 vars.push(var);
             }
         }
-        let parameters =
-            vars.iter().enumerate().filter_map(|(i, var)| Some((At::Parameter(i), var.as_ref()?.as_tensor())));
-        let inputs = x.tensors().iter().enumerate().map(|(i, tensor)| (At::Input(i), tensor));
+        let parameters = vars
+            .iter()
+            .enumerate()
+            .filter_map(|(i, var)| Some((TensorPosition::Parameter(i), var.as_ref()?.as_tensor())));
+        let inputs = x.tensors().iter().enumerate().map(|(i, tensor)| (TensorPosition::Input(i), tensor));
         let mut places = Vec::new();
         for (number, (at, value)) in inputs.chain(parameters).filter(|(_, t)| t.dtype().is_float()).enumerate() {
             let scale = size(value)?;
             let wanted = match at {
-                At::Input(_) => wants.input,
-                At::Parameter(_) => wants.parameters,
+                TensorPosition::Input(_) => wants.input,
+                TensorPosition::Parameter(_) => wants.parameters,
             };
             let base = (value.detach() + noise(value, scale * 0.1, key.named("base").with(number as u64))?)?;
-            places.push(Place { at, base, scale, wanted });
+            places.push(CheckedTensor { at, base, scale, wanted });
         }
         let pass = Pass { track: false, save: true, ..*pass };
         Ok((Self { layer, x: x.clone(), pass, places, vars, key }, Restore(restore)))
@@ -159,14 +161,16 @@ impl<'a, M: StageModule> Check<'a, M> {
 
     /// Refuses a module whose output depends on its input although the input's gradient is zero everywhere (rounding, signs).
     fn refuse_constant(&self) -> Result<()> {
-        let is_input = |place: &Place| matches!(place.at, At::Input(_));
+        let is_input = |place: &CheckedTensor| matches!(place.at, TensorPosition::Input(_));
         let Some(at) = self.places.iter().find(|place| is_input(place)).map(|place| place.at) else { return Ok(()) };
         let mut outputs = Vec::new();
         for round in 0..3 {
             let key = self.key.named("far").with(round);
-            let far = |place: &Place| match place.at {
-                At::Input(i) => Ok((&place.base + noise(&place.base, 2.0 * place.scale, key.with(i as u64))?)?),
-                At::Parameter(_) => Ok(place.base.clone()),
+            let far = |place: &CheckedTensor| match place.at {
+                TensorPosition::Input(i) => {
+                    Ok((&place.base + noise(&place.base, 2.0 * place.scale, key.with(i as u64))?)?)
+                }
+                TensorPosition::Parameter(_) => Ok(place.base.clone()),
             };
             let point = self.places.iter().map(far).collect::<Result<Vec<_>>>()?;
             let y = self.value(&point)?;
@@ -184,11 +188,11 @@ impl<'a, M: StageModule> Check<'a, M> {
         Ok(())
     }
 
-    fn refuse(&self, at: At, problem: String) -> Error {
+    fn refuse(&self, at: TensorPosition, problem: String) -> Error {
         let subject = match at {
-            At::Input(_) if self.x.tensors().len() == 1 => "its input".to_owned(),
-            At::Input(i) => format!("tensor {i} of its input"),
-            At::Parameter(i) => format!("parameter {}", self.layer.parameters[i].0),
+            TensorPosition::Input(_) if self.x.tensors().len() == 1 => "its input".to_owned(),
+            TensorPosition::Input(i) => format!("tensor {i} of its input"),
+            TensorPosition::Parameter(i) => format!("parameter {}", self.layer.parameters[i].0),
         };
         let remedy = format!("{REMEDY}; if the module stops it on purpose, call Autograd::without_gradient_check");
         Error::invalid(subject, problem, remedy)
@@ -211,7 +215,7 @@ impl<'a, M: StageModule> Check<'a, M> {
             }
             let mut size = 0.0_f64;
             let mut loss = |step: f64| -> Result<f64> {
-                let there = |(place, direction): (&Place, &Tensor)| Ok((&place.base + (direction * step)?)?);
+                let there = |(place, direction): (&CheckedTensor, &Tensor)| Ok((&place.base + (direction * step)?)?);
                 let point = self.places.iter().zip(&directions).map(there).collect::<Result<Vec<_>>>()?;
                 let y = self.value(&point)?;
                 size = y.iter().zip(c).map(|(y, c)| (y * c).powi(2)).sum::<f64>().sqrt();
@@ -246,8 +250,8 @@ impl<'a, M: StageModule> Check<'a, M> {
         let mut x = self.x.tensors().to_vec();
         for (place, value) in self.places.iter().zip(point) {
             match place.at {
-                At::Input(i) => x[i] = value.clone(),
-                At::Parameter(i) => {
+                TensorPosition::Input(i) => x[i] = value.clone(),
+                TensorPosition::Parameter(i) => {
                     if let Some(var) = &self.vars[i] {
                         var.set(value)?;
                     }
@@ -287,8 +291,8 @@ impl<'a, M: StageModule> Check<'a, M> {
             .iter()
             .map(|place| {
                 let gradient = match place.at {
-                    At::Input(_) => inputs.next(),
-                    At::Parameter(i) => parameters[i].as_ref(),
+                    TensorPosition::Input(_) => inputs.next(),
+                    TensorPosition::Parameter(i) => parameters[i].as_ref(),
                 };
                 gradient.map_or_else(|| Ok(vec![0.0; place.base.elem_count()]), numbers)
             })

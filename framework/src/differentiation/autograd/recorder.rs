@@ -7,9 +7,9 @@ use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 
 /// Named tensors, in the order in which a module asked for them.
 #[derive(Clone, Default)]
-pub(super) struct Asked(Arc<Mutex<Vec<(String, Tensor)>>>);
+pub(super) struct RecordedTensors(Arc<Mutex<Vec<(String, Tensor)>>>);
 
-impl Asked {
+impl RecordedTensors {
     /// Returns a builder that gives what `builder` gives and records it here.
     pub(super) fn record(&self, builder: VarBuilder<'static>) -> VarBuilder<'static> {
         let (dtype, device) = (builder.dtype(), builder.device().clone());
@@ -25,7 +25,7 @@ impl Asked {
 /// Passes requests on to a builder and records its answers.
 struct Recorder {
     builder: VarBuilder<'static>,
-    asked: Asked,
+    asked: RecordedTensors,
 }
 
 impl Recorder {

@@ -49,7 +49,7 @@ impl Piece {
 
 /// The time and memory of one run of a piece.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Measured {
+pub(super) struct PieceRun {
     pub(super) seconds: f64,
     pub(super) used: Option<Used>,
 }
@@ -61,7 +61,7 @@ pub(super) struct Chain<'a> {
     /// Reads the memory in use; none while only times are measured.
     pub(super) reader: Option<Reader<'a>>,
     /// In order of events.
-    pub(super) seen: HashMap<(usize, Piece), Vec<Measured>>,
+    pub(super) seen: HashMap<(usize, Piece), Vec<PieceRun>>,
     /// Bytes of each unit's output as it crosses a boundary.
     pub(super) outputs: Vec<usize>,
     /// Bytes of each unit's output gradient.
@@ -99,7 +99,7 @@ impl<'a> Chain<'a> {
             after: reader.in_use(),
             peak: reader.peak(),
         });
-        self.seen.entry((i, figure)).or_default().push(Measured { seconds, used });
+        self.seen.entry((i, figure)).or_default().push(PieceRun { seconds, used });
         Ok(result)
     }
 

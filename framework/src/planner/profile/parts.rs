@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::{
     Differentiable, Error, ModelSpec, ParameterGradients, ParameterStore, Phase, Result, StageDevice, Unit,
     device::{Part, PartKind},
-    differentiation::Kind,
+    differentiation::TensorKind,
     optimizer::OptimizerConfig,
     stage::OptimizerContext,
     stage::{StageSettings, Trainable, monitor::Monitor},
@@ -118,7 +118,7 @@ impl ProfiledUnits {
         for entry in part.parameters.iter().flat_map(|parameters| parameters.store().entries()) {
             let bytes = (entry.var.elem_count() * entry.var.dtype().size_in_bytes()) as u64;
             sum.parameters += bytes;
-            if entry.kind == Kind::Parameter && !self.optimizer.settings(&entry.name)?.frozen {
+            if entry.kind == TensorKind::Parameter && !self.optimizer.settings(&entry.name)?.frozen {
                 sum.gradients += bytes;
                 sum.optimizer += bytes * self.optimizer.kept_values();
             }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::chain::{Chain, Measured, Piece};
+use super::chain::{Chain, Piece, PieceRun};
 use crate::{Result, StageDevice, device::run_on};
 
 /// The least number of rounds that count, and the least time that they take.
@@ -62,7 +62,7 @@ impl Times {
                 round(chain)?;
                 rounds += 1;
             }
-            let seconds = |seen: &Vec<_>| median(seen.iter().map(|seen: &Measured| seen.seconds).collect());
+            let seconds = |seen: &Vec<_>| median(seen.iter().map(|seen: &PieceRun| seen.seconds).collect());
             let pieces = chain.seen.drain().map(|(piece, seen)| (piece, seconds(&seen))).collect();
             drop(unfinished);
             // Keeps the device busy until the others have been measured.

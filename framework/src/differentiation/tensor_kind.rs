@@ -5,7 +5,7 @@ const BUFFERS: [&str; 3] = ["running_mean", "running_var", "num_batches_tracked"
 
 /// The kind of a named tensor: a trained parameter or a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum TensorKind {
     /// Trained by the optimizer; every one must receive a gradient.
     Parameter,
     /// Updated by its layer, such as running statistics. Saved with the weights, never updated by an optimizer.
@@ -13,7 +13,7 @@ pub enum Kind {
 }
 
 /// Returns the kind of a tensor by the last part of its name.
-pub(crate) fn kind_of(name: &str) -> Kind {
+pub(crate) fn tensor_kind(name: &str) -> TensorKind {
     let last = name.rsplit('.').next().unwrap_or(name);
-    if BUFFERS.contains(&last) { Kind::Buffer } else { Kind::Parameter }
+    if BUFFERS.contains(&last) { TensorKind::Buffer } else { TensorKind::Parameter }
 }
