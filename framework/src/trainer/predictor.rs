@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    Activation, Error, ModelSpec, Result, Trainer, Weights,
+    Activation, Error, Failure, ModelSpec, NonFinite, Origin, Phase, Result, Trainer, Weights,
     schedule::{Action, MicroBatchId, Purpose},
     stage::{
         Outcome, Payload, Stage, StageBlueprint,
@@ -118,8 +118,16 @@ pub(crate) fn predict_at(stages: &mut [Stage], call: u64, inputs: Activation, he
     let output = forward(&mut stages[..=head], micro_batch, inputs);
     stages.iter_mut().for_each(|stage| stage.free(micro_batch));
     let output = output?.single()?.to_device(&Device::Cpu)?;
-    // A device may compute in less than f32.
-    Ok(if output.dtype().is_float() { output.to_dtype(DType::F32)? } else { output })
+    if !output.dtype().is_float() {
+        return Ok(output);
+    }
+    // A device may compute in less than f32, and an asynchronous one does not check values before they are read.
+    let output = output.to_dtype(DType::F32)?;
+    if !is_finite(&output)? {
+        let cause = Error::NotFinite(NonFinite::Activation, "the output of the head is not finite".to_owned());
+        return Err(Failure::new(Origin::Stage(head), Phase::Head, cause).into());
+    }
+    Ok(output)
 }
 
 /// Runs the forward pass through all of `stages`, and the last one's head.

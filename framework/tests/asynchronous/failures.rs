@@ -2,17 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use interlock::{
     ClipConfig, ClipScope, Dataset, EndToEnd, Error, Failure, HeadsConfig, Interlock, OptimizerConfig, Plain,
-    StageDevice, TrainerBuilder,
+    StageDevice, Trainer, TrainerBuilder,
 };
 
 use crate::{
     LAYERS, Targets,
     behind::{Behind, When as Late, each},
     builder,
-    common::{Fault, How, Spiral, When},
+    common::{Fault, How, Perceptron, Spiral, When},
     plain, run,
 };
 
@@ -142,5 +142,21 @@ fn an_evaluation_fails_where_the_first_value_is_not_finite() {
         };
         assert_eq!((failure.stage(), failure.phase), (Some(1), interlock::Phase::Forward), "{failure}");
         assert_eq!((failure.step, failure.micro_batch), (Some(0), Some(0)), "{failure}");
+    }
+}
+
+#[test]
+fn a_prediction_that_is_not_finite_is_an_error_on_every_device() {
+    let devices: [Arc<dyn StageDevice>; 2] = [Arc::new(Plain), Behind::new(Late::Polled(2))];
+    for device in devices {
+        let builder =
+            || Trainer::builder(Perceptron { layers: 2, fault: None }).devices([Arc::clone(&device)]).stages(1);
+        let mut weights = builder().build().unwrap().snapshot().unwrap();
+        let huge = Tensor::full(3e38_f32, weights["layers.1.weight"].shape(), &Device::Cpu).unwrap();
+        weights.insert("layers.1.weight", huge);
+        let inputs = Spiral { examples: 9 }.batch(&(0..9).collect::<Vec<_>>(), None).unwrap().inputs;
+        let error = builder().predictor(weights).unwrap().predict(inputs).unwrap_err();
+        let Error::Failed(failure) = error else { panic!("{error}") };
+        assert_eq!(failure.origin, interlock::Origin::Stage(0), "{}", device.name());
     }
 }
