@@ -8,8 +8,8 @@
 use candle_core::{Device, Tensor, Var};
 use divan::{Bencher, counter::ItemsCount};
 use interlock::{
-    Activation, CrossEntropy, Differentiable, Loss, OptimizerConfig, OptimizerKind, ParameterStore, Pass, Result,
-    Saved, Slot, Wants, tools::optimizer,
+    Activation, CrossEntropy, Differentiable, Loss, OptimizerConfig, OptimizerKind, ParameterStore, ParameterUpdate,
+    Pass, Result, Saved, Wants, tools::optimizer,
 };
 use interlock_backends::layers::{
     BatchNorm2d, CausalSelfAttention, Conv2d, Conv2dConfig, ConvBlock, Gelu, GlobalAvgPool, LayerNorm, Linear,
@@ -212,10 +212,10 @@ fn update(bencher: Bencher<'_, '_>, kind: OptimizerKind) {
     const COUNT: usize = 1 << 20;
     let var = Var::from_tensor(&Tensor::randn(0.0_f32, 1.0, COUNT, &Device::Cpu).unwrap()).unwrap();
     let gradient = Tensor::randn(0.0_f32, 1.0, COUNT, &Device::Cpu).unwrap();
-    let mut rule = optimizer::plain(&OptimizerConfig { kind, ..OptimizerConfig::default() }).unwrap();
+    let mut rule = optimizer::built_in(&OptimizerConfig { kind, ..OptimizerConfig::default() }).unwrap();
     let bencher = bencher.counter(ItemsCount::new(COUNT));
     bencher.bench_local(|| {
-        let slot = Slot {
+        let parameter = ParameterUpdate {
             name: "w",
             var: &var,
             unclipped: &gradient,
@@ -224,6 +224,6 @@ fn update(bencher: Bencher<'_, '_>, kind: OptimizerKind) {
             lr_scale: 1.0,
             weight_decay: 1e-4,
         };
-        rule.update(1e-3, &[slot])
+        rule.update(1e-3, &[parameter])
     });
 }

@@ -11,7 +11,7 @@ use std::{ops::RangeInclusive, sync::Arc};
 
 use candle_core::Device;
 use core_affinity::CoreId;
-use interlock::{Backend, Error, Plain, Result, StageDevice, tools::device::DeviceHooks};
+use interlock::{Backend, Error, PlainCpu, Result, StageDevice, tools::device::DeviceHooks};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use self::name::{CpuName, Layers};
@@ -157,7 +157,7 @@ pub fn cpu(core: usize) -> Arc<dyn StageDevice> {
     let open = CpuDevice::open_without_instruction_check;
     match open(&format!("cpu:cores={core}")).or_else(|_| open("cpu:threads=1")) {
         Ok(device) => Arc::new(device),
-        Err(_) => Arc::new(Plain),
+        Err(_) => Arc::new(PlainCpu),
     }
 }
 

@@ -59,8 +59,8 @@ fn targets() -> Tensor {
 fn stage(index: usize, store: &ParameterStore, device: &Device) -> Sequential {
     let root = store.builder(device).pp(index.to_string());
     match index {
-        0 => Sequential::default().and(Linear::new(4, 5, true, root).expect("a layer")).and(Gelu),
-        _ => Sequential::default().and(Linear::new(5, 3, true, root).expect("a layer")),
+        0 => Sequential::default().add(Linear::new(4, 5, true, root).expect("a layer")).add(Gelu),
+        _ => Sequential::default().add(Linear::new(5, 3, true, root).expect("a layer")),
     }
 }
 

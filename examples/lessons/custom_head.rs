@@ -26,7 +26,7 @@ impl ModelSpec for NarrowHeads {
         })?;
         Ok(Unit::new("", [10], move |vb| {
             let first = Linear::new(64, hidden, true, vb.pp("hidden"))?;
-            Ok(Sequential::default().and(first).and(Relu).and(Linear::new(hidden, 10, true, vb.pp("out"))?))
+            Ok(Sequential::default().add(first).add(Relu).add(Linear::new(hidden, 10, true, vb.pp("out"))?))
         }))
     }
 }

@@ -5,7 +5,7 @@
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_core::{D, DType, Tensor};
-use interlock::{Interlock, Loss, OptimizerConfig, Result, Score, Scored, Split, Targets, Trainer};
+use interlock::{Interlock, Loss, OptimizerConfig, PendingScore, Result, Score, Split, Targets, Trainer};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},
@@ -28,13 +28,13 @@ impl Loss for SquaredDistance {
         Ok(targets.elem_count() as f64)
     }
 
-    fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored> {
+    fn score(&self, output: &Tensor, targets: &Targets) -> Result<PendingScore> {
         let loss = f64::from((Self::error(output, targets)?.sqr()?.sum_all()?.to_scalar::<f32>()?) / 2.0);
         let right = output.argmax(D::Minus1)?.eq(&**targets)?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
         Ok(Score { loss, count: self.count(targets)?, correct: Some(f64::from(right)) }.into())
     }
 
-    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)> {
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(PendingScore, Tensor)> {
         Ok((self.score(output, targets)?, (Self::error(output, targets)? / total)?))
     }
 }

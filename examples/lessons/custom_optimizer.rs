@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use interlock::{Interlock, Optimizer, OptimizerConfig, OptimizerContext, Result, Slot, Split, StateDict, Trainer};
+use interlock::{
+    Interlock, Optimizer, OptimizerConfig, OptimizerContext, ParameterUpdate, Result, Split, StateDict, Trainer,
+};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},
@@ -20,14 +22,14 @@ struct Lion {
 }
 
 impl Optimizer for Lion {
-    fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()> {
-        for slot in slots {
-            let (gradient, value) = (slot.gradient()?, slot.var.as_detached_tensor());
-            let momentum = self.momentum.remove(slot.name).map_or_else(|| gradient.zeros_like(), Ok)?;
+    fn update(&mut self, lr: f64, updates: &[ParameterUpdate<'_>]) -> Result<()> {
+        for update in updates {
+            let (gradient, value) = (update.gradient()?, update.var.as_detached_tensor());
+            let momentum = self.momentum.remove(update.name).map_or_else(|| gradient.zeros_like(), Ok)?;
             let direction = ((&momentum * 0.9)? + (&gradient * 0.1)?)?.sign()?;
-            let change = ((direction + (&value * slot.weight_decay)?)? * (lr * slot.lr_scale))?;
-            slot.var.set(&(value - change)?)?;
-            self.momentum.insert(slot.name.to_owned(), ((momentum * 0.99)? + (gradient * 0.01)?)?);
+            let change = ((direction + (&value * update.weight_decay)?)? * (lr * update.lr_scale))?;
+            update.var.set(&(value - change)?)?;
+            self.momentum.insert(update.name.to_owned(), ((momentum * 0.99)? + (gradient * 0.01)?)?);
         }
         Ok(())
     }

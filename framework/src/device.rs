@@ -19,7 +19,7 @@ pub use asynchronous::AsynchronousDevice;
 pub(crate) use hooks::NoHooks;
 pub use hooks::{DeviceHooks, Part, PartKind};
 pub(crate) use link::Link;
-pub use plain::Plain;
+pub use plain::PlainCpu;
 pub use reading::{Mark, Reading};
 
 use std::sync::Arc;

@@ -6,10 +6,10 @@
 
 pub(crate) mod autograd;
 pub(crate) mod graph;
-mod held;
+mod saved_memory;
 mod tensor_kind;
 
-pub use held::Held;
+pub use saved_memory::SavedMemory;
 pub use tensor_kind::TensorKind;
 pub(crate) use tensor_kind::tensor_kind;
 
@@ -43,7 +43,7 @@ pub struct Pass {
     /// The step, counted from 0.
     pub step: u64,
     /// The micro-batch within the step, counted from 0.
-    pub micro: usize,
+    pub micro_batch: usize,
     /// Whether running statistics are to be updated: false when a forward pass is recomputed.
     pub track: bool,
     /// Whether a backward pass will use what this forward pass saves. In training it is false where the forward pass will be recomputed.
@@ -56,12 +56,12 @@ pub struct Pass {
 
 impl Pass {
     /// Returns a training pass.
-    pub fn train(seed: u64, step: u64, micro: usize) -> Self {
+    pub fn train(seed: u64, step: u64, micro_batch: usize) -> Self {
         Self {
             mode: Mode::Train,
             seed,
             step,
-            micro,
+            micro_batch,
             track: true,
             save: true,
             dtype: ActivationDtype::F32,
@@ -75,7 +75,7 @@ impl Pass {
             mode: Mode::Eval,
             seed: 0,
             step: 0,
-            micro: 0,
+            micro_batch: 0,
             track: false,
             save: false,
             dtype: ActivationDtype::F32,
@@ -92,31 +92,31 @@ impl Pass {
 /// The saved activations of one forward pass, as the backward pass of the same function reads them.
 pub struct Saved {
     value: Box<dyn Any + Send>,
-    held: Vec<Held>,
+    memory: Vec<SavedMemory>,
 }
 
 impl Saved {
     /// Saves `value`.
     pub fn new<T: Send + 'static>(value: T) -> Self {
-        Self { value: Box::new(value), held: Vec::new() }
+        Self { value: Box::new(value), memory: Vec::new() }
     }
 
-    /// Adds the memory that the value holds, for the memory reports of a stage. Memory of `Saved` values inside it ([`Self::held`]) must be
+    /// Adds the memory that the value holds, for the memory reports of a stage. Memory of `Saved` values inside it ([`Self::memory`]) must be
     /// added as well; memory that is not added here is not counted.
     #[must_use]
-    pub fn holding(mut self, held: impl IntoIterator<Item = Held>) -> Self {
-        self.held.extend(held);
+    pub fn with_memory(mut self, memory: impl IntoIterator<Item = SavedMemory>) -> Self {
+        self.memory.extend(memory);
         self
     }
 
-    /// Returns the memory that was added by [`Self::holding`].
-    pub fn held(&self) -> &[Held] {
-        &self.held
+    /// Returns the memory that was added by [`Self::with_memory`].
+    pub fn memory(&self) -> &[SavedMemory] {
+        &self.memory
     }
 
     /// Returns the bytes of that memory.
     pub fn bytes(&self) -> usize {
-        held::bytes(&self.held)
+        saved_memory::bytes(&self.memory)
     }
 
     /// Saves nothing (in evaluation, or in a layer whose backward pass needs nothing).
@@ -342,9 +342,10 @@ impl Sequential {
         self.0.push(Box::new(layer));
     }
 
-    /// Adds a layer at the end.
+    /// Adds a layer at the end, as candle's `Sequential::add` does.
     #[must_use]
-    pub fn and(mut self, layer: impl Differentiable + 'static) -> Self {
+    #[expect(clippy::should_implement_trait, reason = "candle's name; a layer is not a summand")]
+    pub fn add(mut self, layer: impl Differentiable + 'static) -> Self {
         self.push(layer);
         self
     }
@@ -385,8 +386,8 @@ impl Differentiable for Sequential {
             }
             x = y;
         }
-        let held: Vec<Held> = all.iter().flat_map(Saved::held).copied().collect();
-        Ok((x, Saved::new(all).holding(held)))
+        let memory: Vec<SavedMemory> = all.iter().flat_map(Saved::memory).copied().collect();
+        Ok((x, Saved::new(all).with_memory(memory)))
     }
 
     fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {

@@ -111,17 +111,17 @@ mod transport;
 pub use candle_core;
 pub use candle_nn;
 pub use data::{Batch, Dataset, InMemory};
-pub use device::{AsynchronousDevice, Backend, Mark, Plain, Reading, StageDevice};
+pub use device::{AsynchronousDevice, Backend, Mark, PlainCpu, Reading, StageDevice};
 pub use differentiation::{
-    Differentiable, Gradients, Held, ParameterGradients, Pass, Pending, Saved, Sequential,
+    Differentiable, Gradients, ParameterGradients, Pass, Pending, Saved, SavedMemory, Sequential,
     autograd::{Autograd, FromModule, FromModuleT, StageModule},
     graph::InGraph,
 };
 pub use error::{Error, Failure, NonFinite, Origin, Phase, Result};
-pub use loss::{CrossEntropy, Loss, MeanSquaredError, Score, Scored, Targets};
+pub use loss::{CrossEntropy, Loss, MeanSquaredError, PendingScore, Score, Targets};
 pub use model::{ModelSpec, ParameterStore, Unit, Weights};
 pub use optimizer::{
-    Optimizer, OptimizerConfig, OptimizerKind, ParameterGroup, Slot, StageOverride, StateDict,
+    Optimizer, OptimizerConfig, OptimizerKind, ParameterGroup, ParameterUpdate, StageOverride, StateDict,
     clip::{ClipConfig, ClipScope},
     lr_schedule::LrScheduleConfig,
 };

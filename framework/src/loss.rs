@@ -7,7 +7,7 @@ mod mean_squared_error;
 pub use cross_entropy::CrossEntropy;
 pub use mean_squared_error::MeanSquaredError;
 
-use std::ops::Deref;
+use std::ops::{Add, Deref};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -40,10 +40,12 @@ impl Score {
     pub fn perplexity(&self) -> f64 {
         self.mean_loss().exp()
     }
+}
 
-    /// Returns the sum of this score and `other`.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
+impl Add for Score {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
         let correct = match (self.correct, other.correct) {
             (Some(a), Some(b)) => Some(a + b),
             // An empty score does not say whether the loss counts right predictions.
@@ -60,14 +62,14 @@ impl Score {
 /// A loss that has read its value returns a [`Score`] with `.into()`. On an asynchronous device a loss returns [`Self::on_device`], so that the host
 /// does not wait.
 #[derive(Clone, Debug)]
-pub struct Scored {
+pub struct PendingScore {
     /// The loss, summed over the targets that count; then how many were predicted right, if the loss counts them.
     pub(crate) numbers: Numbers,
     /// How many targets count.
     pub(crate) count: f64,
 }
 
-impl Scored {
+impl PendingScore {
     /// Returns a score over `count` targets that is still on the output's device. `numbers` is an `f64` tensor: `(1)` with the loss summed over the
     /// targets that count, or `(2)` with that sum and the number of targets predicted right.
     pub fn on_device(numbers: Tensor, count: f64) -> Self {
@@ -95,7 +97,7 @@ impl Scored {
     }
 }
 
-impl From<Score> for Scored {
+impl From<Score> for PendingScore {
     fn from(Score { loss, count, correct }: Score) -> Self {
         Self { numbers: Numbers::Host([loss].into_iter().chain(correct).collect()), count }
     }
@@ -150,7 +152,7 @@ impl Deref for Targets {
 ///
 /// ```
 /// use candle_core::Tensor;
-/// use interlock::{Loss, Result, Score, Scored, Targets};
+/// use interlock::{Loss, Result, Score, PendingScore, Targets};
 ///
 /// /// `Σ |y - t|`
 /// struct AbsoluteError;
@@ -160,12 +162,12 @@ impl Deref for Targets {
 ///         Ok(targets.elem_count() as f64)
 ///     }
 ///
-///     fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored> {
+///     fn score(&self, output: &Tensor, targets: &Targets) -> Result<PendingScore> {
 ///         let loss = (output - &**targets)?.abs()?.sum_all()?.to_scalar::<f32>()?;
 ///         Ok(Score { loss: loss.into(), count: self.count(targets)?, correct: None }.into())
 ///     }
 ///
-///     fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)> {
+///     fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(PendingScore, Tensor)> {
 ///         let gradient = ((output - &**targets)?.sign()? / total)?;
 ///         Ok((self.score(output, targets)?, gradient))
 ///     }
@@ -185,11 +187,11 @@ pub trait Loss: Send + Sync {
     ///
     /// # Errors
     /// If the targets do not fit the output.
-    fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored>;
+    fn score(&self, output: &Tensor, targets: &Targets) -> Result<PendingScore>;
 
     /// Returns the score, and the gradient of `sum of losses / total` with respect to `output`, of the shape of `output`.
     ///
     /// # Errors
     /// As [`Self::score`].
-    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)>;
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(PendingScore, Tensor)>;
 }

@@ -19,7 +19,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use crate::{Error, NonFinite, Result, tensor::elementwise};
 
 /// One parameter with its gradient, as an optimizer gets it.
-pub struct Slot<'a> {
+pub struct ParameterUpdate<'a> {
     /// The parameter's full name; the key of its state.
     pub name: &'a str,
     /// The value, to be changed in place.
@@ -52,7 +52,7 @@ impl ClipFactor {
     pub const NONE: Self = Self::Host(1.0);
 }
 
-impl Slot<'_> {
+impl ParameterUpdate<'_> {
     /// Returns the clipped gradient. An update rule with its own loop saves memory and time if it multiplies by `clip` in that loop.
     pub fn gradient(&self) -> Result<Tensor> {
         Ok(match &self.clip {
@@ -96,16 +96,16 @@ impl Slot<'_> {
 /// An optimizer serves the parameters of one part of a stage, on that stage's thread only. An optimizer with a state implements
 /// [`state`](Self::state) and [`restore`](Self::restore), so that a run can be continued bit for bit.
 pub trait Optimizer: Send {
-    /// Updates every parameter of `slots` in place with learning rate `lr`.
-    fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()>;
+    /// Updates every parameter of `parameters` in place with learning rate `lr`.
+    fn update(&mut self, lr: f64, parameters: &[ParameterUpdate<'_>]) -> Result<()>;
 
-    /// Returns whether updates use gradients. If not, a parameter without a gradient is no error, and is left out of `slots`. Default: true.
+    /// Returns whether updates use gradients. If not, a parameter without a gradient is no error, and is left out of `parameters`. Default: true.
     fn uses_gradients(&self) -> bool {
         true
     }
 
-    /// Returns whether [`Self::update`] checks the values that it writes for infinities and NaN, and fails with [`Slot::not_finite`]. Default: false;
-    /// the stage then checks them after the update, which reads every parameter once more. If [`Slot::asynchronous`], the stage always does.
+    /// Returns whether [`Self::update`] checks the values that it writes for infinities and NaN, and fails with [`ParameterUpdate::not_finite`]. Default: false;
+    /// the stage then checks them after the update, which reads every parameter once more. If [`ParameterUpdate::asynchronous`], the stage always does.
     fn checks_values(&self) -> bool {
         false
     }
@@ -134,7 +134,7 @@ pub trait Optimizer: Send {
 }
 
 /// Makes the optimizer that `config` names.
-pub fn plain(config: &OptimizerConfig) -> Result<Box<dyn Optimizer>> {
+pub fn built_in(config: &OptimizerConfig) -> Result<Box<dyn Optimizer>> {
     Ok(match config.kind {
         OptimizerKind::Sgd => Box::new(Sgd::new(config)),
         OptimizerKind::Adamw => Box::new(AdamW::new(config)),
@@ -153,24 +153,25 @@ type ByParameter<S> = HashMap<String, S>;
 ///
 /// # Errors
 /// If it does not have as many elements as the parameter.
-fn restored_values(restored: Option<&Tensor>, slot: &Slot<'_>) -> Result<Option<Vec<f32>>> {
-    let in_place = slot.var.device().is_cpu() && slot.var.dtype() == DType::F32 && slot.var.is_contiguous();
+fn restored_values(restored: Option<&Tensor>, parameter: &ParameterUpdate<'_>) -> Result<Option<Vec<f32>>> {
+    let in_place =
+        parameter.var.device().is_cpu() && parameter.var.dtype() == DType::F32 && parameter.var.is_contiguous();
     match restored.filter(|_| in_place) {
-        Some(tensor) => Ok(Some(like_parameter(tensor, slot)?.flatten_all()?.to_vec1()?)),
+        Some(tensor) => Ok(Some(like_parameter(tensor, parameter)?.flatten_all()?.to_vec1()?)),
         None => Ok(None),
     }
 }
 
 /// State with the shape, the dtype and the device of its parameter.
-fn like_parameter(state: &Tensor, slot: &Slot<'_>) -> Result<Tensor> {
-    if state.elem_count() != slot.var.elem_count() {
+fn like_parameter(state: &Tensor, parameter: &ParameterUpdate<'_>) -> Result<Tensor> {
+    if state.elem_count() != parameter.var.elem_count() {
         return Err(Error::invalid(
-            format!("optimizer state of {}", slot.name),
+            format!("optimizer state of {}", parameter.name),
             format!("it has {} values", state.elem_count()),
-            format!("the parameter has {}", slot.var.elem_count()),
+            format!("the parameter has {}", parameter.var.elem_count()),
         ));
     }
-    Ok(state.to_device(slot.var.device())?.to_dtype(slot.var.dtype())?.reshape(slot.var.shape())?)
+    Ok(state.to_device(parameter.var.device())?.to_dtype(parameter.var.dtype())?.reshape(parameter.var.shape())?)
 }
 
 /// State values as a checkpoint stores them: a tensor of one dimension.

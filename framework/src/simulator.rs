@@ -13,7 +13,7 @@ mod costs;
 mod critical;
 mod deadlock;
 mod in_flight;
-mod world;
+mod simulation;
 
 pub use costs::StageCosts;
 pub use critical::{Bottleneck, CriticalPath, Segment};
@@ -136,7 +136,7 @@ impl Simulated {
 /// If its parts are not for the same number of stages or a number is out of range; [`Error::Deadlock`](crate::Error::Deadlock) if the stages
 /// wait for each other forever.
 pub fn simulate(scenario: &Scenario) -> Result<Simulated> {
-    world::World::new(scenario)?.run()
+    simulation::Simulation::new(scenario)?.run()
 }
 
 #[cfg(test)]

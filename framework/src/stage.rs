@@ -133,7 +133,7 @@ pub struct Stage {
     head: Option<Head>,
     loss: Arc<dyn Loss>,
     clip: Option<ClipConfig>,
-    schedule: LrSchedule,
+    lr_schedule: LrSchedule,
     recompute: bool,
     dtype: ActivationDtype,
     monitor: Monitor,
@@ -190,12 +190,12 @@ impl Stage {
 
     /// Sets the number of steps of the run in the learning-rate schedule.
     pub fn begin(&mut self, total_steps: u64) {
-        self.schedule.set_total(total_steps);
+        self.lr_schedule.set_total(total_steps);
     }
 
     /// Passes the last stage's validation loss, the same for every stage, to the learning-rate schedule.
     pub fn observe_validation(&mut self, loss: f64) {
-        self.schedule.observe(loss);
+        self.lr_schedule.observe(loss);
     }
 
     /// Stores a micro-batch for a later forward pass. Its targets stay on the host, where losses check them.

@@ -43,9 +43,8 @@ pub mod model {
 /// The built-in optimizers, and learning-rate schedules.
 pub mod optimizer {
     pub use crate::optimizer::{
-        AdamW, ClipFactor, ParameterSettings, Sgd,
+        AdamW, ClipFactor, ParameterSettings, Sgd, built_in,
         lr_schedule::{LrRule, LrSchedule},
-        plain,
     };
 }
 
@@ -57,7 +56,7 @@ pub mod plain {
 /// The costs of units on a device, and the search for the fastest cut.
 pub mod planner {
     pub use crate::planner::{
-        Cut, DeviceCosts, HeadCosts, MemoryMeter, Placement, Profile, Replicas, Setup, UnitCosts,
+        DeviceCosts, HeadCosts, MemoryMeter, Placement, PlannedCut, PlannerSetup, Profile, Replicas, UnitCosts,
     };
 }
 
@@ -105,5 +104,7 @@ pub mod trainer {
 
 /// The transport of messages between stages.
 pub mod transport {
-    pub use crate::transport::{Built, Inbox, MessageHeader, MessageKind, Report, StageMessage, StageStep, Transport};
+    pub use crate::transport::{
+        Built, CoordinatorMessage, MessageHeader, MessageKind, StageMailbox, StageMessage, StageStep, Transport,
+    };
 }

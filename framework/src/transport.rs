@@ -11,7 +11,7 @@ use crate::{
 
 /// A stage's message to the coordinator.
 #[derive(Debug)]
-pub enum Report {
+pub enum CoordinatorMessage {
     /// The stage has been built.
     Built(Built),
     /// One head's score of one micro-batch, in evaluation.
@@ -189,14 +189,14 @@ pub trait Transport: Send {
     ///
     /// # Errors
     /// If the coordinator has ended.
-    fn report(&mut self, report: Report) -> Result<()>;
+    fn report(&mut self, report: CoordinatorMessage) -> Result<()>;
 }
 
 /// The receiving half of a transport: the mailbox of a stage.
 ///
 /// Whoever carries messages calls it, from any thread: in one process the sending stage or the delay line, between processes the receiving thread. It
 /// never waits. Messages are handled in the order of the calls.
-pub trait Inbox: Send + Sync {
+pub trait StageMailbox: Send + Sync {
     /// Puts a message into the mailbox. `sent` is the time at which it was sent, if that is known on this host's clock; by default it arrives at
     /// once.
     ///

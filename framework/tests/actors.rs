@@ -249,8 +249,10 @@ fn a_pipeline_stops_with_messages_on_their_way() {
             record: None,
         };
         let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings).unwrap();
-        let pieces = vec![Spiral { examples: 3 }.batch(&[0, 1, 2], None).unwrap()];
-        pipeline.feed(Feed { purpose: Purpose::Train, step: 0, pieces, first: 0, of: 1, total: 3.0 }).unwrap();
+        let micro_batches = vec![Spiral { examples: 3 }.batch(&[0, 1, 2], None).unwrap()];
+        pipeline
+            .feed(Feed { purpose: Purpose::Train, step: 0, micro_batches, first_index: 0, count: 1, total: 3.0 })
+            .unwrap();
         while pipeline.sent().activations < 2 {
             std::thread::yield_now();
         }
@@ -282,8 +284,10 @@ fn a_snapshot_keeps_the_events_that_come_meanwhile() {
     };
     let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings).unwrap();
     let feed = |step| {
-        let pieces = vec![OneBatch { size: 7 }.batch(&[], None).unwrap()];
-        pipeline.feed(Feed { purpose: Purpose::Train, step, pieces, first: 0, of: 1, total: 7.0 }).unwrap();
+        let micro_batches = vec![OneBatch { size: 7 }.batch(&[], None).unwrap()];
+        pipeline
+            .feed(Feed { purpose: Purpose::Train, step, micro_batches, first_index: 0, count: 1, total: 7.0 })
+            .unwrap();
     };
     let before = pipeline.sent().reports;
     feed(0);

@@ -14,8 +14,8 @@ use candle_core::Tensor;
 use common::{Chain, Perceptron, Slope, Spiral, given, scalars};
 use interlock::{
     Adaptive, Batch, Callback, Control, Criterion, Dataset, EarlyStopping, EarlyStoppingConfig, EmaConfig, Error,
-    Interlock, Key, Length, Optimizer, OptimizerConfig, OptimizerContext, ParameterGroup, Result, Slot, StageOverride,
-    TrainEvent, Trainer, TrainerBuilder, Weights,
+    Interlock, Key, Length, Optimizer, OptimizerConfig, OptimizerContext, ParameterGroup, ParameterUpdate, Result,
+    StageOverride, TrainEvent, Trainer, TrainerBuilder, Weights,
 };
 
 fn bits(tensors: Weights) -> BTreeMap<String, Vec<u32>> {
@@ -60,12 +60,12 @@ fn one_scalar() -> TrainerBuilder {
 struct March(u32, Arc<Mutex<Vec<(usize, bool, u32)>>>, (usize, bool));
 
 impl Optimizer for March {
-    fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()> {
+    fn update(&mut self, lr: f64, parameters: &[ParameterUpdate<'_>]) -> Result<()> {
         self.0 += 1;
         self.1.lock().unwrap().push((self.2.0, self.2.1, self.0));
-        for slot in slots {
-            let decayed = (slot.var.as_detached_tensor() * (1.0 - slot.weight_decay))?;
-            slot.var.set(&(decayed - lr * slot.lr_scale)?)?;
+        for parameter in parameters {
+            let decayed = (parameter.var.as_detached_tensor() * (1.0 - parameter.weight_decay))?;
+            parameter.var.set(&(decayed - lr * parameter.lr_scale)?)?;
         }
         Ok(())
     }
@@ -297,7 +297,7 @@ fn a_run_that_continues_from_a_strategys_state_decides_as_the_whole_run() {
     }
     let refused = perceptron().strategy_state(serde_json::json!({})).layout().map(drop).unwrap_err();
     assert!(
-        refused.is_refusal() && refused.to_string().starts_with("strategy state: the strategy keeps none"),
+        refused.is_refusal() && refused.to_string().starts_with("strategy state: this strategy has no state"),
         "{refused}"
     );
 }

@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use common::{Perceptron, Spiral};
 use interlock::{
     Batch, Callback, Control, Criterion, CrossEntropy, Dataset, EarlyStopping, EarlyStoppingConfig, Error, Key, Length,
-    Loss, LrScheduleConfig, Origin, Result, Score, Scored, Stopper, Targets, TrainEvent, Trainer, TrainerBuilder,
+    Loss, LrScheduleConfig, Origin, PendingScore, Result, Score, Stopper, Targets, TrainEvent, Trainer, TrainerBuilder,
 };
 
 fn builder() -> TrainerBuilder {
@@ -233,10 +233,10 @@ fn early_stopping_counts_from_the_beginning_in_the_fit_after_it_stopped() {
         fn count(&self, targets: &Tensor) -> Result<f64> {
             CrossEntropy::default().count(targets)
         }
-        fn score(&self, _: &Tensor, targets: &Targets) -> Result<Scored> {
+        fn score(&self, _: &Tensor, targets: &Targets) -> Result<PendingScore> {
             Ok(Score { loss: 1.0, count: self.count(targets.given())?, correct: None }.into())
         }
-        fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)> {
+        fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(PendingScore, Tensor)> {
             CrossEntropy::default().differentiate(output, targets, total)
         }
     }
@@ -258,7 +258,7 @@ fn a_training_set_that_is_empty_is_refused_with_a_remedy_that_helps() {
 #[test]
 fn no_devices_are_refused_by_their_name() {
     let error = Trainer::builder(Perceptron { layers: 2, fault: None }).devices(vec![]).layout().err().unwrap();
-    assert!(error.to_string().starts_with("devices: there is none"), "{error}");
+    assert!(error.to_string().starts_with("devices: the list is empty"), "{error}");
 }
 
 #[test]
@@ -284,11 +284,11 @@ impl Loss for Uncounted {
         panic!("nothing to count");
     }
 
-    fn score(&self, _: &Tensor, _: &Targets) -> Result<Scored> {
+    fn score(&self, _: &Tensor, _: &Targets) -> Result<PendingScore> {
         Ok(Score::default().into())
     }
 
-    fn differentiate(&self, output: &Tensor, _: &Targets, _: f64) -> Result<(Scored, Tensor)> {
+    fn differentiate(&self, output: &Tensor, _: &Targets, _: f64) -> Result<(PendingScore, Tensor)> {
         Ok((Score::default().into(), output.zeros_like()?))
     }
 }
@@ -363,11 +363,11 @@ impl Loss for CountsLater {
         self.1.count(targets)
     }
 
-    fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored> {
+    fn score(&self, output: &Tensor, targets: &Targets) -> Result<PendingScore> {
         self.1.score(output, targets)
     }
 
-    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)> {
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(PendingScore, Tensor)> {
         self.1.differentiate(output, targets, total)
     }
 }

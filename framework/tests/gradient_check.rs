@@ -161,7 +161,7 @@ fn buffers_change_in_tracked_passes_only() {
 fn layers_of_a_sequence_are_checked_at_their_first_backward_pass() {
     let checked = |operation: Operation| {
         let layer = Autograd::build(builder(), |_| Ok(FromModule(operation))).unwrap();
-        let sequence = interlock::Sequential::default().and(layer);
+        let sequence = interlock::Sequential::default().add(layer);
         let x = Tensor::new(&[[0.3_f32, -1.7, 2.1], [0.2, 0.9, -0.4]], &Device::Cpu).unwrap().into();
         let (y, saved) = sequence.forward(&x, &Pass::train(0, 0, 0)).unwrap();
         sequence.backward(&saved, &y, Wants::BOTH).map(|_| ()).map_err(|error| error.to_string())

@@ -11,7 +11,8 @@ use candle_core::{Device, Tensor};
 use common::{ByTarget, Chain, Matrices, Slope, given, scalars};
 use interlock::{
     Activation, Autograd, Batch, Dataset, EndToEnd, FromModule, GradientPlan, HeadsConfig, HeadsTrained, Interlock,
-    Loss, ModelSpec, OptimizerConfig, Pass, Plain, StageModule, Strategy, Trainer, Unit, tools::plain::PlainPipeline,
+    Loss, ModelSpec, OptimizerConfig, Pass, PlainCpu, StageModule, Strategy, Trainer, Unit,
+    tools::plain::PlainPipeline,
 };
 
 const WEIGHTS: [(&str, f32); 7] = [
@@ -32,7 +33,7 @@ fn gradients(stages: usize, strategy: impl Strategy + 'static) -> BTreeMap<Strin
         .heads(HeadsConfig { arch: None, train: HeadsTrained::All })
         .loss(Slope(1.0))
         .optimizer(OptimizerConfig { lr: 1e-3, momentum: 0.0, ..OptimizerConfig::default() })
-        .devices([Arc::new(Plain) as Arc<dyn interlock::StageDevice>])
+        .devices([Arc::new(PlainCpu) as Arc<dyn interlock::StageDevice>])
         .initial_values(given(&WEIGHTS))
         .allow_unknown(true); // shorter chains need fewer
     let layout = builder.layout().unwrap();
@@ -210,7 +211,7 @@ impl ModelSpec for ByOperation {
 
 fn by_operation(operation: fn(&Tensor) -> interlock::Result<Tensor>, declared: usize) -> interlock::Error {
     let builder = Trainer::builder(ByOperation { operation, declared }).strategy(EndToEnd).stages(3).steps(1);
-    let builder = builder.devices([Arc::new(Plain) as Arc<dyn interlock::StageDevice>]).batch_size(2);
+    let builder = builder.devices([Arc::new(PlainCpu) as Arc<dyn interlock::StageDevice>]).batch_size(2);
     builder.build().and_then(|mut trainer| trainer.fit(&Threes)).map(|_| ()).unwrap_err()
 }
 

@@ -77,7 +77,7 @@ fn a_head_that_is_not_there_and_inputs_that_are_not_finite_are_refused() {
     let (inputs, _) = inputs();
     for head in [0, 2] {
         let error = predictor.predict_at(head, &inputs).unwrap_err().to_string();
-        assert_eq!(error, format!("head: stage {head} has none; heads are at stages 1"));
+        assert_eq!(error, format!("head: stage {head} has no head; heads are at stages 1"));
     }
     let error = predictor.predict((&inputs / 0.0).unwrap()).unwrap_err().to_string();
     assert!(error.starts_with("inputs: they hold an infinity or a NaN"), "{error}");

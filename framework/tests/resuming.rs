@@ -13,8 +13,8 @@ use candle_core::{Device, Tensor};
 use common::{Perceptron, Spiral};
 use interlock::{
     Adaptive, Callback, Control, Criterion, EarlyStopping, EarlyStoppingConfig, EmaConfig, EndToEnd, Interlock, Length,
-    Local, LrScheduleConfig, Optimizer, OptimizerConfig, OptimizerContext, OptimizerKind, Result, Slot, Split,
-    StateDict, Strategy, TrainEvent, Trainer, TrainerBuilder, TrainerState, Weights, WidthSchedule,
+    Local, LrScheduleConfig, Optimizer, OptimizerConfig, OptimizerContext, OptimizerKind, ParameterUpdate, Result,
+    Split, StateDict, Strategy, TrainEvent, Trainer, TrainerBuilder, TrainerState, Weights, WidthSchedule,
 };
 use serde_json::{Value, json};
 
@@ -45,17 +45,17 @@ struct Own {
 }
 
 impl Optimizer for Own {
-    fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()> {
+    fn update(&mut self, lr: f64, parameters: &[ParameterUpdate<'_>]) -> Result<()> {
         self.updates += 1;
-        for slot in slots {
-            let gradient = slot.gradient()?.detach();
-            let sum = match self.sums.remove(slot.name) {
+        for parameter in parameters {
+            let gradient = parameter.gradient()?.detach();
+            let sum = match self.sums.remove(parameter.name) {
                 Some(sum) => ((sum * 0.5)? + gradient)?,
                 None => gradient,
             };
-            let change = (&sum * (lr * slot.lr_scale / (self.updates as f64).sqrt()))?;
-            slot.var.set(&(slot.var.as_detached_tensor() - change)?)?;
-            self.sums.insert(slot.name.to_owned(), sum);
+            let change = (&sum * (lr * parameter.lr_scale / (self.updates as f64).sqrt()))?;
+            parameter.var.set(&(parameter.var.as_detached_tensor() - change)?)?;
+            self.sums.insert(parameter.name.to_owned(), sum);
         }
         Ok(())
     }
@@ -268,7 +268,7 @@ fn the_state_of_another_run_is_refused_by_name() {
     refused(from(momentum(builder())).heads(Default::default()).allow_unknown(true), "is of shape");
     refused(from(adamw(builder())), "which AdamW does not have; give the state of AdamW");
     refused(from(momentum(builder())).strategy(adaptive()), "this one decides plans");
-    refused(from(momentum(builder())).ema(None), "had a moving average, and has none here; set ema");
+    refused(from(momentum(builder())).ema(None), "has a moving average in this state, but ema is not set");
     refused(from(momentum(builder())).first_step(2), "it is of step 3, and first_step is 2");
     refused(
         from(momentum(builder())).seed(8),
@@ -308,7 +308,7 @@ fn the_state_of_another_run_is_refused_by_name() {
 fn an_optimizer_that_fails_to_return_its_state_is_named_by_its_stage() {
     struct Silent;
     impl Optimizer for Silent {
-        fn update(&mut self, _: f64, _: &[Slot<'_>]) -> Result<()> {
+        fn update(&mut self, _: f64, _: &[ParameterUpdate<'_>]) -> Result<()> {
             Ok(())
         }
         fn state(&self) -> Result<StateDict> {

@@ -44,7 +44,7 @@ enum Module {
 ///
 /// # Errors
 /// If there is no such unit, or the description is wrong or does not fit the unit's output; the message names the part.
-pub fn behind(units: &[Unit], unit: usize, arch: &str, outputs: usize, fc_weight: Option<Init>) -> Result<Unit> {
+pub fn after(units: &[Unit], unit: usize, arch: &str, outputs: usize, fc_weight: Option<Init>) -> Result<Unit> {
     let before = units.get(unit).ok_or_else(|| {
         Error::invalid(
             "heads",
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn head_after_a_missing_unit_is_refused() {
-        let text = behind(&[], 3, "fc", 10, None).unwrap_err().to_string();
+        let text = after(&[], 3, "fc", 10, None).unwrap_err().to_string();
         assert!(text.contains("no unit 3"), "{text}");
     }
 }

@@ -62,7 +62,7 @@ impl ModelSpec for Mlp {
 
     fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
         let units = self.units()?;
-        heads::behind(&units, unit, arch, self.dims[self.dims.len() - 1], None)
+        heads::after(&units, unit, arch, self.dims[self.dims.len() - 1], None)
     }
 
     fn default_head(&self) -> &str {

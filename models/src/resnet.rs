@@ -182,7 +182,7 @@ impl ModelSpec for ResNet {
     }
 
     fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
-        heads::behind(&self.units()?, unit, arch, self.classes, None)
+        heads::after(&self.units()?, unit, arch, self.classes, None)
     }
 
     fn default_head(&self) -> &str {

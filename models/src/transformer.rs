@@ -130,7 +130,7 @@ impl ModelSpec for Transformer {
     }
 
     fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
-        heads::behind(&self.units()?, unit, arch, self.vocab, Some(blocks::INITIAL_WEIGHT))
+        heads::after(&self.units()?, unit, arch, self.vocab, Some(blocks::INITIAL_WEIGHT))
     }
 
     fn default_head(&self) -> &str {

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Tensor};
 use interlock::{
     ActivationDtype, Batch, ClipConfig, ClipScope, Dataset, Error, Interlock, Key, ModelSpec, Optimizer,
-    OptimizerConfig, OptimizerContext, Recompute, Result, Slot, TrainEvent, Trainer, tools::schedule::ActionKind,
+    OptimizerConfig, OptimizerContext, ParameterUpdate, Recompute, Result, TrainEvent, Trainer,
+    tools::schedule::ActionKind,
 };
 use interlock_backends::Backends;
 use interlock_models::{ResNet, Transformer};
@@ -78,7 +79,7 @@ fn transformer_trains_without_changes() {
 struct NoGradients;
 
 impl Optimizer for NoGradients {
-    fn update(&mut self, _: f64, slots: &[Slot<'_>]) -> Result<()> {
+    fn update(&mut self, _: f64, slots: &[ParameterUpdate<'_>]) -> Result<()> {
         Err(Error::other(format!("{} gradients of an emulated device", slots.len())))
     }
 }

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{
-    Activation, Differentiable, Error, Gradients, Optimizer, ParameterGradients, Pass, Pending, Result, Saved, Slot,
-    Wants,
+    Activation, Differentiable, Error, Gradients, Optimizer, ParameterGradients, ParameterUpdate, Pass, Pending,
+    Result, Saved, Wants,
     tools::{
         device::{Part, PartKind},
         sleep,
@@ -93,7 +93,7 @@ impl Differentiable for Asleep {
 pub(super) struct Rest(pub(super) Duration);
 
 impl Optimizer for Rest {
-    fn update(&mut self, _: f64, _: &[Slot<'_>]) -> Result<()> {
+    fn update(&mut self, _: f64, _: &[ParameterUpdate<'_>]) -> Result<()> {
         spend(self.0, || Ok(()))
     }
 

@@ -41,8 +41,8 @@ impl Differentiable for Relu {
         let saved = match pass.is_train() {
             true => {
                 let y = SavedTensor::new(y, pass)?;
-                let held = y.held();
-                Saved::new(SavedRelu { y, dims, order }).holding([held])
+                let memory = y.memory();
+                Saved::new(SavedRelu { y, dims, order }).with_memory([memory])
             }
             false => Saved::nothing(),
         };

@@ -9,7 +9,7 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 use interlock::{
-    Activation, Differentiable, Error, Gradients, Held, ParameterGradients, Pass, Pending, Result, Saved, Wants,
+    Activation, Differentiable, Error, Gradients, ParameterGradients, Pass, Pending, Result, Saved, SavedMemory, Wants,
 };
 
 use super::{
@@ -75,12 +75,13 @@ enum Mixing {
 }
 
 impl Mixing {
-    fn held(&self) -> Vec<Held> {
+    fn memory(&self) -> Vec<SavedMemory> {
         match self {
-            Self::Kernels { qkv, logs, keep } => {
-                [qkv.held(), Held::slice(logs)].into_iter().chain(keep.as_deref().map(Held::slice)).collect()
-            }
-            Self::CandleOperations(saved) => saved.held(),
+            Self::Kernels { qkv, logs, keep } => [qkv.memory(), SavedMemory::of_slice(logs)]
+                .into_iter()
+                .chain(keep.as_deref().map(SavedMemory::of_slice))
+                .collect(),
+            Self::CandleOperations(saved) => saved.memory(),
         }
     }
 }
@@ -193,9 +194,9 @@ impl Differentiable for CausalSelfAttention {
         let (y, c_proj) = self.c_proj.forward(&mixed.into(), pass)?;
         let (y, output) = self.output_dropout.forward(&y, pass)?;
         let saved = if pass.is_train() {
-            let mut held = mixing.held();
-            held.extend([&c_attn, &c_proj, &output].into_iter().flat_map(Saved::held).copied());
-            Saved::new(SavedAttention { heads, c_attn, mixing, c_proj, output }).holding(held)
+            let mut memory = mixing.memory();
+            memory.extend([&c_attn, &c_proj, &output].into_iter().flat_map(Saved::memory).copied());
+            Saved::new(SavedAttention { heads, c_attn, mixing, c_proj, output }).with_memory(memory)
         } else {
             Saved::nothing()
         };

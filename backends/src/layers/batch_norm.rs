@@ -144,8 +144,8 @@ impl Differentiable for BatchNorm2d {
         let saved = match pass.is_train() {
             true => {
                 let x = SavedTensor::new(x, pass)?;
-                let held = x.held();
-                Saved::new(SavedBatchNorm { x, norm }).holding([held])
+                let memory = x.memory();
+                Saved::new(SavedBatchNorm { x, norm }).with_memory([memory])
             }
             false => Saved::nothing(),
         };

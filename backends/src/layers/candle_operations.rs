@@ -28,7 +28,7 @@ mod shape;
 pub(super) use attention::{SavedHeads, backward_heads, mix};
 
 use candle_core::{DType, Shape, Tensor};
-use interlock::{Activation, Differentiable, Error, Gradients, Held, Pass, Precision, Result, Saved, Wants};
+use interlock::{Activation, Differentiable, Error, Gradients, Pass, Precision, Result, Saved, SavedMemory, Wants};
 
 use super::{
     form::Form,
@@ -57,7 +57,7 @@ pub(super) trait CandleOperations: Differentiable {
     fn compute(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Self::Saved)>;
 
     /// Returns the memory of these tensors.
-    fn held(saved: &Self::Saved) -> Vec<Held>;
+    fn memory(saved: &Self::Saved) -> Vec<SavedMemory>;
 
     /// Returns the gradients that `wants` asks for, from a contiguous output gradient of the output's shape and dtype.
     fn compute_gradients(&self, saved: &Self::Saved, c: &Tensor, wants: Wants) -> Result<Gradients>;
@@ -134,8 +134,8 @@ pub(super) fn forward<L: CandleOperations>(layer: &L, x: &Tensor, pass: &Pass) -
     let (y, saved) = layer.compute(&layer.enter(x, pass)?, pass)?;
     let saved = match pass.is_train() {
         true => {
-            let held = L::held(&saved);
-            Saved::new(Forward { saved, shape: y.shape().clone(), dtype: y.dtype() }).holding(held)
+            let memory = L::memory(&saved);
+            Saved::new(Forward { saved, shape: y.shape().clone(), dtype: y.dtype() }).with_memory(memory)
         }
         false => Saved::nothing(),
     };

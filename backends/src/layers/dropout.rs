@@ -4,7 +4,7 @@
 //! so a recomputed forward pass draws the same one.
 
 use candle_core::Shape;
-use interlock::{Activation, Differentiable, Error, Gradients, Held, Key, Pass, Result, Saved, Wants};
+use interlock::{Activation, Differentiable, Error, Gradients, Key, Pass, Result, Saved, SavedMemory, Wants};
 use rand::Rng;
 use rayon::prelude::*;
 
@@ -49,7 +49,7 @@ pub(super) fn keep(probability: f64, name: &str, pass: &Pass, count: usize) -> R
     if probability == 0.0 || !pass.is_train() {
         return Ok(None);
     }
-    let key = Key::new(pass.seed).named("dropout").named(name).with(pass.step).with(pass.micro as u64);
+    let key = Key::new(pass.seed).named("dropout").named(name).with(pass.step).with(pass.micro_batch as u64);
     // A random number below the threshold drops the element.
     let threshold = (probability * 4_294_967_296.0) as u32;
     let mut keep = vec![false; count];
@@ -83,8 +83,8 @@ impl Differentiable for Dropout {
             }
         };
         let saved = if pass.is_train() {
-            let held = keep.as_deref().map(Held::slice);
-            Saved::new(SavedDropout { shape: x.shape().clone(), keep }).holding(held)
+            let memory = keep.as_deref().map(SavedMemory::of_slice);
+            Saved::new(SavedDropout { shape: x.shape().clone(), keep }).with_memory(memory)
         } else {
             Saved::nothing()
         };

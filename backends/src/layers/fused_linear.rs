@@ -37,9 +37,9 @@ impl FusedLinear {
         let form: Box<dyn Differentiable> = match (Form::on(linear.weight.device()), inner) {
             (Form::Kernels, inner) => Box::new(LinearKernels { inner, linear: linear.clone() }),
             (Form::CandleOperations, Inner::Norm(norm)) => {
-                Box::new(Sequential::default().and(norm).and(linear.clone()))
+                Box::new(Sequential::default().add(norm).add(linear.clone()))
             }
-            (Form::CandleOperations, Inner::Gelu) => Box::new(Sequential::default().and(Gelu).and(linear.clone())),
+            (Form::CandleOperations, Inner::Gelu) => Box::new(Sequential::default().add(Gelu).add(linear.clone())),
         };
         Self { form, linear }
     }

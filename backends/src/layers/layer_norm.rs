@@ -8,7 +8,9 @@
 
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
-use interlock::{Activation, Differentiable, Gradients, Held, ParameterGradients, Pass, Pending, Result, Saved, Wants};
+use interlock::{
+    Activation, Differentiable, Gradients, ParameterGradients, Pass, Pending, Result, Saved, SavedMemory, Wants,
+};
 
 use super::{
     candle_operations,
@@ -73,8 +75,8 @@ impl Differentiable for LayerNorm {
         let saved = match pass.is_train() {
             true => {
                 let x = SavedTensor::new(x, pass)?;
-                let held = [x.held(), Held::slice(&statistics)];
-                Saved::new(SavedLayerNorm { x, statistics }).holding(held)
+                let memory = [x.memory(), SavedMemory::of_slice(&statistics)];
+                Saved::new(SavedLayerNorm { x, statistics }).with_memory(memory)
             }
             false => Saved::nothing(),
         };

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use candle_core::Shape;
-use interlock::{Activation, Differentiable, Error, Gradients, Held, Pass, Result, Saved, Wants};
+use interlock::{Activation, Differentiable, Error, Gradients, Pass, Result, Saved, SavedMemory, Wants};
 use rayon::prelude::*;
 
 use super::{
@@ -119,8 +119,8 @@ impl Differentiable for MaxPool2d {
         let y = channels_first(&tensor(y, (batch, window.places[0], window.places[1], channels))?)?;
         let saved = match pass.is_train() {
             true => {
-                let held = Held::slice(&chosen);
-                Saved::new(SavedMaxPool { shape, window, chosen }).holding([held])
+                let memory = SavedMemory::of_slice(&chosen);
+                Saved::new(SavedMaxPool { shape, window, chosen }).with_memory([memory])
             }
             false => Saved::nothing(),
         };

@@ -4,7 +4,7 @@
 
 use candle_core::{DType, Tensor};
 use interlock::{
-    Activation, Differentiable, Error, Gradients, Held, ParameterGradients, Pass, Pending, Result, Saved, Wants,
+    Activation, Differentiable, Error, Gradients, ParameterGradients, Pass, Pending, Result, Saved, SavedMemory, Wants,
 };
 
 use super::{candle_operations, images::MemoryOrder, slices::read};
@@ -99,8 +99,9 @@ impl Differentiable for Residual {
         let y = add(&y, &short, dtype)?;
         let saved = match pass.is_train() {
             true => {
-                let held: Vec<Held> = shortcut.iter().chain([&main]).flat_map(Saved::held).copied().collect();
-                Saved::new(SavedResidual { main, shortcut, dtype }).holding(held)
+                let memory: Vec<SavedMemory> =
+                    shortcut.iter().chain([&main]).flat_map(Saved::memory).copied().collect();
+                Saved::new(SavedResidual { main, shortcut, dtype }).with_memory(memory)
             }
             false => Saved::nothing(),
         };

@@ -1,7 +1,7 @@
 //! Tensors that layers save for their backward passes, as they are or rounded.
 
 use candle_core::{Shape, Tensor};
-use interlock::{ActivationDtype, Held, Pass, Result, Saved};
+use interlock::{ActivationDtype, Pass, Result, Saved, SavedMemory};
 
 use super::slices::read;
 use crate::kernels::half;
@@ -25,17 +25,17 @@ impl SavedTensor {
     }
 
     /// Returns the memory that it takes.
-    pub(super) fn held(&self) -> Held {
+    pub(super) fn memory(&self) -> SavedMemory {
         match self {
-            Self::Whole(x) => Held::tensor(x),
-            Self::Half(bits, _) => Held::slice(bits),
+            Self::Whole(x) => SavedMemory::of_tensor(x),
+            Self::Half(bits, _) => SavedMemory::of_slice(bits),
         }
     }
 
     /// Makes this the only tensor that a layer saves.
     pub(super) fn saved(self) -> Saved {
-        let held = self.held();
-        Saved::new(self).holding([held])
+        let memory = self.memory();
+        Saved::new(self).with_memory([memory])
     }
 
     /// Returns the tensor in `f32`, as a copy if it was rounded.

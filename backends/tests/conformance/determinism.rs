@@ -18,15 +18,15 @@ fn network(store: &ParameterStore, device: &dyn StageDevice) -> Result<Sequentia
         Conv2d::new(config, root.pp(name))
     };
     Ok(Sequential::default()
-        .and(conv(3, 8, 1, "conv1")?)
-        .and(BatchNorm2d::new(8, root.pp("bn1"))?)
-        .and(Relu)
-        .and(MaxPool2d::new(3, 2, 1))
-        .and(conv(8, 16, 2, "conv2")?)
-        .and(BatchNorm2d::new(16, root.pp("bn2"))?)
-        .and(Relu)
-        .and(GlobalAvgPool)
-        .and(Linear::new(16, 5, true, root.pp("fc"))?))
+        .add(conv(3, 8, 1, "conv1")?)
+        .add(BatchNorm2d::new(8, root.pp("bn1"))?)
+        .add(Relu)
+        .add(MaxPool2d::new(3, 2, 1))
+        .add(conv(8, 16, 2, "conv2")?)
+        .add(BatchNorm2d::new(16, root.pp("bn2"))?)
+        .add(Relu)
+        .add(GlobalAvgPool)
+        .add(Linear::new(16, 5, true, root.pp("fc"))?))
 }
 
 /// Returns the bits of the output and of all gradients of one pass.

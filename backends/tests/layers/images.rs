@@ -240,17 +240,17 @@ fn residual_blocks_keep_the_contract() {
     let x = random("x", &[2, 3, 5, 7]);
     check("identity shortcut", &x, &|vb| {
         let main = Sequential::default()
-            .and(Conv2d::new(conv(3, 3, 3, 1, 1, false), vb.pp("conv1"))?)
-            .and(BatchNorm2d::new(3, vb.pp("bn1"))?);
+            .add(Conv2d::new(conv(3, 3, 3, 1, 1, false), vb.pp("conv1"))?)
+            .add(BatchNorm2d::new(3, vb.pp("bn1"))?);
         Ok(Box::new(Residual::new(Box::new(main), None)))
     });
     check("downsampling shortcut", &x, &|vb| {
         let main = Sequential::default()
-            .and(Conv2d::new(conv(3, 4, 3, 2, 1, false), vb.pp("conv1"))?)
-            .and(BatchNorm2d::new(4, vb.pp("bn1"))?);
+            .add(Conv2d::new(conv(3, 4, 3, 2, 1, false), vb.pp("conv1"))?)
+            .add(BatchNorm2d::new(4, vb.pp("bn1"))?);
         let short = Sequential::default()
-            .and(Conv2d::new(conv(3, 4, 1, 2, 0, false), vb.pp("downsample.0"))?)
-            .and(BatchNorm2d::new(4, vb.pp("downsample.1"))?);
+            .add(Conv2d::new(conv(3, 4, 1, 2, 0, false), vb.pp("downsample.0"))?)
+            .add(BatchNorm2d::new(4, vb.pp("downsample.1"))?);
         Ok(Box::new(Residual::new(Box::new(main), Some(Box::new(short)))))
     });
     let unequal = Residual::new(Box::new(AvgPool2d::new(2, 2)), None);
@@ -275,15 +275,15 @@ fn convolution_blocks_equal_their_layers_one_after_another() {
                 main.push(Relu);
             }
             let (conv, norm) = link(config, &vb, at).expect("a link");
-            main = main.and(conv).and(norm);
+            main = main.add(conv).add(norm);
         }
         let short = projection.map(|config| {
             let (conv, norm) = link(config, &vb, 9).expect("a link");
-            Box::new(Sequential::default().and(conv).and(norm)) as Box<dyn Differentiable>
+            Box::new(Sequential::default().add(conv).add(norm)) as Box<dyn Differentiable>
         });
         let layers = match name {
-            "biased" => main.and(Relu),
-            _ => Sequential::default().and(Residual::new(Box::new(main), short)).and(Relu),
+            "biased" => main.add(Relu),
+            _ => Sequential::default().add(Residual::new(Box::new(main), short)).add(Relu),
         };
         let pass = Pass::train(7, 3, 1);
         let forward = |layer: &dyn Differentiable| layer.forward(&x.clone().into(), &pass).expect("a pass");
@@ -347,9 +347,9 @@ fn large_images_take_several_chunks_and_keep_their_bits() {
     check("large", &x, &|vb| {
         Ok(Box::new(
             Sequential::default()
-                .and(Conv2d::new(conv(8, 16, 3, 1, 1, true), vb.pp("conv"))?)
-                .and(BatchNorm2d::new(16, vb.pp("bn"))?)
-                .and(GlobalAvgPool),
+                .add(Conv2d::new(conv(8, 16, 3, 1, 1, true), vb.pp("conv"))?)
+                .add(BatchNorm2d::new(16, vb.pp("bn"))?)
+                .add(GlobalAvgPool),
         ))
     });
 }

@@ -72,7 +72,7 @@ fn attention_of_a_norm_equals_a_norm_followed_by_attention() {
     let x = random("x", &[3, 37, 6]);
     same("attention of a norm", &x, &of, &|vb| {
         let norm = LayerNorm::new(6, vb.pp("ln"))?;
-        Ok(Box::new(Sequential::default().and(norm).and(attention(vb)?)))
+        Ok(Box::new(Sequential::default().add(norm).add(attention(vb)?)))
     });
     check("attention of a norm", &random("x", &[2, 5, 6]), &of);
 }
@@ -116,7 +116,7 @@ fn attention_equals_the_plain_sum_and_sees_no_later_position() {
 #[test]
 fn a_transformer_block_keeps_the_contract() {
     check("block", &random("x", &[2, 5, 8]), &|vb| {
-        let attention = Sequential::default().and(LayerNorm::new(8, vb.pp("ln_1"))?).and(CausalSelfAttention::new(
+        let attention = Sequential::default().add(LayerNorm::new(8, vb.pp("ln_1"))?).add(CausalSelfAttention::new(
             8,
             2,
             0.1,
@@ -125,13 +125,13 @@ fn a_transformer_block_keeps_the_contract() {
             vb.pp("attn"),
         )?);
         let mlp = Sequential::default()
-            .and(LayerNorm::new(8, vb.pp("ln_2"))?)
-            .and(Linear::new(8, 32, true, vb.pp("mlp.c_fc"))?)
-            .and(Gelu)
-            .and(Linear::new(32, 8, true, vb.pp("mlp.c_proj"))?)
-            .and(Dropout::new(0.1, "mlp"));
+            .add(LayerNorm::new(8, vb.pp("ln_2"))?)
+            .add(Linear::new(8, 32, true, vb.pp("mlp.c_fc"))?)
+            .add(Gelu)
+            .add(Linear::new(32, 8, true, vb.pp("mlp.c_proj"))?)
+            .add(Dropout::new(0.1, "mlp"));
         let blocks =
-            Sequential::default().and(Residual::new(Box::new(attention), None)).and(Residual::new(Box::new(mlp), None));
+            Sequential::default().add(Residual::new(Box::new(attention), None)).add(Residual::new(Box::new(mlp), None));
         Ok(Box::new(blocks))
     });
 }

@@ -67,7 +67,7 @@ fn norms_pools_and_shapes_of_images() {
     check_bits("flatten", &x, &|_| Ok(Box::new(Flatten)));
     let main = |vb: &VarBuilder<'static>| -> Result<Box<dyn Differentiable>> {
         let conv = Conv2d::new(conv(33, 33, 3, 1, 1, false), vb.pp("conv"))?;
-        Ok(Box::new(Sequential::default().and(conv).and(BatchNorm2d::new(33, vb.pp("bn"))?).and(Relu)))
+        Ok(Box::new(Sequential::default().add(conv).add(BatchNorm2d::new(33, vb.pp("bn"))?).add(Relu)))
     };
     check_bits("identity", &x, &|vb| Ok(Box::new(Residual::new(main(&vb)?, None))));
     check_bits("shortcut", &x, &|vb| {

@@ -105,13 +105,13 @@ fn fused_linear_layer_equals_the_two_layers_one_after_another() {
         };
         same("linear of a norm", &x, &of_norm, &|vb| {
             let (norm, linear) = norm_and_linear(width, &vb)?;
-            Ok(Box::new(Sequential::default().and(norm).and(linear)))
+            Ok(Box::new(Sequential::default().add(norm).add(linear)))
         });
         let of_gelu = |vb: VarBuilder<'static>| -> Result<Box<dyn Differentiable>> {
             Ok(Box::new(FusedLinear::gelu(Linear::new(width, 5, false, vb)?)))
         };
         same("linear of GELU", &x, &of_gelu, &|vb| {
-            Ok(Box::new(Sequential::default().and(Gelu).and(Linear::new(width, 5, false, vb)?)))
+            Ok(Box::new(Sequential::default().add(Gelu).add(Linear::new(width, 5, false, vb)?)))
         });
         check("linear of a norm", &x, &of_norm);
         check("linear of GELU", &x, &of_gelu);

@@ -137,7 +137,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Ok(CausalSelfAttention::new(12, 2, 0.1, 0.4, 0.3, vb.pp("attn"))?.of(LayerNorm::new(12, vb.pp("ln"))?))
     }));
     cases.push(case("residual", x, |vb| {
-        let main = Sequential::default().and(LayerNorm::new(12, vb.pp("ln"))?).and(Linear::new(12, 12, true, vb)?);
+        let main = Sequential::default().add(LayerNorm::new(12, vb.pp("ln"))?).add(Linear::new(12, 12, true, vb)?);
         Ok(Residual::new(Box::new(main), None))
     }));
     cases.push(case("embedding", tokens(&[3, 5], 7), |vb| Embedding::new(7, 4, vb)));

@@ -1,7 +1,7 @@
 //! A loss that costs nothing, for measurements of the runtime.
 
 use candle_core::Tensor;
-use interlock::{Loss, Result, Score, Scored, Targets};
+use interlock::{Loss, PendingScore, Result, Score, Targets};
 
 /// A loss that is always zero, with a gradient of zeros.
 pub(super) struct NoLoss;
@@ -11,11 +11,11 @@ impl Loss for NoLoss {
         Ok(targets.elem_count() as f64)
     }
 
-    fn score(&self, _: &Tensor, targets: &Targets) -> Result<Scored> {
+    fn score(&self, _: &Tensor, targets: &Targets) -> Result<PendingScore> {
         Ok(Score { loss: 0.0, count: self.count(targets)?, correct: None }.into())
     }
 
-    fn differentiate(&self, output: &Tensor, targets: &Targets, _: f64) -> Result<(Scored, Tensor)> {
+    fn differentiate(&self, output: &Tensor, targets: &Targets, _: f64) -> Result<(PendingScore, Tensor)> {
         let zeros = Tensor::zeros((), output.dtype(), output.device())?.broadcast_as(output.shape())?;
         Ok((self.score(output, targets)?, zeros))
     }

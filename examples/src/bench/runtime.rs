@@ -222,14 +222,14 @@ fn batch(arguments: &BenchRuntime) -> Result<Batch> {
 fn train(
     pipeline: &Pipeline,
     batch: &Batch,
-    micro_batches: usize,
+    count: usize,
     steps: u64,
     mut done: impl FnMut(u64, &[StageStep]),
 ) -> Result<()> {
     let mut feeder = Feeder::new(0..steps, |step| {
-        let pieces = batch.split(micro_batches)?;
-        let total = pieces.len() as f64;
-        Ok(Feed { purpose: Purpose::Train, step, pieces, first: 0, of: micro_batches, total })
+        let micro_batches = batch.split(count)?;
+        let total = micro_batches.len() as f64;
+        Ok(Feed { purpose: Purpose::Train, step, micro_batches, first_index: 0, count, total })
     });
     while let Some(event) = feeder.next(pipeline)? {
         if let PipelineEvent::StepDone { step, stages, .. } = event {

@@ -6,7 +6,7 @@ use interlock::{
     Batch, Error, Result, StageDevice, TrainerBuilder,
     tools::{
         device::Link,
-        planner::{Cut, Placement, Profile, Replicas, Setup},
+        planner::{Placement, PlannedCut, PlannerSetup, Profile, Replicas},
     },
 };
 use interlock_backends::{Backends, core_count};
@@ -23,7 +23,7 @@ use crate::{
 
 /// The best cut for one way to train.
 pub(super) struct Found {
-    pub(super) cut: Cut,
+    pub(super) cut: PlannedCut,
     /// The bytes of each stage; none if they could not be measured.
     memory: Option<Vec<u64>>,
     /// The largest width of any stage.
@@ -158,7 +158,7 @@ impl<'a> Question<'a> {
             bandwidth: self.arguments.gbps.map_or(f64::INFINITY, |gigabits| gigabits * 1e9 / 8.0),
         };
         let replicas = Replicas { count: self.arguments.replicas, link };
-        let setup = Setup { link, replicas, ..builder.setup(stages, &profile, placement)? };
+        let setup = PlannerSetup { link, replicas, ..builder.setup(stages, &profile, placement)? };
         let cut = match self.arguments.units_per_stage.as_slice() {
             [] => setup.best_cut(&builder.tied_units()?)?,
             units => setup.predict(units)?,

@@ -215,7 +215,7 @@ fn draw_boundaries(frame: &mut Frame<'_>, area: Rect, view: &View, chosen: usize
         let cells = plain::traffic(&boundary.activations).into_iter().chain(plain::traffic(&boundary.gradients));
         Row::new([Cell::from(ends)].into_iter().chain(cells.map(|text| right(text, 12))))
     });
-    let header = ["stages", "activations/s", "bytes", "on the way", "gradients/s", "bytes", "on the way"];
+    let header = ["stages", "activations/s", "bytes", "transfer", "gradients/s", "bytes", "transfer"];
     let header = header
         .iter()
         .enumerate()

@@ -133,7 +133,7 @@ pub(super) fn traffic(traffic: &Traffic) -> [String; 3] {
 }
 
 fn boundaries(view: &View) -> String {
-    let header = ["stages", "activations/s", "bytes", "on the way", "gradients/s", "bytes", "on the way"];
+    let header = ["stages", "activations/s", "bytes", "transfer", "gradients/s", "bytes", "transfer"];
     let mut rows = table(&header);
     for boundary in &view.boundaries {
         let mut row = vec![format!("{} to {}", boundary.from, boundary.to)];

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     Error, Result,
     metrics::MailboxGauge,
-    transport::{Inbox, StageMessage},
+    transport::{StageMailbox, StageMessage},
 };
 
 /// Sends without waiting. A full or closed mailbox is an error, never a silent loss.
@@ -70,7 +70,7 @@ impl StageAddress {
     }
 }
 
-impl Inbox for StageAddress {
+impl StageMailbox for StageAddress {
     fn deliver(&self, message: StageMessage, sent: Option<Instant>) -> Result<()> {
         let arrived = Instant::now();
         let times = TransferTimes { sent: sent.unwrap_or(arrived), arrived };

@@ -17,10 +17,10 @@ use super::{
     stage::StageActor,
 };
 use crate::{
-    Error, Failure, Origin, Phase, Result, Score,
+    Batch, Error, Failure, Origin, Phase, Result, Score,
     schedule::{MicroBatchId, Purpose},
     stage::{Payload, StageState},
-    transport::{Built, Report, StageStep},
+    transport::{Built, CoordinatorMessage, StageStep},
 };
 
 /// Feeds micro-batches to the first stage within its credits, and gathers what the stages report into events.
@@ -44,7 +44,7 @@ pub(super) struct Coordinator {
     states: Gather<(), StageState>,
     restored: Gather<(), ()>,
     /// The stages that received a non-finite value, and the failure of the run if no stage produced it.
-    silent: BTreeMap<usize, Failure>,
+    received_non_finite: BTreeMap<usize, Failure>,
     failed: bool,
 }
 
@@ -70,9 +70,9 @@ impl<K: Ord + Copy, V> Gather<K, V> {
         None
     }
 
-    /// Whether for some key only values of the `silent` stages are missing.
-    fn waits_only_for(&self, silent: &BTreeMap<usize, Failure>) -> bool {
-        let there = |(stage, part): (usize, &Option<V>)| part.is_some() || silent.contains_key(&stage);
+    /// Whether for some key only values of the `received_non_finite` stages are missing.
+    fn waits_only_for(&self, received_non_finite: &BTreeMap<usize, Failure>) -> bool {
+        let there = |(stage, part): (usize, &Option<V>)| part.is_some() || received_non_finite.contains_key(&stage);
         self.parts.values().any(|parts| parts.iter().enumerate().all(there))
     }
 }
@@ -102,7 +102,7 @@ impl Coordinator {
             snapshots: Gather::new(count),
             states: Gather::new(count),
             restored: Gather::new(count),
-            silent: BTreeMap::new(),
+            received_non_finite: BTreeMap::new(),
             failed: false,
         }
     }
@@ -119,12 +119,12 @@ impl Coordinator {
     }
 
     /// Fails once every stage that could have sent the non-finite value has reported that it did not produce it.
-    fn check_silent(&mut self) {
-        let over = self.silent.len() == self.stages.len()
-            || self.steps.waits_only_for(&self.silent)
-            || self.scores.waits_only_for(&self.silent)
-            || self.norms.waits_only_for(&self.silent);
-        let earliest = self.silent.values().min_by_key(|failure| (failure.step, failure.micro_batch));
+    fn check_non_finite(&mut self) {
+        let over = self.received_non_finite.len() == self.stages.len()
+            || self.steps.waits_only_for(&self.received_non_finite)
+            || self.scores.waits_only_for(&self.received_non_finite)
+            || self.norms.waits_only_for(&self.received_non_finite);
+        let earliest = self.received_non_finite.values().min_by_key(|failure| (failure.step, failure.micro_batch));
         if let Some(earliest) = earliest.filter(|_| over).cloned() {
             self.fail(earliest);
         }
@@ -184,12 +184,11 @@ impl Handler<Feed> for Coordinator {
     type Result = ();
 
     fn handle(&mut self, message: Feed, _: &mut Self::Context) {
-        let Feed { purpose, step, pieces, first, of, total } = message;
-        let count = pieces.len();
-        for (i, piece) in pieces.into_iter().enumerate() {
-            let micro_batch = MicroBatchId { step, purpose, index: first + i, count: of };
-            let payload = Payload { inputs: piece.inputs, targets: piece.targets, total };
-            self.waiting.push_back((micro_batch, payload, i + 1 == count));
+        let Feed { purpose, step, micro_batches, first_index, count, total } = message;
+        let fed = micro_batches.len();
+        for (i, Batch { inputs, targets }) in micro_batches.into_iter().enumerate() {
+            let micro_batch = MicroBatchId { step, purpose, index: first_index + i, count };
+            self.waiting.push_back((micro_batch, Payload { inputs, targets, total }, i + 1 == fed));
         }
         self.flow();
     }
@@ -260,12 +259,12 @@ impl Handler<Reported> for Coordinator {
             return;
         }
         match report {
-            Report::Built(built) => {
+            CoordinatorMessage::Built(built) => {
                 if let Some(all) = self.built.add((), built.stage, built) {
                     self.tell(PipelineEvent::Ready(all));
                 }
             }
-            Report::StepDone(done) => {
+            CoordinatorMessage::StepDone(done) => {
                 self.tell(PipelineEvent::StageStep(done.clone()));
                 let step = done.step;
                 if let Some(stages) = self.steps.add(step, done.stage, done) {
@@ -279,13 +278,13 @@ impl Handler<Reported> for Coordinator {
                     }
                 }
             }
-            Report::Scored { stage, micro_batch, score } => {
+            CoordinatorMessage::Scored { stage, micro_batch, score } => {
                 if let Some(scores) = self.scores.add(micro_batch, stage, score) {
                     debug_assert_eq!(micro_batch.purpose, Purpose::Evaluate);
                     self.tell(PipelineEvent::Scored { micro_batch, scores });
                 }
             }
-            Report::SquaredNorms { stage, step, norms } => {
+            CoordinatorMessage::SquaredNorms { stage, step, norms } => {
                 if let Some(all) = self.norms.add(step, stage, norms) {
                     // In the order of stages and parameters, not of arrival.
                     let norm = all.iter().flatten().fold(0.0, |sum, norm| sum + norm).sqrt();
@@ -293,30 +292,30 @@ impl Handler<Reported> for Coordinator {
                     self.broadcast(&Norm { step, norm });
                 }
             }
-            Report::Snapshot { stage, tensors } => {
+            CoordinatorMessage::Snapshot { stage, tensors } => {
                 if let Some(all) = self.snapshots.add((), stage, tensors) {
                     self.tell(PipelineEvent::Snapshot(all));
                 }
             }
-            Report::State { stage, state } => {
+            CoordinatorMessage::State { stage, state } => {
                 if let Some(all) = self.states.add((), stage, *state) {
                     self.tell(PipelineEvent::State(all));
                 }
             }
-            Report::Restored { stage } => {
+            CoordinatorMessage::Restored { stage } => {
                 if self.restored.add((), stage, ()).is_some() {
                     self.tell(PipelineEvent::Restored);
                 }
             }
-            Report::ReceivedNonFinite(failure) => {
+            CoordinatorMessage::ReceivedNonFinite(failure) => {
                 if let Some(stage) = failure.stage() {
-                    self.silent.insert(stage, failure);
+                    self.received_non_finite.insert(stage, failure);
                 }
             }
-            Report::Failed(failure) => self.fail(failure),
+            CoordinatorMessage::Failed(failure) => self.fail(failure),
         }
-        if !self.silent.is_empty() {
-            self.check_silent();
+        if !self.received_non_finite.is_empty() {
+            self.check_non_finite();
         }
     }
 }

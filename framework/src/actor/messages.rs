@@ -11,7 +11,7 @@ use crate::{
     plan::PlanPhase,
     schedule::{MicroBatchId, Purpose},
     stage::{Payload, StageState},
-    transport::{Built, Report, StageStep, Transport},
+    transport::{Built, CoordinatorMessage, StageStep, Transport},
 };
 
 /// To a stage: its connections.
@@ -157,7 +157,7 @@ pub(super) struct NextAction;
 /// From a stage to the coordinator.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(super) struct Reported(pub(super) Report);
+pub(super) struct Reported(pub(super) CoordinatorMessage);
 
 /// From the pipeline's handle to the coordinator: a batch to feed as credits allow.
 #[derive(Message, Debug)]
@@ -168,11 +168,11 @@ pub struct Feed {
     /// The step; for evaluations the number of updates made before it.
     pub step: u64,
     /// Its micro-batches.
-    pub pieces: Vec<Batch>,
-    /// The number of the first piece within the whole step or evaluation.
-    pub first: usize,
-    /// How many pieces the whole step or evaluation has.
-    pub of: usize,
+    pub micro_batches: Vec<Batch>,
+    /// The index of the first of them within the whole step or evaluation.
+    pub first_index: usize,
+    /// How many micro-batches the whole step or evaluation has.
+    pub count: usize,
     /// How many targets count in the whole batch.
     pub total: f64,
 }

@@ -15,7 +15,7 @@ use tracing::Span;
 
 use self::{
     steps::{Done, Queue},
-    work::Work,
+    work::StageWorker,
 };
 use super::{
     arrivals::Arrivals,
@@ -26,7 +26,7 @@ use crate::{
     metrics::{Direction, MailboxGauge, StageMetrics},
     schedule::{Action, Event, Policy, StageRole, StageSchedule},
     stage::{Stage, StageBlueprint, Trainable},
-    transport::{Built, Report, Transport},
+    transport::{Built, CoordinatorMessage, Transport},
 };
 
 /// One stage of the model as an actor on its own thread.
@@ -57,7 +57,7 @@ enum State {
     /// Knows its neighbours, and waits for the strategy actor to send the plans.
     Connected { wire: Box<dyn Transport> },
     /// Built, and computing.
-    Working(Box<Work>),
+    Working(Box<StageWorker>),
     /// Has failed and reported it; later messages are dropped.
     Failed,
 }
@@ -99,20 +99,25 @@ impl StageActor {
                 };
                 let failure = Failure::new(Origin::Stage(self.blueprint.index), action.map_or(phase, phase_of), error);
                 match action {
-                    Some(action) => failure.in_step(action.step()).in_micro_batch(action.micro()),
+                    Some(action) => failure.in_step(action.step()).in_micro_batch(action.micro_batch_index()),
                     None => failure,
                 }
             }
         };
         if let Some(wire) = self.state.wire() {
             // If this fails, the coordinator has ended and nobody is left to report to.
-            let _ = wire.report(Report::Failed(failure));
+            let _ = wire.report(CoordinatorMessage::Failed(failure));
         }
         self.state = State::Failed;
     }
 
     /// Passes `event` to the schedule, stores its content with `take`, and makes the stage act.
-    fn arrived(&mut self, ctx: &mut Context<Self>, event: Event, take: impl FnOnce(&mut Work) -> Result<(), Stopped>) {
+    fn arrived(
+        &mut self,
+        ctx: &mut Context<Self>,
+        event: Event,
+        take: impl FnOnce(&mut StageWorker) -> Result<(), Stopped>,
+    ) {
         self.mailbox.taken();
         self.guarded(Phase::Transfer, |this| {
             let State::Working(work) = &mut this.state else {
@@ -193,7 +198,7 @@ impl Handler<FollowPlans> for StageActor {
             let (mailbox, stages) = (this.settings.mailbox, this.blueprint.stages);
             let metrics = StageMetrics::new(stage.index(), stages, mailbox, stage.parameter_bytes());
             this.state = match std::mem::replace(&mut this.state, State::Alone) {
-                State::Connected { wire } => State::Working(Box::new(Work {
+                State::Connected { wire } => State::Working(Box::new(StageWorker {
                     stage,
                     wire,
                     schedule: StageSchedule::new(role),
@@ -201,7 +206,7 @@ impl Handler<FollowPlans> for StageActor {
                     norms: HashMap::new(),
                     done: Done::default(),
                     unreported: Queue::default(),
-                    silent: false,
+                    reported_non_finite: false,
                     evaluated: Vec::new(),
                     metrics,
                     arrivals: Arrivals::default(),
@@ -210,7 +215,7 @@ impl Handler<FollowPlans> for StageActor {
                 other => other,
             };
             match &mut this.state {
-                State::Working(work) => Ok(work.wire.report(Report::Built(built))?),
+                State::Working(work) => Ok(work.wire.report(CoordinatorMessage::Built(built))?),
                 _ => Err(Error::Internal("the plans came before the connections, or twice".to_owned()).into()),
             }
         });
@@ -224,7 +229,7 @@ impl Handler<Change> for StageActor {
         self.mailbox.taken();
         self.guarded(Phase::Plan, |this| match &mut this.state {
             State::Working(work) => {
-                work.settle_all()?;
+                work.report_all_steps()?;
                 Ok(work.schedule.follow(message.phase).map_err(|e| Error::Internal(e.to_string()))?)
             }
             _ => Err(Error::Internal("received a change of plan before the first plan".to_owned()).into()),
@@ -251,7 +256,7 @@ impl Handler<NextAction> for StageActor {
             if let State::Working(work) = &mut this.state {
                 work.acting = false;
                 // With nothing else to do, it waits for the numbers of the next step.
-                if work.act()? || work.settle_next()? {
+                if work.act()? || work.report_next_step()? {
                     work.wake(ctx);
                 }
             }
@@ -311,13 +316,13 @@ impl Drop for StageActor {
     /// given to the device is finished first.
     fn drop(&mut self) {
         self.guarded(Phase::Transfer, |this| match &mut this.state {
-            State::Working(work) => work.settle_all(),
+            State::Working(work) => work.report_all_steps(),
             _ => Ok(()),
         });
         if let Some(wire) = self.state.wire() {
             let cause = Error::Ended("the stage's thread".to_owned());
             let failure = Failure::new(Origin::Stage(self.blueprint.index), Phase::Transfer, cause);
-            let _ = wire.report(Report::Failed(failure));
+            let _ = wire.report(CoordinatorMessage::Failed(failure));
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{
     messages::{Change, Cleared, FollowPlans, Observe, Observed, ReadStrategyState, Reported},
     stage::StageActor,
 };
-use crate::{Error, Failure, Origin, Phase, Result, strategy::Plans, transport::Report};
+use crate::{Error, Failure, Origin, Phase, Result, strategy::Plans, transport::CoordinatorMessage};
 
 /// From the pipeline's launch to the strategy actor: send the plans to these stages.
 #[derive(Message)]
@@ -44,7 +44,7 @@ impl StrategyActor {
             Err(panic) => failure(Error::panicked(&*panic)),
         };
         // If this fails, the coordinator has ended and nobody is left to report to.
-        let _ = send(&peers.coordinator, "the coordinator", Reported(Report::Failed(failure)));
+        let _ = send(&peers.coordinator, "the coordinator", Reported(CoordinatorMessage::Failed(failure)));
         self.peers = None;
     }
 }

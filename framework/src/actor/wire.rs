@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Error, Failure, Origin, Phase, Result,
-    transport::{Inbox, MessageKind, Report, StageMessage, Transport},
+    transport::{CoordinatorMessage, MessageKind, StageMailbox, StageMessage, Transport},
 };
 
 /// The connections of one stage to its neighbours and the coordinator, in one process.
@@ -48,7 +48,7 @@ impl Neighbour {
                     None => failure,
                 };
                 // If this fails, the coordinator has ended and nobody is left to report to.
-                let _ = send(&teller, "the coordinator", Reported(Report::Failed(failure)));
+                let _ = send(&teller, "the coordinator", Reported(CoordinatorMessage::Failed(failure)));
             }
         })
     }
@@ -73,7 +73,7 @@ impl Transport for Wire {
         }
     }
 
-    fn report(&mut self, report: Report) -> Result<()> {
+    fn report(&mut self, report: CoordinatorMessage) -> Result<()> {
         count(&self.sent.reports);
         send(&self.coordinator, "the coordinator", Reported(report))
     }

@@ -113,11 +113,11 @@ mod tests {
     use candle_core::{DType, Device};
 
     use super::*;
-    use crate::device::Plain;
+    use crate::device::PlainCpu;
 
     #[test]
     fn a_synchronous_device_answers_at_once() {
-        let device: &dyn StageDevice = &Plain;
+        let device: &dyn StageDevice = &PlainCpu;
         assert!(!device.is_asynchronous());
         let values = Tensor::arange(0_u32, 4, &Device::Cpu).unwrap().reshape((2, 2)).unwrap().t().unwrap();
         let reading = device.read(&values).unwrap();

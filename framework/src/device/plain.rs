@@ -6,9 +6,9 @@ use super::StageDevice;
 
 /// candle's CPU device on the calling thread: enough for tests and small models.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Plain;
+pub struct PlainCpu;
 
-impl StageDevice for Plain {
+impl StageDevice for PlainCpu {
     fn name(&self) -> &str {
         "plain"
     }

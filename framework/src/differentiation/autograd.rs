@@ -20,7 +20,7 @@ use candle_nn::{ModuleT, VarBuilder};
 use self::recorder::RecordedTensors;
 use crate::{
     Activation, Differentiable, Error, Gradients, ParameterGradients, Pass, Precision, Result, Saved, Wants,
-    differentiation::{Held, Pending, TensorKind, graph, tensor_kind},
+    differentiation::{Pending, SavedMemory, TensorKind, graph, tensor_kind},
 };
 
 /// A unit of a model, written as its forward pass.
@@ -227,8 +227,8 @@ impl<M: StageModule> Differentiable for Autograd<M> {
         }
         let result = Activation::new(graph.outputs.clone()).detach();
         // The memory of values inside the graph is not known.
-        let held: Vec<Held> = graph.inputs.iter().chain(&graph.outputs).map(Held::tensor).collect();
-        Ok((result, Saved::new(graph).holding(held)))
+        let memory: Vec<SavedMemory> = graph.inputs.iter().chain(&graph.outputs).map(SavedMemory::of_tensor).collect();
+        Ok((result, Saved::new(graph).with_memory(memory)))
     }
 
     fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {

@@ -11,7 +11,7 @@ mod candle_operations;
 use candle_core::{CpuStorage, D, DType, Storage, Tensor};
 
 use super::{
-    Loss, Score, Scored, Targets,
+    Loss, PendingScore, Score, Targets,
     exponentials::{exponentials, largest},
 };
 use crate::{
@@ -138,7 +138,7 @@ fn rows(count: usize) -> usize {
 /// Adds the scores of pieces in order.
 fn together(scores: Vec<Score>) -> Score {
     let nothing = Score { correct: Some(0.0), ..Score::default() };
-    scores.into_iter().fold(nothing, Score::and)
+    scores.into_iter().fold(nothing, |sum, score| sum + score)
 }
 
 /// Calls `read` with the elements of `tensor` as `f32` on the CPU. Copies them only if they are not already that.
@@ -160,12 +160,15 @@ impl Loss for CrossEntropy {
         })
     }
 
-    fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored> {
+    fn score(&self, output: &Tensor, targets: &Targets) -> Result<PendingScore> {
         let classes = self.classes(targets.given())?;
         let count = self.shape(output, &classes)?;
         if targets.is_asynchronous() {
             let counting = self.count(targets.given())?;
-            return Ok(Scored::on_device(candle_operations::Rows::of(self, output, targets)?.score(self)?, counting));
+            return Ok(PendingScore::on_device(
+                candle_operations::Rows::of(self, output, targets)?.score(self)?,
+                counting,
+            ));
         }
         let score = with_values(output, |logits| {
             let pieces = logits.chunks((rows(count) * count).max(1)).zip(classes.chunks(rows(count)));
@@ -174,14 +177,14 @@ impl Loss for CrossEntropy {
         Ok(score.into())
     }
 
-    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)> {
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(PendingScore, Tensor)> {
         let classes = self.classes(targets.given())?;
         let count = self.shape(output, &classes)?;
         let scale = if total > 0.0 { 1.0 / total } else { 0.0 };
         if targets.is_asynchronous() {
             let rows = candle_operations::Rows::of(self, output, targets)?;
             let gradient = rows.gradient(self, scale)?.reshape(output.shape())?.to_dtype(output.dtype())?;
-            return Ok((Scored::on_device(rows.score(self)?, self.count(targets.given())?), gradient));
+            return Ok((PendingScore::on_device(rows.score(self)?, self.count(targets.given())?), gradient));
         }
         let mut gradient = vec![0.0_f32; output.elem_count()];
         let score = with_values(output, |logits| {
@@ -279,8 +282,7 @@ mod tests {
         // Row by row: no row is left out, and none depends on another.
         let each: Vec<_> = (0..rows).map(|row| run(row..row + 1)).collect();
         assert_eq!(each.iter().flat_map(|(.., gradient)| gradient.clone()).collect::<Vec<_>>(), alone.2);
-        let sum =
-            each.iter().fold(Score { correct: Some(0.0), ..Score::default() }, |sum, (_, score, _)| sum.and(*score));
+        let sum = each.iter().fold(Score { correct: Some(0.0), ..Score::default() }, |sum, (_, score, _)| sum + *score);
         assert_eq!((sum.count, sum.correct), (alone.1.count, alone.1.correct));
         assert!((sum.loss - alone.1.loss).abs() < 1e-9 * sum.loss && sum.count < rows as f64);
     }

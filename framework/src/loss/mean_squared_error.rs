@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Loss, Score, Scored, Targets};
+use super::{Loss, PendingScore, Score, Targets};
 use crate::{
     Error, Result,
     tensor::{squared_norm::squared_norm, sums},
@@ -29,10 +29,10 @@ impl MeanSquaredError {
         Ok((output.detach().to_dtype(dtype)? - targets.to_dtype(dtype)?)?)
     }
 
-    fn sum(difference: &Tensor, targets: &Targets) -> Result<Scored> {
+    fn sum(difference: &Tensor, targets: &Targets) -> Result<PendingScore> {
         let count = difference.elem_count() as f64;
         if targets.is_asynchronous() {
-            return Ok(Scored::on_device(sums::squares(difference)?, count));
+            return Ok(PendingScore::on_device(sums::squares(difference)?, count));
         }
         let loss = squared_norm(&difference.to_dtype(DType::F32)?)?;
         Ok(Score { loss, count, correct: None }.into())
@@ -44,11 +44,11 @@ impl Loss for MeanSquaredError {
         Ok(targets.elem_count() as f64)
     }
 
-    fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored> {
+    fn score(&self, output: &Tensor, targets: &Targets) -> Result<PendingScore> {
         Self::sum(&Self::difference(output, targets)?, targets)
     }
 
-    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)> {
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(PendingScore, Tensor)> {
         let difference = Self::difference(output, targets)?;
         let scale = if total > 0.0 { 2.0 / total } else { 0.0 };
         let gradient = (&difference * scale)?.to_dtype(output.dtype())?;

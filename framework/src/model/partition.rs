@@ -85,11 +85,15 @@ impl Partition {
             let head = if stage + 1 < stages { head_flops(stage, range.end - 1) } else { 0.0 };
             before[range.end] - before[range.start] + head
         };
-        Self::new(Self::least_of_most(stages, count, &cost), units)
+        Self::new(Self::minimize_largest(stages, count, &cost), units)
     }
 
     /// Returns the number of units of each stage for which the most expensive stage costs least; see [`Self::divide`].
-    pub(crate) fn least_of_most(stages: usize, count: usize, cost: &dyn Fn(usize, Range<usize>) -> f64) -> Vec<usize> {
+    pub(crate) fn minimize_largest(
+        stages: usize,
+        count: usize,
+        cost: &dyn Fn(usize, Range<usize>) -> f64,
+    ) -> Vec<usize> {
         Self::divide(stages, count, cost, f64::max)
     }
 

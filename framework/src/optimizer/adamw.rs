@@ -7,7 +7,8 @@ use candle_core::Tensor;
 use serde_json::json;
 
 use super::{
-    ByParameter, Optimizer, OptimizerConfig, Slot, StateDict, expect_used, like_parameter, restored_values, stored,
+    ByParameter, Optimizer, OptimizerConfig, ParameterUpdate, StateDict, expect_used, like_parameter, restored_values,
+    stored,
 };
 use crate::{
     Error, Result,
@@ -41,23 +42,23 @@ impl AdamW {
     }
 
     /// Updates a parameter with candle operations, on any device.
-    fn update_elsewhere(&mut self, lr: f64, slot: &Slot<'_>) -> Result<()> {
+    fn update_elsewhere(&mut self, lr: f64, parameter: &ParameterUpdate<'_>) -> Result<()> {
         let [b1, b2] = self.betas;
-        let g = slot.gradient()?.detach();
-        let state = match self.moments_elsewhere.remove(slot.name) {
+        let g = parameter.gradient()?.detach();
+        let state = match self.moments_elsewhere.remove(parameter.name) {
             Some(Moments { first, second, steps }) => Moments {
-                first: ((like_parameter(&first, slot)? * b1)? + (&g * (1.0 - b1))?)?,
-                second: ((like_parameter(&second, slot)? * b2)? + (g.sqr()? * (1.0 - b2))?)?,
+                first: ((like_parameter(&first, parameter)? * b1)? + (&g * (1.0 - b1))?)?,
+                second: ((like_parameter(&second, parameter)? * b2)? + (g.sqr()? * (1.0 - b2))?)?,
                 steps: steps + 1,
             },
             None => Moments { first: (&g * (1.0 - b1))?, second: (g.sqr()? * (1.0 - b2))?, steps: 1 },
         };
         let root = ((state.second.sqrt()? / (1.0 - b2.powi(state.steps)).sqrt())? + self.eps)?;
         let change = ((&state.first / root)? * (lr / (1.0 - b1.powi(state.steps))))?;
-        let decayed = (slot.var.as_detached_tensor() * (1.0 - lr * slot.weight_decay))?;
-        slot.var.set(&(decayed - change)?)?;
-        self.moments_elsewhere.insert(slot.name.to_owned(), state);
-        slot.check()
+        let decayed = (parameter.var.as_detached_tensor() * (1.0 - lr * parameter.weight_decay))?;
+        parameter.var.set(&(decayed - change)?)?;
+        self.moments_elsewhere.insert(parameter.name.to_owned(), state);
+        parameter.check()
     }
 }
 
@@ -96,28 +97,28 @@ impl Optimizer for AdamW {
         plain + tensors.map(super::bytes).sum::<usize>()
     }
 
-    fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()> {
+    fn update(&mut self, lr: f64, parameters: &[ParameterUpdate<'_>]) -> Result<()> {
         let [b1, b2] = self.betas;
-        for slot in slots {
-            let lr = lr * slot.lr_scale;
-            let Some(clip) = slot.known_clip() else {
-                self.update_elsewhere(lr, slot)?;
+        for parameter in parameters {
+            let lr = lr * parameter.lr_scale;
+            let Some(clip) = parameter.known_clip() else {
+                self.update_elsewhere(lr, parameter)?;
                 continue;
             };
-            let elsewhere = self.moments_elsewhere.get(slot.name);
+            let elsewhere = self.moments_elsewhere.get(parameter.name);
             let restored = [
-                restored_values(elsewhere.map(|moments| &moments.first), slot)?,
-                restored_values(elsewhere.map(|moments| &moments.second), slot)?,
+                restored_values(elsewhere.map(|moments| &moments.first), parameter)?,
+                restored_values(elsewhere.map(|moments| &moments.second), parameter)?,
             ];
-            let finite = change_in_place(slot.var, slot.unclipped, |values, gradient| {
+            let finite = change_in_place(parameter.var, parameter.unclipped, |values, gradient| {
                 if let [Some(first), Some(second)] = restored
-                    && let Some(Moments { steps, .. }) = self.moments_elsewhere.remove(slot.name)
+                    && let Some(Moments { steps, .. }) = self.moments_elsewhere.remove(parameter.name)
                 {
-                    self.moments.insert(slot.name.to_owned(), Moments { first, second, steps });
+                    self.moments.insert(parameter.name.to_owned(), Moments { first, second, steps });
                 }
                 let count = values.len();
                 let zeros = || vec![0.0; count];
-                let state = self.moments.entry(slot.name.to_owned()).or_insert_with(|| Moments {
+                let state = self.moments.entry(parameter.name.to_owned()).or_insert_with(|| Moments {
                     first: zeros(),
                     second: zeros(),
                     steps: 0,
@@ -127,7 +128,7 @@ impl Optimizer for AdamW {
                     clip: clip as f32,
                     first: [b1, 1.0 - b1].map(|c| c as f32),
                     second: [b2, 1.0 - b2].map(|c| c as f32),
-                    keep: (1.0 - lr * slot.weight_decay) as f32,
+                    keep: (1.0 - lr * parameter.weight_decay) as f32,
                     rate: (lr / (1.0 - b1.powi(state.steps))) as f32,
                     root: (1.0 / (1.0 - b2.powi(state.steps)).sqrt()) as f32,
                     eps: self.eps as f32,
@@ -137,8 +138,8 @@ impl Optimizer for AdamW {
                 each(count, chunks, |((w, g), (m, s))| step(constants, w, g, m, s))
             })?;
             match finite {
-                None => self.update_elsewhere(lr, slot)?,
-                Some(chunks) if chunks.contains(&false) => return Err(slot.not_finite()),
+                None => self.update_elsewhere(lr, parameter)?,
+                Some(chunks) if chunks.contains(&false) => return Err(parameter.not_finite()),
                 Some(_) => {}
             }
         }
@@ -234,7 +235,7 @@ mod tests {
             let mut rule = AdamW::new(&config);
             for (g, expected) in [0.5_f32, -0.25, 1.0].iter().zip(&expected) {
                 let gradient = Tensor::new(&[*g], &Device::Cpu).unwrap();
-                let slot = Slot {
+                let parameter = ParameterUpdate {
                     name: "w",
                     var: &var,
                     unclipped: &gradient,
@@ -243,7 +244,7 @@ mod tests {
                     lr_scale: 1.0,
                     weight_decay: 0.5,
                 };
-                rule.update(0.1, &[slot]).unwrap();
+                rule.update(0.1, &[parameter]).unwrap();
                 let found = f64::from(var.to_vec1::<f32>().unwrap()[0]);
                 assert!((found - expected).abs() < 1e-6, "{found} {expected}");
             }

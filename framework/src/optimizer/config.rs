@@ -119,7 +119,7 @@ impl OptimizerConfig {
     }
 
     /// Returns how many values of state the rule holds for each value of a parameter.
-    pub fn kept_values(&self) -> u64 {
+    pub fn state_values(&self) -> u64 {
         match self.kind {
             OptimizerKind::Sgd if self.momentum == 0.0 => 0,
             OptimizerKind::Sgd => 1,

@@ -6,7 +6,8 @@
 use candle_core::Tensor;
 
 use super::{
-    ByParameter, Optimizer, OptimizerConfig, Slot, StateDict, expect_used, like_parameter, restored_values, stored,
+    ByParameter, Optimizer, OptimizerConfig, ParameterUpdate, StateDict, expect_used, like_parameter, restored_values,
+    stored,
 };
 use crate::{
     Error, Result,
@@ -34,21 +35,21 @@ impl Sgd {
     }
 
     /// Updates a parameter with candle operations, on any device.
-    fn update_elsewhere(&mut self, lr: f64, slot: &Slot<'_>) -> Result<()> {
-        let mut gradient = slot.gradient()?.detach();
-        if slot.weight_decay != 0.0 {
-            gradient = (gradient + (slot.var.as_detached_tensor() * slot.weight_decay)?)?;
+    fn update_elsewhere(&mut self, lr: f64, parameter: &ParameterUpdate<'_>) -> Result<()> {
+        let mut gradient = parameter.gradient()?.detach();
+        if parameter.weight_decay != 0.0 {
+            gradient = (gradient + (parameter.var.as_detached_tensor() * parameter.weight_decay)?)?;
         }
         if self.momentum != 0.0 {
-            let velocity = match self.velocity_elsewhere.remove(slot.name) {
-                Some(velocity) => ((like_parameter(&velocity, slot)? * self.momentum)? + &gradient)?,
+            let velocity = match self.velocity_elsewhere.remove(parameter.name) {
+                Some(velocity) => ((like_parameter(&velocity, parameter)? * self.momentum)? + &gradient)?,
                 None => gradient.clone(),
             };
             gradient = if self.nesterov { (gradient + (&velocity * self.momentum)?)? } else { velocity.clone() };
-            self.velocity_elsewhere.insert(slot.name.to_owned(), velocity);
+            self.velocity_elsewhere.insert(parameter.name.to_owned(), velocity);
         }
-        slot.var.set(&(slot.var.as_detached_tensor() - (gradient * lr)?)?)?;
-        slot.check()
+        parameter.var.set(&(parameter.var.as_detached_tensor() - (gradient * lr)?)?)?;
+        parameter.check()
     }
 }
 
@@ -89,40 +90,40 @@ impl Optimizer for Sgd {
         plain + self.velocity_elsewhere.values().map(super::bytes).sum::<usize>()
     }
 
-    fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()> {
-        for slot in slots {
-            let lr = lr * slot.lr_scale;
-            let Some(clip) = slot.known_clip() else {
-                self.update_elsewhere(lr, slot)?;
+    fn update(&mut self, lr: f64, parameters: &[ParameterUpdate<'_>]) -> Result<()> {
+        for parameter in parameters {
+            let lr = lr * parameter.lr_scale;
+            let Some(clip) = parameter.known_clip() else {
+                self.update_elsewhere(lr, parameter)?;
                 continue;
             };
-            let restored = restored_values(self.velocity_elsewhere.get(slot.name), slot)?;
-            let known = restored.is_some() || self.velocity.contains_key(slot.name);
+            let restored = restored_values(self.velocity_elsewhere.get(parameter.name), parameter)?;
+            let known = restored.is_some() || self.velocity.contains_key(parameter.name);
             let momentum = self.momentum as f32;
             let constants = Constants {
                 rate: lr as f32,
-                decay: slot.weight_decay as f32,
+                decay: parameter.weight_decay as f32,
                 clip: clip as f32,
                 momentum,
                 kept: if known { momentum } else { 0.0 },
                 nesterov: self.nesterov,
             };
-            let finite = change_in_place(slot.var, slot.unclipped, |values, gradient| {
+            let finite = change_in_place(parameter.var, parameter.unclipped, |values, gradient| {
                 let count = values.len();
                 let chunks = values.chunks_mut(CHUNK).zip(gradient.chunks(CHUNK));
                 if momentum == 0.0 {
                     return each(count, chunks, |(w, g)| descend(constants, w, g));
                 }
                 if let Some(restored) = restored {
-                    self.velocity_elsewhere.remove(slot.name);
-                    self.velocity.insert(slot.name.to_owned(), restored);
+                    self.velocity_elsewhere.remove(parameter.name);
+                    self.velocity.insert(parameter.name.to_owned(), restored);
                 }
-                let velocity = self.velocity.entry(slot.name.to_owned()).or_insert_with(|| vec![0.0; count]);
+                let velocity = self.velocity.entry(parameter.name.to_owned()).or_insert_with(|| vec![0.0; count]);
                 each(count, chunks.zip(velocity.chunks_mut(CHUNK)), |((w, g), v)| roll(constants, w, g, v))
             })?;
             match finite {
-                None => self.update_elsewhere(lr, slot)?,
-                Some(chunks) if chunks.contains(&false) => return Err(slot.not_finite()),
+                None => self.update_elsewhere(lr, parameter)?,
+                Some(chunks) if chunks.contains(&false) => return Err(parameter.not_finite()),
                 Some(_) => {}
             }
         }
@@ -175,7 +176,7 @@ mod tests {
             .iter()
             .map(|&g| {
                 let gradient = Tensor::new(&[g], &Device::Cpu).unwrap();
-                let slot = Slot {
+                let parameter = ParameterUpdate {
                     name: "w",
                     var: &var,
                     unclipped: &gradient,
@@ -184,7 +185,7 @@ mod tests {
                     lr_scale: 1.0,
                     weight_decay: config.weight_decay,
                 };
-                rule.update(config.lr, &[slot]).unwrap();
+                rule.update(config.lr, &[parameter]).unwrap();
                 f64::from(var.to_vec1::<f32>().unwrap()[0])
             })
             .collect()

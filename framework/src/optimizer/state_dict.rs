@@ -64,7 +64,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
-    use crate::optimizer::{ClipFactor, OptimizerConfig, OptimizerKind, Slot, plain};
+    use crate::optimizer::{ClipFactor, OptimizerConfig, OptimizerKind, ParameterUpdate, plain};
 
     /// The bits of two parameters after each of these updates.
     fn run(
@@ -78,8 +78,8 @@ mod tests {
                 let gradient =
                     |k: u32| Tensor::new(&[0.3_f32 + step as f32, -0.7 * k as f32, 0.1], &Device::Cpu).unwrap();
                 let gradients = [gradient(1), gradient(2)];
-                let slots: Vec<Slot<'_>> = (0..2)
-                    .map(|k| Slot {
+                let parameters: Vec<ParameterUpdate<'_>> = (0..2)
+                    .map(|k| ParameterUpdate {
                         name: ["a.weight", "b"][k],
                         var: &vars[k],
                         unclipped: &gradients[k],
@@ -89,7 +89,7 @@ mod tests {
                         weight_decay: 0.01,
                     })
                     .collect();
-                rule.update(0.1, &slots).unwrap();
+                rule.update(0.1, &parameters).unwrap();
                 vars.iter().flat_map(|var| var.to_vec1::<f32>().unwrap()).map(f32::to_bits).collect()
             })
             .collect()
@@ -153,7 +153,7 @@ mod tests {
         rule.restore(other).unwrap();
         let (gradient, [_, var]) = (Tensor::new(&[1.0_f32; 3], &Device::Cpu).unwrap(), vars());
         for asynchronous in [false, true] {
-            let slot = Slot {
+            let parameter = ParameterUpdate {
                 name: "b",
                 var: &var,
                 unclipped: &gradient,
@@ -162,7 +162,7 @@ mod tests {
                 lr_scale: 1.0,
                 weight_decay: 0.0,
             };
-            let error = rule.update(0.1, &[slot]).unwrap_err().to_string();
+            let error = rule.update(0.1, &[parameter]).unwrap_err().to_string();
             assert!(error.contains("optimizer state of b: it has 1 values; the parameter has 3"), "{error}");
         }
     }

@@ -4,7 +4,7 @@ use crate::simulator::{Scenario, Simulated};
 
 /// A cut of a model into stages, with the result of its simulation.
 #[derive(Clone, Debug)]
-pub struct Cut {
+pub struct PlannedCut {
     /// The units of each stage.
     pub units_per_stage: Vec<usize>,
     /// The simulated scenario.

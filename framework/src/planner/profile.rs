@@ -153,7 +153,7 @@ impl Profile {
         meter: Option<&dyn MemoryMeter>,
     ) -> Result<Self> {
         if devices.is_empty() {
-            return Err(Error::invalid("devices", "there is none", "give at least one, such as \"cpu\""));
+            return Err(Error::invalid("devices", "the list is empty", "give at least one, such as \"cpu\""));
         }
         let examples = batch.len()?;
         if examples == 0 {
@@ -173,7 +173,7 @@ impl Profile {
         for &device in &distinct {
             let payload =
                 Payload { inputs: batch.inputs.try_map(|t| device.bring(t))?, targets: batch.targets.clone(), total };
-            let read = reader::Reader::of(&**device, meter);
+            let read = reader::MemoryReader::of(&**device, meter);
             measured.push(run_on(&**device, || {
                 let parts = ProfiledUnits::build(model, settings, &**device)?;
                 let mut chain = Chain::new(parts, &**device, settings, payload);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Cut, Setup};
+use super::{PlannedCut, PlannerSetup};
 use crate::{
     Error, Result,
     model::Partition,
@@ -16,12 +16,12 @@ const TRIES: usize = 300;
 /// The most actions of all these simulations: about a fifth of a second of computation.
 const ACTIONS: usize = 400_000;
 
-impl Setup<'_> {
+impl PlannerSetup<'_> {
     /// Predicts a step with these numbers of units on each stage.
     ///
     /// # Errors
     /// If they do not fit the model or the plan.
-    pub fn predict(&self, units_per_stage: &[usize]) -> Result<Cut> {
+    pub fn predict(&self, units_per_stage: &[usize]) -> Result<PlannedCut> {
         self.check()?;
         let units = self.device(0).units.len();
         if units_per_stage.len() != self.stages()
@@ -48,7 +48,7 @@ impl Setup<'_> {
     ///
     /// # Errors
     /// If no cut has a head wherever the plan needs one, with tied units on one stage.
-    pub fn best_cut(&self, tied: &[(usize, usize)]) -> Result<Cut> {
+    pub fn best_cut(&self, tied: &[(usize, usize)]) -> Result<PlannedCut> {
         self.check()?;
         let units = self.device(0).units.len();
         let apart = |range: &Range<usize>| tied.iter().any(|(a, b)| range.contains(a) != range.contains(b));
@@ -56,7 +56,7 @@ impl Setup<'_> {
             true => f64::INFINITY,
             false => self.work(k, range).unwrap_or(f64::INFINITY),
         };
-        let balanced = Partition::least_of_most(self.stages(), units, &work);
+        let balanced = Partition::minimize_largest(self.stages(), units, &work);
         let bound = most_work(&balanced, &work);
         if bound.is_infinite() {
             return Err(self.no_head());
@@ -78,7 +78,7 @@ impl Setup<'_> {
         )
     }
 
-    fn attempt(&self, cut: &[usize]) -> Result<Option<Cut>> {
+    fn attempt(&self, cut: &[usize]) -> Result<Option<PlannedCut>> {
         let mut start = 0;
         let mut costs = Vec::with_capacity(cut.len());
         for (k, &count) in cut.iter().enumerate() {
@@ -88,16 +88,16 @@ impl Setup<'_> {
         }
         let scenario = self.scenario(costs);
         let simulated = simulate(&scenario)?;
-        Ok(Some(Cut { units_per_stage: cut.to_vec(), scenario, simulated, proven: false }))
+        Ok(Some(PlannedCut { units_per_stage: cut.to_vec(), scenario, simulated, proven: false }))
     }
 
     /// Simulates the cuts, the least busy first, until no remaining cut can be better.
-    fn compare_all(&self, units: usize, work: &dyn Fn(usize, Range<usize>) -> f64) -> Result<Cut> {
+    fn compare_all(&self, units: usize, work: &dyn Fn(usize, Range<usize>) -> f64) -> Result<PlannedCut> {
         let mut all = Vec::new();
         enumerate(units, self.stages(), &mut Vec::new(), &mut |cut| all.push((most_work(cut, work), cut.to_vec())));
         all.retain(|(most, _)| most.is_finite());
         all.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let mut best: Option<Cut> = None;
+        let mut best: Option<PlannedCut> = None;
         let mut actions = 0;
         for (most, cut) in &all {
             if best.as_ref().is_some_and(|best| *most >= best.simulated.step_seconds) {
@@ -113,11 +113,11 @@ impl Setup<'_> {
                 }
             }
         }
-        best.map(|best| Cut { proven: true, ..best }).ok_or_else(|| self.no_head())
+        best.map(|best| PlannedCut { proven: true, ..best }).ok_or_else(|| self.no_head())
     }
 
     /// Moves boundaries by one unit as long as steps become shorter.
-    fn climb(&self, start: Vec<usize>, bound: f64, work: &dyn Fn(usize, Range<usize>) -> f64) -> Result<Cut> {
+    fn climb(&self, start: Vec<usize>, bound: f64, work: &dyn Fn(usize, Range<usize>) -> f64) -> Result<PlannedCut> {
         let mut best = self.attempt(&start)?.ok_or_else(|| self.no_head())?;
         let (mut tries, mut actions) = (1, best.simulated.timeline.spans.len());
         'better: while best.simulated.step_seconds > bound * (1.0 + 1e-9) {
@@ -145,16 +145,16 @@ impl Setup<'_> {
             }
             return Ok(best);
         }
-        Ok(Cut { proven: true, ..best })
+        Ok(PlannedCut { proven: true, ..best })
     }
 }
 
-fn shorter(a: &Cut, b: &Cut) -> bool {
+fn shorter(a: &PlannedCut, b: &PlannedCut) -> bool {
     a.simulated.step_seconds < b.simulated.step_seconds * (1.0 - 1e-9)
 }
 
 /// The pairs of stages between which a unit could move: off and onto the stages of the critical path, the busiest first.
-fn moves(cut: &Cut) -> Vec<(usize, usize)> {
+fn moves(cut: &PlannedCut) -> Vec<(usize, usize)> {
     let stages = cut.units_per_stage.len();
     let spans = &cut.simulated.timeline.spans;
     let mut on_path: Vec<usize> = match cut.simulated.critical.bottleneck {

@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::Arc};
 
 use super::{
-    Cut,
+    PlannedCut,
     profile::{DeviceCosts, Profile, UnitCosts},
 };
 use crate::{
@@ -72,7 +72,7 @@ impl Placement {
 
 /// The setup of a prediction: everything but the cut.
 #[derive(Clone, Debug)]
-pub struct Setup<'a> {
+pub struct PlannerSetup<'a> {
     /// The costs of units, for micro-batches of the planned size.
     pub profile: &'a Profile,
     /// The losses that train each stage.
@@ -97,7 +97,7 @@ pub struct Setup<'a> {
     pub replicas: Replicas,
 }
 
-impl Setup<'_> {
+impl PlannerSetup<'_> {
     /// The number of stages.
     pub fn stages(&self) -> usize {
         self.plan.stages()
@@ -214,7 +214,7 @@ impl Setup<'_> {
     }
 
     /// Returns the most bytes that each stage of `cut` holds; none if the profile lacks them.
-    pub fn memory(&self, cut: &Cut) -> Option<Vec<u64>> {
+    pub fn memory(&self, cut: &PlannedCut) -> Option<Vec<u64>> {
         let mut start = 0;
         let stages = cut.units_per_stage.iter().enumerate();
         stages

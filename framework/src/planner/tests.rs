@@ -49,8 +49,8 @@ fn profile(costs: &[f64]) -> Profile {
     Profile { examples: 1, dtype: ActivationDtype::F32, devices: vec![device], order: vec![0] }
 }
 
-fn setup(profile: &Profile, width: usize, stages: usize, micro_batches: usize) -> Setup<'_> {
-    Setup {
+fn setup(profile: &Profile, width: usize, stages: usize, micro_batches: usize) -> PlannerSetup<'_> {
+    PlannerSetup {
         profile,
         heads: (0..stages).map(|k| k + 1 < stages && width < stages).collect(),
         plan: Arc::new(GradientPlan::of_widths(&vec![width; stages]).unwrap()),
@@ -95,9 +95,9 @@ fn costs_of_units_add_up_to_those_of_stages() {
 fn a_stage_that_recomputes_takes_longer_and_keeps_its_input() {
     let profile = profile(&[1.0, 2.0, 4.0, 8.0]);
     let plain = setup(&profile, 1, 2, 1);
-    let again = Setup { recompute: Recompute::Stages(vec![1]), ..plain.clone() };
+    let again = PlannerSetup { recompute: Recompute::Stages(vec![1]), ..plain.clone() };
     let [plain_cut, cut] = [&plain, &again].map(|setup| setup.predict(&[2, 2]).unwrap());
-    let stage = |cut: &Cut, k: usize| cut.scenario.costs[k];
+    let stage = |cut: &PlannedCut, k: usize| cut.scenario.costs[k];
     close(stage(&cut, 1).parameters_only - stage(&plain_cut, 1).parameters_only, 12.0);
     assert_eq!(stage(&cut, 0), stage(&plain_cut, 0));
 }
@@ -109,8 +109,8 @@ fn replicas_add_up_gradients_in_a_ring() {
     close(Replicas { count: 1, link }.all_reduce(400), 0.0);
     let profile = profile(&[1.0; 4]);
     let one = setup(&profile, 1, 2, 1);
-    let four = Setup { replicas: Replicas { count: 4, link }, ..one.clone() };
-    let update = |setup: &Setup<'_>| setup.predict(&[2, 2]).unwrap().scenario.costs[0].update;
+    let four = PlannerSetup { replicas: Replicas { count: 4, link }, ..one.clone() };
+    let update = |setup: &PlannerSetup<'_>| setup.predict(&[2, 2]).unwrap().scenario.costs[0].update;
     // Of two units and a head.
     close(update(&four) - update(&one), 6.0 * (0.1 + 1.0));
 }
@@ -156,7 +156,8 @@ fn a_stage_needs_a_head_where_some_stage_follows_it() {
     assert!(setup.predict(&[2, 2]).is_err());
     assert!(setup.predict(&[4]).is_err() && setup.predict(&[5, 0]).is_err());
     let stages = setup.clone();
-    let many = Setup { plan: Arc::new(GradientPlan::of_widths(&[1; 5]).unwrap()), heads: vec![true; 5], ..stages };
+    let many =
+        PlannerSetup { plan: Arc::new(GradientPlan::of_widths(&[1; 5]).unwrap()), heads: vec![true; 5], ..stages };
     assert!(many.best_cut(&[]).unwrap_err().to_string().contains("5 stages for a model of 4 units"));
 }
 
@@ -177,8 +178,8 @@ fn many_stages_are_cut_where_the_busiest_has_least_to_do() {
 
 #[test]
 fn stages_of_one_device_take_turns_and_others_share_cores() {
-    use crate::{StageDevice, device::Plain};
-    let devices: Vec<Arc<dyn StageDevice>> = vec![Arc::new(Plain), Arc::new(Plain)];
+    use crate::{StageDevice, device::PlainCpu};
+    let devices: Vec<Arc<dyn StageDevice>> = vec![Arc::new(PlainCpu), Arc::new(PlainCpu)];
     let placement = Placement::on(&devices, 3, 2);
     assert_eq!((placement.threads, placement.cores), (vec![1; 3], Some(2)));
     // A plain device computes on the stage's own thread.

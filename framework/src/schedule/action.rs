@@ -123,7 +123,7 @@ impl Action {
     }
 
     /// Returns the number of its micro-batch, unless it concerns the whole step.
-    pub fn micro(&self) -> Option<usize> {
+    pub fn micro_batch_index(&self) -> Option<usize> {
         match self {
             Self::Forward(micro_batch) | Self::Head { micro_batch, .. } | Self::Backward { micro_batch, .. } => {
                 Some(micro_batch.index)
@@ -163,7 +163,7 @@ impl Action {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kind().letter())?;
-        if let Some(micro) = self.micro() {
+        if let Some(micro) = self.micro_batch_index() {
             write!(f, "{micro}")?;
         }
         if let Some(loss) = self.loss() {

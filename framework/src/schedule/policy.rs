@@ -112,7 +112,7 @@ impl Policy {
         };
         let ranks = self.ranks();
         let rank = ranks.iter().position(|classes| classes.contains(&class)).unwrap_or(ranks.len());
-        (rank, action.step(), action.micro().unwrap_or(0), action.loss().unwrap_or(0))
+        (rank, action.step(), action.micro_batch_index().unwrap_or(0), action.loss().unwrap_or(0))
     }
 }
 

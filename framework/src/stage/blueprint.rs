@@ -61,7 +61,7 @@ pub struct StageSettings {
     /// Gradient clipping.
     pub clip: Option<ClipConfig>,
     /// The learning rate of each step, for the optimizer's base rate 1.
-    pub schedule: LrSchedule,
+    pub lr_schedule: LrSchedule,
     /// The loss of every head without a loss of its own.
     pub loss: Arc<dyn Loss>,
     /// Losses of single stages' heads.
@@ -116,7 +116,7 @@ impl StageBlueprint {
         let units = model.units()?;
         let stages = partition.stages();
         if devices.is_empty() {
-            return Err(Error::invalid("devices", "there is none", "give at least one, such as \"cpu\""));
+            return Err(Error::invalid("devices", "the list is empty", "give at least one, such as \"cpu\""));
         }
         let arch = settings.heads.arch.as_deref().unwrap_or_else(|| model.default_head());
         let mut names = HashSet::new();
@@ -234,7 +234,7 @@ impl StageBlueprint {
             head,
             loss: Arc::clone(loss),
             clip: settings.clip.clone(),
-            schedule: settings.schedule.for_base(config.lr),
+            lr_schedule: settings.lr_schedule.for_base(config.lr),
             recompute: settings.recompute.is_for(self.index),
             dtype: settings.dtype,
             monitor: Monitor::on(&*self.device),

@@ -17,7 +17,7 @@ const LISTED: usize = 20;
 
 /// The differences between initial values and a model that are allowed.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Allowed {
+pub(crate) struct AllowedDifferences {
     /// Names of the model without a value, which start from the seed.
     pub(crate) missing: bool,
     /// Values whose names are not in the model, which are not used.
@@ -26,14 +26,14 @@ pub(crate) struct Allowed {
 
 /// How initial values differ from a model. Every list is sorted.
 #[derive(Debug, Default)]
-pub(crate) struct Differences {
+pub(crate) struct ValueDifferences {
     pub(crate) missing: Vec<String>,
     pub(crate) unknown: Vec<String>,
     /// Name, shape of the value, and shape in the model.
     misshaped: Vec<(String, Vec<usize>, Vec<usize>)>,
 }
 
-impl Differences {
+impl ValueDifferences {
     /// Returns the differences of `given` from the model of these stages. If a unit cannot be built, the names of the model are incomplete, so no
     /// name counts as unknown; the build of the stage reports the failure.
     pub(crate) fn between(given: &Arc<Weights>, stages: &[StageBlueprint]) -> Self {
@@ -61,7 +61,7 @@ impl Differences {
     ///
     /// # Errors
     /// [`Error::Invalid`], which lists missing and unknown names and tensors of another shape.
-    pub(crate) fn refuse(&self, subject: &str, allowed: Allowed) -> Result<()> {
+    pub(crate) fn refuse(&self, subject: &str, allowed: AllowedDifferences) -> Result<()> {
         let misshaped: Vec<String> = self
             .misshaped
             .iter()

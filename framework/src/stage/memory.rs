@@ -13,7 +13,7 @@ impl MicroBatchState {
 
 impl Stage {
     /// Returns the bytes of the micro-batches that the stage holds. Before the forward pass these are the received tensors; after it the saved
-    /// activations, as far as layers report them ([`Saved::holding`](crate::Saved::holding)), and the gradients that wait.
+    /// activations, as far as layers report them ([`Saved::with_memory`](crate::Saved::with_memory)), and the gradients that wait.
     pub fn activation_bytes(&self) -> usize {
         let waiting = self.waiting.values().map(Payload::bytes).sum::<usize>();
         waiting + self.live.values().map(MicroBatchState::bytes).sum::<usize>()

@@ -10,7 +10,7 @@
 use candle_core::Tensor;
 
 use crate::{
-    Activation, Error, Failure, NonFinite, Origin, Phase, Result, Scored, StageDevice,
+    Activation, Error, Failure, NonFinite, Origin, PendingScore, Phase, Result, StageDevice,
     metrics::table::NONFINITE,
     schedule::{Action, MicroBatchId, Purpose},
     tensor::{Numbers, cosine::Products, elementwise::is_finite, squared_norm, sums},
@@ -179,8 +179,8 @@ impl Monitor {
     ///
     /// # Errors
     /// If the loss is not finite, on a synchronous device.
-    pub(super) fn score(&mut self, stage: usize, scored: Scored) -> Result<()> {
-        let Scored { numbers, count } = scored;
+    pub(super) fn score(&mut self, stage: usize, scored: PendingScore) -> Result<()> {
+        let PendingScore { numbers, count } = scored;
         if let (Numbers::Host(values), false) = (&numbers, self.asynchronous) {
             check_loss(stage, values)?;
         }

@@ -19,16 +19,16 @@ use crate::{
 /// #         Ok(vec![Unit::new("", [1], |_| Ok(Sequential::default()))])
 /// #     }
 /// # }
-/// use interlock::{Result, Trainer, Optimizer, OptimizerConfig, OptimizerContext, Slot};
+/// use interlock::{Result, Trainer, Optimizer, OptimizerConfig, OptimizerContext, ParameterUpdate};
 ///
 /// /// Moves every parameter by the learning rate, against the sign of its gradient.
 /// struct SignDescent;
 ///
 /// impl Optimizer for SignDescent {
-///     fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()> {
-///         for slot in slots {
-///             let change = (slot.gradient()?.sign()? * (lr * slot.lr_scale))?;
-///             slot.var.set(&(slot.var.as_detached_tensor() - change)?)?;
+///     fn update(&mut self, lr: f64, parameters: &[ParameterUpdate<'_>]) -> Result<()> {
+///         for parameter in parameters {
+///             let change = (parameter.gradient()?.sign()? * (lr * parameter.lr_scale))?;
+///             parameter.var.set(&(parameter.var.as_detached_tensor() - change)?)?;
 ///         }
 ///         Ok(())
 ///     }
@@ -97,7 +97,7 @@ impl OptimizerFactory for OptimizerConfig {
     }
 
     fn make(&self, context: &OptimizerContext<'_>) -> Result<Box<dyn Optimizer>> {
-        crate::optimizer::plain(context.constants)
+        crate::optimizer::built_in(context.constants)
     }
 }
 

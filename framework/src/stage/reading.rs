@@ -112,7 +112,7 @@ impl PendingNumbers {
                 Meaning::Score(count) => {
                     let loss = check_loss(stage, values).map_err(|error| failure(task, error))?;
                     let score = Score { loss, count, correct: values.get(1).copied() };
-                    measured.score = Some(measured.score.map_or(score, |sum| sum.and(score)));
+                    measured.score = Some(measured.score.map_or(score, |sum| sum + score));
                 }
                 Meaning::SquaredNorms => measured.squared_norms = values.to_vec(),
                 Meaning::Products => measured.products = Products::from_slice(values),
@@ -139,7 +139,7 @@ impl Stage {
         let Some(measured) = self.look(pending)? else { return Ok(None) };
         Ok(Some(StepNumbers {
             score: match (score, measured.score) {
-                (Some(before), Some(score)) => Some(before.and(score)),
+                (Some(before), Some(score)) => Some(before + score),
                 (before, score) => before.or(score),
             },
             updated: Updated { lr, gradient_norm: measured.squared_norms.iter().sum::<f64>().sqrt() },

@@ -71,7 +71,7 @@ impl Stage {
             shapes: self.shapes(),
             main: self.parameters.state(&main, &mut tensors)?,
             head: self.head_parameters().map(|part| part.state(&head, &mut tensors)).transpose()?,
-            plateau: self.schedule.plateau(),
+            plateau: self.lr_schedule.plateau(),
             tensors,
         })
     }
@@ -97,7 +97,7 @@ impl Stage {
         if let (Some(own), Some(state)) = (&mut self.head, head) {
             own.parameters.restore(&prefixes[1], state, &mut tensors)?;
         }
-        self.schedule.restore(plateau);
+        self.lr_schedule.restore(plateau);
         Ok(())
     }
 }

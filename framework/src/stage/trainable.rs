@@ -12,7 +12,7 @@ use crate::{
     Error, NonFinite, ParameterGradients, ParameterStore, Result,
     differentiation::TensorKind,
     model::parameters::Entry,
-    optimizer::{ClipFactor, Optimizer, OptimizerConfig, ParameterSettings, Slot, bytes},
+    optimizer::{ClipFactor, Optimizer, OptimizerConfig, ParameterSettings, ParameterUpdate, bytes},
     tensor::Numbers,
 };
 
@@ -223,9 +223,9 @@ impl Trainable {
                 None => {}
             }
         }
-        let slots: Vec<Slot<'_>> = gradients
+        let parameters: Vec<ParameterUpdate<'_>> = gradients
             .iter()
-            .map(|(entry, settings, gradient)| Slot {
+            .map(|(entry, settings, gradient)| ParameterUpdate {
                 name: &entry.name,
                 var: &entry.var,
                 unclipped: gradient,
@@ -235,15 +235,16 @@ impl Trainable {
                 weight_decay: settings.weight_decay,
             })
             .collect();
-        self.optimizer.update(lr, &slots)?;
+        self.optimizer.update(lr, &parameters)?;
         if monitor.is_asynchronous() || !self.optimizer.checks_values() {
-            let mut check = |slot: &Slot<'_>| {
-                monitor.check_tensor(slot.var.as_tensor(), NonFinite::Parameter, || slot.not_finite_words())
+            let mut check = |parameter: &ParameterUpdate<'_>| {
+                monitor.check_tensor(parameter.var.as_tensor(), NonFinite::Parameter, || parameter.not_finite_words())
             };
-            slots.iter().try_for_each(&mut check)?;
+            parameters.iter().try_for_each(&mut check)?;
         }
         if self.applied.is_some() {
-            self.applied = Some(slots.iter().map(|s| Ok((s.name.to_owned(), s.gradient()?))).collect::<Result<_>>()?);
+            self.applied =
+                Some(parameters.iter().map(|s| Ok((s.name.to_owned(), s.gradient()?))).collect::<Result<_>>()?);
         }
         Ok(())
     }
@@ -264,7 +265,7 @@ mod tests {
         let config = OptimizerConfig { lr: 1.0, momentum: 0.0, ..OptimizerConfig::default() };
         let store = ParameterStore::new(1, Default::default());
         let weight = store.builder(&Device::Cpu).get_with_hints(2, "w", candle_nn::Init::Const(0.0)).unwrap();
-        let optimizer = optimizer.unwrap_or_else(|| crate::optimizer::plain(&config).unwrap());
+        let optimizer = optimizer.unwrap_or_else(|| crate::optimizer::built_in(&config).unwrap());
         (Trainable::new(store, &config, optimizer).unwrap(), weight)
     }
 
@@ -384,8 +385,8 @@ mod tests {
     struct Rest;
 
     impl Optimizer for Rest {
-        fn update(&mut self, _: f64, slots: &[Slot<'_>]) -> Result<()> {
-            assert!(slots.is_empty(), "nobody gave a gradient");
+        fn update(&mut self, _: f64, parameters: &[ParameterUpdate<'_>]) -> Result<()> {
+            assert!(parameters.is_empty(), "nobody gave a gradient");
             Ok(())
         }
 
@@ -408,9 +409,9 @@ mod tests {
     struct Subtract;
 
     impl Optimizer for Subtract {
-        fn update(&mut self, lr: f64, slots: &[Slot<'_>]) -> Result<()> {
-            for slot in slots {
-                slot.var.set(&(slot.var.as_detached_tensor() - (slot.gradient()? * lr)?)?)?;
+        fn update(&mut self, lr: f64, parameters: &[ParameterUpdate<'_>]) -> Result<()> {
+            for parameter in parameters {
+                parameter.var.set(&(parameter.var.as_detached_tensor() - (parameter.gradient()? * lr)?)?)?;
             }
             Ok(())
         }
@@ -418,7 +419,7 @@ mod tests {
 
     #[test]
     fn parameters_that_are_not_finite_are_found_under_every_rule() {
-        let rule = |kind| crate::optimizer::plain(&OptimizerConfig { kind, ..OptimizerConfig::default() }).unwrap();
+        let rule = |kind| crate::optimizer::built_in(&OptimizerConfig { kind, ..OptimizerConfig::default() }).unwrap();
         for make in [&|| None, &|| Some(rule(OptimizerKind::Sgd)), &|| Some(rule(OptimizerKind::Adamw)), &|| {
             Some(Box::new(Subtract) as Box<dyn Optimizer>)
         }] as [&dyn Fn() -> Option<Box<dyn Optimizer>>; 4]

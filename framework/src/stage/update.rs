@@ -19,7 +19,7 @@ impl Stage {
     }
 
     pub(super) fn update(&mut self, step: u64, global_norm: Option<f64>) -> Result<Outcome> {
-        let lr = self.schedule.lr(step)?;
+        let lr = self.lr_schedule.lr(step)?;
         // The norms are finite: every gradient was checked when it was added.
         let own_factor = |squares: &Numbers| match &self.clip {
             Some(config) => clip::factor(config.max_norm, squares),

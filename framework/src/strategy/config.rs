@@ -112,7 +112,7 @@ impl StrategyConfig {
                 return refuse("adaptive without its table", "give every, window and below in strategy.adaptive");
             }
             (Some(Name::Adaptive), ..) => {
-                return refuse("a width beside adaptive", "give the first width in strategy.adaptive.width");
+                return refuse("width is set beside adaptive", "give the first width in strategy.adaptive.width");
             }
             (.., Some(_)) => {
                 return refuse("the table adaptive beside another name or a width", "leave one of them out");
@@ -127,7 +127,7 @@ impl StrategyConfig {
             (None | Some(Name::Pairwise), None, None, None) => Box::new(Pairwise),
             (Some(Name::EndToEnd), None, None, None) => Box::new(EndToEnd),
             (Some(_), .., None) => {
-                return refuse("a width beside a name other than interlock", "leave the name or the width out");
+                return refuse("width is set, but the name is not interlock", "leave the name or the width out");
             }
         };
         Ok(match self.end_to_end_every {

@@ -116,7 +116,7 @@ impl Plans {
     /// If no plan is decided during the run, or it is not the state of the same strategy for the same number of stages.
     pub fn restore(&mut self, state: &Value) -> Result<()> {
         let Some(adapt) = &mut self.adapt else {
-            return Err(Error::invalid("strategy state", "the strategy keeps none", "leave it out"));
+            return Err(Error::invalid("strategy state", "this strategy has no state", "leave it out"));
         };
         let schedule = adapt.restore(state)?;
         if schedule.stages() != self.schedule.stages() {

@@ -232,7 +232,7 @@ fn draw_names(layout: &Layout, shown: &[&Span]) -> Element {
     let fits = |span: &Span, name: &str| name.len() as f64 * size * 0.6 + 2.0 <= layout.place(span).1;
     let most = shown.iter().filter(|span| fits(span, &span.action.to_string())).count() * 2 > shown.len();
     for span in shown {
-        let name = match span.action.micro().filter(|_| !most) {
+        let name = match span.action.micro_batch_index().filter(|_| !most) {
             Some(micro) => micro.to_string(),
             None => span.action.to_string(),
         };
@@ -275,7 +275,7 @@ fn in_full(span: &Span, layout: &Layout) -> String {
     if let Some(loss) = action.loss() {
         words += &format!(" of loss {loss}");
     }
-    if let Some(micro) = action.micro() {
+    if let Some(micro) = action.micro_batch_index() {
         words += &format!(", micro-batch {micro}");
     }
     let evaluates = |micro_batch: &crate::schedule::MicroBatchId| micro_batch.purpose == Purpose::Evaluate;

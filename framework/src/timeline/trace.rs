@@ -48,7 +48,7 @@ impl Timeline {
 fn slice(span: &Span) -> Value {
     let Span { stage, action, .. } = span;
     let mut args = json!({ "step": action.step() });
-    if let Some(micro) = action.micro() {
+    if let Some(micro) = action.micro_batch_index() {
         args["micro"] = json!(micro);
     }
     if let Some(loss) = action.loss() {

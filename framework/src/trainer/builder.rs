@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{Callback, Criterion, FitSettings, Length, Stopper, TrainerState};
 use crate::{
     ActivationDtype, Loss, ModelSpec, Pairwise, Predictor, Result, StageDevice, Strategy,
-    device::Plain,
+    device::PlainCpu,
     loss::CrossEntropy,
     model::{Weights, partition::PartitionConfig},
     optimizer::{
@@ -23,7 +23,7 @@ use crate::{
     },
     schedule::PolicyName,
     stage::{EmaConfig, HeadsConfig, HeadsTrained, Recompute},
-    stage::{OptimizerFactory, initial::Allowed},
+    stage::{OptimizerFactory, initial::AllowedDifferences},
 };
 
 /// A builder of [`Trainer`](super::Trainer)s. It holds and checks the settings, and starts the pipeline.
@@ -47,7 +47,7 @@ pub struct TrainerBuilder {
     policy: PolicyName,
     in_flight: Option<usize>,
     initial: Option<Arc<Weights>>,
-    allowed: Allowed,
+    allowed: AllowedDifferences,
     callbacks: Vec<Box<dyn Callback>>,
     stopper: Stopper,
     settings: FitSettings,
@@ -61,7 +61,7 @@ impl TrainerBuilder {
             strategy_state: None,
             restored: None,
             partition: PartitionConfig::default(),
-            devices: vec![Arc::new(Plain)],
+            devices: vec![Arc::new(PlainCpu)],
             optimizer: Arc::new(OptimizerConfig::default()),
             clip: None,
             ema: None,
@@ -74,7 +74,7 @@ impl TrainerBuilder {
             policy: PolicyName::default(),
             in_flight: None,
             initial: None,
-            allowed: Allowed::default(),
+            allowed: AllowedDifferences::default(),
             callbacks: Vec::new(),
             stopper: Stopper::new(),
             settings: FitSettings {

@@ -35,8 +35,8 @@ impl Trainer {
                     Ok((batch, total))
                 })?;
                 fed.set(true);
-                let (first, of) = (first as usize, batches as usize);
-                Ok(Feed { purpose: Purpose::Evaluate, step, pieces: vec![batch], first, of, total })
+                let (first_index, count) = (first as usize, batches as usize);
+                Ok(Feed { purpose: Purpose::Evaluate, step, micro_batches: vec![batch], first_index, count, total })
             });
             loop {
                 if stopper.is_requested() {
@@ -47,7 +47,7 @@ impl Trainer {
                     Some(PipelineEvent::Scored { scores, .. }) => {
                         for (sum, score) in sums.iter_mut().zip(scores) {
                             *sum = match (*sum, score) {
-                                (Some(sum), Some(score)) => Some(sum.and(score)),
+                                (Some(sum), Some(score)) => Some(sum + score),
                                 (sum, score) => sum.or(score),
                             };
                         }

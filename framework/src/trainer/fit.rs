@@ -147,9 +147,10 @@ impl Trainer {
                     let batch = loader.next()?;
                     let counted = loss.count(&batch.targets);
                     let total = counted.map_err(|cause| super::loader::failure(cause).in_step(step))?;
-                    let pieces = batch.split(micro_batches)?;
-                    let of = pieces.len();
-                    Ok(((batch.len()?, total), Feed { purpose: Purpose::Train, step, pieces, first: 0, of, total }))
+                    let micro_batches = batch.split(micro_batches)?;
+                    let count = micro_batches.len();
+                    let feed = Feed { purpose: Purpose::Train, step, micro_batches, first_index: 0, count, total };
+                    Ok(((batch.len()?, total), feed))
                 })?;
                 fed.set(true);
                 sizes.borrow_mut().push_back(size);

@@ -9,7 +9,7 @@ use crate::{
     schedule::{Action, MicroBatchId, Purpose},
     stage::{
         Outcome, Payload, Stage, StageBlueprint,
-        initial::{Allowed, Differences},
+        initial::{AllowedDifferences, ValueDifferences},
     },
     tensor::elementwise::is_finite,
 };
@@ -65,10 +65,10 @@ impl Predictor {
 
     /// Builds the stages with these weights.
     pub(crate) fn build(stages: &[StageBlueprint], weights: &Arc<Weights>) -> Result<Self> {
-        let mut differences = Differences::between(weights, stages);
+        let mut differences = ValueDifferences::between(weights, stages);
         // Weights of heads that this model does not have.
         differences.unknown.retain(|name| !name.starts_with("aux."));
-        differences.refuse("weights", Allowed::default())?;
+        differences.refuse("weights", AllowedDifferences::default())?;
         let build = |stage: &StageBlueprint| stage.for_predictions(Arc::clone(weights)).build().map_err(Error::Failed);
         Ok(Self { stages: stages.iter().map(build).collect::<Result<_>>()?, calls: 0 })
     }
@@ -112,7 +112,7 @@ pub(crate) fn predict_at(stages: &mut [Stage], call: u64, inputs: Activation, he
     if !has_head(stages, head) {
         let heads: Vec<String> = (0..stages.len()).filter(|&k| has_head(stages, k)).map(|k| k.to_string()).collect();
         let remedy = format!("heads are at stages {}", heads.join(", "));
-        return Err(Error::invalid("head", format!("stage {head} has none"), remedy));
+        return Err(Error::invalid("head", format!("stage {head} has no head"), remedy));
     }
     let micro_batch = MicroBatchId { step: call, purpose: Purpose::Evaluate, index: 0, count: 1 };
     let output = forward(&mut stages[..=head], micro_batch, inputs);

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use candle_core::{Device, Tensor};
 use interlock::{
-    ClipConfig, ClipScope, Dataset, EndToEnd, Error, Failure, HeadsConfig, Interlock, OptimizerConfig, Plain,
+    ClipConfig, ClipScope, Dataset, EndToEnd, Error, Failure, HeadsConfig, Interlock, OptimizerConfig, PlainCpu,
     StageDevice, Trainer, TrainerBuilder,
 };
 
@@ -68,7 +68,7 @@ fn devices_of_both_kinds_name_the_stage_too() {
     for late_one in [1, 2, 3] {
         for head in [false, true] {
             for when in [When::Forward, When::BackwardInput, When::BackwardParameters] {
-                let mut devices = vec![Arc::new(Plain) as Arc<dyn StageDevice>; LAYERS];
+                let mut devices = vec![Arc::new(PlainCpu) as Arc<dyn StageDevice>; LAYERS];
                 devices[late_one] = Behind::new(Late::Polled(usize::MAX));
                 let fault = Fault { unit: 2, head, when, how: How::NotANumber, step: 2 };
                 let make = builder(LAYERS, Some(fault.clone())).devices(devices).strategy(Interlock::width(3));
@@ -147,7 +147,7 @@ fn an_evaluation_fails_where_the_first_value_is_not_finite() {
 
 #[test]
 fn a_prediction_that_is_not_finite_is_an_error_on_every_device() {
-    let devices: [Arc<dyn StageDevice>; 2] = [Arc::new(Plain), Behind::new(Late::Polled(2))];
+    let devices: [Arc<dyn StageDevice>; 2] = [Arc::new(PlainCpu), Behind::new(Late::Polled(2))];
     for device in devices {
         let builder =
             || Trainer::builder(Perceptron { layers: 2, fault: None }).devices([Arc::clone(&device)]).stages(1);

@@ -19,13 +19,13 @@ use candle_core::Tensor;
 use common::{ByTarget, Fault, Matrices, Perceptron, Spiral};
 use interlock::{
     Adaptive, ClipConfig, ClipScope, CrossEntropy, Dataset, EndToEnd, Error, HeadsConfig, HeadsTrained, Interlock,
-    Local, Loss, LrScheduleConfig, MeanSquaredError, OptimizerConfig, OptimizerKind, Phase, Plain, Split, StageDevice,
-    TrainEvent, Trainer, TrainerBuilder,
+    Local, Loss, LrScheduleConfig, MeanSquaredError, OptimizerConfig, OptimizerKind, Phase, PlainCpu, Split,
+    StageDevice, TrainEvent, Trainer, TrainerBuilder,
     tools::{plain::PlainPipeline, schedule::ActionKind, transport::StageStep},
 };
 
 fn plain() -> Vec<Arc<dyn StageDevice>> {
-    vec![Arc::new(Plain)]
+    vec![Arc::new(PlainCpu)]
 }
 
 fn builder(layers: usize, fault: Option<Fault>) -> TrainerBuilder {

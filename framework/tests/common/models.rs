@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use candle_nn::{Init, VarBuilder};
 use interlock::{
     Activation, Batch, Dataset, Differentiable, Error, Gradients, Key, Loss, ModelSpec, ParameterGradients, Pass,
-    Result, Saved, Score, Scored, Targets, Unit, Wants, Weights,
+    PendingScore, Result, Saved, Score, Targets, Unit, Wants, Weights,
 };
 use rand::RngExt;
 
@@ -68,12 +68,12 @@ impl Loss for Slope {
         Ok(targets.elem_count() as f64)
     }
 
-    fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored> {
+    fn score(&self, output: &Tensor, targets: &Targets) -> Result<PendingScore> {
         let sum = f64::from(output.flatten_all()?.sum_all()?.to_scalar::<f32>()?);
         Ok(Score { loss: self.0 * sum, count: self.count(targets)?, correct: None }.into())
     }
 
-    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)> {
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(PendingScore, Tensor)> {
         let gradient = (output.ones_like()? * (self.0 / total))?;
         Ok((self.score(output, targets)?, gradient))
     }
@@ -87,7 +87,7 @@ impl Loss for ByTarget {
         Ok(targets.elem_count() as f64)
     }
 
-    fn score(&self, output: &Tensor, targets: &Targets) -> Result<Scored> {
+    fn score(&self, output: &Tensor, targets: &Targets) -> Result<PendingScore> {
         let products = (output.flatten_all()? * targets.to_dtype(candle_core::DType::F32)?)?;
         Ok(Score {
             loss: f64::from(products.sum_all()?.to_scalar::<f32>()?),
@@ -97,7 +97,7 @@ impl Loss for ByTarget {
         .into())
     }
 
-    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(Scored, Tensor)> {
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(PendingScore, Tensor)> {
         let gradient = (targets.to_dtype(candle_core::DType::F32)?.reshape(output.dims())? / total)?;
         Ok((self.score(output, targets)?, gradient))
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use interlock::{
-    HeadsConfig, HeadsTrained, OptimizerConfig, Plain, StageDevice, Trainer, TrainerBuilder,
+    HeadsConfig, HeadsTrained, OptimizerConfig, PlainCpu, StageDevice, Trainer, TrainerBuilder,
     tools::device::{DeviceHooks, Link},
 };
 
@@ -13,7 +13,7 @@ use crate::common::{Fault, Perceptron};
 /// One layer a stage, every stage with a head, on candle's CPU device.
 pub fn builder(layers: usize, fault: Option<Fault>) -> TrainerBuilder {
     Trainer::builder(Perceptron { layers, fault })
-        .devices([Arc::new(Plain) as Arc<dyn StageDevice>])
+        .devices([Arc::new(PlainCpu) as Arc<dyn StageDevice>])
         .stages(layers)
         .heads(HeadsConfig { arch: None, train: HeadsTrained::All })
         .optimizer(OptimizerConfig { lr: 0.05, ..OptimizerConfig::default() })
@@ -48,5 +48,5 @@ pub const FAR: Link = Link { latency: 1e-4, bandwidth: 1e6 };
 
 /// Every other stage is far away.
 pub fn devices(link: Link) -> [Arc<dyn StageDevice>; 2] {
-    [Arc::new(Plain), Arc::new(Remote(link))]
+    [Arc::new(PlainCpu), Arc::new(Remote(link))]
 }

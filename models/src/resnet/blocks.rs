@@ -74,7 +74,7 @@ pub(super) fn stem(kind: StemKind, input: Shape, planes: usize) -> (Unit, Shape)
     let output = pooled.unwrap_or(convolution.output);
     let unit = Unit::new("", output.dims(), move |vb| {
         let links = vec![convolution.build(&vb, "conv1", "bn1")?];
-        let mut layers = Sequential::default().and(ConvBlock::new(links, Shortcut::None)?);
+        let mut layers = Sequential::default().add(ConvBlock::new(links, Shortcut::None)?);
         if pooled.is_some() {
             layers.push(MaxPool2d::new(3, 2, 1));
         }
@@ -130,7 +130,7 @@ pub(super) fn classifier(input: Shape, classes: usize) -> Unit {
     let channels = input.channels;
     Unit::new("", [classes], move |vb| {
         let fc = Linear::new(channels, classes, true, vb.pp("fc"))?;
-        Ok(Sequential::default().and(GlobalAvgPool).and(fc))
+        Ok(Sequential::default().add(GlobalAvgPool).add(fc))
     })
     .with_flops(flops::SIMPLE * input.elements() + flops::linear(1, channels, classes))
 }

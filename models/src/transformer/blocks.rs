@@ -21,7 +21,7 @@ const ZERO: Init = Init::Const(0.0);
 pub(super) fn embeddings(model: &Transformer) -> Unit {
     let Transformer { vocab, context, sequence, width, dropout, .. } = *model;
     Unit::new("transformer", [sequence, width], move |vb| {
-        let mut layers = Sequential::default().and(TokenAndPosition::new(vocab, context, width, vb.clone())?);
+        let mut layers = Sequential::default().add(TokenAndPosition::new(vocab, context, width, vb.clone())?);
         push_dropout(&mut layers, dropout, &vb, "drop");
         Ok(layers)
     })
@@ -36,8 +36,8 @@ pub(super) fn block(model: &Transformer, index: usize) -> Unit {
         let attention = attention(width, heads, dropout, projection, &vb)?;
         let perceptron = perceptron(width, dropout, projection, &vb)?;
         Ok(Sequential::default()
-            .and(Residual::new(Box::new(attention), None))
-            .and(Residual::new(Box::new(perceptron), None)))
+            .add(Residual::new(Box::new(attention), None))
+            .add(Residual::new(Box::new(perceptron), None)))
     })
     .with_flops(block_flops(sequence, width, heads))
 }
@@ -58,7 +58,7 @@ fn perceptron(width: usize, dropout: f64, projection: f64, vb: &VarBuilder<'stat
     let widen = Linear::with_init(width, 4 * width, INITIAL_WEIGHT, Some(ZERO), vb.pp("mlp.c_fc"))?;
     let narrow = Init::Randn { mean: 0.0, stdev: projection };
     let narrow = Linear::with_init(4 * width, width, narrow, Some(ZERO), vb.pp("mlp.c_proj"))?;
-    let mut layers = Sequential::default().and(FusedLinear::norm(norm, widen)).and(FusedLinear::gelu(narrow));
+    let mut layers = Sequential::default().add(FusedLinear::norm(norm, widen)).add(FusedLinear::gelu(narrow));
     push_dropout(&mut layers, dropout, vb, "mlp.dropout");
     Ok(layers)
 }
@@ -83,7 +83,7 @@ pub(super) fn output(model: &Transformer) -> Unit {
     Unit::new("", [sequence, vocab], move |vb| {
         let norm = LayerNorm::new(width, vb.pp("transformer.ln_f"))?;
         let weight = vb.pp(if tied { "transformer.wte" } else { "lm_head" });
-        Ok(Sequential::default().and(norm).and(Linear::with_init(width, vocab, INITIAL_WEIGHT, None, weight)?))
+        Ok(Sequential::default().add(norm).add(Linear::with_init(width, vocab, INITIAL_WEIGHT, None, weight)?))
     })
     .with_flops(flops::NORM * flops::elements(&[sequence, width]) + flops::linear(sequence, width, vocab))
 }

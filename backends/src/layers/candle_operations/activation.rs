@@ -1,7 +1,7 @@
 //! ReLU and GELU.
 
 use candle_core::Tensor;
-use interlock::{Gradients, Held, Pass, Result, Wants};
+use interlock::{Gradients, Pass, Result, SavedMemory, Wants};
 
 use super::{CandleOperations, as_dtype, input, saved_tensor::SavedCandleTensor, where_set, wide, zeros};
 use crate::layers::{Gelu, Relu};
@@ -22,8 +22,8 @@ impl CandleOperations for Relu {
         Ok((y, saved))
     }
 
-    fn held(y: &SavedCandleTensor) -> Vec<Held> {
-        vec![y.held()]
+    fn memory(y: &SavedCandleTensor) -> Vec<SavedMemory> {
+        vec![y.memory()]
     }
 
     fn compute_gradients(&self, y: &SavedCandleTensor, c: &Tensor, _: Wants) -> Result<Gradients> {
@@ -43,8 +43,8 @@ impl CandleOperations for Gelu {
         Ok((as_dtype(&wide(x)?.gelu()?, x.dtype())?, SavedCandleTensor::new(x, pass)?))
     }
 
-    fn held(x: &SavedCandleTensor) -> Vec<Held> {
-        vec![x.held()]
+    fn memory(x: &SavedCandleTensor) -> Vec<SavedMemory> {
+        vec![x.memory()]
     }
 
     fn compute_gradients(&self, x: &SavedCandleTensor, c: &Tensor, _: Wants) -> Result<Gradients> {

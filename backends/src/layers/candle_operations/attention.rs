@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use candle_nn::ops::softmax_last_dim;
-use interlock::{Activation, Held, Pass, Result};
+use interlock::{Activation, Pass, Result, SavedMemory};
 
 use super::{
     as_dtype,
@@ -23,8 +23,8 @@ pub(crate) struct SavedHeads {
 }
 
 impl SavedHeads {
-    pub(crate) fn held(&self) -> Vec<Held> {
-        self.mask.iter().map(Mask::held).chain([self.qkv.held()]).collect()
+    pub(crate) fn memory(&self) -> Vec<SavedMemory> {
+        self.mask.iter().map(Mask::memory).chain([self.qkv.memory()]).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 //! it is built in.
 
 use candle_core::Tensor;
-use interlock::{Gradients, Held, Pass, Result, Wants};
+use interlock::{Gradients, Pass, Result, SavedMemory, Wants};
 
 use super::{
     CandleOperations, as_dtype,
@@ -125,8 +125,8 @@ impl CandleOperations for Conv2d {
         Ok((y, SavedCandleTensor::new(&x, pass)?))
     }
 
-    fn held(x: &SavedCandleTensor) -> Vec<Held> {
-        vec![x.held()]
+    fn memory(x: &SavedCandleTensor) -> Vec<SavedMemory> {
+        vec![x.memory()]
     }
 
     fn compute_gradients(&self, x: &SavedCandleTensor, c: &Tensor, wants: Wants) -> Result<Gradients> {

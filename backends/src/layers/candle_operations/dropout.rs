@@ -1,7 +1,7 @@
 //! Dropout: a mask that the host draws, the same on every device.
 
 use candle_core::{Shape, Tensor};
-use interlock::{Gradients, Held, Pass, Result, Wants};
+use interlock::{Gradients, Pass, Result, SavedMemory, Wants};
 
 use super::{CandleOperations, input, scaled, where_set};
 use crate::layers::{Dropout, dropout};
@@ -34,8 +34,8 @@ impl Mask {
         where_set(&self.keep, &scaled(x, self.scale)?)
     }
 
-    pub(super) fn held(&self) -> Held {
-        Held::tensor(&self.keep)
+    pub(super) fn memory(&self) -> SavedMemory {
+        SavedMemory::of_tensor(&self.keep)
     }
 }
 
@@ -56,8 +56,8 @@ impl CandleOperations for Dropout {
         Ok((masked(mask.as_ref(), x)?, mask))
     }
 
-    fn held(mask: &Option<Mask>) -> Vec<Held> {
-        mask.iter().map(Mask::held).collect()
+    fn memory(mask: &Option<Mask>) -> Vec<SavedMemory> {
+        mask.iter().map(Mask::memory).collect()
     }
 
     fn compute_gradients(&self, mask: &Option<Mask>, c: &Tensor, _: Wants) -> Result<Gradients> {

@@ -4,7 +4,7 @@
 //! and the stage fails when it checks its output.
 
 use candle_core::{DType, Tensor, WithDType};
-use interlock::{Error, Gradients, Held, ParameterGradients, Pass, Result, Wants};
+use interlock::{Error, Gradients, ParameterGradients, Pass, Result, SavedMemory, Wants};
 
 use super::{CandleOperations, products::operand, wide};
 use crate::layers::{Embedding, TokenAndPosition, slices::wrong_shape};
@@ -78,7 +78,7 @@ impl CandleOperations for Embedding {
         Ok((operand(&self.rows(tokens)?, pass)?, tokens.clone()))
     }
 
-    fn held(_: &Tensor) -> Vec<Held> {
+    fn memory(_: &Tensor) -> Vec<SavedMemory> {
         Vec::new()
     }
 
@@ -108,7 +108,7 @@ impl CandleOperations for TokenAndPosition {
         Ok((operand(&self.tokens.rows(tokens)?.broadcast_add(&positions)?, pass)?, tokens.clone()))
     }
 
-    fn held(_: &Tensor) -> Vec<Held> {
+    fn memory(_: &Tensor) -> Vec<SavedMemory> {
         Vec::new()
     }
 

@@ -1,7 +1,7 @@
 //! Linear layers: one matrix product each for the output, the gradient of the input, and the gradient of the weight.
 
 use candle_core::Tensor;
-use interlock::{Activation, Gradients, Held, ParameterGradients, Pass, Result, Wants};
+use interlock::{Activation, Gradients, ParameterGradients, Pass, Result, SavedMemory, Wants};
 
 use super::{
     CandleOperations, as_dtype,
@@ -34,8 +34,8 @@ impl CandleOperations for Linear {
         Ok((y.reshape(dims)?, SavedCandleTensor::new(&x, pass)?))
     }
 
-    fn held(x: &SavedCandleTensor) -> Vec<Held> {
-        vec![x.held()]
+    fn memory(x: &SavedCandleTensor) -> Vec<SavedMemory> {
+        vec![x.memory()]
     }
 
     fn compute_gradients(&self, x: &SavedCandleTensor, c: &Tensor, wants: Wants) -> Result<Gradients> {

@@ -1,7 +1,7 @@
 //! Batch and layer norm. Variances are means of squared distances from the mean.
 
 use candle_core::{Tensor, Var};
-use interlock::{Gradients, Held, ParameterGradients, Pass, Result, Wants};
+use interlock::{Gradients, ParameterGradients, Pass, Result, SavedMemory, Wants};
 
 use super::{CandleOperations, as_dtype, saved_tensor::SavedCandleTensor, wide};
 use crate::{
@@ -21,8 +21,8 @@ pub(crate) struct SavedNorm {
 }
 
 impl SavedNorm {
-    fn held(&self) -> Vec<Held> {
-        vec![self.x.held(), Held::tensor(&self.mean), Held::tensor(&self.inverse)]
+    fn memory(&self) -> Vec<SavedMemory> {
+        vec![self.x.memory(), SavedMemory::of_tensor(&self.mean), SavedMemory::of_tensor(&self.inverse)]
     }
 
     /// Returns `x - μ`, in `f32`.
@@ -93,8 +93,8 @@ impl CandleOperations for BatchNorm2d {
         Ok((as_dtype(&y, x.dtype())?, SavedNorm { x: SavedCandleTensor::new(x, pass)?, mean, inverse }))
     }
 
-    fn held(saved: &SavedNorm) -> Vec<Held> {
-        saved.held()
+    fn memory(saved: &SavedNorm) -> Vec<SavedMemory> {
+        saved.memory()
     }
 
     fn compute_gradients(&self, saved: &SavedNorm, c: &Tensor, wants: Wants) -> Result<Gradients> {
@@ -144,8 +144,8 @@ impl CandleOperations for LayerNorm {
         Ok((as_dtype(&y, x.dtype())?, SavedNorm { x: SavedCandleTensor::new(x, pass)?, mean, inverse }))
     }
 
-    fn held(saved: &SavedNorm) -> Vec<Held> {
-        saved.held()
+    fn memory(saved: &SavedNorm) -> Vec<SavedMemory> {
+        saved.memory()
     }
 
     fn compute_gradients(&self, saved: &SavedNorm, c: &Tensor, wants: Wants) -> Result<Gradients> {

@@ -3,7 +3,7 @@
 //! Along one axis, element `u` of the window at all of its places is one `index_select` for each `u`.
 
 use candle_core::{DType, Device, Shape, Tensor};
-use interlock::{Gradients, Held, Pass, Result, Wants};
+use interlock::{Gradients, Pass, Result, SavedMemory, Wants};
 
 use super::{CandleOperations, as_dtype, input, where_set, wide};
 use crate::layers::{AvgPool2d, GlobalAvgPool, MaxPool2d, window::Window};
@@ -125,8 +125,8 @@ impl CandleOperations for MaxPool2d {
         Ok((y, SavedMaxPool { window, columns, rows }))
     }
 
-    fn held(saved: &SavedMaxPool) -> Vec<Held> {
-        vec![Held::tensor(&saved.columns), Held::tensor(&saved.rows)]
+    fn memory(saved: &SavedMaxPool) -> Vec<SavedMemory> {
+        vec![SavedMemory::of_tensor(&saved.columns), SavedMemory::of_tensor(&saved.rows)]
     }
 
     fn compute_gradients(
@@ -155,7 +155,7 @@ impl CandleOperations for AvgPool2d {
         Ok((as_dtype(&(y * share(&window))?, x.dtype())?, window))
     }
 
-    fn held(_: &Window) -> Vec<Held> {
+    fn memory(_: &Window) -> Vec<SavedMemory> {
         Vec::new()
     }
 
@@ -183,7 +183,7 @@ impl CandleOperations for GlobalAvgPool {
         Ok((as_dtype(&wide(x)?.flatten_from(2)?.mean(2)?, x.dtype())?, x.shape().clone()))
     }
 
-    fn held(_: &Shape) -> Vec<Held> {
+    fn memory(_: &Shape) -> Vec<SavedMemory> {
         Vec::new()
     }
 

@@ -1,7 +1,7 @@
 //! Tensors that are saved for backward passes, as they are or rounded.
 
 use candle_core::{DType, Tensor};
-use interlock::{ActivationDtype, Held, Pass, Result};
+use interlock::{ActivationDtype, Pass, Result, SavedMemory};
 
 /// A tensor that is saved for backward passes.
 pub(crate) struct SavedCandleTensor {
@@ -21,8 +21,8 @@ impl SavedCandleTensor {
     }
 
     /// Returns the memory that it takes.
-    pub(crate) fn held(&self) -> Held {
-        Held::tensor(&self.tensor)
+    pub(crate) fn memory(&self) -> SavedMemory {
+        SavedMemory::of_tensor(&self.tensor)
     }
 
     /// Returns the tensor in its original dtype, as a copy if it was rounded.

@@ -1,7 +1,7 @@
 //! Changes of shape.
 
 use candle_core::{Shape, Tensor};
-use interlock::{Gradients, Held, Pass, Result, Wants};
+use interlock::{Gradients, Pass, Result, SavedMemory, Wants};
 
 use super::{CandleOperations, input};
 use crate::layers::Flatten;
@@ -17,7 +17,7 @@ impl CandleOperations for Flatten {
         Ok((x.reshape((x.dim(0)?, ()))?, x.shape().clone()))
     }
 
-    fn held(_: &Shape) -> Vec<Held> {
+    fn memory(_: &Shape) -> Vec<SavedMemory> {
         Vec::new()
     }
 

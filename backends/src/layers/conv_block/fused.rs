@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use interlock::{
-    Activation, Differentiable, Error, Gradients, Held, ParameterGradients, Pass, Pending, Result, Saved, Wants,
+    Activation, Differentiable, Error, Gradients, ParameterGradients, Pass, Pending, Result, Saved, SavedMemory, Wants,
 };
 
 use super::{NAME, Shortcut, no_link};
@@ -69,9 +69,9 @@ impl SavedBlock {
     }
 
     fn saved(self) -> Saved {
-        let links = self.links.iter().chain(&self.projection).map(|(y, _)| y.held());
-        let held: Vec<Held> = links.chain([self.x.held(), Held::slice(&self.gate)]).collect();
-        Saved::new(self).holding(held)
+        let links = self.links.iter().chain(&self.projection).map(|(y, _)| y.memory());
+        let memory: Vec<SavedMemory> = links.chain([self.x.memory(), SavedMemory::of_slice(&self.gate)]).collect();
+        Saved::new(self).with_memory(memory)
     }
 
     /// Returns the forward pass.

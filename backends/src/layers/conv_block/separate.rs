@@ -41,14 +41,14 @@ fn layers(links: Vec<(Conv2d, BatchNorm2d)>, shortcut: Shortcut) -> Sequential {
         if at > 0 {
             main.push(Relu);
         }
-        main = main.and(conv).and(norm);
+        main = main.add(conv).add(norm);
     }
     let shortcut: Option<Box<dyn Differentiable>> = match shortcut {
-        Shortcut::None => return main.and(Relu),
+        Shortcut::None => return main.add(Relu),
         Shortcut::Identity => None,
-        Shortcut::Projection(conv, norm) => Some(Box::new(Sequential::default().and(conv).and(norm))),
+        Shortcut::Projection(conv, norm) => Some(Box::new(Sequential::default().add(conv).add(norm))),
     };
-    Sequential::default().and(Residual::new(Box::new(main), shortcut)).and(Relu)
+    Sequential::default().add(Residual::new(Box::new(main), shortcut)).add(Relu)
 }
 
 impl Differentiable for SeparateBlock {

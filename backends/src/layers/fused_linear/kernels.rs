@@ -76,8 +76,8 @@ impl Differentiable for LinearKernels {
         };
         let saved = match pass.is_train() {
             true => {
-                let held = inner.held().to_vec();
-                Saved::new(SavedFused { inner, dims }).holding(held)
+                let memory = inner.memory().to_vec();
+                Saved::new(SavedFused { inner, dims }).with_memory(memory)
             }
             false => Saved::nothing(),
         };

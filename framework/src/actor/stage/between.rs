@@ -2,20 +2,20 @@
 
 use actix::Handler;
 
-use super::{StageActor, State, Stopped, Work};
+use super::{StageActor, StageWorker, State, Stopped};
 use crate::{
     Error, Phase,
     actor::messages::{Begin, Restore, TakeSnapshot, TakeState, Validated},
-    transport::Report,
+    transport::CoordinatorMessage,
 };
 
 impl StageActor {
     /// Runs `work` between steps, when nothing is in flight and all steps have been reported.
-    fn between_steps(&mut self, phase: Phase, work: impl FnOnce(&mut Work) -> Result<(), Stopped>) {
+    fn between_steps(&mut self, phase: Phase, work: impl FnOnce(&mut StageWorker) -> Result<(), Stopped>) {
         self.mailbox.taken();
         self.guarded(phase, |this| match &mut this.state {
             State::Working(at_work) if at_work.schedule.is_idle() => {
-                at_work.settle_all()?;
+                at_work.report_all_steps()?;
                 work(at_work)
             }
             _ => Err(Error::Internal("asked between steps while something is in flight".to_owned()).into()),
@@ -51,7 +51,7 @@ impl Handler<TakeSnapshot> for StageActor {
     fn handle(&mut self, _: TakeSnapshot, _: &mut Self::Context) {
         self.between_steps(Phase::Snapshot, |work| {
             let tensors = work.stage.snapshot()?;
-            Ok(work.wire.report(Report::Snapshot { stage: work.stage.index(), tensors })?)
+            Ok(work.wire.report(CoordinatorMessage::Snapshot { stage: work.stage.index(), tensors })?)
         });
     }
 }
@@ -62,7 +62,7 @@ impl Handler<TakeState> for StageActor {
     fn handle(&mut self, _: TakeState, _: &mut Self::Context) {
         self.between_steps(Phase::State, |work| {
             let state = Box::new(work.stage.state()?);
-            Ok(work.wire.report(Report::State { stage: work.stage.index(), state })?)
+            Ok(work.wire.report(CoordinatorMessage::State { stage: work.stage.index(), state })?)
         });
     }
 }
@@ -73,7 +73,7 @@ impl Handler<Restore> for StageActor {
     fn handle(&mut self, message: Restore, _: &mut Self::Context) {
         self.between_steps(Phase::State, |work| {
             work.stage.restore(*message.state)?;
-            Ok(work.wire.report(Report::Restored { stage: work.stage.index() })?)
+            Ok(work.wire.report(CoordinatorMessage::Restored { stage: work.stage.index() })?)
         });
     }
 }

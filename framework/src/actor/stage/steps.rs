@@ -2,14 +2,14 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use super::{Stopped, phase_of, work::Work};
+use super::{Stopped, phase_of, work::StageWorker};
 use crate::{
     Error, Failure, Origin, Phase, Result,
     device::Mark,
     schedule::{self, Action, MicroBatchId},
     stage::{StepNumbers, StepReading},
     timeline::Span,
-    transport::{Report, StageStep},
+    transport::{CoordinatorMessage, StageStep},
 };
 
 /// An action, between two marks in the device's stream.
@@ -55,7 +55,7 @@ pub(super) struct Unreported {
 /// The steps whose numbers are being read, in order.
 pub(super) type Queue = VecDeque<Unreported>;
 
-impl Work {
+impl StageWorker {
     /// Marks the present position in the device's stream.
     pub(super) fn mark(&self) -> Result<Box<dyn Mark>> {
         self.stage.device().mark()
@@ -90,33 +90,33 @@ impl Work {
 
     /// Stores a step whose update has been given to the device. Reports all earlier steps first, so that the host is never more than one step ahead
     /// of the device.
-    pub(super) fn update_given(&mut self, step: u64, reading: StepReading) -> Result<(), Stopped> {
-        self.settle_all()?;
+    pub(super) fn update_submitted(&mut self, step: u64, reading: StepReading) -> Result<(), Stopped> {
+        self.report_all_steps()?;
         let done = std::mem::take(&mut self.done);
         self.unreported.push_back(Unreported { step, reading, done });
         Ok(())
     }
 
     /// Reports the steps whose numbers have arrived. Does not wait.
-    pub(super) fn settle_ready(&mut self) -> Result<(), Stopped> {
+    pub(super) fn report_ready_steps(&mut self) -> Result<(), Stopped> {
         while let Some(next) = self.unreported.front() {
             let step = next.step;
             if !next.reading.is_ready().map_err(|error| self.failure(step, error))? {
                 break;
             }
-            self.settle_next()?;
+            self.report_next_step()?;
         }
         Ok(())
     }
 
     /// Waits for the numbers of all steps, and reports them.
-    pub(super) fn settle_all(&mut self) -> Result<(), Stopped> {
-        while self.settle_next()? {}
+    pub(super) fn report_all_steps(&mut self) -> Result<(), Stopped> {
+        while self.report_next_step()? {}
         Ok(())
     }
 
     /// Waits for the numbers of the next step, and reports it. Returns whether there was one.
-    pub(super) fn settle_next(&mut self) -> Result<bool, Stopped> {
+    pub(super) fn report_next_step(&mut self) -> Result<bool, Stopped> {
         let Some(Unreported { step, reading, done }) = self.unreported.pop_front() else { return Ok(false) };
         match self.stage.take(reading)? {
             Some(numbers) => self.report_step(step, numbers, done)?,
@@ -127,11 +127,11 @@ impl Work {
 
     /// Reports, once, that the stage received a non-finite value, if it did.
     pub(super) fn report_received_non_finite(&mut self) -> Result<(), Stopped> {
-        if !self.silent
+        if !self.reported_non_finite
             && let Some(failure) = self.stage.received_non_finite().cloned()
         {
-            self.silent = true;
-            self.wire.report(Report::ReceivedNonFinite(failure))?;
+            self.reported_non_finite = true;
+            self.wire.report(CoordinatorMessage::ReceivedNonFinite(failure))?;
         }
         Ok(())
     }
@@ -149,13 +149,22 @@ impl Work {
         }
         let StepNumbers { score, updated, alignment } = numbers;
         let stage = self.stage.index();
-        self.wire.report(Report::StepDone(StageStep { stage, step, score, updated, alignment, work, spans }))?;
+        self.wire.report(CoordinatorMessage::StepDone(StageStep {
+            stage,
+            step,
+            score,
+            updated,
+            alignment,
+            work,
+            spans,
+        }))?;
         Ok(())
     }
 
     /// The failure of the device while the host waited for the times of an action.
     fn failed_in(&self, action: Action, error: Error) -> Failure {
-        Failure { phase: phase_of(action), ..self.failure(action.step(), error) }.in_micro_batch(action.micro())
+        Failure { phase: phase_of(action), ..self.failure(action.step(), error) }
+            .in_micro_batch(action.micro_batch_index())
     }
 
     /// The failure of the device while the host waited for the numbers of a step.

@@ -17,11 +17,11 @@ use crate::{
     metrics::{Direction, StageMetrics},
     schedule::{Action, ActionKind, Purpose, StageSchedule},
     stage::{Outcome, Stage},
-    transport::{Report, StageMessage, Transport},
+    transport::{CoordinatorMessage, StageMessage, Transport},
 };
 
 /// A built stage with its schedule and its connections.
-pub(super) struct Work {
+pub(super) struct StageWorker {
     pub(super) stage: Box<Stage>,
     pub(super) wire: Box<dyn Transport>,
     pub(super) schedule: StageSchedule,
@@ -33,7 +33,7 @@ pub(super) struct Work {
     /// The steps whose numbers are being read.
     pub(super) unreported: Queue,
     /// Whether the stage has reported that it received a non-finite value: it reports nothing after that.
-    pub(super) silent: bool,
+    pub(super) reported_non_finite: bool,
     /// The actions done for evaluations whose times are not known yet.
     pub(super) evaluated: Vec<Timed>,
     pub(super) metrics: StageMetrics,
@@ -42,7 +42,7 @@ pub(super) struct Work {
     pub(super) record: Option<Instant>,
 }
 
-impl Work {
+impl StageWorker {
     /// Makes sure that exactly one [`NextAction`] is in the mailbox.
     pub(super) fn wake(&mut self, ctx: &mut Context<StageActor>) {
         if !self.acting {
@@ -57,13 +57,18 @@ impl Work {
         let kind = action.kind();
         if !action.trains() || kind == ActionKind::Norm {
             // This action waits for the device in any case, and earlier steps must be reported first.
-            self.settle_all()?;
+            self.report_all_steps()?;
         }
         let norm = match action {
             Action::Update(step) => self.norms.remove(&step),
             _ => None,
         };
-        let span = tracing::debug_span!("action", phase = kind.name(), step = action.step(), micro = action.micro());
+        let span = tracing::debug_span!(
+            "action",
+            phase = kind.name(),
+            step = action.step(),
+            micro = action.micro_batch_index()
+        );
         let _entered = span.enter();
         // Read before the update, which frees the gradients.
         let gradient_bytes = if kind == ActionKind::Update { self.stage.gradient_bytes() } else { 0 };
@@ -89,14 +94,14 @@ impl Work {
             if micro_batch.purpose == Purpose::Evaluate {
                 self.time_evaluation(micro_batch)?;
             }
-            if micro_batch.purpose == Purpose::Evaluate && !self.schedule.role().has_head && !self.silent {
+            if micro_batch.purpose == Purpose::Evaluate && !self.schedule.role().has_head && !self.reported_non_finite {
                 let stage = self.stage.index();
-                self.wire.report(Report::Scored { stage, micro_batch, score: None })?;
+                self.wire.report(CoordinatorMessage::Scored { stage, micro_batch, score: None })?;
             }
             self.wire.send(StageMessage::Credit)?;
         }
         self.metrics.holds(self.schedule.live());
-        self.settle_ready()?;
+        self.report_ready_steps()?;
         Ok(true)
     }
 
@@ -131,12 +136,12 @@ impl Work {
                 self.wire.send(StageMessage::Gradient { micro_batch, loss, gradient })?;
             }
             (Action::Head { micro_batch, .. }, Outcome::Score(score)) => {
-                self.wire.report(Report::Scored { stage, micro_batch, score: Some(score) })?;
+                self.wire.report(CoordinatorMessage::Scored { stage, micro_batch, score: Some(score) })?;
             }
             (Action::ShareNorm(step), Outcome::SquaredNorms(norms)) => {
-                self.wire.report(Report::SquaredNorms { stage, step, norms })?;
+                self.wire.report(CoordinatorMessage::SquaredNorms { stage, step, norms })?;
             }
-            (Action::Update(step), Outcome::Updated(reading)) => self.update_given(step, reading)?,
+            (Action::Update(step), Outcome::Updated(reading)) => self.update_submitted(step, reading)?,
             _ => {}
         }
         Ok(())

@@ -95,7 +95,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        loss::{Loss, Score, Scored, Targets},
+        loss::{Loss, PendingScore, Score, Targets},
         tensor::Numbers,
     };
 
@@ -105,7 +105,7 @@ mod tests {
     }
 
     /// Returns the score, which must have been left on the device.
-    fn unread(scored: &Scored) -> Score {
+    fn unread(scored: &PendingScore) -> Score {
         assert!(matches!(scored.numbers, Numbers::Device(_)));
         scored.read().unwrap()
     }

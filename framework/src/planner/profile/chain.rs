@@ -4,7 +4,7 @@ use std::{collections::HashMap, mem, time::Instant};
 
 use super::{
     parts::{ProfiledUnits, guarded},
-    reader::{Reader, Used},
+    reader::{MemoryReader, MemoryUse},
 };
 use crate::{
     Activation, NonFinite, Pass, Phase, Result, Saved, StageDevice, Wants,
@@ -51,7 +51,7 @@ impl Piece {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PieceRun {
     pub(super) seconds: f64,
-    pub(super) used: Option<Used>,
+    pub(super) used: Option<MemoryUse>,
 }
 
 /// The units of a model on a device, and a micro-batch.
@@ -59,7 +59,7 @@ pub(super) struct Chain<'a> {
     pub(super) parts: ProfiledUnits,
     pub(super) device: &'a dyn StageDevice,
     /// Reads the memory in use; none while only times are measured.
-    pub(super) reader: Option<Reader<'a>>,
+    pub(super) reader: Option<MemoryReader<'a>>,
     /// In order of events.
     pub(super) seen: HashMap<(usize, Piece), Vec<PieceRun>>,
     /// Bytes of each unit's output as it crosses a boundary.
@@ -94,7 +94,7 @@ impl<'a> Chain<'a> {
         })?;
         self.parts.monitor.forget();
         let seconds = start.elapsed().as_secs_f64();
-        let used = self.reader.zip(before).map(|(reader, before)| Used {
+        let used = self.reader.zip(before).map(|(reader, before)| MemoryUse {
             before,
             after: reader.in_use(),
             peak: reader.peak(),

@@ -2,7 +2,7 @@
 
 use super::{
     chain::{Chain, Piece},
-    reader::{Reader, Used},
+    reader::{MemoryReader, MemoryUse},
 };
 use crate::Result;
 
@@ -23,7 +23,7 @@ pub(super) struct UnitMemory {
 
 impl Memory {
     /// Measures steps on `chain`, which has run none yet.
-    pub(super) fn measure<'a>(chain: &mut Chain<'a>, reader: Reader<'a>) -> Result<Self> {
+    pub(super) fn measure<'a>(chain: &mut Chain<'a>, reader: MemoryReader<'a>) -> Result<Self> {
         chain.reader = Some(reader);
         let start = reader.in_use();
         steps(chain)?;
@@ -51,12 +51,12 @@ fn bytes(count: i64) -> u64 {
 struct Readings<'c, 'a>(&'c Chain<'a>);
 
 impl Readings<'_, '_> {
-    fn all(&self, i: usize, figure: Piece) -> impl DoubleEndedIterator<Item = Used> {
+    fn all(&self, i: usize, figure: Piece) -> impl DoubleEndedIterator<Item = MemoryUse> {
         self.0.seen.get(&(i, figure)).into_iter().flatten().filter_map(|seen| seen.used)
     }
 
-    fn last(&self, i: usize, figure: Piece) -> Used {
-        self.all(i, figure).next_back().unwrap_or(Used { before: 0, after: 0, peak: None })
+    fn last(&self, i: usize, figure: Piece) -> MemoryUse {
+        self.all(i, figure).next_back().unwrap_or(MemoryUse { before: 0, after: 0, peak: None })
     }
 
     /// The most bytes in use during `figure` beyond those in use before it.
@@ -97,7 +97,7 @@ impl Readings<'_, '_> {
     fn memory(&self, grown: i64) -> Result<Memory> {
         let parts = &self.0.parts;
         // The first update creates the optimizer's state and frees the gradients; the second only frees them.
-        let net = |used: Used| used.after - used.before;
+        let net = |used: MemoryUse| used.after - used.before;
         let slots = |i: usize, figure| {
             let mut updates = self.all(i, figure);
             updates.next().map_or(0, net) - updates.next().map_or(0, net)

@@ -33,7 +33,7 @@ pub(super) struct ProfiledUnits {
 
 /// Bytes of a part's parameters.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Bytes {
+pub(super) struct ParameterBytes {
     /// Buffers included.
     pub(super) parameters: u64,
     pub(super) gradients: u64,
@@ -113,14 +113,14 @@ impl ProfiledUnits {
     }
 
     /// Bytes of what `part` has in parameters.
-    pub(super) fn bytes(&self, part: &ProfiledUnit) -> Result<Bytes> {
-        let mut sum = Bytes::default();
+    pub(super) fn bytes(&self, part: &ProfiledUnit) -> Result<ParameterBytes> {
+        let mut sum = ParameterBytes::default();
         for entry in part.parameters.iter().flat_map(|parameters| parameters.store().entries()) {
             let bytes = (entry.var.elem_count() * entry.var.dtype().size_in_bytes()) as u64;
             sum.parameters += bytes;
             if entry.kind == TensorKind::Parameter && !self.optimizer.settings(&entry.name)?.frozen {
                 sum.gradients += bytes;
-                sum.optimizer += bytes * self.optimizer.kept_values();
+                sum.optimizer += bytes * self.optimizer.state_values();
             }
         }
         Ok(sum)

@@ -13,12 +13,12 @@ pub trait MemoryMeter: Sync {
 
 /// The source of memory readings.
 #[derive(Clone, Copy)]
-pub(super) enum Reader<'a> {
+pub(super) enum MemoryReader<'a> {
     Device(&'a dyn StageDevice),
     Meter(&'a dyn MemoryMeter),
 }
 
-impl<'a> Reader<'a> {
+impl<'a> MemoryReader<'a> {
     pub(super) fn of(device: &'a dyn StageDevice, meter: Option<&'a dyn MemoryMeter>) -> Option<Self> {
         match device.hooks().memory_in_use() {
             Some(_) => Some(Self::Device(device)),
@@ -51,7 +51,7 @@ impl<'a> Reader<'a> {
 
 /// The bytes in use before and after a piece of work.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Used {
+pub(super) struct MemoryUse {
     pub(super) before: i64,
     pub(super) after: i64,
     /// The most in between, if known.

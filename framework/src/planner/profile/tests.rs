@@ -12,7 +12,7 @@ use candle_nn::VarBuilder;
 use super::*;
 use crate::{
     Activation, Differentiable, Gradients, Pass, Phase, Saved, Unit, Wants,
-    device::{DeviceHooks, Plain},
+    device::{DeviceHooks, PlainCpu},
     differentiation::Pending,
     loss::MeanSquaredError,
     optimizer::{
@@ -181,7 +181,7 @@ fn settings(optimizer: OptimizerConfig, arch: Option<&str>, dtype: ActivationDty
         seed: 1,
         optimizer: std::sync::Arc::new(optimizer),
         clip: None::<ClipConfig>,
-        schedule: LrSchedule::new(LrScheduleConfig::default()).unwrap(),
+        lr_schedule: LrSchedule::new(LrScheduleConfig::default()).unwrap(),
         loss: Arc::new(MeanSquaredError),
         head_losses: Default::default(),
         check_gradients: true,
@@ -199,7 +199,7 @@ fn batch() -> Batch {
 }
 
 fn one_device() -> Vec<Arc<dyn StageDevice>> {
-    vec![Arc::new(Plain)]
+    vec![Arc::new(PlainCpu)]
 }
 
 fn measure(model: &Model, devices: &[Arc<dyn StageDevice>], meter: Option<&dyn MemoryMeter>) -> Result<Profile> {
@@ -351,7 +351,7 @@ fn what_fails_names_the_unit_and_its_phase() {
                 continue;
             }
             let model = Model { units: 3, fails: Some((1, phase)), panics, ..Model::default() };
-            let devices: Vec<Arc<dyn StageDevice>> = vec![Arc::new(Plain), Arc::new(Plain)];
+            let devices: Vec<Arc<dyn StageDevice>> = vec![Arc::new(PlainCpu), Arc::new(PlainCpu)];
             let error = measure(&model, &devices, None).unwrap_err();
             assert!(
                 matches!(&error, Error::Unit { unit: 1, name, phase: found, .. } if name == "b" && *found == phase)

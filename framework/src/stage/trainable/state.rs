@@ -73,7 +73,7 @@ impl Trainable {
                 _ => false,
             };
             if !restored {
-                let problem = format!("{name} had a moving average, and has none here");
+                let problem = format!("{name} has a moving average in this state, but ema is not set");
                 return Err(Error::invalid("trainer state", problem, "set ema and optimizer.groups as in that run"));
             }
         }

@@ -27,7 +27,7 @@ impl GridCell {
     pub(crate) fn new(action: &Action, first_step: u64) -> Self {
         Self {
             kind: action.kind(),
-            micro: action.micro(),
+            micro: action.micro_batch_index(),
             loss: action.loss(),
             step: action.step().saturating_sub(first_step),
         }
@@ -39,7 +39,7 @@ impl GridCell {
     }
 
     /// The micro-batch, unless it concerns the whole step.
-    pub(crate) fn micro(&self) -> Option<usize> {
+    pub(crate) fn micro_batch_index(&self) -> Option<usize> {
         self.micro
     }
 

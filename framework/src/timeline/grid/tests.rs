@@ -107,9 +107,9 @@ fn a_hand_written_grid_is_read() {
     .parse()
     .unwrap();
     let SlotFill::Begins(cell) = grid.rows()[1][4].then else { panic!() };
-    assert_eq!((cell.kind().letter(), cell.micro(), cell.loss(), cell.step()), ('F', Some(12), None, 3));
+    assert_eq!((cell.kind().letter(), cell.micro_batch_index(), cell.loss(), cell.step()), ('F', Some(12), None, 3));
     let SlotFill::Begins(cell) = grid.rows()[0][2].then else { panic!() };
-    assert_eq!((cell.kind().letter(), cell.micro(), cell.loss(), cell.step()), ('I', Some(0), Some(2), 0));
+    assert_eq!((cell.kind().letter(), cell.micro_batch_index(), cell.loss(), cell.step()), ('I', Some(0), Some(2), 0));
     assert_eq!(grid.rows()[0][1].then, SlotFill::Continues);
     assert_eq!((grid.rows()[1][3].at_once.len(), grid.rows()[1][3].then), (2, SlotFill::Idle));
 }

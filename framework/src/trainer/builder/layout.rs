@@ -7,7 +7,7 @@ use crate::{
     Error, Result,
     model::Partition,
     optimizer::lr_schedule::LrSchedule,
-    stage::initial::Differences,
+    stage::initial::ValueDifferences,
     stage::{StageBlueprint, StageSettings},
     strategy::Plans,
 };
@@ -56,7 +56,7 @@ impl TrainerBuilder {
             seed: self.settings.seed,
             optimizer: Arc::clone(&self.optimizer),
             clip: self.clip.clone(),
-            schedule: LrSchedule::new(self.lr_schedule.clone())?,
+            lr_schedule: LrSchedule::new(self.lr_schedule.clone())?,
             loss: Arc::clone(&self.loss),
             head_losses: self.head_losses.clone(),
             given: self.initial.clone().unwrap_or_default(),
@@ -84,8 +84,8 @@ impl TrainerBuilder {
     }
 
     /// Returns the differences of the initial values, if there are any, from the model.
-    pub(super) fn differences(&self, blueprints: &[StageBlueprint]) -> Option<Differences> {
-        self.initial.as_ref().map(|given| Differences::between(given, blueprints))
+    pub(super) fn differences(&self, blueprints: &[StageBlueprint]) -> Option<ValueDifferences> {
+        self.initial.as_ref().map(|given| ValueDifferences::between(given, blueprints))
     }
 
     /// Checks the settings that do not depend on the model.
@@ -104,7 +104,7 @@ impl TrainerBuilder {
             clip.validate()?;
         }
         if self.devices.is_empty() {
-            return Err(Error::invalid("devices", "there is none", "give at least one, or leave the default"));
+            return Err(Error::invalid("devices", "the list is empty", "give at least one, or leave the default"));
         }
         if let Some(ema) = &self.ema {
             ema.validate()?;

@@ -7,7 +7,7 @@ use crate::{
     Batch, Result,
     device::link::Link,
     optimizer::clip::ClipScope,
-    planner::{MemoryMeter, Placement, Profile, Replicas, Setup},
+    planner::{MemoryMeter, Placement, PlannerSetup, Profile, Replicas},
     simulator::least_in_flight,
     strategy::Plans,
 };
@@ -26,7 +26,7 @@ impl TrainerBuilder {
     ///
     /// # Errors
     /// If the strategy has no plan for so many stages, or the costs are not of this model.
-    pub fn setup<'a>(&self, stages: usize, profile: &'a Profile, placement: Placement) -> Result<Setup<'a>> {
+    pub fn setup<'a>(&self, stages: usize, profile: &'a Profile, placement: Placement) -> Result<PlannerSetup<'a>> {
         let units = self.model.units()?;
         profile.validate(&units.iter().map(|unit| unit.name.as_str()).collect::<Vec<_>>())?;
         let plans = Plans::of(&*self.strategy, stages)?;
@@ -38,7 +38,7 @@ impl TrainerBuilder {
             Some(in_flight) => in_flight,
             None => least_in_flight(&plan, micro_batches, policy)?,
         };
-        Ok(Setup {
+        Ok(PlannerSetup {
             profile,
             heads,
             micro_batches,

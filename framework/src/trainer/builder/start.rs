@@ -9,7 +9,7 @@ use crate::{
     optimizer::clip::ClipScope,
     simulator::{HOP, Scenario, StageCosts},
     stage::StageBlueprint,
-    stage::initial::{Differences, list},
+    stage::initial::{ValueDifferences, list},
     trainer::{Trainer, prediction::Prediction, recording::Recording, run_metrics::RunMetrics},
 };
 
@@ -34,7 +34,7 @@ impl TrainerBuilder {
                 vec![StageCosts::default(); partition.stages()],
             )
         };
-        if let Some(Differences { missing, unknown, .. }) = self.differences(&blueprints) {
+        if let Some(ValueDifferences { missing, unknown, .. }) = self.differences(&blueprints) {
             warn("not given and started from the seed", &missing);
             warn("given and not used", &unknown);
         }

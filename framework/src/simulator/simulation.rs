@@ -73,7 +73,7 @@ impl StageState {
     }
 }
 
-pub(super) struct World<'a> {
+pub(super) struct Simulation<'a> {
     scenario: &'a Scenario,
     stages: Vec<StageState>,
     now: Time,
@@ -100,7 +100,7 @@ fn seconds(time: Time) -> f64 {
     time as f64 / 1e9
 }
 
-impl<'a> World<'a> {
+impl<'a> Simulation<'a> {
     pub(super) fn new(scenario: &'a Scenario) -> Result<Self> {
         check(scenario)?;
         let count = scenario.plan.stages();
