@@ -64,7 +64,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
-    use crate::optimizer::{ClipFactor, OptimizerConfig, OptimizerKind, ParameterUpdate, plain};
+    use crate::optimizer::{ClipFactor, OptimizerConfig, OptimizerKind, ParameterUpdate, built_in};
 
     /// The bits of two parameters after each of these updates.
     fn run(
@@ -109,14 +109,14 @@ mod tests {
     fn the_updates_after_a_restore_are_the_same_bits() {
         for config in configs() {
             for asynchronous in [false, true] {
-                let (mut whole, values) = (plain(&config).unwrap(), vars());
+                let (mut whole, values) = (built_in(&config).unwrap(), vars());
                 run(&mut *whole, &values, asynchronous, 0..3);
                 let state = whole.state().unwrap();
                 assert_eq!(state.is_empty(), config.kind == OptimizerKind::Sgd && config.momentum == 0.0);
                 let values_then = values.each_ref().map(|var| Var::from_tensor(&var.copy().unwrap()).unwrap());
                 let expected = run(&mut *whole, &values, asynchronous, 3..6);
 
-                let mut fresh = plain(&config).unwrap();
+                let mut fresh = built_in(&config).unwrap();
                 // What it has by now is forgotten.
                 run(&mut *fresh, &vars(), asynchronous, 5..7);
                 fresh.restore(state).unwrap();
@@ -129,12 +129,12 @@ mod tests {
     fn the_state_of_another_optimizer_or_of_other_parameters_is_refused() {
         let [none, momentum, _, adamw] = configs();
         let state_of = |config: &OptimizerConfig| {
-            let mut rule = plain(config).unwrap();
+            let mut rule = built_in(config).unwrap();
             run(&mut *rule, &vars(), false, 0..1);
             rule.state().unwrap()
         };
         let refused = |config: &OptimizerConfig, state: StateDict, word: &str| {
-            let error = plain(config).unwrap().restore(state).unwrap_err();
+            let error = built_in(config).unwrap().restore(state).unwrap_err();
             assert!(error.is_refusal() && error.to_string().contains(word), "{error}");
         };
         refused(&momentum, state_of(&adamw), "first.a.weight");
@@ -142,14 +142,14 @@ mod tests {
         let mut part = state_of(&adamw);
         part.tensors.remove("second.b");
         refused(&adamw, part, "state of b");
-        plain(&none).unwrap().restore(state_of(&none)).unwrap();
+        built_in(&none).unwrap().restore(state_of(&none)).unwrap();
         // Neither of these has tensors: the other values tell them apart.
         refused(&adamw, state_of(&none), "no counts of updates");
-        refused(&momentum, plain(&adamw).unwrap().state().unwrap(), "values that stochastic gradient descent");
+        refused(&momentum, built_in(&adamw).unwrap().state().unwrap(), "values that stochastic gradient descent");
 
         let mut other = StateDict::default();
         other.tensors.insert("velocity.b".to_owned(), Tensor::new(&[1.0_f32], &Device::Cpu).unwrap());
-        let mut rule = plain(&momentum).unwrap();
+        let mut rule = built_in(&momentum).unwrap();
         rule.restore(other).unwrap();
         let (gradient, [_, var]) = (Tensor::new(&[1.0_f32; 3], &Device::Cpu).unwrap(), vars());
         for asynchronous in [false, true] {
