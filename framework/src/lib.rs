@@ -125,7 +125,7 @@ pub use optimizer::{
     clip::{ClipConfig, ClipScope},
     lr_schedule::LrScheduleConfig,
 };
-pub use plan::{GradientPlan, PlanPhase, PlanSchedule, Wants};
+pub use plan::{GradientPlan, PlanPhase, PlanSchedule, Wants, Window};
 pub use random::Key;
 pub use stage::{EmaConfig, HeadsConfig, HeadsTrained, OptimizerContext, OptimizerFactory, Recompute};
 pub use strategy::{Adapt, Adaptive, EndToEnd, Interlock, Local, Pairwise, Strategy, WidthSchedule};

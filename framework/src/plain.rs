@@ -7,11 +7,11 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::{
-    Activation, Batch, Error, Loss, Result, Score,
+    Activation, Batch, Error, Loss, Result, Score, Wants,
     model::Weights,
     optimizer::clip::ClipScope,
     schedule::{Action, MicroBatchId, Purpose, Remaining},
-    stage::{Outcome, Payload, Stage, StageBlueprint, StageSettings},
+    stage::{ActionContext, Outcome, Payload, Stage, StageBlueprint, StageSettings},
     strategy::Plans,
     trainer::predictor::predict_at,
 };
@@ -70,13 +70,20 @@ impl PlainPipeline {
             self.run_forward(micro_batch, Payload { inputs: piece.inputs, targets: piece.targets, total })?;
             for k in (0..self.stages.len()).rev() {
                 self.run_head(k, micro_batch, plan.is_needed(k))?;
-                for (at, &loss) in plan.wants(k).iter().enumerate() {
-                    let (wants, measured) = (plan.backward(k, loss), plan.measures(k) == Some(loss));
-                    let then = Remaining::after(false, at + 1 < plan.wants(k).len());
+                let context = ActionContext { added_up: plan.added_up(k), ..ActionContext::default() };
+                let alone: Vec<usize> =
+                    plan.wants(k).iter().copied().filter(|&loss| plan.gradients(k, loss) != Wants::NOTHING).collect();
+                for (at, &loss) in alone.iter().enumerate() {
+                    let (wants, measured) = (plan.gradients(k, loss), plan.measures(k) == Some(loss));
+                    let then = Remaining::after(false, at + 1 < alone.len() || !context.added_up.is_empty());
                     let action = Action::Backward { micro_batch, loss, wants, measured, then };
-                    if let Outcome::Gradient(gradient) = self.stages[k].perform(action, None)? {
+                    if let Outcome::Gradient(gradient) = self.stages[k].perform(action, context)? {
                         self.stages[k - 1].accept_gradient(micro_batch, loss, &gradient)?;
                     }
+                }
+                if !context.added_up.is_empty() {
+                    let action = Action::BackwardSum { micro_batch, then: Remaining::Nothing };
+                    self.stages[k].perform(action, context)?;
                 }
                 self.stages[k].free(micro_batch);
             }
@@ -84,7 +91,7 @@ impl PlainPipeline {
         let global_norm = if self.global_norm { Some(self.norm()?) } else { None };
         let mut readings = Vec::new();
         for stage in &mut self.stages {
-            match stage.perform(Action::Update(self.step), global_norm)? {
+            match stage.perform(Action::Update(self.step), ActionContext { global_norm, ..ActionContext::default() })? {
                 Outcome::Updated(reading) => readings.push(reading),
                 other => return Err(Error::Internal(format!("an update gave {other:?}"))),
             }
@@ -139,7 +146,7 @@ impl PlainPipeline {
     fn run_forward(&mut self, micro_batch: MicroBatchId, mut payload: Payload) -> Result<Payload> {
         for stage in &mut self.stages {
             stage.accept(micro_batch, payload)?;
-            match stage.perform(Action::Forward(micro_batch), None)? {
+            match stage.perform(Action::Forward(micro_batch), ActionContext::default())? {
                 Outcome::Activation(next) => payload = next,
                 other => return Err(Error::Internal(format!("a forward pass gave {other:?}"))),
             }
@@ -151,7 +158,7 @@ impl PlainPipeline {
         if k + 1 < self.stages.len() && !self.stages[k].has_head() {
             return Ok(None);
         }
-        match self.stages[k].perform(Action::Head { micro_batch, output_gradient }, None)? {
+        match self.stages[k].perform(Action::Head { micro_batch, output_gradient }, ActionContext::default())? {
             Outcome::Score(score) => Ok(Some(score)),
             // In training the score is among the numbers of the step.
             Outcome::None => Ok(None),
@@ -163,7 +170,9 @@ impl PlainPipeline {
     fn norm(&mut self) -> Result<f64> {
         let mut sum = 0.0;
         for stage in &mut self.stages {
-            if let Outcome::SquaredNorms(norms) = stage.perform(Action::ShareNorm(self.step), None)? {
+            if let Outcome::SquaredNorms(norms) =
+                stage.perform(Action::ShareNorm(self.step), ActionContext::default())?
+            {
                 sum = norms.iter().fold(sum, |sum, norm| sum + norm);
             }
         }

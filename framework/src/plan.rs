@@ -10,16 +10,20 @@
 //! In some steps a stage also *measures* a loss: it computes the parameter gradient of that loss too, compares it with the one that it follows,
 //! and does not apply it. Above, a loss that is measured counts as one that is followed.
 //!
-//! A plan may give a stage several losses of any weights. The engine runs plans in which every stage follows one loss with weight 1;
-//! [`PlanSchedule`] refuses all others.
+//! A stage that follows a single loss with weight 1 computes its parameter gradients in the backward pass of that loss. Any other stage *adds up*:
+//! it waits for the gradients of all losses that it follows, adds them with their weights, and runs one backward pass over the sum. What it sends to
+//! the previous stage is never weighted, and does not wait for the sum.
 //!
 //! This module knows neither tensors nor actors.
 
 mod schedule;
 mod wants;
+mod window;
 
 pub use schedule::{PlanPhase, PlanSchedule};
 pub use wants::Wants;
+pub(crate) use window::Blocks;
+pub use window::Window;
 
 use std::{collections::BTreeSet, fmt};
 
@@ -34,6 +38,8 @@ pub struct GradientPlan {
     wants: Vec<Vec<usize>>,
     crosses: Vec<Vec<usize>>,
     needed: Vec<bool>,
+    /// The stages that may carry a head.
+    heads: Vec<bool>,
 }
 
 fn refuse<T>(problem: String, remedy: impl Into<String>) -> Result<T> {
@@ -68,8 +74,21 @@ impl GradientPlan {
                 return refuse(problem, "use a finite weight above 0, or leave the loss out");
             }
         }
-        let measures = vec![None; follows.len()];
-        Self::of(follows, measures)
+        let (measures, heads) = (vec![None; follows.len()], vec![true; follows.len()]);
+        Self::of(follows, measures, heads)
+    }
+
+    /// The same plan, in which only the stages `k` with `heads[k]` carry a head, even where all heads are trained. The last stage has its loss in any
+    /// case. Without this, every stage may carry one.
+    ///
+    /// # Errors
+    /// If there is not one value for each stage, or a stage follows or measures the loss of a stage without a head.
+    pub fn with_heads_at(self, heads: Vec<bool>) -> Result<Self> {
+        if heads.len() != self.stages() {
+            let problem = format!("{} values of whether a stage carries a head", heads.len());
+            return refuse(problem, format!("give one for each of {} stages", self.stages()));
+        }
+        Self::of(self.follows, self.measures, heads)
     }
 
     /// The same plan, in which stage `k` also measures the loss of stage `measures[k]`.
@@ -87,20 +106,25 @@ impl GradientPlan {
                 return refuse(problem, "measure another loss, or none");
             }
         }
-        Self::of(self.follows, measures)
+        Self::of(self.follows, measures, self.heads)
     }
 
-    fn of(follows: Vec<Vec<(usize, f64)>>, measures: Vec<Option<usize>>) -> Result<Self> {
+    fn of(follows: Vec<Vec<(usize, f64)>>, measures: Vec<Option<usize>>, mut heads: Vec<bool>) -> Result<Self> {
         let stages = follows.len();
         if stages == 0 {
             return refuse("there is no stage".to_owned(), "a model needs at least one");
         }
+        heads[stages - 1] = true;
         for k in 0..stages {
             let followed = follows[k].iter().map(|&(j, _)| ("follows", j));
             for (verb, j) in followed.chain(measures[k].map(|j| ("measures", j))) {
                 if !(k..stages).contains(&j) {
                     let remedy = format!("use its own or that of a downstream stage: {k} to {}", stages - 1);
                     return refuse(format!("stage {k} {verb} the loss of stage {j}"), remedy);
+                }
+                if !heads[j] {
+                    let problem = format!("stage {k} {verb} the loss of stage {j}, which carries no head");
+                    return refuse(problem, "use the loss of a stage that carries one");
                 }
             }
         }
@@ -117,25 +141,28 @@ impl GradientPlan {
             }
             wants.push(asked.iter().copied().collect());
         }
-        Ok(Self { follows, measures, wants, crosses, needed })
+        Ok(Self { follows, measures, wants, crosses, needed, heads })
     }
 
-    /// The plan of one interlock width for each stage: `follows(k) = min(k + widths[k] - 1, K - 1)`.
+    /// The plan of one interlock width for each stage, by the last loss of its window: `follows(k) = min(k + widths[k] - 1, K - 1)`.
     ///
     /// # Errors
     /// If a width is 0 or larger than the number of stages `K`.
     pub fn of_widths(widths: &[usize]) -> Result<Self> {
-        let stages = widths.len();
-        for (k, &width) in widths.iter().enumerate() {
-            if width == 0 || width > stages {
-                return Err(Error::invalid(
-                    "strategy.width",
-                    format!("width {width} for stage {k} of {stages}"),
-                    format!("widths are 1 (local) to {stages} (end-to-end)"),
-                ));
-            }
-        }
-        Self::new(widths.iter().enumerate().map(|(k, width)| (k + width - 1).min(stages - 1)).collect())
+        let windows: Vec<_> = widths.iter().map(|&width| Window::Last(width)).collect();
+        Self::of_windows(1, &windows)
+    }
+
+    /// The plan of one window for each stage. A block is `group` stages (the last block may have fewer); its last stage carries its head. The window
+    /// of a stage begins with its own block, and the weights that reach past the last block count for the last stage's loss.
+    ///
+    /// # Errors
+    /// If there is no stage, `group` is 0 or larger than the number of stages, or a window is of width 0, of more blocks than there are, or has a weight
+    /// below 0 or none above 0.
+    pub fn of_windows(group: usize, windows: &[Window]) -> Result<Self> {
+        let follows = window::follows(group, windows)?;
+        let heads = (0..windows.len()).map(|k| (k + 1) % group == 0).collect();
+        Self::weighted(follows)?.with_heads_at(heads)
     }
 
     /// The number of stages `K`.
@@ -164,28 +191,21 @@ impl GradientPlan {
         self.farthest(k) - k + 1
     }
 
+    /// Returns the losses, each with its weight, whose gradients stage `k` adds up before one backward pass for its parameters: all that it follows.
+    /// Empty if it follows a single loss with weight 1, whose own backward pass gives the parameter gradients.
+    pub fn added_up(&self, k: usize) -> &[(usize, f64)] {
+        match *self.follows[k] {
+            [(_, 1.0)] => &[],
+            _ => &self.follows[k],
+        }
+    }
+
     /// Returns the number of backward passes of stage `k` that give parameter gradients only: one over the weighted sum of the losses that it
     /// follows, unless that is a single loss of weight 1 whose gradient is also sent on; and one of a measured loss whose gradient is not sent on.
     fn passes_of_parameters_alone(&self, k: usize) -> usize {
         let sent = |j: usize| self.crosses[k].contains(&j);
         let followed = !matches!(*self.follows[k], [(j, 1.0)] if sent(j));
         usize::from(followed) + usize::from(self.measures[k].is_some_and(|j| !sent(j)))
-    }
-
-    /// Checks that the engine can run the plan.
-    ///
-    /// # Errors
-    /// If the engine cannot run it: a stage follows several losses, or one with a weight other than 1.
-    pub(crate) fn check_supported(&self) -> Result<()> {
-        match self.follows.iter().position(|followed| !matches!(**followed, [(_, 1.0)])) {
-            None => Ok(()),
-            Some(k) => {
-                let pairs = self.follows[k].iter().map(|(j, weight)| format!("{j} (weight {weight})"));
-                let problem =
-                    format!("stage {k} follows the losses of stages {}", pairs.collect::<Vec<_>>().join(", "));
-                refuse(problem, "stages can follow one loss each so far, with weight 1")
-            }
-        }
     }
 
     fn weight(&self, k: usize, j: usize) -> Option<f64> {
@@ -212,10 +232,10 @@ impl GradientPlan {
         &self.crosses[k]
     }
 
-    /// Returns which gradients of loss `j` stage `k` computes.
-    pub fn backward(&self, k: usize, j: usize) -> Wants {
-        let parameters = self.weight(k, j).is_some() || self.measures[k] == Some(j);
-        Wants { input: self.crosses[k].contains(&j), parameters }
+    /// Returns which gradients of loss `j` alone stage `k` computes. None of both if it only adds the loss up ([`Self::added_up`]).
+    pub fn gradients(&self, k: usize, j: usize) -> Wants {
+        let alone = self.added_up(k).is_empty() && self.weight(k, j).is_some();
+        Wants { input: self.crosses[k].contains(&j), parameters: alone || self.measures[k] == Some(j) }
     }
 
     /// Whether some stage follows, or measures, the loss of stage `k`.
@@ -223,9 +243,20 @@ impl GradientPlan {
         self.needed[k]
     }
 
+    /// Whether stage `k` may carry a head; the last stage has its loss in any case.
+    pub fn may_carry_head(&self, k: usize) -> bool {
+        self.heads[k]
+    }
+
+    /// Returns the number of backward passes of stage `k` for one micro-batch. One that gives both gradients of a loss counts once, even where a
+    /// schedule computes them one after the other.
+    pub(crate) fn passes(&self, k: usize) -> usize {
+        self.crosses[k].len() + self.passes_of_parameters_alone(k)
+    }
+
     /// The number of backward passes of one micro-batch, over all stages.
     pub fn backward_passes(&self) -> usize {
-        (0..self.stages()).map(|k| self.crosses[k].len() + self.passes_of_parameters_alone(k)).sum()
+        (0..self.stages()).map(|k| self.passes(k)).sum()
     }
 }
 
@@ -244,10 +275,11 @@ impl fmt::Display for GradientPlan {
         let heading = measures("measures");
         write!(f, "{:>5}  {:>wide$}{heading}  {:<12}  {:<16}  head", "stage", "follows", "backward", "sends back")?;
         for k in 0..self.stages() {
-            let head = match (k + 1 == self.stages(), self.is_needed(k)) {
-                (true, _) => "last",
-                (false, true) => "needed",
-                (false, false) => "probe",
+            let head = match (k + 1 == self.stages(), self.is_needed(k), self.heads[k]) {
+                (true, ..) => "last",
+                (_, true, _) => "needed",
+                (_, _, true) => "probe",
+                (_, _, false) => "-",
             };
             let measured = measures(&self.measures[k].map_or_else(|| "-".to_owned(), |j| j.to_string()));
             write!(
@@ -290,9 +322,9 @@ mod tests {
         assert_eq!(plan.losses_sent_back(1), [2]);
         assert_eq!(plan.losses_sent_back(2), [2, 3]);
         assert_eq!(plan.losses_sent_back(3), [3]);
-        assert_eq!(plan.backward(1, 2), Wants::INPUT);
-        assert_eq!(plan.backward(1, 3), Wants::PARAMETERS);
-        assert_eq!(plan.backward(2, 3), Wants::BOTH);
+        assert_eq!(plan.gradients(1, 2), Wants::INPUT);
+        assert_eq!(plan.gradients(1, 3), Wants::PARAMETERS);
+        assert_eq!(plan.gradients(2, 3), Wants::BOTH);
         assert!(!plan.is_needed(0) && !plan.is_needed(1) && plan.is_needed(2));
     }
 
@@ -301,8 +333,8 @@ mod tests {
         let plan = GradientPlan::of_widths(&[3, 1, 2, 2, 1]).unwrap();
         assert_eq!((0..5).map(|k| plan.farthest(k)).collect::<Vec<_>>(), [2, 1, 3, 4, 4]);
         assert_eq!(plan.wants(1), [1, 2]);
-        assert_eq!(plan.backward(1, 1), Wants::PARAMETERS);
-        assert_eq!(plan.backward(1, 2), Wants::INPUT);
+        assert_eq!(plan.gradients(1, 1), Wants::PARAMETERS);
+        assert_eq!(plan.gradients(1, 2), Wants::INPUT);
         assert!(!plan.is_needed(0));
     }
 
@@ -315,12 +347,12 @@ mod tests {
             (plan.losses_sent_back(1), plan.losses_sent_back(2), plan.losses_sent_back(3)),
             (&[1][..], &[][..], &[3][..])
         );
-        assert_eq!(plan.backward(0, 1), Wants::PARAMETERS);
-        assert_eq!(plan.backward(1, 1), Wants::BOTH);
+        assert_eq!(plan.gradients(0, 1), Wants::PARAMETERS);
+        assert_eq!(plan.gradients(1, 1), Wants::BOTH);
         // A head that is only measured gives an output gradient.
         let plan = GradientPlan::new(vec![2, 2, 2]).unwrap().measuring(vec![Some(1), None, None]).unwrap();
         assert!(plan.is_needed(1) && !plan.is_needed(0) && plan.measures_any());
-        assert_eq!(plan.backward(1, 1), Wants::INPUT);
+        assert_eq!(plan.gradients(1, 1), Wants::INPUT);
         insta::assert_snapshot!(plan, @r"
         stage  follows  measures  backward      sends back        head
             0        2         1  1 2           -                 probe
@@ -342,7 +374,7 @@ mod tests {
         assert_eq!((plan.farthest(0), plan.width(1), plan.width(2)), (1, 2, 1));
         assert_eq!([plan.wants(0), plan.wants(1), plan.wants(2)], [&[0, 1][..], &[1, 2], &[2]]);
         assert_eq!([plan.losses_sent_back(1), plan.losses_sent_back(2)], [[1], [2]]);
-        assert_eq!((plan.backward(0, 0), plan.backward(1, 1)), (Wants::PARAMETERS, Wants::BOTH));
+        assert_eq!((plan.gradients(0, 0), plan.gradients(1, 1)), (Wants::NOTHING, Wants::INPUT));
         assert!(plan.is_needed(0) && !plan.is_end_to_end());
         // The mean of each window; the last stage follows its own loss alone.
         let mean = |n: usize, stages: usize| {

@@ -94,6 +94,8 @@ pub struct Simulated {
     pub peak_live: Vec<usize>,
     /// The most micro-batches that each stage held at any time, including those that had arrived and not yet run.
     pub peak_held: Vec<usize>,
+    /// The most output gradients that each stage held at any time for a weighted sum.
+    pub peak_waiting_gradients: Vec<usize>,
     /// The critical path: why a step takes as long as it does.
     pub critical: CriticalPath,
     /// The actions of every stage in all simulated steps.

@@ -36,6 +36,7 @@ use crate::{
     differentiation::Pending,
     optimizer::{clip::ClipConfig, lr_schedule::LrSchedule},
     schedule::{Action, MicroBatchId, Purpose, Remaining},
+    tensor::weighted_sum::weighted_sum,
 };
 
 /// A micro-batch in transit between two stages.
@@ -54,6 +55,16 @@ impl Payload {
     pub fn bytes(&self) -> usize {
         self.inputs.bytes() + self.targets.elem_count() * self.targets.dtype().size_in_bytes()
     }
+}
+
+/// What an action needs beside what the stage holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ActionContext<'a> {
+    /// The losses that the stage adds up in the action's step, each with its weight ([`GradientPlan::added_up`](crate::GradientPlan::added_up)). Only
+    /// backward passes need them.
+    pub added_up: &'a [(usize, f64)],
+    /// The norm of the gradient over all stages. Only the update needs it, under global clipping.
+    pub global_norm: Option<f64>,
 }
 
 /// The result of an action.
@@ -105,7 +116,7 @@ struct MicroBatchState {
     output: Option<Activation>,
     targets: Tensor,
     total: f64,
-    /// The output gradients of losses that have not yet been sent through the stage, by loss.
+    /// The output gradients of losses that later backward passes need, by loss.
     output_gradients: HashMap<usize, Activation>,
     /// The pending values that input gradients left for parameter gradients, by loss.
     pending: HashMap<usize, Pending>,
@@ -253,13 +264,12 @@ impl Stage {
         }
     }
 
-    /// Performs `action` on the device's threads. `global_norm` is the norm over all stages, for an update under global
-    /// clipping.
+    /// Performs `action` on the device's threads.
     ///
     /// # Errors
     /// If a layer, a loss or the optimizer fails, or a value that leaves the stage is not finite. The stage must not be used
     /// for training afterwards.
-    pub fn perform(&mut self, action: Action, global_norm: Option<f64>) -> Result<Outcome, Failure> {
+    pub fn perform(&mut self, action: Action, context: ActionContext<'_>) -> Result<Outcome, Failure> {
         let device = Arc::clone(&self.device);
         let task = Task::of(action);
         self.monitor.begin(task);
@@ -268,10 +278,12 @@ impl Stage {
                 Action::Forward(micro_batch) => self.forward(micro_batch),
                 Action::Head { micro_batch, output_gradient } => self.run_head(micro_batch, output_gradient),
                 Action::Backward { micro_batch, loss, wants, measured, then } => {
-                    self.backward(micro_batch, loss, wants, measured, then)
+                    let in_sum = context.added_up.iter().any(|&(added, _)| added == loss);
+                    self.backward(micro_batch, loss, wants, measured, in_sum, then)
                 }
+                Action::BackwardSum { micro_batch, then } => self.backward_sum(micro_batch, context.added_up, then),
                 Action::ShareNorm(_) => self.share_norms(),
-                Action::Update(step) => self.update(step, global_norm),
+                Action::Update(step) => self.update(step, context.global_norm),
             };
             done.map_err(|error| match error {
                 // A failure of an earlier task, known only now.
@@ -334,20 +346,50 @@ impl Stage {
         Ok(Outcome::Activation(Payload { inputs: output, targets, total }))
     }
 
-    fn backward(
-        &mut self,
-        micro_batch: MicroBatchId,
-        loss: usize,
-        wants: Wants,
-        measured: bool,
-        then: Remaining,
-    ) -> Result<Outcome> {
+    /// Takes the saved activations of a micro-batch for a backward pass. Repeats the forward pass if only its input was saved.
+    fn take_saved(&mut self, micro_batch: MicroBatchId) -> Result<(Saved, Pass)> {
         let pass = Pass { track: false, ..self.pass(micro_batch) };
         let live = self.live.get_mut(&micro_batch).ok_or_else(|| lost("a micro-batch", micro_batch))?;
         let saved = match live.saved.take().ok_or_else(|| lost("the forward pass", micro_batch))? {
             SavedForward::Saved(saved) => saved,
             SavedForward::Input(inputs) => self.module.forward(&pass.precision.enter(&inputs)?, &pass)?.1,
         };
+        Ok((saved, pass))
+    }
+
+    /// Runs one backward pass over the weighted sum of the output gradients of `added_up`, added in order of the losses.
+    fn backward_sum(
+        &mut self,
+        micro_batch: MicroBatchId,
+        added_up: &[(usize, f64)],
+        then: Remaining,
+    ) -> Result<Outcome> {
+        let (saved, pass) = self.take_saved(micro_batch)?;
+        let live = self.live.get_mut(&micro_batch).ok_or_else(|| lost("a micro-batch", micro_batch))?;
+        let gradient = |&(loss, weight): &(usize, f64)| {
+            let gradient = live.output_gradients.remove(&loss).ok_or_else(|| lost("a gradient", micro_batch))?;
+            Ok((pass.precision.enter(&gradient)?, weight))
+        };
+        let sum = weighted_sum(&added_up.iter().map(gradient).collect::<Result<Vec<_>>>()?)?;
+        let gradients = match then {
+            Remaining::Nothing => self.module.last_backward(saved, sum, Wants::PARAMETERS)?,
+            _ => self.module.backward(live.keep(saved), &sum, Wants::PARAMETERS)?,
+        };
+        self.parameters.accumulate(gradients.parameters, &mut self.monitor)?;
+        Ok(Outcome::None)
+    }
+
+    fn backward(
+        &mut self,
+        micro_batch: MicroBatchId,
+        loss: usize,
+        wants: Wants,
+        measured: bool,
+        in_sum: bool,
+        then: Remaining,
+    ) -> Result<Outcome> {
+        let (saved, pass) = self.take_saved(micro_batch)?;
+        let live = self.live.get_mut(&micro_batch).ok_or_else(|| lost("a micro-batch", micro_batch))?;
         let mut pulled = if let (Wants::PARAMETERS, Some(pending)) = (wants, live.pending.remove(&loss)) {
             let parameters = match then {
                 Remaining::Nothing => self.module.last_backward_parameters(saved, pending)?,
@@ -355,7 +397,12 @@ impl Stage {
             };
             Gradients { input: None, parameters }
         } else {
-            let output_gradient = live.output_gradients.remove(&loss).ok_or_else(|| lost("a gradient", micro_batch))?;
+            // A gradient that is also part of a sum waits for that.
+            let output_gradient = match in_sum {
+                true => live.output_gradients.get(&loss).cloned(),
+                false => live.output_gradients.remove(&loss),
+            };
+            let output_gradient = output_gradient.ok_or_else(|| lost("a gradient", micro_batch))?;
             let output_gradient = pass.precision.enter(&output_gradient)?;
             match then {
                 Remaining::Nothing => self.module.last_backward(saved, output_gradient, wants)?,

@@ -3,12 +3,14 @@
 mod adapt;
 mod adaptive;
 mod config;
+mod follow;
 mod plans;
 mod width_schedule;
 
 pub use adapt::Adapt;
 pub use adaptive::{Adaptive, AdaptiveState, Widened};
 pub use config::{StrategyConfig, StrategyName, WidthPhaseConfig};
+pub use follow::FollowConfig;
 pub use plans::Plans;
 pub use width_schedule::WidthSchedule;
 
@@ -16,7 +18,7 @@ use std::fmt::Debug;
 
 use crate::{
     Error, Result,
-    plan::{GradientPlan, PlanSchedule},
+    plan::{Blocks, GradientPlan, PlanSchedule, Window},
 };
 
 /// A strategy: decides which loss trains which stage.
@@ -43,7 +45,7 @@ pub trait Strategy: Debug + Send + Sync {
 
     /// Returns the plans of a run by step. Default: the plan of the beginning for all steps.
     fn plans(&self, stages: usize) -> Result<PlanSchedule> {
-        PlanSchedule::constant(self.plan(stages)?)
+        Ok(PlanSchedule::constant(self.plan(stages)?))
     }
 
     /// Returns what changes these plans during the run, from what stages measure. Default: none, the plans do not change.
@@ -78,59 +80,138 @@ pub struct Pairwise;
 #[derive(Clone, Copy, Debug)]
 pub struct EndToEnd;
 
-/// Interlocking backpropagation: every stage is trained by the head `width - 1` stages downstream, or by the last one.
+/// Interlocking backpropagation: every stage is trained by the losses of a window that begins with its own.
+///
+/// By default a stage follows the last loss of its window alone: with width `N` that of the head `N - 1` stages downstream, or of the last stage.
+/// [`Self::mean`] makes it follow the mean of all losses in the window, [`Self::weights`] any weights. With [`Self::group`] windows count blocks of
+/// several stages instead of stages; each block is trained by the head of its last stage.
+///
+/// ```
+/// use interlock::{Interlock, Strategy};
+///
+/// // Each stage follows its own loss and that of the next stage.
+/// let plan = Interlock::width(2).mean().plan(4)?;
+/// assert_eq!(plan.follows(0), [(0, 0.5), (1, 0.5)]);
+/// assert_eq!(plan.follows(3), [(3, 1.0)]);
+///
+/// // Blocks of two stages, each trained end-to-end by its last stage: no gradient leaves a block.
+/// let plan = Interlock::width(1).group(2).plan(4)?;
+/// assert_eq!([0, 1, 2, 3].map(|k| plan.farthest(k)), [1, 1, 3, 3]);
+/// assert!(plan.losses_sent_back(2).is_empty());
+/// # Ok::<(), interlock::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Interlock {
-    widths: Widths,
+    windows: Windows,
+    mean: bool,
+    group: usize,
 }
 
+/// The windows of all stages.
 #[derive(Clone, Debug)]
-enum Widths {
-    Same(usize),
-    PerStage(Vec<usize>),
+enum Windows {
+    /// One width for all stages.
+    Width(usize),
+    /// The largest width up to this one.
+    WidthUpTo(usize),
+    Widths(Vec<usize>),
+    Weights(Vec<f64>),
+    WeightsOfStages(Vec<Vec<f64>>),
 }
 
 impl Interlock {
     /// Returns the strategy with one width for all stages: 1 is local, 2 pairwise, the number of stages end-to-end.
     pub fn width(width: usize) -> Self {
-        Self { widths: Widths::Same(width) }
+        Self::of(Windows::Width(width))
     }
 
     /// Returns the strategy with one width for each stage.
     pub fn widths(widths: impl Into<Vec<usize>>) -> Self {
-        Self { widths: Widths::PerStage(widths.into()) }
+        Self::of(Windows::Widths(widths.into()))
+    }
+
+    /// Returns the strategy in which every stage follows the losses with these weights, by distance: first the weight of its own loss, then that of
+    /// the next stage, and so on. Weights that reach past the last stage count for its loss.
+    pub fn weights(weights: impl Into<Vec<f64>>) -> Self {
+        Self::of(Windows::Weights(weights.into()))
+    }
+
+    /// Returns the strategy with such weights for each stage.
+    pub fn weights_of_stages(weights: impl Into<Vec<Vec<f64>>>) -> Self {
+        Self::of(Windows::WeightsOfStages(weights.into()))
+    }
+
+    /// Returns the strategy with the largest width that there is, up to this one.
+    fn width_up_to(width: usize) -> Self {
+        Self::of(Windows::WidthUpTo(width))
+    }
+
+    fn of(windows: Windows) -> Self {
+        Self { windows, mean: false, group: 1 }
+    }
+
+    /// Makes every stage follow the mean of all losses in its window instead of the last one. Changes nothing where weights are given.
+    #[must_use]
+    pub fn mean(self) -> Self {
+        Self { mean: true, ..self }
+    }
+
+    /// Puts the stages into blocks of this many; the last block may have fewer. Widths and weights then count blocks. The last stage of a block
+    /// carries its head, and its loss trains all stages of the block.
+    #[must_use]
+    pub fn group(self, stages: usize) -> Self {
+        Self { group: stages, ..self }
+    }
+
+    fn windows(&self, stages: usize) -> Result<Vec<Window>> {
+        let window = |width: &usize| if self.mean { Window::Mean(*width) } else { Window::Last(*width) };
+        let each = |count: usize, what: &str| match count == stages {
+            true => Ok(()),
+            false => Err(Error::invalid(
+                format!("strategy.{what}"),
+                format!("{count} {} for {stages} stages", if what == "widths" { what } else { "lists of weights" }),
+                "give one for each stage",
+            )),
+        };
+        Ok(match &self.windows {
+            Windows::Width(width) => vec![window(width); stages],
+            Windows::WidthUpTo(width) => {
+                vec![window((&Blocks::new(stages, self.group)?.count()).min(width)); stages]
+            }
+            Windows::Weights(weights) => vec![Window::Weights(weights.clone()); stages],
+            Windows::Widths(widths) => {
+                each(widths.len(), "widths")?;
+                widths.iter().map(window).collect()
+            }
+            Windows::WeightsOfStages(weights) => {
+                each(weights.len(), "follows")?;
+                weights.iter().cloned().map(Window::Weights).collect()
+            }
+        })
     }
 }
 
 impl Strategy for Local {
     fn plan(&self, stages: usize) -> Result<GradientPlan> {
-        GradientPlan::new((0..stages).collect())
+        Interlock::width(1).plan(stages)
     }
 }
 
 impl Strategy for Pairwise {
     fn plan(&self, stages: usize) -> Result<GradientPlan> {
-        GradientPlan::new((0..stages).map(|k| (k + 1).min(stages - 1)).collect())
+        Interlock::width_up_to(2).plan(stages)
     }
 }
 
 impl Strategy for EndToEnd {
     fn plan(&self, stages: usize) -> Result<GradientPlan> {
-        GradientPlan::new(vec![stages.saturating_sub(1); stages])
+        Interlock::width_up_to(stages).plan(stages)
     }
 }
 
 impl Strategy for Interlock {
     fn plan(&self, stages: usize) -> Result<GradientPlan> {
-        match &self.widths {
-            Widths::Same(width) => GradientPlan::of_widths(&vec![*width; stages]),
-            Widths::PerStage(widths) if widths.len() == stages => GradientPlan::of_widths(widths),
-            Widths::PerStage(widths) => Err(Error::invalid(
-                "strategy.widths",
-                format!("{} widths for {stages} stages", widths.len()),
-                "give one width for each stage",
-            )),
-        }
+        GradientPlan::of_windows(self.group, &self.windows(stages)?)
     }
 }
 
@@ -148,5 +229,28 @@ mod tests {
             }
         }
         assert!(EndToEnd.plan(0).is_err());
+    }
+
+    #[test]
+    fn windows_count_blocks_and_lists_are_for_every_stage() {
+        let follows = |strategy: Interlock, stages: usize| -> Vec<Vec<(usize, f64)>> {
+            let plan = strategy.plan(stages).unwrap();
+            (0..stages).map(|k| plan.follows(k).to_vec()).collect()
+        };
+        assert_eq!(follows(Interlock::weights([0.5, 0.5]), 4), follows(Interlock::width(2).mean(), 4));
+        assert_eq!(
+            follows(Interlock::weights_of_stages([vec![0.0, 1.0], vec![0.25, 0.75], vec![2.0]]), 3),
+            [vec![(1, 1.0)], vec![(1, 0.25), (2, 0.75)], vec![(2, 2.0)]]
+        );
+        assert_eq!(follows(Interlock::widths([2, 1, 1, 1]).group(2).mean(), 4)[0], [(1, 0.5), (3, 0.5)]);
+        assert_eq!(follows(Interlock::width_up_to(9).group(2), 4), vec![vec![(3, 1.0)]; 4]);
+        let refused = |strategy: Interlock| strategy.plan(4).unwrap_err().to_string();
+        assert_eq!(
+            refused(Interlock::widths([1, 2])),
+            "strategy.widths: 2 widths for 4 stages; give one for each stage"
+        );
+        let lists = Interlock::weights_of_stages([vec![1.0]]);
+        assert_eq!(refused(lists), "strategy.follows: 1 lists of weights for 4 stages; give one for each stage");
+        assert!(refused(Interlock::width_up_to(2).group(9)).starts_with("strategy.group: blocks of 9 stages, for 4"));
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod elementwise;
 mod numbers;
 pub(crate) mod squared_norm;
 pub(crate) mod sums;
+pub(crate) mod weighted_sum;
 
 pub use activation::Activation;
 pub use dtype::{ActivationDtype, Precision};

@@ -80,14 +80,16 @@ pub mod sleep {
 /// One stage without its actor.
 pub mod stage {
     pub use crate::stage::{
-        Outcome, Payload, Stage, StageBlueprint, StageSettings, StageState, StepNumbers, StepReading, Trainable,
-        Updated,
+        ActionContext, Outcome, Payload, Stage, StageBlueprint, StageSettings, StageState, StepNumbers, StepReading,
+        Trainable, Updated,
     };
 }
 
 /// Strategies as configuration files give them, and their state.
 pub mod strategy {
-    pub use crate::strategy::{AdaptiveState, Plans, StrategyConfig, StrategyName, Widened, WidthPhaseConfig};
+    pub use crate::strategy::{
+        AdaptiveState, FollowConfig, Plans, StrategyConfig, StrategyName, Widened, WidthPhaseConfig,
+    };
 }
 
 /// The actions of stages with their times: recorded, read, drawn.

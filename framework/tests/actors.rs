@@ -19,7 +19,7 @@ use interlock::{
         device::Link,
         plain::PlainPipeline,
         schedule::{Action, MicroBatchId, PolicyName, Purpose, Remaining},
-        stage::{Outcome, Payload},
+        stage::{ActionContext, Outcome, Payload},
     },
 };
 use proptest::{prelude::*, strategy::Strategy as _};
@@ -155,14 +155,16 @@ fn what_crosses_a_boundary_is_rounded_and_half_as_large() {
         let mut payload = Payload { inputs: batch.inputs, targets: batch.targets, total: 5.0 };
         for (k, stage) in stages.iter_mut().enumerate() {
             stage.accept(micro_batch, payload).unwrap();
-            let Outcome::Activation(next) = stage.perform(Action::Forward(micro_batch), None).unwrap() else {
+            let Outcome::Activation(next) =
+                stage.perform(Action::Forward(micro_batch), ActionContext::default()).unwrap()
+            else {
                 panic!()
             };
             // (5, 8) between stages; the last one's logits (5, 3) go nowhere and stay as they are.
             assert_eq!(next.inputs.bytes(), if k < 2 { 5 * 8 * bytes } else { 5 * 3 * 4 });
             payload = next;
         }
-        stages[2].perform(Action::Head { micro_batch, output_gradient: true }, None).unwrap();
+        stages[2].perform(Action::Head { micro_batch, output_gradient: true }, ActionContext::default()).unwrap();
         for k in [2, 1] {
             let action = Action::Backward {
                 micro_batch,
@@ -171,7 +173,9 @@ fn what_crosses_a_boundary_is_rounded_and_half_as_large() {
                 measured: false,
                 then: Remaining::Nothing,
             };
-            let Outcome::Gradient(gradient) = stages[k].perform(action, None).unwrap() else { panic!() };
+            let Outcome::Gradient(gradient) = stages[k].perform(action, ActionContext::default()).unwrap() else {
+                panic!()
+            };
             assert_eq!(gradient.bytes(), 5 * 8 * bytes);
             stages[k - 1].accept_gradient(micro_batch, 2, &gradient).unwrap();
         }
@@ -182,7 +186,7 @@ fn what_crosses_a_boundary_is_rounded_and_half_as_large() {
             measured: false,
             then: Remaining::Nothing,
         };
-        assert!(matches!(stages[0].perform(action, None).unwrap(), Outcome::None));
+        assert!(matches!(stages[0].perform(action, ActionContext::default()).unwrap(), Outcome::None));
     }
 }
 

@@ -8,7 +8,7 @@ mod common;
 use candle_core::Tensor;
 use common::{Perceptron, Spiral};
 use interlock::{
-    ClipConfig, ClipScope, GradientPlan, Interlock, Split, Trainer, TrainerBuilder,
+    ClipConfig, ClipScope, GradientPlan, Interlock, Split, Strategy, Trainer, TrainerBuilder,
     tools::{
         schedule::{Action, PolicyName},
         timeline::{Span, Timeline},
@@ -19,10 +19,10 @@ const STAGES: usize = 4;
 const MICROS: usize = 3;
 const STEPS: u64 = 5;
 
-fn builder(policy: PolicyName, width: usize) -> TrainerBuilder {
+fn builder(policy: PolicyName, strategy: Interlock) -> TrainerBuilder {
     Trainer::builder(Perceptron { layers: STAGES, fault: None })
         .stages(STAGES)
-        .strategy(Interlock::width(width))
+        .strategy(strategy)
         .probes()
         .clip(ClipConfig { max_norm: 0.1, scope: ClipScope::Global })
         .policy(policy)
@@ -45,6 +45,7 @@ struct Work {
     forwards: Vec<usize>,
     heads: Vec<(usize, bool)>,
     backward_passes: Vec<(usize, usize, bool)>,
+    sums: Vec<usize>,
     norms: usize,
     updates: usize,
 }
@@ -53,7 +54,7 @@ fn demanded(plan: &GradientPlan, k: usize) -> Work {
     let mut backward_passes = Vec::new();
     for micro in 0..MICROS {
         for &loss in plan.wants(k) {
-            let wants = plan.backward(k, loss);
+            let wants = plan.gradients(k, loss);
             backward_passes.extend(
                 [(wants.parameters, false), (wants.input, true)]
                     .into_iter()
@@ -62,8 +63,10 @@ fn demanded(plan: &GradientPlan, k: usize) -> Work {
         }
     }
     backward_passes.sort_unstable();
-    let heads = (0..MICROS).map(|micro| (micro, plan.is_needed(k))).collect();
-    Work { forwards: (0..MICROS).collect(), heads, backward_passes, norms: 1, updates: 1 }
+    let has_head = plan.may_carry_head(k);
+    let heads = (0..MICROS).filter(|_| has_head).map(|micro| (micro, plan.is_needed(k))).collect();
+    let sums = (0..MICROS).filter(|_| !plan.added_up(k).is_empty()).collect();
+    Work { forwards: (0..MICROS).collect(), heads, backward_passes, sums, norms: 1, updates: 1 }
 }
 
 fn recorded<'a>(spans: impl Iterator<Item = &'a Span>) -> Work {
@@ -78,6 +81,7 @@ fn recorded<'a>(spans: impl Iterator<Item = &'a Span>) -> Work {
                 let done = parts.into_iter().filter(|(wanted, _)| *wanted);
                 work.backward_passes.extend(done.map(|(_, input)| (micro_batch.index, loss, input)));
             }
+            Action::BackwardSum { micro_batch, .. } => work.sums.push(micro_batch.index),
             Action::ShareNorm(_) => work.norms += 1,
             Action::Update(_) => work.updates += 1,
         }
@@ -89,9 +93,12 @@ fn recorded<'a>(spans: impl Iterator<Item = &'a Span>) -> Work {
 #[test]
 fn a_run_records_what_the_plan_demands() {
     for policy in [PolicyName::FillDrain, PolicyName::OneFOneB, PolicyName::Interlock] {
-        for width in [1, 2, STAGES] {
-            let plan = GradientPlan::of_widths(&[width; STAGES]).unwrap();
-            let (_, timeline) = run(builder(policy, width).record(3));
+        let widths = [1, 2, STAGES].map(Interlock::width);
+        let weighted = [Interlock::width(2).mean(), Interlock::width(3).mean(), Interlock::weights([0.0, 0.5])];
+        let groups = [Interlock::width(1).group(2), Interlock::width(2).group(2).mean(), Interlock::width(2).group(3)];
+        for strategy in widths.into_iter().chain(weighted).chain(groups) {
+            let plan = strategy.plan(STAGES).unwrap();
+            let (_, timeline) = run(builder(policy, strategy.clone()).record(3));
             let Timeline { stages, spans } = timeline.unwrap();
             assert_eq!(stages, STAGES);
             assert!(spans.is_sorted_by(|a, b| a.end <= b.end));
@@ -104,7 +111,7 @@ fn a_run_records_what_the_plan_demands() {
                 assert!(steps.is_sorted() && steps.first() == Some(&2) && steps.last() == Some(&4), "{steps:?}");
                 for step in 2..STEPS {
                     let work = recorded(of.iter().copied().filter(|span| span.action.step() == step));
-                    assert_eq!(work, demanded(&plan, k), "stage {k}, step {step}, {policy:?}, width {width}");
+                    assert_eq!(work, demanded(&plan, k), "stage {k}, step {step}, {policy:?}, {strategy:?}");
                 }
             }
         }
@@ -114,7 +121,14 @@ fn a_run_records_what_the_plan_demands() {
 /// All stages count from the same moment: nothing is used before it has been made.
 #[test]
 fn what_crosses_a_boundary_is_used_after_it_was_made() {
-    let (_, timeline) = run(builder(PolicyName::Interlock, 3).record(STEPS));
+    for strategy in [Interlock::width(3), Interlock::width(2).mean(), Interlock::width(2).mean().group(2)] {
+        check_crossings(&strategy);
+    }
+}
+
+fn check_crossings(strategy: &Interlock) {
+    let plan = strategy.plan(STAGES).unwrap();
+    let (_, timeline) = run(builder(PolicyName::Interlock, strategy.clone()).record(STEPS));
     let spans = timeline.unwrap().spans;
     let mut crossed = 0;
     for from in &spans {
@@ -124,6 +138,13 @@ fn what_crosses_a_boundary_is_used_after_it_was_made() {
                 Action::Backward { micro_batch: made, loss: a, wants, .. },
                 Action::Backward { micro_batch: used, loss: b, .. },
             ) => to.stage + 1 == from.stage && (made, a) == (used, b) && wants.input,
+            (
+                Action::Backward { micro_batch: made, loss, wants, .. },
+                Action::BackwardSum { micro_batch: used, .. },
+            ) => {
+                let is_added_up = plan.added_up(to.stage).iter().any(|&(added, _)| added == loss);
+                to.stage + 1 == from.stage && made == used && wants.input && is_added_up
+            }
             _ => false,
         };
         for to in spans.iter().filter(needs) {
@@ -131,12 +152,12 @@ fn what_crosses_a_boundary_is_used_after_it_was_made() {
             crossed += 1;
         }
     }
-    let plan = GradientPlan::of_widths(&[3; STAGES]).unwrap();
     let gradients: usize = (0..STAGES - 1)
         .map(|k| {
             let parts = |&loss: &usize| {
-                let wants = plan.backward(k, loss);
-                usize::from(wants.input) + usize::from(wants.parameters)
+                let wants = plan.gradients(k, loss);
+                let is_added_up = plan.added_up(k).iter().any(|&(added, _)| added == loss);
+                usize::from(wants.input) + usize::from(wants.parameters) + usize::from(is_added_up)
             };
             plan.losses_sent_back(k + 1).iter().map(parts).sum::<usize>()
         })
@@ -146,8 +167,8 @@ fn what_crosses_a_boundary_is_used_after_it_was_made() {
 
 #[test]
 fn recording_changes_nothing_and_is_off_unless_asked_for() {
-    let (plain, none) = run(builder(PolicyName::Interlock, 2));
-    let (noted, some) = run(builder(PolicyName::Interlock, 2).record(100));
+    let (plain, none) = run(builder(PolicyName::Interlock, Interlock::width(2)));
+    let (noted, some) = run(builder(PolicyName::Interlock, Interlock::width(2)).record(100));
     assert!(none.is_none());
     assert_eq!(some.unwrap().spans.iter().filter(|span| matches!(span.action, Action::Update(_))).count(), 4 * 5);
     let bits = |tensor: &Tensor| -> Vec<u32> {
@@ -155,6 +176,6 @@ fn recording_changes_nothing_and_is_off_unless_asked_for() {
     };
     assert_eq!(plain.len(), noted.len());
     assert!(plain.iter().zip(&noted).all(|((n, a), (m, b))| n == m && bits(a) == bits(b)));
-    let refused = builder(PolicyName::Interlock, 2).record(0).layout().err().unwrap().to_string();
+    let refused = builder(PolicyName::Interlock, Interlock::width(2)).record(0).layout().err().unwrap().to_string();
     assert!(refused.contains("record") && refused.contains("1 or more"), "{refused}");
 }

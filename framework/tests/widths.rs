@@ -290,7 +290,7 @@ impl Adapt for Broken {
     }
 
     fn restore(&mut self, _: &Value) -> Result<PlanSchedule> {
-        PlanSchedule::constant(EndToEnd.plan(4)?)
+        Ok(PlanSchedule::constant(EndToEnd.plan(4)?))
     }
 }
 

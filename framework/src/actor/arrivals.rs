@@ -26,15 +26,20 @@ impl Arrivals {
         self.backward.insert((micro_batch, loss), since);
     }
 
-    /// Removes the message that `action` uses and returns its direction and arrival time; none if the action uses no message.
-    pub(super) fn end(&mut self, action: Action) -> Option<(Direction, Instant)> {
+    /// Removes the messages that `action` is the first to use. Returns the direction and the arrival time of each. `added_up` are the losses of a sum.
+    pub(super) fn end(&mut self, action: Action, added_up: &[(usize, f64)]) -> Vec<(Direction, Instant)> {
+        let gradient = |(micro_batch, loss)| Some((Direction::Gradient, self.backward.remove(&(micro_batch, loss))?));
         match action {
-            Action::Forward(micro_batch) => Some((Direction::Activation, self.forward.remove(&micro_batch)?)),
-            // The second of two backward passes of one loss finds nothing: the first has removed the entry.
-            Action::Backward { micro_batch, loss, .. } => {
-                Some((Direction::Gradient, self.backward.remove(&(micro_batch, loss))?))
+            Action::Forward(micro_batch) => {
+                self.forward.remove(&micro_batch).map(|since| (Direction::Activation, since)).into_iter().collect()
             }
-            Action::Head { .. } | Action::ShareNorm(_) | Action::Update(_) => None,
+            Action::Backward { micro_batch, loss, .. } => {
+                [(micro_batch, loss)].into_iter().filter_map(gradient).collect()
+            }
+            Action::BackwardSum { micro_batch, .. } => {
+                added_up.iter().map(|&(loss, _)| (micro_batch, loss)).filter_map(gradient).collect()
+            }
+            Action::Head { .. } | Action::ShareNorm(_) | Action::Update(_) => Vec::new(),
         }
     }
 }

@@ -156,7 +156,7 @@ fn phase_of(action: Action) -> Phase {
     match action {
         Action::Forward(_) => Phase::Forward,
         Action::Head { .. } => Phase::Head,
-        Action::Backward { .. } => Phase::Backward,
+        Action::Backward { .. } | Action::BackwardSum { .. } => Phase::Backward,
         Action::ShareNorm(_) | Action::Update(_) => Phase::Update,
     }
 }

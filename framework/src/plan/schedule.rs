@@ -35,7 +35,7 @@ impl PlanSchedule {
     ///
     /// # Errors
     /// If there is none, the first does not begin at step 0, their first steps do not ascend, a plan is for another number of stages than the
-    /// first, `every` is 0 steps, or the engine cannot run a plan: a stage follows several losses, or one with a weight other than 1.
+    /// first, or `every` is 0 steps.
     pub fn new(phases: Vec<PlanPhase>) -> Result<Self> {
         let refuse = |problem: String, right: &str| Err(Error::invalid("strategy.width_schedule", problem, right));
         let Some(first) = phases.first() else {
@@ -46,7 +46,6 @@ impl PlanSchedule {
         }
         let stages = first.plan.stages();
         for phase in &phases {
-            phase.plans().try_for_each(|plan| plan.check_supported())?;
             if let Some(plan) = phase.plans().find(|plan| plan.stages() != stages) {
                 let problem = format!("a plan of {} stages from step {} on", plan.stages(), phase.from_step);
                 return refuse(problem, &format!("the first is of {stages}"));
@@ -64,10 +63,8 @@ impl PlanSchedule {
 
     /// Returns a schedule with one plan for all steps.
     ///
-    /// # Errors
-    /// If the engine cannot run the plan: a stage follows several losses, or one with a weight other than 1.
-    pub fn constant(plan: impl Into<Arc<GradientPlan>>) -> Result<Self> {
-        Self::new(vec![PlanPhase { from_step: 0, plan: plan.into(), every: None }])
+    pub fn constant(plan: impl Into<Arc<GradientPlan>>) -> Self {
+        Self { phases: vec![PlanPhase { from_step: 0, plan: plan.into(), every: None }] }
     }
 
     /// The number of stages.
@@ -150,14 +147,14 @@ mod tests {
         plans.change(phase(12, 3, None)).unwrap();
         assert_eq!([9, 11, 12, 16].map(|step| found(&plans, step)), [1, 2, 3, 3]);
         assert_eq!(plans.plans().count(), 4);
-        assert_eq!(PlanSchedule::constant(width(2)).unwrap().at(u64::MAX), &width(2));
+        assert_eq!(PlanSchedule::constant(width(2)).at(u64::MAX), &width(2));
     }
 
     #[test]
     fn every_phase_is_printed() {
         let plan = |widths: &[usize]| Arc::new(GradientPlan::of_widths(widths).unwrap());
         let first = PlanPhase { from_step: 0, plan: plan(&[1, 1]), every: None };
-        assert_eq!(PlanSchedule::constant(first.plan.clone()).unwrap().to_string(), first.plan.to_string());
+        assert_eq!(PlanSchedule::constant(first.plan.clone()).to_string(), first.plan.to_string());
         let second = PlanPhase { from_step: 7, plan: plan(&[1, 1]), every: Some((3, plan(&[2, 2]))) };
         insta::assert_snapshot!(PlanSchedule::new(vec![first, second]).unwrap(), @r"
         from step 0 on:
@@ -183,16 +180,6 @@ mod tests {
         assert!(refused(vec![phase(1, 1, None)]).contains("begins at step 1"));
         assert!(refused(vec![phase(0, 1, None), phase(5, 1, None), phase(5, 2, None)]).contains("step 5"));
         assert!(refused(vec![phase(0, 1, Some((0, 2)))]).contains("every 0 steps"));
-        for follows in [vec![(0, 0.5), (1, 0.5)], vec![(0, 2.0)]] {
-            let weighted = GradientPlan::weighted(vec![follows, vec![(1, 1.0)]]).unwrap();
-            let error = PlanSchedule::constant(weighted.clone()).unwrap_err().to_string();
-            assert!(
-                error.contains("stage 0 follows the losses of stages 0 (weight") && error.contains("one loss each"),
-                "{error}"
-            );
-            let mut plans = PlanSchedule::constant(GradientPlan::new(vec![1, 1]).unwrap()).unwrap();
-            assert!(plans.change(PlanPhase { plan: weighted.into(), ..phase(5, 1, None) }).is_err());
-        }
         let other = PlanPhase { plan: Arc::new(GradientPlan::of_widths(&[1; 3]).unwrap()), ..phase(5, 1, None) };
         assert!(refused(vec![phase(0, 1, None), other]).contains("3 stages from step 5"));
     }

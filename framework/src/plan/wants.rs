@@ -12,6 +12,8 @@ pub struct Wants {
 }
 
 impl Wants {
+    /// Neither.
+    pub const NOTHING: Self = Self { input: false, parameters: false };
     /// Only the input gradient.
     pub const INPUT: Self = Self { input: true, parameters: false };
     /// Only the parameter gradients.

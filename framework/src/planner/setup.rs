@@ -7,7 +7,7 @@ use super::{
     profile::{DeviceCosts, Profile, UnitCosts},
 };
 use crate::{
-    Error, GradientPlan, Result, StageDevice,
+    Error, GradientPlan, Result, StageDevice, Wants,
     device::link::Link,
     schedule::Policy,
     simulator::{HOP, Scenario, Simulated, StageCosts},
@@ -143,7 +143,7 @@ impl PlannerSetup<'_> {
         let forward = sum(|unit| unit.forward);
         // The repeated forward pass before the first backward pass of a micro-batch, spread over all its backward passes.
         let again = match self.recompute.is_for(k) {
-            true => forward / self.plan.wants(k).len().max(1) as f64,
+            true => forward / self.plan.passes(k).max(1) as f64,
             false => 0.0,
         };
         let head = match (last, self.has_head(k)) {
@@ -178,13 +178,14 @@ impl PlannerSetup<'_> {
                 (_, _, true) => costs.probe,
                 _ => 0.0,
             }
-            + self.plan.wants(k).iter().map(|&loss| self.backward(&costs, k, loss)).sum::<f64>();
+            + self.plan.wants(k).iter().map(|&loss| self.backward(&costs, k, loss)).sum::<f64>()
+            + if self.plan.added_up(k).is_empty() { 0.0 } else { costs.parameters_only };
         let norm = if self.global_norm { costs.norm } else { 0.0 };
         Some(self.micro_batches as f64 * micro + norm + costs.update)
     }
 
     fn backward(&self, costs: &StageCosts, k: usize, loss: usize) -> f64 {
-        let wants = self.plan.backward(k, loss);
+        let wants = self.plan.gradients(k, loss);
         match (wants.input, wants.parameters) {
             (true, true) if self.policy.fuses() => costs.both.min(costs.input + costs.parameters),
             (true, true) => costs.input + costs.parameters,
@@ -235,6 +236,7 @@ impl PlannerSetup<'_> {
         let held = sum_bytes(own, |u| u.parameter_bytes + u.gradient_bytes + u.optimizer_bytes)
             + head.map_or(0, |h| h.parameter_bytes + h.gradient_bytes + h.optimizer_bytes);
         let (live, waiting) = (simulated.peak_live[k] as u64, (simulated.peak_held[k] - simulated.peak_live[k]) as u64);
+        let gradients = simulated.peak_waiting_gradients[k] as u64 * last_unit.output_bytes;
         let input = units.start.checked_sub(1).map_or(0, |unit| device.units[unit].output_bytes);
         let known = |of: fn(&UnitCosts) -> Option<u64>| own.iter().map(of).collect::<Option<Vec<u64>>>();
         let saved = match self.recompute.is_for(k) {
@@ -242,7 +244,7 @@ impl PlannerSetup<'_> {
             false => known(|unit| unit.saved_bytes)?.into_iter().sum(),
         };
         let apart =
-            !self.policy.fuses() && self.plan.follows(k).iter().any(|&(loss, _)| self.plan.backward(k, loss).input);
+            !self.policy.fuses() && self.plan.wants(k).iter().any(|&loss| self.plan.gradients(k, loss) == Wants::BOTH);
         let pending = if apart { known(|unit| unit.pending_bytes)?.into_iter().sum() } else { 0 };
         let mut most = known(|unit| unit.transient_bytes)?.into_iter().max().unwrap_or(0);
         if last {
@@ -252,7 +254,15 @@ impl PlannerSetup<'_> {
             most = most.max(head.transient_bytes?);
         }
         let more = if self.recompute.is_for(k) { known(|unit| unit.saved_bytes)?.into_iter().sum() } else { 0 };
-        Some(held + live * saved + waiting * input + pending + most + more + device.scratch_bytes.unwrap_or(0))
+        Some(
+            held + live * saved
+                + waiting * input
+                + gradients
+                + pending
+                + most
+                + more
+                + device.scratch_bytes.unwrap_or(0),
+        )
     }
 }
 

@@ -85,6 +85,14 @@ pub enum Action {
         /// The work that remains after it.
         then: Remaining,
     },
+    /// Run the weighted sum of the losses that the stage adds up ([`GradientPlan::added_up`](crate::GradientPlan::added_up)) backward, for the parameter
+    /// gradients.
+    BackwardSum {
+        /// The micro-batch.
+        micro_batch: MicroBatchId,
+        /// The work that remains after it: that of single losses, or nothing.
+        then: Remaining,
+    },
     /// Report the squared norms of the gradients of this step (global clipping).
     ShareNorm(u64),
     /// Update the parameters.
@@ -96,16 +104,17 @@ impl Action {
     pub fn trains(&self) -> bool {
         match self {
             Self::Forward(micro_batch) | Self::Head { micro_batch, .. } => micro_batch.purpose == Purpose::Train,
-            Self::Backward { .. } | Self::ShareNorm(_) | Self::Update(_) => true,
+            Self::Backward { .. } | Self::BackwardSum { .. } | Self::ShareNorm(_) | Self::Update(_) => true,
         }
     }
 
     /// Returns the step that it belongs to.
     pub fn step(&self) -> u64 {
         match self {
-            Self::Forward(micro_batch) | Self::Head { micro_batch, .. } | Self::Backward { micro_batch, .. } => {
-                micro_batch.step
-            }
+            Self::Forward(micro_batch)
+            | Self::Head { micro_batch, .. }
+            | Self::Backward { micro_batch, .. }
+            | Self::BackwardSum { micro_batch, .. } => micro_batch.step,
             Self::ShareNorm(step) | Self::Update(step) => *step,
         }
     }
@@ -114,9 +123,10 @@ impl Action {
     #[must_use]
     pub fn of_step(mut self, to: u64) -> Self {
         match &mut self {
-            Self::Forward(micro_batch) | Self::Head { micro_batch, .. } | Self::Backward { micro_batch, .. } => {
-                micro_batch.step = to
-            }
+            Self::Forward(micro_batch)
+            | Self::Head { micro_batch, .. }
+            | Self::Backward { micro_batch, .. }
+            | Self::BackwardSum { micro_batch, .. } => micro_batch.step = to,
             Self::ShareNorm(step) | Self::Update(step) => *step = to,
         }
         self
@@ -125,14 +135,15 @@ impl Action {
     /// Returns the number of its micro-batch, unless it concerns the whole step.
     pub fn micro_batch_index(&self) -> Option<usize> {
         match self {
-            Self::Forward(micro_batch) | Self::Head { micro_batch, .. } | Self::Backward { micro_batch, .. } => {
-                Some(micro_batch.index)
-            }
+            Self::Forward(micro_batch)
+            | Self::Head { micro_batch, .. }
+            | Self::Backward { micro_batch, .. }
+            | Self::BackwardSum { micro_batch, .. } => Some(micro_batch.index),
             Self::ShareNorm(_) | Self::Update(_) => None,
         }
     }
 
-    /// Returns the stage whose loss it is, if it is a backward pass.
+    /// Returns the stage whose loss it is, if it is a backward pass of one loss.
     pub fn loss(&self) -> Option<usize> {
         match self {
             Self::Backward { loss, .. } => Some(*loss),
@@ -152,6 +163,7 @@ impl Action {
                 (false, _, false) => ActionKind::ParameterGradient,
                 (false, _, true) => ActionKind::MeasuredGradient,
             },
+            Self::BackwardSum { .. } => ActionKind::ParameterGradient,
             Self::ShareNorm(_) => ActionKind::Norm,
             Self::Update(_) => ActionKind::Update,
         }
@@ -159,7 +171,7 @@ impl Action {
 }
 
 /// Prints `F0` for forward, `H0` head, `I0.2` input gradient of loss 2, `W0.2` parameter gradient, `B0.2` both (`w0.2` and `b0.2` if the parameter
-/// gradient is only measured), `N` norm, `U` update. The first number is the micro-batch.
+/// gradient is only measured), `W0` parameter gradient of a weighted sum of losses, `N` norm, `U` update. The first number is the micro-batch.
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kind().letter())?;

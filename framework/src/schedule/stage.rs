@@ -33,6 +33,8 @@ struct BackwardState {
     loss: usize,
     arrived: bool,
     left: Wants,
+    /// Whether the loss is part of the sum that remains.
+    in_sum: bool,
 }
 
 /// A micro-batch that has been run forward and not yet been freed.
@@ -44,11 +46,18 @@ struct Live {
 
 impl Live {
     fn is_done(&self) -> bool {
-        !self.head_left && !self.losses.iter().any(BackwardState::is_left)
+        !self.head_left && !self.losses.iter().any(|state| state.is_left() || state.in_sum)
+    }
+
+    /// Whether a sum remains, and all its gradients have arrived.
+    fn sum_is_complete(&self) -> bool {
+        let mut parts = self.losses.iter().filter(|state| state.in_sum).peekable();
+        parts.peek().is_some() && parts.all(|state| state.arrived)
     }
 }
 
 impl BackwardState {
+    /// Whether a backward pass of this loss alone remains.
     fn is_left(&self) -> bool {
         self.left.input || self.left.parameters
     }
@@ -69,7 +78,7 @@ pub(crate) struct StageSchedule {
     /// The number of micro-batches in the present step, once known, and how many of them are freed.
     micros: Option<usize>,
     freed_in_step: usize,
-    /// The next micro-batch whose head, parameter gradient of the followed loss, and parameter gradient of the measured loss may run.
+    /// The next micro-batch whose head, parameter gradient of the followed losses, and parameter gradient of the measured loss may run.
     next_head: usize,
     next_parameters: usize,
     next_measured: usize,
@@ -141,6 +150,16 @@ impl StageSchedule {
         self.live.len()
     }
 
+    /// Returns the number of output gradients that have arrived and wait for the others of their sums.
+    pub(crate) fn waiting_gradients(&self) -> usize {
+        self.live.values().flat_map(|live| &live.losses).filter(|state| state.in_sum && state.arrived).count()
+    }
+
+    /// Returns the plan of the step whose forward passes may run.
+    pub(crate) fn plan(&self) -> &GradientPlan {
+        &self.plan
+    }
+
     /// Whether nothing is queued, running or held.
     pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.live.is_empty() && self.running.is_none()
@@ -202,7 +221,8 @@ impl StageSchedule {
     /// Returns the event that an idle stage waits for.
     pub(crate) fn waiting_for(&self) -> WaitingFor {
         let front_waits = self.queue.front().is_some_and(|micro_batch| micro_batch.step == self.step);
-        let unarrived = self.live.values().flat_map(|live| &live.losses).find(|l| !l.arrived && l.is_left());
+        let unarrived =
+            self.live.values().flat_map(|live| &live.losses).find(|l| !l.arrived && (l.is_left() || l.in_sum));
         match unarrived {
             Some(state) => WaitingFor::Gradient { loss: state.loss },
             None if self.norm == NormState::Shared => WaitingFor::Norm,
@@ -245,7 +265,7 @@ impl StageSchedule {
             for state in live.losses.iter().filter(|l| l.arrived) {
                 let measured = self.plan.measures(self.role.stage) == Some(state.loss);
                 let in_order = micro_batch.index == if measured { self.next_measured } else { self.next_parameters };
-                let others = live.losses.iter().any(|l| l.loss != state.loss && l.is_left());
+                let others = live.losses.iter().any(|l| l.in_sum || (l.loss != state.loss && l.is_left()));
                 let mut push = |wants: Wants| {
                     let then = Remaining::after(state.left.parameters && !wants.parameters, others);
                     let measured = measured && wants.parameters;
@@ -257,6 +277,10 @@ impl StageSchedule {
                     (false, true) if in_order => push(Wants::PARAMETERS),
                     _ => {}
                 }
+            }
+            if live.sum_is_complete() && micro_batch.index == self.next_parameters {
+                let then = Remaining::after(false, live.losses.iter().any(BackwardState::is_left));
+                actions.push(Action::BackwardSum { micro_batch, then });
             }
         }
         if self.micros == Some(self.freed_in_step) && self.live.is_empty() {
@@ -281,10 +305,12 @@ impl StageSchedule {
                 let plan = &self.plan;
                 let stage = self.role.stage;
                 let losses = if train { plan.wants(stage) } else { &[] };
-                let losses = losses
-                    .iter()
-                    .map(|&loss| BackwardState { loss, arrived: false, left: plan.backward(stage, loss) })
-                    .collect();
+                let in_sum = |loss: usize| plan.added_up(stage).iter().any(|&(added, _)| added == loss);
+                let state = |&loss: &usize| {
+                    let left = plan.gradients(stage, loss);
+                    BackwardState { loss, arrived: false, left, in_sum: in_sum(loss) }
+                };
+                let losses = losses.iter().map(state).collect();
                 let live = Live { head_left: self.is_last() || self.role.has_head, losses };
                 self.live.insert(micro_batch, live);
                 self.free_if_done(micro_batch);
@@ -311,6 +337,13 @@ impl StageSchedule {
                 {
                     state.left.input &= !wants.input;
                     state.left.parameters &= !wants.parameters;
+                }
+                self.free_if_done(micro_batch);
+            }
+            Action::BackwardSum { micro_batch, .. } => {
+                self.next_parameters += 1;
+                if let Some(live) = self.live.get_mut(&micro_batch) {
+                    live.losses.iter_mut().for_each(|state| state.in_sum = false);
                 }
                 self.free_if_done(micro_batch);
             }

@@ -1,7 +1,7 @@
 //! Pipelines of schedules under any order of messages: the same result, no deadlock, and never more sent than there are credits for.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -18,8 +18,8 @@ struct Record {
     /// Every head that trains, in order, and every head that only scores; sorted, with the number of updates before it.
     heads: Vec<MicroBatchId>,
     scores: Vec<(MicroBatchId, u64)>,
-    /// (micro_batch, loss) of every parameter gradient that is followed, in order, and of every one that is measured, in order.
-    parameters: Vec<(MicroBatchId, usize)>,
+    /// (micro_batch, losses) of every parameter gradient that is followed, in order, and (micro_batch, loss) of every one that is measured, in order.
+    parameters: Vec<(MicroBatchId, Vec<usize>)>,
     measured: Vec<(MicroBatchId, usize)>,
     /// Every loss whose input gradient was computed; sorted, since their order does not matter.
     inputs: Vec<(MicroBatchId, usize)>,
@@ -39,6 +39,8 @@ struct World {
     norms: BTreeMap<u64, usize>,
     /// Activations sent to each stage and not yet freed there.
     held: Vec<usize>,
+    /// The losses whose output gradients each stage has, by micro-batch.
+    arrived: BTreeSet<(usize, MicroBatchId, usize)>,
 }
 
 impl World {
@@ -74,6 +76,7 @@ impl World {
             source_credits: in_flight,
             norms: BTreeMap::new(),
             held: vec![0; count],
+            arrived: BTreeSet::new(),
         }
     }
 
@@ -108,6 +111,9 @@ impl World {
             }
             Move::Other(k, i) => {
                 let event = self.others[k].remove(i);
+                if let Event::Gradient { micro_batch, loss } = event {
+                    self.arrived.insert((k, micro_batch, loss));
+                }
                 self.stages[k].on(event).unwrap();
             }
             Move::Act(k) => self.act(k),
@@ -131,7 +137,12 @@ impl World {
                     self.send(k + 1, micro_batch);
                 }
             }
-            Action::Head { micro_batch, .. } if micro_batch.purpose == Purpose::Train => record.heads.push(micro_batch),
+            Action::Head { micro_batch, output_gradient } if micro_batch.purpose == Purpose::Train => {
+                record.heads.push(micro_batch);
+                if output_gradient {
+                    self.arrived.insert((k, micro_batch, k));
+                }
+            }
             Action::Head { micro_batch, .. } => {
                 assert_eq!(micro_batch.step, updates, "a head scored with parameters newer than the forward pass");
                 record.scores.push((micro_batch, updates));
@@ -139,13 +150,23 @@ impl World {
             Action::Backward { micro_batch, loss, wants, measured, .. } => {
                 assert_eq!(micro_batch.step, updates, "a backward pass saw parameters newer than its forward pass");
                 assert!(wants.parameters || !measured, "{action} measures nothing");
-                if wants.parameters {
-                    (if measured { &mut record.measured } else { &mut record.parameters }).push((micro_batch, loss));
+                match (wants.parameters, measured) {
+                    (true, true) => record.measured.push((micro_batch, loss)),
+                    (true, false) => record.parameters.push((micro_batch, vec![loss])),
+                    (false, _) => {}
                 }
                 if wants.input {
                     record.inputs.push((micro_batch, loss));
                     self.others[k - 1].push(Event::Gradient { micro_batch, loss });
                 }
+            }
+            Action::BackwardSum { micro_batch, .. } => {
+                assert_eq!(micro_batch.step, updates, "a backward pass saw parameters newer than its forward pass");
+                let added_up = self.stages[k].plan().added_up(k);
+                let losses: Vec<usize> = added_up.iter().map(|&(loss, _)| loss).collect();
+                let missing = losses.iter().find(|&&loss| !self.arrived.contains(&(k, micro_batch, loss)));
+                assert_eq!(missing, None, "stage {k} adds up a gradient that it does not have");
+                record.parameters.push((micro_batch, losses));
             }
             Action::ShareNorm(step) => {
                 let shared = self.norms.entry(step).or_default();
@@ -209,16 +230,29 @@ fn feed(micros: &[usize]) -> Vec<MicroBatchId> {
 }
 
 fn constant(plan: GradientPlan) -> PlanSchedule {
-    PlanSchedule::constant(plan).unwrap()
+    PlanSchedule::constant(plan)
 }
 
-/// A plan of `stages` stages, each following any loss that it can, and measuring any other or none.
+/// The losses that stage `k` may follow: one, mostly with weight 1, or any of them.
+fn any_follows(k: usize, stages: usize) -> impl Strategy<Value = Vec<(usize, f64)>> {
+    let weight = || prop_oneof![3 => Just(1.0), 1 => Just(0.5)];
+    let several = proptest::collection::btree_map(k..stages, weight(), 1..=stages - k);
+    prop_oneof![
+        (k..stages, weight()).prop_map(|followed| vec![followed]),
+        several.prop_map(|followed| followed.into_iter().collect()),
+    ]
+}
+
+/// A plan of `stages` stages, each following any losses that it can, and measuring any other or none.
 fn any_plan(stages: usize) -> impl Strategy<Value = Arc<GradientPlan>> {
-    let follows = (0..stages).map(|k| k..stages).collect::<Vec<_>>();
+    let follows = (0..stages).map(|k| any_follows(k, stages)).collect::<Vec<_>>();
     let measures = (0..stages).map(|k| proptest::option::of(k..stages)).collect::<Vec<_>>();
     (follows, measures).prop_map(|(follows, mut measures)| {
-        measures.iter_mut().zip(&follows).for_each(|(measured, j)| *measured = measured.filter(|m| m != j));
-        Arc::new(GradientPlan::new(follows).unwrap().measuring(measures).unwrap())
+        let follows_it = |followed: &[(usize, f64)], j: usize| followed.iter().any(|&(loss, _)| loss == j);
+        for (measured, followed) in measures.iter_mut().zip(&follows) {
+            *measured = measured.filter(|&j| !follows_it(followed, j));
+        }
+        Arc::new(GradientPlan::weighted(follows).unwrap().measuring(measures).unwrap())
     })
 }
 
@@ -269,7 +303,8 @@ proptest! {
         for (k, record) in records.iter().enumerate() {
             // Every micro-batch in order, under the plan of its step.
             let trained = || micro_batches.iter().filter(|micro_batch| micro_batch.purpose == Purpose::Train);
-            let followed: Vec<_> = trained().map(|&micro_batch| (micro_batch, plans.at(micro_batch.step).farthest(k))).collect();
+            let losses = |step| plans.at(step).follows(k).iter().map(|&(loss, _)| loss).collect::<Vec<_>>();
+            let followed: Vec<_> = trained().map(|&micro_batch| (micro_batch, losses(micro_batch.step))).collect();
             prop_assert_eq!(&record.parameters, &followed);
             let measured = trained().filter_map(|&micro_batch| Some((micro_batch, plans.at(micro_batch.step).measures(k)?)));
             prop_assert_eq!(&record.measured, &measured.collect::<Vec<_>>());

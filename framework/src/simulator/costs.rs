@@ -21,7 +21,7 @@ pub struct StageCosts {
     pub parameters: f64,
     /// The input gradient and the parameter gradients in one pass.
     pub both: f64,
-    /// The parameter gradients of a loss whose input gradient is not wanted, including the gradients passed from unit to unit.
+    /// The parameter gradients of a sum of losses, or of a loss whose input gradient is not wanted, including the gradients passed from unit to unit.
     pub parameters_only: f64,
     /// The squared norms of the gradients, if updates wait for the norm of all stages.
     pub norm: f64,
@@ -50,8 +50,8 @@ impl StageCosts {
             Action::Head { .. } => 0.0,
             Action::Backward { wants: Wants::BOTH, .. } => self.both,
             Action::Backward { wants: Wants::INPUT, .. } => self.input,
-            Action::Backward { loss, .. } if plan.backward(stage, *loss).input => self.parameters,
-            Action::Backward { .. } => self.parameters_only,
+            Action::Backward { loss, .. } if plan.gradients(stage, *loss).input => self.parameters,
+            Action::Backward { .. } | Action::BackwardSum { .. } => self.parameters_only,
             Action::ShareNorm(_) => self.norm,
             Action::Update(_) => self.update,
         }

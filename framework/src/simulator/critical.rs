@@ -106,7 +106,7 @@ fn kind(action: &Action) -> &'static str {
         Action::Head { .. } => "head",
         Action::Backward { wants: Wants::INPUT, .. } => "input gradient",
         Action::Backward { wants: Wants::BOTH, .. } => "both gradients",
-        Action::Backward { .. } => "parameter gradient",
+        Action::Backward { .. } | Action::BackwardSum { .. } => "parameter gradient",
         Action::ShareNorm(_) => "norm",
         Action::Update(_) => "update",
     }

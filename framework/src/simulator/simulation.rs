@@ -48,6 +48,7 @@ struct StageState {
     begun: Vec<(Action, Time)>,
     peak_live: usize,
     peak_held: usize,
+    peak_waiting: usize,
     held: usize,
 }
 
@@ -104,7 +105,7 @@ impl<'a> Simulation<'a> {
     pub(super) fn new(scenario: &'a Scenario) -> Result<Self> {
         check(scenario)?;
         let count = scenario.plan.stages();
-        let plans = PlanSchedule::constant(Arc::clone(&scenario.plan))?;
+        let plans = PlanSchedule::constant(Arc::clone(&scenario.plan));
         let stages = (0..count)
             .map(|stage| StageState {
                 schedule: StageSchedule::new(StageRole {
@@ -124,6 +125,7 @@ impl<'a> Simulation<'a> {
                 begun: Vec::new(),
                 peak_live: 0,
                 peak_held: 0,
+                peak_waiting: 0,
                 held: 0,
             })
             .collect();
@@ -218,6 +220,7 @@ impl<'a> Simulation<'a> {
                 let state = &mut self.stages[stage];
                 state.schedule.on(event).map_err(|e| Error::Internal(format!("simulated stage {stage}: {e}")))?;
                 state.comes(self.now, sender.map_or(Cause::Start, |span| Cause::Message(span, event)));
+                state.peak_waiting = state.peak_waiting.max(state.schedule.waiting_gradients());
                 if matches!(event, Event::Activation(_)) {
                     state.held += 1;
                     state.peak_held = state.peak_held.max(state.held);
@@ -299,6 +302,7 @@ impl<'a> Simulation<'a> {
         let state = &mut self.stages[stage];
         state.schedule.done(action);
         state.peak_live = state.peak_live.max(state.schedule.live());
+        state.peak_waiting = state.peak_waiting.max(state.schedule.waiting_gradients());
         state.comes(now, Cause::Own(span));
         state.begun.push((action.of_step(0), now));
         if matches!(action, Action::Update(_)) {
@@ -352,6 +356,7 @@ impl<'a> Simulation<'a> {
             work,
             peak_live: self.stages.iter().map(|s| s.peak_live).collect(),
             peak_held: self.stages.iter().map(|s| s.peak_held).collect(),
+            peak_waiting_gradients: self.stages.iter().map(|s| s.peak_waiting).collect(),
             critical,
             timeline: Timeline { stages: self.stages.len(), spans: self.spans },
             steps: self.steps,

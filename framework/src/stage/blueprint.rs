@@ -28,7 +28,8 @@ pub enum HeadsTrained {
     /// Those whose loss some stage follows, or may follow in another step.
     #[default]
     Needed,
-    /// All heads. Heads that no stage follows are probe heads, which train only themselves.
+    /// All heads that the strategy allows: one a stage, or one a block of stages. Heads that no stage follows are probe heads, which train only
+    /// themselves.
     All,
 }
 
@@ -47,7 +48,7 @@ impl HeadsConfig {
     /// Returns whether stage `k` has an auxiliary head under `plans`. A head that any step may need exists and is trained from the first step on. The
     /// last stage never has one.
     pub fn has_head(&self, plans: &Plans, k: usize) -> bool {
-        k + 1 < plans.stages() && (self.train == HeadsTrained::All || plans.may_need(k))
+        k + 1 < plans.stages() && ((self.train == HeadsTrained::All && plans.may_carry_head(k)) || plans.may_need(k))
     }
 }
 

@@ -31,7 +31,9 @@ impl Task {
         let (micro_batch, phase) = match action {
             Action::Forward(micro_batch) => (Some(micro_batch), Phase::Forward),
             Action::Head { micro_batch, .. } => (Some(micro_batch), Phase::Head),
-            Action::Backward { micro_batch, .. } => (Some(micro_batch), Phase::Backward),
+            Action::Backward { micro_batch, .. } | Action::BackwardSum { micro_batch, .. } => {
+                (Some(micro_batch), Phase::Backward)
+            }
             Action::ShareNorm(_) | Action::Update(_) => (None, Phase::Update),
         };
         Self { step: action.step(), micro_batch, phase }

@@ -9,14 +9,16 @@ use serde_json::Value;
 use super::{Adapt, Strategy};
 use crate::{
     Error, Result,
-    plan::{GradientPlan, PlanPhase, PlanSchedule},
+    plan::{Blocks, GradientPlan, PlanPhase, PlanSchedule, Window},
 };
 
 /// A strategy that begins narrow, and widens each stage whose gradient disagrees with that of the next loss.
 ///
-/// In the steps divisible by `every`, each stage that may still be widened also computes the parameter gradient of the loss after the one that it
-/// follows, and the cosine between the two gradients. A stage whose mean cosine over its last `window` measurements is below `below` is widened by
-/// one from the next measuring step on, and begins a new window. Stages never get narrower.
+/// In the steps divisible by `every`, each stage that may still be widened also computes the parameter gradient of the next loss: the one after the
+/// last of its window. It computes the cosine between that and the gradient that it follows. A stage whose mean cosine over its last `window`
+/// measurements is below `below` is widened by one from the next measuring step on, and begins a new window. Stages never get narrower.
+///
+/// A stage follows the last loss of its window, with [`Self::mean`] the mean of all of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Adaptive {
@@ -67,47 +69,84 @@ pub struct Widened {
 }
 
 impl Adaptive {
-    fn validate(&self, stages: usize) -> Result<()> {
+    /// Returns the strategy with the same rule, in which every stage follows the mean of all losses in its window.
+    pub fn mean(self) -> impl Strategy + 'static {
+        self.in_windows(true, 1)
+    }
+
+    /// Returns the strategy with the same rule, for blocks of `group` stages ([`Interlock::group`](super::Interlock::group)): widths count blocks.
+    pub(super) fn in_windows(self, mean: bool, group: usize) -> AdaptiveWindows {
+        AdaptiveWindows { rule: self, mean, group }
+    }
+}
+
+/// An [`Adaptive`] rule for given windows.
+#[derive(Clone, Debug)]
+pub(super) struct AdaptiveWindows {
+    rule: Adaptive,
+    mean: bool,
+    group: usize,
+}
+
+impl AdaptiveWindows {
+    fn validate(&self, stages: usize) -> Result<Blocks> {
         let refuse = |key: &str, problem: String, right: &str| {
             Err(Error::invalid(format!("strategy.adaptive.{key}"), problem, right))
         };
-        let widths = || format!("widths are 1 (local) to {stages} (end-to-end)");
-        let max = self.max_width.unwrap_or(stages);
-        if self.every == 0 {
+        let rule = &self.rule;
+        if rule.every == 0 {
             return refuse("every", "0".to_owned(), "use 1 or more");
         }
-        if self.window == 0 {
+        if rule.window == 0 {
             return refuse("window", "0".to_owned(), "use 1 or more");
         }
-        if !self.below.is_finite() {
-            return refuse("below", self.below.to_string(), "use a number; cosines are -1 to 1");
+        if !rule.below.is_finite() {
+            return refuse("below", rule.below.to_string(), "use a number; cosines are -1 to 1");
         }
-        if self.width == 0 || self.width > stages {
-            return refuse("width", format!("width {} of {stages} stages", self.width), &widths());
+        let blocks = Blocks::new(stages, self.group)?;
+        let count = blocks.count();
+        let of = if self.group == 1 { format!("{stages} stages") } else { format!("{count} blocks") };
+        let widths = || format!("widths are 1 (local) to {count} (end-to-end)");
+        let max = rule.max_width.unwrap_or(count);
+        if rule.width == 0 || rule.width > count {
+            return refuse("width", format!("width {} of {of}", rule.width), &widths());
         }
-        if max < self.width || max > stages {
-            let problem = format!("width {max} of {stages} stages, from width {} on", self.width);
-            return refuse("max_width", problem, &widths());
+        if max < rule.width || max > count {
+            return refuse("max_width", format!("width {max} of {of}, from width {} on", rule.width), &widths());
         }
-        Ok(())
+        Ok(blocks)
     }
 
     fn widening(&self, stages: usize) -> Result<Widening> {
-        self.validate(stages)?;
+        let blocks = self.validate(stages)?;
         let state = AdaptiveState {
-            widths: vec![self.width; stages],
+            widths: vec![self.rule.width; stages],
             changes: Vec::new(),
             windows: vec![Vec::new(); stages],
             measured: None,
         };
-        Ok(Widening { rule: self.clone(), max_width: self.max_width.unwrap_or(stages), state })
+        let max_width = self.rule.max_width.unwrap_or_else(|| blocks.count());
+        Ok(Widening { windows: self.clone(), blocks, max_width, state })
     }
 }
 
 impl Strategy for Adaptive {
     fn plan(&self, stages: usize) -> Result<GradientPlan> {
-        self.validate(stages)?;
-        GradientPlan::of_widths(&vec![self.width; stages])
+        self.clone().in_windows(false, 1).plan(stages)
+    }
+
+    fn plans(&self, stages: usize) -> Result<PlanSchedule> {
+        self.clone().in_windows(false, 1).plans(stages)
+    }
+
+    fn adapt(&self, stages: usize) -> Result<Option<Box<dyn Adapt>>> {
+        self.clone().in_windows(false, 1).adapt(stages)
+    }
+}
+
+impl Strategy for AdaptiveWindows {
+    fn plan(&self, stages: usize) -> Result<GradientPlan> {
+        self.widening(stages)?.plan()
     }
 
     fn plans(&self, stages: usize) -> Result<PlanSchedule> {
@@ -122,22 +161,32 @@ impl Strategy for Adaptive {
 /// The part of an [`Adaptive`] strategy that runs.
 #[derive(Debug)]
 struct Widening {
-    rule: Adaptive,
+    windows: AdaptiveWindows,
+    blocks: Blocks,
     max_width: usize,
     state: AdaptiveState,
 }
 
 impl Widening {
+    /// Returns the plan of the present widths.
+    fn plan(&self) -> Result<GradientPlan> {
+        let window = |&width: &usize| if self.windows.mean { Window::Mean(width) } else { Window::Last(width) };
+        GradientPlan::of_windows(self.blocks.group, &self.state.widths.iter().map(window).collect::<Vec<_>>())
+    }
+
+    /// Returns the first loss after the window of stage `k`, if the stage may be widened to it.
+    fn next_loss(&self, k: usize) -> Option<usize> {
+        let width = self.state.widths[k];
+        let next = self.blocks.of(k) + width;
+        (width < self.max_width && next < self.blocks.count()).then(|| self.blocks.last_stage(next))
+    }
+
     /// Returns the plans of the present widths, from a step on.
     fn phase(&self, from_step: u64) -> Result<PlanPhase> {
-        let plan = GradientPlan::of_widths(&self.state.widths)?;
-        let next = |k: usize| {
-            let wider = self.state.widths[k] < self.max_width;
-            Some(plan.farthest(k) + 1).filter(|&j| wider && j < plan.stages())
-        };
-        let measures: Vec<_> = (0..plan.stages()).map(next).collect();
+        let plan = self.plan()?;
+        let measures: Vec<_> = (0..plan.stages()).map(|k| self.next_loss(k)).collect();
         let every = match measures.iter().any(Option::is_some) {
-            true => Some((self.rule.every, Arc::new(plan.clone().measuring(measures)?))),
+            true => Some((self.windows.rule.every, Arc::new(plan.clone().measuring(measures)?))),
             false => None,
         };
         Ok(PlanPhase { from_step, plan: Arc::new(plan), every })
@@ -145,19 +194,20 @@ impl Widening {
 
     /// Whether some stage may still be widened.
     fn goes_on(&self) -> bool {
-        let stages = self.state.widths.len();
-        self.state.widths.iter().enumerate().any(|(k, &width)| width < self.max_width && k + width < stages)
+        (0..self.blocks.stages).any(|k| self.next_loss(k).is_some())
     }
 }
 
 impl Adapt for Widening {
     fn may_need(&self, k: usize) -> bool {
-        // Stage k-width+1 follows this loss at the beginning, and upstream stages may follow it later.
-        k + 1 >= self.rule.width
+        // By the last loss of the window, the stages of block b-width+1 follow the loss of block b at the beginning, and upstream stages may follow it
+        // later. By the mean, the stages of block b follow it from the beginning.
+        let block = self.blocks.of(k);
+        self.blocks.last_stage(block) == k && (self.windows.mean || block + 1 >= self.windows.rule.width)
     }
 
     fn known_until(&self) -> u64 {
-        let Self { rule: Adaptive { every, .. }, state, .. } = self;
+        let Self { windows: AdaptiveWindows { rule: Adaptive { every, .. }, .. }, state, .. } = self;
         match state.measured {
             _ if !self.goes_on() => u64::MAX,
             None => *every,
@@ -166,10 +216,10 @@ impl Adapt for Widening {
     }
 
     fn observe(&mut self, step: u64, alignments: &[Option<f64>]) -> Result<Option<PlanPhase>> {
-        if !self.goes_on() || !step.is_multiple_of(self.rule.every) {
+        if !self.goes_on() || !step.is_multiple_of(self.windows.rule.every) {
             return Ok(None);
         }
-        let (rule, state) = (&self.rule, &mut self.state);
+        let (rule, state) = (&self.windows.rule, &mut self.state);
         let from_step = step.saturating_add(rule.every);
         state.measured = Some(step);
         let changes = state.changes.len();
@@ -212,7 +262,7 @@ impl Adapt for Widening {
             return refuse(format!("it is of {} stages, not {stages}", state.widths.len()));
         }
         // Repeats the changes from the beginning.
-        let mut again = self.rule.widening(stages)?;
+        let mut again = self.windows.widening(stages)?;
         let mut plans = PlanSchedule::new(vec![again.phase(0)?])?;
         for change in &state.changes {
             match again.state.widths.get_mut(change.stage) {

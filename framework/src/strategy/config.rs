@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Adaptive, EndToEnd, Interlock, Local, Pairwise, Strategy, WidthSchedule, width_schedule::WidthPhase};
+use super::{Adaptive, FollowConfig, Interlock, Strategy, WidthSchedule, width_schedule::WidthPhase};
 use crate::{Error, Result};
 
 /// The strategies that have names.
@@ -36,7 +36,17 @@ pub struct StrategyConfig {
     /// The interlock width of each stage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub widths: Option<Vec<usize>>,
-    /// The steps divisible by this are end-to-end, whatever the name or width.
+    /// The losses of its window that a stage follows: the last one (`"last"`, the default), the mean of all (`"mean"`), or weights by distance, which
+    /// set the width.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub follow: Option<FollowConfig>,
+    /// Weights by distance for each stage, which set its width.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub follows: Option<Vec<Vec<f64>>>,
+    /// The number of stages in a block. The last stage of a block carries its head, and widths and weights count blocks. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<usize>,
+    /// The steps divisible by this are end-to-end, whatever the name, width or weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_to_end_every: Option<u64>,
     /// Widths that change with the steps, instead of name and width.
@@ -48,7 +58,7 @@ pub struct StrategyConfig {
 }
 
 /// One entry of `strategy.width_schedule`: the widths from a step on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WidthPhaseConfig {
     /// The first step; 0 in the first entry.
@@ -59,19 +69,22 @@ pub struct WidthPhaseConfig {
     /// The interlock width of each stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub widths: Option<Vec<usize>>,
+    /// The losses that a stage follows, as `strategy.follow`. Default: that of the strategy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<FollowConfig>,
     /// The steps divisible by this are end-to-end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_to_end_every: Option<u64>,
 }
 
 impl StrategyConfig {
-    /// Returns its label, with the width if all stages have the same: `pairwise`, `interlock-3`, `width-schedule`, …
+    /// Returns its label: the name, or the width if all stages have the same, then what is followed and the group if they are not the default.
+    /// Examples: `pairwise`, `interlock-3-mean`, `local-group-2`, `weights-0.7-0.3`, `width-schedule`.
     pub fn label(&self) -> String {
         use StrategyName as Name;
-        if self.width_schedule.is_some() {
-            return "width-schedule".to_owned();
-        }
-        match (self.name, self.width) {
+        let base = match (self.name, self.width) {
+            _ if self.width_schedule.is_some() => "width-schedule".to_owned(),
+            _ if self.follows.is_some() => "weights".to_owned(),
             (None | Some(Name::Interlock), Some(width)) => format!("interlock-{width}"),
             (Some(Name::Interlock), None) => "interlock".to_owned(),
             (None, None) if self.widths.is_some() => "interlock".to_owned(),
@@ -80,6 +93,17 @@ impl StrategyConfig {
             (Some(Name::Local), _) => "local".to_owned(),
             (Some(Name::EndToEnd), _) => "end-to-end".to_owned(),
             (Some(Name::Pairwise), _) | (None, None) => "pairwise".to_owned(),
+        };
+        let followed = match &self.follow {
+            Some(FollowConfig::Weights(weights)) => {
+                weights.iter().fold("weights".to_owned(), |label, weight| format!("{label}-{weight}"))
+            }
+            Some(FollowConfig::Mean) => base + "-mean",
+            Some(FollowConfig::Last) | None => base,
+        };
+        match self.group {
+            Some(group) if group != 1 => format!("{followed}-group-{group}"),
+            _ => followed,
         }
     }
 
@@ -88,9 +112,10 @@ impl StrategyConfig {
     /// # Errors
     /// If the keys contradict each other.
     pub fn build(&self) -> Result<Box<dyn Strategy>> {
-        use StrategyName as Name;
-        let refuse = |problem: &str, remedy: &str| Err(Error::invalid("strategy", problem, remedy));
         check_every("strategy", self.end_to_end_every)?;
+        self.check_lists()?;
+        let mean = self.follow == Some(FollowConfig::Mean);
+        let settings = WindowSettings { mean, group: self.group.unwrap_or(1) };
         if let Some(phases) = &self.width_schedule {
             if self.name.is_some() || self.width.is_some() || self.widths.is_some() || self.adaptive.is_some() {
                 return refuse("a width_schedule beside a name, a width or adaptive", "give one of them");
@@ -98,61 +123,122 @@ impl StrategyConfig {
             if self.end_to_end_every.is_some() {
                 return refuse("end_to_end_every beside a width_schedule", "give it in the schedule's entries");
             }
-            let phases = phases.iter().map(WidthPhaseConfig::phase).collect::<Result<_>>()?;
+            let phases = phases.iter().map(|phase| phase.build(settings)).collect::<Result<_>>()?;
             return Ok(Box::new(WidthSchedule { phases }));
         }
-        let plain: Box<dyn Strategy> = match (self.name, self.width, &self.widths, &self.adaptive) {
-            (None | Some(Name::Adaptive), None, None, Some(adaptive)) if self.end_to_end_every.is_none() => {
-                return Ok(Box::new(adaptive.clone()));
+        let interlock = match (&self.follow, &self.follows) {
+            (Some(FollowConfig::Weights(weights)), _) => Interlock::weights(weights.clone()),
+            (_, Some(weights)) => Interlock::weights_of_stages(weights.clone()),
+            _ if self.adaptive.is_some() || self.name == Some(StrategyName::Adaptive) => {
+                return self.build_adaptive(settings);
             }
-            (None | Some(Name::Adaptive), None, None, Some(_)) => {
-                return refuse("end_to_end_every beside adaptive", "leave one of them out");
-            }
-            (Some(Name::Adaptive), None, None, None) => {
-                return refuse("adaptive without its table", "give every, window and below in strategy.adaptive");
-            }
-            (Some(Name::Adaptive), ..) => {
-                return refuse("width is set beside adaptive", "give the first width in strategy.adaptive.width");
-            }
-            (.., Some(_)) => {
-                return refuse("the table adaptive beside another name or a width", "leave one of them out");
-            }
-            (_, Some(_), Some(_), None) => return refuse("both width and widths are given", "give one of them"),
-            (None | Some(Name::Interlock), Some(width), None, None) => Box::new(Interlock::width(width)),
-            (None | Some(Name::Interlock), None, Some(widths), None) => Box::new(Interlock::widths(widths.clone())),
-            (Some(Name::Interlock), None, None, None) => {
+            _ => self.windows()?,
+        };
+        let interlock = settings.apply(interlock);
+        Ok(match self.end_to_end_every {
+            Some(steps) => Box::new(WidthSchedule::new(interlock).end_to_end_every(steps)),
+            None => Box::new(interlock),
+        })
+    }
+
+    /// Returns the interlocking strategy of the name, width or widths.
+    fn windows(&self) -> Result<Interlock> {
+        use StrategyName as Name;
+        Ok(match (self.name, self.width, &self.widths) {
+            (_, Some(_), Some(_)) => return refuse("both width and widths are given", "give one of them"),
+            (None | Some(Name::Interlock), Some(width), None) => Interlock::width(width),
+            (None | Some(Name::Interlock), None, Some(widths)) => Interlock::widths(widths.clone()),
+            (Some(Name::Interlock), None, None) => {
                 return refuse("interlock without a width", "give strategy.width");
             }
-            (Some(Name::Local), None, None, None) => Box::new(Local),
-            (None | Some(Name::Pairwise), None, None, None) => Box::new(Pairwise),
-            (Some(Name::EndToEnd), None, None, None) => Box::new(EndToEnd),
-            (Some(_), .., None) => {
+            (Some(Name::Local), None, None) => Interlock::width(1),
+            (None | Some(Name::Pairwise), None, None) => Interlock::width_up_to(2),
+            (Some(Name::EndToEnd), None, None) => Interlock::width_up_to(usize::MAX),
+            (Some(_), ..) => {
                 return refuse("width is set, but the name is not interlock", "leave the name or the width out");
             }
-        };
-        Ok(match self.end_to_end_every {
-            Some(steps) => Box::new(WidthSchedule::new(plain).end_to_end_every(steps)),
-            None => plain,
         })
+    }
+
+    fn build_adaptive(&self, WindowSettings { mean, group }: WindowSettings) -> Result<Box<dyn Strategy>> {
+        let has_width = self.width.is_some() || self.widths.is_some();
+        match (self.name, &self.adaptive) {
+            (None | Some(StrategyName::Adaptive), Some(adaptive)) if !has_width => match self.end_to_end_every {
+                None => Ok(Box::new(adaptive.clone().in_windows(mean, group))),
+                Some(_) => refuse("end_to_end_every beside adaptive", "leave one of them out"),
+            },
+            (Some(StrategyName::Adaptive), _) if has_width => {
+                refuse("width is set beside adaptive", "give the first width in strategy.adaptive.width")
+            }
+            (_, None) => refuse("adaptive without its table", "give every, window and below in strategy.adaptive"),
+            (_, Some(_)) => refuse("the table adaptive beside another name or a width", "leave one of them out"),
+        }
+    }
+
+    /// Refuses lists of weights beside keys that they replace.
+    fn check_lists(&self) -> Result<()> {
+        let list = match (&self.follow, &self.follows) {
+            (Some(_), Some(_)) => return refuse("both follow and follows are given", "give one of them"),
+            (Some(FollowConfig::Weights(_)), None) => "follow",
+            (None, Some(_)) => "follows",
+            (Some(FollowConfig::Last | FollowConfig::Mean) | None, None) => return Ok(()),
+        };
+        let others = [
+            ("name", self.name.is_some()),
+            ("width", self.width.is_some()),
+            ("widths", self.widths.is_some()),
+            ("width_schedule", self.width_schedule.is_some()),
+            ("adaptive", self.adaptive.is_some()),
+        ];
+        match others.iter().find(|(_, given)| *given) {
+            Some((other, _)) => refuse(
+                &format!("{other} is given beside a list of weights in {list}"),
+                &format!("the list sets the width: leave {other} out"),
+            ),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a strategy's windows have in common.
+#[derive(Clone, Copy)]
+struct WindowSettings {
+    mean: bool,
+    group: usize,
+}
+
+impl WindowSettings {
+    fn apply(self, interlock: Interlock) -> Interlock {
+        let interlock = interlock.group(self.group);
+        if self.mean { interlock.mean() } else { interlock }
     }
 }
 
 impl WidthPhaseConfig {
-    fn phase(&self) -> Result<WidthPhase> {
+    fn build(&self, settings: WindowSettings) -> Result<WidthPhase> {
         let refuse = |problem: &str, remedy: &str| {
             let problem = format!("{problem} from step {} on", self.from_step);
             Err(Error::invalid("strategy.width_schedule", problem, remedy))
         };
         check_every("strategy.width_schedule", self.end_to_end_every)?;
-        let strategy = match (self.width, &self.widths) {
-            (Some(width), None) => Interlock::width(width),
-            (None, Some(widths)) => Interlock::widths(widths.clone()),
-            (Some(_), Some(_)) => return refuse("both width and widths", "give one of them"),
-            (None, None) => return refuse("no width", "give width, or widths"),
+        let interlock = match (self.width, &self.widths, &self.follow) {
+            (None, None, Some(FollowConfig::Weights(weights))) => Interlock::weights(weights.clone()),
+            (.., Some(FollowConfig::Weights(_))) => {
+                return refuse("a width beside a list of weights", "the list sets the width: leave the other out");
+            }
+            (Some(width), None, _) => Interlock::width(width),
+            (None, Some(widths), _) => Interlock::widths(widths.clone()),
+            (Some(_), Some(_), _) => return refuse("both width and widths", "give one of them"),
+            (None, None, _) => return refuse("no width", "give width, or widths"),
         };
-        let (from_step, end_to_end_every) = (self.from_step, self.end_to_end_every);
-        Ok(WidthPhase { from_step, strategy: Box::new(strategy), end_to_end_every })
+        let mean = self.follow.as_ref().map_or(settings.mean, |follow| *follow == FollowConfig::Mean);
+        let strategy = Box::new(WindowSettings { mean, ..settings }.apply(interlock));
+        Ok(WidthPhase { from_step: self.from_step, strategy, end_to_end_every: self.end_to_end_every })
     }
+}
+
+fn refuse<T>(problem: &str, remedy: &str) -> Result<T> {
+    Err(Error::invalid("strategy", problem, remedy))
 }
 
 fn check_every(table: &str, end_to_end_every: Option<u64>) -> Result<()> {
@@ -178,7 +264,7 @@ mod tests {
             let error = config(json).build().unwrap_err();
             assert!(error.is_refusal() && error.to_string().contains(word), "{error}");
         };
-        refused(r#"{"name": "local", "width": 1}"#, "beside a name");
+        refused(r#"{"name": "local", "width": 1}"#, "width is set, but the name is not interlock");
         refused(r#"{"width": 1, "widths": [1]}"#, "both width and widths");
         refused(r#"{"name": "interlock"}"#, "without a width");
         assert!(config(r#"{"widths": [1, 2]}"#).build().unwrap().plan(3).is_err());
@@ -221,6 +307,86 @@ mod tests {
         refused(r#"{"from_step": 0, "width": 1, "widths": [1, 1, 1]}"#, "both width and widths from step 0 on");
         refused(r#"{"from_step": 0}"#, "no width from step 0 on");
         refused(r#"{"from_step": 0, "width": 1, "end_to_end_every": 0}"#, "end_to_end_every: 0; use 1 or more");
+    }
+
+    #[test]
+    fn what_is_followed_and_groups_go_with_every_name_and_width() {
+        let follows = |json: &str, stages: usize, step: u64| -> Vec<Vec<(usize, f64)>> {
+            let plans = config(json).build().unwrap().plans(stages).unwrap();
+            (0..stages).map(|k| plans.at(step).follows(k).to_vec()).collect()
+        };
+        let same = |json: &str, expected: Interlock| {
+            let plan = expected.plan(4).unwrap();
+            let expected: Vec<_> = (0..4).map(|k| plan.follows(k).to_vec()).collect();
+            assert_eq!(follows(json, 4, 1), expected, "{json}");
+        };
+        same(r#"{"name": "local", "follow": "mean"}"#, Interlock::width(1));
+        same(r#"{"follow": "mean"}"#, Interlock::width(2).mean());
+        same(r#"{"follow": "last"}"#, Interlock::width(2));
+        same(r#"{"name": "end_to_end", "follow": "mean"}"#, Interlock::width(4).mean());
+        same(r#"{"width": 3, "follow": "mean"}"#, Interlock::width(3).mean());
+        same(r#"{"widths": [1, 3, 2, 1], "follow": "mean"}"#, Interlock::widths([1, 3, 2, 1]).mean());
+        same(r#"{"follow": [0.7, 0.3]}"#, Interlock::weights([0.7, 0.3]));
+        same(r#"{"follow": [0, 1]}"#, Interlock::width(2));
+        same(r#"{"name": "local", "group": 2}"#, Interlock::width(1).group(2));
+        same(r#"{"group": 2, "follow": "mean"}"#, Interlock::width(2).group(2).mean());
+        same(r#"{"group": 4}"#, Interlock::width(4));
+        same(
+            r#"{"follows": [[0.2, 0, 0.8], [1], [0, 1], [1]]}"#,
+            Interlock::weights_of_stages([vec![0.2, 0.0, 0.8], vec![1.0], vec![0.0, 1.0], vec![1.0]]),
+        );
+        // End-to-end steps follow the last loss alone.
+        let mixed = r#"{"width": 2, "follow": "mean", "group": 2, "end_to_end_every": 2}"#;
+        assert_eq!(follows(mixed, 4, 1)[0], [(1, 0.5), (3, 0.5)]);
+        assert_eq!(follows(mixed, 4, 2), vec![vec![(3, 1.0)]; 4]);
+        let phases = r#"{"follow": "mean", "width_schedule": [{"from_step": 0, "width": 2},
+            {"from_step": 5, "width": 2, "follow": "last"}, {"from_step": 9, "follow": [0.25, 0.75]}]}"#;
+        assert_eq!(
+            [0, 5, 9].map(|step| follows(phases, 3, step)[0].clone()),
+            [vec![(0, 0.5), (1, 0.5)], vec![(1, 1.0)], vec![(0, 0.25), (1, 0.75)]]
+        );
+        let adaptive = r#"{"follow": "mean", "group": 2, "adaptive": {"every": 2, "window": 1, "below": 0.0}}"#;
+        let strategy = config(adaptive).build().unwrap();
+        let plans = strategy.plans(4).unwrap();
+        assert_eq!([0, 1, 2, 3].map(|k| plans.at(0).measures(k)), [Some(3), Some(3), None, None]);
+        let mut adapt = strategy.adapt(4).unwrap().unwrap();
+        assert_eq!([0, 1, 2, 3].map(|k| adapt.may_need(k)), [false, true, false, true]);
+        let change = adapt.observe(0, &[Some(-1.0), Some(1.0), None, None]).unwrap().unwrap();
+        assert_eq!((change.plan.follows(0), change.plan.follows(1)), (&[(1, 0.5), (3, 0.5)][..], &[(1, 1.0)][..]));
+
+        let label = |json: &str| config(json).label();
+        assert_eq!(label(r#"{"width": 3, "follow": "mean"}"#), "interlock-3-mean");
+        assert_eq!(label(r#"{"name": "local", "group": 2}"#), "local-group-2");
+        assert_eq!(label(r#"{"follow": [0.7, 0.3], "group": 2}"#), "weights-0.7-0.3-group-2");
+    }
+
+    #[test]
+    fn a_list_of_weights_sets_the_width() {
+        let refused = |json: &str| {
+            let strategy = config(json);
+            let error = strategy.build().and_then(|strategy| strategy.plan(3)).unwrap_err();
+            assert!(error.is_refusal());
+            error.to_string()
+        };
+        for list in [r#""follow": [1]"#, r#""follows": [[1], [1], [1]]"#] {
+            for (other, key) in [
+                (r#""name": "local""#, "name"),
+                (r#""width": 1"#, "width"),
+                (r#""widths": [1, 1, 1]"#, "widths"),
+                (r#""width_schedule": [{"from_step": 0, "width": 1}]"#, "width_schedule"),
+                (r#""adaptive": {"every": 1, "window": 1, "below": 0.0}"#, "adaptive"),
+            ] {
+                let error = refused(&format!("{{{list}, {other}}}"));
+                assert!(error.starts_with(&format!("strategy: {key} is given beside a list of weights in")), "{error}");
+            }
+        }
+        assert!(refused(r#"{"follow": "mean", "follows": [[1]]}"#).contains("both follow and follows"));
+        assert!(refused(r#"{"follows": [[1]]}"#).starts_with("strategy.follows: 1 lists of weights for 3 stages"));
+        assert!(refused(r#"{"follow": []}"#).starts_with("strategy.follow: 0 weights for stage 0"));
+        assert!(refused(r#"{"follow": [0.5, -0.5]}"#).contains("weight -0.5 at distance 1"));
+        assert!(refused(r#"{"group": 0}"#).starts_with("strategy.group: blocks of 0 stages"));
+        let beside = r#"{"width_schedule": [{"from_step": 0, "width": 1, "follow": [1]}]}"#;
+        assert!(refused(beside).contains("a width beside a list of weights from step 0 on"));
     }
 
     #[test]

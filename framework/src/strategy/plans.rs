@@ -62,6 +62,11 @@ impl Plans {
         self.heads[k]
     }
 
+    /// Returns whether stage `k` may carry a head under all plans.
+    pub fn may_carry_head(&self, k: usize) -> bool {
+        self.schedule.plans().all(|plan| plan.may_carry_head(k))
+    }
+
     /// Returns whether plans are decided during the run.
     pub fn adapts(&self) -> bool {
         self.adapt.is_some()
@@ -199,7 +204,7 @@ mod tests {
 
         fn restore(&mut self, state: &Value) -> Result<PlanSchedule> {
             let follows = serde_json::from_value(state.clone()).map_err(crate::Error::other)?;
-            PlanSchedule::constant(GradientPlan::new(follows)?)
+            Ok(PlanSchedule::constant(GradientPlan::new(follows)?))
         }
     }
 
@@ -211,7 +216,7 @@ mod tests {
         assert_eq!(plans.observe(3, &[None; 3]).unwrap().unwrap().from_step, 4);
         assert_eq!([3, 4].map(|step| plans.at(step).farthest(0)), [2, 1]);
         assert_eq!(plans.known_until(), 9);
-        assert_eq!(Plans::from(PlanSchedule::constant(says.plan(3).unwrap()).unwrap()).known_until(), u64::MAX);
+        assert_eq!(Plans::from(PlanSchedule::constant(says.plan(3).unwrap())).known_until(), u64::MAX);
     }
 
     #[test]
@@ -237,9 +242,7 @@ mod tests {
         assert!(refused(None, 4, 4).contains("known up to step 4"));
         assert!(refused(None, 9, 8).contains("known_until never falls"));
         assert!(
-            Plans::from(PlanSchedule::constant(GradientPlan::new(vec![0]).unwrap()).unwrap())
-                .restore(&Value::Null)
-                .is_err()
+            Plans::from(PlanSchedule::constant(GradientPlan::new(vec![0]).unwrap())).restore(&Value::Null).is_err()
         );
     }
 }

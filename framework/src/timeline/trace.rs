@@ -23,7 +23,12 @@ impl Timeline {
         }
         events.extend(self.spans.iter().map(slice));
         let mut consumers: HashMap<Arrival, &Span> = HashMap::new();
+        // A gradient that no backward pass of its loss alone uses is part of a sum.
+        let mut sums: HashMap<(usize, MicroBatchId), &Span> = HashMap::new();
         for span in &self.spans {
+            if let Action::BackwardSum { micro_batch, .. } = span.action {
+                sums.insert((span.stage, micro_batch), span);
+            }
             if let Some(arrival) = consumes(span) {
                 let first = consumers.entry(arrival).or_insert(span);
                 if span.start < first.start {
@@ -31,7 +36,11 @@ impl Timeline {
                 }
             }
         }
-        let crossed = self.spans.iter().filter_map(|from| Some((from, *consumers.get(&produces(from)?)?)));
+        let consumer = |arrival: Arrival| {
+            let (stage, micro_batch, loss) = arrival;
+            consumers.get(&arrival).or_else(|| sums.get(&(stage, micro_batch)).filter(|_| loss.is_some()))
+        };
+        let crossed = self.spans.iter().filter_map(|from| Some((from, *consumer(produces(from)?)?)));
         for (id, (from, to)) in crossed.enumerate() {
             let name = if from.stage < to.stage { "activation" } else { "gradient" };
             let end = |ph: &str, span: &Span, at: i64| json!({ "ph": ph, "pid": 0, "tid": span.stage, "ts": micros(at), "id": id, "name": name, "cat": "message" });

@@ -8,7 +8,7 @@ use crate::{
     Activation, Error, Failure, ModelSpec, NonFinite, Origin, Phase, Result, Trainer, Weights,
     schedule::{Action, MicroBatchId, Purpose},
     stage::{
-        Outcome, Payload, Stage, StageBlueprint,
+        ActionContext, Outcome, Payload, Stage, StageBlueprint,
         initial::{AllowedDifferences, ValueDifferences},
     },
     tensor::elementwise::is_finite,
@@ -137,7 +137,7 @@ fn forward(stages: &mut [Stage], micro_batch: MicroBatchId, inputs: Activation) 
     let last = stages.len() - 1;
     for (k, stage) in stages.iter_mut().enumerate() {
         stage.accept(micro_batch, payload).map_err(Error::Failed)?;
-        match stage.perform(Action::Forward(micro_batch), None).map_err(Error::Failed)? {
+        match stage.perform(Action::Forward(micro_batch), ActionContext::default()).map_err(Error::Failed)? {
             Outcome::Activation(next) if k < last => payload = next,
             Outcome::Activation(_) => return stage.head_output(micro_batch).map_err(Error::Failed),
             other => return Err(Error::Internal(format!("a forward pass gave {other:?}"))),

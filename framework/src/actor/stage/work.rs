@@ -16,7 +16,7 @@ use crate::{
     },
     metrics::{Direction, StageMetrics},
     schedule::{Action, ActionKind, Purpose, StageSchedule},
-    stage::{Outcome, Stage},
+    stage::{ActionContext, Outcome, Stage},
     transport::{CoordinatorMessage, StageMessage, Transport},
 };
 
@@ -59,7 +59,7 @@ impl StageWorker {
             // This action waits for the device in any case, and earlier steps must be reported first.
             self.report_all_steps()?;
         }
-        let norm = match action {
+        let global_norm = match action {
             Action::Update(step) => self.norms.remove(&step),
             _ => None,
         };
@@ -72,11 +72,13 @@ impl StageWorker {
         let _entered = span.enter();
         // Read before the update, which frees the gradients.
         let gradient_bytes = if kind == ActionKind::Update { self.stage.gradient_bytes() } else { 0 };
-        if let Some((direction, since)) = self.arrivals.end(action) {
+        let added_up = self.schedule.plan().added_up(self.stage.index());
+        for (direction, since) in self.arrivals.end(action, added_up) {
             self.metrics.waited(direction, since.elapsed());
         }
         let before = self.mark()?;
-        let outcome = self.stage.perform(action, norm)?;
+        let added_up = self.schedule.plan().added_up(self.stage.index());
+        let outcome = self.stage.perform(action, ActionContext { added_up, global_norm })?;
         let after = self.mark()?;
         self.report_received_non_finite()?;
         self.metrics.acted(self.stage.activation_bytes());

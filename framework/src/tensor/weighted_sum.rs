@@ -1,0 +1,105 @@
+//! Weighted sums of gradients.
+
+use candle_core::{CpuStorage, DType, Storage, Tensor};
+
+use crate::{
+    Activation, Error, Result,
+    tensor::elementwise::{CHUNK, each},
+};
+
+/// Returns the sum of `terms`, each times its weight, added in the order given and in `f32`. The terms are gradients with respect to one activation.
+///
+/// # Errors
+/// If there is no term, or they are not of the same shapes.
+pub(crate) fn weighted_sum(terms: &[(Activation, f64)]) -> Result<Activation> {
+    let [(first, _), ..] = terms else {
+        return Err(Error::Internal("a weighted sum of no gradients".to_owned()));
+    };
+    let of_position = |at: usize| {
+        let tensor = |(term, weight): &(Activation, f64)| match term.tensors().get(at) {
+            Some(tensor) if tensor.shape() == first.tensors()[at].shape() => Ok((tensor.clone(), *weight)),
+            _ => Err(Error::Internal("gradients of one activation have different shapes".to_owned())),
+        };
+        sum(&terms.iter().map(tensor).collect::<Result<Vec<_>>>()?)
+    };
+    Ok(Activation::new((0..first.tensors().len()).map(of_position).collect::<Result<_>>()?))
+}
+
+fn sum(terms: &[(Tensor, f64)]) -> Result<Tensor> {
+    if terms.iter().all(|(tensor, _)| tensor.device().is_cpu() && tensor.dtype() == DType::F32) {
+        return sum_on_host(terms);
+    }
+    let mut sum: Option<Tensor> = None;
+    for (tensor, weight) in terms {
+        let term = (tensor.to_dtype(DType::F32)? * *weight)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + term)?,
+            None => term,
+        });
+    }
+    let (sum, dtype) = (sum.ok_or_else(|| Error::Internal("no term".to_owned()))?, terms[0].0.dtype());
+    Ok(sum.to_dtype(dtype)?)
+}
+
+/// Adds `f32` tensors on the CPU in one pass, on the threads of the caller's pool.
+fn sum_on_host(terms: &[(Tensor, f64)]) -> Result<Tensor> {
+    let dense = terms.iter().map(|(tensor, _)| Ok(tensor.contiguous()?)).collect::<Result<Vec<_>>>()?;
+    let storages: Vec<_> = dense.iter().map(Tensor::storage_and_layout).collect();
+    let mut parts = Vec::with_capacity(terms.len());
+    for ((storage, layout), (_, weight)) in storages.iter().zip(terms) {
+        let (Storage::Cpu(CpuStorage::F32(values)), Some((from, to))) = (&**storage, layout.contiguous_offsets())
+        else {
+            return Err(Error::Internal("a contiguous f32 tensor on the CPU has other storage".to_owned()));
+        };
+        parts.push((&values[from..to], *weight as f32));
+    }
+    let mut sum = vec![0.0_f32; dense[0].elem_count()];
+    each(sum.len(), sum.chunks_mut(CHUNK).enumerate(), |(i, sum)| {
+        for (n, (values, weight)) in parts.iter().enumerate() {
+            let values = &values[i * CHUNK..][..sum.len()];
+            match n {
+                0 => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum = weight * value),
+                _ => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value),
+            }
+        }
+    });
+    Ok(Tensor::from_vec(sum, dense[0].shape(), dense[0].device())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn terms_are_added_in_order_with_their_weights_whatever_the_threads() {
+        let count = 2 * CHUNK + 7;
+        let tensor = |scale: f32| Tensor::from_vec((0..count).map(|i| i as f32 * scale).collect(), count, &Device::Cpu);
+        let terms = [
+            (tensor(0.1).unwrap().into(), 0.3),
+            (tensor(-0.7).unwrap().into(), 1.0),
+            (tensor(3.1).unwrap().into(), 0.25),
+        ];
+        let sum = || weighted_sum(&terms).unwrap().single().unwrap().to_vec1::<f32>().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let (alone, shared) = (sum(), pool.install(sum));
+        assert_eq!(alone, shared);
+        for i in [0, 1, CHUNK - 1, CHUNK, count - 1] {
+            let x = i as f32;
+            assert_eq!(alone[i], 0.3_f32 * (x * 0.1) + x * -0.7 + 0.25 * (x * 3.1));
+        }
+    }
+
+    #[test]
+    fn views_and_other_dtypes_are_added_too() {
+        let x = Tensor::new(&[[1.0_f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
+        let sum = weighted_sum(&[(x.t().unwrap().into(), 2.0), (x.clone().into(), 1.0)]).unwrap();
+        assert_eq!(sum.single().unwrap().to_vec2::<f32>().unwrap(), [[3.0, 8.0], [7.0, 12.0]]);
+        let low = x.to_dtype(DType::BF16).unwrap();
+        let sum = weighted_sum(&[(low.clone().into(), 0.5), (low.into(), 0.5)]).unwrap();
+        assert_eq!(sum.single().unwrap().dtype(), DType::BF16);
+        let other = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
+        assert!(weighted_sum(&[(x.into(), 1.0), (other.into(), 1.0)]).is_err() && weighted_sum(&[]).is_err());
+    }
+}
