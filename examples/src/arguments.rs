@@ -11,6 +11,7 @@ pub(crate) use width::Width;
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use interlock_models::heads;
 
 use crate::bench::WorkloadName;
 
@@ -54,6 +55,7 @@ pub(crate) enum Command {
     /// List the devices of this machine
     Devices,
     /// Print the configuration of a run, or the schema of configurations
+    #[command(after_help = format!("Parts of heads.arch, joined by _:\n  {}", heads::PARTS.join("\n  ")))]
     Config(Config),
 }
 

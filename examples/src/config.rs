@@ -14,6 +14,7 @@ use interlock::{
 use interlock_models::{
     InputShape, ModelConfig,
     data::{Data, DataConfig, DataKind, Description},
+    heads,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -82,6 +83,7 @@ pub(crate) struct RunConfig {
     pub(crate) strategy: StrategyConfig,
     /// The auxiliary heads.
     #[serde(default)]
+    #[schemars(description = format!("The auxiliary heads. The description `arch` is a list of parts, joined by `_`: {}.", heads::PARTS.join(", ")))]
     pub(crate) heads: HeadsConfig,
     /// The update rule.
     #[serde(default)]

@@ -255,6 +255,8 @@ fn bad_settings_are_refused_before_anything_is_written() {
     refused(&["devices=[]"], &["devices: the list is empty", "cpu", "auto"]);
     refused(&["devices=cpu"], &["devices", "auto", "cpu:threads=2"]);
     refused(&["heads.arch=conv8_fancy"], &["fancy"]);
+    refused(&["heads.arch=block_gbpl_fc"], &["block", "only for heads of a Transformer", "use convN"]);
+    refused(&["heads.arch=basic8s0_gbpl_fc"], &["heads.arch", "stride of part 1", "it is 0"]);
     refused(&["lr_schedule.kind=linear"], &["linear"]);
     refused(&["steps=1"], &["epochs", "steps are given too"]);
     refused(&["epochs=0"], &["epochs", "1 or more"]);
@@ -418,6 +420,8 @@ fn included_configurations_are_valid() {
     assert_eq!(printed, done(&interlock(folder.path(), &["config", "--config", "built-in.toml"])));
     let schema: Value = serde_json::from_str(&done(&interlock(folder.path(), &["config", "--schema"]))).unwrap();
     assert!(schema["properties"]["strategy"].is_object());
+    let heads = schema["properties"]["heads"]["description"].as_str().unwrap();
+    assert!(heads.contains("basicNsS") && heads.contains("block"), "{heads}");
 }
 
 #[test]
@@ -425,6 +429,9 @@ fn help_lists_commands_and_options() {
     let folder = TempDir::new().unwrap();
     insta::assert_snapshot!("help", done(&interlock(folder.path(), &["--help"])));
     insta::assert_snapshot!("help_train", done(&interlock(folder.path(), &["train", "--help"])));
+    assert!(
+        done(&interlock(folder.path(), &["config", "--help"])).contains("Parts of heads.arch, joined by _:\n  convN")
+    );
     let devices = done(&interlock(folder.path(), &["devices"]));
     assert!(devices.contains("cpu") && devices.contains("emulated:forward-ms=5"), "{devices}");
     assert_eq!(interlock(folder.path(), &["fly"]).status.code(), Some(2));

@@ -3,7 +3,10 @@
 use interlock::{Error, ModelSpec, Result, Sequential, Unit};
 use interlock_backends::layers::{Flatten, Linear, Relu};
 
-use crate::{checks, flops, heads};
+use crate::{
+    checks, flops,
+    heads::{self, HeadSettings},
+};
 
 /// A multilayer perceptron: linear layers with a ReLU after each but the last. Each layer is a unit.
 ///
@@ -62,7 +65,7 @@ impl ModelSpec for Mlp {
 
     fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
         let units = self.units()?;
-        heads::after(&units, unit, arch, self.dims[self.dims.len() - 1], None)
+        heads::after(&units, unit, arch, &HeadSettings::new(self.dims[self.dims.len() - 1]))
     }
 
     fn default_head(&self) -> &str {

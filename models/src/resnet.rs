@@ -3,13 +3,16 @@
 //! He, Zhang, Ren, Sun: *Deep Residual Learning for Image Recognition*, CVPR 2016, with projection shortcuts where the shape changes (their option
 //! B), and in bottleneck blocks with the stride in the 3×3 convolution as in torchvision.
 
-mod blocks;
+pub(crate) mod blocks;
 
 use interlock::{Error, ModelSpec, Result, Unit};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{checks, heads};
+use crate::{
+    checks,
+    heads::{self, HeadSettings},
+};
 use blocks::Shape;
 
 /// The kind of residual block.
@@ -182,7 +185,7 @@ impl ModelSpec for ResNet {
     }
 
     fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
-        heads::after(&self.units()?, unit, arch, self.classes, None)
+        heads::after(&self.units()?, unit, arch, &HeadSettings::new(self.classes))
     }
 
     fn default_head(&self) -> &str {

@@ -7,7 +7,10 @@ mod blocks;
 
 use interlock::{Error, ModelSpec, Result, Unit};
 
-use crate::{checks, heads};
+use crate::{
+    checks,
+    heads::{self, HeadSettings},
+};
 
 /// A Transformer language model: units are the embeddings, each block, and the final norm with the output projection.
 ///
@@ -123,14 +126,19 @@ impl ModelSpec for Transformer {
         self.check()?;
         let mut units = Vec::with_capacity(self.layers + 2);
         units.push(blocks::embeddings(self));
-        units.extend((0..self.layers).map(|index| blocks::block(self, index)));
+        units.extend((0..self.layers).map(|index| blocks::block(self, format!("transformer.h.{index}"))));
         let last = blocks::output(self);
         units.push(if self.tied { last.tied_to(0) } else { last });
         Ok(units)
     }
 
     fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
-        heads::after(&self.units()?, unit, arch, self.vocab, Some(blocks::INITIAL_WEIGHT))
+        let settings = HeadSettings {
+            outputs: self.vocab,
+            fc_weight: Some(blocks::INITIAL_WEIGHT),
+            block: Some(blocks::block(self, String::new())),
+        };
+        heads::after(&self.units()?, unit, arch, &settings)
     }
 
     fn default_head(&self) -> &str {

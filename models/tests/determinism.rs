@@ -150,6 +150,19 @@ fn transformer_with_dropout_and_global_clipping() {
     }
 }
 
+#[test]
+fn blocks_in_heads() {
+    let heads = |arch: &str| HeadsConfig { arch: Some(arch.to_owned()), ..HeadsConfig::default() };
+    check(&images(10, 12), 4, || {
+        let optimizer = OptimizerConfig { lr: 0.05, ..OptimizerConfig::default() };
+        Trainer::builder(resnet()).strategy(Interlock::width(2)).optimizer(optimizer).heads(heads("basic8s2_gbpl_fc"))
+    });
+    check(&tokens(10, 10, 17), 4, || {
+        let optimizer = OptimizerConfig { kind: OptimizerKind::Adamw, lr: 1e-3, ..OptimizerConfig::default() };
+        Trainer::builder(transformer()).strategy(Interlock::width(2)).optimizer(optimizer).heads(heads("block_ln_fc"))
+    });
+}
+
 /// Trains with actors, with and without recomputation.
 fn check_recomputed(data: &OneBatch, model: fn() -> Arc<dyn ModelSpec>, optimizer: &OptimizerConfig) {
     for (width, micro_batches) in [(1, 4), (2, 1), (3, 1), (3, 4), (4, 4)] {

@@ -11,10 +11,10 @@ use crate::flops;
 
 /// The shape of an activation without the batch dimension.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shape {
-    pub(super) channels: usize,
-    pub(super) height: usize,
-    pub(super) width: usize,
+pub(crate) struct Shape {
+    pub(crate) channels: usize,
+    pub(crate) height: usize,
+    pub(crate) width: usize,
 }
 
 impl Shape {
@@ -84,7 +84,7 @@ pub(super) fn stem(kind: StemKind, input: Shape, planes: usize) -> (Unit, Shape)
 }
 
 /// Returns a block of two 3×3 convolutions and a shortcut, and its output's shape.
-pub(super) fn basic(name: String, input: Shape, planes: usize, stride: usize) -> (Unit, Shape) {
+pub(crate) fn basic(name: String, input: Shape, planes: usize, stride: usize) -> (Unit, Shape) {
     let first = Normed::new(input, planes, 3, stride);
     let second = Normed::new(first.output, planes, 3, 1);
     block(name, input, stride, vec![first, second], BlockKind::Basic.expansion() * planes)

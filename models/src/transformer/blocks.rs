@@ -29,10 +29,10 @@ pub(super) fn embeddings(model: &Transformer) -> Unit {
 }
 
 /// Returns a block: `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))`.
-pub(super) fn block(model: &Transformer, index: usize) -> Unit {
+pub(super) fn block(model: &Transformer, name: String) -> Unit {
     let Transformer { sequence, width, heads, layers, dropout, .. } = *model;
     let projection = DEVIATION / (2.0 * layers as f64).sqrt();
-    Unit::new(format!("transformer.h.{index}"), [sequence, width], move |vb| {
+    Unit::new(name, [sequence, width], move |vb| {
         let attention = attention(width, heads, dropout, projection, &vb)?;
         let perceptron = perceptron(width, dropout, projection, &vb)?;
         Ok(Sequential::default()
