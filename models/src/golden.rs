@@ -1,6 +1,6 @@
 //! Golden cases: training runs with the results that a reference implementation computed, for comparison up to the rounding of `f32`.
 //!
-//! A case is a folder with `case.json`, which gives model, partition, interlock widths, optimizer and steps, and `tensors.safetensors`, with the
+//! A case is a folder with `case.json`, which gives model, partition, strategy, optimizer and steps, and `tensors.safetensors`, with the
 //! initial values, the batches and the results of the reference. The script `make_golden.py` beside the cases writes them, and defines their format
 //! and semantics.
 //!
@@ -14,7 +14,7 @@ mod replay;
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use candle_core::Tensor;
-use interlock::{Batch, ClipConfig, ModelSpec, OptimizerConfig, Result, Weights};
+use interlock::{Batch, ClipConfig, Interlock, ModelSpec, OptimizerConfig, Result, Weights};
 
 use crate::config::{InputShape, ModelConfig};
 pub use compare::Comparison;
@@ -43,8 +43,8 @@ pub struct GoldenCase {
     pub shape: InputShape,
     /// The partition: the number of units of each stage.
     pub units_per_stage: Vec<usize>,
-    /// The interlock width of each stage.
-    pub widths: Vec<usize>,
+    /// The losses that each stage follows.
+    pub strategy: Interlock,
     /// Whether every stage but the last has an auxiliary head; it is trained on its own loss, even if no stage follows that.
     pub heads: bool,
     /// The heads' description.

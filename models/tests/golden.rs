@@ -9,6 +9,7 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
+use interlock::Interlock;
 use interlock_backends::cpu;
 use interlock_models::golden::GoldenCase;
 
@@ -19,7 +20,7 @@ fn folder() -> PathBuf {
 #[test]
 fn results_of_another_interlock_width_fail() {
     let mut case = GoldenCase::read(folder().join("mlp-k5-w3")).unwrap();
-    case.widths = vec![2; 5];
+    case.strategy = Interlock::width(2);
     let comparisons = case.compare(&case.replay(vec![cpu(0)]).unwrap());
     let failing: Vec<_> = comparisons.iter().filter(|c| !c.passes() && c.name.starts_with("grad/")).collect();
     // With both widths the last two stages follow the last loss, and heads their own losses.
@@ -58,6 +59,14 @@ fn malformed_cases_are_refused() {
         ("\"heads\": true", "\"heads\": false", "does not ask for the tensor local_loss/0/0"),
     ] {
         let text = read_changed("mlp-k5-w2", from, to);
+        assert!(text.contains(says), "{from} -> {to}: {text}");
+    }
+    for (from, to, says) in [
+        ("\"follow\": [", "\"follow\": [-1, ", "weight -1 at distance 0, for stage 0"),
+        ("\"follow\": [", "\"follow\": [1, 1, 1, 1, ", "6 weights for stage 0 of 5"),
+        ("\"follow\": [", "\"follows\": [[1]], \"follow\": [", "follow: follows is given too"),
+    ] {
+        let text = read_changed("mlp-k5-w2-mean", from, to);
         assert!(text.contains(says), "{from} -> {to}: {text}");
     }
     let text = read_changed("gpt-k4-w1", "\"context\": 16\n}", "\"size\": 16\n}");

@@ -30,7 +30,7 @@ fn devices(names: &[&str]) -> Vec<Arc<dyn StageDevice>> {
 #[test]
 fn engine_agrees_with_every_case() {
     let cases = cases();
-    assert_eq!(cases.len(), 17);
+    assert_eq!(cases.len(), 21);
     // The variable and its default are those of the conformance suite of `interlock-backends`.
     let names = std::env::var("INTERLOCK_TEST_DEVICES");
     let names = names.as_deref().unwrap_or("cpu:threads=1,cpu:threads=1,layers=composed");

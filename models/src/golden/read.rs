@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
-use interlock::{Batch, ClipConfig, Error, OptimizerConfig, Result};
+use interlock::{Batch, ClipConfig, Error, Interlock, OptimizerConfig, Result, Strategy};
 use serde::Deserialize;
 
 use super::{Computed, GoldenCase};
@@ -18,6 +18,12 @@ struct Case {
     width: usize,
     #[serde(default)]
     widths: Option<Vec<usize>>,
+    /// Weights by distance, the same for every stage, instead of the width.
+    #[serde(default)]
+    follow: Option<Vec<f64>>,
+    /// Weights by distance for each stage, instead of the width.
+    #[serde(default)]
+    follows: Option<Vec<Vec<f64>>>,
     heads: bool,
     head: String,
     optimizer: OptimizerConfig,
@@ -64,7 +70,7 @@ pub(super) fn read(folder: &Path) -> Result<GoldenCase> {
 
     Ok(GoldenCase {
         name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        widths: case.widths.unwrap_or_else(|| vec![case.width; case.units_per_stage.len()]),
+        strategy: case.strategy(),
         model: case.model,
         shape,
         units_per_stage: case.units_per_stage,
@@ -102,6 +108,10 @@ impl Case {
                 "give one number from 1, or one a stage",
             ));
         }
+        if self.follow.is_some() && self.follows.is_some() {
+            return Err(Error::invalid("follow", "follows is given too", "give one of them"));
+        }
+        self.strategy().plan(stages)?;
         for (key, value) in [("steps", self.steps), ("batch", self.batch), ("micro_batches", self.micro_batches)] {
             if value == 0 {
                 return Err(Error::invalid(key, "it is 0", "give a number from 1"));
@@ -117,6 +127,15 @@ impl Case {
             }
         }
         Ok(shape)
+    }
+
+    fn strategy(&self) -> Interlock {
+        match (&self.follow, &self.follows, &self.widths) {
+            (Some(weights), ..) => Interlock::weights(weights.clone()),
+            (_, Some(weights), _) => Interlock::weights_of_stages(weights.clone()),
+            (_, _, Some(widths)) => Interlock::widths(widths.clone()),
+            _ => Interlock::width(self.width),
+        }
     }
 
     fn shape(&self) -> Result<InputShape> {

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use interlock::{
-    HeadsConfig, HeadsTrained, Interlock, Result, Score, StageDevice, Trainer, TrainerBuilder,
+    HeadsConfig, HeadsTrained, Result, Score, StageDevice, Trainer, TrainerBuilder,
     tools::{plain::PlainPipeline, stage::Stage},
 };
 
@@ -18,7 +18,7 @@ impl GoldenCase {
         let train = if self.heads { HeadsTrained::All } else { HeadsTrained::Needed };
         Ok(Trainer::builder(self.spec()?)
             .units_per_stage(self.units_per_stage.clone())
-            .strategy(Interlock::widths(self.widths.clone()))
+            .strategy(self.strategy.clone())
             .heads(HeadsConfig { arch: Some(self.head.clone()), train })
             .optimizer(self.optimizer.clone())
             .clip(self.clip.clone())
