@@ -68,6 +68,9 @@ impl Dataset for OneBatch {
 #[derive(Clone, Debug)]
 enum Widths {
     Constant(usize),
+    /// A width in blocks of a group, by the mean of the window.
+    Mean(usize, usize),
+    Weights(Vec<f64>),
     /// Widths, each for so many steps, and every how many steps are end-to-end.
     Schedule(Vec<(u64, usize, Option<u64>)>),
     Adaptive(Adaptive),
@@ -77,6 +80,15 @@ impl Widths {
     fn strategy(&self, stages: usize) -> Box<dyn Strategy> {
         match self.clone() {
             Self::Constant(width) => Box::new(Interlock::width(width.min(stages))),
+            Self::Mean(width, group) => {
+                let group = group.min(stages);
+                Box::new(Interlock::width(width.min(stages.div_ceil(group))).group(group).mean())
+            }
+            Self::Weights(mut weights) => {
+                weights.truncate(stages);
+                weights[0] += 0.125;
+                Box::new(Interlock::weights(weights))
+            }
             Self::Schedule(phases) => {
                 let mut from_step = 0;
                 let mut schedule: Option<WidthSchedule> = None;
@@ -104,6 +116,8 @@ fn any_widths() -> impl proptest::strategy::Strategy<Value = Widths> {
     let adaptive = (1_u64..4, 1_usize..3, prop_oneof![Just(2.0), -0.5..1.0], 1_usize..3);
     prop_oneof![
         (1_usize..6).prop_map(Widths::Constant),
+        (1_usize..6, 1_usize..4).prop_map(|(width, group)| Widths::Mean(width, group)),
+        proptest::collection::vec(prop_oneof![Just(0.0), 0.0..1.0], 1..6).prop_map(Widths::Weights),
         proptest::collection::vec(phase, 1..4).prop_map(Widths::Schedule),
         adaptive.prop_map(|(every, window, below, width)| {
             Widths::Adaptive(Adaptive { every, window, below, width, max_width: None })

@@ -92,6 +92,28 @@ fn mixed_widths_by_hand() {
     assert_eq!(stages, [255.0, 26.0, 42.0, 30.0]);
 }
 
+#[test]
+fn weighted_sums_and_groups_by_hand() {
+    let found = |strategy: Interlock| -> Vec<f32> {
+        let found = gradients(4, strategy);
+        assert_eq!(found["aux.1.weight"], 6.0);
+        (0..4).map(|k| found[&format!("s{k}.weight")]).collect()
+    };
+    // By stage: ∂l_0 = 11, ∂l_1 = 39, ∂l_2 = 255, ∂l_3 = 105; ∂l_1 = 26, ∂l_2 = 170, ∂l_3 = 70; ∂l_2 = 102, ∂l_3 = 42; ∂l_3 = 30.
+    assert_eq!(found(Interlock::width(2).mean()), [25.0, 98.0, 72.0, 30.0]);
+    assert_eq!(found(Interlock::weights([0.5, 0.25, 0.25])), [79.0, 73.0, 72.0, 30.0]);
+    assert_eq!(found(Interlock::weights([0.0, 0.0, 2.0])), [510.0, 140.0, 84.0, 60.0]);
+    let lists = [vec![0.0, 0.0, 0.0, 1.0], vec![1.0, 1.0], vec![0.5], vec![0.25, 4.0]];
+    assert_eq!(found(Interlock::weights_of_stages(lists)), [105.0, 196.0, 51.0, 127.5]);
+    assert_eq!(found(Interlock::width(1).group(2)), [39.0, 26.0, 42.0, 30.0]);
+    assert_eq!(found(Interlock::width(2).group(2).mean()), [72.0, 48.0, 42.0, 30.0]);
+    // In blocks of three the last block is one stage.
+    let found = gradients(4, Interlock::width(1).group(3));
+    let stages: Vec<f32> = (0..4).map(|k| found[&format!("s{k}.weight")]).collect();
+    assert_eq!(stages, [255.0, 170.0, 102.0, 30.0]);
+    assert!(found.contains_key("aux.2.weight") && !found.contains_key("aux.1.weight"), "one head a block");
+}
+
 /// A strategy of one's own: a stage may follow any later head, nearer or farther than its neighbours do.
 #[derive(Debug)]
 struct Crossing;

@@ -1,9 +1,17 @@
 //! Steps worked out by hand, and properties of any scenario.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Error, error::Wait, schedule::PolicyName, timeline::TimelineGrid};
+use crate::{
+    Error,
+    error::Wait,
+    plan::Window,
+    schedule::{Action, PolicyName},
+    timeline::{Span, TimelineGrid},
+};
 
 /// Costs `F = B = W = 1` and `H = 0.3`; the last stage's loss costs nothing.
 fn scenario(width: usize, stages: usize) -> Scenario {
@@ -41,6 +49,76 @@ fn a_step_takes_as_long_for_many_stages_as_for_few() {
         assert_eq!(step(&scenario), 2.0 * stages as f64 + 1.0, "end-to-end, {stages} stages");
         assert_eq!(found(&scenario).critical.bottleneck, Bottleneck::Chain { first: 0, last: stages - 1 });
     }
+}
+
+/// The same costs; every stage has the same window.
+fn windows(group: usize, window: Window, stages: usize) -> Scenario {
+    let plan = GradientPlan::of_windows(group, &vec![window; stages]).unwrap();
+    Scenario {
+        heads: (0..stages).map(|k| plan.is_needed(k)).collect(),
+        ..Scenario::new(plan, scenario(1, stages).costs)
+    }
+}
+
+/// Backward passes and gradient messages of one step.
+fn passes_and_messages(scenario: &Scenario) -> (usize, usize) {
+    let of_one_step = |span: &&Span| span.action.trains() && span.action.step() == 1;
+    let spans: Vec<_> = found(scenario).timeline.spans;
+    let (mut passes, mut messages) = (0, 0);
+    for span in spans.iter().filter(of_one_step) {
+        match span.action {
+            Action::Backward { wants, loss, .. } => {
+                // The parameter pass after an input pass of the same loss is the same pass.
+                passes += usize::from(wants.input || !scenario.plan.gradients(span.stage, loss).input);
+                messages += usize::from(wants.input);
+            }
+            Action::BackwardSum { .. } => passes += 1,
+            _ => {}
+        }
+    }
+    (passes, messages)
+}
+
+#[test]
+fn the_mean_of_a_window_costs_what_its_last_loss_costs_in_the_middle_of_the_network() {
+    for stages in [8, 16, 64] {
+        // The sum waits for the last loss as the last loss alone does.
+        for width in [2, 3] {
+            let [mean, last] =
+                [Window::Mean(width), Window::Last(width)].map(|window| step(&windows(1, window, stages)));
+            assert_eq!(mean, last, "width {width}, {stages} stages");
+        }
+    }
+    for (width, stages, mean, last) in [(2, 4, (6, 3), (6, 3)), (3, 4, (8, 5), (6, 4)), (5, 8, (29, 22), (20, 16))] {
+        assert_eq!(passes_and_messages(&windows(1, Window::Mean(width), stages)), mean);
+        assert_eq!(passes_and_messages(&windows(1, Window::Last(width), stages)), last);
+    }
+    // Stage 0 holds the gradient of its own head until that of the next stage's has come.
+    assert_eq!(found(&windows(1, Window::Mean(2), 4)).peak_waiting_gradients, [2, 2, 2, 0]);
+    assert_eq!(found(&windows(1, Window::Last(2), 4)).peak_waiting_gradients, [0; 4]);
+}
+
+#[test]
+fn blocks_of_stages_are_pipelines_of_their_own() {
+    for group in [2, 4] {
+        for micro_batches in [1, 2, 8] {
+            for stages in [8, 16, 64] {
+                let blocks = windows(group, Window::Last(1), stages);
+                let policy = PolicyName::OneFOneB.into();
+                // Without the time of heads: the bubble is (g-1)/(M+g-1) whatever the number of stages.
+                let costs = vec![StageCosts::of(1.0, 0.0, 1.0, 1.0); stages];
+                let scenario = Scenario { micro_batches, in_flight: 16, policy, costs, ..blocks };
+                let expected = 3.0 * (micro_batches + group - 1) as f64;
+                // The first stages of blocks may begin the next step while the last ones finish.
+                assert!(step(&scenario) <= expected, "{group} {micro_batches} {stages}: {}", step(&scenario));
+                let alone =
+                    Scenario { costs: scenario.costs[..group].to_vec(), ..windows(group, Window::Last(1), group) };
+                let alone = Scenario { micro_batches, in_flight: 16, policy, ..alone };
+                assert_eq!(step(&scenario), step(&alone), "{group} {micro_batches} {stages}");
+            }
+        }
+    }
+    assert_eq!(passes_and_messages(&windows(2, Window::Last(1), 8)), (8, 4));
 }
 
 #[test]
@@ -158,13 +236,19 @@ fn any_scenario() -> impl Strategy<Value = Scenario> {
     let policy = prop_oneof![Just(PolicyName::FillDrain), Just(PolicyName::OneFOneB), Just(PolicyName::Interlock)];
     (1_usize..7, policy, 1_usize..5, 1_usize..6, any::<bool>(), any::<bool>(), prop::option::of(1_usize..4))
         .prop_flat_map(move |(stages, policy, micro_batches, in_flight, global_norm, shared, cores)| {
-            let follows = (0..stages).map(|k| k..stages).collect::<Vec<_>>();
+            let follows = (0..stages).map(|k| prop::collection::btree_set(k..stages, 1..3)).collect::<Vec<_>>();
             let costs = prop::collection::vec(times(), stages);
             let links = prop::collection::vec((0_u32..5).prop_map(|l| f64::from(l) / 10.0), stages);
             (follows, costs, links).prop_map(move |(follows, costs, links)| {
                 let links = links.into_iter().map(|latency| Link { latency, ..Link::default() }).collect();
                 let devices = (0..stages).map(|k| if shared { k / 2 } else { k }).collect();
-                let scenario = Scenario::new(GradientPlan::new(follows).unwrap(), costs);
+                // Weights of 1 and of 1/2: a single loss of weight 1 is not added up.
+                let weighted = |losses: BTreeSet<usize>| {
+                    let weight = 1.0 / losses.len() as f64;
+                    losses.into_iter().map(|loss| (loss, weight)).collect()
+                };
+                let plan = GradientPlan::weighted(follows.into_iter().map(weighted).collect()).unwrap();
+                let scenario = Scenario::new(plan, costs);
                 let policy = policy.into();
                 Scenario { micro_batches, in_flight, policy, global_norm, links, devices, cores, ..scenario }
             })
@@ -200,7 +284,10 @@ proptest! {
 
 /// Two steps of three stages where every action takes 1, as a grid that parses back.
 fn grid(width: usize, micro_batches: usize, policy: PolicyName) -> String {
-    let plan = GradientPlan::of_widths(&[width; 3]).unwrap();
+    grid_of(GradientPlan::of_widths(&[width; 3]).unwrap(), micro_batches, policy)
+}
+
+fn grid_of(plan: GradientPlan, micro_batches: usize, policy: PolicyName) -> String {
     let costs = vec![StageCosts { update: 1.0, ..StageCosts::of(1.0, 1.0, 1.0, 1.0) }; 3];
     let scenario = Scenario { micro_batches, policy: policy.into(), in_flight: 4, ..Scenario::new(plan, costs) };
     let mut timeline = simulate(&scenario).unwrap().timeline;
@@ -215,6 +302,16 @@ fn interlocked_stages_wait_for_the_window_only() {
     insta::assert_snapshot!(grid(2, 1, PolicyName::Interlock), @r"
     F0 .  .  .    W0.1 -    U F0@1 .    .    .      W0.1@1 -      U@1 .
     .  F0 H0 I0.1 .    W0.2 - U    F0@1 H0@1 I0.1@1 .      W0.2@1 -   U@1
+    .  .  F0 H0   I0.2 W0.2 U .    .    F0@1 H0@1   I0.2@1 W0.2@1 U@1 .
+    ");
+}
+
+#[test]
+fn a_stage_adds_up_when_the_last_gradient_has_come() {
+    let plan = GradientPlan::of_windows(1, &[Window::Mean(2), Window::Mean(2), Window::Mean(2)]).unwrap();
+    insta::assert_snapshot!(grid_of(plan, 1, PolicyName::Interlock), @r"
+    F0 H0 .  .    W0   -    U F0@1 H0@1 .    .      W0@1   -      U@1 .
+    .  F0 H0 I0.1 .    W0   - U    F0@1 H0@1 I0.1@1 .      W0@1   -   U@1
     .  .  F0 H0   I0.2 W0.2 U .    .    F0@1 H0@1   I0.2@1 W0.2@1 U@1 .
     ");
 }

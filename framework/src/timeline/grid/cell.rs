@@ -9,7 +9,7 @@ use crate::{
 
 /// The remedy in messages.
 pub(super) const NOTATION: &str =
-    "use F0, H0, I0.2, W0.2 or B0.2 (micro-batch 0, loss 2), N or U; F0@1 of the next step";
+    "use F0, H0, I0.2, W0.2 or B0.2 (micro-batch 0, loss 2), W0 (a sum of losses), N or U; F0@1 of the next step";
 
 /// An action without what only the stage needs: its kind, step, micro-batch and loss.
 ///
@@ -43,7 +43,7 @@ impl GridCell {
         self.micro
     }
 
-    /// The stage whose loss it is, if it is a backward pass.
+    /// The stage whose loss it is, if it is a backward pass of one loss.
     pub(crate) fn loss(&self) -> Option<usize> {
         self.loss
     }
@@ -64,7 +64,9 @@ impl GridCell {
             None if numbers.is_empty() => (None, None),
             None => (Some(number(numbers)?), None),
         };
-        let fits = micro.is_some() == kind.has_micro() && loss.is_some() == kind.has_loss();
+        // The parameter gradient of a sum has no loss.
+        let is_sum = kind == ActionKind::ParameterGradient && loss.is_none();
+        let fits = micro.is_some() == kind.has_micro() && (is_sum || loss.is_some() == kind.has_loss());
         fits.then_some(Self { kind, micro, loss, step })
     }
 }

@@ -117,10 +117,10 @@ fn a_hand_written_grid_is_read() {
 #[test]
 fn what_is_no_grid_is_refused_with_its_place() {
     let refused = |text: &str| text.parse::<TimelineGrid>().unwrap_err().to_string();
-    insta::assert_snapshot!(refused("F0 H0\n.  X0"), @r#"grid: line 2, column 4: "X0" is no action; use F0, H0, I0.2, W0.2 or B0.2 (micro-batch 0, loss 2), N or U; F0@1 of the next step; . is idle, - goes on, H0+B0.2 takes no time for H0"#);
+    insta::assert_snapshot!(refused("F0 H0\n.  X0"), @r#"grid: line 2, column 4: "X0" is no action; use F0, H0, I0.2, W0.2 or B0.2 (micro-batch 0, loss 2), W0 (a sum of losses), N or U; F0@1 of the next step; . is idle, - goes on, H0+B0.2 takes no time for H0"#);
     insta::assert_snapshot!(refused("F0 . -"), @"grid: line 1, column 6: nothing is there to go on; put . where a stage is idle");
     insta::assert_snapshot!(refused("F0 H0 U\n.  F0"), @"grid: line 2, column 6: 2 slots, the first stage has 3; give every stage as many, with . where it is idle");
-    insta::assert_snapshot!("W0".parse::<GridCell>().unwrap_err().to_string(), @r#"action: "W0" is none; use F0, H0, I0.2, W0.2 or B0.2 (micro-batch 0, loss 2), N or U; F0@1 of the next step"#);
+    insta::assert_snapshot!("I0".parse::<GridCell>().unwrap_err().to_string(), @r#"action: "I0" is none; use F0, H0, I0.2, W0.2 or B0.2 (micro-batch 0, loss 2), W0 (a sum of losses), N or U; F0@1 of the next step"#);
     for word in [
         "F",
         "F-1",
