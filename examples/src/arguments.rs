@@ -13,7 +13,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use interlock_models::heads;
 
-use crate::bench::WorkloadName;
+use crate::{bench::WorkloadName, plan::Follow};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 a run or a case failed; 2 refused before anything was written;
@@ -142,6 +142,12 @@ pub(crate) struct Plan {
     /// Interlock widths to try; e2e is end-to-end [default: the configuration's strategy]
     #[arg(long, value_delimiter = ',', value_name = "N,…,e2e")]
     pub(crate) widths: Vec<Width>,
+    /// Numbers of stages in a block to try; widths count blocks [default: the configuration's]
+    #[arg(long, value_delimiter = ',', value_name = "G,…")]
+    pub(crate) groups: Vec<usize>,
+    /// Losses of its window for a stage to follow: the last one, or the mean of all [default: the configuration's]
+    #[arg(long, value_delimiter = ',', value_name = "last,mean")]
+    pub(crate) follow: Vec<Follow>,
     /// Numbers of micro-batches to try [default: the configuration's]
     #[arg(long, value_delimiter = ',', value_name = "M,…")]
     pub(crate) micro_batches: Vec<usize>,

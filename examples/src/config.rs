@@ -137,13 +137,17 @@ fn default_micro_batches() -> usize {
     1
 }
 
-/// Keys that exclude each other: if the command line sets the first, the others are removed from the file's values.
-const RIVALS: [(&str, &str, &[&str]); 8] = [
-    ("strategy", "width", &["name", "widths", "width_schedule", "adaptive"]),
-    ("strategy", "widths", &["name", "width", "width_schedule", "adaptive"]),
-    ("strategy", "name", &["width", "widths", "width_schedule", "adaptive"]),
-    ("strategy", "width_schedule", &["name", "width", "widths", "end_to_end_every", "adaptive"]),
-    ("strategy", "adaptive", &["name", "width", "widths", "end_to_end_every", "width_schedule"]),
+/// Keys that exclude each other: if the command line sets the first, the others are removed from the file's values. `key[]` is the key where its value
+/// is a list.
+const RIVALS: [(&str, &str, &[&str]); 11] = [
+    ("strategy", "width", &["name", "widths", "width_schedule", "adaptive", "follow[]", "follows"]),
+    ("strategy", "widths", &["name", "width", "width_schedule", "adaptive", "follow[]", "follows"]),
+    ("strategy", "name", &["width", "widths", "width_schedule", "adaptive", "follow[]", "follows"]),
+    ("strategy", "width_schedule", &["name", "width", "widths", "end_to_end_every", "adaptive", "follow[]", "follows"]),
+    ("strategy", "adaptive", &["name", "width", "widths", "end_to_end_every", "width_schedule", "follow[]", "follows"]),
+    ("strategy", "follow", &["follows"]),
+    ("strategy", "follow[]", &["name", "width", "widths", "width_schedule", "adaptive"]),
+    ("strategy", "follows", &["name", "width", "widths", "width_schedule", "adaptive", "follow"]),
     ("partition", "stages", &["units_per_stage"]),
     ("partition", "units_per_stage", &["stages"]),
     ("", "steps", &["epochs"]),
@@ -310,10 +314,16 @@ fn apply(table: &mut Table, set: &str, all: &[String]) -> Result<()> {
         let within = |key: &str| key.strip_prefix(&full).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
         all.iter().any(|set| set.split_once('=').is_some_and(|(key, _)| within(key.trim())))
     };
-    for (_, _, rivals) in RIVALS.iter().filter(|(table, key, _)| *table == parent && *key == last) {
-        // A strategy's name does not remove the table of that strategy's own keys.
-        for rival in rivals.iter().filter(|rival| !asked(rival) && value.as_str() != Some(rival)) {
-            at.remove(*rival);
+    let is_set = |key: &str| key == last || key.strip_suffix("[]").is_some_and(|key| key == last && value.is_array());
+    for (_, _, rivals) in RIVALS.iter().filter(|(table, key, _)| *table == parent && is_set(key)) {
+        for rival in *rivals {
+            let (key, only_lists) = rival.strip_suffix("[]").map_or((*rival, false), |key| (key, true));
+            // A strategy's name does not remove the table of that strategy's own keys.
+            let stays =
+                asked(key) || value.as_str() == Some(key) || (only_lists && !at.get(key).is_some_and(Value::is_array));
+            if !stays {
+                at.remove(key);
+            }
         }
     }
     // Another kind of data, model or schedule has other keys.
@@ -385,6 +395,26 @@ mod tests {
         // A single key of `adaptive` is an error, since the others are missing.
         let error = load(&["strategy.adaptive.every=5"]).unwrap_err().to_string();
         assert!(error.contains("window"), "{error}");
+    }
+
+    #[test]
+    fn lists_of_weights_and_widths_replace_each_other() {
+        let over = |file: &str, set: &str| {
+            let mut table: Table = toml::from_str(&format!("[strategy]\n{file}")).unwrap();
+            apply(&mut table, set, &[set.to_owned()]).unwrap();
+            let strategy: interlock::tools::strategy::StrategyConfig =
+                table.remove("strategy").unwrap().try_into().unwrap();
+            strategy.build().unwrap();
+            serde_json::to_string(&strategy).unwrap()
+        };
+        assert_eq!(over("name = \"local\"\ngroup = 2", "strategy.follow=[1, 2]"), r#"{"follow":[1.0,2.0],"group":2}"#);
+        assert_eq!(over("name = \"local\"", "strategy.follow=mean"), r#"{"name":"local","follow":"mean"}"#);
+        assert_eq!(over("follow = [1]", "strategy.width=2"), r#"{"width":2}"#);
+        assert_eq!(over("follow = \"mean\"", "strategy.width=2"), r#"{"width":2,"follow":"mean"}"#);
+        assert_eq!(over("follows = [[1]]", "strategy.name=local"), r#"{"name":"local"}"#);
+        assert_eq!(over("follows = [[1]]", "strategy.follow=mean"), r#"{"follow":"mean"}"#);
+        assert_eq!(over("width = 2\nfollow = \"mean\"", "strategy.follows=[[1]]"), r#"{"follows":[[1.0]]}"#);
+        assert!(load(&["strategy.follow=[1]", "strategy.width=2"]).unwrap().strategy.build().is_err());
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 mod question;
 mod subject;
+mod windows;
 mod words;
+
+pub(crate) use windows::Follow;
 
 use std::{cmp::Ordering, rc::Rc};
 
@@ -12,6 +15,7 @@ use serde::Serialize;
 use crate::{arguments::Plan, config::RunConfig, exit::Exit, progress::say, trace::TraceFile};
 use question::{Found, Question};
 use subject::Subject;
+use windows::Windows;
 
 /// The row of the greatest width is recommended among those that reach at least this share of the fastest row's examples a second: of two rows that
 /// are about as fast, the wider one learns more.
@@ -23,6 +27,12 @@ struct PlanRow {
     stages: usize,
     /// The width, as given on the command line.
     width: String,
+    /// The stages in a block, if given on the command line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<usize>,
+    /// The losses of its window that a stage follows, if given on the command line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    follow: Option<Follow>,
     micro_batches: usize,
     units_per_stage: Vec<usize>,
     /// Whether no other cut is predicted to be faster.
@@ -60,8 +70,8 @@ pub(crate) fn run(arguments: &Plan) -> Result<(), Exit> {
     let mut rows = Vec::new();
     for &stages in &question.stages.clone() {
         for &micro_batches in &question.micro_batches.clone() {
-            for width in question.widths.clone() {
-                rows.push(question.row(stages, micro_batches, width)?);
+            for windows in question.windows.clone() {
+                rows.push(question.row(stages, micro_batches, windows)?);
             }
         }
     }
@@ -123,6 +133,6 @@ pub(crate) fn best_partition(config: &RunConfig) -> Result<Vec<usize>> {
     let arguments = Plan { replicas: 1, ..Plan::default() };
     let mut question = Question::new(Subject::of_run(config.clone())?, &arguments)?;
     let (stages, micro_batches) = (question.stages[0], question.micro_batches[0]);
-    let row = question.row(stages, micro_batches, None)?;
+    let row = question.row(stages, micro_batches, Windows::CONFIGURED)?;
     Ok(row.units_per_stage)
 }

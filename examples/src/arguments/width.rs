@@ -1,9 +1,7 @@
 //! An interlock width on the command line.
 
-use interlock::Interlock;
-
 /// An interlock width on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Width {
     /// A number.
     Number(usize),
@@ -18,11 +16,6 @@ impl Width {
             Self::Number(width) => width,
             Self::EndToEnd => stages,
         }
-    }
-
-    /// Returns the strategy for this many stages.
-    pub(crate) fn strategy(self, stages: usize) -> Interlock {
-        Interlock::width(self.of(stages))
     }
 }
 

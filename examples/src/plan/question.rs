@@ -14,6 +14,7 @@ use interlock_backends::{Backends, core_count};
 use super::{
     PlanRow,
     subject::{Defaults, Subject},
+    windows::Windows,
 };
 use crate::{
     arguments::{Plan, Width},
@@ -37,15 +38,14 @@ pub(super) struct Question<'a> {
     subject: Subject,
     arguments: &'a Plan,
     pub(super) stages: Vec<usize>,
-    /// None is the configuration's strategy.
-    pub(super) widths: Vec<Option<Width>>,
+    pub(super) windows: Vec<Windows>,
     pub(super) micro_batches: Vec<usize>,
     devices: Devices,
     batch: Batch,
     /// Profiles by the names of devices (none for profiles from files) and the number of examples of a micro-batch.
     profiles: HashMap<(Vec<String>, usize), Arc<Profile>>,
-    /// The best cuts found, by stages, micro-batches and width.
-    found: HashMap<(usize, usize, Option<usize>), Rc<Found>>,
+    /// The best cuts found, by stages, micro-batches and windows.
+    found: HashMap<(usize, usize, Windows), Rc<Found>>,
 }
 
 impl<'a> Question<'a> {
@@ -76,10 +76,7 @@ impl<'a> Question<'a> {
             let right = format!("a batch has {most} examples: use 1 to {most}");
             return Err(Error::invalid("--micro-batches", format!("{micro_batches:?}"), &right));
         }
-        let widths = match arguments.widths.as_slice() {
-            [] => vec![defaults.width],
-            widths => widths.iter().copied().map(Some).collect(),
-        };
+        let windows = windows(arguments, defaults.width);
         let mut profiles = HashMap::new();
         for path in &arguments.costs {
             let text = fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
@@ -95,7 +92,7 @@ impl<'a> Question<'a> {
             subject,
             arguments,
             stages,
-            widths,
+            windows,
             micro_batches,
             devices,
             profiles,
@@ -108,8 +105,8 @@ impl<'a> Question<'a> {
     }
 
     /// Returns the builder for one way to train, on its devices.
-    fn builder(&self, stages: usize, micro_batches: usize, width: Option<Width>) -> Result<TrainerBuilder> {
-        let builder = self.subject.builder(stages, width)?.micro_batches(micro_batches);
+    fn builder(&self, stages: usize, micro_batches: usize, windows: Windows) -> Result<TrainerBuilder> {
+        let builder = self.subject.builder(stages, windows)?.micro_batches(micro_batches);
         match &self.devices {
             Devices::Auto if self.dedicated() => Ok(builder.devices([Backends::default().open("cpu:threads=1")?])),
             devices => devices.give_to(builder),
@@ -135,19 +132,21 @@ impl<'a> Question<'a> {
             return Ok(Arc::clone(known));
         }
         let profile = Arc::new(
-            self.builder(stages, micro_batches, None)?.devices(measured).profile(&piece, Some(&crate::ALLOCATOR))?,
+            self.builder(stages, micro_batches, Windows::END_TO_END)?
+                .devices(measured)
+                .profile(&piece, Some(&crate::ALLOCATOR))?,
         );
         self.profiles.insert((names, examples), Arc::clone(&profile));
         Ok(profile)
     }
 
     /// Returns the best cut into this many stages, which is searched once for each way to train.
-    fn find(&mut self, stages: usize, micro_batches: usize, width: Option<Width>) -> Result<Rc<Found>> {
-        let way = (stages, micro_batches, width.map(|width| width.of(stages)));
+    fn find(&mut self, stages: usize, micro_batches: usize, windows: Windows) -> Result<Rc<Found>> {
+        let way = (stages, micro_batches, windows);
         if let Some(found) = self.found.get(&way) {
             return Ok(Rc::clone(found));
         }
-        let builder = self.builder(stages, micro_batches, width)?;
+        let builder = self.builder(stages, micro_batches, windows)?;
         let profile = self.profile(&builder, stages, micro_batches)?;
         let placement = match self.dedicated() {
             true => Placement::dedicated(stages),
@@ -171,14 +170,16 @@ impl<'a> Question<'a> {
     }
 
     /// Returns the row of one way to train.
-    pub(super) fn row(&mut self, stages: usize, micro_batches: usize, width: Option<Width>) -> Result<PlanRow> {
-        let end_to_end = self.find(stages, micro_batches, Some(Width::EndToEnd))?.cut.simulated.step_seconds;
-        let found = self.find(stages, micro_batches, width)?;
+    pub(super) fn row(&mut self, stages: usize, micro_batches: usize, windows: Windows) -> Result<PlanRow> {
+        let end_to_end = self.find(stages, micro_batches, Windows::END_TO_END)?.cut.simulated.step_seconds;
+        let found = self.find(stages, micro_batches, windows)?;
         let cut = &found.cut;
         let step = cut.simulated.step_seconds;
         Ok(PlanRow {
             stages,
-            width: width.map_or_else(|| "as configured".to_owned(), |width| width.to_string()),
+            width: windows.width.map_or_else(|| "as configured".to_owned(), |width| width.to_string()),
+            group: windows.group,
+            follow: windows.follow,
             micro_batches,
             units_per_stage: cut.units_per_stage.clone(),
             proven: cut.proven,
@@ -207,6 +208,22 @@ impl<'a> Question<'a> {
         let free = limit.or_else(|| free_bytes().map(mib)).filter(|&free| all > free)?;
         Some(format!("all stages together need {all} MiB, but {free} are free"))
     }
+}
+
+/// Returns all combinations of the widths, groups and followed losses to try.
+fn windows(arguments: &Plan, width: Option<Width>) -> Vec<Windows> {
+    fn or<T: Copy>(given: &[T], default: Option<T>) -> Vec<Option<T>> {
+        if given.is_empty() { vec![default] } else { given.iter().copied().map(Some).collect() }
+    }
+    let (widths, groups, follows) =
+        (or(&arguments.widths, width), or(&arguments.groups, None), or(&arguments.follow, None));
+    let mut all = Vec::new();
+    for &width in &widths {
+        for &group in &groups {
+            all.extend(follows.iter().map(|&follow| Windows { width, group, follow }));
+        }
+    }
+    all
 }
 
 /// Splits a list of devices at its commas. A device's own options are separated by commas too: a part such as `cores=0`

@@ -1,8 +1,12 @@
 //! The subject of a plan: a configured run, or a workload of `bench`.
 
-use interlock::{Batch, Result, TrainerBuilder, tools::model::PartitionConfig};
+use interlock::{
+    Batch, Result, TrainerBuilder,
+    tools::{model::PartitionConfig, strategy::StrategyConfig},
+};
 use interlock_models::data::Data;
 
+use super::windows::Windows;
 use crate::{
     arguments::{Plan, Width},
     bench::Workload,
@@ -17,7 +21,6 @@ pub(super) enum Subject {
 /// The defaults of a plan.
 pub(super) struct Defaults {
     pub(super) stages: usize,
-    /// None is the configuration's strategy.
     pub(super) width: Option<Width>,
     pub(super) micro_batches: usize,
     pub(super) devices: Devices,
@@ -68,18 +71,18 @@ impl Subject {
     }
 
     /// Returns a builder with everything but devices.
-    pub(super) fn builder(&self, stages: usize, width: Option<Width>) -> Result<TrainerBuilder> {
+    pub(super) fn builder(&self, stages: usize, windows: Windows) -> Result<TrainerBuilder> {
         let partition = PartitionConfig { stages: Some(stages), units_per_stage: None };
         Ok(match self {
             Self::Run(config, data) => {
-                let builder = config.builder(&data.description)?.partition(partition);
-                match width {
-                    Some(width) => builder.strategy(width.strategy(stages)),
-                    None => builder,
-                }
+                let strategy = windows.strategy(&config.strategy)?.build()?;
+                config.builder(&data.description)?.partition(partition).strategy_boxed(strategy)
             }
             Self::Workload(workload) => {
-                workload.trainer(width.map_or(2, |width| width.of(stages)), stages)?.partition(partition)
+                let width = windows.width.map_or(2, |width| width.of(stages));
+                let configured = StrategyConfig { width: Some(2), ..StrategyConfig::default() };
+                let strategy = windows.strategy(&configured)?.build()?;
+                workload.trainer(width, stages)?.partition(partition).strategy_boxed(strategy)
             }
         })
     }

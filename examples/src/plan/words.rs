@@ -2,14 +2,16 @@
 
 use comfy_table::Table;
 
-use super::PlanRow;
+use super::{Follow, PlanRow};
 use crate::table::{dash, table};
 
-/// Returns the name of a row: stages, width and micro-batches.
+/// Returns the name of a row: stages, width, group and followed losses where they were given, and micro-batches.
 pub(super) fn name(row: &PlanRow) -> String {
     let micro = if row.micro_batches == 1 { "micro-batch" } else { "micro-batches" };
     let width = row.width.parse::<usize>().map_or_else(|_| row.width.clone(), |width| format!("width {width}"));
-    format!("{} stages, {width}, {} {micro}", row.stages, row.micro_batches)
+    let group = row.group.map_or_else(String::new, |group| format!(", groups of {group}"));
+    let follow = row.follow.map_or_else(String::new, |follow| format!(", by {}", follow_name(follow)));
+    format!("{} stages, {width}{group}{follow}, {} {micro}", row.stages, row.micro_batches)
 }
 
 /// Writes numbers of units with equal neighbours combined: `3 2×5`.
@@ -20,11 +22,20 @@ pub(super) fn units(units: &[usize]) -> String {
     words.join(" ")
 }
 
+fn follow_name(follow: Follow) -> &'static str {
+    match follow {
+        Follow::Last => "last",
+        Follow::Mean => "mean",
+    }
+}
+
 pub(super) fn table_of(rows: &[PlanRow], recommended: Option<usize>) -> Table {
-    let mut all = table(&[
-        "",
-        "stages",
-        "width",
+    let grouped = rows.iter().any(|row| row.group.is_some());
+    let followed = rows.iter().any(|row| row.follow.is_some());
+    let optional = |heading: &'static str, given: bool| given.then_some(heading);
+    let before = ["", "stages", "width"].map(Some);
+    let given = [optional("group", grouped), optional("follow", followed)];
+    let after = [
         "micro-batches",
         "units a stage",
         "in flight",
@@ -34,7 +45,10 @@ pub(super) fn table_of(rows: &[PlanRow], recommended: Option<usize>) -> Table {
         "MiB, largest",
         "MiB, all",
         "of end-to-end",
-    ]);
+    ]
+    .map(Some);
+    let headings: Vec<&str> = before.into_iter().chain(given).chain(after).flatten().collect();
+    let mut all = table(&headings);
     let mib = |bytes: u64| bytes.div_ceil(1 << 20).to_string();
     for (at, row) in rows.iter().enumerate() {
         let memory = |of: fn(&Vec<u64>) -> u64| row.memory_bytes.as_ref().map_or_else(dash, |bytes| mib(of(bytes)));
@@ -43,10 +57,9 @@ pub(super) fn table_of(rows: &[PlanRow], recommended: Option<usize>) -> Table {
             (_, Some(_)) => "✗",
             _ => "",
         };
-        all.add_row([
-            mark.to_owned(),
-            row.stages.to_string(),
-            row.width.clone(),
+        let before = [mark.to_owned(), row.stages.to_string(), row.width.clone()].map(Some);
+        let given = [row.group.map(|group| group.to_string()), row.follow.map(|follow| follow_name(follow).to_owned())];
+        let after = [
             row.micro_batches.to_string(),
             units(&row.units_per_stage),
             row.in_flight.to_string(),
@@ -56,7 +69,9 @@ pub(super) fn table_of(rows: &[PlanRow], recommended: Option<usize>) -> Table {
             memory(|bytes| bytes.iter().max().copied().unwrap_or(0)),
             memory(|bytes| bytes.iter().sum()),
             format!("{:.2}", row.against_end_to_end),
-        ]);
+        ]
+        .map(Some);
+        all.add_row(before.into_iter().chain(given).chain(after).flatten());
     }
     all
 }

@@ -1,22 +1,38 @@
 //! Writes settings and numbers as text.
 
-use interlock::tools::strategy::{StrategyConfig, StrategyName};
+use interlock::tools::strategy::{FollowConfig, StrategyConfig, StrategyName, WidthPhaseConfig};
 
 /// Describes a strategy.
 pub(super) fn strategy(config: &StrategyConfig) -> String {
-    let list = |widths: &[usize]| widths.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-    let width = |one: Option<usize>, each: Option<&Vec<usize>>| match (one, each) {
-        (Some(width), _) => Some(format!("width {width}")),
-        (None, Some(widths)) => Some(format!("widths {}", list(widths))),
-        (None, None) => None,
-    };
-    let every = |steps: Option<u64>| steps.map_or_else(String::new, |n| format!(", end-to-end every {n} steps"));
+    let base = windows(config);
+    let mean = if config.follow == Some(FollowConfig::Mean) { ", following the mean of the window" } else { "" };
+    let blocks = config.group.filter(|group| *group != 1);
+    let blocks = blocks.map_or_else(String::new, |group| format!(", in blocks of {group} stages"));
+    base + mean + &blocks + &every(config.end_to_end_every)
+}
+
+fn every(steps: Option<u64>) -> String {
+    steps.map_or_else(String::new, |n| format!(", end-to-end every {n} steps"))
+}
+
+fn windows(config: &StrategyConfig) -> String {
     if let Some(phases) = &config.width_schedule {
-        let phase = |phase: &interlock::tools::strategy::WidthPhaseConfig| {
-            let widths = width(phase.width, phase.widths.as_ref()).unwrap_or_default();
-            format!("{widths}{} from step {}", every(phase.end_to_end_every), phase.from_step)
+        let phase = |phase: &WidthPhaseConfig| {
+            let widths = width(phase.width, phase.widths.as_ref());
+            let followed = match &phase.follow {
+                Some(FollowConfig::Weights(list)) => weights(list),
+                Some(FollowConfig::Mean) => widths.unwrap_or_default() + ", following the mean of the window",
+                Some(FollowConfig::Last) | None => widths.unwrap_or_default(),
+            };
+            format!("{followed}{} from step {}", every(phase.end_to_end_every), phase.from_step)
         };
         return phases.iter().map(phase).collect::<Vec<_>>().join("; ");
+    }
+    if let Some(FollowConfig::Weights(list)) = &config.follow {
+        return weights(list);
+    }
+    if let Some(lists) = &config.follows {
+        return lists.iter().map(|list| weights(list)).collect::<Vec<_>>().join("; ");
     }
     if let Some(adaptive) = &config.adaptive {
         return format!("adaptive from width {}, below a cosine of {}", adaptive.width, adaptive.below);
@@ -27,7 +43,23 @@ pub(super) fn strategy(config: &StrategyConfig) -> String {
         StrategyName::Adaptive => "adaptive".to_owned(),
         StrategyName::Pairwise | StrategyName::Interlock => "pairwise (width 2)".to_owned(),
     };
-    width(config.width, config.widths.as_ref()).unwrap_or_else(named) + &every(config.end_to_end_every)
+    width(config.width, config.widths.as_ref()).unwrap_or_else(named)
+}
+
+fn width(one: Option<usize>, each: Option<&Vec<usize>>) -> Option<String> {
+    match (one, each) {
+        (Some(width), _) => Some(format!("width {width}")),
+        (None, Some(widths)) => Some(format!("widths {}", list(widths))),
+        (None, None) => None,
+    }
+}
+
+fn weights(weights: &[f64]) -> String {
+    format!("weights {}", list(weights))
+}
+
+fn list<T: ToString>(values: &[T]) -> String {
+    values.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Writes a length of time, such as `12.3 s` or `1 h 2 min`.
@@ -69,6 +101,12 @@ mod tests {
         assert_eq!(text(r#"{"widths":[1,2],"end_to_end_every":5}"#), "widths 1, 2, end-to-end every 5 steps");
         let phases = r#"{"width_schedule":[{"from_step":0,"width":1},{"from_step":9,"widths":[2,1]}]}"#;
         assert_eq!(text(phases), "width 1 from step 0; widths 2, 1 from step 9");
+        let mean = r#"{"name":"local","group":2,"follow":"mean","end_to_end_every":3}"#;
+        let expected =
+            "local (width 1), following the mean of the window, in blocks of 2 stages, end-to-end every 3 steps";
+        assert_eq!(text(mean), expected);
+        assert_eq!(text(r#"{"follow":[0.7,0.3]}"#), "weights 0.7, 0.3");
+        assert_eq!(text(r#"{"follows":[[0,1],[1]]}"#), "weights 0, 1; weights 1");
         let adaptive = r#"{"adaptive":{"every":5,"window":2,"below":0.5}}"#;
         assert_eq!(text(adaptive), "adaptive from width 1, below a cosine of 0.5");
         assert_eq!([12.34, 75.0, 3725.0].map(duration), ["12.3 s", "1 min 15 s", "1 h 2 min"]);
