@@ -11,7 +11,10 @@ use std::{
 use indicatif::ProgressStyle;
 use interlock::{
     Callback, Control, Evaluation, Result, TrainEvent,
-    tools::{trainer::HeadScore, transport::StageStep},
+    tools::{
+        trainer::{Followed, HeadScore},
+        transport::StageStep,
+    },
 };
 use ratatui::crossterm::terminal;
 
@@ -171,7 +174,7 @@ impl Callback for Progress {
                 self.show(step + 1);
             }
             TrainEvent::PlanChanged { from_step, plan } => {
-                let follows: Vec<_> = (0..plan.stages()).map(|k| (k, plan.farthest(k).to_string())).collect();
+                let follows: Vec<_> = Followed::of(plan).iter().map(ToString::to_string).enumerate().collect();
                 self.terminal.say(&format!(
                     "from step {from_step} on  stages follow the losses of stages {}",
                     show::some_of(&follows)

@@ -64,13 +64,16 @@ fn table_within(header: &[&str], columns: Option<usize>) -> Table {
 /// Returns a table of the stages of a report.
 pub(crate) fn stages(report: &Report, measure: Measure) -> Table {
     let mut rows = table(&["stage", "device", "units", "parameters", "follows", "loss", measure.name(), "busy"]);
+    // The plan of the last step; a later one may not have begun.
+    let phase = report.plans.iter().rev().find(|phase| phase.from_step < report.steps.max(1));
     for stage in &report.stages {
+        let follows = phase.and_then(|phase| phase.follows.get(stage.index)).map(ToString::to_string);
         rows.add_row([
             stage.index.to_string(),
             stage.device.clone(),
             stage.units.to_string(),
             stage.parameters.to_string(),
-            stage.follows.to_string(),
+            follows.unwrap_or_else(dash),
             stage.loss.map_or_else(dash, |l| format!("{l:.4}")),
             measure.show(stage.accuracy, stage.loss),
             format!("{:.0} %", 100.0 * stage.busy),

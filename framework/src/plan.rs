@@ -42,6 +42,16 @@ pub struct GradientPlan {
     heads: Vec<bool>,
 }
 
+/// Writes losses with their weights, rounded to three digits: `0:0.333 1:0.667`. A weight of 1 is left out.
+pub(crate) fn losses_text(losses: &[(usize, f64)]) -> String {
+    let loss = |&(j, weight): &(usize, f64)| match weight {
+        1.0 => j.to_string(),
+        weight if weight < 1e-3 => format!("{j}:{weight:.0e}"),
+        weight => format!("{j}:{}", (weight * 1e3).round() / 1e3),
+    };
+    losses.iter().map(loss).collect::<Vec<_>>().join(" ")
+}
+
 fn refuse<T>(problem: String, remedy: impl Into<String>) -> Result<T> {
     Err(Error::invalid("gradient plan", problem, remedy))
 }
@@ -268,8 +278,7 @@ impl fmt::Display for GradientPlan {
             [] => "-".to_owned(),
             _ => losses.iter().map(usize::to_string).collect::<Vec<_>>().join(" "),
         };
-        let loss = |&(j, weight): &(usize, f64)| if weight == 1.0 { j.to_string() } else { format!("{j}:{weight}") };
-        let followed = |k: usize| self.follows[k].iter().map(loss).collect::<Vec<_>>().join(" ");
+        let followed = |k: usize| losses_text(&self.follows[k]);
         let wide = (0..self.stages()).map(|k| followed(k).len()).max().unwrap_or(0).max("follows".len());
         let measures = |cell: &str| if self.measures_any() { format!("  {cell:>8}") } else { String::new() };
         let heading = measures("measures");
@@ -386,6 +395,7 @@ mod tests {
             GradientPlan::weighted((0..stages).map(window).collect()).unwrap().backward_passes()
         };
         assert_eq!([mean(3, 4), mean(5, 8)], [8, 29]);
+        assert_eq!(losses_text(&[(0, 1.0 / 3.0), (2, 2.0), (3, 1e-5), (4, 1.0)]), "0:0.333 2:2 3:1e-5 4");
         insta::assert_snapshot!(plan, @r"
         stage       follows  backward      sends back        head
             0   0:0.5 1:0.5  0 1           -                 needed

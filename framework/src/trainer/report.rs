@@ -1,11 +1,14 @@
 //! The report of a fit.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Trainer, trained::Trained};
-use crate::{Error, GradientPlan, Result, Score, plan::PlanPhase};
+use crate::{
+    Error, GradientPlan, Result, Score,
+    plan::{PlanPhase, losses_text},
+};
 
 /// One head's score.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -172,6 +175,13 @@ impl From<FollowedForm> for Followed {
             FollowedForm::One(loss) => Self(vec![(loss, 1.0)]),
             FollowedForm::Weighted(losses) => Self(losses),
         }
+    }
+}
+
+/// The losses in order; weights other than 1 follow their loss, rounded: `0:0.333 1:0.667`.
+impl fmt::Display for Followed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&losses_text(&self.0))
     }
 }
 
