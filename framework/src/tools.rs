@@ -65,7 +65,7 @@ pub mod schedule {
     pub use crate::schedule::{Action, ActionKind, MicroBatchId, Policy, PolicyName, Purpose, Remaining, StageWork};
 }
 
-/// The prediction of step times from the costs of actions.
+/// The simulation of steps from the costs of actions.
 pub mod simulator {
     pub use crate::simulator::{
         Bottleneck, CriticalPath, HOP, Scenario, Segment, Simulated, StageCosts, least_in_flight, simulate,

@@ -6,11 +6,11 @@ mod evaluation;
 mod event;
 mod fit;
 mod loader;
-mod prediction;
 pub(crate) mod predictor;
 mod recording;
 mod report;
 mod run_metrics;
+mod simulated_idle;
 mod state;
 mod stop;
 mod trained;
@@ -39,9 +39,9 @@ use crate::{
     stage::StageBlueprint, timeline::Timeline, transport::Built,
 };
 use loader::ExampleOrder;
-use prediction::Prediction;
 use recording::Recording;
 use run_metrics::{RunMetrics, RunState};
+use simulated_idle::SimulatedIdle;
 
 /// The training set and the validation set of a fit.
 #[derive(Clone, Copy)]
@@ -215,7 +215,7 @@ pub struct Trainer {
     recording: Option<Recording>,
     stopper: Stopper,
     metrics: RunMetrics,
-    prediction: Prediction,
+    simulated_idle: SimulatedIdle,
     /// Whether a fit or an evaluation failed and left the stages in the middle of a step.
     failed: bool,
 }

@@ -160,7 +160,7 @@ impl<'a> Question<'a> {
         let setup = PlannerSetup { link, replicas, ..builder.setup(stages, &profile, placement)? };
         let cut = match self.arguments.units_per_stage.as_slice() {
             [] => setup.best_cut(&builder.tied_units()?)?,
-            units => setup.predict(units)?,
+            units => setup.simulate(units)?,
         };
         let memory = setup.memory(&cut);
         let widest = (0..stages).map(|k| setup.plan.width(k)).max().unwrap_or(1);

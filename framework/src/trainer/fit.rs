@@ -167,7 +167,7 @@ impl Trainer {
                         let (examples, targets) = sizes.borrow_mut().pop_front().unwrap_or_default();
                         self.steps = step + 1;
                         trained.add(&stages, examples);
-                        self.prediction.step_done(self.plans.at(step), &stages);
+                        self.simulated_idle.step_done(self.plans.at(step), &stages);
                         if let Some(recording) = &mut self.recording {
                             recording.add(&stages);
                         }
@@ -194,7 +194,7 @@ impl Trainer {
             return Ok(());
         }
         let (from_step, plan) = (phase.from_step, Arc::clone(&phase.plan));
-        self.prediction.plan(&plan);
+        self.simulated_idle.plan(&plan);
         self.tell(&TrainEvent::PlanChanged { from_step, plan: &plan })
     }
 
