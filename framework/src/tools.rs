@@ -22,9 +22,9 @@ pub mod error {
     pub use crate::error::{Deadlock, Wait};
 }
 
-/// Files that are written completely or not at all.
+/// Files that are written completely or not at all, also if the power fails.
 pub mod files {
-    pub use crate::model::weights::write_text;
+    pub use crate::files::{create_folder, write};
 }
 
 /// The metrics that a run records, with their kinds, labels and meanings.
