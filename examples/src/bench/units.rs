@@ -37,7 +37,7 @@ pub(super) fn run(arguments: &BenchUnits) -> Result<(), Exit> {
 /// Returns the builder of the model to measure, and a micro-batch for it.
 fn prepare(arguments: &BenchUnits) -> Result<(TrainerBuilder, Batch), Exit> {
     let BenchUnits { source, workload, devices, micro_batches, dtype, .. } = arguments;
-    let named = (!devices.is_empty()).then(|| Devices::Named(devices.clone()));
+    let named = Devices::of_arguments(devices);
     let (builder, batch, micro_batches) = match workload {
         Some(name) => {
             let workload = Workload::named(*name);
