@@ -118,15 +118,6 @@ impl OptimizerConfig {
         config
     }
 
-    /// Returns how many values of state the rule holds for each value of a parameter.
-    pub fn state_values(&self) -> u64 {
-        match self.kind {
-            OptimizerKind::Sgd if self.momentum == 0.0 => 0,
-            OptimizerKind::Sgd => 1,
-            OptimizerKind::Adamw => 2,
-        }
-    }
-
     /// Returns the settings of the parameter called `name`.
     ///
     /// # Errors
