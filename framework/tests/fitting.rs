@@ -213,6 +213,20 @@ fn settings_that_could_do_nothing_are_refused() {
     assert_eq!(error, "keep_best: there is no validation set; give one, such as fit((&train, &validation))");
     best.fit((&data, &data)).unwrap();
 
+    // The learning rate would never fall, and nothing would be evaluated.
+    let plateau = LrScheduleConfig::ReduceOnPlateau { factor: 0.5, patience: 1, threshold: 0.1, min_fraction: 0.0 };
+    for (builder, setting) in
+        [(builder().lr_schedule(plateau), "lr_schedule (reduce_on_plateau)"), (builder().eval_every(2), "eval_every")]
+    {
+        let mut trainer = builder.epochs(1).build().unwrap();
+        let before = bits(&trainer);
+        let error = trainer.fit(&data).unwrap_err();
+        let right = "there is no validation set; give one, such as fit((&train, &validation))";
+        assert_eq!(error.to_string(), format!("{setting}: {right}"));
+        assert!(error.is_refusal() && trainer.steps() == 0 && bits(&trainer) == before);
+        trainer.fit((&data, &data)).unwrap();
+    }
+
     let mut none = builder().epochs(1).build().unwrap();
     none.set_length(Length::Steps(0));
     assert_eq!(none.fit(&data).unwrap_err().to_string(), "steps: 0; use 1 or more");
@@ -225,21 +239,38 @@ fn settings_that_could_do_nothing_are_refused() {
     loss(2).unwrap();
 }
 
+/// A loss without an accuracy, whose score never improves.
+struct Constant;
+
+impl Loss for Constant {
+    fn count(&self, targets: &Tensor) -> Result<f64> {
+        CrossEntropy::default().count(targets)
+    }
+
+    fn score(&self, _: &Tensor, targets: &Targets) -> Result<PendingScore> {
+        Ok(Score { loss: 1.0, count: self.count(targets.given())?, correct: None }.into())
+    }
+
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(PendingScore, Tensor)> {
+        CrossEntropy::default().differentiate(output, targets, total)
+    }
+}
+
+#[test]
+fn the_best_accuracy_of_a_loss_that_has_none_is_refused() {
+    let data = Spiral { examples: 20 };
+    let mut trainer = builder().loss(Constant).epochs(2).keep_best(Criterion::Accuracy).build().unwrap();
+    let error = trainer.fit((&data, &data)).unwrap_err();
+    assert_eq!(error.to_string(), "keep_best: the loss has no accuracy; compare by \"loss\" instead");
+    // Only the evaluation of the first epoch shows that there is none.
+    assert!(error.is_refusal() && trainer.best().is_none() && trainer.steps() == 3);
+    let mut trainer = builder().loss(Constant).epochs(2).keep_best(Criterion::Loss).build().unwrap();
+    trainer.fit((&data, &data)).unwrap();
+    assert_eq!(trainer.best().unwrap().steps, 3);
+}
+
 #[test]
 fn early_stopping_counts_from_the_beginning_in_the_fit_after_it_stopped() {
-    // The scores of the validation set never improve.
-    struct Constant;
-    impl Loss for Constant {
-        fn count(&self, targets: &Tensor) -> Result<f64> {
-            CrossEntropy::default().count(targets)
-        }
-        fn score(&self, _: &Tensor, targets: &Targets) -> Result<PendingScore> {
-            Ok(Score { loss: 1.0, count: self.count(targets.given())?, correct: None }.into())
-        }
-        fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(PendingScore, Tensor)> {
-            CrossEntropy::default().differentiate(output, targets, total)
-        }
-    }
     let data = Spiral { examples: 20 };
     let config = EarlyStoppingConfig { patience: 2, min_delta: 0.0, metric: Criterion::Loss };
     let builder = builder().steps(20).eval_every(1).loss(Constant).callback(EarlyStopping::new(config).unwrap());

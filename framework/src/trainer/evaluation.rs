@@ -13,6 +13,11 @@ pub(super) fn empty() -> Error {
     Error::invalid("validation set", "it has no examples", "give at least one")
 }
 
+/// The error for a setting that needs a validation set, in a fit that has none.
+pub(super) fn missing(setting: &str) -> Error {
+    Error::invalid(setting, "there is no validation set", "give one, such as fit((&train, &validation))")
+}
+
 impl Trainer {
     /// Scores every head; none if `stopper` is asked to end the run before all batches have been fed.
     pub(super) fn run_evaluation(&mut self, data: &dyn Dataset, stopper: &Stopper) -> Result<Option<Evaluation>> {

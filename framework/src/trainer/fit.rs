@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Best, Control, Criterion, Evaluation, Length, Report, Split, TrainEvent, Trainer, evaluation, guarded,
+    Best, Control, Evaluation, Length, Report, Split, TrainEvent, Trainer, evaluation, guarded,
     loader::{ExampleOrder, Loader},
     run_metrics::RunState,
     trained::Trained,
@@ -61,15 +61,12 @@ impl Trainer {
     pub(super) fn run(&mut self, data: Split<'_>) -> Result<Report> {
         self.settings.length.validate()?;
         let order = self.order_of(data.train.len())?;
-        if self.settings.keep_best.is_some() && data.validation.is_none() {
-            return Err(Error::invalid(
-                "keep_best",
-                "there is no validation set",
-                "give one, such as fit((&train, &validation))",
-            ));
-        }
-        if data.validation.is_some_and(|validation| validation.is_empty()) {
-            return Err(evaluation::empty());
+        match data.validation {
+            Some(validation) if validation.is_empty() => return Err(evaluation::empty()),
+            None if self.settings.keep_best.is_some() => return Err(evaluation::missing("keep_best")),
+            None if self.settings.eval_every.is_some() => return Err(evaluation::missing("eval_every")),
+            None if self.reduces_on_plateau => return Err(evaluation::missing("lr_schedule (reduce_on_plateau)")),
+            _ => {}
         }
         let first = self.steps;
         let last = first.saturating_add(match self.settings.length {
@@ -199,16 +196,15 @@ impl Trainer {
     }
 
     /// Keeps a copy of the weights if `found` is the best evaluation so far, and returns whether it is.
+    ///
+    /// # Errors
+    /// If the criterion is the accuracy and the loss has none.
     fn remember(&mut self, found: &Evaluation) -> Result<bool> {
         let Some(criterion) = self.settings.keep_best else { return Ok(false) };
-        let value = |evaluation: &Evaluation| {
-            let last = evaluation.last().score;
-            match criterion {
-                Criterion::Loss => -last.mean_loss(),
-                Criterion::Accuracy => last.accuracy().unwrap_or_else(|| -last.mean_loss()),
-            }
-        };
-        if self.best.as_ref().is_some_and(|best| value(&best.evaluation) >= value(found)) {
+        let value = criterion.of(found, "keep_best")?;
+        if let Some(best) = &self.best
+            && !criterion.improves(value, criterion.of(&best.evaluation, "keep_best")?, 0.0)
+        {
             return Ok(false);
         }
         let weights = self.pipeline.snapshot()?;

@@ -73,6 +73,7 @@ impl TrainerBuilder {
             steps,
             order: None,
             interrupted: false,
+            reduces_on_plateau: settings.lr_schedule.reduces_on_plateau(),
             best: None,
             failed: false,
         };
