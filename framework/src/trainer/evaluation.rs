@@ -64,6 +64,13 @@ impl Trainer {
             }
         });
         self.failed = whole.is_err() && fed.get();
-        if whole? { Evaluation::new(&sums, start.elapsed()).map(Some) } else { Ok(None) }
+        if !whole? {
+            return Ok(None);
+        }
+        let evaluation = Evaluation::new(&sums, start.elapsed())?;
+        if evaluation.last().score.count == 0.0 {
+            return Err(Error::invalid("validation set", "the loss counts none of its targets", "give others"));
+        }
+        Ok(Some(evaluation))
     }
 }

@@ -18,7 +18,25 @@ use crate::{
     Dataset, Error, Result,
     actor::{Feed, Feeder, PipelineEvent},
     schedule::Purpose,
+    transport::StageStep,
 };
+
+/// Checks that every head's loss counted `targets` targets of a batch: the common loss's number, by which gradients are divided.
+///
+/// # Errors
+/// If one counted another number.
+fn check_counts(stages: &[StageStep], targets: f64) -> Result<()> {
+    let counts = stages.iter().filter_map(|stage| Some((stage.stage, stage.score?.count)));
+    // A number need not be whole, and micro-batches are counted one by one.
+    match counts.into_iter().find(|(_, count)| (count - targets).abs() > 1e-6 * targets.abs()) {
+        None => Ok(()),
+        Some((k, count)) => Err(Error::invalid(
+            format!("the loss of head {k}"),
+            format!("its scores count {count} targets of a batch, of which the common loss counts {targets}"),
+            "score and count the same targets in all losses",
+        )),
+    }
+}
 
 impl Trainer {
     /// Sends the event to every callback. The first reason to stop counts.
@@ -161,7 +179,10 @@ impl Trainer {
                     None => return Ok(()),
                     Some(PipelineEvent::StageStep(stage)) => self.tell(&TrainEvent::StageStep(&stage))?,
                     Some(PipelineEvent::StepDone { step, stages, change }) => {
-                        let (examples, targets) = sizes.borrow_mut().pop_front().unwrap_or_default();
+                        let size = sizes.borrow_mut().pop_front();
+                        let (examples, targets) =
+                            size.ok_or_else(|| Error::Internal(format!("step {step} ended without having been fed")))?;
+                        check_counts(&stages, targets)?;
                         self.steps = step + 1;
                         trained.add(&stages, examples);
                         self.simulated_idle.step_done(self.plans.at(step), &stages);
