@@ -209,6 +209,10 @@ impl OptimizerConfig {
                 let problem = format!("stage {} is named twice", own.stage);
                 return Err(Error::invalid(format!("optimizer.{}", key("stage")), problem, "name each stage once"));
             }
+            if self.kind == OptimizerKind::Adamw && own.momentum.is_some() {
+                let problem = "AdamW has no momentum";
+                return Err(Error::invalid(format!("optimizer.{}", key("momentum")), problem, "leave it out"));
+            }
             if self.nesterov && own.momentum == Some(0.0) {
                 let right = "use a momentum above 0, or nesterov = false";
                 return Err(Error::invalid(format!("optimizer.{}", key("momentum")), "0 beside nesterov", right));
@@ -291,5 +295,7 @@ mod tests {
         refused(OptimizerConfig { stages: twice, ..default() }, "optimizer.stages[2].stage: stage 1 is named twice");
         let plain = OptimizerConfig { nesterov: true, stages: vec![own(1, 0.0)], ..default() };
         refused(plain, "optimizer.stages[0].momentum: 0 beside nesterov");
+        let adamw = OptimizerConfig { kind: OptimizerKind::Adamw, stages: vec![own(1, 0.5)], ..default() };
+        refused(adamw, "optimizer.stages[0].momentum: AdamW has no momentum");
     }
 }
