@@ -24,4 +24,4 @@ pub use cuda::{NcclId, NcclReceiver, NcclSender};
 pub use division::core_count;
 pub use emulated::EmulatedBackend;
 pub use kernels::Instructions;
-pub use registry::Backends;
+pub use registry::{Backends, device_names};

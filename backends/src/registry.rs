@@ -65,20 +65,12 @@ impl Backends {
         })
     }
 
-    /// Opens the devices of a list, separated by commas: `cpu:threads=2,cuda:0,precision=bf16,cuda:1` are three, the second with a setting.
+    /// Opens the devices of a list that is separated by commas ([`device_names`]).
     ///
     /// # Errors
     /// As [`Self::open`], for the first that does not open.
     pub fn open_all(&self, list: &str) -> Result<Vec<Arc<dyn StageDevice>>> {
-        let mut names: Vec<String> = Vec::new();
-        for part in list.split(',').map(str::trim) {
-            match names.last_mut() {
-                // A setting of the previous device, not a device.
-                Some(name) if part.contains('=') && !part.contains(':') => *name += &format!(",{part}"),
-                _ => names.push(part.to_owned()),
-            }
-        }
-        names.iter().map(|name| self.open(name)).collect()
+        device_names(list).iter().map(|name| self.open(name)).collect()
     }
 
     /// Lists the devices that can be opened: the name of each, and a description.
@@ -96,6 +88,26 @@ impl Backends {
         let of_scheme = self.0.iter().filter(|backend| backend.scheme() == scheme);
         of_scheme.flat_map(|backend| backend.list()).map(|(name, _)| name).collect()
     }
+}
+
+/// Returns the names of the devices in a list that is separated by commas.
+///
+/// A device's settings are separated by commas too: a part such as `cores=0` belongs to the previous device.
+///
+/// ```
+/// let names = interlock_backends::device_names("cpu:threads=2,cuda:0,precision=bf16,cuda:1");
+/// assert_eq!(names, ["cpu:threads=2", "cuda:0,precision=bf16", "cuda:1"]);
+/// ```
+pub fn device_names(list: &str) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for part in list.split(',').map(str::trim) {
+        let is_setting = part.split_once('=').is_some_and(|(key, _)| !key.contains(':'));
+        match names.last_mut().filter(|_| is_setting) {
+            Some(name) => *name += &format!(",{part}"),
+            None => names.push(part.to_owned()),
+        }
+    }
+    names
 }
 
 #[cfg(all(test, feature = "cpu"))]
@@ -127,7 +139,25 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_split_between_devices() {
+    fn lists_are_split_between_devices_and_not_between_their_settings() {
+        let cut = |list, names: &[&str]| assert_eq!(device_names(list), names, "{list}");
+        cut("cpu", &["cpu"]);
+        cut("cpu, cuda:0", &["cpu", "cuda:0"]);
+        cut("cpu:threads=1, cores=0", &["cpu:threads=1,cores=0"]);
+        cut(
+            "cpu:threads=1,cores=0,cpu:cores=1,threads=1,cuda:1",
+            &["cpu:threads=1,cores=0", "cpu:cores=1,threads=1", "cuda:1"],
+        );
+        cut("emulated:forward-ms=5,gbps=1", &["emulated:forward-ms=5,gbps=1"]);
+        // The value of a setting may have a colon; a device has one before its first setting.
+        cut("other:0,at=host:80,other:path=a:b", &["other:0,at=host:80", "other:path=a:b"]);
+        // A part that is not a device stays, and opening it gives an error that names it.
+        cut("cores=0,cpu", &["cores=0", "cpu"]);
+        cut("cpu,", &["cpu", ""]);
+    }
+
+    #[test]
+    fn lists_are_opened() {
         let names = |list: &str| -> Vec<String> {
             let opened = Backends::default().open_all(list).expect(list);
             opened.iter().map(|device| device.name().to_owned()).collect()

@@ -83,7 +83,7 @@ pub(crate) struct Train {
     /// Folder to write the run to; must not exist [default: runs/<name>-<time>]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Measure the model's units on the devices, and cut the model where a step is predicted to be shortest
+    /// Measure the model's units on the devices, and cut the model where a simulated step is shortest
     #[arg(long)]
     pub(crate) auto: bool,
     /// Also write the report to this file

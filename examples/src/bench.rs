@@ -122,11 +122,10 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
 /// Returns a builder for the steps before the clock starts.
 fn trainer(arguments: &BenchStep, workload: &Workload) -> Result<TrainerBuilder, Exit> {
     let stages = arguments.stages();
-    let devices = match arguments.threads {
-        _ if !arguments.devices.is_empty() => Devices::Named(arguments.devices.clone()),
+    let devices = Devices::of_arguments(&arguments.devices).unwrap_or_else(|| match arguments.threads {
         Threads::Auto => Devices::Auto,
         Threads::Each(threads) => Devices::Named(vec![format!("cpu:threads={threads}"); stages]),
-    };
+    });
     let units = match arguments.units_per_stage.as_slice() {
         [] => workload.cut(stages)?,
         units => units.to_vec(),

@@ -2,7 +2,10 @@
 
 use interlock::{
     Split, Stopper,
-    tools::strategy::{StrategyConfig, StrategyName},
+    tools::{
+        files,
+        strategy::{StrategyConfig, StrategyName},
+    },
 };
 use serde::Serialize;
 
@@ -65,7 +68,7 @@ pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
         measure = Measure::of(&config.prepare()?.data.description.kind);
     }
 
-    std::fs::create_dir_all(&out).map_err(|e| Exit::Failed(format!("{}: {e}", out.display())))?;
+    files::create_folder(&out).map_err(Exit::failed)?;
     let (stopper, terminal) = (Stopper::new(), Terminal::new(Verbosity::Lines));
     let asked = stopper.clone();
     interrupt::on_signal(move |first| {
@@ -165,12 +168,12 @@ fn row(width: &str, runs: &[ComparedRun], measure: Measure) -> Option<WidthRow> 
 }
 
 fn write_csv(path: &std::path::Path, runs: &[ComparedRun]) -> Result<(), Exit> {
-    let failed = |e: csv::Error| Exit::Failed(format!("{}: {e}", path.display()));
-    let mut file = csv::Writer::from_path(path).map_err(failed)?;
+    let mut table = csv::Writer::from_writer(Vec::new());
     for run in runs {
-        file.serialize(run).map_err(failed)?;
+        table.serialize(run).map_err(Exit::failed)?;
     }
-    file.flush().map_err(|e| Exit::Failed(format!("{}: {e}", path.display())))
+    let text = table.into_inner().map_err(Exit::failed)?;
+    files::write(path, text).map_err(Exit::failed)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `interlock plan`: predicts step times, and recommends a way to train.
+//! `interlock plan`: simulates steps, and recommends a way to train.
 
 mod question;
 mod subject;
@@ -21,7 +21,7 @@ use windows::Windows;
 /// are about as fast, the wider one learns more.
 const NEARLY_AS_FAST: f64 = 0.95;
 
-/// The prediction for one way to train.
+/// The simulation of one way to train.
 #[derive(Serialize)]
 struct PlanRow {
     stages: usize,

@@ -48,12 +48,12 @@ pub(crate) fn run(arguments: &Report) -> Result<(), Exit> {
         }
         None => Vec::new(),
     };
-    files::write_text(&out, &page).map_err(Exit::failed)?;
+    files::write(&out, page).map_err(Exit::failed)?;
     if let Some(folder) = &arguments.plots {
-        std::fs::create_dir_all(folder).map_err(|e| Exit::failed(Error::file(folder, e)))?;
+        files::create_folder(folder).map_err(Exit::failed)?;
     }
     for (path, bytes) in &pictures {
-        std::fs::write(path, bytes).map_err(|e| Exit::failed(Error::file(path, e)))?;
+        files::write(path, bytes).map_err(Exit::failed)?;
     }
     say(&format!("the report is in {}", out.display()));
     if let Some(folder) = &arguments.plots {

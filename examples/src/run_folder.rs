@@ -111,9 +111,9 @@ pub(crate) fn refuse_no_place(name: &str, path: &Path) -> Result<()> {
 impl RunFolder {
     /// Creates the folder, and writes configuration, description of the data, environment and status.
     pub(crate) fn create(path: PathBuf, config: &RunConfig, data: &Description) -> Result<Self> {
-        std::fs::create_dir_all(&path).map_err(|e| Error::file(&path, e))?;
+        files::create_folder(&path)?;
         let folder = Self { path, ended: Arc::default() };
-        files::write_text(&folder.path.join(CONFIG), &config.to_toml()?)?;
+        files::write(&folder.path.join(CONFIG), config.to_toml()?)?;
         folder.write_json(DATA, data)?;
         folder.write_json(environment::FILE, &Environment::of_this_process())?;
         folder.write_json(STATUS, &Status::Running)?;
@@ -215,7 +215,7 @@ impl RunFolder {
         // On one line, since there may be thousands of actions.
         let file = TimelineFile { format: events::FORMAT, timeline };
         let text = serde_json::to_string(&file).map_err(|e| Error::file(&path, e))?;
-        files::write_text(&path, &(text + "\n"))
+        files::write(&path, text + "\n")
     }
 
     /// Writes the final status. Only the first call has an effect; any thread may call.
@@ -243,7 +243,7 @@ impl RunFolder {
         weights.save(&self.path)?;
         if let Some(best) = best.filter(|best| best.steps != report.steps) {
             let folder = self.path.join("best");
-            std::fs::create_dir_all(&folder).map_err(|e| Error::file(&folder, e))?;
+            files::create_folder(&folder)?;
             best.weights.save(&folder)?;
         }
         self.write_json("report.json", report)?;
@@ -277,5 +277,5 @@ impl RunFolder {
 /// Writes `value` as JSON. The file is written completely or not at all.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::file(path, e))?;
-    files::write_text(path, &(text + "\n"))
+    files::write(path, text + "\n")
 }

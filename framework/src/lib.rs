@@ -89,6 +89,7 @@ mod data;
 mod device;
 mod differentiation;
 mod error;
+mod files;
 mod loss;
 mod metrics;
 mod model;

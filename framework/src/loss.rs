@@ -89,10 +89,18 @@ impl PendingScore {
                 &read
             }
         };
-        match values[..] {
-            [loss] => Ok(Score { loss, count: self.count, correct: None }),
-            [loss, correct] => Ok(Score { loss, count: self.count, correct: Some(correct) }),
-            _ => Err(Error::invalid("loss", format!("a score of {} numbers", values.len()), "give one or two")),
+        self.check()?;
+        Ok(Score { loss: values[0], count: self.count, correct: values.get(1).copied() })
+    }
+
+    /// Checks how many numbers there are.
+    ///
+    /// # Errors
+    /// If there are not one or two.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.numbers.len() {
+            1 | 2 => Ok(()),
+            other => Err(Error::invalid("loss", format!("a score of {other} numbers"), "give one or two")),
         }
     }
 }

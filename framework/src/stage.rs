@@ -250,9 +250,10 @@ impl Stage {
         gradient: &Activation,
     ) -> Result<(), Failure> {
         let gradient = self.take_in(micro_batch, gradient, Some(self.index + 1), NonFinite::Gradient)?;
-        if let Some(live) = self.live.get_mut(&micro_batch) {
-            live.output_gradients.insert(loss, gradient);
-        }
+        let Some(live) = self.live.get_mut(&micro_batch) else {
+            return Err(Task::transfer(micro_batch).failure(self.index, lost("a micro-batch", micro_batch)));
+        };
+        live.output_gradients.insert(loss, gradient);
         Ok(())
     }
 

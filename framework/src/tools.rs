@@ -22,9 +22,9 @@ pub mod error {
     pub use crate::error::{Deadlock, Wait};
 }
 
-/// Files that are written completely or not at all.
+/// Files that are written completely or not at all, also if the power fails.
 pub mod files {
-    pub use crate::model::weights::write_text;
+    pub use crate::files::{create_folder, write};
 }
 
 /// The metrics that a run records, with their kinds, labels and meanings.
@@ -65,7 +65,7 @@ pub mod schedule {
     pub use crate::schedule::{Action, ActionKind, MicroBatchId, Policy, PolicyName, Purpose, Remaining, StageWork};
 }
 
-/// The prediction of step times from the costs of actions.
+/// The simulation of steps from the costs of actions.
 pub mod simulator {
     pub use crate::simulator::{
         Bottleneck, CriticalPath, HOP, Scenario, Segment, Simulated, StageCosts, least_in_flight, simulate,

@@ -6,11 +6,11 @@ mod evaluation;
 mod event;
 mod fit;
 mod loader;
-mod prediction;
 pub(crate) mod predictor;
 mod recording;
 mod report;
 mod run_metrics;
+mod simulated_idle;
 mod state;
 mod stop;
 mod trained;
@@ -39,9 +39,9 @@ use crate::{
     stage::StageBlueprint, timeline::Timeline, transport::Built,
 };
 use loader::ExampleOrder;
-use prediction::Prediction;
 use recording::Recording;
 use run_metrics::{RunMetrics, RunState};
+use simulated_idle::SimulatedIdle;
 
 /// The training set and the validation set of a fit.
 #[derive(Clone, Copy)]
@@ -108,6 +108,28 @@ impl Criterion {
         match self {
             Self::Loss => "loss",
             Self::Accuracy => "accuracy",
+        }
+    }
+
+    /// Returns this measure of an evaluation.
+    ///
+    /// # Errors
+    /// If it is the accuracy and the loss has none; the message begins with `setting`, which asks for it.
+    fn of(self, evaluation: &Evaluation, setting: &str) -> Result<f64> {
+        let score = evaluation.last().score;
+        match self {
+            Self::Loss => Ok(score.mean_loss()),
+            Self::Accuracy => score
+                .accuracy()
+                .ok_or_else(|| Error::invalid(setting, "the loss has no accuracy", "compare by \"loss\" instead")),
+        }
+    }
+
+    /// Returns whether `value` is better than `best` by more than `delta`.
+    fn improves(self, value: f64, best: f64, delta: f64) -> bool {
+        match self {
+            Self::Loss => value < best - delta,
+            Self::Accuracy => value > best + delta,
         }
     }
 }
@@ -215,7 +237,9 @@ pub struct Trainer {
     recording: Option<Recording>,
     stopper: Stopper,
     metrics: RunMetrics,
-    prediction: Prediction,
+    simulated_idle: SimulatedIdle,
+    /// Whether the learning rate depends on evaluations.
+    reduces_on_plateau: bool,
     /// Whether a fit or an evaluation failed and left the stages in the middle of a step.
     failed: bool,
 }
@@ -319,7 +343,7 @@ impl Trainer {
     /// # Errors
     /// If the data are too few or wrong, a stage fails, or a callback fails, or the caller's code panics.
     ///
-    /// An error before the first step, such as that of an empty data set or of early stopping without a validation set, changes nothing, and the
+    /// An error before the first step, such as that of an empty data set or of a setting that needs a validation set where there is none, changes nothing, and the
     /// trainer can be used as before. After an error between steps, such as that of a callback at an evaluation, the next fit of as many examples goes on in the
     /// same epoch. After all other errors the trainer cannot be used any more: its stages may be in the middle of a step.
     pub fn fit<'a>(&mut self, data: impl Into<Split<'a>>) -> Result<Report> {

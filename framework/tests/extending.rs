@@ -265,7 +265,7 @@ fn early_stopping_ends_a_run_that_does_not_improve_and_needs_a_validation_set() 
     assert!(reason.starts_with("early stopping: the validation loss has not improved on 0 by more than 0"), "{reason}");
     let error = builder(Criterion::Accuracy).build().unwrap().fit((&Ones, &Ones)).unwrap_err().to_string();
     assert!(error.starts_with("early_stopping.metric: the loss has no accuracy"), "{error}");
-    let error = builder(Criterion::Loss).build().unwrap().fit(&Ones).unwrap_err().to_string();
+    let error = builder(Criterion::Loss).eval_every(None).build().unwrap().fit(&Ones).unwrap_err().to_string();
     assert!(error.starts_with("early_stopping: there is no validation set"), "{error}");
 }
 

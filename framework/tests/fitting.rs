@@ -8,10 +8,12 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor};
-use common::{Perceptron, Spiral};
+use common::{Chain, Perceptron, Spiral};
 use interlock::{
     Batch, Callback, Control, Criterion, CrossEntropy, Dataset, EarlyStopping, EarlyStoppingConfig, Error, Key, Length,
-    Loss, LrScheduleConfig, Origin, PendingScore, Result, Score, Stopper, Targets, TrainEvent, Trainer, TrainerBuilder,
+    Local, Loss, LrScheduleConfig, ModelSpec, Origin, PendingScore, Result, Score, Stopper, Targets, TrainEvent,
+    Trainer, TrainerBuilder, Unit,
+    tools::schedule::{MicroBatchId, Purpose},
 };
 
 fn builder() -> TrainerBuilder {
@@ -213,6 +215,20 @@ fn settings_that_could_do_nothing_are_refused() {
     assert_eq!(error, "keep_best: there is no validation set; give one, such as fit((&train, &validation))");
     best.fit((&data, &data)).unwrap();
 
+    // The learning rate would never fall, and nothing would be evaluated.
+    let plateau = LrScheduleConfig::ReduceOnPlateau { factor: 0.5, patience: 1, threshold: 0.1, min_fraction: 0.0 };
+    for (builder, setting) in
+        [(builder().lr_schedule(plateau), "lr_schedule (reduce_on_plateau)"), (builder().eval_every(2), "eval_every")]
+    {
+        let mut trainer = builder.epochs(1).build().unwrap();
+        let before = bits(&trainer);
+        let error = trainer.fit(&data).unwrap_err();
+        let right = "there is no validation set; give one, such as fit((&train, &validation))";
+        assert_eq!(error.to_string(), format!("{setting}: {right}"));
+        assert!(error.is_refusal() && trainer.steps() == 0 && bits(&trainer) == before);
+        trainer.fit((&data, &data)).unwrap();
+    }
+
     let mut none = builder().epochs(1).build().unwrap();
     none.set_length(Length::Steps(0));
     assert_eq!(none.fit(&data).unwrap_err().to_string(), "steps: 0; use 1 or more");
@@ -226,20 +242,106 @@ fn settings_that_could_do_nothing_are_refused() {
 }
 
 #[test]
-fn early_stopping_counts_from_the_beginning_in_the_fit_after_it_stopped() {
-    // The scores of the validation set never improve.
-    struct Constant;
-    impl Loss for Constant {
-        fn count(&self, targets: &Tensor) -> Result<f64> {
-            CrossEntropy::default().count(targets)
-        }
-        fn score(&self, _: &Tensor, targets: &Targets) -> Result<PendingScore> {
-            Ok(Score { loss: 1.0, count: self.count(targets.given())?, correct: None }.into())
-        }
-        fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(PendingScore, Tensor)> {
-            CrossEntropy::default().differentiate(output, targets, total)
+fn a_head_loss_that_counts_other_targets_ends_the_run() {
+    let data = Spiral { examples: 20 };
+    let fit = |ignore_index| {
+        let own = CrossEntropy { ignore_index, ..CrossEntropy::default() };
+        builder().strategy(Local).epochs(1).head_loss(1, own).build().unwrap().fit(&data)
+    };
+    fit(None).unwrap();
+    let error = fit(Some(0)).unwrap_err().to_string();
+    assert!(error.starts_with("the loss of head 1: its scores count ") && error.contains("counts 8;"), "{error}");
+}
+
+#[test]
+fn a_validation_set_whose_targets_do_not_count_is_refused() {
+    let none =
+        Noting::new(20, |batch| Batch { targets: (batch.targets.zeros_like().unwrap() + 9.0).unwrap(), ..batch });
+    let mut trainer =
+        builder().loss(CrossEntropy { ignore_index: Some(9), ..Default::default() }).epochs(1).build().unwrap();
+    let expected = "validation set: the loss counts none of its targets; give others";
+    assert_eq!(trainer.evaluate(&none).unwrap_err().to_string(), expected);
+    assert_eq!(trainer.fit((&Spiral { examples: 20 }, &none)).unwrap_err().to_string(), expected);
+    trainer.fit((&Spiral { examples: 20 }, &Spiral { examples: 20 })).unwrap();
+}
+
+#[test]
+fn more_micro_batches_than_examples_of_a_batch_are_refused() {
+    let error = builder().micro_batches(9).build().err().unwrap().to_string();
+    assert_eq!(error, "micro_batches: 9; a batch has 8 examples: use 1 to 8");
+    builder().micro_batches(8).epochs(1).build().unwrap().fit(&Spiral { examples: 20 }).unwrap();
+}
+
+/// A chain of scalars in which only the first unit can have a head.
+struct OneHead(Chain);
+
+impl ModelSpec for OneHead {
+    fn units(&self) -> Result<Vec<Unit>> {
+        self.0.units()
+    }
+
+    fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
+        match unit {
+            0 => self.0.head(unit, arch),
+            _ => Err(Error::invalid("heads.arch", format!("no head after unit {unit}"), "use one after unit 0")),
         }
     }
+}
+
+#[test]
+fn stages_end_where_their_heads_are_possible() {
+    let cut = |stages| {
+        let builder = Trainer::builder(OneHead(Chain { length: 4 })).strategy(Local).stages(stages);
+        builder.layout().map(|layout| layout.partition.units_per_stage().to_vec())
+    };
+    // Two units each would be even.
+    assert_eq!(cut(2).unwrap(), [1, 3]);
+    let error = cut(3).unwrap_err().to_string();
+    assert!(error.contains("no head after unit"), "{error}");
+}
+
+#[test]
+fn a_gradient_of_a_micro_batch_that_is_not_there_is_an_error() {
+    let layout = builder().layout().unwrap();
+    let mut stage = layout.blueprints[0].build().unwrap();
+    let micro_batch = MicroBatchId { step: 3, purpose: Purpose::Train, index: 0, count: 1 };
+    let gradient = Tensor::zeros((8, 2), DType::F32, &Device::Cpu).unwrap();
+    let failure = stage.accept_gradient(micro_batch, 1, &gradient.into()).unwrap_err();
+    assert!((failure.origin, failure.step) == (Origin::Stage(0), Some(3)), "{failure}");
+}
+
+/// A loss without an accuracy, whose score never improves.
+struct Constant;
+
+impl Loss for Constant {
+    fn count(&self, targets: &Tensor) -> Result<f64> {
+        CrossEntropy::default().count(targets)
+    }
+
+    fn score(&self, _: &Tensor, targets: &Targets) -> Result<PendingScore> {
+        Ok(Score { loss: 1.0, count: self.count(targets.given())?, correct: None }.into())
+    }
+
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(PendingScore, Tensor)> {
+        CrossEntropy::default().differentiate(output, targets, total)
+    }
+}
+
+#[test]
+fn the_best_accuracy_of_a_loss_that_has_none_is_refused() {
+    let data = Spiral { examples: 20 };
+    let mut trainer = builder().loss(Constant).epochs(2).keep_best(Criterion::Accuracy).build().unwrap();
+    let error = trainer.fit((&data, &data)).unwrap_err();
+    assert_eq!(error.to_string(), "keep_best: the loss has no accuracy; compare by \"loss\" instead");
+    // Only the evaluation of the first epoch shows that there is none.
+    assert!(error.is_refusal() && trainer.best().is_none() && trainer.steps() == 3);
+    let mut trainer = builder().loss(Constant).epochs(2).keep_best(Criterion::Loss).build().unwrap();
+    trainer.fit((&data, &data)).unwrap();
+    assert_eq!(trainer.best().unwrap().steps, 3);
+}
+
+#[test]
+fn early_stopping_counts_from_the_beginning_in_the_fit_after_it_stopped() {
     let data = Spiral { examples: 20 };
     let config = EarlyStoppingConfig { patience: 2, min_delta: 0.0, metric: Criterion::Loss };
     let builder = builder().steps(20).eval_every(1).loss(Constant).callback(EarlyStopping::new(config).unwrap());

@@ -78,7 +78,12 @@ fn early(patience: u64, min_delta: f64) -> EarlyStopping {
 
 /// Three stages that are trained with everything that has a state, except for the optimizer.
 fn builder() -> TrainerBuilder {
-    without_validation().eval_every(1).keep_best(Criterion::Loss).callback(early(99, 0.0))
+    without_validation()
+        .eval_every(1)
+        .keep_best(Criterion::Loss)
+        .callback(early(99, 0.0))
+        // Every second evaluation that does not halve the loss.
+        .lr_schedule(LrScheduleConfig::ReduceOnPlateau { factor: 0.5, patience: 1, threshold: 0.5, min_fraction: 0.0 })
 }
 
 /// The same without what needs a validation set.
@@ -91,8 +96,6 @@ fn without_validation() -> TrainerBuilder {
         .micro_batches(2)
         .seed(7)
         .ema(EmaConfig { decay: 0.75, from_step: 2 })
-        // Every second evaluation that does not halve the loss.
-        .lr_schedule(LrScheduleConfig::ReduceOnPlateau { factor: 0.5, patience: 1, threshold: 0.5, min_fraction: 0.0 })
 }
 
 fn momentum(builder: TrainerBuilder) -> TrainerBuilder {

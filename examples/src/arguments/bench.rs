@@ -28,7 +28,7 @@ pub(crate) struct BenchUnits {
     /// Workload to measure, instead of a configuration's model
     #[arg(long, conflicts_with_all = ["config", "sets"])]
     pub(crate) workload: Option<WorkloadName>,
-    /// The devices, which are measured at the same time [default: the configuration's, or for a workload as with devices = "auto"]
+    /// The devices, which are measured at the same time; also separated by commas [default: the configuration's, or for a workload as with devices = "auto"]
     #[arg(long, num_args = 1.., value_name = "NAME")]
     pub(crate) devices: Vec<String>,
     /// Micro-batches a step [default: the configuration's, or 1 for a workload]
@@ -59,7 +59,7 @@ pub(crate) struct BenchStep {
     /// Interlock width; if it is below the number of stages, every head is trained; otherwise there are no heads
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub(crate) width: usize,
-    /// The devices; stage k is pinned to device k mod their number
+    /// The devices, also separated by commas; stage k is pinned to device k mod their number
     #[arg(long, num_args = 1.., value_name = "NAME", conflicts_with = "threads")]
     pub(crate) devices: Vec<String>,
     /// Threads of each stage's CPU device; auto uses the GPUs, or, if there are none, divides the cores of the machine among the stages
@@ -106,7 +106,7 @@ pub(crate) struct BenchRuntime {
     /// Micro-batches a step
     #[arg(long, default_value_t = 1, value_name = "M")]
     pub(crate) micro_batches: usize,
-    /// Run stages that pass on their input, on these devices, instead of stages that sleep; stage k is pinned to device k mod their number
+    /// Run stages that pass on their input, on these devices (also separated by commas), instead of stages that sleep; stage k is pinned to device k mod their number
     #[arg(
         long,
         num_args = 1..,

@@ -21,7 +21,7 @@ use interlock::{
         transport::StageStep,
     },
 };
-use interlock_backends::Backends;
+use interlock_backends::{Backends, device_names};
 use serde::Serialize;
 
 use super::{cpu, empty::NoLoss};
@@ -77,7 +77,7 @@ impl ModelSpec for Units {
 }
 
 pub(super) fn run(arguments: &BenchRuntime) -> Result<(), Exit> {
-    let devices = device_names(arguments);
+    let devices = stage_devices(arguments);
     let layout = layout(arguments, &devices)?;
     let (plan, micro_batches) = (Arc::clone(layout.plans.at(0)), arguments.micro_batches);
     let scenario = scenario(arguments, &layout)?;
@@ -179,9 +179,9 @@ impl RuntimeResult {
 }
 
 /// Returns the names of the stages' devices.
-fn device_names(arguments: &BenchRuntime) -> Vec<String> {
+fn stage_devices(arguments: &BenchRuntime) -> Vec<String> {
     if !arguments.devices.is_empty() {
-        return arguments.devices.clone();
+        return arguments.devices.iter().flat_map(|list| device_names(list)).collect();
     }
     let BenchRuntime { forward_ms, head_ms, input_gradient_ms, parameter_gradient_ms, transfer_ms, .. } = arguments;
     let gbps = arguments.gbps.map_or_else(String::new, |gbps| format!(",gbps={gbps}"));

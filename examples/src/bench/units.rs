@@ -37,7 +37,7 @@ pub(super) fn run(arguments: &BenchUnits) -> Result<(), Exit> {
 /// Returns the builder of the model to measure, and a micro-batch for it.
 fn prepare(arguments: &BenchUnits) -> Result<(TrainerBuilder, Batch), Exit> {
     let BenchUnits { source, workload, devices, micro_batches, dtype, .. } = arguments;
-    let named = (!devices.is_empty()).then(|| Devices::Named(devices.clone()));
+    let named = Devices::of_arguments(devices);
     let (builder, batch, micro_batches) = match workload {
         Some(name) => {
             let workload = Workload::named(*name);
@@ -51,12 +51,12 @@ fn prepare(arguments: &BenchUnits) -> Result<(TrainerBuilder, Batch), Exit> {
         None => {
             let mut config = RunConfig::load(source.config.as_deref(), &source.sets)?;
             config.devices = named.unwrap_or(config.devices);
-            config.micro_batches = micro_batches.unwrap_or(config.micro_batches);
+            let micro_batches = micro_batches.unwrap_or(config.micro_batches);
             let prepared = config.prepare()?;
             let examples = config.batch_size.min(prepared.data.train.len());
-            check_micro_batches(config.micro_batches, &config.name, examples)?;
+            check_micro_batches(micro_batches, &config.name, examples)?;
             let numbers: Vec<usize> = (0..examples).collect();
-            (prepared.builder, prepared.data.train.batch(&numbers, None)?, config.micro_batches)
+            (prepared.builder, prepared.data.train.batch(&numbers, None)?, micro_batches)
         }
     };
     let first = batch.split(micro_batches)?.into_iter().next();

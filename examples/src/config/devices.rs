@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use interlock::{Error, Result, StageDevice, TrainerBuilder};
-use interlock_backends::Backends;
+use interlock_backends::{Backends, device_names};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -20,6 +20,12 @@ pub(crate) enum Devices {
 const AUTO: &str = "auto";
 
 impl Devices {
+    /// Returns the devices that arguments name, each of which may be a list separated by commas; none if there are no arguments.
+    pub(crate) fn of_arguments(arguments: &[String]) -> Option<Self> {
+        let names = arguments.iter().flat_map(|list| device_names(list));
+        (!arguments.is_empty()).then(|| Self::Named(names.collect()))
+    }
+
     /// Opens the devices for the stages of `builder`, and sets them.
     pub(crate) fn give_to(&self, builder: TrainerBuilder) -> Result<TrainerBuilder> {
         let backends = Backends::default();

@@ -83,10 +83,6 @@ impl<'a> Question<'a> {
             let profile: Profile = serde_json::from_str(&text).map_err(|e| Error::file(path, e))?;
             profiles.insert((Vec::new(), profile.examples), Arc::new(profile));
         }
-        let devices = match arguments.devices.as_slice() {
-            [] => defaults.devices,
-            names => Devices::Named(names.iter().flat_map(|names| device_names(names)).collect()),
-        };
         Ok(Self {
             batch: subject.batch()?,
             subject,
@@ -94,7 +90,7 @@ impl<'a> Question<'a> {
             stages,
             windows,
             micro_batches,
-            devices,
+            devices: Devices::of_arguments(&arguments.devices).unwrap_or(defaults.devices),
             profiles,
             found: HashMap::new(),
         })
@@ -160,7 +156,7 @@ impl<'a> Question<'a> {
         let setup = PlannerSetup { link, replicas, ..builder.setup(stages, &profile, placement)? };
         let cut = match self.arguments.units_per_stage.as_slice() {
             [] => setup.best_cut(&builder.tied_units()?)?,
-            units => setup.predict(units)?,
+            units => setup.simulate(units)?,
         };
         let memory = setup.memory(&cut);
         let widest = (0..stages).map(|k| setup.plan.width(k)).max().unwrap_or(1);
@@ -226,20 +222,6 @@ fn windows(arguments: &Plan, width: Option<Width>) -> Vec<Windows> {
     all
 }
 
-/// Splits a list of devices at its commas. A device's own options are separated by commas too: a part such as `cores=0`
-/// belongs to the previous device.
-fn device_names(list: &str) -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
-    for part in list.split(',') {
-        let is_option = part.contains('=') && !part.split('=').next().is_some_and(|key| key.contains(':'));
-        match names.last_mut().filter(|_| is_option) {
-            Some(name) => *name = format!("{name},{part}"),
-            None => names.push(part.to_owned()),
-        }
-    }
-    names
-}
-
 /// Returns the devices to measure at the same time. Several devices of the same name are measured only as long as there are cores for them, since
 /// the simulation itself accounts for waiting for cores.
 fn devices_to_measure(devices: &[Arc<dyn StageDevice>], stages: usize) -> Vec<Arc<dyn StageDevice>> {
@@ -254,25 +236,4 @@ fn devices_to_measure(devices: &[Arc<dyn StageDevice>], stages: usize) -> Vec<Ar
         taken.push(Arc::clone(device));
     }
     taken
-}
-
-#[cfg(test)]
-mod tests {
-    use super::device_names;
-
-    #[test]
-    fn list_is_split_between_devices_and_not_between_their_options() {
-        let cut = |list, names: &[&str]| assert_eq!(device_names(list), names, "{list}");
-        cut("cpu", &["cpu"]);
-        cut("cpu,cuda:0", &["cpu", "cuda:0"]);
-        cut("cpu:threads=1,cores=0", &["cpu:threads=1,cores=0"]);
-        cut(
-            "cpu:threads=1,cores=0,cpu:cores=1,threads=1,cuda:1",
-            &["cpu:threads=1,cores=0", "cpu:cores=1,threads=1", "cuda:1"],
-        );
-        cut("emulated:forward-ms=5,gbps=1", &["emulated:forward-ms=5,gbps=1"]);
-        // A part that is not a device stays, and opening it gives an error that names it.
-        cut("cores=0,cpu", &["cores=0", "cpu"]);
-        cut("cpu,", &["cpu", ""]);
-    }
 }

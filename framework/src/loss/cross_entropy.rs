@@ -64,8 +64,12 @@ impl CrossEntropy {
         }
     }
 
-    /// Checks the shape of `output` against the targets, and returns the number of classes.
+    /// Checks the smoothing, and the shape of `output` against the targets. Returns the number of classes.
     fn shape(&self, output: &Tensor, classes: &[u32]) -> Result<usize> {
+        if !(0.0..1.0).contains(&self.label_smoothing) {
+            let value = self.label_smoothing.to_string();
+            return Err(Error::invalid("label_smoothing", value, "use a number from 0 to below 1"));
+        }
         let (count, rows) = (output.dim(D::Minus1)?, output.elem_count() / output.dim(D::Minus1)?.max(1));
         if rows != classes.len() {
             return Err(Error::invalid(
@@ -294,6 +298,16 @@ mod tests {
         assert!(error.contains("target 3 at position 1") && error.contains("0 to 2"), "{error}");
         let (_, few) = tensors(&[0.0; 3], 3, &[1]);
         assert!(CrossEntropy::default().score(&output, &(&few).into()).is_err());
+    }
+
+    #[test]
+    fn a_smoothing_out_of_range_is_refused() {
+        let (output, targets) = tensors(&[0.0; 6], 3, &[1, 2]);
+        for label_smoothing in [-0.1, 1.0, f64::NAN] {
+            let loss = CrossEntropy { label_smoothing, ..CrossEntropy::default() };
+            let error = loss.score(&output, &(&targets).into()).unwrap_err().to_string();
+            assert!(error.starts_with("label_smoothing: "), "{error}");
+        }
     }
 
     #[test]

@@ -1,19 +1,21 @@
 //! The weights of a model: tensors by name, in memory and in files.
 //!
 //! Files are safetensors shards, one for each stage, with an index as Hugging Face writes it. `model-00001-of-00004.safetensors` and so on hold
-//! the tensors under their PyTorch names; `model.safetensors.index.json` maps each name to its shard. Files are written under another name and
-//! renamed, the index last: a folder with an index is complete.
+//! the tensors under their PyTorch names; `model.safetensors.index.json` maps each name to its shard. The index is written last: a folder
+//! with an index is complete. Weights that are saved over others get other file names (`model-v1-00001-of-00004.safetensors`), so that those of the
+//! old index stay as they are until the new index replaces it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
     ops::Index,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// The index's file name.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
@@ -105,23 +107,41 @@ impl Weights {
         self.tensors.iter().map(|(name, placed)| (name.as_str(), &placed.tensor))
     }
 
-    /// Writes the weights into `folder`, which must exist: one safetensors file for each shard, and the index.
+    /// Writes the weights into `folder`, which must exist: one safetensors file for each shard, and the index. Weights that were saved there before
+    /// are replaced; until the new ones are complete, the folder has the old ones.
     ///
     /// # Errors
-    /// If a file cannot be written; the index is then not there, nor one of earlier weights in the same folder.
+    /// If a file cannot be written; the folder then still has the old weights.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
-        // An older index would list shards of which some are replaced and some are not.
-        match std::fs::remove_file(folder.join(INDEX)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::file(folder.join(INDEX), error));
+        let index = folder.join(INDEX);
+        // An index that cannot be read lists nothing that could be lost.
+        let old = ShardIndex::files(&index).unwrap_or_default();
+        let name = |version: usize, shard: usize| {
+            let version = if version > 0 { format!("v{version}-") } else { String::new() };
+            format!("model-{version}{shard:05}-of-{:05}.safetensors", self.shards)
+        };
+        let mut files: Vec<String> = Vec::new();
+        for version in 0.. {
+            files = (1..=self.shards).map(|shard| name(version, shard)).collect();
+            if !files.iter().any(|file| old.contains(file)) {
+                break;
             }
-            _ => {}
         }
+        let saved = self.write_to(folder, &files);
+        if let Ok(present) = ShardIndex::files(&index) {
+            let unused = old.iter().chain(&files).filter(|file| is_shard(file) && !present.contains(*file));
+            // It does no harm if one stays.
+            unused.for_each(|file| drop(std::fs::remove_file(folder.join(file))));
+        }
+        saved
+    }
+
+    /// Writes the shards to `files`, and the index last.
+    fn write_to(&self, folder: &Path, files: &[String]) -> Result<()> {
         let mut weight_map = BTreeMap::new();
         let mut total_size = 0;
-        for shard in 0..self.shards {
-            let file = format!("model-{:05}-of-{:05}.safetensors", shard + 1, self.shards);
+        for (shard, file) in files.iter().enumerate() {
             let tensors: HashMap<&str, Tensor> = self
                 .tensors
                 .iter()
@@ -132,13 +152,13 @@ impl Weights {
                 total_size += (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
                 weight_map.insert((*name).to_owned(), file.clone());
             }
-            write_aside(&folder.join(&file), |path| {
+            files::replace(&folder.join(file), |path| {
                 candle_core::safetensors::save(&tensors, path).map_err(|e| Error::file(path, e))
             })?;
         }
         let index = ShardIndex { metadata: Metadata { total_size }, weight_map };
         let text = serde_json::to_string_pretty(&index).map_err(|e| Error::file(folder.join(INDEX), e))?;
-        write_text(&folder.join(INDEX), &text)
+        files::write(&folder.join(INDEX), text)
     }
 
     /// Reads weights from a safetensors file, an index, or a folder that has an index.
@@ -156,8 +176,7 @@ impl Weights {
 
     fn load_index(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-        let index: ShardIndex = serde_json::from_str(&text)
-            .map_err(|e| Error::file(path, format!("not an index of safetensors shards: {e}")))?;
+        let index = ShardIndex::parse(path, &text)?;
         let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (name, shard) in &index.weight_map {
             shards.entry(shard).or_default().push(name);
@@ -222,22 +241,29 @@ struct Metadata {
     total_size: u64,
 }
 
+impl ShardIndex {
+    /// Returns the names of the shards that the index at `path` lists; none if there is no index.
+    fn files(path: &Path) -> Result<BTreeSet<String>> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Ok(Self::parse(path, &text)?.weight_map.into_values().collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+            Err(error) => Err(Error::file(path, error)),
+        }
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self> {
+        serde_json::from_str(text).map_err(|e| Error::file(path, format!("not an index of safetensors shards: {e}")))
+    }
+}
+
+/// Whether [`Weights::save`] may have written a file of this name.
+fn is_shard(file: &str) -> bool {
+    file.starts_with("model-") && file.ends_with(".safetensors") && !file.contains(['/', '\\'])
+}
+
 fn load_shard(path: &Path) -> Result<HashMap<String, Tensor>> {
     candle_core::safetensors::load(path, &Device::Cpu)
         .map_err(|e| Error::file(path, format!("not a safetensors file: {e}")))
-}
-
-/// Writes `text` to `path` through a second file that is then renamed, so that `path` is written completely or not at all.
-pub fn write_text(path: &Path, text: &str) -> Result<()> {
-    write_aside(path, |aside| std::fs::write(aside, text).map_err(|e| Error::file(aside, e)))
-}
-
-fn write_aside(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    let aside: PathBuf = path.with_file_name(name);
-    write(&aside)?;
-    std::fs::rename(&aside, path).map_err(|e| Error::file(path, e))
 }
 
 #[cfg(test)]
@@ -266,19 +292,59 @@ mod tests {
         assert_eq!(left, 3, "two shards, the index and nothing else");
     }
 
+    /// The names in a folder.
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
     #[test]
-    fn weights_that_are_saved_in_part_over_others_cannot_be_loaded() {
+    fn a_save_that_fails_leaves_the_old_weights() {
+        let one = |v: f32| ("a.weight".to_owned(), Tensor::new(&[v], &Device::Cpu).unwrap());
         let folder = tempfile::tempdir().unwrap();
+        let value = || Weights::load(folder.path()).unwrap()["a.weight"].to_vec1::<f32>().unwrap()[0];
+        let new = Weights::of_stages([vec![one(7.0)], vec![("b".to_owned(), one(8.0).1)]]);
         weights().save(folder.path()).unwrap();
-        // The second shard cannot be written.
-        let shard = folder.path().join("model-00002-of-00002.safetensors");
-        std::fs::remove_file(&shard).unwrap();
-        std::fs::create_dir(&shard).unwrap();
-        assert!(weights().save(folder.path()).is_err());
-        assert!(Weights::load(folder.path()).unwrap_err().to_string().contains(INDEX));
-        std::fs::remove_dir(&shard).unwrap();
+        let before = names(folder.path());
+        // The second shard cannot be written, then the index.
+        for file in ["model-v1-00002-of-00002.safetensors", INDEX] {
+            let in_the_way = folder.path().join(format!("{file}.part"));
+            std::fs::create_dir(&in_the_way).unwrap();
+            assert!(new.save(folder.path()).is_err());
+            std::fs::remove_dir(&in_the_way).unwrap();
+            assert_eq!((value(), names(folder.path())), (1.0, before.clone()));
+        }
+        new.save(folder.path()).unwrap();
+        assert_eq!(value(), 7.0);
+        let names_of = |version: &str| [1, 2].map(|shard| format!("model-{version}0000{shard}-of-00002.safetensors"));
+        assert_eq!(names(folder.path()), [&names_of("v1-")[..], &[INDEX.to_owned()]].concat());
+        // Another number of shards; then the first names are free again.
+        Weights::from_iter([one(9.0)]).save(folder.path()).unwrap();
+        assert_eq!((value(), names(folder.path()).len()), (9.0, 2));
         weights().save(folder.path()).unwrap();
-        assert_eq!(Weights::load(folder.path()).unwrap().len(), 3);
+        assert_eq!((value(), names(folder.path())), (1.0, before));
+    }
+
+    #[test]
+    fn files_of_others_stay_when_weights_are_saved_over_an_index_that_lists_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        let listed =
+            r#"{"metadata":{"total_size":0},"weight_map":{"a":"../model-outside.safetensors","b":"other.bin"}}"#;
+        for (path, text) in [("model-outside.safetensors", ""), ("inner/other.bin", ""), ("inner/index", listed)] {
+            std::fs::write(folder.path().join(path), text).unwrap();
+        }
+        std::fs::rename(inner.join("index"), inner.join(INDEX)).unwrap();
+        weights().save(&inner).unwrap();
+        assert!(folder.path().join("model-outside.safetensors").exists() && inner.join("other.bin").exists());
+        assert_eq!(Weights::load(&inner).unwrap().len(), 3);
+        // An index that is damaged is replaced.
+        std::fs::write(inner.join(INDEX), "{").unwrap();
+        weights().save(&inner).unwrap();
+        assert_eq!(Weights::load(&inner).unwrap().len(), 3);
     }
 
     #[test]

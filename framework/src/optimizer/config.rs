@@ -118,15 +118,6 @@ impl OptimizerConfig {
         config
     }
 
-    /// Returns how many values of state the rule holds for each value of a parameter.
-    pub fn state_values(&self) -> u64 {
-        match self.kind {
-            OptimizerKind::Sgd if self.momentum == 0.0 => 0,
-            OptimizerKind::Sgd => 1,
-            OptimizerKind::Adamw => 2,
-        }
-    }
-
     /// Returns the settings of the parameter called `name`.
     ///
     /// # Errors
@@ -195,6 +186,10 @@ impl OptimizerConfig {
         }
         for (at, group) in self.groups.iter().enumerate() {
             let key = |field: &str| format!("groups[{at}].{field}");
+            if group.patterns.is_empty() {
+                let right = "give at least one pattern, or leave the group out";
+                return Err(Error::invalid(format!("optimizer.{}", key("match")), "the list is empty", right));
+            }
             for pattern in &group.patterns {
                 parse(at, pattern)?;
             }
@@ -209,6 +204,18 @@ impl OptimizerConfig {
                     own.stage.to_string(),
                     format!("the model has stages 0 to {}", stages - 1),
                 ));
+            }
+            if self.stages[..at].iter().any(|other| other.stage == own.stage) {
+                let problem = format!("stage {} is named twice", own.stage);
+                return Err(Error::invalid(format!("optimizer.{}", key("stage")), problem, "name each stage once"));
+            }
+            if self.kind == OptimizerKind::Adamw && own.momentum.is_some() {
+                let problem = "AdamW has no momentum";
+                return Err(Error::invalid(format!("optimizer.{}", key("momentum")), problem, "leave it out"));
+            }
+            if self.nesterov && own.momentum == Some(0.0) {
+                let right = "use a momentum above 0, or nesterov = false";
+                return Err(Error::invalid(format!("optimizer.{}", key("momentum")), "0 beside nesterov", right));
             }
             positive(key("lr"), own.lr.unwrap_or(1.0))?;
             below_one(key("momentum"), own.momentum.unwrap_or(0.0))?;
@@ -278,5 +285,17 @@ mod tests {
         refused(OptimizerConfig { eps: 0.0, ..default() }, "optimizer.eps");
         refused(OptimizerConfig { momentum: 0.0, nesterov: true, ..default() }, "optimizer.nesterov");
         refused(OptimizerConfig { groups: vec![group("[")], ..default() }, "optimizer.groups[0].match");
+        let empty = ParameterGroup { patterns: vec![], ..group("") };
+        refused(
+            OptimizerConfig { groups: vec![group("a"), empty], ..default() },
+            "optimizer.groups[1].match: the list",
+        );
+        let own = |stage, momentum| StageOverride { stage, momentum: Some(momentum), ..Default::default() };
+        let twice = vec![own(1, 0.5), own(0, 0.5), own(1, 0.8)];
+        refused(OptimizerConfig { stages: twice, ..default() }, "optimizer.stages[2].stage: stage 1 is named twice");
+        let plain = OptimizerConfig { nesterov: true, stages: vec![own(1, 0.0)], ..default() };
+        refused(plain, "optimizer.stages[0].momentum: 0 beside nesterov");
+        let adamw = OptimizerConfig { kind: OptimizerKind::Adamw, stages: vec![own(1, 0.5)], ..default() };
+        refused(adamw, "optimizer.stages[0].momentum: AdamW has no momentum");
     }
 }

@@ -42,7 +42,7 @@ pub enum LrScheduleConfig {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         total_steps: Option<u64>,
     },
-    /// Multiplied by `factor` when the last stage's validation loss has not improved for more than `patience` evaluations.
+    /// Multiplied by `factor` when the last stage's validation loss has not improved for more than `patience` evaluations. It needs a validation set.
     ReduceOnPlateau {
         /// The factor of each change.
         factor: f64,
@@ -168,6 +168,11 @@ impl LrSchedule {
     /// Sets the number of steps of the run.
     pub fn set_total(&mut self, steps: u64) {
         self.total = steps;
+    }
+
+    /// Returns whether it reacts to validation losses.
+    pub(crate) fn reduces_on_plateau(&self) -> bool {
+        matches!(self.rule.0, Rule::Configured(LrScheduleConfig::ReduceOnPlateau { .. }))
     }
 
     /// Notes the last stage's validation loss.

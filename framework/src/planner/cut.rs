@@ -1,4 +1,4 @@
-//! A cut of a model into stages, and its predicted step.
+//! A cut of a model into stages, and its simulated step.
 
 use crate::simulator::{Scenario, Simulated};
 
@@ -11,6 +11,6 @@ pub struct PlannedCut {
     pub scenario: Scenario,
     /// The result of the simulation.
     pub simulated: Simulated,
-    /// Whether no other cut has a shorter predicted step: all were compared, or in every cut the busiest stage has as much work as this step takes.
+    /// Whether no other cut has a shorter simulated step: all were compared, or in every cut the busiest stage has as much work as this step takes.
     pub proven: bool,
 }

@@ -88,7 +88,7 @@ pub struct UnitCosts {
     /// Seconds of a backward pass that gives parameter gradients only, with the adding up: what a stage's first unit does where the previous stage
     /// wants no gradient.
     pub parameters_only: f64,
-    /// Seconds of the optimizer's update of its parameters, once a step.
+    /// Seconds of the optimizer's update of its parameters and of their moving averages, once a step.
     pub update: f64,
     /// Seconds that its output takes to leave a stage, checked and rounded; the gradient that comes back over the boundary takes as long.
     /// 0 for the model's last unit.
@@ -101,7 +101,7 @@ pub struct UnitCosts {
     pub parameter_bytes: u64,
     /// Bytes of its parameters' gradients, from a step's first backward pass to its update.
     pub gradient_bytes: u64,
-    /// Bytes of the optimizer's state for its parameters.
+    /// Bytes of the optimizer's state for its parameters, and of their moving averages.
     pub optimizer_bytes: u64,
     /// Bytes that its saved activations hold from its forward pass to its last backward pass. Its input counts here, or at the previous unit if that
     /// one saves its output anyway. The batch itself does not count.
@@ -129,7 +129,7 @@ pub struct HeadCosts {
     pub parameter_bytes: u64,
     /// Bytes of its parameters' gradients.
     pub gradient_bytes: u64,
-    /// Bytes of the optimizer's state for its parameters.
+    /// Bytes of the optimizer's state for its parameters, and of their moving averages.
     pub optimizer_bytes: u64,
     /// The most bytes in use while it computes beyond what the units have saved: the unit's output, and all that the head needs, without its
     /// parameters' gradients.
@@ -189,7 +189,7 @@ impl Profile {
                     let together = &together;
                     scope.spawn(move || {
                         let times = Times::measure(&mut chain, together)?;
-                        DeviceCosts::of(&chain, &times, memory.as_ref())
+                        Ok(DeviceCosts::of(&chain, &times, memory.as_ref()))
                     })
                 })
                 .collect();
@@ -258,24 +258,26 @@ impl Profile {
 }
 
 impl DeviceCosts {
-    fn of(chain: &Chain<'_>, times: &Times, memory: Option<&Memory>) -> Result<Self> {
+    fn of(chain: &Chain<'_>, times: &Times, memory: Option<&Memory>) -> Self {
         let last = chain.parts.units.len() - 1;
         let units = chain.parts.units.iter().enumerate().map(|(i, unit)| {
-            let bytes = chain.parts.bytes(unit)?;
             let own = memory.map(|memory| &memory.units[i]);
+            // An optimizer need not report its state.
+            let [parameter_bytes, gradient_bytes, reported] = unit.bytes();
+            let optimizer_bytes = reported.max(own.map_or(0, |own| own.optimizer));
             let head = chain.parts.heads[i].as_ref().map(|head| {
-                let bytes = chain.parts.bytes(head)?;
-                Ok::<_, Error>(HeadCosts {
+                let [parameter_bytes, gradient_bytes, reported] = head.bytes();
+                HeadCosts {
                     needed: times.of(i, Piece::HeadNeeded),
                     probe: times.of(i, Piece::HeadProbe),
                     update: times.of(i, Piece::HeadUpdate),
-                    parameter_bytes: bytes.parameters,
-                    gradient_bytes: bytes.gradients,
-                    optimizer_bytes: bytes.optimizer,
+                    parameter_bytes,
+                    gradient_bytes,
+                    optimizer_bytes: reported.max(own.map_or(0, |own| own.head_optimizer)),
                     transient_bytes: own.and_then(|own| own.head_transient),
-                })
+                }
             });
-            Ok(UnitCosts {
+            UnitCosts {
                 name: unit.name.clone(),
                 forward: times.of(i, Piece::Forward),
                 input_gradient: times.of(i, Piece::Input),
@@ -286,22 +288,22 @@ impl DeviceCosts {
                 send: times.of(i, Piece::Send),
                 receive: times.of(i, Piece::Receive),
                 output_bytes: chain.outputs[i] as u64,
-                parameter_bytes: bytes.parameters,
-                gradient_bytes: bytes.gradients,
-                optimizer_bytes: bytes.optimizer,
+                parameter_bytes,
+                gradient_bytes,
+                optimizer_bytes,
                 saved_bytes: own.map(|own| own.saved),
                 pending_bytes: own.map(|own| own.pending),
                 transient_bytes: own.and_then(|own| own.transient),
-                head: head.transpose()?,
-            })
+                head,
+            }
         });
-        Ok(Self {
+        Self {
             device: chain.device.name().to_owned(),
             action: times.action,
-            units: units.collect::<Result<_>>()?,
+            units: units.collect(),
             loss: times.of(last, Piece::Loss),
             loss_bytes: memory.and_then(|memory| memory.loss),
             scratch_bytes: memory.map(|memory| memory.scratch),
-        })
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The search for the cut with the shortest predicted step.
+//! The search for the cut with the shortest simulated step.
 
 use std::ops::Range;
 
@@ -17,11 +17,11 @@ const TRIES: usize = 300;
 const ACTIONS: usize = 400_000;
 
 impl PlannerSetup<'_> {
-    /// Predicts a step with these numbers of units on each stage.
+    /// Simulates steps with these numbers of units on each stage.
     ///
     /// # Errors
     /// If they do not fit the model or the plan.
-    pub fn predict(&self, units_per_stage: &[usize]) -> Result<PlannedCut> {
+    pub fn simulate(&self, units_per_stage: &[usize]) -> Result<PlannedCut> {
         self.check()?;
         let units = self.device(0).units.len();
         if units_per_stage.len() != self.stages()
@@ -40,7 +40,7 @@ impl PlannerSetup<'_> {
         }
     }
 
-    /// Returns the cut with the shortest predicted step. `tied` are pairs of units that must lie on one stage.
+    /// Returns the cut with the shortest simulated step. `tied` are pairs of units that must lie on one stage.
     ///
     /// If there are few cuts, all are compared, first those whose busiest stage has least work. Otherwise the search begins with a cut whose busiest
     /// stage has least work and whose other stages share the rest evenly (both by dynamic programming), and moves boundaries by one unit as long as

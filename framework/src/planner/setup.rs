@@ -1,4 +1,4 @@
-//! The setup of a prediction: adds up the costs of units to those of stages, and makes the scenario that is simulated.
+//! The setup of a simulation: adds up the costs of units to those of stages, and makes the scenario that is simulated.
 
 use std::{ops::Range, sync::Arc};
 
@@ -70,7 +70,7 @@ impl Placement {
     }
 }
 
-/// The setup of a prediction: everything but the cut.
+/// The setup of a simulation: everything but the cut.
 #[derive(Clone, Debug)]
 pub struct PlannerSetup<'a> {
     /// The costs of units, for micro-batches of the planned size.

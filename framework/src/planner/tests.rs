@@ -73,7 +73,7 @@ fn close(a: f64, b: f64) {
 fn costs_of_units_add_up_to_those_of_stages() {
     let profile = profile(&[8.0, 4.0, 2.0, 1.0]);
     let setup = setup(&profile, 2, 2, 1);
-    let cut = setup.predict(&[2, 2]).unwrap();
+    let cut = setup.simulate(&[2, 2]).unwrap();
     let [first, second] = cut.scenario.costs.as_slice() else { panic!() };
     close(first.forward, 0.0001 + 12.0 + 0.001);
     close(first.parameters_only, 0.0001 + 0.002 + 9.6 + 7.6);
@@ -96,7 +96,7 @@ fn a_stage_that_recomputes_takes_longer_and_keeps_its_input() {
     let profile = profile(&[1.0, 2.0, 4.0, 8.0]);
     let plain = setup(&profile, 1, 2, 1);
     let again = PlannerSetup { recompute: Recompute::Stages(vec![1]), ..plain.clone() };
-    let [plain_cut, cut] = [&plain, &again].map(|setup| setup.predict(&[2, 2]).unwrap());
+    let [plain_cut, cut] = [&plain, &again].map(|setup| setup.simulate(&[2, 2]).unwrap());
     let stage = |cut: &PlannedCut, k: usize| cut.scenario.costs[k];
     close(stage(&cut, 1).parameters_only - stage(&plain_cut, 1).parameters_only, 12.0);
     assert_eq!(stage(&cut, 0), stage(&plain_cut, 0));
@@ -110,7 +110,7 @@ fn replicas_add_up_gradients_in_a_ring() {
     let profile = profile(&[1.0; 4]);
     let one = setup(&profile, 1, 2, 1);
     let four = PlannerSetup { replicas: Replicas { count: 4, link }, ..one.clone() };
-    let update = |setup: &PlannerSetup<'_>| setup.predict(&[2, 2]).unwrap().scenario.costs[0].update;
+    let update = |setup: &PlannerSetup<'_>| setup.simulate(&[2, 2]).unwrap().scenario.costs[0].update;
     // Of two units and a head.
     close(update(&four) - update(&one), 6.0 * (0.1 + 1.0));
 }
@@ -132,7 +132,7 @@ fn no_cut_is_better_than_the_best() {
         let setup = setup(&profile, width, stages, micro_batches);
         let best = setup.best_cut(&[]).unwrap();
         assert!(best.proven);
-        let step = |cut: &Vec<usize>| setup.predict(cut).unwrap().simulated.step_seconds;
+        let step = |cut: &Vec<usize>| setup.simulate(cut).unwrap().simulated.step_seconds;
         let least = cuts(7, stages).iter().map(step).fold(f64::INFINITY, f64::min);
         close(best.simulated.step_seconds, least);
     }
@@ -153,8 +153,8 @@ fn a_stage_needs_a_head_where_some_stage_follows_it() {
     profile.devices[0].units[1].head = None;
     let setup = setup(&profile, 1, 2, 1);
     assert_ne!(setup.best_cut(&[]).unwrap().units_per_stage[0], 2);
-    assert!(setup.predict(&[2, 2]).is_err());
-    assert!(setup.predict(&[4]).is_err() && setup.predict(&[5, 0]).is_err());
+    assert!(setup.simulate(&[2, 2]).is_err());
+    assert!(setup.simulate(&[4]).is_err() && setup.simulate(&[5, 0]).is_err());
     let stages = setup.clone();
     let many =
         PlannerSetup { plan: Arc::new(GradientPlan::of_widths(&[1; 5]).unwrap()), heads: vec![true; 5], ..stages };
@@ -170,7 +170,7 @@ fn many_stages_are_cut_where_the_busiest_has_least_to_do() {
         let setup = setup(&profile, width, 100, micro_batches);
         let best = setup.best_cut(&[]).unwrap();
         assert_eq!(best.units_per_stage.iter().sum::<usize>(), 400);
-        let even = setup.predict(&[4; 100]).unwrap();
+        let even = setup.simulate(&[4; 100]).unwrap();
         assert!(best.simulated.step_seconds < even.simulated.step_seconds);
         assert!(best.proven, "{}", best.simulated.critical);
     }

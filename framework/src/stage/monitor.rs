@@ -180,8 +180,9 @@ impl Monitor {
     /// Measures the score of the head of stage `stage`.
     ///
     /// # Errors
-    /// If the loss is not finite, on a synchronous device.
+    /// If it does not have one or two numbers, or the loss is not finite on a synchronous device.
     pub(super) fn score(&mut self, stage: usize, scored: PendingScore) -> Result<()> {
+        scored.check()?;
         let PendingScore { numbers, count } = scored;
         if let (Numbers::Host(values), false) = (&numbers, self.asynchronous) {
             check_loss(stage, values)?;
@@ -274,6 +275,17 @@ pub(super) fn check_loss(stage: usize, score: &[f64]) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_score_of_too_many_numbers_is_refused_before_it_is_read() {
+        let score = |numbers: &[f64]| {
+            let numbers = Tensor::new(numbers, &candle_core::Device::Cpu).unwrap();
+            Monitor::new(true).score(0, PendingScore::on_device(numbers, 1.0))
+        };
+        score(&[1.0, 0.0]).unwrap();
+        assert_eq!(score(&[1.0, 0.0, 2.0]).unwrap_err().to_string(), "loss: a score of 3 numbers; give one or two");
+        assert!(score(&[]).is_err());
+    }
 
     #[test]
     fn a_step_takes_what_was_measured_up_to_it_and_an_evaluation_what_is_its_own() {

@@ -65,7 +65,7 @@ impl Trainable {
 
     /// Keeps a moving average of the trained parameters from now on; none if `config` is none.
     #[must_use]
-    pub(super) fn with_average(self, config: Option<EmaConfig>) -> Self {
+    pub(crate) fn with_average(self, config: Option<EmaConfig>) -> Self {
         let trained = || {
             let entries = self.entries.iter().enumerate();
             entries.filter(|&(at, _)| self.is_trained(at)).map(|(_, entry)| entry.var.clone())
@@ -75,7 +75,7 @@ impl Trainable {
     }
 
     /// Adds the values after the update of `step` to the moving average.
-    pub(super) fn update_average(&mut self, step: u64) -> Result<()> {
+    pub(crate) fn update_average(&mut self, step: u64) -> Result<()> {
         self.average.as_mut().map_or(Ok(()), |average| average.update(step))
     }
 
@@ -188,6 +188,11 @@ impl Trainable {
     /// Bytes of the trained parameters and of the buffers.
     pub fn parameter_bytes(&self) -> usize {
         self.entries.iter().map(|entry| bytes(&entry.var)).sum()
+    }
+
+    /// Returns the bytes of the trained parameters, as many as their gradients take.
+    pub(crate) fn trained_bytes(&self) -> usize {
+        (0..self.entries.len()).filter(|&at| self.is_trained(at)).map(|at| bytes(&self.entries[at].var)).sum()
     }
 
     /// Returns the bytes of the present gradients, including those that are only measured.

@@ -17,6 +17,14 @@ pub enum Numbers {
 }
 
 impl Numbers {
+    /// Returns how many there are.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Host(values) => values.len(),
+            Self::Device(tensor) => tensor.elem_count(),
+        }
+    }
+
     /// Concatenates `parts` in order. If some are not yet read, those that are read come first; on one device all parts are of one kind.
     ///
     /// # Errors

@@ -242,7 +242,7 @@ impl TrainerBuilder {
         self
     }
 
-    /// Evaluates after every step whose number is a multiple of `steps`. Default: after each epoch.
+    /// Evaluates after every step whose number is a multiple of `steps`; fits then need a validation set. Default: after each epoch, if a fit has one.
     pub fn eval_every(mut self, steps: impl Into<Option<u64>>) -> Self {
         self.settings.eval_every = steps.into();
         self
@@ -254,7 +254,7 @@ impl TrainerBuilder {
         self
     }
 
-    /// Keeps a copy of the weights of the best evaluation, for [`Trainer::best`](super::Trainer::best). Default: none.
+    /// Keeps a copy of the weights of the best evaluation, for [`Trainer::best`](super::Trainer::best); fits then need a validation set. Default: none.
     pub fn keep_best(mut self, criterion: impl Into<Option<Criterion>>) -> Self {
         self.settings.keep_best = criterion.into();
         self

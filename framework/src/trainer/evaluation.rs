@@ -13,6 +13,11 @@ pub(super) fn empty() -> Error {
     Error::invalid("validation set", "it has no examples", "give at least one")
 }
 
+/// The error for a setting that needs a validation set, in a fit that has none.
+pub(super) fn missing(setting: &str) -> Error {
+    Error::invalid(setting, "there is no validation set", "give one, such as fit((&train, &validation))")
+}
+
 impl Trainer {
     /// Scores every head; none if `stopper` is asked to end the run before all batches have been fed.
     pub(super) fn run_evaluation(&mut self, data: &dyn Dataset, stopper: &Stopper) -> Result<Option<Evaluation>> {
@@ -59,6 +64,13 @@ impl Trainer {
             }
         });
         self.failed = whole.is_err() && fed.get();
-        if whole? { Evaluation::new(&sums, start.elapsed()).map(Some) } else { Ok(None) }
+        if !whole? {
+            return Ok(None);
+        }
+        let evaluation = Evaluation::new(&sums, start.elapsed())?;
+        if evaluation.last().score.count == 0.0 {
+            return Err(Error::invalid("validation set", "the loss counts none of its targets", "give others"));
+        }
+        Ok(Some(evaluation))
     }
 }

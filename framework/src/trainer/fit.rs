@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Best, Control, Criterion, Evaluation, Length, Report, Split, TrainEvent, Trainer, evaluation, guarded,
+    Best, Control, Evaluation, Length, Report, Split, TrainEvent, Trainer, evaluation, guarded,
     loader::{ExampleOrder, Loader},
     run_metrics::RunState,
     trained::Trained,
@@ -18,7 +18,25 @@ use crate::{
     Dataset, Error, Result,
     actor::{Feed, Feeder, PipelineEvent},
     schedule::Purpose,
+    transport::StageStep,
 };
+
+/// Checks that every head's loss counted `targets` targets of a batch: the common loss's number, by which gradients are divided.
+///
+/// # Errors
+/// If one counted another number.
+fn check_counts(stages: &[StageStep], targets: f64) -> Result<()> {
+    let counts = stages.iter().filter_map(|stage| Some((stage.stage, stage.score?.count)));
+    // A number need not be whole, and micro-batches are counted one by one.
+    match counts.into_iter().find(|(_, count)| (count - targets).abs() > 1e-6 * targets.abs()) {
+        None => Ok(()),
+        Some((k, count)) => Err(Error::invalid(
+            format!("the loss of head {k}"),
+            format!("its scores count {count} targets of a batch, of which the common loss counts {targets}"),
+            "score and count the same targets in all losses",
+        )),
+    }
+}
 
 impl Trainer {
     /// Sends the event to every callback. The first reason to stop counts.
@@ -61,15 +79,12 @@ impl Trainer {
     pub(super) fn run(&mut self, data: Split<'_>) -> Result<Report> {
         self.settings.length.validate()?;
         let order = self.order_of(data.train.len())?;
-        if self.settings.keep_best.is_some() && data.validation.is_none() {
-            return Err(Error::invalid(
-                "keep_best",
-                "there is no validation set",
-                "give one, such as fit((&train, &validation))",
-            ));
-        }
-        if data.validation.is_some_and(|validation| validation.is_empty()) {
-            return Err(evaluation::empty());
+        match data.validation {
+            Some(validation) if validation.is_empty() => return Err(evaluation::empty()),
+            None if self.settings.keep_best.is_some() => return Err(evaluation::missing("keep_best")),
+            None if self.settings.eval_every.is_some() => return Err(evaluation::missing("eval_every")),
+            None if self.reduces_on_plateau => return Err(evaluation::missing("lr_schedule (reduce_on_plateau)")),
+            _ => {}
         }
         let first = self.steps;
         let last = first.saturating_add(match self.settings.length {
@@ -164,10 +179,13 @@ impl Trainer {
                     None => return Ok(()),
                     Some(PipelineEvent::StageStep(stage)) => self.tell(&TrainEvent::StageStep(&stage))?,
                     Some(PipelineEvent::StepDone { step, stages, change }) => {
-                        let (examples, targets) = sizes.borrow_mut().pop_front().unwrap_or_default();
+                        let size = sizes.borrow_mut().pop_front();
+                        let (examples, targets) =
+                            size.ok_or_else(|| Error::Internal(format!("step {step} ended without having been fed")))?;
+                        check_counts(&stages, targets)?;
                         self.steps = step + 1;
                         trained.add(&stages, examples);
-                        self.prediction.step_done(self.plans.at(step), &stages);
+                        self.simulated_idle.step_done(self.plans.at(step), &stages);
                         if let Some(recording) = &mut self.recording {
                             recording.add(&stages);
                         }
@@ -194,21 +212,20 @@ impl Trainer {
             return Ok(());
         }
         let (from_step, plan) = (phase.from_step, Arc::clone(&phase.plan));
-        self.prediction.plan(&plan);
+        self.simulated_idle.plan(&plan);
         self.tell(&TrainEvent::PlanChanged { from_step, plan: &plan })
     }
 
     /// Keeps a copy of the weights if `found` is the best evaluation so far, and returns whether it is.
+    ///
+    /// # Errors
+    /// If the criterion is the accuracy and the loss has none.
     fn remember(&mut self, found: &Evaluation) -> Result<bool> {
         let Some(criterion) = self.settings.keep_best else { return Ok(false) };
-        let value = |evaluation: &Evaluation| {
-            let last = evaluation.last().score;
-            match criterion {
-                Criterion::Loss => -last.mean_loss(),
-                Criterion::Accuracy => last.accuracy().unwrap_or_else(|| -last.mean_loss()),
-            }
-        };
-        if self.best.as_ref().is_some_and(|best| value(&best.evaluation) >= value(found)) {
+        let value = criterion.of(found, "keep_best")?;
+        if let Some(best) = &self.best
+            && !criterion.improves(value, criterion.of(&best.evaluation, "keep_best")?, 0.0)
+        {
             return Ok(false);
         }
         let weights = self.pipeline.snapshot()?;

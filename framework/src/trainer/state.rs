@@ -42,14 +42,14 @@ const FORMAT: u32 = 1;
 /// # let folder = tempfile::tempdir()?;
 /// # let [weights, tensors, values] = ["weights", "tensors", "state.json"].map(|name| folder.path().join(name));
 /// # [&weights, &tensors].map(std::fs::create_dir);
-/// use interlock::{Trainer, TrainerState, Weights};
+/// use interlock::{Trainer, TrainerState, Weights, tools::files};
 ///
 /// let mut trainer = Trainer::builder(Net).steps(3).build()?;
 /// trainer.fit(&Corners)?;
 /// let state = trainer.state()?;
 /// trainer.snapshot()?.save(&weights)?;
 /// state.tensors.save(&tensors)?;
-/// std::fs::write(&values, serde_json::to_string(&state)?)?;
+/// files::write(&values, serde_json::to_string(&state)?)?;
 ///
 /// let mut state: TrainerState = serde_json::from_str(&std::fs::read_to_string(&values)?)?;
 /// state.tensors = Weights::load(&tensors)?;

@@ -1,8 +1,8 @@
 //! Vocabularies, which encode text as tokens and decode tokens.
 
-use std::{collections::HashMap, fmt, fs, path::Path, sync::Arc};
+use std::{collections::HashMap, fmt, path::Path, sync::Arc};
 
-use interlock::{Error, Result};
+use interlock::{Error, Result, tools};
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
@@ -126,19 +126,13 @@ impl Vocabulary {
         }
     }
 
-    /// Writes this vocabulary as JSON, to a file beside `path` that is then renamed.
+    /// Writes this vocabulary as JSON. The file is written completely or not at all.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         let json = serde_json::to_vec_pretty(self).map_err(|e| Error::file(path, e))?;
-        let mut aside = path.as_os_str().to_owned();
-        aside.push(".part");
-        fs::write(&aside, json).and_then(|()| fs::rename(&aside, path)).map_err(|e| {
-            // Only the first error is reported, even if the incomplete file cannot be removed.
-            let _ = fs::remove_file(&aside);
-            Error::file(path, e)
-        })
+        tools::files::write(path, json)
     }
 
     /// Returns whether tokens are bytes, so that a text need not be UTF-8.

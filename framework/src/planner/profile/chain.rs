@@ -9,7 +9,6 @@ use super::{
 use crate::{
     Activation, NonFinite, Pass, Phase, Result, Saved, StageDevice, Wants,
     loss::Targets,
-    optimizer::ClipFactor,
     stage::{Payload, StageSettings},
 };
 
@@ -160,10 +159,7 @@ impl<'a> Chain<'a> {
 
     fn update(&mut self) -> Result<()> {
         for i in 0..self.parts.units.len() {
-            self.see(i, Piece::Update, |parts| match &mut parts.units[i].parameters {
-                Some(parameters) => parameters.update(0.0, &ClipFactor::NONE, &mut parts.monitor),
-                None => Ok(()),
-            })?;
+            self.see(i, Piece::Update, |parts| parts.units[i].update(&mut parts.monitor))?;
         }
         Ok(())
     }
@@ -172,9 +168,7 @@ impl<'a> Chain<'a> {
         for i in 0..self.parts.heads.len() {
             if self.parts.heads[i].is_some() {
                 self.see(i, Piece::HeadUpdate, |parts| {
-                    let parameters = parts.heads[i].as_mut().and_then(|head| head.parameters.as_mut());
-                    parameters
-                        .map_or(Ok(()), |parameters| parameters.update(0.0, &ClipFactor::NONE, &mut parts.monitor))
+                    parts.heads[i].as_mut().map_or(Ok(()), |head| head.update(&mut parts.monitor))
                 })?;
             }
         }

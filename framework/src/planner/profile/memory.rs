@@ -19,6 +19,9 @@ pub(super) struct UnitMemory {
     pub(super) pending: u64,
     pub(super) transient: Option<u64>,
     pub(super) head_transient: Option<u64>,
+    /// The state that its first update and that of its head created.
+    pub(super) optimizer: u64,
+    pub(super) head_optimizer: u64,
 }
 
 impl Memory {
@@ -33,7 +36,7 @@ impl Memory {
         chain.reader = None;
         let found = Readings(chain).memory(grown);
         chain.seen.clear();
-        found
+        Ok(found)
     }
 }
 
@@ -94,24 +97,25 @@ impl Readings<'_, '_> {
         used.before - self.output_gradient(i)
     }
 
-    fn memory(&self, grown: i64) -> Result<Memory> {
-        let parts = &self.0.parts;
-        // The first update creates the optimizer's state and frees the gradients; the second only frees them.
-        let net = |used: MemoryUse| used.after - used.before;
-        let slots = |i: usize, figure| {
-            let mut updates = self.all(i, figure);
-            updates.next().map_or(0, net) - updates.next().map_or(0, net)
-        };
-        let slots: i64 = (0..parts.units.len()).map(|i| slots(i, Piece::Update) + slots(i, Piece::HeadUpdate)).sum();
-        let units = (0..parts.units.len()).map(|i| self.unit(i)).collect::<Result<Vec<_>>>()?;
-        let last = parts.units.len() - 1;
-        let loss = self.risen(last, Piece::Loss).map(|risen| bytes(risen + self.output(last)));
-        Ok(Memory { units, loss, scratch: bytes(grown - slots) })
+    /// The bytes of state that the first of these updates created. It freed the gradients too, and the second only freed them.
+    fn optimizer(&self, i: usize, update: Piece) -> i64 {
+        let mut net = self.all(i, update).map(|used| used.after - used.before);
+        net.next().unwrap_or(0) - net.next().unwrap_or(0)
     }
 
-    fn unit(&self, i: usize) -> Result<UnitMemory> {
+    fn memory(&self, grown: i64) -> Memory {
         let parts = &self.0.parts;
-        let gradients = parts.bytes(&parts.units[i])?.gradients as i64;
+        let optimizer = |i: usize| self.optimizer(i, Piece::Update) + self.optimizer(i, Piece::HeadUpdate);
+        let optimizers: i64 = (0..parts.units.len()).map(optimizer).sum();
+        let units = (0..parts.units.len()).map(|i| self.unit(i)).collect();
+        let last = parts.units.len() - 1;
+        let loss = self.risen(last, Piece::Loss).map(|risen| bytes(risen + self.output(last)));
+        Memory { units, loss, scratch: bytes(grown - optimizers) }
+    }
+
+    fn unit(&self, i: usize) -> UnitMemory {
+        let parts = &self.0.parts;
+        let [_, gradients, _] = parts.units[i].bytes().map(|bytes| bytes as i64);
         let (output_gradient, before) = (self.output_gradient(i), if i > 0 { self.kept(i - 1) } else { 0 });
         let pending = if i > 0 { self.left_after(i - 1) - self.left_after(i) } else { 0 };
         let forward = self.last(i, Piece::Forward).peak.map(|peak| peak - self.kept(i) - self.empty());
@@ -122,18 +126,17 @@ impl Readings<'_, '_> {
             self.risen(i, Piece::Input).map(|risen| risen + output_gradient - pending),
             self.risen(i, Piece::Parameters).map(|risen| risen - gradients),
         ];
-        let head_transient = match &parts.heads[i] {
-            Some(head) => {
-                let gradients = parts.bytes(head)?.gradients as i64;
-                self.risen(i, Piece::HeadNeeded).map(|risen| bytes(risen + self.output(i) - gradients))
-            }
-            None => None,
-        };
-        Ok(UnitMemory {
+        let head_transient = parts.heads[i].as_ref().and_then(|head| {
+            let [_, gradients, _] = head.bytes().map(|bytes| bytes as i64);
+            self.risen(i, Piece::HeadNeeded).map(|risen| bytes(risen + self.output(i) - gradients))
+        });
+        UnitMemory {
             saved: bytes(self.kept(i) - before),
             pending: bytes(pending),
             transient: transients.into_iter().flatten().max().map(bytes),
             head_transient,
-        })
+            optimizer: bytes(self.optimizer(i, Piece::Update)),
+            head_optimizer: bytes(self.optimizer(i, Piece::HeadUpdate)),
+        }
     }
 }

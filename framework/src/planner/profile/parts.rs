@@ -5,10 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::{
     Differentiable, Error, ModelSpec, ParameterGradients, ParameterStore, Phase, Result, StageDevice, Unit,
     device::{Part, PartKind},
-    differentiation::TensorKind,
-    optimizer::OptimizerConfig,
+    optimizer::ClipFactor,
     stage::OptimizerContext,
-    stage::{StageSettings, Trainable, monitor::Monitor},
+    stage::{EmaConfig, StageSettings, Trainable, monitor::Monitor},
 };
 
 /// A unit or a head.
@@ -28,16 +27,21 @@ pub(super) struct ProfiledUnits {
     owners: Vec<usize>,
     /// Checks values as a stage's monitor does.
     pub(super) monitor: Monitor,
-    optimizer: OptimizerConfig,
 }
 
-/// Bytes of a part's parameters.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct ParameterBytes {
-    /// Buffers included.
-    pub(super) parameters: u64,
-    pub(super) gradients: u64,
-    pub(super) optimizer: u64,
+impl ProfiledUnit {
+    /// Bytes of parameters and buffers, of gradients, and of the optimizer's state with the moving averages, once a step has been made.
+    pub(super) fn bytes(&self) -> [u64; 3] {
+        let bytes = |of: fn(&Trainable) -> usize| self.parameters.as_ref().map_or(0, of) as u64;
+        [bytes(Trainable::parameter_bytes), bytes(Trainable::trained_bytes), bytes(Trainable::optimizer_bytes)]
+    }
+
+    /// Updates the parameters at learning rate 0.
+    pub(super) fn update(&mut self, monitor: &mut Monitor) -> Result<()> {
+        let Some(parameters) = &mut self.parameters else { return Ok(()) };
+        parameters.update(0.0, &ClipFactor::NONE, monitor)?;
+        parameters.update_average(0)
+    }
 }
 
 /// Describes a unit or its head to its device. A device that wraps stages wraps each unit as if it were one.
@@ -68,7 +72,9 @@ impl ProfiledUnits {
         let store = || ParameterStore::new(settings.seed, settings.given.clone());
         let trainable = |store, piece: &Part<'_>| {
             let context = OptimizerContext { constants: config, part: piece, device };
-            Trainable::new(store, config, context.optimizer(&*settings.optimizer)?)
+            let trainable = Trainable::new(store, config, context.optimizer(&*settings.optimizer)?)?;
+            // From the first update on, since later ones cost the same.
+            Ok::<_, Error>(trainable.with_average(settings.ema.map(|ema| EmaConfig { from_step: 0, ..ema })))
         };
 
         let mut owners: Vec<usize> = Vec::with_capacity(units.len());
@@ -95,13 +101,7 @@ impl ProfiledUnits {
             let module = guarded(i, &name, Phase::Head, || device.hooks().prepare(&piece, head.build(&root)?))?;
             Ok(Some(ProfiledUnit { name, module, parameters: Some(trainable(store, &piece)?) }))
         });
-        Ok(Self {
-            heads: heads.collect::<Result<_>>()?,
-            units: built,
-            owners,
-            monitor: Monitor::on(device),
-            optimizer: config.clone(),
-        })
+        Ok(Self { heads: heads.collect::<Result<_>>()?, units: built, owners, monitor: Monitor::on(device) })
     }
 
     /// Adds gradients that unit `i` gave.
@@ -110,20 +110,6 @@ impl ProfiledUnits {
             Some(parameters) => parameters.accumulate(gradients, &mut self.monitor),
             None => Ok(()),
         }
-    }
-
-    /// Bytes of what `part` has in parameters.
-    pub(super) fn bytes(&self, part: &ProfiledUnit) -> Result<ParameterBytes> {
-        let mut sum = ParameterBytes::default();
-        for entry in part.parameters.iter().flat_map(|parameters| parameters.store().entries()) {
-            let bytes = (entry.var.elem_count() * entry.var.dtype().size_in_bytes()) as u64;
-            sum.parameters += bytes;
-            if entry.kind == TensorKind::Parameter && !self.optimizer.settings(&entry.name)?.frozen {
-                sum.gradients += bytes;
-                sum.optimizer += bytes * self.optimizer.state_values();
-            }
-        }
-        Ok(sum)
     }
 }
 

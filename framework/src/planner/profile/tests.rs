@@ -1,4 +1,5 @@
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicI64, AtomicUsize, Ordering},
@@ -11,7 +12,8 @@ use candle_nn::VarBuilder;
 
 use super::*;
 use crate::{
-    Activation, Differentiable, Gradients, Pass, Phase, Saved, Unit, Wants,
+    Activation, Differentiable, EmaConfig, Gradients, Optimizer, OptimizerContext, ParameterGroup, ParameterUpdate,
+    Pass, Phase, Saved, Unit, Wants,
     device::{DeviceHooks, PlainCpu},
     differentiation::Pending,
     loss::MeanSquaredError,
@@ -270,6 +272,71 @@ fn bytes_are_those_of_what_units_keep_and_need() {
     about(costs.scratch_bytes, 0);
     about(costs.loss_bytes, 0);
     assert_eq!(model.ledger.in_use(), 0);
+}
+
+/// Keeps a ledger entry for each parameter from its first update on, and reports its bytes if asked to.
+struct Own {
+    ledger: Arc<Ledger>,
+    reports: bool,
+    state: HashMap<String, Held>,
+}
+
+const OWN: i64 = 7_000;
+
+impl Optimizer for Own {
+    fn update(&mut self, _: f64, parameters: &[ParameterUpdate<'_>]) -> Result<()> {
+        for parameter in parameters {
+            self.state.entry(parameter.name.to_owned()).or_insert_with(|| Held::new(&self.ledger, OWN));
+        }
+        Ok(())
+    }
+
+    fn state_bytes(&self) -> usize {
+        if self.reports { self.state.len() * OWN as usize } else { 0 }
+    }
+}
+
+#[test]
+fn the_state_of_a_users_optimizer_counts_as_reported_or_as_measured() {
+    let model = Model { units: 2, heads: true, ..Model::default() };
+    for (reports, meter, expected) in [(true, false, OWN), (true, true, OWN), (false, true, OWN), (false, false, 0)] {
+        let ledger = Arc::clone(&model.ledger);
+        let own =
+            move |_: &OptimizerContext<'_>| Ok(Own { ledger: Arc::clone(&ledger), reports, state: HashMap::new() });
+        let settings = StageSettings {
+            optimizer: Arc::new(own),
+            ..settings(OptimizerConfig::default(), None, ActivationDtype::F32)
+        };
+        let meter = meter.then_some(&*model.ledger as &dyn MemoryMeter);
+        let profile = Profile::measure(&model, &settings, &one_device(), &batch(), meter).unwrap();
+        let units = &profile.devices[0].units;
+        assert!(units.iter().all(|unit| unit.optimizer_bytes == expected as u64), "{units:?}");
+        assert_eq!(units[0].head.as_ref().unwrap().optimizer_bytes, expected as u64);
+        assert!(profile.devices[0].scratch_bytes.is_none_or(|bytes| bytes < 200));
+    }
+}
+
+#[test]
+fn the_moving_average_counts_once_for_each_trained_value() {
+    let group = |pattern: &str| ParameterGroup {
+        patterns: vec![pattern.to_owned()],
+        lr_scale: None,
+        weight_decay: None,
+        frozen: true,
+    };
+    let config = OptimizerConfig { groups: vec![group("b.*")], ..OptimizerConfig::default() };
+    let model = Model { units: 3, heads: true, ..Model::default() };
+    let settings = StageSettings {
+        // It begins long after the steps that are measured.
+        ema: Some(EmaConfig { decay: 0.9, from_step: 1_000_000 }),
+        ..settings(config, None, ActivationDtype::F32)
+    };
+    let profile = Profile::measure(&model, &settings, &one_device(), &batch(), None).unwrap();
+    let units = &profile.devices[0].units;
+    // The momentum and the average; a frozen unit has neither, nor gradients.
+    assert_eq!(units.iter().map(|unit| unit.optimizer_bytes).collect::<Vec<_>>(), [8, 0, 8]);
+    assert_eq!(units.iter().map(|unit| unit.gradient_bytes).collect::<Vec<_>>(), [4, 0, 4]);
+    assert_eq!(units[1].head.as_ref().unwrap().optimizer_bytes, 8);
 }
 
 /// A device that tells what the layers claim.

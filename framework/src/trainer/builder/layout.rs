@@ -96,6 +96,11 @@ impl TrainerBuilder {
         };
         at_least_one("batch_size", self.settings.batch_size)?;
         at_least_one("micro_batches", self.settings.micro_batches)?;
+        let (batch_size, micro_batches) = (self.settings.batch_size, self.settings.micro_batches);
+        if micro_batches > batch_size {
+            let right = format!("a batch has {batch_size} examples: use 1 to {batch_size}");
+            return Err(Error::invalid("micro_batches", micro_batches.to_string(), right));
+        }
         at_least_one("in_flight", self.in_flight.unwrap_or(1))?;
         at_least_one("eval_every", self.settings.eval_every.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
         at_least_one("record", self.settings.record.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
@@ -130,13 +135,17 @@ impl TrainerBuilder {
                 let plans = self.plans(stages)?;
                 let arch = self.heads.arch.as_deref().unwrap_or_else(|| self.model.default_head());
                 let has_head: Vec<bool> = (0..stages).map(|stage| self.heads.has_head(&plans, stage)).collect();
-                let head = |unit: usize| match has_head.contains(&true) {
-                    true => self.model.head(unit, arch).map_or(0.0, |head| head.flops),
-                    false => 0.0,
+                let heads: Vec<Option<f64>> = match has_head.contains(&true) {
+                    true => (0..units.len()).map(|i| Some(self.model.head(i, arch).ok()?.flops)).collect(),
+                    false => vec![None; units.len()],
                 };
-                let heads: Vec<f64> = (0..units.len()).map(head).collect();
-                let cost = |stage: usize, unit: usize| if has_head[stage] { heads[unit] } else { 0.0 };
-                let partition = Partition::balanced(stages, &units, cost)?;
+                let cut = |missing: f64| {
+                    let cost =
+                        |stage: usize, unit: usize| if has_head[stage] { heads[unit].unwrap_or(missing) } else { 0.0 };
+                    Partition::balanced(stages, &units, cost)
+                };
+                // No stage with a head ends where there can be none. If that is impossible, the stages' blueprints are refused.
+                let partition = cut(f64::MAX).or_else(|_| cut(0.0))?;
                 Ok((partition, plans))
             }
         }

@@ -10,7 +10,7 @@ use crate::{
     simulator::{HOP, Scenario, StageCosts},
     stage::StageBlueprint,
     stage::initial::{ValueDifferences, list},
-    trainer::{Trainer, prediction::Prediction, recording::Recording, run_metrics::RunMetrics},
+    trainer::{Trainer, recording::Recording, run_metrics::RunMetrics, simulated_idle::SimulatedIdle},
 };
 
 impl TrainerBuilder {
@@ -56,10 +56,10 @@ impl TrainerBuilder {
         }
         let steps = self.settings.first_step;
         let metrics = RunMetrics::new(pipeline.built(), &scenario.plan, self.settings.micro_batches);
-        let prediction = Prediction::new(Scenario { in_flight: pipeline.in_flight(), ..scenario });
+        let simulated_idle = SimulatedIdle::new(Scenario { in_flight: pipeline.in_flight(), ..scenario });
         let mut trainer = Trainer {
             metrics,
-            prediction,
+            simulated_idle,
             recording: self.settings.record.map(Recording::new),
             pipeline,
             blueprints,
@@ -73,6 +73,7 @@ impl TrainerBuilder {
             steps,
             order: None,
             interrupted: false,
+            reduces_on_plateau: settings.lr_schedule.reduces_on_plateau(),
             best: None,
             failed: false,
         };

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{Callback, Control};
 use crate::{
     Error, Result, TrainEvent,
-    trainer::{Criterion, Evaluation},
+    trainer::{Criterion, evaluation},
 };
 
 /// Early stopping, as configuration files give it.
@@ -67,11 +67,7 @@ impl EarlyStopping {
     /// Observes an evaluation's value.
     fn observe(&mut self, value: f64) -> Control {
         let Self { config: EarlyStoppingConfig { patience, min_delta, metric }, state } = self;
-        let better = |best: f64| match metric {
-            Criterion::Loss => value < best - *min_delta,
-            Criterion::Accuracy => value > best + *min_delta,
-        };
-        match state.best.filter(|&best| !better(best)) {
+        match state.best.filter(|&best| !metric.improves(value, best, *min_delta)) {
             None => *state = State { best: Some(value), without_improvement: 0 },
             Some(best) => {
                 state.without_improvement += 1;
@@ -85,32 +81,20 @@ impl EarlyStopping {
         }
         Control::Continue
     }
-
-    fn value(&self, evaluation: &Evaluation) -> Result<f64> {
-        let score = evaluation.last().score;
-        match self.config.metric {
-            Criterion::Loss => Ok(score.mean_loss()),
-            Criterion::Accuracy => score.accuracy().ok_or_else(|| {
-                Error::invalid("early_stopping.metric", "the loss has no accuracy", "use metric = \"loss\"")
-            }),
-        }
-    }
 }
 
 impl Callback for EarlyStopping {
     fn on_event(&mut self, event: &TrainEvent<'_>) -> Result<Control> {
         match event {
-            TrainEvent::Started { evaluates: false, .. } => Err(Error::invalid(
-                "early_stopping",
-                "there is no validation set",
-                "give one, such as fit((&train, &validation))",
-            )),
+            TrainEvent::Started { evaluates: false, .. } => Err(evaluation::missing("early_stopping")),
             // After an early stop the next fit counts from the beginning.
             TrainEvent::Started { .. } if self.state.without_improvement >= self.config.patience => {
                 self.state.without_improvement = 0;
                 Ok(Control::Continue)
             }
-            TrainEvent::Evaluated { evaluation, .. } => Ok(self.observe(self.value(evaluation)?)),
+            TrainEvent::Evaluated { evaluation, .. } => {
+                Ok(self.observe(self.config.metric.of(evaluation, "early_stopping.metric")?))
+            }
             _ => Ok(Control::Continue),
         }
     }

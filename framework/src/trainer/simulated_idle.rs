@@ -1,4 +1,4 @@
-//! The predicted idle share of each stage, simulated with the measured times.
+//! The idle share of each stage, simulated with the measured times.
 
 use std::sync::Arc;
 
@@ -20,9 +20,9 @@ const MOST: usize = 1024;
 
 /// Simulates the present plan with the mean times of its steps so far.
 ///
-/// The measured time of an action includes waits for cores or for a shared device, so the simulation has neither. The prediction is the idle time
+/// The measured time of an action includes waits for cores or for a shared device, so the simulation has neither. The result is the idle time
 /// that the schedule itself causes. If stages are measured to be idle longer, the cause is the runtime, the data or the machine.
-pub(crate) struct Prediction {
+pub(crate) struct SimulatedIdle {
     /// Everything but the costs.
     scenario: Scenario,
     work: Vec<StageWork>,
@@ -31,8 +31,8 @@ pub(crate) struct Prediction {
     gauges: Vec<Gauge>,
 }
 
-impl Prediction {
-    /// Returns a prediction for runs of this scenario, whose costs are not known yet.
+impl SimulatedIdle {
+    /// Returns a simulation of runs of this scenario, whose costs are not known yet.
     pub(crate) fn new(scenario: Scenario) -> Self {
         let work = vec![StageWork::default(); scenario.plan.stages()];
         Self { scenario, work, steps: 0, next: FIRST, gauges: Vec::new() }
@@ -58,7 +58,7 @@ impl Prediction {
         self.steps += 1;
         if self.steps == self.next {
             self.next *= 4;
-            // A run that cannot be simulated has no prediction; that is no error of the run.
+            // A run that cannot be simulated shows no share; that is no error of the run.
             if let Some(idle) = self.idle() {
                 self.show(&idle);
             }
@@ -122,41 +122,41 @@ mod tests {
         Arc::new(Interlock::width(width).plan(stages).unwrap())
     }
 
-    fn idle(prediction: &mut Prediction) -> Vec<f64> {
-        prediction.idle().unwrap().into_iter().map(|share| (share * 1e6).round() / 1e6).collect()
+    fn idle(simulated: &mut SimulatedIdle) -> Vec<f64> {
+        simulated.idle().unwrap().into_iter().map(|share| (share * 1e6).round() / 1e6).collect()
     }
 
     #[test]
     fn what_the_plan_makes_stages_wait_follows_from_their_times() {
         // Local learning: nobody waits for anybody but the busiest stage, which takes 10 ms a step; the others take 5 and 2.
         let local = plan(1, 3);
-        let mut prediction = Prediction::new(Scenario::new(Arc::clone(&local), vec![StageCosts::default(); 3]));
+        let mut simulated = SimulatedIdle::new(Scenario::new(Arc::clone(&local), vec![StageCosts::default(); 3]));
         let steps = [step(0, [2, 1, 0, 2]), step(1, [4, 2, 0, 4]), step(2, [1, 0, 0, 1])];
-        prediction.step_done(&local, &steps);
-        assert_eq!(idle(&mut prediction), [0.5, 0.0, 0.8]);
+        simulated.step_done(&local, &steps);
+        assert_eq!(idle(&mut simulated), [0.5, 0.0, 0.8]);
 
         // End-to-end, one micro-batch: only one stage works at a time, but for the parameter gradient of the last, which the first does not
         // wait for: a step takes 2 + 4 + 6 + 8 ms.
         let whole = plan(2, 2);
-        let mut prediction = Prediction::new(Scenario::new(Arc::clone(&whole), vec![StageCosts::default(); 2]));
+        let mut simulated = SimulatedIdle::new(Scenario::new(Arc::clone(&whole), vec![StageCosts::default(); 2]));
         let steps = [step(0, [2, 0, 0, 8]), step(1, [4, 0, 6, 3])];
-        prediction.step_done(&whole, &steps);
-        assert_eq!(idle(&mut prediction), [0.5, 0.35]);
+        simulated.step_done(&whole, &steps);
+        assert_eq!(idle(&mut simulated), [0.5, 0.35]);
     }
 
     #[test]
     fn a_change_of_plan_begins_anew_and_other_plans_do_not_count() {
         let (first, second) = (plan(1, 2), plan(2, 2));
-        let mut prediction = Prediction::new(Scenario::new(Arc::clone(&first), vec![StageCosts::default(); 2]));
+        let mut simulated = SimulatedIdle::new(Scenario::new(Arc::clone(&first), vec![StageCosts::default(); 2]));
         let steps = [step(0, [2, 0, 0, 2]), step(1, [1, 0, 0, 1])];
-        prediction.step_done(&first, &steps);
-        prediction.step_done(&second, &[step(0, [100, 0, 0, 0]), step(1, [0, 0, 0, 0])]);
-        assert_eq!((prediction.steps, idle(&mut prediction)), (1, vec![0.0, 0.5]));
-        prediction.plan(&first);
-        assert_eq!(prediction.steps, 1);
-        prediction.plan(&second);
-        assert_eq!((prediction.steps, prediction.work[0]), (0, StageWork::default()));
-        (0..FIRST).for_each(|_| prediction.step_done(&second, &steps));
-        assert_eq!((prediction.next, prediction.gauges.len()), (4 * FIRST, 2));
+        simulated.step_done(&first, &steps);
+        simulated.step_done(&second, &[step(0, [100, 0, 0, 0]), step(1, [0, 0, 0, 0])]);
+        assert_eq!((simulated.steps, idle(&mut simulated)), (1, vec![0.0, 0.5]));
+        simulated.plan(&first);
+        assert_eq!(simulated.steps, 1);
+        simulated.plan(&second);
+        assert_eq!((simulated.steps, simulated.work[0]), (0, StageWork::default()));
+        (0..FIRST).for_each(|_| simulated.step_done(&second, &steps));
+        assert_eq!((simulated.next, simulated.gauges.len()), (4 * FIRST, 2));
     }
 }
