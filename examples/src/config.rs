@@ -62,13 +62,14 @@ pub(crate) struct RunConfig {
     /// Steps between two evaluations; by default an epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) eval_every: Option<u64>,
-    /// Values to start from: a safetensors file, an index or a run folder.
+    /// Values to start from: a safetensors file, an index or a run folder. Auxiliary heads start from those that followed the same units; others start
+    /// from the seed, with a warning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) init_from: Option<PathBuf>,
-    /// Whether parameters that `init_from` lacks start from the seed, with a warning that lists them; by default they are an error.
+    /// Whether parameters (not those of heads) that `init_from` lacks start from the seed, with a warning that lists them; by default they are an error.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) init_allow_missing: bool,
-    /// Whether `init_from` may have tensors that the model has no name for, with a warning that lists them; by default it may.
+    /// Whether `init_from` may have tensors (beside those of heads) that the model has no name for, with a warning that lists them; by default it may.
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub(crate) init_allow_unknown: bool,
     /// The data set.

@@ -30,6 +30,7 @@ pub(crate) fn run(arguments: &Eval) -> Result<(), Exit> {
     let mut trainer = config
         .of_finished_run(&description)?
         .initial_values(weights)
+        .allow_missing_heads(false)
         .build()
         .map_err(|error| refused(&arguments.run, &error))?;
     let evaluation = trainer.evaluate(&*validation)?;

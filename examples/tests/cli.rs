@@ -359,6 +359,14 @@ fn initial_weights_must_be_those_of_the_model_unless_others_are_allowed() {
     done(&output);
     assert!(err(&output).contains("layer2.1.conv1.weight"), "{}", err(&output));
 
+    // Heads do not count as missing or unknown.
+    let cut = ["--set=partition={units_per_stage=[2, 2]}", "--set=init_allow_unknown=false"];
+    let output = interlock(folder.path(), &again("cut", &cut));
+    done(&output);
+    for warning in ["which start from the seed: aux.0 after unit 1", "heads given and not used: aux.0 after unit 0"] {
+        assert!(err(&output).contains(warning), "{}", err(&output));
+    }
+
     // Weights with names that the model does not know are listed and not used.
     let shorter = ["--set=init_from=longer"];
     let output = interlock(folder.path(), &again("shorter", &shorter));

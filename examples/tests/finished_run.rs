@@ -162,3 +162,19 @@ fn text_model_needs_neither_its_text_nor_its_initial_weights() {
     refused(path, &["eval", "run"], &["text.txt", "'z'", "not in the vocabulary"]);
     refused(path, &["predict", "run", "text.txt"], &["on text", "generate"]);
 }
+
+#[test]
+fn heads_that_the_weights_do_not_hold_are_not_scored() {
+    let folder = folder_of_images();
+    let path = folder.path();
+    train(path);
+    let index = path.join("run/model.safetensors.index.json");
+    let mut left = json(&index);
+    let names = left["weight_map"].as_object_mut().unwrap();
+    names.retain(|name, _| !name.starts_with("aux."));
+    fs::write(&index, left.to_string()).unwrap();
+    refused(path, &["eval", "run"], &["run: its weights", "1 of the heads missing", "aux.0 after unit 0"]);
+    let image = "images/val/red/0.bmp";
+    refused(path, &["predict", "run", image, "--head", "0"], &["stage 0 has no head", "heads are at stages 1"]);
+    done(&interlock(path, &["predict", "run", image]));
+}

@@ -22,6 +22,7 @@ pub struct PlainPipeline {
     plans: Plans,
     global_norm: bool,
     loss: Arc<dyn Loss>,
+    units_per_stage: Vec<usize>,
     step: u64,
     alignments: Vec<Option<f64>>,
 }
@@ -39,6 +40,7 @@ impl PlainPipeline {
             plans: plans.into(),
             global_norm,
             loss: settings.loss.clone(),
+            units_per_stage: blueprints.iter().map(|stage| stage.units().len()).collect(),
             step: 0,
             alignments: Vec::new(),
         })
@@ -140,7 +142,8 @@ impl PlainPipeline {
 
     /// Returns a copy of every parameter and buffer.
     pub fn snapshot(&self) -> Result<Weights> {
-        Ok(Weights::of_stages(self.stages.iter().map(Stage::snapshot).collect::<Result<Vec<_>>>()?))
+        let stages = self.stages.iter().map(Stage::snapshot).collect::<Result<Vec<_>>>()?;
+        Ok(Weights::of_stages(stages).with_units_per_stage(self.units_per_stage.clone()))
     }
 
     fn run_forward(&mut self, micro_batch: MicroBatchId, mut payload: Payload) -> Result<Payload> {

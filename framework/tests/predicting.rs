@@ -5,9 +5,15 @@
 #[path = "common/models.rs"]
 mod common;
 
+#[path = "common/warnings.rs"]
+mod warnings;
+
+use std::fs;
+
 use candle_core::{D, Device, Tensor};
-use common::{Perceptron, Spiral};
-use interlock::{Dataset, EndToEnd, Interlock, Predictor, Trainer, TrainerBuilder, Weights};
+use common::{Matrices, Perceptron, Spiral, scalars};
+use interlock::{Dataset, EndToEnd, Interlock, Local, Predictor, Trainer, TrainerBuilder, Weights};
+use warnings::warnings_of;
 
 fn model() -> Perceptron {
     Perceptron { layers: 4, fault: None }
@@ -99,7 +105,7 @@ fn initial_values_of_another_model_are_refused_with_every_name() {
     weights.remove("aux.1.0.weight").unwrap();
     weights.insert("layers.3.weight", tensor((8, 10)));
     weights.insert("layers.1.weight", tensor((8, 7)));
-    let expected = "initial values: 2 missing (aux.1.0.weight, layers.0.weight), 1 not in the model (layers.0.weihgt), \
+    let expected = "initial values: 1 missing (layers.0.weight), 1 not in the model (layers.0.weihgt), \
                     2 of another shape (layers.1.weight, which is [8, 7] and must be [8, 8], \
                     layers.3.weight, which is [8, 10] and must be [8, 3]); give the weights of this model \
                     (allow_missing and allow_unknown allow other names)";
@@ -114,7 +120,7 @@ fn initial_values_of_another_model_are_refused_with_every_name() {
     let error = given().allow_missing(true).allow_unknown(true).build().err().unwrap().to_string();
     assert!(error.starts_with("initial values: 2 of another shape (layers.1.weight,"), "{error}");
     let error = builder().predictor(weights.clone()).err().unwrap().to_string();
-    assert!(error.starts_with("weights: 2 missing (aux.1.0.weight, layers.0.weight)"), "{error}");
+    assert!(error.starts_with("weights: 1 missing (layers.0.weight)"), "{error}");
 }
 
 #[test]
@@ -135,7 +141,7 @@ fn names_that_are_allowed_to_be_missing_start_from_the_seed() {
 #[test]
 fn no_values_at_all_are_weights_of_another_model() {
     let error = builder().initial_values(Weights::default()).layout().err().unwrap().to_string();
-    assert!(error.contains("6 missing"), "{error}");
+    assert!(error.contains("4 missing"), "{error}");
     assert!(Predictor::new(model(), Weights::default()).is_err());
 }
 
@@ -165,4 +171,162 @@ fn values_are_compared_as_far_as_a_model_can_be_built() {
     assert!(error.starts_with("initial values: 1 missing (first.weight); "), "{error}");
     let error = given(["first.weight", "second.weight"]);
     assert!(error.contains("no such layer"), "{error}");
+}
+
+/// Six units, cut in this way. All heads have the same shapes.
+fn cut(units_per_stage: &[usize]) -> TrainerBuilder {
+    let model = Perceptron { layers: 6, fault: None };
+    Trainer::builder(model).strategy(Local).units_per_stage(units_per_stage).batch_size(10).epochs(4).seed(2)
+}
+
+/// Trained weights with heads after units 1 and 3, after a trip through files.
+fn weights_of_three_pairs() -> Weights {
+    let mut trainer = cut(&[2, 2, 2]).build().unwrap();
+    trainer.fit(&Spiral { examples: 60 }).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    trainer.snapshot().unwrap().save(folder.path()).unwrap();
+    let weights = Weights::load(folder.path()).unwrap();
+    assert_eq!(weights.units_per_stage(), Some(&[2, 2, 2][..]));
+    weights
+}
+
+const FRESH: &str = "initial values: heads not given at their unit and in their shape, which start from the seed: ";
+const UNUSED: &str = "initial values: heads given and not used: ";
+const BY_STAGE: &str = "initial values: they do not say which units their heads followed, so heads were found by the \
+                        stage's number: ";
+
+/// Asserts that a trainer cut in this way starts with the heads of `weights` that `heads` names for each stage, and with fresh ones elsewhere.
+fn assert_heads(weights: &Weights, units_per_stage: &[usize], heads: &[Option<usize>], expected: &[(&str, &str)]) {
+    let builder = || cut(units_per_stage).seed(9);
+    let fresh = builder().build().unwrap().snapshot().unwrap();
+    let (trainer, warnings) = warnings_of(|| builder().initial_values(weights.clone()).build().unwrap());
+    let found = trainer.snapshot().unwrap();
+    assert!(found.names().eq(fresh.names()));
+    assert_eq!(found.units_per_stage(), Some(units_per_stage));
+    for (name, tensor) in &found {
+        let stage = name.strip_prefix("aux.").map(|rest| rest.split('.').next().unwrap().parse::<usize>().unwrap());
+        let source = match stage.map(|stage| heads[stage]) {
+            None => &weights[name],
+            Some(Some(source)) => &weights[&*format!("aux.{source}.0.weight")],
+            Some(None) => &fresh[name],
+        };
+        assert_eq!(bits(tensor), bits(source), "{name} in {units_per_stage:?}");
+    }
+    let expected: Vec<String> = expected.iter().map(|(what, heads)| format!("{what}{heads}")).collect();
+    assert_eq!(warnings, expected, "{units_per_stage:?}");
+}
+
+#[test]
+fn heads_are_carried_over_at_their_unit_and_others_start_from_the_seed() {
+    let weights = weights_of_three_pairs();
+    assert_heads(&weights, &[2, 2, 2], &[Some(0), Some(1)], &[]);
+    // The same stage's number is no reason: here stage 1 ends with unit 2.
+    let expected = [(FRESH, "aux.1 after unit 2"), (UNUSED, "aux.1 after unit 3")];
+    assert_heads(&weights, &[2, 1, 3], &[Some(0), None], &expected);
+    let expected = [(FRESH, "aux.0 after unit 0"), (UNUSED, "aux.0 after unit 1")];
+    assert_heads(&weights, &[1, 3, 2], &[None, Some(1)], &expected);
+    // Under other stages' numbers.
+    let expected = [(FRESH, "aux.1 after unit 4"), (UNUSED, "aux.0 after unit 1")];
+    assert_heads(&weights, &[4, 1, 1], &[Some(1), None], &expected);
+    assert_heads(&weights, &[1, 1, 2, 2], &[None, Some(0), Some(1)], &[(FRESH, "aux.0 after unit 0")]);
+    assert_heads(&weights, &[6], &[], &[(UNUSED, "aux.0 after unit 1, aux.1 after unit 3")]);
+}
+
+#[test]
+fn heads_of_other_names_or_shapes_start_from_the_seed_as_a_whole() {
+    let mut weights = weights_of_three_pairs();
+    weights.insert("aux.0.0.bias", tensor((1, 3)));
+    weights.insert("aux.1.0.weight", tensor((4, 3)));
+    let heads = "aux.0 after unit 1, aux.1 after unit 3";
+    assert_heads(&weights, &[2, 2, 2], &[None, None], &[(FRESH, heads), (UNUSED, heads)]);
+    weights.remove("aux.0.0.bias").unwrap();
+    weights.remove("aux.1.0.weight").unwrap();
+    assert_heads(&weights, &[2, 2, 2], &[Some(0), None], &[(FRESH, "aux.1 after unit 3")]);
+    let strict = || cut(&[2, 2, 2]).initial_values(weights.clone()).allow_missing_heads(false);
+    let error = strict().build().err().unwrap().to_string();
+    let expected = "initial values: 1 of the heads missing or of another shape (aux.1 after unit 3); give the weights of this model";
+    assert!(error.starts_with(expected), "{error}");
+    // A run that is restored is exact, so it needs its heads.
+    let state = cut(&[2, 2, 2]).build().unwrap().state().unwrap();
+    let error = cut(&[2, 2, 2]).initial_values(weights).restore(state).build().err().unwrap().to_string();
+    assert!(error.starts_with(expected), "{error}");
+}
+
+#[test]
+fn weights_of_earlier_versions_are_loaded_and_their_heads_found_by_stage() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors.index.json");
+    let given = weights_of_three_pairs();
+    given.save(folder.path()).unwrap();
+    let mut index: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let removed = index["metadata"].as_object_mut().unwrap().remove("units_per_stage");
+    assert_eq!(removed, Some(serde_json::json!([2, 2, 2])));
+    fs::write(&path, index.to_string()).unwrap();
+    let weights = Weights::load(folder.path()).unwrap();
+    assert_eq!(weights.units_per_stage(), None);
+    let expected = [(BY_STAGE, "aux.0 after unit 1, aux.1 after unit 2")];
+    assert_heads(&weights, &[2, 1, 3], &[Some(0), Some(1)], &expected);
+    assert_heads(&weights, &[2, 4], &[Some(0)], &[(UNUSED, "aux.1"), (BY_STAGE, "aux.0 after unit 1")]);
+    // Who knows the partition can tell it.
+    let expected = [(FRESH, "aux.1 after unit 2"), (UNUSED, "aux.1 after unit 3")];
+    assert_heads(&weights.clone().with_units_per_stage([2, 2, 2]), &[2, 1, 3], &[Some(0), None], &expected);
+
+    let (predictor, warnings) = warnings_of(|| cut(&[2, 2, 2]).predictor(weights).unwrap());
+    assert_eq!(predictor.heads(), [0, 1, 2]);
+    assert_eq!(warnings, [BY_STAGE.replace("initial values", "weights") + "aux.0 after unit 1, aux.1 after unit 3"]);
+}
+
+#[test]
+fn a_predictor_uses_heads_at_their_unit_and_refuses_others() {
+    let weights = weights_of_three_pairs();
+    let (inputs, _) = inputs();
+    let mut whole = cut(&[2, 2, 2]).predictor(weights.clone()).unwrap();
+    let expected = [0, 1, 2].map(|head| bits(&whole.predict_at(head, &inputs).unwrap()));
+    let check = |units_per_stage: &[usize], heads: &[(usize, usize)], missing: &[(usize, usize)]| {
+        let (predictor, warnings) = warnings_of(|| cut(units_per_stage).predictor(weights.clone()));
+        assert_eq!(warnings, [""; 0]);
+        let mut predictor = predictor.unwrap();
+        assert_eq!(predictor.heads(), heads.iter().map(|(stage, _)| *stage).collect::<Vec<_>>());
+        for &(stage, source) in heads {
+            assert_eq!(bits(&predictor.predict_at(stage, &inputs).unwrap()), expected[source], "{units_per_stage:?}");
+        }
+        let known = heads.iter().map(|(stage, _)| stage.to_string()).collect::<Vec<_>>().join(", ");
+        for (stage, unit) in missing {
+            let error = predictor.predict_at(*stage, &inputs).unwrap_err();
+            assert!(error.is_refusal());
+            let problem = format!("the weights do not hold the head of stage {stage} (aux.{stage} after unit {unit})");
+            assert_eq!(error.to_string(), format!("head: {problem}; heads are at stages {known}"));
+        }
+    };
+    check(&[4, 1, 1], &[(0, 1), (2, 2)], &[(1, 4)]);
+    check(&[2, 1, 3], &[(0, 0), (2, 2)], &[(1, 2)]);
+    check(&[1, 3, 2], &[(1, 1), (2, 2)], &[(0, 0)]);
+    check(&[6], &[(0, 2)], &[]);
+}
+
+/// A model whose only unit has the name of a head.
+struct NamedAsAHead;
+
+impl interlock::ModelSpec for NamedAsAHead {
+    fn units(&self) -> interlock::Result<Vec<interlock::Unit>> {
+        Ok(vec![interlock::Unit::new("aux.0", [1], |vb| common::Scale::new(&vb))])
+    }
+}
+
+#[test]
+fn main_parameters_that_are_named_as_a_head_are_no_head() {
+    let weights = Trainer::builder(NamedAsAHead).seed(3).build().unwrap().snapshot().unwrap();
+    let trainer = Trainer::builder(NamedAsAHead).initial_values(weights.clone()).build().unwrap();
+    assert_eq!(bits(&trainer.snapshot().unwrap()["aux.0.weight"]), bits(&weights["aux.0.weight"]));
+    let error = Predictor::new(NamedAsAHead, Weights::default()).err().unwrap().to_string();
+    assert!(error.starts_with("weights: 1 missing (aux.0.weight)"), "{error}");
+}
+
+#[test]
+fn a_model_with_given_heads_can_be_profiled_unit_by_unit() {
+    let builder = || Trainer::builder(Matrices { dims: vec![1, 2, 3, 1] }).strategy(Local).units_per_stage([2, 1]);
+    let weights = builder().build().unwrap().snapshot().unwrap();
+    assert_eq!(weights["aux.0.weight"].dims(), [3, 1]);
+    let builder = builder().loss(common::Slope(1.0)).initial_values(weights);
+    builder.profile(&scalars(&[1.0, 2.0]), None).unwrap();
 }

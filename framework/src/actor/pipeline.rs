@@ -71,6 +71,7 @@ pub struct Pipeline {
     delays: Option<DelayLine>,
     sent: Vec<Arc<Counter>>,
     in_flight: usize,
+    units_per_stage: Vec<usize>,
     /// Events that came while a call waited for an answer of its own.
     set_aside: RefCell<VecDeque<PipelineEvent>>,
     /// The failure that ended the pipeline: there will be no further event.
@@ -111,6 +112,7 @@ impl Pipeline {
             true => None,
             false => Some(DelayLine::start()?),
         };
+        let units_per_stage = blueprints.iter().map(|stage| stage.units().len()).collect();
         let (tell, events) = channel();
         let (started, ready) = channel();
         let thread = std::thread::Builder::new()
@@ -136,6 +138,7 @@ impl Pipeline {
             delays,
             sent,
             in_flight,
+            units_per_stage,
             set_aside: RefCell::default(),
             failure: RefCell::new(None),
             built: Vec::new(),
@@ -241,7 +244,9 @@ impl Pipeline {
         self.send(Broadcast::TakeSnapshot(TakeSnapshot))?;
         loop {
             match self.receive()? {
-                PipelineEvent::Snapshot(stages) => return Ok(Weights::of_stages(stages)),
+                PipelineEvent::Snapshot(stages) => {
+                    return Ok(Weights::of_stages(stages).with_units_per_stage(self.units_per_stage.clone()));
+                }
                 other => self.set_aside.borrow_mut().push_back(other),
             }
         }

@@ -1,9 +1,9 @@
 //! The weights of a model: tensors by name, in memory and in files.
 //!
 //! Files are safetensors shards, one for each stage, with an index as Hugging Face writes it. `model-00001-of-00004.safetensors` and so on hold
-//! the tensors under their PyTorch names; `model.safetensors.index.json` maps each name to its shard. The index is written last: a folder
-//! with an index is complete. Weights that are saved over others get other file names (`model-v1-00001-of-00004.safetensors`), so that those of the
-//! old index stay as they are until the new index replaces it.
+//! the tensors under their PyTorch names; `model.safetensors.index.json` maps each name to its shard. Its metadata has the number of units of each
+//! stage, if it is known. The index is written last: a folder with an index is complete. Weights that are saved over others get other file names
+//! (`model-v1-00001-of-00004.safetensors`), so that those of the old index stay as they are until the new index replaces it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -23,7 +23,7 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// Parameters and buffers by name, such as a [`snapshot`](crate::Trainer::snapshot) of a trainer or the contents of a file.
 ///
 /// Names are as PyTorch has them (`layer1.0.conv1.weight`) and sorted. Weights of a trainer remember the stage of each tensor: [`Self::save`]
-/// writes one file for each.
+/// writes one file for each. They also remember the [partition](Self::units_per_stage), by which heads are found in a model with another partition.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -44,6 +44,7 @@ pub struct Weights {
     tensors: BTreeMap<String, Placed>,
     /// The number of shards; greater than the shard of every tensor.
     shards: usize,
+    units_per_stage: Option<Vec<usize>>,
 }
 
 /// A tensor and the number of its shard.
@@ -62,6 +63,18 @@ impl Weights {
             weights.tensors.extend(tensors.into_iter().map(|(name, tensor)| (name, Placed { tensor, shard })));
         }
         weights
+    }
+
+    /// Returns the same weights with the number of units of each stage of their model.
+    #[must_use]
+    pub fn with_units_per_stage(self, units_per_stage: impl Into<Vec<usize>>) -> Self {
+        Self { units_per_stage: Some(units_per_stage.into()), ..self }
+    }
+
+    /// Returns the number of units of each stage of their model, which tells the unit that each head follows: the last one of its stage. None for
+    /// weights that do not come from a trainer, or from files of earlier versions.
+    pub fn units_per_stage(&self) -> Option<&[usize]> {
+        self.units_per_stage.as_deref()
     }
 
     /// The tensor called `name`.
@@ -156,7 +169,8 @@ impl Weights {
                 candle_core::safetensors::save(&tensors, path).map_err(|e| Error::file(path, e))
             })?;
         }
-        let index = ShardIndex { metadata: Metadata { total_size }, weight_map };
+        let metadata = Metadata { total_size, units_per_stage: self.units_per_stage.clone() };
+        let index = ShardIndex { metadata, weight_map };
         let text = serde_json::to_string_pretty(&index).map_err(|e| Error::file(folder.join(INDEX), e))?;
         files::write(&folder.join(INDEX), text)
     }
@@ -190,7 +204,8 @@ impl Weights {
             };
             names.into_iter().map(take).collect()
         });
-        Ok(Self::of_stages(shards.collect::<Result<Vec<_>>>()?))
+        let weights = Self::of_stages(shards.collect::<Result<Vec<_>>>()?);
+        Ok(Self { units_per_stage: index.metadata.units_per_stage, ..weights })
     }
 }
 
@@ -239,6 +254,8 @@ struct ShardIndex {
 #[derive(Serialize, Deserialize)]
 struct Metadata {
     total_size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    units_per_stage: Option<Vec<usize>>,
 }
 
 impl ShardIndex {
@@ -276,6 +293,7 @@ mod tests {
             vec![("a.weight".to_owned(), tensor(1.0))],
             vec![("b.weight".to_owned(), tensor(3.0)), ("aux".to_owned(), tensor(5.0))],
         ])
+        .with_units_per_stage([3, 1])
     }
 
     #[test]
@@ -285,6 +303,7 @@ mod tests {
         for path in [folder.path().to_owned(), folder.path().join(INDEX)] {
             let loaded = Weights::load(&path).unwrap();
             assert!(loaded.names().eq(["a.weight", "aux", "b.weight"]));
+            assert_eq!(loaded.units_per_stage(), Some(&[3, 1][..]));
             assert_eq!(loaded["b.weight"].to_vec1::<f32>().unwrap(), [3.0, 4.0]);
         }
         assert_eq!(Weights::load(folder.path().join("model-00001-of-00002.safetensors")).unwrap().len(), 1);

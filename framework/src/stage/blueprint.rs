@@ -5,11 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use candle_nn::VarBuilder;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{EmaConfig, Head, Recompute, Stage, Trainable, monitor::Monitor};
+use super::{EmaConfig, Head, Recompute, Stage, Trainable, initial::head_builder, monitor::Monitor};
 use crate::{
     ActivationDtype, Error, Failure, Loss, ModelSpec, Origin, ParameterStore, Phase, Result, Sequential, StageDevice,
     Unit,
@@ -172,19 +171,30 @@ impl StageBlueprint {
         build().map_err(|cause| Failure::new(Origin::Stage(self.index), Phase::Build, cause))
     }
 
-    /// The same blueprint with other initial values, for stages that compute no gradients.
-    pub(crate) fn for_predictions(&self, given: Arc<Weights>) -> Self {
-        let settings = StageSettings { given, check_gradients: false, ..(*self.settings).clone() };
-        Self { settings: Arc::new(settings), ..self.clone() }
+    /// Sets the settings, such as other initial values.
+    pub(crate) fn set(&mut self, settings: &Arc<StageSettings>) {
+        self.settings = Arc::clone(settings);
     }
 
-    /// Returns the units and the head, each with its builder, for a stage that is built from `root`.
-    pub(crate) fn units_from<'a>(
-        &'a self,
-        root: &'a VarBuilder<'static>,
-    ) -> impl Iterator<Item = (&'a Unit, VarBuilder<'static>)> {
-        let head = self.head.iter().map(|head| (head, root.pp("aux").pp(self.index)));
-        self.units.iter().map(|unit| (unit, root.clone())).chain(head)
+    /// The same blueprint with other initial values, for stages that compute no gradients; without the head if `has_head` is false.
+    pub(crate) fn for_predictions(&self, given: Arc<Weights>, has_head: bool) -> Self {
+        let settings = StageSettings { given, check_gradients: false, ..(*self.settings).clone() };
+        Self { settings: Arc::new(settings), head: self.head.clone().filter(|_| has_head), ..self.clone() }
+    }
+
+    /// Returns the units of the main part.
+    pub(crate) fn units(&self) -> &[Unit] {
+        &self.units
+    }
+
+    /// Returns the auxiliary head.
+    pub(crate) fn head(&self) -> Option<&Unit> {
+        self.head.as_ref()
+    }
+
+    /// Returns the number of the stage's last unit in the model, which the head follows.
+    pub(crate) fn last_unit(&self) -> usize {
+        self.first_unit + self.units.len().saturating_sub(1)
     }
 
     fn assemble(&self) -> Result<Stage> {
@@ -216,9 +226,9 @@ impl StageBlueprint {
         let head = match &self.head {
             Some(unit) => {
                 let store = store();
-                let root = store.builder(device).pp("aux").pp(self.index);
-                let last = self.first_unit + self.units.len().saturating_sub(1);
-                let head = check(NamedUnit::build_head(last, unit, input.unwrap_or_default(), &root)?)?;
+                let root = head_builder(&store.builder(device), self.index);
+                let head = NamedUnit::build_head(self.last_unit(), unit, input.unwrap_or_default(), &root)?;
+                let head = check(head)?;
                 let (module, parameters) = finish(PartKind::Head, Some(unit), store, Box::new(head))?;
                 Some(Head { module, parameters })
             }

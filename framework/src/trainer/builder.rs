@@ -276,12 +276,15 @@ impl TrainerBuilder {
     /// Starts from these weights instead of values from the seed. Their names and shapes must be those of the model; [`Self::layout`] refuses
     /// others and lists them.
     ///
+    /// Auxiliary heads are found by the unit that they follow ([`Weights::units_per_stage`]), also under another partition. A head that is not there
+    /// with the same names and shapes starts from the seed, and heads that the model does not have are not used; warnings list both.
+    ///
     /// For a model with another last layer, remove the weights that do not fit ([`Weights::remove`]) and allow missing names.
     pub fn initial_values(self, values: impl Into<Arc<Weights>>) -> Self {
         Self { initial: Some(values.into()), ..self }
     }
 
-    /// Allows parameters and buffers that have no initial value; they start from the seed, and a warning lists them. Default: not allowed.
+    /// Allows main parameters and buffers that have no initial value; they start from the seed, and a warning lists them. Default: not allowed.
     pub fn allow_missing(mut self, allow: bool) -> Self {
         self.allowed.missing = allow;
         self
@@ -290,6 +293,13 @@ impl TrainerBuilder {
     /// Allows initial values whose names are not in the model; they are not used, and a warning lists them. Default: not allowed.
     pub fn allow_unknown(mut self, allow: bool) -> Self {
         self.allowed.unknown = allow;
+        self
+    }
+
+    /// Allows auxiliary heads that have no initial values at their unit and in their shape; they start from the seed, and a warning lists them. Default:
+    /// allowed, except with [`Self::restore`].
+    pub fn allow_missing_heads(mut self, allow: bool) -> Self {
+        self.allowed.heads = allow;
         self
     }
 
@@ -307,10 +317,11 @@ impl TrainerBuilder {
     }
 
     /// Builds a predictor of the model with these weights, such as those of a [`Weights::load`]. It has the stages, devices and heads of the
-    /// trainer that this builder would build; weights of heads that it does not have are not used.
+    /// trainer that this builder would build; weights of heads that it does not have are not used. As in [`Self::initial_values`], heads are found by
+    /// the unit that they follow; a head that the weights do not hold cannot predict.
     ///
     /// # Errors
-    /// As [`Self::layout`], or if a weight is missing, unknown or of another shape, or a stage cannot be built.
+    /// As [`Self::layout`], or if a main weight is missing, unknown or of another shape, or a stage cannot be built.
     pub fn predictor(&self, weights: impl Into<Arc<Weights>>) -> Result<Predictor> {
         Predictor::build(&self.layout()?.blueprints, &weights.into())
     }

@@ -9,7 +9,7 @@ use crate::{
     schedule::{Action, MicroBatchId, Purpose},
     stage::{
         ActionContext, Outcome, Payload, Stage, StageBlueprint,
-        initial::{AllowedDifferences, ValueDifferences},
+        initial::{AllowedDifferences, HeadName, InitialValues},
     },
     tensor::elementwise::is_finite,
 };
@@ -51,6 +51,8 @@ use crate::{
 /// ```
 pub struct Predictor {
     stages: Vec<Stage>,
+    /// The heads of the model that the weights do not hold.
+    missing_heads: Vec<HeadName>,
     calls: u64,
 }
 
@@ -65,15 +67,18 @@ impl Predictor {
 
     /// Builds the stages with these weights.
     pub(crate) fn build(stages: &[StageBlueprint], weights: &Arc<Weights>) -> Result<Self> {
-        let mut differences = ValueDifferences::between(weights, stages);
-        // Weights of heads that this model does not have.
-        differences.unknown.retain(|name| !name.starts_with("aux."));
+        let InitialValues { values, differences } = InitialValues::of(weights, stages);
         differences.refuse("weights", AllowedDifferences::default())?;
-        let build = |stage: &StageBlueprint| stage.for_predictions(Arc::clone(weights)).build().map_err(Error::Failed);
-        Ok(Self { stages: stages.iter().map(build).collect::<Result<_>>()?, calls: 0 })
+        differences.warn_of_heads_by_stage("weights");
+        let missing_heads = differences.fresh_heads;
+        let build = |stage: &StageBlueprint| {
+            let has_head = !missing_heads.iter().any(|head| head.stage == stage.index);
+            stage.for_predictions(Arc::clone(&values), has_head).build().map_err(Error::Failed)
+        };
+        Ok(Self { stages: stages.iter().map(build).collect::<Result<_>>()?, missing_heads, calls: 0 })
     }
 
-    /// Returns the stages that have a head, in order. The last stage always has one.
+    /// Returns the stages that have a head with weights, in order. The last stage always has one.
     pub fn heads(&self) -> Vec<usize> {
         (0..self.stages.len()).filter(|&k| has_head(&self.stages, k)).collect()
     }
@@ -90,7 +95,7 @@ impl Predictor {
     /// Returns the output of stage `head`'s head for `inputs`. Later stages do nothing.
     ///
     /// # Errors
-    /// As [`Self::predict`], or if stage `head` has no head.
+    /// As [`Self::predict`], or if stage `head` has no head, or the weights hold none that follows its last unit.
     pub fn predict_at(&mut self, head: usize, inputs: impl Into<Activation>) -> Result<Tensor> {
         let inputs = inputs.into();
         for tensor in inputs.tensors().iter().filter(|tensor| tensor.dtype().is_float()) {
@@ -98,9 +103,17 @@ impl Predictor {
                 return Err(Error::invalid("inputs", "they hold an infinity or a NaN", "give finite values"));
             }
         }
+        if let Some(missing) = self.missing_heads.iter().find(|missing| missing.stage == head) {
+            let problem = format!("the weights do not hold the head of stage {head} ({missing})");
+            return Err(Error::invalid("head", problem, format!("heads are at stages {}", numbers(&self.heads()))));
+        }
         self.calls += 1;
         predict_at(&mut self.stages, self.calls, inputs, head)
     }
+}
+
+fn numbers(heads: &[usize]) -> String {
+    heads.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn has_head(stages: &[Stage], k: usize) -> bool {
@@ -110,8 +123,8 @@ fn has_head(stages: &[Stage], k: usize) -> bool {
 /// Returns the output of stage `head`'s head in evaluation mode, on the CPU and in `f32`. `call` tells calls apart.
 pub(crate) fn predict_at(stages: &mut [Stage], call: u64, inputs: Activation, head: usize) -> Result<Tensor> {
     if !has_head(stages, head) {
-        let heads: Vec<String> = (0..stages.len()).filter(|&k| has_head(stages, k)).map(|k| k.to_string()).collect();
-        let remedy = format!("heads are at stages {}", heads.join(", "));
+        let heads: Vec<usize> = (0..stages.len()).filter(|&k| has_head(stages, k)).collect();
+        let remedy = format!("heads are at stages {}", numbers(&heads));
         return Err(Error::invalid("head", format!("stage {head} has no head"), remedy));
     }
     let micro_batch = MicroBatchId { step: call, purpose: Purpose::Evaluate, index: 0, count: 1 };

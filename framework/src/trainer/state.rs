@@ -178,7 +178,7 @@ impl TrainerState {
             None => refuse(format!("the tensor {} is missing", best(name)), "give the tensors that were saved with it"),
         };
         let stages = stages.map(|names| names.iter().map(tensor).collect()).collect::<Result<Vec<_>>>()?;
-        Ok(Weights::of_stages(stages))
+        Ok(Weights::of_stages(stages).with_units_per_stage(self.units_per_stage.clone()))
     }
 }
 

@@ -24,6 +24,7 @@ impl GoldenCase {
             .clip(self.clip.clone())
             .micro_batches(self.micro_batches)
             .initial_values(Arc::clone(&self.init))
+            .allow_missing_heads(false)
             .devices(devices))
     }
 

@@ -1,13 +1,16 @@
 //! The units and heads of a model, each with its own parameters and optimizer.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use crate::{
     Differentiable, Error, ModelSpec, ParameterGradients, ParameterStore, Phase, Result, StageDevice, Unit,
     device::{Part, PartKind},
     optimizer::ClipFactor,
-    stage::OptimizerContext,
     stage::{EmaConfig, StageSettings, Trainable, monitor::Monitor},
+    stage::{OptimizerContext, initial::head_builder},
 };
 
 /// A unit or a head.
@@ -95,8 +98,9 @@ impl ProfiledUnits {
         }
         let heads = heads.into_iter().enumerate().map(|(i, head)| {
             let Some(head) = head else { return Ok(None) };
-            let (store, name) = (store(), units[i].name.clone());
-            let root = store.builder(device.device()).pp("aux").pp(i);
+            // Given values are under the numbers of stages, which are not those of the units here.
+            let (store, name) = (ParameterStore::new(settings.seed, Arc::default()), units[i].name.clone());
+            let root = head_builder(&store.builder(device.device()), i);
             let piece = piece(i, PartKind::Head, &head);
             let module = guarded(i, &name, Phase::Head, || device.hooks().prepare(&piece, head.build(&root)?))?;
             Ok(Some(ProfiledUnit { name, module, parameters: Some(trainable(store, &piece)?) }))

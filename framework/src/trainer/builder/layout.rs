@@ -7,7 +7,7 @@ use crate::{
     Error, Result,
     model::Partition,
     optimizer::lr_schedule::LrSchedule,
-    stage::initial::ValueDifferences,
+    stage::initial::{AllowedDifferences, InitialValues, ValueDifferences},
     stage::{StageBlueprint, StageSettings},
     strategy::Plans,
 };
@@ -24,6 +24,8 @@ pub struct Layout {
     pub settings: Arc<StageSettings>,
     /// The number of micro-batches of a batch.
     pub micro_batches: usize,
+    /// How the initial values, if there are any, differ from the model.
+    pub(super) differences: Option<ValueDifferences>,
 }
 
 impl Layout {
@@ -52,21 +54,21 @@ impl TrainerBuilder {
                 format!("stages are 0 to {}", stages - 1),
             ));
         }
-        let settings = Arc::new(StageSettings {
+        let mut settings = Arc::new(StageSettings {
             seed: self.settings.seed,
             optimizer: Arc::clone(&self.optimizer),
             clip: self.clip.clone(),
             lr_schedule: LrSchedule::new(self.lr_schedule.clone())?,
             loss: Arc::clone(&self.loss),
             head_losses: self.head_losses.clone(),
-            given: self.initial.clone().unwrap_or_default(),
+            given: Arc::default(),
             heads: self.heads.clone(),
             recompute: self.recompute.clone(),
             ema: self.ema,
             dtype: self.dtype,
             check_gradients: true,
         });
-        let blueprints = StageBlueprint::of(&*self.model, &partition, &plans, &self.devices, &settings)?;
+        let mut blueprints = StageBlueprint::of(&*self.model, &partition, &plans, &self.devices, &settings)?;
         if let Some(k) = self.head_losses.keys().find(|&&k| k + 1 < stages && !blueprints[k].has_head()) {
             return Err(Error::invalid(
                 "head_loss",
@@ -74,18 +76,21 @@ impl TrainerBuilder {
                 "leave it out, or build all heads (TrainerBuilder::probes)",
             ));
         }
-        if let Some(differences) = self.differences(&blueprints) {
-            differences.refuse("initial values", self.allowed)?;
+        let mut differences = None;
+        if let Some(given) = &self.initial {
+            let initial = InitialValues::of(given, &blueprints);
+            // A run that is restored continues exactly or not at all.
+            let heads = self.allowed.heads && self.restored.is_none();
+            initial.differences.refuse("initial values", AllowedDifferences { heads, ..self.allowed })?;
+            settings = Arc::new(StageSettings { given: initial.values, ..(*settings).clone() });
+            blueprints.iter_mut().for_each(|stage| stage.set(&settings));
+            differences = Some(initial.differences);
         }
         if let Some(state) = &self.restored {
             state.check(&self.settings, &partition, &plans, self.initial.is_some())?;
         }
-        Ok(Layout { partition, plans, blueprints, settings, micro_batches: self.settings.micro_batches })
-    }
-
-    /// Returns the differences of the initial values, if there are any, from the model.
-    pub(super) fn differences(&self, blueprints: &[StageBlueprint]) -> Option<ValueDifferences> {
-        self.initial.as_ref().map(|given| ValueDifferences::between(given, blueprints))
+        let micro_batches = self.settings.micro_batches;
+        Ok(Layout { partition, plans, blueprints, settings, micro_batches, differences })
     }
 
     /// Checks the settings that do not depend on the model.

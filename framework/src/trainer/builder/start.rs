@@ -9,7 +9,7 @@ use crate::{
     optimizer::clip::ClipScope,
     simulator::{HOP, Scenario, StageCosts},
     stage::StageBlueprint,
-    stage::initial::{ValueDifferences, list},
+    stage::initial::warn,
     trainer::{Trainer, recording::Recording, run_metrics::RunMetrics, simulated_idle::SimulatedIdle},
 };
 
@@ -19,7 +19,7 @@ impl TrainerBuilder {
     /// # Errors
     /// As [`Self::layout`], or if a stage cannot be built or cannot continue from its state ([`Self::restore`]).
     pub fn build(self) -> Result<Trainer> {
-        let Layout { partition, plans, blueprints, settings, .. } = self.layout()?;
+        let Layout { partition, plans, blueprints, settings, differences, .. } = self.layout()?;
         let schedule = plans.schedule().clone();
         let global_norm = self.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global);
         let scenario = Scenario {
@@ -34,9 +34,11 @@ impl TrainerBuilder {
                 vec![StageCosts::default(); partition.stages()],
             )
         };
-        if let Some(ValueDifferences { missing, unknown, .. }) = self.differences(&blueprints) {
-            warn("not given and started from the seed", &missing);
-            warn("given and not used", &unknown);
+        if let Some(differences) = &differences {
+            let warn = |what, names: &[String]| warn("initial values", what, names);
+            warn("not given and started from the seed", &differences.missing);
+            warn("given and not used", &differences.unknown);
+            differences.warn_of_heads("initial values");
         }
         let pipeline = Pipeline::start(
             blueprints.clone(),
@@ -81,12 +83,5 @@ impl TrainerBuilder {
             trainer.restore(state)?;
         }
         Ok(trainer)
-    }
-}
-
-/// Warns of initial values that were allowed to be missing or unknown.
-fn warn(what: &str, names: &[String]) {
-    if !names.is_empty() {
-        tracing::warn!("initial values: {what}: {}", list(names));
     }
 }
