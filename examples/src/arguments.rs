@@ -181,6 +181,9 @@ pub(crate) struct Plan {
 pub(crate) struct Eval {
     /// The run's folder
     pub(crate) run: PathBuf,
+    /// Devices to compute on, separated by commas, such as cpu; the cut stays that of the run [default: those of its configuration]
+    #[arg(long, value_name = "DEVICE,…")]
+    pub(crate) devices: Vec<String>,
     /// Score only the head of this stage
     #[arg(long, value_name = "K")]
     pub(crate) stage: Option<usize>,
@@ -199,6 +202,9 @@ pub(crate) struct Predict {
     /// Images (png, jpg, bmp, webp), or folders of them
     #[arg(required = true, value_name = "INPUT")]
     pub(crate) inputs: Vec<PathBuf>,
+    /// Devices to compute on, separated by commas, such as cpu; the cut stays that of the run [default: those of its configuration]
+    #[arg(long, value_name = "DEVICE,…")]
+    pub(crate) devices: Vec<String>,
     /// Predict with the head of stage K, without the stages after it [default: the last stage]
     #[arg(long, value_name = "K")]
     pub(crate) head: Option<usize>,
@@ -217,6 +223,9 @@ pub(crate) struct Predict {
 pub(crate) struct Generate {
     /// The run's folder
     pub(crate) run: PathBuf,
+    /// Devices to compute on, separated by commas, such as cpu; the cut stays that of the run [default: those of its configuration]
+    #[arg(long, value_name = "DEVICE,…")]
+    pub(crate) devices: Vec<String>,
     /// The text to continue
     #[arg(long)]
     pub(crate) prompt: String,

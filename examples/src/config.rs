@@ -227,9 +227,45 @@ impl RunConfig {
         })
     }
 
-    /// Returns a builder for the model of a finished run, on its devices. Reads neither data nor `init_from`.
-    pub(crate) fn of_finished_run(&self, description: &Description) -> Result<TrainerBuilder> {
-        self.devices.give_to(self.untrained(description)?)
+    /// Returns a builder for the model of a finished run with these weights, on the named devices or else on those of this configuration. Reads
+    /// neither data nor `init_from`.
+    pub(crate) fn of_finished_run(
+        &self,
+        description: &Description,
+        weights: &Weights,
+        devices: &[String],
+    ) -> Result<TrainerBuilder> {
+        let partition = self.partition_of_finished_run(description, weights)?;
+        let builder = self.untrained(description)?.partition(partition);
+        if let Some(devices) = Devices::of_arguments(devices) {
+            return devices.give_to(builder);
+        }
+        self.devices.give_to(builder).map_err(|error| match (error, &self.devices) {
+            (Error::Invalid { subject, problem, remedy }, Devices::Named(_)) => {
+                Error::invalid(subject, problem, format!("{remedy}, or choose others, such as --devices cpu"))
+            }
+            (error, _) => error,
+        })
+    }
+
+    /// Returns the partition of a finished run with these weights: the one that they state, if it is one of this model. Weights of earlier versions
+    /// state none; their run's partition does not depend on the devices that they are used on now.
+    fn partition_of_finished_run(&self, description: &Description, weights: &Weights) -> Result<PartitionConfig> {
+        let units = self.model.build(shape_of(description))?.units()?.len();
+        let sum = |stated: &[usize]| stated.iter().fold(0_usize, |sum, units| sum.saturating_add(*units));
+        if let Some(stated) = weights.units_per_stage().filter(|stated| sum(stated) == units) {
+            return Ok(PartitionConfig { stages: None, units_per_stage: Some(stated.to_vec()) });
+        }
+        let default = match &self.devices {
+            Devices::Named(names) => names.len(),
+            Devices::Auto => 1,
+        };
+        Ok(match &self.partition {
+            PartitionConfig { stages: None, units_per_stage: None } => {
+                PartitionConfig { stages: Some(default), units_per_stage: None }
+            }
+            partition => partition.clone(),
+        })
     }
 
     /// Returns a builder with everything but devices and values to start from.

@@ -28,7 +28,7 @@ pub(crate) fn run(arguments: &Eval) -> Result<(), Exit> {
     let validation = config.data.open_validation(&description)?;
     let measure = Measure::of(&description.kind);
     let mut trainer = config
-        .of_finished_run(&description)?
+        .of_finished_run(&description, &weights, &arguments.devices)?
         .initial_values(weights)
         .allow_missing_heads(false)
         .build()

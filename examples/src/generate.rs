@@ -28,8 +28,8 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Exit> {
         return Err(Error::invalid("--prompt", "it is empty", "give at least one character to continue").into());
     }
     let weights = folder.weights(false)?;
-    let mut predictor =
-        config.of_finished_run(&description)?.predictor(weights).map_err(|error| refused(&arguments.run, &error))?;
+    let builder = config.of_finished_run(&description, &weights, &arguments.devices)?;
+    let mut predictor = builder.predictor(weights).map_err(|error| refused(&arguments.run, &error))?;
     let mut draws = Key::new(arguments.seed).named("generate").stream();
     for _ in 0..arguments.tokens {
         let window = &tokens[tokens.len().saturating_sub(*context)..];
@@ -70,6 +70,7 @@ mod tests {
     fn draws_follow_temperature_and_top_k() {
         let arguments = |temperature, top_k| Generate {
             run: "run".into(),
+            devices: Vec::new(),
             prompt: String::new(),
             temperature,
             top_k,

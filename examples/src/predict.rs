@@ -40,8 +40,8 @@ pub(crate) fn run(arguments: &Predict) -> Result<(), Exit> {
     }
     let files = files(&arguments.inputs)?;
     let weights = folder.weights(arguments.best)?;
-    let mut predictor =
-        config.of_finished_run(&description)?.predictor(weights).map_err(|error| refused(&arguments.run, &error))?;
+    let builder = config.of_finished_run(&description, &weights, &arguments.devices)?;
+    let mut predictor = builder.predictor(weights).map_err(|error| refused(&arguments.run, &error))?;
     let heads = predictor.heads();
     let head = match arguments.head {
         None => heads.last().copied().unwrap_or_default(),

@@ -155,12 +155,70 @@ fn text_model_needs_neither_its_text_nor_its_initial_weights() {
 
     let generate = ["generate", "run", "--prompt", "to be", "--tokens", "5"];
     let text = done(&interlock(path, &generate));
+    assert_eq!(done(&interlock(path, &[&generate[..], &["--devices", "cpu:threads=2"]].concat())), text);
+    refused(path, &[&generate[..], &["--devices", "cpu:threads=x"]].concat(), &["cpu:threads=x"]);
     fs::rename(path.join("text.txt"), path.join("gone.txt")).unwrap();
     assert_eq!(done(&interlock(path, &generate)), text);
     // Another text is scored with the vocabulary of the run, which may lack some of its characters.
     fs::write(path.join("text.txt"), "z".repeat(400)).unwrap();
     refused(path, &["eval", "run"], &["text.txt", "'z'", "not in the vocabulary"]);
     refused(path, &["predict", "run", "text.txt"], &["on text", "generate"]);
+}
+
+#[test]
+fn run_of_other_devices_is_used_on_those_that_are_named() {
+    let folder = folder_of_images();
+    let path = folder.path();
+    // Emulated stages compute nothing, so the weights are the initial ones, as after training at a rate of almost 0.
+    let config = |devices: &str, lr: &str| {
+        let config = IMAGES.replace("devices = [\"cpu:threads=1\"]", devices).replace("lr = 0.05", lr);
+        config.replace("[partition]\nstages = 2\n", "")
+    };
+    let emulated = "devices = [\"emulated:forward-ms=0\", \"emulated:head-ms=0\"]";
+    for (run, devices, lr) in [
+        ("emulated", emulated, "lr = 0.05"),
+        ("computed", "devices = [\"cpu:threads=1\", \"cpu:threads=1\"]", "lr = 1e-30"),
+    ] {
+        fs::write(path.join("config.toml"), config(devices, lr)).unwrap();
+        done(&interlock(path, &["train", "--quiet", "--config", "config.toml", "--out", run]));
+    }
+    let on_cpu = |command: &[&str]| printed(path, &[command, &["--devices", "cpu", "--json"]].concat());
+    let scores = printed(path, &["eval", "computed", "--json"]);
+    // One device, and still the two stages of the run, which had a device each.
+    assert_eq!(scores.as_array().unwrap().len(), 2);
+    assert_eq!(on_cpu(&["eval", "emulated"]), scores);
+    assert_ne!(printed(path, &["eval", "emulated", "--json"]), scores);
+    let image = "images/val/red/0.bmp";
+    for head in ["0", "1"] {
+        let predicted = printed(path, &["predict", "computed", image, "--head", head, "--json"]);
+        assert_eq!(on_cpu(&["predict", "emulated", image, "--head", head]), predicted, "{head}");
+        assert_ne!(printed(path, &["predict", "emulated", image, "--head", head, "--json"]), predicted, "{head}");
+    }
+    // The option may stand before images, and names a list.
+    let both = ["predict", "emulated", "--devices", "cpu:threads=1,cpu:threads=2", image, "--json"];
+    assert_eq!(printed(path, &both), printed(path, &["predict", "computed", image, "--json"]));
+
+    // So it is with weights of earlier versions, which do not state the partition.
+    let index = path.join("emulated/model.safetensors.index.json");
+    let mut stated = json(&index);
+    assert!(stated["metadata"].as_object_mut().unwrap().remove("units_per_stage").is_some());
+    fs::write(&index, stated.to_string()).unwrap();
+    assert_eq!(on_cpu(&["eval", "emulated"]), scores);
+
+    refused(path, &["eval", "emulated", "--devices", "tpu:0"], &["tpu:0", "unknown device kind"]);
+    let config = path.join("emulated/config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let (device, problem) = match cfg!(feature = "cuda") {
+        false => ("cuda:0", "this build has cpu and emulated only"),
+        true => ("gpu:0", "unknown device kind"),
+    };
+    let missing = text.replace("emulated:forward-ms=0", device);
+    assert_ne!(missing, text);
+    fs::write(&config, missing).unwrap();
+    for command in [&["eval", "emulated"][..], &["predict", "emulated", image]] {
+        refused(path, command, &[device, problem, "or choose others, such as --devices cpu"]);
+    }
+    assert_eq!(on_cpu(&["eval", "emulated"]), scores);
 }
 
 #[test]
