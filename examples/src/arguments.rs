@@ -43,7 +43,7 @@ pub(crate) enum Command {
     Top(Top),
     /// Continue a text with a finished run on text; its data are not needed
     Generate(Generate),
-    /// Train once for each interlock width and seed, and compare
+    /// Train once for each combination of widths or other values and each seed, and compare
     Compare(Compare),
     /// Write one page about a run, or several side by side: curves, throughput, timeline, configuration
     Report(Report),
@@ -248,9 +248,12 @@ pub(crate) struct Compare {
     #[command(flatten)]
     pub(crate) source: Source,
     /// Interlock widths, separated by commas; e2e is end-to-end
-    #[arg(long, value_delimiter = ',', required = true, value_name = "N,…,e2e")]
+    #[arg(long, value_delimiter = ',', required_unless_present = "vary", value_name = "N,…,e2e")]
     pub(crate) widths: Vec<Width>,
-    /// Number of seeds for each width: the configuration's seed and the next ones
+    /// A key of the configuration and a TOML array of its values, such as 'strategy.follow=["last", "mean"]'; may be repeated, for all combinations
+    #[arg(long, value_name = "KEY.PATH=[VALUE, …]")]
+    pub(crate) vary: Vec<String>,
+    /// Number of seeds for each combination: the configuration's seed and the next ones
     #[arg(long, default_value_t = 1)]
     pub(crate) seeds: u64,
     /// Folder to write the tables to; must not exist [default: runs/<name>-compare-<time>]

@@ -1,16 +1,14 @@
-//! `interlock compare`: trains once for each width and seed, and compares the results.
+//! `interlock compare`: trains once for each combination of the varied values and each seed, and compares the results.
 
-use interlock::{
-    Split, Stopper,
-    tools::{
-        files,
-        strategy::{StrategyConfig, StrategyName},
-    },
-};
+mod vary;
+
+use std::path::Path;
+
+use interlock::{Report, Split, Stopper, tools::files};
 use serde::Serialize;
 
 use crate::{
-    arguments::{Compare, Width},
+    arguments::Compare,
     config::RunConfig,
     exit::Exit,
     interrupt::{self, Next},
@@ -19,53 +17,64 @@ use crate::{
     table::{Measure, table},
     terminal::{Terminal, Verbosity},
 };
+use vary::Combination;
+
+/// The columns of `compare.csv` after those of the varied keys: the fields of [`RunResult`].
+const COLUMNS: [&str; 6] = ["seed", "accuracy", "perplexity", "loss", "examples_per_second", "head_parameters"];
+
+/// One run.
+#[derive(Clone, Debug, Serialize)]
+struct ComparedRun {
+    #[serde(flatten)]
+    combination: Combination,
+    #[serde(flatten)]
+    result: RunResult,
+}
 
 /// The results of one run.
 #[derive(Clone, Debug, Serialize)]
-struct ComparedRun {
-    width: String,
+struct RunResult {
     seed: u64,
     accuracy: Option<f64>,
     perplexity: Option<f64>,
     loss: f64,
     examples_per_second: f64,
+    head_parameters: usize,
 }
 
-/// All runs of one width.
+/// All runs of one combination.
 #[derive(Clone, Debug, Serialize)]
-struct WidthRow {
-    width: String,
+struct ComparedRow {
+    #[serde(flatten)]
+    combination: Combination,
     runs: usize,
     mean: f64,
     /// The sample standard deviation; 0 for a single run.
     spread: f64,
     examples_per_second: f64,
+    head_parameters: usize,
 }
 
 /// The contents of `compare.json`.
 #[derive(Clone, Debug, Serialize)]
 struct Comparison {
     measure: &'static str,
-    rows: Vec<WidthRow>,
+    rows: Vec<ComparedRow>,
     runs: Vec<ComparedRun>,
 }
 
 pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
-    let base = RunConfig::load(arguments.source.config.as_deref(), &arguments.source.sets)?;
     if arguments.seeds == 0 {
         return Err(Exit::Refused("--seeds 0: no run is asked for; use 1 or more".to_owned()));
     }
-    let out = arguments.out.clone().unwrap_or_else(|| run_folder::fresh(&format!("{}-compare", base.name)));
+    let configs = vary::combinations(arguments)?;
+    let (first, config) = &configs[0];
+    let out = arguments.out.clone().unwrap_or_else(|| run_folder::fresh(&format!("{}-compare", config.name)));
     run_folder::refuse_existing(&out)?;
-    let configs: Vec<(Width, RunConfig)> = arguments
-        .widths
-        .iter()
-        .flat_map(|&width| (0..arguments.seeds).map(move |i| (width, i)))
-        .map(|(width, i)| (width, RunConfig { seed: base.seed + i, strategy: strategy(width), ..base.clone() }))
-        .collect();
+    // All have the same measure: a product with images and text has a model of images on text, which is refused.
     let mut measure = Measure::Accuracy;
-    for (_, config) in &configs {
-        measure = Measure::of(&config.prepare()?.data.description.kind);
+    for each in &configs {
+        measure = check(each)?;
     }
 
     files::create_folder(&out).map_err(Exit::failed)?;
@@ -82,95 +91,115 @@ pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
     })?;
     // With --json, only JSON goes to stdout.
     let print = if arguments.json { note } else { say };
-    let mut runs = Vec::new();
-    let mut stopped = false;
-    for (width, config) in &configs {
-        let Some(one) = train(*width, config, &stopper).map_err(Exit::failed)? else {
-            stopped = true;
-            break;
+    let (mut runs, mut done) = (Vec::new(), Ok(()));
+    let planned = configs.iter().flat_map(|each| (0..arguments.seeds).map(move |i| (each, each.1.seed + i)));
+    for ((combination, config), seed) in planned {
+        let run = match train(combination, &RunConfig { seed, ..config.clone() }, &stopper) {
+            Ok(run) => run,
+            // The tables have what is finished.
+            Err(exit) => {
+                done = Err(exit);
+                break;
+            }
         };
-        let result = value(&one, measure);
-        let name = measure.name();
-        print(&format!(
-            "width {width}  seed {}  {name} {result:.4}  {:.1} examples/s",
-            one.seed, one.examples_per_second
-        ));
-        runs.push(one);
+        let labels: String = combination.labels.iter().map(|(column, label)| format!("{column} {label}  ")).collect();
+        let (name, result, speed) = (measure.name(), value(&run, measure), run.result.examples_per_second);
+        print(&format!("{labels}seed {seed}  {name} {result:.4}  {speed:.1} examples/s"));
+        runs.push(run);
     }
-    let rows: Vec<WidthRow> =
-        arguments.widths.iter().filter_map(|width| row(&width.to_string(), &runs, measure)).collect();
-    let mut shown = table(&["width", "runs", measure.name(), "spread", "examples/s"]);
+    let rows: Vec<ComparedRow> =
+        configs.iter().filter_map(|(combination, _)| row(combination, &runs, measure)).collect();
+    let columns: Vec<&str> = first.labels.iter().map(|(column, _)| column.as_str()).collect();
+    let results = ["runs", measure.name(), "spread", "examples/s", "head parameters"];
+    let mut shown = table(&[&columns[..], &results].concat());
     for row in &rows {
-        shown.add_row([
-            row.width.clone(),
+        let labels = row.combination.labels.iter().map(|(_, label)| label.clone());
+        shown.add_row(labels.chain([
             row.runs.to_string(),
             format!("{:.4}", row.mean),
             format!("{:.4}", row.spread),
             format!("{:.1}", row.examples_per_second),
-        ]);
+            row.head_parameters.to_string(),
+        ]));
     }
     print(&shown.to_string());
     let comparison = Comparison { measure: measure.name(), rows, runs };
     run_folder::write_json(&out.join("compare.json"), &comparison).map_err(Exit::failed)?;
-    write_csv(&out.join("compare.csv"), &comparison.runs)?;
+    write_csv(&out.join("compare.csv"), &columns, &comparison.runs)?;
     print(&format!("the tables are in {}", out.display()));
     if arguments.json {
         say(&serde_json::to_string(&comparison).map_err(Exit::failed)?);
     }
-    if stopped { Err(Exit::Stopped) } else { Ok(()) }
+    done
 }
 
-fn strategy(width: Width) -> StrategyConfig {
-    match width {
-        Width::Number(width) => StrategyConfig { width: Some(width), ..StrategyConfig::default() },
-        Width::EndToEnd => StrategyConfig { name: Some(StrategyName::EndToEnd), ..StrategyConfig::default() },
+/// Checks a configuration, and returns the measure of its data.
+fn check((combination, config): &(Combination, RunConfig)) -> Result<Measure, Exit> {
+    match config.prepare() {
+        Ok(prepared) => Ok(Measure::of(&prepared.data.description.kind)),
+        Err(error) if error.is_refusal() => Err(Exit::Refused(format!("{}: {error}", combination.given))),
+        Err(error) => Err(Exit::failed(error)),
     }
 }
 
-/// Trains once. Returns none if the run was stopped.
-fn train(width: Width, config: &RunConfig, stopper: &Stopper) -> interlock::Result<Option<ComparedRun>> {
-    let prepared = config.prepare()?;
-    let mut trainer = prepared.builder.keep_best(None).stop_on(stopper).build()?;
-    let report = trainer.fit(Split { train: &*prepared.data.train, validation: Some(&*prepared.data.validation) })?;
-    Ok((!report.stopped).then(|| ComparedRun {
-        width: width.to_string(),
+/// Trains once.
+///
+/// # Errors
+/// If the run fails, or is stopped.
+fn train(combination: &Combination, config: &RunConfig, stopper: &Stopper) -> Result<ComparedRun, Exit> {
+    let report = fit(config, stopper)
+        .map_err(|error| Exit::Failed(format!("{} seed {}: {error}", combination.given, config.seed)))?;
+    if report.stopped {
+        return Err(Exit::Stopped);
+    }
+    let result = RunResult {
         seed: config.seed,
         accuracy: report.final_scores.accuracy,
         perplexity: report.final_scores.perplexity,
         loss: report.final_scores.loss.unwrap_or(f64::NAN),
         examples_per_second: report.examples_per_second,
-    }))
+        head_parameters: report.stages.iter().map(|stage| stage.head_parameters).sum(),
+    };
+    Ok(ComparedRun { combination: combination.clone(), result })
+}
+
+fn fit(config: &RunConfig, stopper: &Stopper) -> interlock::Result<Report> {
+    let prepared = config.prepare()?;
+    let mut trainer = prepared.builder.keep_best(None).stop_on(stopper).build()?;
+    trainer.fit(Split { train: &*prepared.data.train, validation: Some(&*prepared.data.validation) })
 }
 
 fn value(run: &ComparedRun, measure: Measure) -> f64 {
     match measure {
-        Measure::Accuracy => run.accuracy.unwrap_or(f64::NAN),
-        Measure::Perplexity => run.perplexity.unwrap_or(f64::NAN),
+        Measure::Accuracy => run.result.accuracy.unwrap_or(f64::NAN),
+        Measure::Perplexity => run.result.perplexity.unwrap_or(f64::NAN),
     }
 }
 
-/// Returns the row of `width`, or none if no run of this width has finished.
-fn row(width: &str, runs: &[ComparedRun], measure: Measure) -> Option<WidthRow> {
-    let selected: Vec<&ComparedRun> = runs.iter().filter(|run| run.width == width).collect();
-    if selected.is_empty() {
-        return None;
-    }
+/// Returns the row of a combination, or none if no run of it has finished.
+fn row(combination: &Combination, runs: &[ComparedRun], measure: Measure) -> Option<ComparedRow> {
+    let selected: Vec<&ComparedRun> = runs.iter().filter(|run| run.combination.labels == combination.labels).collect();
+    let head_parameters = selected.first()?.result.head_parameters;
     let count = selected.len() as f64;
     let mean = selected.iter().map(|run| value(run, measure)).sum::<f64>() / count;
     let squares: f64 = selected.iter().map(|run| (value(run, measure) - mean).powi(2)).sum();
-    Some(WidthRow {
-        width: width.to_owned(),
+    Some(ComparedRow {
+        combination: combination.clone(),
         runs: selected.len(),
         mean,
         spread: if selected.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 },
-        examples_per_second: selected.iter().map(|run| run.examples_per_second).sum::<f64>() / count,
+        examples_per_second: selected.iter().map(|run| run.result.examples_per_second).sum::<f64>() / count,
+        head_parameters,
     })
 }
 
-fn write_csv(path: &std::path::Path, runs: &[ComparedRun]) -> Result<(), Exit> {
-    let mut table = csv::Writer::from_writer(Vec::new());
+/// Writes a line for each run. `columns` are those of the varied keys.
+fn write_csv(path: &Path, columns: &[&str], runs: &[ComparedRun]) -> Result<(), Exit> {
+    let mut table = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+    table.write_record([columns, &COLUMNS].concat()).map_err(Exit::failed)?;
     for run in runs {
-        table.serialize(run).map_err(Exit::failed)?;
+        let labels: Vec<&str> = run.combination.labels.iter().map(|(_, label)| label.as_str()).collect();
+        table.serialize((labels, &run.result)).map_err(Exit::failed)?;
     }
     let text = table.into_inner().map_err(Exit::failed)?;
     files::write(path, text).map_err(Exit::failed)
@@ -182,18 +211,27 @@ mod tests {
 
     #[test]
     fn row_has_mean_and_sample_deviation() {
+        let combination = |width: &str| Combination {
+            width: Some(width.to_owned()),
+            varied: toml::Table::new(),
+            labels: vec![("width".to_owned(), width.to_owned())],
+            given: format!("--widths {width}"),
+        };
         let run = |width: &str, accuracy| ComparedRun {
-            width: width.to_owned(),
-            seed: 0,
-            accuracy: Some(accuracy),
-            perplexity: None,
-            loss: 0.0,
-            examples_per_second: 10.0 * accuracy,
+            combination: combination(width),
+            result: RunResult {
+                seed: 0,
+                accuracy: Some(accuracy),
+                perplexity: None,
+                loss: 0.0,
+                examples_per_second: 10.0 * accuracy,
+                head_parameters: 7,
+            },
         };
         let runs = [run("1", 1.0), run("2", 9.0), run("1", 3.0)];
-        assert!(row("3", &runs, Measure::Accuracy).is_none());
-        let row = row("1", &runs, Measure::Accuracy).unwrap();
-        assert_eq!((row.runs, row.mean, row.examples_per_second), (2, 2.0, 20.0));
+        assert!(row(&combination("3"), &runs, Measure::Accuracy).is_none());
+        let row = row(&combination("1"), &runs, Measure::Accuracy).unwrap();
+        assert_eq!((row.runs, row.mean, row.examples_per_second, row.head_parameters), (2, 2.0, 20.0, 7));
         assert!((row.spread - 2.0_f64.sqrt()).abs() < 1e-12);
     }
 }

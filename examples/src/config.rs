@@ -160,31 +160,7 @@ impl RunConfig {
     /// # Errors
     /// If the file cannot be read, a key is unknown or a value has the wrong type; the message names the key.
     pub(crate) fn load(path: Option<&Path>, sets: &[String]) -> Result<Self> {
-        let (text, subject) = match path {
-            Some(path) => {
-                (std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?, path.display().to_string())
-            }
-            None => (BUILT_IN.to_owned(), "built-in configuration".to_owned()),
-        };
-        let broken = |e: toml::de::Error| {
-            Error::invalid(&subject, e.to_string().trim_end().to_owned(), "`interlock config --schema` lists every key")
-        };
-        let mut table: Table = toml::from_str(&text).map_err(broken)?;
-        if sets.is_empty() {
-            // Parsed from the text, so that messages name the line.
-            return toml::from_str(&text).map_err(broken);
-        }
-        for set in sets {
-            apply(&mut table, set, sets)?;
-        }
-        table.try_into().map_err(|e: toml::de::Error| {
-            let given = sets.join(" --set ");
-            Error::invalid(
-                format!("--set {given}"),
-                e.to_string().trim_end().to_owned(),
-                "`interlock config --schema` lists every key",
-            )
-        })
+        ConfigText::read(path)?.with(&Setting::sets(sets)?)
     }
 
     /// Returns the configuration as the text of a file.
@@ -319,56 +295,130 @@ pub(crate) fn shape_of(description: &Description) -> InputShape {
     }
 }
 
-/// Sets one `key.path=value` in the table.
-fn apply(table: &mut Table, set: &str, all: &[String]) -> Result<()> {
-    let refuse = |problem: &str, remedy: &str| {
-        Err(Error::invalid(format!("--set {set}"), problem.to_owned(), remedy.to_owned()))
-    };
-    let Some((path, text)) = set.split_once('=') else {
-        return refuse("there is no =", "write key.path=value, such as optimizer.lr=0.1");
-    };
-    let keys: Vec<&str> = path.trim().split('.').collect();
-    if keys.iter().any(|key| key.is_empty()) {
-        return refuse("a part of the key is empty", "write key.path=value, such as optimizer.lr=0.1");
+/// The text of a configuration, in which values can be set.
+pub(crate) struct ConfigText {
+    /// The file's name.
+    subject: String,
+    text: String,
+}
+
+impl ConfigText {
+    /// Reads the file at `path`, or the built-in configuration.
+    pub(crate) fn read(path: Option<&Path>) -> Result<Self> {
+        Ok(match path {
+            Some(path) => Self {
+                subject: path.display().to_string(),
+                text: std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?,
+            },
+            None => Self { subject: "built-in configuration".to_owned(), text: BUILT_IN.to_owned() },
+        })
     }
-    // A TOML value; anything else is a string, so that quotes may be left out.
-    let value = toml::from_str::<Table>(&format!("value = {text}"))
-        .ok()
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| Value::String(text.to_owned()));
-    let (last, parents) = (keys[keys.len() - 1], &keys[..keys.len() - 1]);
-    let mut at = table;
-    for key in parents {
-        let next = at.entry(key.to_owned()).or_insert_with(|| Value::Table(Table::new()));
-        match next {
-            Value::Table(next) => at = next,
-            _ => return refuse(&format!("{key} is a value, not a table"), "see `interlock config` for the keys"),
+
+    /// Returns the configuration with these settings, each applied after the one before.
+    ///
+    /// # Errors
+    /// If a key is unknown or a value has the wrong type; the message names the key and the settings.
+    pub(crate) fn with(&self, settings: &[Setting]) -> Result<RunConfig> {
+        let refused = |subject: &str, e: toml::de::Error| {
+            Error::invalid(subject, e.to_string().trim_end().to_owned(), "`interlock config --schema` lists every key")
+        };
+        let mut table: Table = toml::from_str(&self.text).map_err(|e| refused(&self.subject, e))?;
+        if settings.is_empty() {
+            // Parsed from the text, so that messages name the line.
+            return toml::from_str(&self.text).map_err(|e| refused(&self.subject, e));
         }
+        for setting in settings {
+            setting.apply(&mut table, settings)?;
+        }
+        table.try_into().map_err(|e| refused(&Setting::list(settings), e))
     }
-    let parent = parents.join(".");
-    let asked = |rival: &str| {
-        let full = if parent.is_empty() { rival.to_owned() } else { format!("{parent}.{rival}") };
-        let within = |key: &str| key.strip_prefix(&full).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-        all.iter().any(|set| set.split_once('=').is_some_and(|(key, _)| within(key.trim())))
-    };
-    let is_set = |key: &str| key == last || key.strip_suffix("[]").is_some_and(|key| key == last && value.is_array());
-    for (_, _, rivals) in RIVALS.iter().filter(|(table, key, _)| *table == parent && is_set(key)) {
-        for rival in *rivals {
-            let (key, only_lists) = rival.strip_suffix("[]").map_or((*rival, false), |key| (key, true));
-            // A strategy's name does not remove the table of that strategy's own keys.
-            let stays =
-                asked(key) || value.as_str() == Some(key) || (only_lists && !at.get(key).is_some_and(Value::is_array));
-            if !stays {
-                at.remove(key);
+}
+
+/// A key of the configuration and the value that the command line gives it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Setting {
+    /// The option and its value, for messages.
+    pub(crate) given: String,
+    /// The path of the key, such as `optimizer.lr`.
+    pub(crate) key: String,
+    pub(crate) value: Value,
+}
+
+impl Setting {
+    /// Reads the `key.path=value` of an option. What is not a TOML value is a string, so that quotes may be left out.
+    pub(crate) fn parse(option: &str, text: &str) -> Result<Self> {
+        let given = format!("{option} {text}");
+        let refuse = |problem: &str| {
+            Err(Error::invalid(&given, problem.to_owned(), "write key.path=value, such as optimizer.lr=0.1"))
+        };
+        let Some((key, text)) = text.split_once('=') else {
+            return refuse("there is no =");
+        };
+        let key = key.trim().to_owned();
+        if key.split('.').any(str::is_empty) {
+            return refuse("a part of the key is empty");
+        }
+        let value = toml::from_str::<Table>(&format!("value = {text}"))
+            .ok()
+            .and_then(|mut table| table.remove("value"))
+            .unwrap_or_else(|| Value::String(text.to_owned()));
+        Ok(Self { given, key, value })
+    }
+
+    /// Reads the values of `--set`.
+    pub(crate) fn sets(texts: &[String]) -> Result<Vec<Self>> {
+        texts.iter().map(|text| Self::parse("--set", text)).collect()
+    }
+
+    /// Returns these settings as the command line gives them.
+    pub(crate) fn list(settings: &[Self]) -> String {
+        settings.iter().map(|setting| setting.given.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Sets the value in the table. Removes the values that contradict it, unless a setting of `all` gives them.
+    fn apply(&self, table: &mut Table, all: &[Self]) -> Result<()> {
+        let (parent, last) = self.key.rsplit_once('.').unwrap_or(("", &self.key));
+        let mut at = table;
+        for key in parent.split('.').filter(|key| !key.is_empty()) {
+            let next = at.entry(key.to_owned()).or_insert_with(|| Value::Table(Table::new()));
+            match next {
+                Value::Table(next) => at = next,
+                _ => {
+                    let problem = format!("{key} is a value, not a table");
+                    return Err(Error::invalid(&self.given, problem, "see `interlock config` for the keys"));
+                }
             }
         }
+        let asked = |rival: &str| {
+            let path = if parent.is_empty() { rival.to_owned() } else { format!("{parent}.{rival}") };
+            all.iter().any(|setting| is_within(&setting.key, &path))
+        };
+        let value = &self.value;
+        let is_set = |key: &str| key == last || (value.is_array() && key.strip_suffix("[]") == Some(last));
+        for (_, _, rivals) in RIVALS.iter().filter(|(table, key, _)| *table == parent && is_set(key)) {
+            for rival in *rivals {
+                let (key, only_lists) = rival.strip_suffix("[]").map_or((*rival, false), |key| (key, true));
+                // A strategy's name does not remove the table of that strategy's own keys.
+                let stays = asked(key)
+                    || value.as_str() == Some(key)
+                    || (only_lists && !at.get(key).is_some_and(Value::is_array));
+                if !stays {
+                    at.remove(key);
+                }
+            }
+        }
+        // Another kind of data, model or schedule has other keys.
+        if last == "kind" && parent != "optimizer" && at.get("kind") != Some(value) {
+            at.clear();
+        }
+        at.insert(last.to_owned(), value.clone());
+        Ok(())
     }
-    // Another kind of data, model or schedule has other keys.
-    if last == "kind" && parent != "optimizer" && at.get("kind") != Some(&value) {
-        at.clear();
-    }
-    at.insert(last.to_owned(), value);
-    Ok(())
+}
+
+/// Returns whether a key is `path` or lies in that table.
+pub(crate) fn is_within(key: &str, path: &str) -> bool {
+    key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 #[cfg(test)]
@@ -377,6 +427,10 @@ mod tests {
 
     fn load(sets: &[&str]) -> Result<RunConfig> {
         RunConfig::load(None, &sets.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
+    }
+
+    fn apply(table: &mut Table, set: &str, all: &[String]) -> Result<()> {
+        Setting::parse("--set", set)?.apply(table, &Setting::sets(all)?)
     }
 
     #[test]
