@@ -55,7 +55,7 @@ pub(crate) enum Command {
     /// List the devices of this machine
     Devices,
     /// Print the configuration of a run, or the schema of configurations
-    #[command(after_help = format!("Parts of heads.arch, joined by _:\n  {}", heads::PARTS.join("\n  ")))]
+    #[command(after_help = format!("Parts of heads.arch and heads.archs, joined by _:\n  {}", heads::PARTS.join("\n  ")))]
     Config(Config),
 }
 

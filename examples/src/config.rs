@@ -84,7 +84,7 @@ pub(crate) struct RunConfig {
     pub(crate) strategy: StrategyConfig,
     /// The auxiliary heads.
     #[serde(default)]
-    #[schemars(description = format!("The auxiliary heads. The description `arch` is a list of parts, joined by `_`: {}.", heads::PARTS.join(", ")))]
+    #[schemars(description = format!("The auxiliary heads. A description is a list of parts, joined by `_`: {}.", heads::PARTS.join(", ")))]
     pub(crate) heads: HeadsConfig,
     /// The update rule.
     #[serde(default)]
@@ -140,7 +140,7 @@ fn default_micro_batches() -> usize {
 
 /// Keys that exclude each other: if the command line sets the first, the others are removed from the file's values. `key[]` is the key where its value
 /// is a list.
-const RIVALS: [(&str, &str, &[&str]); 11] = [
+const RIVALS: [(&str, &str, &[&str]); 14] = [
     ("strategy", "width", &["name", "widths", "width_schedule", "adaptive", "follow[]", "follows"]),
     ("strategy", "widths", &["name", "width", "width_schedule", "adaptive", "follow[]", "follows"]),
     ("strategy", "name", &["width", "widths", "width_schedule", "adaptive", "follow[]", "follows"]),
@@ -151,6 +151,9 @@ const RIVALS: [(&str, &str, &[&str]); 11] = [
     ("strategy", "follows", &["name", "width", "widths", "width_schedule", "adaptive", "follow"]),
     ("partition", "stages", &["units_per_stage"]),
     ("partition", "units_per_stage", &["stages"]),
+    ("heads", "arch", &["archs"]),
+    ("heads", "every", &["archs"]),
+    ("heads", "archs", &["arch", "every"]),
     ("", "steps", &["epochs"]),
 ];
 
@@ -506,6 +509,25 @@ mod tests {
         assert_eq!(over("follows = [[1]]", "strategy.follow=mean"), r#"{"follow":"mean"}"#);
         assert_eq!(over("width = 2\nfollow = \"mean\"", "strategy.follows=[[1]]"), r#"{"follows":[[1.0]]}"#);
         assert!(load(&["strategy.follow=[1]", "strategy.width=2"]).unwrap().strategy.build().is_err());
+    }
+
+    #[test]
+    fn descriptions_for_each_stage_replace_one_for_all_and_the_reverse() {
+        let over = |first: &[&str], set: &str| {
+            let mut table: Table = toml::from_str(&load(first).unwrap().to_toml().unwrap()).unwrap();
+            apply(&mut table, set, &[set.to_owned()]).unwrap();
+            table.try_into::<RunConfig>().unwrap().heads
+        };
+        let archs = r#"heads.archs=["fc", ""]"#;
+        let each = over(&["heads.arch=fc", "heads.every=2"], archs);
+        assert_eq!((each.arch, each.every, each.archs), (None, None, Some(vec!["fc".to_owned(), String::new()])));
+        // The built-in configuration has an `arch`.
+        for set in ["heads.arch=ln_fc", "heads.every=3"] {
+            assert_eq!(over(&[archs], set).archs, None, "{set}");
+        }
+        let both = load(&["heads.arch=fc", "heads.every=2"]).unwrap().heads;
+        assert_eq!((both.arch.as_deref(), both.every), (Some("fc"), Some(2)));
+        assert!(load(&["heads.arch=fc", archs]).unwrap().heads.carriers(3).is_err());
     }
 
     #[test]

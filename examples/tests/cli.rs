@@ -378,6 +378,10 @@ fn bad_settings_are_refused_before_anything_is_written() {
     refused(&["heads.arch=conv8_fancy"], &["fancy"]);
     refused(&["heads.arch=block_gbpl_fc"], &["block", "only for heads of a Transformer", "use convN"]);
     refused(&["heads.arch=basic8s0_gbpl_fc"], &["heads.arch", "stride of part 1", "it is 0"]);
+    refused(&["heads.every=0"], &["heads.every", "1 or more"]);
+    refused(&["strategy.width=1", "heads.every=2"], &["no head in the window of stage 0", "a larger width"]);
+    refused(&[r#"heads.archs=["", ""]"#], &["heads.archs", "2 descriptions for 2 stages", "give 1, one for each"]);
+    refused(&[r#"heads.archs=["fc"]"#, "heads.arch=fc"], &["heads.archs", "arch is given too"]);
     refused(&["lr_schedule.kind=linear"], &["linear"]);
     refused(&["steps=1"], &["epochs", "steps are given too"]);
     refused(&["epochs=0"], &["epochs", "1 or more"]);
@@ -559,7 +563,8 @@ fn help_lists_commands_and_options() {
     insta::assert_snapshot!("help", done(&interlock(folder.path(), &["--help"])));
     insta::assert_snapshot!("help_train", done(&interlock(folder.path(), &["train", "--help"])));
     assert!(
-        done(&interlock(folder.path(), &["config", "--help"])).contains("Parts of heads.arch, joined by _:\n  convN")
+        done(&interlock(folder.path(), &["config", "--help"]))
+            .contains("Parts of heads.arch and heads.archs, joined by _:\n  convN")
     );
     let devices = done(&interlock(folder.path(), &["devices"]));
     assert!(devices.contains("cpu") && devices.contains("emulated:forward-ms=5"), "{devices}");

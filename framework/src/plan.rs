@@ -20,6 +20,7 @@ mod schedule;
 mod wants;
 mod window;
 
+pub(crate) use schedule::from_step;
 pub use schedule::{PlanPhase, PlanSchedule};
 pub use wants::Wants;
 pub(crate) use window::Blocks;
@@ -54,6 +55,16 @@ pub(crate) fn losses_text(losses: &[(usize, f64)]) -> String {
 
 fn refuse<T>(problem: String, remedy: impl Into<String>) -> Result<T> {
     Err(Error::invalid("gradient plan", problem, remedy))
+}
+
+fn refuse_heads<T>(values: usize, stages: usize) -> Result<T> {
+    let problem = format!("{values} values of whether a stage carries a head");
+    refuse(problem, format!("give one for each of {stages} stages"))
+}
+
+/// Returns a sum of weights without its rounding error if it is 1 up to that: a stage that follows one loss with weight 1 adds nothing up.
+fn whole(sum: f64) -> f64 {
+    if (sum - 1.0).abs() < 1e-12 { 1.0 } else { sum }
 }
 
 impl GradientPlan {
@@ -95,10 +106,55 @@ impl GradientPlan {
     /// If there is not one value for each stage, or a stage follows or measures the loss of a stage without a head.
     pub fn with_heads_at(self, heads: Vec<bool>) -> Result<Self> {
         if heads.len() != self.stages() {
-            let problem = format!("{} values of whether a stage carries a head", heads.len());
-            return refuse(problem, format!("give one for each of {} stages", self.stages()));
+            return refuse_heads(heads.len(), self.stages());
         }
         Self::of(self.follows, self.measures, heads)
+    }
+
+    /// The same plan with fewer heads: of the stages that may carry one, only those with `heads[k]` do, and the last stage has its loss. The weight of
+    /// a loss without a head moves to the next loss that there is in the stage's window, which reaches from the stage itself to the farthest loss that
+    /// it follows; if none comes after it there, to the nearest one before it. Weights that meet add up, in the order of their losses. A stage
+    /// measures the first loss that there is, from the one that it measured on, and that it does not follow; none if there is none.
+    ///
+    /// ```
+    /// use interlock::{Interlock, Strategy};
+    ///
+    /// let plan = Interlock::width(3).mean().plan(4)?.moved_to_heads(&[false, true, false, false])?;
+    /// assert_eq!(plan.follows(1), [(1, 1.0 / 3.0), (3, 2.0 / 3.0)]);
+    /// # Ok::<(), interlock::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If there is not one value for each stage, or no loss in the window of some stages; the message names all of these.
+    pub fn moved_to_heads(&self, heads: &[bool]) -> Result<Self> {
+        let stages = self.stages();
+        if heads.len() != stages {
+            return refuse_heads(heads.len(), stages);
+        }
+        let heads: Vec<bool> = (0..stages).map(|k| k + 1 == stages || (heads[k] && self.heads[k])).collect();
+        let moved = |k: usize| -> Vec<(usize, f64)> {
+            let mut moved: Vec<(usize, f64)> = Vec::new();
+            for &(from, weight) in &self.follows[k] {
+                let after = (from..=self.farthest(k)).find(|&j| heads[j]);
+                match (after.or_else(|| (k..from).rev().find(|&j| heads[j])), moved.last_mut()) {
+                    (Some(to), Some((last, sum))) if *last == to => *sum = whole(*sum + weight),
+                    (Some(to), _) => moved.push((to, weight)),
+                    (None, _) => {}
+                }
+            }
+            moved
+        };
+        let follows: Vec<_> = (0..stages).map(moved).collect();
+        let without: Vec<String> = (0..stages).filter(|&k| follows[k].is_empty()).map(|k| k.to_string()).collect();
+        if !without.is_empty() {
+            let plural = if without.len() == 1 { "" } else { "s" };
+            let problem = format!("no head in the window{plural} of stage{plural} {}", without.join(", "));
+            return Err(Error::invalid("heads", problem, "use a larger width, or give a stage of each window a head"));
+        }
+        let unfollowed = |k: usize, j: usize| follows[k].iter().all(|&(followed, _)| followed != j);
+        let next = |k: usize, j: usize| (j..stages).find(|&j| heads[j] && unfollowed(k, j));
+        let measures = (0..stages).map(|k| next(k, self.measures[k]?)).collect();
+        Self::of(follows, measures, heads)
     }
 
     /// The same plan, in which stage `k` also measures the loss of stage `measures[k]`.
@@ -409,6 +465,82 @@ mod tests {
             assert!(refused(vec![(1, weight)]).contains(&format!("with weight {weight}")));
         }
         assert!(refused(vec![(2, 1.0)]).contains("stage 0 follows the loss of stage 2; use its own"));
+    }
+
+    /// The stages with a head if every n-th of `stages` has one.
+    fn every(n: usize, stages: usize) -> Vec<bool> {
+        (1..=stages).map(|k| k % n == 0).collect()
+    }
+
+    fn moved(plan: &GradientPlan, heads: &[bool]) -> (Vec<Vec<(usize, f64)>>, usize) {
+        let plan = plan.moved_to_heads(heads).unwrap();
+        ((0..plan.stages()).map(|k| plan.follows(k).to_vec()).collect(), plan.backward_passes())
+    }
+
+    #[test]
+    fn weights_of_missing_losses_move_within_the_window() {
+        let one = |losses: [usize; 4]| losses.map(|loss| vec![(loss, 1.0)]).to_vec();
+        // Stage 1 follows l_2, after which its window ends.
+        assert_eq!(moved(&widths(2, 4), &every(2, 4)), (one([1, 1, 3, 3]), 4));
+        // Stage 0 follows l_2 and ends there, stages 1 and 2 follow l_3.
+        assert_eq!(moved(&widths(3, 4), &every(2, 4)), (one([1, 3, 3, 3]), 5));
+        assert_eq!(moved(&widths(4, 4), &[false; 4]), (one([3, 3, 3, 3]), 4));
+        let mean = |n| GradientPlan::of_windows(1, &vec![Window::Mean(n); 4]).unwrap();
+        assert_eq!(moved(&mean(2), &every(2, 4)), (one([1, 1, 3, 3]), 4));
+        let third = 1.0 / 3.0;
+        let follows = vec![vec![(1, 1.0)], vec![(1, third), (3, 2.0 * third)], vec![(3, 1.0)], vec![(3, 1.0)]];
+        // Stages 1, 2 and 3 send gradients back: l_1, l_3 and l_3. Stage 1 also adds up two.
+        assert_eq!(moved(&mean(3), &every(2, 4)), (follows, 5));
+        let follows =
+            vec![vec![(3, 0.5), (0, 0.125), (1, 0.25)], vec![(2, 0.5), (1, 0.25)], vec![(2, 2.0)], vec![(3, 1.0)]];
+        let plan = GradientPlan::weighted(follows).unwrap();
+        let expected = vec![vec![(2, 0.375), (3, 0.5)], vec![(2, 0.75)], vec![(2, 2.0)], vec![(3, 1.0)]];
+        assert_eq!(moved(&plan, &[false, false, true, false]).0, expected);
+        // The weights of a mean that meet are exactly 1.
+        for n in 1..50 {
+            let plan = GradientPlan::of_windows(1, &vec![Window::Mean(n); n]).unwrap();
+            assert_eq!(moved(&plan, &every(n, n)).0, vec![vec![(n - 1, 1.0)]; n], "{n}");
+        }
+    }
+
+    #[test]
+    fn a_plan_whose_losses_all_exist_stays_as_it_is() {
+        for window in [Window::Last(2), Window::Mean(3), Window::Weights(vec![0.1, 0.0, 0.7])] {
+            let plan = GradientPlan::of_windows(1, &vec![window.clone(); 6]).unwrap();
+            assert_eq!(plan.moved_to_heads(&every(1, 6)).unwrap(), plan);
+            // Only the last stages of blocks carry heads as it is.
+            let group = GradientPlan::of_windows(2, &vec![window; 6]).unwrap();
+            for n in [1, 2] {
+                assert_eq!(group.moved_to_heads(&every(n, 6)).unwrap(), group);
+            }
+        }
+        // Of blocks of two and every third stage, stage 5 is left.
+        let group =
+            GradientPlan::of_windows(2, &vec![Window::Last(3); 7]).unwrap().moved_to_heads(&every(3, 7)).unwrap();
+        assert_eq!((0..7).filter(|&k| group.may_carry_head(k)).collect::<Vec<_>>(), [5, 6]);
+        assert_eq!((0..7).map(|k| group.farthest(k)).collect::<Vec<_>>(), [5, 5, 6, 6, 6, 6, 6]);
+    }
+
+    #[test]
+    fn windows_without_a_head_are_refused_all_at_once() {
+        let refused = |plan: &GradientPlan, heads: &[bool]| plan.moved_to_heads(heads).unwrap_err().to_string();
+        insta::assert_snapshot!(refused(&widths(1, 4), &every(2, 4)), @"heads: no head in the windows of stages 0, 2; use a larger width, or give a stage of each window a head");
+        insta::assert_snapshot!(refused(&GradientPlan::of_widths(&[2, 2, 1, 1]).unwrap(), &every(2, 4)), @"heads: no head in the window of stage 2; use a larger width, or give a stage of each window a head");
+        assert!(refused(&widths(2, 8), &every(4, 8)).contains("stages 0, 1, 4, 5;"));
+        insta::assert_snapshot!(refused(&widths(1, 4), &[true]), @"gradient plan: 1 values of whether a stage carries a head; give one for each of 4 stages");
+    }
+
+    #[test]
+    fn a_measured_loss_moves_downstream_to_one_that_the_stage_does_not_follow() {
+        let measures = |follows: Vec<usize>, measures: Vec<Option<usize>>, heads: &[bool]| {
+            let plan = GradientPlan::new(follows).unwrap().measuring(measures).unwrap().moved_to_heads(heads).unwrap();
+            (0..plan.stages()).map(|k| plan.measures(k)).collect::<Vec<_>>()
+        };
+        let next = vec![Some(2), Some(3), None, None];
+        assert_eq!(measures(vec![1, 2, 3, 3], next, &every(2, 4)), [Some(3), Some(3), None, None]);
+        // Stage 0 comes to follow l_1, which it measured; stage 1 follows the only loss there is.
+        let next = vec![Some(1), Some(2), None, None];
+        assert_eq!(measures(vec![2, 3, 3, 3], next, &every(2, 4)), [Some(3), None, None, None]);
     }
 
     #[test]

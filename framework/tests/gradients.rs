@@ -27,10 +27,19 @@ const WEIGHTS: [(&str, f32); 7] = [
 
 /// The clipped gradients of one step of a chain of `stages` scalars with input 1 and losses of slope 1.
 fn gradients(stages: usize, strategy: impl Strategy + 'static) -> BTreeMap<String, f32> {
+    gradients_with_heads(stages, strategy, None)
+}
+
+/// The same if only every n-th stage carries a head.
+fn gradients_with_heads(
+    stages: usize,
+    strategy: impl Strategy + 'static,
+    every: Option<usize>,
+) -> BTreeMap<String, f32> {
     let builder = Trainer::builder(Chain { length: stages })
         .strategy(strategy)
         .stages(stages)
-        .heads(HeadsConfig { arch: None, train: HeadsTrained::All })
+        .heads(HeadsConfig { every, train: HeadsTrained::All, ..HeadsConfig::default() })
         .loss(Slope(1.0))
         .optimizer(OptimizerConfig { lr: 1e-3, momentum: 0.0, ..OptimizerConfig::default() })
         .devices([Arc::new(PlainCpu) as Arc<dyn interlock::StageDevice>])
@@ -112,6 +121,22 @@ fn weighted_sums_and_groups_by_hand() {
     let stages: Vec<f32> = (0..4).map(|k| found[&format!("s{k}.weight")]).collect();
     assert_eq!(stages, [255.0, 170.0, 102.0, 30.0]);
     assert!(found.contains_key("aux.2.weight") && !found.contains_key("aux.1.weight"), "one head a block");
+}
+
+/// Only stages 1 and 3 have a loss: l_1 = 13·3·2 and l_3 = 7·5·3·2.
+#[test]
+fn every_second_head_by_hand() {
+    let stages = |strategy: Interlock| {
+        let found = gradients_with_heads(4, strategy, Some(2));
+        assert_eq!(found.len(), 5, "{found:?}");
+        assert_eq!(found["aux.1.weight"], 6.0);
+        (0..4).map(|k| found[&format!("s{k}.weight")]).collect::<Vec<_>>()
+    };
+    // ∂l_1/∂w_0 = 13·3, ∂l_1/∂w_1 = 13·2, ∂l_3/∂w_2 = 7·3·2.
+    assert_eq!(stages(Interlock::width(2)), [39.0, 26.0, 42.0, 30.0]);
+    assert_eq!(stages(Interlock::width(2).mean()), [39.0, 26.0, 42.0, 30.0]);
+    // Stage 1: a quarter of ∂l_1/∂w_1 and, with l_2's weight, three quarters of ∂l_3/∂w_1 = 7·5·2.
+    assert_eq!(stages(Interlock::weights([0.25, 0.25, 0.5])), [39.0, 59.0, 42.0, 30.0]);
 }
 
 /// A strategy of one's own: a stage may follow any later head, nearer or farther than its neighbours do.

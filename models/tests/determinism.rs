@@ -217,7 +217,7 @@ fn recomputed_forward_passes_are_equal() {
 fn check_threads(data: &OneBatch, model: &Arc<dyn ModelSpec>, head: &str, optimizer: &OptimizerConfig) {
     for (width, micro_batches) in [(1, 1), (1, 2), (2, 1), (2, 2)] {
         let train = |device: &str| {
-            let heads = HeadsConfig { arch: Some(head.to_owned()), train: HeadsTrained::All };
+            let heads = HeadsConfig { arch: Some(head.to_owned()), train: HeadsTrained::All, ..HeadsConfig::default() };
             let builder = Trainer::builder(Arc::clone(model)).strategy(Interlock::width(width)).heads(heads);
             let builder = builder.optimizer(optimizer.clone()).stages(2).seed(7).micro_batches(micro_batches);
             // Clipping uses the norms, so their bits affect the parameters.

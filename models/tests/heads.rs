@@ -256,7 +256,7 @@ fn learns(
         let mut trainer = Trainer::builder(model.clone())
             .stages(3)
             .strategy(Interlock::width(width))
-            .heads(HeadsConfig { arch: Some(arch.to_owned()), train: HeadsTrained::All })
+            .heads(HeadsConfig { arch: Some(arch.to_owned()), train: HeadsTrained::All, ..HeadsConfig::default() })
             .optimizer(optimizer.clone())
             .batch_size(data.len())
             .steps(60)
@@ -291,4 +291,39 @@ fn resnet_with_blocks_in_its_heads_learns() {
     let targets = (targets / 2.0).unwrap();
     let data = OneBatch(Batch { inputs: random("images", &[12, 3, 9, 8]).into(), targets });
     learns(resnet(), "basic16_gbpl_fc", &data, &sgd, 10_f64.ln());
+}
+
+#[test]
+fn each_stage_has_the_head_that_its_description_says() {
+    let archs = ["ln_fc", "", "block_ln_fc"].map(str::to_owned).to_vec();
+    let data = OneBatch(Batch { inputs: tokens(&[6, 5], 11).into(), targets: tokens(&[6, 5], 7) });
+    let mut trainer = Trainer::builder(gpt())
+        .stages(4)
+        .strategy(Interlock::width(2))
+        .heads(HeadsConfig { archs: Some(archs), ..HeadsConfig::default() })
+        .batch_size(data.len())
+        .steps(3)
+        .devices([cpu(0)])
+        .build()
+        .unwrap();
+    let start = trainer.snapshot().unwrap();
+    trainer.fit(&data).unwrap();
+    let end = trainer.snapshot().unwrap();
+    let heads: Vec<String> = start
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("aux."))
+        .map(|(name, before)| {
+            assert_ne!(values(&before), values(&end[&name]), "{name}");
+            name
+        })
+        .collect();
+    let below = |prefix: &str| heads.iter().filter(|name| name.starts_with(prefix)).count();
+    // A layer norm and a linear layer without bias, behind a block at stage 2.
+    assert_eq!((below("aux.0."), below("aux.1."), below("aux.2.")), (3, 0, 15));
+    for name in ["aux.0.0.bias", "aux.0.1.weight", "aux.2.0.ln_1.weight", "aux.2.1.bias", "aux.2.2.weight"] {
+        assert!(heads.iter().any(|head| head == name), "{name} is not among {heads:?}");
+    }
+    // Stage 0 follows its own loss, since stage 1, whose loss it would follow, has none.
+    let follows: Vec<usize> = (0..4).map(|k| trainer.plans().at(0).farthest(k)).collect();
+    assert_eq!(follows, [0, 2, 3, 3]);
 }

@@ -122,7 +122,7 @@ impl Workload {
         let train = if width < stages { HeadsTrained::All } else { HeadsTrained::Needed };
         Ok(builder
             .strategy(Interlock::width(width))
-            .heads(HeadsConfig { arch: Some(self.head.to_owned()), train })
+            .heads(HeadsConfig { arch: Some(self.head.to_owned()), train, ..HeadsConfig::default() })
             .optimizer(optimizer)
             .batch_size(self.batch)
             .seed(7))

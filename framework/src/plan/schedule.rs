@@ -97,6 +97,24 @@ impl PlanSchedule {
         &self.phases
     }
 
+    /// The same schedule with every plan moved to these heads, one value for each stage ([`GradientPlan::moved_to_heads`]).
+    ///
+    /// # Errors
+    /// If some stages have no loss in the window of a plan; the message names them and the first step.
+    pub(crate) fn moved_to_heads(mut self, heads: &[bool]) -> Result<Self> {
+        let several = self.phases.len() > 1;
+        for PlanPhase { from_step: step, plan, every } in &mut self.phases {
+            for plan in std::iter::once(plan).chain(every.iter_mut().map(|(_, plan)| plan)) {
+                let stays = |(k, &head): (usize, &bool)| head || !plan.may_carry_head(k);
+                if heads.len() != plan.stages() || !heads.iter().enumerate().all(stays) {
+                    let moved = plan.moved_to_heads(heads);
+                    *plan = Arc::new(moved.map_err(|error| if several { from_step(error, *step) } else { error })?);
+                }
+            }
+        }
+        Ok(self)
+    }
+
     /// Replaces the plans from the first step of `phase` on by `phase`.
     ///
     /// # Errors
@@ -107,6 +125,16 @@ impl PlanSchedule {
         phases.push(phase);
         *self = Self::new(phases)?;
         Ok(())
+    }
+}
+
+/// Returns the refusal of a plan with the first step that has it.
+pub(crate) fn from_step(error: Error, step: u64) -> Error {
+    match error {
+        Error::Invalid { subject, problem, remedy } => {
+            Error::Invalid { subject, problem: format!("{problem} (from step {step} on)"), remedy }
+        }
+        other => other,
     }
 }
 

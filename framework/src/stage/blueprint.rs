@@ -27,8 +27,8 @@ pub enum HeadsTrained {
     /// Those whose loss some stage follows, or may follow in another step.
     #[default]
     Needed,
-    /// All heads that the strategy allows: one a stage, or one a block of stages. Heads that no stage follows are probe heads, which train only
-    /// themselves.
+    /// All heads that the strategy and the other keys allow: one a stage, or one a block of stages. Heads that no stage follows are probe heads,
+    /// which train only themselves.
     All,
 }
 
@@ -39,15 +39,74 @@ pub struct HeadsConfig {
     /// The description of every auxiliary head; by default the model's own choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub arch: Option<String>,
+    /// A description for each stage but the last, instead of `arch` and `every`. A stage with an empty one, `""`, carries no head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub archs: Option<Vec<String>>,
+    /// Only every n-th stage carries a head: stages n-1, 2n-1 and so on. In groups, those of them that end a block. Default: 1, every stage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<usize>,
     /// Which auxiliary heads exist.
     pub train: HeadsTrained,
 }
 
 impl HeadsConfig {
+    /// Returns which of `stages` stages carry a head, if the strategy lets them. The last one, which has its loss, counts as one that does.
+    ///
+    /// # Errors
+    /// If the keys contradict each other, `every` is 0, or `archs` has not one description for each stage but the last.
+    pub fn carriers(&self, stages: usize) -> Result<Vec<bool>> {
+        let refuse =
+            |key: &str, problem: String, right: &str| Err(Error::invalid(format!("heads.{key}"), problem, right));
+        if self.every == Some(0) {
+            return refuse("every", "0".to_owned(), "use 1 or more");
+        }
+        if let Some(archs) = &self.archs {
+            if self.arch.is_some() || self.every.is_some() {
+                let other = if self.arch.is_some() { "arch" } else { "every" };
+                return refuse("archs", format!("{other} is given too"), "give one of them");
+            }
+            if archs.len() + 1 != stages {
+                let right = format!("give {}, one for each stage but the last", stages.saturating_sub(1));
+                return refuse("archs", format!("{} descriptions for {stages} stages", archs.len()), &right);
+            }
+        }
+        let carries = |k: usize| match (&self.archs, self.every) {
+            (Some(archs), _) => !archs[k].is_empty(),
+            (None, every) => (k + 1).is_multiple_of(every.unwrap_or(1)),
+        };
+        Ok((0..stages).map(|k| k + 1 == stages || carries(k)).collect())
+    }
+
     /// Returns whether stage `k` has an auxiliary head under `plans`. A head that any step may need exists and is trained from the first step on. The
     /// last stage never has one.
     pub fn has_head(&self, plans: &Plans, k: usize) -> bool {
         k + 1 < plans.stages() && ((self.train == HeadsTrained::All && plans.may_carry_head(k)) || plans.may_need(k))
+    }
+
+    /// Returns the description of the head of stage `k` of `model`.
+    pub fn arch_of<'a>(&'a self, k: usize, model: &'a dyn ModelSpec) -> &'a str {
+        let given = match &self.archs {
+            Some(archs) => archs.get(k),
+            None => self.arch.as_ref(),
+        };
+        given.map_or_else(|| model.default_head(), String::as_str)
+    }
+
+    /// Returns the one description that all heads have; none if it is the model's own choice.
+    ///
+    /// # Errors
+    /// If `archs` has different ones.
+    pub(crate) fn only_arch(&self) -> Result<Option<&str>> {
+        let mut heads = self.archs.iter().flatten().chain(&self.arch).filter(|arch| !arch.is_empty());
+        let first = heads.next();
+        match heads.find(|&arch| Some(arch) != first) {
+            None => Ok(first.map(String::as_str)),
+            Some(other) => Err(Error::invalid(
+                "heads.archs",
+                format!("{:?} and {other:?}, but costs are measured with one head", first.map_or("", String::as_str)),
+                "describe all heads alike where costs are measured (`plan`, `bench units`, `--auto`)",
+            )),
+        }
     }
 }
 
@@ -118,7 +177,6 @@ impl StageBlueprint {
         if devices.is_empty() {
             return Err(Error::invalid("devices", "the list is empty", "give at least one, such as \"cpu\""));
         }
-        let arch = settings.heads.arch.as_deref().unwrap_or_else(|| model.default_head());
         let mut names = HashSet::new();
         if let Some(twice) = units.iter().map(|u| &u.name).filter(|n| !n.is_empty()).find(|n| !names.insert(n.as_str()))
         {
@@ -132,8 +190,10 @@ impl StageBlueprint {
         (0..stages)
             .map(|index| {
                 let range = partition.units(index);
-                let head =
-                    if settings.heads.has_head(plans, index) { Some(model.head(range.end - 1, arch)?) } else { None };
+                let head = match settings.heads.has_head(plans, index) {
+                    true => Some(model.head(range.end - 1, settings.heads.arch_of(index, model))?),
+                    false => None,
+                };
                 let neighbours = index.checked_sub(1).into_iter().chain(Some(index + 1).filter(|&k| k < stages));
                 let is_unseen = |k: &usize| device(*k).is_asynchronous() && !device(index).is_asynchronous();
                 Ok(Self {

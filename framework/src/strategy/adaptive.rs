@@ -340,19 +340,24 @@ mod tests {
 
     #[test]
     fn what_is_restored_goes_on_as_the_original_would() {
-        let rule = Adaptive { every: 2, window: 3, ..rule() };
+        goes_on(&Adaptive { every: 2, window: 3, ..rule() }, [true; 5]);
+        goes_on(&Adaptive { every: 2, window: 3, width: 2, ..rule() }, [false, true, false, true, false]);
+    }
+
+    fn goes_on(rule: &Adaptive, heads: [bool; 5]) {
+        let plans = || Plans::of(rule, 5).unwrap().moved_to_heads(heads.to_vec()).unwrap();
         // Cosines that make stages widen at different steps.
         let cosines = |plans: &Plans, step: u64| -> Vec<Option<f64>> {
             let cosine = |k: usize| ((step * 7 + k as u64 * 5) % 11) as f64 / 10.0;
             (0..5).map(|k| plans.at(step).measures(k).map(|_| cosine(k))).collect()
         };
         for saved_after in 0..60 {
-            let mut original = Plans::of(&rule, 5).unwrap();
+            let mut original = plans();
             for step in 0..saved_after {
                 original.observe(step, &cosines(&original, step)).unwrap();
             }
             let text = original.state().unwrap().unwrap().to_string();
-            let mut restored = Plans::of(&rule, 5).unwrap();
+            let mut restored = plans();
             restored.restore(&serde_json::from_str(&text).unwrap()).unwrap();
             for step in saved_after..80 {
                 assert_eq!(original.known_until(), restored.known_until());

@@ -15,6 +15,8 @@ use crate::{
 pub struct Plans {
     schedule: PlanSchedule,
     adapt: Option<Box<dyn Adapt>>,
+    /// The stages that carry a head if a plan needs it, or all heads are trained; all plans are moved to these.
+    carriers: Vec<bool>,
     /// Whether a plan may need the head of each stage.
     heads: Vec<bool>,
 }
@@ -37,9 +39,21 @@ impl Plans {
     }
 
     fn new(schedule: PlanSchedule, adapt: Option<Box<dyn Adapt>>) -> Self {
-        let planned = |k: usize| schedule.plans().any(|plan| plan.is_needed(k));
-        let heads = (0..schedule.stages()).map(|k| planned(k) || adapt.as_ref().is_some_and(|adapt| adapt.may_need(k)));
-        Self { heads: heads.collect(), schedule, adapt }
+        let carriers = vec![true; schedule.stages()];
+        Self { heads: needed(&schedule, adapt.as_deref(), &carriers), schedule, adapt, carriers }
+    }
+
+    /// The same plans, those to come too, with heads only at stages `k` with `heads[k]`; the last stage has its loss. The weights of other losses move
+    /// as [`GradientPlan::moved_to_heads`] says.
+    ///
+    /// # Errors
+    /// If there is not one value for each stage, or no loss in the window of some stages; the message names all of these.
+    pub fn moved_to_heads(self, mut heads: Vec<bool>) -> Result<Self> {
+        if let Some(last) = heads.last_mut() {
+            *last = true;
+        }
+        let schedule = self.schedule.moved_to_heads(&heads)?;
+        Ok(Self { heads: needed(&schedule, self.adapt.as_deref(), &heads), schedule, carriers: heads, ..self })
     }
 
     /// Returns the plans by step, as far as they are decided.
@@ -93,18 +107,23 @@ impl Plans {
                 format!("after step {step} its plans are known up to step {known_now}, before it up to {known}");
             return refuse(problem, "known_until never falls, and is beyond the step to come");
         }
-        if let Some(phase) = &change {
+        if let Some(phase) = change {
             if phase.from_step < known {
                 let problem = format!("after step {step} it changes the plan from step {} on", phase.from_step);
                 return refuse(problem, &format!("known_until was {known}: the earliest step that may change"));
             }
+            let mut schedule = self.schedule.clone();
+            schedule.change(phase)?;
+            let schedule = schedule.moved_to_heads(&self.carriers)?;
+            let phase = schedule.phase_at(u64::MAX).clone();
             if let Some(k) = missing_head(&self.heads, phase.plans()) {
                 let problem = format!("from step {} on it needs the head of stage {k}", phase.from_step);
                 return refuse(problem, MAY_NEED);
             }
-            self.schedule.change(phase.clone())?;
+            self.schedule = schedule;
+            return Ok(Some(phase));
         }
-        Ok(change)
+        Ok(None)
     }
 
     /// Returns what the strategy has decided and remembers; none if no plan is decided during the run.
@@ -131,6 +150,7 @@ impl Plans {
                 format!("the model is cut into {}", self.schedule.stages()),
             ));
         }
+        let schedule = schedule.moved_to_heads(&self.carriers)?;
         if let Some(k) = missing_head(&self.heads, schedule.plans()) {
             let problem = format!("one of its plans needs the head of stage {k}");
             return Err(Error::invalid("strategy state", problem, MAY_NEED));
@@ -141,6 +161,17 @@ impl Plans {
 }
 
 const MAY_NEED: &str = "may_need must be true of every head that a plan to come needs";
+
+/// Returns whether a plan of `schedule`, or one to come, may need the head of each stage. Of the stages, those among `carriers` may carry one.
+fn needed(schedule: &PlanSchedule, adapt: Option<&dyn Adapt>, carriers: &[bool]) -> Vec<bool> {
+    let asked = |k: usize| adapt.is_some_and(|adapt| adapt.may_need(k));
+    let exists = |k: usize| carriers[k] && (asked(k) || schedule.plans().all(|plan| plan.may_carry_head(k)));
+    // The loss of a head that is asked for and does not exist moves: upstream to the nearest one, downstream as far as stages follow those between.
+    let moves_to = |j: usize, k: usize| k > j || (0..j).rev().find(|&k| exists(k)) == Some(k);
+    let replaces = |k: usize| (0..carriers.len()).any(|j| asked(j) && !exists(j) && moves_to(j, k));
+    let planned = |k: usize| schedule.plans().any(|plan| plan.is_needed(k));
+    (0..carriers.len()).map(|k| planned(k) || (exists(k) && (asked(k) || replaces(k)))).collect()
+}
 
 /// Returns the first stage whose head `plans` need although it is not among `heads`.
 fn missing_head<'a>(heads: &[bool], plans: impl Iterator<Item = &'a Arc<GradientPlan>>) -> Option<usize> {
@@ -162,6 +193,7 @@ impl From<PlanSchedule> for Plans {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::strategy::{Interlock, Local, WidthSchedule};
 
     /// Answers every step with the same change, if any, and knows what it is told to know.
     #[derive(Clone, Debug)]
@@ -227,6 +259,38 @@ mod tests {
         let mut refused = |state| plans.restore(&state).unwrap_err().to_string();
         assert!(refused(serde_json::json!([0, 1, 2])).contains("needs the head of stage 0; may_need must be true"));
         assert!(refused(serde_json::json!([1, 1])).contains("its plans are for 2 stages"));
+    }
+
+    #[test]
+    fn all_plans_are_moved_to_the_heads_that_there_are() {
+        // Every second stage; Adapt asks for head 1 only, whose place heads 0, 2 and 3 may take.
+        let heads = || vec![true, false, true, false];
+        let says = |follows: &[usize]| {
+            let says = Says { change: Some((4, follows.to_vec())), known: 4, known_then: 9 };
+            Plans::of(&says, 4).unwrap().moved_to_heads(heads()).unwrap()
+        };
+        let follows = |plans: &Plans, step| (0..4).map(|k| plans.at(step).farthest(k)).collect::<Vec<_>>();
+        let mut plans = says(&[1, 2, 2, 3]);
+        assert_eq!([0, 1, 2, 3].map(|k| plans.may_need(k)), [true, false, true, true]);
+        assert_eq!([0, 1, 2, 3].map(|k| plans.may_carry_head(k)), [true, false, true, true]);
+        assert_eq!(follows(&plans, 0), [3, 3, 3, 3]);
+        let change = plans.observe(3, &[None; 4]).unwrap().unwrap();
+        assert_eq!((change.from_step, change.plan.farthest(0)), (4, 0));
+        assert_eq!((follows(&plans, 3), follows(&plans, 4)), (vec![3, 3, 3, 3], vec![0, 2, 2, 3]));
+        plans.restore(&serde_json::json!([1, 3, 3, 3])).unwrap();
+        assert_eq!(follows(&plans, 0), [0, 3, 3, 3]);
+        let error = says(&[1, 1, 2, 3]).observe(3, &[None; 4]).unwrap_err().to_string();
+        assert!(error.starts_with("heads: no head in the window of stage 1 (from step 4 on)"), "{error}");
+        let error = plans.restore(&serde_json::json!([1, 1, 2, 3])).unwrap_err().to_string();
+        assert!(error.starts_with("heads: no head in the window of stage 1;"), "{error}");
+        let error = Plans::of(&Says { change: None, known: 4, known_then: 9 }, 3).unwrap().moved_to_heads(heads());
+        assert!(error.unwrap_err().to_string().contains("4 values of whether a stage carries a head"));
+        // Schedules too; end-to-end steps need no head.
+        let schedule = || WidthSchedule::new(Interlock::width(2)).end_to_end_every(3);
+        let plans = Plans::of(&schedule(), 4).unwrap().moved_to_heads(heads()).unwrap();
+        assert_eq!((follows(&plans, 1), follows(&plans, 3)), (vec![0, 2, 3, 3], vec![3, 3, 3, 3]));
+        let error = Plans::of(&schedule().then(7, Local), 4).unwrap().moved_to_heads(heads()).unwrap_err().to_string();
+        assert!(error.starts_with("heads: no head in the window of stage 1 (from step 7 on); use"), "{error}");
     }
 
     #[test]

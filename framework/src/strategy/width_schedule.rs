@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{EndToEnd, Strategy};
 use crate::{
     Error, Result,
-    plan::{GradientPlan, PlanPhase, PlanSchedule},
+    plan::{GradientPlan, PlanPhase, PlanSchedule, from_step},
 };
 
 /// A strategy that uses one strategy after another, each from a step on, with end-to-end steps in between if wanted.
@@ -57,12 +57,9 @@ impl WidthSchedule {
 
     /// Returns the only plan of a phase.
     fn plan_of(&self, phase: &WidthPhase, stages: usize) -> Result<Arc<GradientPlan>> {
-        let plans = phase.strategy.plans(stages).map_err(|error| match error {
-            Error::Invalid { subject, problem, remedy } if self.phases.len() > 1 => {
-                Error::Invalid { subject, problem: format!("{problem} (from step {} on)", phase.from_step), remedy }
-            }
-            other => other,
-        })?;
+        let several = self.phases.len() > 1;
+        let plans = phase.strategy.plans(stages);
+        let plans = plans.map_err(|error| if several { from_step(error, phase.from_step) } else { error })?;
         match plans.phases() {
             [PlanPhase { plan, every: None, .. }] if phase.strategy.adapt(stages)?.is_none() => Ok(Arc::clone(plan)),
             _ => Err(Error::invalid(

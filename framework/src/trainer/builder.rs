@@ -191,7 +191,7 @@ impl TrainerBuilder {
         Self { heads, ..self }
     }
 
-    /// Adds probe heads: every stage has a head, and a head that no stage follows trains only itself.
+    /// Adds probe heads: every stage that may carry a head has one, and a head that no stage follows trains only itself.
     pub fn probes(mut self) -> Self {
         self.heads.train = HeadsTrained::All;
         self

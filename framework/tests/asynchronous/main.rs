@@ -31,7 +31,7 @@ fn plain() -> Vec<Arc<dyn StageDevice>> {
 fn builder(layers: usize, fault: Option<Fault>) -> TrainerBuilder {
     Trainer::builder(Perceptron { layers, fault })
         .stages(layers)
-        .heads(HeadsConfig { arch: None, train: HeadsTrained::All })
+        .heads(HeadsConfig { train: HeadsTrained::All, ..HeadsConfig::default() })
         .optimizer(OptimizerConfig { lr: 0.05, ..OptimizerConfig::default() })
         .batch_size(13)
         .seed(3)

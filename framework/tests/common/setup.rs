@@ -15,7 +15,7 @@ pub fn builder(layers: usize, fault: Option<Fault>) -> TrainerBuilder {
     Trainer::builder(Perceptron { layers, fault })
         .devices([Arc::new(PlainCpu) as Arc<dyn StageDevice>])
         .stages(layers)
-        .heads(HeadsConfig { arch: None, train: HeadsTrained::All })
+        .heads(HeadsConfig { train: HeadsTrained::All, ..HeadsConfig::default() })
         .optimizer(OptimizerConfig { lr: 0.05, ..OptimizerConfig::default() })
         .batch_size(7)
         .seed(3)

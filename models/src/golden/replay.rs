@@ -19,7 +19,7 @@ impl GoldenCase {
         Ok(Trainer::builder(self.spec()?)
             .units_per_stage(self.units_per_stage.clone())
             .strategy(self.strategy.clone())
-            .heads(HeadsConfig { arch: Some(self.head.clone()), train })
+            .heads(HeadsConfig { arch: Some(self.head.clone()), train, ..HeadsConfig::default() })
             .optimizer(self.optimizer.clone())
             .clip(self.clip.clone())
             .micro_batches(self.micro_batches)

@@ -122,7 +122,7 @@ impl ProfiledUnits {
 /// # Errors
 /// If the settings name a head that the model has after no unit.
 fn heads(model: &dyn ModelSpec, settings: &StageSettings, count: usize) -> Result<Vec<Option<Unit>>> {
-    let arch = settings.heads.arch.as_deref();
+    let arch = settings.heads.only_arch()?;
     let mut refused = None;
     let mut heads: Vec<Option<Unit>> = (0..count - 1)
         .map(|i| match model.head(i, arch.unwrap_or_else(|| model.default_head())) {

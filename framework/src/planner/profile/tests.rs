@@ -462,3 +462,16 @@ fn a_device_that_stages_share_is_measured_once() {
     assert_eq!(model.built.load(Ordering::Relaxed), 2 * 2);
     assert!(std::ptr::eq(profile.on(0).unwrap(), profile.on(2).unwrap()));
 }
+
+#[test]
+fn heads_of_different_descriptions_have_no_costs() {
+    let model = Model { units: 3, heads: true, ..Model::default() };
+    let measure = |archs: &[&str]| {
+        let mut settings = settings(OptimizerConfig::default(), None, ActivationDtype::F32);
+        settings.heads.archs = Some(archs.iter().map(|&arch| arch.to_owned()).collect());
+        Profile::measure(&model, &settings, &one_device(), &batch(), None)
+    };
+    let profile = measure(&["", "fc"]).unwrap();
+    assert!(profile.devices[0].units[0].head.is_some());
+    insta::assert_snapshot!(measure(&["fc", "", "gbpl_fc"]).unwrap_err(), @r#"heads.archs: "fc" and "gbpl_fc", but costs are measured with one head; describe all heads alike where costs are measured (`plan`, `bench units`, `--auto`)"#);
+}

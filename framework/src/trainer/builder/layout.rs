@@ -1,6 +1,6 @@
 //! The layout of a run: the model cut into stages and checked against all settings.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use super::TrainerBuilder;
 use crate::{
@@ -69,11 +69,17 @@ impl TrainerBuilder {
             check_gradients: true,
         });
         let mut blueprints = StageBlueprint::of(&*self.model, &partition, &plans, &self.devices, &settings)?;
-        if let Some(k) = self.head_losses.keys().find(|&&k| k + 1 < stages && !blueprints[k].has_head()) {
+        if let Some(&k) = self.head_losses.keys().find(|&&k| k + 1 < stages && !blueprints[k].has_head()) {
+            let (why, remedy) = match plans.may_carry_head(k) {
+                true => ("no stage follows its loss", "build all heads (TrainerBuilder::probes)"),
+                false => {
+                    ("`heads` or the strategy gives it none", "give it one (heads.every, heads.archs, strategy.group)")
+                }
+            };
             return Err(Error::invalid(
                 "head_loss",
-                format!("stage {k} has no head, since no stage follows its loss"),
-                "leave it out, or build all heads (TrainerBuilder::probes)",
+                format!("stage {k} has no head, since {why}"),
+                format!("leave it out, or {remedy}"),
             ));
         }
         let mut differences = None;
@@ -138,15 +144,19 @@ impl TrainerBuilder {
                 let stages = stages.unwrap_or(self.devices.len());
                 Partition::check_stages(stages, &units)?;
                 let plans = self.plans(stages)?;
-                let arch = self.heads.arch.as_deref().unwrap_or_else(|| self.model.default_head());
-                let has_head: Vec<bool> = (0..stages).map(|stage| self.heads.has_head(&plans, stage)).collect();
-                let heads: Vec<Option<f64>> = match has_head.contains(&true) {
-                    true => (0..units.len()).map(|i| Some(self.model.head(i, arch).ok()?.flops)).collect(),
-                    false => vec![None; units.len()],
-                };
+                let arch =
+                    |stage: usize| self.heads.has_head(&plans, stage).then(|| self.heads.arch_of(stage, &*self.model));
+                let archs: Vec<Option<&str>> = (0..stages).map(arch).collect();
+                // The operations of the head after each unit, if there can be one, by its description.
+                let mut heads: HashMap<&str, Vec<Option<f64>>> = HashMap::new();
+                for &arch in archs.iter().flatten() {
+                    let flops = |unit| Some(self.model.head(unit, arch).ok()?.flops);
+                    heads.entry(arch).or_insert_with(|| (0..units.len()).map(flops).collect());
+                }
                 let cut = |missing: f64| {
-                    let cost =
-                        |stage: usize, unit: usize| if has_head[stage] { heads[unit].unwrap_or(missing) } else { 0.0 };
+                    let cost = |stage: usize, unit: usize| {
+                        archs[stage].map_or(0.0, |arch| heads[arch][unit].unwrap_or(missing))
+                    };
                     Partition::balanced(stages, &units, cost)
                 };
                 // No stage with a head ends where there can be none. If that is impossible, the stages' blueprints are refused.
@@ -158,10 +168,15 @@ impl TrainerBuilder {
 
     /// Returns the plans of the strategy, continued from its state if one was given.
     fn plans(&self, stages: usize) -> Result<Plans> {
-        let mut plans = Plans::of(&*self.strategy, stages)?;
+        let mut plans = self.plans_from_start(stages)?;
         if let Some(state) = &self.strategy_state {
             plans.restore(state)?;
         }
         Ok(plans)
+    }
+
+    /// Returns the plans of the strategy at the beginning of a run, moved to the configured heads.
+    pub(super) fn plans_from_start(&self, stages: usize) -> Result<Plans> {
+        Plans::of(&*self.strategy, stages)?.moved_to_heads(self.heads.carriers(stages)?)
     }
 }

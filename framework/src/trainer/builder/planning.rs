@@ -9,7 +9,6 @@ use crate::{
     optimizer::clip::ClipScope,
     planner::{MemoryMeter, Placement, PlannerSetup, Profile, Replicas},
     simulator::least_in_flight,
-    strategy::Plans,
 };
 
 impl TrainerBuilder {
@@ -29,7 +28,7 @@ impl TrainerBuilder {
     pub fn setup<'a>(&self, stages: usize, profile: &'a Profile, placement: Placement) -> Result<PlannerSetup<'a>> {
         let units = self.model.units()?;
         profile.validate(&units.iter().map(|unit| unit.name.as_str()).collect::<Vec<_>>())?;
-        let plans = Plans::of(&*self.strategy, stages)?;
+        let plans = self.plans_from_start(stages)?;
         let heads = (0..stages).map(|k| self.heads.has_head(&plans, k)).collect();
         let phases = plans.schedule().phases();
         let plan = Arc::clone(&phases[phases.len() - 1].plan);
