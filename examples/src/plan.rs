@@ -9,7 +9,7 @@ pub(crate) use windows::Follow;
 
 use std::{cmp::Ordering, rc::Rc};
 
-use interlock::Result;
+use interlock::{Error, Result};
 use serde::Serialize;
 
 use crate::{arguments::Plan, config::RunConfig, exit::Exit, progress::say, trace::TraceFile};
@@ -67,13 +67,25 @@ struct Answer<'a> {
 pub(crate) fn run(arguments: &Plan) -> Result<(), Exit> {
     let traces = arguments.trace.iter().map(|path| TraceFile::new(path)).collect::<Result<Vec<_>>>()?;
     let mut question = Question::new(Subject::new(arguments)?, arguments)?;
-    let mut rows = Vec::new();
+    let (mut rows, mut impossible) = (Vec::new(), Vec::new());
     for &stages in &question.stages.clone() {
         for &micro_batches in &question.micro_batches.clone() {
             for windows in question.windows.clone() {
-                rows.push(question.row(stages, micro_batches, windows)?);
+                match question.row(stages, micro_batches, windows) {
+                    Ok(row) => rows.push(row),
+                    // Of several groups some may not fit some numbers of stages or some widths.
+                    Err(error) if windows.group.is_some() && of_windows(&error) => impossible.push(error),
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
+    }
+    match impossible.pop() {
+        Some(error) if rows.is_empty() => return Err(error.into()),
+        last => impossible.extend(last),
+    }
+    if !arguments.json {
+        impossible.iter().for_each(|error| say(&format!("left out: {error}")));
     }
     let fastest = best_row(&rows, |_| true);
     let enough = fastest.map_or(0.0, |at| NEARLY_AS_FAST * rows[at].examples_per_second);
@@ -98,6 +110,11 @@ pub(crate) fn run(arguments: &Plan) -> Result<(), Exit> {
         Some(_) => Ok(()),
         None => Err(Exit::Failed("nothing that was tried fits into memory".to_owned())),
     }
+}
+
+/// Whether a width or a group is too large for the number of stages.
+fn of_windows(error: &Error) -> bool {
+    matches!(error, Error::Invalid { subject, .. } if ["strategy.width", "strategy.group"].contains(&subject.as_str()))
 }
 
 /// Prints all rows, and the reasons for the recommended, the fastest and the failing ones.

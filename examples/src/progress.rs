@@ -174,7 +174,11 @@ impl Callback for Progress {
                 self.show(step + 1);
             }
             TrainEvent::PlanChanged { from_step, plan } => {
-                let follows: Vec<_> = Followed::of(plan).iter().map(ToString::to_string).enumerate().collect();
+                let follows: Vec<_> = Followed::of(plan)
+                    .iter()
+                    .map(|followed| followed.to_string().replace(' ', "+"))
+                    .enumerate()
+                    .collect();
                 self.terminal.say(&format!(
                     "from step {from_step} on  stages follow the losses of stages {}",
                     show::some_of(&follows)

@@ -3,7 +3,7 @@
 //! Everything follows from one set for each stage, `follows(k) = { (j, c) : j ≥ k, c > 0 }`: the losses that train the parameters of stage `k`,
 //! each with its weight. Loss `j` is the loss of the head of stage `j`.
 //!
-//! - `wants(k) = { j ≥ k : some i ≤ k follows j }`: the losses whose backward pass runs through stage `k`.
+//! - `wants(k) = { j ≥ k : some i ≤ k follows j }`: the losses whose gradients reach stage `k`.
 //! - `losses_sent_back(k) = { j ≥ k : some i < k follows j }`: the losses whose gradient stage `k` sends to stage `k-1`.
 //! - The head of stage `k` is *needed* iff some stage follows `k`; any other head is a *probe head*.
 //!
@@ -90,9 +90,11 @@ impl GradientPlan {
             if let Some(pair) = followed.windows(2).find(|pair| pair[0].0 == pair[1].0) {
                 return refuse(format!("stage {k} follows the loss of stage {} twice", pair[0].0), "add their weights");
             }
-            if let Some((j, weight)) = followed.iter().find(|(_, weight)| !(*weight > 0.0 && weight.is_finite())) {
+            // Gradients are weighted in f32.
+            let is_usable = |weight: f64| weight as f32 > 0.0 && (weight as f32).is_finite();
+            if let Some((j, weight)) = followed.iter().find(|(_, weight)| !is_usable(*weight)) {
                 let problem = format!("stage {k} follows the loss of stage {j} with weight {weight}");
-                return refuse(problem, "use a finite weight above 0, or leave the loss out");
+                return refuse(problem, "use a weight above 0 that f32 can hold, or leave the loss out");
             }
         }
         let (measures, heads) = (vec![None; follows.len()], vec![true; follows.len()]);
@@ -288,7 +290,7 @@ impl GradientPlan {
         self.measures.iter().any(Option::is_some)
     }
 
-    /// Returns the losses whose backward pass runs through stage `k`, nearest first.
+    /// Returns the losses whose gradients reach stage `k`, nearest first.
     pub fn wants(&self, k: usize) -> &[usize] {
         &self.wants[k]
     }
@@ -461,7 +463,7 @@ mod tests {
         let refused = |first| GradientPlan::weighted(vec![first, vec![(1, 1.0)]]).unwrap_err().to_string();
         assert_eq!(refused(vec![]), "gradient plan: stage 0 follows no loss; give every stage at least one");
         assert!(refused(vec![(1, 0.5), (1, 0.5)]).contains("follows the loss of stage 1 twice"));
-        for weight in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        for weight in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e39, 1e-50] {
             assert!(refused(vec![(1, weight)]).contains(&format!("with weight {weight}")));
         }
         assert!(refused(vec![(2, 1.0)]).contains("stage 0 follows the loss of stage 2; use its own"));

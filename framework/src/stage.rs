@@ -369,9 +369,10 @@ impl Stage {
         let live = self.live.get_mut(&micro_batch).ok_or_else(|| lost("a micro-batch", micro_batch))?;
         let gradient = |&(loss, weight): &(usize, f64)| {
             let gradient = live.output_gradients.remove(&loss).ok_or_else(|| lost("a gradient", micro_batch))?;
-            Ok((pass.precision.enter(&gradient)?, weight))
+            Ok((gradient, weight))
         };
         let sum = weighted_sum(&added_up.iter().map(gradient).collect::<Result<Vec<_>>>()?)?;
+        let sum = pass.precision.enter(&sum)?;
         let gradients = match then {
             Remaining::Nothing => self.module.last_backward(saved, sum, Wants::PARAMETERS)?,
             _ => self.module.backward(live.keep(saved), &sum, Wants::PARAMETERS)?,

@@ -8,7 +8,7 @@ mod plans;
 mod width_schedule;
 
 pub use adapt::Adapt;
-pub use adaptive::{Adaptive, AdaptiveState, Widened};
+pub use adaptive::{Adaptive, AdaptiveState, AdaptiveWindows, Widened};
 pub use config::{StrategyConfig, StrategyName, WidthPhaseConfig};
 pub use follow::FollowConfig;
 pub use plans::Plans;

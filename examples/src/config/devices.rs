@@ -23,7 +23,11 @@ impl Devices {
     /// Returns the devices that arguments name, each of which may be a list separated by commas; none if there are no arguments.
     pub(crate) fn of_arguments(arguments: &[String]) -> Option<Self> {
         let names = arguments.iter().flat_map(|list| device_names(list));
-        (!arguments.is_empty()).then(|| Self::Named(names.collect()))
+        match arguments {
+            [] => None,
+            [only] if only == AUTO => Some(Self::Auto),
+            _ => Some(Self::Named(names.collect())),
+        }
     }
 
     /// Opens the devices for the stages of `builder`, and sets them.

@@ -79,7 +79,10 @@ impl Subject {
                 config.builder(&data.description)?.partition(partition).strategy_boxed(strategy)
             }
             Self::Workload(workload) => {
-                let width = windows.width.map_or(2, |width| width.of(stages));
+                // Widths count blocks; end-to-end needs no heads.
+                let blocks = stages.div_ceil(windows.group.unwrap_or(1).max(1));
+                let width = windows.width.map_or(2, |width| width.of(blocks));
+                let width = if width < blocks { width } else { stages };
                 let configured = StrategyConfig { width: Some(2), ..StrategyConfig::default() };
                 let strategy = windows.strategy(&configured)?.build()?;
                 workload.trainer(width, stages)?.partition(partition).strategy_boxed(strategy)

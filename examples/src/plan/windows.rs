@@ -40,6 +40,11 @@ impl Windows {
     /// If what is followed is given without a width where the configuration gives weights.
     pub(super) fn strategy(self, configured: &StrategyConfig) -> Result<StrategyConfig> {
         let has_list = configured.follows.is_some() || matches!(configured.follow, Some(FollowConfig::Weights(_)));
+        let phases = configured.width_schedule.iter().flatten();
+        if self.width.is_none() && self.follow.is_some() && phases.into_iter().any(|phase| phase.follow.is_some()) {
+            let problem = "entries of the configuration's width_schedule say what stages follow";
+            return Err(Error::invalid("--follow", problem, "give --widths too, or leave follow out of the entries"));
+        }
         if has_list && self.width.is_none() && self.follow.is_some() {
             let problem = "the configuration gives weights, which set the widths";
             return Err(Error::invalid("--follow", problem, "give --widths too"));
@@ -77,6 +82,9 @@ mod tests {
         assert_eq!(strategy(Windows::END_TO_END), json(r#"{"name": "end_to_end", "group": 1, "follow": "last"}"#));
         let list: StrategyConfig = serde_json::from_str(r#"{"follow": [1, 0]}"#).unwrap();
         assert!(wide.strategy(&list).unwrap().follow.is_none());
+        let phases = r#"{"width_schedule": [{"from_step": 0, "width": 2, "follow": "mean"}]}"#;
+        let error = other.strategy(&serde_json::from_str(phases).unwrap()).unwrap_err().to_string();
+        assert!(error.starts_with("--follow: entries of the configuration's width_schedule"), "{error}");
         assert!(
             other.strategy(&list).unwrap_err().to_string().starts_with("--follow: the configuration gives weights")
         );

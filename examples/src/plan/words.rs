@@ -80,7 +80,9 @@ pub(super) fn table_of(rows: &[PlanRow], recommended: Option<usize>) -> Table {
 pub(super) fn verdict(row: &PlanRow, recommended: bool, fastest: bool) -> String {
     let praise = match (recommended, fastest) {
         (true, true) => "recommended, and the fastest",
-        (true, false) => "recommended: the widest that is about as fast as the fastest",
+        (true, false) => {
+            "recommended: its stages follow the farthest losses of those that are about as fast as the fastest"
+        }
         _ => "the fastest",
     };
     let proof = if row.proven { "no cut is faster" } else { "the best cut found" };

@@ -5,10 +5,15 @@ use interlock::tools::strategy::{FollowConfig, StrategyConfig, StrategyName, Wid
 /// Describes a strategy.
 pub(super) fn strategy(config: &StrategyConfig) -> String {
     let base = windows(config);
-    let mean = if config.follow == Some(FollowConfig::Mean) { ", following the mean of the window" } else { "" };
+    // A schedule says it for each of its entries.
+    let mean = if config.width_schedule.is_none() { mean(config.follow.as_ref()) } else { "" };
     let blocks = config.group.filter(|group| *group != 1);
     let blocks = blocks.map_or_else(String::new, |group| format!(", in blocks of {group} stages"));
     base + mean + &blocks + &every(config.end_to_end_every)
+}
+
+fn mean(follow: Option<&FollowConfig>) -> &'static str {
+    if follow == Some(&FollowConfig::Mean) { ", following the mean of the window" } else { "" }
 }
 
 fn every(steps: Option<u64>) -> String {
@@ -18,11 +23,9 @@ fn every(steps: Option<u64>) -> String {
 fn windows(config: &StrategyConfig) -> String {
     if let Some(phases) = &config.width_schedule {
         let phase = |phase: &WidthPhaseConfig| {
-            let widths = width(phase.width, phase.widths.as_ref());
-            let followed = match &phase.follow {
+            let followed = match phase.follow.as_ref().or(config.follow.as_ref()) {
                 Some(FollowConfig::Weights(list)) => weights(list),
-                Some(FollowConfig::Mean) => widths.unwrap_or_default() + ", following the mean of the window",
-                Some(FollowConfig::Last) | None => widths.unwrap_or_default(),
+                follow => width(phase.width, phase.widths.as_ref()).unwrap_or_default() + mean(follow),
             };
             format!("{followed}{} from step {}", every(phase.end_to_end_every), phase.from_step)
         };
@@ -101,6 +104,8 @@ mod tests {
         assert_eq!(text(r#"{"widths":[1,2],"end_to_end_every":5}"#), "widths 1, 2, end-to-end every 5 steps");
         let phases = r#"{"width_schedule":[{"from_step":0,"width":1},{"from_step":9,"widths":[2,1]}]}"#;
         assert_eq!(text(phases), "width 1 from step 0; widths 2, 1 from step 9");
+        let phases = r#"{"follow":"mean","width_schedule":[{"from_step":0,"width":2},{"from_step":5,"width":2,"follow":"last"}]}"#;
+        assert_eq!(text(phases), "width 2, following the mean of the window from step 0; width 2 from step 5");
         let mean = r#"{"name":"local","group":2,"follow":"mean","end_to_end_every":3}"#;
         let expected =
             "local (width 1), following the mean of the window, in blocks of 2 stages, end-to-end every 3 steps";

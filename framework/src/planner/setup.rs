@@ -239,9 +239,12 @@ impl PlannerSetup<'_> {
         let gradients = simulated.peak_waiting_gradients[k] as u64 * last_unit.output_bytes;
         let input = units.start.checked_sub(1).map_or(0, |unit| device.units[unit].output_bytes);
         let known = |of: fn(&UnitCosts) -> Option<u64>| own.iter().map(of).collect::<Option<Vec<u64>>>();
-        let saved = match self.recompute.is_for(k) {
-            true => input,
-            false => known(|unit| unit.saved_bytes)?.into_iter().sum(),
+        let full: u64 = known(|unit| unit.saved_bytes)?.into_iter().sum();
+        // The first backward pass of a micro-batch repeats the forward pass, and its activations stay until the last one.
+        let (saved, repeated) = match (self.recompute.is_for(k), self.plan.passes(k) > 1) {
+            (false, _) => (full, 0),
+            (true, false) => (input, full),
+            (true, true) => (full.max(input), 0),
         };
         let apart =
             !self.policy.fuses() && self.plan.wants(k).iter().any(|&loss| self.plan.gradients(k, loss) == Wants::BOTH);
@@ -253,14 +256,13 @@ impl PlannerSetup<'_> {
         if let Some(head) = head {
             most = most.max(head.transient_bytes?);
         }
-        let more = if self.recompute.is_for(k) { known(|unit| unit.saved_bytes)?.into_iter().sum() } else { 0 };
         Some(
             held + live * saved
                 + waiting * input
                 + gradients
                 + pending
                 + most
-                + more
+                + repeated
                 + device.scratch_bytes.unwrap_or(0),
         )
     }

@@ -177,7 +177,13 @@ impl ValueDifferences {
         if problems.is_empty() {
             return Ok(());
         }
-        let remedy = "give the weights of this model (allow_missing and allow_unknown allow other names)";
+        let main = (!allowed.missing && !self.missing.is_empty())
+            || (!allowed.unknown && !self.unknown.is_empty())
+            || !misshaped.is_empty();
+        let remedy = match main {
+            true => "give the weights of this model (allow_missing and allow_unknown allow other names)",
+            false => "give weights that were trained with these heads at the same units",
+        };
         Err(Error::invalid(subject, problems.join(", "), remedy))
     }
 

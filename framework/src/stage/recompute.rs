@@ -9,7 +9,8 @@ use crate::{Error, Result};
 
 /// The stages that save only their input between the forward pass of a micro-batch and its first backward pass, and then repeat the forward pass.
 ///
-/// They take less memory and more time. The results are the same, bit for bit. In configuration files: `true`, `false`, or a list of stages.
+/// They take less memory and more time. A stage with several backward passes of a micro-batch holds its activations from the first to the last of them, so
+/// it saves little with several micro-batches in flight. The results are the same, bit for bit. In configuration files: `true`, `false`, or a list of stages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Recompute {
     /// None: every stage saves its activations.

@@ -31,7 +31,7 @@ pub struct Adaptive {
     /// The width that every stage begins with.
     #[serde(default = "one")]
     pub width: usize,
-    /// The width beyond which no stage is widened; by default the number of stages.
+    /// The width beyond which no stage is widened; by default the number of stages, or of blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_width: Option<usize>,
 }
@@ -52,6 +52,20 @@ pub struct AdaptiveState {
     pub windows: Vec<Vec<f64>>,
     /// The last step that was measured.
     pub measured: Option<u64>,
+    /// Whether stages follow the mean of their windows.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub mean: bool,
+    /// The stages in a block.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub group: usize,
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+fn is_one(value: &usize) -> bool {
+    *value == 1
 }
 
 /// The widening of one stage by one.
@@ -70,25 +84,41 @@ pub struct Widened {
 
 impl Adaptive {
     /// Returns the strategy with the same rule, in which every stage follows the mean of all losses in its window.
-    pub fn mean(self) -> impl Strategy + 'static {
+    pub fn mean(self) -> AdaptiveWindows {
         self.in_windows(true, 1)
     }
 
-    /// Returns the strategy with the same rule, for blocks of `group` stages ([`Interlock::group`](super::Interlock::group)): widths count blocks.
+    /// Returns the strategy with the same rule for blocks of `stages` stages ([`Interlock::group`](super::Interlock::group)): widths count blocks.
+    pub fn group(self, stages: usize) -> AdaptiveWindows {
+        self.in_windows(false, stages)
+    }
+
     pub(super) fn in_windows(self, mean: bool, group: usize) -> AdaptiveWindows {
         AdaptiveWindows { rule: self, mean, group }
     }
 }
 
-/// An [`Adaptive`] rule for given windows.
+/// An [`Adaptive`] rule for other windows than those of single stages that follow their last loss.
 #[derive(Clone, Debug)]
-pub(super) struct AdaptiveWindows {
+pub struct AdaptiveWindows {
     rule: Adaptive,
     mean: bool,
     group: usize,
 }
 
 impl AdaptiveWindows {
+    /// Makes every stage follow the mean of all losses in its window.
+    #[must_use]
+    pub fn mean(self) -> Self {
+        Self { mean: true, ..self }
+    }
+
+    /// Puts the stages into blocks of this many; widths count blocks.
+    #[must_use]
+    pub fn group(self, stages: usize) -> Self {
+        Self { group: stages, ..self }
+    }
+
     fn validate(&self, stages: usize) -> Result<Blocks> {
         let refuse = |key: &str, problem: String, right: &str| {
             Err(Error::invalid(format!("strategy.adaptive.{key}"), problem, right))
@@ -124,6 +154,8 @@ impl AdaptiveWindows {
             changes: Vec::new(),
             windows: vec![Vec::new(); stages],
             measured: None,
+            mean: self.mean,
+            group: self.group,
         };
         let max_width = self.rule.max_width.unwrap_or_else(|| blocks.count());
         Ok(Widening { windows: self.clone(), blocks, max_width, state })
@@ -261,6 +293,13 @@ impl Adapt for Widening {
         if state.widths.len() != stages || state.windows.len() != stages {
             return refuse(format!("it is of {} stages, not {stages}", state.widths.len()));
         }
+        if (state.mean, state.group) != (self.state.mean, self.state.group) {
+            let says = |state: &AdaptiveState| {
+                let follow = if state.mean { "the mean" } else { "the last loss" };
+                format!("groups of {} and follow {follow} of their windows", state.group)
+            };
+            return refuse(format!("its stages form {}, not {}", says(&state), says(&self.state)));
+        }
         // Repeats the changes from the beginning.
         let mut again = self.windows.widening(stages)?;
         let mut plans = PlanSchedule::new(vec![again.phase(0)?])?;
@@ -379,6 +418,8 @@ mod tests {
             assert!(error.is_refusal() && error.to_string().contains(word), "{error}");
         };
         refused("{}", "missing field");
+        let mean = r#"{"widths": [1, 1], "changes": [], "windows": [[], []], "measured": null, "mean": true}"#;
+        refused(mean, "groups of 1 and follow the mean of their windows, not groups of 1 and follow the last loss");
         refused(r#"{"widths": [1], "changes": [], "windows": [[]], "measured": null}"#, "of 1 stages, not 2");
         refused(r#"{"widths": [2, 1], "changes": [], "windows": [[], []], "measured": 3}"#, "lead to widths [1, 1]");
         let skips = r#"{"step": 3, "stage": 0, "width": 3, "cosine": 0.0}"#;

@@ -27,7 +27,7 @@ pub enum StrategyName {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct StrategyConfig {
-    /// The strategy. Default: `interlock` if a width is given, `adaptive` if its table is, otherwise `pairwise`.
+    /// The strategy. Default: `interlock` if a width or weights are given, `adaptive` if its table is, otherwise `pairwise`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<StrategyName>,
     /// The interlock width of every stage.
@@ -184,7 +184,7 @@ impl StrategyConfig {
             (Some(FollowConfig::Last | FollowConfig::Mean) | None, None) => return Ok(()),
         };
         let others = [
-            ("name", self.name.is_some()),
+            ("name", self.name.is_some_and(|name| name != StrategyName::Interlock)),
             ("width", self.width.is_some()),
             ("widths", self.widths.is_some()),
             ("width_schedule", self.width_schedule.is_some()),
@@ -229,7 +229,7 @@ impl WidthPhaseConfig {
             (Some(width), None, _) => Interlock::width(width),
             (None, Some(widths), _) => Interlock::widths(widths.clone()),
             (Some(_), Some(_), _) => return refuse("both width and widths", "give one of them"),
-            (None, None, _) => return refuse("no width", "give width, or widths"),
+            (None, None, _) => return refuse("no width", "give width, widths, or a list of weights in follow"),
         };
         let mean = self.follow.as_ref().map_or(settings.mean, |follow| *follow == FollowConfig::Mean);
         let strategy = Box::new(WindowSettings { mean, ..settings }.apply(interlock));
@@ -328,6 +328,7 @@ mod tests {
         same(r#"{"widths": [1, 3, 2, 1], "follow": "mean"}"#, Interlock::widths([1, 3, 2, 1]).mean());
         same(r#"{"follow": [0.7, 0.3]}"#, Interlock::weights([0.7, 0.3]));
         same(r#"{"follow": [0, 1]}"#, Interlock::width(2));
+        same(r#"{"name": "interlock", "follow": [0.7, 0.3]}"#, Interlock::weights([0.7, 0.3]));
         same(r#"{"name": "local", "group": 2}"#, Interlock::width(1).group(2));
         same(r#"{"group": 2, "follow": "mean"}"#, Interlock::width(2).group(2).mean());
         same(r#"{"group": 4}"#, Interlock::width(4));

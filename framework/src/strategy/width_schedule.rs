@@ -77,10 +77,18 @@ impl Strategy for WidthSchedule {
     }
 
     fn plans(&self, stages: usize) -> Result<PlanSchedule> {
-        let end_to_end = Arc::new(EndToEnd.plan(stages)?);
         let phase = |phase: &WidthPhase| -> Result<PlanPhase> {
-            let every = phase.end_to_end_every.map(|steps| (steps, Arc::clone(&end_to_end)));
-            Ok(PlanPhase { from_step: phase.from_step, plan: self.plan_of(phase, stages)?, every })
+            let plan = self.plan_of(phase, stages)?;
+            let end_to_end = || -> Result<_> {
+                // Heads are where the phase has them.
+                let heads = (0..stages).map(|k| plan.may_carry_head(k)).collect();
+                Ok(Arc::new(EndToEnd.plan(stages)?.with_heads_at(heads)?))
+            };
+            let every = match phase.end_to_end_every {
+                Some(steps) => Some((steps, end_to_end()?)),
+                None => None,
+            };
+            Ok(PlanPhase { from_step: phase.from_step, plan, every })
         };
         PlanSchedule::new(self.phases.iter().map(phase).collect::<Result<_>>()?)
     }

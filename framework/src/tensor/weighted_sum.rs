@@ -7,7 +7,8 @@ use crate::{
     tensor::elementwise::{CHUNK, each},
 };
 
-/// Returns the sum of `terms`, each times its weight, added in the order given and in `f32`. The terms are gradients with respect to one activation.
+/// Returns the sum of `terms`, each times its weight, added in the order given and in `f32`. The terms are gradients with respect to one activation,
+/// of `f32` or `bf16`. On the CPU the sum is `f32`, elsewhere it has the dtype of the terms.
 ///
 /// # Errors
 /// If there is no term, or they are not of the same shapes.
@@ -26,7 +27,8 @@ pub(crate) fn weighted_sum(terms: &[(Activation, f64)]) -> Result<Activation> {
 }
 
 fn sum(terms: &[(Tensor, f64)]) -> Result<Tensor> {
-    if terms.iter().all(|(tensor, _)| tensor.device().is_cpu() && tensor.dtype() == DType::F32) {
+    let on_host = |tensor: &Tensor| tensor.device().is_cpu() && [DType::F32, DType::BF16].contains(&tensor.dtype());
+    if terms.iter().all(|(tensor, _)| on_host(tensor)) {
         return sum_on_host(terms);
     }
     let mut sum: Option<Tensor> = None;
@@ -41,25 +43,31 @@ fn sum(terms: &[(Tensor, f64)]) -> Result<Tensor> {
     Ok(sum.to_dtype(dtype)?)
 }
 
-/// Adds `f32` tensors on the CPU in one pass, on the threads of the caller's pool.
+/// Adds `weight` times the values to `sum`.
+fn add<T: Copy>(sum: &mut [f32], values: &[T], weight: f32, widen: impl Fn(T) -> f32) {
+    sum.iter_mut().zip(values).for_each(|(sum, &value)| *sum += weight * widen(value));
+}
+
+/// Adds tensors on the CPU in one pass, on the threads of the caller's pool.
 fn sum_on_host(terms: &[(Tensor, f64)]) -> Result<Tensor> {
     let dense = terms.iter().map(|(tensor, _)| Ok(tensor.contiguous()?)).collect::<Result<Vec<_>>>()?;
     let storages: Vec<_> = dense.iter().map(Tensor::storage_and_layout).collect();
     let mut parts = Vec::with_capacity(terms.len());
     for ((storage, layout), (_, weight)) in storages.iter().zip(terms) {
-        let (Storage::Cpu(CpuStorage::F32(values)), Some((from, to))) = (&**storage, layout.contiguous_offsets())
-        else {
-            return Err(Error::Internal("a contiguous f32 tensor on the CPU has other storage".to_owned()));
+        let (Storage::Cpu(storage), Some((from, _))) = (&**storage, layout.contiguous_offsets()) else {
+            return Err(Error::Internal("a contiguous tensor on the CPU has other storage".to_owned()));
         };
-        parts.push((&values[from..to], *weight as f32));
+        parts.push((storage, from, *weight as f32));
     }
     let mut sum = vec![0.0_f32; dense[0].elem_count()];
     each(sum.len(), sum.chunks_mut(CHUNK).enumerate(), |(i, sum)| {
-        for (n, (values, weight)) in parts.iter().enumerate() {
-            let values = &values[i * CHUNK..][..sum.len()];
-            match n {
-                0 => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum = weight * value),
-                _ => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value),
+        for (storage, from, weight) in &parts {
+            let here = from + i * CHUNK..from + i * CHUNK + sum.len();
+            match storage {
+                CpuStorage::F32(values) => add(sum, &values[here], *weight, |value| value),
+                CpuStorage::BF16(values) => add(sum, &values[here], *weight, |value| value.to_f32()),
+                // Other dtypes do not come here.
+                _ => {}
             }
         }
     });
@@ -98,7 +106,7 @@ mod tests {
         assert_eq!(sum.single().unwrap().to_vec2::<f32>().unwrap(), [[3.0, 8.0], [7.0, 12.0]]);
         let low = x.to_dtype(DType::BF16).unwrap();
         let sum = weighted_sum(&[(low.clone().into(), 0.5), (low.into(), 0.5)]).unwrap();
-        assert_eq!(sum.single().unwrap().dtype(), DType::BF16);
+        assert_eq!(sum.single().unwrap().to_vec2::<f32>().unwrap(), [[1.0, 2.0], [3.0, 4.0]]);
         let other = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
         assert!(weighted_sum(&[(x.into(), 1.0), (other.into(), 1.0)]).is_err() && weighted_sum(&[]).is_err());
     }

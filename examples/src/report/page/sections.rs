@@ -1,9 +1,6 @@
 //! The sections of the page.
 
-use interlock::tools::{
-    timeline::{Drawing, escape},
-    trainer::Followed,
-};
+use interlock::tools::timeline::{Drawing, escape};
 
 use super::{
     super::{run::Run, words},
@@ -147,23 +144,26 @@ pub(super) fn stages(run: &Run) -> String {
         Cell::text("device"),
         Cell::number("parameters"),
         Cell::number("of the head"),
-        Cell::number("follows the loss of"),
+        Cell::number("follows losses"),
         Cell::number("loss"),
         Cell::number("accuracy"),
         Cell::number("busy"),
     ];
     let seconds = run.train_seconds();
+    // The plan of the last step; a later one may not have begun.
+    let plans = run.plans();
+    let made = run.steps.last().map_or(0, |step| step.step);
+    let phase = plans.iter().rev().find(|phase| phase.from_step <= made);
     let row = |(k, stage): (usize, &crate::events::Stage)| {
         let head = run.evaluations.last().and_then(|evaluated| evaluated.heads.iter().find(|head| head.stage == k));
-        let plans = run.plans();
-        let follows = plans.last().and_then(|phase| phase.follows.get(k));
+        let follows = phase.and_then(|phase| phase.follows.get(k));
         let busy: f64 = run.steps.iter().filter_map(|step| step.stages.get(k)).map(|stage| stage.busy_seconds).sum();
         vec![
             Cell::text(stage.stage.to_string()),
             Cell::text(stage.device.clone()),
             Cell::number(words::count(stage.parameters as u64)),
             Cell::number(words::count(stage.head_parameters as u64)),
-            Cell::number(or_dash(follows.map(losses))),
+            Cell::number(or_dash(follows.map(ToString::to_string))),
             Cell::number(or_dash(head.map(|head| four(head.loss)))),
             Cell::number(or_dash(head.and_then(|head| head.accuracy).map(words::percent))),
             Cell::number(or_dash((seconds > 0.0).then(|| words::percent(busy / seconds)))),
@@ -171,15 +171,6 @@ pub(super) fn stages(run: &Run) -> String {
     };
     let rows: Vec<_> = started.stages.iter().enumerate().map(row).collect();
     format!("<h2>Stages</h2>\n{}", table(&header, &rows))
-}
-
-/// Describes the losses that a stage follows; a weight of 1 is left out.
-fn losses(followed: &Followed) -> String {
-    let loss = |&(stage, weight): &(usize, f64)| match weight {
-        1.0 => format!("stage {stage}"),
-        weight => format!("stage {stage} × {weight}"),
-    };
-    followed.0.iter().map(loss).collect::<Vec<_>>().join(", ")
 }
 
 /// Returns the section of the timeline, or an empty text if it was not recorded.
