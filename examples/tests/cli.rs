@@ -380,7 +380,6 @@ fn bad_settings_are_refused_before_anything_is_written() {
     refused(&["heads.arch=basic8s0_gbpl_fc"], &["heads.arch", "stride of part 1", "it is 0"]);
     refused(&["heads.every=0"], &["heads.every", "1 or more"]);
     refused(&["strategy.width=1", "heads.every=2"], &["no head in the window of stage 0", "a larger width"]);
-    refused(&[r#"heads.archs=["", ""]"#], &["heads.archs", "2 descriptions for 2 stages", "give 1, one for each"]);
     refused(&[r#"heads.archs=["fc"]"#, "heads.arch=fc"], &["heads.archs", "arch is given too"]);
     refused(&["lr_schedule.kind=linear"], &["linear"]);
     refused(&["steps=1"], &["epochs", "steps are given too"]);
