@@ -244,7 +244,7 @@ fn heads_of_other_names_or_shapes_start_from_the_seed_as_a_whole() {
     assert_heads(&weights, &[2, 2, 2], &[Some(0), None], &[(FRESH, "aux.1 after unit 3")]);
     let strict = || cut(&[2, 2, 2]).initial_values(weights.clone()).allow_missing_heads(false);
     let error = strict().build().err().unwrap().to_string();
-    let expected = "initial values: 1 of the heads missing or of another shape (aux.1 after unit 3); give the weights of this model";
+    let expected = "initial values: 1 of the heads missing or of another shape (aux.1 after unit 3); give weights that were trained with these heads";
     assert!(error.starts_with(expected), "{error}");
     // A run that is restored is exact, so it needs its heads.
     let state = cut(&[2, 2, 2]).build().unwrap().state().unwrap();
