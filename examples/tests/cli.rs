@@ -381,6 +381,8 @@ fn bad_settings_are_refused_before_anything_is_written() {
     refused(&["heads.every=0"], &["heads.every", "1 or more"]);
     refused(&["strategy.width=1", "heads.every=2"], &["no head in the window of stage 0", "a larger width"]);
     refused(&[r#"heads.archs=["fc"]"#, "heads.arch=fc"], &["heads.archs", "arch is given too"]);
+    refused(&["heads.readout=shared", "strategy.width=1"], &["heads.readout", "has a bias", "readout = \"own\""]);
+    refused(&["heads.readout_refresh=7"], &["heads.readout_refresh", "readout = \"shared\""]);
     refused(&["lr_schedule.kind=linear"], &["linear"]);
     refused(&["steps=1"], &["epochs", "steps are given too"]);
     refused(&["epochs=0"], &["epochs", "1 or more"]);

@@ -128,7 +128,7 @@ pub use optimizer::{
 };
 pub use plan::{GradientPlan, PlanPhase, PlanSchedule, Wants, Window};
 pub use random::Key;
-pub use stage::{EmaConfig, HeadsConfig, HeadsTrained, OptimizerContext, OptimizerFactory, Recompute};
+pub use stage::{EmaConfig, HeadsConfig, HeadsReadout, HeadsTrained, OptimizerContext, OptimizerFactory, Recompute};
 pub use strategy::{Adapt, Adaptive, AdaptiveWindows, EndToEnd, Interlock, Local, Pairwise, Strategy, WidthSchedule};
 pub use tensor::{Activation, ActivationDtype, Numbers, Precision};
 pub use trainer::{

@@ -109,6 +109,11 @@ impl PlainPipeline {
         if let Some(failure) = received {
             return Err(failure.into());
         }
+        for k in 0..self.stages.len() {
+            if let Some(version) = self.stages[k].take_published()? {
+                self.stages.iter_mut().try_for_each(|stage| stage.accept_readout(version.clone()))?;
+            }
+        }
         self.plans.observe(self.step, &alignments)?;
         self.alignments = alignments;
         self.step += 1;

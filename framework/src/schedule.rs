@@ -12,6 +12,7 @@
 mod action;
 mod kind;
 mod policy;
+pub(crate) mod readout;
 mod stage;
 mod work;
 

@@ -12,15 +12,17 @@ pub(crate) mod monitor;
 mod named_unit;
 mod optimizer_factory;
 mod reading;
+pub(crate) mod readout;
 mod recompute;
 mod state;
 mod trainable;
 mod update;
 
 pub use average::EmaConfig;
-pub use blueprint::{HeadsConfig, HeadsTrained, StageBlueprint, StageSettings};
+pub use blueprint::{HeadsConfig, HeadsReadout, HeadsTrained, StageBlueprint, StageSettings};
 pub use optimizer_factory::{OptimizerContext, OptimizerFactory};
 pub use reading::{StepNumbers, StepReading};
+pub use readout::ReadoutVersion;
 pub use recompute::Recompute;
 pub use state::StageState;
 pub use trainable::Trainable;
@@ -29,7 +31,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use candle_core::Tensor;
 
-use self::monitor::{Monitor, Task};
+use self::{
+    monitor::{Monitor, Task},
+    readout::Versions,
+};
 use crate::{
     Activation, ActivationDtype, Differentiable, Error, Failure, Gradients, Loss, NonFinite, Pass, Result, Saved,
     Score, StageDevice, Wants,
@@ -142,6 +147,10 @@ pub struct Stage {
     module: Box<dyn Differentiable>,
     parameters: Trainable,
     head: Option<Head>,
+    /// The versions of the shared readout that the last stage and heads hold.
+    readout: Option<Versions>,
+    /// Whether it sends them to the previous stage.
+    sends_readout: bool,
     loss: Arc<dyn Loss>,
     clip: Option<ClipConfig>,
     lr_schedule: LrSchedule,

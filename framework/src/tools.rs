@@ -80,8 +80,8 @@ pub mod sleep {
 /// One stage without its actor.
 pub mod stage {
     pub use crate::stage::{
-        ActionContext, Outcome, Payload, Stage, StageBlueprint, StageSettings, StageState, StepNumbers, StepReading,
-        Trainable, Updated,
+        ActionContext, Outcome, Payload, ReadoutVersion, Stage, StageBlueprint, StageSettings, StageState, StepNumbers,
+        StepReading, Trainable, Updated,
     };
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::{
     Activation, Failure, Result, Score,
     schedule::{MicroBatchId, StageWork},
-    stage::{Payload, StageState, Updated},
+    stage::{Payload, ReadoutVersion, StageState, Updated},
     timeline::Span,
 };
 
@@ -121,6 +121,8 @@ pub enum StageMessage {
         /// The gradient.
         gradient: Activation,
     },
+    /// To the previous stage, which sends it on if it must: a version of the matrix that heads share with the last stage.
+    Readout(ReadoutVersion),
     /// To the previous stage: one more micro-batch may be sent.
     Credit,
 }
@@ -132,6 +134,8 @@ pub enum MessageKind {
     Activation,
     /// A gradient.
     Gradient,
+    /// A version of the shared matrix of heads.
+    Readout,
     /// A credit.
     Credit,
 }
@@ -141,10 +145,12 @@ pub enum MessageKind {
 pub struct MessageHeader {
     /// The kind.
     pub kind: MessageKind,
-    /// The micro-batch; none for a credit.
+    /// The micro-batch; none for a credit and for a version of the shared matrix.
     pub micro_batch: Option<MicroBatchId>,
     /// The stage whose loss a gradient belongs to; none for other messages.
     pub loss: Option<usize>,
+    /// The step before which the shared matrix was as in this version; none for other messages.
+    pub version: Option<u64>,
     /// Bytes of the tensors that follow.
     pub bytes: usize,
 }
@@ -157,15 +163,26 @@ impl StageMessage {
                 kind: MessageKind::Activation,
                 micro_batch: Some(*micro_batch),
                 loss: None,
+                version: None,
                 bytes: payload.bytes(),
             },
             Self::Gradient { micro_batch, loss, gradient } => MessageHeader {
                 kind: MessageKind::Gradient,
                 micro_batch: Some(*micro_batch),
                 loss: Some(*loss),
+                version: None,
                 bytes: gradient.bytes(),
             },
-            Self::Credit => MessageHeader { kind: MessageKind::Credit, micro_batch: None, loss: None, bytes: 0 },
+            Self::Readout(version) => MessageHeader {
+                kind: MessageKind::Readout,
+                micro_batch: None,
+                loss: None,
+                version: Some(version.step),
+                bytes: version.bytes(),
+            },
+            Self::Credit => {
+                MessageHeader { kind: MessageKind::Credit, micro_batch: None, loss: None, version: None, bytes: 0 }
+            }
         }
     }
 }
@@ -173,11 +190,11 @@ impl StageMessage {
 /// The sending half of a transport: a stage's connections to its neighbours and to the coordinator.
 ///
 /// Only the stage's own thread calls it. Each call hands one message over and returns without waiting for the receiver; the messages of one kind to
-/// one receiver arrive in order. An activation goes to the next stage, a gradient and a credit to the previous one; a credit of the first stage
-/// goes to the coordinator.
+/// one receiver arrive in order. An activation goes to the next stage, every other message to the previous one; a credit of the first stage goes to
+/// the coordinator.
 ///
 /// In process the message is moved into the receiver's mailbox, and no tensor is copied. If the device has a [`Link`](crate::device::Link) that delays, the
-/// thread of the delay line delivers activations and gradients when they arrive.
+/// thread of the delay line delivers all but credits when they arrive.
 pub trait Transport: Send {
     /// Sends a message to the neighbour that it is for.
     ///
@@ -217,11 +234,14 @@ mod tests {
         let micro_batch = MicroBatchId { step: 7, purpose: Purpose::Train, index: 1, count: 2 };
         let tensor = |shape: (usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
         let payload = Payload { inputs: tensor((2, 3)).into(), targets: tensor((2, 1)), total: 2.0 };
-        let header = |kind, micro_batch, loss, bytes| MessageHeader { kind, micro_batch, loss, bytes };
+        let header = |kind, micro_batch, loss, bytes| MessageHeader { kind, micro_batch, loss, version: None, bytes };
         let activation = StageMessage::Activation { micro_batch, payload };
         assert_eq!(activation.header(), header(MessageKind::Activation, Some(micro_batch), None, 32));
         let gradient = StageMessage::Gradient { micro_batch, loss: 3, gradient: tensor((2, 3)).into() };
         assert_eq!(gradient.header(), header(MessageKind::Gradient, Some(micro_batch), Some(3), 24));
+        let readout = StageMessage::Readout(ReadoutVersion { step: 50, matrix: tensor((2, 3)) });
+        let expected = MessageHeader { version: Some(50), ..header(MessageKind::Readout, None, None, 24) };
+        assert_eq!(readout.header(), expected);
         assert_eq!(StageMessage::Credit.header(), header(MessageKind::Credit, None, None, 0));
     }
 }

@@ -12,8 +12,9 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use interlock::{
-    Batch, Dataset, Differentiable, HeadsConfig, HeadsTrained, Interlock, Key, ModelSpec, OptimizerConfig,
-    OptimizerKind, ParameterGroup, ParameterStore, Pass, Result, Sequential, Trainer, Unit, Wants,
+    Batch, Dataset, Differentiable, HeadsConfig, HeadsReadout, HeadsTrained, Interlock, Key, ModelSpec,
+    OptimizerConfig, OptimizerKind, ParameterGroup, ParameterStore, Pass, Result, Sequential, Trainer, TrainerBuilder,
+    Unit, Wants,
 };
 use interlock_backends::cpu;
 use interlock_models::{
@@ -326,4 +327,99 @@ fn each_stage_has_the_head_that_its_description_says() {
     // Stage 0 follows its own loss, since stage 1, whose loss it would follow, has none.
     let follows: Vec<usize> = (0..4).map(|k| trainer.plans().at(0).farthest(k)).collect();
     assert_eq!(follows, [0, 2, 3, 3]);
+}
+
+fn shared(arch: &str) -> HeadsConfig {
+    HeadsConfig {
+        arch: Some(arch.to_owned()),
+        train: HeadsTrained::All,
+        readout: HeadsReadout::Shared,
+        readout_refresh: Some(5),
+        ..HeadsConfig::default()
+    }
+}
+
+#[test]
+fn gpt_learns_with_heads_that_share_the_last_matrix() {
+    let data = OneBatch(Batch { inputs: tokens(&[6, 5], 11).into(), targets: tokens(&[6, 5], 7) });
+    for arch in ["ln_fc", "block_ln_fc"] {
+        let optimizer = OptimizerConfig { kind: OptimizerKind::Adamw, lr: 1e-2, ..OptimizerConfig::default() };
+        let mut trainer = Trainer::builder(Transformer { width: 12, ..gpt() })
+            .stages(3)
+            .strategy(Interlock::width(2))
+            .heads(shared(arch))
+            .optimizer(optimizer)
+            .batch_size(data.len())
+            .in_flight(2)
+            .steps(59)
+            .devices([cpu(0)])
+            .build()
+            .unwrap();
+        // Of ln_fc only the norm is the head's own.
+        let own = if arch == "ln_fc" { 24 } else { 24 + 12 * 12 * 12 + 13 * 12 };
+        assert_eq!(trainer.stages()[0].head_parameters, own, "{arch}");
+        trainer.fit(&data).unwrap();
+        let before_50 = trainer.snapshot().unwrap();
+        for stage in trainer.evaluate(&data).unwrap().heads() {
+            assert!(stage.score.mean_loss() < 0.5 * 11_f64.ln(), "{arch}: {stage:?}");
+        }
+        let copy = if arch == "ln_fc" { "1.weight" } else { "2.weight" };
+        let copies: Vec<_> = (0..2).map(|k| values(&before_50[&format!("aux.{k}.{copy}")])).collect();
+        assert_eq!(copies[0], copies[1]);
+        assert_ne!(copies[0], values(&before_50["lm_head.weight"]));
+    }
+}
+
+/// The gradient of the weight is not computed, and everything else is as with a weight of the head's own that has the same values.
+#[test]
+fn gradients_through_a_read_only_weight_are_those_without_its_own() {
+    let (x, c) = (random("x", &[2, 5, 6]), random("c", &[2, 5, 11]));
+    let gradients = |variable: bool| {
+        let store = store();
+        let root = store.builder(&Device::Cpu);
+        let vb = match variable {
+            true => root,
+            false => {
+                let bound = 1.0 / 6_f64.sqrt();
+                let init = candle_nn::Init::Uniform { lo: -bound, up: bound };
+                let weight = root.get_with_hints((11, 6), "weight", init).unwrap();
+                let weight = std::collections::HashMap::from([("weight".to_owned(), weight.detach())]);
+                candle_nn::VarBuilder::from_tensors(weight, candle_core::DType::F32, &Device::Cpu)
+            }
+        };
+        let layer = interlock_backends::layers::Linear::new(6, 11, false, vb).unwrap();
+        let (_, saved) = layer.forward(&x.clone().into(), &Pass::train(0, 0, 0)).unwrap();
+        let gradients = layer.backward(&saved, &c.clone().into(), Wants::BOTH).unwrap();
+        (gradients.parameters.len(), values(gradients.input.unwrap().single().unwrap()))
+    };
+    let (with, without) = (gradients(true), gradients(false));
+    assert_eq!((with.0, without.0), (1, 0));
+    assert_eq!(with.1, without.1);
+}
+
+#[test]
+fn models_and_heads_that_end_in_a_bias_share_nothing() {
+    let refused = |model: TrainerBuilder, arch: &str| {
+        let builder = model.stages(2).strategy(Interlock::width(1)).heads(shared(arch));
+        builder.layout().err().unwrap().to_string()
+    };
+    let error = refused(Trainer::builder(resnet()), "conv8_bn_gbpl_ln_fc");
+    assert!(error.starts_with("heads.readout: the last layer of the model has a bias, fc.bias; end model"), "{error}");
+    let error = refused(Trainer::builder(gpt()), "fc");
+    assert!(error.starts_with("heads.readout: the last layer of the head of stage 0 has a bias, 0.bias;"), "{error}");
+}
+
+#[test]
+fn plans_count_two_versions_of_the_shared_matrix_and_nothing_else_of_it() {
+    let batch = Batch { inputs: tokens(&[2, 5], 11).into(), targets: tokens(&[2, 5], 7) };
+    let costs = |heads: HeadsConfig| {
+        let optimizer = OptimizerConfig { kind: OptimizerKind::Adamw, ..OptimizerConfig::default() };
+        let builder = Trainer::builder(Transformer { width: 12, ..gpt() }).stages(3).heads(heads).optimizer(optimizer);
+        let profile = builder.profile(&batch, None).unwrap();
+        let head = profile.devices[0].units[1].head.clone().unwrap();
+        [head.parameter_bytes, head.gradient_bytes, head.optimizer_bytes, head.readout_bytes]
+    };
+    let (norm, matrix) = (2 * 12 * 4, 11 * 12 * 4);
+    assert_eq!(costs(HeadsConfig::default()), [norm + matrix, norm + matrix, 2 * (norm + matrix), 0]);
+    assert_eq!(costs(shared("ln_fc")), [norm + 2 * matrix, norm, 2 * norm, matrix]);
 }

@@ -19,7 +19,7 @@ use crate::kernels::{
     panels::Packed,
 };
 
-/// `y = x Wᵀ + b` over the last dimension.
+/// `y = x Wᵀ + b` over the last dimension. A weight that is no variable, such as a read-only copy, gets no gradient.
 #[derive(Clone, Debug)]
 pub struct Linear {
     pub(super) name: String,
@@ -84,12 +84,15 @@ impl Linear {
         Ok(linear::rows_times(Rows::Plain(&read(&c)?), &weight, epilogue).into_tensor(dims)?.into())
     }
 
-    /// Returns `∂W` and `∂b` for an input of these rows, of shape `dims`.
+    /// Returns `∂W`, if the weight is a variable, and `∂b` for an input of these rows, of shape `dims`.
     pub(super) fn gradients(&self, x: Rows<'_>, dims: &[usize], c: &Activation) -> Result<ParameterGradients> {
         let c = output_gradient(c, &self.output_dims(dims)?, &self.name)?;
         let c = read(&c)?;
-        let dw = linear::columns_times_rows(&c, self.outputs, x, self.inputs);
-        let mut gradients = vec![(self.weight.id(), dw.into_tensor(self.weight.shape())?)];
+        let mut gradients = Vec::new();
+        if self.weight.is_variable() {
+            let dw = linear::columns_times_rows(&c, self.outputs, x, self.inputs);
+            gradients.push((self.weight.id(), dw.into_tensor(self.weight.shape())?));
+        }
         if let Some(bias) = &self.bias {
             gradients.push((bias.id(), tensor(column_sums(&c, self.outputs), bias.shape())?));
         }

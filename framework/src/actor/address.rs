@@ -5,7 +5,7 @@ use std::time::Instant;
 use actix::{Actor, Addr, Handler, Message, dev::ToEnvelope, prelude::SendError};
 
 use super::{
-    messages::{Activation, Credit, Gradient, TransferTimes},
+    messages::{Activation, Credit, Gradient, Readout, TransferTimes},
     stage::StageActor,
 };
 use crate::{
@@ -79,6 +79,7 @@ impl StageMailbox for StageAddress {
             StageMessage::Gradient { micro_batch, loss, gradient } => {
                 self.send(Gradient { micro_batch, loss, tensors: gradient, times })
             }
+            StageMessage::Readout(version) => self.send(Readout { version, times }),
             StageMessage::Credit => self.send(Credit),
         }
     }

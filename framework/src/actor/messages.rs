@@ -10,7 +10,7 @@ use crate::{
     Activation as Tensors, Batch, Failure, PlanSchedule, Result, Score,
     plan::PlanPhase,
     schedule::{MicroBatchId, Purpose},
-    stage::{Payload, StageState},
+    stage::{Payload, ReadoutVersion, StageState},
     transport::{Built, CoordinatorMessage, StageStep, Transport},
 };
 
@@ -95,6 +95,14 @@ pub(super) struct Gradient {
     pub(super) micro_batch: MicroBatchId,
     pub(super) loss: usize,
     pub(super) tensors: Tensors,
+    pub(super) times: TransferTimes,
+}
+
+/// From the next stage: a version of the matrix that heads share with the last stage.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Readout {
+    pub(super) version: ReadoutVersion,
     pub(super) times: TransferTimes,
 }
 

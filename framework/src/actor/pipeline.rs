@@ -32,7 +32,7 @@ use crate::{
     device::Link,
     metrics::MailboxGauge,
     model::Weights,
-    schedule::Policy,
+    schedule::{Policy, readout::least_refresh},
     simulator::least_in_flight,
     stage::{StageBlueprint, StageState},
     strategy::Plans,
@@ -107,6 +107,7 @@ impl Pipeline {
                 Ok::<_, Error>(least_in_flight(plan, settings.micro_batches.max(1), settings.policy)?.max(most))
             })?,
         };
+        check_refresh(&blueprints, in_flight, settings.micro_batches)?;
         blueprints.iter().try_for_each(|stage| stage.device.hooks().link().validate(stage.device.name()))?;
         let delays = match blueprints.iter().all(|stage| stage.device.hooks().link().is_immediate()) {
             true => None,
@@ -285,6 +286,26 @@ impl Pipeline {
             }
         }
     }
+}
+
+/// Checks that no stage waits for the readout that its head shares with the last stage.
+///
+/// # Errors
+/// If the refresh interval is too short.
+fn check_refresh(blueprints: &[StageBlueprint], in_flight: usize, micro_batches: usize) -> Result<()> {
+    let first = blueprints.iter().find_map(|stage| Some((stage.index, stage.shared_refresh()?)));
+    let Some((stage, refresh)) = first else { return Ok(()) };
+    let least = least_refresh(stage, blueprints.len(), in_flight, micro_batches);
+    if refresh >= least {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "heads.readout_refresh",
+        format!(
+            "{refresh}, but with {in_flight} micro-batches in flight stage {stage} may be so far ahead of the last stage that it waits"
+        ),
+        format!("use {least} or more, or fewer in flight (in_flight)"),
+    ))
 }
 
 impl Drop for Pipeline {

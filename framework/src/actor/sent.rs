@@ -10,6 +10,8 @@ pub struct Sent {
     pub activations: u64,
     /// Gradients, from stage to stage.
     pub gradients: u64,
+    /// Versions of the matrix that heads share with the last stage, from stage to stage.
+    pub readouts: u64,
     /// Credits: from stage to stage, and from the first stage to the coordinator.
     pub credits: u64,
     /// Reports of stages to the coordinator: that they are built, what heads scored, that a step is done, and so on.
@@ -21,7 +23,7 @@ pub struct Sent {
 impl Sent {
     /// Returns the number of all messages.
     pub fn total(&self) -> u64 {
-        self.activations + self.gradients + self.credits + self.reports + self.norms
+        self.activations + self.gradients + self.readouts + self.credits + self.reports + self.norms
     }
 }
 
@@ -32,6 +34,7 @@ impl std::ops::Add for Sent {
         Self {
             activations: self.activations + other.activations,
             gradients: self.gradients + other.gradients,
+            readouts: self.readouts + other.readouts,
             credits: self.credits + other.credits,
             reports: self.reports + other.reports,
             norms: self.norms + other.norms,
@@ -44,6 +47,7 @@ impl std::ops::Add for Sent {
 pub(super) struct Counter {
     pub(super) activations: AtomicU64,
     pub(super) gradients: AtomicU64,
+    pub(super) readouts: AtomicU64,
     pub(super) credits: AtomicU64,
     pub(super) reports: AtomicU64,
     pub(super) norms: AtomicU64,
@@ -55,6 +59,7 @@ impl Counter {
         Sent {
             activations: read(&self.activations),
             gradients: read(&self.gradients),
+            readouts: read(&self.readouts),
             credits: read(&self.credits),
             reports: read(&self.reports),
             norms: read(&self.norms),

@@ -19,7 +19,7 @@ use self::{
 };
 use super::{
     arrivals::Arrivals,
-    messages::{Activation, Change, Connect, Credit, FollowPlans, Gradient, NextAction, Norm},
+    messages::{Activation, Change, Connect, Credit, FollowPlans, Gradient, NextAction, Norm, Readout},
 };
 use crate::{
     Error, Failure, Origin, Phase, Result,
@@ -184,7 +184,8 @@ impl Handler<FollowPlans> for StageActor {
     fn handle(&mut self, message: FollowPlans, _: &mut Self::Context) {
         self.mailbox.taken();
         self.guarded(Phase::Build, |this| {
-            let stage = Box::new(this.blueprint.build()?);
+            let mut stage = Box::new(this.blueprint.build()?);
+            stage.set_first_step(this.settings.first_step);
             let role = StageRole {
                 stage: stage.index(),
                 plans: message.plans,
@@ -193,10 +194,12 @@ impl Handler<FollowPlans> for StageActor {
                 credits: this.settings.in_flight,
                 policy: this.settings.policy,
                 first_step: this.settings.first_step,
+                readout_refresh: stage.copies_readout(),
             };
             let built = describe(&stage);
             let (mailbox, stages) = (this.settings.mailbox, this.blueprint.stages);
-            let metrics = StageMetrics::new(stage.index(), stages, mailbox, stage.parameter_bytes());
+            let readout = [stage.sends_readout(), stage.receives_readout()];
+            let metrics = StageMetrics::new(stage.index(), stages, mailbox, stage.parameter_bytes(), readout);
             this.state = match std::mem::replace(&mut this.state, State::Alone) {
                 State::Connected { wire } => State::Working(Box::new(StageWorker {
                     stage,
@@ -287,6 +290,18 @@ impl Handler<Gradient> for StageActor {
             work.take_in(Direction::Gradient, times, |stage| stage.accept_gradient(micro_batch, loss, &tensors))?;
             work.arrivals.begin_backward(micro_batch, loss, times.arrived);
             Ok(())
+        });
+    }
+}
+
+impl Handler<Readout> for StageActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Readout, ctx: &mut Self::Context) {
+        let Readout { version, times } = message;
+        self.arrived(ctx, Event::Readout(version.step), |work| {
+            work.send_readout(version.clone())?;
+            Ok(work.take_in(Direction::Readout, times, |stage| stage.accept_readout(version))?)
         });
     }
 }

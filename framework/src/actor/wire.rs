@@ -28,7 +28,7 @@ pub(super) struct Wire {
 /// A neighbouring stage.
 pub(super) struct Neighbour {
     pub(super) address: StageAddress,
-    /// The delay line for activations or gradients to this neighbour; none if the link does not delay.
+    /// The delay line for messages with tensors to this neighbour; none if the link does not delay.
     pub(super) delayed: Option<Delayed>,
 }
 
@@ -63,6 +63,7 @@ impl Transport for Wire {
         let (counter, neighbour) = match message.header().kind {
             MessageKind::Activation => (&self.sent.activations, &mut self.next),
             MessageKind::Gradient => (&self.sent.gradients, &mut self.previous),
+            MessageKind::Readout => (&self.sent.readouts, &mut self.previous),
             MessageKind::Credit => (&self.sent.credits, &mut self.previous),
         };
         count(counter);

@@ -78,7 +78,7 @@ pub struct Autograd<M> {
     module: M,
     /// The parameters that the module asked its builder for.
     parameters: Vec<(String, Tensor)>,
-    /// The buffers that it asked for, such as running statistics.
+    /// The buffers that it asked for, such as running statistics and read-only copies.
     buffers: Vec<Tensor>,
     checked: Checked,
 }
@@ -119,7 +119,7 @@ impl<M: StageModule> Autograd<M> {
             .take()
             .into_iter()
             .filter(|(_, tensor)| seen.insert(tensor.id()))
-            .partition(|(name, _)| tensor_kind(name) == TensorKind::Parameter);
+            .partition(|(name, tensor)| tensor_kind(name) == TensorKind::Parameter && tensor.is_variable());
         let buffers = buffers.into_iter().map(|(_, tensor)| tensor).collect();
         Ok(Self { module, parameters, buffers, checked: Checked::default() })
     }

@@ -31,6 +31,8 @@ pub(crate) enum Direction {
     Activation,
     /// To the previous stage.
     Gradient,
+    /// To the previous stage: a version of the matrix that heads share with the last stage.
+    Readout,
 }
 
 impl Direction {
@@ -38,6 +40,7 @@ impl Direction {
         match self {
             Self::Activation => "activation",
             Self::Gradient => "gradient",
+            Self::Readout => "readout",
         }
     }
 }
@@ -72,10 +75,11 @@ struct Outgoing {
 /// The handles of one stage's actor.
 pub(crate) struct StageMetrics {
     phases: [Histogram; PHASES.len()],
-    /// By [`Direction`], as are the next two fields; they are none if there is no such neighbour.
+    /// By [`Direction`]; versions of the shared matrix have none.
     waits: [Histogram; 2],
-    outgoing: [Option<Outgoing>; 2],
-    incoming: [Option<Histogram>; 2],
+    /// By [`Direction`], as is the next field; none if there is no such neighbour, or nothing is sent.
+    outgoing: [Option<Outgoing>; 3],
+    incoming: [Option<Histogram>; 3],
     in_flight: Gauge,
     micro_batches: Counter,
     progress: Gauge,
@@ -87,8 +91,9 @@ pub(crate) struct StageMetrics {
 }
 
 impl StageMetrics {
-    /// Returns the handles of stage `k` of `stages`. Its mailbox holds up to `mailbox` messages, its parameters take `parameter_bytes`.
-    pub(crate) fn new(k: usize, stages: usize, mailbox: usize, parameter_bytes: usize) -> Self {
+    /// Returns the handles of stage `k` of `stages`. Its mailbox holds up to `mailbox` messages, its parameters take `parameter_bytes`. `readout` tells
+    /// whether it sends versions of the shared matrix of heads, and whether it receives them.
+    pub(crate) fn new(k: usize, stages: usize, mailbox: usize, parameter_bytes: usize, readout: [bool; 2]) -> Self {
         let stage = k.to_string();
         let neighbour = |of: Option<usize>| of.filter(|&j| j < stages).map(|j| j.to_string());
         let (previous, next) = (neighbour(k.checked_sub(1)), neighbour(Some(k + 1)));
@@ -122,8 +127,16 @@ impl StageMetrics {
             phases: PHASES.map(|phase| table::STAGE_PHASE_DURATION.histogram(&[&stage, phase])),
             waits: [Direction::Activation, Direction::Gradient]
                 .map(|way| table::STAGE_QUEUE_WAIT.histogram(&[&stage, way.name()])),
-            outgoing: [outgoing(&next, Direction::Activation), outgoing(&previous, Direction::Gradient)],
-            incoming: [incoming(&previous, Direction::Activation), incoming(&next, Direction::Gradient)],
+            outgoing: [
+                outgoing(&next, Direction::Activation),
+                outgoing(&previous, Direction::Gradient),
+                outgoing(&previous, Direction::Readout).filter(|_| readout[0]),
+            ],
+            incoming: [
+                incoming(&previous, Direction::Activation),
+                incoming(&next, Direction::Gradient),
+                incoming(&next, Direction::Readout).filter(|_| readout[1]),
+            ],
             in_flight,
             micro_batches: table::STAGE_MICROBATCHES.counter(&[&stage]),
             progress,

@@ -99,17 +99,17 @@ table! {
     /// Bytes over a boundary.
     BOUNDARY_BYTES = Metric::counter_of(
         "interlock_boundary_bytes_total", Unit::Bytes, &["src", "dst", "kind"],
-        "Bytes sent from a stage to the next (activations, targets included) or to the previous one (gradients)",
+        "Bytes sent from a stage to the next (activations, targets included) or to the previous one (gradients, and the readout that heads share)",
     );
     /// Messages over a boundary.
     BOUNDARY_MESSAGES = Metric::counter_of(
         "interlock_boundary_messages_total", Unit::Count, &["src", "dst", "kind"],
-        "Activations and gradients sent from stage to stage",
+        "Activations, gradients and versions of the shared readout sent from stage to stage",
     );
     /// Time over a boundary.
     BOUNDARY_TRANSFER = Metric::histogram_of(
         "interlock_boundary_transfer_seconds", &["src", "dst", "kind"],
-        "Time of an activation or gradient to the receiver's mailbox and on to its device, without the wait in the mailbox",
+        "Time of an activation, a gradient or a version of the shared readout to the receiver's mailbox and on to its device, without the wait in the mailbox",
     );
 
     /// Losses.

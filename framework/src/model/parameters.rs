@@ -35,11 +35,23 @@ pub struct Entry {
 #[derive(Clone, Debug)]
 pub struct ParameterStore(Arc<Mutex<Inner>>);
 
+/// A tensor of a store that is a read-only copy of a tensor of another store.
+#[derive(Clone, Debug)]
+pub(crate) struct ReadOnlyCopy {
+    /// The name of the copy.
+    pub(crate) name: String,
+    /// The name of the original, which decides the initial values.
+    pub(crate) original: String,
+    /// The hint that the original is made from.
+    pub(crate) init: Init,
+}
+
 #[derive(Debug)]
 struct Inner {
     key: Key,
     given: Arc<Weights>,
     entries: Vec<Entry>,
+    copy: Option<ReadOnlyCopy>,
     by_name: HashMap<String, usize>,
     by_id: HashMap<TensorId, usize>,
 }
@@ -51,9 +63,16 @@ impl ParameterStore {
             key: Key::new(seed).named("init"),
             given,
             entries: Vec::new(),
+            copy: None,
             by_name: HashMap::new(),
             by_id: HashMap::new(),
         })))
+    }
+
+    /// Makes one tensor of the store a read-only copy: a buffer with the initial values of its original. Layers get it as a tensor that is no variable,
+    /// and so need not compute its gradient.
+    pub(crate) fn set_copy(&self, copy: ReadOnlyCopy) {
+        self.lock().copy = Some(copy);
     }
 
     /// Returns a builder over this store, in `f32` on `device`.
@@ -104,24 +123,29 @@ fn check_shape(name: &str, value: &Tensor, wanted: &Shape) -> Result<()> {
 
 impl Inner {
     fn make(&mut self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        let copy = self.copy.as_ref().filter(|copy| copy.name == name);
         if let Some(&at) = self.by_name.get(name) {
             let var = &self.entries[at].var;
             check_shape(name, var, &shape)?;
-            return Ok(var.as_tensor().clone());
+            return Ok(if copy.is_some() { var.as_detached_tensor() } else { var.as_tensor().clone() });
         }
-        let value = match self.given.get(name) {
+        let (source, init) = copy.map_or((name, init), |copy| (&copy.original, copy.init));
+        let value = match self.given.get(source) {
             Some(value) => {
                 check_shape(name, value, &shape)?;
                 // A copy, so that training never writes into the caller's tensor.
                 value.to_device(device)?.to_dtype(dtype)?.contiguous()?.copy()?
             }
-            None => initial(&shape, init, self.key.named(name))?.to_dtype(dtype)?.to_device(device)?,
+            None => initial(&shape, init, self.key.named(source))?.to_dtype(dtype)?.to_device(device)?,
         };
         let var = Var::from_tensor(&value)?;
-        let tensor = var.as_tensor().clone();
-        let kind = tensor_kind(name);
+        let (tensor, kind) = match copy {
+            Some(_) => (var.as_detached_tensor(), TensorKind::Buffer),
+            None => (var.as_tensor().clone(), tensor_kind(name)),
+        };
         self.by_name.insert(name.to_owned(), self.entries.len());
-        self.by_id.insert(var.id(), self.entries.len());
+        // A layer may compute the gradient of a copy all the same; it is not used.
+        self.by_id.insert(tensor.id(), self.entries.len());
         self.entries.push(Entry { name: name.to_owned(), var, kind });
         Ok(tensor)
     }

@@ -125,8 +125,11 @@ pub struct HeadCosts {
     pub probe: f64,
     /// Seconds of the update of its parameters, once a step.
     pub update: f64,
-    /// Bytes of its parameters and buffers.
+    /// Bytes of its parameters and buffers. A matrix that it shares with the last stage counts twice: the version in use and the next.
     pub parameter_bytes: u64,
+    /// Bytes of the matrix that it shares with the last stage; 0 if it has its own.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub readout_bytes: u64,
     /// Bytes of its parameters' gradients.
     pub gradient_bytes: u64,
     /// Bytes of the optimizer's state for its parameters, and of their moving averages.
@@ -134,6 +137,10 @@ pub struct HeadCosts {
     /// The most bytes in use while it computes beyond what the units have saved: the unit's output, and all that the head needs, without its
     /// parameters' gradients.
     pub transient_bytes: Option<u64>,
+}
+
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 impl Profile {
@@ -271,7 +278,8 @@ impl DeviceCosts {
                     needed: times.of(i, Piece::HeadNeeded),
                     probe: times.of(i, Piece::HeadProbe),
                     update: times.of(i, Piece::HeadUpdate),
-                    parameter_bytes,
+                    parameter_bytes: parameter_bytes + head.readout,
+                    readout_bytes: head.readout,
                     gradient_bytes,
                     optimizer_bytes: reported.max(own.map_or(0, |own| own.head_optimizer)),
                     transient_bytes: own.and_then(|own| own.head_transient),

@@ -87,6 +87,8 @@ pub struct PlannerSetup<'a> {
     pub policy: Policy,
     /// Whether updates wait for the norm of all stages' gradients.
     pub global_norm: bool,
+    /// The refresh interval of the readout that heads share with the last stage, if they do.
+    pub readout_refresh: Option<u64>,
     /// The stages that repeat their forward pass before their backward passes.
     pub recompute: Recompute,
     /// The placement of the stages.
@@ -165,8 +167,25 @@ impl PlannerSetup<'_> {
             norm: action,
             update: action + update + self.replicas.all_reduce(gradients),
             activation_bytes: last_unit.output_bytes,
-            gradient_bytes: before.map_or(0, |unit| unit.output_bytes),
+            gradient_bytes: before.map_or(0, |unit| unit.output_bytes) + self.readout_traffic(k),
         })
+    }
+
+    /// Returns the bytes of the shared readout for each gradient that stage `k` sends: a version in each refresh interval, if a stage upstream has a
+    /// head, spread over all gradients in between.
+    fn readout_traffic(&self, k: usize) -> u64 {
+        let Some(refresh) = self.readout_refresh.filter(|_| (0..k).any(|upstream| self.has_head(upstream))) else {
+            return 0;
+        };
+        let crossing = self.plan.wants(k).iter().filter(|&&loss| self.plan.gradients(k, loss).input).count();
+        let gradients = (crossing * self.micro_batches) as u64 * refresh;
+        self.readout_bytes(k).checked_div(gradients).unwrap_or(0)
+    }
+
+    /// Returns the bytes of the shared readout; 0 if nothing is shared.
+    fn readout_bytes(&self, k: usize) -> u64 {
+        let heads = self.device(k).units.iter().filter_map(|unit| unit.head.as_ref());
+        heads.map(|head| head.readout_bytes).max().unwrap_or(0)
     }
 
     /// Returns the seconds that stage `k` works in a step.
@@ -233,7 +252,10 @@ impl PlannerSetup<'_> {
         let last_unit = &own[own.len() - 1];
         let last = k + 1 == self.stages();
         let head = if self.has_head(k) && !last { last_unit.head.as_ref() } else { None };
+        // The last stage holds the version in force and the next, too.
+        let versions = if last && self.heads.contains(&true) { 2 * self.readout_bytes(k) } else { 0 };
         let held = sum_bytes(own, |u| u.parameter_bytes + u.gradient_bytes + u.optimizer_bytes)
+            + versions
             + head.map_or(0, |h| h.parameter_bytes + h.gradient_bytes + h.optimizer_bytes);
         let (live, waiting) = (simulated.peak_live[k] as u64, (simulated.peak_held[k] - simulated.peak_live[k]) as u64);
         let gradients = simulated.peak_waiting_gradients[k] as u64 * last_unit.output_bytes;

@@ -28,6 +28,7 @@ fn unit(cost: f64, head: bool) -> UnitCosts {
             needed: 0.5,
             probe: 0.4,
             update: 0.02,
+            readout_bytes: 0,
             parameter_bytes: 20,
             gradient_bytes: 200,
             optimizer_bytes: 2000,
@@ -58,6 +59,7 @@ fn setup(profile: &Profile, width: usize, stages: usize, micro_batches: usize) -
         in_flight: 2,
         policy: PolicyName::Interlock.into(),
         global_norm: false,
+        readout_refresh: None,
         recompute: Recompute::None,
         placement: Placement::dedicated(stages),
         link: Link::default(),
@@ -185,4 +187,19 @@ fn stages_of_one_device_take_turns_and_others_share_cores() {
     // A plain device computes on the stage's own thread.
     let distinct: std::collections::HashSet<usize> = placement.devices.into_iter().collect();
     assert_eq!(distinct.len(), 3);
+}
+
+#[test]
+fn the_shared_readout_is_part_of_traffic_and_memory() {
+    let without = profile(&[1.0; 3]);
+    let mut with = without.clone();
+    with.devices[0].units.iter_mut().filter_map(|unit| unit.head.as_mut()).for_each(|head| head.readout_bytes = 600);
+    let own = setup(&without, 2, 3, 2);
+    let shared = PlannerSetup { readout_refresh: Some(10), ..setup(&with, 2, 3, 2) };
+    // One loss crosses each boundary in two micro-batches a step: a version of 600 bytes for 20 gradients.
+    let bytes = |setup: &PlannerSetup<'_>, k: usize| setup.costs(k, k..k + 1).unwrap().gradient_bytes;
+    assert_eq!([0, 1, 2].map(|k| bytes(&shared, k) - bytes(&own, k)), [0, 30, 30]);
+    let memory = |setup: &PlannerSetup<'_>| setup.memory(&setup.simulate(&[1; 3]).unwrap()).unwrap();
+    let (shared, own) = (memory(&shared), memory(&own));
+    assert_eq!([0, 1, 2].map(|k| shared[k] - own[k]), [0, 0, 1200]);
 }

@@ -201,6 +201,8 @@ pub(crate) enum Event {
     Credit,
     /// The norm of all stages' gradients of this step is known.
     Norm(u64),
+    /// The next stage sent the version of the heads' shared matrix before this step.
+    Readout(u64),
 }
 
 /// The event that an idle stage waits for.
@@ -217,6 +219,8 @@ pub(crate) enum WaitingFor {
     },
     /// The norm of all stages' gradients.
     Norm,
+    /// A version of the matrix that heads share with the last stage.
+    Readout,
 }
 
 impl fmt::Display for WaitingFor {
@@ -226,6 +230,7 @@ impl fmt::Display for WaitingFor {
             Self::Credit => f.write_str("a credit"),
             Self::Gradient { loss } => write!(f, "the gradient of loss {loss}"),
             Self::Norm => f.write_str("the norm of all gradients"),
+            Self::Readout => f.write_str("the shared readout"),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use super::readout::version_at;
 use super::{Action, Event, MicroBatchId, Policy, Purpose, Remaining, Unexpected, WaitingFor};
 use crate::plan::{GradientPlan, PlanPhase, PlanSchedule, Wants};
 
@@ -25,6 +26,8 @@ pub(crate) struct StageRole {
     pub policy: Policy,
     /// The first step of the run.
     pub first_step: u64,
+    /// The refresh interval of the matrix that the head shares with the last stage, if it does.
+    pub readout_refresh: Option<u64>,
 }
 
 /// The backward passes that remain for one loss of one micro-batch.
@@ -83,6 +86,8 @@ pub(crate) struct StageSchedule {
     next_parameters: usize,
     next_measured: usize,
     norm: NormState,
+    /// The latest version of the shared matrix that is there; those up to the first step are from the beginning.
+    readout: u64,
     running: Option<Action>,
     freed: Vec<MicroBatchId>,
 }
@@ -110,6 +115,7 @@ impl StageSchedule {
             next_parameters: 0,
             next_measured: 0,
             norm,
+            readout: role.first_step,
             running: None,
             freed: Vec::new(),
             role,
@@ -205,6 +211,12 @@ impl StageSchedule {
                 }
                 self.norm = NormState::Known;
             }
+            Event::Readout(version) => {
+                if version <= self.readout {
+                    return unexpected(format!("version {version} of the shared readout after {}", self.readout));
+                }
+                self.readout = version;
+            }
         }
         Ok(())
     }
@@ -226,6 +238,7 @@ impl StageSchedule {
         match unarrived {
             Some(state) => WaitingFor::Gradient { loss: state.loss },
             None if self.norm == NormState::Shared => WaitingFor::Norm,
+            None if self.is_done_with_step() && !self.has_next_readout() => WaitingFor::Readout,
             None if front_waits => WaitingFor::Credit,
             None => WaitingFor::Activation,
         }
@@ -283,14 +296,24 @@ impl StageSchedule {
                 actions.push(Action::BackwardSum { micro_batch, then });
             }
         }
-        if self.micros == Some(self.freed_in_step) && self.live.is_empty() {
+        if self.is_done_with_step() {
             match self.norm {
                 NormState::ToShare => actions.push(Action::ShareNorm(self.step)),
-                NormState::Shared => {}
-                NormState::Known => actions.push(Action::Update(self.step)),
+                NormState::Known if self.has_next_readout() => actions.push(Action::Update(self.step)),
+                NormState::Shared | NormState::Known => {}
             }
         }
         actions
+    }
+
+    /// Whether all micro-batches of the step are freed.
+    fn is_done_with_step(&self) -> bool {
+        self.micros == Some(self.freed_in_step) && self.live.is_empty()
+    }
+
+    /// Whether the version of the shared matrix that the head uses at the next step is there.
+    fn has_next_readout(&self) -> bool {
+        self.role.readout_refresh.is_none_or(|refresh| version_at(refresh, self.step + 1) <= self.readout)
     }
 
     /// Notes that the action that [`Self::begin`] returned is done.

@@ -62,6 +62,7 @@ impl World {
                     credits: in_flight,
                     policy,
                     first_step: 0,
+                    readout_refresh: None,
                 })
             })
             .collect();
@@ -326,6 +327,7 @@ fn single(width: usize, stages: usize, stage: usize, policy: PolicyName) -> Stag
         credits: 2,
         policy: policy.into(),
         first_step: 0,
+        readout_refresh: None,
     })
 }
 

@@ -116,6 +116,8 @@ impl<'a> Simulation<'a> {
                     credits: scenario.in_flight,
                     policy: scenario.policy,
                     first_step: 0,
+                    // The refresh interval is so long that no stage waits.
+                    readout_refresh: None,
                 }),
                 cause: Cause::Start,
                 caused: 0,

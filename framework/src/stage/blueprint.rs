@@ -8,7 +8,12 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{EmaConfig, Head, Recompute, Stage, Trainable, initial::head_builder, monitor::Monitor};
+use super::{
+    EmaConfig, Head, Recompute, Stage, Trainable,
+    initial::head_builder,
+    monitor::Monitor,
+    readout::{self, LastMatrix, ReadoutRole, Versions},
+};
 use crate::{
     ActivationDtype, Error, Failure, Loss, ModelSpec, Origin, ParameterStore, Phase, Result, Sequential, StageDevice,
     Unit,
@@ -32,6 +37,17 @@ pub enum HeadsTrained {
     All,
 }
 
+/// The last matrix of auxiliary heads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HeadsReadout {
+    /// Every head has a matrix of its own, which it trains.
+    #[default]
+    Own,
+    /// The last matrix of every head is a read-only copy of the last stage's: it costs no gradient, no optimizer state and no update.
+    Shared,
+}
+
 /// The auxiliary heads, as configuration files give them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -47,6 +63,13 @@ pub struct HeadsConfig {
     pub every: Option<usize>,
     /// Which auxiliary heads exist.
     pub train: HeadsTrained,
+    /// The last matrix of the heads: their own, or shared with the last stage. A shared one needs a model and heads that end in linear layers without
+    /// bias and of the same width.
+    pub readout: HeadsReadout,
+    /// The refresh interval r of a shared readout, in steps: at step s heads use the last stage's matrix as it was before step r·(⌊s/r⌋-1), but not
+    /// before the run's first step. Default: 50.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readout_refresh: Option<u64>,
 }
 
 impl HeadsConfig {
@@ -75,6 +98,25 @@ impl HeadsConfig {
             (None, every) => (k + 1).is_multiple_of(every.unwrap_or(1)),
         };
         Ok((0..stages).map(|k| k + 1 == stages || carries(k)).collect())
+    }
+
+    /// Returns the refresh interval of a shared readout; none if heads have their own.
+    ///
+    /// # Errors
+    /// If it is 0, or given although nothing is shared.
+    pub(crate) fn shared_refresh(&self) -> Result<Option<u64>> {
+        match (self.readout, self.readout_refresh) {
+            (HeadsReadout::Own, Some(steps)) => {
+                let remedy = "leave it out, or set readout = \"shared\"";
+                Err(Error::invalid(
+                    "heads.readout_refresh",
+                    format!("{steps}, but heads have their own readout"),
+                    remedy,
+                ))
+            }
+            (HeadsReadout::Own, None) => Ok(None),
+            (HeadsReadout::Shared, steps) => readout::refresh(steps).map(Some),
+        }
     }
 
     /// Returns whether stage `k` has an auxiliary head under `plans`. A head that any step may need exists and is trained from the first step on. The
@@ -156,6 +198,8 @@ pub struct StageBlueprint {
     input: Option<Vec<usize>>,
     units: Vec<Unit>,
     head: Option<Unit>,
+    /// Its part in the shared readout, if there is one and an upstream stage or this one has a head.
+    readout: Option<ReadoutRole>,
     settings: Arc<StageSettings>,
 }
 
@@ -186,13 +230,26 @@ impl StageBlueprint {
                 "give each a name of its own",
             ));
         }
+        let has_head: Vec<bool> = (0..stages).map(|index| settings.heads.has_head(plans, index)).collect();
+        let shared = match settings.heads.shared_refresh()?.filter(|_| has_head.contains(&true)) {
+            Some(refresh) => Some((refresh, LastMatrix::of_model(&units)?)),
+            None => None,
+        };
         let device = |index: usize| &devices[index % devices.len()];
         (0..stages)
             .map(|index| {
                 let range = partition.units(index);
-                let head = match settings.heads.has_head(plans, index) {
+                let head = match has_head[index] {
                     true => Some(model.head(range.end - 1, settings.heads.arch_of(index, model))?),
                     false => None,
+                };
+                let relays = has_head[..index].contains(&true);
+                let readout = match shared.as_ref().filter(|_| relays || has_head[index]) {
+                    Some((refresh, matrix)) => {
+                        let copy = head.as_ref().map(|head| matrix.of_head(head, index)).transpose()?;
+                        Some(ReadoutRole { refresh: *refresh, matrix: matrix.clone(), copy, relays })
+                    }
+                    None => None,
                 };
                 let neighbours = index.checked_sub(1).into_iter().chain(Some(index + 1).filter(|&k| k < stages));
                 let is_unseen = |k: &usize| device(*k).is_asynchronous() && !device(index).is_asynchronous();
@@ -205,6 +262,7 @@ impl StageBlueprint {
                     input: range.start.checked_sub(1).map(|upstream| units[upstream].output.clone()),
                     units: units[range].to_vec(),
                     head,
+                    readout,
                     settings: Arc::clone(settings),
                 })
             })
@@ -236,10 +294,17 @@ impl StageBlueprint {
         self.settings = Arc::clone(settings);
     }
 
+    /// Returns the refresh interval of the readout that the stage's head shares, if it does.
+    pub(crate) fn shared_refresh(&self) -> Option<u64> {
+        self.readout.as_ref().filter(|role| role.copy.is_some()).map(|role| role.refresh)
+    }
+
     /// The same blueprint with other initial values, for stages that compute no gradients; without the head if `has_head` is false.
     pub(crate) fn for_predictions(&self, given: Arc<Weights>, has_head: bool) -> Self {
         let settings = StageSettings { given, check_gradients: false, ..(*self.settings).clone() };
-        Self { settings: Arc::new(settings), head: self.head.clone().filter(|_| has_head), ..self.clone() }
+        let head = self.head.clone().filter(|_| has_head);
+        // The weights hold copies of a shared readout under the names of heads' own.
+        Self { settings: Arc::new(settings), head, readout: None, ..self.clone() }
     }
 
     /// Returns the units of the main part.
@@ -283,13 +348,26 @@ impl StageBlueprint {
             input = Some(&unit.output);
         }
         let (module, parameters) = finish(PartKind::Main, self.units.last(), main, Box::new(units) as Box<_>)?;
+        let mut versions = None;
+        if let Some(ReadoutRole { refresh, matrix, .. }) =
+            self.readout.as_ref().filter(|_| self.index + 1 == self.stages)
+        {
+            versions = Some(Versions::new(*refresh, &matrix.name, parameters.store(), true)?);
+        }
         let head = match &self.head {
             Some(unit) => {
                 let store = store();
                 let root = head_builder(&store.builder(device), self.index);
+                let copy = self.readout.as_ref().and_then(|role| role.copy(&root.prefix()));
+                if let Some(copy) = &copy {
+                    store.set_copy(copy.clone());
+                }
                 let head = NamedUnit::build_head(self.last_unit(), unit, input.unwrap_or_default(), &root)?;
                 let head = check(head)?;
                 let (module, parameters) = finish(PartKind::Head, Some(unit), store, Box::new(head))?;
+                if let (Some(role), Some(copy)) = (&self.readout, &copy) {
+                    versions = Some(Versions::new(role.refresh, &copy.name, parameters.store(), false)?);
+                }
                 Some(Head { module, parameters })
             }
             None => None,
@@ -303,6 +381,8 @@ impl StageBlueprint {
             module,
             parameters,
             head,
+            readout: versions,
+            sends_readout: self.readout.as_ref().is_some_and(|role| role.relays),
             loss: Arc::clone(loss),
             clip: settings.clip.clone(),
             lr_schedule: settings.lr_schedule.for_base(config.lr),

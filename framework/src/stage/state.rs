@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Stage, Trainable,
+    readout::{self, Versions},
     trainable::state::{PartState, Tensors},
 };
 use crate::{Error, Result, optimizer::lr_schedule::Plateau};
@@ -24,6 +25,9 @@ pub struct StageState {
     main: PartState,
     head: Option<PartState>,
     plateau: Plateau,
+    /// The refresh interval of the shared readout, whose versions are tensors of the state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    readout_refresh: Option<u64>,
 }
 
 /// What the names of tensors of a stage's optimizers begin with: those of its main part, and those of its head.
@@ -41,6 +45,9 @@ impl StageState {
         };
         let (own, others) = std::mem::take(all).into_iter().partition(|(name, _)| is_own(name));
         (self.tensors, *all) = (own, others);
+        // Every stage may hold the versions of the shared readout.
+        let versions = readout::versions_in(all).into_iter();
+        self.tensors.extend(versions.map(|version| (readout::state_name(version.step), version.matrix)));
     }
 }
 
@@ -67,11 +74,15 @@ impl Stage {
     pub(crate) fn state(&self) -> Result<StageState> {
         let mut tensors = BTreeMap::new();
         let [main, head] = prefixes(self.index);
+        for (step, matrix) in self.readout.iter().flat_map(Versions::held) {
+            tensors.insert(readout::state_name(step), matrix.clone());
+        }
         Ok(StageState {
             shapes: self.shapes(),
             main: self.parameters.state(&main, &mut tensors)?,
             head: self.head_parameters().map(|part| part.state(&head, &mut tensors)).transpose()?,
             plateau: self.lr_schedule.plateau(),
+            readout_refresh: self.readout.as_ref().map(Versions::refresh),
             tensors,
         })
     }
@@ -81,7 +92,7 @@ impl Stage {
     /// # Errors
     /// If it is the state of a stage with other parameters or optimizers, or a tensor is missing.
     pub(crate) fn restore(&mut self, state: StageState) -> Result<()> {
-        let StageState { mut tensors, shapes, main, head, plateau } = state;
+        let StageState { mut tensors, shapes, main, head, plateau, readout_refresh } = state;
         let present = self.shapes();
         let differs = |name: &&String| shapes.get(*name) != present.get(*name);
         if let Some(name) = shapes.keys().chain(present.keys()).find(differs) {
@@ -97,6 +108,7 @@ impl Stage {
         if let (Some(own), Some(state)) = (&mut self.head, head) {
             own.parameters.restore(&prefixes[1], state, &mut tensors)?;
         }
+        self.restore_readout(readout_refresh, readout::versions_in(&tensors))?;
         self.lr_schedule.restore(plateau);
         Ok(())
     }

@@ -50,6 +50,9 @@ impl Stage {
             head.parameters.update(lr, &head_factor, &mut self.monitor)?;
             head.parameters.update_average(step)?;
         }
+        if let Some(versions) = &mut self.readout {
+            versions.updated(step + 1)?;
+        }
         self.begin_reading(lr).map(Outcome::Updated)
     }
 }

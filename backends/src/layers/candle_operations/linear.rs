@@ -46,7 +46,9 @@ impl CandleOperations for Linear {
         };
         let mut parameters = ParameterGradients::new();
         if wants.parameters {
-            parameters.push((self.weight.id(), wide(&product(&c.t()?, &rows(&x.tensor()?)?)?)?));
+            if self.weight.is_variable() {
+                parameters.push((self.weight.id(), wide(&product(&c.t()?, &rows(&x.tensor()?)?)?)?));
+            }
             if let Some(bias) = &self.bias {
                 parameters.push((bias.id(), wide(&c)?.sum(0)?));
             }

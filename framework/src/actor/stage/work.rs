@@ -16,7 +16,7 @@ use crate::{
     },
     metrics::{Direction, StageMetrics},
     schedule::{Action, ActionKind, Purpose, StageSchedule},
-    stage::{ActionContext, Outcome, Stage},
+    stage::{ActionContext, Outcome, ReadoutVersion, Stage},
     transport::{CoordinatorMessage, StageMessage, Transport},
 };
 
@@ -120,6 +120,15 @@ impl StageWorker {
         Ok(())
     }
 
+    /// Sends a version of the shared matrix to the previous stage, if a stage upstream needs it.
+    pub(super) fn send_readout(&mut self, version: ReadoutVersion) -> Result<(), Stopped> {
+        if self.stage.sends_readout() {
+            self.metrics.sent(Direction::Readout, version.bytes());
+            self.wire.send(StageMessage::Readout(version))?;
+        }
+        Ok(())
+    }
+
     fn deliver(&mut self, action: Action, outcome: Outcome) -> Result<(), Stopped> {
         let stage = self.stage.index();
         let role = self.schedule.role();
@@ -143,7 +152,12 @@ impl StageWorker {
             (Action::ShareNorm(step), Outcome::SquaredNorms(norms)) => {
                 self.wire.report(CoordinatorMessage::SquaredNorms { stage, step, norms })?;
             }
-            (Action::Update(step), Outcome::Updated(reading)) => self.update_submitted(step, reading)?,
+            (Action::Update(step), Outcome::Updated(reading)) => {
+                if let Some(version) = self.stage.take_published()? {
+                    self.send_readout(version)?;
+                }
+                self.update_submitted(step, reading)?;
+            }
             _ => {}
         }
         Ok(())

@@ -10,7 +10,7 @@ use crate::{
     device::{Part, PartKind},
     optimizer::ClipFactor,
     stage::{EmaConfig, StageSettings, Trainable, monitor::Monitor},
-    stage::{OptimizerContext, initial::head_builder},
+    stage::{OptimizerContext, initial::head_builder, readout::LastMatrix},
 };
 
 /// A unit or a head.
@@ -19,6 +19,8 @@ pub(super) struct ProfiledUnit {
     pub(super) module: Box<dyn Differentiable>,
     /// None for a unit that is tied to an earlier one, which holds the parameters.
     pub(super) parameters: Option<Trainable>,
+    /// Bytes of the matrix that a head shares with the last stage; 0 for others.
+    pub(super) readout: u64,
 }
 
 /// The units of a model, and their heads.
@@ -71,6 +73,10 @@ impl ProfiledUnits {
             return Err(Error::invalid("model", "it has no units", "give at least one"));
         }
         let heads = heads(model, settings, units.len())?;
+        let matrix = match settings.heads.shared_refresh()?.filter(|_| heads.iter().any(Option::is_some)) {
+            Some(_) => Some(LastMatrix::of_model(&units)?),
+            None => None,
+        };
         let config = &settings.optimizer.constants();
         let store = || ParameterStore::new(settings.seed, settings.given.clone());
         let trainable = |store, piece: &Part<'_>| {
@@ -90,7 +96,7 @@ impl ProfiledUnits {
             let root = stores[i].builder(device.device());
             let build = || device.hooks().prepare(&piece(i, PartKind::Main, unit), unit.build(&root)?);
             let module = guarded(i, &unit.name, Phase::Build, build)?;
-            built.push(ProfiledUnit { name: unit.name.clone(), module, parameters: None });
+            built.push(ProfiledUnit { name: unit.name.clone(), module, parameters: None, readout: 0 });
         }
         // Only when all are built: a unit may ask for parameters in the store of an earlier one.
         for (i, store) in stores.into_iter().enumerate().filter(|&(i, _)| owners[i] == i) {
@@ -101,9 +107,15 @@ impl ProfiledUnits {
             // Given values are under the numbers of stages, which are not those of the units here.
             let (store, name) = (ParameterStore::new(settings.seed, Arc::default()), units[i].name.clone());
             let root = head_builder(&store.builder(device.device()), i);
+            let mut readout = 0;
+            if let Some(matrix) = &matrix {
+                let name = matrix.of_head(&head, i)?;
+                store.set_copy(matrix.copied_to(format!("{}.{name}", root.prefix())));
+                readout = matrix.bytes();
+            }
             let piece = piece(i, PartKind::Head, &head);
             let module = guarded(i, &name, Phase::Head, || device.hooks().prepare(&piece, head.build(&root)?))?;
-            Ok(Some(ProfiledUnit { name, module, parameters: Some(trainable(store, &piece)?) }))
+            Ok(Some(ProfiledUnit { name, module, parameters: Some(trainable(store, &piece)?), readout }))
         });
         Ok(Self { heads: heads.collect::<Result<_>>()?, units: built, owners, monitor: Monitor::on(device) })
     }

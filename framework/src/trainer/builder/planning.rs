@@ -44,6 +44,7 @@ impl TrainerBuilder {
             in_flight,
             policy,
             global_norm: self.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global),
+            readout_refresh: self.heads.shared_refresh()?,
             recompute: self.recompute.clone(),
             placement,
             link: Link::default(),
