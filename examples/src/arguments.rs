@@ -247,8 +247,8 @@ pub(crate) struct Generate {
 pub(crate) struct Compare {
     #[command(flatten)]
     pub(crate) source: Source,
-    /// Interlock widths, separated by commas; e2e is end-to-end
-    #[arg(long, value_delimiter = ',', required_unless_present = "vary", value_name = "N,…,e2e")]
+    /// Interlock widths, separated by commas; e2e is end-to-end. Groups and what stages follow stay those of the configuration
+    #[arg(long, value_delimiter = ',', required_unless_present_any = ["vary", "seeds"], value_name = "N,…,e2e")]
     pub(crate) widths: Vec<Width>,
     /// A key of the configuration and a TOML array of its values, such as 'strategy.follow=["last", "mean"]'; may be repeated, for all combinations
     #[arg(long, value_name = "KEY.PATH=[VALUE, …]")]

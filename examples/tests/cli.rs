@@ -164,7 +164,7 @@ fn widths_are_compared_and_the_table_is_written() {
     assert_eq!(printed, json(&folder.path().join("table/compare.json")));
     assert_eq!((printed["rows"].as_array().unwrap().len(), printed["runs"].as_array().unwrap().len()), (2, 4));
     assert_eq!(printed["rows"][1]["width"], "e2e");
-    assert_eq!(printed["runs"][3]["varied"], serde_json::json!({ "strategy": { "name": "end_to_end" } }));
+    assert_eq!(printed["runs"][3]["varied"], serde_json::json!({ "strategy.name": "end_to_end" }));
     let lines = csv(&folder.path().join("table/compare.csv"));
     let columns = ["width", "seed", "accuracy", "perplexity", "loss", "examples_per_second", "head_parameters"];
     assert_eq!(lines[0], columns);
@@ -172,6 +172,18 @@ fn widths_are_compared_and_the_table_is_written() {
     refused(folder.path(), &["compare", "--widths", "1,x"], &["is not a width"]);
     let too_wide = [&["compare", "--widths", "1,3"], &SMALL[..]].concat();
     refused(folder.path(), &too_wide, &["width 3", "1 (local) to 2"]);
+}
+
+#[test]
+fn seeds_of_one_configuration_are_compared() {
+    let folder = TempDir::new().unwrap();
+    let arguments = [&["compare", "--seeds", "2", "--out", "table"], &SMALL[..]].concat();
+    let shown = done(&interlock(folder.path(), &arguments));
+    assert!(shown.contains("\nseed 2  accuracy 0."), "{shown}");
+    let lines = csv(&folder.path().join("table/compare.csv"));
+    assert_eq!((lines.len(), lines[0][0].as_str(), lines[2][0].as_str()), (3, "seed", "2"));
+    let comparison = json(&folder.path().join("table/compare.json"));
+    assert_eq!((&comparison["rows"][0]["runs"], &comparison["rows"][0]["varied"]), (&2.into(), &serde_json::json!({})));
 }
 
 #[test]
@@ -265,7 +277,10 @@ fn wrong_combination_is_refused_before_the_first_run() {
     refused(&["--vary", "seed=[1]"], &["--vary seed=[1]", "--seeds"]);
     refused(&["--vary", "steps=[1]", "--vary", "steps=[2]"], &["--vary steps=[2]: --vary steps=[1] varies steps too"]);
     let group = ["--widths", "1,2", "--vary", "strategy.group=[1, 2]"];
-    refused(&group, &["--vary strategy.group=[1, 2]: --widths 1,2 varies strategy too"]);
+    refused(
+        &group,
+        &["--widths 2 --vary strategy.group=2: strategy.width: width 2 for stage 0 of 2, in 1 blocks of 2"],
+    );
     // Each value is right with another one.
     let widths = ["--vary", "strategy.width=[1, 2]", "--vary", "strategy.group=[1, 2]"];
     refused(&widths, &["--vary strategy.width=2 --vary strategy.group=2: "]);
@@ -374,7 +389,8 @@ fn bad_settings_are_refused_before_anything_is_written() {
     refused(&["devices=[\"tpu\"]"], &["tpu", "cpu"]);
     refused(&["devices=[\"cuda:0\"]"], &["cuda:0", "--features cuda"]);
     refused(&["devices=[]"], &["devices: the list is empty", "cpu", "auto"]);
-    refused(&["devices=cpu"], &["devices", "auto", "cpu:threads=2"]);
+    refused(&["devices=tpu,cpu"], &["device", "tpu", "cpu"]);
+    refused(&["devices=3"], &["devices", "auto", "cpu:threads=2"]);
     refused(&["heads.arch=conv8_fancy"], &["fancy"]);
     refused(&["heads.arch=block_gbpl_fc"], &["block", "only for heads of a Transformer", "use convN"]);
     refused(&["heads.arch=basic8s0_gbpl_fc"], &["heads.arch", "stride of part 1", "it is 0"]);

@@ -9,29 +9,26 @@ use crate::{
     config::{ConfigText, RunConfig, Setting, is_within},
 };
 
-/// The key that `--widths` varies.
-const STRATEGY: &str = "strategy";
 /// The column of `--widths`.
 const WIDTH: &str = "width";
 
-/// A key of the configuration and the values that it takes.
+/// What one option varies.
 struct Varied {
     /// The option and its value, for messages.
     given: String,
-    key: String,
     /// The name of its column.
     column: String,
     values: Vec<Labelled>,
 }
 
-/// One value of a varied key.
+/// One value of a varied option.
 #[derive(Clone)]
 struct Labelled {
     label: String,
     setting: Setting,
 }
 
-/// One value of each varied key.
+/// One value of each varied option.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Combination {
     /// The value of `--widths`.
@@ -42,7 +39,7 @@ pub(super) struct Combination {
     /// The name of each column and the label of its value.
     #[serde(skip)]
     pub(super) labels: Vec<(String, String)>,
-    /// The command line's options for these values alone.
+    /// The command line's options for these values alone, for messages.
     #[serde(skip)]
     pub(super) given: String,
 }
@@ -64,7 +61,7 @@ pub(super) fn combinations(arguments: &Compare) -> Result<Vec<(Combination, RunC
         let labels = varied.iter().zip(&values).map(|(key, value)| (key.column.clone(), value.label.clone()));
         let labels: Vec<(String, String)> = labels.collect();
         let width = labels.iter().find(|(column, _)| column == WIDTH).map(|(_, label)| label.clone());
-        let given = Setting::list(&settings);
+        let given = if settings.is_empty() { "configuration".to_owned() } else { Setting::list(&settings) };
         let varied = settings.into_iter().map(|setting| (setting.key, setting.value)).collect();
         Ok((Combination { width, varied, labels, given }, config))
     });
@@ -90,13 +87,13 @@ fn check(varied: &[Varied], sets: &[Setting]) -> Result<()> {
                 "give each value once; --seeds repeats a run with other seeds",
             ));
         }
-        let overlaps = |other: &&Varied| is_within(&key.key, &other.key) || is_within(&other.key, &key.key);
-        if let Some(other) = varied[..i].iter().find(overlaps) {
-            let problem = format!("{} varies {} too", other.given, other.key);
+        if let Some((other, theirs)) = varied[..i].iter().find_map(|other| Some((other, key.overlap(other)?))) {
+            let problem = format!("{} varies {theirs} too", other.given);
             return Err(Error::invalid(&key.given, problem, "give one of them"));
         }
-        if let Some(set) = sets.iter().find(|set| is_within(&set.key, &key.key)) {
-            let problem = format!("{} replaces {}", key.given, key.key);
+        let sets_it = |set: &&Setting| key.keys().any(|own| is_within(&set.key, own));
+        if let Some(set) = sets.iter().find(sets_it) {
+            let problem = format!("{} replaces {}", key.given, set.key);
             return Err(Error::invalid(&set.given, problem, "give one of them"));
         }
     }
@@ -104,6 +101,17 @@ fn check(varied: &[Varied], sets: &[Setting]) -> Result<()> {
 }
 
 impl Varied {
+    /// The keys that its values set.
+    fn keys(&self) -> impl Iterator<Item = &str> {
+        self.values.iter().map(|value| value.setting.key.as_str())
+    }
+
+    /// Returns a key of `other` that this one sets as well, or a table around it or a key in it.
+    fn overlap<'a>(&self, other: &'a Self) -> Option<&'a str> {
+        let shared = |theirs: &&str| self.keys().any(|own| is_within(own, theirs) || is_within(theirs, own));
+        other.keys().find(shared)
+    }
+
     /// Reads the `KEY=[V, …]` of `--vary`.
     fn parse(text: &str) -> Result<Self> {
         let Setting { given, key, value } = Setting::parse("--vary", text)?;
@@ -129,31 +137,29 @@ impl Varied {
             Labelled { label: setting.value.as_str().map_or(text, str::to_owned), setting }
         };
         let values = values.into_iter().map(labelled).collect();
-        Ok(Self { given, column: key.clone(), key, values })
+        Ok(Self { given, column: key, values })
     }
 
-    /// Returns the strategies of `--widths`.
+    /// Returns the widths of `--widths`, each a setting that replaces other widths and leaves groups and what stages follow.
     fn of_widths(widths: &[Width]) -> Self {
-        let labels: Vec<String> = widths.iter().map(Width::to_string).collect();
-        let given = format!("--widths {}", labels.join(","));
-        let strategy = |width: &Width| match *width {
-            // A width above every integer of TOML is as wrong as the largest one.
-            Width::Number(width) => ("width", Value::Integer(width.try_into().unwrap_or(i64::MAX))),
-            Width::EndToEnd => ("name", Value::from("end_to_end")),
+        let labelled = |width: &Width| {
+            let label = width.to_string();
+            let (key, value) = match *width {
+                // A width above every integer of TOML is as wrong as the largest one.
+                Width::Number(width) => ("strategy.width", Value::Integer(width.try_into().unwrap_or(i64::MAX))),
+                Width::EndToEnd => ("strategy.name", Value::from("end_to_end")),
+            };
+            Labelled { setting: Setting { given: format!("--widths {label}"), key: key.to_owned(), value }, label }
         };
-        let labelled = |(width, label): (&Width, String)| {
-            let (key, value) = strategy(width);
-            let value = Value::Table([(key.to_owned(), value)].into_iter().collect());
-            Labelled { setting: Setting { given: format!("--widths {label}"), key: STRATEGY.to_owned(), value }, label }
-        };
-        let values = widths.iter().zip(labels).map(labelled).collect();
-        Self { given, key: STRATEGY.to_owned(), column: WIDTH.to_owned(), values }
+        let values: Vec<Labelled> = widths.iter().map(labelled).collect();
+        let labels: Vec<&str> = values.iter().map(|value| value.label.as_str()).collect();
+        Self { given: format!("--widths {}", labels.join(",")), column: WIDTH.to_owned(), values }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use interlock::tools::strategy::{StrategyConfig, StrategyName};
+    use interlock::tools::strategy::{FollowConfig, StrategyConfig, StrategyName};
 
     use super::*;
     use crate::arguments::Source;
@@ -203,17 +209,34 @@ mod tests {
     }
 
     #[test]
-    fn widths_are_strategies_with_a_column_of_their_own() {
+    fn widths_have_a_column_of_their_own_and_leave_groups_and_what_is_followed() {
         let rates = "optimizer.lr=[0.1, 0.00002]";
-        let widths = all(&[], &[Width::Number(3), Width::EndToEnd], &[rates]).unwrap();
+        let sets = ["strategy.group=2", "strategy.follow=mean"];
+        let widths = all(&sets, &[Width::Number(3), Width::EndToEnd], &[rates]).unwrap();
         assert_eq!(labels(&widths), [["3", "0.1"], ["3", "2e-5"], ["e2e", "0.1"], ["e2e", "2e-5"]]);
         let (last, _) = &widths[3];
         assert_eq!((last.labels[0].0.as_str(), last.width.as_deref()), ("width", Some("e2e")));
         assert_eq!(last.given, "--widths e2e --vary optimizer.lr=2e-5");
-        let tables = all(&[], &[], &[r#"strategy=[{width=3}, {name="end_to_end"}]"#, rates]).unwrap();
-        for ((width, one), (table, other)) in widths.iter().zip(&tables) {
-            assert_eq!((&width.varied, one), (&table.varied, other));
-        }
+        let expected = ["strategy.width=3", "strategy.name=end_to_end"].map(|width| {
+            ["optimizer.lr=0.1", "optimizer.lr=2e-5"].map(|rate| {
+                let sets = [sets[0], sets[1], width, rate].map(str::to_owned);
+                RunConfig::load(None, &sets).unwrap()
+            })
+        });
+        let configs: Vec<&RunConfig> = widths.iter().map(|(_, config)| config).collect();
+        assert_eq!(configs, expected.as_flattened().iter().collect::<Vec<_>>());
+        let StrategyConfig { group, follow, .. } = &widths[0].1.strategy;
+        assert_eq!((*group, follow), (Some(2), &Some(FollowConfig::Mean)));
+        // Groups and widths are a product too.
+        let product = all(&[], &[Width::Number(1), Width::Number(2)], &["strategy.group=[1, 2]"]).unwrap();
+        assert_eq!(labels(&product), [["1", "1"], ["1", "2"], ["2", "1"], ["2", "2"]]);
+    }
+
+    #[test]
+    fn configuration_alone_is_one_combination() {
+        let one = all(&["steps=3"], &[], &[]).unwrap();
+        assert_eq!((one.len(), one[0].0.labels.len(), one[0].0.given.as_str()), (1, 0, "configuration"));
+        assert_eq!(one[0].1, RunConfig::load(None, &["steps=3".to_owned()]).unwrap());
     }
 
     #[test]
@@ -242,10 +265,11 @@ mod tests {
         refused(
             &[],
             &width,
-            &["strategy.follow=[\"mean\"]"],
-            &["--vary strategy.follow", "--widths 1 varies strategy too"],
+            &["strategy=[{width=2}]"],
+            &["--vary strategy=[{width=2}]: --widths 1 varies strategy.width"],
         );
-        refused(&["strategy.group=2"], &width, &[], &["--set strategy.group=2: --widths 1 replaces strategy"]);
+        refused(&[], &[Width::EndToEnd], &["strategy.name=[\"local\"]"], &["--widths e2e varies strategy.name too"]);
+        refused(&["strategy.width=2"], &width, &[], &["--set strategy.width=2: --widths 1 replaces strategy.width"]);
         // Neither is within the other.
         assert!(all(&["strategy={width=2}"], &[], &["strategy.group=[1]"]).is_ok());
         assert!(all(&[], &[], &["strategy.width=[1]", "strategy.widths=[[1, 1]]"]).is_ok());

@@ -22,11 +22,18 @@ const AUTO: &str = "auto";
 impl Devices {
     /// Returns the devices that arguments name, each of which may be a list separated by commas; none if there are no arguments.
     pub(crate) fn of_arguments(arguments: &[String]) -> Option<Self> {
-        let names = arguments.iter().flat_map(|list| device_names(list));
         match arguments {
             [] => None,
-            [only] if only == AUTO => Some(Self::Auto),
-            _ => Some(Self::Named(names.collect())),
+            [only] => Some(Self::of_list(only)),
+            _ => Some(Self::Named(arguments.iter().flat_map(|list| device_names(list)).collect())),
+        }
+    }
+
+    /// Returns the devices of a list separated by commas, or `auto`.
+    fn of_list(list: &str) -> Self {
+        match list {
+            AUTO => Self::Auto,
+            _ => Self::Named(device_names(list)),
         }
     }
 
@@ -65,14 +72,11 @@ impl<'de> Deserialize<'de> for Devices {
             type Value = Devices;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("devices: \"auto\", or a list of names such as [\"cpu:threads=2\"]")
+                f.write_str("devices: \"auto\", a name, or a list of names such as [\"cpu:threads=2\", \"cuda:0\"]")
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<Devices, E> {
-                match text {
-                    AUTO => Ok(Devices::Auto),
-                    other => Err(E::invalid_value(de::Unexpected::Str(other), &self)),
-                }
+                Ok(Devices::of_list(text))
             }
 
             fn visit_seq<A: de::SeqAccess<'de>>(self, list: A) -> std::result::Result<Devices, A::Error> {
@@ -97,7 +101,8 @@ impl JsonSchema for Devices {
                     "type": "array",
                     "items": { "type": "string" },
                     "description": "Names; stage `k` is pinned to device `k mod` their number."
-                }
+                },
+                { "type": "string", "description": "A name, or several separated by commas." }
             ]
         })
     }
