@@ -103,8 +103,29 @@ pub struct EndToEnd;
 #[derive(Clone, Debug)]
 pub struct Interlock {
     windows: Windows,
+    settings: WindowSettings,
+}
+
+/// What all windows of a strategy have in common.
+#[derive(Clone, Copy, Debug)]
+struct WindowSettings {
+    /// Whether a stage follows the mean of its window instead of the last loss.
     mean: bool,
+    /// The number of stages in a block.
     group: usize,
+}
+
+impl Default for WindowSettings {
+    fn default() -> Self {
+        Self { mean: false, group: 1 }
+    }
+}
+
+impl WindowSettings {
+    /// Returns a window of this width.
+    fn window(self, width: usize) -> Window {
+        if self.mean { Window::Mean(width) } else { Window::Last(width) }
+    }
 }
 
 /// The windows of all stages.
@@ -147,24 +168,29 @@ impl Interlock {
     }
 
     fn of(windows: Windows) -> Self {
-        Self { windows, mean: false, group: 1 }
+        Self { windows, settings: WindowSettings::default() }
     }
 
     /// Makes every stage follow the mean of all losses in its window instead of the last one. Changes nothing where weights are given.
     #[must_use]
     pub fn mean(self) -> Self {
-        Self { mean: true, ..self }
+        self.with(|settings| settings.mean = true)
     }
 
     /// Puts the stages into blocks of this many; the last block may have fewer. Widths and weights then count blocks. The last stage of a block
     /// carries its head, and its loss trains all stages of the block.
     #[must_use]
     pub fn group(self, stages: usize) -> Self {
-        Self { group: stages, ..self }
+        self.with(|settings| settings.group = stages)
+    }
+
+    fn with(mut self, set: impl FnOnce(&mut WindowSettings)) -> Self {
+        set(&mut self.settings);
+        self
     }
 
     fn windows(&self, stages: usize) -> Result<Vec<Window>> {
-        let window = |width: &usize| if self.mean { Window::Mean(*width) } else { Window::Last(*width) };
+        let window = |width: &usize| self.settings.window(*width);
         let each = |count: usize, what: &str| match count == stages {
             true => Ok(()),
             false => Err(Error::invalid(
@@ -176,7 +202,7 @@ impl Interlock {
         Ok(match &self.windows {
             Windows::Width(width) => vec![window(width); stages],
             Windows::WidthUpTo(width) => {
-                vec![window((&Blocks::new(stages, self.group)?.count()).min(width)); stages]
+                vec![window((&Blocks::new(stages, self.settings.group)?.count()).min(width)); stages]
             }
             Windows::Weights(weights) => vec![Window::Weights(weights.clone()); stages],
             Windows::Widths(widths) => {
@@ -211,7 +237,7 @@ impl Strategy for EndToEnd {
 
 impl Strategy for Interlock {
     fn plan(&self, stages: usize) -> Result<GradientPlan> {
-        GradientPlan::of_windows(self.group, &self.windows(stages)?)
+        GradientPlan::of_windows(self.settings.group, &self.windows(stages)?)
     }
 }
 

@@ -6,10 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Adapt, Strategy};
+use super::{Adapt, Strategy, WindowSettings};
 use crate::{
     Error, Result,
-    plan::{Blocks, GradientPlan, PlanPhase, PlanSchedule, Window},
+    plan::{Blocks, GradientPlan, PlanPhase, PlanSchedule},
 };
 
 /// A strategy that begins narrow, and widens each stage whose gradient disagrees with that of the next loss.
@@ -85,16 +85,20 @@ pub struct Widened {
 impl Adaptive {
     /// Returns the strategy with the same rule, in which every stage follows the mean of all losses in its window.
     pub fn mean(self) -> AdaptiveWindows {
-        self.in_windows(true, 1)
+        self.windows().mean()
     }
 
     /// Returns the strategy with the same rule for blocks of `stages` stages ([`Interlock::group`](super::Interlock::group)): widths count blocks.
     pub fn group(self, stages: usize) -> AdaptiveWindows {
-        self.in_windows(false, stages)
+        self.windows().group(stages)
     }
 
-    pub(super) fn in_windows(self, mean: bool, group: usize) -> AdaptiveWindows {
-        AdaptiveWindows { rule: self, mean, group }
+    fn windows(self) -> AdaptiveWindows {
+        self.in_windows(WindowSettings::default())
+    }
+
+    pub(super) fn in_windows(self, settings: WindowSettings) -> AdaptiveWindows {
+        AdaptiveWindows { rule: self, settings }
     }
 }
 
@@ -102,21 +106,20 @@ impl Adaptive {
 #[derive(Clone, Debug)]
 pub struct AdaptiveWindows {
     rule: Adaptive,
-    mean: bool,
-    group: usize,
+    settings: WindowSettings,
 }
 
 impl AdaptiveWindows {
     /// Makes every stage follow the mean of all losses in its window.
     #[must_use]
     pub fn mean(self) -> Self {
-        Self { mean: true, ..self }
+        Self { settings: WindowSettings { mean: true, ..self.settings }, ..self }
     }
 
     /// Puts the stages into blocks of this many; widths count blocks.
     #[must_use]
     pub fn group(self, stages: usize) -> Self {
-        Self { group: stages, ..self }
+        Self { settings: WindowSettings { group: stages, ..self.settings }, ..self }
     }
 
     fn validate(&self, stages: usize) -> Result<Blocks> {
@@ -133,9 +136,9 @@ impl AdaptiveWindows {
         if !rule.below.is_finite() {
             return refuse("below", rule.below.to_string(), "use a number; cosines are -1 to 1");
         }
-        let blocks = Blocks::new(stages, self.group)?;
+        let blocks = Blocks::new(stages, self.settings.group)?;
         let count = blocks.count();
-        let of = if self.group == 1 { format!("{stages} stages") } else { format!("{count} blocks") };
+        let of = if self.settings.group == 1 { format!("{stages} stages") } else { format!("{count} blocks") };
         let widths = || format!("widths are 1 (local) to {count} (end-to-end)");
         let max = rule.max_width.unwrap_or(count);
         if rule.width == 0 || rule.width > count {
@@ -154,8 +157,8 @@ impl AdaptiveWindows {
             changes: Vec::new(),
             windows: vec![Vec::new(); stages],
             measured: None,
-            mean: self.mean,
-            group: self.group,
+            mean: self.settings.mean,
+            group: self.settings.group,
         };
         let max_width = self.rule.max_width.unwrap_or_else(|| blocks.count());
         Ok(Widening { windows: self.clone(), blocks, max_width, state })
@@ -164,15 +167,15 @@ impl AdaptiveWindows {
 
 impl Strategy for Adaptive {
     fn plan(&self, stages: usize) -> Result<GradientPlan> {
-        self.clone().in_windows(false, 1).plan(stages)
+        self.clone().windows().plan(stages)
     }
 
     fn plans(&self, stages: usize) -> Result<PlanSchedule> {
-        self.clone().in_windows(false, 1).plans(stages)
+        self.clone().windows().plans(stages)
     }
 
     fn adapt(&self, stages: usize) -> Result<Option<Box<dyn Adapt>>> {
-        self.clone().in_windows(false, 1).adapt(stages)
+        self.clone().windows().adapt(stages)
     }
 }
 
@@ -202,7 +205,7 @@ struct Widening {
 impl Widening {
     /// Returns the plan of the present widths.
     fn plan(&self) -> Result<GradientPlan> {
-        let window = |&width: &usize| if self.windows.mean { Window::Mean(width) } else { Window::Last(width) };
+        let window = |&width: &usize| self.windows.settings.window(width);
         GradientPlan::of_windows(self.blocks.group, &self.state.widths.iter().map(window).collect::<Vec<_>>())
     }
 
@@ -235,7 +238,7 @@ impl Adapt for Widening {
         // By the last loss of the window, the stages of block b-width+1 follow the loss of block b at the beginning, and upstream stages may follow it
         // later. By the mean, the stages of block b follow it from the beginning.
         let block = self.blocks.of(k);
-        self.blocks.last_stage(block) == k && (self.windows.mean || block + 1 >= self.windows.rule.width)
+        self.blocks.last_stage(block) == k && (self.windows.settings.mean || block + 1 >= self.windows.rule.width)
     }
 
     fn known_until(&self) -> u64 {

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Adaptive, FollowConfig, Interlock, Strategy, WidthSchedule, width_schedule::WidthPhase};
+use super::{Adaptive, FollowConfig, Interlock, Strategy, WidthSchedule, WindowSettings, width_schedule::WidthPhase};
 use crate::{Error, Result};
 
 /// The strategies that have names.
@@ -134,7 +134,7 @@ impl StrategyConfig {
             }
             _ => self.windows()?,
         };
-        let interlock = settings.apply(interlock);
+        let interlock = Interlock { settings, ..interlock };
         Ok(match self.end_to_end_every {
             Some(steps) => Box::new(WidthSchedule::new(interlock).end_to_end_every(steps)),
             None => Box::new(interlock),
@@ -160,11 +160,11 @@ impl StrategyConfig {
         })
     }
 
-    fn build_adaptive(&self, WindowSettings { mean, group }: WindowSettings) -> Result<Box<dyn Strategy>> {
+    fn build_adaptive(&self, settings: WindowSettings) -> Result<Box<dyn Strategy>> {
         let has_width = self.width.is_some() || self.widths.is_some();
         match (self.name, &self.adaptive) {
             (None | Some(StrategyName::Adaptive), Some(adaptive)) if !has_width => match self.end_to_end_every {
-                None => Ok(Box::new(adaptive.clone().in_windows(mean, group))),
+                None => Ok(Box::new(adaptive.clone().in_windows(settings))),
                 Some(_) => refuse("end_to_end_every beside adaptive", "leave one of them out"),
             },
             (Some(StrategyName::Adaptive), _) if has_width => {
@@ -200,20 +200,6 @@ impl StrategyConfig {
     }
 }
 
-/// What a strategy's windows have in common.
-#[derive(Clone, Copy)]
-struct WindowSettings {
-    mean: bool,
-    group: usize,
-}
-
-impl WindowSettings {
-    fn apply(self, interlock: Interlock) -> Interlock {
-        let interlock = interlock.group(self.group);
-        if self.mean { interlock.mean() } else { interlock }
-    }
-}
-
 impl WidthPhaseConfig {
     fn build(&self, settings: WindowSettings) -> Result<WidthPhase> {
         let refuse = |problem: &str, remedy: &str| {
@@ -232,7 +218,7 @@ impl WidthPhaseConfig {
             (None, None, _) => return refuse("no width", "give width, widths, or a list of weights in follow"),
         };
         let mean = self.follow.as_ref().map_or(settings.mean, |follow| *follow == FollowConfig::Mean);
-        let strategy = Box::new(WindowSettings { mean, ..settings }.apply(interlock));
+        let strategy = Box::new(Interlock { settings: WindowSettings { mean, ..settings }, ..interlock });
         Ok(WidthPhase { from_step: self.from_step, strategy, end_to_end_every: self.end_to_end_every })
     }
 }
