@@ -8,6 +8,7 @@ mod common;
 use std::{
     fs,
     net::TcpListener,
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -34,13 +35,12 @@ fn value(text: &str, name: &str, labels: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(&prefix)).map(|value| value.parse().unwrap())
 }
 
-#[test]
-fn run_serves_its_metrics_and_still_does_after_its_end() {
-    let folder = TempDir::new().unwrap();
+/// Returns the metrics that a run with these settings serves after its end. It writes to `run` in the folder.
+fn served_by_run(folder: &Path, sets: &[&str]) -> String {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
-    command.args(["train", "--quiet", "--out", "run", "--metrics", &address, "--metrics-linger", "300"]).args(SMALL);
-    command.args(["--set=name=small", "--set=micro_batches=2"]).current_dir(folder.path()).stdout(Stdio::null());
+    command.args(["train", "--quiet", "--out", "run", "--metrics", &address, "--metrics-linger", "300"]);
+    command.arg("--set=name=small").args(sets).current_dir(folder).stdout(Stdio::null());
     let mut run = Run(command.spawn().unwrap());
 
     let (since, limit) = (Instant::now(), Duration::from_secs(120));
@@ -49,12 +49,18 @@ fn run_serves_its_metrics_and_still_does_after_its_end() {
         get.call().ok().and_then(|mut answer| answer.body_mut().read_to_string().ok()).unwrap_or_default()
     };
     // The training has finished before the parameters are fetched and the report is written.
-    let ended = || fs::read_to_string(folder.path().join("run/status.json")).is_ok_and(|s| s.contains("finished"));
+    let ended = || fs::read_to_string(folder.join("run/status.json")).is_ok_and(|s| s.contains("finished"));
     while !ended() {
         assert!(run.0.try_wait().unwrap().is_none() && since.elapsed() < limit, "{}", ask());
         std::thread::sleep(Duration::from_millis(50));
     }
-    let text = ask();
+    ask()
+}
+
+#[test]
+fn run_serves_its_metrics_and_still_does_after_its_end() {
+    let folder = TempDir::new().unwrap();
+    let text = served_by_run(folder.path(), &[&SMALL[..], &["--set=micro_batches=2"]].concat());
     assert_eq!(value(&text, "interlock_run_state", "state=\"finished\""), Some(1.0), "{text}");
     let value =
         |name: &str, labels: &str| value(&text, name, labels).unwrap_or_else(|| panic!("{name} {labels}: {text}"));
@@ -90,6 +96,38 @@ fn run_serves_its_metrics_and_still_does_after_its_end() {
     assert_eq!(boundary("interlock_boundary_messages_total", "src=\"1\",dst=\"0\",kind=\"gradient\""), 6.0);
     assert!(boundary("interlock_boundary_messages_total", "src=\"0\",dst=\"1\",kind=\"activation\"") > 6.0);
     assert!(value("process_resident_memory_bytes", "") > 0.0);
+}
+
+#[test]
+fn versions_of_the_shared_readout_are_counted() {
+    let folder = TempDir::new().unwrap();
+    let sets = [
+        "--set=data={kind=\"shakespeare\", context=8, limit=40}",
+        "--set=model={kind=\"transformer\", width=16, heads=2, layers=3}",
+        "--set=partition.stages=3",
+        "--set=strategy.width=1",
+        "--set=heads={arch=\"ln_fc\", readout=\"shared\", readout_refresh=4}",
+        "--set=batch_size=4",
+        "--set=in_flight=1",
+        "--set=steps=9",
+        "--set=devices=cpu:threads=1",
+    ];
+    let text = served_by_run(folder.path(), &sets);
+    let vocabulary = json(&folder.path().join("run/data.json"))["kind"]["text"]["vocab"]["characters"]
+        .as_str()
+        .unwrap()
+        .chars()
+        .count();
+    for [src, dst] in [["2", "1"], ["1", "0"]] {
+        let of = |name: &str, kind: &str| {
+            value(&text, name, &format!("src=\"{src}\",dst=\"{dst}\",kind=\"{kind}\""))
+                .unwrap_or_else(|| panic!("{name}: {text}"))
+        };
+        // Versions of steps 4 and 8, of 16 numbers for each token of the vocabulary.
+        assert_eq!(of("interlock_boundary_messages_total", "readout"), 2.0);
+        assert_eq!(of("interlock_boundary_bytes_total", "readout"), (2 * 4 * 16 * vocabulary) as f64);
+        assert_eq!(of("interlock_boundary_messages_total", "gradient"), 0.0);
+    }
 }
 
 #[test]
