@@ -6,7 +6,7 @@ mod width;
 
 pub(crate) use bench::{Bench, BenchMailbox, BenchRuntime, BenchStep, BenchUnits, Dtype, Schedule, Threads};
 pub(crate) use top::Top;
-pub(crate) use width::Width;
+pub(crate) use width::{Width, WindowOptions};
 
 use std::{net::SocketAddr, path::PathBuf};
 

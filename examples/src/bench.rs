@@ -19,11 +19,12 @@ use interlock::{Callback, Control, Length, Recompute, TrainEvent, TrainerBuilder
 use serde::Serialize;
 
 use crate::{
-    arguments::{Bench, BenchStep, Dtype, Threads},
+    arguments::{Bench, BenchStep, Dtype, Threads, Width, WindowOptions},
     config::Devices,
     exit::Exit,
     exporter::Exporter,
     memory,
+    plan::Follow,
     progress::say,
 };
 use workload::RandomBatches;
@@ -56,6 +57,8 @@ struct StepResult {
     workload: &'static str,
     batch: usize,
     width: usize,
+    group: usize,
+    follow: Follow,
     stages: usize,
     /// None if devices were named.
     threads: Option<Threads>,
@@ -99,6 +102,8 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
         workload: workload.name,
         batch: workload.batch,
         width: arguments.width,
+        group: arguments.windows.group,
+        follow: arguments.windows.follow,
         stages: arguments.stages(),
         threads: arguments.devices.is_empty().then_some(arguments.threads),
         devices: trainer.stages().iter().map(|stage| stage.device.clone()).collect(),
@@ -132,6 +137,7 @@ fn trainer(arguments: &BenchStep, workload: &Workload) -> Result<TrainerBuilder,
     };
     let builder = workload
         .trainer(arguments.width, stages)?
+        .strategy_boxed(arguments.windows.strategy(Width::Number(arguments.width))?)
         .units_per_stage(units)
         .micro_batches(arguments.micro_batches)
         .recompute(if arguments.recompute { Recompute::All } else { Recompute::None })
@@ -143,11 +149,12 @@ fn trainer(arguments: &BenchStep, workload: &Workload) -> Result<TrainerBuilder,
 impl StepResult {
     fn in_words(&self) -> String {
         format!(
-            "{}: {} stages on {}, width {}: {:.1} ms a step, {:.1} examples/s, peak memory {}",
+            "{}: {} stages on {}, width {}{}: {:.1} ms a step, {:.1} examples/s, peak memory {}",
             self.workload,
             self.stages,
             self.devices.join(", "),
             self.width,
+            WindowOptions { group: self.group, follow: self.follow }.label(),
             self.step_seconds * 1e3,
             self.examples_per_second,
             self.peak_memory_mib.map_or_else(|| "unknown".to_owned(), |mib| format!("{mib:.0} MiB")),

@@ -5,7 +5,7 @@ mod subject;
 mod windows;
 mod words;
 
-pub(crate) use windows::Follow;
+pub(crate) use windows::{Follow, Windows};
 
 use std::{cmp::Ordering, rc::Rc};
 
@@ -15,7 +15,6 @@ use serde::Serialize;
 use crate::{arguments::Plan, config::RunConfig, exit::Exit, progress::say, trace::TraceFile};
 use question::{Found, Question};
 use subject::Subject;
-use windows::Windows;
 
 /// The row of the greatest width is recommended among those that reach at least this share of the fastest row's examples a second: of two rows that
 /// are about as fast, the wider one learns more.

@@ -37,6 +37,8 @@ fn timed_step_reports_its_settings_times_and_losses() {
         "workload",
         "batch",
         "width",
+        "group",
+        "follow",
         "stages",
         "threads",
         "devices",
@@ -118,6 +120,7 @@ fn steps_that_cannot_be_timed_are_refused() {
     refused(&["--stages", "3"], &["--stages", "gpt into 3", "1, 2, 4"]);
     refused(&["--width", "0"], &["width 0", "1 (local) to 2"]);
     refused(&["--width", "3"], &["width 3", "1 (local) to 2"]);
+    refused(&["--group", "0"], &["strategy.group", "use 1 to 2"]);
     refused(&["--threads", "0"], &["--threads", "\"0\" is not a number of threads", "auto, 1"]);
     refused(&["--threads", "1", "--devices", "cpu"], &["--devices", "cannot be used with", "--threads"]);
     refused(&["--devices", "tpu:0"], &["tpu:0", "kind"]);
@@ -155,11 +158,17 @@ fn stages_that_sleep_are_timed() {
     let cut = measure(&["--stages=2", "--width=1", "--micro-batches=3", "--schedule=fill_drain", "--in-flight=2"]);
     assert_eq!((&cut["schedule"], &cut["in_flight"]), (&Value::from("fill_drain"), &Value::from(2)));
     assert_eq!(cut["messages_per_step"].as_u64(), Some(3 * 4 + 2));
+    // Two blocks of two stages: a gradient crosses the boundary inside each, beside activations, credits and reports.
+    let blocks = measure(&[&["--width=1", "--group=2", "--follow=mean"], &costs[..]].concat());
+    assert_eq!((&blocks["group"], &blocks["follow"]), (&Value::from(2), &Value::from("mean")));
+    assert_eq!(blocks["messages_per_step"].as_u64(), Some(3 * 4 + 2));
 
     let refused =
         |more: &[&str], words: &[&str]| refused(folder.path(), &[&["bench", "runtime"], more].concat(), words);
     refused(&["--stages", "0"], &["--stages", "0 is not in 1..=1024"]);
     refused(&["--stages", "2", "--width", "3"], &["width 3", "1 (local) to 2"]);
+    refused(&["--group", "5"], &["strategy.group", "blocks of 5 stages, for 4", "use 1 to 4"]);
+    refused(&["--group", "2", "--width", "3"], &["width 3", "2 blocks of 2"]);
     refused(&["--width", "wide"], &["\"wide\" is not a width", "e2e"]);
     refused(&["--forward-ms=-1"], &["forward-ms: \"-1\" is not a time", "write emulated"]);
     refused(&["--gbps", "0"], &["gbps: \"0\" is not a number", "above 0"]);

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use interlock::{ActivationDtype, tools::schedule::PolicyName};
 use serde::{Serialize, Serializer};
 
-use super::{Source, Width};
+use super::{Source, Width, WindowOptions};
 use crate::bench::WorkloadName;
 
 #[derive(Debug, Subcommand)]
@@ -59,6 +59,8 @@ pub(crate) struct BenchStep {
     /// Interlock width; if it is below the number of stages, every head is trained; otherwise there are no heads
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub(crate) width: usize,
+    #[command(flatten)]
+    pub(crate) windows: WindowOptions,
     /// The devices, also separated by commas; stage k is pinned to device k mod their number
     #[arg(long, num_args = 1.., value_name = "NAME", conflicts_with = "threads")]
     pub(crate) devices: Vec<String>,
@@ -103,6 +105,8 @@ pub(crate) struct BenchRuntime {
     /// Interlock width; e2e is end-to-end
     #[arg(long, default_value = "3", value_name = "N")]
     pub(crate) width: Width,
+    #[command(flatten)]
+    pub(crate) windows: WindowOptions,
     /// Micro-batches a step
     #[arg(long, default_value_t = 1, value_name = "M")]
     pub(crate) micro_batches: usize,

@@ -1,4 +1,9 @@
-//! An interlock width on the command line.
+//! Interlock widths, and what goes with them, on the command line.
+
+use clap::Args;
+use interlock::{Result, Strategy, tools::strategy::StrategyConfig};
+
+use crate::plan::{Follow, Windows};
 
 /// An interlock width on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,10 +24,36 @@ impl Width {
     }
 }
 
+/// Groups and what stages follow, beside a width.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct WindowOptions {
+    /// Number of stages in a block; the width counts blocks
+    #[arg(long, default_value_t = 1, value_name = "G")]
+    pub(crate) group: usize,
+    /// Losses of its window that a stage follows
+    #[arg(long, value_enum, default_value_t = Follow::Last)]
+    pub(crate) follow: Follow,
+}
+
+impl WindowOptions {
+    /// Returns the strategy of this width.
+    pub(crate) fn strategy(self, width: Width) -> Result<Box<dyn Strategy>> {
+        let windows = Windows { width: Some(width), group: Some(self.group), follow: Some(self.follow) };
+        windows.strategy(&StrategyConfig::default())?.build()
+    }
+
+    /// Returns what to print after a width: nothing for the defaults.
+    pub(crate) fn label(self) -> String {
+        let follow = if self.follow == Follow::Mean { ", mean" } else { "" };
+        let group = if self.group == 1 { String::new() } else { format!(", groups of {}", self.group) };
+        format!("{follow}{group}")
+    }
+}
+
 impl std::str::FromStr for Width {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         match text {
             "e2e" => Ok(Self::EndToEnd),
             number => {

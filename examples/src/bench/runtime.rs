@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Instant};
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{
-    Batch, EndToEnd, GradientPlan, Interlock, ModelSpec, Result, Sequential, Strategy, Trainer, Unit,
+    Batch, GradientPlan, ModelSpec, Result, Sequential, Trainer, Unit,
     tools::{
         actor::{Feed, Feeder, Pipeline, PipelineEvent, PipelineSettings},
         device::Link,
@@ -26,8 +26,9 @@ use serde::Serialize;
 
 use super::{cpu, empty::NoLoss};
 use crate::{
-    arguments::{BenchRuntime, Schedule, Width},
+    arguments::{BenchRuntime, Schedule, WindowOptions},
     exit::Exit,
+    plan::Follow,
     progress::say,
 };
 
@@ -36,6 +37,8 @@ use crate::{
 struct RuntimeResult {
     stages: u16,
     width: String,
+    group: usize,
+    follow: Follow,
     micro_batches: usize,
     schedule: Schedule,
     in_flight: usize,
@@ -95,6 +98,8 @@ pub(super) fn run(arguments: &BenchRuntime) -> Result<(), Exit> {
     let result = RuntimeResult {
         stages: arguments.stages,
         width: arguments.width.to_string(),
+        group: arguments.windows.group,
+        follow: arguments.windows.follow,
         micro_batches,
         schedule: arguments.schedule,
         in_flight: pipeline.in_flight(),
@@ -164,11 +169,12 @@ impl RuntimeResult {
             None => "unknown CPU time".to_owned(),
         };
         format!(
-            "{} stages on {}, width {}: {:.2} ms a step, simulated {:.2}, {:.2} ms of work for the busiest stage; \
+            "{} stages on {}, width {}{}: {:.2} ms a step, simulated {:.2}, {:.2} ms of work for the busiest stage; \
              {} messages a step, {cpu}\nby the simulation: {}",
             self.stages,
             self.devices.join(", "),
             self.width,
+            WindowOptions { group: self.group, follow: self.follow }.label(),
             self.step_seconds * 1e3,
             self.simulated_step_seconds * 1e3,
             self.lower_bound_seconds * 1e3,
@@ -197,13 +203,9 @@ fn layout(arguments: &BenchRuntime, devices: &[String]) -> Result<Layout, Exit> 
         return Err(Exit::Refused(format!("--bytes {bytes}: activations are of f32; use a multiple of 4")));
     }
     let backends = Backends::default();
-    let strategy: Box<dyn Strategy> = match arguments.width {
-        Width::Number(width) => Box::new(Interlock::width(width)),
-        Width::EndToEnd => Box::new(EndToEnd),
-    };
     let builder = Trainer::builder(Units { count: stages, elements: bytes / 4 })
         .stages(stages)
-        .strategy_boxed(strategy)
+        .strategy_boxed(arguments.windows.strategy(arguments.width)?)
         .devices(devices.iter().map(|name| backends.open(name)).collect::<Result<Vec<_>>>()?)
         .loss(NoLoss)
         .micro_batches(arguments.micro_batches)
@@ -283,12 +285,16 @@ fn scenario(arguments: &BenchRuntime, layout: &Layout) -> Result<Scenario> {
 
 #[cfg(test)]
 mod tests {
+    use interlock::{Interlock, Strategy};
+
     use super::*;
+    use crate::arguments::Width;
 
     fn arguments(stages: u16, width: Width, micro_batches: usize) -> BenchRuntime {
         BenchRuntime {
             stages,
             width,
+            windows: WindowOptions { group: 1, follow: Follow::Last },
             micro_batches,
             devices: Vec::new(),
             forward_ms: 5.0,
@@ -318,6 +324,20 @@ mod tests {
         assert_eq!(busiest(8, Width::Number(3), 2), 2.0 * 0.027);
         assert_eq!(busiest(8, Width::EndToEnd, 1), 0.015);
         assert_eq!(busiest(1, Width::EndToEnd, 1), 0.015);
+    }
+
+    #[test]
+    fn groups_and_the_mean_of_a_window_have_their_own_steps() {
+        let simulated = |stages, width, windows| {
+            let arguments = BenchRuntime { windows, ..arguments(stages, Width::Number(width), 1) };
+            let scenario = scenario(&arguments, &layout(&arguments, &["emulated".to_owned()]).unwrap()).unwrap();
+            (simulate(&Scenario { hop: 0.0, ..scenario }).unwrap().step_seconds * 1e6).round() / 1e6
+        };
+        let windows = |group, follow| WindowOptions { group, follow };
+        // Forward through both stages of a block, its head, back through both.
+        assert_eq!([4, 64].map(|stages| simulated(stages, 1, windows(2, Follow::Last))), [0.027; 2]);
+        let [last, mean] = [Follow::Last, Follow::Mean].map(|follow| simulated(16, 2, windows(1, follow)));
+        assert_eq!(last, mean);
     }
 
     #[test]

@@ -21,10 +21,10 @@ pub(crate) enum Follow {
 
 /// Width, group and followed losses, as the command line gives them; none is the configuration's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Windows {
-    pub(super) width: Option<Width>,
-    pub(super) group: Option<usize>,
-    pub(super) follow: Option<Follow>,
+pub(crate) struct Windows {
+    pub(crate) width: Option<Width>,
+    pub(crate) group: Option<usize>,
+    pub(crate) follow: Option<Follow>,
 }
 
 impl Windows {
@@ -38,7 +38,7 @@ impl Windows {
     ///
     /// # Errors
     /// If what is followed is given without a width where the configuration gives weights.
-    pub(super) fn strategy(self, configured: &StrategyConfig) -> Result<StrategyConfig> {
+    pub(crate) fn strategy(self, configured: &StrategyConfig) -> Result<StrategyConfig> {
         let has_list = configured.follows.is_some() || matches!(configured.follow, Some(FollowConfig::Weights(_)));
         let phases = configured.width_schedule.iter().flatten();
         if self.width.is_none() && self.follow.is_some() && phases.into_iter().any(|phase| phase.follow.is_some()) {
