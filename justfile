@@ -27,7 +27,7 @@ lessons *NAMES:
     names="{{ NAMES }}"
     for lesson in ${names:-$(basename -s .rs examples/lessons/*.rs)}; do
         printf '\n== %s\n' "$lesson"
-        cargo run --quiet --locked --package interlock-examples --example "$lesson"
+        cargo run --quiet --locked --package interlock-cli --example "$lesson"
     done
 
 # What the layers cost on one thread: `just bench linear`
@@ -40,7 +40,7 @@ gpu *OPTIONS:
 
 # The dashboards and alerts of grafana/ before real runs; needs prometheus and promtool
 metrics-check:
-    cargo test --package interlock-examples --test dashboards --locked -- --include-ignored --nocapture --test-threads=1
+    cargo test --package interlock-cli --test dashboards --locked -- --include-ignored --nocapture --test-threads=1
 
 # Hold the dashboards against Grafana's types and draw their panels from what a Prometheus holds: `just dash --minutes 5`; needs Node and Chromium
 dash *OPTIONS:

@@ -1,7 +1,7 @@
 //! What one call costs that tells a metric, with a handle made before, under the exporter that `--metrics` starts; and the clock that times are taken
 //! with.
 //!
-//! `cargo bench -p interlock-examples --bench metrics`
+//! `cargo bench -p interlock-cli --bench metrics`
 
 #![allow(clippy::unwrap_used)] // a bench that cannot be set up has nothing to measure
 

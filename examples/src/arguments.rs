@@ -10,10 +10,13 @@ pub(crate) use width::{Width, WindowOptions};
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use interlock_models::heads;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::{bench::WorkloadName, plan::Follow};
+use crate::{
+    bench::WorkloadName,
+    plan::Follow,
+    program::{ModelSection, Program, program},
+};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 a run or a case failed; 2 refused before anything was written;
@@ -21,12 +24,23 @@ Exit codes: 0 done; 1 a run or a case failed; 2 refused before anything was writ
 
 /// Trains neural networks cut in depth across devices, with interlocking backpropagation.
 ///
-/// Without a command: `interlock train`, with the built-in configuration.
+/// Without a command: `train`, with the built-in configuration.
 #[derive(Debug, Parser)]
-#[command(name = "interlock", version, after_help = EXIT_CODES)]
+#[command(version, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
+}
+
+/// Returns the command that this process's arguments give. Prints help, or an error, and ends the process if they give none.
+pub(crate) fn parse<P: Program>() -> Command {
+    let parts = match P::Model::head_parts() {
+        [] => String::new(),
+        parts => format!("Parts of heads.arch and heads.archs, joined by _:\n  {}", parts.join("\n  ")),
+    };
+    let command = Arguments::command().name(program()).mut_subcommand("config", |config| config.after_help(parts));
+    let arguments = Arguments::from_arg_matches(&command.get_matches());
+    arguments.unwrap_or_else(|error| error.exit()).command.unwrap_or_default()
 }
 
 #[derive(Debug, Subcommand)]
@@ -55,7 +69,6 @@ pub(crate) enum Command {
     /// List the devices of this machine
     Devices,
     /// Print the configuration of a run, or the schema of configurations
-    #[command(after_help = format!("Parts of heads.arch and heads.archs, joined by _:\n  {}", heads::PARTS.join("\n  ")))]
     Config(Config),
 }
 

@@ -25,14 +25,15 @@ use crate::{
     exporter::Exporter,
     memory,
     plan::Follow,
+    program::Program,
     progress::say,
 };
 use workload::RandomBatches;
 
-pub(crate) fn run(arguments: &Bench) -> Result<(), Exit> {
+pub(crate) fn run<P: Program>(arguments: &Bench) -> Result<(), Exit> {
     match arguments {
         Bench::Step(arguments) => step(arguments),
-        Bench::Units(arguments) => units::run(arguments),
+        Bench::Units(arguments) => units::run::<P>(arguments),
         Bench::Runtime(arguments) => runtime::run(arguments),
         Bench::Mailbox(arguments) => mailbox::run(arguments),
     }

@@ -9,9 +9,10 @@ use serde::Serialize;
 
 use crate::{
     arguments::Compare,
-    config::RunConfig,
+    config::ConfigOf,
     exit::Exit,
     interrupt::{self, Next},
+    program::Program,
     progress::{note, say},
     run_folder,
     table::{Measure, table},
@@ -63,18 +64,18 @@ struct Comparison {
     runs: Vec<ComparedRun>,
 }
 
-pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
+pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
     if arguments.seeds == 0 {
         return Err(Exit::Refused("--seeds 0: no run is asked for; use 1 or more".to_owned()));
     }
-    let configs = vary::combinations(arguments)?;
+    let configs = vary::combinations::<P>(arguments)?;
     let (first, config) = &configs[0];
     let out = arguments.out.clone().unwrap_or_else(|| run_folder::fresh(&format!("{}-compare", config.name)));
     run_folder::refuse_existing(&out)?;
     // All have the same measure: a product with images and text has a model of images on text, which is refused.
     let mut measure = Measure::Accuracy;
     for each in &configs {
-        measure = check(each)?;
+        measure = check::<P>(each)?;
     }
 
     files::create_folder(&out).map_err(Exit::failed)?;
@@ -94,7 +95,7 @@ pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
     let (mut runs, mut done) = (Vec::new(), Ok(()));
     let planned = configs.iter().flat_map(|each| (0..arguments.seeds).map(move |i| (each, each.1.seed + i)));
     for ((combination, config), seed) in planned {
-        let run = match train(combination, &RunConfig { seed, ..config.clone() }, &stopper) {
+        let run = match train::<P>(combination, &ConfigOf::<P> { seed, ..config.clone() }, &stopper) {
             Ok(run) => run,
             // The tables have what is finished.
             Err(exit) => {
@@ -134,7 +135,7 @@ pub(crate) fn run(arguments: &Compare) -> Result<(), Exit> {
 }
 
 /// Checks a configuration, and returns the measure of its data.
-fn check((combination, config): &(Combination, RunConfig)) -> Result<Measure, Exit> {
+fn check<P: Program>((combination, config): &(Combination, ConfigOf<P>)) -> Result<Measure, Exit> {
     match config.prepare() {
         Ok(prepared) => Ok(Measure::of(&prepared.data.description.kind)),
         Err(error) if error.is_refusal() => Err(Exit::Refused(format!("{}: {error}", combination.given))),
@@ -146,8 +147,8 @@ fn check((combination, config): &(Combination, RunConfig)) -> Result<Measure, Ex
 ///
 /// # Errors
 /// If the run fails, or is stopped.
-fn train(combination: &Combination, config: &RunConfig, stopper: &Stopper) -> Result<ComparedRun, Exit> {
-    let report = fit(config, stopper)
+fn train<P: Program>(combination: &Combination, config: &ConfigOf<P>, stopper: &Stopper) -> Result<ComparedRun, Exit> {
+    let report = fit::<P>(config, stopper)
         .map_err(|error| Exit::Failed(format!("{} seed {}: {error}", combination.given, config.seed)))?;
     if report.stopped {
         return Err(Exit::Stopped);
@@ -163,7 +164,7 @@ fn train(combination: &Combination, config: &RunConfig, stopper: &Stopper) -> Re
     Ok(ComparedRun { combination: combination.clone(), result })
 }
 
-fn fit(config: &RunConfig, stopper: &Stopper) -> interlock::Result<Report> {
+fn fit<P: Program>(config: &ConfigOf<P>, stopper: &Stopper) -> interlock::Result<Report> {
     let prepared = config.prepare()?;
     let mut trainer = prepared.builder.keep_best(None).stop_on(stopper).build()?;
     trainer.fit(Split { train: &*prepared.data.train, validation: Some(&*prepared.data.validation) })

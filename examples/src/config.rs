@@ -14,20 +14,23 @@ use interlock::{
     tools::{model::PartitionConfig, schedule::PolicyName, strategy::StrategyConfig},
 };
 use interlock_models::{
-    InputShape, ModelConfig,
-    data::{Data, DataConfig, DataKind, Description},
-    heads,
+    InputShape,
+    data::{Data, DataKind, Description},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The configuration that `interlock` runs by default.
-pub(crate) const BUILT_IN: &str = include_str!("../configs/fashion-mnist.toml");
+use crate::program::{DataSection, ModelSection, Program};
+
+/// The configuration of a run of a program.
+pub(crate) type ConfigOf<P> = RunConfig<<P as Program>::Model, <P as Program>::Data>;
 
 /// The configuration of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct RunConfig {
+#[serde(bound = "M: ModelSection, D: DataSection")]
+#[schemars(bound = "M: ModelSection, D: DataSection")]
+pub(crate) struct RunConfig<M, D> {
     /// The run's name; the run folder begins with it.
     #[serde(default = "default_name")]
     pub(crate) name: String,
@@ -74,9 +77,9 @@ pub(crate) struct RunConfig {
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub(crate) init_allow_unknown: bool,
     /// The data set.
-    pub(crate) data: DataConfig,
+    pub(crate) data: D,
     /// The model.
-    pub(crate) model: ModelConfig,
+    pub(crate) model: M,
     /// The division of the model into stages; by default into as many as there are devices (one under `"auto"`).
     #[serde(default)]
     pub(crate) partition: PartitionConfig,
@@ -85,7 +88,7 @@ pub(crate) struct RunConfig {
     pub(crate) strategy: StrategyConfig,
     /// The auxiliary heads.
     #[serde(default)]
-    #[schemars(description = format!("The auxiliary heads. A description is a list of parts, joined by `_`: {}.", heads::PARTS.join(", ")))]
+    #[schemars(description = format!("The auxiliary heads. A description is a list of parts, joined by `_`: {}.", M::head_parts().join(", ")))]
     pub(crate) heads: HeadsConfig,
     /// The update rule.
     #[serde(default)]
@@ -139,15 +142,15 @@ fn default_micro_batches() -> usize {
     1
 }
 
-impl RunConfig {
-    /// Loads the file at `path`, or the built-in configuration, and applies `sets` (`key.path=value`).
-    ///
-    /// # Errors
-    /// If the file cannot be read, a key is unknown or a value has the wrong type; the message names the key.
-    pub(crate) fn load(path: Option<&Path>, sets: &[String]) -> Result<Self> {
-        ConfigText::read(path)?.with(&Setting::sets(sets)?)
-    }
+/// Loads the configuration at `path`, or the program's built-in one, and applies `sets` (`key.path=value`).
+///
+/// # Errors
+/// If the file cannot be read, a key is unknown or a value has the wrong type; the message names the key.
+pub(crate) fn load<P: Program>(path: Option<&Path>, sets: &[String]) -> Result<ConfigOf<P>> {
+    ConfigText::read::<P>(path)?.with(&Setting::sets(sets)?)
+}
 
+impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
     /// Returns the configuration as the text of a file.
     pub(crate) fn to_toml(&self) -> Result<String> {
         toml::to_string(self)
@@ -283,15 +286,16 @@ pub(crate) fn shape_of(description: &Description) -> InputShape {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::BuiltIn;
 
-    fn load(sets: &[&str]) -> Result<RunConfig> {
-        RunConfig::load(None, &sets.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
+    fn load(sets: &[&str]) -> Result<ConfigOf<BuiltIn>> {
+        super::load::<BuiltIn>(None, &sets.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
     }
 
     #[test]
     fn printed_configuration_parses_back_to_itself() {
         let config = load(&["clip.max_norm=1", "strategy.widths=[1,2,2,1]"]).unwrap();
-        let again: RunConfig = toml::from_str(&config.to_toml().unwrap()).unwrap();
+        let again: ConfigOf<BuiltIn> = toml::from_str(&config.to_toml().unwrap()).unwrap();
         assert_eq!(config, again);
     }
 
@@ -309,7 +313,7 @@ mod tests {
     fn early_stopping_and_the_moving_average_are_read_and_written() {
         let sets = ["early_stopping={patience=3, metric=\"accuracy\"}", "ema={decay=0.99, from_step=10}"];
         let config = load(&sets).unwrap();
-        let again: RunConfig = toml::from_str(&config.to_toml().unwrap()).unwrap();
+        let again: ConfigOf<BuiltIn> = toml::from_str(&config.to_toml().unwrap()).unwrap();
         assert_eq!(config, again);
         let expected = EarlyStoppingConfig { patience: 3, min_delta: 0.0, metric: Criterion::Accuracy };
         assert_eq!(config.early_stopping, Some(expected));

@@ -5,7 +5,7 @@ use std::{path::Path, time::SystemTime};
 use interlock_backends::{Backends, Instructions, core_count};
 use serde::{Deserialize, Serialize};
 
-use crate::memory;
+use crate::{memory, program::program};
 
 /// The file's name in a run's folder.
 pub(crate) const FILE: &str = "environment.json";
@@ -55,7 +55,7 @@ impl Environment {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: env!("INTERLOCK_REVISION").to_owned(),
             started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-            command: std::iter::once("interlock".to_owned()).chain(arguments).collect(),
+            command: std::iter::once(program().to_owned()).chain(arguments).collect(),
             os: std::env::consts::OS.to_owned(),
             architecture: std::env::consts::ARCH.to_owned(),
             cpu: cpu_model(),

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::{
     arguments::Eval,
     exit::Exit,
+    program::{DataSection, Program},
     progress::say,
     run_folder::RunFolder,
     table::{self, Measure},
@@ -22,8 +23,8 @@ struct HeadScores {
     perplexity: f64,
 }
 
-pub(crate) fn run(arguments: &Eval) -> Result<(), Exit> {
-    let (folder, config, description) = RunFolder::open(&arguments.run)?;
+pub(crate) fn run<P: Program>(arguments: &Eval) -> Result<(), Exit> {
+    let (folder, config, description) = RunFolder::open::<P>(&arguments.run)?;
     let weights = folder.weights(arguments.best)?;
     let validation = config.data.open_validation(&description)?;
     let measure = Measure::of(&description.kind);

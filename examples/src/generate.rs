@@ -5,14 +5,22 @@ use interlock::{Error, Key};
 use interlock_models::data::DataKind;
 use rand::RngExt;
 
-use crate::{arguments::Generate, evaluate::refused, exit::Exit, progress::say, run_folder::RunFolder};
+use crate::{
+    arguments::Generate,
+    evaluate::refused,
+    exit::Exit,
+    program::{Program, program},
+    progress::say,
+    run_folder::RunFolder,
+};
 
-pub(crate) fn run(arguments: &Generate) -> Result<(), Exit> {
-    let (folder, config, description) = RunFolder::open(&arguments.run)?;
+pub(crate) fn run<P: Program>(arguments: &Generate) -> Result<(), Exit> {
+    let (folder, config, description) = RunFolder::open::<P>(&arguments.run)?;
     let DataKind::Text { vocab, context } = &description.kind else {
         return Err(Exit::Refused(format!(
-            "{}: the run is on images; use `interlock predict` to classify one",
-            arguments.run.display()
+            "{}: the run is on images; use `{} predict` to classify one",
+            arguments.run.display(),
+            program()
         )));
     };
     if !(arguments.temperature >= 0.0 && arguments.temperature.is_finite()) {

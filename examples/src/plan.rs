@@ -12,7 +12,7 @@ use std::{cmp::Ordering, rc::Rc};
 use interlock::{Error, Result};
 use serde::Serialize;
 
-use crate::{arguments::Plan, config::RunConfig, exit::Exit, progress::say, trace::TraceFile};
+use crate::{arguments::Plan, config::ConfigOf, exit::Exit, program::Program, progress::say, trace::TraceFile};
 use question::{Found, Question};
 use subject::Subject;
 
@@ -63,9 +63,9 @@ struct Answer<'a> {
     fastest: Option<usize>,
 }
 
-pub(crate) fn run(arguments: &Plan) -> Result<(), Exit> {
+pub(crate) fn run<P: Program>(arguments: &Plan) -> Result<(), Exit> {
     let traces = arguments.trace.iter().map(|path| TraceFile::new(path)).collect::<Result<Vec<_>>>()?;
-    let mut question = Question::new(Subject::new(arguments)?, arguments)?;
+    let mut question = Question::new(Subject::<P>::new(arguments)?, arguments)?;
     let (mut rows, mut impossible) = (Vec::new(), Vec::new());
     for &stages in &question.stages.clone() {
         for &micro_batches in &question.micro_batches.clone() {
@@ -145,9 +145,9 @@ fn write(file: &TraceFile, row: &PlanRow) -> Result<(), Exit> {
 }
 
 /// Returns the units of each stage in the best cut of the configured model, with its strategy and devices.
-pub(crate) fn best_partition(config: &RunConfig) -> Result<Vec<usize>> {
+pub(crate) fn best_partition<P: Program>(config: &ConfigOf<P>) -> Result<Vec<usize>> {
     let arguments = Plan { replicas: 1, ..Plan::default() };
-    let mut question = Question::new(Subject::of_run(config.clone())?, &arguments)?;
+    let mut question = Question::new(Subject::<P>::of_run(config.clone())?, &arguments)?;
     let (stages, micro_batches) = (question.stages[0], question.micro_batches[0]);
     let row = question.row(stages, micro_batches, Windows::CONFIGURED)?;
     Ok(row.units_per_stage)

@@ -7,7 +7,15 @@ use interlock::Error;
 use interlock_models::data::{DataKind, image_files};
 use serde::Serialize;
 
-use crate::{arguments::Predict, evaluate::refused, exit::Exit, progress::say, run_folder::RunFolder, table::table};
+use crate::{
+    arguments::Predict,
+    evaluate::refused,
+    exit::Exit,
+    program::{Program, program},
+    progress::say,
+    run_folder::RunFolder,
+    table::table,
+};
 
 /// One image and its likeliest classes, as JSON.
 #[derive(Serialize)]
@@ -27,12 +35,13 @@ struct Class {
     probability: f32,
 }
 
-pub(crate) fn run(arguments: &Predict) -> Result<(), Exit> {
-    let (folder, config, description) = RunFolder::open(&arguments.run)?;
+pub(crate) fn run<P: Program>(arguments: &Predict) -> Result<(), Exit> {
+    let (folder, config, description) = RunFolder::open::<P>(&arguments.run)?;
     let DataKind::Images { class_names, .. } = &description.kind else {
         return Err(Exit::Refused(format!(
-            "{}: the run is on text; use `interlock generate` to continue a text",
-            arguments.run.display()
+            "{}: the run is on text; use `{} generate` to continue a text",
+            arguments.run.display(),
+            program()
         )));
     };
     if arguments.top == 0 {

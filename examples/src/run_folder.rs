@@ -11,12 +11,13 @@ use interlock::{
     tools::{files, timeline::Timeline, trainer::Best},
 };
 use interlock_models::data::Description;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    config::RunConfig,
+    config::{ConfigOf, RunConfig},
     environment::{self, Environment},
     events::{self, EventLog, JsonLines, Sink},
+    program::{DataSection, ModelSection, Program, program},
     tensorboard::{self, TensorBoard},
 };
 
@@ -110,7 +111,11 @@ pub(crate) fn refuse_no_place(name: &str, path: &Path) -> Result<()> {
 
 impl RunFolder {
     /// Creates the folder, and writes configuration, description of the data, environment and status.
-    pub(crate) fn create(path: PathBuf, config: &RunConfig, data: &Description) -> Result<Self> {
+    pub(crate) fn create<M: ModelSection, D: DataSection>(
+        path: PathBuf,
+        config: &RunConfig<M, D>,
+        data: &Description,
+    ) -> Result<Self> {
         files::create_folder(&path)?;
         let folder = Self { path, ended: Arc::default() };
         files::write(&folder.path.join(CONFIG), config.to_toml()?)?;
@@ -126,7 +131,7 @@ impl RunFolder {
     /// If it is not the folder of a run.
     pub(crate) fn open_any(path: &Path) -> Result<Self> {
         let folder = Self { path: path.to_owned(), ended: Arc::default() };
-        folder.config()?;
+        folder.config_text()?;
         Ok(folder)
     }
 
@@ -134,9 +139,9 @@ impl RunFolder {
     ///
     /// # Errors
     /// If it is not the folder of a run, or the run is still running or has failed.
-    pub(crate) fn open(path: &Path) -> Result<(Self, RunConfig, Description)> {
+    pub(crate) fn open<P: Program>(path: &Path) -> Result<(Self, ConfigOf<P>, Description)> {
         let folder = Self { path: path.to_owned(), ended: Arc::default() };
-        let (config, _) = folder.config()?;
+        let config = folder.config::<ConfigOf<P>>()?;
         match folder.status()? {
             Status::Finished | Status::Stopped { .. } => {}
             Status::Running => {
@@ -153,15 +158,18 @@ impl RunFolder {
         Ok((folder, config, data))
     }
 
-    /// Returns the configuration, and its text.
-    pub(crate) fn config(&self) -> Result<(RunConfig, String)> {
+    /// Returns the configuration, or the part of it that `T` has.
+    pub(crate) fn config<T: DeserializeOwned>(&self) -> Result<T> {
+        toml::from_str(&self.config_text()?).map_err(|e| Error::file(self.path.join(CONFIG), e))
+    }
+
+    /// Returns the text of the configuration.
+    pub(crate) fn config_text(&self) -> Result<String> {
         let file = self.path.join(CONFIG);
-        let text = std::fs::read_to_string(&file).map_err(|e| {
-            let right = "name a folder that `interlock train` has written";
+        std::fs::read_to_string(&file).map_err(|e| {
+            let right = format!("name a folder that `{} train` has written", program());
             Error::file(&file, format!("{e}; {} is not the folder of a run: {right}", self.path.display()))
-        })?;
-        let config = toml::from_str(&text).map_err(|e| Error::file(&file, e))?;
-        Ok((config, text))
+        })
     }
 
     /// Returns the state of the run.

@@ -2,7 +2,14 @@
 
 use interlock_backends::Backends;
 
-use crate::{arguments::Config, config::RunConfig, exit::Exit, progress::say, table::table};
+use crate::{
+    arguments::Config,
+    config::{self, ConfigOf},
+    exit::Exit,
+    program::Program,
+    progress::say,
+    table::table,
+};
 
 pub(crate) fn devices() -> Result<(), Exit> {
     let backends = Backends::default();
@@ -17,13 +24,13 @@ pub(crate) fn devices() -> Result<(), Exit> {
     Ok(())
 }
 
-pub(crate) fn config(arguments: &Config) -> Result<(), Exit> {
+pub(crate) fn config<P: Program>(arguments: &Config) -> Result<(), Exit> {
     if arguments.schema {
-        let schema = schemars::schema_for!(RunConfig);
+        let schema = schemars::schema_for!(ConfigOf<P>);
         say(&serde_json::to_string_pretty(&schema).map_err(Exit::failed)?);
         return Ok(());
     }
-    let config = RunConfig::load(arguments.source.config.as_deref(), &arguments.source.sets)?;
+    let config = config::load::<P>(arguments.source.config.as_deref(), &arguments.source.sets)?;
     say(config.to_toml()?.trim_end());
     Ok(())
 }

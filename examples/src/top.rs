@@ -29,6 +29,7 @@ use crate::{
     arguments::Top,
     exit::Exit,
     interrupt::{self, Next},
+    program::program,
     progress::say,
 };
 use draw::Choice;
@@ -46,7 +47,7 @@ pub(crate) fn run(arguments: &Top) -> Result<(), Exit> {
     }
     let fetch = |address: &String| {
         Scrape::fetch(address).map_err(|problem| {
-            let right = format!("start the run with `interlock train --metrics {address}`");
+            let right = format!("start the run with `{} train --metrics {address}`", program());
             Exit::from(Error::invalid(address.clone(), problem, right))
         })
     };

@@ -9,12 +9,13 @@ use interlock::{
 
 use crate::{
     arguments::Train,
-    config::{Prepared, RunConfig},
+    config::{self, ConfigOf, Prepared},
     events::EventLog,
     exit::Exit,
     exporter::Exporter,
     interrupt::{self, Next},
     log, plan,
+    program::{ModelSection, Program},
     progress::Progress,
     run_folder::{self, RunFolder, Status},
     table::{self, Measure},
@@ -22,8 +23,8 @@ use crate::{
     trace::{self, TraceFile},
 };
 
-pub(crate) fn run(arguments: &Train) -> Result<(), Exit> {
-    let mut config = RunConfig::load(arguments.source.config.as_deref(), &arguments.source.sets)?;
+pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
+    let mut config = config::load::<P>(arguments.source.config.as_deref(), &arguments.source.sets)?;
     let out = arguments.out.clone().unwrap_or_else(|| run_folder::fresh(&config.name));
     run_folder::refuse_existing(&out)?;
     if let Some(report) = &arguments.report {
@@ -31,7 +32,7 @@ pub(crate) fn run(arguments: &Train) -> Result<(), Exit> {
     }
     let trace = arguments.trace.as_deref().map(TraceFile::new).transpose()?;
     if arguments.auto {
-        config.partition = PartitionConfig { stages: None, units_per_stage: Some(plan::best_partition(&config)?) };
+        config.partition = PartitionConfig { stages: None, units_per_stage: Some(plan::best_partition::<P>(&config)?) };
     }
     let mut prepared = config.prepare()?;
     // Before the stages are built, since they register their metrics then.
@@ -45,11 +46,15 @@ pub(crate) fn run(arguments: &Train) -> Result<(), Exit> {
     }
     let trained = begin(&folder, arguments, &terminal).and_then(|stopper| {
         prepared.builder = prepared.builder.stop_on(&stopper);
-        let run =
-            TrainingRun { config: &config, folder: &folder, terminal: &terminal, tensorboard: arguments.tensorboard };
+        let run = TrainingRun::<P> {
+            config: &config,
+            folder: &folder,
+            terminal: &terminal,
+            tensorboard: arguments.tensorboard,
+        };
         run.train(prepared)
     });
-    let ended = end(arguments, &config, &folder, trace.as_ref(), &terminal, trained);
+    let ended = end::<P>(arguments, &config, &folder, trace.as_ref(), &terminal, trained);
     if let Some(exporter) = &exporter {
         exporter.linger(Duration::from_secs(arguments.metrics_linger));
     }
@@ -57,9 +62,9 @@ pub(crate) fn run(arguments: &Train) -> Result<(), Exit> {
 }
 
 /// Writes the results of a run to the files that the command line names, or reports its failure.
-fn end(
+fn end<P: Program>(
     arguments: &Train,
-    config: &RunConfig,
+    config: &ConfigOf<P>,
     folder: &RunFolder,
     trace: Option<&TraceFile>,
     terminal: &Terminal,
@@ -108,14 +113,14 @@ fn begin(folder: &RunFolder, arguments: &Train, terminal: &Terminal) -> interloc
 }
 
 /// A run to train, with its folder and terminal.
-struct TrainingRun<'a> {
-    config: &'a RunConfig,
+struct TrainingRun<'a, P: Program> {
+    config: &'a ConfigOf<P>,
     folder: &'a RunFolder,
     terminal: &'a Terminal,
     tensorboard: bool,
 }
 
-impl TrainingRun<'_> {
+impl<P: Program> TrainingRun<'_, P> {
     /// Trains, and writes a failure as the last event.
     fn train(&self, prepared: Prepared) -> interlock::Result<(Report, Option<Timeline>)> {
         let events = self.folder.event_log(&self.config.name, self.tensorboard)?;

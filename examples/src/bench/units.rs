@@ -10,16 +10,17 @@ use interlock::{
 
 use super::{Workload, check_micro_batches};
 use crate::{
+    Program,
     arguments::{BenchUnits, Dtype},
-    config::{Devices, RunConfig},
+    config::{self, Devices},
     exit::Exit,
     progress::say,
     run_folder::{refuse_no_place, write_json},
     table::table,
 };
 
-pub(super) fn run(arguments: &BenchUnits) -> Result<(), Exit> {
-    let (builder, batch) = prepare(arguments)?;
+pub(super) fn run<P: Program>(arguments: &BenchUnits) -> Result<(), Exit> {
+    let (builder, batch) = prepare::<P>(arguments)?;
     if let Some(path) = &arguments.out {
         refuse_no_place("--out", path)?;
     }
@@ -35,7 +36,7 @@ pub(super) fn run(arguments: &BenchUnits) -> Result<(), Exit> {
 }
 
 /// Returns the builder of the model to measure, and a micro-batch for it.
-fn prepare(arguments: &BenchUnits) -> Result<(TrainerBuilder, Batch), Exit> {
+fn prepare<P: Program>(arguments: &BenchUnits) -> Result<(TrainerBuilder, Batch), Exit> {
     let BenchUnits { source, workload, devices, micro_batches, dtype, .. } = arguments;
     let named = Devices::of_arguments(devices);
     let (builder, batch, micro_batches) = match workload {
@@ -49,7 +50,7 @@ fn prepare(arguments: &BenchUnits) -> Result<(TrainerBuilder, Batch), Exit> {
             (builder, workload.random_batch(0)?, micro_batches)
         }
         None => {
-            let mut config = RunConfig::load(source.config.as_deref(), &source.sets)?;
+            let mut config = config::load::<P>(source.config.as_deref(), &source.sets)?;
             config.devices = named.unwrap_or(config.devices);
             let micro_batches = micro_batches.unwrap_or(config.micro_batches);
             let prepared = config.prepare()?;

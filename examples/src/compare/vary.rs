@@ -6,7 +6,8 @@ use toml::{Table, Value};
 
 use crate::{
     arguments::{Compare, Width},
-    config::{ConfigText, RunConfig, Setting, is_within},
+    config::{ConfigOf, ConfigText, Setting, is_within},
+    program::Program,
 };
 
 /// The column of `--widths`.
@@ -48,8 +49,8 @@ pub(super) struct Combination {
 ///
 /// # Errors
 /// If an option is wrong, two options set the same key, or a configuration has an unknown key or a wrong value.
-pub(super) fn combinations(arguments: &Compare) -> Result<Vec<(Combination, RunConfig)>> {
-    let text = ConfigText::read(arguments.source.config.as_deref())?;
+pub(super) fn combinations<P: Program>(arguments: &Compare) -> Result<Vec<(Combination, ConfigOf<P>)>> {
+    let text = ConfigText::read::<P>(arguments.source.config.as_deref())?;
     let sets = Setting::sets(&arguments.source.sets)?;
     let widths = (!arguments.widths.is_empty()).then(|| Varied::of_widths(&arguments.widths));
     let varied = widths.into_iter().map(Ok).chain(arguments.vary.iter().map(|text| Varied::parse(text)));
@@ -162,16 +163,16 @@ mod tests {
     use interlock::tools::strategy::{FollowConfig, StrategyConfig, StrategyName};
 
     use super::*;
-    use crate::arguments::Source;
+    use crate::{BuiltIn, arguments::Source, config::load};
 
-    fn all(sets: &[&str], widths: &[Width], vary: &[&str]) -> Result<Vec<(Combination, RunConfig)>> {
+    fn all(sets: &[&str], widths: &[Width], vary: &[&str]) -> Result<Vec<(Combination, ConfigOf<BuiltIn>)>> {
         let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
         let source = Source { config: None, sets: owned(sets) };
         let vary = owned(vary);
-        combinations(&Compare { source, widths: widths.to_vec(), vary, seeds: 1, out: None, json: false })
+        combinations::<BuiltIn>(&Compare { source, widths: widths.to_vec(), vary, seeds: 1, out: None, json: false })
     }
 
-    fn labels(combinations: &[(Combination, RunConfig)]) -> Vec<Vec<&str>> {
+    fn labels(combinations: &[(Combination, ConfigOf<BuiltIn>)]) -> Vec<Vec<&str>> {
         let labels = combinations.iter().map(|(combination, _)| combination.labels.iter());
         labels.map(|labels| labels.map(|(_, label)| label.as_str()).collect()).collect()
     }
@@ -189,7 +190,7 @@ mod tests {
         assert_eq!(combination.varied.to_string(), "\"strategy.follow\" = \"mean\"\n\"strategy.group\" = 2\n");
         assert_eq!(combination.width, None);
         let sets = ["seed=5", "heads.arch=fc", "strategy.follow=mean", "strategy.group=2"].map(str::to_owned);
-        assert_eq!(*config, RunConfig::load(None, &sets).unwrap());
+        assert_eq!(*config, load::<BuiltIn>(None, &sets).unwrap());
         // A list of weights replaces the file's name of a strategy, in its own combinations only.
         let names: Vec<_> = six.iter().map(|(_, config)| config.strategy.name).collect();
         let pairwise = Some(StrategyName::Pairwise);
@@ -220,10 +221,10 @@ mod tests {
         let expected = ["strategy.width=3", "strategy.name=end_to_end"].map(|width| {
             ["optimizer.lr=0.1", "optimizer.lr=2e-5"].map(|rate| {
                 let sets = [sets[0], sets[1], width, rate].map(str::to_owned);
-                RunConfig::load(None, &sets).unwrap()
+                load::<BuiltIn>(None, &sets).unwrap()
             })
         });
-        let configs: Vec<&RunConfig> = widths.iter().map(|(_, config)| config).collect();
+        let configs: Vec<&ConfigOf<BuiltIn>> = widths.iter().map(|(_, config)| config).collect();
         assert_eq!(configs, expected.as_flattened().iter().collect::<Vec<_>>());
         let StrategyConfig { group, follow, .. } = &widths[0].1.strategy;
         assert_eq!((*group, follow), (Some(2), &Some(FollowConfig::Mean)));
@@ -236,7 +237,7 @@ mod tests {
     fn configuration_alone_is_one_combination() {
         let one = all(&["steps=3"], &[], &[]).unwrap();
         assert_eq!((one.len(), one[0].0.labels.len(), one[0].0.given.as_str()), (1, 0, "configuration"));
-        assert_eq!(one[0].1, RunConfig::load(None, &["steps=3".to_owned()]).unwrap());
+        assert_eq!(one[0].1, load::<BuiltIn>(None, &["steps=3".to_owned()]).unwrap());
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::path::Path;
 use interlock::{Error, Result};
 use toml::{Table, Value};
 
-use super::{BUILT_IN, RunConfig};
+use super::RunConfig;
+use crate::program::{DataSection, ModelSection, Program, program};
 
 /// Keys that exclude each other: if the command line sets the first, the others are removed from the file's values. `key[]` is the key where its value
 /// is a list.
@@ -34,14 +35,14 @@ pub(crate) struct ConfigText {
 }
 
 impl ConfigText {
-    /// Reads the file at `path`, or the built-in configuration.
-    pub(crate) fn read(path: Option<&Path>) -> Result<Self> {
+    /// Reads the file at `path`, or the program's built-in configuration.
+    pub(crate) fn read<P: Program>(path: Option<&Path>) -> Result<Self> {
         Ok(match path {
             Some(path) => Self {
                 subject: path.display().to_string(),
                 text: std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?,
             },
-            None => Self { subject: "built-in configuration".to_owned(), text: BUILT_IN.to_owned() },
+            None => Self { subject: "built-in configuration".to_owned(), text: P::CONFIG.to_owned() },
         })
     }
 
@@ -49,9 +50,10 @@ impl ConfigText {
     ///
     /// # Errors
     /// If a key is unknown or a value has the wrong type; the message names the key and the settings.
-    pub(crate) fn with(&self, settings: &[Setting]) -> Result<RunConfig> {
+    pub(crate) fn with<M: ModelSection, D: DataSection>(&self, settings: &[Setting]) -> Result<RunConfig<M, D>> {
         let refused = |subject: &str, e: toml::de::Error| {
-            Error::invalid(subject, e.to_string().trim_end().to_owned(), "`interlock config --schema` lists every key")
+            let remedy = format!("`{} config --schema` lists every key", program());
+            Error::invalid(subject, e.to_string().trim_end().to_owned(), remedy)
         };
         let mut table: Table = toml::from_str(&self.text).map_err(|e| refused(&self.subject, e))?;
         if settings.is_empty() {
@@ -116,7 +118,8 @@ impl Setting {
                 Value::Table(next) => at = next,
                 _ => {
                     let problem = format!("{key} is a value, not a table");
-                    return Err(Error::invalid(&self.given, problem, "see `interlock config` for the keys"));
+                    let remedy = format!("see `{} config` for the keys", program());
+                    return Err(Error::invalid(&self.given, problem, remedy));
                 }
             }
         }
@@ -157,9 +160,10 @@ mod tests {
     use interlock_models::ModelConfig;
 
     use super::*;
+    use crate::{BuiltIn, config::ConfigOf};
 
-    fn load(sets: &[&str]) -> Result<RunConfig> {
-        RunConfig::load(None, &sets.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
+    fn load(sets: &[&str]) -> Result<ConfigOf<BuiltIn>> {
+        crate::config::load::<BuiltIn>(None, &sets.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
     }
 
     fn apply(table: &mut Table, set: &str, all: &[String]) -> Result<()> {
@@ -188,7 +192,7 @@ mod tests {
         let within = [&["strategy.adaptive.every=7"], &whole[..]].concat();
         for sets in [&[phases][..], &named, &whole, &steps] {
             let config = load(sets).unwrap();
-            let again: RunConfig = toml::from_str(&config.to_toml().unwrap()).unwrap();
+            let again: ConfigOf<BuiltIn> = toml::from_str(&config.to_toml().unwrap()).unwrap();
             assert_eq!(config, again);
             config.strategy.build().unwrap();
         }
@@ -201,7 +205,7 @@ mod tests {
         let over = |set: &str| {
             let mut table: Table = toml::from_str(&load(&named).unwrap().to_toml().unwrap()).unwrap();
             apply(&mut table, set, &[set.to_owned()]).unwrap();
-            table.try_into::<RunConfig>().unwrap().strategy
+            table.try_into::<ConfigOf<BuiltIn>>().unwrap().strategy
         };
         assert!(over("strategy.name=adaptive").adaptive.is_some());
         for set in ["strategy.name=local", "strategy.width=2", phases] {
@@ -239,7 +243,7 @@ mod tests {
         let over = |first: &[&str], set: &str| {
             let mut table: Table = toml::from_str(&load(first).unwrap().to_toml().unwrap()).unwrap();
             apply(&mut table, set, &[set.to_owned()]).unwrap();
-            table.try_into::<RunConfig>().unwrap().heads
+            table.try_into::<ConfigOf<BuiltIn>>().unwrap().heads
         };
         let archs = r#"heads.archs=["fc", ""]"#;
         let each = over(&["heads.arch=fc", "heads.every=2"], archs);

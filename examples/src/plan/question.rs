@@ -20,6 +20,7 @@ use crate::{
     arguments::{Plan, Width},
     config::Devices,
     memory::free_bytes,
+    program::Program,
 };
 
 /// The best cut for one way to train.
@@ -34,8 +35,8 @@ pub(super) struct Found {
 /// The largest number of stages.
 const MOST_STAGES: usize = 1000;
 
-pub(super) struct Question<'a> {
-    subject: Subject,
+pub(super) struct Question<'a, P: Program> {
+    subject: Subject<P>,
     arguments: &'a Plan,
     pub(super) stages: Vec<usize>,
     pub(super) windows: Vec<Windows>,
@@ -48,10 +49,10 @@ pub(super) struct Question<'a> {
     found: HashMap<(usize, usize, Windows), Rc<Found>>,
 }
 
-impl<'a> Question<'a> {
+impl<'a, P: Program> Question<'a, P> {
     /// # Errors
     /// If an argument is out of range or a file of costs cannot be read.
-    pub(super) fn new((subject, defaults): (Subject, Defaults), arguments: &'a Plan) -> Result<Self> {
+    pub(super) fn new((subject, defaults): (Subject<P>, Defaults), arguments: &'a Plan) -> Result<Self> {
         if arguments.replicas == 0 {
             return Err(Error::invalid("--replicas", "0".to_owned(), "use 1 or more"));
         }

@@ -10,11 +10,12 @@ use super::windows::Windows;
 use crate::{
     arguments::{Plan, Width},
     bench::Workload,
-    config::{Devices, Prepared, RunConfig},
+    config::{self, ConfigOf, Devices, Prepared},
+    program::Program,
 };
 
-pub(super) enum Subject {
-    Run(Box<RunConfig>, Data),
+pub(super) enum Subject<P: Program> {
+    Run(Box<ConfigOf<P>>, Data),
     Workload(&'static Workload),
 }
 
@@ -26,7 +27,7 @@ pub(super) struct Defaults {
     pub(super) devices: Devices,
 }
 
-impl Subject {
+impl<P: Program> Subject<P> {
     /// # Errors
     /// If the configuration is not valid.
     pub(super) fn new(arguments: &Plan) -> Result<(Self, Defaults)> {
@@ -35,12 +36,12 @@ impl Subject {
                 Defaults { stages: 2, width: Some(Width::Number(2)), micro_batches: 1, devices: Devices::Auto };
             return Ok((Self::Workload(Workload::named(name)), defaults));
         }
-        Self::of_run(RunConfig::load(arguments.source.config.as_deref(), &arguments.source.sets)?)
+        Self::of_run(config::load::<P>(arguments.source.config.as_deref(), &arguments.source.sets)?)
     }
 
     /// # Errors
     /// If the configuration is not valid.
-    pub(super) fn of_run(config: RunConfig) -> Result<(Self, Defaults)> {
+    pub(super) fn of_run(config: ConfigOf<P>) -> Result<(Self, Defaults)> {
         let Prepared { data, builder } = config.prepare()?;
         let defaults = Defaults {
             stages: builder.layout()?.partition.stages(),

@@ -5,15 +5,18 @@ use std::path::{Path, PathBuf};
 use interlock::{
     Error, Report, Result,
     tools::{
+        strategy::StrategyConfig,
         timeline::Timeline,
         trainer::{FinalReport, PhaseReport},
     },
 };
 
+use serde::Deserialize;
+
 use crate::{
-    config::RunConfig,
     environment::Environment,
     events::{self, Evaluated, Event, EventKind, Failed, PlanChanged, Started, Step},
+    program::program,
     run_folder::{RunFolder, Status},
     table::Measure,
 };
@@ -21,12 +24,22 @@ use crate::{
 /// The largest number of actions in a picture of a timeline; with more, browsers show it slowly.
 const MAX_ACTIONS: usize = 6000;
 
+/// What a page says of a run's configuration. The rest, such as the model, may be that of any program.
+#[derive(Deserialize)]
+pub(super) struct ReportedConfig {
+    pub(super) name: String,
+    pub(super) seed: u64,
+    pub(super) batch_size: usize,
+    pub(super) micro_batches: usize,
+    pub(super) strategy: StrategyConfig,
+}
+
 /// The contents of a run's folder, complete or up to its last event.
 pub(super) struct Run {
     pub(super) path: PathBuf,
     /// Its name on the page, which differs from those of other runs.
     pub(super) label: String,
-    pub(super) config: RunConfig,
+    pub(super) config: ReportedConfig,
     /// The text of `config.toml`.
     pub(super) config_text: String,
     pub(super) status: Status,
@@ -56,10 +69,13 @@ impl Run {
 
     fn open(path: &Path) -> Result<Self> {
         let folder = RunFolder::open_any(path)?;
-        let (config, config_text) = folder.config()?;
+        let (config, config_text) = (folder.config()?, folder.config_text()?);
         let file = path.join(events::FILE);
         if !file.exists() {
-            let cause = "it does not exist; a report needs the events that `interlock train` writes to a run's folder";
+            let cause = format!(
+                "it does not exist; a report needs the events that `{} train` writes to a run's folder",
+                program()
+            );
             return Err(Error::file(file, cause));
         }
         let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());

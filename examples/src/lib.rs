@@ -1,0 +1,63 @@
+//! The `interlock` command as a library: configuration, run folders, progress, metrics, reports and plans around any model.
+//!
+//! A program names its sections `[model]` and `[data]` in a [`Program`] and calls [`run`]; it then has every subcommand of `interlock`. The lesson
+//! `own_command` shows one.
+
+mod allocator;
+mod arguments;
+mod bench;
+mod compare;
+mod config;
+mod environment;
+mod evaluate;
+mod events;
+mod exit;
+mod exporter;
+mod generate;
+mod interrupt;
+mod log;
+mod memory;
+mod plan;
+mod plot;
+mod predict;
+mod program;
+mod progress;
+mod replay;
+mod report;
+mod run_folder;
+mod show;
+mod table;
+mod tensorboard;
+mod terminal;
+mod top;
+mod trace;
+mod train;
+
+pub use program::{BuiltIn, DataSection, ModelSection, Program, Section};
+
+use std::process::ExitCode;
+
+use arguments::Command;
+
+#[global_allocator]
+static ALLOCATOR: allocator::Allocator = allocator::Allocator::new();
+
+/// Runs the command with this process's arguments, and returns its exit code. Call it first in `main`: candle's own threads can be turned off only
+/// before other threads run.
+pub fn run<P: Program>() -> ExitCode {
+    interlock_backends::candle_single_threaded();
+    exit::report(match arguments::parse::<P>() {
+        Command::Train(arguments) => train::run::<P>(&arguments),
+        Command::Plan(arguments) => plan::run::<P>(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
+        Command::Eval(arguments) => evaluate::run::<P>(&arguments),
+        Command::Predict(arguments) => predict::run::<P>(&arguments),
+        Command::Generate(arguments) => generate::run::<P>(&arguments),
+        Command::Compare(arguments) => compare::run::<P>(&arguments),
+        Command::Replay(arguments) => replay::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
+        Command::Bench(arguments) => bench::run::<P>(&arguments),
+        Command::Devices => show::devices(),
+        Command::Config(arguments) => show::config::<P>(&arguments),
+    })
+}
