@@ -17,7 +17,7 @@ use interlock_backends::layers::{
 };
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: interlock_backends::Allocator = interlock_backends::Allocator::new();
 
 fn main() {
     interlock_backends::candle_single_threaded();

@@ -5,8 +5,9 @@ const VARIABLE: &str = "CANDLE_NUM_THREADS";
 /// Makes candle's own elementwise operations run on the thread that calls them, unless `CANDLE_NUM_THREADS` is set already.
 ///
 /// candle splits large elementwise operations over one pool of threads for the whole process, behind one lock: stages that compute at
-/// the same time would wait for each other. The layers of this crate do not use that pool; user-written ones may. Call this first in `main`,
-/// before any thread is started and any tensor is made.
+/// the same time would wait for each other. The layers of this crate do not use that pool; user-written ones may.
+///
+/// The first CPU device that is opened calls this. Call it yourself, first in `main`, if your program starts threads before it opens devices.
 ///
 /// Returns whether the variable is set now. Returns false and changes nothing if setting it is not safe: if other threads run already, or
 /// if the system does not tell whether they do. Set the variable outside the program then.

@@ -15,7 +15,9 @@ use interlock::{Backend, Error, PlainCpu, Result, StageDevice, tools::device::De
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use self::name::{CpuName, Layers};
-use crate::{Instructions, division::core_count, layers::form::with_candle_on_cpu};
+use crate::{
+    Instructions, candle_threads::candle_single_threaded, division::core_count, layers::form::with_candle_on_cpu,
+};
 
 /// The backend of the scheme `cpu`.
 ///
@@ -60,6 +62,8 @@ impl CpuDevice {
         let CpuName { threads, cores, layers } = name.parse()?;
         let cores = cores.map(|cores| find_cores(name, cores)).transpose()?;
         let threads = threads.or(cores.as_ref().map(Vec::len)).unwrap_or_else(core_count);
+        // Before this device starts threads. If other threads run already, candle's own operations stay as they are.
+        candle_single_threaded();
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
             .stack_size(STACK_BYTES)

@@ -3,6 +3,7 @@
 //! [`Backends`] opens devices by name over the backends that this build has. [`layers`] holds the layers that models are made of, with
 //! hand-written gradients.
 
+mod allocator;
 mod candle_threads;
 #[cfg(feature = "cpu")]
 mod cpu;
@@ -14,6 +15,7 @@ mod kernels;
 pub mod layers;
 mod registry;
 
+pub use allocator::Allocator;
 pub use candle_threads::candle_single_threaded;
 #[cfg(feature = "cpu")]
 pub use cpu::{CpuBackend, CpuDevice, cpu};

@@ -6,7 +6,7 @@
 
 use candle_nn::{Linear, Module, VarBuilder, linear};
 use interlock::{FromModule, prelude::*};
-use interlock_backends::{candle_single_threaded, cpu};
+use interlock_backends::cpu;
 use interlock_models::data::config::{DataConfig, FashionMnistMini};
 
 /// `x + W₂·relu(W₁·x)`, on `(B, 64)`.
@@ -47,7 +47,6 @@ impl ModelSpec for ResidualNet {
 }
 
 fn main() -> anyhow::Result<()> {
-    candle_single_threaded(); // so that stages do not wait for each other in candle's own operations
     let data = DataConfig::FashionMnistMini(FashionMnistMini { limit: Some(2000), ..Default::default() }).open()?;
     let builder = Trainer::builder(ResidualNet).strategy(Interlock::width(2)).stages(3).devices([cpu(0), cpu(1)]);
     let mut trainer = builder.optimizer(OptimizerConfig { lr: 0.005, ..Default::default() }).epochs(4).build()?;

@@ -9,7 +9,7 @@
 use candle_core::Tensor;
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder, conv2d, linear};
 use interlock::{Autograd, FromModule, ModelSpec, OptimizerConfig, Pairwise, Result, Split, Trainer, Unit};
-use interlock_backends::{candle_single_threaded, cpu};
+use interlock_backends::cpu;
 use interlock_models::data::config::{DataConfig, FashionMnistMini};
 
 /// Two convolutions of stride 2, as in many candle programs: images `(B, 1, 28, 28)` to `(B, 392)`.
@@ -39,7 +39,6 @@ impl ModelSpec for Net {
 }
 
 fn main() -> anyhow::Result<()> {
-    candle_single_threaded(); // so that stages do not wait for each other in candle's own operations
     let data = DataConfig::FashionMnistMini(FashionMnistMini { limit: Some(1000), ..Default::default() }).open()?;
     let mut trainer = Trainer::builder(Net)
         .strategy(Pairwise) // of two stages: end-to-end, which needs no auxiliary head

@@ -3,7 +3,6 @@
 //! A program names its sections `[model]` and `[data]` in a [`Program`] and calls [`run`]; it then has every subcommand of `interlock`. The lesson
 //! `own_command` shows one.
 
-mod allocator;
 mod arguments;
 mod bench;
 mod compare;
@@ -40,7 +39,7 @@ use std::process::ExitCode;
 use arguments::Command;
 
 #[global_allocator]
-static ALLOCATOR: allocator::Allocator = allocator::Allocator::new();
+static ALLOCATOR: interlock_backends::Allocator = interlock_backends::Allocator::new();
 
 /// Runs the command with this process's arguments, and returns its exit code. Call it first in `main`: candle's own threads can be turned off only
 /// before other threads run.
