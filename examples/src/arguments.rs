@@ -18,6 +18,9 @@ use crate::{
     program::{ModelSection, Program, program},
 };
 
+/// The address at which runs serve metrics and `top` reads them, if none is given.
+const METRICS_ADDRESS: &str = "127.0.0.1:9464";
+
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 a run or a case failed; 2 refused before anything was written;
 130 stopped by Ctrl-C or SIGTERM: once, after the step, with the run saved; twice, at once";
@@ -34,13 +37,17 @@ pub(crate) struct Arguments {
 
 /// Returns the command that this process's arguments give. Prints help, or an error, and ends the process if they give none.
 pub(crate) fn parse<P: Program>() -> Command {
+    let arguments = Arguments::from_arg_matches(&command::<P>().get_matches());
+    arguments.unwrap_or_else(|error| error.exit()).command.unwrap_or_default()
+}
+
+/// Returns the description of the command line.
+pub(crate) fn command<P: Program>() -> clap::Command {
     let parts = match P::Model::head_parts() {
         [] => String::new(),
         parts => format!("Parts of heads.arch and heads.archs, joined by _:\n  {}", parts.join("\n  ")),
     };
-    let command = Arguments::command().name(program()).mut_subcommand("config", |config| config.after_help(parts));
-    let arguments = Arguments::from_arg_matches(&command.get_matches());
-    arguments.unwrap_or_else(|error| error.exit()).command.unwrap_or_default()
+    Arguments::command().name(program()).mut_subcommand("config", |config| config.after_help(parts))
 }
 
 #[derive(Debug, Subcommand)]
@@ -68,8 +75,14 @@ pub(crate) enum Command {
     Bench(Bench),
     /// List the devices of this machine
     Devices,
-    /// Print the configuration of a run, or the schema of configurations
+    /// Print the configuration of a run, explain a key, or print the schema of configurations
     Config(Config),
+    /// Make a folder with a configuration to begin with, or a crate with your own model
+    Init(Init),
+    /// Print the script that completes this command in a shell
+    Completions(Completions),
+    /// Print the manual page of this command
+    Man(Man),
 }
 
 impl Default for Command {
@@ -82,10 +95,10 @@ impl Default for Command {
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Source {
     /// Configuration file (TOML) [default: the built-in configuration]
-    #[arg(long, value_name = "FILE.toml")]
+    #[arg(short, long, value_name = "FILE.toml")]
     pub(crate) config: Option<PathBuf>,
     /// Set one key of the configuration, such as optimizer.lr=0.1; may be repeated
-    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    #[arg(short, long = "set", value_name = "KEY.PATH=VALUE")]
     pub(crate) sets: Vec<String>,
 }
 
@@ -94,7 +107,7 @@ pub(crate) struct Train {
     #[command(flatten)]
     pub(crate) source: Source,
     /// Folder to write the run to; must not exist [default: runs/<name>-<time>]
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Measure the model's units on the devices, and cut the model where a simulated step is shortest
     #[arg(long)]
@@ -108,8 +121,8 @@ pub(crate) struct Train {
     /// Number of steps that the trace shows [default: 4]
     #[arg(long, value_name = "N", requires = "trace", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) trace_steps: Option<u64>,
-    /// Serve metrics for Prometheus at this address during the run, such as 127.0.0.1:9464
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    /// Serve metrics for Prometheus during the run, at this address or else at 127.0.0.1:9464
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = METRICS_ADDRESS)]
     pub(crate) metrics: Option<SocketAddr>,
     /// Serve metrics for this many seconds after the end of the run
     #[arg(long, value_name = "SECONDS", default_value_t = 0, requires = "metrics")]
@@ -121,7 +134,7 @@ pub(crate) struct Train {
     #[arg(long)]
     pub(crate) plain: bool,
     /// Print only errors
-    #[arg(long)]
+    #[arg(short, long)]
     pub(crate) quiet: bool,
     /// Format of log lines, on stderr and in the run's run.log; RUST_LOG selects them [default: text]
     #[arg(long, value_enum, value_name = "FORMAT")]
@@ -270,7 +283,7 @@ pub(crate) struct Compare {
     #[arg(long, default_value_t = 1)]
     pub(crate) seeds: u64,
     /// Folder to write the tables to; must not exist [default: runs/<name>-compare-<time>]
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Print the table as JSON, and nothing else; progress goes to stderr
     #[arg(long)]
@@ -304,7 +317,37 @@ pub(crate) struct Replay {
 pub(crate) struct Config {
     #[command(flatten)]
     pub(crate) source: Source,
+    /// Explain this key instead, such as optimizer.lr: what it is, its values, its default
+    #[arg(value_name = "KEY.PATH", conflicts_with_all = ["config", "sets", "schema"])]
+    pub(crate) key: Option<String>,
     /// Print the JSON schema of configuration files instead
     #[arg(long)]
     pub(crate) schema: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Init {
+    /// The folder; files that exist are not replaced
+    #[arg(value_name = "DIR")]
+    pub(crate) folder: PathBuf,
+    /// Make a crate with an own model, which has this whole command
+    #[arg(long = "crate")]
+    pub(crate) own_crate: bool,
+    /// The checkout on which the crate depends [default: the one that this program was built from]
+    #[arg(long, value_name = "DIR", requires = "own_crate")]
+    pub(crate) sources: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Man {
+    /// Write the pages of this command and all its subcommands to this folder instead
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
 }

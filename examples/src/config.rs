@@ -52,8 +52,8 @@ pub(crate) struct RunConfig<M, D> {
     /// Micro-batches in flight at each boundary; by default the least that costs the schedule no time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) in_flight: Option<usize>,
-    /// The devices. `"auto"` takes the GPUs of the machine; if there are none, it divides its cores among the stages. With a list, stage `k` is
-    /// pinned to device `k mod` its length.
+    /// The devices. `"auto"` takes the GPUs of the machine; if there are none, it divides its cores among the stages. With a name, or a list of names,
+    /// stage `k` is pinned to device `k mod` their number.
     #[serde(default)]
     pub(crate) devices: Devices,
     /// The dtype of activations and gradients between stages, and of saved activations. Layers compute in `f32` in either case.

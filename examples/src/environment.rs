@@ -2,6 +2,7 @@
 
 use std::{path::Path, time::SystemTime};
 
+use interlock::{Error, Result};
 use interlock_backends::{Backends, Instructions, core_count};
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,30 @@ pub(crate) struct Device {
     pub(crate) description: String,
 }
 
+/// The environment variables that the program reads.
+const VARIABLES: [&str; 1] = ["INTERLOCK_CPU_INSTRUCTIONS"];
+
+/// Those that tests of the crates read.
+const OF_TESTS: &str = "INTERLOCK_TEST_";
+
+/// Refuses variables that begin with `INTERLOCK_` and that nothing reads: they are misspelt.
+///
+/// # Errors
+/// If there is one.
+pub(crate) fn check_variables() -> Result<()> {
+    let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+    let known = |name: &str| VARIABLES.contains(&name) || name.starts_with(OF_TESTS);
+    let mut unknown = names.filter(|name| name.starts_with("INTERLOCK_") && !known(name));
+    match unknown.next() {
+        Some(name) => Err(Error::invalid(
+            format!("environment variable {name}"),
+            "there is no such variable",
+            format!("unset it; the variables are {}", VARIABLES.join(", ")),
+        )),
+        None => Ok(()),
+    }
+}
+
 impl Environment {
     /// Returns the environment of this process.
     pub(crate) fn of_this_process() -> Self {
@@ -53,7 +78,7 @@ impl Environment {
         let arguments = std::env::args().skip(1).map(|argument| without_folder(&argument, &here));
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            revision: env!("INTERLOCK_REVISION").to_owned(),
+            revision: env!("SOURCE_REVISION").to_owned(),
             started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             command: std::iter::once(program().to_owned()).chain(arguments).collect(),
             os: std::env::consts::OS.to_owned(),

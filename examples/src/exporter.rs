@@ -36,7 +36,7 @@ impl Exporter {
                 other => refuse(other.to_string()),
             })?;
         metrics::describe();
-        table::BUILD_INFO.gauge(&[env!("CARGO_PKG_VERSION"), env!("INTERLOCK_REVISION")]).set(1.0);
+        table::BUILD_INFO.gauge(&[env!("CARGO_PKG_VERSION"), env!("SOURCE_REVISION")]).set(1.0);
         let process = metrics_process::Collector::default();
         process.describe();
         process.collect();

@@ -13,6 +13,7 @@ mod events;
 mod exit;
 mod exporter;
 mod generate;
+mod init;
 mod interrupt;
 mod log;
 mod memory;
@@ -24,6 +25,8 @@ mod progress;
 mod replay;
 mod report;
 mod run_folder;
+mod schema;
+mod shell;
 mod show;
 mod table;
 mod tensorboard;
@@ -45,7 +48,11 @@ static ALLOCATOR: interlock_backends::Allocator = interlock_backends::Allocator:
 /// before other threads run.
 pub fn run<P: Program>() -> ExitCode {
     interlock_backends::candle_single_threaded();
-    exit::report(match arguments::parse::<P>() {
+    let command = arguments::parse::<P>();
+    if let Err(error) = environment::check_variables() {
+        return exit::report(Err(error.into()));
+    }
+    exit::report(match command {
         Command::Train(arguments) => train::run::<P>(&arguments),
         Command::Plan(arguments) => plan::run::<P>(&arguments),
         Command::Top(arguments) => top::run(&arguments),
@@ -58,5 +65,8 @@ pub fn run<P: Program>() -> ExitCode {
         Command::Bench(arguments) => bench::run::<P>(&arguments),
         Command::Devices => show::devices(),
         Command::Config(arguments) => show::config::<P>(&arguments),
+        Command::Init(arguments) => init::run::<P>(&arguments),
+        Command::Completions(arguments) => shell::completions(&arguments, arguments::command::<P>()),
+        Command::Man(arguments) => shell::man(&arguments, arguments::command::<P>()),
     })
 }

@@ -2,14 +2,7 @@
 
 use interlock_backends::Backends;
 
-use crate::{
-    arguments::Config,
-    config::{self, ConfigOf},
-    exit::Exit,
-    program::Program,
-    progress::say,
-    table::table,
-};
+use crate::{arguments::Config, config, exit::Exit, program::Program, progress::say, schema, table::table};
 
 pub(crate) fn devices() -> Result<(), Exit> {
     let backends = Backends::default();
@@ -25,9 +18,12 @@ pub(crate) fn devices() -> Result<(), Exit> {
 }
 
 pub(crate) fn config<P: Program>(arguments: &Config) -> Result<(), Exit> {
+    if let Some(key) = &arguments.key {
+        say(&schema::explain::<P>(key)?);
+        return Ok(());
+    }
     if arguments.schema {
-        let schema = schemars::schema_for!(ConfigOf<P>);
-        say(&serde_json::to_string_pretty(&schema).map_err(Exit::failed)?);
+        say(&serde_json::to_string_pretty(&schema::schema::<P>()).map_err(Exit::failed)?);
         return Ok(());
     }
     let config = config::load::<P>(arguments.source.config.as_deref(), &arguments.source.sets)?;

@@ -556,10 +556,12 @@ fn run_with_a_non_finite_value_fails_and_saves_no_weights() {
 #[test]
 fn included_configurations_are_valid() {
     let folder = TempDir::new().unwrap();
-    let mut names: Vec<PathBuf> = fs::read_dir(configs()).unwrap().map(|e| e.unwrap().path()).collect();
+    let names = fs::read_dir(configs()).unwrap().map(|e| e.unwrap().path());
+    let mut names: Vec<PathBuf> = names.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect();
     names.sort();
     assert_eq!(names.len(), 6);
     for name in names {
+        assert!(fs::read_to_string(&name).unwrap().starts_with("#:schema ./interlock.schema.json\n"), "{name:?}");
         let printed = done(&interlock(folder.path(), &["config", "--config", name.to_str().unwrap()]));
         fs::write(folder.path().join("again.toml"), &printed).unwrap();
         assert_eq!(printed, done(&interlock(folder.path(), &["config", "--config", "again.toml"])));
@@ -568,7 +570,14 @@ fn included_configurations_are_valid() {
     fs::write(folder.path().join("built-in.toml"), built_in).unwrap();
     let printed = done(&interlock(folder.path(), &["config"]));
     assert_eq!(printed, done(&interlock(folder.path(), &["config", "--config", "built-in.toml"])));
-    let schema: Value = serde_json::from_str(&done(&interlock(folder.path(), &["config", "--schema"]))).unwrap();
+    let schema = done(&interlock(folder.path(), &["config", "--schema"]));
+    let file = fs::read_to_string(configs().join("interlock.schema.json")).unwrap();
+    assert!(
+        schema == file,
+        "the schema has changed: interlock config --schema > examples/configs/interlock.schema.json"
+    );
+    let schema: Value = serde_json::from_str(&schema).unwrap();
+    assert_eq!(schema["$schema"], "http://json-schema.org/draft-07/schema#");
     assert!(schema["properties"]["strategy"].is_object());
     let heads = schema["properties"]["heads"]["description"].as_str().unwrap();
     assert!(heads.contains("basicNsS") && heads.contains("block"), "{heads}");

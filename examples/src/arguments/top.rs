@@ -7,7 +7,7 @@ use clap::Args;
 #[derive(Args, Debug)]
 pub(crate) struct Top {
     /// The addresses at which runs serve their metrics (see `train --metrics`)
-    #[arg(required = true, value_name = "HOST:PORT", value_parser = address)]
+    #[arg(default_value = super::METRICS_ADDRESS, value_name = "HOST:PORT", value_parser = address)]
     pub(crate) addresses: Vec<String>,
     /// Seconds between two reads of the metrics
     #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = interval)]

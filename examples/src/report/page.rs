@@ -28,7 +28,7 @@ pub(super) fn page(runs: &[Run], plots: &[Plot]) -> String {
         style(false),
         style(true),
         env!("CARGO_PKG_VERSION"),
-        env!("INTERLOCK_REVISION"),
+        env!("SOURCE_REVISION"),
         title = escape(&title),
     )
 }
