@@ -212,7 +212,7 @@ fn units_of_a_configuration_are_measured_and_written_to_a_file() {
         // A block keeps more than its input.
         assert!(units[1]["saved_bytes"].as_u64().unwrap() > bytes[0], "{device}");
         assert!(units.iter().all(|unit| unit["forward"].as_f64().unwrap() > 0.0));
-        assert!(units[2]["head"].is_object() && units[3]["head"].is_null());
+        assert!(units[2]["heads"]["gbpl_fc"].is_object() && units[3]["heads"] == serde_json::json!({}));
     }
     let shown = done(&interlock(folder.path(), &bench));
     assert!(shown.contains("1 layer1.0") && shown.contains("micro-batches of 256 examples"), "{shown}");
@@ -224,6 +224,41 @@ fn units_of_a_configuration_are_measured_and_written_to_a_file() {
     refused(&["--set=batch_size=8", "--micro-batches", "9"], &["--micro-batches 9", "use 1 to 8"]);
     refused(&["--devices", "tpu"], &["tpu", "cpu"]);
     refused(&["--out", "none/costs.json"], &["--out", "no folder none"]);
+}
+
+#[test]
+fn plans_know_heads_of_different_descriptions() {
+    let folder = TempDir::new().unwrap();
+    let small = SMALL.iter().copied().filter(|set| !set.contains("heads") && !set.contains("stages"));
+    let heads = r#"--set=heads.archs=["gbpl_fc", "", "conv4_bn_gbpl_fc"]"#;
+    let sets: Vec<&str> = small.chain(["--set=partition.stages=4", "--set=strategy.width=2", heads]).collect();
+    done(&interlock(folder.path(), &[&["bench", "units"], &sets[..], &["--out", "costs.json"]].concat()));
+    let costs = json(&folder.path().join("costs.json"));
+    for (i, unit) in costs["devices"][0]["units"].as_array().unwrap().iter().enumerate() {
+        let archs: Vec<&String> = unit["heads"].as_object().unwrap().keys().collect();
+        assert_eq!(archs, if i < 3 { vec!["conv4_bn_gbpl_fc", "gbpl_fc"] } else { vec![] });
+    }
+    let shown = done(&interlock(folder.path(), &[&["bench", "units"], &sets[..]].concat()));
+    assert!(shown.contains("head gbpl_fc") && shown.contains("transient, head conv4_bn_gbpl_fc"), "{shown}");
+
+    // The last head of a stage with a head takes 100 seconds, by the file.
+    let step = |unit: usize, arch: &str| {
+        let mut costs = costs.clone();
+        costs["devices"][0]["units"][unit]["heads"][arch]["needed"] = Value::from(100.0);
+        fs::write(folder.path().join("changed.json"), costs.to_string()).unwrap();
+        let plan = [&["plan"], &sets[..], &["--costs", "changed.json", "--json"]].concat();
+        let answer: Value = serde_json::from_str(&done(&interlock(folder.path(), &plan))).unwrap();
+        let row = &answer["rows"][0];
+        assert_eq!(row["units_per_stage"], serde_json::json!([1, 1, 1, 1]));
+        row["step_seconds"].as_f64().unwrap()
+    };
+    assert!(step(0, "gbpl_fc") > 100.0 && step(2, "conv4_bn_gbpl_fc") > 100.0);
+    assert!(step(0, "conv4_bn_gbpl_fc") < 100.0 && step(1, "gbpl_fc") < 100.0 && step(2, "gbpl_fc") < 100.0);
+    let other = [&["plan"], &sets[..], &["--stages", "2"]].concat();
+    refused(folder.path(), &other, &["heads.archs", "3 descriptions for 2 stages"]);
+    let measured = [&["plan"], &sets[..], &["--json"]].concat();
+    let answer: Value = serde_json::from_str(&done(&interlock(folder.path(), &measured))).unwrap();
+    assert!(answer["rows"][0]["step_seconds"].as_f64().unwrap() > 0.0);
 }
 
 #[test]
@@ -277,6 +312,21 @@ fn plan_predicts_training_and_training_can_use_it() {
         costs[key] = kept;
     }
     refused(&["--costs", "costs.json", "--set", "model.blocks=[1, 2]"], &["4 units", "the model has 5"]);
+    refused(
+        &["--costs", "costs.json", "--set", "heads.arch=conv4_gbpl_fc"],
+        &["the head \"conv4_gbpl_fc\" after unit 0 is missing", "bench units"],
+    );
+    // A file of another version.
+    let heads = costs["devices"][0]["units"][1].as_object_mut().unwrap().remove("heads").unwrap();
+    costs["devices"][0]["units"][1]["head"] = heads["gbpl_fc"].clone();
+    fs::write(folder.path().join("old.json"), costs.to_string()).unwrap();
+    refused(
+        &["--costs", "old.json"],
+        &["old.json", "unknown field `head`", "measure them again with `interlock bench units"],
+    );
+    let unit = costs["devices"][0]["units"][1].as_object_mut().unwrap();
+    unit.remove("head");
+    unit.insert("heads".to_owned(), heads);
     costs["devices"][0]["units"][1]["forward"] = Value::from(-1.0);
     fs::write(folder.path().join("bad.json"), costs.to_string()).unwrap();
     refused(&["--costs", "bad.json"], &["unit 1 has a cost of -1 seconds"]);

@@ -186,11 +186,20 @@ fn the_planner_and_the_partition_know_where_heads_are() {
     let run = builder(Interlock::width(2), every(2));
     let profile = run.profile(&DATA.batch(&[0, 1, 2], None).unwrap(), None).unwrap();
     let setup = run.setup(4, &profile, Placement::dedicated(4)).unwrap();
-    assert_eq!(setup.heads, [false, true, false, false]);
+    assert_eq!(setup.heads, [None, Some("fc".to_owned()), None, None]);
     assert_eq!((0..4).map(|k| setup.plan.farthest(k)).collect::<Vec<_>>(), [1, 1, 3, 3]);
     assert!(run.setup(3, &profile, Placement::dedicated(3)).is_ok());
     let error = builder(Local, every(2)).setup(4, &profile, Placement::dedicated(4)).err().unwrap().to_string();
     assert!(error.starts_with("heads: no head in the windows of stages 0, 2"), "{error}");
+    let different = builder(Local, archs(&["fc", "small", "fc"]));
+    let error = different.setup(4, &profile, Placement::dedicated(4)).err().unwrap().to_string();
+    assert!(error.starts_with(r#"costs of units: the head "small" after unit 0 is missing"#), "{error}");
+    let profile = different.profile(&DATA.batch(&[0, 1, 2], None).unwrap(), None).unwrap();
+    let setup = different.setup(4, &profile, Placement::dedicated(4)).unwrap();
+    assert_eq!(
+        setup.heads,
+        ["fc", "small", "fc", ""].map(|arch| Some(arch.to_owned()).filter(|arch| !arch.is_empty()))
+    );
 
     // Layers of 16, 64, 64, 64, 64 and 24 operations: the stage of the heavy head has a single one.
     let units = |heads| -> Vec<usize> {

@@ -416,7 +416,7 @@ fn plans_count_two_versions_of_the_shared_matrix_and_nothing_else_of_it() {
         let optimizer = OptimizerConfig { kind: OptimizerKind::Adamw, ..OptimizerConfig::default() };
         let builder = Trainer::builder(Transformer { width: 12, ..gpt() }).stages(3).heads(heads).optimizer(optimizer);
         let profile = builder.profile(&batch, None).unwrap();
-        let head = profile.devices[0].units[1].head.clone().unwrap();
+        let head = profile.devices[0].units[1].heads["ln_fc"].clone();
         [head.parameter_bytes, head.gradient_bytes, head.optimizer_bytes, head.readout_bytes]
     };
     let (norm, matrix) = (2 * 12 * 4, 11 * 12 * 4);

@@ -1,11 +1,11 @@
 //! `interlock bench units`: measures the time and memory of each unit of a model.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use comfy_table::{CellAlignment, Table};
 use interlock::{
     Batch, TrainerBuilder,
-    tools::planner::{DeviceCosts, Profile},
+    tools::planner::{DeviceCosts, HeadCosts, Profile},
 };
 
 use super::{Workload, check_micro_batches};
@@ -84,42 +84,44 @@ fn show(profile: &Profile) -> String {
 }
 
 fn units(costs: &DeviceCosts) -> Table {
-    let mut rows = table(&[
-        "unit",
-        "forward",
-        "input",
-        "then parameters",
-        "both",
-        "parameters only",
-        "send",
-        "update",
-        "head",
-        "output",
-        "parameters",
-        "saved",
-        "pending",
-        "transient",
-        "head's",
-    ]);
+    // Each description of a head has a column of times and one of memory.
+    let archs: BTreeSet<&String> = costs.units.iter().flat_map(|unit| unit.heads.keys()).collect();
+    let names = |arch: &&String| (format!("head {arch}"), format!("transient, head {arch}"));
+    let (times, transients): (Vec<String>, Vec<String>) = archs.iter().map(names).unzip();
+    let passes = ["unit", "forward", "input", "then parameters", "both", "parameters only", "send", "update"];
+    let headings = passes
+        .into_iter()
+        .chain(times.iter().map(String::as_str))
+        .chain(["output", "parameters", "saved", "pending", "transient"])
+        .chain(transients.iter().map(String::as_str));
+    let mut rows = table(&headings.collect::<Vec<_>>());
     for (i, unit) in costs.units.iter().enumerate() {
-        let head = unit.head.as_ref();
-        rows.add_row([
-            format!("{i} {}", unit.name),
-            number(unit.forward),
-            number(unit.input_gradient),
-            number(unit.parameter_gradient),
-            number(unit.both),
-            number(unit.parameters_only),
-            number(unit.send),
-            number(unit.update),
-            head.map_or_else(none, |head| format!("{} / {}", number(head.needed), number(head.probe))),
-            mebibytes(Some(unit.output_bytes)),
-            mebibytes(Some(unit.parameter_bytes)),
-            mebibytes(unit.saved_bytes),
-            mebibytes(unit.pending_bytes),
-            mebibytes(unit.transient_bytes),
-            mebibytes(head.and_then(|head| head.transient_bytes)),
-        ]);
+        let heads: Vec<Option<&HeadCosts>> = archs.iter().map(|&arch| unit.heads.get(arch)).collect();
+        let times = [
+            unit.forward,
+            unit.input_gradient,
+            unit.parameter_gradient,
+            unit.both,
+            unit.parameters_only,
+            unit.send,
+            unit.update,
+        ];
+        let of_head = |head: &HeadCosts| format!("{} / {}", number(head.needed), number(head.probe));
+        let bytes = [
+            Some(unit.output_bytes),
+            Some(unit.parameter_bytes),
+            unit.saved_bytes,
+            unit.pending_bytes,
+            unit.transient_bytes,
+        ];
+        rows.add_row(
+            [format!("{i} {}", unit.name)]
+                .into_iter()
+                .chain(times.map(number))
+                .chain(heads.iter().map(|head| head.map_or_else(none, of_head)))
+                .chain(bytes.map(mebibytes))
+                .chain(heads.iter().map(|head| mebibytes(head.and_then(|head| head.transient_bytes)))),
+        );
     }
     rows.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
     rows

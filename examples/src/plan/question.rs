@@ -81,7 +81,10 @@ impl<'a, P: Program> Question<'a, P> {
         let mut profiles = HashMap::new();
         for path in &arguments.costs {
             let text = fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-            let profile: Profile = serde_json::from_str(&text).map_err(|e| Error::file(path, e))?;
+            let profile: Profile = serde_json::from_str(&text).map_err(|e| {
+                let problem = format!("no costs of units as this version measures them ({e})");
+                Error::file(path, format!("{problem}; measure them again with `interlock bench units --out`"))
+            })?;
             profiles.insert((Vec::new(), profile.examples), Arc::new(profile));
         }
         Ok(Self {

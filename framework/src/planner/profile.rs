@@ -21,7 +21,11 @@ mod tests;
 
 pub use reader::MemoryMeter;
 
-use std::{sync::Arc, thread};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    thread,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +36,7 @@ use self::{
     time::Times,
 };
 use crate::{
-    ActivationDtype, Batch, Error, ModelSpec, Result, StageDevice,
+    ActivationDtype, Batch, Error, ModelSpec, Result, StageDevice, Unit,
     device::run_on,
     stage::{Payload, StageSettings},
 };
@@ -111,8 +115,8 @@ pub struct UnitCosts {
     /// The most bytes in use during any of its passes beyond what it and the previous units have saved: inputs, outputs, output gradients and
     /// intermediate values, without its parameters' gradients.
     pub transient_bytes: Option<u64>,
-    /// The auxiliary head after it; none after the model's last unit, and where the model has none.
-    pub head: Option<HeadCosts>,
+    /// The auxiliary heads after it by their descriptions, all that the settings name; none after the model's last unit, and where the model has none.
+    pub heads: BTreeMap<String, HeadCosts>,
 }
 
 /// What an auxiliary head costs on one device.
@@ -151,7 +155,7 @@ impl Profile {
     /// them, those of `meter`.
     ///
     /// # Errors
-    /// If there is no device, if no unit can have the head that the settings name, or if a unit fails; the message names the unit.
+    /// If there is no device, if no unit can have a head that the settings name, or if a unit fails; the message names the unit.
     pub fn measure(
         model: &dyn ModelSpec,
         settings: &StageSettings,
@@ -208,15 +212,17 @@ impl Profile {
         Ok(Self { examples, dtype: settings.dtype, devices, order })
     }
 
-    /// Checks that these are the costs of a model whose units have these names.
+    /// Checks that these are the costs of `model` and of its heads with these descriptions.
     ///
     /// # Errors
-    pub fn validate(&self, units: &[&str]) -> Result<()> {
+    /// If there is no device or no example, if the units are not the model's, if a head is missing that the model has, or if a time is not finite or
+    /// below 0.
+    pub fn validate(&self, model: &dyn ModelSpec, archs: &BTreeSet<&str>) -> Result<()> {
         let refuse = |problem: String| {
             Err(Error::invalid(
                 "costs of units",
                 problem,
-                "measure the model that is planned for (`interlock bench units`)",
+                "measure the model that is planned for, with its heads (`interlock bench units`)",
             ))
         };
         if self.devices.is_empty() || self.order.is_empty() || self.examples == 0 {
@@ -225,17 +231,22 @@ impl Profile {
         if let Some(wrong) = self.order.iter().find(|&&place| place >= self.devices.len()) {
             return refuse(format!("order names device {wrong}, there are {}", self.devices.len()));
         }
+        let units = model.units()?;
         for device in &self.devices {
             if device.units.len() != units.len() {
                 let problem =
                     format!("{} units on {}, the model has {}", device.units.len(), device.device, units.len());
                 return refuse(problem);
             }
-            for (i, (unit, &name)) in device.units.iter().zip(units).enumerate() {
-                if unit.name != name {
+            for (i, (unit, Unit { name, .. })) in device.units.iter().zip(&units).enumerate() {
+                if unit.name != *name {
                     return refuse(format!("unit {i} is {:?}, the model's is {name:?}", unit.name));
                 }
-                let head = unit.head.as_ref().map_or([0.0; 3], |head| [head.needed, head.probe, head.update]);
+                let mut missing = archs.iter().filter(|&&arch| i + 1 < units.len() && !unit.heads.contains_key(arch));
+                if let Some(arch) = missing.find(|&&arch| model.head(i, arch).is_ok()) {
+                    return refuse(format!("the head {arch:?} after unit {i} is missing"));
+                }
+                let heads = unit.heads.values().flat_map(|head| [head.needed, head.probe, head.update]);
                 let times = [
                     unit.forward,
                     unit.input_gradient,
@@ -248,8 +259,8 @@ impl Profile {
                     device.action,
                     device.loss,
                 ];
-                let mut all = times.iter().chain(&head);
-                if let Some(wrong) = all.find(|seconds| !(seconds.is_finite() && **seconds >= 0.0)) {
+                let mut all = times.into_iter().chain(heads);
+                if let Some(wrong) = all.find(|seconds| !(seconds.is_finite() && *seconds >= 0.0)) {
                     return refuse(format!("unit {i} has a cost of {wrong} seconds"));
                 }
             }
@@ -272,18 +283,20 @@ impl DeviceCosts {
             // An optimizer need not report its state.
             let [parameter_bytes, gradient_bytes, reported] = unit.bytes();
             let optimizer_bytes = reported.max(own.map_or(0, |own| own.optimizer));
-            let head = chain.parts.heads[i].as_ref().map(|head| {
+            let heads = chain.parts.heads[i].iter().enumerate().map(|(n, (arch, head))| {
                 let [parameter_bytes, gradient_bytes, reported] = head.bytes();
-                HeadCosts {
-                    needed: times.of(i, Piece::HeadNeeded),
-                    probe: times.of(i, Piece::HeadProbe),
-                    update: times.of(i, Piece::HeadUpdate),
+                let own = own.map(|own| &own.heads[n]);
+                let costs = HeadCosts {
+                    needed: times.of(i, Piece::HeadNeeded(n)),
+                    probe: times.of(i, Piece::HeadProbe(n)),
+                    update: times.of(i, Piece::HeadUpdate(n)),
                     parameter_bytes: parameter_bytes + head.readout,
                     readout_bytes: head.readout,
                     gradient_bytes,
-                    optimizer_bytes: reported.max(own.map_or(0, |own| own.head_optimizer)),
-                    transient_bytes: own.and_then(|own| own.head_transient),
-                }
+                    optimizer_bytes: reported.max(own.map_or(0, |own| own.optimizer)),
+                    transient_bytes: own.and_then(|own| own.transient),
+                };
+                (arch.clone(), costs)
             });
             UnitCosts {
                 name: unit.name.clone(),
@@ -302,7 +315,7 @@ impl DeviceCosts {
                 saved_bytes: own.map(|own| own.saved),
                 pending_bytes: own.map(|own| own.pending),
                 transient_bytes: own.and_then(|own| own.transient),
-                head,
+                heads: heads.collect(),
             }
         });
         Self {

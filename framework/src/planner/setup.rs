@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use super::{
     PlannedCut,
-    profile::{DeviceCosts, Profile, UnitCosts},
+    profile::{DeviceCosts, HeadCosts, Profile, UnitCosts},
 };
 use crate::{
     Error, GradientPlan, Result, StageDevice, Wants,
@@ -77,8 +77,8 @@ pub struct PlannerSetup<'a> {
     pub profile: &'a Profile,
     /// The losses that train each stage.
     pub plan: Arc<GradientPlan>,
-    /// Which stages have an auxiliary head.
-    pub heads: Vec<bool>,
+    /// The description of each stage's auxiliary head; none for a stage without one.
+    pub heads: Vec<Option<String>>,
     /// Micro-batches a step.
     pub micro_batches: usize,
     /// Credits of each boundary: the most micro-batches in flight.
@@ -110,8 +110,16 @@ impl PlannerSetup<'_> {
         &self.profile.devices[self.profile.order[k % self.profile.order.len()]]
     }
 
-    pub(super) fn has_head(&self, k: usize) -> bool {
-        k + 1 < self.stages() && self.heads[k]
+    fn has_head(&self, k: usize) -> bool {
+        self.heads[k].is_some()
+    }
+
+    /// Returns the costs of the head of stage `k` after `last_unit`, `Some(None)` if the stage has no head; none if the model has no such head there.
+    fn head<'u>(&self, k: usize, last_unit: &'u UnitCosts) -> Option<Option<&'u HeadCosts>> {
+        match &self.heads[k] {
+            Some(arch) => last_unit.heads.get(arch).map(Some),
+            None => Some(None),
+        }
     }
 
     /// Checks that the model has a unit for each stage.
@@ -148,10 +156,7 @@ impl PlannerSetup<'_> {
             true => forward / self.plan.passes(k).max(1) as f64,
             false => 0.0,
         };
-        let head = match (last, self.has_head(k)) {
-            (true, _) | (_, false) => None,
-            (false, true) => Some(last_unit.head.as_ref()?),
-        };
+        let head = self.head(k, last_unit)?;
         let gradients = sum_bytes(own, |unit| unit.gradient_bytes) + head.map_or(0, |head| head.gradient_bytes);
         let update = sum(|unit| unit.update) + head.map_or(0.0, |head| head.update);
         let chain = again + taken_back;
@@ -184,7 +189,7 @@ impl PlannerSetup<'_> {
 
     /// Returns the bytes of the shared readout; 0 if nothing is shared.
     fn readout_bytes(&self, k: usize) -> u64 {
-        let heads = self.device(k).units.iter().filter_map(|unit| unit.head.as_ref());
+        let heads = self.device(k).units.iter().flat_map(|unit| unit.heads.values());
         heads.map(|head| head.readout_bytes).max().unwrap_or(0)
     }
 
@@ -251,9 +256,9 @@ impl PlannerSetup<'_> {
         let own = &device.units[units.clone()];
         let last_unit = &own[own.len() - 1];
         let last = k + 1 == self.stages();
-        let head = if self.has_head(k) && !last { last_unit.head.as_ref() } else { None };
+        let head = self.head(k, last_unit)?;
         // The last stage holds the version in force and the next, too.
-        let versions = if last && self.heads.contains(&true) { 2 * self.readout_bytes(k) } else { 0 };
+        let versions = if last && self.heads.iter().any(Option::is_some) { 2 * self.readout_bytes(k) } else { 0 };
         let held = sum_bytes(own, |u| u.parameter_bytes + u.gradient_bytes + u.optimizer_bytes)
             + versions
             + head.map_or(0, |h| h.parameter_bytes + h.gradient_bytes + h.optimizer_bytes);

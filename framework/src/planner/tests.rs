@@ -24,17 +24,27 @@ fn unit(cost: f64, head: bool) -> UnitCosts {
         saved_bytes: Some(10_000),
         pending_bytes: Some(100_000),
         transient_bytes: Some(1_000_000),
-        head: head.then_some(HeadCosts {
-            needed: 0.5,
-            probe: 0.4,
-            update: 0.02,
-            readout_bytes: 0,
-            parameter_bytes: 20,
-            gradient_bytes: 200,
-            optimizer_bytes: 2000,
-            transient_bytes: Some(5_000_000),
-        }),
+        heads: head.then(|| ("fc".to_owned(), head_costs(1))).into_iter().collect(),
     }
+}
+
+/// A head that takes `times` as much as `fc`.
+fn head_costs(times: u32) -> HeadCosts {
+    HeadCosts {
+        needed: 0.5 * f64::from(times),
+        probe: 0.4 * f64::from(times),
+        update: 0.02 * f64::from(times),
+        readout_bytes: 0,
+        parameter_bytes: 20 * u64::from(times),
+        gradient_bytes: 200 * u64::from(times),
+        optimizer_bytes: 2000 * u64::from(times),
+        transient_bytes: Some(5_000_000 * u64::from(times)),
+    }
+}
+
+/// The descriptions of heads of stages; an empty one is none.
+fn archs(archs: &[&str]) -> Vec<Option<String>> {
+    archs.iter().map(|&arch| (!arch.is_empty()).then(|| arch.to_owned())).collect()
 }
 
 fn profile(costs: &[f64]) -> Profile {
@@ -53,7 +63,7 @@ fn profile(costs: &[f64]) -> Profile {
 fn setup(profile: &Profile, width: usize, stages: usize, micro_batches: usize) -> PlannerSetup<'_> {
     PlannerSetup {
         profile,
-        heads: (0..stages).map(|k| k + 1 < stages && width < stages).collect(),
+        heads: (0..stages).map(|k| (k + 1 < stages && width < stages).then(|| "fc".to_owned())).collect(),
         plan: Arc::new(GradientPlan::of_widths(&vec![width; stages]).unwrap()),
         micro_batches,
         in_flight: 2,
@@ -152,15 +162,42 @@ fn units_that_share_parameters_stay_together() {
 #[test]
 fn a_stage_needs_a_head_where_some_stage_follows_it() {
     let mut profile = profile(&[1.0; 4]);
-    profile.devices[0].units[1].head = None;
+    profile.devices[0].units[1].heads.clear();
     let setup = setup(&profile, 1, 2, 1);
     assert_ne!(setup.best_cut(&[]).unwrap().units_per_stage[0], 2);
     assert!(setup.simulate(&[2, 2]).is_err());
     assert!(setup.simulate(&[4]).is_err() && setup.simulate(&[5, 0]).is_err());
-    let stages = setup.clone();
-    let many =
-        PlannerSetup { plan: Arc::new(GradientPlan::of_widths(&[1; 5]).unwrap()), heads: vec![true; 5], ..stages };
+    let plan = Arc::new(GradientPlan::of_widths(&[1; 5]).unwrap());
+    let many = PlannerSetup { plan, heads: archs(&["fc", "fc", "fc", "fc", ""]), ..setup };
     assert!(many.best_cut(&[]).unwrap_err().to_string().contains("5 stages for a model of 4 units"));
+}
+
+#[test]
+fn each_stage_has_the_costs_of_its_own_head() {
+    let mut profile = profile(&[1.0; 6]);
+    for unit in &mut profile.devices[0].units[2..5] {
+        unit.heads.insert("large".to_owned(), head_costs(10));
+    }
+    let setup = PlannerSetup { heads: archs(&["fc", "large", ""]), ..setup(&profile, 2, 3, 1) };
+    let cut = setup.simulate(&[2, 2, 2]).unwrap();
+    let [first, second, last] = cut.scenario.costs.as_slice() else { panic!() };
+    for (costs, times) in [(first, 1.0), (second, 10.0)] {
+        close(costs.head, 0.0001 + 0.5 * times);
+        close(costs.probe, 0.0001 + 0.4 * times);
+        close(costs.update, 0.0001 + 2.0 * 0.01 + 0.02 * times);
+    }
+    close(last.head, 0.0001 + 0.03);
+    let memory = setup.memory(&cut).unwrap();
+    // Nine times as many bytes of parameters, gradients, optimizer state and temporary values.
+    assert_eq!(memory[1] - memory[0], 9 * 2220 + 9 * 5_000_000);
+    // No other stage needs a large head, and stage 1 cannot end before unit 2.
+    assert!(setup.simulate(&[1, 1, 4]).is_err());
+    let swapped = PlannerSetup { heads: archs(&["large", "fc", ""]), ..setup.clone() };
+    assert!(swapped.simulate(&[2, 2, 2]).is_err());
+    let best = |setup: &PlannerSetup<'_>| setup.best_cut(&[]).unwrap().units_per_stage;
+    assert_eq!((best(&setup)[0], best(&swapped)[0]), (2, 3));
+    // The stage with the large head has least to do beside it.
+    assert_eq!(best(&setup), [2, 1, 3]);
 }
 
 #[test]
@@ -193,7 +230,7 @@ fn stages_of_one_device_take_turns_and_others_share_cores() {
 fn the_shared_readout_is_part_of_traffic_and_memory() {
     let without = profile(&[1.0; 3]);
     let mut with = without.clone();
-    with.devices[0].units.iter_mut().filter_map(|unit| unit.head.as_mut()).for_each(|head| head.readout_bytes = 600);
+    with.devices[0].units.iter_mut().flat_map(|unit| unit.heads.values_mut()).for_each(|head| head.readout_bytes = 600);
     let own = setup(&without, 2, 3, 2);
     let shared = PlannerSetup { readout_refresh: Some(10), ..setup(&with, 2, 3, 2) };
     // One loss crosses each boundary in two micro-batches a step: a version of 600 bytes for 20 gradients.

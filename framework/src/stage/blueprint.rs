@@ -1,7 +1,7 @@
 //! Blueprints: a model, a partition and settings become stages that build themselves on their devices.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -134,20 +134,11 @@ impl HeadsConfig {
         given.map_or_else(|| model.default_head(), String::as_str)
     }
 
-    /// Returns the one description that all heads have; none if it is the model's own choice.
-    ///
-    /// # Errors
-    /// If `archs` has different ones.
-    pub(crate) fn only_arch(&self) -> Result<Option<&str>> {
-        let mut heads = self.archs.iter().flatten().chain(&self.arch).filter(|arch| !arch.is_empty());
-        let first = heads.next();
-        match heads.find(|&arch| Some(arch) != first) {
-            None => Ok(first.map(String::as_str)),
-            Some(other) => Err(Error::invalid(
-                "heads.archs",
-                format!("{:?} and {other:?}, but costs are measured with one head", first.map_or("", String::as_str)),
-                "describe all heads alike where costs are measured (`plan`, `bench units`, `--auto`)",
-            )),
+    /// Returns the descriptions that heads of `model` may have, each once and in alphabetical order.
+    pub(crate) fn distinct_archs<'a>(&'a self, model: &'a dyn ModelSpec) -> BTreeSet<&'a str> {
+        match &self.archs {
+            Some(archs) => archs.iter().map(String::as_str).filter(|arch| !arch.is_empty()).collect(),
+            None => BTreeSet::from([self.arch_of(0, model)]),
         }
     }
 }

@@ -25,9 +25,11 @@ pub(super) enum Piece {
     Loss,
     Send,
     Receive,
-    HeadNeeded,
-    HeadProbe,
-    HeadUpdate,
+    /// The head with this number after the unit, as one that a stage follows.
+    HeadNeeded(usize),
+    /// The same head as one that no stage follows.
+    HeadProbe(usize),
+    HeadUpdate(usize),
     /// No work: the moment between input passes and parameter passes.
     Between,
     /// Work that the other pieces need, and whose costs are not used.
@@ -39,8 +41,8 @@ impl Piece {
         match self {
             Self::Forward | Self::Between | Self::Aside => Phase::Forward,
             Self::Input | Self::Parameters | Self::Both | Self::ParametersOnly | Self::Relay => Phase::Backward,
-            Self::Update | Self::HeadUpdate => Phase::Update,
-            Self::Loss | Self::HeadNeeded | Self::HeadProbe => Phase::Head,
+            Self::Update | Self::HeadUpdate(_) => Phase::Update,
+            Self::Loss | Self::HeadNeeded(_) | Self::HeadProbe(_) => Phase::Head,
             Self::Send | Self::Receive => Phase::Transfer,
         }
     }
@@ -166,26 +168,25 @@ impl<'a> Chain<'a> {
 
     fn update_heads(&mut self) -> Result<()> {
         for i in 0..self.parts.heads.len() {
-            if self.parts.heads[i].is_some() {
-                self.see(i, Piece::HeadUpdate, |parts| {
-                    parts.heads[i].as_mut().map_or(Ok(()), |head| head.update(&mut parts.monitor))
-                })?;
+            for n in 0..self.parts.heads[i].len() {
+                self.see(i, Piece::HeadUpdate(n), |parts| parts.heads[i][n].1.update(&mut parts.monitor))?;
             }
         }
         Ok(())
     }
 
-    /// Runs the head after unit `i`, if there is one: forward, loss and backward.
-    fn head(&mut self, i: usize, output: &Activation, needed: bool) -> Result<()> {
-        if self.parts.heads[i].is_none() {
-            return Ok(());
-        }
+    /// Runs each head after unit `i`: forward, loss and backward.
+    fn heads(&mut self, i: usize, output: &Activation, needed: bool) -> Result<()> {
+        (0..self.parts.heads[i].len()).try_for_each(|n| self.head(i, n, output, needed))
+    }
+
+    fn head(&mut self, i: usize, n: usize, output: &Activation, needed: bool) -> Result<()> {
         let precision = self.device.precision();
         let pass = Pass { dtype: self.settings.dtype, precision, ..Pass::train(self.settings.seed, 0, 0) };
         let Payload { targets, total, .. } = self.payload.clone();
         let (loss, device) = (self.settings.loss.clone(), self.device);
-        self.see(i, if needed { Piece::HeadNeeded } else { Piece::HeadProbe }, |parts| {
-            let Some(head) = &mut parts.heads[i] else { return Ok(None) };
+        self.see(i, if needed { Piece::HeadNeeded(n) } else { Piece::HeadProbe(n) }, |parts| {
+            let head = &mut parts.heads[i][n].1;
             let (logits, saved) = head.module.forward(output, &pass)?;
             let (_, gradient) = loss.differentiate(logits.single()?, &Targets::on(device, &targets)?, total)?;
             let wants = Wants { input: needed, parameters: true };
@@ -260,7 +261,7 @@ impl<'a> Chain<'a> {
 
     /// Runs a step with all heads as needed ones, and with each unit as if it were the first of a stage.
     pub(super) fn needed(&mut self) -> Result<()> {
-        let (output, saved) = self.forward(Piece::Aside, |chain, i, y| chain.head(i, y, true))?;
+        let (output, saved) = self.forward(Piece::Aside, |chain, i, y| chain.heads(i, y, true))?;
         let mut output_gradient = self.loss(output)?;
         for (i, saved) in saved.into_iter().enumerate().rev() {
             let input = match i {
@@ -283,7 +284,7 @@ impl<'a> Chain<'a> {
     pub(super) fn probe(&mut self) -> Result<()> {
         self.forward(Piece::Aside, |chain, i, y| {
             chain.boundary(i, y)?;
-            chain.head(i, y, false)
+            chain.heads(i, y, false)
         })?;
         self.update_heads()
     }

@@ -18,10 +18,17 @@ pub(super) struct UnitMemory {
     pub(super) saved: u64,
     pub(super) pending: u64,
     pub(super) transient: Option<u64>,
-    pub(super) head_transient: Option<u64>,
-    /// The state that its first update and that of its head created.
+    /// The state that its first update created.
     pub(super) optimizer: u64,
-    pub(super) head_optimizer: u64,
+    /// The heads after it.
+    pub(super) heads: Vec<HeadMemory>,
+}
+
+/// The measured memory of one head.
+pub(super) struct HeadMemory {
+    pub(super) transient: Option<u64>,
+    /// The state that its first update created.
+    pub(super) optimizer: u64,
 }
 
 impl Memory {
@@ -105,7 +112,8 @@ impl Readings<'_, '_> {
 
     fn memory(&self, grown: i64) -> Memory {
         let parts = &self.0.parts;
-        let optimizer = |i: usize| self.optimizer(i, Piece::Update) + self.optimizer(i, Piece::HeadUpdate);
+        let of_heads = |i: usize| (0..parts.heads[i].len()).map(move |n| self.optimizer(i, Piece::HeadUpdate(n)));
+        let optimizer = |i: usize| self.optimizer(i, Piece::Update) + of_heads(i).sum::<i64>();
         let optimizers: i64 = (0..parts.units.len()).map(optimizer).sum();
         let units = (0..parts.units.len()).map(|i| self.unit(i)).collect();
         let last = parts.units.len() - 1;
@@ -126,17 +134,17 @@ impl Readings<'_, '_> {
             self.risen(i, Piece::Input).map(|risen| risen + output_gradient - pending),
             self.risen(i, Piece::Parameters).map(|risen| risen - gradients),
         ];
-        let head_transient = parts.heads[i].as_ref().and_then(|head| {
+        let heads = parts.heads[i].iter().enumerate().map(|(n, (_, head))| {
             let [_, gradients, _] = head.bytes().map(|bytes| bytes as i64);
-            self.risen(i, Piece::HeadNeeded).map(|risen| bytes(risen + self.output(i) - gradients))
+            let transient = self.risen(i, Piece::HeadNeeded(n)).map(|risen| bytes(risen + self.output(i) - gradients));
+            HeadMemory { transient, optimizer: bytes(self.optimizer(i, Piece::HeadUpdate(n))) }
         });
         UnitMemory {
             saved: bytes(self.kept(i) - before),
             pending: bytes(pending),
             transient: transients.into_iter().flatten().max().map(bytes),
-            head_transient,
             optimizer: bytes(self.optimizer(i, Piece::Update)),
-            head_optimizer: bytes(self.optimizer(i, Piece::HeadUpdate)),
+            heads: heads.collect(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The units and heads of a model, each with its own parameters and optimizer.
 
 use std::{
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -26,8 +27,8 @@ pub(super) struct ProfiledUnit {
 /// The units of a model, and their heads.
 pub(super) struct ProfiledUnits {
     pub(super) units: Vec<ProfiledUnit>,
-    /// One for each unit.
-    pub(super) heads: Vec<Option<ProfiledUnit>>,
+    /// The heads after each unit, with their descriptions.
+    pub(super) heads: Vec<Vec<(String, ProfiledUnit)>>,
     /// For each unit, the unit that holds its parameters.
     owners: Vec<usize>,
     /// Checks values as a stage's monitor does.
@@ -73,7 +74,7 @@ impl ProfiledUnits {
             return Err(Error::invalid("model", "it has no units", "give at least one"));
         }
         let heads = heads(model, settings, units.len())?;
-        let matrix = match settings.heads.shared_refresh()?.filter(|_| heads.iter().any(Option::is_some)) {
+        let matrix = match settings.heads.shared_refresh()?.filter(|_| heads.iter().any(|after| !after.is_empty())) {
             Some(_) => Some(LastMatrix::of_model(&units)?),
             None => None,
         };
@@ -102,22 +103,25 @@ impl ProfiledUnits {
         for (i, store) in stores.into_iter().enumerate().filter(|&(i, _)| owners[i] == i) {
             built[i].parameters = Some(trainable(store, &piece(i, PartKind::Main, &units[i]))?);
         }
-        let heads = heads.into_iter().enumerate().map(|(i, head)| {
-            let Some(head) = head else { return Ok(None) };
+        let head = |i: usize, head: &Unit| {
             // Given values are under the numbers of stages, which are not those of the units here.
             let (store, name) = (ParameterStore::new(settings.seed, Arc::default()), units[i].name.clone());
             let root = head_builder(&store.builder(device.device()), i);
             let mut readout = 0;
             if let Some(matrix) = &matrix {
-                let name = matrix.of_head(&head, i)?;
+                let name = matrix.of_head(head, i)?;
                 store.set_copy(matrix.copied_to(format!("{}.{name}", root.prefix())));
                 readout = matrix.bytes();
             }
-            let piece = piece(i, PartKind::Head, &head);
+            let piece = piece(i, PartKind::Head, head);
             let module = guarded(i, &name, Phase::Head, || device.hooks().prepare(&piece, head.build(&root)?))?;
-            Ok(Some(ProfiledUnit { name, module, parameters: Some(trainable(store, &piece)?), readout }))
-        });
-        Ok(Self { heads: heads.collect::<Result<_>>()?, units: built, owners, monitor: Monitor::on(device) })
+            Ok::<_, Error>(ProfiledUnit { name, module, parameters: Some(trainable(store, &piece)?), readout })
+        };
+        let after = |(i, heads): (usize, BTreeMap<String, Unit>)| {
+            heads.into_iter().map(|(arch, unit)| Ok((arch, head(i, &unit)?))).collect()
+        };
+        let heads = heads.into_iter().enumerate().map(after).collect::<Result<_>>()?;
+        Ok(Self { heads, units: built, owners, monitor: Monitor::on(device) })
     }
 
     /// Adds gradients that unit `i` gave.
@@ -129,25 +133,28 @@ impl ProfiledUnits {
     }
 }
 
-/// Returns the head after each of `count` units but the last, if the model has one there.
+/// Returns the heads that the model has after each of `count` units, by their descriptions; none after the last unit.
 ///
 /// # Errors
 /// If the settings name a head that the model has after no unit.
-fn heads(model: &dyn ModelSpec, settings: &StageSettings, count: usize) -> Result<Vec<Option<Unit>>> {
-    let arch = settings.heads.only_arch()?;
-    let mut refused = None;
-    let mut heads: Vec<Option<Unit>> = (0..count - 1)
-        .map(|i| match model.head(i, arch.unwrap_or_else(|| model.default_head())) {
-            Ok(head) => Some(head),
-            Err(error) => {
-                refused = Some(error);
-                None
+fn heads(model: &dyn ModelSpec, settings: &StageSettings, count: usize) -> Result<Vec<BTreeMap<String, Unit>>> {
+    let config = &settings.heads;
+    let named = config.arch.is_some() || config.archs.is_some();
+    let mut all = vec![BTreeMap::new(); count];
+    for arch in config.distinct_archs(model) {
+        let (mut possible, mut refused) = (false, None);
+        for (i, after) in all[..count - 1].iter_mut().enumerate() {
+            match model.head(i, arch) {
+                Ok(head) => {
+                    possible = true;
+                    after.insert(arch.to_owned(), head);
+                }
+                Err(error) => refused = Some(error),
             }
-        })
-        .collect();
-    heads.push(None);
-    match refused {
-        Some(error) if arch.is_some() && heads.iter().all(Option::is_none) => Err(error),
-        _ => Ok(heads),
+        }
+        if let Some(error) = refused.filter(|_| named && !possible) {
+            return Err(error);
+        }
     }
+    Ok(all)
 }

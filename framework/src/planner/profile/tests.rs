@@ -171,9 +171,10 @@ impl ModelSpec for Model {
     }
 
     fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
-        match self.heads && arch == "fc" {
-            true => Ok(self.unit("", [None; 2], None)),
-            false => Err(Error::invalid("heads.arch", format!("no {arch} after {unit}"), "use fc")),
+        match arch {
+            "fc" if self.heads => Ok(self.unit("", [None; 2], None)),
+            "slow" if self.heads && unit > 0 => Ok(self.unit("", [None, Some(Phase::Forward)], None)),
+            _ => Err(Error::invalid("heads.arch", format!("no {arch} after {unit}"), "use fc")),
         }
     }
 }
@@ -224,8 +225,8 @@ fn every_unit_and_head_has_its_costs_and_a_file_keeps_them() {
         assert_eq!(unit.output_bytes, 3 * 4 * 4);
         assert_eq!((unit.parameter_bytes, unit.gradient_bytes, unit.optimizer_bytes), (4, 4, 4));
         assert_eq!((unit.saved_bytes, unit.pending_bytes, unit.transient_bytes), (None, None, None));
-        assert_eq!(unit.head.is_some() && unit.send > 0.0, i < 2);
-        if let Some(head) = &unit.head {
+        assert_eq!((unit.heads.len(), unit.send > 0.0), if i < 2 { (1, true) } else { (0, false) });
+        if let Some(head) = unit.heads.get("fc") {
             assert!(head.needed > 0.0 && head.probe > 0.0 && head.update > 0.0);
             assert_eq!((head.parameter_bytes, head.gradient_bytes, head.optimizer_bytes), (4, 4, 4));
         }
@@ -265,7 +266,7 @@ fn bytes_are_those_of_what_units_keep_and_need() {
         about(unit.saved_bytes, SAVED);
         about(unit.pending_bytes, if i > 0 { PENDING } else { 0 });
         about(unit.transient_bytes, BACK);
-        if let Some(head) = &unit.head {
+        for head in unit.heads.values() {
             about(head.transient_bytes, SAVED + BACK);
         }
     }
@@ -311,7 +312,7 @@ fn the_state_of_a_users_optimizer_counts_as_reported_or_as_measured() {
         let profile = Profile::measure(&model, &settings, &one_device(), &batch(), meter).unwrap();
         let units = &profile.devices[0].units;
         assert!(units.iter().all(|unit| unit.optimizer_bytes == expected as u64), "{units:?}");
-        assert_eq!(units[0].head.as_ref().unwrap().optimizer_bytes, expected as u64);
+        assert_eq!(units[0].heads["fc"].optimizer_bytes, expected as u64);
         assert!(profile.devices[0].scratch_bytes.is_none_or(|bytes| bytes < 200));
     }
 }
@@ -336,7 +337,7 @@ fn the_moving_average_counts_once_for_each_trained_value() {
     // The momentum and the average; a frozen unit has neither, nor gradients.
     assert_eq!(units.iter().map(|unit| unit.optimizer_bytes).collect::<Vec<_>>(), [8, 0, 8]);
     assert_eq!(units.iter().map(|unit| unit.gradient_bytes).collect::<Vec<_>>(), [4, 0, 4]);
-    assert_eq!(units[1].head.as_ref().unwrap().optimizer_bytes, 8);
+    assert_eq!(units[1].heads["fc"].optimizer_bytes, 8);
 }
 
 /// A device that tells what the layers claim.
@@ -387,7 +388,7 @@ fn bf16_halves_what_crosses_a_boundary() {
     let units = &profile.devices[0].units;
     // The last unit's output never crosses one.
     assert_eq!(units.iter().map(|unit| unit.output_bytes).collect::<Vec<_>>(), [24, 48]);
-    assert!(units.iter().all(|unit| unit.head.is_none() && unit.optimizer_bytes == 8));
+    assert!(units.iter().all(|unit| unit.heads.is_empty() && unit.optimizer_bytes == 8));
     assert_eq!(profile.dtype, ActivationDtype::Bf16);
 }
 
@@ -464,14 +465,31 @@ fn a_device_that_stages_share_is_measured_once() {
 }
 
 #[test]
-fn heads_of_different_descriptions_have_no_costs() {
+fn heads_of_all_descriptions_are_measured_where_they_are_possible() {
     let model = Model { units: 3, heads: true, ..Model::default() };
     let measure = |archs: &[&str]| {
         let mut settings = settings(OptimizerConfig::default(), None, ActivationDtype::F32);
         settings.heads.archs = Some(archs.iter().map(|&arch| arch.to_owned()).collect());
-        Profile::measure(&model, &settings, &one_device(), &batch(), None)
+        Profile::measure(&model, &settings, &one_device(), &batch(), Some(&*model.ledger))
     };
-    let profile = measure(&["", "fc"]).unwrap();
-    assert!(profile.devices[0].units[0].head.is_some());
-    insta::assert_snapshot!(measure(&["fc", "", "gbpl_fc"]).unwrap_err(), @r#"heads.archs: "fc" and "gbpl_fc", but costs are measured with one head; describe all heads alike where costs are measured (`plan`, `bench units`, `--auto`)"#);
+    let profile = measure(&["slow", "fc", "", "slow"]).unwrap();
+    let units = &profile.devices[0].units;
+    let names = |unit: &UnitCosts| unit.heads.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(units.iter().map(names).collect::<Vec<_>>(), [vec!["fc"], vec!["fc", "slow"], vec![]]);
+    let slow = SLOW.as_secs_f64();
+    for (arch, head) in units.iter().flat_map(|unit| &unit.heads) {
+        assert_eq!([head.needed, head.probe].map(|seconds| seconds >= slow), [arch == "slow"; 2], "{head:?}");
+        assert!(head.update > 0.0 && head.update < slow);
+        assert_eq!((head.parameter_bytes, head.gradient_bytes, head.optimizer_bytes), (4, 4, 4));
+        assert!(head.transient_bytes.unwrap().abs_diff((SAVED + BACK) as u64) < 200, "{head:?}");
+    }
+    assert!(profile.devices[0].scratch_bytes.unwrap() < 200);
+    let none = measure(&["", ""]).unwrap();
+    assert!(none.devices[0].units.iter().all(|unit| unit.heads.is_empty()));
+    assert!(measure(&["fc", "conv"]).unwrap_err().to_string().contains("no conv after 1"));
+
+    // Costs serve a plan whose heads were measured wherever the model has them.
+    let validate = |profile: &Profile, archs: &[&str]| profile.validate(&model, &archs.iter().copied().collect());
+    assert!(validate(&profile, &["fc", "slow"]).is_ok() && validate(&none, &[]).is_ok());
+    insta::assert_snapshot!(validate(&measure(&["fc"]).unwrap(), &["fc", "slow"]).unwrap_err(), @r#"costs of units: the head "slow" after unit 1 is missing; measure the model that is planned for, with its heads (`interlock bench units`)"#);
 }

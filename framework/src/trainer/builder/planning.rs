@@ -26,10 +26,10 @@ impl TrainerBuilder {
     /// # Errors
     /// If the strategy has no plan for so many stages, or the costs are not of this model.
     pub fn setup<'a>(&self, stages: usize, profile: &'a Profile, placement: Placement) -> Result<PlannerSetup<'a>> {
-        let units = self.model.units()?;
-        profile.validate(&units.iter().map(|unit| unit.name.as_str()).collect::<Vec<_>>())?;
         let plans = self.plans_from_start(stages)?;
-        let heads = (0..stages).map(|k| self.heads.has_head(&plans, k)).collect();
+        let head = |k| self.heads.has_head(&plans, k).then(|| self.heads.arch_of(k, &*self.model).to_owned());
+        let heads: Vec<Option<String>> = (0..stages).map(head).collect();
+        profile.validate(&*self.model, &heads.iter().flatten().map(String::as_str).collect())?;
         let phases = plans.schedule().phases();
         let plan = Arc::clone(&phases[phases.len() - 1].plan);
         let (micro_batches, policy) = (self.settings.micro_batches, self.policy.into());
