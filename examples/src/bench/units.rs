@@ -79,7 +79,7 @@ fn show(profile: &Profile) -> String {
         );
         let _ = writeln!(text, "{}", units(costs));
     }
-    text.push_str("Times in ms. Head: if a stage follows its loss / as a probe. Memory in MiB.");
+    text.push_str("Times in ms. Add: one gradient to a weighted sum. Head: if a stage follows its loss / as a probe. Memory in MiB.");
     text
 }
 
@@ -88,7 +88,7 @@ fn units(costs: &DeviceCosts) -> Table {
     let archs: BTreeSet<&String> = costs.units.iter().flat_map(|unit| unit.heads.keys()).collect();
     let names = |arch: &&String| (format!("head {arch}"), format!("transient, head {arch}"));
     let (times, transients): (Vec<String>, Vec<String>) = archs.iter().map(names).unzip();
-    let passes = ["unit", "forward", "input", "then parameters", "both", "parameters only", "send", "update"];
+    let passes = ["unit", "forward", "input", "then parameters", "both", "parameters only", "add", "send", "update"];
     let headings = passes
         .into_iter()
         .chain(times.iter().map(String::as_str))
@@ -103,6 +103,7 @@ fn units(costs: &DeviceCosts) -> Table {
             unit.parameter_gradient,
             unit.both,
             unit.parameters_only,
+            unit.add,
             unit.send,
             unit.update,
         ];

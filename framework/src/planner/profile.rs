@@ -2,9 +2,9 @@
 //!
 //! The costs of a stage are sums over its units. In time: a forward pass takes the sum of `forward`. An *input pass* (the input gradient only) takes
 //! the sum of `input_gradient`, and the *parameter pass* that follows it the sum of `parameter_gradient`. A pass that gives parameter gradients only
-//! takes the sum of `both`, with `parameters_only` in place of its first unit's. A relayed loss takes the sum of `input_gradient`. What leaves a
-//! stage costs the `send` of the unit before the boundary, in both directions, and what arrives its `receive`. A stage that recomputes pays `forward`
-//! twice.
+//! takes the sum of `both`, with `parameters_only` in place of its first unit's. A relayed loss takes the sum of `input_gradient`. A stage that
+//! follows several losses, or one with a weight, pays the `add` of its last unit for each of them before its parameter pass. What leaves a stage costs
+//! the `send` of the unit before the boundary, in both directions, and what arrives its `receive`. A stage that recomputes pays `forward` twice.
 //!
 //! In memory: parameters, gradients and optimizer state count once. Each micro-batch in work adds the sums of `saved_bytes` and, between input pass
 //! and parameter pass, of `pending_bytes`. The largest `transient_bytes` of the running pass comes on top. The last backward pass frees saved
@@ -99,6 +99,8 @@ pub struct UnitCosts {
     pub send: f64,
     /// Seconds that its output takes to be widened again where it arrives; its gradient likewise. 0 for the model's last unit.
     pub receive: f64,
+    /// Seconds to add one gradient of its output, as it arrives over a boundary or from the loss, to a weighted sum.
+    pub add: f64,
     /// Bytes of its output as it crosses a boundary.
     pub output_bytes: u64,
     /// Bytes of its parameters and buffers. Those of a unit that is tied to an earlier one count there, and so does its update.
@@ -256,6 +258,7 @@ impl Profile {
                     unit.update,
                     unit.send,
                     unit.receive,
+                    unit.add,
                     device.action,
                     device.loss,
                 ];
@@ -308,6 +311,7 @@ impl DeviceCosts {
                 update: times.of(i, Piece::Update),
                 send: times.of(i, Piece::Send),
                 receive: times.of(i, Piece::Receive),
+                add: times.of(i, Piece::SumOfTwo) / 2.0,
                 output_bytes: chain.outputs[i] as u64,
                 parameter_bytes,
                 gradient_bytes,

@@ -169,6 +169,7 @@ impl PlannerSetup<'_> {
             parameters: action + sum(|unit| unit.parameter_gradient),
             both: action + chain + sum(|unit| unit.both) + given_back,
             parameters_only: action + chain + first_unit.parameters_only + own[1..].iter().map(|u| u.both).sum::<f64>(),
+            add: last_unit.add,
             norm: action,
             update: action + update + self.replicas.all_reduce(gradients),
             activation_bytes: last_unit.output_bytes,
@@ -203,7 +204,7 @@ impl PlannerSetup<'_> {
                 _ => 0.0,
             }
             + self.plan.wants(k).iter().map(|&loss| self.backward(&costs, k, loss)).sum::<f64>()
-            + if self.plan.added_up(k).is_empty() { 0.0 } else { costs.parameters_only };
+            + if self.plan.added_up(k).is_empty() { 0.0 } else { costs.sum_of_losses(&self.plan, k) };
         let norm = if self.global_norm { costs.norm } else { 0.0 };
         Some(self.micro_batches as f64 * micro + norm + costs.update)
     }

@@ -17,6 +17,7 @@ fn unit(cost: f64, head: bool) -> UnitCosts {
         update: 0.01,
         send: 0.001,
         receive: 0.002,
+        add: 0.25,
         output_bytes: 1,
         parameter_bytes: 10,
         gradient_bytes: 100,
@@ -198,6 +199,28 @@ fn each_stage_has_the_costs_of_its_own_head() {
     assert_eq!((best(&setup)[0], best(&swapped)[0]), (2, 3));
     // The stage with the large head has least to do beside it.
     assert_eq!(best(&setup), [2, 1, 3]);
+}
+
+#[test]
+fn a_stage_that_follows_several_losses_adds_up_their_gradients_first() {
+    let profile = profile(&[2.0, 1.0, 1.0]);
+    let plan = |losses: Vec<(usize, f64)>| {
+        Arc::new(GradientPlan::weighted(vec![losses, vec![(2, 1.0)], vec![(2, 1.0)]]).unwrap())
+    };
+    let follows =
+        |losses| PlannerSetup { plan: plan(losses), heads: archs(&["fc", "fc", ""]), ..setup(&profile, 2, 3, 2) };
+    let step = |setup: &PlannerSetup<'_>| setup.simulate(&[1; 3]).unwrap().simulated.work[0];
+    let work = |setup: &PlannerSetup<'_>| setup.work(0, 0..1).unwrap();
+    let one = follows(vec![(0, 1.0)]);
+    for (losses, count) in
+        [(vec![(0, 0.5)], 1.0), (vec![(0, 0.5), (1, 0.5)], 2.0), (vec![(0, 1.0), (1, 1.0), (2, 2.0)], 3.0)]
+    {
+        let several = follows(losses);
+        // A quarter of a second for each loss and micro-batch.
+        close(work(&several) - work(&one), 2.0 * 0.25 * count);
+        close(step(&several) - step(&one), 2.0 * 0.25 * count);
+        close(step(&several), work(&several));
+    }
 }
 
 #[test]

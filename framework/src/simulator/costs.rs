@@ -21,8 +21,11 @@ pub struct StageCosts {
     pub parameters: f64,
     /// The input gradient and the parameter gradients in one pass.
     pub both: f64,
-    /// The parameter gradients of a sum of losses, or of a loss whose input gradient is not wanted, including the gradients passed from unit to unit.
+    /// The parameter gradients of a sum of losses that has been added up, or of a loss whose input gradient is not wanted, including the gradients
+    /// passed from unit to unit.
     pub parameters_only: f64,
+    /// Adding one output gradient to the weighted sum of the losses that the stage follows.
+    pub add: f64,
     /// The squared norms of the gradients, if updates wait for the norm of all stages.
     pub norm: f64,
     /// The update, including the sum over replicas.
@@ -41,6 +44,11 @@ impl StageCosts {
         Self { forward, head, probe: head, input, parameters, both, parameters_only: both, ..Self::default() }
     }
 
+    /// Returns the seconds in which stage `stage` adds up the output gradients of the losses that it follows and computes the sum's parameter gradients.
+    pub(crate) fn sum_of_losses(&self, plan: &GradientPlan, stage: usize) -> f64 {
+        plan.added_up(stage).len() as f64 * self.add + self.parameters_only
+    }
+
     /// Returns the seconds that `action` takes in stage `stage`.
     pub fn seconds(&self, action: &Action, plan: &GradientPlan, stage: usize) -> f64 {
         match action {
@@ -51,7 +59,8 @@ impl StageCosts {
             Action::Backward { wants: Wants::BOTH, .. } => self.both,
             Action::Backward { wants: Wants::INPUT, .. } => self.input,
             Action::Backward { loss, .. } if plan.gradients(stage, *loss).input => self.parameters,
-            Action::Backward { .. } | Action::BackwardSum { .. } => self.parameters_only,
+            Action::Backward { .. } => self.parameters_only,
+            Action::BackwardSum { .. } => self.sum_of_losses(plan, stage),
             Action::ShareNorm(_) => self.norm,
             Action::Update(_) => self.update,
         }

@@ -400,6 +400,7 @@ fn check(scenario: &Scenario) -> Result<()> {
             costs.parameters,
             costs.both,
             costs.parameters_only,
+            costs.add,
             costs.norm,
             costs.update,
             scenario.links[k].latency,

@@ -92,7 +92,9 @@ fn costs(work: &StageWork) -> StageCosts {
         input: mean(ActionKind::InputGradient),
         parameters,
         both: mean(ActionKind::BothGradients),
+        // The measured time of a sum includes the adding up.
         parameters_only: parameters,
+        add: 0.0,
         norm: mean(ActionKind::Norm),
         update: mean(ActionKind::Update),
         activation_bytes: work.activation_bytes,

@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, mem, time::Instant};
 
+use candle_core::Tensor;
+
 use super::{
     parts::{ProfiledUnits, guarded},
     reader::{MemoryReader, MemoryUse},
@@ -10,6 +12,7 @@ use crate::{
     Activation, NonFinite, Pass, Phase, Result, Saved, StageDevice, Wants,
     loss::Targets,
     stage::{Payload, StageSettings},
+    tensor::weighted_sum::weighted_sum,
 };
 
 /// A piece of a step, measured separately.
@@ -25,6 +28,8 @@ pub(super) enum Piece {
     Loss,
     Send,
     Receive,
+    /// The weighted sum of two gradients of the unit's output.
+    SumOfTwo,
     /// The head with this number after the unit, as one that a stage follows.
     HeadNeeded(usize),
     /// The same head as one that no stage follows.
@@ -40,7 +45,9 @@ impl Piece {
     fn phase(self) -> Phase {
         match self {
             Self::Forward | Self::Between | Self::Aside => Phase::Forward,
-            Self::Input | Self::Parameters | Self::Both | Self::ParametersOnly | Self::Relay => Phase::Backward,
+            Self::Input | Self::Parameters | Self::Both | Self::ParametersOnly | Self::Relay | Self::SumOfTwo => {
+                Phase::Backward
+            }
             Self::Update | Self::HeadUpdate(_) => Phase::Update,
             Self::Loss | Self::HeadNeeded(_) | Self::HeadProbe(_) => Phase::Head,
             Self::Send | Self::Receive => Phase::Transfer,
@@ -205,10 +212,10 @@ impl<'a> Chain<'a> {
         Ok(())
     }
 
-    /// Sends the output of unit `i` and receives it, as if a boundary followed the unit.
+    /// Sends the output of unit `i` and receives it, as if a boundary followed the unit; and adds up gradients of it.
     fn boundary(&mut self, i: usize, output: &Activation) -> Result<()> {
         if i + 1 == self.parts.units.len() {
-            return Ok(());
+            return self.add_up(i, output);
         }
         let (dtype, precision) = (self.settings.dtype, self.device.precision());
         let sent = self.see(i, Piece::Send, |parts| {
@@ -218,6 +225,17 @@ impl<'a> Chain<'a> {
         })?;
         self.outputs[i] = sent.bytes();
         self.see(i, Piece::Receive, |_| precision.enter(&sent))?;
+        self.add_up(i, &sent)
+    }
+
+    /// Adds up two gradients of `output`, the output of unit `i`.
+    fn add_up(&mut self, i: usize, output: &Activation) -> Result<()> {
+        let gradient = || -> Result<Activation> {
+            let tensors = output.tensors().iter().filter(|tensor| tensor.dtype().is_float());
+            Ok(Activation::new(tensors.map(Tensor::copy).collect::<candle_core::Result<_>>()?))
+        };
+        let gradients = self.see(i, Piece::Aside, |_| Ok([(gradient()?, 0.5), (gradient()?, 0.5)]))?;
+        self.see(i, Piece::SumOfTwo, |_| weighted_sum(&gradients))?;
         Ok(())
     }
 

@@ -226,6 +226,7 @@ fn every_unit_and_head_has_its_costs_and_a_file_keeps_them() {
         assert_eq!((unit.parameter_bytes, unit.gradient_bytes, unit.optimizer_bytes), (4, 4, 4));
         assert_eq!((unit.saved_bytes, unit.pending_bytes, unit.transient_bytes), (None, None, None));
         assert_eq!((unit.heads.len(), unit.send > 0.0), if i < 2 { (1, true) } else { (0, false) });
+        assert!(unit.add > 0.0);
         if let Some(head) = unit.heads.get("fc") {
             assert!(head.needed > 0.0 && head.probe > 0.0 && head.update > 0.0);
             assert_eq!((head.parameter_bytes, head.gradient_bytes, head.optimizer_bytes), (4, 4, 4));
