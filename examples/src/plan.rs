@@ -107,7 +107,7 @@ pub(crate) fn run<P: Program>(arguments: &Plan) -> Result<(), Exit> {
     }
     match recommended {
         Some(_) => Ok(()),
-        None => Err(Exit::Failed("nothing that was tried fits into memory".to_owned())),
+        None => Err(Exit::Failed("nothing that was tried would run".to_owned())),
     }
 }
 
@@ -128,7 +128,7 @@ fn show(rows: &[PlanRow], recommended: Option<usize>, fastest: Option<usize>) {
     }
 }
 
-/// Returns the row of the most examples a second among those that fit and that `among` accepts; of equal ones, the one of the least memory.
+/// Returns the row of the most examples a second among those that would run and that `among` accepts; of equal ones, the one of the least memory.
 fn best_row(rows: &[PlanRow], among: impl Fn(&PlanRow) -> bool) -> Option<usize> {
     let memory = |row: &PlanRow| row.memory_bytes.as_ref().map_or(0, |bytes| bytes.iter().sum());
     let better = |a: &PlanRow, b: &PlanRow| match a.examples_per_second.total_cmp(&b.examples_per_second) {

@@ -262,6 +262,49 @@ fn plans_know_heads_of_different_descriptions() {
 }
 
 #[test]
+fn plans_mark_a_refresh_interval_that_a_run_would_refuse() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("text.txt"), "to be or not to be ".repeat(20)).unwrap();
+    let sets = [
+        "data.kind=text",
+        "data.path=text.txt",
+        "data.tokenizer=chars",
+        "data.context=8",
+        "model.kind=transformer",
+        "model.width=8",
+        "model.heads=2",
+        "model.layers=2",
+        "partition.stages=3",
+        "strategy.width=1",
+        "batch_size=4",
+        "heads.arch=ln_fc",
+        "heads.train=needed",
+        "heads.readout=shared",
+        "heads.readout_refresh=3",
+    ];
+    let sets: Vec<String> = sets.into_iter().map(|set| format!("--set={set}")).collect();
+    let plan = |more: &[&str]| {
+        let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+        interlock(folder.path(), &[&["plan"], &sets[..], more].concat())
+    };
+    // With 2 in flight stage 0 may be 4 micro-batches ahead.
+    let why = "would fail: heads.readout_refresh: 3, but with 2 micro-batches in flight stage 0 may be so far ahead of the last \
+               stage that it waits; use 5 or more";
+    let both = plan(&["--micro-batches", "1,2"]);
+    let shown = done(&both);
+    assert!(
+        shown.contains(&format!("1 micro-batch: {why}")) && !shown.contains("2 micro-batches: would fail"),
+        "{shown}"
+    );
+    assert!(shown.contains("2 micro-batches: recommended"), "{shown}");
+    let one = plan(&[]);
+    assert_eq!(one.status.code(), Some(1));
+    assert!(out(&one).contains(why) && err(&one).contains("nothing that was tried would run"), "{}", out(&one));
+    // End-to-end needs no heads.
+    assert!(!done(&plan(&["--widths", "e2e"])).contains("would fail"));
+}
+
+#[test]
 fn plan_predicts_training_and_training_can_use_it() {
     let folder = TempDir::new().unwrap();
     let plan = [&["plan"], &SMALL[..]].concat();
@@ -292,7 +335,9 @@ fn plan_predicts_training_and_training_can_use_it() {
     assert!(shown.contains("recommended") && shown.contains("2 stages, as configured, 1 micro-batch"), "{shown}");
     let too_little = interlock(folder.path(), &[&from_file[..], &["--dedicated", "--memory-mib", "0"]].concat());
     assert_eq!(too_little.status.code(), Some(1));
-    assert!(out(&too_little).contains("would fail: stage") && err(&too_little).contains("nothing that was tried fits"));
+    assert!(
+        out(&too_little).contains("would fail: stage") && err(&too_little).contains("nothing that was tried would run")
+    );
 
     let refused = |more: &[&str], words: &[&str]| refused(folder.path(), &[&plan[..], more].concat(), words);
     refused(

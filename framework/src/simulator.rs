@@ -17,6 +17,7 @@ mod simulation;
 
 pub use costs::StageCosts;
 pub use critical::{Bottleneck, CriticalPath, Segment};
+pub(crate) use in_flight::credits;
 pub use in_flight::least_in_flight;
 
 use std::sync::Arc;

@@ -30,6 +30,8 @@ pub(super) struct Found {
     memory: Option<Vec<u64>>,
     /// The largest width of any stage.
     pub(super) widest: usize,
+    /// The reason why a run would refuse it, other than memory; none if it would not.
+    refused: Option<String>,
 }
 
 /// The largest number of stages.
@@ -164,7 +166,8 @@ impl<'a, P: Program> Question<'a, P> {
         };
         let memory = setup.memory(&cut);
         let widest = (0..stages).map(|k| setup.plan.width(k)).max().unwrap_or(1);
-        let found = Rc::new(Found { cut, memory, widest });
+        let refused = setup.check_readout().err().map(|error| error.to_string());
+        let found = Rc::new(Found { cut, memory, widest, refused });
         self.found.insert(way, Rc::clone(&found));
         Ok(found)
     }
@@ -187,7 +190,7 @@ impl<'a, P: Program> Question<'a, P> {
             step_seconds: step,
             examples_per_second: (self.subject.batch_size() * self.arguments.replicas) as f64 / step,
             idle: cut.simulated.mean_idle(),
-            refused: found.memory.as_deref().and_then(|bytes| self.does_not_fit(bytes)),
+            refused: found.refused.clone().or_else(|| self.does_not_fit(found.memory.as_deref()?)),
             memory_bytes: found.memory.clone(),
             against_end_to_end: step / end_to_end,
             reason: cut.simulated.critical.to_string(),

@@ -32,8 +32,8 @@ use crate::{
     device::Link,
     metrics::MailboxGauge,
     model::Weights,
-    schedule::{Policy, readout::least_refresh},
-    simulator::least_in_flight,
+    schedule::{Policy, readout::check_refresh},
+    simulator,
     stage::{StageBlueprint, StageState},
     strategy::Plans,
     transport::Built,
@@ -101,13 +101,12 @@ impl Pipeline {
                 format!("known_until must be beyond the first step, {}", settings.first_step),
             ));
         }
-        let in_flight = match settings.in_flight {
-            Some(in_flight) => in_flight.max(1),
-            None => plans.schedule().plans().try_fold(1, |most, plan| {
-                Ok::<_, Error>(least_in_flight(plan, settings.micro_batches.max(1), settings.policy)?.max(most))
-            })?,
-        };
-        check_refresh(&blueprints, in_flight, settings.micro_batches)?;
+        let in_flight =
+            simulator::credits(settings.in_flight, plans.schedule(), settings.micro_batches, settings.policy)?;
+        let sharing = blueprints.iter().find_map(|stage| Some((stage.index, stage.shared_refresh()?)));
+        if let Some((stage, refresh)) = sharing {
+            check_refresh(refresh, stage, blueprints.len(), in_flight, settings.micro_batches)?;
+        }
         blueprints.iter().try_for_each(|stage| stage.device.hooks().link().validate(stage.device.name()))?;
         let delays = match blueprints.iter().all(|stage| stage.device.hooks().link().is_immediate()) {
             true => None,
@@ -286,26 +285,6 @@ impl Pipeline {
             }
         }
     }
-}
-
-/// Checks that no stage waits for the readout that its head shares with the last stage.
-///
-/// # Errors
-/// If the refresh interval is too short.
-fn check_refresh(blueprints: &[StageBlueprint], in_flight: usize, micro_batches: usize) -> Result<()> {
-    let first = blueprints.iter().find_map(|stage| Some((stage.index, stage.shared_refresh()?)));
-    let Some((stage, refresh)) = first else { return Ok(()) };
-    let least = least_refresh(stage, blueprints.len(), in_flight, micro_batches);
-    if refresh >= least {
-        return Ok(());
-    }
-    Err(Error::invalid(
-        "heads.readout_refresh",
-        format!(
-            "{refresh}, but with {in_flight} micro-batches in flight stage {stage} may be so far ahead of the last stage that it waits"
-        ),
-        format!("use {least} or more, or fewer in flight (in_flight)"),
-    ))
 }
 
 impl Drop for Pipeline {

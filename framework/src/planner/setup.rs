@@ -9,7 +9,7 @@ use super::{
 use crate::{
     Error, GradientPlan, Result, StageDevice, Wants,
     device::link::Link,
-    schedule::Policy,
+    schedule::{Policy, readout::check_refresh},
     simulator::{HOP, Scenario, Simulated, StageCosts},
     stage::Recompute,
 };
@@ -119,6 +119,17 @@ impl PlannerSetup<'_> {
         match &self.heads[k] {
             Some(arch) => last_unit.heads.get(arch).map(Some),
             None => Some(None),
+        }
+    }
+
+    /// Checks that no stage waits for a version of the readout that its head shares with the last stage, as a run does when it begins.
+    ///
+    /// # Errors
+    /// If [`Self::readout_refresh`] is shorter than the lead that credits allow; the message names the least interval that is long enough.
+    pub fn check_readout(&self) -> Result<()> {
+        match self.readout_refresh.zip((0..self.stages()).find(|&k| self.has_head(k))) {
+            Some((refresh, k)) => check_refresh(refresh, k, self.stages(), self.in_flight, self.micro_batches),
+            None => Ok(()),
         }
     }
 

@@ -224,6 +224,22 @@ fn a_stage_that_follows_several_losses_adds_up_their_gradients_first() {
 }
 
 #[test]
+fn a_refresh_interval_that_a_run_would_refuse_is_refused() {
+    let profile = profile(&[1.0; 4]);
+    let refresh = |steps| PlannerSetup { readout_refresh: Some(steps), ..setup(&profile, 2, 4, 1) };
+    // Two in flight at each of three boundaries.
+    insta::assert_snapshot!(refresh(6).check_readout().unwrap_err(), @"heads.readout_refresh: 6, but with 2 micro-batches in flight stage 0 may be so far ahead of the last stage that it waits; use 7 or more, or fewer in flight (in_flight)");
+    assert!(refresh(7).check_readout().is_ok());
+    // The first stage with a head is nearer to the last one.
+    let near = PlannerSetup { heads: archs(&["", "", "fc", ""]), ..refresh(3) };
+    assert!(near.check_readout().is_ok() && refresh(3).check_readout().is_err());
+    let other = PlannerSetup { micro_batches: 2, ..refresh(4) };
+    assert!(other.check_readout().is_ok());
+    let none = PlannerSetup { heads: archs(&["", "", "", ""]), ..refresh(1) };
+    assert!(none.check_readout().is_ok());
+}
+
+#[test]
 fn many_stages_are_cut_where_the_busiest_has_least_to_do() {
     // More cuts than can be counted.
     let costs: Vec<f64> = (0..400).map(|i| 1.0 + f64::from(i % 7)).collect();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Scenario, StageCosts, simulate};
-use crate::{GradientPlan, Result, schedule::Policy};
+use crate::{GradientPlan, PlanSchedule, Result, schedule::Policy};
 
 /// Returns the least number of micro-batches in flight per boundary with which a step is as short as with any number. It is found by simulation, with
 /// stages of equal costs (head 0.3, everything else 1) and messages that take a little time. It is at least 2, so that a stage finds its next
@@ -21,4 +21,19 @@ pub fn least_in_flight(plan: &Arc<GradientPlan>, micro_batches: usize, policy: P
         }
     }
     Ok(enough)
+}
+
+/// Returns the credits of each boundary in a run of the plans of `schedule`: those `given`, or else the most that [`least_in_flight`] gives for a plan.
+pub(crate) fn credits(
+    given: Option<usize>,
+    schedule: &PlanSchedule,
+    micro_batches: usize,
+    policy: Policy,
+) -> Result<usize> {
+    match given {
+        Some(in_flight) => Ok(in_flight.max(1)),
+        None => schedule
+            .plans()
+            .try_fold(1, |most, plan| Ok(least_in_flight(plan, micro_batches.max(1), policy)?.max(most))),
+    }
 }

@@ -8,7 +8,7 @@ use crate::{
     device::link::Link,
     optimizer::clip::ClipScope,
     planner::{MemoryMeter, Placement, PlannerSetup, Profile, Replicas},
-    simulator::least_in_flight,
+    simulator::credits,
 };
 
 impl TrainerBuilder {
@@ -33,10 +33,7 @@ impl TrainerBuilder {
         let phases = plans.schedule().phases();
         let plan = Arc::clone(&phases[phases.len() - 1].plan);
         let (micro_batches, policy) = (self.settings.micro_batches, self.policy.into());
-        let in_flight = match self.in_flight {
-            Some(in_flight) => in_flight,
-            None => least_in_flight(&plan, micro_batches, policy)?,
-        };
+        let in_flight = credits(self.in_flight, plans.schedule(), micro_batches, policy)?;
         Ok(PlannerSetup {
             profile,
             heads,
