@@ -54,7 +54,7 @@ pub(crate) fn command<P: Program>() -> clap::Command {
 pub(crate) enum Command {
     /// Train a model; without a configuration, a ResNet of four stages on embedded images
     Train(Train),
-    /// Predict step times of several cuts, widths and numbers of micro-batches, and recommend one
+    /// Simulate steps with several cuts, widths and numbers of micro-batches, and recommend one
     Plan(Box<Plan>),
     /// Score all heads of a finished run on its validation data
     Eval(Eval),
@@ -177,7 +177,7 @@ pub(crate) struct Plan {
     /// Numbers of micro-batches to try [default: the configuration's]
     #[arg(long, value_delimiter = ',', value_name = "M,…")]
     pub(crate) micro_batches: Vec<usize>,
-    /// Predict this cut (units of each stage) instead of searching the best
+    /// Simulate this cut (units of each stage) instead of searching the best
     #[arg(long, value_delimiter = ',', value_name = "U,…", conflicts_with = "stages")]
     pub(crate) units_per_stage: Vec<usize>,
     /// Read the costs of units from this file of `bench units --out` instead of measuring; one for each micro-batch size

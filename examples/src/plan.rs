@@ -34,7 +34,7 @@ struct PlanRow {
     follow: Option<Follow>,
     micro_batches: usize,
     units_per_stage: Vec<usize>,
-    /// Whether no other cut is predicted to be faster.
+    /// Whether no other cut has a shorter simulated step.
     proven: bool,
     in_flight: usize,
     step_seconds: f64,
@@ -140,7 +140,7 @@ fn best_row(rows: &[PlanRow], among: impl Fn(&PlanRow) -> bool) -> Option<usize>
 }
 
 fn write(file: &TraceFile, row: &PlanRow) -> Result<(), Exit> {
-    let title = format!("{}, predicted: {}", words::name(row), row.found.cut.simulated.critical.bottleneck);
+    let title = format!("{}, simulated: {}", words::name(row), row.found.cut.simulated.critical.bottleneck);
     file.write_simulated(&row.found.cut.simulated, &title).map_err(Exit::failed)
 }
 

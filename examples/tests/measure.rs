@@ -305,7 +305,7 @@ fn plans_mark_a_refresh_interval_that_a_run_would_refuse() {
 }
 
 #[test]
-fn plan_predicts_training_and_training_can_use_it() {
+fn plan_simulates_training_and_training_can_use_it() {
     let folder = TempDir::new().unwrap();
     let plan = [&["plan"], &SMALL[..]].concat();
     let more = ["--stages", "1,2", "--widths", "1", "--micro-batches", "1,2", "--trace", "plan.svg", "--json"];
@@ -320,7 +320,7 @@ fn plan_predicts_training_and_training_can_use_it() {
         assert!(row["memory_bytes"][0].as_u64().unwrap() > 0 && row["refused"].is_null());
     }
     assert!(answer["recommended"].is_u64() && answer["fastest"].is_u64());
-    assert!(fs::read_to_string(folder.path().join("plan.svg")).unwrap().contains("predicted"));
+    assert!(fs::read_to_string(folder.path().join("plan.svg")).unwrap().contains("simulated"));
 
     // Commas separate both the options of a device and the devices of a list.
     let devices = ["--devices", "cpu:threads=1,cores=0,cpu:threads=1", "--widths", "1", "--json"];

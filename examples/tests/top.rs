@@ -27,7 +27,7 @@ fn once_prints_the_state_of_a_run() {
     let text = running.wait("rates and predictions", |_| {
         let text = done(&interlock(folder.path(), &once));
         let first = |start: &str| text.lines().find(|line| line.starts_with(start));
-        // The cells of losses, accuracy, norm, and busy and predicted shares.
+        // The cells of losses, accuracy, norm, and busy and simulated shares.
         let complete = |start| first(start).map(cells).is_some_and(|stage| stage[3..9].iter().all(is_number));
         let transferred = first(" 0 to 1 ").is_some_and(|boundary| !boundary.contains(" - "));
         (!text.contains("- a step") && complete(" 0  ") && complete(" 1  ") && transferred).then_some(text)

@@ -1,4 +1,4 @@
-//! The simulator: drives the schedules with costs instead of messages, and predicts step times, waits and memory.
+//! The simulator: drives the schedules with costs instead of messages, and finds step times, waits and memory.
 //!
 //! [`simulate`] runs the same state machines as the actors ([`StageSchedule`](crate::schedule::StageSchedule)), with a clock in whole nanoseconds. An
 //! action takes the time in its stage's [`StageCosts`], a message that of the sender's [`Link`]. Steps are simulated until they repeat. Then the time

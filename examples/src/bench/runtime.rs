@@ -52,7 +52,7 @@ struct RuntimeResult {
     device_seconds: Vec<f64>,
     /// The work of the busiest stage in a step: no schedule can make steps shorter.
     lower_bound_seconds: f64,
-    /// The step time that the simulator predicts for the same stages, costs and links.
+    /// The simulated time of a step with the same stages, costs and links.
     simulated_step_seconds: f64,
     /// The reason for this time, by the simulator.
     reason: String,

@@ -101,7 +101,7 @@ fn draw_header(frame: &mut Frame<'_>, area: Rect, watches: &[Watch], choice: Cho
 fn draw_stages(frame: &mut Frame<'_>, area: Rect, view: &View, chosen: usize) {
     let wide = area.width >= WIDE_TERMINAL;
     let mut header =
-        vec!["stage", "device", "follows", "loss", "valid.", "acc %", "grad.", "busy (predicted)", "mail", "fly"];
+        vec!["stage", "device", "follows", "loss", "valid.", "acc %", "grad.", "busy (simulated)", "mail", "fly"];
     let mut widths = vec![5, 13, 7, 6, 6, 5, 6, BAR_WIDTH as u16 + 10, 6, 3];
     if wide {
         header.push("what it computes");
@@ -144,19 +144,19 @@ fn right(text: String, width: usize) -> Cell<'static> {
     Cell::from(format!("{text:>width$}"))
 }
 
-/// Returns a bar for the busy share of a stage, with a mark at the predicted share, and both numbers.
+/// Returns a bar for the busy share of a stage, with a mark at the simulated share, and both numbers.
 fn busy(stage: &StageView) -> Line<'static> {
     let cells = |share: f64| (share * BAR_WIDTH as f64).round() as usize;
     let filled = stage.busy.map_or(0, cells);
-    let mark = stage.predicted_busy.map(|share| cells(share).clamp(1, BAR_WIDTH) - 1);
+    let mark = stage.simulated_busy.map(|share| cells(share).clamp(1, BAR_WIDTH) - 1);
     let bar = (0..BAR_WIDTH).map(|i| match (i < filled, mark == Some(i)) {
         (_, true) => Span::from("┃").yellow(),
         (true, false) => Span::from("█").green(),
         (false, false) => Span::from("░").dim(),
     });
-    let predicted =
-        stage.predicted_busy.map_or_else(String::new, |share| format!(" ({})", words::percent(Some(share))));
-    let numbers = format!(" {:>3}{predicted}", words::percent(stage.busy));
+    let simulated =
+        stage.simulated_busy.map_or_else(String::new, |share| format!(" ({})", words::percent(Some(share))));
+    let numbers = format!(" {:>3}{simulated}", words::percent(stage.busy));
     Line::from_iter(bar.chain([Span::from(numbers)]))
 }
 

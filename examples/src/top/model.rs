@@ -42,8 +42,8 @@ pub(super) struct StageView {
     pub(super) alignment: Option<f64>,
     /// The share of the time between the scrapes in which it computed.
     pub(super) busy: Option<f64>,
-    /// The busy share that the schedule predicts.
-    pub(super) predicted_busy: Option<f64>,
+    /// The busy share in a simulation of the schedule.
+    pub(super) simulated_busy: Option<f64>,
     /// The shares of its computing time, in the order of [`PHASES`]; empty if it computed nothing.
     pub(super) phases: Vec<f64>,
     /// The number of messages in its mailbox, and the mailbox's capacity.
@@ -183,7 +183,7 @@ impl Interval<'_> {
             gradient_norm: get(&table::GRADIENT_NORM),
             alignment: get(&table::STAGE_ALIGNMENT),
             busy: self.recorded(&table::STAGE_PHASE_DURATION, &of).map(|_| (computed / self.seconds).clamp(0.0, 1.0)),
-            predicted_busy: get(&table::STAGE_PREDICTED_IDLE).map(|idle| 1.0 - idle),
+            simulated_busy: get(&table::STAGE_PREDICTED_IDLE).map(|idle| 1.0 - idle),
             phases: match computed > 0.0 {
                 true => times.iter().map(|time| time / computed).collect(),
                 false => Vec::new(),

@@ -111,7 +111,7 @@ fn two_scrapes_give_rates_and_shares() {
         ("cpu:threads=1,cores=0-1", Some("1"), Some(2.0))
     );
     assert_eq!(
-        (zero.busy, zero.predicted_busy, one.busy, one.predicted_busy),
+        (zero.busy, zero.simulated_busy, one.busy, one.simulated_busy),
         (Some(0.25), Some(0.5), Some(1.0), Some(1.0))
     );
     assert_eq!(zero.phases, [0.5, 0.0, 0.0, 0.25, 0.0, 0.25]);

@@ -90,7 +90,7 @@ table! {
         "interlock_stage_memory_bytes", Unit::Bytes, &["stage", "kind"],
         "The most bytes that the stage held in its last step: parameters, gradients, optimizer state, and activations as its layers report them",
     );
-    /// The predicted idle share of a stage.
+    /// The simulated idle share of a stage.
     STAGE_PREDICTED_IDLE = Metric::gauge_of(
         "interlock_stage_predicted_idle_ratio", Unit::Percent, &["stage"],
         "Share of a step, 0 to 1, in which the stage is idle, simulated from its plan and the run's phase times so far",
