@@ -52,7 +52,7 @@ pub(crate) fn command<P: Program>() -> clap::Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Train a model; without a configuration, a ResNet of four stages on embedded images
+    /// Train a model; without a configuration, the built-in one
     Train(Train),
     /// Simulate steps with several cuts, widths and numbers of micro-batches, and recommend one
     Plan(Box<Plan>),
