@@ -142,5 +142,5 @@ fn used_address_is_refused_before_anything_is_written() {
     };
     refuse(&address, &[&format!("--metrics {address}"), "in use", "each process needs a port of its own"]);
     refuse("127.0.0.1", &["--metrics", "127.0.0.1"]);
-    refused(folder.path(), &["train", "--metrics-linger", "5"], &["--metrics <ADDRESS:PORT>"]);
+    refused(folder.path(), &["train", "--metrics-linger", "5"], &["--metrics [<ADDRESS:PORT>]"]);
 }
