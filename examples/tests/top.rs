@@ -60,7 +60,8 @@ fn unusable_addresses_are_refused_with_a_remedy() {
     refused(folder.path(), &["top", &address, "--once"], &[&address, "refused", &remedy]);
     refused(folder.path(), &["top", "9464"], &["not a host and port", "127.0.0.1:9464"]);
     refused(folder.path(), &["top", "http://a/metrics"], &["not a host and port"]);
-    refused(folder.path(), &["top"], &["HOST:PORT"]);
+    // The default address, for a terminal.
+    refused(folder.path(), &["top"], &["not a terminal", "--once"]);
     refused(folder.path(), &["top", &address, "--interval", "0"], &["seconds from 0.1"]);
 }
 

@@ -1,10 +1,12 @@
 //! Weighted sums of gradients.
 
+use std::cmp::Reverse;
+
 use candle_core::{CpuStorage, DType, Storage, Tensor};
 
 use crate::{
     Activation, Error, Result,
-    tensor::elementwise::{CHUNK, each},
+    tensor::elementwise::{CHUNK, dense_range, each},
 };
 
 /// Returns the sum of `terms`, each times its weight, added in the order given and in `f32`. The terms are gradients with respect to one activation,
@@ -48,9 +50,24 @@ fn add<T: Copy>(sum: &mut [f32], values: &[T], weight: f32, widen: impl Fn(T) ->
     sum.iter_mut().zip(values).for_each(|(sum, &value)| *sum += weight * widen(value));
 }
 
-/// Adds tensors on the CPU in one pass, on the threads of the caller's pool.
+/// Returns the dimensions in the order in which the tensor's elements lie in memory, the one with the largest stride first: for images with their
+/// channels last `[0, 2, 3, 1]`. If elements overlap or leave gaps, the order is that of the shape.
+fn order_in_memory(tensor: &Tensor) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..tensor.rank()).collect();
+    if dense_range(tensor.layout()).is_some() {
+        let (strides, dims) = (tensor.stride(), tensor.dims());
+        // The stride of a dimension of size 1 means nothing.
+        order.sort_by_key(|&d| Reverse(if dims[d] == 1 { usize::MAX } else { strides[d] }));
+    }
+    order
+}
+
+/// Adds tensors on the CPU in one pass, on the threads of the caller's pool. The sum lies in memory as the first term does; terms that lie otherwise
+/// are copied first.
 fn sum_on_host(terms: &[(Tensor, f64)]) -> Result<Tensor> {
-    let dense = terms.iter().map(|(tensor, _)| Ok(tensor.contiguous()?)).collect::<Result<Vec<_>>>()?;
+    let order = order_in_memory(&terms[0].0);
+    let ordered = |(tensor, _): &(Tensor, f64)| Ok(tensor.permute(&order[..])?.contiguous()?);
+    let dense = terms.iter().map(ordered).collect::<Result<Vec<_>>>()?;
     let storages: Vec<_> = dense.iter().map(Tensor::storage_and_layout).collect();
     let mut parts = Vec::with_capacity(terms.len());
     for ((storage, layout), (_, weight)) in storages.iter().zip(terms) {
@@ -71,7 +88,9 @@ fn sum_on_host(terms: &[(Tensor, f64)]) -> Result<Tensor> {
             }
         }
     });
-    Ok(Tensor::from_vec(sum, dense[0].shape(), dense[0].device())?)
+    let mut back = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(place, &dimension)| back[dimension] = place);
+    Ok(Tensor::from_vec(sum, dense[0].shape(), dense[0].device())?.permute(back)?)
 }
 
 #[cfg(test)]
@@ -96,6 +115,29 @@ mod tests {
         for i in [0, 1, CHUNK - 1, CHUNK, count - 1] {
             let x = i as f32;
             assert_eq!(alone[i], 0.3_f32 * (x * 0.1) + x * -0.7 + 0.25 * (x * 3.1));
+        }
+    }
+
+    #[test]
+    fn sum_lies_in_memory_as_the_first_term() {
+        let count = 2 * 3 * 4 * 5;
+        let values = Tensor::from_vec((0..count).map(|i| i as f32).collect::<Vec<_>>(), count, &Device::Cpu).unwrap();
+        let plain = values.reshape((2, 3, 4, 5)).unwrap();
+        // The same images with their channels last in memory, and a batch of one.
+        let last = |x: &Tensor| x.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap().permute((0, 3, 1, 2)).unwrap();
+        for plain in [plain.clone(), plain.narrow(0, 1, 1).unwrap()] {
+            let images = last(&plain);
+            let expected = (&plain * 2.0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            for (first, second) in [(&images, &plain), (&plain, &images), (&images, &images)] {
+                let sum = weighted_sum(&[(first.clone().into(), 1.0), (second.clone().into(), 1.0)]).unwrap();
+                let sum = sum.single().unwrap();
+                assert_eq!(sum.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected);
+                let channels_last = sum.permute((0, 2, 3, 1)).unwrap().is_contiguous();
+                assert_eq!(
+                    (channels_last, sum.is_contiguous()),
+                    if first.is_contiguous() { (false, true) } else { (true, false) }
+                );
+            }
         }
     }
 
