@@ -130,12 +130,12 @@ impl StageMetrics {
             outgoing: [
                 outgoing(&next, Direction::Activation),
                 outgoing(&previous, Direction::Gradient),
-                outgoing(&previous, Direction::Readout).filter(|_| readout[0]),
+                readout[0].then(|| outgoing(&previous, Direction::Readout)).flatten(),
             ],
             incoming: [
                 incoming(&previous, Direction::Activation),
                 incoming(&next, Direction::Gradient),
-                incoming(&next, Direction::Readout).filter(|_| readout[1]),
+                readout[1].then(|| incoming(&next, Direction::Readout)).flatten(),
             ],
             in_flight,
             micro_batches: table::STAGE_MICROBATCHES.counter(&[&stage]),
