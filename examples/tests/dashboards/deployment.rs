@@ -1,5 +1,7 @@
 //! Checks that the files which start Prometheus and Grafana fit each other and the folder.
 
+use std::fs;
+
 use serde_json::{Value, json};
 
 use crate::{files::grafana, yaml};
@@ -9,14 +11,20 @@ fn list<'a>(of: &'a Value, key: &str) -> &'a Vec<Value> {
 }
 
 #[test]
-fn prometheus_scrapes_ports_of_this_host_and_loads_the_rules() {
-    let config = yaml::read(&grafana().join("prometheus.yml"));
+fn prometheus_scrapes_ports_of_the_host_and_loads_the_rules() {
+    let folder = grafana();
+    let config = yaml::read(&folder.join("prometheus.yml"));
     assert_eq!(config["rule_files"], json!(["rules/*.yml"]), "relative, as the file may lie anywhere");
     let [job] = &list(&config, "scrape_configs")[..] else { panic!("one job") };
     assert_eq!(job["job_name"], "interlock");
-    let [targets] = &list(job, "static_configs")[..] else { panic!("one list of targets") };
-    for (rank, target) in list(targets, "targets").iter().enumerate() {
-        assert_eq!(target, &json!(format!("127.0.0.1:{}", 9464 + rank)), "the port is a base plus the rank");
+    assert_eq!(job["file_sd_configs"], json!([{ "files": ["targets.yml"] }]), "docker-compose.yml replaces this file");
+    assert_eq!(job.get("static_configs"), None, "runs would be scraped twice");
+    // A process of the host reaches runs at the loopback address, a container by the name of its host.
+    for (file, host) in [("targets.yml", "127.0.0.1"), ("targets.docker.yml", "host.docker.internal")] {
+        let groups = yaml::read(&folder.join(file));
+        let [group] = &groups.as_array().unwrap()[..] else { panic!("{file}: one list of targets") };
+        let expected: Vec<String> = (9464..9468).map(|port| format!("{host}:{port}")).collect();
+        assert_eq!(group, &json!({ "targets": expected }), "{file}: the port is a base plus the rank");
     }
 }
 
@@ -41,7 +49,10 @@ fn grafana_finds_prometheus_and_the_dashboards() {
             3,
             "{name}: {version} is not one version"
         );
-        assert_eq!((&service["network_mode"], service.get("ports")), (&json!("host"), None), "{name}");
+        assert_eq!(service.get("network_mode"), None, "{name}: Docker Desktop has no network of the host");
+        for port in list(service, "ports") {
+            assert!(port.as_str().unwrap().starts_with("127.0.0.1:"), "{name}: {port} is open to other machines");
+        }
         for volume in list(service, "volumes") {
             let from = volume.as_str().unwrap().split(':').next().unwrap();
             let there =
@@ -54,14 +65,24 @@ fn grafana_finds_prometheus_and_the_dashboards() {
         let to = volumes.iter().find_map(|volume| volume.as_str().unwrap().strip_prefix(from)?.split(':').nth(1));
         to.unwrap_or_else(|| panic!("{service} does not see {from}")).to_owned()
     };
-    let command = list(&services["prometheus"], "command");
-    assert!(command.contains(&json!(format!("--config.file={}", mounted("prometheus", "./prometheus.yml")))));
-    assert_eq!(mounted("prometheus", "./rules"), "/etc/prometheus/rules", "beside the configuration that names it");
-    // Both listen on the loopback address only, and the data source names the address of Prometheus.
-    let url = source["url"].as_str().unwrap().strip_prefix("http://").unwrap();
-    assert!(url.starts_with("127.0.0.1:") && command.contains(&json!(format!("--web.listen-address={url}"))), "{url}");
+    let prometheus = &services["prometheus"];
+    let config = mounted("prometheus", "./prometheus.yml");
+    assert!(list(prometheus, "command").contains(&json!(format!("--config.file={config}"))));
+    let beside = |name: &str| config.replace("prometheus.yml", name);
+    assert_eq!(mounted("prometheus", "./rules"), beside("rules"), "beside the configuration that names it");
+    assert_eq!(mounted("prometheus", "./targets.docker.yml"), beside("targets.yml"), "in place of the host's targets");
+    // Linux needs the name of the host, which the targets have.
+    assert_eq!(prometheus["extra_hosts"], json!(["host.docker.internal:host-gateway"]));
+    // Containers find each other by the names of their services.
+    let (service, port) = source["url"].as_str().unwrap().strip_prefix("http://").unwrap().split_once(':').unwrap();
+    assert_eq!(service, "prometheus");
+    assert_eq!(prometheus["ports"], json!([format!("127.0.0.1:{port}:{port}")]));
+    assert_eq!(services["grafana"]["ports"], json!(["127.0.0.1:3000:3000"]), "the address that README.md names");
     let environment = &services["grafana"]["environment"];
-    assert_eq!(environment["GF_SERVER_HTTP_ADDR"], "127.0.0.1");
+    assert_eq!(environment.get("GF_SERVER_HTTP_ADDR"), None, "a published port needs all addresses of the container");
+    let checked: Value = serde_json::from_str(&fs::read_to_string(folder.join("draw/package.json")).unwrap()).unwrap();
+    let version = checked["dependencies"]["@grafana/schema"].as_str().unwrap();
+    assert_eq!(services["grafana"]["image"], format!("grafana/grafana:{version}"), "as draw/types.mjs checks");
 
     assert_eq!(mounted("grafana", "./provisioning"), "/etc/grafana/provisioning");
     let provider = yaml::read(&folder.join("provisioning/dashboards/interlock.yml"));

@@ -44,7 +44,9 @@ impl Prometheus {
     pub(crate) fn start(folder: &Path, targets: &[&str], change: impl Fn(&mut Value)) -> Self {
         let mut config = yaml::read(&grafana().join("prometheus.yml"));
         config["global"] = json!({ "scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s" });
-        config["scrape_configs"][0]["static_configs"] = json!([{ "targets": targets }]);
+        let job = config["scrape_configs"][0].as_object_mut().unwrap();
+        job.remove("file_sd_configs").unwrap();
+        job.insert("static_configs".to_owned(), json!([{ "targets": targets }]));
         let changed = |path: &std::path::PathBuf| {
             let mut rules = yaml::read(path);
             for group in rules["groups"].as_array_mut().unwrap() {
