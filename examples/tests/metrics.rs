@@ -10,10 +10,17 @@ use std::{
     net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
 use common::{SMALL, json, refused};
+use interlock::{Split, TrainEvent, Trainer};
+use interlock_models::{
+    Mlp,
+    data::config::{DataConfig, FashionMnistMini},
+};
+use metrics_exporter_prometheus::PrometheusBuilder;
 use tempfile::TempDir;
 
 /// A run in the background, which is killed when this is dropped.
@@ -66,7 +73,7 @@ fn run_serves_its_metrics_and_still_does_after_its_end() {
         |name: &str, labels: &str| value(&text, name, labels).unwrap_or_else(|| panic!("{name} {labels}: {text}"));
     let report = json(&folder.path().join("run/report.json"));
     assert_eq!(value("interlock_run_state", "state=\"training\""), 0.0);
-    assert_eq!((value("interlock_steps_total", ""), value("interlock_step", "")), (3.0, 3.0));
+    assert_eq!((value("interlock_steps_total", ""), value("interlock_current_step", "")), (3.0, 3.0));
     assert_eq!((value("interlock_samples_total", ""), value("interlock_tokens_total", "")), (96.0, 0.0));
     for stage in ["0", "1"] {
         let of = |more: &str| format!("stage=\"{stage}\"{more}");
@@ -95,7 +102,16 @@ fn run_serves_its_metrics_and_still_does_after_its_end() {
     let boundary = |name: &str, labels: &str| value(name, labels);
     assert_eq!(boundary("interlock_boundary_messages_total", "src=\"1\",dst=\"0\",kind=\"gradient\""), 6.0);
     assert!(boundary("interlock_boundary_messages_total", "src=\"0\",dst=\"1\",kind=\"activation\"") > 6.0);
+    assert!(!text.contains("kind=\"readout\""), "series of a shared readout, which this run has not");
     assert!(value("process_resident_memory_bytes", "") > 0.0);
+    // Bucket bounds: 14, each four times the previous one, and infinity.
+    let bounds = text.lines().filter_map(|line| {
+        let (_, bound) = line.strip_prefix("interlock_step_duration_seconds_bucket{")?.split_once("le=\"")?;
+        bound.split('"').next()?.parse::<f64>().ok()
+    });
+    let bounds: Vec<f64> = bounds.collect();
+    assert_eq!((bounds.len(), bounds[0], bounds[13].round(), bounds[14]), (15, 1e-4, 6711.0, f64::INFINITY));
+    assert!(bounds[..14].windows(2).all(|pair| (pair[1] / pair[0] - 4.0).abs() < 1e-9), "{bounds:?}");
 }
 
 #[test]
@@ -143,4 +159,30 @@ fn used_address_is_refused_before_anything_is_written() {
     refuse(&address, &[&format!("--metrics {address}"), "in use", "each process needs a port of its own"]);
     refuse("127.0.0.1", &["--metrics", "127.0.0.1"]);
     refused(folder.path(), &["train", "--metrics-linger", "5"], &["--metrics [<ADDRESS:PORT>]"]);
+}
+
+#[test]
+fn current_step_goes_on_in_a_run_that_continues_another() {
+    let recorder = PrometheusBuilder::new().install_recorder().unwrap();
+    let (sender, at_start) = mpsc::channel();
+    let served = recorder.clone();
+    let data = DataConfig::FashionMnistMini(FashionMnistMini { limit: Some(64), ..Default::default() }).open().unwrap();
+    let mut trainer = Trainer::builder(Mlp { dims: vec![784, 8, 10], flatten: true })
+        .stages(2)
+        .first_step(5)
+        .steps(2)
+        .callback(move |event: &TrainEvent<'_>| {
+            if let TrainEvent::Started { .. } = event {
+                sender.send(served.render()).unwrap();
+            }
+        })
+        .build()
+        .unwrap();
+    trainer.fit(Split { train: &*data.train, validation: None }).unwrap();
+    let steps = |text: &str| {
+        let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        (value("interlock_current_step "), value("interlock_steps_total "))
+    };
+    assert_eq!(steps(&at_start.recv().unwrap()), (Some(5), Some(0)));
+    assert_eq!(steps(&recorder.render()), (Some(7), Some(2)));
 }

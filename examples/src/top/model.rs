@@ -100,7 +100,7 @@ impl View {
             model: text(run, "model"),
             strategy: text(run, "strategy"),
             state: state.and_then(|s| s.label("state")).unwrap_or("starting").to_owned(),
-            step: whole(&table::STEP),
+            step: whole(&table::CURRENT_STEP),
             micro_batches: whole(&table::PIPELINE_MICROBATCHES),
             learning_rate: whole(&table::LEARNING_RATE),
             examples_per_second: interval.rate(&table::SAMPLES, &[]),

@@ -30,7 +30,7 @@ interlock_run_state{{pipeline="chain",state="training"}} 1
 interlock_run_state{{pipeline="chain",state="evaluating"}} 0
 interlock_pipeline_stages{{pipeline="chain"}} 2
 interlock_pipeline_microbatches{{pipeline="chain"}} 2
-interlock_step{{pipeline="chain"}} {steps}
+interlock_current_step{{pipeline="chain"}} {steps}
 interlock_samples_total{{pipeline="chain"}} {samples}
 interlock_tokens_total{{pipeline="chain"}} 0
 interlock_learning_rate{{pipeline="chain"}} 0.05
@@ -43,8 +43,8 @@ interlock_boundary_bytes_total{{pipeline="chain",src="0",dst="1",kind="activatio
 interlock_boundary_bytes_total{{pipeline="chain",src="1",dst="0",kind="gradient"}} {steps}
 interlock_boundary_transfer_seconds_sum{{pipeline="chain",src="0",dst="1",kind="activation"}} {transfer}
 interlock_boundary_transfer_seconds_count{{pipeline="chain",src="0",dst="1",kind="activation"}} {messages}
-interlock_accuracy{{pipeline="chain",stage="1",split="train"}} 0.5
-interlock_accuracy{{pipeline="chain",stage="1",split="validation"}} 0.75
+interlock_accuracy_ratio{{pipeline="chain",stage="1",split="train"}} 0.5
+interlock_accuracy_ratio{{pipeline="chain",stage="1",split="validation"}} 0.75
 interlock_stage_alignment{{pipeline="chain",stage="0"}} 0.25
 interlock_stage_info{{pipeline="chain",stage="0",device="cpu:threads=1,cores=0-1",follows="0"}} 0
 interlock_stage_info{{pipeline="chain",stage="0",device="cpu:threads=1,cores=0-1",follows="1"}} 1

@@ -15,7 +15,7 @@ fn shorten(rule: &mut Value) {
     if rule.get("for").is_some() {
         rule["for"] = json!("1s");
     }
-    if rule["alert"] == "StageStalled" {
+    if rule["alert"] == "InterlockStageStalled" {
         let slow = rule["expr"].as_str().unwrap().to_owned();
         let quick = slow.replace("> 120", "> 5");
         assert_ne!(slow, quick, "the rule has another threshold");
@@ -50,17 +50,17 @@ fn runs_that_go_wrong_raise_alerts_and_others_do_not() {
 
     let limit = Duration::from_secs(60);
     wait_for("the run that will be killed trains", limit, &mut [&mut killed], || {
-        let steps = api.at("interlock_step{pipeline='killed'} > 10", now())?;
+        let steps = api.at("interlock_current_step{pipeline='killed'} > 10", now())?;
         when(!steps.is_empty(), "no steps yet")
     });
     killed.kill();
     let since = Instant::now();
     let (alert, pipeline, instance) = ("alertname", "pipeline", "instance");
     for (name, label, of) in [
-        ("LossNotFinite", pipeline, "diverges"),
-        ("StageStalled", pipeline, "hangs"),
-        ("PipelineImbalanced", pipeline, "uneven"),
-        ("TargetDown", instance, &*addresses[4]),
+        ("InterlockLossNotFinite", pipeline, "diverges"),
+        ("InterlockStageStalled", pipeline, "hangs"),
+        ("InterlockPipelineImbalanced", pipeline, "uneven"),
+        ("InterlockTargetDown", instance, &*addresses[4]),
     ] {
         let processes = &mut [&mut hangs, &mut diverges, &mut uneven, &mut server];
         let summary = wait_for(name, limit, processes, || {

@@ -23,7 +23,7 @@ const FOREIGN: [(&str, Kind); 5] = [
 
 /// Rules that use the value of a counter instead of its rate, with the reason.
 const WITHOUT_RATE: [(&str, &str); 1] =
-    [("LossNotFinite", "the run may end before a scrape has seen a 0, and increase() would not see the 1")];
+    [("InterlockLossNotFinite", "the run may end before a scrape has seen a 0, and increase() would not see the 1")];
 
 /// The metric that a name in a query stands for.
 struct Known {

@@ -62,7 +62,6 @@ fn panels_are_complete() {
         for Panel { place, title, json, queries } in &panels {
             assert!(titles.insert((name.clone(), title.clone())), "{place}: its title is that of another");
             assert!(text_of(json, "description").len() > 10, "{place}: no description");
-            assert!(json.get("id").is_none(), "{place}: Grafana counts panels itself");
             assert_eq!(json["datasource"], source(), "{place}");
             let units = [vec![&json["fieldConfig"]["defaults"]["unit"]], overridden(json, "unit")].concat();
             for unit in units {
@@ -98,6 +97,24 @@ fn panels_are_complete() {
             );
         }
     }
+}
+
+/// Alerts and links name panels by their ids. So the id of a panel stays, and that of a removed panel is not used again: a new panel takes the number
+/// after the highest that the dashboard ever had. The snapshot holds all ids, so that a change of one is seen.
+#[test]
+fn panels_have_stable_unique_ids() {
+    let mut lines = Vec::new();
+    for Dashboard { name, json, .. } in dashboards() {
+        let mut ids = HashSet::new();
+        for panel in json["panels"].as_array().unwrap() {
+            let title = text_of(panel, "title");
+            let id = panel["id"].as_u64().filter(|id| *id > 0);
+            let id = id.unwrap_or_else(|| panic!("{name} / {title}: id {} is not a positive integer", panel["id"]));
+            assert!(ids.insert(id), "{name} / {title}: another panel has id {id}; take the next that was never used");
+            lines.push(format!("{name} {id} {} {title}", text_of(panel, "type")));
+        }
+    }
+    insta::assert_snapshot!("panel_ids", lines.join("\n"));
 }
 
 /// Returns the values that overrides give a property.

@@ -119,7 +119,7 @@ table! {
     );
     /// Accuracies.
     ACCURACY = Metric::gauge_of(
-        "interlock_accuracy", Unit::Percent, &["stage", "split"],
+        "interlock_accuracy_ratio", Unit::Percent, &["stage", "split"],
         "Share of targets, 0 to 1, that the stage's head predicts right: of the last batch (train), at the last evaluation (validation)",
     );
     /// Norms of gradients.
@@ -150,10 +150,11 @@ table! {
         "Training targets that count, where an example has several, such as the tokens of a text",
     );
     /// Steps made.
-    STEPS = Metric::counter_of("interlock_steps_total", Unit::Count, &[], "Steps that every stage has finished");
-    /// The step.
-    STEP = Metric::gauge_of(
-        "interlock_step", Unit::Count, &[], "Updates that every stage has made since the model's first",
+    STEPS = Metric::counter_of("interlock_steps_total", Unit::Count, &[], "Steps that every stage has finished in this process");
+    /// The current step.
+    CURRENT_STEP = Metric::gauge_of(
+        "interlock_current_step", Unit::Count, &[],
+        "Step under way, counted from 0 on: the updates that every stage has made since the model's first, also in runs that this one continues",
     );
     /// How long steps take.
     STEP_DURATION = Metric::histogram_of(
@@ -184,6 +185,7 @@ mod tests {
                 assert!(name.ends_with("_seconds") && metric.unit == Unit::Seconds, "{name}");
             }
             assert_eq!(metric.unit == Unit::Bytes, name.contains("_bytes"), "{name}");
+            assert_eq!(metric.unit == Unit::Percent, name.ends_with("_ratio"), "{name}");
         }
     }
 }

@@ -54,7 +54,7 @@ pub(crate) struct RunMetrics {
     samples: Counter,
     tokens: Counter,
     steps: Counter,
-    step: Gauge,
+    current_step: Gauge,
     step_duration: Histogram,
     /// The time at which the present step began; none before training begins.
     since: Option<Instant>,
@@ -84,7 +84,7 @@ impl RunMetrics {
             samples: table::SAMPLES.counter(&[]),
             tokens: table::TOKENS.counter(&[]),
             steps: table::STEPS.counter(&[]),
-            step: table::STEP.gauge(&[]),
+            current_step: table::CURRENT_STEP.gauge(&[]),
             step_duration: table::STEP_DURATION.histogram(&[]),
             since: None,
         };
@@ -115,7 +115,8 @@ impl RunMetrics {
             TrainEvent::Evaluated { evaluation, .. } => {
                 evaluation.heads().iter().for_each(|head| self.scored(head.stage, 1, head.score));
             }
-            TrainEvent::Started { .. } | TrainEvent::Finished { .. } => {}
+            TrainEvent::Started { first_step, .. } => self.current_step.set(*first_step as f64),
+            TrainEvent::Finished { .. } => {}
         }
     }
 
@@ -154,7 +155,7 @@ impl RunMetrics {
     /// Records that every stage has made `steps` updates.
     fn step_done(&mut self, steps: u64, examples: usize, targets: f64) {
         self.steps.increment(1);
-        self.step.set(steps as f64);
+        self.current_step.set(steps as f64);
         self.samples.increment(examples as u64);
         if targets > examples as f64 {
             self.tokens.increment(targets.round() as u64);
