@@ -255,6 +255,7 @@ impl Profile {
                     unit.parameter_gradient,
                     unit.both,
                     unit.parameters_only,
+                    unit.add,
                     unit.update,
                     unit.send,
                     unit.receive,

@@ -492,5 +492,9 @@ fn heads_of_all_descriptions_are_measured_where_they_are_possible() {
     // Costs serve a plan whose heads were measured wherever the model has them.
     let validate = |profile: &Profile, archs: &[&str]| profile.validate(&model, &archs.iter().copied().collect());
     assert!(validate(&profile, &["fc", "slow"]).is_ok() && validate(&none, &[]).is_ok());
+    let mut negative = profile.clone();
+    negative.devices[0].units[1].add = -1.0;
+    let error = validate(&negative, &[]).unwrap_err().to_string();
+    assert!(error.contains("unit 1 has a cost of -1 seconds"), "{error}");
     insta::assert_snapshot!(validate(&measure(&["fc"]).unwrap(), &["fc", "slow"]).unwrap_err(), @r#"costs of units: the head "slow" after unit 1 is missing; measure the model that is planned for, with its heads (`interlock bench units`)"#);
 }
