@@ -3,7 +3,7 @@
 //! What one learns:
 //! - With width `N`, stage `k` is trained by the head of stage `min(k + N - 1, K - 1)`. Widths may differ: here the first stage looks
 //!   far ahead, the second learns by itself, and relays for the first what it does not use.
-//! - A pull-back computes what somebody asked for and nothing else: the plan counts them.
+//! - A stage makes only the backward passes that some stage needs: the plan counts them.
 //! - The same seed gives the same initial values under every strategy, so strategies can be compared.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
@@ -29,7 +29,7 @@ fn main() -> anyhow::Result<()> {
         ("pairwise (2)", Box::new(Interlock::width(2))),
         ("end-to-end (4)", Box::new(EndToEnd)),
     ];
-    println!("{:<16} {:>12} {:>8} {:>10}", "strategy", "pull-backs", "loss", "accuracy");
+    println!("{:<16} {:>15} {:>8} {:>10}", "strategy", "backward passes", "loss", "accuracy");
     for (name, strategy) in strategies {
         let mut trainer = Trainer::builder(Mlp { dims: vec![784, 64, 64, 64, 10], flatten: true })
             .strategy_boxed(strategy)
@@ -42,7 +42,7 @@ fn main() -> anyhow::Result<()> {
         let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
         let accuracy = report.final_scores.accuracy.unwrap_or_default();
         println!(
-            "{name:<16} {backward_passes:>12} {:>8.3} {accuracy:>10.3}",
+            "{name:<16} {backward_passes:>15} {:>8.3} {accuracy:>10.3}",
             report.final_scores.loss.unwrap_or(f64::NAN)
         );
         assert!(accuracy > 0.6, "a tenth would be chance");
