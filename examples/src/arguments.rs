@@ -298,9 +298,12 @@ pub(crate) struct Report {
     /// The page; required for several runs [default: report.html in the run's folder]
     #[arg(long, value_name = "FILE.html")]
     pub(crate) out: Option<PathBuf>,
-    /// Also write each plot to this folder, as PNG and SVG
+    /// Also write each plot to this folder, as SVG
     #[arg(long, value_name = "DIR")]
     pub(crate) plots: Option<PathBuf>,
+    /// Also write each plot as PNG; needs a program that was built with `--features png`
+    #[arg(long, requires = "plots")]
+    pub(crate) png: bool,
 }
 
 #[derive(Args, Debug)]

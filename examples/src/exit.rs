@@ -2,6 +2,8 @@
 
 use std::{fmt, process::ExitCode};
 
+use interlock::Error;
+
 /// The exit code after Ctrl-C or SIGTERM, once or twice.
 pub(crate) const STOPPED: u8 = 130;
 
@@ -23,8 +25,14 @@ impl Exit {
     }
 }
 
-impl From<interlock::Error> for Exit {
-    fn from(error: interlock::Error) -> Self {
+/// Returns the refusal of what this program was built without.
+#[allow(dead_code)] // a build with all features has no use for it
+pub(crate) fn built_without(what: &str, feature: &str) -> Error {
+    Error::invalid(what, "this program was built without it", format!("rebuild with --features {feature}"))
+}
+
+impl From<Error> for Exit {
+    fn from(error: Error) -> Self {
         match error.is_refusal() {
             true => Self::Refused(error.to_string()),
             false => Self::Failed(error.to_string()),

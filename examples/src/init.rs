@@ -82,7 +82,7 @@ edition = "2024"
 
 [dependencies]
 candle-nn = {{ version = "0.11.1", default-features = false }}
-interlock = {{ path = {framework} }}
+interlock = {{ package = "interlock-train", path = {framework} }}
 interlock-cli = {{ path = {cli} }}
 interlock-models = {{ path = {models} }}
 schemars = "1"

@@ -31,6 +31,7 @@ mod show;
 mod table;
 mod tensorboard;
 mod terminal;
+#[cfg_attr(not(feature = "top"), path = "top/missing.rs")]
 mod top;
 mod trace;
 mod train;

@@ -3,6 +3,7 @@
 mod axis;
 mod curve;
 mod draw;
+#[cfg_attr(not(feature = "png"), path = "plot/png/missing.rs")]
 mod png;
 mod theme;
 

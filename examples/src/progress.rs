@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use console::Term;
 use indicatif::ProgressStyle;
 use interlock::{
     Callback, Control, Evaluation, Result, TrainEvent,
@@ -16,7 +17,6 @@ use interlock::{
         transport::StageStep,
     },
 };
-use ratatui::crossterm::terminal;
 
 use crate::{
     table::{Measure, dash},
@@ -141,7 +141,7 @@ impl Progress {
 
 /// Returns the number of columns of the terminal.
 pub(crate) fn columns() -> usize {
-    terminal::size().map_or(COLUMNS, |(columns, _)| columns.into())
+    Term::stderr().size_checked().map_or(COLUMNS, |(_, columns)| columns.into())
 }
 
 /// Prints a line to stdout, while no bar is drawn. A closed stdout is ignored: Ctrl-C also ends a `| tee`.

@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &Report) -> Result<(), Exit> {
     let pictures = match &arguments.plots {
         Some(folder) => {
             check_plots_folder(folder)?;
-            pictures(folder, &runs, &plots)?
+            pictures(folder, &runs, &plots, arguments.png)?
         }
         None => Vec::new(),
     };
@@ -73,8 +73,8 @@ fn check_plots_folder(folder: &Path) -> interlock::Result<()> {
     }
 }
 
-/// Draws all plots, and the timeline of a single run, as SVG and PNG. Returns the files and their contents.
-fn pictures(folder: &Path, runs: &[Run], plots: &[Plot]) -> interlock::Result<Vec<(PathBuf, Vec<u8>)>> {
+/// Draws all plots, and the timeline of a single run, as SVG and on demand as PNG too. Returns the files and their contents.
+fn pictures(folder: &Path, runs: &[Run], plots: &[Plot], as_png: bool) -> interlock::Result<Vec<(PathBuf, Vec<u8>)>> {
     let mut drawn: Vec<(&str, String)> = plots.iter().map(|plot| (plot.name.as_str(), plot.to_svg())).collect();
     if let [run] = runs
         && let Some(timeline) = run.timeline_to_show()
@@ -83,7 +83,9 @@ fn pictures(folder: &Path, runs: &[Run], plots: &[Plot]) -> interlock::Result<Ve
     }
     let mut files = Vec::new();
     for (name, svg) in drawn {
-        files.push((folder.join(format!("{name}.png")), png(&svg)?));
+        if as_png {
+            files.push((folder.join(format!("{name}.png")), png(&svg)?));
+        }
         files.push((folder.join(format!("{name}.svg")), svg.into_bytes()));
     }
     Ok(files)

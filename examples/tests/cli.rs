@@ -41,6 +41,20 @@ fn golden(name: &str) -> PathBuf {
 }
 
 #[test]
+#[cfg(not(feature = "full"))]
+fn what_this_build_lacks_is_refused_with_the_feature() {
+    let folder = TempDir::new().unwrap();
+    if !cfg!(feature = "top") {
+        refused(folder.path(), &["top"], &["top", "built without", "rebuild with --features top"]);
+    }
+    if !cfg!(feature = "images") {
+        let data = "--set=data={kind=\"image-folder\", path=\"images\", size=32}";
+        refused(folder.path(), &["train", "--out", "run", data], &["image files", "rebuild with --features images"]);
+        assert!(!folder.path().join("run").exists());
+    }
+}
+
+#[test]
 fn run_is_trained_saved_and_evaluated_again() {
     let folder = TempDir::new().unwrap();
     let output = train(folder.path(), &[&SMALL[..], &["--report", "report.json"]].concat());

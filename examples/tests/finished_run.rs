@@ -88,6 +88,7 @@ fn printed(folder: &Path, arguments: &[&str]) -> Value {
 }
 
 #[test]
+#[cfg_attr(not(feature = "images"), ignore = "needs --features images")]
 fn evaluation_uses_the_statistics_and_classes_of_the_run() {
     let folder = folder_of_images();
     let path = folder.path();
@@ -105,6 +106,7 @@ fn evaluation_uses_the_statistics_and_classes_of_the_run() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "images"), ignore = "needs --features images")]
 fn images_are_classified_without_the_data_of_the_run() {
     let folder = folder_of_images();
     let path = folder.path();
@@ -166,6 +168,7 @@ fn text_model_needs_neither_its_text_nor_its_initial_weights() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "images"), ignore = "needs --features images")]
 fn run_of_other_devices_is_used_on_those_that_are_named() {
     let folder = folder_of_images();
     let path = folder.path();
@@ -222,6 +225,7 @@ fn run_of_other_devices_is_used_on_those_that_are_named() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "images"), ignore = "needs --features images")]
 fn heads_that_the_weights_do_not_hold_are_not_scored() {
     let folder = folder_of_images();
     let path = folder.path();

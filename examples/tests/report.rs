@@ -115,7 +115,8 @@ fn page_and_pictures_are_made_from_a_run() {
     let schedule = "--set=strategy.width_schedule=[{from_step=0, width=1}, {from_step=2, width=2}]";
     let name = "--set=name='<b>&amp;\"x'";
     done(&train(folder.path(), &[&SMALL[..], &[schedule, name, "--quiet"]].concat()));
-    let shown = done(&interlock(folder.path(), &["report", "run", "--plots", "plots"]));
+    let plots = if cfg!(feature = "png") { &["--plots", "plots", "--png"][..] } else { &["--plots", "plots"] };
+    let shown = done(&interlock(folder.path(), &[&["report", "run"], plots].concat()));
     assert!(shown.contains("the report is in run/report.html") && shown.contains("pictures are in plots"), "{shown}");
     let page = page(&folder.path().join("run/report.html"));
     assert!(page.contains("<title>&lt;b&gt;&amp;amp;&quot;x</title>") && !page.contains("<b>&amp;\"x"));
@@ -140,8 +141,10 @@ fn page_and_pictures_are_made_from_a_run() {
     assert!(!page.contains("The run failed") && !page.contains("has not finished"));
     let plots = folder.path().join("plots");
     for name in ["training_loss", "validation_accuracy", "throughput", "width", "timeline"] {
-        let png = fs::read(plots.join(format!("{name}.png"))).unwrap();
-        assert!(png.starts_with(b"\x89PNG") && png.len() > 2000, "{name}");
+        if cfg!(feature = "png") {
+            let png = fs::read(plots.join(format!("{name}.png"))).unwrap();
+            assert!(png.starts_with(b"\x89PNG") && png.len() > 2000, "{name}");
+        }
         assert!(fs::read_to_string(plots.join(format!("{name}.svg"))).unwrap().starts_with("<svg"), "{name}");
     }
     // A second report replaces the plots, and has another path.
@@ -222,7 +225,7 @@ fn runs_are_compared_on_one_page() {
         assert!(html.contains(words), "{words}");
     }
     assert!(!html.contains("<th>batch_size</th>"), "equal keys are listed");
-    assert!(folder.path().join("plots/validation_accuracy_by_time.png").exists());
+    assert!(folder.path().join("plots/validation_accuracy_by_time.svg").exists());
     // The same folder twice: nothing differs, and the labels are paths.
     done(&interlock(folder.path(), &["report", "a", "a", "--out", "twice.html"]));
     assert!(page(&folder.path().join("twice.html")).contains("Nothing: they are the same."));
@@ -245,6 +248,11 @@ fn bad_folders_and_files_are_refused_and_nothing_is_written() {
     refused(&[], &["<RUN>"]);
     refused(&["run", "--out", "nowhere/a.html"], &["--out nowhere/a.html", "no folder nowhere"]);
     refused(&["run", "--out", "empty"], &["--out empty", "it is a folder"]);
+    if !cfg!(feature = "png") {
+        refused(&["run", "--plots", "plots", "--png"], &["--png", "rebuild with --features png"]);
+        assert!(!folder.path().join("plots").exists());
+    }
+    refused(&["run", "--png"], &["--plots"]);
     refused(&["run", "--plots", "file"], &["--plots file", "name a folder"]);
     refused(&["run", "--plots", "nowhere/plots"], &["--plots nowhere/plots", "no folder nowhere"]);
 

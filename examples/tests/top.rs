@@ -1,6 +1,6 @@
 //! Tests of `interlock top` with a run that serves its metrics.
 
-#![cfg(unix)]
+#![cfg(all(unix, feature = "top"))]
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
 #[path = "common/command.rs"]

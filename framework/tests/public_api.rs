@@ -1,6 +1,6 @@
 //! The public items of this crate are those of a committed list: growth is a decision.
 //!
-//! Items that macros declare are not listed. After a change that is meant, `UPDATE_PUBLIC_ITEMS=1 cargo test -p interlock --test public_api` writes the list anew.
+//! Items that macros declare are not listed. After a change that is meant, `UPDATE_PUBLIC_ITEMS=1 cargo test -p interlock-train --test public_api` writes the list anew.
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 

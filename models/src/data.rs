@@ -13,6 +13,8 @@
 mod augment;
 pub mod cifar;
 pub mod config;
+#[cfg_attr(not(feature = "images"), path = "data/decode/missing.rs")]
+mod decode;
 mod description;
 pub mod embedded;
 mod files;

@@ -8,12 +8,13 @@ use std::{
     thread,
 };
 
-use image::{DynamicImage, ImageReader, RgbImage, imageops};
 use interlock::{Batch, Dataset, Error, Key, Result};
 use rand::Rng;
 
 use super::{
-    Augment, Normalization, files,
+    Augment, Normalization,
+    decode::Decoder,
+    files,
     images::{image_batch, out_of_range},
     normalization::Sums,
 };
@@ -217,6 +218,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
 /// moved by up to an eighth of the size (at least 4 pixels) over black, and mirrored with a probability of 1/2, as its [`Augment`] allows.
 #[derive(Clone, Debug)]
 pub struct FolderSet {
+    decoder: Decoder,
     files: Vec<(PathBuf, u32)>,
     size: usize,
     tables: Vec<[f32; 256]>,
@@ -228,7 +230,7 @@ impl FolderSet {
     /// Makes a set of image files and their classes. `threads` threads decode, by default one for each core.
     ///
     /// # Errors
-    /// If there is no file, `size` is not in 1 … 65,535, or `normalization` is not for three channels.
+    /// If there is no file, `size` is not in 1 … 65,535, `normalization` is not for three channels, or the crate is built without the feature `images`.
     pub fn new(
         files: Vec<(PathBuf, u32)>,
         size: usize,
@@ -241,7 +243,14 @@ impl FolderSet {
         }
         check_size(size)?;
         normalization.check(3)?;
-        Ok(Self { files, size, tables: normalization.tables(), augment, threads: thread_count(threads) })
+        Ok(Self {
+            decoder: Decoder::new()?,
+            files,
+            size,
+            tables: normalization.tables(),
+            augment,
+            threads: thread_count(threads),
+        })
     }
 }
 
@@ -262,7 +271,8 @@ impl Dataset for FolderSet {
         let decode = |numbers: &[usize], values: &mut [f32]| {
             for (&number, out) in numbers.iter().zip(values.chunks_exact_mut(each)) {
                 let path = &file(number)?.0;
-                let image = square(path, self.size).map_err(|e| Error::Data(format!("{}: {e}", path.display())))?;
+                let image =
+                    self.decoder.pixels(path, shape).map_err(|e| Error::Data(format!("{}: {e}", path.display())))?;
                 self.augment.window(augment, number, padding).render(&image, shape, &self.tables, out);
             }
             Ok::<_, Error>(())
@@ -286,6 +296,7 @@ impl Dataset for FolderSet {
 /// # Errors
 /// If files cannot be decoded; the message has the first of them and their number.
 pub(super) fn inspect(
+    decoder: Decoder,
     files: &[(PathBuf, u32)],
     size: usize,
     sample: bool,
@@ -301,11 +312,11 @@ pub(super) fn inspect(
         for i in range {
             let path = &files[i].0;
             let result = if in_sample(i) {
-                square(path, size).map(|image| sums.add(&image))
+                decoder.pixels(path, [3, size, size]).map(|pixels| sums.add(&pixels))
             } else if thorough {
-                decode(path).map(drop)
+                decoder.check(path)
             } else {
-                open(path).and_then(|reader| reader.into_dimensions().map_err(|e| e.to_string())).map(drop)
+                decoder.check_header(path)
             };
             bad.extend(result.err().map(|cause| (path, cause)));
         }
@@ -350,44 +361,4 @@ fn thread_count(wanted: Option<usize>) -> usize {
 /// Waits for a thread, and returns its result or resumes its panic.
 fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-fn open(path: &Path) -> Result<ImageReader<std::io::BufReader<fs::File>>, String> {
-    ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(|e| e.to_string())
-}
-
-pub(super) fn decode(path: &Path) -> Result<DynamicImage, String> {
-    open(path)?.decode().map_err(|e| e.to_string())
-}
-
-/// Reads the central square of an image, resized, as bytes `(3, size, size)`.
-fn square(path: &Path, size: usize) -> Result<Vec<u8>, String> {
-    fitted(&decode(path)?.into_rgb8(), [3, size, size])
-}
-
-/// Returns the largest central part of an image with the proportions of `(C, H, W)`, resized to it, from the first `C` channels.
-pub(super) fn fitted(image: &RgbImage, [channels, height, width]: [usize; 3]) -> Result<Vec<u8>, String> {
-    let (own_width, own_height) = image.dimensions();
-    if own_width == 0 || own_height == 0 {
-        return Err("the image has no pixels".to_owned());
-    }
-    let size = |pixels: usize| u32::try_from(pixels).map_err(|e| e.to_string());
-    let (to_height, to_width) = (size(height)?, size(width)?);
-    // In 64 bits, since the product of two sizes may not fit into 32.
-    let scaled = |length: u32, to: u32, from: u32| (u64::from(length) * u64::from(to) / u64::from(from)).max(1) as u32;
-    let cut_width = own_width.min(scaled(own_height, to_width, to_height));
-    let cut_height = own_height.min(scaled(own_width, to_height, to_width));
-    let (left, top) = ((own_width - cut_width) / 2, (own_height - cut_height) / 2);
-    let mut cut = imageops::crop_imm(image, left, top, cut_width, cut_height).to_image();
-    if (cut_width, cut_height) != (to_width, to_height) {
-        cut = imageops::resize(&cut, to_width, to_height, imageops::FilterType::Triangle);
-    }
-    let plane = height * width;
-    let mut planes = vec![0; channels * plane];
-    for (i, pixel) in cut.pixels().enumerate() {
-        for (channel, &value) in pixel.0.iter().take(channels).enumerate() {
-            planes[channel * plane + i] = value;
-        }
-    }
-    Ok(planes)
 }

@@ -8,6 +8,7 @@ use super::{
     Augment, Data, DataConfig, DataKind, Description, FolderSet, ImageSet, Listing, Normalization, RawImages, TextSet,
     cifar,
     config::{FRACTION, ImageFolder, Normalize, Tokenizer},
+    decode::Decoder,
     embedded, files, folder, idx,
     text::{self, Tokenization},
 };
@@ -123,6 +124,7 @@ fn images(
 }
 
 fn image_folder(c: &ImageFolder) -> Result<Data> {
+    let decoder = Decoder::new()?;
     check_limit(c.limit)?;
     let fraction = c.validation_fraction.unwrap_or(FRACTION);
     check_fraction(fraction)?;
@@ -139,8 +141,8 @@ fn image_folder(c: &ImageFolder) -> Result<Data> {
     let Listing { class_names, mut train, validation } = Listing::open(&c.path, fraction)?;
     train.truncate(c.limit.unwrap_or(usize::MAX));
     let sample = c.normalize == Normalize::Own(true);
-    let statistics = folder::inspect(&train, c.size, sample, c.verify, c.threads)?;
-    folder::inspect(&validation, c.size, false, c.verify, c.threads)?;
+    let statistics = folder::inspect(decoder, &train, c.size, sample, c.verify, c.threads)?;
+    folder::inspect(decoder, &validation, c.size, false, c.verify, c.threads)?;
     let normalization = c.normalize.resolve(3, || Ok(statistics))?;
     let set = |files, augment| FolderSet::new(files, c.size, &normalization, augment, c.threads);
     Ok(Data {

@@ -3,6 +3,7 @@
 mod cifar;
 mod config;
 mod embedded;
+#[cfg(feature = "images")]
 mod folder;
 mod idx;
 mod images;

@@ -12,6 +12,7 @@ use super::{
     Augment, DataConfig, DataKind, Description, FolderSet, ImageSet, Listing, Normalization, RawImages, TextSet,
     Vocabulary, cifar,
     config::{FRACTION, ImageFolder, Text},
+    decode::Decoder,
     embedded, files, folder, idx,
     open::check_fraction,
     text,
@@ -65,7 +66,8 @@ impl Description {
     /// when it shrinks), turned to grey for a model of one channel, and normalised as the training images were.
     ///
     /// # Errors
-    /// If the description is not of images of one or three channels, or a file cannot be decoded; the file is named.
+    /// If the description is not of images of one or three channels, a file cannot be decoded (it is named), or the crate is built without the feature
+    /// `images`.
     pub fn read_images(&self, files: &[PathBuf]) -> Result<Tensor> {
         let Images { shape, normalization, .. } = self.images()?;
         let [channels, height, width] = shape;
@@ -76,14 +78,11 @@ impl Description {
                 "use a model of one channel (grey) or three (red, green, blue)",
             ));
         }
+        let decoder = Decoder::new()?;
         let tables = normalization.tables();
         let mut values = Vec::with_capacity(files.len() * channels * height * width);
         for file in files {
-            let decoded = folder::decode(file).and_then(|image| {
-                let image = if channels == 1 { image.grayscale() } else { image };
-                folder::fitted(&image.into_rgb8(), shape)
-            });
-            let pixels = decoded.map_err(|e| {
+            let pixels = decoder.pixels(file, shape).map_err(|e| {
                 Error::file(file, format!("cannot be decoded as an image ({e}); give png, jpg, bmp or webp files"))
             })?;
             for (plane, table) in pixels.chunks_exact(height * width).zip(&tables) {
@@ -119,8 +118,9 @@ impl Description {
         let Images { shape: [_, size, _], class_names, normalization, .. } = self.images()?;
         let fraction = c.validation_fraction.unwrap_or(FRACTION);
         check_fraction(fraction)?;
+        let decoder = Decoder::new()?;
         let files = Listing::open_validation(&c.path, fraction, class_names)?;
-        folder::inspect(&files, size, false, c.verify, c.threads)?;
+        folder::inspect(decoder, &files, size, false, c.verify, c.threads)?;
         Ok(Arc::new(FolderSet::new(files, size, normalization, Augment::NONE, c.threads)?))
     }
 

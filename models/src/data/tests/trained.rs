@@ -1,11 +1,14 @@
 use std::{fs, path::Path};
 
+#[cfg(feature = "images")]
 use image::{Rgb, RgbImage};
 use interlock::Dataset;
 use serde_json::json;
 
 use super::{config, labels, tokens, values, write};
-use crate::data::{DataConfig, DataKind, Description, Listing, Normalization, image_files};
+use crate::data::{DataConfig, DataKind, Description, Normalization};
+#[cfg(feature = "images")]
+use crate::data::{Listing, image_files};
 
 fn idx_file(magic: u32, dimensions: &[u32], bytes: &[u8]) -> Vec<u8> {
     let words = [magic].into_iter().chain(dimensions.iter().copied());
@@ -85,12 +88,14 @@ fn validation_text_is_encoded_with_the_saved_vocabulary() {
     assert!(refusal(config.open_validation(&saved)).contains("'x'"));
 }
 
+#[cfg(feature = "images")]
 fn image(path: &Path, colour: [u8; 3], (width, height): (u32, u32)) {
     fs::create_dir_all(path.parent().expect("has a parent")).expect("makes folders");
     RgbImage::from_pixel(width, height, Rgb(colour)).save(path).expect("saves");
 }
 
 #[test]
+#[cfg(feature = "images")]
 fn classes_of_folders_keep_their_saved_numbers() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path();
@@ -112,6 +117,7 @@ fn classes_of_folders_keep_their_saved_numbers() {
 }
 
 #[test]
+#[cfg(feature = "images")]
 fn images_are_read_in_the_shape_and_colours_of_the_model() {
     let folder = tempfile::tempdir().expect("a folder");
     let (wide, high) = (folder.path().join("wide.png"), folder.path().join("high.png"));
