@@ -1,8 +1,8 @@
 //! Your own callback: it sees every evaluation and ends the run when the accuracy is good enough.
 //!
-//! - A [`Callback`] gets every event of a run, on the thread that called `fit`. It may end the run, with a reason that the report tells.
+//! - A [`Callback`] gets every event of a run, on the thread that called `fit`. It may end the run, with a reason that the report names.
 //! - A callback with a state implements `state` and `restore`, so that a continued run goes on with it.
-//! - A closure over events is a callback that only watches. [`EarlyStopping`](interlock::EarlyStopping) is one that ships.
+//! - A closure over events is a callback that only watches. [`EarlyStopping`](interlock::EarlyStopping) is a ready-made callback.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use interlock::{Callback, Control, OptimizerConfig, Result, Split, TrainEvent, Trainer};

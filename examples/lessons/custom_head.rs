@@ -1,4 +1,4 @@
-//! Your own auxiliary heads, made as a description says.
+//! Your own auxiliary heads, by your own descriptions.
 //!
 //! - A model decides what descriptions of heads (`heads.arch`) mean: here `narrow16` is a perceptron with 16 hidden units.
 //! - Heads may be made of any layers; these come from `interlock_backends`, with hand-written gradients.
@@ -22,7 +22,7 @@ impl ModelSpec for NarrowHeads {
     fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
         let hidden = arch.strip_prefix("narrow").and_then(|n| n.parse().ok()).filter(|&n: &usize| n > 0);
         let hidden = hidden.ok_or_else(|| {
-            Error::invalid("heads.arch", format!("{arch:?} behind unit {unit}"), "write narrowN, such as narrow16")
+            Error::invalid("heads.arch", format!("{arch:?} after unit {unit}"), "write narrowN, such as narrow16")
         })?;
         Ok(Unit::new("", [10], move |vb| {
             let first = Linear::new(64, hidden, true, vb.pp("hidden"))?;

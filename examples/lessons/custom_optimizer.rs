@@ -1,7 +1,7 @@
 //! Your own optimizer: Lion (Chen et al., 2023), which moves every parameter by the learning rate, in the direction of its momentum's sign.
 //!
 //! - An [`Optimizer`] updates the parameters of one part of a stage; the factory that the builder takes makes one for each.
-//! - Learning rates, weight decay, parameter groups and overrides of single stages work as they do for the optimizers that ship.
+//! - Learning rates, weight decay, parameter groups and overrides of single stages work as they do for the ready-made optimizers.
 //! - With [`state`](Optimizer::state) and [`restore`](Optimizer::restore) a run can be continued to the bit.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 

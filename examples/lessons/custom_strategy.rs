@@ -1,10 +1,9 @@
-//! A strategy of one's own: which loss trains which stage.
+//! Your own strategy: which loss trains which stage.
 //!
-//! What one learns:
-//! - A [`Strategy`] maps a number of stages to one number a stage, `follows(k) ≥ k`. All else follows from it: which gradients
-//!   cross which boundary, which stage relays them, which heads are needed.
-//! - The plan prints as a table, before anything is trained.
-//! - Heads that no stage follows are not even built, unless one asks for probes.
+//! - A [`Strategy`] names, for each stage, the stage whose loss trains it: `follows(k) ≥ k`. The rest is computed from it: which gradients
+//!   cross which boundary, which stages relay them, which heads are needed.
+//! - The gradient plan prints as a table, before anything is trained.
+//! - Heads that no stage follows are not built, unless the trainer is built with `probes()`.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use interlock::{GradientPlan, OptimizerConfig, Result, Split, Strategy, Trainer};

@@ -1,8 +1,7 @@
 //! One interlock width for each stage.
 //!
-//! What one learns:
-//! - With width `N`, stage `k` is trained by the head of stage `min(k + N - 1, K - 1)`. Widths may differ: here the first stage looks
-//!   far ahead, the second learns by itself, and relays for the first what it does not use.
+//! - With width `N`, stage `k` of `K` is trained by the loss of stage `min(k + N - 1, K - 1)`. Widths may differ: here stage 0 follows the loss of
+//!   stage 2, and stage 1 its own. Stage 1 relays the gradient of loss 2 to stage 0, and does not train by it.
 //! - A stage makes only the backward passes that some stage needs: the plan counts them.
 //! - The same seed gives the same initial values under every strategy, so strategies can be compared.
 #![allow(clippy::print_stdout)] // a lesson shows what it does

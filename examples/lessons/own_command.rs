@@ -1,6 +1,7 @@
 //! The whole command for your own model: `train`, `eval`, `plan`, `compare`, `report`, metrics and the rest, with your own `[model]` section.
 //!
-//! `cargo run --release --example own_command -- train --set model.hidden=[96,64,48] --set strategy.width=3`
+//! In a crate made by `interlock init --crate`: `cargo run --release -- train --set model.hidden=[96,64,48] --set strategy.width=3`.
+//! As a lesson: the same with `cargo run --release --example own_command -- train …`.
 
 use std::{process::ExitCode, sync::Arc};
 

@@ -3,7 +3,7 @@
 //! - [`FromModule`] makes a unit of anything that implements `candle_nn::Module`: a layer of `candle_nn`, a closure, or a whole network.
 //! - Parameters keep the names that the module asked its `VarBuilder` for, below the unit's.
 //! - Some fused operations of candle (`LayerNorm`, `RmsNorm`, `softmax_last_dim`) have no backward pass. A unit whose gradients are zero or
-//!   incomplete is refused when its stage is built; the lesson `custom_layer` shows the way out.
+//!   incomplete is refused when its stage is built; the lesson `custom_layer` shows what to do.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_core::Tensor;

@@ -1,6 +1,6 @@
 //! Metrics for Prometheus: a recorder is all that a program needs.
 //!
-//! - Stages and trainer tell the `metrics` crate what they do, whoever records it. `interlock::tools::metrics` lists all that there is.
+//! - Stages and trainer tell the `metrics` crate what they do, whoever records it. `interlock::tools::metrics` lists all metrics.
 //! - Install the recorder before the trainer is built. `PrometheusBuilder::with_http_listener` serves the same text to a Prometheus server.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 

@@ -2,7 +2,7 @@
 //!
 //! - [`Weights`] maps names, as PyTorch has them, to tensors. A folder of weights is what other programs read: safetensors with an index.
 //! - Names that are missing or unknown are errors, unless the builder allows them.
-//! - With a moving average (`ema`) the weights that one gets are the averaged ones.
+//! - With a moving average (`ema`), copies and files of the weights hold the averages.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use interlock::{EmaConfig, OptimizerConfig, Split, Trainer, TrainerBuilder, Weights};
