@@ -37,9 +37,11 @@ fn crate_to_begin_with_depends_on_a_checkout() {
     let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
     assert_eq!(manifest["package"]["name"].as_str(), Some("my-net"));
     for name in ["interlock", "interlock-cli", "interlock-models"] {
-        let path = manifest["dependencies"][name]["path"].as_str().unwrap();
-        let theirs: toml::Table = fs::read_to_string(Path::new(path).join("Cargo.toml")).unwrap().parse().unwrap();
-        assert_eq!(theirs["package"]["name"].as_str(), Some(name));
+        let dependency = &manifest["dependencies"][name];
+        let path = Path::new(dependency["path"].as_str().unwrap());
+        let theirs: toml::Table = fs::read_to_string(path.join("Cargo.toml")).unwrap().parse().unwrap();
+        let package = dependency.get("package").and_then(|package| package.as_str()).unwrap_or(name);
+        assert_eq!(theirs["package"]["name"].as_str(), Some(package));
     }
     let lesson = Path::new(env!("CARGO_MANIFEST_DIR")).join("lessons/own_command.rs");
     assert_eq!(read("src/main.rs"), fs::read_to_string(lesson).unwrap());
