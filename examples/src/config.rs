@@ -253,7 +253,7 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
             .eval_every(self.eval_every)
             .seed(self.seed)
             .keep_best(match description.kind {
-                DataKind::Images { .. } => Criterion::Accuracy,
+                DataKind::Images { .. } | DataKind::Vectors { .. } => Criterion::Accuracy,
                 DataKind::Text { .. } => Criterion::Loss,
             });
         let builder = match &self.early_stopping {
@@ -280,6 +280,7 @@ pub(crate) fn shape_of(description: &Description) -> InputShape {
             InputShape::Images { channels: *channels, height: *height, width: *width, classes: *classes }
         }
         DataKind::Text { vocab, context } => InputShape::Text { vocab: vocab.len(), context: *context },
+        DataKind::Vectors { width, classes, .. } => InputShape::Vectors { width: *width, outputs: *classes },
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) enum Measure {
 impl Measure {
     pub(crate) fn of(data: &DataKind) -> Self {
         match data {
-            DataKind::Images { .. } => Self::Accuracy,
+            DataKind::Images { .. } | DataKind::Vectors { .. } => Self::Accuracy,
             DataKind::Text { .. } => Self::Perplexity,
         }
     }

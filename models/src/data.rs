@@ -4,8 +4,9 @@
 //! [`Description`] of the inputs and outputs of a model for them. It checks all files before anything is trained. The sets can also be built in
 //! code: [`ImageSet`] from [`RawImages`], [`FolderSet`] from a [`Listing`], [`TextSet`] from the tokens of a [`Vocabulary`].
 //!
-//! The [`Description`] of the training data is saved with a model. With it, [`DataConfig::open_validation`] opens validation data for the model,
-//! and [`Description::read_images`] prepares images for it, without the training data.
+//! The [`Description`] of the training data is saved with a model. With it, the model can be used without the training data:
+//! [`DataConfig::open_validation`] opens the validation data of the configuration, [`Description::open_labelled`] other data with targets, and
+//! [`Description::read_inputs`] and [`Description::read_text`] read what a model is to predict from.
 //!
 //! Random changes depend only on the batch's key and the number of the example, so an example is changed in the same way in every batch, thread and
 //! process.
@@ -21,6 +22,7 @@ mod files;
 mod folder;
 pub mod idx;
 mod images;
+mod inputs;
 mod normalization;
 mod open;
 #[cfg(test)]
@@ -34,6 +36,7 @@ pub use config::DataConfig;
 pub use description::{Data, DataKind, Description};
 pub use folder::{FolderSet, Listing, image_files};
 pub use images::{ImageSet, RawImages};
+pub use inputs::Inputs;
 pub use normalization::Normalization;
 pub use text::TextSet;
 pub use vocabulary::Vocabulary;

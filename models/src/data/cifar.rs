@@ -161,6 +161,23 @@ pub const CIFAR100: Layout = Layout {
 type Contents = HashMap<&'static str, (PathBuf, Vec<u8>)>;
 
 impl Layout {
+    /// Returns the layout of the files at `path`, if there are any: a folder of `.bin` files, the folder around it, or an official archive.
+    pub(super) fn at(path: &Path) -> Option<&'static Self> {
+        [&CIFAR10, &CIFAR100].into_iter().find(|layout| match path.is_dir() {
+            true => {
+                layout.has_files(path)
+                    || layout.has_files(&path.join(layout.folder))
+                    || path.join(layout.archive).is_file()
+            }
+            false => path.ends_with(layout.archive),
+        })
+    }
+
+    /// Returns whether one of the files is in this folder.
+    fn has_files(&self, folder: &Path) -> bool {
+        self.members().any(|name| folder.join(name).is_file())
+    }
+
     fn members(&self) -> impl Iterator<Item = &'static str> {
         self.train.iter().copied().chain([self.test])
     }
@@ -203,12 +220,11 @@ impl Layout {
         if !path.is_dir() {
             return self.read_archive(path, wanted);
         }
-        let has_files = |folder: &Path| self.members().any(|name| folder.join(name).is_file());
         let inner = path.join(self.folder);
         let archive = path.join(self.archive);
-        if has_files(path) {
+        if self.has_files(path) {
             self.read_folder(path, wanted)
-        } else if has_files(&inner) {
+        } else if self.has_files(&inner) {
             self.read_folder(&inner, wanted)
         } else if archive.is_file() {
             self.read_archive(&archive, wanted)

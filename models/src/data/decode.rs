@@ -1,11 +1,16 @@
 //! Decodes image files.
 
-use std::{fs::File, io::BufReader, path::Path};
+use std::{fs, io::Cursor, ops::Range, path::Path};
 
-use image::{DynamicImage, ImageReader, imageops};
+use image::{DynamicImage, ImageDecoder, ImageReader, imageops};
 use interlock::Result;
 
-/// Decodes files of the formats png, jpg, bmp and webp. Errors say why a file cannot be decoded, without its name.
+/// The most bytes of a decoded image.
+const LIMIT: u64 = 512 << 20;
+/// The first bytes of every JPEG file.
+const JPEG: [u8; 2] = [0xff, 0xd8];
+
+/// Decodes files of the formats png, jpg, bmp and webp, turned as their EXIF orientation says. Errors say why a file cannot be decoded, without its name.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Decoder(());
 
@@ -17,7 +22,8 @@ impl Decoder {
 
     /// Reads the header of a file.
     pub(super) fn check_header(self, path: &Path) -> Result<(), String> {
-        open(path)?.into_dimensions().map(drop).map_err(|e| e.to_string())
+        let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(|e| e.to_string())?;
+        reader.into_dimensions().map(drop).map_err(|e| e.to_string())
     }
 
     /// Decodes a file.
@@ -57,10 +63,54 @@ impl Decoder {
     }
 }
 
-fn open(path: &Path) -> Result<ImageReader<BufReader<File>>, String> {
-    ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(|e| e.to_string())
+/// Decodes an image file, and turns the image as its EXIF orientation says. Transparency is ignored.
+fn decode(path: &Path) -> Result<DynamicImage, String> {
+    let bytes = fs::read(path).map_err(|e| e.to_string())?;
+    let bytes = if bytes.starts_with(&JPEG) { whole_jpeg(bytes)? } else { bytes };
+    let failed = |e: image::ImageError| e.to_string();
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    let mut decoder = reader.into_decoder().map_err(failed)?;
+    let ((width, height), size) = (decoder.dimensions(), decoder.total_bytes());
+    if size > LIMIT {
+        let (size, limit) = (size >> 20, LIMIT >> 20);
+        return Err(format!(
+            "{width} × {height} pixels take {size} MiB when decoded; the limit is {limit} MiB: make it smaller"
+        ));
+    }
+    let orientation = decoder.orientation().map_err(failed)?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(failed)?;
+    image.apply_orientation(orientation);
+    Ok(image)
 }
 
-fn decode(path: &Path) -> Result<DynamicImage, String> {
-    open(path)?.decode().map_err(|e| e.to_string())
+/// Checks that a JPEG file is whole: decoders fill the missing part of one that was cut short with grey.
+///
+/// In a file of three components with both a JFIF and an Adobe segment, the first says that the colours are YCbCr, and the second may say that
+/// they are not. The Adobe segment is removed, so that the first one counts, as in libjpeg.
+fn whole_jpeg(mut bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+    let (mut at, mut components, mut is_jfif, mut adobe) = (2, 0, false, None::<Range<usize>>);
+    loop {
+        let cut = || format!("the JPEG file is cut short: it has no end marker within its {} bytes", bytes.len());
+        // A marker is 0xff and a code. Codes 0 and 0xff are no markers, and those of restarts stand inside of the pixels' data.
+        let is_marker = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0 | 1 | 0xd0..=0xd8 | 0xff);
+        let rest = bytes.get(at..).unwrap_or_default();
+        let marker = at + rest.windows(2).position(is_marker).ok_or_else(cut)?;
+        let code = bytes[marker + 1];
+        if code == 0xd9 {
+            break;
+        }
+        let length = bytes.get(marker + 2..marker + 4).map_or(0, |l| usize::from(u16::from_be_bytes([l[0], l[1]])));
+        at = marker + 2 + length.max(2);
+        let content = bytes.get(marker + 4..at).ok_or_else(cut)?;
+        match code {
+            0xc0..=0xcf if !matches!(code, 0xc4 | 0xc8 | 0xcc) => components = content.get(5).copied().unwrap_or(0),
+            0xe0 => is_jfif |= content.starts_with(b"JFIF\0"),
+            0xee if content.starts_with(b"Adobe") => adobe = Some(marker..at),
+            _ => {}
+        }
+    }
+    if let Some(segment) = adobe.filter(|_| is_jfif && components == 3) {
+        bytes.drain(segment);
+    }
+    Ok(bytes)
 }

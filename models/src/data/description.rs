@@ -32,9 +32,9 @@ impl fmt::Debug for Data {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Description {
-    /// Images or text.
+    /// Images, text or vectors.
     pub kind: DataKind,
-    /// The normalization of pixels; none for text.
+    /// The normalization of pixels; none for text and vectors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub normalization: Option<Normalization>,
 }
@@ -63,4 +63,32 @@ pub enum DataKind {
         /// The number of tokens of an example.
         context: usize,
     },
+    /// Inputs `(B, width)` of `f32`, targets the classes `(B)` of `u32`: measurements, features, or what else your own data set has.
+    Vectors {
+        /// The number of values of an example.
+        width: usize,
+        /// The number of classes.
+        classes: usize,
+        /// The names of the classes by number; empty if they are not known.
+        class_names: Vec<String>,
+    },
+}
+
+impl DataKind {
+    /// Returns the name of this kind of data for messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Images { .. } => "images",
+            Self::Text { .. } => "text",
+            Self::Vectors { .. } => "vectors",
+        }
+    }
+
+    /// Returns the names of the classes by number; empty if they are not known, or the data are text.
+    pub fn class_names(&self) -> &[String] {
+        match self {
+            Self::Images { class_names, .. } | Self::Vectors { class_names, .. } => class_names,
+            Self::Text { .. } => &[],
+        }
+    }
 }

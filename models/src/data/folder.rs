@@ -21,6 +21,13 @@ use super::{
 
 /// The endings of the files that count as images.
 const ENDINGS: [&str; 5] = ["png", "jpg", "jpeg", "bmp", "webp"];
+/// The endings of images that cannot be read.
+const OTHER_ENDINGS: [&str; 16] = [
+    "avif", "cr2", "dng", "gif", "heic", "heif", "ico", "jp2", "jxl", "nef", "pgm", "ppm", "psd", "tga", "tif", "tiff",
+];
+/// Folders that systems make for themselves.
+const SYSTEM_FOLDERS: [&str; 6] =
+    ["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "System Volume Information"];
 /// The names of the folder of validation images beside `train`, in order of preference.
 const VALIDATION: [&str; 4] = ["val", "valid", "validation", "test"];
 /// The largest number of images to compute statistics from.
@@ -82,9 +89,7 @@ impl Listing {
     /// # Errors
     /// If a folder is missing or empty, or has a class that is not among `class_names`.
     pub fn open_validation(path: &Path, fraction: f64, class_names: &[String]) -> Result<Vec<(PathBuf, u32)>> {
-        let is_part = |name: &str| path.join("train").is_dir() || !class_names.iter().any(|class| class == name);
-        let folder = VALIDATION.iter().filter(|name| is_part(name)).map(|name| path.join(name)).find(|f| f.is_dir());
-        let (folder, held_out) = match folder {
+        let (folder, held_out) = match validation_folder(path, class_names) {
             Some(folder) => {
                 let held_out = classes(&folder)?;
                 (folder, held_out)
@@ -96,17 +101,17 @@ impl Listing {
                 (path.to_owned(), held_out)
             }
         };
-        let number = |(name, files): (String, Vec<PathBuf>)| match class_names.iter().position(|class| *class == name) {
-            Some(class) => Ok((class, files)),
-            None => Err(Error::file(
-                folder.join(&name),
-                format!(
-                    "the model was not trained on a class of this name; its classes are {}: rename or remove the folder",
-                    class_names.join(", ")
-                ),
-            )),
-        };
-        Ok(in_turn(held_out.into_iter().map(number).collect::<Result<_>>()?))
+        numbered(&folder, held_out, class_names)
+    }
+
+    /// Lists the images of `path` for a model that was trained on `class_names`: those of its validation folder, or if there is none, all images of
+    /// its class folders.
+    ///
+    /// # Errors
+    /// As [`Self::open_validation`].
+    pub fn open_labelled(path: &Path, class_names: &[String]) -> Result<Vec<(PathBuf, u32)>> {
+        let folder = validation_folder(path, class_names).unwrap_or_else(|| path.to_owned());
+        numbered(&folder, classes(&folder)?, class_names)
     }
 
     fn split(classes: Vec<(String, Vec<PathBuf>)>, fraction: f64) -> Result<Self> {
@@ -139,6 +144,31 @@ impl Listing {
     }
 }
 
+/// Returns the folder of validation images in `path`: one of the usual names that is not a class, or stands beside `train`.
+fn validation_folder(path: &Path, class_names: &[String]) -> Option<PathBuf> {
+    let is_part = |name: &str| path.join("train").is_dir() || !class_names.iter().any(|class| class == name);
+    VALIDATION.iter().filter(|name| is_part(name)).map(|name| path.join(name)).find(|folder| folder.is_dir())
+}
+
+/// Gives the classes of `folder` the numbers of their names among `class_names`.
+fn numbered(
+    folder: &Path,
+    classes: Vec<(String, Vec<PathBuf>)>,
+    class_names: &[String],
+) -> Result<Vec<(PathBuf, u32)>> {
+    let number = |(name, files): (String, Vec<PathBuf>)| match class_names.iter().position(|class| *class == name) {
+        Some(class) => Ok((class, files)),
+        None => Err(Error::file(
+            folder.join(&name),
+            format!(
+                "the model was not trained on a class of this name; its classes are {}: rename or remove the folder",
+                class_names.join(", ")
+            ),
+        )),
+    };
+    Ok(in_turn(classes.into_iter().map(number).collect::<Result<_>>()?))
+}
+
 /// Takes one file of each class in turn, until all are taken.
 fn in_turn(classes: Vec<(usize, Vec<PathBuf>)>) -> Vec<(PathBuf, u32)> {
     let mut files: Vec<_> = classes
@@ -153,7 +183,7 @@ fn in_turn(classes: Vec<(usize, Vec<PathBuf>)>) -> Vec<(PathBuf, u32)> {
 fn classes(folder: &Path) -> Result<Vec<(String, Vec<PathBuf>)>> {
     let mut classes = Vec::new();
     for class in entries(folder)?.into_iter().filter(|path| path.is_dir()) {
-        let files: Vec<_> = entries(&class)?.into_iter().filter(|path| is_image(path)).collect();
+        let files = images_in(&class)?;
         if files.is_empty() {
             return Err(Error::file(class, format!("holds no image; {FOLDER}; remove a class without images")));
         }
@@ -167,43 +197,56 @@ fn classes(folder: &Path) -> Result<Vec<(String, Vec<PathBuf>)>> {
     Ok(classes)
 }
 
-/// Returns whether `path` is a file with the ending of an image.
-fn is_image(path: &Path) -> bool {
-    let ending = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-    path.is_file() && ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
-}
-
 /// Lists the images in `folder` and the folders below it, in the order of their paths.
 ///
 /// # Errors
-/// If a folder cannot be read, or there is no image.
+/// If a folder cannot be read, there is no image, or there are images of a format that cannot be read.
 pub fn image_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    let files = images_in(folder)?;
+    if files.is_empty() {
+        let problem = "holds no image; expected images (png, jpg, bmp, webp), also in folders below";
+        return Err(Error::file(folder, problem));
+    }
+    Ok(files)
+}
+
+/// Lists the images in `folder` and the folders below it; there may be none.
+fn images_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let (mut files, mut others, mut folders) = (Vec::new(), Vec::new(), vec![folder.to_owned()]);
     while let Some(next) = folders.pop() {
         for path in entries(&next)? {
-            if is_image(&path) {
-                files.push(path);
-            } else if path.is_dir() {
-                folders.push(path);
+            let ending = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).unwrap_or_default();
+            match ending.as_str() {
+                _ if path.is_dir() => folders.push(path),
+                ending if ENDINGS.contains(&ending) => files.push(path),
+                ending if OTHER_ENDINGS.contains(&ending) => others.push(path),
+                _ => {}
             }
         }
     }
-    files.sort();
-    match files.is_empty() {
-        true => {
-            Err(Error::file(folder, "holds no image; expected images (png, jpg, bmp, webp), also in folders below"))
-        }
-        false => Ok(files),
+    if let Some(first) = others.iter().min() {
+        return Err(Error::file(
+            first,
+            format!(
+                "{} images in {} have a format that cannot be read; convert them to png, jpg, bmp or webp, or remove them",
+                others.len(),
+                folder.display()
+            ),
+        ));
     }
+    files.sort();
+    Ok(files)
 }
 
-/// Returns the entries of a folder in the order of their names, without hidden ones.
+/// Returns the entries of a folder in the order of their names, without hidden ones and those of the system.
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let failed = |e: std::io::Error| files::unreadable(folder, &e, FOLDER);
     let mut paths = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        if !entry.file_name().to_string_lossy().starts_with('.') {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if !name.starts_with('.') && !SYSTEM_FOLDERS.contains(&&*name) {
             paths.push(entry.path());
         }
     }
@@ -213,14 +256,15 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// A data set of images in files, which several threads decode when a batch is taken.
 ///
-/// An image is cut to its central square, resized to `size` × `size` pixels (bilinear, smoothed when it shrinks) and taken as RGB; transparency and
-/// EXIF orientation are ignored. Inputs are `(B, 3, size, size)` of `f32`, targets the classes `(B)` of `u32`. In an augmented batch, an image is
+/// An image is turned as its EXIF orientation says, cut to its central square, resized to `size` × `size` pixels (bilinear, smoothed when it
+/// shrinks) and taken as RGB; transparency is ignored. Inputs are `(B, 3, size, size)` of `f32`, targets the classes `(B)` of `u32`. In an augmented batch, an image is
 /// moved by up to an eighth of the size (at least 4 pixels) over black, and mirrored with a probability of 1/2, as its [`Augment`] allows.
 #[derive(Clone, Debug)]
 pub struct FolderSet {
     decoder: Decoder,
     files: Vec<(PathBuf, u32)>,
-    size: usize,
+    /// `(C, H, W)` of each input.
+    shape: [usize; 3],
     tables: Vec<[f32; 256]>,
     augment: Augment,
     threads: usize,
@@ -238,15 +282,26 @@ impl FolderSet {
         augment: Augment,
         threads: Option<usize>,
     ) -> Result<Self> {
+        check_size(size)?;
+        Self::of_shape(files, [3, size, size], normalization, augment, threads)
+    }
+
+    /// Makes a set of inputs of shape `(C, H, W)`, where `C` is 1 (grey) or 3.
+    pub(super) fn of_shape(
+        files: Vec<(PathBuf, u32)>,
+        shape: [usize; 3],
+        normalization: &Normalization,
+        augment: Augment,
+        threads: Option<usize>,
+    ) -> Result<Self> {
         if files.is_empty() {
             return Err(Error::invalid("images", "no file", "give at least one"));
         }
-        check_size(size)?;
-        normalization.check(3)?;
+        normalization.check(shape[0])?;
         Ok(Self {
             decoder: Decoder::new()?,
             files,
-            size,
+            shape,
             tables: normalization.tables(),
             augment,
             threads: thread_count(threads),
@@ -260,9 +315,9 @@ impl Dataset for FolderSet {
     }
 
     fn batch(&self, numbers: &[usize], augment: Option<Key>) -> Result<Batch> {
-        let shape = [3, self.size, self.size];
+        let shape = self.shape;
         let each = shape.iter().product();
-        let padding = (self.size / 8).max(4);
+        let padding = (shape[1] / 8).max(4);
         let mut values = vec![0.0; numbers.len() * each];
         let file = |number: usize| self.files.get(number).ok_or_else(|| out_of_range(number, self.len()));
         let labels = numbers.iter().map(|&number| Ok(file(number)?.1)).collect::<Result<_>>()?;
@@ -289,7 +344,7 @@ impl Dataset for FolderSet {
     }
 }
 
-/// Checks every file. With `sample`, computes the statistics of up to 1,000 of them, evenly spread.
+/// Checks every file. With `sample`, computes the statistics of up to 1,000 of them, evenly spread, at `size` × `size` pixels.
 ///
 /// With `thorough`, every image is decoded; otherwise only the headers of those outside of the sample are read.
 ///

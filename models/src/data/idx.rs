@@ -3,7 +3,11 @@
 //! A file is a big-endian magic number `0x0000_08DD` (`08`: unsigned bytes, `DD`: number of dimensions), the dimensions as 32-bit
 //! numbers, and the bytes. Images have three dimensions, `(N, H, W)`; labels one.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 use interlock::{Error, Result};
 
@@ -66,31 +70,68 @@ fn find(folder: &Path, stem: &str, kind: &str) -> Result<PathBuf> {
     })
 }
 
+/// Returns whether `folder` has a file of test images under its usual name.
+pub(super) fn has_test(folder: &Path) -> bool {
+    find(folder, "t10k-images", "idx3-ubyte").is_ok()
+}
+
+/// Returns whether a file is meant to be in the idx format: it begins with two zeros or as a gzip file, or is named `…ubyte` or `….gz`.
+///
+/// # Errors
+/// If it cannot be read; `remedy` ends the message.
+pub(super) fn is_meant(path: &Path, remedy: &str) -> Result<bool> {
+    let mut start = [0; 2];
+    let length = fs::File::open(path).and_then(|file| file.take(2).read(&mut start));
+    let length = length.map_err(|e| files::unreadable(path, &e, remedy))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    Ok(length == 2 && (start == files::GZIP || start == [0; 2]) || name.contains("ubyte") || name.ends_with(".gz"))
+}
+
+/// Reads the images of one file, plain or `.gz`, all with label 0.
+pub(super) fn open_images(path: &Path) -> Result<RawImages> {
+    decode_images(path, files::read(path, "expected a file of images in the idx format, plain or .gz")?)
+}
+
+/// Reads the images of one file, and their labels from the file beside it that has `labels` for `images` and `idx1` for `idx3` in its name.
+///
+/// # Errors
+/// As [`open`], or if there is no such file.
+pub(super) fn open_pair(images: &Path, classes: usize) -> Result<RawImages> {
+    let name = images.file_name().unwrap_or_default().to_string_lossy();
+    let plain = name.strip_suffix(".gz").unwrap_or(&name);
+    let labels = plain.replace("images", "labels").replace("idx3", "idx1");
+    let beside = |name: String| images.with_file_name(name);
+    let found = ["", ".gz"].map(|end| beside(format!("{labels}{end}"))).into_iter().find(|path| path.exists());
+    let Some(path) = found.filter(|_| labels != plain) else {
+        let right =
+            "give the file of labels the name of the file of images, with `labels` for `images` and `idx1` for `idx3`";
+        return Err(match labels == plain {
+            true => Error::file(images, format!("has no `images` in its name, by which its labels are found; {right}")),
+            false => Error::file(beside(labels), format!("no such file, nor with .gz; {right}")),
+        });
+    };
+    decode((images, files::read(images, FOLDER)?), (&path, files::read(&path, FOLDER)?), classes)
+}
+
 /// Reads the images and labels of two unpacked files; errors name their paths.
 ///
 /// # Errors
 /// As [`open`].
 pub fn decode(
-    (image_path, mut pixels): (&Path, Vec<u8>),
+    (image_path, pixels): (&Path, Vec<u8>),
     (label_path, labels): (&Path, Vec<u8>),
     classes: usize,
 ) -> Result<RawImages> {
-    let (dimensions, start) = header(image_path, &pixels, IMAGES)?;
+    let images = decode_images(image_path, pixels)?;
     let (count, label_start) = header(label_path, &labels, LABELS)?;
-    let (images, height, width) = (dimensions[0], dimensions[1], dimensions[2]);
-    if images == 0 || height == 0 || width == 0 {
-        return Err(Error::file(
-            image_path,
-            format!("holds {images} images of {height} × {width} pixels; expected at least one image of one pixel"),
-        ));
-    }
-    if count[0] != images {
+    if count[0] != images.labels.len() {
         return Err(Error::file(
             label_path,
             format!(
-                "{} labels, but {} holds {images} images; give the two files of one set",
+                "{} labels, but {} holds {} images; give the two files of one set",
                 count[0],
-                image_path.display()
+                image_path.display(),
+                images.labels.len()
             ),
         ));
     }
@@ -106,8 +147,21 @@ pub fn decode(
             ),
         ));
     }
+    Ok(RawImages { labels, ..images })
+}
+
+/// Reads the images of an unpacked file, all with label 0.
+fn decode_images(path: &Path, mut pixels: Vec<u8>) -> Result<RawImages> {
+    let (dimensions, start) = header(path, &pixels, IMAGES)?;
+    let (images, height, width) = (dimensions[0], dimensions[1], dimensions[2]);
+    if images == 0 || height == 0 || width == 0 {
+        return Err(Error::file(
+            path,
+            format!("holds {images} images of {height} × {width} pixels; expected at least one image of one pixel"),
+        ));
+    }
     pixels.drain(..start);
-    Ok(RawImages { shape: [1, height, width], pixels, labels })
+    Ok(RawImages { shape: [1, height, width], pixels, labels: vec![0; images] })
 }
 
 /// Reads the dimensions of a file, and checks its size. Returns them and the position of the data.
@@ -117,9 +171,16 @@ fn header(path: &Path, bytes: &[u8], (magic, rank): (u32, usize)) -> Result<(Vec
     let kind = if rank == 3 { "images" } else { "labels" };
     let found = word(0);
     if let Some(found) = found.filter(|&found| found != magic) {
+        let what = match bytes.trim_ascii_start().starts_with(b"<") {
+            true => " (an HTML or XML page, such as the answer to a failed download)",
+            false => "",
+        };
         return Err(Error::file(
             path,
-            format!("begins with 0x{found:08x} at byte 0; an idx file of {kind} begins with 0x{magic:08x}"),
+            format!(
+                "begins with 0x{found:08x} at byte 0{what}; an idx file of {kind} begins with 0x{magic:08x}: \
+                 fetch the file again, or name another"
+            ),
         ));
     }
     let dimensions: Option<Vec<usize>> = (1..=rank).map(|i| word(i).map(|d| d as usize)).collect();

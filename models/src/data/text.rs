@@ -135,15 +135,15 @@ pub(super) fn tokenize(
     tokenization: &Tokenization<'_>,
 ) -> Result<(Vocabulary, Vec<Vec<u32>>)> {
     for (path, text) in texts {
-        if text.is_empty() {
+        if without_mark(text).is_empty() {
             return Err(Error::file(*path, "is empty; give a text of at least one window of tokens and one more"));
         }
     }
     let vocabulary = match tokenization {
         Tokenization::Bytes => Vocabulary::bytes(),
-        Tokenization::Characters => {
-            Vocabulary::of_characters(&texts.iter().map(|&text| utf8(text)).collect::<Result<String>>()?)?
-        }
+        Tokenization::Characters => Vocabulary::of_characters(
+            &texts.iter().map(|&(path, text)| utf8((path, without_mark(text)))).collect::<Result<String>>()?,
+        )?,
         Tokenization::File(path) => Vocabulary::load(path)?,
     };
     let tokens = texts.iter().map(|&text| encode(&vocabulary, text)).collect::<Result<_>>()?;
@@ -151,18 +151,28 @@ pub(super) fn tokenize(
 }
 
 /// Returns the tokens of a text; errors name its path.
-pub(super) fn encode(vocabulary: &Vocabulary, text: (&Path, &[u8])) -> Result<Vec<u32>> {
+pub(super) fn encode(vocabulary: &Vocabulary, (path, text): (&Path, &[u8])) -> Result<Vec<u32>> {
+    let text = without_mark(text);
     if vocabulary.is_of_bytes() {
-        return Ok(text.1.iter().map(|&byte| u32::from(byte)).collect());
+        return Ok(text.iter().map(|&byte| u32::from(byte)).collect());
     }
-    vocabulary.encode(utf8(text)?).map_err(|e| Error::file(text.0, e))
+    vocabulary.encode(utf8((path, text))?).map_err(|error| match error {
+        Error::Invalid { problem, remedy, .. } => Error::file(path, format!("{problem}; {remedy}")),
+        error => error,
+    })
+}
+
+/// Returns a text without the UTF-8 byte order mark with which some programs begin their files.
+fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
 }
 
 fn utf8<'a>((path, text): (&Path, &'a [u8])) -> Result<&'a str> {
     std::str::from_utf8(text).map_err(|e| {
+        let at = e.valid_up_to();
         Error::file(
             path,
-            format!("is not UTF-8 at byte {}; convert it to UTF-8, or use tokenizer = \"bytes\"", e.valid_up_to()),
+            format!("is not UTF-8 at byte {at}; convert it to UTF-8, or train with tokenizer = \"bytes\""),
         )
     })
 }

@@ -185,3 +185,88 @@ fn options_out_of_range_are_refused() {
     json["validation_fraction"] = 0.5.into();
     refused(json, &["data.validation_fraction", "leave it out"]);
 }
+
+#[test]
+fn images_below_class_folders_are_taken_and_folders_of_the_system_are_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    part(&folder.path().join("train"), 2);
+    part(&folder.path().join("val"), 1);
+    save(&folder.path().join("train/ant/more/9.png"), RgbImage::new(4, 4));
+    for system in ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"] {
+        save(&folder.path().join("train").join(system).join("0.png"), RgbImage::new(4, 4));
+        save(&folder.path().join("train/bee").join(system).join("0.png"), RgbImage::new(4, 4));
+    }
+    let listing = Listing::open(folder.path(), 0.1).expect("a listing");
+    assert_eq!((listing.class_names.len(), listing.train.len()), (3, 7));
+    assert!(listing.train.iter().any(|(file, class)| file.ends_with("ant/more/9.png") && *class == 0));
+}
+
+#[test]
+fn images_of_a_format_that_cannot_be_read_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    part(&folder.path().join("train"), 2);
+    part(&folder.path().join("val"), 1);
+    write(&folder.path().join("train/bee/b.TIF"), "II*");
+    write(&folder.path().join("train/bee/more/a.heic"), "x");
+    refused(json_of(folder.path()), &["train/bee/b.TIF: 2 images in", "cannot be read; convert them to png"]);
+}
+
+/// Returns a JPEG file of these pixels with a segment of this marker after the one that the encoder begins with.
+fn jpeg_with(image: &RgbImage, marker: u8, content: &[u8]) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, image::ImageFormat::Jpeg).expect("encodes");
+    let bytes = bytes.into_inner();
+    assert!(bytes.starts_with(&[0xff, 0xd8, 0xff, 0xe0]) && bytes[6..].starts_with(b"JFIF\0"));
+    let (start, rest) = bytes.split_at(4 + usize::from(bytes[5]));
+    let length = (content.len() as u16 + 2).to_be_bytes();
+    [start, &[0xff, marker], &length, content, rest].concat()
+}
+
+/// Makes a folder whose class `a` has this file, and returns the first training image's values at 2 × 2 pixels.
+fn read_jpeg(bytes: &[u8]) -> Vec<f32> {
+    let folder = tempfile::tempdir().expect("a folder");
+    write(&folder.path().join("train/a/x.jpg"), bytes);
+    write(&folder.path().join("val/a/x.jpg"), bytes);
+    let json = json!({ "kind": "image-folder", "path": folder.path(), "size": 2, "normalize": false });
+    values(&config(json).open().expect("data").train.batch(&[0], None).expect("a batch"))
+}
+
+#[test]
+fn images_are_turned_as_their_exif_orientation_says() {
+    // Left half black, right half white.
+    let image = RgbImage::from_fn(16, 16, |x, _| Rgb([if x < 8 { 0 } else { 255 }; 3]));
+    let exif = |orientation: u8| {
+        let entry = [0x12, 0x01, 3, 0, 1, 0, 0, 0, orientation, 0, 0, 0];
+        [&b"Exif\0\0II*\0\x08\0\0\0\x01\0"[..], &entry, &[0; 4]].concat()
+    };
+    let red = |orientation| -> Vec<f32> {
+        read_jpeg(&jpeg_with(&image, 0xe1, &exif(orientation)))[..4].iter().map(|value| value.round()).collect()
+    };
+    assert_eq!(red(1), [0.0, 1.0, 0.0, 1.0]);
+    // 6 is stored with its left side at the bottom: a quarter turn to the right shows it upright.
+    assert_eq!(red(6), [0.0, 0.0, 1.0, 1.0]);
+    assert_eq!(red(3), [1.0, 0.0, 1.0, 0.0]);
+}
+
+#[test]
+fn jfif_marker_decides_about_colours_before_an_adobe_marker() {
+    let image = RgbImage::from_pixel(16, 16, Rgb([200, 40, 90]));
+    let plain = read_jpeg(&jpeg_with(&image, 0xfe, b"a comment"));
+    assert!((plain[0] - 200.0 / 255.0).abs() < 0.02, "{plain:?}");
+    // Transform 0: the colours are RGB. They are YCbCr, as the JFIF segment says.
+    assert_eq!(read_jpeg(&jpeg_with(&image, 0xee, b"Adobe\0\x64\0\0\0\0\0")), plain);
+}
+
+#[test]
+fn jpeg_that_was_cut_short_is_refused() {
+    let image = RgbImage::from_fn(64, 64, |x, y| Rgb([(x * y) as u8, x as u8, y as u8]));
+    let whole = jpeg_with(&image, 0xfe, b"a comment");
+    for length in [whole.len() * 3 / 5, whole.len() - 2, 10, 22, 25] {
+        let folder = tempfile::tempdir().expect("a folder");
+        write(&folder.path().join("train/a/broken.jpg"), &whole[..length]);
+        write(&folder.path().join("val/a/x.jpg"), &whole);
+        refused(json_of(folder.path()), &["train/a/broken.jpg", "the JPEG file is cut short", "no end marker"]);
+    }
+    // Bytes after the end do no harm.
+    assert_eq!(read_jpeg(&[&whole[..], &[0xff, 0, 7]].concat()), read_jpeg(&whole));
+}

@@ -121,6 +121,8 @@ fn damaged_headers_are_refused() {
         &["begins with 0x00000801 at byte 0", "images begins with 0x00000803"],
     );
     refused_with(TEST_LABELS, Some(images(3)), &["begins with 0x00000803 at byte 0", "labels begins with 0x00000801"]);
+    let page = b"\r\n<!DOCTYPE html><title>403 Forbidden</title>";
+    refused_with(TRAIN_IMAGES, Some(page.to_vec()), &["an HTML or XML page", "fetch the file again"]);
     refused_with(TRAIN_IMAGES, Some(images(5)[..10].to_vec()), &["ends at byte 10", "header of 16 bytes"]);
     refused_with(TRAIN_LABELS, Some(Vec::new()), &["ends at byte 0", "header of 8 bytes"]);
     refused_with(TRAIN_IMAGES, Some(file(0x803, &[0, 2, 3], [])), &["holds 0 images"]);

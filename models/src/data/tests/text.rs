@@ -94,6 +94,23 @@ fn limit_takes_the_first_windows_even_when_shifted() {
 }
 
 #[test]
+fn byte_order_mark_is_no_part_of_a_text() {
+    let text = "abcd".repeat(10);
+    for tokenizer in ["bytes", "chars"] {
+        let read = |text: &str| {
+            let (_folder, path) = text_file(text);
+            let data = config(json!({ "kind": "text", "path": path, "context": 2, "tokenizer": tokenizer })).open();
+            let data = data.expect("data");
+            let DataKind::Text { vocab, .. } = data.description.kind else { panic!("{:?}", data.description) };
+            (vocab.len(), tokens(&data.train.batch(&[0, 1], None).expect("a batch")))
+        };
+        assert_eq!(read(&format!("\u{feff}{text}")), read(&text));
+    }
+    let (_folder, path) = text_file("\u{feff}");
+    refused(json!({ "kind": "text", "path": path }), &["text.txt: is empty"]);
+}
+
+#[test]
 fn validation_file_shares_the_vocabulary() {
     let (folder, path) = text_file("abcabcabcabc");
     let held_out = folder.path().join("held-out.txt");
