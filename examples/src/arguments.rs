@@ -56,9 +56,9 @@ pub(crate) enum Command {
     Train(Train),
     /// Simulate steps with several cuts, widths and numbers of micro-batches, and recommend one
     Plan(Box<Plan>),
-    /// Score all heads of a finished run on its validation data
+    /// Score all heads of a finished run on its validation data, or on other data
     Eval(Eval),
-    /// Classify images with a finished run; its data are not needed
+    /// Classify images, or predict how texts go on, with a finished run; its data are not needed
     Predict(Predict),
     /// Watch running pipelines that serve metrics, live on the terminal
     Top(Top),
@@ -210,6 +210,10 @@ pub(crate) struct Eval {
     /// Devices to compute on, separated by commas, such as cpu; the cut stays that of the run [default: those of its configuration]
     #[arg(long, value_name = "DEVICE,…")]
     pub(crate) devices: Vec<String>,
+    /// Score other data instead of the run's validation data: a folder with a folder of images for each class, images in the idx format, CIFAR, or a
+    /// text file
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
     /// Score only the head of this stage
     #[arg(long, value_name = "K")]
     pub(crate) stage: Option<usize>,
@@ -225,18 +229,25 @@ pub(crate) struct Eval {
 pub(crate) struct Predict {
     /// The run's folder
     pub(crate) run: PathBuf,
-    /// Images (png, jpg, bmp, webp), or folders of them
-    #[arg(required = true, value_name = "INPUT")]
+    /// For a run on images: images (png, jpg, bmp, webp), folders of them, or files of images in the idx format; for a run on text: text files, plain or
+    /// .gz, or - for stdin
+    #[arg(required_unless_present = "text", value_name = "INPUT")]
     pub(crate) inputs: Vec<PathBuf>,
+    /// A text instead of files
+    #[arg(long, conflicts_with = "inputs")]
+    pub(crate) text: Option<String>,
     /// Devices to compute on, separated by commas, such as cpu; the cut stays that of the run [default: those of its configuration]
     #[arg(long, value_name = "DEVICE,…")]
     pub(crate) devices: Vec<String>,
     /// Predict with the head of stage K, without the stages after it [default: the last stage]
     #[arg(long, value_name = "K")]
     pub(crate) head: Option<usize>,
-    /// Show the K likeliest classes of each image
-    #[arg(long, value_name = "K", default_value_t = 1)]
-    pub(crate) top: usize,
+    /// Show the K likeliest classes of each example, or the K likeliest tokens after each text [default: 1 class, 5 tokens]
+    #[arg(long, value_name = "K")]
+    pub(crate) top: Option<usize>,
+    /// Predict for the first N examples or texts only
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
     /// Use the weights of the best evaluation instead of the last
     #[arg(long)]
     pub(crate) best: bool,

@@ -1,15 +1,15 @@
 //! `interlock eval`: scores the heads of a finished run.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
-use interlock::Error;
+use interlock::{Error, Result};
 use serde::Serialize;
 
 use crate::{
     arguments::Eval,
     exit::Exit,
     program::{DataSection, Program},
-    progress::say,
+    progress::print,
     run_folder::RunFolder,
     table::{self, Measure},
 };
@@ -21,25 +21,26 @@ struct HeadScores {
     loss: f64,
     accuracy: Option<f64>,
     perplexity: f64,
+    /// The number of targets that count: images, vectors, or tokens of text.
+    targets: u64,
 }
 
 pub(crate) fn run<P: Program>(arguments: &Eval) -> Result<(), Exit> {
     let (folder, config, description) = RunFolder::open::<P>(&arguments.run)?;
-    let weights = folder.weights(arguments.best)?;
-    let validation = config.data.open_validation(&description)?;
+    let weights = Arc::new(folder.weights(arguments.best)?);
+    let data = match &arguments.data {
+        Some(path) => config.data.open_labelled(&description, path)?,
+        None => config.data.open_validation(&description)?,
+    };
     let measure = Measure::of(&description.kind);
-    let mut trainer = config
-        .of_finished_run(&description, &weights, &arguments.devices)?
-        .initial_values(weights)
-        .allow_missing_heads(false)
-        .build()
-        .map_err(|error| refused(&arguments.run, &error))?;
-    let evaluation = trainer.evaluate(&*validation)?;
-    if let Some(k) = arguments.stage.filter(|&k| evaluation.head(k).is_none()) {
-        let heads: Vec<String> = evaluation.heads().iter().map(|head| head.stage.to_string()).collect();
-        let problem = format!("stage {k} has no head");
-        return Err(Error::invalid("--stage", problem, format!("heads are at stages {}", heads.join(", "))).into());
+    let builder = config.of_finished_run(&description, &weights, &arguments.devices)?;
+    let refuse = |error: Error| refused(&arguments.run, &error);
+    if let Some(stage) = arguments.stage {
+        // The predictor has the heads that the weights hold.
+        check_head("--stage", stage, &builder.predictor(Arc::clone(&weights)).map_err(refuse)?.heads())?;
     }
+    let builder = builder.initial_values(weights).allow_missing_heads(arguments.stage.is_some());
+    let evaluation = builder.build().map_err(refuse)?.evaluate(&*data)?;
     if arguments.json {
         let wanted = evaluation.heads().iter().filter(|head| arguments.stage.is_none_or(|k| k == head.stage));
         let heads: Vec<HeadScores> = wanted
@@ -48,13 +49,26 @@ pub(crate) fn run<P: Program>(arguments: &Eval) -> Result<(), Exit> {
                 loss: head.score.mean_loss(),
                 accuracy: head.score.accuracy(),
                 perplexity: head.score.perplexity(),
+                targets: head.score.count as u64,
             })
             .collect();
-        say(&serde_json::to_string(&heads).map_err(Exit::failed)?);
+        print(&serde_json::to_string(&heads).map_err(Exit::failed)?)
     } else {
-        say(&table::heads(&evaluation, measure, arguments.stage).to_string());
+        print(&table::heads(&evaluation, measure, arguments.stage).to_string())
     }
-    Ok(())
+}
+
+/// Checks that stage `wanted`, the value of option `name`, is one of those with a head.
+pub(crate) fn check_head(name: &str, wanted: usize, heads: &[usize]) -> Result<()> {
+    if heads.contains(&wanted) {
+        return Ok(());
+    }
+    let heads = heads.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    Err(Error::invalid(
+        name,
+        format!("stage {wanted} has no head with weights"),
+        format!("heads are at stages {heads}"),
+    ))
 }
 
 /// Returns the error for a run folder whose weights do not fit its configuration.

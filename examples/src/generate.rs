@@ -1,5 +1,7 @@
 //! `interlock generate`: continues a text with a finished run.
 
+use std::path::Path;
+
 use candle_core::{Device, Tensor};
 use interlock::{Error, Key};
 use interlock_models::data::DataKind;
@@ -10,7 +12,7 @@ use crate::{
     evaluate::refused,
     exit::Exit,
     program::{Program, program},
-    progress::say,
+    progress::print,
     run_folder::RunFolder,
 };
 
@@ -18,8 +20,9 @@ pub(crate) fn run<P: Program>(arguments: &Generate) -> Result<(), Exit> {
     let (folder, config, description) = RunFolder::open::<P>(&arguments.run)?;
     let DataKind::Text { vocab, context } = &description.kind else {
         return Err(Exit::Refused(format!(
-            "{}: the run is on images; use `{} predict` to classify one",
+            "{}: the run is on {}; use `{} predict` to classify them",
             arguments.run.display(),
+            description.kind.name(),
             program()
         )));
     };
@@ -31,10 +34,7 @@ pub(crate) fn run<P: Program>(arguments: &Generate) -> Result<(), Exit> {
     if arguments.top_k == Some(0) {
         return Err(Error::invalid("--top-k", "0", "use 1 or more").into());
     }
-    let mut tokens = vocab.encode(&arguments.prompt)?;
-    if tokens.is_empty() {
-        return Err(Error::invalid("--prompt", "it is empty", "give at least one character to continue").into());
-    }
+    let mut tokens = description.encode(Path::new("--prompt"), arguments.prompt.as_bytes())?;
     let weights = folder.weights(false)?;
     let builder = config.of_finished_run(&description, &weights, &arguments.devices)?;
     let mut predictor = builder.predictor(weights).map_err(|error| refused(&arguments.run, &error))?;
@@ -44,10 +44,12 @@ pub(crate) fn run<P: Program>(arguments: &Generate) -> Result<(), Exit> {
         let inputs = Tensor::from_slice(window, (1, window.len()), &Device::Cpu).map_err(Exit::failed)?;
         let logits = predictor.predict(inputs)?;
         let last = logits.narrow(1, window.len() - 1, 1).and_then(|l| l.flatten_all()?.to_vec1::<f32>());
-        tokens.push(choose(&last.map_err(Exit::failed)?, arguments, draws.random::<f64>()));
+        let mut last = last.map_err(Exit::failed)?;
+        // A model may have outputs for more tokens than the vocabulary.
+        last.truncate(vocab.len());
+        tokens.push(choose(&last, arguments, draws.random::<f64>()));
     }
-    say(&vocab.decode(&tokens)?);
-    Ok(())
+    print(&vocab.decode(&tokens)?)
 }
 
 /// Chooses a token by the draw `u` from 0 to 1.

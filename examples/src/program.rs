@@ -2,14 +2,14 @@
 
 use std::{
     fmt::Debug,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
 use interlock::{Dataset, ModelSpec, Result};
 use interlock_models::{
     InputShape, ModelConfig,
-    data::{Data, DataConfig, Description},
+    data::{Data, DataConfig, Description, Inputs},
     heads,
 };
 use schemars::JsonSchema;
@@ -63,6 +63,25 @@ pub trait DataSection: Section {
     /// # Errors
     /// As [`Self::open`], and if they do not fit the description.
     fn open_validation(&self, description: &Description) -> Result<Arc<dyn Dataset>>;
+
+    /// Opens other data with targets, for `eval --data`, processed as the validation data of a run whose data had this description. Default:
+    /// [`Description::open_labelled`], which knows files of images and text, and refuses vectors.
+    ///
+    /// # Errors
+    /// As [`Self::open_validation`]; the message should name the file.
+    fn open_labelled(&self, description: &Description, path: &Path) -> Result<Arc<dyn Dataset>> {
+        description.open_labelled(path)
+    }
+
+    /// Reads inputs without targets, for `predict`, processed as the validation data of a run whose data had this description. It is not called for
+    /// text, which `predict` reads with the description's vocabulary. Default: [`Description::read_inputs`], which knows files of images, and refuses
+    /// vectors.
+    ///
+    /// # Errors
+    /// If a file cannot be read or does not fit the description; the message should name the file.
+    fn read_inputs(&self, description: &Description, files: &[PathBuf]) -> Result<Inputs> {
+        description.read_inputs(files)
+    }
 }
 
 /// A program with the whole command, [`run`](crate::run): what its configurations may say, and its built-in one.

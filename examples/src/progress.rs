@@ -19,6 +19,7 @@ use interlock::{
 };
 
 use crate::{
+    exit::Exit,
     table::{Measure, dash},
     terminal::{Terminal, Verbosity},
 };
@@ -147,6 +148,19 @@ pub(crate) fn columns() -> usize {
 /// Prints a line to stdout, while no bar is drawn. A closed stdout is ignored: Ctrl-C also ends a `| tee`.
 pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stdout(), "{text}");
+}
+
+/// Prints the result of a command to stdout. A closed stdout is ignored, as by [`say`].
+///
+/// # Errors
+/// If it cannot be written, for example to a full disk.
+pub(crate) fn print(text: &str) -> Result<(), Exit> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Exit::Failed(format!("the result cannot be written to stdout: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Prints a line to stderr, for the progress of commands whose stdout is JSON.

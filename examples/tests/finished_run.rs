@@ -4,32 +4,14 @@
 
 #[path = "common/command.rs"]
 mod common;
+#[path = "common/finished.rs"]
+mod finished;
 
-use std::{fs, path::Path};
+use std::fs;
 
 use common::{done, interlock, json, refused};
-use serde_json::Value;
+use finished::{IMAGES, folder_of_images, image, printed, train};
 use tempfile::TempDir;
-
-const IMAGES: &str = r#"
-steps = 30
-batch_size = 4
-devices = ["cpu:threads=1"]
-[data]
-kind = "image-folder"
-path = "images"
-size = 8
-augment = false
-[model]
-kind = "mlp"
-hidden = [8]
-[partition]
-stages = 2
-[heads]
-train = "all"
-[optimizer]
-lr = 0.05
-"#;
 
 const TEXT: &str = r#"
 steps = 2
@@ -49,43 +31,6 @@ layers = 1
 [partition]
 stages = 1
 "#;
-
-/// Writes an image of one colour, as an uncompressed bitmap of 24 bits a pixel.
-fn image(path: &Path, side: u32, [red, green, blue]: [u8; 3]) {
-    let row = (side * 3).next_multiple_of(4);
-    let mut bytes = b"BM".to_vec();
-    for number in [54 + row * side, 0, 54, 40, side, side, 1 | 24 << 16, 0, row * side, 0, 0, 0, 0] {
-        bytes.extend(number.to_le_bytes());
-    }
-    let mut pixels = [blue, green, red].repeat(side as usize);
-    pixels.resize(row as usize, 0);
-    bytes.extend(pixels.repeat(side as usize));
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, bytes).unwrap();
-}
-
-/// Makes a folder with red and blue images for training and validation, and the configuration of a run on them.
-fn folder_of_images() -> TempDir {
-    let folder = TempDir::new().unwrap();
-    for i in 0..4 {
-        let shade = 150 + 20 * i;
-        for (class, colour) in [("blue", [10, 10, shade]), ("red", [shade, 10, 10])] {
-            for part in ["train", "val"] {
-                image(&folder.path().join(format!("images/{part}/{class}/{i}.bmp")), 12, colour);
-            }
-        }
-    }
-    fs::write(folder.path().join("config.toml"), IMAGES).unwrap();
-    folder
-}
-
-fn train(folder: &Path) {
-    done(&interlock(folder, &["train", "--quiet", "--config", "config.toml", "--out", "run"]));
-}
-
-fn printed(folder: &Path, arguments: &[&str]) -> Value {
-    serde_json::from_str(&done(&interlock(folder, arguments))).unwrap()
-}
 
 #[test]
 #[cfg_attr(not(feature = "images"), ignore = "needs --features images")]
@@ -164,7 +109,6 @@ fn text_model_needs_neither_its_text_nor_its_initial_weights() {
     // Another text is scored with the vocabulary of the run, which may lack some of its characters.
     fs::write(path.join("text.txt"), "z".repeat(400)).unwrap();
     refused(path, &["eval", "run"], &["text.txt", "'z'", "not in the vocabulary"]);
-    refused(path, &["predict", "run", "text.txt"], &["on text", "generate"]);
 }
 
 #[test]
@@ -230,6 +174,8 @@ fn heads_that_the_weights_do_not_hold_are_not_scored() {
     let folder = folder_of_images();
     let path = folder.path();
     train(path);
+    let scored = printed(path, &["eval", "run", "--json"]);
+    assert_eq!(printed(path, &["eval", "run", "--stage", "0", "--json"]), serde_json::json!([scored[0]]));
     let index = path.join("run/model.safetensors.index.json");
     let mut left = json(&index);
     let names = left["weight_map"].as_object_mut().unwrap();
@@ -239,4 +185,9 @@ fn heads_that_the_weights_do_not_hold_are_not_scored() {
     let image = "images/val/red/0.bmp";
     refused(path, &["predict", "run", image, "--head", "0"], &["stage 0 has no head", "heads are at stages 1"]);
     done(&interlock(path, &["predict", "run", image]));
+    // The others are not needed to score one of them.
+    let one = printed(path, &["eval", "run", "--stage", "1", "--json"]);
+    assert_eq!(one, serde_json::json!([scored[1]]));
+    refused(path, &["eval", "run", "--stage", "0"], &["--stage: stage 0 has no head with weights", "at stages 1"]);
+    refused(path, &["eval", "run", "--stage", "2"], &["--stage: stage 2 has no head", "at stages 1"]);
 }
