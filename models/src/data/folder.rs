@@ -1,6 +1,7 @@
 //! Images in a folder for each class, which are decoded when a batch is taken.
 
 use std::{
+    collections::HashSet,
     fs,
     num::NonZero,
     ops::Range,
@@ -210,10 +211,14 @@ pub fn image_files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Lists the images in `folder` and the folders below it; there may be none.
+/// Lists the images in `folder` and the folders below it; there may be none. A folder that links name more than once is listed once.
 fn images_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let (mut files, mut others, mut folders) = (Vec::new(), Vec::new(), vec![folder.to_owned()]);
+    let mut seen = HashSet::new();
     while let Some(next) = folders.pop() {
+        if !seen.insert(next.canonicalize().unwrap_or_else(|_| next.clone())) {
+            continue;
+        }
         for path in entries(&next)? {
             let ending = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).unwrap_or_default();
             match ending.as_str() {

@@ -270,3 +270,16 @@ fn jpeg_that_was_cut_short_is_refused() {
     // Bytes after the end do no harm.
     assert_eq!(read_jpeg(&[&whole[..], &[0xff, 0, 7]].concat()), read_jpeg(&whole));
 }
+
+#[test]
+#[cfg(unix)]
+fn folders_that_link_to_each_other_are_listed_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    part(&folder.path().join("train"), 4);
+    part(&folder.path().join("val"), 1);
+    let bee = folder.path().join("train/bee");
+    for name in ["a", "b"] {
+        std::os::unix::fs::symlink(&bee, bee.join(name)).expect("links");
+    }
+    assert_eq!(config(json_of(folder.path())).open().expect("data").train.len(), 12);
+}
