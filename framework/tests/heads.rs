@@ -201,13 +201,20 @@ fn the_planner_and_the_partition_know_where_heads_are() {
         ["fc", "small", "fc", ""].map(|arch| Some(arch.to_owned()).filter(|arch| !arch.is_empty()))
     );
 
-    // Layers of 16, 64, 64, 64, 64 and 24 operations: the stage of the heavy head has a single one.
-    let units = |heads| -> Vec<usize> {
+    // Layers of 16, 64, 64, 64, 64 and 24 operations: the stage of a heavy head that is needed has a single one.
+    let units = |strategy: Interlock, heads: HeadsConfig, train: HeadsTrained| -> Vec<usize> {
         let layers = Heavy(Perceptron { layers: 6, fault: None });
-        let builder = Trainer::builder(layers).strategy(EndToEnd).stages(3).heads(heads).probes();
+        let builder = Trainer::builder(layers).strategy(strategy).stages(3).heads(HeadsConfig { train, ..heads });
         builder.layout().unwrap().partition.units_per_stage().to_vec()
     };
-    assert_eq!(units(archs(&["", ""])), [2, 2, 2]);
-    assert_eq!(units(archs(&["heavy", ""]))[0], 1);
-    assert_eq!(units(archs(&["", "heavy"]))[1], 1);
+    for train in [HeadsTrained::Needed, HeadsTrained::All] {
+        let units = |width, heads: [&str; 2]| units(Interlock::width(width), archs(&heads), train);
+        assert_eq!(units(3, ["", ""]), [2, 2, 2]);
+        assert_eq!(units(2, ["heavy", ""])[0], 1);
+        assert_eq!(units(2, ["", "heavy"])[1], 1);
+        // Probe heads cost nothing where units are divided.
+        for heads in [["heavy", ""], ["", "heavy"], ["heavy", "heavy"]] {
+            assert_eq!(units(3, heads), [2, 2, 2]);
+        }
+    }
 }

@@ -329,6 +329,37 @@ fn each_stage_has_the_head_that_its_description_says() {
     assert_eq!(follows, [0, 2, 3, 3]);
 }
 
+#[test]
+fn rest_of_the_network_is_the_same_bit_for_bit_with_probe_heads() {
+    let data = OneBatch(Batch { inputs: random("x", &[6, 3, 9, 8]).into(), targets: tokens(&[6], 10) });
+    let trained = |train: HeadsTrained, width: usize| {
+        let model = ResNet { planes: vec![4, 8, 16], blocks: vec![2, 1, 1], ..resnet() };
+        let mut trainer = Trainer::builder(model)
+            .stages(4)
+            .strategy(Interlock::width(width))
+            .heads(HeadsConfig { train, ..HeadsConfig::default() })
+            .batch_size(data.len())
+            .steps(4)
+            .devices([cpu(0)])
+            .build()
+            .unwrap();
+        trainer.fit(&data).unwrap();
+        let heads = trainer.stages().iter().filter(|stage| stage.head_parameters > 0).count();
+        let weights: BTreeMap<String, Vec<f32>> =
+            trainer.snapshot().unwrap().into_iter().map(|(name, value)| (name, values(&value))).collect();
+        (heads, trainer.partition().units_per_stage().to_vec(), weights)
+    };
+    for width in [2, 4] {
+        let (needed, units, without) = trained(HeadsTrained::Needed, width);
+        let (all, same, with) = trained(HeadsTrained::All, width);
+        assert!(needed < all && all == 3, "{needed} {all}");
+        assert_eq!(units, same, "width {width}");
+        let rest = with.iter().filter(|(name, _)| !name.starts_with("aux.")).count();
+        assert_eq!(rest, without.keys().filter(|name| !name.starts_with("aux.")).count());
+        assert!(without.iter().all(|(name, value)| with[name] == *value), "width {width}");
+    }
+}
+
 fn shared(arch: &str) -> HeadsConfig {
     HeadsConfig {
         arch: Some(arch.to_owned()),

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use super::TrainerBuilder;
 use crate::{
     Error, Result,
-    model::Partition,
+    model::{Partition, Unit},
     optimizer::lr_schedule::LrSchedule,
     stage::initial::{AllowedDifferences, InitialValues, ValueDifferences},
     stage::{StageBlueprint, StageSettings},
@@ -144,26 +144,36 @@ impl TrainerBuilder {
                 let stages = stages.unwrap_or(self.devices.len());
                 Partition::check_stages(stages, &units)?;
                 let plans = self.plans(stages)?;
-                let arch =
-                    |stage: usize| self.heads.has_head(&plans, stage).then(|| self.heads.arch_of(stage, &*self.model));
-                let archs: Vec<Option<&str>> = (0..stages).map(arch).collect();
-                // The operations of the head after each unit, if there can be one, by its description.
-                let mut heads: HashMap<&str, Vec<Option<f64>>> = HashMap::new();
-                for &arch in archs.iter().flatten() {
-                    let flops = |unit| Some(self.model.head(unit, arch).ok()?.flops);
-                    heads.entry(arch).or_insert_with(|| (0..units.len()).map(flops).collect());
-                }
-                let cut = |missing: f64| {
-                    let cost = |stage: usize, unit: usize| {
-                        archs[stage].map_or(0.0, |arch| heads[arch][unit].unwrap_or(missing))
-                    };
-                    Partition::balanced(stages, &units, cost)
-                };
-                // No stage with a head ends where there can be none. If that is impossible, the stages' blueprints are refused.
-                let partition = cut(f64::MAX).or_else(|_| cut(0.0))?;
-                Ok((partition, plans))
+                Ok((self.divided(stages, &units, &plans)?, plans))
             }
         }
+    }
+
+    /// Divides the units among stages, so that the most expensive stage costs as little as possible.
+    ///
+    /// Probe heads must not change the rest of the network, so they cost nothing here, and stages that may carry a head end where the model has one, even
+    /// if it is not built.
+    fn divided(&self, stages: usize, units: &[Unit], plans: &Plans) -> Result<Partition> {
+        let may_carry = |stage: usize| plans.may_carry_head(stage) || plans.may_need(stage);
+        let arch_of = |stage: usize| self.heads.arch_of(stage, &*self.model);
+        // The operations of the head after each unit, if there can be one, by its description.
+        let mut heads: HashMap<&str, Vec<Option<f64>>> = HashMap::new();
+        for arch in (0..stages - 1).filter(|&stage| may_carry(stage)).map(arch_of) {
+            let flops = |unit| Some(self.model.head(unit, arch).ok()?.flops);
+            heads.entry(arch).or_insert_with(|| (0..units.len()).map(flops).collect());
+        }
+        // Makes the stages that `placed` selects end where the model has a head for them.
+        let cut = |placed: &dyn Fn(usize) -> bool| {
+            let cost = |stage: usize, unit: usize| match may_carry(stage).then(|| heads[arch_of(stage)][unit]).flatten()
+            {
+                Some(flops) if plans.may_need(stage) => flops,
+                None if placed(stage) => f64::MAX,
+                _ => 0.0,
+            };
+            Partition::balanced(stages, units, cost)
+        };
+        // If a head that is built has no place, the stages' blueprints are refused.
+        cut(&may_carry).or_else(|_| cut(&|stage| self.heads.has_head(plans, stage))).or_else(|_| cut(&|_| false))
     }
 
     /// Returns the plans of the strategy, continued from its state if one was given.
