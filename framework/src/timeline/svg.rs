@@ -38,9 +38,22 @@ const RIGHT: f64 = 1084.0;
 /// The place of the stages' busy shares.
 const BUSY: Range<f64> = 1096.0..1136.0;
 const LEGEND: f64 = 82.0;
-const TOP: f64 = 134.0;
+/// The distance from the legend of the kinds to that of the texts in the rectangles.
+const LEGEND_OF_TEXTS: f64 = 20.0;
+const TOP: f64 = 154.0;
 /// The least distance between two lines of text.
 const LINE: f64 = 14.0;
+
+/// The texts in the rectangles.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Texts {
+    /// The notation of the actions, such as `W0.1`.
+    Notation,
+    /// The number of the micro-batch, or the letter of an action that has none.
+    Numbers,
+    /// None, since the rows are too low.
+    None,
+}
 
 /// The positions of the parts of a picture.
 struct Layout {
@@ -89,11 +102,76 @@ impl Layout {
         let (x, width) = (self.x(start), self.x(end) - self.x(start));
         (x, if width > 4.0 { width - 0.7 } else { width.max(0.3) })
     }
+
+    /// The size of the texts in the rectangles.
+    fn text_size(&self) -> f64 {
+        (self.row * 0.62).min(12.0)
+    }
+
+    /// Returns whether a text fits in the rectangle of a span.
+    fn fits(&self, span: &Span, text: &str) -> bool {
+        text.len() as f64 * self.text_size() * 0.6 + 2.0 <= self.place(span).1
+    }
+
+    /// Chooses the texts: the notation if it fits most of the rectangles.
+    fn texts(&self, shown: &[&Span]) -> Texts {
+        if self.text_size() < 6.0 {
+            return Texts::None;
+        }
+        match shown.iter().filter(|span| self.fits(span, &span.action.to_string())).count() * 2 > shown.len() {
+            true => Texts::Notation,
+            false => Texts::Numbers,
+        }
+    }
+}
+
+impl Texts {
+    /// Returns the text of an action; empty for none.
+    fn of(self, action: &Action) -> String {
+        match (self, action.micro_batch_index()) {
+            (Self::None, _) => String::new(),
+            (Self::Numbers, Some(micro)) => micro.to_string(),
+            (Self::Notation, _) | (Self::Numbers, None) => action.to_string(),
+        }
+    }
+
+    /// Returns the words of the legend for a kind, after its letter if rectangles of this kind have it.
+    fn legend(self, kind: ActionKind) -> String {
+        match self {
+            Self::None => kind.name().to_owned(),
+            Self::Numbers if kind.has_micro() => kind.name().to_owned(),
+            Self::Notation | Self::Numbers => format!("{} {}", kind.letter(), kind.name()),
+        }
+    }
+
+    /// Returns the words that explain the numbers, with the name of an action as the example; none if there are no numbers.
+    fn explained(self, shown: &[&Span]) -> Option<String> {
+        let actions = || shown.iter().map(|span| span.action);
+        match self {
+            Self::None => None,
+            Self::Numbers => {
+                actions().find(|action| action.micro_batch_index().is_some())?;
+                Some("numbers are micro-batches".to_owned())
+            }
+            Self::Notation => {
+                let example = actions().find(|action| action.loss().is_some());
+                let example = example.or_else(|| actions().find(|action| action.micro_batch_index().is_some()))?;
+                let mut words = format!("{example}: {}", example.kind().name());
+                if let Some(micro) = example.micro_batch_index() {
+                    words += &format!(" of micro-batch {micro}");
+                }
+                if let Some(loss) = example.loss() {
+                    words += &format!(" for the loss of stage {loss}");
+                }
+                Some(words)
+            }
+        }
+    }
 }
 
 impl Timeline {
     /// Returns the timeline as an SVG picture. Rows are stages, the first on top. Colours are kinds of action, in two shades that alternate with
-    /// steps. The numbers at the right are the busy shares of the stages. A tooltip describes each action.
+    /// steps. The numbers at the right are the busy shares of the stages. The legend explains the texts in the rectangles, a tooltip each action.
     pub fn to_svg(&self, drawing: &Drawing<'_>) -> String {
         let window = drawing.window.clone().unwrap_or_else(|| self.extent());
         let layout = Layout::new(window, self.stages);
@@ -112,10 +190,11 @@ impl Timeline {
             .text("fill", palette::TEXT);
         svg.push(Element::new("title").text("id", "title").content(drawing.title));
         svg.push(rect(0.0, 0.0, WIDTH, height).text("fill", palette::PAPER));
-        self.draw_heading(&mut svg, drawing, &layout, &shown);
+        let texts = layout.texts(&shown);
+        self.draw_heading(&mut svg, drawing, &layout, (&shown, texts));
         self.draw_frame(&mut svg, &layout);
         svg.push(draw_spans(&layout, &shown));
-        svg.push(draw_names(&layout, &shown));
+        svg.push(draw_texts(&layout, &shown, texts));
         if !drawing.path.is_empty() {
             let path: Vec<&Span> = drawing.path.iter().filter_map(|&index| self.spans.get(index)).collect();
             svg.push(draw_path(&layout, path));
@@ -123,8 +202,14 @@ impl Timeline {
         svg.to_string() + "\n"
     }
 
-    /// Draws the title, the line below it, and the legend.
-    fn draw_heading(&self, svg: &mut Element, drawing: &Drawing<'_>, layout: &Layout, shown: &[&Span]) {
+    /// Draws the title, the line below it, and the legend of the actions and their texts.
+    fn draw_heading(
+        &self,
+        svg: &mut Element,
+        drawing: &Drawing<'_>,
+        layout: &Layout,
+        (shown, texts): (&[&Span], Texts),
+    ) {
         svg.push(label(MARGIN, 38.0, drawing.title).number("font-size", 18.0).number("font-weight", 700.0));
         let mut words = match self.stages {
             1 => "1 stage".to_owned(),
@@ -149,17 +234,20 @@ impl Timeline {
             for (half, step) in [(0.0, first), (8.0, first + u64::from(steps.len() > 1))] {
                 svg.push(rect(x + half, LEGEND, 8.0, 12.0).text("fill", palette::fill(kind, step)));
             }
-            svg.push(label(x + 22.0, LEGEND + 10.0, kind.name()));
-            x += 42.0 + 5.7 * kind.name().len() as f64;
+            let words = texts.legend(kind);
+            svg.push(label(x + 22.0, LEGEND + 10.0, &words));
+            x += 42.0 + 5.7 * words.len() as f64;
         }
         if !drawing.path.is_empty() {
             let line = rect(x + 1.0, LEGEND + 1.0, 14.0, 10.0).text("fill", "none").text("stroke", palette::PATH);
             svg.push(line.number("stroke-width", 1.8));
             svg.push(label(x + 22.0, LEGEND + 10.0, "critical path"));
         }
-        if steps.len() > 1 {
-            let note = label(RIGHT, LEGEND + 10.0, "shades alternate with steps");
-            svg.push(note.text("text-anchor", "end").text("fill", palette::FAINT));
+        let shades = (steps.len() > 1).then(|| "shades alternate with steps".to_owned());
+        let notes: Vec<String> = texts.explained(shown).into_iter().chain(shades).collect();
+        if !notes.is_empty() {
+            let y = LEGEND + 10.0 + LEGEND_OF_TEXTS;
+            svg.push(label(MARGIN, y, &notes.join("; ")).text("fill", palette::FAINT));
         }
     }
 
@@ -217,28 +305,20 @@ fn draw_spans(layout: &Layout, shown: &[&Span]) -> Element {
     group
 }
 
-/// Draws text in the rectangles that are wide enough: the notation of the actions if it fits most of them, else the number of the micro-batch.
-fn draw_names(layout: &Layout, shown: &[&Span]) -> Element {
-    let size = (layout.row * 0.62).min(12.0);
+/// Draws the texts in the rectangles that are wide enough.
+fn draw_texts(layout: &Layout, shown: &[&Span], texts: Texts) -> Element {
+    let size = layout.text_size();
     let mut group = Element::new("g")
         .number("font-size", size)
         .number("font-weight", 600.0)
         .text("text-anchor", "middle")
         .text("pointer-events", "none")
         .text("fill", palette::NAME);
-    if size < 6.0 {
-        return group;
-    }
-    let fits = |span: &Span, name: &str| name.len() as f64 * size * 0.6 + 2.0 <= layout.place(span).1;
-    let most = shown.iter().filter(|span| fits(span, &span.action.to_string())).count() * 2 > shown.len();
     for span in shown {
-        let name = match span.action.micro_batch_index().filter(|_| !most) {
-            Some(micro) => micro.to_string(),
-            None => span.action.to_string(),
-        };
-        if fits(span, &name) {
+        let text = texts.of(&span.action);
+        if !text.is_empty() && layout.fits(span, &text) {
             let (x, width) = layout.place(span);
-            group.push(label(x + width / 2.0, layout.y(span.stage) + layout.row / 2.0 + size * 0.36, &name));
+            group.push(label(x + width / 2.0, layout.y(span.stage) + layout.row / 2.0 + size * 0.36, &text));
         }
     }
     group

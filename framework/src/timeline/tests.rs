@@ -64,7 +64,7 @@ fn every_action_of_the_window_is_one_rectangle_of_its_length() {
     for (rect, (n, span)) in rects.iter().zip(timeline.spans.iter().enumerate()) {
         assert!((length(rect, "x") - (92.0 + whole * n as f64 * one)).abs() < 0.01);
         assert!((length(rect, "width") - (whole * one - 0.7)).abs() < 0.01);
-        let row = ((length(rect, "y") - 134.0) / 36.0).floor();
+        let row = ((length(rect, "y") - 154.0) / 36.0).floor();
         assert_eq!(row as usize, span.stage);
     }
     let title = |n: usize| rects[n].children().find(Node::is_element).unwrap().text().unwrap().to_owned();
@@ -153,6 +153,34 @@ fn any_number_of_stages_can_be_drawn_and_text_is_left_out_where_it_does_not_fit(
     assert!(large < 2500.0 && many.len() < 350, "{large} {}", many.len());
     assert!(many.iter().any(|text| text == "stage 990") && !many.iter().any(|text| text == "F0"));
     texts(1);
+}
+
+#[test]
+fn legend_explains_the_letters_and_numbers_that_are_drawn() {
+    let texts = |timeline: &Timeline| -> Vec<String> {
+        let svg = draw(timeline, &Drawing::default());
+        let document = Document::parse(&svg).unwrap();
+        let texts = document.descendants().filter(|n| n.has_tag_name("text"));
+        texts.map(|n| n.text().unwrap_or("").to_owned()).collect()
+    };
+    let has = |texts: &[String], wanted: &str| texts.iter().any(|text| text == wanted);
+    // Wide rectangles: every letter is in the legend, and an action is read out.
+    let few = texts(&in_turn(2, 1, 1, 1.0));
+    for wanted in ["F forward", "H head", "I input gradient", "W parameter gradient", "U update"] {
+        assert!(has(&few, wanted), "{few:?}");
+    }
+    assert!(has(&few, "I0.1") && has(&few, "I0.1: input gradient of micro-batch 0 for the loss of stage 1"), "{few:?}");
+    // Narrow rectangles: only numbers of micro-batches, and the letter of the update.
+    let many = texts(&in_turn(2, 2, 7, 1.0));
+    assert!(has(&many, "6") && has(&many, "U") && !has(&many, "F6"), "{many:?}");
+    assert!(has(&many, "forward") && has(&many, "U update"), "{many:?}");
+    assert!(has(&many, "numbers are micro-batches; shades alternate with steps"), "{many:?}");
+    // Low rows: neither.
+    let none = texts(&in_turn(300, 1, 1, 1.0));
+    assert!(
+        has(&none, "forward") && has(&none, "update") && !none.iter().any(|t| t.contains("micro-batch")),
+        "{none:?}"
+    );
 }
 
 #[test]
