@@ -16,8 +16,8 @@ use crate::{arguments::Plan, config::ConfigOf, exit::Exit, program::Program, pro
 use question::{Found, Question};
 use subject::Subject;
 
-/// The row of the greatest width is recommended among those that reach at least this share of the fastest row's examples a second: of two rows that
-/// are about as fast, the wider one learns more.
+/// The row of the greatest width is recommended among those that reach at least this share of the fastest row's examples a second: of two rows of
+/// nearly the same speed, the wider one learns more.
 const NEARLY_AS_FAST: f64 = 0.95;
 
 /// The simulation of one way to train.
@@ -34,7 +34,7 @@ struct PlanRow {
     follow: Option<Follow>,
     micro_batches: usize,
     units_per_stage: Vec<usize>,
-    /// Whether no other cut has a shorter simulated step.
+    /// Whether no other partition has a shorter simulated step.
     proven: bool,
     in_flight: usize,
     step_seconds: f64,

@@ -1,8 +1,10 @@
 //! Tables on the terminal.
 
-use std::io::{self, IsTerminal};
+use std::{
+    fmt,
+    io::{self, IsTerminal},
+};
 
-use comfy_table::{ContentArrangement, Table, TableComponent, presets::UTF8_HORIZONTAL_ONLY};
 use interlock::{Evaluation, Report};
 use interlock_models::data::DataKind;
 
@@ -43,27 +45,162 @@ pub(crate) fn dash() -> String {
     "-".to_owned()
 }
 
-/// Creates a table. On a terminal, its rows become no wider than the terminal.
-pub(crate) fn table(header: &[&str]) -> Table {
-    table_within(header, io::stdout().is_terminal().then(columns))
+/// A table, which prints as text.
+///
+/// On a terminal that is too narrow, texts are broken at spaces and after commas, but never within a word or between a number and its unit. If that is
+/// not enough, the columns that do not fit follow in another table below, after the columns that name the rows.
+pub(crate) struct Table {
+    header: Vec<String>,
+    rows: Vec<Vec<String>>,
+    /// The number of columns, from the first, that name a row.
+    names: usize,
+    /// Whether the cells of all columns but the first are aligned right.
+    right: bool,
 }
 
-/// Creates a table of at most this many columns of text; longer cells are broken into lines.
-fn table_within(header: &[&str], columns: Option<usize>) -> Table {
-    let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(header.to_vec());
-    // Draws a line below the header, and none between rows.
-    table.remove_style(TableComponent::HorizontalLines).remove_style(TableComponent::MiddleIntersections);
-    if let Some(columns) = columns {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_width(columns.try_into().unwrap_or(u16::MAX));
+/// Creates a table whose first column names its rows.
+pub(crate) fn table(header: &[&str]) -> Table {
+    let header = header.iter().map(|&heading| heading.to_owned()).collect();
+    Table { header, rows: Vec::new(), names: 1, right: false }
+}
+
+/// The characters between the texts of two columns.
+const GAP: usize = 2;
+
+impl Table {
+    /// Makes the first `count` columns name the rows.
+    pub(crate) fn named_by(self, count: usize) -> Self {
+        Self { names: count, ..self }
     }
-    table
+
+    /// Aligns all columns but the first right.
+    pub(crate) fn aligned_right(self) -> Self {
+        Self { right: true, ..self }
+    }
+
+    pub(crate) fn add_row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    /// Returns the text for a terminal of this many columns, or of any width.
+    pub(crate) fn within(&self, width: Option<usize>) -> String {
+        let columns: Vec<Column> = (0..self.header.len()).map(|n| Column::new(self, n)).collect();
+        let taken = |shown: &[usize], of: fn(&Column) -> usize| -> usize {
+            shown.iter().map(|&n| of(&columns[n]) + GAP).sum::<usize>().saturating_sub(GAP)
+        };
+        let every: Vec<usize> = (0..columns.len()).collect();
+        let Some(width) = width.filter(|&width| taken(&every, |column| column.widest) > width) else {
+            return self.draw(&every, &columns.iter().map(|column| column.widest).collect::<Vec<_>>());
+        };
+        let (names, mut rest) = every.split_at(self.names.min(every.len()));
+        let mut parts = Vec::new();
+        while parts.is_empty() || !rest.is_empty() {
+            let fits = |&count: &usize| {
+                let shown = [names, &rest[..count]].concat();
+                taken(&shown, |column| column.narrowest) <= width
+            };
+            // At least one column besides the names, whether it fits or not.
+            let count = (0..=rest.len()).rev().find(fits).unwrap_or(0).max(1).min(rest.len());
+            let shown = [names, &rest[..count]].concat();
+            let mut spare = width.saturating_sub(taken(&shown, |column| column.narrowest));
+            let widths: Vec<usize> = shown
+                .iter()
+                .map(|&n| {
+                    let Column { narrowest, widest, .. } = columns[n];
+                    let more = spare.min(widest - narrowest);
+                    spare -= more;
+                    narrowest + more
+                })
+                .collect();
+            parts.push(self.draw(&shown, &widths));
+            rest = &rest[count..];
+        }
+        parts.join("\n")
+    }
+
+    /// Draws these columns with lines of at most these widths.
+    fn draw(&self, columns: &[usize], widths: &[usize]) -> String {
+        let total = widths.iter().map(|width| width + GAP).sum::<usize>().saturating_sub(GAP);
+        let mut lines = vec!["─".repeat(total)];
+        self.add_lines(&mut lines, &self.header, columns, widths);
+        lines.push("═".repeat(total));
+        for row in &self.rows {
+            self.add_lines(&mut lines, row, columns, widths);
+        }
+        lines.push("─".repeat(total));
+        lines.join("\n")
+    }
+
+    /// Adds the lines of a row, as many as its highest cell has.
+    fn add_lines(&self, lines: &mut Vec<String>, row: &[String], columns: &[usize], widths: &[usize]) {
+        let cells: Vec<Vec<String>> = columns.iter().zip(widths).map(|(&n, &width)| broken(&row[n], width)).collect();
+        for at in 0..cells.iter().map(Vec::len).max().unwrap_or(0) {
+            let mut line = String::new();
+            for (n, (cell, &width)) in cells.iter().zip(widths).enumerate() {
+                let text = cell.get(at).map_or("", String::as_str);
+                line += &match self.right && n > 0 {
+                    true => format!("{text:>width$}"),
+                    false => format!("{text:<width$}"),
+                };
+                line += &" ".repeat(GAP);
+            }
+            lines.push(line.trim_end().to_owned());
+        }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.within(io::stdout().is_terminal().then(columns)))
+    }
+}
+
+/// The widths of a column's text: in one line, and broken as often as possible.
+struct Column {
+    widest: usize,
+    narrowest: usize,
+}
+
+impl Column {
+    fn new(table: &Table, n: usize) -> Self {
+        let texts = || std::iter::once(&table.header).chain(&table.rows).map(|row| row[n].as_str());
+        Self {
+            widest: texts().map(length).max().unwrap_or(0),
+            narrowest: texts().flat_map(pieces).map(length).max().unwrap_or(0),
+        }
+    }
+}
+
+fn length(text: &str) -> usize {
+    text.trim().chars().count()
+}
+
+/// Cuts a text after each comma, and after each space that does not follow a digit.
+fn pieces(text: &str) -> Vec<&str> {
+    let mut before = ' ';
+    let ends = |character: char| {
+        let follows_digit = std::mem::replace(&mut before, character).is_ascii_digit();
+        character == ',' || (character == ' ' && !follows_digit)
+    };
+    text.split_inclusive(ends).collect()
+}
+
+/// Breaks a text into lines of at most `width` characters, if its pieces are not longer.
+fn broken(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for piece in pieces(text) {
+        match lines.last_mut() {
+            Some(line) if length(&format!("{line}{piece}")) <= width => line.push_str(piece),
+            _ => lines.push(piece.to_owned()),
+        }
+    }
+    lines.iter().map(|line| line.trim().to_owned()).collect()
 }
 
 /// Returns a table of the stages of a report.
 pub(crate) fn stages(report: &Report, measure: Measure) -> Table {
-    let mut rows = table(&["stage", "device", "units", "parameters", "follows", "loss", measure.name(), "busy"]);
+    let [loss, score] = ["loss", measure.name()].map(|name| scored(report.evaluated, name));
+    let mut rows = table(&["stage", "device", "units", "parameters", "follows", &loss, &score, "busy"]);
     // The plan of the last step; a later one may not have begun.
     let phase = report.plans.iter().rev().find(|phase| phase.from_step < report.steps.max(1));
     for stage in &report.stages {
@@ -82,6 +219,11 @@ pub(crate) fn stages(report: &Report, measure: Measure) -> Table {
     rows
 }
 
+/// Returns the name of a score: on the validation set, or, where nothing was evaluated, on the last training batch.
+pub(crate) fn scored(evaluated: bool, name: &str) -> String {
+    format!("{} {name}", if evaluated { "validation" } else { "training" })
+}
+
 /// Returns a table of the heads of an evaluation, or of the head of stage `only`.
 pub(crate) fn heads(evaluation: &Evaluation, measure: Measure, only: Option<usize>) -> Table {
     let mut rows = table(&["stage", "loss", measure.name()]);
@@ -96,16 +238,74 @@ pub(crate) fn heads(evaluation: &Evaluation, measure: Measure, only: Option<usiz
 mod tests {
     use super::*;
 
+    fn of_row(header: &[&str], row: &[&str]) -> Table {
+        let mut table = table(header);
+        table.add_row(row.iter().map(|cell| (*cell).to_owned()));
+        table
+    }
+
+    /// A table of stages with a long device.
+    fn stages() -> Table {
+        let header =
+            ["stage", "device", "units", "parameters", "follows", "validation loss", "validation accuracy", "busy"];
+        of_row(&header, &["0", "cpu:threads=1,cores=0", "5", "1234567", "1", "2.3026", "0.1000", "100 %"])
+    }
+
+    fn widest(text: &str) -> usize {
+        text.lines().map(|line| line.chars().count()).max().unwrap()
+    }
+
     #[test]
-    fn table_is_at_most_as_wide_as_its_terminal() {
-        let device = "cpu:threads=1,cores=0";
-        let cells = ["0", device, "5", "1234567", "1", "2.3026", "0.1000", "100 %"];
-        let header = ["stage", "device", "units", "parameters", "follows", "loss", "accuracy", "busy"];
-        let widest = |columns| {
-            let text = table_within(&header, columns).add_row(cells).to_string();
-            text.lines().map(|line| line.chars().count()).max().unwrap()
-        };
-        assert!(widest(Some(80)) <= 80 && widest(Some(60)) <= 60, "{}", widest(Some(80)));
-        assert!(table_within(&header, None).add_row(cells).to_string().contains(device));
+    fn wide_terminal_has_each_row_on_one_line() {
+        let text = stages().within(Some(200));
+        assert_eq!(text, stages().within(None));
+        assert_eq!(text.lines().count(), 5);
+        assert!(text.contains("validation accuracy") && text.contains("cpu:threads=1,cores=0  "), "{text}");
+    }
+
+    #[test]
+    fn narrow_terminal_breaks_lines_between_words() {
+        let text = stages().within(Some(80));
+        assert!(widest(&text) <= 80, "{text}");
+        insta::assert_snapshot!(text, @r"
+        ────────────────────────────────────────────────────────────────────────────────
+        stage  device          units  parameters  follows  validation  validation  busy
+                                                           loss        accuracy
+        ════════════════════════════════════════════════════════════════════════════════
+        0      cpu:threads=1,  5      1234567     1        2.3026      0.1000      100 %
+               cores=0
+        ────────────────────────────────────────────────────────────────────────────────
+        ");
+    }
+
+    #[test]
+    fn columns_that_do_not_fit_follow_below_after_the_names_of_the_rows() {
+        let header = ["", "stages", "width", "units a stage", "ms a step", "examples/s", "idle", "MiB, largest"];
+        let mut table =
+            of_row(&header, &["▸", "4", "2", "1, 1, 1, 2", "3487.7", "1234.5", "38 %", "12345"]).named_by(3);
+        table.add_row(["", "4", "e2e", "1, 1, 1, 2", "3487.7", "1234.5", "38 %", "12345"].map(str::to_owned));
+        for width in [30, 45, 60] {
+            let text = table.within(Some(width));
+            assert!(widest(&text) <= width, "{text}");
+            let words: Vec<&str> = text.split_whitespace().collect();
+            for word in ["stages", "examples/s", "3487.7", "1234.5", "12345", "largest"] {
+                assert!(words.contains(&word), "{word} is broken at {width}\n{text}");
+            }
+            // Each part names both rows.
+            let parts = text.matches("stages").count();
+            assert_eq!((text.matches("▸").count(), text.matches("e2e").count()), (parts, parts), "{text}");
+            assert_eq!(text.matches("38 %").count(), 2, "{text}");
+        }
+        // A column that is wider than the terminal is still shown whole.
+        assert!(table.within(Some(1)).contains("examples/s"));
+    }
+
+    #[test]
+    fn texts_are_broken_only_where_they_may_be() {
+        assert_eq!(broken("1, 1, 1, 2", 5), ["1, 1,", "1, 2"]);
+        assert_eq!(broken("cpu:threads=1,cores=0", 1), ["cpu:threads=1,", "cores=0"]);
+        assert_eq!(broken("12345.6 %", 3), ["12345.6 %"]);
+        assert_eq!(broken("ms a step", 4), ["ms a", "step"]);
+        assert_eq!(broken("", 4), [""; 0]);
     }
 }

@@ -333,6 +333,10 @@ fn plan_simulates_training_and_training_can_use_it() {
     let from_file = [&plan[..], &["--costs", "costs.json"]].concat();
     let shown = done(&interlock(folder.path(), &[&from_file[..], &["--replicas", "8", "--latency-us", "5"]].concat()));
     assert!(shown.contains("recommended") && shown.contains("2 stages, as configured, 1 micro-batch"), "{shown}");
+    // Four units in two stages, one by one.
+    let units = shown.lines().find_map(|line| line.split_once("units of each stage: ")).unwrap().1;
+    assert!(["1, 3 ", "2, 2 ", "3, 1 "].iter().any(|list| units.starts_with(list)), "{shown}");
+    assert!(shown.contains("(no partition is faster)"), "{shown}");
     let too_little = interlock(folder.path(), &[&from_file[..], &["--dedicated", "--memory-mib", "0"]].concat());
     assert_eq!(too_little.status.code(), Some(1));
     assert!(

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
-use comfy_table::{CellAlignment, Table};
 use interlock::{
     Batch, TrainerBuilder,
     tools::planner::{DeviceCosts, HeadCosts, Profile},
@@ -16,7 +15,7 @@ use crate::{
     exit::Exit,
     progress::say,
     run_folder::{refuse_no_place, write_json},
-    table::table,
+    table::{Table, table},
 };
 
 pub(super) fn run<P: Program>(arguments: &BenchUnits) -> Result<(), Exit> {
@@ -94,7 +93,7 @@ fn units(costs: &DeviceCosts) -> Table {
         .chain(times.iter().map(String::as_str))
         .chain(["output", "parameters", "saved", "pending", "transient"])
         .chain(transients.iter().map(String::as_str));
-    let mut rows = table(&headings.collect::<Vec<_>>());
+    let mut rows = table(&headings.collect::<Vec<_>>()).aligned_right();
     for (i, unit) in costs.units.iter().enumerate() {
         let heads: Vec<Option<&HeadCosts>> = archs.iter().map(|&arch| unit.heads.get(arch)).collect();
         let times = [
@@ -124,7 +123,6 @@ fn units(costs: &DeviceCosts) -> Table {
                 .chain(heads.iter().map(|head| mebibytes(head.and_then(|head| head.transient_bytes)))),
         );
     }
-    rows.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
     rows
 }
 

@@ -1,9 +1,7 @@
 //! A plan as text.
 
-use comfy_table::Table;
-
-use super::{Follow, PlanRow};
-use crate::table::{dash, table};
+use super::{Follow, NEARLY_AS_FAST, PlanRow};
+use crate::table::{Table, dash, table};
 
 /// Returns the name of a row: stages, width, group and followed losses where they were given, and micro-batches.
 pub(super) fn name(row: &PlanRow) -> String {
@@ -14,12 +12,20 @@ pub(super) fn name(row: &PlanRow) -> String {
     format!("{} stages, {width}{group}{follow}, {} {micro}", row.stages, row.micro_batches)
 }
 
-/// Writes numbers of units with equal neighbours combined: `3 2×5`.
+/// The most stages whose units are listed one by one.
+const LISTED: usize = 16;
+
+/// Writes the number of units of each stage: `1, 1, 1, 2`. Of many stages, equal neighbours are combined: `2 (31 stages), 3`.
 pub(super) fn units(units: &[usize]) -> String {
-    let runs = units.chunk_by(|a, b| a == b);
-    let words: Vec<String> =
-        runs.map(|run| if run.len() == 1 { run[0].to_string() } else { format!("{}×{}", run[0], run.len()) }).collect();
-    words.join(" ")
+    let alike = |run: &[usize]| match run {
+        [one] => one.to_string(),
+        run => format!("{} ({} stages)", run[0], run.len()),
+    };
+    let words: Vec<String> = match units.len() > LISTED {
+        true => units.chunk_by(|a, b| a == b).map(alike).collect(),
+        false => units.iter().map(usize::to_string).collect(),
+    };
+    words.join(", ")
 }
 
 fn follow_name(follow: Follow) -> &'static str {
@@ -28,6 +34,9 @@ fn follow_name(follow: Follow) -> &'static str {
         Follow::Mean => "mean",
     }
 }
+
+/// The number of columns from `units a stage` on.
+const RESULTS: usize = 8;
 
 pub(super) fn table_of(rows: &[PlanRow], recommended: Option<usize>) -> Table {
     let grouped = rows.iter().any(|row| row.group.is_some());
@@ -48,7 +57,8 @@ pub(super) fn table_of(rows: &[PlanRow], recommended: Option<usize>) -> Table {
     ]
     .map(Some);
     let headings: Vec<&str> = before.into_iter().chain(given).chain(after).flatten().collect();
-    let mut all = table(&headings);
+    // A row is named by its mark, and by what was asked for: stages, width, group, losses and micro-batches.
+    let mut all = table(&headings).named_by(headings.len() - RESULTS);
     let mib = |bytes: u64| bytes.div_ceil(1 << 20).to_string();
     for (at, row) in rows.iter().enumerate() {
         let memory = |of: fn(&Vec<u64>) -> u64| row.memory_bytes.as_ref().map_or_else(dash, |bytes| mib(of(bytes)));
@@ -78,14 +88,31 @@ pub(super) fn table_of(rows: &[PlanRow], recommended: Option<usize>) -> Table {
 
 /// Returns the line about a row that is recommended or the fastest.
 pub(super) fn verdict(row: &PlanRow, recommended: bool, fastest: bool) -> String {
+    let almost =
+        format!("recommended: the widest of the rows within {:.0} % of the fastest", 100.0 * (1.0 - NEARLY_AS_FAST));
     let praise = match (recommended, fastest) {
         (true, true) => "recommended, and the fastest",
-        (true, false) => {
-            "recommended: its stages follow the farthest losses of those that are about as fast as the fastest"
-        }
+        (true, false) => &almost,
         _ => "the fastest",
     };
-    let proof = if row.proven { "no cut is faster" } else { "the best cut found" };
+    let proof = if row.proven { "no partition is faster" } else { "the best partition found" };
     let name = name(row);
-    format!("{name}: {praise}; units {} ({proof}); time of a step: {}", units(&row.units_per_stage), row.reason)
+    format!(
+        "{name}: {praise}; units of each stage: {} ({proof}); time of a step: {}",
+        units(&row.units_per_stage),
+        row.reason
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_listed_and_many_equal_ones_are_counted() {
+        assert_eq!(units(&[1, 1, 1, 2]), "1, 1, 1, 2");
+        assert_eq!(units(&[2; 16]), vec!["2"; 16].join(", "));
+        let many = [&[2; 31][..], &[3], &[2; 32]].concat();
+        assert_eq!(units(&many), "2 (31 stages), 3, 2 (32 stages)");
+    }
 }

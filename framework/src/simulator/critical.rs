@@ -54,7 +54,7 @@ pub enum Bottleneck {
     },
     /// Every stage waits for the norm of all gradients.
     GlobalNorm,
-    /// Stages wait for a device or for cores that others use.
+    /// Stages wait until others free the device or the cores that they share.
     Device,
 }
 
@@ -83,7 +83,7 @@ impl fmt::Display for Bottleneck {
                 write!(f, "stage {stage} waits for a credit of stage {}; a larger in_flight may help", stage + 1)
             }
             Self::GlobalNorm => f.write_str("all stages wait for the norm of all gradients (clip.scope = \"global\")"),
-            Self::Device => f.write_str("stages wait for a device or for cores that other stages use"),
+            Self::Device => f.write_str("stages wait until other stages free the device or the cores that they share"),
         }
     }
 }
