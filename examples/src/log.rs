@@ -114,6 +114,7 @@ impl Callback for Log {
                 let how = if report.stopped { "stopped" } else { "finished" };
                 tracing::info!(
                     steps = report.steps,
+                    evaluated = report.evaluated,
                     loss = report.final_scores.loss,
                     examples_per_second = report.examples_per_second,
                     "{how}"

@@ -3,7 +3,7 @@
 mod curves;
 mod page;
 mod run;
-mod words;
+pub(crate) mod words;
 
 use std::path::{Path, PathBuf};
 

@@ -131,6 +131,7 @@ fn page_and_pictures_are_made_from_a_run() {
         "Learning rate",
         "Interlock width of each stage",
         "What each stage did when",
+        "U update",
         "width 1 from step 0; width 2 from step 2",
         "batch_size = 32",
         "vector instructions",
@@ -229,6 +230,86 @@ fn runs_are_compared_on_one_page() {
     // The same folder twice: nothing differs, and the labels are paths.
     done(&interlock(folder.path(), &["report", "a", "a", "--out", "twice.html"]));
     assert!(page(&folder.path().join("twice.html")).contains("Nothing: they are the same."));
+}
+
+/// Returns the texts of the cells of the page's first table, by rows.
+fn cells(page: &str) -> Vec<Vec<String>> {
+    let table = &page[page.find("<table>").unwrap()..page.find("</table>").unwrap()];
+    let text = |cell: &str| cell.split('<').filter_map(|tag| tag.split_once('>')).map(|(_, text)| text).collect();
+    let row = |row: &str| -> Vec<String> { row.split("<t").skip(1).map(|cell| text(&format!("<{cell}"))).collect() };
+    table.split("<tr>").skip(1).map(row).collect()
+}
+
+#[test]
+fn scores_of_training_batches_are_not_mixed_with_those_of_evaluations() {
+    let folder = TempDir::new().unwrap();
+    done(&train(folder.path(), &[&SMALL[..], &["--quiet"]].concat()));
+    let events = fs::read_to_string(folder.path().join("run/events.jsonl")).unwrap();
+    let lines: Vec<&str> = events.lines().collect();
+    assert!(lines[4].contains("evaluated") && lines[5].contains("finished"), "{events}");
+    // Runs that were killed: one before its first evaluation, one between evaluations.
+    let early = lines[4].replace("\"steps\":3", "\"steps\":1");
+    for (name, lines) in
+        [("killed", vec![lines[0], lines[1], lines[2]]), ("early", vec![lines[0], lines[1], &early, lines[2]])]
+    {
+        let run = folder.path().join(name);
+        fs::create_dir(&run).unwrap();
+        for file in ["config.toml", "data.json", "environment.json"] {
+            fs::copy(folder.path().join("run").join(file), run.join(file)).unwrap();
+        }
+        fs::write(run.join("status.json"), r#"{"state":"running"}"#).unwrap();
+        fs::write(run.join("events.jsonl"), lines.join("\n") + "\n").unwrap();
+    }
+    // A run that was stopped reports the scores of its last batch.
+    let stopped = folder.path().join("stopped");
+    fs::create_dir(&stopped).unwrap();
+    for file in ["config.toml", "data.json", "environment.json"] {
+        fs::copy(folder.path().join("run").join(file), stopped.join(file)).unwrap();
+    }
+    fs::write(stopped.join("status.json"), r#"{"state":"stopped","steps":2}"#).unwrap();
+    let finished = lines[5].replace("\"evaluated\":true", "\"evaluated\":false").replace("\"steps\":3", "\"steps\":2");
+    fs::write(stopped.join("events.jsonl"), [lines[0], lines[1], lines[2], &finished].join("\n") + "\n").unwrap();
+
+    let compared = |runs: &[&str]| {
+        done(&interlock(folder.path(), &[&["report"], runs, &["--out", "all.html"]].concat()));
+        cells(&page(&folder.path().join("all.html")))
+    };
+    let score = |line: &str| -> String {
+        let event: Value = serde_json::from_str(line).unwrap();
+        let heads = event["heads"].as_array().or(event["stages"].as_array()).unwrap();
+        format!("{:.1} %", 100.0 * heads.last().unwrap()["accuracy"].as_f64().unwrap())
+    };
+    let table = compared(&["run", "killed", "stopped", "early"]);
+    let column = |table: &[Vec<String>], name: &str| -> Vec<String> {
+        let at = table[0].iter().position(|heading| heading == name).unwrap_or_else(|| panic!("{name}: {table:?}"));
+        table[1..].iter().map(|row| row[at].clone()).collect()
+    };
+    let (evaluated, trained) = (score(lines[4]), score(lines[2]));
+    let validation = [evaluated.as_str(), "not evaluated", "not evaluated", &evaluated];
+    assert_eq!(column(&table, "validation accuracy"), validation);
+    assert_eq!(
+        column(&table, "accuracy, last training batch"),
+        [score(lines[3]).as_str(), &trained, &trained, &trained]
+    );
+    assert_eq!(column(&table, "evaluated after step"), ["3", "–", "–", "1"]);
+    // Columns that say nothing are left out.
+    let table = compared(&["run", "run"]);
+    assert!(table[0].iter().all(|heading| !heading.contains("batch") && !heading.contains("after")), "{table:?}");
+    let table = compared(&["killed", "stopped"]);
+    assert!(table[0].iter().all(|heading| !heading.contains("validation")), "{table:?}");
+
+    let alone = |run: &str| {
+        done(&interlock(folder.path(), &["report", run]));
+        page(&folder.path().join(run).join("report.html"))
+    };
+    for run in ["killed", "stopped"] {
+        let page = alone(run);
+        assert!(page.contains(&format!("<b>{trained}</b><span>accuracy, last training batch</span>")), "{page}");
+        assert!(page.contains("the run was not evaluated") && !page.contains("<span>validation"), "{page}");
+    }
+    let early = alone("early");
+    assert!(early.contains(&format!("<b>{evaluated}</b><span>validation accuracy</span>")), "{early}");
+    assert!(early.contains("at the last evaluation, after step 1."), "{early}");
 }
 
 #[test]

@@ -54,6 +54,10 @@ pub(super) struct Run {
     pub(super) failed: Option<Failed>,
 }
 
+fn scores(loss: f64, accuracy: Option<f64>) -> FinalReport {
+    FinalReport { loss: Some(loss), accuracy, perplexity: accuracy.map(|_| loss.exp()) }
+}
+
 impl Run {
     /// Opens the runs in these folders, and gives each its own label.
     pub(super) fn open_all(paths: &[PathBuf]) -> Result<Vec<Self>> {
@@ -116,16 +120,27 @@ impl Run {
         self.started.as_ref().map_or(0, |started| started.stages.len())
     }
 
-    /// Returns the scores of the last stage's head: of the report, or else of the last evaluation, or else of the last step.
-    pub(super) fn scores(&self) -> Option<FinalReport> {
-        let head = |loss: f64, accuracy: Option<f64>| FinalReport {
-            loss: Some(loss),
-            accuracy,
-            perplexity: accuracy.map(|_| loss.exp()),
-        };
-        let evaluated = || self.evaluations.last()?.heads.last().map(|h| head(h.loss, h.accuracy));
-        let stepped = || self.steps.last()?.stages.last().and_then(|s| Some(head(s.loss?, s.accuracy)));
-        self.report.as_ref().map(|report| report.final_scores).or_else(evaluated).or_else(stepped)
+    /// Returns the scores of the last stage on the validation set, at the last evaluation; none if there was none.
+    pub(super) fn validation_scores(&self) -> Option<FinalReport> {
+        let last = || self.evaluations.last()?.heads.last().map(|head| scores(head.loss, head.accuracy));
+        self.report.as_ref().filter(|report| report.evaluated).map(|report| report.final_scores).or_else(last)
+    }
+
+    /// Returns the number of steps before the last evaluation; none if there was none.
+    pub(super) fn evaluated_after(&self) -> Option<u64> {
+        let finished = self.report.as_ref().filter(|report| report.evaluated).map(|report| report.steps);
+        finished.or_else(|| self.evaluations.last().map(|evaluated| evaluated.steps))
+    }
+
+    /// Returns the number of steps up to the last one that the run has made.
+    pub(super) fn last_step(&self) -> u64 {
+        self.steps.last().map_or(0, |step| step.step + 1)
+    }
+
+    /// Returns the scores of the last stage on the batch of the last step; none before the first step.
+    pub(super) fn training_scores(&self) -> Option<FinalReport> {
+        let last = self.steps.last()?.stages.last()?;
+        Some(scores(last.loss?, last.accuracy))
     }
 
     /// Returns the seconds of training, without evaluations.

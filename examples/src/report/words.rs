@@ -3,7 +3,7 @@
 use interlock::tools::strategy::{FollowConfig, StrategyConfig, StrategyName, WidthPhaseConfig};
 
 /// Describes a strategy.
-pub(super) fn strategy(config: &StrategyConfig) -> String {
+pub(crate) fn strategy(config: &StrategyConfig) -> String {
     let base = windows(config);
     // A schedule says it for each of its entries.
     let mean = if config.width_schedule.is_none() { mean(config.follow.as_ref()) } else { "" };
@@ -75,7 +75,7 @@ pub(super) fn duration(seconds: f64) -> String {
 }
 
 /// Writes a count with separated thousands.
-pub(super) fn count(number: u64) -> String {
+pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (n, digit) in digits.chars().enumerate() {

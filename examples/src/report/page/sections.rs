@@ -1,6 +1,9 @@
 //! The sections of the page.
 
-use interlock::tools::timeline::{Drawing, escape};
+use interlock::tools::{
+    timeline::{Drawing, escape},
+    trainer::FinalReport,
+};
 
 use super::{
     super::{run::Run, words},
@@ -65,7 +68,7 @@ pub(super) fn banner(run: &Run, named: bool) -> String {
 
 /// Returns a table of several runs, with one row for each.
 pub(super) fn summary(runs: &[Run]) -> String {
-    let all: Vec<Vec<(&str, String)>> = runs.iter().map(results).collect();
+    let all: Vec<Vec<Named>> = runs.iter().map(|run| results(run, runs)).collect();
     // The columns in which some run has a value.
     let shown: Vec<usize> = (0..all[0].len()).filter(|&n| all.iter().any(|results| results[n].1 != DASH)).collect();
     let header = std::iter::once(Cell::text("run")).chain(shown.iter().map(|&n| Cell::number(all[0][n].0))).chain([
@@ -96,35 +99,94 @@ pub(super) fn summary(runs: &[Run]) -> String {
     table(&header.collect::<Vec<_>>(), &rows)
 }
 
-/// Returns the results of a run with their names, in the same order for all runs.
-fn results(run: &Run) -> Vec<(&'static str, String)> {
-    let scores = run.scores();
-    let perplexity = scores.filter(|_| run.measure == Measure::Perplexity).and_then(|scores| scores.perplexity);
-    vec![
-        ("accuracy", or_dash(scores.and_then(|scores| scores.accuracy).map(words::percent))),
-        ("perplexity", or_dash(perplexity.map(|perplexity| format!("{perplexity:.3}")))),
-        ("loss", or_dash(scores.and_then(|scores| scores.loss).map(four))),
+/// A result of a run, with its name.
+type Named = (&'static str, String);
+
+/// Returns the names and the values of scores on the validation set, or of those on the last training batch. A missing value is a dash.
+fn named(run: &Run, names: [&'static str; 3], scores: Option<FinalReport>) -> [Named; 3] {
+    let of = |value: fn(&FinalReport) -> Option<f64>| scores.as_ref().and_then(value);
+    let perplexity = of(|scores| scores.perplexity).filter(|_| run.measure == Measure::Perplexity);
+    let values = [
+        of(|scores| scores.accuracy).map(words::percent),
+        perplexity.map(|perplexity| format!("{perplexity:.3}")),
+        of(|scores| scores.loss).map(four),
+    ];
+    std::array::from_fn(|n| (names[n], or_dash(values[n].clone())))
+}
+
+const VALIDATION: [&str; 3] = ["validation accuracy", "validation perplexity", "validation loss"];
+const LAST_BATCH: [&str; 3] =
+    ["accuracy, last training batch", "perplexity, last training batch", "loss, last training batch"];
+
+/// Returns the scores of the last stage on the validation set.
+fn on_validation(run: &Run) -> [Named; 3] {
+    named(run, VALIDATION, run.validation_scores())
+}
+
+/// Returns the scores of the last stage on the last training batch.
+fn on_last_batch(run: &Run) -> [Named; 3] {
+    named(run, LAST_BATCH, run.training_scores())
+}
+
+/// Returns the speed and the length of a run.
+fn speed(run: &Run) -> [Named; 3] {
+    [
         ("examples/s", or_dash(run.examples_per_second().map(|rate| format!("{rate:.1}")))),
         ("training time", words::duration(run.train_seconds())),
         ("steps", words::count(run.steps.len() as u64)),
     ]
 }
 
+/// Returns the results of a run among `runs`, in the same order for all of them. Scores on training batches are never among those of evaluations: they
+/// have columns of their own, if a run was not evaluated. If a run was evaluated before its last step, a column says after which steps.
+fn results(run: &Run, runs: &[Run]) -> Vec<Named> {
+    let is_evaluated = |run: &Run| run.evaluated_after().is_some();
+    let mut results = Vec::new();
+    if runs.iter().any(is_evaluated) {
+        let scores = on_validation(run).into_iter().map(|(name, value)| match name == measured(run) {
+            true if !is_evaluated(run) => (name, "not evaluated".to_owned()),
+            _ => (name, value),
+        });
+        results.extend(scores);
+        if runs.iter().any(|run| run.evaluated_after().is_some_and(|steps| steps != run.last_step())) {
+            results.push(("evaluated after step", or_dash(run.evaluated_after().map(words::count))));
+        }
+    }
+    if !runs.iter().all(is_evaluated) {
+        results.extend(on_last_batch(run));
+    }
+    results.extend(speed(run));
+    results
+}
+
+/// Returns the name of the validation score by which a run is judged.
+fn measured(run: &Run) -> &'static str {
+    match run.measure {
+        Measure::Accuracy => VALIDATION[0],
+        Measure::Perplexity => VALIDATION[1],
+    }
+}
+
 /// Returns the results of one run in large print.
 pub(super) fn cards(run: &Run) -> String {
-    let mut results: Vec<_> = results(run).into_iter().filter(|(_, value)| value != DASH).collect();
+    let (scores, note) = match run.evaluated_after() {
+        Some(steps) if steps == run.last_step() => (on_validation(run), String::new()),
+        Some(steps) => (on_validation(run), format!(" at the last evaluation, after step {}", words::count(steps))),
+        None => (on_last_batch(run), "; the run was not evaluated".to_owned()),
+    };
+    let first = usize::from(run.measure == Measure::Perplexity);
+    let mut results: Vec<Named> = scores.into_iter().chain(speed(run)).collect();
     // The measure of the run comes first.
-    results.sort_by_key(|(name, _)| *name != run.measure.name());
-    let card = |(n, (name, value)): (usize, (&str, String))| {
+    results.swap(0, first);
+    let results = results.into_iter().filter(|(_, value)| value != DASH);
+    let card = |(n, (name, value)): (usize, Named)| {
         let class = if n == 0 { "card first" } else { "card" };
         format!("<div class=\"{class}\"><b>{}</b><span>{}</span></div>\n", escape(&value), escape(name))
     };
-    let last = match run.report.as_ref().is_some_and(|report| report.evaluated) || !run.evaluations.is_empty() {
-        true => "of the last stage, on the validation set",
-        false => "of the last stage, on the last training batch",
-    };
-    let cards: String = results.into_iter().enumerate().map(card).collect();
-    format!("<div class=\"cards\">\n{cards}</div>\n<p class=\"faint note\">Scores are those {last}.</p>\n")
+    let cards: String = results.enumerate().map(card).collect();
+    format!(
+        "<div class=\"cards\">\n{cards}</div>\n<p class=\"faint note\">Scores are those of the last stage{note}.</p>\n"
+    )
 }
 
 /// Returns the section of the plots.
@@ -145,8 +207,8 @@ pub(super) fn stages(run: &Run) -> String {
         Cell::number("parameters"),
         Cell::number("of the head"),
         Cell::number("follows losses"),
-        Cell::number("loss"),
-        Cell::number("accuracy"),
+        Cell::number("validation loss"),
+        Cell::number("validation accuracy"),
         Cell::number("busy"),
     ];
     let seconds = run.train_seconds();
