@@ -45,22 +45,10 @@ pub(crate) fn run(arguments: &Top) -> Result<(), Exit> {
         let right = "use --once for plain text";
         return Err(Error::invalid("top", "its output is not a terminal to draw on", right).into());
     }
-    let fetch = |address: &String| {
-        Scrape::fetch(address).map_err(|problem| {
-            let right = format!("start the run with `{} train --metrics {address}`", program());
-            Exit::from(Error::invalid(address.clone(), problem, right))
-        })
-    };
-    let first: Vec<Scrape> = arguments.addresses.iter().map(fetch).collect::<Result<_, _>>()?;
     if arguments.once {
-        std::thread::sleep(arguments.interval);
-        for (address, first) in arguments.addresses.iter().zip(&first) {
-            say(&plain::text(address, &View::new(Some(first), &fetch(address)?)));
-        }
-        return Ok(());
+        return once(arguments);
     }
-    let mut watches: Vec<Watch> =
-        arguments.addresses.iter().zip(first).map(|(address, first)| Watch::new(address, first)).collect();
+    let mut watches: Vec<Watch> = arguments.addresses.iter().map(|address| Watch::new(address)).collect();
     let ended = Arc::new(AtomicBool::new(false));
     let set_ended = Arc::clone(&ended);
     interrupt::on_signal(move |first| {
@@ -77,6 +65,24 @@ pub(crate) fn run(arguments: &Top) -> Result<(), Exit> {
     drop(screen);
     shown.map_err(|e| Exit::Failed(format!("cannot draw on the terminal or read its keys: {e}")))?;
     if ended.load(Ordering::Relaxed) { Err(Exit::Stopped) } else { Ok(()) }
+}
+
+/// Prints the values of runs that must be there.
+fn once(arguments: &Top) -> Result<(), Exit> {
+    let fetch = |address: &String| {
+        Scrape::fetch(address).map_err(|problem| Exit::from(Error::invalid(address.clone(), problem, how(address))))
+    };
+    let first: Vec<Scrape> = arguments.addresses.iter().map(fetch).collect::<Result<_, _>>()?;
+    std::thread::sleep(arguments.interval);
+    for (address, first) in arguments.addresses.iter().zip(&first) {
+        say(&plain::text(address, &View::new(Some(first), &fetch(address)?)));
+    }
+    Ok(())
+}
+
+/// Returns how to start a run that answers at `address`.
+fn how(address: &str) -> String {
+    format!("start a run with `{} train --metrics {address}`", program())
 }
 
 /// The terminal in drawing mode, which is left when this is dropped, and after a panic.
@@ -104,10 +110,10 @@ fn fetch_repeatedly(addresses: &[String], interval: Duration) -> Result<Receiver
         let sender = sender.clone();
         let fetch = move || {
             loop {
-                std::thread::sleep(interval);
                 if sender.send((i, Scrape::fetch(&address))).is_err() {
                     break;
                 }
+                std::thread::sleep(interval);
             }
         };
         std::thread::Builder::new().name("fetch".to_owned()).spawn(fetch).map_err(Exit::failed)?;
@@ -151,6 +157,7 @@ fn press(choice: &mut Choice, key: KeyCode, modifiers: KeyModifiers, stages: usi
         KeyCode::Char('c') if modifiers.contains(KeyModifiers::CONTROL) => return true,
         KeyCode::Char('q') | KeyCode::Esc => return true,
         KeyCode::Char('p') => choice.paused = !choice.paused,
+        KeyCode::Char('?') => choice.legend = !choice.legend,
         KeyCode::Up => choice.stage = choice.stage.saturating_sub(1),
         KeyCode::Down => choice.stage = (choice.stage + 1).min(last),
         KeyCode::PageUp => choice.stage = choice.stage.saturating_sub(PAGE),

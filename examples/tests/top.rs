@@ -27,10 +27,10 @@ fn once_prints_the_state_of_a_run() {
     let text = running.wait("rates and predictions", |_| {
         let text = done(&interlock(folder.path(), &once));
         let first = |start: &str| text.lines().find(|line| line.starts_with(start));
-        // The cells of losses, accuracy, norm, and busy and simulated shares.
-        let complete = |start| first(start).map(cells).is_some_and(|stage| stage[3..9].iter().all(is_number));
-        let transferred = first(" 0 to 1 ").is_some_and(|boundary| !boundary.contains(" - "));
-        (!text.contains("- a step") && complete(" 0  ") && complete(" 1  ") && transferred).then_some(text)
+        // The cells of losses, accuracies, norm, and busy and simulated shares.
+        let complete = |start| first(start).map(cells).is_some_and(|stage| stage[3..10].iter().all(is_number));
+        let transferred = first("0 to 1 ").is_some_and(|boundary| !boundary.contains(" - "));
+        (!text.contains("- a step") && complete("0  ") && complete("1  ") && transferred).then_some(text)
     });
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[0].starts_with(&format!("{address}  fashion-mnist  run run  resnet  pairwise  ")), "{text}");
@@ -38,15 +38,15 @@ fn once_prints_the_state_of_a_run() {
     assert!(lines[1].contains("2 stages, 2 micro-batches") && !lines[1].contains("- examples/s"), "{text}");
     let row = |start: &str| lines.iter().filter(|line| line.starts_with(start)).copied().collect::<Vec<_>>();
     // Each stage has a row in the tables of stages and of phases; there is one boundary.
-    for stage in [" 0  ", " 1  "] {
+    for stage in ["0  ", "1  "] {
         let rows = row(stage);
         let cells = cells(rows[0]);
         assert!(cells[1].starts_with("cpu:threads=") && cells[2].starts_with("1 ("), "{text}");
-        assert!(cells[3..9].iter().all(is_number), "{text}");
-        assert!(cells[9].contains('/') && cells[11].ends_with('B') && cells[12].ends_with('s'), "{text}");
+        assert!(cells[3..10].iter().all(is_number), "{text}");
+        assert!(cells[10].contains('/') && cells[12].ends_with('B') && cells[13].ends_with('s'), "{text}");
         assert!(rows[1].contains('%'), "{text}");
     }
-    let boundary = row(" 0 to 1 ");
+    let boundary = row("0 to 1 ");
     assert!(boundary.len() == 1 && boundary[0].contains("B/s") && !boundary[0].contains(" - "), "{text}");
     // Without `--once`, the output must be a terminal.
     refused(folder.path(), &["top", &address], &["not a terminal", "--once"]);

@@ -4,13 +4,14 @@ use ratatui::{
     Frame,
     layout::{Constraint, Layout, Rect},
     style::{Color, Style, Stylize},
-    text::{Line, Span},
-    widgets::{Block, Cell, Paragraph, Row, Sparkline, Table, TableState},
+    text::{Line, Span, Text},
+    widgets::{Block, Cell, Clear, Paragraph, Row, Sparkline, Table, TableState},
 };
 
 use interlock::tools::metrics::{MEMORY, PHASES};
 
 use super::{
+    how,
     model::{StageView, View},
     plain,
     watch::Watch,
@@ -21,11 +22,77 @@ use super::{
 const COLOURS: [Color; PHASES.len()] =
     [Color::Blue, Color::Magenta, Color::Cyan, Color::Green, Color::LightGreen, Color::Yellow];
 /// The width of the bar of a stage's busy share.
-const BAR_WIDTH: usize = 8;
-/// The number of columns from which on the table of stages shows the phases of their time.
-const WIDE_TERMINAL: u16 = 130;
-/// The width of a stage's phases in that table.
-const PHASES_WIDTH: usize = 24;
+const BAR_WIDTH: usize = 6;
+/// The width of a stage's phases in the table of stages.
+const PHASES_WIDTH: usize = 15;
+
+/// A column of the table of stages.
+struct StageColumn {
+    value: Value,
+    /// The two lines of its heading.
+    heading: [&'static str; 2],
+    width: u16,
+    /// On a narrow terminal the columns of the highest ranks are left out.
+    rank: u8,
+    /// What it shows, for the legend.
+    meaning: &'static str,
+}
+
+/// The value in a column of the table of stages.
+#[derive(Clone, Copy)]
+enum Value {
+    Stage,
+    Device,
+    Follows,
+    TrainingLoss,
+    ValidationLoss,
+    TrainingAccuracy,
+    ValidationAccuracy,
+    Gradient,
+    Bar,
+    Busy,
+    Mailbox,
+    InFlight,
+    Phases,
+    Memory,
+    Last,
+}
+
+const fn column(value: Value, heading: [&'static str; 2], width: u16, rank: u8, meaning: &'static str) -> StageColumn {
+    StageColumn { value, heading, width, rank, meaning }
+}
+
+/// The columns of the table of stages. Those of rank 0 fit in 80 columns, all in 130.
+const COLUMNS: [StageColumn; 15] = [
+    column(Value::Stage, ["", "stage"], 5, 0, "its number, from 0"),
+    column(Value::Device, ["", "device"], 13, 0, "the device that it is pinned to"),
+    column(Value::Follows, ["", "follows"], 7, 0, "the stages whose losses it follows, and its width"),
+    column(Value::TrainingLoss, ["train.", "loss"], 6, 0, "its head's mean loss on the last training batch"),
+    column(Value::ValidationLoss, ["valid.", "loss"], 6, 0, "the same at the last evaluation on the validation set"),
+    column(Value::TrainingAccuracy, ["train.", "acc. %"], 6, 5, "its head's accuracy on the last training batch"),
+    column(Value::ValidationAccuracy, ["valid.", "acc. %"], 6, 0, "the same at the last evaluation"),
+    column(Value::Gradient, ["gradient", "norm"], 8, 2, "the norm of its gradient, before clipping"),
+    column(Value::Bar, ["", ""], BAR_WIDTH as u16, 3, ""),
+    column(
+        Value::Busy,
+        ["busy %", "(simulated)"],
+        11,
+        0,
+        "the share of the time in which it computes; ┃ is the simulated one",
+    ),
+    column(Value::Mailbox, ["", "mailbox"], 7, 0, "messages in its mailbox, and its capacity"),
+    column(Value::InFlight, ["in", "flight"], 6, 0, "micro-batches that it holds"),
+    column(Value::Phases, ["what it", "computes"], PHASES_WIDTH as u16, 6, "the phases of its time, in these colours"),
+    column(Value::Memory, ["", "memory"], 6, 4, "its peak memory in the last step"),
+    column(Value::Last, ["", "last"], 6, 1, "time since it finished a computation"),
+];
+
+/// Returns the columns of stages that fit in this width.
+fn fitting(width: u16) -> impl Iterator<Item = &'static StageColumn> {
+    let taken = |rank: u8| COLUMNS.iter().filter(|c| c.rank <= rank).map(|c| c.width + 1).sum::<u16>() - 1;
+    let greatest = (1..=6).rev().find(|&rank| taken(rank) <= width).unwrap_or(0);
+    COLUMNS.iter().filter(move |column| column.rank <= greatest)
+}
 
 /// The selection on the screen.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,11 +102,17 @@ pub(super) struct Choice {
     /// The number of its stage.
     pub(super) stage: usize,
     pub(super) paused: bool,
+    /// Whether the legend is shown.
+    pub(super) legend: bool,
 }
 
 /// Draws the chosen one of `watches`.
 pub(super) fn draw(frame: &mut Frame<'_>, watches: &[Watch], choice: Choice) {
     let watch = &watches[choice.endpoint];
+    if !watch.answered {
+        draw_waiting(frame, watches, choice);
+        return;
+    }
     let view = &watch.view;
     let [header, stages, details, boundaries, history, footer] = areas(frame.area(), view);
     draw_header(frame, header, watches, choice);
@@ -49,19 +122,76 @@ pub(super) fn draw(frame: &mut Frame<'_>, watches: &[Watch], choice: Choice) {
     }
     draw_boundaries(frame, boundaries, view, choice.stage);
     draw_history(frame, history, watch);
-    let more = if watches.len() > 1 { "  tab next pipeline" } else { "" };
-    let keys = format!(" q quit  p {}  ↑↓ stage{more}", if choice.paused { "go on" } else { "pause" });
+    let pause = if choice.paused { "go on" } else { "pause" };
+    let keys = format!(" q quit  p {pause}  ? legend  ↑↓ stage{}", next_pipeline(watches));
     frame.render_widget(Line::from(keys).dim(), footer);
+    if choice.legend {
+        draw_legend(frame);
+    }
+}
+
+/// Returns the key for other endpoints, if there are any.
+fn next_pipeline(watches: &[Watch]) -> &'static str {
+    if watches.len() > 1 { "  tab next pipeline" } else { "" }
+}
+
+/// Returns the number of the chosen endpoint, if there are several.
+fn position(watches: &[Watch], choice: Choice) -> Span<'static> {
+    match watches.len() {
+        1 => Span::default(),
+        several => Span::from(format!("  {} of {several}", choice.endpoint + 1)).dim(),
+    }
+}
+
+/// Draws an endpoint that has never answered.
+fn draw_waiting(frame: &mut Frame<'_>, watches: &[Watch], choice: Choice) {
+    let watch = &watches[choice.endpoint];
+    let title = Span::from(format!(" waiting for {} …", watch.address)).bold().yellow();
+    let problem = watch.trouble.as_ref().map_or_else(String::new, |trouble| format!(" {}", trouble.problem));
+    let lines = vec![
+        Line::from_iter([title, position(watches, choice)]),
+        Line::from(format!(" {}", how(&watch.address))),
+        Line::from(problem).dim(),
+        Line::default(),
+        Line::from(format!(" q quit{}", next_pipeline(watches))).dim(),
+    ];
+    frame.render_widget(Paragraph::new(lines), frame.area());
+}
+
+/// Draws the meanings of the columns and colours of the table of stages, over everything else.
+fn draw_legend(frame: &mut Frame<'_>) {
+    let mut lines: Vec<Line<'_>> = COLUMNS
+        .iter()
+        .filter(|column| !column.meaning.is_empty())
+        .map(|column| {
+            let heading = column.heading.join(" ");
+            Line::from_iter([Span::from(format!(" {:<19}", heading.trim())).bold(), Span::from(column.meaning)])
+        })
+        .collect();
+    let colours =
+        PHASES.iter().zip(COLOURS).map(|(phase, colour)| Span::from(format!(" ▆ {}", words::phase(phase))).fg(colour));
+    lines.push(Line::from_iter(colours));
+    lines.push(Line::from(
+        " A stage is red if it has met a non-finite value, its time if it has finished nothing for 30 s.",
+    ));
+    let whole = frame.area();
+    let width = lines.iter().map(Line::width).max().unwrap_or(0);
+    let tall = |rows: usize| u16::try_from(rows + 2).unwrap_or(u16::MAX);
+    let area = Rect { width: tall(width).min(whole.width), height: tall(lines.len()).min(whole.height), ..whole };
+    let block = Block::bordered().title(" legend  ? closes it ");
+    frame.render_widget(Clear, area);
+    frame.render_widget(Paragraph::new(lines).block(block), area);
 }
 
 /// Returns the areas of header, stages, the chosen stage, boundaries, history and footer. Stages and boundaries get as many lines as fit.
 fn areas(whole: Rect, view: &View) -> [Rect; 6] {
     const FIXED: [u16; 4] = [3, 5, 5, 1];
-    const FRAME: u16 = 3;
-    let tall = |rows: usize| u16::try_from(rows).unwrap_or(u16::MAX).saturating_add(FRAME);
+    // The frame and the lines of headings.
+    let tall = |rows: usize, headings: u16| u16::try_from(rows).unwrap_or(u16::MAX).saturating_add(2 + headings);
+    let (stages, boundaries) = (tall(view.stages.len(), 2), tall(view.boundaries.len(), 1));
     let space = whole.height.saturating_sub(FIXED.iter().sum());
-    let boundaries = tall(view.boundaries.len()).min((space / 3).max(space.saturating_sub(tall(view.stages.len()))));
-    let stages = tall(view.stages.len()).min(space - boundaries);
+    let boundaries = boundaries.min((space / 3).max(space.saturating_sub(stages)));
+    let stages = stages.min(space - boundaries);
     let [header, details, history, footer] = FIXED;
     let heights = [header, stages, details, boundaries].map(Constraint::Length);
     let heights = heights.into_iter().chain([Constraint::Min(history), Constraint::Length(footer)]);
@@ -83,13 +213,12 @@ fn draw_header(frame: &mut Frame<'_>, area: Rect, watches: &[Watch], choice: Cho
         Span::from(format!("  {}  {}, {}  ", view.run, view.model, view.strategy)),
         Span::from(watch.address.clone()).dim(),
     ];
-    if watches.len() > 1 {
-        title.push(Span::from(format!("  {} of {}", choice.endpoint + 1, watches.len())).dim());
-    }
+    title.push(position(watches, choice));
     let notice = match (&watch.trouble, choice.paused) {
         (Some(trouble), _) => {
             let since = words::time(Some(trouble.since.elapsed().as_secs_f64()));
-            Line::from(format!(" no answer for {since}: {}; these are the last values", trouble.problem)).red()
+            let last = "these are the last values, until a run answers";
+            Line::from(format!(" no answer for {since}: {}; {last}", trouble.problem)).red()
         }
         (None, true) => Line::from(" paused").yellow(),
         (None, false) => Line::default(),
@@ -99,65 +228,65 @@ fn draw_header(frame: &mut Frame<'_>, area: Rect, watches: &[Watch], choice: Cho
 }
 
 fn draw_stages(frame: &mut Frame<'_>, area: Rect, view: &View, chosen: usize) {
-    let wide = area.width >= WIDE_TERMINAL;
-    let mut header =
-        vec!["stage", "device", "follows", "loss", "valid.", "acc %", "grad.", "busy (simulated)", "mail", "fly"];
-    let mut widths = vec![5, 13, 7, 6, 6, 5, 6, BAR_WIDTH as u16 + 10, 6, 3];
-    if wide {
-        header.push("what it computes");
-        widths.push(PHASES_WIDTH as u16);
-    }
-    header.extend(["memory", "last"]);
-    widths.extend([6, 6]);
+    let columns: Vec<&StageColumn> = fitting(area.width.saturating_sub(2)).collect();
+    let heading = |column: &&StageColumn| Text::from_iter(column.heading.map(Line::from));
+    let header = Row::new(columns.iter().map(heading)).height(2).dim();
     let rows = view.stages.iter().map(|stage| {
-        let mut cells = vec![
-            right(stage.index.to_string(), 5),
-            Cell::from(stage.device.clone()),
-            Cell::from(plain::follows(stage)),
-            right(words::number(stage.loss), 6),
-            right(words::number(stage.validation_loss), 6),
-            right(plain::accuracy(stage), 5),
-            right(words::number(stage.gradient_norm), 6),
-            Cell::from(busy(stage)),
-            right(plain::mailbox(stage), 6),
-            right(words::count(stage.in_flight), 3),
-        ];
-        if wide {
-            cells.push(Cell::from(split(stage, PHASES_WIDTH)));
-        }
-        let late = stage.since_progress.is_some_and(|since| since > 30.0) && view.state == "training";
-        let last = right(words::time(stage.since_progress), 6);
-        cells.push(right(words::bytes(Some(stage.memory.iter().sum())), 6));
-        cells.push(if late { last.style(Style::new().red()) } else { last });
-        let row = Row::new(cells);
+        let row = Row::new(columns.iter().map(|column| cell(column, stage, view)));
         if stage.not_finite > 0.0 { row.red() } else { row }
     });
-    let table = Table::new(rows, widths.into_iter().map(Constraint::Length))
-        .header(Row::new(header).dim())
+    let widths = columns.iter().map(|column| column.width);
+    let table = Table::new(rows, widths.map(Constraint::Length))
+        .header(header)
         .row_highlight_style(Style::new().bg(Color::DarkGray))
         .block(Block::bordered().title(" stages ").border_style(Style::new().dim()));
     let mut state = TableState::new().with_selected(Some(chosen));
     frame.render_stateful_widget(table, area, &mut state);
 }
 
+/// Returns the cell of a stage in a column.
+fn cell(column: &StageColumn, stage: &StageView, view: &View) -> Cell<'static> {
+    let right = |text: String| right(text, column.width.into());
+    match column.value {
+        Value::Stage => right(stage.index.to_string()),
+        Value::Device => Cell::from(stage.device.clone()),
+        Value::Follows => Cell::from(plain::follows(stage)),
+        Value::TrainingLoss => right(words::number(stage.loss)),
+        Value::ValidationLoss => right(words::number(stage.validation_loss)),
+        Value::TrainingAccuracy => right(words::percent(stage.accuracy)),
+        Value::ValidationAccuracy => right(words::percent(stage.validation_accuracy)),
+        Value::Gradient => right(words::number(stage.gradient_norm)),
+        Value::Bar => Cell::from(bar(stage)),
+        Value::Busy => {
+            let simulated = stage.simulated_busy.map(|share| format!(" ({})", words::percent(Some(share))));
+            right(words::percent(stage.busy) + &simulated.unwrap_or_default())
+        }
+        Value::Mailbox => right(plain::mailbox(stage)),
+        Value::InFlight => right(words::count(stage.in_flight)),
+        Value::Phases => Cell::from(split(stage, PHASES_WIDTH)),
+        Value::Memory => right(words::bytes(Some(stage.memory.iter().sum()))),
+        Value::Last => {
+            let late = stage.since_progress.is_some_and(|since| since > 30.0) && view.state == "training";
+            let last = right(words::time(stage.since_progress));
+            if late { last.style(Style::new().red()) } else { last }
+        }
+    }
+}
+
 fn right(text: String, width: usize) -> Cell<'static> {
     Cell::from(format!("{text:>width$}"))
 }
 
-/// Returns a bar for the busy share of a stage, with a mark at the simulated share, and both numbers.
-fn busy(stage: &StageView) -> Line<'static> {
+/// Returns a bar for the busy share of a stage, with a mark at the simulated share.
+fn bar(stage: &StageView) -> Line<'static> {
     let cells = |share: f64| (share * BAR_WIDTH as f64).round() as usize;
     let filled = stage.busy.map_or(0, cells);
     let mark = stage.simulated_busy.map(|share| cells(share).clamp(1, BAR_WIDTH) - 1);
-    let bar = (0..BAR_WIDTH).map(|i| match (i < filled, mark == Some(i)) {
+    Line::from_iter((0..BAR_WIDTH).map(|i| match (i < filled, mark == Some(i)) {
         (_, true) => Span::from("┃").yellow(),
         (true, false) => Span::from("█").green(),
         (false, false) => Span::from("░").dim(),
-    });
-    let simulated =
-        stage.simulated_busy.map_or_else(String::new, |share| format!(" ({})", words::percent(Some(share))));
-    let numbers = format!(" {:>3}{simulated}", words::percent(stage.busy));
-    Line::from_iter(bar.chain([Span::from(numbers)]))
+    }))
 }
 
 /// Returns a strip of cells in the colours of the stage's phases.
@@ -210,18 +339,19 @@ fn draw_details(frame: &mut Frame<'_>, area: Rect, stage: &StageView) {
 }
 
 fn draw_boundaries(frame: &mut Frame<'_>, area: Rect, view: &View, chosen: usize) {
+    // Together with the first column, gaps and frame, 80 columns.
+    const WIDTHS: [usize; 6] = [13, 10, 9, 11, 10, 9];
     let rows = view.boundaries.iter().map(|boundary| {
         let ends = format!("{:>3} ⇄ {}", boundary.from, boundary.to);
         let cells = plain::traffic(&boundary.activations).into_iter().chain(plain::traffic(&boundary.gradients));
-        Row::new([Cell::from(ends)].into_iter().chain(cells.map(|text| right(text, 12))))
+        Row::new([Cell::from(ends)].into_iter().chain(cells.zip(WIDTHS).map(|(text, width)| right(text, width))))
     });
     let header = ["stages", "activations/s", "bytes", "transfer", "gradients/s", "bytes", "transfer"];
-    let header = header
-        .iter()
-        .enumerate()
-        .map(|(i, text)| if i == 0 { Cell::from(*text) } else { right((*text).to_owned(), 12) });
-    let table = Table::new(rows, [9, 13, 12, 12, 12, 12, 12].map(Constraint::Length))
-        .header(Row::new(header).dim())
+    let headings = header[1..].iter().zip(WIDTHS).map(|(text, width)| right((*text).to_owned(), width));
+    let header = Row::new([Cell::from(header[0])].into_iter().chain(headings));
+    let widths = [9].into_iter().chain(WIDTHS.map(|width| width as u16));
+    let table = Table::new(rows, widths.map(Constraint::Length))
+        .header(header.dim())
         .block(Block::bordered().title(" boundaries ").border_style(Style::new().dim()));
     let mut state = TableState::new().with_selected(view.boundaries.len().checked_sub(1).map(|last| chosen.min(last)));
     frame.render_stateful_widget(table, area, &mut state);

@@ -57,22 +57,18 @@ pub(super) fn mailbox(stage: &StageView) -> String {
     stage.mailbox.map_or_else(|| NONE.to_owned(), |(messages, capacity)| format!("{messages:.0}/{capacity:.0}"))
 }
 
-/// Returns the accuracy of the last evaluation, or else of the last batch.
-pub(super) fn accuracy(stage: &StageView) -> String {
-    words::percent(stage.validation_accuracy.or(stage.accuracy))
-}
-
 fn stages(view: &View) -> String {
     let header = [
         "stage",
         "device",
         "follows",
-        "loss",
-        "validation",
-        "accuracy %",
-        "gradient",
+        "training loss",
+        "validation loss",
+        "training accuracy %",
+        "validation accuracy %",
+        "gradient norm",
         "busy %",
-        "simulated",
+        "simulated %",
         "mailbox",
         "in flight",
         "memory",
@@ -86,7 +82,8 @@ fn stages(view: &View) -> String {
             follows(stage),
             words::number(stage.loss),
             words::number(stage.validation_loss),
-            accuracy(stage),
+            words::percent(stage.accuracy),
+            words::percent(stage.validation_accuracy),
             words::number(stage.gradient_norm),
             words::percent(stage.busy),
             words::percent(stage.simulated_busy),

@@ -174,7 +174,8 @@ fn phase_longer_than_an_interval_is_spread_over_the_window() {
         );
         Scrape::read(&text, BEGUN.with(|begun| *begun) + Duration::from_secs(k.into()), 0.0).unwrap()
     };
-    let mut watch = Watch::new("host:1", at(0, 0.0));
+    let mut watch = Watch::new("host:1");
+    watch.take(Ok(at(0, 0.0)));
     for k in 1..=7 {
         watch.take(Ok(at(k, 0.0)));
         assert_eq!(watch.view.stages[0].busy, Some(0.0));
@@ -197,7 +198,8 @@ thread_local! {
 #[test]
 fn endpoint_without_an_answer_keeps_its_last_values() {
     let [first, second, third, fourth] = scrapes([10, 12, 20, 22]);
-    let mut watch = Watch::new("host:1", first);
+    let mut watch = Watch::new("host:1");
+    watch.take(Ok(first));
     watch.take(Ok(second));
     assert_eq!((watch.view.examples_per_second, watch.losses.len()), (Some(64.0), 2));
     let before = watch.view.clone();
@@ -220,9 +222,8 @@ fn picture(watches: &[Watch], choice: Choice, width: u16, height: u16) -> String
 }
 
 fn watch_after(steps: [u32; 6]) -> Watch {
-    let mut scrapes = scrapes(steps).into_iter();
-    let mut watch = Watch::new("127.0.0.1:9464", scrapes.next().unwrap());
-    scrapes.for_each(|scrape| watch.take(Ok(scrape)));
+    let mut watch = Watch::new("127.0.0.1:9464");
+    scrapes(steps).into_iter().for_each(|scrape| watch.take(Ok(scrape)));
     watch
 }
 
@@ -230,18 +231,67 @@ fn watch_after(steps: [u32; 6]) -> Watch {
 fn pictures_of_narrow_and_wide_terminals() {
     let watch = watch_after([10, 12, 14, 16, 18, 20]);
     insta::assert_snapshot!("narrow", picture(std::slice::from_ref(&watch), Choice::default(), 100, 28));
+    insta::assert_snapshot!("of_80_columns", picture(std::slice::from_ref(&watch), Choice::default(), 80, 28));
     insta::assert_snapshot!("wide", picture(&[watch], Choice { stage: 1, ..Choice::default() }, 140, 28));
 }
 
 #[test]
 fn trouble_pause_and_the_number_of_endpoints_are_shown() {
     let mut watches = [watch_after([1, 2, 3, 4, 5, 6]), watch_after([1, 2, 3, 4, 5, 6])];
-    let second = Choice { endpoint: 1, stage: 0, paused: true };
+    let second = Choice { endpoint: 1, paused: true, ..Choice::default() };
     let shown = picture(&watches, second, 100, 28);
     assert!(shown.contains(" paused") && shown.contains("2 of 2") && shown.contains("tab next"), "{shown}");
     watches[1].take(Err("io: Connection refused".to_owned()));
     let shown = picture(&watches, second, 100, 28);
     assert!(shown.contains("no answer for") && shown.contains("Connection refused; these are the last"), "{shown}");
+}
+
+#[test]
+fn an_address_without_a_run_is_waited_for() {
+    let mut watches = [Watch::new("127.0.0.1:9464"), watch_after([1, 2, 3, 4, 5, 6])];
+    let first = picture(&watches, Choice::default(), 120, 24);
+    assert!(first.contains("waiting for 127.0.0.1:9464 …") && first.contains("1 of 2"), "{first}");
+    assert!(first.contains("train --metrics 127.0.0.1:9464`") && first.contains("q quit"), "{first}");
+    watches[0].take(Err("io: Connection refused".to_owned()));
+    let refused = picture(&watches, Choice::default(), 120, 24);
+    assert!(refused.contains("waiting for") && refused.contains("Connection refused"), "{refused}");
+    let [scrape] = scrapes([1]);
+    watches[0].take(Ok(scrape));
+    let shown = picture(&watches, Choice::default(), 120, 24);
+    assert!(shown.contains("training  chain") && !shown.contains("waiting for"), "{shown}");
+}
+
+#[test]
+fn another_run_at_the_address_is_shown_with_curves_of_its_own() {
+    let mut watch = watch_after([1, 2, 3, 4, 5, 6]);
+    assert_eq!((watch.losses.len(), watch.view.run.as_str()), (6, "chain-1"));
+    watch.take(Err("io: Connection refused".to_owned()));
+    assert_eq!(watch.losses.len(), 6);
+    let next = exposition(1).replace("chain-1", "chain-2");
+    watch.take(Scrape::read(&next, Instant::now(), 2000.0));
+    assert_eq!((watch.losses.len(), watch.view.run.as_str(), watch.view.step), (1, "chain-2", Some(1.0)));
+    assert!(watch.trouble.is_none());
+}
+
+#[test]
+fn legend_explains_all_columns_and_colours() {
+    let watch = watch_after([1, 2, 3, 4, 5, 6]);
+    let shown = picture(&[watch], Choice { legend: true, ..Choice::default() }, 100, 28);
+    for words in ["mailbox", "in flight", "gradient norm", "valid. acc. %", "before clipping", "▆ optimizer", "30 s"]
+    {
+        assert!(shown.contains(words), "{words}\n{shown}");
+    }
+}
+
+#[test]
+fn training_scores_are_never_shown_as_those_of_an_evaluation() {
+    let text = exposition(1).replace("split=\"validation\"", "split=\"other\"");
+    let view = View::new(None, &Scrape::read(&text, Instant::now(), 0.0).unwrap());
+    assert_eq!((view.stages[1].accuracy, view.stages[1].validation_accuracy), (Some(0.5), None));
+    let mut watch = Watch::new("host:1");
+    watch.take(Scrape::read(&text, Instant::now(), 0.0));
+    let shown = picture(&[watch], Choice::default(), 100, 28);
+    assert!(!shown.contains(" 50 "), "{shown}");
 }
 
 #[test]
@@ -261,7 +311,8 @@ fn many_stages_are_scrolled_and_any_size_works() {
         )
     };
     let text: String = (0..64).map(info).collect();
-    let watch = [Watch::new("host:1", Scrape::read(&text, Instant::now(), 0.0).unwrap())];
+    let mut watch = [Watch::new("host:1")];
+    watch[0].take(Scrape::read(&text, Instant::now(), 0.0));
     for chosen in [0, 40, 63] {
         let choice = Choice { stage: chosen, ..Choice::default() };
         let shown = picture(&watch, choice, 100, 40);
@@ -286,6 +337,8 @@ fn keys_do_what_the_footer_says() {
     assert_eq!(press(KeyCode::Tab), (false, 3, 0, false));
     assert_eq!(press(KeyCode::BackTab), (false, 3, 1, false));
     assert_eq!(press(KeyCode::Char('p')), (false, 3, 1, true));
+    assert!(!press(KeyCode::Char('?')).0);
     assert!(press(KeyCode::Char('q')).0 && press(KeyCode::Esc).0 && !press(KeyCode::Char('c')).0);
+    assert!(choice.legend);
     assert!(super::press(&mut choice, KeyCode::Char('c'), KeyModifiers::CONTROL, 4, 2));
 }

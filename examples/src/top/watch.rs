@@ -26,6 +26,8 @@ pub(super) struct Watch {
     pub(super) address: String,
     /// The values of the last scrapes.
     pub(super) view: View,
+    /// Whether it has ever answered; until then there are no values.
+    pub(super) answered: bool,
     /// Set if the last scrape failed.
     pub(super) trouble: Option<Trouble>,
     /// The last stage's loss at every scrape.
@@ -37,17 +39,17 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn new(address: &str, first: Scrape) -> Self {
-        let mut watch = Self {
+    /// Begins to watch an endpoint, which need not answer yet.
+    pub(super) fn new(address: &str) -> Self {
+        Self {
             address: address.to_owned(),
             view: View::default(),
+            answered: false,
             trouble: None,
             losses: VecDeque::new(),
             speeds: VecDeque::new(),
             scrapes: VecDeque::new(),
-        };
-        watch.take(Ok(first));
-        watch
+        }
     }
 
     /// Takes the result of a scrape. After a failure the last values stay.
@@ -67,7 +69,13 @@ impl Watch {
         while self.scrapes.get(1).is_some_and(|second| scrape.at.saturating_duration_since(second.at) >= WINDOW) {
             self.scrapes.pop_front();
         }
-        self.view = View::new(self.scrapes.front(), &scrape);
+        let view = View::new(self.scrapes.front(), &scrape);
+        if view.run != self.view.run {
+            // The curves are those of one run.
+            self.losses.clear();
+            self.speeds.clear();
+        }
+        (self.view, self.answered) = (view, true);
         self.scrapes.push_back(scrape);
         keep(&mut self.losses, self.view.loss());
         keep(&mut self.speeds, self.view.examples_per_second);
