@@ -321,7 +321,7 @@ step build limited 3600 "${build[@]}" --locked --features "$features"
 if [ "$failed" -eq 0 ]; then
     step devices limited 120 "${interlock[@]}" devices
     step conformance conformance
-    step 'golden cases' golden
+    step 'reference runs' golden
     if [[ ,$features, == *,nccl,* && $gpus -gt 1 ]]; then
         step 'two processes by NCCL' processes
     fi

@@ -22,12 +22,13 @@ use crate::{
 const METRICS_ADDRESS: &str = "127.0.0.1:9464";
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 a run or a case failed; 2 refused before anything was written;
+Exit codes: 0 done; 1 a run failed, or did not repeat its reference run; 2 refused before anything was written;
 130 stopped by Ctrl-C or SIGTERM: once, after the step, with the run saved; twice, at once";
 
-/// Trains neural networks cut in depth across devices, with interlocking backpropagation.
+/// Trains one neural network on several devices: each device trains some of its layers.
 ///
-/// Without a command: `train`, with the built-in configuration.
+/// The layers on a device are a stage. With interlocking backpropagation a stage learns from the loss of a head a few stages downstream, and does not
+/// wait for the end of the network. Without a command: `train`, with the built-in configuration.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
@@ -54,7 +55,7 @@ pub(crate) fn command<P: Program>() -> clap::Command {
 pub(crate) enum Command {
     /// Train a model; without a configuration, the built-in one
     Train(Train),
-    /// Simulate steps with several cuts, widths and numbers of micro-batches, and recommend one
+    /// Simulate steps with several partitions, widths and numbers of micro-batches, and recommend one
     Plan(Box<Plan>),
     /// Score all heads of a finished run on its validation data, or on other data
     Eval(Eval),
@@ -68,7 +69,7 @@ pub(crate) enum Command {
     Compare(Compare),
     /// Write one page about a run, or several side by side: curves, throughput, timeline, configuration
     Report(Report),
-    /// Replay golden cases: recorded runs that must be reproduced exactly
+    /// Repeat reference runs, and compare every tensor with the recorded one, within a tolerance
     Replay(Replay),
     /// Measure steps, units, the runtime and messages on this machine
     #[command(subcommand)]
@@ -109,15 +110,18 @@ pub(crate) struct Train {
     /// Folder to write the run to; must not exist [default: runs/<name>-<time>]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Measure the model's units on the devices, and cut the model where a simulated step is shortest
+    /// Devices to train on, such as cpu:threads=1,cores=0 cuda:0; also separated by commas [default: the configuration's]
+    #[arg(long, num_args = 1.., value_name = "DEVICE")]
+    pub(crate) devices: Vec<String>,
+    /// Measure the model's units on the devices, and use the partition with the shortest simulated step
     #[arg(long)]
     pub(crate) auto: bool,
     /// Also write the report to this file
     #[arg(long, value_name = "FILE.json")]
     pub(crate) report: Option<PathBuf>,
-    /// Write a timeline of the stages in the last steps: a picture (.svg), or a trace for ui.perfetto.dev (.json)
+    /// Write a timeline of the stages in the last steps: a picture (.svg), or a trace for ui.perfetto.dev (.json); may be repeated
     #[arg(long, value_name = "FILE")]
-    pub(crate) trace: Option<PathBuf>,
+    pub(crate) trace: Vec<PathBuf>,
     /// Number of steps that the trace shows [default: 4]
     #[arg(long, value_name = "N", requires = "trace", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) trace_steps: Option<u64>,
@@ -177,7 +181,7 @@ pub(crate) struct Plan {
     /// Numbers of micro-batches to try [default: the configuration's]
     #[arg(long, value_delimiter = ',', value_name = "M,…")]
     pub(crate) micro_batches: Vec<usize>,
-    /// Simulate this cut (units of each stage) instead of searching the best
+    /// Simulate this partition (units of each stage) instead of searching the best
     #[arg(long, value_delimiter = ',', value_name = "U,…", conflicts_with = "stages")]
     pub(crate) units_per_stage: Vec<usize>,
     /// Read the costs of units from this file of `bench units --out` instead of measuring; one for each micro-batch size
@@ -207,16 +211,16 @@ pub(crate) struct Plan {
 pub(crate) struct Eval {
     /// The run's folder
     pub(crate) run: PathBuf,
-    /// Devices to compute on, separated by commas, such as cpu; the cut stays that of the run [default: those of its configuration]
+    /// Devices to compute on, separated by commas, such as cpu; the partition stays that of the run [default: those of its configuration]
     #[arg(long, value_name = "DEVICE,…")]
     pub(crate) devices: Vec<String>,
     /// Score other data instead of the run's validation data: a folder with a folder of images for each class, images in the idx format, CIFAR, or a
     /// text file
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
-    /// Score only the head of this stage
-    #[arg(long, value_name = "K")]
-    pub(crate) stage: Option<usize>,
+    /// Score only the head of stage K
+    #[arg(long, alias = "stage", value_name = "K")]
+    pub(crate) head: Option<usize>,
     /// Use the weights of the best evaluation instead of the last
     #[arg(long)]
     pub(crate) best: bool,
@@ -236,10 +240,10 @@ pub(crate) struct Predict {
     /// A text instead of files
     #[arg(long, conflicts_with = "inputs")]
     pub(crate) text: Option<String>,
-    /// Devices to compute on, separated by commas, such as cpu; the cut stays that of the run [default: those of its configuration]
+    /// Devices to compute on, separated by commas, such as cpu; the partition stays that of the run [default: those of its configuration]
     #[arg(long, value_name = "DEVICE,…")]
     pub(crate) devices: Vec<String>,
-    /// Predict with the head of stage K, without the stages after it [default: the last stage]
+    /// Predict with the head of stage K, without the downstream stages [default: the last stage]
     #[arg(long, value_name = "K")]
     pub(crate) head: Option<usize>,
     /// Show the K likeliest classes of each example, or the K likeliest tokens after each text [default: 1 class, 5 tokens]
@@ -260,7 +264,7 @@ pub(crate) struct Predict {
 pub(crate) struct Generate {
     /// The run's folder
     pub(crate) run: PathBuf,
-    /// Devices to compute on, separated by commas, such as cpu; the cut stays that of the run [default: those of its configuration]
+    /// Devices to compute on, separated by commas, such as cpu; the partition stays that of the run [default: those of its configuration]
     #[arg(long, value_name = "DEVICE,…")]
     pub(crate) devices: Vec<String>,
     /// The text to continue
@@ -296,6 +300,9 @@ pub(crate) struct Compare {
     /// Folder to write the tables to; must not exist [default: runs/<name>-compare-<time>]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+    /// Devices to train on, such as cpu:threads=1,cores=0 cuda:0; also separated by commas [default: the configuration's]
+    #[arg(long, num_args = 1.., value_name = "DEVICE")]
+    pub(crate) devices: Vec<String>,
     /// Print the table as JSON, and nothing else; progress goes to stderr
     #[arg(long)]
     pub(crate) json: bool,
@@ -319,9 +326,9 @@ pub(crate) struct Report {
 
 #[derive(Args, Debug)]
 pub(crate) struct Replay {
-    /// Folders of cases, each with case.json and tensors.safetensors
-    #[arg(required = true, value_name = "CASE_DIR")]
-    pub(crate) cases: Vec<PathBuf>,
+    /// Folders of reference runs, each with case.json and tensors.safetensors
+    #[arg(required = true, value_name = "DIR")]
+    pub(crate) runs: Vec<PathBuf>,
     /// The device to replay on
     #[arg(long, default_value = "cpu")]
     pub(crate) device: String,

@@ -13,9 +13,9 @@ use crate::{
     exit::Exit,
     interrupt::{self, Next},
     program::Program,
-    progress::{note, say},
+    progress::{note, note_emulation, say},
     run_folder,
-    table::{Measure, table},
+    table::{Measure, scored, table},
     terminal::{Terminal, Verbosity},
 };
 use vary::Combination;
@@ -104,15 +104,18 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
             }
         };
         let labels: String = combination.labels.iter().map(|(column, label)| format!("{column} {label}  ")).collect();
-        let (name, result, speed) = (measure.name(), value(&run, measure), run.result.examples_per_second);
+        let (name, result, speed) =
+            (scored(true, measure.name()), value(&run, measure), run.result.examples_per_second);
         print(&format!("{labels}seed {seed}  {name} {result:.4}  {speed:.1} examples/s"));
         runs.push(run);
     }
     let rows: Vec<ComparedRow> =
         configs.iter().filter_map(|(combination, _)| row(combination, &runs, measure)).collect();
     let columns: Vec<&str> = first.labels.iter().map(|(column, _)| column.as_str()).collect();
-    let results = ["runs", measure.name(), "spread", "examples/s", "head parameters"];
-    let mut shown = table(&[&columns[..], &results].concat());
+    // A run that was not stopped ends with an evaluation.
+    let score = scored(true, measure.name());
+    let results = ["runs", &score, "spread", "examples/s", "head parameters"];
+    let mut shown = table(&[&columns[..], &results].concat()).named_by(columns.len().max(1));
     for row in &rows {
         let labels = row.combination.labels.iter().map(|(_, label)| label.clone());
         shown.add_row(labels.chain([
@@ -166,6 +169,7 @@ fn train<P: Program>(combination: &Combination, config: &ConfigOf<P>, stopper: &
 
 fn fit<P: Program>(config: &ConfigOf<P>, stopper: &Stopper) -> interlock::Result<Report> {
     let prepared = config.prepare()?;
+    note_emulation(&prepared.builder);
     let mut trainer = prepared.builder.keep_best(None).stop_on(stopper).build()?;
     trainer.fit(Split { train: &*prepared.data.train, validation: Some(&*prepared.data.validation) })
 }

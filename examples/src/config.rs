@@ -20,7 +20,10 @@ use interlock_models::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::program::{DataSection, ModelSection, Program};
+use crate::{
+    program::{DataSection, ModelSection, Program},
+    progress::note_emulation,
+};
 
 /// The configuration of a run of a program.
 pub(crate) type ConfigOf<P> = RunConfig<<P as Program>::Model, <P as Program>::Data>;
@@ -192,7 +195,7 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
     }
 
     /// Returns a builder for the model of a finished run with these weights, on the named devices or else on those of this configuration. Reads
-    /// neither data nor `init_from`.
+    /// neither data nor `init_from`. Notes on stderr that emulated devices compute nothing.
     pub(crate) fn of_finished_run(
         &self,
         description: &Description,
@@ -202,9 +205,10 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
         let partition = self.partition_of_finished_run(description, weights)?;
         let builder = self.untrained(description)?.partition(partition);
         if let Some(devices) = Devices::of_arguments(devices) {
-            return devices.give_to(builder);
+            return devices.give_to(builder).inspect(note_emulation);
         }
-        self.devices.give_to(builder).map_err(|error| match (error, &self.devices) {
+        let given = self.devices.give_to(builder).inspect(note_emulation);
+        given.map_err(|error| match (error, &self.devices) {
             (Error::Invalid { subject, problem, remedy }, Devices::Named(_)) => {
                 Error::invalid(subject, problem, format!("{remedy}, or choose others, such as --devices cpu"))
             }

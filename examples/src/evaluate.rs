@@ -35,14 +35,14 @@ pub(crate) fn run<P: Program>(arguments: &Eval) -> Result<(), Exit> {
     let measure = Measure::of(&description.kind);
     let builder = config.of_finished_run(&description, &weights, &arguments.devices)?;
     let refuse = |error: Error| refused(&arguments.run, &error);
-    if let Some(stage) = arguments.stage {
+    if let Some(head) = arguments.head {
         // The predictor has the heads that the weights hold.
-        check_head("--stage", stage, &builder.predictor(Arc::clone(&weights)).map_err(refuse)?.heads())?;
+        check_head(head, &builder.predictor(Arc::clone(&weights)).map_err(refuse)?.heads())?;
     }
-    let builder = builder.initial_values(weights).allow_missing_heads(arguments.stage.is_some());
+    let builder = builder.initial_values(weights).allow_missing_heads(arguments.head.is_some());
     let evaluation = builder.build().map_err(refuse)?.evaluate(&*data)?;
     if arguments.json {
-        let wanted = evaluation.heads().iter().filter(|head| arguments.stage.is_none_or(|k| k == head.stage));
+        let wanted = evaluation.heads().iter().filter(|head| arguments.head.is_none_or(|k| k == head.stage));
         let heads: Vec<HeadScores> = wanted
             .map(|head| HeadScores {
                 stage: head.stage,
@@ -54,18 +54,18 @@ pub(crate) fn run<P: Program>(arguments: &Eval) -> Result<(), Exit> {
             .collect();
         print(&serde_json::to_string(&heads).map_err(Exit::failed)?)
     } else {
-        print(&table::heads(&evaluation, measure, arguments.stage).to_string())
+        print(&table::heads(&evaluation, measure, arguments.head).to_string())
     }
 }
 
-/// Checks that stage `wanted`, the value of option `name`, is one of those with a head.
-pub(crate) fn check_head(name: &str, wanted: usize, heads: &[usize]) -> Result<()> {
+/// Checks that stage `wanted`, the value of `--head`, is one of those with a head.
+pub(crate) fn check_head(wanted: usize, heads: &[usize]) -> Result<()> {
     if heads.contains(&wanted) {
         return Ok(());
     }
     let heads = heads.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     Err(Error::invalid(
-        name,
+        "--head",
         format!("stage {wanted} has no head with weights"),
         format!("heads are at stages {heads}"),
     ))

@@ -1,4 +1,5 @@
-//! Exit codes of the command: 0 done, 1 a run or a case failed, 2 refused before anything was written, 130 stopped by a signal.
+//! Exit codes of the command: 0 done, 1 a run failed or did not repeat its reference run, 2 refused before anything was written, 130 stopped by a
+//! signal.
 
 use std::{fmt, process::ExitCode};
 

@@ -70,7 +70,7 @@ pub(crate) fn run<P: Program>(arguments: &Predict) -> Result<(), Exit> {
     let mut predictor = builder.predictor(weights).map_err(|error| refused(&arguments.run, &error))?;
     let heads = predictor.heads();
     let head = arguments.head.or(heads.last().copied()).unwrap_or_default();
-    check_head("--head", head, &heads)?;
+    check_head(head, &heads)?;
     match subject {
         Subject::Texts { texts, vocabulary, context } => {
             let model = text::Model { predictor: &mut predictor, head, vocabulary, context };

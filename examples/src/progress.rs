@@ -11,7 +11,7 @@ use std::{
 use console::Term;
 use indicatif::ProgressStyle;
 use interlock::{
-    Callback, Control, Evaluation, Result, TrainEvent,
+    Callback, Control, Evaluation, Result, TrainEvent, TrainerBuilder,
     tools::{
         trainer::{Followed, HeadScore},
         transport::StageStep,
@@ -166,6 +166,17 @@ pub(crate) fn print(text: &str) -> Result<(), Exit> {
 /// Prints a line to stderr, for the progress of commands whose stdout is JSON.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Returns a line for a run on emulated devices; none if there are none.
+pub(crate) fn emulation(builder: &TrainerBuilder) -> Option<&'static str> {
+    let emulated = builder.pinned_to().iter().any(|device| device.name().starts_with("emulated"));
+    emulated.then_some("emulated devices compute nothing: losses, scores and predictions mean nothing")
+}
+
+/// Prints that line to stderr.
+pub(crate) fn note_emulation(builder: &TrainerBuilder) {
+    emulation(builder).into_iter().for_each(note);
 }
 
 impl Callback for Progress {

@@ -1,4 +1,4 @@
-//! `interlock replay`: replays golden cases.
+//! `interlock replay`: repeats reference runs, and compares the results.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::{arguments::Replay, exit::Exit, progress::say};
 pub(crate) fn run(arguments: &Replay) -> Result<(), Exit> {
     let device = Backends::default().open(&arguments.device)?;
     let mut failed = 0;
-    for folder in &arguments.cases {
+    for folder in &arguments.runs {
         let outcome = GoldenCase::read(folder).and_then(|case| Ok(case.compare(&case.replay(vec![device.clone()])?)));
         let (verdict, words) = match outcome {
             Ok(comparisons) => {
@@ -20,13 +20,13 @@ pub(crate) fn run(arguments: &Replay) -> Result<(), Exit> {
             Err(error) => (false, error.to_string()),
         };
         failed += usize::from(!verdict);
-        let name = folder.file_name().unwrap_or(Path::new("case").as_os_str()).to_string_lossy();
+        let name = folder.file_name().unwrap_or(Path::new("run").as_os_str()).to_string_lossy();
         say(&format!("{name:<28} {}  {words}", if verdict { "passed" } else { "FAILED" }));
     }
-    say(&format!("{} passed, {failed} failed", arguments.cases.len() - failed));
+    say(&format!("{} passed, {failed} failed", arguments.runs.len() - failed));
     match failed {
         0 => Ok(()),
-        _ => Err(Exit::Failed(format!("{failed} of {} cases failed", arguments.cases.len()))),
+        _ => Err(Exit::Failed(format!("{failed} of {} reference runs failed", arguments.runs.len()))),
     }
 }
 

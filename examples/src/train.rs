@@ -4,19 +4,20 @@ use std::time::Duration;
 
 use interlock::{
     Report, Split, Stopper,
-    tools::{model::PartitionConfig, timeline::Timeline},
+    tools::{model::PartitionConfig, timeline::Timeline, transport::Built},
 };
 
 use crate::{
     arguments::Train,
-    config::{self, ConfigOf, Prepared},
+    config::{self, ConfigOf, Devices, Prepared},
     events::EventLog,
     exit::Exit,
     exporter::Exporter,
     interrupt::{self, Next},
     log, plan,
     program::{ModelSection, Program},
-    progress::Progress,
+    progress::{Progress, emulation},
+    report::words,
     run_folder::{self, RunFolder, Status},
     table::{self, Measure},
     terminal::{Terminal, Verbosity},
@@ -25,12 +26,13 @@ use crate::{
 
 pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     let mut config = config::load::<P>(arguments.source.config.as_deref(), &arguments.source.sets)?;
+    config.devices = Devices::of_arguments(&arguments.devices).unwrap_or(config.devices);
     let out = arguments.out.clone().unwrap_or_else(|| run_folder::fresh(&config.name));
     run_folder::refuse_existing(&out)?;
     if let Some(report) = &arguments.report {
         run_folder::refuse_no_place("--report", report)?;
     }
-    let trace = arguments.trace.as_deref().map(TraceFile::new).transpose()?;
+    let traces = arguments.trace.iter().map(|path| TraceFile::new(path)).collect::<interlock::Result<Vec<_>>>()?;
     if arguments.auto {
         config.partition = PartitionConfig { stages: None, units_per_stage: Some(plan::best_partition::<P>(&config)?) };
     }
@@ -40,6 +42,7 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     let trace_steps = arguments.trace_steps.unwrap_or(trace::STEPS);
     prepared.builder = prepared.builder.record(trace_steps.max(trace::STEPS));
     let terminal = Terminal::new(Verbosity::new(arguments.plain, arguments.quiet));
+    emulation(&prepared.builder).into_iter().for_each(|line| terminal.notice(line));
     let folder = RunFolder::create(out, &config, &prepared.data.description)?;
     if let Some(exporter) = &exporter {
         exporter.name_run(&folder.name(), config.model.kind(), &config.strategy.label());
@@ -54,7 +57,7 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
         };
         run.train(prepared)
     });
-    let ended = end::<P>(arguments, &config, &folder, trace.as_ref(), &terminal, trained);
+    let ended = end::<P>(arguments, &config, &folder, &traces, &terminal, trained);
     if let Some(exporter) = &exporter {
         exporter.linger(Duration::from_secs(arguments.metrics_linger));
     }
@@ -66,7 +69,7 @@ fn end<P: Program>(
     arguments: &Train,
     config: &ConfigOf<P>,
     folder: &RunFolder,
-    trace: Option<&TraceFile>,
+    traces: &[TraceFile],
     terminal: &Terminal,
     trained: interlock::Result<(Report, Option<Timeline>)>,
 ) -> Result<(), Exit> {
@@ -75,10 +78,12 @@ fn end<P: Program>(
             if let Some(path) = &arguments.report {
                 run_folder::write_json(path, &report).map_err(Exit::failed)?;
             }
-            if let (Some(file), Some(timeline)) = (trace, &timeline) {
-                file.write(timeline, arguments.trace_steps.unwrap_or(trace::STEPS), &config.name)
-                    .map_err(Exit::failed)?;
-                terminal.say(&format!("the timeline is in {}", file.path().display()));
+            if let Some(timeline) = &timeline {
+                for file in traces {
+                    file.write(timeline, arguments.trace_steps.unwrap_or(trace::STEPS), &config.name)
+                        .map_err(Exit::failed)?;
+                    terminal.say(&format!("the timeline is in {}", file.path().display()));
+                }
             }
             if report.stopped { Err(Exit::Stopped) } else { Ok(()) }
         }
@@ -142,10 +147,11 @@ impl<P: Program> TrainingRun<'_, P> {
             .build()?;
         let data = &prepared.data;
         terminal.say(&format!(
-            "{}: model {}, strategy {}, {} training and {} validation examples, seed {}",
+            "{}: model {} ({}), strategy {}, {} training and {} validation examples, seed {}",
             config.name,
             config.model.kind(),
-            config.strategy.label(),
+            parameters(trainer.stages()),
+            words::strategy(&config.strategy),
             data.train.len(),
             data.validation.len(),
             config.seed
@@ -169,6 +175,16 @@ impl<P: Program> TrainingRun<'_, P> {
         print_results(&report, measure, terminal);
         terminal.say(&format!("the run is in {}", folder.path().display()));
         Ok((report, timeline))
+    }
+}
+
+/// Returns the numbers of parameters of all stages, and of their heads if they have any.
+fn parameters(stages: &[Built]) -> String {
+    let count = |of: fn(&Built) -> usize| stages.iter().map(of).sum::<usize>() as u64;
+    let (main, heads) = (count(|stage| stage.parameters), count(|stage| stage.head_parameters));
+    match heads {
+        0 => format!("{} parameters", words::count(main)),
+        heads => format!("{} parameters, and {} in heads", words::count(main), words::count(heads)),
     }
 }
 
@@ -205,7 +221,7 @@ fn print_results(report: &Report, measure: Measure, terminal: &Terminal) {
     if let Some(result) = result {
         terminal.say(&format!(
             "{} of the last stage: {result:.4}   {:.1} examples/s   {:.1} s of training",
-            measure.name(),
+            table::scored(report.evaluated, measure.name()),
             report.examples_per_second,
             report.train_seconds
         ));

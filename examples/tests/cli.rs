@@ -89,10 +89,12 @@ fn run_is_trained_saved_and_evaluated_again() {
     for (head, stage) in heads.as_array().unwrap().iter().zip(stages) {
         assert_eq!(head["accuracy"], stage["accuracy"]);
     }
-    let early = done(&interlock(folder.path(), &["eval", "run", "--stage", "0", "--json"]));
+    let early = done(&interlock(folder.path(), &["eval", "run", "--head", "0", "--json"]));
     let heads: Value = serde_json::from_str(&early).unwrap();
     assert_eq!((heads.as_array().unwrap().len(), &heads[0]["accuracy"]), (1, &stages[0]["accuracy"]));
-    refused(folder.path(), &["eval", "run", "--stage", "7"], &["stage 7 has no head", "0, 1"]);
+    refused(folder.path(), &["eval", "run", "--head", "7"], &["stage 7 has no head", "0, 1"]);
+    // The former name of the option.
+    assert_eq!(done(&interlock(folder.path(), &["eval", "run", "--stage", "0", "--json"])), early);
     refused(folder.path(), &["generate", "run", "--prompt", "x"], &["on images", "interlock predict"]);
 
     // The configuration and the weights of the run start another one.
@@ -110,7 +112,14 @@ fn timeline_is_written_as_picture_or_trace() {
     };
     let svg = train("a", &["--trace", "a.svg"]);
     assert!(svg.starts_with("<svg") && svg.contains("fashion-mnist") && svg.contains("steps 0 to 2"), "{svg}");
-    let trace: Value = serde_json::from_str(&train("b", &["--trace", "b.json", "--trace-steps", "1"])).unwrap();
+    assert!(
+        svg.contains("W0.1: parameter gradient of micro-batch 0 for the loss of stage 1")
+            || svg.contains("numbers are micro-batches"),
+        "{svg}"
+    );
+    let both = ["--trace", "b.json", "--trace", "b.svg", "--trace-steps", "1"];
+    let trace: Value = serde_json::from_str(&train("b", &both)).unwrap();
+    assert!(fs::read_to_string(folder.path().join("b.svg")).unwrap().contains("step 2,"));
     let slices: Vec<&Value> =
         trace["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "X").collect();
     // The last step of two stages of width 2 with a probe: forward pass, head, parameter gradient and update of both, and the input gradient of the
@@ -193,7 +202,7 @@ fn seeds_of_one_configuration_are_compared() {
     let folder = TempDir::new().unwrap();
     let arguments = [&["compare", "--seeds", "2", "--out", "table"], &SMALL[..]].concat();
     let shown = done(&interlock(folder.path(), &arguments));
-    assert!(shown.contains("\nseed 2  accuracy 0."), "{shown}");
+    assert!(shown.contains("\nseed 2  validation accuracy 0."), "{shown}");
     let lines = csv(&folder.path().join("table/compare.csv"));
     assert_eq!((lines.len(), lines[0][0].as_str(), lines[2][0].as_str()), (3, "seed", "2"));
     let comparison = json(&folder.path().join("table/compare.json"));
@@ -208,9 +217,13 @@ fn every_combination_is_trained_with_every_seed() {
     let small: Vec<&str> = SMALL.into_iter().filter(|set| !set.contains("heads.arch")).collect();
     let arguments = [&["compare", "--seeds", "2", "--out", "table"], &vary[..], &small].concat();
     let shown = done(&interlock(folder.path(), &arguments));
-    assert!(shown.contains("strategy.follow mean  heads.arch conv4_bn_gbpl_fc  seed 2  accuracy 0."), "{shown}");
+    assert!(
+        shown.contains("strategy.follow mean  heads.arch conv4_bn_gbpl_fc  seed 2  validation accuracy 0."),
+        "{shown}"
+    );
     let header = shown.lines().find(|line| line.contains("spread")).unwrap();
-    let columns = ["strategy.follow", "heads.arch", "runs", "accuracy", "spread", "examples/s", "head parameters"];
+    let columns =
+        ["strategy.follow", "heads.arch", "runs", "validation accuracy", "spread", "examples/s", "head parameters"];
     assert!(columns.map(|column| header.find(column).unwrap()).is_sorted(), "{header}");
 
     let lines = csv(&folder.path().join("table/compare.csv"));
@@ -257,7 +270,7 @@ fn whole_strategies_are_compared() {
     assert_eq!(printed, json(&folder.path().join("table/compare.json")));
     let labels = ["{ width = 1 }", r#"{ follow = "mean", width = 2 }"#, r#"{ group = 2, name = "local" }"#];
     for label in labels {
-        assert!(err(&output).contains(&format!("strategy {label}  seed 1  accuracy")), "{}", err(&output));
+        assert!(err(&output).contains(&format!("strategy {label}  seed 1  validation accuracy")), "{}", err(&output));
     }
     let rows = printed["rows"].as_array().unwrap();
     let each = |key: &str| rows.iter().map(|row| row[key].clone()).collect::<Vec<_>>();
@@ -349,7 +362,7 @@ fn widths_change_by_schedule_and_by_measurement() {
 }
 
 #[test]
-fn golden_cases_are_replayed_and_a_damaged_one_fails() {
+fn reference_runs_are_replayed_and_a_damaged_one_fails() {
     let folder = TempDir::new().unwrap();
     let good = golden("mlp-k5-w2");
     let shown = done(&interlock(folder.path(), &["replay", good.to_str().unwrap()]));
@@ -365,6 +378,7 @@ fn golden_cases_are_replayed_and_a_damaged_one_fails() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(out(&output).lines().last(), Some("1 passed, 2 failed"));
     assert!(out(&output).contains("FAILED") && out(&output).contains("case.json"), "{}", out(&output));
+    assert!(err(&output).contains("2 of 3 reference runs failed"), "{}", err(&output));
 }
 
 #[test]
@@ -542,12 +556,52 @@ fn run_prints_its_model_and_strategy_first_and_no_missing_heads() {
     let heads = ["--set=partition.stages=3", "--set=strategy.name=end_to_end", "--set=heads.train=needed"];
     let shown = done(&train(folder.path(), &[&SMALL[..], &heads].concat()));
     let first = shown.lines().next().unwrap();
-    assert!(first.contains("model resnet") && first.contains("strategy end-to-end"), "{first}");
+    assert!(first.contains("model resnet (") && first.contains("strategy end-to-end"), "{first}");
+    let stages = json(&folder.path().join("run/report.json"))["stages"].clone();
+    let parameters: u64 = stages.as_array().unwrap().iter().map(|stage| stage["parameters"].as_u64().unwrap()).sum();
+    let digits: String =
+        first.split_once("resnet (").unwrap().1.chars().take_while(|c| *c != ' ').filter(|c| *c != ',').collect();
+    assert_eq!(digits, parameters.to_string(), "{first}");
     assert!(!shown.contains("probe"), "{shown}");
     // One score for each stage, or a dash if it has no head.
     let scores = shown.lines().find(|line| line.contains("of each stage's head")).unwrap();
     let scores = scores.split_once("head: ").unwrap().1.trim_end_matches("  (best so far)");
     assert_eq!(scores.split(' ').map(|score| score == "-").collect::<Vec<_>>(), [true, true, false], "{scores}");
+}
+
+#[test]
+fn widths_are_named_in_the_first_line_and_on_the_command_line_devices_replace_those_of_the_configuration() {
+    let folder = TempDir::new().unwrap();
+    let given = ["--set=strategy.widths=[2, 1]", "--set=devices=cuda:7", "--devices", "cpu:threads=1", "cpu"];
+    let shown = done(&train(folder.path(), &[&SMALL[..], &given].concat()));
+    assert!(shown.lines().next().unwrap().contains("strategy widths 2, 1,"), "{shown}");
+    assert!(shown.contains("stages on cpu:threads=1, cpu"), "{shown}");
+    let config = fs::read_to_string(folder.path().join("run/config.toml")).unwrap();
+    assert!(config.contains(r#"devices = ["cpu:threads=1", "cpu"]"#), "{config}");
+    let compare = [&["compare", "--seeds", "1", "--devices", "cpu:threads=1,cpu", "--set=devices=cuda:7"], &SMALL[..]];
+    done(&interlock(folder.path(), &compare.concat()));
+    let varied = [&["compare", "--devices", "cpu", "--vary", r#"devices=["cpu", "auto"]"#], &SMALL[..]].concat();
+    refused(folder.path(), &varied, &["--devices cpu", "replaces devices"]);
+}
+
+#[test]
+fn emulated_devices_are_said_to_compute_nothing() {
+    let folder = TempDir::new().unwrap();
+    let note = "emulated devices compute nothing";
+    let notes = |arguments: &[&str]| {
+        let output = interlock(folder.path(), arguments);
+        done(&output);
+        err(&output).lines().filter(|line| line.contains(note)).count()
+    };
+    let train = |name: &'static str, devices: &'static str| {
+        [&["train", "--plain", "--out", name, "--devices", devices], &SMALL[..]].concat()
+    };
+    assert_eq!(notes(&train("run", "cpu,emulated")), 1);
+    assert_eq!(notes(&train("real", "cpu")), 0);
+    assert_eq!(notes(&["eval", "run", "--json"]), 1);
+    assert_eq!(notes(&["eval", "real", "--devices", "emulated"]), 1);
+    assert_eq!(notes(&["eval", "real"]), 0);
+    assert_eq!(notes(&[&["compare", "--seeds", "1", "--devices", "emulated"], &SMALL[..]].concat()), 1);
 }
 
 #[test]

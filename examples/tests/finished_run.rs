@@ -175,7 +175,7 @@ fn heads_that_the_weights_do_not_hold_are_not_scored() {
     let path = folder.path();
     train(path);
     let scored = printed(path, &["eval", "run", "--json"]);
-    assert_eq!(printed(path, &["eval", "run", "--stage", "0", "--json"]), serde_json::json!([scored[0]]));
+    assert_eq!(printed(path, &["eval", "run", "--head", "0", "--json"]), serde_json::json!([scored[0]]));
     let index = path.join("run/model.safetensors.index.json");
     let mut left = json(&index);
     let names = left["weight_map"].as_object_mut().unwrap();
@@ -186,8 +186,8 @@ fn heads_that_the_weights_do_not_hold_are_not_scored() {
     refused(path, &["predict", "run", image, "--head", "0"], &["stage 0 has no head", "heads are at stages 1"]);
     done(&interlock(path, &["predict", "run", image]));
     // The others are not needed to score one of them.
-    let one = printed(path, &["eval", "run", "--stage", "1", "--json"]);
+    let one = printed(path, &["eval", "run", "--head", "1", "--json"]);
     assert_eq!(one, serde_json::json!([scored[1]]));
-    refused(path, &["eval", "run", "--stage", "0"], &["--stage: stage 0 has no head with weights", "at stages 1"]);
-    refused(path, &["eval", "run", "--stage", "2"], &["--stage: stage 2 has no head", "at stages 1"]);
+    refused(path, &["eval", "run", "--head", "0"], &["--head: stage 0 has no head with weights", "at stages 1"]);
+    refused(path, &["eval", "run", "--head", "2"], &["--head: stage 2 has no head", "at stages 1"]);
 }

@@ -87,7 +87,7 @@ fn texts_have_perplexities_and_next_tokens() {
     for head in ["0", "1"] {
         let predicted = printed(path, &["predict", "run", "whole.txt", "--head", head, "--top", "40", "--json"]);
         let [text] = predicted.as_array().unwrap().as_slice() else { panic!("{predicted}") };
-        let scored = printed(path, &["eval", "run", "--data", "whole.txt", "--stage", head, "--json"]);
+        let scored = printed(path, &["eval", "run", "--data", "whole.txt", "--head", head, "--json"]);
         assert_eq!((&text["file"], &text["tokens"]), (&"whole.txt".into(), &97.into()));
         assert_eq!(scored[0]["targets"], 96);
         assert_near(number(&text["loss"]), number(&scored[0]["loss"]));

@@ -50,7 +50,7 @@ fn malformed_cases_are_refused() {
         ("\"steps\": 3", "\"steps\": 0", "steps: it is 0"),
         ("\"steps\": 3", "\"steps\": 4", "there is no tensor batch/3/inputs"),
         ("\"steps\": 3", "\"steps\": 2", "does not ask for the tensor batch/2/inputs"),
-        ("\"batch\": 6", "\"batch\": 5", "batch/0/inputs is f32 [6, 12]; the case needs f32 [5, 12]"),
+        ("\"batch\": 6", "\"batch\": 5", "batch/0/inputs is f32 [6, 12]; the reference run needs f32 [5, 12]"),
         ("\"width\": 2", "\"width\": 0", "not interlock widths for 5 stages"),
         ("\"width\": 2", "\"width\": 2, \"widths\": [1, 2]", "2 and [1, 2] are not interlock widths"),
         ("\"units_per_stage\": [\n    1,", "\"units_per_stage\": [", "does not cut the model's 5 units"),
@@ -94,8 +94,8 @@ fn missing_misshaped_and_truncated_tensors_are_refused() {
         (remove("init/layers.0.weight"), "but no init/layers.0.weight"),
         (remove("final/layers.0.weight"), "but no final/layers.0.weight"),
         (insert("grad/layers.0.bias"), "grad/layers.0.bias has shape [3], init/layers.0.bias [16]"),
-        (insert("loss/0"), "loss/0 is f32 [3]; the case needs f32 []"),
-        (insert("batch/1/targets"), "batch/1/targets is f32 [3]; the case needs u32 [6]"),
+        (insert("loss/0"), "loss/0 is f32 [3]; the reference run needs f32 []"),
+        (insert("batch/1/targets"), "batch/1/targets is f32 [3]; the reference run needs u32 [6]"),
         (insert("more"), "does not ask for the tensor more"),
     ] {
         let mut changed = tensors.clone();

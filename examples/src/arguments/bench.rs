@@ -53,7 +53,7 @@ pub(crate) struct BenchStep {
     /// Number of stages: 1, 2 or 4
     #[arg(long, default_value_t = 2, value_name = "K")]
     pub(crate) stages: usize,
-    /// Units of each stage, instead of the workload's own cut
+    /// Units of each stage, instead of the workload's own partition
     #[arg(long, value_delimiter = ',', value_name = "U,…", conflicts_with = "stages")]
     pub(crate) units_per_stage: Vec<usize>,
     /// Interlock width; if it is below the number of stages, every head is trained; otherwise there are no heads
@@ -142,7 +142,7 @@ pub(crate) struct BenchRuntime {
     /// Which action a stage starts when several are ready
     #[arg(long, value_enum, default_value_t = Schedule::Interlock)]
     pub(crate) schedule: Schedule,
-    /// Micro-batches in flight at each boundary [default: the fewest that cost the schedule no time]
+    /// Micro-batches in flight at each boundary [default: the smallest number, at least 2, that does not make a simulated step longer]
     #[arg(long, value_name = "N")]
     pub(crate) in_flight: Option<usize>,
     /// Steps that are timed

@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 use crate::{
     arguments::{Compare, Width},
-    config::{ConfigOf, ConfigText, Setting, is_within},
+    config::{ConfigOf, ConfigText, Devices, Setting, is_within},
     program::Program,
 };
 
@@ -51,7 +51,8 @@ pub(super) struct Combination {
 /// If an option is wrong, two options set the same key, or a configuration has an unknown key or a wrong value.
 pub(super) fn combinations<P: Program>(arguments: &Compare) -> Result<Vec<(Combination, ConfigOf<P>)>> {
     let text = ConfigText::read::<P>(arguments.source.config.as_deref())?;
-    let sets = Setting::sets(&arguments.source.sets)?;
+    let mut sets = Setting::sets(&arguments.source.sets)?;
+    sets.extend(devices(&arguments.devices)?);
     let widths = (!arguments.widths.is_empty()).then(|| Varied::of_widths(&arguments.widths));
     let varied = widths.into_iter().map(Ok).chain(arguments.vary.iter().map(|text| Varied::parse(text)));
     let varied: Vec<Varied> = varied.collect::<Result<_>>()?;
@@ -67,6 +68,16 @@ pub(super) fn combinations<P: Program>(arguments: &Compare) -> Result<Vec<(Combi
         Ok((Combination { width, varied, labels, given }, config))
     });
     all.collect()
+}
+
+/// Returns the setting that `--devices` stands for.
+fn devices(arguments: &[String]) -> Result<Option<Setting>> {
+    let given = format!("--devices {}", arguments.join(" "));
+    let setting = |devices: Devices| {
+        let value = Value::try_from(devices).map_err(|e| Error::invalid(&given, e.to_string(), "name devices"))?;
+        Ok(Setting { given: given.clone(), key: "devices".to_owned(), value })
+    };
+    Devices::of_arguments(arguments).map(setting).transpose()
 }
 
 /// Returns every choice of one value from each key.
@@ -169,7 +180,8 @@ mod tests {
         let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
         let source = Source { config: None, sets: owned(sets) };
         let vary = owned(vary);
-        combinations::<BuiltIn>(&Compare { source, widths: widths.to_vec(), vary, seeds: 1, out: None, json: false })
+        let (widths, devices) = (widths.to_vec(), Vec::new());
+        combinations::<BuiltIn>(&Compare { source, widths, vary, devices, seeds: 1, out: None, json: false })
     }
 
     fn labels(combinations: &[(Combination, ConfigOf<BuiltIn>)]) -> Vec<Vec<&str>> {

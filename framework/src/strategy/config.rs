@@ -78,16 +78,19 @@ pub struct WidthPhaseConfig {
 }
 
 impl StrategyConfig {
-    /// Returns its label: the name, or the width if all stages have the same, then what is followed and the group if they are not the default.
-    /// Examples: `pairwise`, `interlock-3-mean`, `local-group-2`, `weights-0.7-0.3`, `width-schedule`.
+    /// Returns its label: the name, or the width, or the widths of the stages (the least and the greatest if there are more than 8), then what is
+    /// followed and the group if they are not the default. Examples: `pairwise`, `interlock-3-mean`, `interlock-3-1-2-1`, `interlock-1-to-4`,
+    /// `local-group-2`, `weights-0.7-0.3`, `width-schedule`.
     pub fn label(&self) -> String {
         use StrategyName as Name;
         let base = match (self.name, self.width) {
             _ if self.width_schedule.is_some() => "width-schedule".to_owned(),
             _ if self.follows.is_some() => "weights".to_owned(),
             (None | Some(Name::Interlock), Some(width)) => format!("interlock-{width}"),
+            (None | Some(Name::Interlock), None) if self.widths.is_some() => {
+                format!("interlock-{}", widths_label(self.widths.as_deref().unwrap_or_default()))
+            }
             (Some(Name::Interlock), None) => "interlock".to_owned(),
-            (None, None) if self.widths.is_some() => "interlock".to_owned(),
             (None, None) if self.adaptive.is_some() => "adaptive".to_owned(),
             (Some(Name::Adaptive), _) => "adaptive".to_owned(),
             (Some(Name::Local), _) => "local".to_owned(),
@@ -223,6 +226,14 @@ impl WidthPhaseConfig {
     }
 }
 
+/// Joins the widths; of many, only the least and the greatest.
+fn widths_label(widths: &[usize]) -> String {
+    match (widths.iter().min(), widths.iter().max()) {
+        (Some(least), Some(greatest)) if widths.len() > 8 => format!("{least}-to-{greatest}"),
+        _ => widths.iter().map(usize::to_string).collect::<Vec<_>>().join("-"),
+    }
+}
+
 fn refuse<T>(problem: &str, remedy: &str) -> Result<T> {
     Err(Error::invalid("strategy", problem, remedy))
 }
@@ -344,6 +355,8 @@ mod tests {
         let label = |json: &str| config(json).label();
         assert_eq!(label(r#"{"width": 3, "follow": "mean"}"#), "interlock-3-mean");
         assert_eq!(label(r#"{"name": "local", "group": 2}"#), "local-group-2");
+        assert_eq!(label(r#"{"widths": [3, 1, 2, 1]}"#), "interlock-3-1-2-1");
+        assert_eq!(label(r#"{"name": "interlock", "widths": [1, 4, 2, 1, 1, 1, 1, 1, 1]}"#), "interlock-1-to-4");
         assert_eq!(label(r#"{"follow": [0.7, 0.3], "group": 2}"#), "weights-0.7-0.3-group-2");
     }
 

@@ -91,7 +91,9 @@ fn losses(expected: &[Vec<Option<f64>>], computed: &[Vec<Option<f64>>]) -> Vec<C
             match (at(expected, step, stage), at(computed, step, stage)) {
                 (Some(theirs), Some(ours)) => all.push(Comparison::of_pairs(name, [(ours, theirs)].into_iter())),
                 (Some(_), None) => all.push(Comparison::incomparable(name, "was not computed")),
-                (None, Some(_)) => all.push(Comparison::incomparable(name, "was computed, but is not in the case")),
+                (None, Some(_)) => {
+                    all.push(Comparison::incomparable(name, "was computed, but is not in the reference run"))
+                }
                 (None, None) => {}
             }
         }
@@ -108,7 +110,7 @@ fn tensors(name: String, expected: Option<&Tensor>, computed: Option<&Tensor>) -
     let (theirs, ours) = match (expected, computed) {
         (Some(theirs), Some(ours)) => (theirs, ours),
         (Some(_), None) => return Comparison::incomparable(name, "was not computed"),
-        _ => return Comparison::incomparable(name, "was computed, but is not in the case"),
+        _ => return Comparison::incomparable(name, "was computed, but is not in the reference run"),
     };
     if ours.dims() != theirs.dims() {
         return Comparison::incomparable(name, format!("has shape {:?} instead of {:?}", ours.dims(), theirs.dims()));
@@ -174,10 +176,10 @@ mod tests {
             failing(&broken),
             [
                 "local_loss/0/0: was not computed",
-                "local_loss/0/1: was computed, but is not in the case",
+                "local_loss/0/1: was computed, but is not in the reference run",
                 "loss/0: off by inf, beyond 5.200e-5",
-                "local_loss/1/0: was computed, but is not in the case",
-                "grad/v: was computed, but is not in the case",
+                "local_loss/1/0: was computed, but is not in the reference run",
+                "grad/v: was computed, but is not in the reference run",
                 "grad/w: was not computed",
                 "final/w: off by inf, beyond 2.700e-5",
                 "eval/logits: has shape [2] instead of [1]",

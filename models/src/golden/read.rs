@@ -176,7 +176,7 @@ impl Tensors<'_> {
         }
         let (is, dims) = (tensor.dtype().as_str(), tensor.dims());
         let wanted = dtype.as_str();
-        Err(Error::file(self.path, format!("{name} is {is} {dims:?}; the case needs {wanted} {shape:?}")))
+        Err(Error::file(self.path, format!("{name} is {is} {dims:?}; the reference run needs {wanted} {shape:?}")))
     }
 
     fn batch(&mut self, case: &Case, shape: InputShape, step: usize) -> Result<Batch> {
@@ -241,7 +241,7 @@ impl Tensors<'_> {
     fn finish(self) -> Result<()> {
         match self.stored.keys().min() {
             None => Ok(()),
-            Some(name) => Err(Error::file(self.path, format!("the case does not ask for the tensor {name}"))),
+            Some(name) => Err(Error::file(self.path, format!("the reference run does not ask for the tensor {name}"))),
         }
     }
 }
