@@ -5,6 +5,7 @@ use std::{
     io::{self, IsTerminal},
 };
 
+use console::{Alignment, measure_text_width, pad_str};
 use interlock::{Evaluation, Report};
 use interlock_models::data::DataKind;
 
@@ -138,10 +139,8 @@ impl Table {
             let mut line = String::new();
             for (n, (cell, &width)) in cells.iter().zip(widths).enumerate() {
                 let text = cell.get(at).map_or("", String::as_str);
-                line += &match self.right && n > 0 {
-                    true => format!("{text:>width$}"),
-                    false => format!("{text:<width$}"),
-                };
+                let alignment = if self.right && n > 0 { Alignment::Right } else { Alignment::Left };
+                line += &pad_str(text, width, alignment, None);
                 line += &" ".repeat(GAP);
             }
             lines.push(line.trim_end().to_owned());
@@ -171,8 +170,9 @@ impl Column {
     }
 }
 
+/// Returns the width of a text on the terminal.
 fn length(text: &str) -> usize {
-    text.trim().chars().count()
+    measure_text_width(text.trim())
 }
 
 /// Cuts a text after each comma, and after each space that does not follow a digit.
