@@ -11,7 +11,10 @@ use std::{ops::RangeInclusive, sync::Arc};
 
 use candle_core::Device;
 use core_affinity::CoreId;
-use interlock::{Backend, Error, PlainCpu, Result, StageDevice, tools::device::DeviceHooks};
+use interlock::{
+    Backend, Differentiable, Error, PlainCpu, Result, StageDevice,
+    tools::device::{DeviceHooks, Part},
+};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use self::name::{CpuName, Layers};
@@ -126,6 +129,12 @@ impl DeviceHooks for CpuDevice {
         Self::threads(self)
     }
 
+    /// Refuses unknown instructions, which [`cpu`] cannot.
+    fn prepare(&self, _: &Part<'_>, module: Box<dyn Differentiable>) -> Result<Box<dyn Differentiable>> {
+        Instructions::requested()?;
+        Ok(module)
+    }
+
     /// Waits until a GPU has computed the tensor, but not for the work that was queued after it.
     #[cfg(feature = "cuda")]
     fn copy_to(&self, tensor: &candle_core::Tensor, device: &Device) -> Result<candle_core::Tensor> {
@@ -155,8 +164,8 @@ impl Backend for CpuBackend {
 /// Returns a device of one thread, for `devices([cpu(0), cpu(1)])`.
 ///
 /// The thread is pinned to core number `core`. If this process may not use that core, the thread runs on any core; if the system cannot start a
-/// thread, the device computes on the calling one: the same program runs on any machine. An unknown name in `INTERLOCK_CPU_INSTRUCTIONS` is
-/// ignored. [`CpuDevice::open`] returns an error in each of these cases.
+/// thread, the device computes on the calling one: the same program runs on any machine. [`CpuDevice::open`] returns an error in both cases.
+/// An unknown name in `INTERLOCK_CPU_INSTRUCTIONS` is refused when a stage is built on the device.
 pub fn cpu(core: usize) -> Arc<dyn StageDevice> {
     let open = CpuDevice::open_without_instruction_check;
     match open(&format!("cpu:cores={core}")).or_else(|_| open("cpu:threads=1")) {

@@ -9,7 +9,9 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use interlock::{Differentiable, ParameterStore, Pass, StageDevice, tools::device::run_on};
+use interlock::{
+    Differentiable, ModelSpec, ParameterStore, Pass, Result, StageDevice, Trainer, Unit, tools::device::run_on,
+};
 use interlock_backends::{CpuDevice, cpu, layers::Linear};
 
 #[test]
@@ -39,12 +41,25 @@ fn two_devices_compute_at_the_same_time() {
     assert_eq!(sums[0].to_bits(), sums[1].to_bits());
 }
 
+/// A model of one linear layer.
+struct OneLayer;
+
+impl ModelSpec for OneLayer {
+    fn units(&self) -> Result<Vec<Unit>> {
+        Ok(vec![Unit::new("layer", [4], |vb| Linear::new(4, 4, true, vb))])
+    }
+}
+
 #[test]
 fn unknown_cpu_instructions_are_refused() {
     const VARIABLE: &str = "INTERLOCK_CPU_INSTRUCTIONS";
     if std::env::var(VARIABLE).is_ok_and(|name| name == "avx-2") {
         let error = CpuDevice::open("cpu:threads=1").expect_err("unknown instructions").to_string();
         assert_eq!(error, format!("{VARIABLE}: unknown instructions \"avx-2\"; write portable, avx2 or avx512"));
+        // `cpu` returns a device in any case; stages are not built on it.
+        let trainer = Trainer::builder(OneLayer).devices([cpu(0)]).build();
+        let refused = trainer.err().expect("unknown instructions");
+        assert!(refused.is_refusal() && refused.to_string().contains(&error), "{refused}");
         return;
     }
     let mut child = Command::new(std::env::current_exe().expect("this program"));

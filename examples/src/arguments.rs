@@ -98,7 +98,8 @@ pub(crate) struct Source {
     /// Configuration file (TOML) [default: the built-in configuration]
     #[arg(short, long, value_name = "FILE.toml")]
     pub(crate) config: Option<PathBuf>,
-    /// Set one key of the configuration, such as optimizer.lr=0.1; may be repeated
+    /// Set one key of the configuration, such as optimizer.lr=0.1; may be repeated. Another kind, such as optimizer=adamw (short for
+    /// optimizer.kind=adamw), begins its table anew, with the defaults of that kind
     #[arg(short, long = "set", value_name = "KEY.PATH=VALUE")]
     pub(crate) sets: Vec<String>,
 }

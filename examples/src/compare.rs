@@ -137,10 +137,14 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
     done
 }
 
-/// Checks a configuration, and returns the measure of its data.
+/// Checks a configuration by building its stages, as a run does before it writes anything, and returns the measure of its data.
 fn check<P: Program>((combination, config): &(Combination, ConfigOf<P>)) -> Result<Measure, Exit> {
-    match config.prepare() {
-        Ok(prepared) => Ok(Measure::of(&prepared.data.description.kind)),
+    let built = config.prepare().and_then(|prepared| {
+        prepared.builder.build()?;
+        Ok(Measure::of(&prepared.data.description.kind))
+    });
+    match built {
+        Ok(measure) => Ok(measure),
         Err(error) if error.is_refusal() => Err(Exit::Refused(format!("{}: {error}", combination.given))),
         Err(error) => Err(Exit::failed(error)),
     }

@@ -1,5 +1,6 @@
 //! The configuration of a run. Values of `--set` override those of a file, which override defaults.
 
+mod check;
 mod devices;
 mod settings;
 
@@ -52,12 +53,13 @@ pub(crate) struct RunConfig<M, D> {
     /// Number of micro-batches that a batch is cut into.
     #[serde(default = "default_micro_batches")]
     pub(crate) micro_batches: usize,
-    /// Micro-batches in flight at each boundary; by default the least that costs the schedule no time.
+    /// Micro-batches in flight at each boundary; by default the smallest number, at least 2, that does not make a simulated step longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) in_flight: Option<usize>,
     /// The devices. `"auto"` takes the GPUs of the machine; if there are none, it divides its cores among the stages. With a name, or a list of names,
     /// stage `k` is pinned to device `k mod` their number.
     #[serde(default)]
+    #[schemars(extend("examples" = [["cpu:threads=2", "cuda:0"]]))]
     pub(crate) devices: Devices,
     /// The dtype of activations and gradients between stages, and of saved activations. Layers compute in `f32` in either case.
     #[serde(default)]
@@ -85,31 +87,40 @@ pub(crate) struct RunConfig<M, D> {
     pub(crate) model: M,
     /// The division of the model into stages; by default into as many as there are devices (one under `"auto"`).
     #[serde(default)]
+    #[schemars(extend("examples" = [{"stages": 4}]))]
     pub(crate) partition: PartitionConfig,
     /// The strategy, which chooses the losses that train each stage.
     #[serde(default)]
+    #[schemars(extend("examples" = [{"width": 2}]))]
     pub(crate) strategy: StrategyConfig,
     /// The auxiliary heads.
     #[serde(default)]
+    #[schemars(extend("examples" = [{"train": "all"}]))]
     #[schemars(description = format!("The auxiliary heads. A description is a list of parts, joined by `_`: {}.", M::head_parts().join(", ")))]
     pub(crate) heads: HeadsConfig,
     /// The update rule.
     #[serde(default)]
+    #[schemars(extend("examples" = [{"kind": "adamw", "lr": 1e-3}]))]
     pub(crate) optimizer: OptimizerConfig,
     /// Gradient clipping; by default none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = [{"max_norm": 1.0}]))]
     pub(crate) clip: Option<ClipConfig>,
     /// The learning rate over time.
     #[serde(default)]
+    #[schemars(extend("examples" = [{"kind": "cosine", "warmup_steps": 100}]))]
     pub(crate) lr_schedule: LrScheduleConfig,
     /// Ends the run when its evaluations do not improve any more; by default it trains for its full length.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = [{"patience": 5}]))]
     pub(crate) early_stopping: Option<EarlyStoppingConfig>,
     /// An exponential moving average of the weights, which evaluations and the saved weights use; by default none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = [{"decay": 0.999}]))]
     pub(crate) ema: Option<EmaConfig>,
     /// Settings of the pipeline.
     #[serde(default)]
+    #[schemars(extend("examples" = [{"schedule": "one_f_one_b"}]))]
     pub(crate) pipeline: PipelineConfig,
 }
 
@@ -148,7 +159,7 @@ fn default_micro_batches() -> usize {
 /// Loads the configuration at `path`, or the program's built-in one, and applies `sets` (`key.path=value`).
 ///
 /// # Errors
-/// If the file cannot be read, a key is unknown or a value has the wrong type; the message names the key.
+/// As [`ConfigText::with`], or if the file cannot be read.
 pub(crate) fn load<P: Program>(path: Option<&Path>, sets: &[String]) -> Result<ConfigOf<P>> {
     ConfigText::read::<P>(path)?.with(&Setting::sets(sets)?)
 }
@@ -177,9 +188,22 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
             return Err(Error::invalid("name", format!("{:?}", self.name), "use a name without slashes"));
         }
         let data = self.data.open()?;
-        let builder = self.devices.give_to(self.builder(&data.description)?)?;
-        builder.layout()?;
+        let builder = self.builder(&data.description)?;
+        let builder = self.devices.give_to(builder).map_err(|error| self.in_own_words(error))?;
+        builder.layout().map_err(|error| self.in_own_words(error))?;
         Ok(Prepared { data, builder })
+    }
+
+    /// Names the keys of the configuration in an error about initial values, which names methods of the builder.
+    fn in_own_words(&self, error: Error) -> Error {
+        match (error, &self.init_from) {
+            (Error::Invalid { subject, problem, remedy }, Some(path)) if subject == "initial values" => {
+                let methods = "allow_missing and allow_unknown";
+                let remedy = remedy.replace(methods, "init_allow_missing and init_allow_unknown");
+                Error::invalid(format!("init_from = {}", path.display()), problem, remedy)
+            }
+            (error, _) => error,
+        }
     }
 
     /// Returns a builder with everything but devices, which starts from `init_from`.
@@ -187,7 +211,7 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
         let builder = self.untrained(description)?;
         Ok(match &self.init_from {
             Some(path) => builder
-                .initial_values(Weights::load(path)?)
+                .initial_values(Weights::load(path).map_err(|error| in_init_from(&error))?)
                 .allow_missing(self.init_allow_missing)
                 .allow_unknown(self.init_allow_unknown),
             None => builder,
@@ -268,6 +292,15 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
             (_, Some(steps)) => builder.steps(steps),
             (epochs, None) => builder.epochs(epochs.unwrap_or(1)),
         })
+    }
+}
+
+/// Names the key in an error about the file to start from.
+fn in_init_from(error: &Error) -> Error {
+    let remedy = "name a safetensors file, its index, or the folder of a finished run";
+    match error {
+        Error::File { path, cause } => Error::invalid(format!("init_from = {}", path.display()), cause, remedy),
+        other => Error::invalid("init_from", other.to_string(), remedy),
     }
 }
 

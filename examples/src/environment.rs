@@ -53,7 +53,7 @@ const VARIABLES: [&str; 1] = ["INTERLOCK_CPU_INSTRUCTIONS"];
 /// Those that tests of the crates read.
 const OF_TESTS: &str = "INTERLOCK_TEST_";
 
-/// Refuses variables that begin with `INTERLOCK_` and that nothing reads: they are misspelt.
+/// Refuses variables that begin with `INTERLOCK_` and that nothing reads, since they are misspelt, and unknown names of instructions.
 ///
 /// # Errors
 /// If there is one.
@@ -67,7 +67,7 @@ pub(crate) fn check_variables() -> Result<()> {
             "there is no such variable",
             format!("unset it; the variables are {}", VARIABLES.join(", ")),
         )),
-        None => Ok(()),
+        None => Instructions::requested().map(|_| ()),
     }
 }
 

@@ -1,6 +1,10 @@
 //! `--metrics`: the metrics of a run, served to Prometheus over HTTP.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
 
 use interlock::{
     Error, Result,
@@ -15,25 +19,40 @@ const PROCESS_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Exporter;
 
+/// Returns a suggestion with a port that is free at this address; nothing if the system gives none.
+fn free_port(address: SocketAddr) -> String {
+    let free = TcpListener::bind(SocketAddr::new(address.ip(), 0)).and_then(|listener| listener.local_addr());
+    free.map_or_else(|_| String::new(), |free| format!(", such as --metrics {free}"))
+}
+
 impl Exporter {
     /// Starts to serve at `address`. Every series has the label `pipeline`. Call this before anything that records metrics is built.
     ///
     /// # Errors
     /// If the address is not available: another process uses it, or it does not belong to this machine.
     pub(crate) fn start(address: SocketAddr, pipeline: &str) -> Result<Self> {
-        let refuse = |problem: String| {
-            let right =
-                "use a free address of this machine, such as 127.0.0.1:9464; each process needs a port of its own";
-            Error::invalid(format!("--metrics {address}"), problem, right)
-        };
+        let refuse = |problem: String, right: String| Error::invalid(format!("--metrics {address}"), problem, right);
+        // Tried here first, since the error of the exporter is a text.
+        if let Err(error) = TcpListener::bind(address) {
+            return Err(match error.kind() {
+                io::ErrorKind::AddrInUse => refuse(
+                    format!("another process uses port {}", address.port()),
+                    format!("each process needs a port of its own{}", free_port(address)),
+                ),
+                _ => refuse(
+                    error.to_string(),
+                    format!("use an address of this machine{}", free_port(SocketAddr::from(([127, 0, 0, 1], 0)))),
+                ),
+            });
+        }
         PrometheusBuilder::new()
             .with_http_listener(address)
             .add_global_label("pipeline", pipeline)
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &metrics::SECONDS_BUCKETS)
             .and_then(PrometheusBuilder::install)
             .map_err(|error| match error {
-                BuildError::FailedToCreateHTTPListener(cause) => refuse(cause),
-                other => refuse(other.to_string()),
+                BuildError::FailedToCreateHTTPListener(cause) => refuse(cause, "use another address".to_owned()),
+                other => refuse(other.to_string(), "use another address".to_owned()),
             })?;
         metrics::describe();
         table::BUILD_INFO.gauge(&[env!("CARGO_PKG_VERSION"), env!("SOURCE_REVISION")]).set(1.0);

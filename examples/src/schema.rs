@@ -1,5 +1,9 @@
 //! The schema of configurations (JSON Schema, draft 7, which editors' TOML plug-ins read), and the explanation of single keys from it.
 
+mod part;
+
+pub(crate) use part::{KIND, Part, either, one_of};
+
 use interlock::{Error, Result};
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
@@ -12,26 +16,49 @@ use crate::{
 /// Returns the schema of the program's configurations.
 pub(crate) fn schema<P: Program>() -> Value {
     let mut schema = SchemaSettings::draft07().into_generator().into_root_schema_for::<ConfigOf<P>>().to_value();
-    without_code(&mut schema);
+    tidy(&mut schema);
     schema
 }
 
-/// Removes the code from descriptions: it is for programs, not for configurations.
-fn without_code(schema: &mut Value) {
+/// Makes descriptions, which come from the documentation of the program's source, fit for readers of configurations. The key `kind` of a table gets
+/// that of the table.
+fn tidy(schema: &mut Value) {
+    let of_table = schema.get("description").cloned();
+    if let (Some(words), Some(kind)) = (of_table, schema.pointer_mut("/properties/kind").and_then(Value::as_object_mut))
+    {
+        kind.entry("description").or_insert(words);
+    }
     match schema {
         Value::Object(fields) => {
             for (key, value) in fields {
                 match value {
-                    Value::String(text) if key == "description" => {
-                        text.truncate(text.find("\n\n```").unwrap_or(text.len()));
-                    }
-                    _ => without_code(value),
+                    Value::String(text) if key == "description" => *text = plain(text),
+                    _ => tidy(value),
                 }
             }
         }
-        Value::Array(values) => values.iter_mut().for_each(without_code),
+        Value::Array(values) => values.iter_mut().for_each(tidy),
         _ => {}
     }
+}
+
+/// Returns a description without the code that follows it and without links into the source, each paragraph on one line.
+fn plain(description: &str) -> String {
+    let words = &description[..description.find("\n\n```").unwrap_or(description.len())];
+    let paragraphs: Vec<String> = words.split("\n\n").map(|paragraph| paragraph.replace('\n', " ")).collect();
+    let mut text = paragraphs.join("\n\n");
+    // [`name`] and [`name`](link) become `name`.
+    while let Some(begin) = text.find("[`") {
+        let Some(end) = text[begin..].find("`]").map(|at| begin + at) else { break };
+        let mut rest = &text[end + 2..];
+        if let Some(link) = rest.strip_prefix('(') {
+            rest = link.split_once(')').map_or(rest, |(_, rest)| rest);
+        }
+        let path = &text[begin + 2..end];
+        let name = path.rsplit("::").next().unwrap_or(path);
+        text = format!("{}`{name}`{rest}", &text[..begin]);
+    }
+    text
 }
 
 /// Explains a key, such as `optimizer.lr` or `strategy`: what it is, its values, its default, and for a table its keys. A key that several kinds of
@@ -41,23 +68,36 @@ fn without_code(schema: &mut Value) {
 /// If there is no such key; the message lists the keys of the table.
 pub(crate) fn explain<P: Program>(key: &str) -> Result<String> {
     let root = schema::<P>();
-    let mut found = vec![Found { kind: None, schema: &root }];
+    let mut found = vec![Part::of(&root)];
     let mut path = String::new();
     for part in key.split('.') {
-        let tables: Vec<Found<'_>> = found.iter().flat_map(|found| found.alternatives(&root)).collect();
-        let next: Vec<Found<'_>> = tables.iter().filter_map(|table| table.key(part)).collect();
+        let tables: Vec<Part<'_>> = found.iter().flat_map(|found| found.alternatives_and_items()).collect();
+        let next: Vec<Part<'_>> = tables.iter().filter_map(|table| table.key(part)).collect();
         if next.is_empty() {
             return Err(unknown(key, &path, &tables));
         }
         path = if path.is_empty() { part.to_owned() } else { format!("{path}.{part}") };
         found = next;
     }
-    found.dedup_by(|a, b| a.schema == b.schema);
-    Ok(found.iter().map(|found| found.in_words(&root, key)).collect::<Vec<_>>().join("\n\n"))
+    // Kinds whose key is the same are explained together.
+    let mut texts: Vec<(String, Vec<String>)> = Vec::new();
+    for part in &found {
+        let (words, kind) = (in_words(*part), part.kind.map(|kind| format!("{kind:?}")));
+        match texts.iter_mut().find(|(other, _)| *other == words) {
+            Some((_, kinds)) => kinds.extend(kind),
+            None => texts.push((words, kind.into_iter().collect())),
+        }
+    }
+    let several = texts.len() > 1;
+    let text = |(words, kinds): &(String, Vec<String>)| match several && !kinds.is_empty() {
+        true => format!("{key} (kind = {}){words}", one_of(kinds)),
+        false => format!("{key}{words}"),
+    };
+    Ok(texts.iter().map(text).collect::<Vec<_>>().join("\n\n"))
 }
 
-fn unknown(key: &str, table: &str, tables: &[Found<'_>]) -> Error {
-    let mut keys: Vec<&str> = tables.iter().flat_map(Found::keys).collect();
+fn unknown(key: &str, table: &str, tables: &[Part<'_>]) -> Error {
+    let mut keys: Vec<&str> = tables.iter().flat_map(|table| table.keys()).collect();
     keys.sort_unstable();
     keys.dedup();
     let problem = match (table, keys.is_empty()) {
@@ -72,120 +112,62 @@ fn unknown(key: &str, table: &str, tables: &[Found<'_>]) -> Error {
     Error::invalid(format!("config {key}"), problem, remedy)
 }
 
-/// A part of the schema.
-#[derive(Clone, Debug, PartialEq)]
-struct Found<'a> {
-    /// The `kind` of the table that it is in, if there are several.
-    kind: Option<&'a str>,
-    schema: &'a Value,
-}
-
-impl<'a> Found<'a> {
-    /// Returns the schemas of which a value must fit one: references followed, `null` left out.
-    fn alternatives(&self, root: &'a Value) -> Vec<Self> {
-        let inner = |schemas: &'a [Value]| -> Vec<Self> {
-            schemas.iter().flat_map(|schema| Found { kind: self.kind, schema }.alternatives(root)).collect()
-        };
-        let list = |key: &str| self.schema.get(key).and_then(Value::as_array);
-        if let Some(path) = self.schema.get("$ref").and_then(Value::as_str) {
-            return root
-                .pointer(path.trim_start_matches('#'))
-                .map_or_else(Vec::new, |schema| Found { kind: self.kind, schema }.alternatives(root));
-        }
-        // Under draft 7 a reference beside other keys is wrapped in `allOf`.
-        if let Some(schemas) = list("allOf").or(list("anyOf")).or(list("oneOf")) {
-            return inner(schemas);
-        }
-        if self.schema.get("type").is_some_and(|kind| kind == "null") {
-            return Vec::new();
-        }
-        let kind = self.schema.pointer("/properties/kind/const").and_then(Value::as_str);
-        vec![Found { kind: kind.or(self.kind), schema: self.schema }]
+/// Explains one key, in lines that follow its name.
+fn in_words(part: Part<'_>) -> String {
+    let mut text = String::new();
+    if let Some(words) = part.description() {
+        text += &format!("\n  {}", words.replace('\n', "\n  "));
     }
-
-    fn keys(&self) -> impl Iterator<Item = &'a str> + use<'a> {
-        let properties = self.schema.get("properties").and_then(Value::as_object);
-        properties.into_iter().flat_map(|keys| keys.keys().map(String::as_str))
+    if let Some(default) = part.default() {
+        text += &format!("\n  default: {default}");
     }
-
-    fn key(&self, name: &str) -> Option<Self> {
-        let schema = self.schema.get("properties")?.get(name)?;
-        Some(Found { kind: self.kind, schema })
-    }
-
-    fn in_words(&self, root: &'a Value, key: &str) -> String {
-        let alternatives = self.alternatives(root);
-        let mut text = key.to_owned();
-        if let Some(kind) = self.kind {
-            text += &format!(" (kind = \"{kind}\")");
-        }
-        let own = description(self.schema);
-        let shared = alternatives.first().filter(|_| alternatives.len() == 1).and_then(|only| description(only.schema));
-        for words in own.into_iter().chain(shared.filter(|shared| own != Some(shared))) {
-            text += &format!("\n  {}", words.replace('\n', "\n  "));
-        }
-        if let Some(default) = self.schema.get("default").filter(|default| !default.is_null() && !default.is_object()) {
-            text += &format!("\n  default: {default}");
-        }
-        let values: Vec<(&Self, String)> =
-            alternatives.iter().filter_map(|found| Some((found, found.values()?))).collect();
-        match values.as_slice() {
-            [] => {}
-            [(_, only)] => text += &format!("\n  value: {only}"),
-            several => {
-                text += "\n  one of:";
-                for (found, value) in several {
-                    let words = description(found.schema).map(|words| format!(": {}", words.replace('\n', " ")));
-                    text += &format!("\n    {value}{}", words.unwrap_or_default());
-                }
+    let alternatives = part.alternatives();
+    let (tables, values): (Vec<Part<'_>>, Vec<Part<'_>>) =
+        alternatives.iter().partition(|part| part.keys().next().is_some());
+    match values.as_slice() {
+        [] => {}
+        [only] if tables.is_empty() => text += &format!("\n  value: {}", only.in_words()),
+        several => {
+            text += if several.len() > 1 { "\n  one of:" } else { "\n  either" };
+            let indent = if several.len() > 1 { "\n    " } else { " " };
+            for value in several {
+                let words = value.description().map(|words| format!(": {}", words.replace('\n', " ")));
+                text += &format!("{indent}{}{}", value.in_words(), words.unwrap_or_default());
             }
         }
-        for table in alternatives.iter().filter(|table| table.keys().next().is_some()) {
-            text += &match table.kind.filter(|_| alternatives.len() > 1) {
-                Some(kind) => format!("\n  keys with kind = \"{kind}\":"),
-                None => "\n  keys:".to_owned(),
-            };
-            for name in table.keys() {
-                let words = table.key(name).and_then(|found| {
-                    let inner = found.alternatives(root);
-                    description(found.schema).or(inner.first().and_then(|first| description(first.schema)))
-                });
-                text += &format!("\n    {name}: {}", words.map_or("", first_sentence));
+    }
+    for table in &tables {
+        text += &match table.kind.filter(|_| tables.len() > 1) {
+            Some(kind) => {
+                let words =
+                    table.description().map_or_else(String::new, |words| format!(": {}", first_sentence(words)));
+                let keys = if table.own_keys().next().is_some() { "; its keys:" } else { "; it has no keys" };
+                format!("\n  kind = \"{kind}\"{}{keys}", words.trim_end_matches('.'))
             }
-        }
-        text
-    }
-
-    /// Describes the values of this alternative; none for a table with keys.
-    fn values(&self) -> Option<String> {
-        if let Some(value) = self.schema.get("const") {
-            return Some(value.to_string());
-        }
-        if let Some(values) = self.schema.get("enum").and_then(Value::as_array) {
-            return Some(values.iter().map(Value::to_string).collect::<Vec<_>>().join(", "));
-        }
-        let name = match self.schema.get("type")? {
-            Value::Array(names) => names.iter().filter_map(Value::as_str).find(|name| *name != "null")?,
-            name => name.as_str()?,
+            None if !values.is_empty() => "\n  or a table, with the keys:".to_owned(),
+            None => "\n  keys:".to_owned(),
         };
-        match name {
-            "object" => None,
-            "array" => Some("a list".to_owned()),
-            "string" => Some("a text".to_owned()),
-            "boolean" => Some("true or false".to_owned()),
-            "integer" => Some("an integer".to_owned()),
-            other => Some(format!("a {other}")),
-        }
+        text += &keys_in_words(*table);
     }
+    for table in values.iter().filter_map(|value| value.items()).flat_map(Part::tables) {
+        text += "\n  keys of each:";
+        text += &keys_in_words(table);
+    }
+    text
 }
 
-fn description(schema: &Value) -> Option<&str> {
-    schema.get("description").and_then(Value::as_str)
+/// Lists the keys of a table, each with its first sentence.
+fn keys_in_words(table: Part<'_>) -> String {
+    let words = |name| table.key(name).and_then(Part::description).unwrap_or_default();
+    table.own_keys().map(|name| format!("\n    {name}: {}", first_sentence(words(name)))).collect()
 }
 
-fn first_sentence(words: &str) -> &str {
+/// Returns the first sentence of a description. A point within one, as in `approx. 2 s`, is not followed by a capital letter.
+pub(crate) fn first_sentence(words: &str) -> &str {
     let line = words.lines().next().unwrap_or("");
-    line.find(". ").map_or(line, |end| &line[..=end])
+    let ends = line.match_indices(". ").map(|(at, _)| at);
+    let begins_another = |at: &usize| line[at + 2..].starts_with(|c: char| c.is_uppercase() || c == '`' || c == '"');
+    ends.into_iter().find(begins_another).map_or(line, |end| &line[..=end])
 }
 
 #[cfg(test)]
@@ -198,18 +180,28 @@ mod tests {
         let explain = |key: &str| explain::<BuiltIn>(key).unwrap();
         assert_eq!(
             explain("optimizer.lr"),
-            "optimizer.lr\n  The learning rate before any schedule.\n  default: 0.1\n  value: a number"
+            "optimizer.lr (kind = \"sgd\")\n  The learning rate before any schedule.\n  default: 0.1\n  value: a number\n\n\
+             optimizer.lr (kind = \"adamw\")\n  The learning rate before any schedule.\n  default: 0.001\n  value: a number"
         );
         let follow = explain("strategy.follow");
         let several = "\n  one of:\n    \"last\": The last loss of the window.\n    \"mean\": The mean";
-        assert!(follow.contains(several) && follow.contains("\n    a list: One weight for each distance"), "{follow}");
+        assert!(
+            follow.contains(several) && follow.contains("\n    a list of numbers: One weight for each distance"),
+            "{follow}"
+        );
         let path = explain("data.path");
-        for words in ["data.path (kind = \"cifar10\")", "data.path (kind = \"text\")\n  The text, plain or `.gz`."] {
+        for words in [
+            "data.path (kind = \"cifar10\" or \"cifar100\")",
+            "data.path (kind = \"text\")\n  The text, plain or `.gz`.",
+        ] {
             assert!(path.contains(words), "{path}");
         }
         let data = explain("data");
-        for words in ["The data set.", "keys with kind = \"shakespeare\":", "    tokenizer: The tokenizer; by default"]
-        {
+        for words in [
+            "The data set.",
+            "kind = \"shakespeare\": Nine plays by Shakespeare, embedded in the program: 988,098 bytes; its keys:",
+            "    tokenizer: The tokenizer; by default",
+        ] {
             assert!(data.contains(words), "{data}");
         }
         assert!(explain("strategy").contains("\n    group: The number of stages in a block."));

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use interlock::{
-    Report, Split, Stopper,
+    Report, Split, Stopper, Trainer,
     tools::{model::PartitionConfig, timeline::Timeline, transport::Built},
 };
+use interlock_models::data::Data;
 
 use crate::{
     arguments::Train,
@@ -14,7 +15,8 @@ use crate::{
     exit::Exit,
     exporter::Exporter,
     interrupt::{self, Next},
-    log, plan,
+    log::{self, RunLog},
+    plan,
     program::{ModelSection, Program},
     progress::{Progress, emulation},
     report::words,
@@ -36,26 +38,27 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     if arguments.auto {
         config.partition = PartitionConfig { stages: None, units_per_stage: Some(plan::best_partition::<P>(&config)?) };
     }
-    let mut prepared = config.prepare()?;
+    let Prepared { data, builder } = config.prepare()?;
     // Before the stages are built, since they register their metrics then.
     let exporter = arguments.metrics.map(|address| Exporter::start(address, &config.name)).transpose()?;
     let trace_steps = arguments.trace_steps.unwrap_or(trace::STEPS);
-    prepared.builder = prepared.builder.record(trace_steps.max(trace::STEPS));
     let terminal = Terminal::new(Verbosity::new(arguments.plain, arguments.quiet));
-    emulation(&prepared.builder).into_iter().for_each(|line| terminal.notice(line));
-    let folder = RunFolder::create(out, &config, &prepared.data.description)?;
+    emulation(&builder).into_iter().for_each(|line| terminal.notice(line));
+    let log = log::start(arguments.log_format.unwrap_or_default(), &terminal);
+    // Before the folder is made, so that nothing is left behind if a stage cannot be built.
+    let trainer = builder.record(trace_steps.max(trace::STEPS)).build()?;
+    let folder = RunFolder::create(out, &config, &data.description)?;
     if let Some(exporter) = &exporter {
         exporter.name_run(&folder.name(), config.model.kind(), &config.strategy.label());
     }
-    let trained = begin(&folder, arguments, &terminal).and_then(|stopper| {
-        prepared.builder = prepared.builder.stop_on(&stopper);
+    let trained = begin(&folder, &log, &terminal, trainer.stopper()).and_then(|()| {
         let run = TrainingRun::<P> {
             config: &config,
             folder: &folder,
             terminal: &terminal,
             tensorboard: arguments.tensorboard,
         };
-        run.train(prepared)
+        run.train(trainer, &data)
     });
     let ended = end::<P>(arguments, &config, &folder, &traces, &terminal, trained);
     if let Some(exporter) = &exporter {
@@ -97,14 +100,13 @@ fn end<P: Program>(
     }
 }
 
-/// Starts the log, and makes Ctrl-C stop the run.
-fn begin(folder: &RunFolder, arguments: &Train, terminal: &Terminal) -> interlock::Result<Stopper> {
-    log::start(&folder.log(), arguments.log_format.unwrap_or_default(), terminal)?;
-    let stopper = Stopper::new();
-    let (stop, terminal, folder) = (stopper.clone(), terminal.clone(), folder.clone());
+/// Gives the log its file, and makes Ctrl-C stop the run.
+fn begin(folder: &RunFolder, log: &RunLog, terminal: &Terminal, stopper: Stopper) -> interlock::Result<()> {
+    log.write_to(&folder.log())?;
+    let (terminal, folder) = (terminal.clone(), folder.clone());
     interrupt::on_signal(move |first| {
         if first && !folder.has_ended() {
-            stop.stop();
+            stopper.stop();
             terminal.notice("stopping after the steps under way, with the run saved; again to end at once");
             return Next::GoOn;
         }
@@ -113,8 +115,7 @@ fn begin(folder: &RunFolder, arguments: &Train, terminal: &Terminal) -> interloc
         terminal.hide_bar();
         terminal.notice(&format!("ended; the files of the run are in {}", folder.path().display()));
         Next::End
-    })?;
-    Ok(stopper)
+    })
 }
 
 /// A run to train, with its folder and terminal.
@@ -127,25 +128,26 @@ struct TrainingRun<'a, P: Program> {
 
 impl<P: Program> TrainingRun<'_, P> {
     /// Trains, and writes a failure as the last event.
-    fn train(&self, prepared: Prepared) -> interlock::Result<(Report, Option<Timeline>)> {
+    fn train(&self, trainer: Trainer, data: &Data) -> interlock::Result<(Report, Option<Timeline>)> {
         let events = self.folder.event_log(&self.config.name, self.tensorboard)?;
-        let trained = self.train_watched(prepared, &events);
+        let trained = self.train_watched(trainer, data, &events);
         if let Err(error) = &trained {
             events.failed(error);
         }
         trained
     }
 
-    fn train_watched(&self, prepared: Prepared, events: &EventLog) -> interlock::Result<(Report, Option<Timeline>)> {
+    fn train_watched(
+        &self,
+        mut trainer: Trainer,
+        data: &Data,
+        events: &EventLog,
+    ) -> interlock::Result<(Report, Option<Timeline>)> {
         let Self { config, folder, terminal, .. } = *self;
-        let measure = Measure::of(&prepared.data.description.kind);
-        let mut trainer = prepared
-            .builder
-            .callback(Progress::new(terminal, measure))
-            .callback(log::Log)
-            .callback(events.clone())
-            .build()?;
-        let data = &prepared.data;
+        let measure = Measure::of(&data.description.kind);
+        trainer.callback(Progress::new(terminal, measure));
+        trainer.callback(log::Log);
+        trainer.callback(events.clone());
         terminal.say(&format!(
             "{}: model {} ({}), strategy {}, {} training and {} validation examples, seed {}",
             config.name,
@@ -160,7 +162,7 @@ impl<P: Program> TrainingRun<'_, P> {
         terminal.say(&format!("stages on {}; units {:?}", devices.join(", "), trainer.partition().units_per_stage()));
         let heads: Vec<bool> = trainer.stages().iter().map(|stage| stage.head_parameters > 0).collect();
         terminal.say(&format!("{}\n", without_missing_heads(&trainer.plans().to_string(), &heads)));
-        let split = Split { train: &*prepared.data.train, validation: Some(&*prepared.data.validation) };
+        let split = Split { train: &*data.train, validation: Some(&*data.validation) };
         let report = trainer.fit(split);
         let timeline = trainer.timeline();
         // The timeline of a failed run is written too: it may show why the run failed.

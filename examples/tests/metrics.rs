@@ -156,7 +156,15 @@ fn used_address_is_refused_before_anything_is_written() {
         let arguments = train(address);
         refused(folder.path(), &arguments.split('\n').collect::<Vec<_>>(), words);
     };
-    refuse(&address, &[&format!("--metrics {address}"), "in use", "each process needs a port of its own"]);
+    refuse(
+        &address,
+        &[
+            &format!("--metrics {address}"),
+            &format!("another process uses port {}", address.rsplit_once(':').unwrap().1),
+            "such as --metrics 127.0.0.1:",
+            "each process needs a port of its own",
+        ],
+    );
     refuse("127.0.0.1", &["--metrics", "127.0.0.1"]);
     refused(folder.path(), &["train", "--metrics-linger", "5"], &["--metrics [<ADDRESS:PORT>]"]);
 }

@@ -329,7 +329,9 @@ impl Error {
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::Invalid { .. } | Self::File { .. } => true,
-            Self::Failed(failure) => failure.origin == Origin::Data && failure.cause.is_refusal(),
+            Self::Failed(failure) => {
+                (failure.origin == Origin::Data || failure.phase == Phase::Build) && failure.cause.is_refusal()
+            }
             _ => false,
         }
     }

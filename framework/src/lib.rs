@@ -93,6 +93,7 @@ mod files;
 mod loss;
 mod metrics;
 mod model;
+mod names;
 mod optimizer;
 mod plain;
 mod plan;

@@ -3,6 +3,7 @@
 mod adamw;
 pub(crate) mod clip;
 mod config;
+mod keys;
 pub(crate) mod lr_schedule;
 mod sgd;
 mod state_dict;

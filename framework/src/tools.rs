@@ -40,6 +40,11 @@ pub mod model {
     pub use crate::model::{Partition, parameters::Entry, partition::PartitionConfig};
 }
 
+/// Names that are nearly right.
+pub mod names {
+    pub use crate::names::{misspelt, nearest};
+}
+
 /// The built-in optimizers, and learning-rate schedules.
 pub mod optimizer {
     pub use crate::optimizer::{

@@ -308,6 +308,12 @@ impl Trainer {
         Predictor::build(&self.blueprints, &Arc::new(self.snapshot()?))
     }
 
+    /// Adds a callback. Events reach it after those of the builder ([`TrainerBuilder::callback`]). The state of a trainer ([`Self::state`]) has those
+    /// of all its callbacks, and the trainer that continues from it must have the same ones from its builder.
+    pub fn callback(&mut self, callback: impl Callback + 'static) {
+        self.callbacks.push(Box::new(callback));
+    }
+
     /// Returns a handle that ends a run of this trainer early, from another thread or a callback.
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()

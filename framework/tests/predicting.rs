@@ -124,6 +124,21 @@ fn initial_values_of_another_model_are_refused_with_every_name() {
 }
 
 #[test]
+fn misspelt_names_of_heads_are_refused_like_those_of_the_model() {
+    let mut weights = trained().snapshot().unwrap();
+    let misspelt = weights.remove("aux.0.0.weight").unwrap();
+    weights.insert("aux.0.0.weihgt", misspelt.clone());
+    let given = |weights: &Weights| builder().initial_values(weights.clone());
+    let error = given(&weights).layout().err().unwrap().to_string();
+    assert!(error.starts_with("initial values: 1 not in the model (aux.0.0.weihgt); "), "{error}");
+    given(&weights).allow_unknown(true).build().unwrap();
+    // Another head has other names; the model's own starts from the seed.
+    weights.remove("aux.0.0.weihgt").unwrap();
+    weights.insert("aux.0.1.weight", misspelt);
+    given(&weights).build().unwrap();
+}
+
+#[test]
 fn names_that_are_allowed_to_be_missing_start_from_the_seed() {
     let expected = builder().seed(9).build().unwrap().snapshot().unwrap();
     let mut weights = trained().snapshot().unwrap();

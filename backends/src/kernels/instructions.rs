@@ -45,11 +45,11 @@ impl Instructions {
         Self::Portable
     }
 
-    /// Returns the limit that the environment variable sets on the instructions, or none if it is not set.
+    /// Returns the limit that `INTERLOCK_CPU_INSTRUCTIONS` sets on the instructions, or none if it is not set.
     ///
     /// # Errors
     /// If it names unknown instructions.
-    pub(crate) fn requested() -> Result<Option<Self>> {
+    pub fn requested() -> Result<Option<Self>> {
         match std::env::var(VARIABLE) {
             Ok(name) => Self::named(&name).map(Some),
             Err(VarError::NotPresent) => Ok(None),

@@ -266,9 +266,14 @@ mod tests {
         refused(&[], &[], &["seed=[1, 2]"], &["--vary seed=[1, 2]", "--seeds"]);
         refused(&[], &[], &["strategy.group=[1, 2, 1]"], &["1 is given twice"]);
         refused(&[], &[Width::EndToEnd; 2], &[], &["--widths e2e,e2e: e2e is given twice"]);
-        refused(&[], &[], &["colour=[1]"], &["--vary colour=1", "unknown field `colour`"]);
-        refused(&["steps=1"], &[], &["strategy.colour=[1]"], &["--set steps=1 --vary strategy.colour=1", "`colour`"]);
-        refused(&[], &[], &["strategy.group=[1, \"two\"]"], &["--vary strategy.group=\"two\"", "invalid type"]);
+        refused(&[], &[], &["colour=[1]"], &["--vary colour=1: there is no key colour"]);
+        refused(&["steps=1"], &[], &["strategy.colour=[1]"], &["--vary strategy.colour=1: strategy has no key colour"]);
+        refused(
+            &[],
+            &[],
+            &["strategy.group=[1, \"two\"]"],
+            &["--vary strategy.group=\"two\"", "strategy.group is \"two\""],
+        );
         refused(&[], &[], &["seed.x=[1]"], &["--vary seed.x=1: seed is a value"]);
         let group = ["strategy.group=[1]", "strategy.group=[2]"];
         refused(&[], &[], &group, &["--vary strategy.group=[2]: --vary strategy.group=[1] varies strategy.group too"]);

@@ -3,10 +3,19 @@
 use std::path::Path;
 
 use interlock::{Error, Result};
-use toml::{Table, Value};
+use toml::{
+    Table, Value,
+    de::{DeTable, DeValue},
+};
 
-use super::RunConfig;
-use crate::program::{DataSection, ModelSection, Program, program};
+use super::{
+    RunConfig,
+    check::{self, Misfit},
+};
+use crate::{
+    program::{DataSection, ModelSection, Program, program},
+    schema::{self, KIND, Part},
+};
 
 /// Keys that exclude each other: if the command line sets the first, the others are removed from the file's values. `key[]` is the key where its value
 /// is a list.
@@ -27,43 +36,147 @@ const RIVALS: [(&str, &str, &[&str]); 14] = [
     ("", "steps", &["epochs"]),
 ];
 
+/// Keys that stay when another kind of their table is chosen.
+const STAYING: [(&str, &str); 1] = [("optimizer", "groups")];
+
+/// The sections that are a program's own types, which have the last word on what they accept.
+const OWN: [&str; 2] = ["data", "model"];
+
 /// The text of a configuration, in which values can be set.
 pub(crate) struct ConfigText {
     /// The file's name.
     subject: String,
     text: String,
+    /// The schema of the program's configurations.
+    schema: serde_json::Value,
+    /// The program's built-in configuration.
+    built_in: &'static str,
 }
 
 impl ConfigText {
     /// Reads the file at `path`, or the program's built-in configuration.
     pub(crate) fn read<P: Program>(path: Option<&Path>) -> Result<Self> {
-        Ok(match path {
-            Some(path) => Self {
-                subject: path.display().to_string(),
-                text: std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?,
-            },
-            None => Self { subject: "built-in configuration".to_owned(), text: P::CONFIG.to_owned() },
-        })
+        let (subject, text) = match path {
+            Some(path) => {
+                (path.display().to_string(), std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?)
+            }
+            None => ("built-in configuration".to_owned(), P::CONFIG.to_owned()),
+        };
+        Ok(Self { subject, text, schema: schema::schema::<P>(), built_in: P::CONFIG })
     }
 
     /// Returns the configuration with these settings, each applied after the one before.
     ///
     /// # Errors
-    /// If a key is unknown or a value has the wrong type; the message names the key and the settings.
+    /// If a key is unknown or missing, or a value is wrong; the message names the key and the line of the file, or the setting that gives it.
     pub(crate) fn with<M: ModelSection, D: DataSection>(&self, settings: &[Setting]) -> Result<RunConfig<M, D>> {
-        let refused = |subject: &str, e: toml::de::Error| {
-            let remedy = format!("`{} config --schema` lists every key", program());
-            Error::invalid(subject, e.to_string().trim_end().to_owned(), remedy)
+        let mut table = self.table()?;
+        let schema = Part::of(&self.schema);
+        let settings: Vec<Setting> = settings.iter().map(|setting| setting.in_full(schema)).collect();
+        for (at, setting) in settings.iter().enumerate() {
+            if let Some(anew) = setting.begins_anew(&mut table, schema) {
+                for earlier in settings[..at].iter().filter(|earlier| is_within(&earlier.key, anew)) {
+                    earlier.apply(&mut table, &settings)?;
+                }
+            }
+            setting.apply(&mut table, &settings)?;
+        }
+        match (table.clone().try_into(), check::misfit(&table, schema)) {
+            (Ok(config), None) => Ok(config),
+            (Ok(config), Some(misfit)) if misfit.path.first().is_some_and(|key| OWN.contains(&&**key)) => Ok(config),
+            (_, Some(misfit)) => Err(self.refuse(&misfit, &table, &settings)),
+            (Err(error), None) => Err(self.refuse_in_other_words::<M, D>(&error, &settings)),
+        }
+    }
+
+    fn table(&self) -> Result<Table> {
+        toml::from_str(&self.text).map_err(|error| {
+            let remedy = format!("write TOML; `{} config` prints a whole configuration", program());
+            Error::invalid(&self.subject, error.to_string().trim_end().to_owned(), remedy)
+        })
+    }
+
+    fn refuse(&self, misfit: &Misfit, table: &Table, settings: &[Setting]) -> Error {
+        let remedy = match misfit.path.is_empty() && misfit.is_missing {
+            true => self.missing_sections(table).unwrap_or_else(|| misfit.remedy.clone()),
+            false => misfit.remedy.clone(),
         };
-        let mut table: Table = toml::from_str(&self.text).map_err(|e| refused(&self.subject, e))?;
-        if settings.is_empty() {
-            // Parsed from the text, so that messages name the line.
-            return toml::from_str(&self.text).map_err(|e| refused(&self.subject, e));
+        let path = misfit.path.join(".");
+        let has_table =
+            misfit.path.is_empty() || self.line(&misfit.path).is_some_and(|(_, depth)| depth == misfit.path.len());
+        let gives = |setting: &&Setting| match misfit.is_missing {
+            // A kind that needs more keys, or the only keys of the table.
+            true => {
+                is_within(&path, &setting.key)
+                    || setting.key == format!("{path}.{KIND}")
+                    || (!has_table && is_within(&setting.key, &path))
+            }
+            false => is_within(&path, &setting.key),
+        };
+        let subject = match (settings.iter().rev().find(gives), self.line(&misfit.path)) {
+            (Some(setting), _) => setting.given.clone(),
+            (None, Some((line, _))) => format!("{}, line {line}", self.subject),
+            (None, None) => self.subject.clone(),
+        };
+        Error::invalid(subject, misfit.problem.clone(), remedy)
+    }
+
+    /// Returns the sections of the built-in configuration that `table` lacks, as an example.
+    fn missing_sections(&self, table: &Table) -> Option<String> {
+        let built_in: Table = toml::from_str(self.built_in).ok()?;
+        let missing = built_in.into_iter().filter(|(key, _)| OWN.contains(&&**key) && !table.contains_key(key));
+        let section = |(key, value): (String, Value)| {
+            let text = toml::to_string(&value).ok()?;
+            let (kind, others): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.starts_with(KIND));
+            Some(format!("[{key}]\n{}", [kind, others].concat().join("\n")))
+        };
+        let sections: Vec<String> = missing.map(section).collect::<Option<_>>()?;
+        Some(format!("add, for example:\n\n{}", sections.join("\n\n")))
+    }
+
+    /// Returns the line of the last of these keys that the file has, counted from 1, and how many of them it has; none if it has none.
+    fn line(&self, path: &[String]) -> Option<(usize, usize)> {
+        let document = DeTable::parse(&self.text).ok()?;
+        let mut within: Option<&DeValue<'_>> = None;
+        let mut found = None;
+        for (depth, part) in (1..).zip(path) {
+            let in_table = |table: &DeTable<'_>| {
+                table.iter().find(|(key, _)| key.get_ref().as_ref() == part.as_str()).map(|(key, _)| key.span().start)
+            };
+            let (start, next) = match within {
+                None => (in_table(document.get_ref())?, document.get_ref().get(part.as_str())),
+                Some(DeValue::Table(table)) => match in_table(table) {
+                    Some(start) => (start, table.get(part.as_str())),
+                    None => break,
+                },
+                Some(DeValue::Array(items)) => match part.parse().ok().and_then(|at: usize| items.get(at)) {
+                    Some(item) => (item.span().start, Some(item)),
+                    None => break,
+                },
+                Some(_) => break,
+            };
+            found = Some((self.text[..start].matches('\n').count() + 1, depth));
+            within = next.map(|value| value.get_ref());
         }
-        for setting in settings {
-            setting.apply(&mut table, settings)?;
+        found
+    }
+
+    /// Returns the refusal of a value that the schema allows and its type does not, such as a tokenizer of an unknown name.
+    fn refuse_in_other_words<M: ModelSection, D: DataSection>(
+        &self,
+        error: &toml::de::Error,
+        settings: &[Setting],
+    ) -> Error {
+        let remedy = format!("`{} config KEY` explains a key", program());
+        if let Err(error) = toml::from_str::<RunConfig<M, D>>(&self.text) {
+            return Error::invalid(&self.subject, error.to_string().trim_end().to_owned(), remedy);
         }
-        table.try_into().map_err(|e| refused(&Setting::list(settings), e))
+        let first = (1..settings.len()).find(|&count| self.with::<M, D>(&settings[..count]).is_err());
+        let given = match first.map_or(settings.last(), |count| settings.get(count - 1)) {
+            Some(setting) => &setting.given,
+            None => &self.subject,
+        };
+        Error::invalid(given, error.to_string().trim_end().replace('\n', " "), remedy)
     }
 }
 
@@ -108,6 +221,39 @@ impl Setting {
         settings.iter().map(|setting| setting.given.as_str()).collect::<Vec<_>>().join(" ")
     }
 
+    /// Returns the setting with its whole key: `optimizer=adamw` is short for `optimizer.kind=adamw`, and `strategy=local` for `strategy.name=local`.
+    fn in_full(&self, schema: Part<'_>) -> Self {
+        let tables: Vec<Part<'_>> = schema.find(&self.key).into_iter().flat_map(Part::tables).collect();
+        let named = |key: &str| {
+            let values = tables.iter().filter_map(|table| table.key(key)).flat_map(Part::alternatives);
+            let values: Vec<Part<'_>> = values.collect();
+            !values.is_empty() && values.iter().all(|value| !value.constants().is_empty())
+        };
+        match [KIND, "name"].into_iter().find(|key| self.value.is_str() && named(key)) {
+            Some(key) => Self { key: format!("{}.{key}", self.key), ..self.clone() },
+            None => self.clone(),
+        }
+    }
+
+    /// Begins its table anew if it chooses another kind, which has other keys and other defaults, and returns the table's path then.
+    fn begins_anew(&self, table: &mut Table, schema: Part<'_>) -> Option<&str> {
+        let parent = self.key.strip_suffix(KIND)?.strip_suffix('.')?;
+        let tables: Vec<Part<'_>> = schema.find(parent).into_iter().flat_map(Part::tables).collect();
+        let mut at = table;
+        for key in parent.split('.') {
+            at = at.get_mut(key)?.as_table_mut()?;
+        }
+        let present = match at.get(KIND) {
+            Some(kind) => kind.as_str(),
+            None => check::default_kind(&tables).and_then(Part::own_kind),
+        };
+        if tables.iter().all(|table| table.own_kind().is_none()) || present == self.value.as_str() {
+            return None;
+        }
+        at.retain(|key, _| STAYING.contains(&(parent, key)));
+        Some(parent)
+    }
+
     /// Sets the value in the table. Removes the values that contradict it, unless a setting of `all` gives them.
     fn apply(&self, table: &mut Table, all: &[Self]) -> Result<()> {
         let (parent, last) = self.key.rsplit_once('.').unwrap_or(("", &self.key));
@@ -140,10 +286,6 @@ impl Setting {
                     at.remove(key);
                 }
             }
-        }
-        // Another kind of data, model or schedule has other keys.
-        if last == "kind" && parent != "optimizer" && at.get("kind") != Some(value) {
-            at.clear();
         }
         at.insert(last.to_owned(), value.clone());
         Ok(())
@@ -269,7 +411,8 @@ mod tests {
         refused("seed", "no =");
         refused("seed.x=1", "seed is a value");
         refused("colour=blue", "colour");
-        refused("devices=3", "\"auto\", a name, or a list of names");
-        refused("devices=[1]", "expected a string");
+        refused("optimizer.kind=adam", "did you mean \"adamw\"?");
+        refused("devices=3", "use \"auto\", a list of strings or a string, such as");
+        refused("devices=[1]", "devices[0] is 1; use a string");
     }
 }

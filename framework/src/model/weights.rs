@@ -189,7 +189,14 @@ impl Weights {
     }
 
     fn load_index(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|error| match path.parent().filter(|folder| folder.is_dir()) {
+                Some(folder) if error.kind() == io::ErrorKind::NotFound && path.ends_with(INDEX) => {
+                    Error::file(folder, format!("there are no weights in it: no {INDEX}"))
+                }
+                _ if error.kind() == io::ErrorKind::NotFound => Error::file(path, "no such file or folder"),
+                _ => Error::file(path, error),
+            })?;
         let index = ShardIndex::parse(path, &text)?;
         let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (name, shard) in &index.weight_map {
@@ -279,6 +286,10 @@ fn is_shard(file: &str) -> bool {
 }
 
 fn load_shard(path: &Path) -> Result<HashMap<String, Tensor>> {
+    if let Err(error) = std::fs::File::open(path) {
+        let missing = error.kind() == io::ErrorKind::NotFound;
+        return Err(Error::file(path, if missing { "no such file or folder".to_owned() } else { error.to_string() }));
+    }
     candle_core::safetensors::load(path, &Device::Cpu)
         .map_err(|e| Error::file(path, format!("not a safetensors file: {e}")))
 }

@@ -4,7 +4,8 @@ use glob::Pattern;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use super::keys::{GivenKeys, KeysOfKind};
+use crate::{Error, Result, names::nearest};
 
 /// The kind of an update rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -18,8 +19,13 @@ pub enum OptimizerKind {
 }
 
 /// An update rule and its constants, as PyTorch defines them.
+///
+/// As a table of a configuration file it has the keys of its `kind` alone: `momentum` and `nesterov` are written for SGD, `betas` and `eps` for AdamW.
+/// Both are read under either kind, since files of earlier versions have all of them. A table without `kind` is of SGD, and without `lr` has the
+/// default of its kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(from = "GivenKeys", into = "KeysOfKind")]
+#[schemars(with = "KeysOfKind")]
 pub struct OptimizerConfig {
     /// The rule.
     pub kind: OptimizerKind,
@@ -36,10 +42,8 @@ pub struct OptimizerConfig {
     /// AdamW: added to the root of the second moment.
     pub eps: f64,
     /// Groups of parameters with settings of their own. The first group with a pattern that matches a parameter's name applies.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<ParameterGroup>,
     /// Stages with constants of their own.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<StageOverride>,
 }
 
@@ -106,6 +110,16 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
+    /// Returns the defaults of this kind: those of PyTorch, except that SGD has learning rate 0.1 and momentum 0.9, and AdamW weight decay 0.
+    #[must_use]
+    pub fn of(kind: OptimizerKind) -> Self {
+        let lr = match kind {
+            OptimizerKind::Sgd => 0.1,
+            OptimizerKind::Adamw => 1e-3,
+        };
+        Self { kind, lr, ..Self::default() }
+    }
+
     /// Returns the constants of stage `k`.
     #[must_use]
     pub fn for_stage(&self, k: usize) -> Self {
@@ -139,21 +153,24 @@ impl OptimizerConfig {
         Ok(settings)
     }
 
-    /// Returns the patterns of groups that match none of `names`.
+    /// Checks that every pattern of the groups matches one of `names`, the parameters of the model.
     ///
     /// # Errors
-    /// If a pattern is malformed.
-    pub fn unmatched<'a, I: Iterator<Item = &'a str>>(&self, names: impl Fn() -> I) -> Result<Vec<&str>> {
-        let mut unmatched = Vec::new();
+    /// If one matches none, or is malformed; the message has the names that are most like it.
+    pub fn check_patterns<'a, I: Iterator<Item = &'a str>>(&self, names: impl Fn() -> I) -> Result<()> {
         for (at, group) in self.groups.iter().enumerate() {
             for pattern in &group.patterns {
                 let parsed = parse(at, pattern)?;
                 if !names().any(|name| parsed.matches(name)) {
-                    unmatched.push(pattern.as_str());
+                    return Err(Error::invalid(
+                        format!("optimizer.groups[{at}].match"),
+                        format!("{pattern:?} matches no parameter"),
+                        format!("the names most like it are {}", nearest(pattern, names(), 3).join(", ")),
+                    ));
                 }
             }
         }
-        Ok(unmatched)
+        Ok(())
     }
 
     /// Checks every constant, for a model of `stages` stages.
@@ -181,7 +198,10 @@ impl OptimizerConfig {
             return Err(Error::invalid(
                 "optimizer.nesterov",
                 "true without momentum",
-                "use kind = \"sgd\" and a momentum above 0",
+                match self.kind {
+                    OptimizerKind::Sgd => "use a momentum above 0",
+                    OptimizerKind::Adamw => "AdamW has none: leave it out",
+                },
             ));
         }
         for (at, group) in self.groups.iter().enumerate() {
@@ -192,6 +212,16 @@ impl OptimizerConfig {
             }
             for pattern in &group.patterns {
                 parse(at, pattern)?;
+            }
+            let has_constants = group.lr_scale.is_some() || group.weight_decay.is_some();
+            if group.frozen && has_constants {
+                let right = "leave lr_scale and weight_decay out, or frozen";
+                return Err(Error::invalid(format!("optimizer.{}", key("frozen")), "true beside constants", right));
+            }
+            // A group without settings keeps its parameters out of the groups after it.
+            if !group.frozen && !has_constants && at + 1 == self.groups.len() {
+                let right = "give frozen, lr_scale or weight_decay, or leave the group out";
+                return Err(Error::invalid(format!("optimizer.groups[{at}]"), "it sets nothing", right));
             }
             positive(key("lr_scale"), group.lr_scale.unwrap_or(1.0))?;
             not_negative(key("weight_decay"), group.weight_decay.unwrap_or(0.0))?;
@@ -208,6 +238,14 @@ impl OptimizerConfig {
             if self.stages[..at].iter().any(|other| other.stage == own.stage) {
                 let problem = format!("stage {} is named twice", own.stage);
                 return Err(Error::invalid(format!("optimizer.{}", key("stage")), problem, "name each stage once"));
+            }
+            if own.lr.is_none() && own.momentum.is_none() && own.weight_decay.is_none() {
+                let problem = format!("stage {} has no constant of its own", own.stage);
+                return Err(Error::invalid(
+                    format!("optimizer.stages[{at}]"),
+                    problem,
+                    "give lr, momentum or weight_decay, or leave the stage out",
+                ));
             }
             if self.kind == OptimizerKind::Adamw && own.momentum.is_some() {
                 let problem = "AdamW has no momentum";
@@ -245,7 +283,7 @@ mod tests {
 
     #[test]
     fn the_first_group_that_matches_counts() {
-        let frozen = ParameterGroup { frozen: true, ..group("transformer.w?e.*") };
+        let frozen = ParameterGroup { frozen: true, weight_decay: None, ..group("transformer.w?e.*") };
         let config = OptimizerConfig {
             weight_decay: 0.1,
             groups: vec![frozen, group("*.bias"), group("*.ln_*.*")],
@@ -257,7 +295,28 @@ mod tests {
         assert_eq!(config.settings("transformer.h.0.attn.c_attn.weight").unwrap().weight_decay, 0.1);
         config.validate(1).unwrap();
         let names = ["transformer.wte.weight", "transformer.h.0.attn.c_attn.bias"];
-        assert_eq!(config.unmatched(|| names.into_iter()).unwrap(), ["*.ln_*.*"]);
+        let error = config.check_patterns(|| names.into_iter()).unwrap_err().to_string();
+        let expected =
+            "optimizer.groups[2].match: \"*.ln_*.*\" matches no parameter; the names most like it are transformer.";
+        assert!(error.starts_with(expected), "{error}");
+        config.check_patterns(|| names.into_iter().chain(["transformer.h.0.ln_1.weight"])).unwrap();
+    }
+
+    #[test]
+    fn tables_have_the_keys_of_their_kind_and_its_defaults() {
+        let read = |json: &str| serde_json::from_str::<OptimizerConfig>(json).unwrap();
+        let written = |config: &OptimizerConfig| serde_json::to_string(config).unwrap();
+        assert_eq!(read("{}"), OptimizerConfig::default());
+        assert_eq!(read("{}"), OptimizerConfig::of(OptimizerKind::Sgd));
+        assert_eq!(read(r#"{"kind": "adamw"}"#), OptimizerConfig::of(OptimizerKind::Adamw));
+        assert_eq!(read(r#"{"kind": "adamw"}"#).lr, 1e-3);
+        // Files of earlier versions have the keys of both kinds.
+        let both = r#"{"kind": "sgd", "lr": 0.5, "momentum": 0.8, "nesterov": true, "weight_decay": 0.1, "betas": [0.5, 0.5], "eps": 1.0}"#;
+        let sgd = r#"{"kind":"sgd","lr":0.5,"momentum":0.8,"nesterov":true,"weight_decay":0.1}"#;
+        assert_eq!(written(&read(both)), sgd);
+        let adamw = r#"{"kind":"adamw","lr":0.01,"betas":[0.9,0.99],"eps":1e-6,"weight_decay":0.0}"#;
+        assert_eq!(written(&read(adamw)), adamw);
+        assert!(serde_json::from_str::<OptimizerConfig>(r#"{"rate": 1}"#).is_err());
     }
 
     #[test]
@@ -290,6 +349,13 @@ mod tests {
             OptimizerConfig { groups: vec![group("a"), empty], ..default() },
             "optimizer.groups[1].match: the list",
         );
+        let frozen = ParameterGroup { frozen: true, ..group("a") };
+        refused(OptimizerConfig { groups: vec![frozen], ..default() }, "optimizer.groups[0].frozen: true beside");
+        let nothing = || ParameterGroup { weight_decay: None, ..group("a") };
+        refused(OptimizerConfig { groups: vec![nothing()], ..default() }, "optimizer.groups[0]: it sets nothing");
+        OptimizerConfig { groups: vec![nothing(), group("b")], ..default() }.validate(2).unwrap();
+        let plain = StageOverride { stage: 1, ..Default::default() };
+        refused(OptimizerConfig { stages: vec![plain], ..default() }, "optimizer.stages[0]: stage 1 has no constant");
         let own = |stage, momentum| StageOverride { stage, momentum: Some(momentum), ..Default::default() };
         let twice = vec![own(1, 0.5), own(0, 0.5), own(1, 0.8)];
         refused(OptimizerConfig { stages: twice, ..default() }, "optimizer.stages[2].stage: stage 1 is named twice");

@@ -14,7 +14,7 @@ use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 
 use super::StageBlueprint;
-use crate::{Error, Result, Unit, Weights};
+use crate::{Error, Result, Unit, Weights, names::misspelt};
 
 /// The most names that a message lists.
 const LISTED: usize = 20;
@@ -95,7 +95,8 @@ pub(crate) struct InitialValues {
 
 impl InitialValues {
     /// Returns the values of `given` for the model of these stages. A head is used whole or not at all: it must have followed the same unit, or had the
-    /// same stage's number where `given` does not know its units, and have the same names and shapes.
+    /// same stage's number where `given` does not know its units, and have the same names and shapes. A
+    /// name that is nearly one that the model's head lacks counts as unknown: another head has names of its own.
     ///
     /// If a unit cannot be built, the names of the model are incomplete, so no name counts as unknown; the build of the stage reports the failure.
     pub(crate) fn of(given: &Arc<Weights>, stages: &[StageBlueprint]) -> Self {
@@ -135,6 +136,13 @@ impl InitialValues {
                 && found.iter().all(|(name, value)| shapes.get(name).is_some_and(|wanted| value.dims() == wanted));
             let name = HeadName { stage, unit: Some(unit) };
             if is_complete && !fits {
+                let is_missing = |name: &&String| !found.contains(name);
+                let is_wrong = |name: &&str| {
+                    !shapes.contains_key(*name)
+                        && shapes.keys().filter(is_missing).any(|right| is_misspelt(name, right))
+                };
+                differences.unknown.extend(found.iter().map(|(name, _)| name).filter(is_wrong).map(str::to_owned));
+                differences.unknown.sort();
                 differences.fresh_heads.push(name);
                 continue;
             }
@@ -226,6 +234,15 @@ fn asked(
     let recorder = ShapeRecorder { given: Arc::clone(given), shapes: Arc::default() };
     let built = build(&VarBuilder::from_backend(Box::new(recorder.clone()), DType::F32, Device::Cpu));
     (std::mem::take(&mut *recorder.lock()), built)
+}
+
+/// Returns whether `name` is probably meant to be `right`: each part between points is the same or nearly the same word. Other numbers are other
+/// layers.
+fn is_misspelt(name: &str, right: &str) -> bool {
+    let word = |part: &str| part.replace(|letter: char| letter.is_ascii_digit(), "");
+    let is_meant =
+        |(part, right): (&str, &str)| part == right || (word(part) != word(right) && misspelt(part, [right]).is_some());
+    name.split('.').count() == right.split('.').count() && name.split('.').zip(right.split('.')).all(is_meant)
 }
 
 /// Builds `unit` and returns whether it could be built.

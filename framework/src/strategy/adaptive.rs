@@ -18,7 +18,7 @@ use crate::{
 /// last of its window. It computes the cosine between that and the gradient that it follows. A stage whose mean cosine over its last `window`
 /// measurements is below `below` is widened by one from the next measuring step on, and begins a new window. Stages never get narrower.
 ///
-/// A stage follows the last loss of its window, with [`Self::mean`] the mean of all of them.
+/// A stage follows the last loss of its window, or the mean of all of them ([`Self::mean`]; `strategy.follow = "mean"`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Adaptive {

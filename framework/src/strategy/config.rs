@@ -52,7 +52,7 @@ pub struct StrategyConfig {
     /// Widths that change with the steps, instead of name and width.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub width_schedule: Option<Vec<WidthPhaseConfig>>,
-    /// The keys of `adaptive`.
+    /// The rule of the strategy `adaptive`: when stages measure, and when one is widened.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adaptive: Option<Adaptive>,
 }

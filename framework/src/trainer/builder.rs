@@ -277,7 +277,8 @@ impl TrainerBuilder {
     /// others and lists them.
     ///
     /// Auxiliary heads are found by the unit that they follow ([`Weights::units_per_stage`]), also under another partition. A head that is not there
-    /// with the same names and shapes starts from the seed, and heads that the model does not have are not used; warnings list both.
+    /// with the same names and shapes starts from the seed, and heads that the model does not have are not used; warnings list both. A
+    /// misspelt name of a head's parameter is unknown like any other.
     ///
     /// For a model with another last layer, remove the weights that do not fit ([`Weights::remove`]) and allow missing names.
     pub fn initial_values(self, values: impl Into<Arc<Weights>>) -> Self {

@@ -21,10 +21,14 @@ pub struct Augment {
 #[derive(Deserialize, JsonSchema)]
 #[serde(untagged, deny_unknown_fields, expecting = "expected true, false or { crop = …, flip = … }")]
 enum Switch {
+    /// All changes, or none.
     All(bool),
+    /// Each change by itself.
     Each {
+        /// Move the image by up to the padding in each direction: 4 pixels; for folders of images an eighth of the size, at least 4.
         #[serde(default)]
         crop: bool,
+        /// Mirror the image left to right, with a probability of 1/2.
         #[serde(default)]
         flip: bool,
     },

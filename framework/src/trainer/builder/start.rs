@@ -17,7 +17,8 @@ impl TrainerBuilder {
     /// Checks everything and starts the pipeline. Every stage is built on its device when this returns.
     ///
     /// # Errors
-    /// As [`Self::layout`], or if a stage cannot be built or cannot continue from its state ([`Self::restore`]).
+    /// As [`Self::layout`], or if a stage cannot be built or cannot continue from its state ([`Self::restore`]), or a pattern of
+    /// [`OptimizerConfig::groups`](crate::OptimizerConfig::groups) matches no parameter.
     pub fn build(self) -> Result<Trainer> {
         let Layout { partition, plans, blueprints, settings, differences, .. } = self.layout()?;
         let schedule = plans.schedule().clone();
@@ -53,9 +54,7 @@ impl TrainerBuilder {
             },
         )?;
         let names = || pipeline.built().iter().flat_map(|stage| &stage.names).map(String::as_str);
-        for pattern in self.optimizer.constants().unmatched(names)? {
-            tracing::warn!("optimizer.groups: {pattern:?} matches no parameter");
-        }
+        self.optimizer.constants().check_patterns(names)?;
         let steps = self.settings.first_step;
         let metrics = RunMetrics::new(pipeline.built(), &scenario.plan, self.settings.micro_batches);
         let simulated_idle = SimulatedIdle::new(Scenario { in_flight: pipeline.in_flight(), ..scenario });
