@@ -49,7 +49,7 @@ mod tests {
             ("abc", "", 3),
             ("*", "anything", 0),
             ("*.bias", "layers.0.bias", 0),
-            ("layer.*.weight", "layers.0.weight", 0),
+            ("layer.*.weight", "layers.0.weight", 1),
             ("laeyrs.?.bias", "layers.0.bias", 2),
             ("seeed", "seed", 1),
         ] {
