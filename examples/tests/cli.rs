@@ -112,9 +112,9 @@ fn timeline_is_written_as_picture_or_trace() {
     };
     let svg = train("a", &["--trace", "a.svg"]);
     assert!(svg.starts_with("<svg") && svg.contains("fashion-mnist") && svg.contains("steps 0 to 2"), "{svg}");
+    // The example is the first action with a loss, of either stage; narrow rectangles have numbers only.
     assert!(
-        svg.contains("W0.1: parameter gradient of micro-batch 0 for the loss of stage 1")
-            || svg.contains("numbers are micro-batches"),
+        svg.contains(" gradient of micro-batch 0 for the loss of stage 1") || svg.contains("numbers are micro-batches"),
         "{svg}"
     );
     let both = ["--trace", "b.json", "--trace", "b.svg", "--trace-steps", "1"];
