@@ -104,7 +104,7 @@ impl Model<'_> {
     fn predict_text(&mut self, text: Text, batch_size: usize, top: usize) -> Result<TextPrediction> {
         let Text { name: file, tokens } = text;
         let length = self.context.min(tokens.len());
-        let (mut loss, mut last) = (0.0, Vec::new());
+        let (mut loss, mut last) = (0.0, None);
         for windows in windows(tokens.len(), length).chunks(batch_size) {
             let shape = (windows.len(), length);
             let inputs: Vec<u32> = windows.iter().flat_map(|w| &tokens[w.start..w.start + length]).copied().collect();
@@ -119,13 +119,14 @@ impl Model<'_> {
                 let predicted = (tokens.len() - 1 - window.start).min(length);
                 loss -= likelihoods[window.made..predicted].iter().map(|&l| f64::from(l)).sum::<f64>();
             }
-            last = softmax(&logits.get(windows.len() - 1)?.get(length - 1)?, 0)?.to_vec1::<f32>()?;
+            last = Some(logits.get(windows.len() - 1)?.get(length - 1)?);
         }
         let predicted = tokens.len() - 1;
         let loss = (predicted > 0).then(|| loss / predicted as f64);
+        let mut after = last.map_or(Ok(Vec::new()), |logits| softmax(&logits, 0)?.to_vec1::<f32>())?;
         // A model may have outputs for more tokens than the vocabulary.
-        last.truncate(self.vocabulary.len());
-        let next = likeliest(&last, top).map(|(token, probability)| {
+        after.truncate(self.vocabulary.len());
+        let next = likeliest(&after, top).map(|(token, probability)| {
             let token = token as u32;
             Ok(NextToken { token, text: self.vocabulary.decode(&[token])?, probability })
         });
