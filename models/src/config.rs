@@ -12,7 +12,6 @@
 use std::sync::Arc;
 
 use interlock::{Error, ModelSpec, Result};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -62,7 +61,8 @@ impl InputShape {
 }
 
 /// A model's configuration.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum ModelConfig {
     /// A multilayer perceptron.
@@ -74,7 +74,8 @@ pub enum ModelConfig {
 }
 
 /// A multilayer perceptron, given by all of its widths (`dims`), or by those between input and output (`hidden`).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MlpConfig {
     /// All widths from input to output.
@@ -86,7 +87,8 @@ pub struct MlpConfig {
 }
 
 /// A residual network, given by a preset, its shape, or both; a key overrides the preset.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ResNetConfig {
     /// resnet20, 32, 44, 56, 110 (for CIFAR) or resnet18, 34, 50, 101, 152 (for ImageNet).
@@ -119,7 +121,8 @@ pub struct ResNetConfig {
 }
 
 /// A Transformer, given by a preset, its shape, or both; a key overrides the preset.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TransformerConfig {
     /// gpt-nano, gpt-micro, gpt-mini, gpt2, gpt2-medium, gpt2-large or gpt2-xl.

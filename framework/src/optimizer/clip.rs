@@ -1,13 +1,13 @@
 //! Gradient clipping by norm, as PyTorch's `clip_grad_norm_` defines it.
 
 use candle_core::{DType, Tensor};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, optimizer::ClipFactor, tensor::Numbers};
 
 /// The parameters over which the norm is taken. Each head is clipped by its own norm in either case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ClipScope {
     /// The main parameters of each stage separately: no stage waits for another.
@@ -19,7 +19,8 @@ pub enum ClipScope {
 }
 
 /// Gradient clipping.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ClipConfig {
     /// The largest norm that is left as it is.

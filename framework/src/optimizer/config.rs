@@ -1,14 +1,14 @@
 //! Optimizers as configuration files give them: constants, groups of parameters, and overrides for single stages.
 
 use glob::Pattern;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::keys::{GivenKeys, KeysOfKind};
 use crate::{Error, Result, names::nearest};
 
 /// The kind of an update rule.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
     /// Stochastic gradient descent, with momentum and Nesterov's variant of it.
@@ -23,9 +23,10 @@ pub enum OptimizerKind {
 /// As a table of a configuration file it has the keys of its `kind` alone: `momentum` and `nesterov` are written for SGD, `betas` and `eps` for AdamW.
 /// Both are read under either kind, since files of earlier versions have all of them. A table without `kind` is of SGD, and without `lr` has the
 /// default of its kind.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(from = "GivenKeys", into = "KeysOfKind")]
-#[schemars(with = "KeysOfKind")]
+#[cfg_attr(feature = "schema", schemars(with = "KeysOfKind"))]
 pub struct OptimizerConfig {
     /// The rule.
     pub kind: OptimizerKind,
@@ -48,7 +49,8 @@ pub struct OptimizerConfig {
 }
 
 /// A group of parameters with settings of its own.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ParameterGroup {
     /// Patterns of names with `*`, `?` and `[…]`: `*.bias`, `*.bn?.*`, `transformer.h.0.*`.
@@ -66,7 +68,8 @@ pub struct ParameterGroup {
 }
 
 /// The constants of one stage. Constants that are not given are those of the optimizer.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct StageOverride {
     /// The stage, counted from 0.

@@ -1,6 +1,5 @@
 //! The keys of [`OptimizerConfig`] in configuration files: those that may be read, and those of each kind, which are written.
 
-use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 
 use super::config::{OptimizerConfig, OptimizerKind, ParameterGroup, StageOverride};
@@ -38,9 +37,10 @@ impl From<GivenKeys> for OptimizerConfig {
 }
 
 /// An update rule and its constants, as PyTorch defines them.
-#[derive(Serialize, JsonSchema)]
+#[derive(Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "kind", rename_all = "lowercase")]
-#[schemars(transform = sgd_needs_no_kind)]
+#[cfg_attr(feature = "schema", schemars(transform = schema::sgd_needs_no_kind))]
 pub(super) enum KeysOfKind {
     /// Stochastic gradient descent, with momentum and Nesterov's variant of it.
     Sgd(SgdKeys),
@@ -48,84 +48,58 @@ pub(super) enum KeysOfKind {
     Adamw(AdamwKeys),
 }
 
-/// Lets a table without `kind` be one of stochastic gradient descent, as it is read.
-fn sgd_needs_no_kind(schema: &mut Schema) {
-    let sgd = schema.pointer_mut("/oneOf/0").and_then(serde_json::Value::as_object_mut);
-    if let Some(sgd) = sgd {
-        sgd.remove("required");
-    }
-}
-
 /// The keys of stochastic gradient descent.
-#[derive(Serialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
+#[derive(Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(deny_unknown_fields))]
 pub(super) struct SgdKeys {
     /// The learning rate before any schedule.
-    #[schemars(default = "sgd_lr")]
+    #[cfg_attr(feature = "schema", schemars(default = "schema::sgd_lr"))]
     lr: f64,
     /// The share of the last update that each update repeats, from 0 to below 1.
-    #[schemars(default = "momentum")]
+    #[cfg_attr(feature = "schema", schemars(default = "schema::momentum"))]
     momentum: f64,
     /// Whether momentum is Nesterov's.
-    #[schemars(default)]
+    #[cfg_attr(feature = "schema", schemars(default))]
     nesterov: bool,
     /// The L2 penalty: this share of each parameter is added to its gradient.
-    #[schemars(default)]
+    #[cfg_attr(feature = "schema", schemars(default))]
     weight_decay: f64,
     /// Groups of parameters with settings of their own. The first group with a pattern that matches a parameter's name applies.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(default)]
+    #[cfg_attr(feature = "schema", schemars(default))]
     groups: Vec<ParameterGroup>,
     /// Stages with constants of their own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(default)]
+    #[cfg_attr(feature = "schema", schemars(default))]
     stages: Vec<StageOverride>,
 }
 
 /// The keys of AdamW.
-#[derive(Serialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
+#[derive(Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(deny_unknown_fields))]
 pub(super) struct AdamwKeys {
     /// The learning rate before any schedule.
-    #[schemars(default = "adamw_lr")]
+    #[cfg_attr(feature = "schema", schemars(default = "schema::adamw_lr"))]
     lr: f64,
     /// The decay rates of the two moments, each from 0 to below 1.
-    #[schemars(default = "betas")]
+    #[cfg_attr(feature = "schema", schemars(default = "schema::betas"))]
     betas: [f64; 2],
     /// The number above 0 that is added to the root of the second moment.
-    #[schemars(default = "eps")]
+    #[cfg_attr(feature = "schema", schemars(default = "schema::eps"))]
     eps: f64,
     /// The decoupled weight decay: each update takes this share of the parameter, times the learning rate.
-    #[schemars(default)]
+    #[cfg_attr(feature = "schema", schemars(default))]
     weight_decay: f64,
     /// Groups of parameters with settings of their own. The first group with a pattern that matches a parameter's name applies.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(default)]
+    #[cfg_attr(feature = "schema", schemars(default))]
     groups: Vec<ParameterGroup>,
     /// Stages with constants of their own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(default)]
+    #[cfg_attr(feature = "schema", schemars(default))]
     stages: Vec<StageOverride>,
-}
-
-fn sgd_lr() -> f64 {
-    OptimizerConfig::of(OptimizerKind::Sgd).lr
-}
-
-fn adamw_lr() -> f64 {
-    OptimizerConfig::of(OptimizerKind::Adamw).lr
-}
-
-fn momentum() -> f64 {
-    OptimizerConfig::default().momentum
-}
-
-fn betas() -> [f64; 2] {
-    OptimizerConfig::default().betas
-}
-
-fn eps() -> f64 {
-    OptimizerConfig::default().eps
 }
 
 impl From<OptimizerConfig> for KeysOfKind {
@@ -135,5 +109,39 @@ impl From<OptimizerConfig> for KeysOfKind {
             OptimizerKind::Sgd => Self::Sgd(SgdKeys { lr, momentum, nesterov, weight_decay, groups, stages }),
             OptimizerKind::Adamw => Self::Adamw(AdamwKeys { lr, betas, eps, weight_decay, groups, stages }),
         }
+    }
+}
+
+/// What the schema says of these keys.
+#[cfg(feature = "schema")]
+mod schema {
+    use super::{OptimizerConfig, OptimizerKind};
+
+    /// Lets a table without `kind` be one of stochastic gradient descent, as it is read.
+    pub(super) fn sgd_needs_no_kind(schema: &mut schemars::Schema) {
+        let sgd = schema.pointer_mut("/oneOf/0").and_then(serde_json::Value::as_object_mut);
+        if let Some(sgd) = sgd {
+            sgd.remove("required");
+        }
+    }
+
+    pub(super) fn sgd_lr() -> f64 {
+        OptimizerConfig::of(OptimizerKind::Sgd).lr
+    }
+
+    pub(super) fn adamw_lr() -> f64 {
+        OptimizerConfig::of(OptimizerKind::Adamw).lr
+    }
+
+    pub(super) fn momentum() -> f64 {
+        OptimizerConfig::default().momentum
+    }
+
+    pub(super) fn betas() -> [f64; 2] {
+        OptimizerConfig::default().betas
+    }
+
+    pub(super) fn eps() -> f64 {
+        OptimizerConfig::default().eps
     }
 }

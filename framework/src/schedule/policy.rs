@@ -1,13 +1,13 @@
 //! The order of preference among a stage's possible actions.
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Action;
 use crate::plan::{GradientPlan, Wants};
 
 /// The name of a policy; `pipeline.schedule` in configuration files.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum PolicyName {
     /// All forward passes of a step first, then the backward passes (GPipe).

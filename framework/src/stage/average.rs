@@ -1,7 +1,6 @@
 //! The exponential moving average of a stage's parameters.
 
 use candle_core::{Tensor, Var};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -15,7 +14,8 @@ use crate::{
 /// `a ← decay·a + (1-decay)·w`. Training is unchanged, to the bit. Evaluations, predictions and all copies of the weights use the average as soon
 /// as there is one; so do the best and the saved weights of a run. Frozen parameters never change and have no average; buffers, such as running
 /// statistics, are used as they are.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EmaConfig {
     /// The share of the average that each update keeps, from 0 to below 1, such as 0.999.

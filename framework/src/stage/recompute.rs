@@ -1,8 +1,7 @@
 //! The stages that repeat their forward pass instead of saving its activations.
 
-use std::{borrow::Cow, fmt};
+use std::fmt;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{Error, Result};
@@ -85,13 +84,14 @@ impl<'de> Deserialize<'de> for Recompute {
     }
 }
 
-impl JsonSchema for Recompute {
-    fn schema_name() -> Cow<'static, str> {
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Recompute {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
         "Recompute".into()
     }
 
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
             "anyOf": [
                 { "type": "boolean", "description": "All stages, or none." },
                 {

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -19,7 +18,8 @@ use crate::{
 /// measurements is below `below` is widened by one from the next measuring step on, and begins a new window. Stages never get narrower.
 ///
 /// A stage follows the last loss of its window, or the mean of all of them ([`Self::mean`]; `strategy.follow = "mean"`).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Adaptive {
     /// Stages measure in the steps divisible by this.

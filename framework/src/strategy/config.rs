@@ -1,13 +1,13 @@
 //! Strategies as configuration files give them.
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Adaptive, FollowConfig, Interlock, Strategy, WidthSchedule, WindowSettings, width_schedule::WidthPhase};
 use crate::{Error, Result};
 
 /// The strategies that have names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StrategyName {
     /// Width 1.
@@ -24,7 +24,8 @@ pub enum StrategyName {
 }
 
 /// A strategy by name, as configuration files give it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct StrategyConfig {
     /// The strategy. Default: `interlock` if a width or weights are given, `adaptive` if its table is, otherwise `pairwise`.
@@ -58,7 +59,8 @@ pub struct StrategyConfig {
 }
 
 /// One entry of `strategy.width_schedule`: the widths from a step on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct WidthPhaseConfig {
     /// The first step; 0 in the first entry.

@@ -1,8 +1,7 @@
 //! The losses that a stage follows within its window, as configuration files give them.
 
-use std::{borrow::Cow, fmt};
+use std::fmt;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// The losses of its window that a stage follows. In configuration files: `"last"`, `"mean"`, or a list of weights such as `[0.7, 0.3]`.
@@ -55,13 +54,14 @@ impl<'de> Deserialize<'de> for FollowConfig {
     }
 }
 
-impl JsonSchema for FollowConfig {
-    fn schema_name() -> Cow<'static, str> {
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for FollowConfig {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
         "Follow".into()
     }
 
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
             "anyOf": [
                 { "const": "last", "description": "The last loss of the window." },
                 { "const": "mean", "description": "The mean of all losses in the window." },

@@ -1,14 +1,14 @@
 //! The dtypes of activations and gradients at boundaries and of saved activations, and the precision in which stages compute.
 
 use candle_core::DType;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Activation, Result};
 
 /// The dtype of the `f32` values that cross boundaries and of saved activations. The precision in which a stage computes is its device's and does not
 /// depend on it. Other dtypes (tokens, masks) are not changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ActivationDtype {
     /// Unchanged.

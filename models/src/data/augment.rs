@@ -2,11 +2,11 @@
 
 use interlock::Key;
 use rand::RngExt;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The random changes to training images; in a configuration also `true` (both) or `false` (none).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(from = "Switch")]
 pub struct Augment {
     /// Moves the image by up to the padding in each direction; pixels from outside of the image are black.
@@ -18,7 +18,8 @@ pub struct Augment {
 }
 
 /// The forms of an [`Augment`] in a configuration.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged, deny_unknown_fields, expecting = "expected true, false or { crop = …, flip = … }")]
 enum Switch {
     /// All changes, or none.

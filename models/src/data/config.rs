@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Augment, Normalization};
@@ -16,7 +15,8 @@ use super::{Augment, Normalization};
 /// assert_eq!((data.train.len(), data.validation.len()), (256, 2000));
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum DataConfig {
     /// The first 4,000 training and 2,000 test images of Fashion-MNIST, embedded in the program: grey, 28 × 28, 10 classes.
@@ -36,7 +36,8 @@ pub enum DataConfig {
 }
 
 /// Options of the embedded Fashion-MNIST.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct FashionMnistMini {
     /// Random changes to training images; by default flips only.
@@ -55,7 +56,8 @@ impl Default for FashionMnistMini {
 }
 
 /// Options of files in the idx format.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Idx {
     /// The folder with the four files `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-…`, each plain or `.gz`.
@@ -75,7 +77,8 @@ pub struct Idx {
 }
 
 /// Options of CIFAR-10 and CIFAR-100.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Cifar {
     /// The folder of `.bin` files, the folder around it, or the official archive.
@@ -92,7 +95,8 @@ pub struct Cifar {
 }
 
 /// Options of a folder of class folders of images.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ImageFolder {
     /// The folder: class folders, or `train/` and `val/` (or `valid/`, `validation/`, `test/`) with class folders in them.
@@ -120,7 +124,8 @@ pub struct ImageFolder {
 }
 
 /// Options of the embedded plays.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Shakespeare {
     /// The tokenizer; by default characters are tokens.
@@ -149,7 +154,8 @@ impl Default for Shakespeare {
 }
 
 /// Options of a text file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Text {
     /// The text, plain or `.gz`.
@@ -198,7 +204,8 @@ fn all_augment() -> Augment {
 }
 
 /// The normalization of pixels: `true` uses the training set's statistics, `false` only scales to 0 … 1; or values are given.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged, expecting = "expected true, false or { mean = […], std = […] }")]
 pub enum Normalize {
     /// With the training set's statistics, or none.
@@ -214,9 +221,10 @@ impl Default for Normalize {
 }
 
 /// A tokenizer: `"bytes"`, `"chars"`, or the path of a Hugging Face `tokenizer.json` or a saved vocabulary.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
+#[cfg_attr(feature = "schema", schemars(with = "String"))]
 pub enum Tokenizer {
     /// 256 tokens, the bytes of the text.
     #[default]

@@ -1,14 +1,14 @@
 //! Normalization of pixels with the statistics of their values.
 
 use interlock::{Error, Result};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The mean and the standard deviation of each channel's pixel values, scaled to 0 … 1.
 ///
 /// A pixel byte `p` of channel `c` becomes `(p / 255 - mean[c]) / std[c]`. The statistics of the training set are used for the test set too; they
 /// are part of a trained model and are saved with it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Normalization {
     /// The mean of each channel.

@@ -1,6 +1,5 @@
 //! Early stopping: a run ends when its evaluations do not improve any more.
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -11,7 +10,8 @@ use crate::{
 };
 
 /// Early stopping, as configuration files give it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EarlyStoppingConfig {
     /// The number of evaluations in a row without improvement after which the run ends.

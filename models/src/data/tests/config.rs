@@ -67,6 +67,7 @@ fn errors_name_the_possible_keys_and_values() {
     }
 }
 
+#[cfg(feature = "schema")]
 #[test]
 fn schema_has_every_kind() {
     let schema = serde_json::to_string(&schemars::schema_for!(DataConfig)).expect("json");
