@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Train once for each combination of widths or other values and each seed, and compare
     Compare(Compare),
+    /// Train for a few steps while the learning rate rises, and suggest a rate
+    LrFind(LrFind),
     /// Write one page about a run, or several side by side: curves, throughput, timeline, configuration
     Report(Report),
     /// Repeat reference runs, and compare every tensor with the recorded one, within a tolerance
@@ -305,6 +307,30 @@ pub(crate) struct Compare {
     #[arg(long, num_args = 1.., value_name = "DEVICE")]
     pub(crate) devices: Vec<String>,
     /// Print the table as JSON, and nothing else; progress goes to stderr
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LrFind {
+    #[command(flatten)]
+    pub(crate) source: Source,
+    /// Learning rate of the first step
+    #[arg(long, value_name = "RATE", default_value_t = 1e-6)]
+    pub(crate) from: f64,
+    /// Learning rate of the last step
+    #[arg(long, value_name = "RATE", default_value_t = 10.0)]
+    pub(crate) to: f64,
+    /// Number of steps
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) steps: u64,
+    /// Devices to train on, such as cpu:threads=1,cores=0 cuda:0; also separated by commas [default: the configuration's]
+    #[arg(long, num_args = 1.., value_name = "DEVICE")]
+    pub(crate) devices: Vec<String>,
+    /// Write the losses over the rates as a picture
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+    /// Print the rates and all losses as JSON, and nothing else
     #[arg(long)]
     pub(crate) json: bool,
 }

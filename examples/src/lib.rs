@@ -16,6 +16,7 @@ mod generate;
 mod init;
 mod interrupt;
 mod log;
+mod lr_find;
 mod memory;
 mod plan;
 mod plot;
@@ -61,6 +62,7 @@ pub fn run<P: Program>() -> ExitCode {
         Command::Predict(arguments) => predict::run::<P>(&arguments),
         Command::Generate(arguments) => generate::run::<P>(&arguments),
         Command::Compare(arguments) => compare::run::<P>(&arguments),
+        Command::LrFind(arguments) => lr_find::run::<P>(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Bench(arguments) => bench::run::<P>(&arguments),

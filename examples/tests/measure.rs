@@ -394,3 +394,29 @@ fn plan_simulates_training_and_training_can_use_it() {
     let written = fs::read_to_string(folder.path().join("run/config.toml")).unwrap();
     assert!(written.contains("units_per_stage = [") && shown.contains("units ["), "{written}");
 }
+
+#[test]
+fn lr_find_suggests_a_rate_and_stops_where_losses_diverge() {
+    let folder = TempDir::new().unwrap();
+    let find = [&["lr-find"], &SMALL[..], &["--to", "1000", "--steps", "40"]].concat();
+    let run = interlock(folder.path(), &[&find[..], &["--json", "--plot", "rates.svg"]].concat());
+    let found: Value = serde_json::from_str(&done(&run)).unwrap();
+    let lr = found["lr"].as_f64().unwrap();
+    assert!((1e-4..1.0).contains(&lr), "{lr}");
+    assert_eq!(found["diverged"], true);
+    let steps = found["steps"].as_array().unwrap();
+    assert!(steps.len() < 40 && steps[0]["lr"] == 1e-6, "{} steps", steps.len());
+    assert!(steps.iter().all(|step| step["losses"][1].as_f64().unwrap().is_finite()));
+    assert!(fs::read_to_string(folder.path().join("rates.svg")).unwrap().contains("learning rate"));
+    let files: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(files, ["rates.svg"]);
+
+    for (more, says) in [
+        (["--from", "20"], "--to: 10; use a number above 20"),
+        (["--steps", "5"], "--steps: 5; use 20 or more"),
+        (["--plot", "no/rates.svg"], "--plot no/rates.svg: there is no folder no"),
+        (["--set", "optimizer.lr=0"], "optimizer.lr: 0"),
+    ] {
+        refused(folder.path(), &[&["lr-find"], &SMALL[..], &more].concat(), &[says]);
+    }
+}

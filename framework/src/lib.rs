@@ -78,6 +78,9 @@
 //! - Training: a [`TrainerBuilder`] configures a [`Trainer`], a [`Callback`] follows its run, a [`Predictor`] uses the trained weights.
 //! - For tools (pipelines without a trainer, planner, simulator, timelines, metrics): [`tools`], which is not stable.
 //!
+//! # Features
+//! - `schema` (off by default): `schemars::JsonSchema` for the types of configurations.
+//!
 //! # What you can rely on
 //! - **Timing changes no result.** With one binary on one model of CPU, the trained parameters depend only on configuration, seed and data, bit for
 //!   bit: not on the number of threads, the micro-batches in flight, the schedule's policy, or the order of messages.

@@ -21,6 +21,8 @@
 //! assert_eq!(head.output, [10]);
 //! # Ok::<(), interlock::Error>(())
 //! ```
+//!
+//! Features, all off by default: `images` reads image files; `schema` gives the configurations `schemars::JsonSchema`.
 
 pub mod config;
 pub mod data;
