@@ -75,7 +75,7 @@ impl Environment {
     /// Returns the environment of this process.
     pub(crate) fn of_this_process() -> Self {
         let here = std::env::current_dir().unwrap_or_default();
-        let arguments = std::env::args().skip(1).map(|argument| without_folder(&argument, &here));
+        let arguments = std::env::args_os().skip(1).map(|argument| without_folder(&argument.to_string_lossy(), &here));
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: env!("SOURCE_REVISION").to_owned(),

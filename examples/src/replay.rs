@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use interlock::Result;
 use interlock_backends::Backends;
 use interlock_models::golden::{Comparison, GoldenCase};
 
@@ -9,9 +10,11 @@ use crate::{arguments::Replay, exit::Exit, progress::say};
 
 pub(crate) fn run(arguments: &Replay) -> Result<(), Exit> {
     let device = Backends::default().open(&arguments.device)?;
+    let read = |folder| GoldenCase::read(folder).map_err(|error| Exit::Refused(error.to_string()));
+    let cases = arguments.runs.iter().map(|folder| read(folder)).collect::<Result<Vec<_>, Exit>>()?;
     let mut failed = 0;
-    for folder in &arguments.runs {
-        let outcome = GoldenCase::read(folder).and_then(|case| Ok(case.compare(&case.replay(vec![device.clone()])?)));
+    for (folder, case) in arguments.runs.iter().zip(cases) {
+        let outcome = case.replay(vec![device.clone()]).map(|replayed| case.compare(&replayed));
         let (verdict, words) = match outcome {
             Ok(comparisons) => {
                 let passed = comparisons.iter().all(Comparison::passes);

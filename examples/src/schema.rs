@@ -21,7 +21,7 @@ pub(crate) fn schema<P: Program>() -> Value {
 }
 
 /// Makes descriptions, which come from the documentation of the program's source, fit for readers of configurations. The key `kind` of a table gets
-/// that of the table.
+/// that of the table. Integers have the greatest value that a configuration can hold.
 fn tidy(schema: &mut Value) {
     let of_table = schema.get("description").cloned();
     if let (Some(words), Some(kind)) = (of_table, schema.pointer_mut("/properties/kind").and_then(Value::as_object_mut))
@@ -30,6 +30,10 @@ fn tidy(schema: &mut Value) {
     }
     match schema {
         Value::Object(fields) => {
+            // TOML has no larger integers.
+            if fields.get("format").is_some_and(|format| format == "uint64") {
+                fields.insert("maximum".to_owned(), i64::MAX.into());
+            }
             for (key, value) in fields {
                 match value {
                     Value::String(text) if key == "description" => *text = plain(text),

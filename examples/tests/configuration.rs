@@ -80,6 +80,10 @@ fn wrong_values_are_refused_in_the_words_of_the_configuration() {
             "optimizer=5",
             r#"optimizer is 5; it is a table such as { kind = "adamw", lr = 0.001 }; `interlock config optimizer` lists its keys"#,
         ),
+        (
+            "seed=18446744073709551615",
+            "seed is 18446744073709551615, too large; use a whole number up to 9223372036854775807",
+        ),
         ("optimizer.kind=5", r#"optimizer.kind is 5; use "sgd" or "adamw""#),
         ("data=shakespear", r#"data.kind is "shakespear"; did you mean "shakespeare"?"#),
         ("data=3", "data is 3; it is a table"),
@@ -107,7 +111,7 @@ fn wrong_values_are_refused_in_the_words_of_the_configuration() {
         ("strategy.widths=[1, true]", "strategy.widths[1] is true; use a whole number from 0 on"),
         ("seed={a=1}", "seed is a table; use a whole number from 0 on"),
         ("dtype=f16", r#"dtype is "f16"; use "f32" or "bf16""#),
-        ("name=3", "name is 3; use a string"),
+        ("name=[3]", "name is a list; use a string"),
         ("seeed=3", "there is no key seeed; did you mean seed?"),
         ("data.normalize=fast", r#"data.normalize is "fast"; use true, false or a table"#),
     ] {
@@ -210,6 +214,10 @@ fn keys_that_do_nothing_are_refused() {
         &["optimizer.groups[0].frozen: true beside"],
     );
     refused(&["optimizer.groups=[{match=[\"*\"]}]"], &["optimizer.groups[0]: it sets nothing"]);
+    refused(
+        &["optimizer.groups=[{match=[\"*.weight\", \"*.bias\"], frozen=true}]"],
+        &["optimizer.groups: all parameters"],
+    );
     refused(&["optimizer.stages=[{stage=1}]"], &["optimizer.stages[0]: stage 1 has no constant of its own"]);
     // In a file, the line is named.
     let config = "[data]\nkind = \"fashion-mnist-mini\"\n[model]\nkind = \"mlp\"\nhidden = [8]\n[optimizer]\nkind = \"adamw\"\nmomentum = 0.9\n";

@@ -23,12 +23,16 @@ fn log_lines_are_text_or_json() {
         (err(&output), fs::read_to_string(folder.path().join(name).join("run.log")).unwrap())
     };
     let objects = |text: &str| -> Vec<Value> { text.lines().map(|line| serde_json::from_str(line).unwrap()).collect() };
-    let (shown, log) = train("text", None, &[]);
+    let (shown, log) = train("text", None, &["--set=lr_schedule.warmup_steps=0"]);
     assert!(shown.is_empty() && log.contains("INFO") && log.contains("finished"), "{shown}{log}");
     let (shown, log) = train("json", Some("info"), &["--log-format", "json"]);
     for lines in [objects(&shown), objects(&log)] {
         let finished = lines.iter().find(|line| line["message"] == "finished").unwrap();
         assert_eq!((&finished["level"], &finished["steps"]), (&"INFO".into(), &3.into()));
+    }
+    let (shown, log) = train("warmup", None, &[]);
+    for lines in [shown, log] {
+        assert!(lines.contains("lr_schedule.warmup_steps: 20 of 3 steps"), "{lines}");
     }
     // The level applies to the file too, and a failure is printed once on the terminal.
     let (shown, log) = train("failed", Some("error"), &["--set=optimizer.lr=1e30"]);

@@ -240,6 +240,8 @@ pub struct Trainer {
     simulated_idle: SimulatedIdle,
     /// Whether the learning rate depends on evaluations.
     reduces_on_plateau: bool,
+    /// The steps in which the learning rate rises.
+    warmup_steps: u64,
     /// Whether a fit or an evaluation failed and left the stages in the middle of a step.
     failed: bool,
 }

@@ -67,12 +67,14 @@ pub struct Built {
     pub stage: usize,
     /// Its device's name.
     pub device: String,
-    /// Trained elements of its main part.
+    /// Elements of the parameters of its main part.
     pub parameters: usize,
-    /// Trained elements of its head.
+    /// Elements of the parameters of its head.
     pub head_parameters: usize,
     /// The names of all its parameters and buffers.
     pub names: Vec<String>,
+    /// Whether all its parameters are frozen.
+    pub frozen: bool,
 }
 
 /// One stage's part of a training step.

@@ -75,7 +75,7 @@ fn devices(arguments: &[String]) -> Result<Option<Setting>> {
     let given = format!("--devices {}", arguments.join(" "));
     let setting = |devices: Devices| {
         let value = Value::try_from(devices).map_err(|e| Error::invalid(&given, e.to_string(), "name devices"))?;
-        Ok(Setting { given: given.clone(), key: "devices".to_owned(), value })
+        Ok(Setting { given: given.clone(), key: "devices".to_owned(), value, text: None })
     };
     Devices::of_arguments(arguments).map(setting).transpose()
 }
@@ -126,7 +126,7 @@ impl Varied {
 
     /// Reads the `KEY=[V, …]` of `--vary`.
     fn parse(text: &str) -> Result<Self> {
-        let Setting { given, key, value } = Setting::parse("--vary", text)?;
+        let Setting { given, key, value, .. } = Setting::parse("--vary", text)?;
         let refuse = |problem: &str, remedy: &str| Err(Error::invalid(&given, problem.to_owned(), remedy.to_owned()));
         if key == "seed" {
             return refuse("a run is repeated with other seeds by --seeds", "give --seeds N");
@@ -145,7 +145,7 @@ impl Varied {
                 Value::Float(number) => format!("{number:?}"),
                 _ => value.to_string(),
             };
-            let setting = Setting { given: format!("--vary {key}={text}"), key: key.clone(), value };
+            let setting = Setting { given: format!("--vary {key}={text}"), key: key.clone(), value, text: None };
             Labelled { label: setting.value.as_str().map_or(text, str::to_owned), setting }
         };
         let values = values.into_iter().map(labelled).collect();
@@ -161,7 +161,10 @@ impl Varied {
                 Width::Number(width) => ("strategy.width", Value::Integer(width.try_into().unwrap_or(i64::MAX))),
                 Width::EndToEnd => ("strategy.name", Value::from("end_to_end")),
             };
-            Labelled { setting: Setting { given: format!("--widths {label}"), key: key.to_owned(), value }, label }
+            Labelled {
+                setting: Setting { given: format!("--widths {label}"), key: key.to_owned(), value, text: None },
+                label,
+            }
         };
         let values: Vec<Labelled> = widths.iter().map(labelled).collect();
         let labels: Vec<&str> = values.iter().map(|value| value.label.as_str()).collect();

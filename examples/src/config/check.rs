@@ -146,6 +146,13 @@ fn wrong_type(value: &Value, part: Part<'_>, path: &[String]) -> Misfit {
             format!("use {}{example}", either(&alternatives))
         }
     };
+    // What no TOML integer can hold was read as text.
+    let is_too_large = |text: &str| text.parse::<i64>().is_err() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if alternatives.iter().any(|part| part.names("integer")) && value.as_str().is_some_and(is_too_large) {
+        let problem = format!("{key} is {}, too large", value.as_str().unwrap_or_default());
+        let remedy = format!("use a whole number up to {}", i64::MAX);
+        return Misfit { path: path.to_vec(), is_missing: false, problem, remedy };
+    }
     Misfit { path: path.to_vec(), is_missing: false, problem: format!("{key} is {given}"), remedy }
 }
 

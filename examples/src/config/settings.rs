@@ -19,7 +19,7 @@ use crate::{
 
 /// Keys that exclude each other: if the command line sets the first, the others are removed from the file's values. `key[]` is the key where its value
 /// is a list.
-const RIVALS: [(&str, &str, &[&str]); 14] = [
+const RIVALS: [(&str, &str, &[&str]); 15] = [
     ("strategy", "width", &["name", "widths", "width_schedule", "adaptive", "follow[]", "follows"]),
     ("strategy", "widths", &["name", "width", "width_schedule", "adaptive", "follow[]", "follows"]),
     ("strategy", "name", &["width", "widths", "width_schedule", "adaptive", "follow[]", "follows"]),
@@ -33,6 +33,7 @@ const RIVALS: [(&str, &str, &[&str]); 14] = [
     ("heads", "arch", &["archs"]),
     ("heads", "every", &["archs"]),
     ("heads", "archs", &["arch", "every"]),
+    ("", "epochs", &["steps"]),
     ("", "steps", &["epochs"]),
 ];
 
@@ -188,6 +189,8 @@ pub(crate) struct Setting {
     /// The path of the key, such as `optimizer.lr`.
     pub(crate) key: String,
     pub(crate) value: Value,
+    /// The value as the command line has it, if it is the only one of its option.
+    pub(crate) text: Option<String>,
 }
 
 impl Setting {
@@ -208,7 +211,7 @@ impl Setting {
             .ok()
             .and_then(|mut table| table.remove("value"))
             .unwrap_or_else(|| Value::String(text.to_owned()));
-        Ok(Self { given, key, value })
+        Ok(Self { given, key, value, text: Some(text.trim().to_owned()) })
     }
 
     /// Reads the values of `--set`.
@@ -222,8 +225,18 @@ impl Setting {
     }
 
     /// Returns the setting with its whole key: `optimizer=adamw` is short for `optimizer.kind=adamw`, and `strategy=local` for `strategy.name=local`.
+    /// The value of a key that takes only strings is one, whatever it looks like: `name=2026`.
     fn in_full(&self, schema: Part<'_>) -> Self {
-        let tables: Vec<Part<'_>> = schema.find(&self.key).into_iter().flat_map(Part::tables).collect();
+        let found = schema.find(&self.key);
+        let kinds: Vec<Part<'_>> = found.iter().flat_map(|part| part.alternatives()).collect();
+        let is_string =
+            !kinds.is_empty() && kinds.iter().all(|kind| kind.names("string") && kind.constants().is_empty());
+        let is_bare =
+            matches!(self.value, Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_));
+        if let Some(text) = self.text.as_ref().filter(|_| is_string && is_bare) {
+            return Self { value: Value::String(text.clone()), ..self.clone() };
+        }
+        let tables: Vec<Part<'_>> = found.into_iter().flat_map(Part::tables).collect();
         let named = |key: &str| {
             let values = tables.iter().filter_map(|table| table.key(key)).flat_map(Part::alternatives);
             let values: Vec<Part<'_>> = values.collect();
@@ -319,6 +332,8 @@ mod tests {
         assert_eq!((config.steps, config.epochs, config.name.as_str()), (Some(5), None, "abc"));
         let config = load(&["model.kind=mlp", "model.hidden=[8]", "heads.arch=fc"]).unwrap();
         assert!(matches!(config.model, ModelConfig::Mlp(_)));
+        let config = load(&["steps=5", "epochs=2", "name=2026"]).unwrap();
+        assert_eq!((config.steps, config.epochs, config.name.as_str()), (Some(5), Some(2), "2026"));
         // Contradictory values on the command line remain an error.
         assert!(load(&["strategy.width=3", "strategy.name=local"]).unwrap().strategy.build().is_err());
     }

@@ -175,6 +175,14 @@ impl LrSchedule {
         matches!(self.rule.0, Rule::Configured(LrScheduleConfig::ReduceOnPlateau { .. }))
     }
 
+    /// Returns the number of steps in which it rises at the start.
+    pub(crate) fn warmup_steps(&self) -> u64 {
+        match self.rule.0 {
+            Rule::Configured(LrScheduleConfig::Cosine { warmup_steps, .. }) => warmup_steps,
+            _ => 0,
+        }
+    }
+
     /// Notes the last stage's validation loss.
     pub fn observe(&mut self, loss: f64) {
         if let Rule::Configured(LrScheduleConfig::ReduceOnPlateau { factor, patience, threshold, min_fraction }) =

@@ -98,6 +98,11 @@ impl Trainable {
         &self.store
     }
 
+    /// Returns whether any parameter is trained.
+    pub(crate) fn trains(&self) -> bool {
+        (0..self.entries.len()).any(|at| self.is_trained(at))
+    }
+
     /// Makes later updates store the gradients that they apply, for [`Self::applied`].
     pub fn keep_gradients(&mut self) {
         self.applied = Some(Vec::new());

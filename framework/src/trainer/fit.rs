@@ -91,6 +91,12 @@ impl Trainer {
             Length::Epochs(epochs) => epochs.saturating_mul(order.per_epoch),
             Length::Steps(steps) => steps,
         });
+        if self.warmup_steps > last {
+            tracing::warn!(
+                "lr_schedule.warmup_steps: {} of {last} steps: the learning rate never reaches its base; use fewer",
+                self.warmup_steps
+            );
+        }
         self.stop_reason = None;
         let (plans, built) = (self.plans.clone(), self.stages().to_vec());
         // A callback that refuses the run does so here: nothing has been sent to a stage.

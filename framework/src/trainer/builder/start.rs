@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use super::{Layout, TrainerBuilder};
 use crate::{
-    Result,
+    Error, Result,
     actor::{Pipeline, PipelineSettings},
     optimizer::clip::ClipScope,
     simulator::{HOP, Scenario, StageCosts},
@@ -18,7 +18,7 @@ impl TrainerBuilder {
     ///
     /// # Errors
     /// As [`Self::layout`], or if a stage cannot be built or cannot continue from its state ([`Self::restore`]), or a pattern of
-    /// [`OptimizerConfig::groups`](crate::OptimizerConfig::groups) matches no parameter.
+    /// [`OptimizerConfig::groups`](crate::OptimizerConfig::groups) matches no parameter, or these freeze all parameters.
     pub fn build(self) -> Result<Trainer> {
         let Layout { partition, plans, blueprints, settings, differences, .. } = self.layout()?;
         let schedule = plans.schedule().clone();
@@ -55,6 +55,16 @@ impl TrainerBuilder {
         )?;
         let names = || pipeline.built().iter().flat_map(|stage| &stage.names).map(String::as_str);
         self.optimizer.constants().check_patterns(names)?;
+        // A model without parameters may be evaluated.
+        let parameters: usize = pipeline.built().iter().map(|stage| stage.parameters + stage.head_parameters).sum();
+        if parameters > 0 && pipeline.built().iter().all(|stage| stage.frozen) {
+            let remedy = "leave a group with frozen = true out, or a pattern of it";
+            return Err(Error::invalid(
+                "optimizer.groups",
+                "all parameters are frozen: nothing would be trained",
+                remedy,
+            ));
+        }
         let steps = self.settings.first_step;
         let metrics = RunMetrics::new(pipeline.built(), &scenario.plan, self.settings.micro_batches);
         let simulated_idle = SimulatedIdle::new(Scenario { in_flight: pipeline.in_flight(), ..scenario });
@@ -75,6 +85,7 @@ impl TrainerBuilder {
             order: None,
             interrupted: false,
             reduces_on_plateau: settings.lr_schedule.reduces_on_plateau(),
+            warmup_steps: settings.lr_schedule.warmup_steps(),
             best: None,
             failed: false,
         };
