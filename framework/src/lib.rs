@@ -133,7 +133,9 @@ pub use optimizer::{
 pub use plan::{GradientPlan, PlanPhase, PlanSchedule, Wants, Window};
 pub use random::Key;
 pub use stage::{EmaConfig, HeadsConfig, HeadsReadout, HeadsTrained, OptimizerContext, OptimizerFactory, Recompute};
-pub use strategy::{Adapt, Adaptive, AdaptiveWindows, EndToEnd, Interlock, Local, Pairwise, Strategy, WidthSchedule};
+pub use strategy::{
+    Adapt, Adaptive, AdaptiveWindows, EndToEnd, Groups, Interlock, Local, Pairwise, Strategy, WidthSchedule,
+};
 pub use tensor::{Activation, ActivationDtype, Numbers, Precision};
 pub use trainer::{
     Callback, Control, Criterion, EarlyStopping, EarlyStoppingConfig, Evaluation, Length, Predictor, Report, Split,

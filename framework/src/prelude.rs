@@ -10,7 +10,7 @@
 
 pub use crate::{
     Activation, Autograd, Batch, Callback, Control, CrossEntropy, Dataset, Differentiable, EarlyStopping, EndToEnd,
-    Error, Gradients, InMemory, Interlock, Local, Loss, MeanSquaredError, ModelSpec, Optimizer, OptimizerConfig,
-    Pairwise, Pass, Predictor, Report, Result, Saved, Sequential, Split, StageModule, Strategy, TrainEvent, Trainer,
-    Unit, Wants, Weights,
+    Error, Gradients, Groups, InMemory, Interlock, Local, Loss, MeanSquaredError, ModelSpec, Optimizer,
+    OptimizerConfig, Pairwise, Pass, Predictor, Report, Result, Saved, Sequential, Split, StageModule, Strategy,
+    TrainEvent, Trainer, Unit, Wants, Weights,
 };

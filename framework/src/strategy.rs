@@ -76,6 +76,11 @@ pub struct Local;
 #[derive(Clone, Copy, Debug)]
 pub struct Pairwise;
 
+/// Blocks of two stages. Each follows the mean of its own loss and that of the next block: [`Interlock::width`] 2 with [`Interlock::group`] 2 and
+/// [`Interlock::mean`], for any number of stages.
+#[derive(Clone, Copy, Debug)]
+pub struct Groups;
+
 /// Every stage is trained by the last one: ordinary backpropagation, without auxiliary heads.
 #[derive(Clone, Copy, Debug)]
 pub struct EndToEnd;
@@ -111,17 +116,33 @@ pub struct Interlock {
 struct WindowSettings {
     /// Whether a stage follows the mean of its window instead of the last loss.
     mean: bool,
-    /// The number of stages in a block.
-    group: usize,
+    group: GroupSize,
+}
+
+/// The number of stages in a block.
+#[derive(Clone, Copy, Debug)]
+enum GroupSize {
+    Of(usize),
+    /// As many as this, or all stages if there are fewer.
+    UpTo(usize),
 }
 
 impl Default for WindowSettings {
     fn default() -> Self {
-        Self { mean: false, group: 1 }
+        Self { mean: false, group: GroupSize::Of(1) }
     }
 }
 
 impl WindowSettings {
+    /// Returns the blocks of `stages` stages.
+    fn blocks(self, stages: usize) -> Result<Blocks> {
+        let group = match self.group {
+            GroupSize::Of(group) => group,
+            GroupSize::UpTo(group) => group.min(stages.max(1)),
+        };
+        Blocks::new(stages, group)
+    }
+
     /// Returns a window of this width.
     fn window(self, width: usize) -> Window {
         if self.mean { Window::Mean(width) } else { Window::Last(width) }
@@ -167,6 +188,11 @@ impl Interlock {
         Self::of(Windows::WidthUpTo(width))
     }
 
+    /// Returns the strategy of [`Groups`].
+    fn groups() -> Self {
+        Self { settings: WindowSettings { mean: true, group: GroupSize::UpTo(2) }, ..Self::width_up_to(2) }
+    }
+
     fn of(windows: Windows) -> Self {
         Self { windows, settings: WindowSettings::default() }
     }
@@ -181,7 +207,7 @@ impl Interlock {
     /// carries its head, and its loss trains all stages of the block.
     #[must_use]
     pub fn group(self, stages: usize) -> Self {
-        self.with(|settings| settings.group = stages)
+        self.with(|settings| settings.group = GroupSize::Of(stages))
     }
 
     fn with(mut self, set: impl FnOnce(&mut WindowSettings)) -> Self {
@@ -202,7 +228,7 @@ impl Interlock {
         Ok(match &self.windows {
             Windows::Width(width) => vec![window(width); stages],
             Windows::WidthUpTo(width) => {
-                vec![window((&Blocks::new(stages, self.settings.group)?.count()).min(width)); stages]
+                vec![window((&self.settings.blocks(stages)?.count()).min(width)); stages]
             }
             Windows::Weights(weights) => vec![Window::Weights(weights.clone()); stages],
             Windows::Widths(widths) => {
@@ -229,6 +255,12 @@ impl Strategy for Pairwise {
     }
 }
 
+impl Strategy for Groups {
+    fn plan(&self, stages: usize) -> Result<GradientPlan> {
+        Interlock::groups().plan(stages)
+    }
+}
+
 impl Strategy for EndToEnd {
     fn plan(&self, stages: usize) -> Result<GradientPlan> {
         Interlock::width_up_to(stages).plan(stages)
@@ -237,7 +269,7 @@ impl Strategy for EndToEnd {
 
 impl Strategy for Interlock {
     fn plan(&self, stages: usize) -> Result<GradientPlan> {
-        GradientPlan::of_windows(self.settings.group, &self.windows(stages)?)
+        GradientPlan::of_windows(self.settings.blocks(stages)?.group, &self.windows(stages)?)
     }
 }
 
@@ -250,6 +282,11 @@ mod tests {
         for stages in 1..6 {
             assert_eq!(Local.plan(stages).unwrap(), Interlock::width(1).plan(stages).unwrap());
             assert_eq!(EndToEnd.plan(stages).unwrap(), Interlock::width(stages).plan(stages).unwrap());
+            if stages > 2 {
+                assert_eq!(Groups.plan(stages).unwrap(), Interlock::width(2).group(2).mean().plan(stages).unwrap());
+            } else {
+                assert!(Groups.plan(stages).unwrap().is_end_to_end());
+            }
             if stages > 1 {
                 assert_eq!(Pairwise.plan(stages).unwrap(), Interlock::width(2).plan(stages).unwrap());
             }

@@ -247,7 +247,7 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Returns a builder for `model`. Defaults: one stage, the pairwise strategy and stochastic gradient descent.
+    /// Returns a builder for `model`. Defaults: one stage, the strategy [`Groups`](crate::Groups) and stochastic gradient descent.
     pub fn builder(model: impl ModelSpec + 'static) -> TrainerBuilder {
         TrainerBuilder::new(Arc::new(model))
     }

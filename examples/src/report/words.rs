@@ -5,9 +5,13 @@ use interlock::tools::strategy::{FollowConfig, StrategyConfig, StrategyName, Wid
 /// Describes a strategy.
 pub(crate) fn strategy(config: &StrategyConfig) -> String {
     let base = windows(config);
-    // A schedule says it for each of its entries.
-    let mean = if config.width_schedule.is_none() { mean(config.follow.as_ref()) } else { "" };
-    let blocks = config.group.filter(|group| *group != 1);
+    let (mean, group) = match config.name() {
+        // A schedule says it for each of its entries.
+        _ if config.width_schedule.is_some() => ("", config.group),
+        StrategyName::Groups => (mean(config.follow.as_ref().or(Some(&FollowConfig::Mean))), config.group.or(Some(2))),
+        _ => (mean(config.follow.as_ref()), config.group),
+    };
+    let blocks = group.filter(|group| *group != 1);
     let blocks = blocks.map_or_else(String::new, |group| format!(", in blocks of {group} stages"));
     base + mean + &blocks + &every(config.end_to_end_every)
 }
@@ -40,10 +44,11 @@ fn windows(config: &StrategyConfig) -> String {
     if let Some(adaptive) = &config.adaptive {
         return format!("adaptive from width {}, below a cosine of {}", adaptive.width, adaptive.below);
     }
-    let named = || match config.name.unwrap_or_default() {
+    let named = || match config.name() {
         StrategyName::Local => "local (width 1)".to_owned(),
         StrategyName::EndToEnd => "end-to-end".to_owned(),
         StrategyName::Adaptive => "adaptive".to_owned(),
+        StrategyName::Groups => "groups (width 2)".to_owned(),
         StrategyName::Pairwise | StrategyName::Interlock => "pairwise (width 2)".to_owned(),
     };
     width(config.width, config.widths.as_ref()).unwrap_or_else(named)

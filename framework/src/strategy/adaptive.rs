@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Adapt, Strategy, WindowSettings};
+use super::{Adapt, GroupSize, Strategy, WindowSettings};
 use crate::{
     Error, Result,
     plan::{Blocks, GradientPlan, PlanPhase, PlanSchedule},
@@ -119,7 +119,7 @@ impl AdaptiveWindows {
     /// Puts the stages into blocks of this many; widths count blocks.
     #[must_use]
     pub fn group(self, stages: usize) -> Self {
-        Self { settings: WindowSettings { group: stages, ..self.settings }, ..self }
+        Self { settings: WindowSettings { group: GroupSize::Of(stages), ..self.settings }, ..self }
     }
 
     fn validate(&self, stages: usize) -> Result<Blocks> {
@@ -136,9 +136,9 @@ impl AdaptiveWindows {
         if !rule.below.is_finite() {
             return refuse("below", rule.below.to_string(), "use a number; cosines are -1 to 1");
         }
-        let blocks = Blocks::new(stages, self.settings.group)?;
+        let blocks = self.settings.blocks(stages)?;
         let count = blocks.count();
-        let of = if self.settings.group == 1 { format!("{stages} stages") } else { format!("{count} blocks") };
+        let of = if blocks.group == 1 { format!("{stages} stages") } else { format!("{count} blocks") };
         let widths = || format!("widths are 1 (local) to {count} (end-to-end)");
         let max = rule.max_width.unwrap_or(count);
         if rule.width == 0 || rule.width > count {

@@ -2,19 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Adaptive, FollowConfig, Interlock, Strategy, WidthSchedule, WindowSettings, width_schedule::WidthPhase};
+use super::{
+    Adaptive, FollowConfig, GroupSize, Interlock, Strategy, WidthSchedule, WindowSettings, width_schedule::WidthPhase,
+};
 use crate::{Error, Result};
 
 /// The strategies that have names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StrategyName {
     /// Width 1.
     Local,
     /// Width 2.
-    #[default]
     Pairwise,
+    /// Width 2 in blocks of two stages, each of which follows the mean of its own loss and the next block's.
+    Groups,
     /// A width for all stages, or one for each stage.
     Interlock,
     /// The number of stages as width.
@@ -28,7 +31,8 @@ pub enum StrategyName {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct StrategyConfig {
-    /// The strategy. Default: `interlock` if a width or weights are given, `adaptive` if its table is, otherwise `pairwise`.
+    /// The strategy. Default: `interlock` if a width or weights are given, `adaptive` if its table is, `groups` if no key of the strategy is given,
+    /// otherwise `pairwise`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<StrategyName>,
     /// The interlock width of every stage.
@@ -37,14 +41,15 @@ pub struct StrategyConfig {
     /// The interlock width of each stage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub widths: Option<Vec<usize>>,
-    /// The losses of its window that a stage follows: the last one (`"last"`, the default), the mean of all (`"mean"`), or weights by distance, which
-    /// set the width.
+    /// The losses of its window that a stage follows: the last one (`"last"`), the mean of all (`"mean"`), or weights by distance, which set the
+    /// width. Default: `"last"`; for the name `groups`, `"mean"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub follow: Option<FollowConfig>,
     /// Weights by distance for each stage, which set its width.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub follows: Option<Vec<Vec<f64>>>,
-    /// The number of stages in a block. The last stage of a block carries its head, and widths and weights count blocks. Default: 1.
+    /// The number of stages in a block. The last stage of a block carries its head, and widths and weights count blocks. Default: 1; for
+    /// the name `groups`, 2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<usize>,
     /// The steps divisible by this are end-to-end, whatever the name, width or weights.
@@ -80,31 +85,43 @@ pub struct WidthPhaseConfig {
 }
 
 impl StrategyConfig {
+    /// Returns the strategy's name, or the one that the other keys imply.
+    pub fn name(&self) -> StrategyName {
+        use StrategyName as Name;
+        match self.name {
+            Some(name) => name,
+            None if self.width.is_some() || self.widths.is_some() || self.width_schedule.is_some() => Name::Interlock,
+            None if self.follows.is_some() || matches!(self.follow, Some(FollowConfig::Weights(_))) => Name::Interlock,
+            None if self.adaptive.is_some() => Name::Adaptive,
+            None if *self == Self::default() => Name::Groups,
+            None => Name::Pairwise,
+        }
+    }
+
     /// Returns its label: the name, or the width, or the widths of the stages (the least and the greatest if there are more than 8), then what is
     /// followed and the group if they are not the default. Examples: `pairwise`, `interlock-3-mean`, `interlock-3-1-2-1`, `interlock-1-to-4`,
     /// `local-group-2`, `weights-0.7-0.3`, `width-schedule`.
     pub fn label(&self) -> String {
         use StrategyName as Name;
-        let base = match (self.name, self.width) {
+        let base = match (self.name(), self.width, &self.widths) {
             _ if self.width_schedule.is_some() => "width-schedule".to_owned(),
             _ if self.follows.is_some() => "weights".to_owned(),
-            (None | Some(Name::Interlock), Some(width)) => format!("interlock-{width}"),
-            (None | Some(Name::Interlock), None) if self.widths.is_some() => {
-                format!("interlock-{}", widths_label(self.widths.as_deref().unwrap_or_default()))
-            }
-            (Some(Name::Interlock), None) => "interlock".to_owned(),
-            (None, None) if self.adaptive.is_some() => "adaptive".to_owned(),
-            (Some(Name::Adaptive), _) => "adaptive".to_owned(),
-            (Some(Name::Local), _) => "local".to_owned(),
-            (Some(Name::EndToEnd), _) => "end-to-end".to_owned(),
-            (Some(Name::Pairwise), _) | (None, None) => "pairwise".to_owned(),
+            (Name::Interlock, Some(width), _) => format!("interlock-{width}"),
+            (Name::Interlock, None, Some(widths)) => format!("interlock-{}", widths_label(widths)),
+            (Name::Interlock, None, None) => "interlock".to_owned(),
+            (Name::Adaptive, ..) => "adaptive".to_owned(),
+            (Name::Local, ..) => "local".to_owned(),
+            (Name::EndToEnd, ..) => "end-to-end".to_owned(),
+            (Name::Pairwise, ..) => "pairwise".to_owned(),
+            (Name::Groups, ..) => "groups".to_owned(),
         };
         let followed = match &self.follow {
             Some(FollowConfig::Weights(weights)) => {
                 weights.iter().fold("weights".to_owned(), |label, weight| format!("{label}-{weight}"))
             }
-            Some(FollowConfig::Mean) => base + "-mean",
-            Some(FollowConfig::Last) | None => base,
+            Some(FollowConfig::Mean) if self.name() != Name::Groups => base + "-mean",
+            Some(FollowConfig::Last) if self.name() == Name::Groups => base + "-last",
+            Some(FollowConfig::Mean | FollowConfig::Last) | None => base,
         };
         match self.group {
             Some(group) if group != 1 => format!("{followed}-group-{group}"),
@@ -119,8 +136,14 @@ impl StrategyConfig {
     pub fn build(&self) -> Result<Box<dyn Strategy>> {
         check_every("strategy", self.end_to_end_every)?;
         self.check_lists()?;
-        let mean = self.follow == Some(FollowConfig::Mean);
-        let settings = WindowSettings { mean, group: self.group.unwrap_or(1) };
+        let usual = match self.name() {
+            StrategyName::Groups => Interlock::groups().settings,
+            _ => WindowSettings::default(),
+        };
+        let settings = WindowSettings {
+            mean: self.follow.as_ref().map_or(usual.mean, |follow| *follow == FollowConfig::Mean),
+            group: self.group.map_or(usual.group, GroupSize::Of),
+        };
         if let Some(phases) = &self.width_schedule {
             if self.name.is_some() || self.width.is_some() || self.widths.is_some() || self.adaptive.is_some() {
                 return refuse("a width_schedule beside a name, a width or adaptive", "give one of them");
@@ -134,7 +157,7 @@ impl StrategyConfig {
         let interlock = match (&self.follow, &self.follows) {
             (Some(FollowConfig::Weights(weights)), _) => Interlock::weights(weights.clone()),
             (_, Some(weights)) => Interlock::weights_of_stages(weights.clone()),
-            _ if self.adaptive.is_some() || self.name == Some(StrategyName::Adaptive) => {
+            _ if self.adaptive.is_some() || self.name() == StrategyName::Adaptive => {
                 return self.build_adaptive(settings);
             }
             _ => self.windows()?,
@@ -149,17 +172,17 @@ impl StrategyConfig {
     /// Returns the interlocking strategy of the name, width or widths.
     fn windows(&self) -> Result<Interlock> {
         use StrategyName as Name;
-        Ok(match (self.name, self.width, &self.widths) {
+        Ok(match (self.name(), self.width, &self.widths) {
             (_, Some(_), Some(_)) => return refuse("both width and widths are given", "give one of them"),
-            (None | Some(Name::Interlock), Some(width), None) => Interlock::width(width),
-            (None | Some(Name::Interlock), None, Some(widths)) => Interlock::widths(widths.clone()),
-            (Some(Name::Interlock), None, None) => {
+            (Name::Interlock, Some(width), None) => Interlock::width(width),
+            (Name::Interlock, None, Some(widths)) => Interlock::widths(widths.clone()),
+            (Name::Interlock, None, None) => {
                 return refuse("interlock without a width", "give strategy.width");
             }
-            (Some(Name::Local), None, None) => Interlock::width(1),
-            (None | Some(Name::Pairwise), None, None) => Interlock::width_up_to(2),
-            (Some(Name::EndToEnd), None, None) => Interlock::width_up_to(usize::MAX),
-            (Some(_), ..) => {
+            (Name::Local, None, None) => Interlock::width(1),
+            (Name::Pairwise | Name::Groups, None, None) => Interlock::width_up_to(2),
+            (Name::EndToEnd, None, None) => Interlock::width_up_to(usize::MAX),
+            _ => {
                 return refuse("width is set, but the name is not interlock", "leave the name or the width out");
             }
         })
@@ -322,6 +345,11 @@ mod tests {
         same(r#"{"name": "local", "follow": "mean"}"#, Interlock::width(1));
         same(r#"{"follow": "mean"}"#, Interlock::width(2).mean());
         same(r#"{"follow": "last"}"#, Interlock::width(2));
+        same("{}", Interlock::width(2).group(2).mean());
+        same(r#"{"name": "groups"}"#, Interlock::width(2).group(2).mean());
+        same(r#"{"name": "groups", "group": 1}"#, Interlock::width(2).mean());
+        same(r#"{"name": "groups", "follow": "last", "group": 3}"#, Interlock::width(2).group(3));
+        assert_eq!(follows("{}", 1, 0), [[(0, 1.0)]]);
         same(r#"{"name": "end_to_end", "follow": "mean"}"#, Interlock::width(4).mean());
         same(r#"{"width": 3, "follow": "mean"}"#, Interlock::width(3).mean());
         same(r#"{"widths": [1, 3, 2, 1], "follow": "mean"}"#, Interlock::widths([1, 3, 2, 1]).mean());
@@ -357,6 +385,11 @@ mod tests {
         let label = |json: &str| config(json).label();
         assert_eq!(label(r#"{"width": 3, "follow": "mean"}"#), "interlock-3-mean");
         assert_eq!(label(r#"{"name": "local", "group": 2}"#), "local-group-2");
+        assert_eq!(
+            (label("{}"), label(r#"{"name": "groups", "follow": "last"}"#)),
+            ("groups".into(), "groups-last".into())
+        );
+        assert_eq!(label(r#"{"group": 2}"#), "pairwise-group-2");
         assert_eq!(label(r#"{"widths": [3, 1, 2, 1]}"#), "interlock-3-1-2-1");
         assert_eq!(label(r#"{"name": "interlock", "widths": [1, 4, 2, 1, 1, 1, 1, 1, 1]}"#), "interlock-1-to-4");
         assert_eq!(label(r#"{"follow": [0.7, 0.3], "group": 2}"#), "weights-0.7-0.3-group-2");

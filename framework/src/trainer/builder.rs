@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{Callback, Criterion, FitSettings, Length, Stopper, TrainerState};
 use crate::{
-    ActivationDtype, Loss, ModelSpec, Pairwise, Predictor, Result, StageDevice, Strategy,
+    ActivationDtype, Groups, Loss, ModelSpec, Predictor, Result, StageDevice, Strategy,
     device::PlainCpu,
     loss::CrossEntropy,
     model::{Weights, partition::PartitionConfig},
@@ -57,7 +57,7 @@ impl TrainerBuilder {
     pub(super) fn new(model: Arc<dyn ModelSpec>) -> Self {
         Self {
             model,
-            strategy: Box::new(Pairwise),
+            strategy: Box::new(Groups),
             strategy_state: None,
             restored: None,
             partition: PartitionConfig::default(),
@@ -91,7 +91,7 @@ impl TrainerBuilder {
         }
     }
 
-    /// Sets the strategy, which decides which loss trains which stage. Default: pairwise.
+    /// Sets the strategy, which decides which losses train which stage. Default: [`Groups`].
     pub fn strategy(self, strategy: impl Strategy + 'static) -> Self {
         self.strategy_boxed(Box::new(strategy))
     }
