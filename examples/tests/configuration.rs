@@ -314,7 +314,7 @@ fn every_key_is_explained_in_whole_sentences() {
     }
     let explained = |key: &str| done(&interlock(folder.path(), &["config", key]));
     assert_eq!(explained("clip").matches("radient clipping").count(), 1, "{}", explained("clip"));
-    let follow = "follow: The losses of its window that a stage follows: the last one (`\"last\"`, the default), the mean of all (`\"mean\"`), or weights by distance, which set the width.";
+    let follow = "follow: The losses of its window that a stage follows: the last one (`\"last\"`), the mean of all (`\"mean\"`), or weights by distance, which set the width.";
     assert!(explained("strategy").contains(follow), "{}", explained("strategy"));
     assert!(explained("data.augment").contains("crop: Move the image"), "{}", explained("data.augment"));
     assert!(explained("optimizer").contains("kind = \"adamw\": Adam with decoupled weight decay; its keys:"));

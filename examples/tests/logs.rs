@@ -40,6 +40,6 @@ fn log_lines_are_text_or_json() {
     assert!(shown.starts_with("error: stage ") && log.contains("ERROR"), "{shown}{log}");
     let (shown, _) = train("failed-json", None, &["--log-format", "json", "--set=optimizer.lr=1e30"]);
     let (lines, words) = shown.split_at(shown.find("error: ").unwrap());
-    assert_eq!(objects(lines)[0]["level"], "ERROR");
+    assert_eq!(objects(lines).last().unwrap()["level"], "ERROR");
     assert!(words.contains("marked as failed"), "{words}");
 }

@@ -36,6 +36,8 @@ layers = 2
 vocab = 40
 [partition]
 stages = 2
+[strategy]
+name = "pairwise"
 [heads]
 train = "all"
 [optimizer]

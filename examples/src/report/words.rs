@@ -104,7 +104,9 @@ mod tests {
     #[test]
     fn strategies_and_numbers_become_text() {
         let text = |json: &str| strategy(&serde_json::from_str(json).unwrap());
-        assert_eq!(text("{}"), "pairwise (width 2)");
+        assert_eq!(text("{}"), "groups (width 2), following the mean of the window, in blocks of 2 stages");
+        assert_eq!(text(r#"{"name":"groups","follow":"last"}"#), "groups (width 2), in blocks of 2 stages");
+        assert_eq!(text(r#"{"name":"pairwise"}"#), "pairwise (width 2)");
         assert_eq!(text(r#"{"name":"end_to_end"}"#), "end-to-end");
         assert_eq!(text(r#"{"widths":[1,2],"end_to_end_every":5}"#), "widths 1, 2, end-to-end every 5 steps");
         let phases = r#"{"width_schedule":[{"from_step":0,"width":1},{"from_step":9,"widths":[2,1]}]}"#;

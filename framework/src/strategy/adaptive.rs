@@ -158,7 +158,7 @@ impl AdaptiveWindows {
             windows: vec![Vec::new(); stages],
             measured: None,
             mean: self.settings.mean,
-            group: self.settings.group,
+            group: blocks.group,
         };
         let max_width = self.rule.max_width.unwrap_or_else(|| blocks.count());
         Ok(Widening { windows: self.clone(), blocks, max_width, state })

@@ -35,9 +35,9 @@ use crate::{
 /// #         Ok(Unit::new("", [4], |vb| Autograd::build(vb, |vb| Ok(FromModule(linear(4, 4, vb)?)))))
 /// #     }
 /// # }
-/// use interlock::Predictor;
+/// use interlock::{Local, Predictor};
 ///
-/// let trainer = Trainer::builder(Net).stages(2).probes().build()?;
+/// let trainer = Trainer::builder(Net).strategy(Local).stages(2).build()?;
 /// let inputs = Tensor::ones((3, 4), DType::F32, &Device::Cpu)?;
 /// let mut predictor = trainer.predictor()?;
 /// let logits = predictor.predict(&inputs)?; // of the last stage

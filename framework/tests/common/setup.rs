@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use interlock::{
-    HeadsConfig, HeadsTrained, OptimizerConfig, PlainCpu, StageDevice, Trainer, TrainerBuilder,
+    HeadsConfig, HeadsTrained, OptimizerConfig, Pairwise, PlainCpu, StageDevice, Trainer, TrainerBuilder,
     tools::device::{DeviceHooks, Link},
 };
 
@@ -15,6 +15,7 @@ pub fn builder(layers: usize, fault: Option<Fault>) -> TrainerBuilder {
     Trainer::builder(Perceptron { layers, fault })
         .devices([Arc::new(PlainCpu) as Arc<dyn StageDevice>])
         .stages(layers)
+        .strategy(Pairwise)
         .heads(HeadsConfig { train: HeadsTrained::All, ..HeadsConfig::default() })
         .optimizer(OptimizerConfig { lr: 0.05, ..OptimizerConfig::default() })
         .batch_size(7)
