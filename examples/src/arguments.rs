@@ -8,7 +8,10 @@ pub(crate) use bench::{Bench, BenchMailbox, BenchRuntime, BenchStep, BenchUnits,
 pub(crate) use top::Top;
 pub(crate) use width::{Width, WindowOptions};
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
@@ -129,7 +132,7 @@ pub(crate) struct Train {
     #[arg(long, value_name = "N", requires = "trace", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) trace_steps: Option<u64>,
     /// Serve metrics for Prometheus during the run, at this address or else at 127.0.0.1:9464
-    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = METRICS_ADDRESS)]
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = METRICS_ADDRESS, value_parser = socket_address)]
     pub(crate) metrics: Option<SocketAddr>,
     /// Serve metrics for this many seconds after the end of the run
     #[arg(long, value_name = "SECONDS", default_value_t = 0, requires = "metrics")]
@@ -146,6 +149,12 @@ pub(crate) struct Train {
     /// Format of log lines, on stderr and in the run's run.log; RUST_LOG selects them [default: text]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
+}
+
+/// Reads an address to serve at; a host's name stands for its first address.
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    let first = text.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
+    first.ok_or_else(|| format!("{text:?} is not an address and port; use one such as {METRICS_ADDRESS}"))
 }
 
 /// The format of log lines: text for people, or one JSON object a line.
@@ -292,14 +301,14 @@ pub(crate) struct Compare {
     #[command(flatten)]
     pub(crate) source: Source,
     /// Interlock widths, separated by commas; e2e is end-to-end. Groups and what stages follow stay those of the configuration
-    #[arg(long, value_delimiter = ',', required_unless_present_any = ["vary", "seeds"], value_name = "N,…,e2e")]
+    #[arg(long, value_delimiter = ',', value_name = "N,…,e2e")]
     pub(crate) widths: Vec<Width>,
     /// A key of the configuration and a TOML array of its values, such as 'strategy.follow=["last", "mean"]'; may be repeated, for all combinations
     #[arg(long, value_name = "KEY.PATH=[VALUE, …]")]
     pub(crate) vary: Vec<String>,
-    /// Number of seeds for each combination: the configuration's seed and the next ones
-    #[arg(long, default_value_t = 1)]
-    pub(crate) seeds: u64,
+    /// Number of seeds for each combination: the configuration's seed and the next ones [default: 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) seeds: Option<u64>,
     /// Folder to write the tables to; must not exist [default: runs/<name>-compare-<time>]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,

@@ -65,8 +65,13 @@ struct Comparison {
 }
 
 pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
-    if arguments.seeds == 0 {
+    let seeds = arguments.seeds.unwrap_or(1);
+    if seeds == 0 {
         return Err(Exit::Refused("--seeds 0: no run is asked for; use 1 or more".to_owned()));
+    }
+    if arguments.widths.is_empty() && arguments.vary.is_empty() && arguments.seeds.is_none() {
+        let problem = "compare: there is nothing to compare; give --widths 1,2, --vary 'KEY=[VALUE, …]' or --seeds N";
+        return Err(Exit::Refused(problem.to_owned()));
     }
     let configs = vary::combinations::<P>(arguments)?;
     let (first, config) = &configs[0];
@@ -93,7 +98,7 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
     // With --json, only JSON goes to stdout.
     let print = if arguments.json { note } else { say };
     let (mut runs, mut done) = (Vec::new(), Ok(()));
-    let planned = configs.iter().flat_map(|each| (0..arguments.seeds).map(move |i| (each, each.1.seed + i)));
+    let planned = configs.iter().flat_map(|each| (0..seeds).map(move |i| (each, each.1.seed + i)));
     for ((combination, config), seed) in planned {
         let run = match train::<P>(combination, &ConfigOf::<P> { seed, ..config.clone() }, &stopper) {
             Ok(run) => run,

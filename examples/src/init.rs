@@ -83,6 +83,7 @@ edition = "2024"
 [dependencies]
 candle-nn = {{ version = "0.11.1", default-features = false }}
 interlock = {{ package = "interlock-train", path = {framework} }}
+interlock-backends = {{ path = {backends} }} # devices, and fast layers with hand-written gradients
 interlock-cli = {{ path = {cli} }}
 interlock-models = {{ path = {models} }}
 schemars = "1"
@@ -97,12 +98,18 @@ opt-level = 3
 debug = false
 "#,
         framework = path("framework"),
+        backends = path("backends"),
         cli = path("examples"),
         models = path("models"),
     );
-    Ok(vec![
+    let mut contents = vec![
         ("Cargo.toml".into(), manifest),
         ("src/main.rs".into(), OWN_MODEL.to_owned()),
         (".gitignore".into(), "/target\n/runs\n".to_owned()),
-    ])
+    ];
+    // The versions that these sources were tested with; cargo leaves out what the crate does not need.
+    if let Ok(lock) = std::fs::read_to_string(sources.join("Cargo.lock")) {
+        contents.push(("Cargo.lock".into(), lock));
+    }
+    Ok(contents)
 }

@@ -10,8 +10,8 @@ use crate::{arguments::Replay, exit::Exit, progress::say};
 
 pub(crate) fn run(arguments: &Replay) -> Result<(), Exit> {
     let device = Backends::default().open(&arguments.device)?;
-    let read = |folder| GoldenCase::read(folder).map_err(|error| Exit::Refused(error.to_string()));
-    let cases = arguments.runs.iter().map(|folder| read(folder)).collect::<Result<Vec<_>, Exit>>()?;
+    let cases = arguments.runs.iter().map(GoldenCase::read).collect::<Result<Vec<_>>>();
+    let cases = cases.map_err(|error| Exit::Refused(error.to_string()))?;
     let mut failed = 0;
     for (folder, case) in arguments.runs.iter().zip(cases) {
         let outcome = case.replay(vec![device.clone()]).map(|replayed| case.compare(&replayed));

@@ -4,7 +4,7 @@ mod part;
 
 pub(crate) use part::{KIND, Part, either, one_of};
 
-use interlock::{Error, Result};
+use interlock::{Error, Result, tools::names::misspelt};
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
@@ -109,9 +109,12 @@ fn unknown(key: &str, table: &str, tables: &[Part<'_>]) -> Error {
         (_, true) => format!("{table} has no keys"),
         (_, false) => format!("{table} has no such key"),
     };
-    let remedy = match keys.is_empty() {
-        true => format!("see `{} config {table}`", program()),
-        false => format!("keys are {}", keys.join(", ")),
+    // The part of the key that the table does not have.
+    let part = key[table.len()..].trim_start_matches('.').split('.').next().unwrap_or(key);
+    let remedy = match (misspelt(part, keys.iter().copied()), keys.is_empty()) {
+        (Some(like), _) => format!("did you mean {like}?"),
+        (None, true) => format!("see `{} config {table}`", program()),
+        (None, false) => format!("keys are {}", keys.join(", ")),
     };
     Error::invalid(format!("config {key}"), problem, remedy)
 }
@@ -219,7 +222,9 @@ mod tests {
             assert!(error.is_refusal());
             error.to_string()
         };
-        assert!(refused("optimiser").contains("config optimiser: there is no such key; keys are batch_size, clip,"));
+        assert!(refused("colour").contains("config colour: there is no such key; keys are batch_size, clip,"));
+        assert!(refused("optimiser.lr").contains("config optimiser.lr: there is no such key; did you mean optimizer?"));
+        assert!(refused("optimizer.momentun").contains("optimizer has no such key; did you mean momentum?"));
         assert!(refused("optimizer.rate").contains("optimizer has no such key; keys are betas, eps,"));
         assert!(refused("seed.x").contains("seed has no keys; see `"), "{}", refused("seed.x"));
     }

@@ -135,7 +135,7 @@ fn wrong_combination_is_refused_before_the_first_run() {
     let refused = |more: &[&str], words: &[&str]| {
         refused(folder.path(), &[&["compare", "--out", "table"], more, &SMALL[..]].concat(), words);
     };
-    refused(&[], &["--widths", "required"]);
+    refused(&[], &["nothing to compare; give --widths"]);
     refused(
         &["--vary", "optimizer.lr=0.1"],
         &["--vary optimizer.lr=0.1: the value is not an array", "strategy.follow="],

@@ -24,7 +24,7 @@ fn first_signal_ends_the_run_after_a_step_and_saves_it() {
         let folder = TempDir::new().unwrap();
         let mut running = endless(folder.path(), &["--plain", "--report", "report.json", "--trace", "steps.svg"]);
         running.wait_for("run/run.log", "evaluated");
-        running.send(signal);
+        running.send_twice(signal);
         assert_eq!(running.end().code(), Some(130), "{}", running.text("err"));
         assert_eq!(
             running.text("err"),

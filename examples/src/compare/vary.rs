@@ -184,7 +184,7 @@ mod tests {
         let source = Source { config: None, sets: owned(sets) };
         let vary = owned(vary);
         let (widths, devices) = (widths.to_vec(), Vec::new());
-        combinations::<BuiltIn>(&Compare { source, widths, vary, devices, seeds: 1, out: None, json: false })
+        combinations::<BuiltIn>(&Compare { source, widths, vary, devices, seeds: None, out: None, json: false })
     }
 
     fn labels(combinations: &[(Combination, ConfigOf<BuiltIn>)]) -> Vec<Vec<&str>> {

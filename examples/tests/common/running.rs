@@ -64,6 +64,12 @@ impl Running {
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
+    /// Sends a signal twice at once, as `timeout` does to a process and to its group.
+    pub fn send_twice(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid, &pid]).status().unwrap().success());
+    }
+
     pub fn end(&mut self) -> ExitStatus {
         self.wait("end", |running| running.child.try_wait().unwrap())
     }

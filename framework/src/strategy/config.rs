@@ -182,8 +182,13 @@ impl StrategyConfig {
             (Name::Local, None, None) => Interlock::width(1),
             (Name::Pairwise | Name::Groups, None, None) => Interlock::width_up_to(2),
             (Name::EndToEnd, None, None) => Interlock::width_up_to(usize::MAX),
-            _ => {
-                return refuse("width is set, but the name is not interlock", "leave the name or the width out");
+            (name, width, _) => {
+                let key = if width.is_some() { "width" } else { "widths" };
+                let name = serde_json::to_string(&name).unwrap_or_default();
+                return refuse(
+                    &format!("{key} is given beside name = {name}"),
+                    &format!("leave the name or {key} out"),
+                );
             }
         })
     }
@@ -286,7 +291,10 @@ mod tests {
             let error = config(json).build().unwrap_err();
             assert!(error.is_refusal() && error.to_string().contains(word), "{error}");
         };
-        refused(r#"{"name": "local", "width": 1}"#, "width is set, but the name is not interlock");
+        refused(
+            r#"{"name": "local", "width": 1}"#,
+            "width is given beside name = \"local\"; leave the name or width out",
+        );
         refused(r#"{"width": 1, "widths": [1]}"#, "both width and widths");
         refused(r#"{"name": "interlock"}"#, "without a width");
         assert!(config(r#"{"widths": [1, 2]}"#).build().unwrap().plan(3).is_err());
