@@ -22,6 +22,8 @@ kind = "mlp"
 hidden = [8]
 [partition]
 stages = 2
+[strategy]
+name = "pairwise"
 [heads]
 train = "all"
 [optimizer]
