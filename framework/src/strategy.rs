@@ -119,6 +119,9 @@ struct WindowSettings {
     group: GroupSize,
 }
 
+/// The number of stages in a block of [`Groups`].
+const GROUP: usize = 2;
+
 /// The number of stages in a block.
 #[derive(Clone, Copy, Debug)]
 enum GroupSize {
@@ -190,7 +193,7 @@ impl Interlock {
 
     /// Returns the strategy of [`Groups`].
     fn groups() -> Self {
-        Self { settings: WindowSettings { mean: true, group: GroupSize::UpTo(2) }, ..Self::width_up_to(2) }
+        Self { settings: WindowSettings { mean: true, group: GroupSize::UpTo(GROUP) }, ..Self::width_up_to(2) }
     }
 
     fn of(windows: Windows) -> Self {

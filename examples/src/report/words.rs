@@ -5,19 +5,17 @@ use interlock::tools::strategy::{FollowConfig, StrategyConfig, StrategyName, Wid
 /// Describes a strategy.
 pub(crate) fn strategy(config: &StrategyConfig) -> String {
     let base = windows(config);
-    let (mean, group) = match config.name() {
-        // A schedule says it for each of its entries.
-        _ if config.width_schedule.is_some() => ("", config.group),
-        StrategyName::Groups => (mean(config.follow.as_ref().or(Some(&FollowConfig::Mean))), config.group.or(Some(2))),
-        _ => (mean(config.follow.as_ref()), config.group),
+    // A schedule says it for each of its entries.
+    let mean = mean(config.width_schedule.is_none() && config.follows_mean());
+    let blocks = match config.group() {
+        1 => String::new(),
+        group => format!(", in blocks of {group} stages"),
     };
-    let blocks = group.filter(|group| *group != 1);
-    let blocks = blocks.map_or_else(String::new, |group| format!(", in blocks of {group} stages"));
     base + mean + &blocks + &every(config.end_to_end_every)
 }
 
-fn mean(follow: Option<&FollowConfig>) -> &'static str {
-    if follow == Some(&FollowConfig::Mean) { ", following the mean of the window" } else { "" }
+fn mean(follows: bool) -> &'static str {
+    if follows { ", following the mean of the window" } else { "" }
 }
 
 fn every(steps: Option<u64>) -> String {
@@ -29,7 +27,10 @@ fn windows(config: &StrategyConfig) -> String {
         let phase = |phase: &WidthPhaseConfig| {
             let followed = match phase.follow.as_ref().or(config.follow.as_ref()) {
                 Some(FollowConfig::Weights(list)) => weights(list),
-                follow => width(phase.width, phase.widths.as_ref()).unwrap_or_default() + mean(follow),
+                follow => {
+                    width(phase.width, phase.widths.as_ref()).unwrap_or_default()
+                        + mean(follow == Some(&FollowConfig::Mean))
+                }
             };
             format!("{followed}{} from step {}", every(phase.end_to_end_every), phase.from_step)
         };

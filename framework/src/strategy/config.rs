@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Adaptive, FollowConfig, GroupSize, Interlock, Strategy, WidthSchedule, WindowSettings, width_schedule::WidthPhase,
+    Adaptive, FollowConfig, GROUP, GroupSize, Interlock, Strategy, WidthSchedule, WindowSettings,
+    width_schedule::WidthPhase,
 };
 use crate::{Error, Result};
 
@@ -98,6 +99,23 @@ impl StrategyConfig {
         }
     }
 
+    /// Returns whether stages follow the mean of their window.
+    pub fn follows_mean(&self) -> bool {
+        match &self.follow {
+            Some(follow) => *follow == FollowConfig::Mean,
+            None => self.name() == StrategyName::Groups,
+        }
+    }
+
+    /// Returns the number of stages in a block.
+    pub fn group(&self) -> usize {
+        match (self.group, self.name()) {
+            (Some(group), _) => group,
+            (None, StrategyName::Groups) => GROUP,
+            (None, _) => 1,
+        }
+    }
+
     /// Returns its label: the name, or the width, or the widths of the stages (the least and the greatest if there are more than 8), then what is
     /// followed and the group if they are not the default. Examples: `pairwise`, `interlock-3-mean`, `interlock-3-1-2-1`, `interlock-1-to-4`,
     /// `local-group-2`, `weights-0.7-0.3`, `width-schedule`.
@@ -136,14 +154,8 @@ impl StrategyConfig {
     pub fn build(&self) -> Result<Box<dyn Strategy>> {
         check_every("strategy", self.end_to_end_every)?;
         self.check_lists()?;
-        let usual = match self.name() {
-            StrategyName::Groups => Interlock::groups().settings,
-            _ => WindowSettings::default(),
-        };
-        let settings = WindowSettings {
-            mean: self.follow.as_ref().map_or(usual.mean, |follow| *follow == FollowConfig::Mean),
-            group: self.group.map_or(usual.group, GroupSize::Of),
-        };
+        let group = if self.group.is_some() { GroupSize::Of } else { GroupSize::UpTo };
+        let settings = WindowSettings { mean: self.follows_mean(), group: group(self.group()) };
         if let Some(phases) = &self.width_schedule {
             if self.name.is_some() || self.width.is_some() || self.widths.is_some() || self.adaptive.is_some() {
                 return refuse("a width_schedule beside a name, a width or adaptive", "give one of them");
