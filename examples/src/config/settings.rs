@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use interlock::{Error, Result};
+use interlock::{Error, Result, tools::strategy::StrategyConfig};
 use toml::{
     Table, Value,
     de::{DeTable, DeValue},
@@ -83,8 +83,10 @@ impl ConfigText {
             setting.apply(&mut table, &settings)?;
         }
         match (table.clone().try_into(), check::misfit(&table, schema)) {
-            (Ok(config), None) => Ok(config),
-            (Ok(config), Some(misfit)) if misfit.path.first().is_some_and(|key| OWN.contains(&&**key)) => Ok(config),
+            (Ok(config), None) => Ok(with_named_strategy(config)),
+            (Ok(config), Some(misfit)) if misfit.path.first().is_some_and(|key| OWN.contains(&&**key)) => {
+                Ok(with_named_strategy(config))
+            }
             (_, Some(misfit)) => Err(self.refuse(&misfit, &table, &settings)),
             (Err(error), None) => Err(self.refuse_in_other_words::<M, D>(&error, &settings)),
         }
@@ -179,6 +181,14 @@ impl ConfigText {
         };
         Error::invalid(given, error.to_string().trim_end().replace('\n', " "), remedy)
     }
+}
+
+/// Names the default strategy where the configuration has none, so that the files of a run say which it was.
+fn with_named_strategy<M: ModelSection, D: DataSection>(mut config: RunConfig<M, D>) -> RunConfig<M, D> {
+    if config.strategy == StrategyConfig::default() {
+        config.strategy.name = Some(config.strategy.name());
+    }
+    config
 }
 
 /// A key of the configuration and the value that the command line gives it.
@@ -334,6 +344,9 @@ mod tests {
         assert!(matches!(config.model, ModelConfig::Mlp(_)));
         let config = load(&["steps=5", "epochs=2", "name=2026"]).unwrap();
         assert_eq!((config.steps, config.epochs, config.name.as_str()), (Some(5), Some(2), "2026"));
+        // Without a strategy, the default one is named.
+        let config = load(&["strategy={}"]).unwrap();
+        assert!(config.to_toml().unwrap().contains("[strategy]\nname = \"groups\"\n"));
         // Contradictory values on the command line remain an error.
         assert!(load(&["strategy.width=3", "strategy.name=local"]).unwrap().strategy.build().is_err());
     }

@@ -54,8 +54,7 @@ impl Windows {
         let base = match self.width {
             Some(Width::Number(width)) => StrategyConfig { width: Some(width), ..of_width },
             Some(Width::EndToEnd) => StrategyConfig { name: Some(StrategyName::EndToEnd), ..of_width },
-            // With a key beside it, a name that is only implied would be another one.
-            None => StrategyConfig { name: implied(configured), ..configured.clone() },
+            None => configured.clone(),
         };
         let follow = self.follow.map(|follow| match follow {
             Follow::Last => FollowConfig::Last,
@@ -63,11 +62,6 @@ impl Windows {
         });
         Ok(StrategyConfig { group: self.group.or(base.group), follow: follow.or(base.follow), ..base })
     }
-}
-
-/// Returns the name of a strategy, or that of a strategy without any key.
-fn implied(configured: &StrategyConfig) -> Option<StrategyName> {
-    configured.name.or((*configured == StrategyConfig::default()).then(|| configured.name()))
 }
 
 #[cfg(test)]
