@@ -228,6 +228,70 @@ fn keys_that_do_nothing_are_refused() {
 }
 
 #[test]
+fn bad_settings_are_refused_before_anything_is_written() {
+    let folder = TempDir::new().unwrap();
+    let units = ["train", "--out", "run", "--set=partition.units_per_stage=[1, 1]"];
+    refused(folder.path(), &units, &["units_per_stage", "adds up to 2 units, the model has 5"]);
+    refused(folder.path(), &["train", "--out", "run", "--set=steps=0"], &["steps", "1 or more"]);
+    let refused = |sets: &[&str], words: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(|s| format!("--set={s}")).collect();
+        let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+        refused(folder.path(), &[&["train", "--out", "run"], &SMALL[..], &sets].concat(), words);
+    };
+    refused(&["strategy.width=0"], &["strategy.width", "1 (local) to 2"]);
+    refused(&["strategy.width=3"], &["width 3", "1 (local) to 2"]);
+    refused(&["strategy.widths=[1]"], &["strategy.widths", "1 widths for 2 stages"]);
+    let schedule = |phases: &str| format!("strategy.width_schedule=[{phases}]");
+    refused(&[&schedule("{from_step=1, width=1}")], &["strategy.width_schedule", "begins at step 1", "step 0"]);
+    refused(
+        &[&schedule("{from_step=0, width=1}, {from_step=5, width=3}")],
+        &["width 3", "from step 5", "1 (local) to 2"],
+    );
+    refused(&[&schedule("{from_step=0, width=1, widths=[1, 1]}")], &["both width and widths", "give one"]);
+    refused(&[&schedule("{from_step=0, width=1}"), "strategy.width=1"], &["width_schedule", "give one of them"]);
+    refused(&["strategy.end_to_end_every=0"], &["strategy.end_to_end_every", "1 or more"]);
+    refused(&["strategy.name=adaptive"], &["strategy.adaptive", "every, window and below"]);
+    refused(&["strategy.adaptive={every=0, window=1, below=0}"], &["strategy.adaptive.every", "1 or more"]);
+    refused(&["strategy.adaptive={every=1, window=1, below=0, max_width=3}"], &["max_width", "1 (local) to 2"]);
+    refused(&["partition.stages=9"], &["partition.stages", "1 to 4"]);
+    refused(
+        &["optimizer.learning_rate=1"],
+        &["optimizer of kind = \"sgd\" has no key learning_rate", "the keys are lr, momentum"],
+    );
+    refused(&["batch_size=\"many\""], &["batch_size is \"many\"; use a whole number from 0 on"]);
+    refused(&["optimizer.lr=0"], &["optimizer.lr", "above 0"]);
+    refused(&["optimizer.lr=-0.1"], &["optimizer.lr", "above 0"]);
+    refused(&["batch_size=0"], &["batch_size", "1 or more"]);
+    refused(&["batch_size=-4"], &["batch_size"]);
+    refused(&["devices=[\"tpu\"]"], &["tpu", "cpu"]);
+    refused(&["devices=[\"cuda:0\"]"], &["cuda:0", "--features cuda"]);
+    refused(&["devices=[]"], &["devices: the list is empty", "cpu", "auto"]);
+    refused(&["devices=tpu,cpu"], &["device", "tpu", "cpu"]);
+    refused(&["devices=3"], &["devices", "auto", "cpu:threads=2"]);
+    refused(&["heads.arch=conv8_fancy"], &["fancy"]);
+    refused(&["heads.arch=block_gbpl_fc"], &["block", "only for heads of a Transformer", "use convN"]);
+    refused(&["heads.arch=basic8s0_gbpl_fc"], &["heads.arch", "stride of part 1", "it is 0"]);
+    refused(&["heads.every=0"], &["heads.every", "1 or more"]);
+    refused(&["strategy.width=1", "heads.every=2"], &["no head in the window of stage 0", "a larger width"]);
+    refused(&[r#"heads.archs=["fc"]"#, "heads.arch=fc"], &["heads.archs", "arch is given too"]);
+    refused(&["heads.readout=shared", "strategy.width=1"], &["heads.readout", "has a bias", "readout = \"own\""]);
+    refused(&["heads.readout_refresh=7"], &["heads.readout_refresh", "readout = \"shared\""]);
+    refused(&["lr_schedule.kind=linear"], &["linear"]);
+    refused(&["steps=1"], &["epochs", "steps are given too"]);
+    refused(&["epochs=0"], &["epochs", "1 or more"]);
+    refused(&["eval_every=0"], &["eval_every", "1 or more"]);
+    refused(&["in_flight=0"], &["in_flight", "1 or more"]);
+    refused(&["recompute=[0, 2]"], &["recompute", "no stage 2", "0 to 1"]);
+    refused(&["dtype=f16"], &["f16", "f32", "bf16"]);
+    refused(&["recompute=some"], &["recompute", "use true, false or a list of whole numbers"]);
+    refused(&["micro_batches=0"], &["micro_batches", "1 or more"]);
+    refused(&["clip.max_norm=0"], &["clip.max_norm", "above 0"]);
+    refused(&["init_from=nowhere"], &["init_from = nowhere: no such file or folder; name a safetensors file"]);
+    refused(&["name=a/b"], &["name"]);
+    refused(&["data.kind=cifar10", "data.path=nowhere"], &["nowhere"]);
+}
+
+#[test]
 fn run_that_cannot_be_built_leaves_no_folder() {
     let folder = TempDir::new().unwrap();
     let gpt = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/shakespeare-gpt.toml");
