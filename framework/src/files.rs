@@ -33,8 +33,12 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".part");
     let aside = path.with_file_name(name);
+    // Some writers make files that only their owner may read; ours have the mode of any other new file.
+    let mode = File::create(&aside).and_then(|file| file.metadata()).map_err(|e| Error::file(&aside, e))?.permissions();
     let sync = || File::options().write(true).open(&aside)?.sync_all();
-    let rename = || sync().and_then(|()| fs::rename(&aside, path)).map_err(|e| Error::file(path, e));
+    let set_mode = || fs::set_permissions(&aside, mode);
+    let rename =
+        || set_mode().and_then(|()| sync()).and_then(|()| fs::rename(&aside, path)).map_err(|e| Error::file(path, e));
     let replaced = write(&aside).and_then(|()| rename());
     if replaced.is_err() {
         // The first error is reported, even if the incomplete file cannot be removed.

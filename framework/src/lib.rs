@@ -124,7 +124,7 @@ pub use differentiation::{
 };
 pub use error::{Error, Failure, NonFinite, Origin, Phase, Result};
 pub use loss::{CrossEntropy, Loss, MeanSquaredError, PendingScore, Score, Targets};
-pub use model::{ModelSpec, ParameterStore, Unit, Weights};
+pub use model::{Adapted, ModelSpec, ParameterStore, Unit, Weights};
 pub use optimizer::{
     Optimizer, OptimizerConfig, OptimizerKind, ParameterGroup, ParameterUpdate, StageOverride, StateDict,
     clip::{ClipConfig, ClipScope},

@@ -130,6 +130,31 @@ pub trait ModelSpec: Send + Sync {
     fn default_head(&self) -> &str {
         "fc"
     }
+
+    /// Returns weights that may be another program's under this model's names and in its layouts. They are given without what `torch.compile`
+    /// and wrappers such as `DistributedDataParallel` add to names. It must return this model's own weights as they are. Default: all weights as they
+    /// are.
+    ///
+    /// # Errors
+    /// If the weights contradict themselves.
+    fn adapt(&self, weights: Weights) -> Result<Adapted> {
+        Ok(weights.into())
+    }
+}
+
+/// Weights under the names of a model, as [`ModelSpec::adapt`] returns them.
+#[derive(Clone, Debug, Default)]
+pub struct Adapted {
+    /// The weights.
+    pub weights: Weights,
+    /// What was done to them, in words for the log.
+    pub notes: Vec<String>,
+}
+
+impl From<Weights> for Adapted {
+    fn from(weights: Weights) -> Self {
+        Self { weights, notes: Vec::new() }
+    }
 }
 
 impl<M: ModelSpec + ?Sized> ModelSpec for Arc<M> {
@@ -142,6 +167,9 @@ impl<M: ModelSpec + ?Sized> ModelSpec for Arc<M> {
     fn default_head(&self) -> &str {
         (**self).default_head()
     }
+    fn adapt(&self, weights: Weights) -> Result<Adapted> {
+        (**self).adapt(weights)
+    }
 }
 
 impl<M: ModelSpec + ?Sized> ModelSpec for Box<M> {
@@ -153,5 +181,8 @@ impl<M: ModelSpec + ?Sized> ModelSpec for Box<M> {
     }
     fn default_head(&self) -> &str {
         (**self).default_head()
+    }
+    fn adapt(&self, weights: Weights) -> Result<Adapted> {
+        (**self).adapt(weights)
     }
 }

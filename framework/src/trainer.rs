@@ -307,7 +307,7 @@ impl Trainer {
     /// # Errors
     /// If a stage cannot be built, or the trainer has failed.
     pub fn predictor(&self) -> Result<Predictor> {
-        Predictor::build(&self.blueprints, &Arc::new(self.snapshot()?))
+        Predictor::build(&self.blueprints, self.snapshot()?.into())
     }
 
     /// Adds a callback. Events reach it after those of the builder ([`TrainerBuilder::callback`]). The state of a trainer ([`Self::state`]) has those

@@ -1,11 +1,18 @@
 //! Initial values for a model: which of them it uses, under which names, and how they differ from it.
 //!
-//! Main parameters have the same names in every partition. A head is named by its stage, `aux.{stage}.…`, but belongs to the unit that it follows, so
-//! [`InitialValues::of`] finds it by that unit and renames it.
+//! Weights of other programs first get the model's own names ([`adapted`]). Main parameters have the same names in every partition. A head is named by
+//! its stage, `aux.{stage}.…`, but belongs to the unit that it follows, so [`InitialValues::of`] finds it by that unit and renames it.
+
+mod adapted;
+mod differences;
+mod skip;
+
+pub(crate) use adapted::adapted;
+pub(crate) use differences::{AllowedDifferences, HeadName, Missing, ValueDifferences};
+use skip::Skip;
 
 use std::{
     collections::BTreeMap,
-    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -14,10 +21,7 @@ use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 
 use super::StageBlueprint;
-use crate::{Error, Result, Unit, Weights, names::misspelt};
-
-/// The most names that a message lists.
-const LISTED: usize = 20;
+use crate::{Adapted, Result, Unit, Weights, names::misspelt, tensor::elementwise::is_finite};
 
 /// The prefix of the names of all heads' parameters; the stage's number follows.
 const HEADS: &str = "aux";
@@ -39,54 +43,6 @@ fn head_unit(units_per_stage: &[usize], stage: usize) -> Option<usize> {
     count.checked_sub(1)
 }
 
-/// A head as messages name it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct HeadName {
-    pub(crate) stage: usize,
-    /// The unit that it follows, if it is known.
-    pub(crate) unit: Option<usize>,
-}
-
-impl fmt::Display for HeadName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{HEADS}.{}", self.stage)?;
-        self.unit.map_or(Ok(()), |unit| write!(f, " after unit {unit}"))
-    }
-}
-
-/// The differences between initial values and a model that are allowed. Heads that the model does not have always are.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct AllowedDifferences {
-    /// Main parameters and buffers of the model without a value, which start from the seed.
-    pub(crate) missing: bool,
-    /// Values whose names are not in the model, which are not used.
-    pub(crate) unknown: bool,
-    /// Heads of the model without values of their shapes, which start from the seed.
-    pub(crate) heads: bool,
-}
-
-impl Default for AllowedDifferences {
-    fn default() -> Self {
-        Self { missing: false, unknown: false, heads: true }
-    }
-}
-
-/// How initial values differ from a model. Every list is sorted.
-#[derive(Debug, Default)]
-pub(crate) struct ValueDifferences {
-    /// Names of main parameters and buffers without a value.
-    pub(crate) missing: Vec<String>,
-    pub(crate) unknown: Vec<String>,
-    /// Name, shape of the value, and shape in the model.
-    misshaped: Vec<(String, Vec<usize>, Vec<usize>)>,
-    /// Heads of the model for which there are no values at their unit, or of other names or shapes.
-    pub(crate) fresh_heads: Vec<HeadName>,
-    /// Heads for which there are values that are not used.
-    pub(crate) unused_heads: Vec<HeadName>,
-    /// Heads whose values were found by the stage's number, because it is not known which units they followed.
-    pub(crate) heads_by_stage: Vec<HeadName>,
-}
-
 /// The initial values that a model uses, under its own names.
 pub(crate) struct InitialValues {
     pub(crate) values: Arc<Weights>,
@@ -96,12 +52,19 @@ pub(crate) struct InitialValues {
 impl InitialValues {
     /// Returns the values of `given` for the model of these stages. A head is used whole or not at all: it must have followed the same unit, or had the
     /// same stage's number where `given` does not know its units, and have the same names and shapes. A
-    /// name that is nearly one that the model's head lacks counts as unknown: another head has names of its own.
+    /// name that is nearly one that the model's head lacks counts as unknown: another head has names of its own. Names that a pattern of `skip` matches
+    /// are used as if `given` did not have them.
     ///
     /// If a unit cannot be built, the names of the model are incomplete, so no name counts as unknown; the build of the stage reports the failure.
-    pub(crate) fn of(given: &Arc<Weights>, stages: &[StageBlueprint]) -> Self {
+    ///
+    /// # Errors
+    /// If a pattern of `skip` is none, or matches no name.
+    pub(crate) fn of(given: Adapted, skip: &[String], stages: &[StageBlueprint]) -> Result<Self> {
+        let Adapted { weights: all, notes } = given;
+        let skip = Skip::new(skip)?;
+        let given = &Arc::new(all.clone().renamed(|name| (!skip.matches(name)).then(|| name.to_owned()))?);
         let mut values = Weights::default();
-        let mut differences = ValueDifferences::default();
+        let mut differences = ValueDifferences { notes, ..ValueDifferences::default() };
         let units = || stages.iter().flat_map(StageBlueprint::units);
         let (shapes, is_complete) = asked(given, |root| units().filter(|unit| !builds(unit, root)).count() == 0);
         let mut heads: BTreeMap<usize, Vec<(&str, &Tensor)>> = BTreeMap::new();
@@ -112,14 +75,31 @@ impl InitialValues {
                     continue;
                 }
                 (None, None) if is_complete => differences.unknown.push(name.to_owned()),
+                (None, None) => {}
                 (Some(wanted), _) if value.dims() != wanted => {
                     differences.misshaped.push((name.to_owned(), value.dims().to_vec(), wanted.clone()));
                 }
-                _ => {}
+                (Some(_), _) if !value.dtype().is_float() => {
+                    differences.not_floats.push(format!("{name} ({:?})", value.dtype()));
+                }
+                (Some(_), _) if !is_finite(value)? => differences.not_finite.push(name.to_owned()),
+                (Some(_), _) => differences.matched.push(name.to_owned()),
             }
             values.insert(name, value.clone());
         }
-        differences.missing = shapes.into_keys().filter(|name| !given.contains(name)).collect();
+        for (name, dtype) in given.unreadable() {
+            match shapes.contains_key(name) {
+                true => differences.not_floats.push(format!("{name} ({dtype})")),
+                false if is_complete => differences.unknown.push(name.to_owned()),
+                false => {}
+            }
+        }
+        let is_missing = |name: &String| !given.contains(name) && !given.unreadable().any(|(other, _)| other == name);
+        if is_complete {
+            skip.check(&shapes.keys().map(String::as_str).chain(all.names()).collect::<Vec<_>>())?;
+        }
+        (differences.skipped, differences.missing) =
+            shapes.into_keys().filter(is_missing).partition(|name| skip.matches(name));
 
         let unit_of = |stage| given.units_per_stage().and_then(|units| head_unit(units, stage));
         for (blueprint, head) in stages.iter().filter_map(|stage| Some((stage, stage.head()?))) {
@@ -150,80 +130,16 @@ impl InitialValues {
                 differences.heads_by_stage.push(name);
             }
             for (name, value) in found.iter() {
+                if !is_finite(value)? {
+                    differences.not_finite.push(name.to_owned());
+                }
                 values.insert(name, value.clone());
             }
             source.and_then(|source| heads.remove(&source));
         }
         differences.unused_heads = heads.keys().map(|&stage| HeadName { stage, unit: unit_of(stage) }).collect();
-        Self { values: Arc::new(values), differences }
+        Ok(Self { values: Arc::new(values), differences })
     }
-}
-
-impl ValueDifferences {
-    /// Refuses the differences that are not allowed.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`], which lists missing and unknown names and tensors of another shape.
-    pub(crate) fn refuse(&self, subject: &str, allowed: AllowedDifferences) -> Result<()> {
-        let misshaped: Vec<String> = self
-            .misshaped
-            .iter()
-            .map(|(name, found, wanted)| format!("{name}, which is {found:?} and must be {wanted:?}"))
-            .collect();
-        let fresh_heads: Vec<String> = self.fresh_heads.iter().map(HeadName::to_string).collect();
-        let problems = [
-            ("missing", !allowed.missing, &self.missing),
-            ("not in the model", !allowed.unknown, &self.unknown),
-            ("of another shape", true, &misshaped),
-            ("of the heads missing or of another shape", !allowed.heads, &fresh_heads),
-        ];
-        let problems: Vec<String> = problems
-            .iter()
-            .filter(|(_, refused, names)| *refused && !names.is_empty())
-            .map(|(what, _, names)| format!("{} {what} ({})", names.len(), list(names)))
-            .collect();
-        if problems.is_empty() {
-            return Ok(());
-        }
-        let main = (!allowed.missing && !self.missing.is_empty())
-            || (!allowed.unknown && !self.unknown.is_empty())
-            || !misshaped.is_empty();
-        let remedy = match main {
-            true => "give the weights of this model (allow_missing and allow_unknown allow other names)",
-            false => "give weights that were trained with these heads at the same units",
-        };
-        Err(Error::invalid(subject, problems.join(", "), remedy))
-    }
-
-    /// Warns of heads that do not have their values from the same unit.
-    pub(crate) fn warn_of_heads(&self, subject: &str) {
-        warn(subject, "heads not given at their unit and in their shape, which start from the seed", &self.fresh_heads);
-        warn(subject, "heads given and not used", &self.unused_heads);
-        self.warn_of_heads_by_stage(subject);
-    }
-
-    /// Warns of heads that were found by the stage's number.
-    pub(crate) fn warn_of_heads_by_stage(&self, subject: &str) {
-        let what = "they do not say which units their heads followed, so heads were found by the stage's number";
-        warn(subject, what, &self.heads_by_stage);
-    }
-}
-
-/// Warns of names.
-pub(crate) fn warn(subject: &str, what: &str, names: &[impl fmt::Display]) {
-    if !names.is_empty() {
-        tracing::warn!("{subject}: {what}: {}", list(names));
-    }
-}
-
-/// Lists names for a message or a warning.
-fn list(names: &[impl fmt::Display]) -> String {
-    let listed: Vec<String> = names.iter().take(LISTED).map(ToString::to_string).collect();
-    let mut text = listed.join(", ");
-    if names.len() > LISTED {
-        text += &format!(" and {} more", names.len() - LISTED);
-    }
-    text
 }
 
 /// Returns the names and shapes that `build` requests of its builder, which returns values of `given` or zeros, and what `build` returns.

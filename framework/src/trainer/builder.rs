@@ -23,7 +23,10 @@ use crate::{
     },
     schedule::PolicyName,
     stage::{EmaConfig, HeadsConfig, HeadsTrained, Recompute},
-    stage::{OptimizerFactory, initial::AllowedDifferences},
+    stage::{
+        OptimizerFactory,
+        initial::{AllowedDifferences, Missing, adapted},
+    },
 };
 
 /// A builder of [`Trainer`](super::Trainer)s. It holds and checks the settings, and starts the pipeline.
@@ -48,6 +51,8 @@ pub struct TrainerBuilder {
     in_flight: Option<usize>,
     initial: Option<Arc<Weights>>,
     allowed: AllowedDifferences,
+    /// Patterns of names that start from the seed although `initial` has them.
+    skipped: Vec<String>,
     callbacks: Vec<Box<dyn Callback>>,
     stopper: Stopper,
     settings: FitSettings,
@@ -75,6 +80,7 @@ impl TrainerBuilder {
             in_flight: None,
             initial: None,
             allowed: AllowedDifferences::default(),
+            skipped: Vec::new(),
             callbacks: Vec::new(),
             stopper: Stopper::new(),
             settings: FitSettings {
@@ -274,20 +280,33 @@ impl TrainerBuilder {
     }
 
     /// Starts from these weights instead of values from the seed. Their names and shapes must be those of the model; [`Self::layout`] refuses
-    /// others and lists them.
+    /// others and lists them. Weights of other programs get the model's own names first ([`ModelSpec::adapt`]).
     ///
     /// Auxiliary heads are found by the unit that they follow ([`Weights::units_per_stage`]), also under another partition. A head that is not there
-    /// with the same names and shapes starts from the seed, and heads that the model does not have are not used; warnings list both. A
+    /// with the same names and shapes starts from the seed, and heads that the model does not have are not used; a warning lists both. A
     /// misspelt name of a head's parameter is unknown like any other.
     ///
-    /// For a model with another last layer, remove the weights that do not fit ([`Weights::remove`]) and allow missing names.
+    /// For a model with another last layer, leave its names out with [`Self::skip_initial_values`].
     pub fn initial_values(self, values: impl Into<Arc<Weights>>) -> Self {
         Self { initial: Some(values.into()), ..self }
     }
 
+    /// Starts the parameters and buffers whose names match one of these patterns (`*`, `?` and `[…]`, such as `fc.*`) from the seed, although the
+    /// initial values have them.
+    pub fn skip_initial_values(mut self, patterns: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.skipped.extend(patterns.into_iter().map(Into::into));
+        self
+    }
+
     /// Allows main parameters and buffers that have no initial value; they start from the seed, and a warning lists them. Default: not allowed.
     pub fn allow_missing(mut self, allow: bool) -> Self {
-        self.allowed.missing = allow;
+        self.allowed.missing = if allow { Missing::All } else { Missing::None };
+        self
+    }
+
+    /// Allows that at most half of the main parameters and buffers have no initial value; as [`Self::allow_missing`]. Default: not allowed.
+    pub fn allow_half_missing(mut self, allow: bool) -> Self {
+        self.allowed.missing = if allow { Missing::Half } else { Missing::None };
         self
     }
 
@@ -324,6 +343,6 @@ impl TrainerBuilder {
     /// # Errors
     /// As [`Self::layout`], or if a main weight is missing, unknown or of another shape, or a stage cannot be built.
     pub fn predictor(&self, weights: impl Into<Arc<Weights>>) -> Result<Predictor> {
-        Predictor::build(&self.layout()?.blueprints, &weights.into())
+        Predictor::build(&self.layout()?.blueprints, adapted(&*self.model, &weights.into())?)
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    Activation, Error, Failure, ModelSpec, NonFinite, Origin, Phase, Result, Trainer, Weights,
+    Activation, Adapted, Error, Failure, ModelSpec, NonFinite, Origin, Phase, Result, Trainer, Weights,
     schedule::{Action, MicroBatchId, Purpose},
     stage::{
         ActionContext, Outcome, Payload, Stage, StageBlueprint,
@@ -66,8 +66,8 @@ impl Predictor {
     }
 
     /// Builds the stages with these weights.
-    pub(crate) fn build(stages: &[StageBlueprint], weights: &Arc<Weights>) -> Result<Self> {
-        let InitialValues { values, differences } = InitialValues::of(weights, stages);
+    pub(crate) fn build(stages: &[StageBlueprint], weights: Adapted) -> Result<Self> {
+        let InitialValues { values, differences } = InitialValues::of(weights, &[], stages)?;
         differences.refuse("weights", AllowedDifferences::default())?;
         differences.warn_of_heads_by_stage("weights");
         let missing_heads = differences.fresh_heads;

@@ -7,7 +7,7 @@ use crate::{
     Error, Result,
     model::{Partition, Unit},
     optimizer::lr_schedule::LrSchedule,
-    stage::initial::{AllowedDifferences, InitialValues, ValueDifferences},
+    stage::initial::{AllowedDifferences, InitialValues, ValueDifferences, adapted},
     stage::{StageBlueprint, StageSettings},
     strategy::Plans,
 };
@@ -29,6 +29,11 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// Returns how many of the model's tensors have initial values, in words; none if no initial values were given.
+    pub fn initial_values(&self) -> Option<String> {
+        self.differences.as_ref().map(ValueDifferences::summary)
+    }
+
     /// Returns whether stages compute at the same time for a good part of a step. They do not if a single micro-batch passes through all stages and
     /// its gradient comes back through all of them.
     pub fn stages_overlap(&self) -> bool {
@@ -84,7 +89,7 @@ impl TrainerBuilder {
         }
         let mut differences = None;
         if let Some(given) = &self.initial {
-            let initial = InitialValues::of(given, &blueprints);
+            let initial = InitialValues::of(adapted(&*self.model, given)?, &self.skipped, &blueprints)?;
             // A run that is restored continues exactly or not at all.
             let heads = self.allowed.heads && self.restored.is_none();
             initial.differences.refuse("initial values", AllowedDifferences { heads, ..self.allowed })?;

@@ -9,7 +9,6 @@ use crate::{
     optimizer::clip::ClipScope,
     simulator::{HOP, Scenario, StageCosts},
     stage::StageBlueprint,
-    stage::initial::warn,
     trainer::{Trainer, recording::Recording, run_metrics::RunMetrics, simulated_idle::SimulatedIdle},
 };
 
@@ -36,10 +35,7 @@ impl TrainerBuilder {
             )
         };
         if let Some(differences) = &differences {
-            let warn = |what, names: &[String]| warn("initial values", what, names);
-            warn("not given and started from the seed", &differences.missing);
-            warn("given and not used", &differences.unknown);
-            differences.warn_of_heads("initial values");
+            differences.log("initial values");
         }
         let pipeline = Pipeline::start(
             blueprints.clone(),

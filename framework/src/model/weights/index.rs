@@ -1,0 +1,67 @@
+//! The index of safetensors shards.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::{Component, Path},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{Error, Result};
+
+/// The index's file name.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// The key of the metadata with the number of units of each stage.
+const UNITS: &str = "units_per_stage";
+
+/// The contents of an index.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ShardIndex {
+    /// Anything; only the number of units of each stage is read.
+    #[serde(default)]
+    metadata: Value,
+    /// The file of each tensor.
+    pub(super) weight_map: BTreeMap<String, String>,
+}
+
+impl ShardIndex {
+    pub(super) fn new(total_size: u64, units: Option<Vec<usize>>, weight_map: BTreeMap<String, String>) -> Self {
+        let mut metadata = json!({ "total_size": total_size });
+        if let Some(units) = units {
+            metadata[UNITS] = json!(units);
+        }
+        Self { metadata, weight_map }
+    }
+
+    /// Returns the names of the shards that the index at `path` lists; none if there is no index.
+    pub(super) fn files(path: &Path) -> Result<BTreeSet<String>> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Ok(Self::parse(path, &text)?.weight_map.into_values().collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+            Err(error) => Err(Error::file(path, error)),
+        }
+    }
+
+    pub(super) fn parse(path: &Path, text: &str) -> Result<Self> {
+        serde_json::from_str(text).map_err(|e| Error::file(path, format!("not an index of safetensors shards: {e}")))
+    }
+
+    /// Checks that all shards lie beside the index at `path`, or below its folder.
+    pub(super) fn check_places(&self, path: &Path) -> Result<()> {
+        let is_below = |shard: &str| Path::new(shard).components().all(|part| matches!(part, Component::Normal(_)));
+        match self.weight_map.values().find(|shard| !is_below(shard)) {
+            Some(shard) => Err(Error::file(path, format!("it names the shard {shard:?}, which is not in its folder"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The number of units of each stage, if it is stated.
+    pub(super) fn units_per_stage(&self, path: &Path) -> Result<Option<Vec<usize>>> {
+        let Some(units) = self.metadata.get(UNITS) else { return Ok(None) };
+        Option::deserialize(units)
+            .map_err(|e| Error::file(path, format!("metadata.{UNITS} is no list of numbers: {e}")))
+    }
+}

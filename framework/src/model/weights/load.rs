@@ -1,0 +1,157 @@
+//! Weights from files, this project's own and those of other programs.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{DType, Device, Tensor, safetensors::Load};
+use safetensors::SafeTensors;
+
+use super::{
+    Weights,
+    index::{INDEX, ShardIndex},
+};
+use crate::{Error, Result};
+
+/// The name of a file with all weights, as other programs write it.
+const SINGLE: &str = "model.safetensors";
+/// The endings of files of PyTorch's own format, which is Python's pickle.
+const PICKLES: [&str; 5] = ["bin", "ckpt", "pkl", "pt", "pth"];
+/// What to do with a file of PyTorch's own format.
+const CONVERT: &str = "is in PyTorch's pickle format, which can run code when it is read, so it is not read here; convert it in Python: \
+                       import torch, safetensors.torch as st; \
+                       st.save_file({k: v.clone().contiguous() for k, v in torch.load(\"IN\", weights_only=True).items()}, \"OUT.safetensors\")";
+
+/// The tensors of a file.
+#[derive(Default)]
+struct Shard {
+    tensors: HashMap<String, Tensor>,
+    /// Names and dtypes of tensors that cannot be read.
+    unreadable: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Reads weights from a safetensors file, an index of such files, or a folder that has an index or a file `model.safetensors`.
+    ///
+    /// Tensors whose dtype cannot be read, such as those of truth values, are left out ([`Self::unreadable`]).
+    ///
+    /// # Errors
+    /// If a file is missing or broken, or does not hold the tensors that the index lists.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = if path.is_dir() { in_folder(path)? } else { path.to_owned() };
+        if file.extension().is_some_and(|extension| extension == "json") {
+            return Self::load_index(&file);
+        }
+        let Shard { tensors, unreadable } = Shard::load(&file)?;
+        Ok(Self { unreadable, ..tensors.into_iter().collect() })
+    }
+
+    fn load_index(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
+        let index = ShardIndex::parse(path, &text)?;
+        index.check_places(path)?;
+        let mut names: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (name, shard) in &index.weight_map {
+            names.entry(shard).or_default().push(name);
+        }
+        let (mut shards, mut unreadable) = (Vec::with_capacity(names.len()), BTreeMap::new());
+        for (shard, names) in names {
+            let file = path.with_file_name(shard);
+            let mut shard = Shard::load(&file)?;
+            let mut tensors = Vec::with_capacity(names.len());
+            for name in names {
+                match (shard.tensors.remove(name), shard.unreadable.remove(name)) {
+                    (Some(tensor), _) => tensors.push((name.to_owned(), tensor)),
+                    (None, Some(dtype)) => drop(unreadable.insert(name.to_owned(), dtype)),
+                    (None, None) => {
+                        let problem = format!("no tensor {name}, which {} lists", path.display());
+                        return Err(Error::file(file, problem));
+                    }
+                }
+            }
+            shards.push(tensors);
+        }
+        Ok(Self { units_per_stage: index.units_per_stage(path)?, unreadable, ..Self::of_stages(shards) })
+    }
+}
+
+/// Returns the file of a folder that leads to all of its weights.
+fn in_folder(folder: &Path) -> Result<PathBuf> {
+    let place = |name: &str| Some(folder.join(name)).filter(|path| path.exists());
+    if let Some(path) = place(INDEX).or_else(|| place(SINGLE)) {
+        return Ok(path);
+    }
+    let entries = fs::read_dir(folder).map_err(|e| Error::file(folder, e))?;
+    let mut names: Vec<PathBuf> = entries.filter_map(|entry| Some(PathBuf::from(entry.ok()?.file_name()))).collect();
+    names.sort();
+    let ends = |name: &PathBuf, endings: &[&str]| {
+        name.extension().and_then(|ending| ending.to_str()).is_some_and(|ending| endings.contains(&ending))
+    };
+    let of_endings = |endings: &[&str]| {
+        let found = names.iter().filter(|name| ends(name, endings)).map(|name| name.display().to_string());
+        found.collect::<Vec<_>>().join(", ")
+    };
+    let problem = match (of_endings(&["safetensors"]), of_endings(&PICKLES)) {
+        (tensors, _) if !tensors.is_empty() => {
+            format!("no {INDEX} and no {SINGLE} in it; name one of its files: {tensors}")
+        }
+        (_, pickles) if !pickles.is_empty() => format!("no {INDEX} and no {SINGLE} in it; {pickles} {CONVERT}"),
+        _ => format!("there are no weights in it: no {INDEX} and no {SINGLE}"),
+    };
+    Err(Error::file(folder, problem))
+}
+
+impl Shard {
+    fn load(path: &Path) -> Result<Self> {
+        // Neither waits for the writer of a pipe nor reads a device without end.
+        if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(Error::file(path, "is not a file"));
+        }
+        let bytes = fs::read(path).map_err(|error| unreadable(path, &error))?;
+        let failed = |e: &dyn std::fmt::Display| Error::file(path, format!("not a safetensors file: {e}"));
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| match kind_of(path, &bytes) {
+            Some(kind) => Error::file(path, kind),
+            None => failed(&e),
+        })?;
+        let mut shard = Self::default();
+        for (name, view) in file.iter() {
+            if DType::try_from(view.dtype()).is_err() {
+                shard.unreadable.insert(name.to_owned(), format!("{:?}", view.dtype()));
+                continue;
+            }
+            let tensor = view.load(&Device::Cpu).map_err(|e| failed(&format_args!("tensor {name}: {e}")))?;
+            shard.tensors.insert(name.to_owned(), tensor);
+        }
+        Ok(shard)
+    }
+}
+
+/// Returns what a file that is no safetensors file is, and what to do with it.
+fn kind_of(path: &Path, bytes: &[u8]) -> Option<String> {
+    let has_ending =
+        path.extension().and_then(|ending| ending.to_str()).is_some_and(|ending| PICKLES.contains(&ending));
+    let is_pickle = bytes.starts_with(b"\x80") && bytes.get(1).is_some_and(|version| (2..=5).contains(version));
+    let name = |kind: &str| Some(format!("is {kind}; give a safetensors file"));
+    match bytes {
+        _ if bytes.starts_with(b"PK\x03\x04") || is_pickle || has_ending => Some(CONVERT.to_owned()),
+        _ if bytes.is_empty() => name("empty"),
+        _ if bytes.starts_with(b"version https://git-lfs") => {
+            Some("is a pointer of Git LFS, not the file itself; fetch the file with `git lfs pull`".to_owned())
+        }
+        _ if bytes.starts_with(b"GGUF") => name("a GGUF file"),
+        _ if bytes.starts_with(b"\x89HDF\r\n\x1a\n") => name("an HDF5 file"),
+        _ if bytes.trim_ascii_start().starts_with(b"<") => name("a web page"),
+        _ => None,
+    }
+}
+
+/// Returns the error for a file that could not be read.
+fn unreadable(path: &Path, error: &io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => Error::file(path, "no such file or folder"),
+        _ => Error::file(path, error),
+    }
+}

@@ -1,0 +1,90 @@
+//! Weights as files: safetensors shards, one for each stage, with an index as Hugging Face writes it.
+//!
+//! `model-00001-of-00004.safetensors` and so on hold the tensors under their PyTorch names; `model.safetensors.index.json` maps each name to its
+//! shard. Its metadata has the number of units of each stage, if it is known. The index is written last: a folder with an index is complete. Weights
+//! that are saved over others get other file names (`model-v1-00001-of-00004.safetensors`), so that those of the old index stay as they are until the
+//! new index replaces it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
+
+use candle_core::Tensor;
+
+use super::{
+    Placed, Weights,
+    index::{INDEX, ShardIndex},
+};
+use crate::{Error, Result, files};
+
+impl Weights {
+    /// Writes the weights into `folder`, which must exist: one safetensors file for each shard, and the index. Weights that were saved there before
+    /// are replaced; until the new ones are complete, the folder has the old ones.
+    ///
+    /// # Errors
+    /// If a file cannot be written; the folder then still has the old weights.
+    pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
+        let folder = folder.as_ref();
+        let index = folder.join(INDEX);
+        // An index that cannot be read lists nothing that could be lost.
+        let old = ShardIndex::files(&index).unwrap_or_default();
+        let name = |version: usize, shard: usize| {
+            let version = if version > 0 { format!("v{version}-") } else { String::new() };
+            format!("model-{version}{shard:05}-of-{:05}.safetensors", self.shards)
+        };
+        let mut files: Vec<String> = Vec::new();
+        for version in 0.. {
+            files = (1..=self.shards).map(|shard| name(version, shard)).collect();
+            if !files.iter().any(|file| old.contains(file)) {
+                break;
+            }
+        }
+        let saved = self.write_to(folder, &files);
+        if let Ok(present) = ShardIndex::files(&index) {
+            let unused = old.iter().chain(&files).filter(|file| is_shard(file) && !present.contains(*file));
+            // It does no harm if one stays.
+            unused.for_each(|file| drop(std::fs::remove_file(folder.join(file))));
+        }
+        saved
+    }
+
+    /// Writes the shards to `files`, and the index last.
+    fn write_to(&self, folder: &Path, files: &[String]) -> Result<()> {
+        let mut weight_map = BTreeMap::new();
+        let mut total_size = 0;
+        for (shard, file) in files.iter().enumerate() {
+            let tensors = || self.tensors.iter().filter(|(_, placed)| placed.shard == shard);
+            for (name, Placed { tensor, .. }) in tensors() {
+                total_size += (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
+                weight_map.insert(name.clone(), file.clone());
+            }
+            write_file(&folder.join(file), tensors().map(|(name, placed)| (name.as_str(), &placed.tensor)))?;
+        }
+        let index = ShardIndex::new(total_size, self.units_per_stage.clone(), weight_map);
+        let text = serde_json::to_string_pretty(&index).map_err(|e| Error::file(folder.join(INDEX), e))?;
+        files::write(&folder.join(INDEX), text)
+    }
+
+    /// Writes all tensors to one safetensors file, which replaces one that is there.
+    ///
+    /// # Errors
+    /// If it cannot be written; an older file then is as it was.
+    pub fn save_file(&self, path: impl AsRef<Path>) -> Result<()> {
+        write_file(path.as_ref(), self.iter())
+    }
+}
+
+/// Writes tensors to a safetensors file, marked as PyTorch's as other programs expect it.
+fn write_file<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+    let tensors = tensors.map(|(name, tensor)| Ok((name, tensor.contiguous()?))).collect::<Result<Vec<_>>>()?;
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    files::replace(path, |aside| {
+        safetensors::serialize_to_file(tensors, Some(metadata), aside).map_err(|e| Error::file(aside, e))
+    })
+}
+
+/// Whether [`Weights::save`] may have written a file of this name.
+fn is_shard(file: &str) -> bool {
+    file.starts_with("model-") && file.ends_with(".safetensors") && !file.contains(['/', '\\'])
+}
