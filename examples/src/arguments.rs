@@ -68,6 +68,8 @@ pub(crate) enum Command {
     Top(Top),
     /// Continue a text with a finished run on text; its data are not needed
     Generate(Generate),
+    /// Write a finished run's model as a folder for transformers, timm, torchvision or nanoGPT, with the lines of Python that load it
+    Export(Export),
     /// Train once for each combination of widths or other values and each seed, and compare
     Compare(Compare),
     /// Train for a few steps while the learning rate rises, and suggest a rate
@@ -294,6 +296,31 @@ pub(crate) struct Generate {
     /// Number of tokens to add
     #[arg(long, default_value_t = 200)]
     pub(crate) tokens: usize,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Export {
+    /// The run's folder
+    pub(crate) run: PathBuf,
+    /// Who loads it: hf, transformers for text and timm for images; torch, nanoGPT for text and torchvision for images
+    #[arg(long, value_enum)]
+    pub(crate) format: Format,
+    /// Folder to write to; must not exist [default: <run>/<format>]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Also write the weights of the auxiliary heads, to heads.safetensors
+    #[arg(long)]
+    pub(crate) heads: bool,
+    /// Use the weights of the best evaluation instead of the last
+    #[arg(long)]
+    pub(crate) best: bool,
+}
+
+/// Who loads an exported model.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Format {
+    Hf,
+    Torch,
 }
 
 #[derive(Args, Debug)]

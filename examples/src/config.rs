@@ -14,10 +14,7 @@ use interlock::{
     LrScheduleConfig, OptimizerConfig, Recompute, Result, Trainer, TrainerBuilder, Weights,
     tools::{model::PartitionConfig, schedule::PolicyName, strategy::StrategyConfig},
 };
-use interlock_models::{
-    InputShape,
-    data::{Data, DataKind, Description},
-};
+use interlock_models::data::{Data, DataKind, Description};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -71,16 +68,18 @@ pub(crate) struct RunConfig<M, D> {
     /// Steps between two evaluations; by default an epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) eval_every: Option<u64>,
-    /// Values to start from: a safetensors file, an index or a run folder. Auxiliary heads start from those that followed the same units; others start
-    /// from the seed, with a warning.
+    /// Weights to start from: a run folder, a safetensors file, an index of such files, or a folder with `model.safetensors`; also of other programs:
+    /// GPT-2 of transformers and nanoGPT, ResNets of torchvision and timm. At least half of the model's tensors must be there; the others start from
+    /// the seed, with a warning. Auxiliary heads start from those that followed the same units; others start from the seed, with a warning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) init_from: Option<PathBuf>,
-    /// Whether parameters (not those of heads) that `init_from` lacks start from the seed, with a warning that lists them; by default they are an error.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub(crate) init_allow_missing: bool,
-    /// Whether `init_from` may have tensors (beside those of heads) that the model has no name for, with a warning that lists them; by default it may.
-    #[serde(default = "yes", skip_serializing_if = "is_true")]
-    pub(crate) init_allow_unknown: bool,
+    /// Whether `init_from` may have less than half of the model's tensors.
+    #[serde(default, skip_serializing_if = "is_false", alias = "init_allow_missing")]
+    pub(crate) init_partial: bool,
+    /// Names that start from the seed although `init_from` has them, as patterns with `*`, `?` and `[…]`: the last layer, for other classes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("examples" = [["fc.*"]]))]
+    pub(crate) init_skip: Vec<String>,
     /// The data set.
     pub(crate) data: D,
     /// The model.
@@ -136,14 +135,6 @@ fn default_name() -> String {
     "run".to_owned()
 }
 
-fn yes() -> bool {
-    true
-}
-
-fn is_true(value: &bool) -> bool {
-    *value
-}
-
 fn is_false(value: &bool) -> bool {
     !*value
 }
@@ -176,13 +167,11 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
         if self.epochs.is_some() && self.steps.is_some() {
             return Err(Error::invalid("epochs", "steps are given too", "give one of them"));
         }
-        if self.init_from.is_none() && (self.init_allow_missing || !self.init_allow_unknown) {
-            let problem = "init_allow_missing or init_allow_unknown is given without it";
-            return Err(Error::invalid(
-                "init_from",
-                problem,
-                "name the weights to start from, or leave the others out",
-            ));
+        for (key, is_given) in [("init_partial", self.init_partial), ("init_skip", !self.init_skip.is_empty())] {
+            if is_given && self.init_from.is_none() {
+                let remedy = format!("name the weights to start from, or leave {key} out");
+                return Err(Error::invalid("init_from", format!("{key} is given without it"), remedy));
+            }
         }
         if self.name.is_empty() || self.name.contains(['/', '\\']) {
             return Err(Error::invalid("name", format!("{:?}", self.name), "use a name without slashes"));
@@ -190,16 +179,21 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
         let data = self.data.open()?;
         let builder = self.builder(&data.description)?;
         let builder = self.devices.give_to(builder).map_err(|error| self.in_own_words(error))?;
-        builder.layout().map_err(|error| self.in_own_words(error))?;
-        Ok(Prepared { data, builder })
+        let layout = builder.layout().map_err(|error| self.in_own_words(error))?;
+        Ok(Prepared { data, builder, initial_values: layout.initial_values() })
     }
 
     /// Names the keys of the configuration in an error about initial values, which names methods of the builder.
     fn in_own_words(&self, error: Error) -> Error {
         match (error, &self.init_from) {
             (Error::Invalid { subject, problem, remedy }, Some(path)) if subject == "initial values" => {
-                let methods = "allow_missing and allow_unknown";
-                let remedy = remedy.replace(methods, "init_allow_missing and init_allow_unknown");
+                let words = [
+                    ("skip_initial_values: ", "init_skip: "),
+                    ("set allow_missing", "set init_partial = true"),
+                    ("with skip_initial_values", "with init_skip = [\"NAME\"]"),
+                ];
+                let own = |text: String| words.iter().fold(text, |text, (method, key)| text.replace(method, key));
+                let (problem, remedy) = (own(problem), own(remedy));
                 Error::invalid(format!("init_from = {}", path.display()), problem, remedy)
             }
             (error, _) => error,
@@ -212,8 +206,10 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
         Ok(match &self.init_from {
             Some(path) => builder
                 .initial_values(Weights::load(path).map_err(|error| in_init_from(&error))?)
-                .allow_missing(self.init_allow_missing)
-                .allow_unknown(self.init_allow_unknown),
+                .skip_initial_values(&self.init_skip)
+                .allow_half_missing(true)
+                .allow_missing(self.init_partial)
+                .allow_unknown(true),
             None => builder,
         })
     }
@@ -243,7 +239,7 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
     /// Returns the partition of a finished run with these weights: the one that they state, if it is one of this model. Weights of earlier versions
     /// state none; their run's partition does not depend on the devices that they are used on now.
     fn partition_of_finished_run(&self, description: &Description, weights: &Weights) -> Result<PartitionConfig> {
-        let units = self.model.build(shape_of(description))?.units()?.len();
+        let units = self.model.build((&description.kind).into())?.units()?.len();
         let sum = |stated: &[usize]| stated.iter().fold(0_usize, |sum, units| sum.saturating_add(*units));
         if let Some(stated) = weights.units_per_stage().filter(|stated| sum(stated) == units) {
             return Ok(PartitionConfig { stages: None, units_per_stage: Some(stated.to_vec()) });
@@ -263,7 +259,7 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
     /// Returns a builder with everything but devices and values to start from.
     fn untrained(&self, description: &Description) -> Result<TrainerBuilder> {
         let strategy = self.strategy.build()?;
-        let model = self.model.build(shape_of(description))?;
+        let model = self.model.build((&description.kind).into())?;
         let builder = Trainer::builder(model)
             .strategy_boxed(strategy)
             .partition(self.partition.clone())
@@ -308,17 +304,8 @@ fn in_init_from(error: &Error) -> Error {
 pub(crate) struct Prepared {
     pub(crate) data: Data,
     pub(crate) builder: TrainerBuilder,
-}
-
-/// Returns the shapes of inputs and outputs of a model for these data.
-pub(crate) fn shape_of(description: &Description) -> InputShape {
-    match &description.kind {
-        DataKind::Images { channels, height, width, classes, .. } => {
-            InputShape::Images { channels: *channels, height: *height, width: *width, classes: *classes }
-        }
-        DataKind::Text { vocab, context } => InputShape::Text { vocab: vocab.len(), context: *context },
-        DataKind::Vectors { width, classes, .. } => InputShape::Vectors { width: *width, outputs: *classes },
-    }
+    /// How many of the model's tensors `init_from` has, in words, if it is given.
+    pub(crate) initial_values: Option<String>,
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod environment;
 mod evaluate;
 mod events;
 mod exit;
+mod export;
 mod exporter;
 mod generate;
 mod init;
@@ -61,6 +62,7 @@ pub fn run<P: Program>() -> ExitCode {
         Command::Eval(arguments) => evaluate::run::<P>(&arguments),
         Command::Predict(arguments) => predict::run::<P>(&arguments),
         Command::Generate(arguments) => generate::run::<P>(&arguments),
+        Command::Export(arguments) => export::run::<P>(&arguments),
         Command::Compare(arguments) => compare::run::<P>(&arguments),
         Command::LrFind(arguments) => lr_find::run::<P>(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),

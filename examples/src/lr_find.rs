@@ -96,7 +96,7 @@ fn find<P: Program>(mut config: ConfigOf<P>, rates: Rates, quiet: bool) -> Resul
     config.ema = None;
     config.heads.train = HeadsTrained::Needed;
     let base = config.optimizer.lr;
-    let Prepared { data, builder } = config.prepare()?;
+    let Prepared { data, builder, .. } = config.prepare()?;
     note_emulation(&builder);
     let (sender, steps) = channel();
     let terminal = Terminal::new(Verbosity::new(false, quiet));

@@ -6,10 +6,11 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use interlock::{Dataset, ModelSpec, Result};
+use interlock::{Dataset, Error, ModelSpec, Result, Weights};
 use interlock_models::{
     InputShape, ModelConfig,
     data::{Data, DataConfig, Description, Inputs},
+    export::{Export, ExportFormat},
     heads,
 };
 use schemars::JsonSchema;
@@ -43,6 +44,16 @@ pub trait ModelSection: Section {
     /// # Errors
     /// If the section contradicts itself or the data; the message should name the key.
     fn build(&self, shape: InputShape) -> Result<Arc<dyn ModelSpec>>;
+
+    /// Returns the model with these weights as a folder for other programs, for `export`. Its data had this description. Default: refused.
+    ///
+    /// # Errors
+    /// If the programs of `format` have no such model.
+    fn export(&self, format: ExportFormat, description: &Description, weights: &Weights) -> Result<Export> {
+        let _ = (format, description, weights);
+        let problem = format!("{} can be exported to no other program", self.kind());
+        Err(Error::invalid("model.kind", problem, "load the safetensors files in the run's folder"))
+    }
 
     /// Returns the parts of head descriptions (`heads.arch`) for `config --help` and the schema. Default: none.
     fn head_parts() -> &'static [&'static str] {
@@ -111,6 +122,10 @@ impl ModelSection for ModelConfig {
 
     fn build(&self, shape: InputShape) -> Result<Arc<dyn ModelSpec>> {
         self.build(shape)
+    }
+
+    fn export(&self, format: ExportFormat, description: &Description, weights: &Weights) -> Result<Export> {
+        self.export(format, description, weights)
     }
 
     fn head_parts() -> &'static [&'static str] {

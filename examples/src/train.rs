@@ -38,7 +38,7 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     if arguments.auto {
         config.partition = PartitionConfig { stages: None, units_per_stage: Some(plan::best_partition::<P>(&config)?) };
     }
-    let Prepared { data, builder } = config.prepare()?;
+    let Prepared { data, builder, initial_values } = config.prepare()?;
     // Before the stages are built, since they register their metrics then.
     let exporter = arguments.metrics.map(|address| Exporter::start(address, &config.name)).transpose()?;
     let trace_steps = arguments.trace_steps.unwrap_or(trace::STEPS);
@@ -50,6 +50,9 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     let folder = RunFolder::create(out, &config, &data.description)?;
     if let Some(exporter) = &exporter {
         exporter.name_run(&folder.name(), config.model.kind(), &config.strategy.label());
+    }
+    if let (Some(values), Some(path)) = (initial_values, &config.init_from) {
+        terminal.say(&format!("starts from {}: {values}", path.display()));
     }
     let trained = begin(&folder, &log, &terminal, trainer.stopper()).and_then(|()| {
         let run = TrainingRun::<P> {

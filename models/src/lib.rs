@@ -7,6 +7,7 @@
 //! - [`Mlp`], [`ResNet`], [`Transformer`]: the models, with [presets](resnet::PRESETS) under their usual names.
 //! - [`heads`]: auxiliary heads from descriptions such as `conv16_bn_gbpl_fc`.
 //! - [`config`]: the configuration of a model, completed from the shape of the data.
+//! - [`export`]: trained models as folders that Python programs load.
 //! - [`data`]: data sets, tokenizers, and two small embedded sets.
 //! - [`golden`]: training runs of a reference implementation, and comparisons with them.
 //!
@@ -26,6 +27,7 @@
 
 pub mod config;
 pub mod data;
+pub mod export;
 pub mod golden;
 pub mod heads;
 pub mod mlp;

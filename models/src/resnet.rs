@@ -5,7 +5,7 @@
 
 pub(crate) mod blocks;
 
-use interlock::{Error, ModelSpec, Result, Unit};
+use interlock::{Adapted, Error, ModelSpec, Result, Unit, Weights};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -194,5 +194,11 @@ impl ModelSpec for ResNet {
             StemKind::Cifar => "conv16_bn_gbpl_fc",
             StemKind::Imagenet => "conv64_bn_gbpl_fc",
         }
+    }
+
+    /// Takes the weights of torchvision's and timm's ResNets, which count the batches of batch norms.
+    fn adapt(&self, weights: Weights) -> Result<Adapted> {
+        let is_count = |name: &str| name.ends_with(".num_batches_tracked");
+        Ok(weights.renamed(|name| (!is_count(name)).then(|| name.to_owned()))?.into())
     }
 }

@@ -4,8 +4,9 @@
 //! perceptron, tanh-approximated GELU, causal attention.
 
 mod blocks;
+pub(crate) mod others;
 
-use interlock::{Error, ModelSpec, Result, Unit};
+use interlock::{Adapted, Error, ModelSpec, Result, Unit, Weights};
 
 use crate::{
     checks,
@@ -143,5 +144,11 @@ impl ModelSpec for Transformer {
 
     fn default_head(&self) -> &str {
         "ln_fc"
+    }
+
+    /// Takes the weights of GPT-2 in Hugging Face's `transformers`, whose names lack `transformer.` or whose matrices are transposed, and of nanoGPT.
+    /// An output projection that is not tied starts as a copy of the token embedding if it is not given.
+    fn adapt(&self, weights: Weights) -> Result<Adapted> {
+        others::adapt(self, weights)
     }
 }

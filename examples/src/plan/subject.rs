@@ -42,7 +42,7 @@ impl<P: Program> Subject<P> {
     /// # Errors
     /// If the configuration is not valid.
     pub(super) fn of_run(config: ConfigOf<P>) -> Result<(Self, Defaults)> {
-        let Prepared { data, builder } = config.prepare()?;
+        let Prepared { data, builder, .. } = config.prepare()?;
         let defaults = Defaults {
             stages: builder.layout()?.partition.stages(),
             width: None,

@@ -135,6 +135,22 @@ impl Vocabulary {
         tools::files::write(path, json)
     }
 
+    /// Returns the text of the `tokenizer.json` that this vocabulary was read from, if it was.
+    pub(crate) fn tokenizer_json(&self) -> Option<&str> {
+        match &*self.0 {
+            Kind::Tokenizer { json, .. } => Some(json),
+            Kind::Bytes | Kind::Chars { .. } => None,
+        }
+    }
+
+    /// Returns the characters by token, if tokens are characters.
+    pub(crate) fn characters(&self) -> Option<&[char]> {
+        match &*self.0 {
+            Kind::Chars { characters, .. } => Some(characters),
+            Kind::Bytes | Kind::Tokenizer { .. } => None,
+        }
+    }
+
     /// Returns whether tokens are bytes, so that a text need not be UTF-8.
     pub(super) fn is_of_bytes(&self) -> bool {
         matches!(&*self.0, Kind::Bytes)
