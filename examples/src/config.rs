@@ -204,12 +204,14 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
     pub(crate) fn builder(&self, description: &Description) -> Result<TrainerBuilder> {
         let builder = self.untrained(description)?;
         Ok(match &self.init_from {
-            Some(path) => builder
-                .initial_values(Weights::load(path).map_err(|error| in_init_from(&error))?)
-                .skip_initial_values(&self.init_skip)
-                .allow_half_missing(true)
-                .allow_missing(self.init_partial)
-                .allow_unknown(true),
+            Some(path) => {
+                let weights = Weights::load(path).map_err(|error| in_init_from(&error))?;
+                let builder = builder.initial_values(weights).skip_initial_values(&self.init_skip).allow_unknown(true);
+                match self.init_partial {
+                    true => builder.allow_missing(true),
+                    false => builder.allow_half_missing(true),
+                }
+            }
             None => builder,
         })
     }

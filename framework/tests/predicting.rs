@@ -112,7 +112,7 @@ fn initial_values_of_another_model_are_refused_with_every_name() {
                       not in the model             1  layers.0.weihgt\n  \
                       of another shape             2  layers.1.weight (is [8, 7], must be [8, 8]), \
                     layers.3.weight (is [8, 10], must be [8, 3])\n  \
-                      heads from the seed          1  aux.1 after unit 3";
+                      heads from the seed          1  aux.1 after unit 1";
     let given = || builder().initial_values(weights.clone());
     for _ in 0..3 {
         let error = given().layout().err().unwrap();

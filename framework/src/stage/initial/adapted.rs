@@ -5,7 +5,7 @@ use crate::{Adapted, ModelSpec, Result, Weights};
 /// Parts of names that `torch.compile` and wrappers of modules add, anywhere in a name.
 const PARTS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 /// First parts of all names, from `DistributedDataParallel` and from classes that have the model as an attribute.
-const PREFIXES: [&str; 2] = ["module", "model"];
+const PREFIXES: [&str; 3] = ["module", "model", "state_dict"];
 
 /// Returns `given` under the names of `model`: without what wrappers add, and as the model adapts it.
 ///
