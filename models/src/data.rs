@@ -23,6 +23,7 @@ mod folder;
 pub mod idx;
 mod images;
 mod inputs;
+mod line_ends;
 mod normalization;
 mod open;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use description::{Data, DataKind, Description};
 pub use folder::{FolderSet, Listing, image_files};
 pub use images::{ImageSet, RawImages};
 pub use inputs::Inputs;
+pub use line_ends::LineEnds;
 pub use normalization::Normalization;
 pub use text::TextSet;
-pub use vocabulary::Vocabulary;
+pub use vocabulary::{TextStream, Vocabulary};

@@ -5,8 +5,8 @@ use std::{path::Path, sync::Arc};
 use interlock::{Error, Result};
 
 use super::{
-    Augment, Data, DataConfig, DataKind, Description, FolderSet, ImageSet, Listing, Normalization, RawImages, TextSet,
-    cifar,
+    Augment, Data, DataConfig, DataKind, Description, FolderSet, ImageSet, LineEnds, Listing, Normalization, RawImages,
+    TextSet, cifar,
     config::{FRACTION, ImageFolder, Normalize, Tokenizer},
     decode::Decoder,
     embedded, files, folder, idx,
@@ -47,6 +47,7 @@ impl DataConfig {
                     (path, &content),
                     Validation::Fraction(c.validation_fraction),
                     &c.tokenizer,
+                    LineEnds::Keep,
                     c.context,
                     c.augment,
                     c.limit,
@@ -68,7 +69,7 @@ impl DataConfig {
                     (Some(path), Some(text), None) => Validation::File(path, text),
                     (_, _, fraction) => Validation::Fraction(fraction.unwrap_or(FRACTION)),
                 };
-                texts((&c.path, &content), held, &c.tokenizer, c.context, c.augment, c.limit)
+                texts((&c.path, &content), held, &c.tokenizer, c.line_ends, c.context, c.augment, c.limit)
             }
         }
     }
@@ -173,6 +174,7 @@ fn texts(
     text: (&Path, &[u8]),
     held: Validation<'_>,
     tokenizer: &Tokenizer,
+    line_ends: LineEnds,
     context: usize,
     shift: bool,
     limit: Option<usize>,
@@ -187,13 +189,13 @@ fn texts(
     };
     let (vocab, train, validation) = match held {
         Validation::File(path, held_out) => {
-            let (vocab, mut tokens) = text::tokenize(&[text, (path, held_out)], &tokenization)?;
+            let (vocab, mut tokens) = text::tokenize(&[text, (path, held_out)], &tokenization, line_ends)?;
             let validation = set(path, "validation", tokens.pop().unwrap_or_default(), false)?;
             (vocab, set(text.0, "training", tokens.pop().unwrap_or_default(), shift)?, validation)
         }
         Validation::Fraction(fraction) => {
             check_fraction(fraction)?;
-            let (vocab, mut tokens) = text::tokenize(&[text], &tokenization)?;
+            let (vocab, mut tokens) = text::tokenize(&[text], &tokenization, line_ends)?;
             let mut train = tokens.pop().unwrap_or_default();
             let validation = train.split_off((train.len() as f64 * (1.0 - fraction)) as usize);
             let part = format!("validation, the last {fraction} of the text");

@@ -8,6 +8,7 @@ mod folder;
 mod idx;
 mod images;
 mod text;
+mod tokenizers;
 mod trained;
 mod vocabulary;
 

@@ -6,7 +6,14 @@ use candle_core::{Device, Tensor};
 use interlock::{Batch, Dataset, Error, Key, Result};
 use rand::RngExt;
 
-use super::{Vocabulary, images::out_of_range};
+use super::{LineEnds, Vocabulary, images::out_of_range};
+
+mod encoding;
+
+pub(super) use encoding::utf8;
+
+/// What to do with a text of another encoding.
+const NOT_UTF8: &str = "convert it to UTF-8, or train with tokenizer = \"bytes\"";
 
 /// Tokens, in two bytes each if all fit.
 #[derive(Clone, Debug)]
@@ -133,46 +140,34 @@ pub(super) enum Tokenization<'a> {
 pub(super) fn tokenize(
     texts: &[(&Path, &[u8])],
     tokenization: &Tokenization<'_>,
+    line_ends: LineEnds,
 ) -> Result<(Vocabulary, Vec<Vec<u32>>)> {
     for (path, text) in texts {
-        if without_mark(text).is_empty() {
+        if encoding::without_mark(path, text)?.is_empty() {
             return Err(Error::file(*path, "is empty; give a text of at least one window of tokens and one more"));
         }
     }
     let vocabulary = match tokenization {
         Tokenization::Bytes => Vocabulary::bytes(),
-        Tokenization::Characters => Vocabulary::of_characters(
-            &texts.iter().map(|&(path, text)| utf8((path, without_mark(text)))).collect::<Result<String>>()?,
-        )?,
+        Tokenization::Characters => {
+            let text = texts.iter().map(|(path, text)| utf8(path, text, NOT_UTF8)).collect::<Result<String>>()?;
+            Vocabulary::of_characters(&line_ends.of(&text))?
+        }
         Tokenization::File(path) => Vocabulary::load(path)?,
     };
+    // A saved vocabulary may have line ends of its own.
+    let vocabulary = if line_ends.are_kept() { vocabulary } else { vocabulary.with_line_ends(line_ends) };
     let tokens = texts.iter().map(|&text| encode(&vocabulary, text)).collect::<Result<_>>()?;
     Ok((vocabulary, tokens))
 }
 
 /// Returns the tokens of a text; errors name its path.
 pub(super) fn encode(vocabulary: &Vocabulary, (path, text): (&Path, &[u8])) -> Result<Vec<u32>> {
-    let text = without_mark(text);
-    if vocabulary.is_of_bytes() {
-        return Ok(text.iter().map(|&byte| u32::from(byte)).collect());
+    if let Some(tokens) = vocabulary.encode_bytes(encoding::without_mark(path, text)?) {
+        return Ok(tokens);
     }
-    vocabulary.encode(utf8((path, text))?).map_err(|error| match error {
+    vocabulary.encode(utf8(path, text, NOT_UTF8)?).map_err(|error| match error {
         Error::Invalid { problem, remedy, .. } => Error::file(path, format!("{problem}; {remedy}")),
         error => error,
-    })
-}
-
-/// Returns a text without the UTF-8 byte order mark with which some programs begin their files.
-fn without_mark(text: &[u8]) -> &[u8] {
-    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
-}
-
-fn utf8<'a>((path, text): (&Path, &'a [u8])) -> Result<&'a str> {
-    std::str::from_utf8(text).map_err(|e| {
-        let at = e.valid_up_to();
-        Error::file(
-            path,
-            format!("is not UTF-8 at byte {at}; convert it to UTF-8, or train with tokenizer = \"bytes\""),
-        )
     })
 }

@@ -4,9 +4,17 @@ use std::{collections::HashMap, fmt, path::Path, sync::Arc};
 
 use interlock::{Error, Result, tools};
 use serde::{Deserialize, Serialize};
-use tokenizers::Tokenizer;
 
-use super::files;
+use self::hugging_face::HuggingFace;
+use super::{LineEnds, files, text::utf8};
+
+mod cuts;
+mod hugging_face;
+mod stream;
+
+#[cfg(test)]
+pub(super) use cuts::WORDS as CUT_PATTERNS;
+pub use stream::TextStream;
 
 /// The least number of bytes of a piece of text for a Hugging Face tokenizer.
 const PIECE: usize = 1 << 20;
@@ -16,26 +24,36 @@ const PIECE: usize = 1 << 20;
 /// The serialised form is complete: it needs neither the text nor the tokenizer's file that the vocabulary was made from.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(try_from = "Stored", into = "Stored")]
-pub struct Vocabulary(Arc<Kind>);
+pub struct Vocabulary {
+    kind: Arc<Kind>,
+    line_ends: LineEnds,
+}
 
 enum Kind {
     Bytes,
     Chars { characters: Vec<char>, tokens: HashMap<char, u32> },
-    Tokenizer { json: String, tokenizer: Box<Tokenizer>, len: usize },
+    Tokenizer(HuggingFace),
 }
 
 /// The serialised form.
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 enum Stored {
-    Bytes {},
+    Bytes {
+        #[serde(default, skip_serializing_if = "LineEnds::are_kept")]
+        line_ends: LineEnds,
+    },
     Chars {
         /// Token 0 is the first character.
         characters: String,
+        #[serde(default, skip_serializing_if = "LineEnds::are_kept")]
+        line_ends: LineEnds,
     },
     Tokenizer {
         /// The text of a `tokenizer.json`.
         json: String,
+        #[serde(default, skip_serializing_if = "LineEnds::are_kept")]
+        line_ends: LineEnds,
     },
 }
 
@@ -43,37 +61,38 @@ impl TryFrom<Stored> for Vocabulary {
     type Error = String;
 
     fn try_from(stored: Stored) -> Result<Self, String> {
-        match stored {
-            Stored::Bytes {} => Ok(Self::bytes()),
-            Stored::Chars { characters } => {
+        let (kind, line_ends) = match stored {
+            Stored::Bytes { line_ends } => (Kind::Bytes, line_ends),
+            Stored::Chars { characters, line_ends } => {
                 let characters: Vec<char> = characters.chars().collect();
                 let tokens: HashMap<_, _> = characters.iter().enumerate().map(|(i, &c)| (c, i as u32)).collect();
                 if tokens.is_empty() || tokens.len() != characters.len() {
                     return Err("`characters` must have at least one character, and each once".to_owned());
                 }
-                Ok(Self(Arc::new(Kind::Chars { characters, tokens })))
+                (Kind::Chars { characters, tokens }, line_ends)
             }
-            Stored::Tokenizer { json } => Self::from_tokenizer_json(json),
-        }
+            Stored::Tokenizer { json, line_ends } => (Kind::Tokenizer(HuggingFace::new(json)?), line_ends),
+        };
+        Ok(Self { kind: Arc::new(kind), line_ends })
     }
 }
 
 impl From<Vocabulary> for Stored {
-    fn from(vocabulary: Vocabulary) -> Self {
-        match &*vocabulary.0 {
-            Kind::Bytes => Self::Bytes {},
-            Kind::Chars { characters, .. } => Self::Chars { characters: characters.iter().collect() },
-            Kind::Tokenizer { json, .. } => Self::Tokenizer { json: json.clone() },
+    fn from(Vocabulary { kind, line_ends }: Vocabulary) -> Self {
+        match &*kind {
+            Kind::Bytes => Self::Bytes { line_ends },
+            Kind::Chars { characters, .. } => Self::Chars { characters: characters.iter().collect(), line_ends },
+            Kind::Tokenizer(tokenizer) => Self::Tokenizer { json: tokenizer.json.clone(), line_ends },
         }
     }
 }
 
 impl fmt::Debug for Vocabulary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match &*self.0 {
+        let kind = match &*self.kind {
             Kind::Bytes => "bytes",
             Kind::Chars { .. } => "chars",
-            Kind::Tokenizer { .. } => "tokenizer",
+            Kind::Tokenizer(_) => "tokenizer",
         };
         write!(f, "Vocabulary({kind}, {} tokens)", self.len())
     }
@@ -82,7 +101,7 @@ impl fmt::Debug for Vocabulary {
 impl Vocabulary {
     /// Returns the vocabulary of 256 tokens, one for each byte.
     pub fn bytes() -> Self {
-        Self(Arc::new(Kind::Bytes))
+        Self { kind: Arc::new(Kind::Bytes), line_ends: LineEnds::Keep }
     }
 
     /// Returns the vocabulary with a token for each different character of `text`, in the order of code points.
@@ -92,20 +111,14 @@ impl Vocabulary {
     pub fn of_characters(text: &str) -> Result<Self> {
         let mut seen: Vec<char> = text.chars().collect::<std::collections::HashSet<_>>().into_iter().collect();
         seen.sort_unstable();
-        let stored = Stored::Chars { characters: seen.into_iter().collect() };
+        let stored = Stored::Chars { characters: seen.into_iter().collect(), line_ends: LineEnds::Keep };
         Self::try_from(stored).map_err(|_| Error::invalid("text", "empty", "give at least one character"))
     }
 
-    /// Returns the vocabulary of a Hugging Face `tokenizer.json`, with truncation and padding switched off.
-    fn from_tokenizer_json(json: String) -> Result<Self, String> {
-        let mut tokenizer = Tokenizer::from_bytes(&json).map_err(|e| e.to_string())?;
-        tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
-        tokenizer.with_padding(None);
-        let len = tokenizer.get_vocab(true).values().max().map_or(0, |&last| last as usize + 1);
-        if len == 0 {
-            return Err("the tokenizer has no tokens".to_owned());
-        }
-        Ok(Self(Arc::new(Kind::Tokenizer { json, tokenizer: Box::new(tokenizer), len })))
+    /// Returns the same vocabulary with these line ends in the texts that it encodes. By default they are kept.
+    #[must_use]
+    pub fn with_line_ends(self, line_ends: LineEnds) -> Self {
+        Self { line_ends, ..self }
     }
 
     /// Reads a Hugging Face `tokenizer.json`, or a vocabulary that [`save`](Self::save) wrote.
@@ -114,15 +127,15 @@ impl Vocabulary {
     /// If there is no such file, or it is neither of the two.
     pub fn load(path: &Path) -> Result<Self> {
         let remedy = "expected a Hugging Face tokenizer.json or a vocabulary saved by a run";
-        let json = String::from_utf8(files::read(path, remedy)?).map_err(|e| {
-            Error::file(path, format!("is not UTF-8 at byte {}; {remedy}", e.utf8_error().valid_up_to()))
-        })?;
+        let bytes = files::read(path, remedy)?;
+        let json = utf8(path, &bytes, remedy)?;
         let refused = |cause: &dyn fmt::Display| Error::file(path, format!("{cause}; {remedy}"));
-        let value: serde_json::Value = serde_json::from_str(&json).map_err(|e| refused(&e))?;
+        let value: serde_json::Value = serde_json::from_str(json).map_err(|e| refused(&e))?;
         if value.get("kind").is_some() {
             serde_json::from_value(value).map_err(|e| refused(&e))
         } else {
-            Self::from_tokenizer_json(json).map_err(|e| refused(&format_args!("not a tokenizer: {e}")))
+            Self::try_from(Stored::Tokenizer { json: json.to_owned(), line_ends: LineEnds::Keep })
+                .map_err(|e| refused(&format_args!("not a tokenizer: {e}")))
         }
     }
 
@@ -137,31 +150,31 @@ impl Vocabulary {
 
     /// Returns the text of the `tokenizer.json` that this vocabulary was read from, if it was.
     pub(crate) fn tokenizer_json(&self) -> Option<&str> {
-        match &*self.0 {
-            Kind::Tokenizer { json, .. } => Some(json),
+        match &*self.kind {
+            Kind::Tokenizer(tokenizer) => Some(&tokenizer.json),
             Kind::Bytes | Kind::Chars { .. } => None,
         }
     }
 
     /// Returns the characters by token, if tokens are characters.
     pub(crate) fn characters(&self) -> Option<&[char]> {
-        match &*self.0 {
+        match &*self.kind {
             Kind::Chars { characters, .. } => Some(characters),
-            Kind::Bytes | Kind::Tokenizer { .. } => None,
+            Kind::Bytes | Kind::Tokenizer(_) => None,
         }
     }
 
-    /// Returns whether tokens are bytes, so that a text need not be UTF-8.
-    pub(super) fn is_of_bytes(&self) -> bool {
-        matches!(&*self.0, Kind::Bytes)
+    /// Returns the tokens of a text that need not be UTF-8; none if tokens are not bytes.
+    pub(super) fn encode_bytes(&self, text: &[u8]) -> Option<Vec<u32>> {
+        matches!(&*self.kind, Kind::Bytes).then(|| self.line_ends.of_bytes(text).map(u32::from).collect())
     }
 
     /// Returns the number of tokens; every token is below it.
     pub fn len(&self) -> usize {
-        match &*self.0 {
+        match &*self.kind {
             Kind::Bytes => 256,
             Kind::Chars { characters, .. } => characters.len(),
-            Kind::Tokenizer { len, .. } => *len,
+            Kind::Tokenizer(tokenizer) => tokenizer.len,
         }
     }
 
@@ -172,17 +185,24 @@ impl Vocabulary {
 
     /// Returns the tokens of a text, without special tokens around them.
     ///
-    /// To bound memory, a Hugging Face tokenizer gets a text of more than 1 MiB in pieces, which end where a line ends and the next one begins
-    /// without white space.
+    /// A Hugging Face tokenizer gets a text of more than 1 MiB in pieces, which takes less memory, if it is known that this changes no token: see
+    /// `vocabulary/cuts.rs`. Otherwise it gets the whole text.
     ///
     /// # Errors
-    /// If the text has a character that is not in the vocabulary; the message has its position.
+    /// If the text has a character that is not in the vocabulary; the message has its position. If the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        match &*self.0 {
-            Kind::Bytes => Ok(text.bytes().map(u32::from).collect()),
+        self.encode_in_pieces(text, PIECE)
+    }
+
+    /// [`Self::encode`] with pieces of at least `least` bytes, for a tokenizer for which that changes no token.
+    pub(super) fn encode_in_pieces(&self, text: &str, least: usize) -> Result<Vec<u32>> {
+        let plain = self.line_ends.of(text);
+        match &*self.kind {
+            Kind::Bytes => Ok(plain.bytes().map(u32::from).collect()),
             Kind::Chars { tokens, .. } => {
                 let token = |(at, character): (usize, char)| {
                     tokens.get(&character).copied().ok_or_else(|| {
+                        let at = self.line_ends.origin(text, at);
                         Error::invalid(
                             "text",
                             format!("the character {character:?} at byte {at} is not in the vocabulary"),
@@ -193,24 +213,21 @@ impl Vocabulary {
                         )
                     })
                 };
-                text.char_indices().map(token).collect()
+                plain.char_indices().map(token).collect()
             }
-            Kind::Tokenizer { tokenizer, .. } => {
-                let mut tokens = Vec::new();
-                for piece in pieces(text, PIECE) {
-                    let encoding = tokenizer.encode_fast(piece, false);
-                    let encoding = encoding.map_err(|e| {
-                        Error::invalid(
-                            "text",
-                            format!("the tokenizer failed: {e}"),
-                            "use a tokenizer that takes any text",
-                        )
-                    })?;
-                    tokens.extend_from_slice(encoding.get_ids());
-                }
-                Ok(tokens)
-            }
+            Kind::Tokenizer(tokenizer) => tokenizer.encode(&plain, least),
         }
+    }
+
+    /// Returns whether long texts are encoded in pieces.
+    #[cfg(test)]
+    pub(super) fn cuts_texts(&self) -> bool {
+        matches!(&*self.kind, Kind::Tokenizer(tokenizer) if tokenizer.cuts)
+    }
+
+    /// Returns the text of tokens that come one after another.
+    pub fn stream(&self) -> TextStream {
+        TextStream::new(self.clone())
     }
 
     /// Returns the text of `tokens`; bytes that are not UTF-8 become `U+FFFD`.
@@ -226,33 +243,13 @@ impl Vocabulary {
                 format!("give tokens below {len}"),
             ));
         }
-        match &*self.0 {
+        match &*self.kind {
             Kind::Bytes => {
                 let bytes: Vec<u8> = tokens.iter().map(|&t| t as u8).collect();
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
             }
             Kind::Chars { characters, .. } => Ok(tokens.iter().map(|&t| characters[t as usize]).collect()),
-            Kind::Tokenizer { tokenizer, .. } => tokenizer
-                .decode(tokens, false)
-                .map_err(|e| Error::invalid("tokens", format!("the tokenizer failed: {e}"), "use its own tokens")),
+            Kind::Tokenizer(tokenizer) => tokenizer.decode(tokens),
         }
     }
-}
-
-/// Divides `text` into pieces of at least `least` bytes, except for the last one. A piece ends after a line end between two visible characters.
-pub(super) fn pieces(text: &str, least: usize) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let visible = |byte: Option<&u8>| byte.is_some_and(|b| !b.is_ascii_whitespace());
-        let bytes = rest.as_bytes();
-        let end = (least.max(1)..bytes.len())
-            .find(|&i| bytes[i - 1] == b'\n' && visible(bytes.get(i.wrapping_sub(2))) && visible(bytes.get(i)))
-            .unwrap_or(bytes.len());
-        let (piece, after) = rest.split_at(end);
-        rest = after;
-        Some(piece)
-    })
 }

@@ -59,6 +59,7 @@ fn errors_name_the_possible_keys_and_values() {
         (json!({ "kind": "cifar10", "path": "x", "augment": { "mirror": true } }), &["true, false or { crop"]),
         (json!({ "kind": "cifar10", "path": "x", "normalize": 1 }), &["true, false or { mean"]),
         (json!({ "kind": "text", "path": "x", "tokenizer": "words" }), &["words", "bytes", ".json"]),
+        (json!({ "kind": "text", "path": "x", "line_ends": "crlf" }), &["crlf", "keep", "lf"]),
     ] {
         let error = serde_json::from_value::<DataConfig>(json).expect_err("misspelt").to_string();
         for part in parts {

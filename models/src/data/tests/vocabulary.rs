@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::write;
-use crate::data::{Vocabulary, vocabulary::pieces};
+use crate::data::{LineEnds, Vocabulary};
 
 /// Returns a word-level tokenizer with truncation and padding, which must be switched off.
 pub(super) fn tokenizer_json() -> String {
@@ -110,11 +110,61 @@ fn files_without_a_vocabulary_are_refused() {
 }
 
 #[test]
-fn pieces_end_after_lines_and_cover_the_text() {
-    let cut = |text, least| pieces(text, least).collect::<Vec<_>>();
-    assert_eq!(cut("one\ntwo\n\nthree\n four\nfive\n", 1), ["one\n", "two\n\nthree\n four\n", "five\n"]);
-    assert_eq!(cut("one\ntwo\nthree", 5), ["one\ntwo\n", "three"]);
-    assert_eq!(cut("é\nà", 1), ["é\n", "à"]);
-    assert_eq!(cut("é", 1), ["é"]);
-    assert_eq!(cut("", 1), [""; 0]);
+fn line_ends_are_kept_or_become_line_feeds() {
+    let text = "a\r\nb\rc\n\r\n\r";
+    for (line_ends, expected) in [(LineEnds::Keep, text), (LineEnds::Lf, "a\nb\nc\n\n\n")] {
+        for vocabulary in [Vocabulary::bytes(), Vocabulary::of_characters("abc\r\n").expect("a vocabulary")] {
+            let vocabulary = vocabulary.with_line_ends(line_ends);
+            let tokens = vocabulary.encode(text).expect("tokens");
+            assert_eq!(vocabulary.decode(&tokens).expect("text"), expected);
+            // They are saved with the vocabulary.
+            let json = serde_json::to_string(&vocabulary).expect("json");
+            assert_eq!(json.contains("line_ends"), line_ends == LineEnds::Lf, "{json}");
+            let read: Vocabulary = serde_json::from_str(&json).expect("a vocabulary");
+            assert_eq!(read.encode(text).expect("tokens"), tokens);
+        }
+    }
+    // An unknown character is named with its place in the text as it is.
+    let vocabulary = Vocabulary::of_characters("ab\n").expect("a vocabulary").with_line_ends(LineEnds::Lf);
+    for (text, message) in
+        [("a\r\n\rb\r\né", "'é' at byte 7"), ("\u{e9}\r", "'é' at byte 0"), ("a\r\rb x", "' ' at byte 4")]
+    {
+        let error = vocabulary.encode(text).expect_err("not in the vocabulary").to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn byte_order_mark_of_a_vocabulary_is_left_out() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("tokenizer.json");
+    for json in [tokenizer_json(), serde_json::to_string(&tokenizer()).expect("json")] {
+        write(&path, format!("\u{feff}{json}"));
+        assert_eq!(Vocabulary::load(&path).expect("a vocabulary").encode("be").expect("tokens"), [2]);
+    }
+    write(&path, tokenizer_json().encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>());
+    let error = Vocabulary::load(&path).expect_err("not UTF-8").to_string();
+    assert!(error.contains("tokenizer.json: is UTF-16, little-endian; convert it to UTF-8"), "{error}");
+}
+
+#[test]
+fn streams_give_whole_characters_and_the_same_text() {
+    let text = "né \u{1f44d}\u{1f3fd} \u{fffd}\u{fffd}x 한";
+    for vocabulary in [Vocabulary::bytes(), Vocabulary::of_characters(text).expect("a vocabulary")] {
+        let (mut stream, mut parts) = (vocabulary.stream(), Vec::new());
+        for token in vocabulary.encode(text).expect("tokens") {
+            parts.push(stream.push(&[token]).expect("text"));
+        }
+        parts.push(stream.finish().expect("text"));
+        assert_eq!(parts.concat(), text);
+        assert!(parts.iter().all(|part| !part.starts_with('\u{fffd}') || part == "\u{fffd}\u{fffd}x"), "{parts:?}");
+        assert_eq!(parts[0], "n");
+    }
+    // Bytes that are no characters are shown once it is certain, or at the end.
+    let mut stream = Vocabulary::bytes().stream();
+    let parts = [&[0xff][..], &[0xe2, 0x82], b"a", &[0xc3]]
+        .map(|bytes| stream.push(&bytes.iter().map(|&byte| byte.into()).collect::<Vec<u32>>()).expect("text"));
+    assert_eq!(parts, ["", "", "\u{fffd}\u{fffd}a", ""]);
+    assert_eq!(stream.finish().expect("text"), "\u{fffd}");
+    assert!(Vocabulary::bytes().stream().push(&[256]).expect_err("no token").is_refusal());
 }

@@ -1,0 +1,142 @@
+//! Hugging Face tokenizers.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use interlock::{Error, Result};
+use tokenizers::{ModelWrapper, Tokenizer};
+
+use super::cuts;
+
+/// The longest run of white space in a text for a tokenizer with regular expressions: they hold a step for each of its characters, and stop at a million
+/// without an error, so that the rest of the text would be one word.
+const WHITE_SPACE: usize = 500_000;
+
+/// The largest number of tokens.
+const TOKENS: usize = 1 << 24;
+
+/// A tokenizer from a `tokenizer.json`.
+pub(super) struct HuggingFace {
+    /// The text of the file.
+    pub(super) json: String,
+    /// Every token is below it.
+    pub(super) len: usize,
+    tokenizer: Tokenizer,
+    /// Whether long texts may be cut.
+    pub(super) cuts: bool,
+    /// Whether it has regular expressions.
+    expressions: bool,
+}
+
+impl HuggingFace {
+    /// Reads the text of a `tokenizer.json`. Truncation, padding and dropout, which belong to training with Hugging Face's own programs, are switched off.
+    pub(super) fn new(json: String) -> Result<Self, String> {
+        let read = || -> Result<_, String> {
+            let mut tokenizer = Tokenizer::from_bytes(&json).map_err(|e| e.to_string())?;
+            tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
+            tokenizer.with_padding(None);
+            if let ModelWrapper::BPE(model) = tokenizer.get_model()
+                && model.dropout.is_some()
+            {
+                let mut model = model.clone();
+                model.dropout = None;
+                tokenizer.with_model(model);
+            }
+            Ok(tokenizer)
+        };
+        let tokenizer = caught(read).unwrap_or_else(Err)?;
+        let len = number_of_tokens(&tokenizer)?;
+        let cuts = cuts::are_safe(&tokenizer);
+        let parts = (tokenizer.get_normalizer(), tokenizer.get_pre_tokenizer());
+        let parts = serde_json::to_string(&parts).map_err(|e| e.to_string())?;
+        let expressions = parts.contains(r#""Regex":"#) || parts.contains(r#""use_regex":true"#);
+        Ok(Self { json, len, tokenizer, cuts, expressions })
+    }
+
+    /// Returns the tokens of a text, which is encoded in pieces of at least `least` bytes if that changes no token.
+    pub(super) fn encode(&self, text: &str, least: usize) -> Result<Vec<u32>> {
+        if let Some(at) = long_white_space(text).filter(|_| self.expressions) {
+            return Err(Error::invalid(
+                "text",
+                format!("more than {WHITE_SPACE} characters of white space in a row, from byte {at} on"),
+                "remove them: the regular expressions of the tokenizer cannot take so many",
+            ));
+        }
+        let (mut tokens, mut rest) = (Vec::new(), text);
+        while !rest.is_empty() {
+            let cut = self.cuts.then(|| cuts::next(&self.tokenizer, rest, least)).flatten();
+            let (piece, after) = rest.split_at(cut.unwrap_or(rest.len()));
+            let encode = || -> Result<_, String> {
+                let encoding = self.tokenizer.encode_fast(piece, false).map_err(|e| e.to_string())?;
+                tokens.extend_from_slice(encoding.get_ids());
+                Ok(())
+            };
+            caught(encode).unwrap_or_else(Err).map_err(|e| {
+                Error::invalid("text", format!("the tokenizer failed: {e}"), "use a tokenizer that takes any text")
+            })?;
+            rest = after;
+        }
+        Ok(tokens)
+    }
+
+    /// Returns the text of tokens.
+    pub(super) fn decode(&self, tokens: &[u32]) -> Result<String> {
+        if tokens.is_empty() {
+            // Some decoders panic at none.
+            return Ok(String::new());
+        }
+        let decode = || self.tokenizer.decode(tokens, false).map_err(|e| e.to_string());
+        caught(decode)
+            .unwrap_or_else(Err)
+            .map_err(|e| Error::invalid("tokens", format!("the tokenizer failed: {e}"), "use its own tokens"))
+    }
+
+    /// Returns whether a token is a single byte, which makes a character only together with those beside it.
+    pub(super) fn is_byte(&self, token: u32) -> bool {
+        let text = self.tokenizer.id_to_token(token).unwrap_or_default();
+        let digits = text.strip_prefix("<0x").and_then(|text| text.strip_suffix('>'));
+        digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
+    }
+}
+
+/// Runs code of the crate `tokenizers`, which panics at some files and texts. An error has the message of the panic.
+fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        format!("it panicked: {}", text.as_deref().unwrap_or("without a message"))
+    })
+}
+
+/// Returns the number that every token is below.
+fn number_of_tokens(tokenizer: &Tokenizer) -> Result<usize, String> {
+    let vocabulary = tokenizer.get_vocab(true);
+    let Some((text, &last)) = vocabulary.iter().max_by_key(|(_, id)| **id) else {
+        return Err("the tokenizer has no tokens".to_owned());
+    };
+    let (len, used) = (last as usize + 1, vocabulary.len());
+    if len > TOKENS {
+        return Err(format!("the token {text:?} has the number {last}; the numbers of tokens must be below {TOKENS}"));
+    }
+    if len > 1 << 16 && used < len / 4 {
+        return Err(format!(
+            "the token {text:?} has the number {last}, but there are {used} tokens; number them without such gaps"
+        ));
+    }
+    Ok(len)
+}
+
+/// Returns where white space begins that is longer than any tokenizer can take.
+fn long_white_space(text: &str) -> Option<usize> {
+    let (mut begin, mut count) = (0, 0);
+    for (at, character) in text.char_indices() {
+        if !character.is_whitespace() {
+            (begin, count) = (at + character.len_utf8(), 0);
+            continue;
+        }
+        count += 1;
+        if count > WHITE_SPACE {
+            return Some(begin);
+        }
+    }
+    None
+}
