@@ -12,7 +12,7 @@ use crate::{
     evaluate::refused,
     exit::Exit,
     program::{Program, program},
-    progress::print,
+    progress::{print, print_part},
     run_folder::RunFolder,
 };
 
@@ -39,7 +39,12 @@ pub(crate) fn run<P: Program>(arguments: &Generate) -> Result<(), Exit> {
     let builder = config.of_finished_run(&description, &weights, &arguments.devices)?;
     let mut predictor = builder.predictor(weights).map_err(|error| refused(&arguments.run, &error))?;
     let mut draws = Key::new(arguments.seed).named("generate").stream();
+    let mut stream = vocab.stream();
+    let mut next = stream.push(&tokens)?;
     for _ in 0..arguments.tokens {
+        if !print_part(&next)? {
+            return Ok(());
+        }
         let window = &tokens[tokens.len().saturating_sub(*context)..];
         let inputs = Tensor::from_slice(window, (1, window.len()), &Device::Cpu).map_err(Exit::failed)?;
         let logits = predictor.predict(inputs)?;
@@ -47,9 +52,11 @@ pub(crate) fn run<P: Program>(arguments: &Generate) -> Result<(), Exit> {
         let mut last = last.map_err(Exit::failed)?;
         // A model may have outputs for more tokens than the vocabulary.
         last.truncate(vocab.len());
-        tokens.push(choose(&last, arguments, draws.random::<f64>()));
+        let token = choose(&last, arguments, draws.random::<f64>());
+        tokens.push(token);
+        next = stream.push(&[token])?;
     }
-    print(&vocab.decode(&tokens)?)
+    print(&(next + &stream.finish()?))
 }
 
 /// Chooses a token by the draw `u` from 0 to 1.

@@ -156,11 +156,23 @@ pub(crate) fn say(text: &str) {
 /// If it cannot be written, for example to a full disk.
 pub(crate) fn print(text: &str) -> Result<(), Exit> {
     match writeln!(io::stdout(), "{text}") {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Exit::Failed(format!("the result cannot be written to stdout: {error}")))
-        }
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(unwritten(&error)),
         _ => Ok(()),
     }
+}
+
+/// Prints a part of a result to stdout at once. Returns whether the other end still reads.
+pub(crate) fn print_part(text: &str) -> Result<bool, Exit> {
+    let mut stdout = io::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(unwritten(&error)),
+        Ok(()) => Ok(true),
+    }
+}
+
+fn unwritten(error: &io::Error) -> Exit {
+    Exit::Failed(format!("the result cannot be written to stdout: {error}"))
 }
 
 /// Prints a line to stderr, for the progress of commands whose stdout is JSON.

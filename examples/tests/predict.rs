@@ -9,7 +9,7 @@ mod finished;
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
     path::Path,
     process::{Command, Stdio},
 };
@@ -213,6 +213,112 @@ fn texts_that_cannot_be_read_are_refused() {
             assert!(output.status.code() == Some(1) && message.contains("cannot be written to stdout"), "{message}");
         }
     }
+}
+
+/// Trains on `text.txt` with these settings.
+fn train_with(path: &Path, sets: &[&str]) {
+    fs::write(path.join("config.toml"), TEXT.replace("steps = 40", "steps = 5")).unwrap();
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["-s", set]).collect();
+    let command = [&["train", "--quiet", "--config", "config.toml", "--out", "run"], &sets[..]].concat();
+    done(&interlock(path, &command));
+}
+
+#[test]
+fn generated_text_comes_in_whole_characters_while_it_is_generated() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path();
+    fs::write(path.join("text.txt"), "né 한👍 ".repeat(60)).unwrap();
+    train_with(path, &["data.tokenizer=bytes", "model.vocab=256"]);
+    let generate = ["generate", "run", "--prompt", "é", "--top-k", "9", "--tokens"];
+    let whole = interlock(path, &[&generate[..], &["60"]].concat());
+    let text = String::from_utf8(whole.stdout.clone()).expect("whole characters");
+    assert!(done(&whole).starts_with('é') && text.ends_with('\n'), "{text}");
+    // A text without end: what comes can be read before, and the command ends when nobody reads.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"))
+        .args([&generate[..], &["1000000000"]].concat())
+        .current_dir(path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut start = [0; 20];
+    command.stdout.take().unwrap().read_exact(&mut start).unwrap();
+    assert_eq!(start, whole.stdout[..20]);
+    assert_eq!(command.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_run_uses_the_tokenizer_that_it_was_trained_with() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path();
+    let file =
+        |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/src/data/tests/tokenizers").join(name);
+    let text = "to be or not to be, that is the quéstion.\n".repeat(30);
+    fs::write(path.join("text.txt"), format!("\u{feff}{text}")).unwrap();
+    fs::write(path.join("tokenizer.json"), [b"\xef\xbb\xbf", &fs::read(file("llama2.json")).unwrap()[..]].concat())
+        .unwrap();
+    train_with(path, &["data.tokenizer=tokenizer.json", "model.vocab=700"]);
+    let commands: [&[&str]; 3] = [
+        &["eval", "run", "--json"],
+        &["predict", "run", "--text", "not to bé", "--json"],
+        &["generate", "run", "--prompt", " not to bé", "--tokens", "9"],
+    ];
+    let before = commands.map(|command| done(&interlock(path, command)));
+    // The decoder of this tokenizer takes one space from the beginning.
+    assert!(before[2].starts_with(" not to bé"), "{}", before[2]);
+    fs::write(path.join("tokenizer.json"), fs::read(file("gpt2.json")).unwrap()).unwrap();
+    assert_eq!(commands.map(|command| done(&interlock(path, command))), before);
+    fs::remove_file(path.join("tokenizer.json")).unwrap();
+    assert_eq!(commands.map(|command| done(&interlock(path, command))), before);
+    // Generation needs no text either; an evaluation needs that of validation.
+    fs::remove_file(path.join("text.txt")).unwrap();
+    assert_eq!(done(&interlock(path, commands[2])), before[2]);
+    refused(path, commands[0], &["text.txt: no such file"]);
+    refused(
+        path,
+        &["train", "--config", "config.toml", "-s", "data.tokenizer=tokenizer.json"],
+        &["text.txt: no such file"],
+    );
+    fs::write(path.join("text.txt"), &text).unwrap();
+    refused(
+        path,
+        &["train", "--config", "config.toml", "-s", "data.tokenizer=tokenizer.json"],
+        &["tokenizer.json: no such file", "expected a Hugging Face tokenizer.json"],
+    );
+}
+
+#[test]
+fn line_ends_and_encodings_are_those_of_the_run() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path();
+    let text = "to be,\nor not to be:\nthat is the question.\n".repeat(20);
+    fs::write(path.join("text.txt"), text.replace('\n', "\r\n")).unwrap();
+    train_with(path, &["data.line_ends=lf"]);
+    let own = printed(path, &["eval", "run", "--json"]);
+    fs::write(path.join("lf.txt"), &text).unwrap();
+    fs::write(path.join("cr.txt"), text.replace('\n', "\r")).unwrap();
+    let scored = ["text.txt", "lf.txt", "cr.txt"].map(|file| printed(path, &["eval", "run", "--data", file, "--json"]));
+    assert!(scored[0] == scored[1] && scored[1] == scored[2], "{scored:?}");
+    let predicted = ["be,\nor", "be,\r\nor"].map(|text| printed(path, &["predict", "run", "--text", text, "--json"]));
+    assert_eq!(predicted[0], predicted[1]);
+    let generated = ["be,\nor", "be,\r\nor"].map(|text| done(&interlock(path, &["generate", "run", "--prompt", text])));
+    assert_eq!(generated[0], generated[1]);
+    // The setting is part of the run.
+    fs::write(path.join("text.txt"), &text).unwrap();
+    assert_eq!(printed(path, &["eval", "run", "--json"]), own);
+
+    let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    fs::write(path.join("text.txt"), utf16).unwrap();
+    let words = ["text.txt: is UTF-16, little-endian", "iconv -f UTF-16LE -t UTF-8"];
+    refused(path, &["train", "--config", "config.toml"], &words);
+    refused(path, &["train", "--config", "config.toml", "-s", "data.tokenizer=bytes"], &words);
+    refused(path, &["eval", "run"], &words);
+    refused(path, &["eval", "run", "--data", "text.txt"], &words);
+    refused(path, &["predict", "run", "text.txt"], &words);
+    // A configuration may begin with a byte order mark.
+    fs::write(path.join("text.txt"), &text).unwrap();
+    fs::write(path.join("config.toml"), format!("\u{feff}{TEXT}")).unwrap();
+    let command = ["train", "--quiet", "--config", "config.toml", "--out", "marked", "-s", "steps=1"];
+    done(&interlock(path, &command));
 }
 
 /// Writes images of 2 × 2 pixels of one brightness, and their classes, in the idx format.
