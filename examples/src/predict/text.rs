@@ -43,7 +43,7 @@ pub(super) struct TextPrediction {
 struct NextToken {
     /// Its number.
     token: u32,
-    /// Its text; a byte that is no character alone is `U+FFFD`.
+    /// The text that it adds; a byte that is no character alone is `U+FFFD`.
     text: String,
     /// From 0 to 1; those of all tokens add up to 1.
     probability: f32,
@@ -128,11 +128,17 @@ impl Model<'_> {
         after.truncate(self.vocabulary.len());
         let next = likeliest(&after, top).map(|(token, probability)| {
             let token = token as u32;
-            Ok(NextToken { token, text: self.vocabulary.decode(&[token])?, probability })
+            Ok(NextToken { token, text: text_after(self.vocabulary, tokens[predicted], token)?, probability })
         });
         let next = next.collect::<Result<_>>()?;
         Ok(TextPrediction { file, tokens: tokens.len(), loss, perplexity: loss.map(f64::exp), next })
     }
+}
+
+/// Returns the text that a token adds behind another one, with a space before it if the tokenizer puts one there.
+fn text_after(vocabulary: &Vocabulary, last: u32, token: u32) -> Result<String> {
+    let (before, both) = (vocabulary.decode(&[last])?, vocabulary.decode(&[last, token])?);
+    both.strip_prefix(before.as_str()).map_or_else(|| vocabulary.decode(&[token]), |text| Ok(text.to_owned()))
 }
 
 pub(super) fn table_of(predictions: &[TextPrediction]) -> String {

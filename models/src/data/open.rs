@@ -198,8 +198,12 @@ fn texts(
             let (vocab, mut tokens) = text::tokenize(&[text], &tokenization, line_ends)?;
             let mut train = tokens.pop().unwrap_or_default();
             let validation = train.split_off((train.len() as f64 * (1.0 - fraction)) as usize);
-            let part = format!("validation, the last {fraction} of the text");
-            (vocab, set(text.0, "training", train, shift)?, set(text.0, &part, validation, false)?)
+            let train = set(text.0, "training", train, shift)?;
+            let validation = TextSet::new(validation, context, false).map_err(|e| {
+                let part = format!("validation, the last {fraction} of the text");
+                Error::file(text.0, format!("{part}: {e}, or a larger data.validation_fraction"))
+            })?;
+            (vocab, train, validation)
         }
     };
     let mut train = train;

@@ -9,6 +9,7 @@ use self::hugging_face::HuggingFace;
 use super::{LineEnds, files, text::utf8};
 
 mod cuts;
+mod expressions;
 mod hugging_face;
 mod stream;
 

@@ -311,7 +311,7 @@ fn bad_texts_are_refused() {
     );
     refused(
         json!({ "kind": "text", "path": path, "context": 2 }),
-        &["text.txt: validation, the last 0.1", "1 tokens are too few"],
+        &["text.txt: validation, the last 0.1", "1 tokens are too few", "or a larger data.validation_fraction"],
     );
     refused(json!({ "kind": "text", "path": path, "context": 0 }), &["data.context"]);
     for fraction in [0.0, 1.0, -0.5, 1.5] {

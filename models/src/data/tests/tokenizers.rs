@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::write;
 use crate::data::Vocabulary;
 
-/// Tokenizers that see a text as a single word, or take white space away around added tokens.
-const WHOLE: [&str; 4] = ["added", "gemma", "llama2", "mistral"];
+/// Tokenizers that see a text as a single word, take white space away around added tokens, or have unknown regular expressions.
+const WHOLE: [&str; 5] = ["added", "expressions", "gemma", "llama2", "mistral"];
 
 /// What was recorded.
 #[derive(Deserialize)]

@@ -173,6 +173,6 @@ fn is_apart(token: &AddedToken, normalizers: &[&NormalizerWrapper]) -> bool {
         && [token.content.as_str(), normalized.get()].iter().all(|text| {
             let spaces = text.match_indices(' ').map(|(at, _)| text[..at].chars().next_back());
             let spans = spaces.flatten().any(|before| !before.is_whitespace());
-            !spans && !(token.single_word && text.contains(char::is_whitespace))
+            !(spans || token.single_word && text.contains(char::is_whitespace))
         })
 }

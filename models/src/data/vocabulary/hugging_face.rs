@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use interlock::{Error, Result};
 use tokenizers::{ModelWrapper, Tokenizer};
 
-use super::cuts;
+use super::{cuts, expressions};
 
 /// The longest run of white space in a text for a tokenizer with regular expressions: they hold a step for each of its characters, and stop at a million
 /// without an error, so that the rest of the text would be one word.
@@ -20,7 +20,7 @@ pub(super) struct HuggingFace {
     pub(super) json: String,
     /// Every token is below it.
     pub(super) len: usize,
-    tokenizer: Tokenizer,
+    tokenizer: Box<Tokenizer>,
     /// Whether long texts may be cut.
     pub(super) cuts: bool,
     /// Whether it has regular expressions.
@@ -31,7 +31,12 @@ impl HuggingFace {
     /// Reads the text of a `tokenizer.json`. Truncation, padding and dropout, which belong to training with Hugging Face's own programs, are switched off.
     pub(super) fn new(json: String) -> Result<Self, String> {
         let read = || -> Result<_, String> {
-            let mut tokenizer = Tokenizer::from_bytes(&json).map_err(|e| e.to_string())?;
+            let mut value: serde_json::Value = serde_json::from_str(&json).map_err(|e| e.to_string())?;
+            let read = match expressions::translate(&mut value) {
+                true => Tokenizer::from_bytes(value.to_string()),
+                false => Tokenizer::from_bytes(&json),
+            };
+            let mut tokenizer = read.map_err(|e| e.to_string())?;
             tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
             tokenizer.with_padding(None);
             if let ModelWrapper::BPE(model) = tokenizer.get_model()
@@ -49,12 +54,12 @@ impl HuggingFace {
         let parts = (tokenizer.get_normalizer(), tokenizer.get_pre_tokenizer());
         let parts = serde_json::to_string(&parts).map_err(|e| e.to_string())?;
         let expressions = parts.contains(r#""Regex":"#) || parts.contains(r#""use_regex":true"#);
-        Ok(Self { json, len, tokenizer, cuts, expressions })
+        Ok(Self { json, len, tokenizer: Box::new(tokenizer), cuts, expressions })
     }
 
     /// Returns the tokens of a text, which is encoded in pieces of at least `least` bytes if that changes no token.
     pub(super) fn encode(&self, text: &str, least: usize) -> Result<Vec<u32>> {
-        if let Some(at) = long_white_space(text).filter(|_| self.expressions) {
+        if let Some(at) = self.expressions.then(|| long_white_space(text)).flatten() {
             return Err(Error::invalid(
                 "text",
                 format!("more than {WHITE_SPACE} characters of white space in a row, from byte {at} on"),

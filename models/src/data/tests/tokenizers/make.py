@@ -11,6 +11,7 @@ they are decoded to (null: the text).
 import gzip
 import io
 import json
+import tempfile
 from pathlib import Path
 
 import sentencepiece
@@ -138,12 +139,13 @@ def charsmap():
     rules = [("\t", " "), ("\n", " "), ("\r", " "), ("\u00a0", " "), ("\u3000", " "), ("\u200b", " "), ("\u200d", " "),
              ("\u00ad", ""), ("\ufeff", ""), ("\ufb01", "fi"), ("\uff21", "A"), ("\uff11", "1"), ("\u2126", "\u03a9"),
              ("\u00bd", "1\u20442"), ("e\u0301", "\u00e9"), ("\u2026", "...")]
-    path = Path("/tmp/charsmap.tsv")
-    path.write_text("".join(f"{' '.join(f'{ord(c):X}' for c in old)}\t{' '.join(f'{ord(c):X}' for c in new)}\n"
-                            for old, new in rules))
+    points = lambda text: " ".join(f"{ord(c):X}" for c in text)
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(LINES), model_writer=model, vocab_size=100,
-                                             normalization_rule_tsv=str(path), minloglevel=2)
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as file:
+        file.write("".join(f"{points(old)}\t{points(new)}\n" for old, new in rules))
+        file.flush()
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(LINES), model_writer=model, vocab_size=100,
+                                                 normalization_rule_tsv=file.name, minloglevel=2)
     proto = model_pb2.ModelProto()
     proto.ParseFromString(model.getvalue())
     return proto.normalizer_spec.precompiled_charsmap
@@ -205,6 +207,14 @@ def added():
     return tokenizer
 
 
+def expressions():
+    """Regular expressions that other libraries than Oniguruma read in another way."""
+    split = [pre_tokenizers.Split(Regex(text), "isolated") for text in
+             [r"^[ \t]+|,$", r"\w+|[^\w\s]+", r"\bk|\B[[:alpha:]]\B", r"[^[:punct:]\W]+", r"[\^$[:upper:]]"]]
+    return byte_level_bpe(pre_tokenizers.Sequence([*split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]),
+                          normalizer=normalizers.Replace(Regex(r"^-|\bthe\b"), "THE"))
+
+
 TEXTS = [
     "", " ", "\n", "\r\n", "\t", "  \n \n\n  ", "To be, or not to be: that is the question.",
     "  leading and trailing white space \t ", "one\ntwo\r\nthree\rfour\n\nfive\r\n\r\nsix\n\n\nseven", "line\n  indented\n\tby a tab\n",
@@ -220,7 +230,7 @@ TEXTS = [
 ]
 
 TOKENIZERS = [gpt2, roberta, llama3, qwen, falcon, bloom, llama2, mistral, gemma, t5, xlm_roberta, unigram_first, bert, words,
-              characters_bpe, added]
+              characters_bpe, added, expressions]
 
 
 def main():
