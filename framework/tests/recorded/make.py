@@ -6,7 +6,8 @@
 It draws 200 settings. `values.json` has them and what `torch.optim` and `torch.nn.utils.clip_grad_norm_` made of them:
 
 - `schedules`: the learning rate of each step, in float64. Step, multi-step and cosine schedules are StepLR, MultiStepLR and, with warm-up, LinearLR
-  followed by CosineAnnealingLR (SequentialLR); reduce-on-plateau is ReduceLROnPlateau (threshold_mode="rel", cooldown 0, eps 0) after each of `losses`.
+  followed by CosineAnnealingLR (SequentialLR).
+- `plateaus`: that of ReduceLROnPlateau (threshold_mode="rel", cooldown 0, eps 0) after each of `losses`.
 - `optimizers`: the parameters after each step, computed in float32 from the given gradients, with clipping and a schedule in some of them. Numbers of
   float32 are written with the digits that tell them apart.
 """

@@ -132,7 +132,7 @@ pub struct Shakespeare {
     pub tokenizer: Tokenizer,
     /// The number of tokens of a window.
     pub context: usize,
-    /// The share of the tokens of the whole text for validation, the last ones, between 0 and 1.
+    /// The share of the whole text's tokens for validation, the last ones, between 0 and 1.
     pub validation_fraction: f64,
     /// Move each training window by a random number of tokens, less than a window.
     pub augment: bool,
@@ -163,13 +163,13 @@ pub struct Text {
     /// A text for validation; by default the end of the training text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_path: Option<PathBuf>,
-    /// The share of the tokens of the whole text for validation, the last ones, between 0 and 1; by default 0.1. Not with `validation_path`.
+    /// The share of the whole text's tokens for validation, the last ones, between 0 and 1; by default 0.1. Not with `validation_path`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_fraction: Option<f64>,
     /// The tokenizer; by default bytes are tokens.
     #[serde(default)]
     pub tokenizer: Tokenizer,
-    /// The line ends of all texts, also of those that the trained model gets: `"keep"` takes them as they are, `"lf"` turns `\r\n` and `\r` into `\n`.
+    /// The line ends of all texts, also those that the trained model gets: `"keep"` takes them as they are, `"lf"` turns `\r\n` and `\r` into `\n`.
     #[serde(default)]
     pub line_ends: LineEnds,
     /// The number of tokens of a window.

@@ -36,8 +36,8 @@ pub(in crate::data) fn utf8<'a>(path: &Path, text: &'a [u8], remedy: &str) -> Re
     })
 }
 
-/// Returns whether bytes without a byte order mark are UTF-16: read as such they begin with text, of which a part is ASCII or nearly so, while the bytes
-/// themselves have control characters as no text has.
+/// Returns whether bytes without a byte order mark are UTF-16: read as such they begin with text, of which a part is ASCII or nearly so, while the
+/// bytes themselves have control characters as no text has.
 fn is_utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> bool {
     let control = |c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\x0c');
     let mut sample = &bytes[..bytes.len().min(SAMPLE) / 2 * 2];

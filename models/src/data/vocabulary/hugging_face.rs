@@ -7,8 +7,8 @@ use tokenizers::{ModelWrapper, Tokenizer};
 
 use super::{cuts, expressions};
 
-/// The longest run of white space in a text for a tokenizer with regular expressions: they hold a step for each of its characters, and stop at a million
-/// without an error, so that the rest of the text would be one word.
+/// The longest run of white space in a text for a tokenizer with regular expressions: they hold a step for each of its characters, and stop at a
+/// million without an error, so that the rest of the text would be one word.
 const WHITE_SPACE: usize = 500_000;
 
 /// The largest number of tokens.
@@ -28,7 +28,7 @@ pub(super) struct HuggingFace {
 }
 
 impl HuggingFace {
-    /// Reads the text of a `tokenizer.json`. Truncation, padding and dropout, which belong to training with Hugging Face's own programs, are switched off.
+    /// Reads the text of a `tokenizer.json`. Truncation and padding are switched off, and so is dropout, which draws the tokens of a text.
     pub(super) fn new(json: String) -> Result<Self, String> {
         let read = || -> Result<_, String> {
             let mut value: serde_json::Value = serde_json::from_str(&json).map_err(|e| e.to_string())?;

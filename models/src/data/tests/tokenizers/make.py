@@ -4,8 +4,8 @@
     python make.py
 
 Each tokenizer has the structure of a well-known one (its normalizer, its pre-tokenizer, its model, its decoder and its added tokens), and a few
-hundred tokens, trained on a part of the plays in `models/data`. `recorded.json` has the texts, and for each tokenizer the tokens of each text and what
-they are decoded to (null: the text).
+hundred tokens, trained on a part of the plays in `models/data`. `recorded.json` has the texts, and for each tokenizer the tokens of each text and
+what they are decoded to (null: the text).
 """
 
 import gzip
