@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bench;
+mod tips;
 mod top;
 mod width;
 
@@ -41,7 +42,8 @@ pub(crate) struct Arguments {
 
 /// Returns the command that this process's arguments give. Prints help, or an error, and ends the process if they give none.
 pub(crate) fn parse<P: Program>() -> Command {
-    let arguments = Arguments::from_arg_matches(&command::<P>().get_matches());
+    let matches = command::<P>().try_get_matches().unwrap_or_else(|error| tips::with_tip::<P>(error).exit());
+    let arguments = Arguments::from_arg_matches(&matches);
     arguments.unwrap_or_else(|error| error.exit()).command.unwrap_or_default()
 }
 

@@ -98,7 +98,7 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
     // With --json, only JSON goes to stdout.
     let print = if arguments.json { note } else { say };
     let (mut runs, mut done) = (Vec::new(), Ok(()));
-    let planned = configs.iter().flat_map(|each| (0..seeds).map(move |i| (each, each.1.seed + i)));
+    let planned = configs.iter().flat_map(|each| (0..seeds).map(move |i| (each, each.1.seed.wrapping_add(i))));
     for ((combination, config), seed) in planned {
         let run = match train::<P>(combination, &ConfigOf::<P> { seed, ..config.clone() }, &stopper) {
             Ok(run) => run,

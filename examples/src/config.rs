@@ -2,6 +2,8 @@
 
 mod check;
 mod devices;
+mod rivals;
+pub(crate) mod seed;
 mod settings;
 
 pub(crate) use devices::Devices;
@@ -36,22 +38,32 @@ pub(crate) struct RunConfig<M, D> {
     #[serde(default = "default_name")]
     pub(crate) name: String,
     /// The seed of initial values, shuffling, augmentation and dropout.
-    #[serde(default)]
+    #[serde(default, with = "seed")]
+    #[schemars(schema_with = "seed::schema")]
     pub(crate) seed: u64,
     /// Passes over the training set; 1 if neither this nor `steps` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub(crate) epochs: Option<u64>,
     /// Optimizer steps, instead of `epochs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub(crate) steps: Option<u64>,
     /// Examples a step.
     #[serde(default = "default_batch_size")]
+    #[schemars(range(min = 1))]
     pub(crate) batch_size: usize,
     /// Number of micro-batches that a batch is cut into.
     #[serde(default = "default_micro_batches")]
+    #[schemars(range(min = 1))]
     pub(crate) micro_batches: usize,
+    /// Whether the examples that are left after the last whole batch of an epoch are left out. By default they are a smaller batch, or join the
+    /// last whole one if they are too few for batch norm, which needs more than one value for each channel.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) drop_last: bool,
     /// Micro-batches in flight at each boundary; by default the smallest number, at least 2, that does not make a simulated step longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub(crate) in_flight: Option<usize>,
     /// The devices. `"auto"` takes the GPUs of the machine; if there are none, it divides its cores among the stages. With a name, or a list of names,
     /// stage `k` is pinned to device `k mod` their number.
@@ -67,6 +79,7 @@ pub(crate) struct RunConfig<M, D> {
     pub(crate) recompute: Recompute,
     /// Steps between two evaluations; by default an epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub(crate) eval_every: Option<u64>,
     /// Weights to start from: a run folder, a safetensors file, an index of such files, or a folder with `model.safetensors`; also of other programs:
     /// GPT-2 of transformers and nanoGPT, ResNets of torchvision and timm. At least half of the model's tensors must be there; the others start from
@@ -95,7 +108,6 @@ pub(crate) struct RunConfig<M, D> {
     /// The auxiliary heads.
     #[serde(default)]
     #[schemars(extend("examples" = [{"train": "all"}]))]
-    #[schemars(description = format!("The auxiliary heads. A description is a list of parts, joined by `_`: {}.", M::head_parts().join(", ")))]
     pub(crate) heads: HeadsConfig,
     /// The update rule.
     #[serde(default)]
@@ -225,7 +237,8 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
         devices: &[String],
     ) -> Result<TrainerBuilder> {
         let partition = self.partition_of_finished_run(description, weights)?;
-        let builder = self.untrained(description)?.partition(partition);
+        // Nothing is trained, so that it does not matter what the optimizer would do.
+        let builder = self.untrained(description)?.partition(partition).optimizer(OptimizerConfig::default()).ema(None);
         if let Some(devices) = Devices::of_arguments(devices) {
             return devices.give_to(builder).inspect(note_emulation);
         }
@@ -276,6 +289,7 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
             .in_flight(self.in_flight)
             .micro_batches(self.micro_batches)
             .batch_size(self.batch_size)
+            .drop_last(self.drop_last)
             .eval_every(self.eval_every)
             .seed(self.seed)
             .keep_best(match description.kind {

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     arguments::LrFind,
-    config::{self, ConfigOf, Devices, Prepared},
+    config::{self, ConfigOf, Devices, Prepared, Setting},
     exit::Exit,
     plot::{Axis, Line, Plot, Series},
     program::Program,
@@ -22,6 +22,9 @@ use crate::{
     terminal::{Terminal, Verbosity},
 };
 use sweep::{Rates, Suggestion, Sweep};
+
+/// The keys of the length of a run.
+const LENGTHS: [&str; 2] = ["epochs", "steps"];
 
 /// What is found about the loss of one stage's head.
 #[derive(Clone, Debug, Serialize)]
@@ -54,6 +57,10 @@ pub(crate) fn run<P: Program>(arguments: &LrFind) -> Result<(), Exit> {
     let rates = Rates::new(arguments.from, arguments.to, arguments.steps)?;
     if let Some(path) = &arguments.plot {
         run_folder::refuse_no_place("--plot", path)?;
+    }
+    if let Some(length) = Setting::sets(&arguments.source.sets)?.iter().find(|set| LENGTHS.contains(&&*set.key)) {
+        let right = format!("use --steps, such as --steps {}", arguments.steps);
+        return Err(Error::invalid(&length.given, "lr-find has a length of its own", right).into());
     }
     let mut config = config::load::<P>(arguments.source.config.as_deref(), &arguments.source.sets)?;
     config.devices = Devices::of_arguments(&arguments.devices).unwrap_or(config.devices);

@@ -277,8 +277,9 @@ impl RunFolder {
 
     fn read_json<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<T> {
         let file = self.path.join(name);
-        let text = std::fs::read_to_string(&file).map_err(|e| Error::file(&file, e))?;
-        serde_json::from_str(&text).map_err(|e| Error::file(&file, e))
+        let remedy = format!("name the folder of another run, which `{} train` has written", program());
+        let text = std::fs::read_to_string(&file).map_err(|e| Error::file(&file, format!("{e}; {remedy}")))?;
+        serde_json::from_str(&text).map_err(|e| Error::file(&file, format!("{e}; {remedy}")))
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod part;
 
-pub(crate) use part::{KIND, Part, either, one_of};
+pub(crate) use part::{DIGITS, KIND, Part, either, one_of};
 
 use interlock::{Error, Result, tools::names::misspelt};
 use schemars::generate::SchemaSettings;
@@ -10,13 +10,18 @@ use serde_json::Value;
 
 use crate::{
     config::ConfigOf,
-    program::{Program, program},
+    program::{ModelSection, Program, program},
 };
 
 /// Returns the schema of the program's configurations.
 pub(crate) fn schema<P: Program>() -> Value {
     let mut schema = SchemaSettings::draft07().into_generator().into_root_schema_for::<ConfigOf<P>>().to_value();
     tidy(&mut schema);
+    if let (parts @ [_, ..], Some(Value::String(words))) =
+        (P::Model::head_parts(), schema.pointer_mut("/definitions/HeadsConfig/properties/arch/description"))
+    {
+        *words += &format!(" It is a list of parts, joined by `_`: {}.", parts.join(", "));
+    }
     schema
 }
 

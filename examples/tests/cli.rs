@@ -475,8 +475,8 @@ fn included_configurations_are_valid() {
     let schema: Value = serde_json::from_str(&schema).unwrap();
     assert_eq!(schema["$schema"], "http://json-schema.org/draft-07/schema#");
     assert!(schema["properties"]["strategy"].is_object());
-    let heads = schema["properties"]["heads"]["description"].as_str().unwrap();
-    assert!(heads.contains("basicNsS") && heads.contains("block"), "{heads}");
+    let arch = schema["definitions"]["HeadsConfig"]["properties"]["arch"]["description"].as_str().unwrap();
+    assert!(arch.contains("basicNsS") && arch.contains("block"), "{arch}");
 }
 
 #[test]

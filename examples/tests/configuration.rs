@@ -81,16 +81,23 @@ fn wrong_values_are_refused_in_the_words_of_the_configuration() {
             r#"optimizer is 5; it is a table such as { kind = "adamw", lr = 0.001 }; `interlock config optimizer` lists its keys"#,
         ),
         (
-            "seed=18446744073709551615",
-            "seed is 18446744073709551615, too large; use a whole number up to 9223372036854775807",
+            "seed=18446744073709551616",
+            "seed is 18446744073709551616, too large; use a whole number up to 18446744073709551615",
         ),
+        ("seed=-1", "seed is -1; use a whole number from 0 on or a string of digits"),
+        ("seed=x1", r#"seed is "x1"; use a whole number from 0 on or a string of digits"#),
+        (
+            "steps=18446744073709551615",
+            "steps is 18446744073709551615, too large; use a whole number up to 9223372036854775807",
+        ),
+        ("epochs=0", "epochs is 0; use a whole number from 1 on"),
         ("optimizer.kind=5", r#"optimizer.kind is 5; use "sgd" or "adamw""#),
         ("data=shakespear", r#"data.kind is "shakespear"; did you mean "shakespeare"?"#),
         ("data=3", "data is 3; it is a table"),
         ("model=perceptron", r#"model.kind is "perceptron"; use "mlp", "resnet" or "transformer""#),
         (
             "lr_schedule=step",
-            r#"lr_schedule of kind = "step" has no every; give every, a whole number from 0 on (Steps between two changes)"#,
+            r#"lr_schedule of kind = "step" has no every; give every, a whole number from 1 on (Steps between two changes)"#,
         ),
         ("strategy=nearby", r#"strategy.name is "nearby"; use "local", "pairwise""#),
         ("heads=all", r#"heads is "all"; it is a table such as { train = "all" }"#),
@@ -99,17 +106,17 @@ fn wrong_values_are_refused_in_the_words_of_the_configuration() {
         ("early_stopping=3", "early_stopping is 3; it is a table such as { patience = 5 }"),
         ("ema=0.999", "ema is 0.999; it is a table such as { decay = 0.999 }"),
         ("pipeline=one_f_one_b", r#"it is a table such as { schedule = "one_f_one_b" }"#),
-        ("strategy.width=\"e2e\"", r#"strategy.width is "e2e"; use a whole number from 0 on"#),
+        ("strategy.width=\"e2e\"", r#"strategy.width is "e2e"; use a whole number from 1 on"#),
         ("strategy.follow=first", r#"use "last", "mean" or a list of numbers"#),
-        ("strategy.adaptive.every=5", "strategy.adaptive has no window; give window, a whole number from 0 on"),
-        ("batch_size=-1", "batch_size is -1; use a whole number from 0 on"),
-        ("batch_size=3.5", "batch_size is 3.5; use a whole number from 0 on"),
+        ("strategy.adaptive.every=5", "strategy.adaptive has no window; give window, a whole number from 1 on"),
+        ("batch_size=-1", "batch_size is -1; use a whole number from 1 on"),
+        ("batch_size=3.5", "batch_size is 3.5; use a whole number from 1 on"),
         ("optimizer.lr=fast", r#"optimizer.lr is "fast"; use a number"#),
         ("optimizer.nesterov=1", "optimizer.nesterov is 1; use true or false"),
         ("optimizer={kind=\"adamw\", betas=[0.9]}", "optimizer.betas is a list; use a list of 2 numbers"),
         ("optimizer.groups=[{match=\"*.bias\"}]", r#"optimizer.groups[0].match is "*.bias"; use a list of strings"#),
-        ("strategy.widths=[1, true]", "strategy.widths[1] is true; use a whole number from 0 on"),
-        ("seed={a=1}", "seed is a table; use a whole number from 0 on"),
+        ("strategy.widths=[1, true]", "strategy.widths[1] is true; use a whole number from 1 on"),
+        ("seed={a=1}", "seed is a table; use a whole number from 0 on or a string of digits"),
         ("dtype=f16", r#"dtype is "f16"; use "f32" or "bf16""#),
         ("name=[3]", "name is a list; use a string"),
         ("seeed=3", "there is no key seeed; did you mean seed?"),
@@ -125,6 +132,53 @@ fn wrong_values_are_refused_in_the_words_of_the_configuration() {
             assert!(!message.contains(word), "{set}: {word:?} is in {message}");
         }
     }
+}
+
+#[test]
+fn seeds_beyond_the_integers_of_toml_are_kept_as_text() {
+    let folder = TempDir::new().unwrap();
+    let seed = "18446744073709551615";
+    let set = format!("--set=seed={seed}");
+    let small: Vec<&str> = SMALL.into_iter().filter(|set| !set.contains("epochs")).collect();
+    let train = [&["train", "--quiet", "--out", "run", "--set=steps=1", &set], &small[..]].concat();
+    done(&interlock(folder.path(), &train));
+    let config = fs::read_to_string(folder.path().join("run/config.toml")).unwrap();
+    assert!(config.contains(&format!("seed = \"{seed}\"")), "{config}");
+    assert_eq!(done(&interlock(folder.path(), &["config", "-c", "run/config.toml"])), config);
+    done(&interlock(folder.path(), &["eval", "run"]));
+    done(&interlock(folder.path(), &["report", "run"]));
+    let page = fs::read_to_string(folder.path().join("run/report.html")).unwrap();
+    assert!(page.contains(&format!("seed {seed}")));
+    // The seed after the last one is the first.
+    let compare = ["compare", "--seeds", "2", "--json", "--out", "seeds", "--set=steps=1", &set];
+    let compared = done(&interlock(folder.path(), &[&compare[..], &small].concat()));
+    let compared: serde_json::Value = serde_json::from_str(&compared).unwrap();
+    assert_eq!(
+        [&compared["runs"][0]["seed"], &compared["runs"][1]["seed"]],
+        [&serde_json::json!(u64::MAX), &serde_json::json!(0)]
+    );
+}
+
+#[test]
+fn options_that_are_keys_are_refused_with_the_setting() {
+    let folder = TempDir::new().unwrap();
+    for (arguments, tip) in [
+        (&["train", "--epochs", "2"][..], "-s epochs=2"),
+        (&["compare", "--batch-size=8"], "-s batch_size=8"),
+        (&["--seed", "3"], "train -s seed=3"),
+    ] {
+        refused(
+            folder.path(),
+            arguments,
+            &["unexpected argument", &format!("tip: to set a key of the configuration, use '{tip}'")],
+        );
+    }
+    refused(
+        folder.path(),
+        &["lr-find", "-s", "steps=30"],
+        &["--set steps=30: lr-find has a length of its own; use --steps"],
+    );
+    refused(folder.path(), &["lr-find", "-s", "epochs=3"], &["--set epochs=3", "--steps"]);
 }
 
 #[test]
@@ -232,13 +286,13 @@ fn bad_settings_are_refused_before_anything_is_written() {
     let folder = TempDir::new().unwrap();
     let units = ["train", "--out", "run", "--set=partition.units_per_stage=[1, 1]"];
     refused(folder.path(), &units, &["units_per_stage", "adds up to 2 units, the model has 5"]);
-    refused(folder.path(), &["train", "--out", "run", "--set=steps=0"], &["steps", "1 or more"]);
+    refused(folder.path(), &["train", "--out", "run", "--set=steps=0"], &["steps", "from 1 on"]);
     let refused = |sets: &[&str], words: &[&str]| {
         let sets: Vec<String> = sets.iter().map(|s| format!("--set={s}")).collect();
         let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
         refused(folder.path(), &[&["train", "--out", "run"], &SMALL[..], &sets].concat(), words);
     };
-    refused(&["strategy.width=0"], &["strategy.width", "1 (local) to 2"]);
+    refused(&["strategy.width=0"], &["strategy.width is 0", "from 1 on"]);
     refused(&["strategy.width=3"], &["width 3", "1 (local) to 2"]);
     refused(&["strategy.widths=[1]"], &["strategy.widths", "1 widths for 2 stages"]);
     let schedule = |phases: &str| format!("strategy.width_schedule=[{phases}]");
@@ -249,19 +303,19 @@ fn bad_settings_are_refused_before_anything_is_written() {
     );
     refused(&[&schedule("{from_step=0, width=1, widths=[1, 1]}")], &["both width and widths", "give one"]);
     refused(&[&schedule("{from_step=0, width=1}"), "strategy.width=1"], &["width_schedule", "give one of them"]);
-    refused(&["strategy.end_to_end_every=0"], &["strategy.end_to_end_every", "1 or more"]);
+    refused(&["strategy.end_to_end_every=0"], &["strategy.end_to_end_every", "from 1 on"]);
     refused(&["strategy.name=adaptive"], &["strategy.adaptive", "every, window and below"]);
-    refused(&["strategy.adaptive={every=0, window=1, below=0}"], &["strategy.adaptive.every", "1 or more"]);
+    refused(&["strategy.adaptive={every=0, window=1, below=0}"], &["strategy.adaptive.every", "from 1 on"]);
     refused(&["strategy.adaptive={every=1, window=1, below=0, max_width=3}"], &["max_width", "1 (local) to 2"]);
     refused(&["partition.stages=9"], &["partition.stages", "1 to 4"]);
     refused(
         &["optimizer.learning_rate=1"],
         &["optimizer of kind = \"sgd\" has no key learning_rate", "the keys are lr, momentum"],
     );
-    refused(&["batch_size=\"many\""], &["batch_size is \"many\"; use a whole number from 0 on"]);
+    refused(&["batch_size=\"many\""], &["batch_size is \"many\"; use a whole number from 1 on"]);
     refused(&["optimizer.lr=0"], &["optimizer.lr", "above 0"]);
     refused(&["optimizer.lr=-0.1"], &["optimizer.lr", "above 0"]);
-    refused(&["batch_size=0"], &["batch_size", "1 or more"]);
+    refused(&["batch_size=0"], &["batch_size", "from 1 on"]);
     refused(&["batch_size=-4"], &["batch_size"]);
     refused(&["devices=[\"tpu\"]"], &["tpu", "cpu"]);
     refused(&["devices=[\"cuda:0\"]"], &["cuda:0", "--features cuda"]);
@@ -271,20 +325,20 @@ fn bad_settings_are_refused_before_anything_is_written() {
     refused(&["heads.arch=conv8_fancy"], &["fancy"]);
     refused(&["heads.arch=block_gbpl_fc"], &["block", "only for heads of a Transformer", "use convN"]);
     refused(&["heads.arch=basic8s0_gbpl_fc"], &["heads.arch", "stride of part 1", "it is 0"]);
-    refused(&["heads.every=0"], &["heads.every", "1 or more"]);
+    refused(&["heads.every=0"], &["heads.every", "from 1 on"]);
     refused(&["strategy.width=1", "heads.every=2"], &["no head in the window of stage 0", "a larger width"]);
     refused(&[r#"heads.archs=["fc"]"#, "heads.arch=fc"], &["heads.archs", "arch is given too"]);
     refused(&["heads.readout=shared", "strategy.width=1"], &["heads.readout", "has a bias", "readout = \"own\""]);
     refused(&["heads.readout_refresh=7"], &["heads.readout_refresh", "readout = \"shared\""]);
     refused(&["lr_schedule.kind=linear"], &["linear"]);
     refused(&["steps=1"], &["epochs", "steps are given too"]);
-    refused(&["epochs=0"], &["epochs", "1 or more"]);
-    refused(&["eval_every=0"], &["eval_every", "1 or more"]);
-    refused(&["in_flight=0"], &["in_flight", "1 or more"]);
+    refused(&["epochs=0"], &["epochs", "from 1 on"]);
+    refused(&["eval_every=0"], &["eval_every", "from 1 on"]);
+    refused(&["in_flight=0"], &["in_flight", "from 1 on"]);
     refused(&["recompute=[0, 2]"], &["recompute", "no stage 2", "0 to 1"]);
     refused(&["dtype=f16"], &["f16", "f32", "bf16"]);
     refused(&["recompute=some"], &["recompute", "use true, false or a list of whole numbers"]);
-    refused(&["micro_batches=0"], &["micro_batches", "1 or more"]);
+    refused(&["micro_batches=0"], &["micro_batches", "from 1 on"]);
     refused(&["clip.max_norm=0"], &["clip.max_norm", "above 0"]);
     refused(&["init_from=nowhere"], &["init_from = nowhere: no such file or folder; name a safetensors file"]);
     refused(&["name=a/b"], &["name"]);

@@ -57,7 +57,9 @@ fn check_value(value: &Value, part: Part<'_>, path: &[String]) -> Option<Option<
     }
     let at_least = |number: f64| part.minimum().is_none_or(|least| number >= least);
     let fits = match value {
-        Value::String(_) => part.names("string"),
+        Value::String(text) => {
+            part.names("string") && (!part.is_digits() || (is_digits(text) && text.parse::<u64>().is_ok()))
+        }
         Value::Boolean(_) => part.names("boolean"),
         Value::Integer(number) => (part.names("integer") || part.names("number")) && at_least(*number as f64),
         Value::Float(number) => part.names("number") && at_least(*number),
@@ -126,6 +128,10 @@ fn explains(path: &[String]) -> String {
     format!("`{} config {}`", program(), keys.join("."))
 }
 
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 fn wrong_type(value: &Value, part: Part<'_>, path: &[String]) -> Misfit {
     let alternatives = part.alternatives();
     let is_table = alternatives.iter().all(|part| part.names("object"));
@@ -147,10 +153,11 @@ fn wrong_type(value: &Value, part: Part<'_>, path: &[String]) -> Misfit {
         }
     };
     // What no TOML integer can hold was read as text.
-    let is_too_large = |text: &str| text.parse::<i64>().is_err() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let most = if alternatives.iter().any(|part| part.is_digits()) { u64::MAX } else { i64::MAX as u64 };
+    let is_too_large = |text: &str| is_digits(text) && text.parse().map_or(true, |number: u64| number > most);
     if alternatives.iter().any(|part| part.names("integer")) && value.as_str().is_some_and(is_too_large) {
         let problem = format!("{key} is {}, too large", value.as_str().unwrap_or_default());
-        let remedy = format!("use a whole number up to {}", i64::MAX);
+        let remedy = format!("use a whole number up to {most}");
         return Misfit { path: path.to_vec(), is_missing: false, problem, remedy };
     }
     Misfit { path: path.to_vec(), is_missing: false, problem: format!("{key} is {given}"), remedy }

@@ -11,31 +11,12 @@ use toml::{
 use super::{
     RunConfig,
     check::{self, Misfit},
+    rivals,
 };
 use crate::{
     program::{DataSection, ModelSection, Program, program},
     schema::{self, KIND, Part},
 };
-
-/// Keys that exclude each other: if the command line sets the first, the others are removed from the file's values. `key[]` is the key where its value
-/// is a list.
-const RIVALS: [(&str, &str, &[&str]); 15] = [
-    ("strategy", "width", &["name", "widths", "width_schedule", "adaptive", "follow[]", "follows"]),
-    ("strategy", "widths", &["name", "width", "width_schedule", "adaptive", "follow[]", "follows"]),
-    ("strategy", "name", &["width", "widths", "width_schedule", "adaptive", "follow[]", "follows"]),
-    ("strategy", "width_schedule", &["name", "width", "widths", "end_to_end_every", "adaptive", "follow[]", "follows"]),
-    ("strategy", "adaptive", &["name", "width", "widths", "end_to_end_every", "width_schedule", "follow[]", "follows"]),
-    ("strategy", "follow", &["follows"]),
-    ("strategy", "follow[]", &["name", "width", "widths", "width_schedule", "adaptive"]),
-    ("strategy", "follows", &["name", "width", "widths", "width_schedule", "adaptive", "follow"]),
-    ("partition", "stages", &["units_per_stage"]),
-    ("partition", "units_per_stage", &["stages"]),
-    ("heads", "arch", &["archs"]),
-    ("heads", "every", &["archs"]),
-    ("heads", "archs", &["arch", "every"]),
-    ("", "epochs", &["steps"]),
-    ("", "steps", &["epochs"]),
-];
 
 /// Keys that stay when another kind of their table is chosen.
 const STAYING: [(&str, &str); 1] = [("optimizer", "groups")];
@@ -59,7 +40,9 @@ impl ConfigText {
     pub(crate) fn read<P: Program>(path: Option<&Path>) -> Result<Self> {
         let (subject, text) = match path {
             Some(path) => {
-                (path.display().to_string(), std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?)
+                let remedy = "name a configuration in TOML, or leave --config out for the built-in one";
+                let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, format!("{e}; {remedy}")))?;
+                (path.display().to_string(), text)
             }
             None => ("built-in configuration".to_owned(), P::CONFIG.to_owned()),
         };
@@ -296,21 +279,8 @@ impl Setting {
             let path = if parent.is_empty() { rival.to_owned() } else { format!("{parent}.{rival}") };
             all.iter().any(|setting| is_within(&setting.key, &path))
         };
-        let value = &self.value;
-        let is_set = |key: &str| key == last || (value.is_array() && key.strip_suffix("[]") == Some(last));
-        for (_, _, rivals) in RIVALS.iter().filter(|(table, key, _)| *table == parent && is_set(key)) {
-            for rival in *rivals {
-                let (key, only_lists) = rival.strip_suffix("[]").map_or((*rival, false), |key| (key, true));
-                // A strategy's name does not remove the table of that strategy's own keys.
-                let stays = asked(key)
-                    || value.as_str() == Some(key)
-                    || (only_lists && !at.get(key).is_some_and(Value::is_array));
-                if !stays {
-                    at.remove(key);
-                }
-            }
-        }
-        at.insert(last.to_owned(), value.clone());
+        rivals::remove(at, parent, last, &self.value, asked);
+        at.insert(last.to_owned(), self.value.clone());
         Ok(())
     }
 }
@@ -425,6 +395,42 @@ mod tests {
         let both = load(&["heads.arch=fc", "heads.every=2"]).unwrap().heads;
         assert_eq!((both.arch.as_deref(), both.every), (Some("fc"), Some(2)));
         assert!(load(&["heads.arch=fc", archs]).unwrap().heads.carriers(3).is_err());
+    }
+
+    #[test]
+    fn key_that_is_set_replaces_those_that_it_excludes() {
+        for (file, set, expected) in [
+            ("epochs = 2", "steps=3", "steps = 3"),
+            ("[partition]\nstages = 2", "partition.units_per_stage=[1]", "[partition]\nunits_per_stage = [1]"),
+            ("[strategy]\nwidth = 3", "strategy.name=interlock", "[strategy]\nwidth = 3\nname = \"interlock\""),
+            ("[strategy]\nwidth = 3", "strategy.name=local", "[strategy]\nname = \"local\""),
+            ("[heads]\nreadout = \"shared\"\nreadout_refresh = 9", "heads.readout=own", "[heads]\nreadout = \"own\""),
+            ("[data]\nvalidation_path = \"a\"", "data.validation_fraction=0.2", "[data]\nvalidation_fraction = 0.2"),
+            ("[data]\nvalidation_fraction = 0.2", "data.validation_path=a", "[data]\nvalidation_path = \"a\""),
+            ("[model]\ndims = [4, 2]", "model.hidden=[8]", "[model]\nhidden = [8]"),
+            ("[model]\nhidden = [8]", "model.dims=[4, 2]", "[model]\ndims = [4, 2]"),
+            ("[model]\nstem = \"cifar\"\nplanes = [4]", "model.preset=resnet20", "[model]\npreset = \"resnet20\""),
+            (
+                "[model]\nwidth = 8\nheads = 2\ndropout = 0.1",
+                "model.preset=gpt2",
+                "[model]\ndropout = 0.1\npreset = \"gpt2\"",
+            ),
+            // Keys that override a preset stay beside another one.
+            (
+                "[model]\npreset = \"resnet18\"\nstem = \"cifar\"",
+                "model.preset=resnet34",
+                "[model]\npreset = \"resnet34\"\nstem = \"cifar\"",
+            ),
+            (
+                "[model]\npreset = \"resnet20\"",
+                "model.blocks=[1, 1, 1]",
+                "[model]\npreset = \"resnet20\"\nblocks = [1, 1, 1]",
+            ),
+        ] {
+            let mut table: Table = toml::from_str(file).unwrap();
+            apply(&mut table, set, &[set.to_owned()]).unwrap();
+            assert_eq!(table, toml::from_str::<Table>(expected).unwrap(), "{file}, --set {set}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use interlock::{
 use serde::Deserialize;
 
 use crate::{
+    config,
     environment::Environment,
     events::{self, Evaluated, Event, EventKind, Failed, PlanChanged, Started, Step},
     program::program,
@@ -28,6 +29,7 @@ const MAX_ACTIONS: usize = 6000;
 #[derive(Deserialize)]
 pub(super) struct ReportedConfig {
     pub(super) name: String,
+    #[serde(with = "config::seed")]
     pub(super) seed: u64,
     pub(super) batch_size: usize,
     pub(super) micro_batches: usize,

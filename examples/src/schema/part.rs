@@ -5,6 +5,9 @@ use serde_json::Value;
 /// The key that says of which kind a table is.
 pub(crate) const KIND: &str = "kind";
 
+/// The pattern of strings of digits.
+pub(crate) const DIGITS: &str = "^[0-9]+$";
+
 /// A part of the schema `root`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Part<'a> {
@@ -127,6 +130,11 @@ impl<'a> Part<'a> {
         }
     }
 
+    /// Returns whether its values are strings of digits.
+    pub(crate) fn is_digits(self) -> bool {
+        self.schema.get("pattern").is_some_and(|pattern| pattern == DIGITS)
+    }
+
     /// Returns whether the schema says nothing about its values.
     pub(crate) fn is_open(self) -> bool {
         self.schema.get("type").is_none() && self.constants().is_empty()
@@ -160,13 +168,18 @@ impl<'a> Part<'a> {
         if let values @ [_, ..] = &self.constants()[..] {
             return one_of(&values.iter().map(ToString::to_string).collect::<Vec<_>>());
         }
-        let simple = |name: &str, from_0: bool| match name {
-            "integer" if from_0 => "whole number from 0 on",
-            "integer" => "whole number",
-            "number" => "number",
-            "string" => "string",
-            "array" => "list",
-            _ => "table",
+        let name_of = |part: Self, plural: &str| {
+            let name = ["array", "integer", "number", "string"].into_iter().find(|name| part.names(name));
+            let (noun, limit) = match name {
+                Some("array") => ("list", String::new()),
+                Some("integer") => {
+                    ("whole number", part.minimum().map_or_else(String::new, |least| format!(" from {least} on")))
+                }
+                Some("number") => ("number", String::new()),
+                Some(_) => ("string", if part.is_digits() { " of digits".to_owned() } else { String::new() }),
+                None => ("table", String::new()),
+            };
+            format!("{noun}{plural}{limit}")
         };
         let name =
             ["object", "array", "boolean", "integer", "number", "string"].into_iter().find(|name| self.names(name));
@@ -177,18 +190,8 @@ impl<'a> Part<'a> {
                 let items = self.items().map(Self::alternatives).unwrap_or_default();
                 let of = match items.as_slice() {
                     [] => return "a list".to_owned(),
-                    [item] => {
-                        let name = ["array", "boolean", "integer", "number", "string"]
-                            .into_iter()
-                            .find(|name| item.names(name));
-                        match name {
-                            Some("boolean") => "true or false".to_owned(),
-                            Some("integer") if item.minimum() == Some(0.0) => "whole numbers from 0 on".to_owned(),
-                            Some("array") => "lists".to_owned(),
-                            Some(name) => format!("{}s", simple(name, false)),
-                            None => "tables".to_owned(),
-                        }
-                    }
+                    [item] if item.names("boolean") => "true or false".to_owned(),
+                    [item] => name_of(*item, "s"),
                     several => either(several),
                 };
                 match self.item_count() {
@@ -196,7 +199,7 @@ impl<'a> Part<'a> {
                     None => format!("a list of {of}"),
                 }
             }
-            Some(name) => format!("a {}", simple(name, self.minimum() == Some(0.0))),
+            Some(_) => format!("a {}", name_of(self, "")),
         }
     }
 }

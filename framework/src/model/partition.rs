@@ -13,9 +13,11 @@ use crate::{Error, Result, model::Unit};
 pub struct PartitionConfig {
     /// The number of stages. The units are divided so that the most expensive stage costs as little as possible.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub stages: Option<usize>,
     /// The number of units of each stage.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(inner(range(min = 1))))]
     pub units_per_stage: Option<Vec<usize>>,
 }
 

@@ -18,6 +18,7 @@ pub enum LrScheduleConfig {
     /// Multiplied by `gamma` every `every` steps.
     Step {
         /// Steps between two changes.
+        #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
         every: u64,
         /// The factor of each change.
         gamma: f64,

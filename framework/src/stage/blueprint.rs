@@ -62,6 +62,7 @@ pub struct HeadsConfig {
     pub archs: Option<Vec<String>>,
     /// Only every n-th stage carries a head: stages n-1, 2n-1 and so on. In groups, those of them that end a block. Default: 1, every stage.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub every: Option<usize>,
     /// Which auxiliary heads exist.
     pub train: HeadsTrained,
@@ -71,6 +72,7 @@ pub struct HeadsConfig {
     /// The refresh interval r of a shared readout, in steps: at step s heads use the last stage's matrix as it was before step r·(⌊s/r⌋-1), but not
     /// before the run's first step. Default: 50.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub readout_refresh: Option<u64>,
 }
 

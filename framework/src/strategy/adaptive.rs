@@ -23,16 +23,20 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub struct Adaptive {
     /// Stages measure in the steps divisible by this.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub every: u64,
     /// The number of measurements over which the mean is taken.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub window: usize,
     /// The mean cosine below which a stage is widened.
     pub below: f64,
     /// The width that every stage begins with.
     #[serde(default = "one")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub width: usize,
     /// The width beyond which no stage is widened; by default the number of stages, or of blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub max_width: Option<usize>,
 }
 

@@ -38,9 +38,11 @@ pub struct StrategyConfig {
     pub name: Option<StrategyName>,
     /// The interlock width of every stage.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub width: Option<usize>,
     /// The interlock width of each stage.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(inner(range(min = 1))))]
     pub widths: Option<Vec<usize>>,
     /// The losses of its window that a stage follows: the last one (`"last"`), the mean of all (`"mean"`), or weights by distance, which set the
     /// width. Default: `"last"`; for the name `groups`, `"mean"`.
@@ -52,9 +54,11 @@ pub struct StrategyConfig {
     /// The number of stages in a block. The last stage of a block carries its head, and widths and weights count blocks. Default: 1; for
     /// the name `groups`, 2.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub group: Option<usize>,
     /// The steps divisible by this are end-to-end, whatever the name, width or weights.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub end_to_end_every: Option<u64>,
     /// Widths that change with the steps, instead of name and width.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,15 +77,18 @@ pub struct WidthPhaseConfig {
     pub from_step: u64,
     /// The interlock width of every stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub width: Option<usize>,
     /// The interlock width of each stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(inner(range(min = 1))))]
     pub widths: Option<Vec<usize>>,
     /// The losses that a stage follows, as `strategy.follow`. Default: that of the strategy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow: Option<FollowConfig>,
     /// The steps divisible by this are end-to-end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub end_to_end_every: Option<u64>,
 }
 

@@ -46,6 +46,7 @@ pub struct FashionMnistMini {
     pub normalize: Normalize,
     /// Use only this many training examples, the first ones.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub limit: Option<usize>,
 }
 
@@ -64,6 +65,7 @@ pub struct Idx {
     pub path: PathBuf,
     /// The number of classes; labels must be below it.
     #[serde(default = "ten")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub classes: usize,
     /// Random changes to training images; by default none (a mirrored digit is not a digit).
     #[serde(default = "no_augment")]
@@ -73,6 +75,7 @@ pub struct Idx {
     pub normalize: Normalize,
     /// Use only this many training examples, the first ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub limit: Option<usize>,
 }
 
@@ -91,6 +94,7 @@ pub struct Cifar {
     pub normalize: Normalize,
     /// Use only this many training examples, the first ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub limit: Option<usize>,
 }
 
@@ -102,6 +106,7 @@ pub struct ImageFolder {
     /// The folder: class folders, or `train/` and `val/` (or `valid/`, `validation/`, `test/`) with class folders in them.
     pub path: PathBuf,
     /// The height and width of the inputs in pixels: the central square of each image is resized.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub size: usize,
     /// The share of each class for validation if there is no folder `train/`, between 0 and 1; by default 0.1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -111,6 +116,7 @@ pub struct ImageFolder {
     pub verify: bool,
     /// The number of threads that decode; by default one for each core. Results do not depend on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub threads: Option<usize>,
     /// Random changes to training images; by default crops and flips.
     #[serde(default = "all_augment")]
@@ -120,6 +126,7 @@ pub struct ImageFolder {
     pub normalize: Normalize,
     /// Use only this many training examples, taken from the classes in turn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub limit: Option<usize>,
 }
 
@@ -131,6 +138,7 @@ pub struct Shakespeare {
     /// The tokenizer; by default characters are tokens.
     pub tokenizer: Tokenizer,
     /// The number of tokens of a window.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub context: usize,
     /// The share of the whole text's tokens for validation, the last ones, between 0 and 1.
     pub validation_fraction: f64,
@@ -138,6 +146,7 @@ pub struct Shakespeare {
     pub augment: bool,
     /// Use only this many training windows, the first ones.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub limit: Option<usize>,
 }
 
@@ -174,12 +183,14 @@ pub struct Text {
     pub line_ends: LineEnds,
     /// The number of tokens of a window.
     #[serde(default = "context")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub context: usize,
     /// Move each training window by a random number of tokens, less than a window.
     #[serde(default = "yes")]
     pub augment: bool,
     /// Use only this many training windows, the first ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub limit: Option<usize>,
 }
 

@@ -50,7 +50,8 @@ fn one() -> usize {
 
 pub(super) fn read(folder: &Path) -> Result<GoldenCase> {
     let path = folder.join("case.json");
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
+    let remedy = "name the folder of a reference run, with case.json and tensors.safetensors";
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("{e}; {remedy}")))?;
     let case: Case = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
     let shape = case.check().map_err(|e| Error::file(&path, e))?;
 

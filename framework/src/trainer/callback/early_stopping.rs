@@ -15,6 +15,7 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub struct EarlyStoppingConfig {
     /// The number of evaluations in a row without improvement after which the run ends.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub patience: u64,
     /// The amount by which an evaluation must be better than the best one to be an improvement.
     #[serde(default)]
