@@ -9,7 +9,7 @@ use crate::{
     arguments::Eval,
     exit::Exit,
     program::{DataSection, Program},
-    progress::print,
+    progress::{note, print},
     run_folder::RunFolder,
     table::{self, Measure},
 };
@@ -30,8 +30,11 @@ pub(crate) fn run<P: Program>(arguments: &Eval) -> Result<(), Exit> {
     let weights = Arc::new(folder.weights(arguments.best)?);
     let data = match &arguments.data {
         Some(path) => config.data.open_labelled(&description, path)?,
-        None => config.data.open_validation(&description)?,
+        None => config.data.open_validation(&description).map_err(without_data)?,
     };
+    if let Some(difference) = config.data.difference(&description, &*data)? {
+        note(&difference);
+    }
     let measure = Measure::of(&description.kind);
     let builder = config.of_finished_run(&description, &weights, &arguments.devices)?;
     let refuse = |error: Error| refused(&arguments.run, &error);
@@ -55,6 +58,16 @@ pub(crate) fn run<P: Program>(arguments: &Eval) -> Result<(), Exit> {
         print(&serde_json::to_string(&heads).map_err(Exit::failed)?)
     } else {
         print(&table::heads(&evaluation, measure, arguments.head).to_string())
+    }
+}
+
+/// Names the option for other data where the run's own are not there.
+fn without_data(error: Error) -> Error {
+    match error {
+        Error::File { path, cause } if !path.exists() => {
+            Error::file(path, format!("{cause}; if the data have moved, name them with --data"))
+        }
+        other => other,
     }
 }
 

@@ -84,6 +84,15 @@ pub trait DataSection: Section {
         description.open_labelled(path)
     }
 
+    /// Returns in words how the inputs of `data`, which one of the two methods above opened, clearly differ from those of the training data, for
+    /// a note of `eval`; none if they do not, or that is not known. Default: none.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    fn difference(&self, _description: &Description, _data: &dyn Dataset) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// Reads inputs without targets, for `predict`, processed as the validation data of a run whose data had this description. It is not called for
     /// text, which `predict` reads with the description's vocabulary. Default: [`Description::read_inputs`], which knows files of images, and refuses
     /// vectors.
@@ -140,5 +149,9 @@ impl DataSection for DataConfig {
 
     fn open_validation(&self, description: &Description) -> Result<Arc<dyn Dataset>> {
         self.open_validation(description)
+    }
+
+    fn difference(&self, description: &Description, data: &dyn Dataset) -> Result<Option<String>> {
+        self.difference(description, data)
     }
 }

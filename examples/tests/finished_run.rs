@@ -9,7 +9,7 @@ mod finished;
 
 use std::fs;
 
-use common::{done, interlock, json, refused};
+use common::{done, err, interlock, json, refused};
 use finished::{IMAGES, folder_of_images, image, printed, train};
 use tempfile::TempDir;
 
@@ -48,6 +48,35 @@ fn evaluation_uses_the_statistics_and_classes_of_the_run() {
     assert_eq!(printed(path, &["eval", "run", "--json"]), first);
     fs::rename(path.join("images/val/blue"), path.join("images/val/navy")).unwrap();
     refused(path, &["eval", "run"], &["navy", "blue, red", "rename"]);
+}
+
+#[test]
+#[cfg_attr(not(feature = "images"), ignore = "needs --features images")]
+fn other_images_are_scored_refused_or_noted() {
+    let folder = folder_of_images();
+    let path = folder.path();
+    train(path);
+    let scored = |arguments: &[&str]| {
+        let output = interlock(path, &[&["eval", "run", "--json"], arguments].concat());
+        (serde_json::from_str::<serde_json::Value>(&done(&output)).unwrap(), err(&output))
+    };
+    let (first, said) = scored(&[]);
+    assert_eq!(said, "");
+    fs::rename(path.join("images"), path.join("moved")).unwrap();
+    refused(path, &["eval", "run"], &["images", "if the data have moved, name them with --data"]);
+    assert_eq!(scored(&["--data", "moved"]), (first, String::new()));
+
+    for class in ["red", "blue"] {
+        (0..3).for_each(|i| image(&path.join(format!("white/{class}/{i}.bmp")), 8, [255; 3]));
+    }
+    let (_, said) = scored(&["--data", "white"]);
+    let differ = "the images differ from those of the run: the mean of their pixels is 1.00, 1.00, 1.00 (in training";
+    assert!(said.starts_with(differ) && said.lines().count() == 1, "{said}");
+    // Some of the classes are enough, and others are refused.
+    fs::remove_dir_all(path.join("moved/val/blue")).unwrap();
+    assert_eq!(scored(&["--data", "moved"]).0[1]["targets"], 4);
+    image(&path.join("moved/val/green/0.bmp"), 8, [0, 255, 0]);
+    refused(path, &["eval", "run", "--data", "moved"], &["green", "its classes are blue, red"]);
 }
 
 #[test]
@@ -99,6 +128,13 @@ fn text_model_needs_neither_its_text_nor_its_initial_weights() {
     fs::rename(path.join("init"), path.join("moved")).unwrap();
     assert_eq!(printed(path, &["eval", "run", "--json"]), scored);
     assert_eq!(json(&path.join("run/status.json"))["state"], "finished");
+
+    // An evaluation trains nothing, so it does not matter that everything is frozen.
+    let config = fs::read_to_string(path.join("run/config.toml")).unwrap();
+    let frozen = config.replace("[optimizer]\n", "[optimizer]\ngroups = [{ match = [\"*\"], frozen = true }]\n");
+    assert_ne!(config, frozen);
+    fs::write(path.join("run/config.toml"), frozen).unwrap();
+    assert_eq!(printed(path, &["eval", "run", "--json"]), scored);
 
     let generate = ["generate", "run", "--prompt", "to be", "--tokens", "5"];
     let text = done(&interlock(path, &generate));

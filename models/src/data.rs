@@ -17,6 +17,7 @@ pub mod config;
 #[cfg_attr(not(feature = "images"), path = "data/decode/missing.rs")]
 mod decode;
 mod description;
+mod difference;
 pub mod embedded;
 mod files;
 mod folder;

@@ -30,6 +30,8 @@ pub struct Layout {
     train: &'static [&'static str],
     /// The file of test images.
     test: &'static str,
+    /// The file of the names of the classes, which is not needed.
+    names: &'static str,
     /// The number of label bytes before each image; the last one is the class.
     label_bytes: usize,
     /// The names of the classes.
@@ -42,6 +44,7 @@ pub const CIFAR10: Layout = Layout {
     archive: "cifar-10-binary.tar.gz",
     train: &["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"],
     test: "test_batch.bin",
+    names: "batches.meta.txt",
     label_bytes: 1,
     class_names: &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
 };
@@ -52,6 +55,7 @@ pub const CIFAR100: Layout = Layout {
     archive: "cifar-100-binary.tar.gz",
     train: &["train.bin"],
     test: "test.bin",
+    names: "fine_label_names.txt",
     label_bytes: 2,
     class_names: &[
         "apple",
@@ -239,6 +243,10 @@ impl Layout {
             let bytes = files::read(&path, &self.expected())?;
             Ok((name, (path, bytes)))
         };
+        let names = folder.join(self.names);
+        if names.is_file() {
+            self.check_names(&names, &files::read(&names, "expected the names of the classes")?)?;
+        }
         wanted.iter().map(read).collect()
     }
 
@@ -265,6 +273,10 @@ impl Layout {
                 let mut bytes = Vec::new();
                 entry.read_to_end(&mut bytes).map_err(damaged)?;
                 contents.insert(name, (path.join(&inner), bytes));
+            } else if name == self.names {
+                let mut bytes = Vec::new();
+                entry.read_to_end(&mut bytes).map_err(damaged)?;
+                self.check_names(&path.join(&inner), &bytes)?;
             } else if seen.len() < 10 {
                 seen.push(inner.display().to_string());
             }
@@ -279,6 +291,26 @@ impl Layout {
         Err(Error::file(
             path,
             format!("the archive lacks {}{others}; {expected}: the binary version of the set", missing.join(", ")),
+        ))
+    }
+
+    /// Checks that a file names the classes of the set, in their order.
+    fn check_names(&self, path: &Path, text: &[u8]) -> Result<()> {
+        let text = String::from_utf8_lossy(text);
+        let names: Vec<&str> = text.lines().map(str::trim).filter(|name| !name.is_empty()).collect();
+        if names == self.class_names {
+            return Ok(());
+        }
+        let differs = |&class: &usize| names.get(class) != self.class_names.get(class);
+        let class = (0..).find(differs).unwrap_or_default();
+        let show = |name: Option<&&str>| name.map_or_else(|| "none".to_owned(), |name| format!("{name:?}"));
+        let (found, own) = (show(names.get(class)), show(self.class_names.get(class)));
+        Err(Error::file(
+            path,
+            format!(
+                "class {class} is {found}, that of the original set {own}; fetch the set again, or write other images to a folder for each class \
+                 (kind = \"image-folder\")"
+            ),
         ))
     }
 

@@ -79,6 +79,25 @@ fn folder_subfolder_and_archives_give_the_same_data() {
 }
 
 #[test]
+fn names_of_other_classes_or_in_another_order_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    cifar10(&at("a"));
+    let names = crate::data::cifar::CIFAR10.class_names;
+    write(&at("a/batches.meta.txt"), names.join("\n") + "\n\n");
+    assert_eq!(summary(&at("a")).1, [0, 1]);
+    let swapped = [&["automobile", "airplane"], &names[2..]].concat().join("\n");
+    write(&at("a/batches.meta.txt"), swapped.clone());
+    let swapped_pair = "batches.meta.txt: class 0 is \"automobile\", that of the original set \"airplane\"";
+    refused(json_of(&at("a")), &[swapped_pair, "fetch the set again"]);
+    write(&at("a/batches.meta.txt"), names[..9].join("\n"));
+    refused(json_of(&at("a")), &["class 9 is none, that of the original set \"truck\""]);
+    let files = FILES.iter().enumerate().map(|(number, name)| ((*name).to_owned(), records(number, 1)));
+    write(&at("b.tar"), archive(files.chain([("batches.meta.txt".to_owned(), swapped.into_bytes())])));
+    refused(json_of(&at("b.tar")), &["b.tar/batches.meta.txt: class 0"]);
+}
+
+#[test]
 fn cifar100_has_fine_labels() {
     let folder = tempfile::tempdir().expect("a folder");
     write(&folder.path().join("train.bin"), records(0, 2));
