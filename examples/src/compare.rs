@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{
     arguments::Compare,
-    config::ConfigOf,
+    config::{ConfigOf, Prepared},
     exit::Exit,
     interrupt::{self, Next},
     program::Program,
@@ -144,9 +144,10 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
 
 /// Checks a configuration by building its stages, as a run does before it writes anything, and returns the measure of its data.
 fn check<P: Program>((combination, config): &(Combination, ConfigOf<P>)) -> Result<Measure, Exit> {
-    let built = config.prepare().and_then(|prepared| {
-        prepared.builder.build()?;
-        Ok(Measure::of(&prepared.data.description.kind))
+    let built = config.prepare().and_then(|Prepared { data, builder, .. }| {
+        let trainer = builder.keep_best(None).build()?;
+        trainer.check(Split { train: &*data.train, validation: Some(&*data.validation) })?;
+        Ok(Measure::of(&data.description.kind))
     });
     match built {
         Ok(measure) => Ok(measure),

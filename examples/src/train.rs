@@ -45,8 +45,9 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     let terminal = Terminal::new(Verbosity::new(arguments.plain, arguments.quiet));
     emulation(&builder).into_iter().for_each(|line| terminal.notice(line));
     let log = log::start(arguments.log_format.unwrap_or_default(), &terminal);
-    // Before the folder is made, so that nothing is left behind if a stage cannot be built.
+    // Before the folder is made, so that nothing is left behind if a stage cannot be built, or batches are too small for it.
     let trainer = builder.record(trace_steps.max(trace::STEPS)).build()?;
+    trainer.check(split(&data))?;
     let folder = RunFolder::create(out, &config, &data.description)?;
     if let Some(exporter) = &exporter {
         exporter.name_run(&folder.name(), config.model.kind(), &config.strategy.label());
@@ -165,8 +166,7 @@ impl<P: Program> TrainingRun<'_, P> {
         terminal.say(&format!("stages on {}; units {:?}", devices.join(", "), trainer.partition().units_per_stage()));
         let heads: Vec<bool> = trainer.stages().iter().map(|stage| stage.head_parameters > 0).collect();
         terminal.say(&format!("{}\n", without_missing_heads(&trainer.plans().to_string(), &heads)));
-        let split = Split { train: &*data.train, validation: Some(&*data.validation) };
-        let report = trainer.fit(split);
+        let report = trainer.fit(split(data));
         let timeline = trainer.timeline();
         // The timeline of a failed run is written too: it may show why the run failed.
         let kept = timeline.as_ref().map_or(Ok(()), |timeline| folder.write_timeline(timeline));
@@ -181,6 +181,10 @@ impl<P: Program> TrainingRun<'_, P> {
         terminal.say(&format!("the run is in {}", folder.path().display()));
         Ok((report, timeline))
     }
+}
+
+fn split(data: &Data) -> Split<'_> {
+    Split { train: &*data.train, validation: Some(&*data.validation) }
 }
 
 /// Returns the numbers of parameters of all stages, and of their heads if they have any.

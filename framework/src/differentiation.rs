@@ -270,6 +270,12 @@ pub trait Differentiable: Send {
     fn check_gradients(&self, _input: &[usize], _device: &Device) -> Result<()> {
         Ok(())
     }
+
+    /// Returns whether gradients are unchecked that only a backward pass on real inputs checks, since [`Self::check_gradients`] did not. A
+    /// trainer then runs one on a few examples before the first step. Default: no. Containers ask the functions in them.
+    fn has_unchecked_gradients(&self) -> bool {
+        false
+    }
 }
 
 impl Gradients {
@@ -325,6 +331,9 @@ impl<T: Differentiable + ?Sized> Differentiable for Box<T> {
     fn check_gradients(&self, input: &[usize], device: &Device) -> Result<()> {
         (**self).check_gradients(input, device)
     }
+    fn has_unchecked_gradients(&self) -> bool {
+        (**self).has_unchecked_gradients()
+    }
 }
 
 /// A chain of layers: `f_n(… f_1(x))`.
@@ -376,6 +385,10 @@ impl Sequential {
 }
 
 impl Differentiable for Sequential {
+    fn has_unchecked_gradients(&self) -> bool {
+        self.0.iter().any(Differentiable::has_unchecked_gradients)
+    }
+
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let mut x = x.clone();
         let mut all = Vec::with_capacity(if pass.save { self.0.len() } else { 0 });

@@ -332,6 +332,7 @@ impl Error {
             Self::Failed(failure) => {
                 (failure.origin == Origin::Data || failure.phase == Phase::Build) && failure.cause.is_refusal()
             }
+            Self::Unit { cause, .. } => cause.is_refusal(),
             _ => false,
         }
     }

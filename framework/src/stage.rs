@@ -14,6 +14,7 @@ mod optimizer_factory;
 mod reading;
 pub(crate) mod readout;
 mod recompute;
+mod rehearsal;
 mod state;
 mod trainable;
 mod update;

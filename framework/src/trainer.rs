@@ -4,10 +4,12 @@ mod builder;
 mod callback;
 mod evaluation;
 mod event;
+mod example_order;
 mod fit;
 mod loader;
 pub(crate) mod predictor;
 mod recording;
+mod rehearsal;
 mod report;
 mod run_metrics;
 mod simulated_idle;
@@ -26,6 +28,7 @@ pub use state::TrainerState;
 pub use stop::Stopper;
 
 use std::{
+    cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -37,7 +40,7 @@ use crate::{
     Dataset, Error, GradientPlan, Loss, ModelSpec, PlanSchedule, Result, Weights, actor::Pipeline, model::Partition,
     stage::StageBlueprint, timeline::Timeline, transport::Built,
 };
-use loader::ExampleOrder;
+use example_order::{Division, ExampleOrder};
 use recording::Recording;
 use run_metrics::{RunMetrics, RunState};
 use simulated_idle::SimulatedIdle;
@@ -159,6 +162,14 @@ struct FitSettings {
     record: Option<u64>,
 }
 
+impl FitSettings {
+    /// Returns the division into batches of a model that needs `least` examples in a micro-batch.
+    fn division(&self, least: usize) -> Division {
+        let Self { batch_size, micro_batches, drop_last, .. } = *self;
+        Division { batch_size, micro_batches, drop_last, least }
+    }
+}
+
 /// Trains one model over a pipeline of stage actors.
 ///
 /// # Example
@@ -242,6 +253,8 @@ pub struct Trainer {
     reduces_on_plateau: bool,
     /// The steps in which the learning rate rises.
     warmup_steps: u64,
+    /// Whether all gradients have been checked.
+    rehearsed: Cell<bool>,
     /// Whether a fit or an evaluation failed and left the stages in the middle of a step.
     failed: bool,
 }
@@ -348,8 +361,12 @@ impl Trainer {
     /// After a fit that was stopped, the next fit of as many examples goes on where the stopped one ended, in the middle of its epoch. So the steps
     /// that were left (see [`Self::set_length`]) end where the whole fit would have ended, to the bit.
     ///
+    /// If the examples that are left after the last whole batch of an epoch are too few for the model, since batch norm would see a single value
+    /// for each channel, they join that batch, unless [`TrainerBuilder::drop_last`] leaves them out.
+    ///
     /// # Errors
-    /// If the data are too few or wrong, a stage fails, or a callback fails, or the caller's code panics.
+    /// If the data are too few or wrong, a micro-batch has too few examples for the model ([`Self::check`]), a stage fails, or a callback fails,
+    /// or the caller's code panics.
     ///
     /// An error before the first step, such as that of an empty data set or of a setting that needs a validation set where there is none, changes nothing, and the
     /// trainer can be used as before. After an error between steps, such as that of a callback at an evaluation, the next fit of as many examples goes on in the
@@ -359,6 +376,17 @@ impl Trainer {
         let ended = guarded(|| self.run(data.into()));
         self.metrics.state(if ended.is_ok() { RunState::Finished } else { RunState::Failed });
         ended
+    }
+
+    /// Checks the data of a later [`Self::fit`], as it does itself before its first step. Nothing is changed.
+    ///
+    /// # Errors
+    /// If the training set is empty, or a setting needs a validation set where there is none; or if a micro-batch has fewer examples than the
+    /// model needs in training: batch norm needs more than one value for each channel; or if a gradient is zero or incomplete
+    /// ([`Autograd`](crate::Autograd)).
+    pub fn check<'a>(&self, data: impl Into<Split<'a>>) -> Result<()> {
+        self.check_usable()?;
+        guarded(|| self.order_of(data.into())).map(drop)
     }
 
     fn check_usable(&self) -> Result<()> {

@@ -75,6 +75,8 @@ pub struct Built {
     pub names: Vec<String>,
     /// Whether all its parameters are frozen.
     pub frozen: bool,
+    /// Whether gradients are unchecked ([`Differentiable::has_unchecked_gradients`](crate::Differentiable::has_unchecked_gradients)).
+    pub unchecked: bool,
 }
 
 /// One stage's part of a training step.

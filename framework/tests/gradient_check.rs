@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use candle_nn::{Module, VarBuilder, linear};
+use candle_nn::{Linear, Module, VarBuilder, linear};
 use interlock::{
-    Autograd, Differentiable, FromModule, FromModuleT, ModelSpec, ParameterStore, Pass, Predictor, Result, Trainer,
-    Unit, Wants,
+    Activation, Autograd, Differentiable, FromModule, FromModuleT, InMemory, ModelSpec, Pairwise, ParameterStore, Pass,
+    Predictor, Result, StageModule, Trainer, Unit, Wants,
 };
 
 fn builder() -> VarBuilder<'static> {
@@ -195,4 +195,104 @@ fn only_training_needs_gradients() {
         .collect();
     let output = Predictor::new(WithSoftmax, weights).unwrap().predict(tensor(&[1, 3])).unwrap();
     assert_eq!(output.to_vec2::<f32>().unwrap(), [[0.25; 4]]);
+}
+
+/// Units of which only real inputs show that a gradient stops.
+#[derive(Clone, Copy, Debug)]
+enum Hidden {
+    /// In the first unit, whose input is not declared.
+    First,
+    /// In the second of two tensors that cross a boundary.
+    Skip,
+    /// In a layer of a sequence.
+    Sequence,
+    /// In a head of layers in a sequence.
+    Head,
+}
+
+/// Returns a sum and what it is of.
+struct Fork(Linear);
+
+impl StageModule for Fork {
+    fn forward(&self, x: &Activation, _: &Pass) -> Result<Activation> {
+        let y = self.0.forward(x.single()?)?;
+        Ok(Activation::new(vec![y.tanh()?, y]))
+    }
+}
+
+/// Adds the softmax of the second tensor to the first.
+struct Join;
+
+impl StageModule for Join {
+    fn forward(&self, x: &Activation, _: &Pass) -> Result<Activation> {
+        let [x, skip] = x.tensors() else { return Err(interlock::Error::Data("two tensors are needed".to_owned())) };
+        Ok((x + candle_nn::ops::softmax_last_dim(skip)?)?.into())
+    }
+}
+
+impl ModelSpec for Hidden {
+    fn units(&self) -> Result<Vec<Unit>> {
+        let softmax = |x: &Tensor| candle_nn::ops::softmax_last_dim(x);
+        let dense = |name: &str, inputs| {
+            Unit::new(name, [4], move |vb| Autograd::build(vb, |vb| Ok(FromModule(linear(inputs, 4, vb)?))))
+        };
+        Ok(match self {
+            Self::First => {
+                let first = Unit::new("first", [4], move |vb| {
+                    Autograd::build(vb, |vb| {
+                        let layer = linear(3, 4, vb)?;
+                        Ok(FromModule(move |x: &Tensor| softmax(&layer.forward(x)?)))
+                    })
+                });
+                vec![first, dense("second", 4)]
+            }
+            Self::Skip => vec![
+                Unit::new("first", [4], |vb| Autograd::build(vb, |vb| Ok(Fork(linear(3, 4, vb)?)))),
+                Unit::new("second", [4], |vb| Autograd::build(vb, |_| Ok(Join))),
+            ],
+            Self::Sequence => {
+                let sequence = Unit::new("second", [4], move |vb: VarBuilder<'static>| {
+                    let layer = Autograd::build(vb.pp("fc"), |vb| Ok(FromModule(linear(4, 4, vb)?)))?;
+                    let softmax = Autograd::build(vb.pp("softmax"), |_| Ok(FromModule(softmax)))?;
+                    Ok(interlock::Sequential::default().add(layer).add(softmax))
+                });
+                vec![dense("first", 3), sequence]
+            }
+            Self::Head => vec![dense("first", 3), dense("second", 4)],
+        })
+    }
+
+    fn head(&self, _: usize, _: &str) -> Result<Unit> {
+        let stopped = matches!(self, Self::Head);
+        Ok(Unit::new("", [4], move |vb: VarBuilder<'static>| {
+            let layer = Autograd::build(vb.pp("fc"), |vb| Ok(FromModule(linear(4, 4, vb)?)))?;
+            let last = move |x: &Tensor| if stopped { candle_nn::ops::softmax_last_dim(x) } else { x.tanh() };
+            let last = Autograd::build(vb.pp("last"), |_| Ok(FromModule(last)))?;
+            Ok(interlock::Sequential::default().add(layer).add(last))
+        }))
+    }
+}
+
+#[test]
+fn gradients_that_only_real_inputs_show_are_refused_before_the_first_step() {
+    let ones = Tensor::ones((5, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let data = InMemory::new(ones, Tensor::zeros(5, candle_core::DType::U32, &Device::Cpu).unwrap()).unwrap();
+    for (model, words) in [
+        (Hidden::First, "unit 0 \"first\", backward: parameter first.weight: the gradient is zero"),
+        (Hidden::Skip, "unit 1 \"second\", backward: tensor 1 of its input: the gradient is zero"),
+        (Hidden::Sequence, "unit 1 \"second\", backward: its input: the gradient is zero"),
+        (Hidden::Head, "unit 0 \"aux.0\", head: its input: the gradient is zero"),
+    ] {
+        // In two stages a boundary lies between the units; a single stage has no auxiliary head.
+        for stages in if matches!(model, Hidden::Head) { 2..3 } else { 1..3 } {
+            let builder = Trainer::builder(model).strategy(Pairwise).stages(stages);
+            let builder = if matches!(model, Hidden::Head) { builder.probes() } else { builder };
+            let mut trainer = builder.build().unwrap();
+            let error = trainer.check(&data).unwrap_err();
+            assert!(error.is_refusal() && error.to_string().contains(words), "{model:?}: {error}");
+            assert!(error.to_string().contains("softmax_last_dim"), "{error}");
+            assert_eq!(trainer.fit(&data).unwrap_err().to_string(), error.to_string());
+            assert_eq!(trainer.steps(), 0);
+        }
+    }
 }

@@ -235,11 +235,11 @@ fn a_restored_trainer_begins_a_new_epoch_of_other_data() {
     let mut before = momentum(builder()).build().unwrap();
     // Before any fit there is nothing to continue.
     assert_eq!(serde_json::to_value(before.state().unwrap()).unwrap()["position"], Value::Null);
-    assert_eq!(epochs(&mut before, &DATA), json!({ "examples": 24, "first_epoch": 0, "first_step": 0 }));
+    assert_eq!(epochs(&mut before, &DATA), json!({ "examples": 24, "first_epoch": 0, "first_step": 0, "least": 1 }));
     let (weights, state) = (before.snapshot().unwrap(), before.state().unwrap());
     let mut after = momentum(builder()).initial_values(weights).restore(state).build().unwrap();
     let other = Spiral { examples: 12 };
-    assert_eq!(epochs(&mut after, &other), json!({ "examples": 12, "first_epoch": 1, "first_step": 1 }));
+    assert_eq!(epochs(&mut after, &other), json!({ "examples": 12, "first_epoch": 1, "first_step": 1, "least": 1 }));
 }
 
 /// A callback that remembers nothing.

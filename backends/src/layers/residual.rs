@@ -83,6 +83,10 @@ fn join(
 }
 
 impl Differentiable for Residual {
+    fn has_unchecked_gradients(&self) -> bool {
+        [Some(&self.main), self.shortcut.as_ref()].into_iter().flatten().any(Differentiable::has_unchecked_gradients)
+    }
+
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let (y, main) = self.main.forward(x, pass)?;
         let (short, shortcut) = match &self.shortcut {

@@ -1,6 +1,11 @@
 //! The question of a plan: the numbers of stages, widths and micro-batches to try, and the devices.
 
-use std::{collections::HashMap, fs, rc::Rc, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fs,
+    rc::Rc,
+    sync::Arc,
+};
 
 use interlock::{
     Batch, Error, Result, StageDevice, TrainerBuilder,
@@ -44,7 +49,8 @@ pub(super) struct Question<'a, P: Program> {
     pub(super) windows: Vec<Windows>,
     pub(super) micro_batches: Vec<usize>,
     devices: Devices,
-    batch: Batch,
+    /// A batch of a step, and the largest one of an epoch if that has more examples.
+    batches: HashMap<usize, Batch>,
     /// Profiles by the names of devices (none for profiles from files) and the number of examples of a micro-batch.
     profiles: HashMap<(Vec<String>, usize), Arc<Profile>>,
     /// The best cuts found, by stages, micro-batches and windows.
@@ -82,7 +88,9 @@ impl<'a, P: Program> Question<'a, P> {
         let windows = windows(arguments, defaults.width);
         let mut profiles = HashMap::new();
         for path in &arguments.costs {
-            let text = fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
+            let text = fs::read_to_string(path);
+            let text =
+                text.map_err(|e| Error::file(path, format!("{e}; name a file of `interlock bench units --out`")))?;
             let profile: Profile = serde_json::from_str(&text).map_err(|e| {
                 let problem = format!("no costs of units as this version measures them ({e})");
                 Error::file(path, format!("{problem}; measure them again with `interlock bench units --out`"))
@@ -90,7 +98,7 @@ impl<'a, P: Program> Question<'a, P> {
             profiles.insert((Vec::new(), profile.examples), Arc::new(profile));
         }
         Ok(Self {
-            batch: subject.batch()?,
+            batches: HashMap::new(),
             subject,
             arguments,
             stages,
@@ -115,9 +123,19 @@ impl<'a, P: Program> Question<'a, P> {
         }
     }
 
-    /// Returns the costs of units for this number of micro-batches, and measures them if they are not known yet.
-    fn profile(&mut self, builder: &TrainerBuilder, stages: usize, micro_batches: usize) -> Result<Arc<Profile>> {
-        let piece = self.batch.split(micro_batches)?.swap_remove(0);
+    /// Returns the costs of units for a batch of `examples` in this number of micro-batches, and measures them if they are not known yet.
+    fn profile(
+        &mut self,
+        builder: &TrainerBuilder,
+        stages: usize,
+        micro_batches: usize,
+        examples: usize,
+    ) -> Result<Arc<Profile>> {
+        let batch = match self.batches.entry(examples) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(self.subject.batch(examples)?),
+        };
+        let piece = batch.split(micro_batches)?.swap_remove(0);
         let examples = piece.len()?;
         if !self.arguments.costs.is_empty() {
             return self.profiles.get(&(Vec::new(), examples)).cloned().ok_or_else(|| {
@@ -149,7 +167,13 @@ impl<'a, P: Program> Question<'a, P> {
             return Ok(Rc::clone(found));
         }
         let builder = self.builder(stages, micro_batches, windows)?;
-        let profile = self.profile(&builder, stages, micro_batches)?;
+        let (usual, largest) = (self.subject.batch_size(), self.subject.largest_batch(&builder)?);
+        let profile = self.profile(&builder, stages, micro_batches, usual)?;
+        // Files of costs have those of usual batches.
+        let largest = match largest > usual && self.arguments.costs.is_empty() {
+            true => self.profile(&builder, stages, micro_batches, largest)?,
+            false => Arc::clone(&profile),
+        };
         let placement = match self.dedicated() {
             true => Placement::dedicated(stages),
             false => Placement::on(builder.pinned_to(), stages, core_count()),
@@ -164,7 +188,7 @@ impl<'a, P: Program> Question<'a, P> {
             [] => setup.best_cut(&builder.tied_units()?)?,
             units => setup.simulate(units)?,
         };
-        let memory = setup.memory(&cut);
+        let memory = PlannerSetup { profile: &largest, ..setup.clone() }.memory(&cut);
         let widest = (0..stages).map(|k| setup.plan.width(k)).max().unwrap_or(1);
         let refused = setup.check_readout().err().map(|error| error.to_string());
         let found = Rc::new(Found { cut, memory, widest, refused });

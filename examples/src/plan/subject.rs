@@ -60,11 +60,22 @@ impl<P: Program> Subject<P> {
         }
     }
 
-    /// Returns the batch of a step.
-    pub(super) fn batch(&self) -> Result<Batch> {
+    /// Returns the number of examples of the largest batch of an epoch, to which a last one may be joined that is too small for the model.
+    ///
+    /// # Errors
+    /// If a micro-batch has fewer examples than the model needs.
+    pub(super) fn largest_batch(&self, builder: &TrainerBuilder) -> Result<usize> {
         match self {
-            Self::Run(config, data) => {
-                let numbers: Vec<usize> = (0..config.batch_size).map(|i| i % data.train.len().max(1)).collect();
+            Self::Run(config, data) => Ok(builder.largest_batch(&*data.train)?.max(config.batch_size)),
+            Self::Workload(workload) => Ok(workload.batch),
+        }
+    }
+
+    /// Returns the batch of a step, or one of the next `examples` for the largest.
+    pub(super) fn batch(&self, examples: usize) -> Result<Batch> {
+        match self {
+            Self::Run(_, data) => {
+                let numbers: Vec<usize> = (0..examples).map(|i| i % data.train.len().max(1)).collect();
                 data.train.batch(&numbers, None)
             }
             Self::Workload(workload) => workload.random_batch(0),

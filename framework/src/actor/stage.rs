@@ -249,6 +249,7 @@ fn describe(stage: &Stage) -> Built {
         head_parameters: stage.head_parameters().map_or(0, |head| head.store().parameter_count()),
         names: stores().flat_map(|s| s.entries()).map(|e| e.name).collect(),
         frozen: !stage.parts().any(Trainable::trains),
+        unchecked: stage.has_unchecked_gradients(),
     }
 }
 

@@ -72,8 +72,8 @@ impl<M: ModuleT + Send> StageModule for FromModuleT<M> {
 ///
 /// Some operations of candle have no backward pass (`softmax_last_dim`, `layer_norm`, `rms_norm` and `rope` of `candle_nn::ops`, and
 /// `Tensor::detach`): a gradient stops there without an error. The gradient of `Tensor::max_pool2d` is too small. So the gradients are compared once
-/// with finite differences of the forward pass, when the stage is built or at the first backward pass. A gradient that is zero or incomplete is
-/// refused.
+/// with finite differences of the forward pass: when the stage is built, or before the first step where the shape of the input is not known earlier
+/// (the model's first unit, several input tensors, a layer of a [`Sequential`](crate::Sequential)). A gradient that is zero or incomplete is refused.
 pub struct Autograd<M> {
     module: M,
     /// The parameters that the module asked its builder for.
@@ -270,5 +270,10 @@ impl<M: StageModule> Differentiable for Autograd<M> {
             self.checked.reset(first);
         }
         Ok(())
+    }
+
+    fn has_unchecked_gradients(&self) -> bool {
+        let Checked { input, parameters } = &self.checked;
+        ![input, parameters].into_iter().all(|checked| checked.load(Ordering::Relaxed))
     }
 }

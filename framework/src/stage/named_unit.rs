@@ -143,4 +143,8 @@ impl Differentiable for NamedUnit {
     fn last_backward_parameters(&self, saved: Saved, pending: Pending) -> Result<ParameterGradients> {
         self.in_backward(self.function.last_backward_parameters(saved, pending))
     }
+
+    fn has_unchecked_gradients(&self) -> bool {
+        self.function.has_unchecked_gradients()
+    }
 }

@@ -254,7 +254,8 @@ impl TrainerBuilder {
         self
     }
 
-    /// Leaves out the last batch of an epoch if it has fewer examples than the others. Default: false.
+    /// Leaves out the last batch of an epoch if it has fewer examples than the others. Default: false; a last batch that is too small for the model
+    /// joins the one before it ([`Trainer::fit`](super::Trainer::fit)).
     pub fn drop_last(mut self, drop_last: bool) -> Self {
         self.settings.drop_last = drop_last;
         self

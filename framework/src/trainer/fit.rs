@@ -9,15 +9,15 @@ use std::{
 };
 
 use super::{
-    Best, Control, Evaluation, Length, Report, Split, TrainEvent, Trainer, evaluation, guarded,
-    loader::{ExampleOrder, Loader},
-    run_metrics::RunState,
-    trained::Trained,
+    Best, Control, Evaluation, Length, Report, Split, TrainEvent, Trainer, evaluation, example_order::ExampleOrder,
+    guarded, loader::Loader, rehearsal, run_metrics::RunState, trained::Trained,
 };
 use crate::{
     Dataset, Error, Result,
     actor::{Feed, Feeder, PipelineEvent},
+    differentiation::{TensorKind, tensor_kind},
     schedule::Purpose,
+    stage::StageBlueprint,
     transport::StageStep,
 };
 
@@ -64,28 +64,40 @@ impl Trainer {
         self.stopper.is_requested() || self.stop_reason.is_some()
     }
 
-    /// Returns the order in which a data set of `examples` is read from now on: the unfinished epoch of a stopped fit continues, or a new one begins.
-    fn order_of(&self, examples: usize) -> Result<ExampleOrder> {
-        let settings = &self.settings;
-        match self.order {
-            Some(order) if self.interrupted && order.examples == examples => Ok(order),
+    /// Checks the data of a fit, and returns the order in which its training set is read from now on: the unfinished epoch of a stopped fit
+    /// continues, or a new one begins.
+    pub(super) fn order_of(&self, data: Split<'_>) -> Result<ExampleOrder> {
+        self.settings.length.validate()?;
+        let order = match self.order {
+            Some(order) if self.interrupted && order.examples == data.train.len() => order,
             last => {
-                let order = ExampleOrder::new(examples, settings.batch_size, settings.drop_last, settings.seed)?;
-                Ok(last.map_or(order, |last| order.beginning(last.epochs_begun(self.steps), self.steps)))
+                let order = rehearsal::order_of(data.train, &self.settings, self.with_statistics())?;
+                last.map_or(order, |last| order.beginning(last.epochs_begun(self.steps), self.steps))
             }
+        };
+        match data.validation {
+            Some(validation) if validation.is_empty() => Err(evaluation::empty()),
+            None if self.settings.keep_best.is_some() => Err(evaluation::missing("keep_best")),
+            None if self.settings.eval_every.is_some() => Err(evaluation::missing("eval_every")),
+            None if self.reduces_on_plateau => Err(evaluation::missing("lr_schedule (reduce_on_plateau)")),
+            _ => Ok(()),
+        }?;
+        if let Some(last) = self.stages().iter().rposition(|stage| stage.unchecked).filter(|_| !self.rehearsed.get()) {
+            rehearsal::check_gradients(data.train, &self.blueprints[..=last], &self.plans)?;
+            self.rehearsed.set(true);
         }
+        Ok(order)
+    }
+
+    /// Returns the blueprints of the stages if one of them has running statistics; none otherwise: only layers with statistics of a batch need more
+    /// than one example.
+    fn with_statistics(&self) -> &[StageBlueprint] {
+        let mut names = self.stages().iter().flat_map(|stage| &stage.names);
+        if names.any(|name| tensor_kind(name) == TensorKind::Buffer) { &self.blueprints } else { &[] }
     }
 
     pub(super) fn run(&mut self, data: Split<'_>) -> Result<Report> {
-        self.settings.length.validate()?;
-        let order = self.order_of(data.train.len())?;
-        match data.validation {
-            Some(validation) if validation.is_empty() => return Err(evaluation::empty()),
-            None if self.settings.keep_best.is_some() => return Err(evaluation::missing("keep_best")),
-            None if self.settings.eval_every.is_some() => return Err(evaluation::missing("eval_every")),
-            None if self.reduces_on_plateau => return Err(evaluation::missing("lr_schedule (reduce_on_plateau)")),
-            _ => {}
-        }
+        let order = self.order_of(data)?;
         let first = self.steps;
         let last = first.saturating_add(match self.settings.length {
             Length::Epochs(epochs) => epochs.saturating_mul(order.per_epoch),
@@ -95,6 +107,15 @@ impl Trainer {
             tracing::warn!(
                 "lr_schedule.warmup_steps: {} of {last} steps: the learning rate never reaches its base; use fewer",
                 self.warmup_steps
+            );
+        }
+        let joining = order.joining();
+        if joining > 0 {
+            tracing::warn!(
+                "batch_size: {joining} of {} training examples are left after the last whole batch, fewer than the {} that batch norm needs here: \
+                 they join that batch; drop_last = true leaves them out",
+                order.examples,
+                order.division.least
             );
         }
         self.stop_reason = None;
@@ -155,7 +176,7 @@ impl Trainer {
     ) -> Result<()> {
         self.metrics.trains();
         let start = Instant::now();
-        let (micro_batches, loss, steps) = (self.settings.micro_batches, Arc::clone(&self.loss), self.steps..until);
+        let (loss, steps) = (Arc::clone(&self.loss), self.steps..until);
         // Once something has been fed, an error leaves the stages in the middle of a step.
         let fed = Cell::new(false);
         self.failed = true;
@@ -168,7 +189,7 @@ impl Trainer {
                     let batch = loader.next()?;
                     let counted = loss.count(&batch.targets);
                     let total = counted.map_err(|cause| super::loader::failure(cause).in_step(step))?;
-                    let micro_batches = batch.split(micro_batches)?;
+                    let micro_batches = batch.split(order.micro_batches(batch.len()?))?;
                     let count = micro_batches.len();
                     let feed = Feed { purpose: Purpose::Train, step, micro_batches, first_index: 0, count, total };
                     Ok(((batch.len()?, total), feed))

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Best, Evaluation, FitSettings, HeadScore, Trainer, guarded, loader::ExampleOrder};
+use super::{Best, Evaluation, FitSettings, HeadScore, Trainer, example_order::ExampleOrder, guarded};
 use crate::{Error, Result, Weights, model::Partition, stage::StageState, strategy::Plans};
 
 /// The version of the serialized form.
@@ -85,6 +85,9 @@ struct Position {
     /// The epoch that begins at `first_step`.
     first_epoch: u64,
     first_step: u64,
+    /// The fewest examples of a micro-batch that the model could be trained with.
+    #[serde(default)]
+    least: usize,
 }
 
 /// The state of a strategy that decides plans during training; it may be null.
@@ -220,7 +223,7 @@ impl Trainer {
             units_per_stage: self.partition.units_per_stage().to_vec(),
             position: self.order.map(|order| {
                 let (first_epoch, first_step) = order.begins();
-                Position { examples: order.examples, first_epoch, first_step }
+                Position { examples: order.examples, first_epoch, first_step, least: order.division.least }
             }),
             strategy,
             callbacks,
@@ -245,9 +248,9 @@ impl Trainer {
             let weights = state.best_weights(self.stages().iter().map(|built| built.names.as_slice()))?;
             self.best = Some(Best { steps: best.steps, evaluation, weights });
         }
-        if let Some(Position { examples, first_epoch, first_step }) = state.position {
-            let FitSettings { batch_size, drop_last, seed, .. } = self.settings;
-            let order = ExampleOrder::new(examples, batch_size, drop_last, seed)?.beginning(first_epoch, first_step);
+        if let Some(Position { examples, first_epoch, first_step, least }) = state.position {
+            let order = ExampleOrder::new(examples, self.settings.division(least.max(1)), self.settings.seed)?
+                .beginning(first_epoch, first_step);
             (self.order, self.interrupted) = (Some(order), true);
         }
         let mut tensors: BTreeMap<String, Tensor> = state.tensors.into_iter().collect();

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use super::TrainerBuilder;
 use crate::{
-    Batch, Result,
+    Batch, Dataset, Result,
     device::link::Link,
     optimizer::clip::ClipScope,
     planner::{MemoryMeter, Placement, PlannerSetup, Profile, Replicas},
     simulator::credits,
+    trainer::rehearsal,
 };
 
 impl TrainerBuilder {
@@ -18,6 +19,16 @@ impl TrainerBuilder {
     /// As [`Self::layout`] and [`Profile::measure`].
     pub fn profile(&self, batch: &Batch, meter: Option<&dyn MemoryMeter>) -> Result<Profile> {
         Profile::measure(&*self.model, &self.layout()?.settings, &self.devices, batch, meter)
+    }
+
+    /// Returns the number of examples of the largest batch of an epoch. It is above the batch size where the last examples of the epoch join the
+    /// batch before them; see [`Trainer::fit`](crate::Trainer::fit).
+    ///
+    /// # Errors
+    /// As [`Self::layout`] and [`Trainer::check`](crate::Trainer::check), or if a stage cannot be built.
+    pub fn largest_batch(&self, train: &dyn Dataset) -> Result<usize> {
+        let order = rehearsal::order_of(train, &self.settings, &self.layout()?.blueprints)?;
+        Ok(order.largest_batch())
     }
 
     /// Returns the planner's setup of this run: `stages` stages whose cut is to be found, with the costs of `profile`, on `placement`. If plans

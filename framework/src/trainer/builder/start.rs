@@ -1,6 +1,6 @@
 //! The start of a trainer: the pipeline of a checked layout.
 
-use std::{sync::Arc, time::Instant};
+use std::{cell::Cell, sync::Arc, time::Instant};
 
 use super::{Layout, TrainerBuilder};
 use crate::{
@@ -83,6 +83,7 @@ impl TrainerBuilder {
             reduces_on_plateau: settings.lr_schedule.reduces_on_plateau(),
             warmup_steps: settings.lr_schedule.warmup_steps(),
             best: None,
+            rehearsed: Cell::new(false),
             failed: false,
         };
         if let Some(state) = self.restored {
