@@ -27,7 +27,7 @@ const METRICS_ADDRESS: &str = "127.0.0.1:9464";
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 a run failed, or did not repeat its reference run; 2 refused before anything was written;
-130 stopped by Ctrl-C or SIGTERM: once, after the step, with the run saved; twice, at once";
+130 stopped by Ctrl-C, SIGTERM or SIGHUP: training after the step, with the run saved; at the second, or before training, at once";
 
 /// Trains one neural network on several devices: each device trains some of its layers.
 ///

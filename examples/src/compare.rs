@@ -94,7 +94,7 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
         terminal
             .notice("stopping after the steps under way, with the tables of what is finished; again to end at once");
         Next::GoOn
-    })?;
+    });
     // With --json, only JSON goes to stdout.
     let print = if arguments.json { note } else { say };
     let (mut runs, mut done) = (Vec::new(), Ok(()));

@@ -5,7 +5,7 @@ use std::{fmt, process::ExitCode};
 
 use interlock::Error;
 
-/// The exit code after Ctrl-C or SIGTERM, once or twice.
+/// The exit code after Ctrl-C, SIGTERM or SIGHUP, once or twice.
 pub(crate) const STOPPED: u8 = 130;
 
 /// The reason why a command ended early.

@@ -1,7 +1,8 @@
-//! Ctrl-C and SIGTERM: the first stops a run after a step, the second ends the program at once.
+//! Ctrl-C, SIGTERM and SIGHUP: before training they end the program at once; of a run, the first stops it after a step, the second ends the program.
 
 use std::{
     process,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -18,41 +19,64 @@ pub(crate) enum Next {
     End,
 }
 
+/// Is called with whether a signal is the first.
+type Handler = Box<dyn FnMut(bool) -> Next + Send>;
+
+/// What is done for a signal; none: the program ends.
+static HANDLER: Mutex<Option<Handler>> = Mutex::new(None);
+
 /// The same signal again within this time is the same request: `timeout` and job schedulers signal a process and then its group.
 const SAME_REQUEST: Duration = Duration::from_millis(100);
 
-/// Calls `handle` for each signal from now on, on its own thread, with whether it is the first signal.
+/// Ends the program with exit code 130 at each signal from now on, until there is a handler. Call it once.
 ///
 /// # Errors
 /// If the system refuses to install a handler.
-pub(crate) fn on_signal(mut handle: impl FnMut(bool) -> Next + Send + 'static) -> Result<()> {
+pub(crate) fn install() -> Result<()> {
     let mut last: Option<(i32, Instant)> = None;
     listen(move |signal| {
         let before = last.replace((signal, Instant::now()));
         if before.is_some_and(|(other, at)| other == signal && at.elapsed() < SAME_REQUEST) {
             return;
         }
-        if handle(before.is_none()) == Next::End {
+        let mut handler = HANDLER.lock().unwrap_or_else(PoisonError::into_inner);
+        if handler.as_mut().map_or(Next::End, |handle| handle(before.is_none())) == Next::End {
             process::exit(exit::STOPPED.into());
         }
     })
+}
+
+/// Calls `handle` for each signal from now on, on its own thread, with whether it is the first signal.
+pub(crate) fn on_signal(handle: impl FnMut(bool) -> Next + Send + 'static) {
+    *HANDLER.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(handle));
 }
 
 fn handler_error(error: impl std::fmt::Display) -> Error {
     Error::other(format!("cannot install a handler for Ctrl-C: {error}"))
 }
 
-/// Calls `handle` with the number of each signal, on its own thread.
+/// Calls `handle` with the number of each signal, on its own thread. A SIGHUP that is ignored, as under `nohup`, stays ignored.
 #[cfg(unix)]
 fn listen(mut handle: impl FnMut(i32) + Send + 'static) -> Result<()> {
     use signal_hook::{
-        consts::{SIGINT, SIGTERM},
+        consts::{SIGHUP, SIGINT, SIGTERM},
         iterator::Signals,
     };
 
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(handler_error)?;
+    let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+    let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(hangup)).map_err(handler_error)?;
     let thread = std::thread::Builder::new().name("signals".to_owned());
     thread.spawn(move || signals.forever().for_each(&mut handle)).map(drop).map_err(handler_error)
+}
+
+/// Returns whether the process ignores a signal.
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: without a new action `sigaction` changes nothing, and writes the present one to `action`, for which zeros are valid.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
 }
 
 /// Calls `handle` for each Ctrl-C, on its own thread.

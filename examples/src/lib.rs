@@ -55,6 +55,9 @@ pub fn run<P: Program>() -> ExitCode {
     if let Err(error) = environment::check_variables() {
         return exit::report(Err(error.into()));
     }
+    if let Err(error) = interrupt::install() {
+        return exit::report(Err(error.into()));
+    }
     exit::report(match command {
         Command::Train(arguments) => train::run::<P>(&arguments),
         Command::Plan(arguments) => plan::run::<P>(&arguments),

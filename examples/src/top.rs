@@ -58,7 +58,7 @@ pub(crate) fn run(arguments: &Top) -> Result<(), Exit> {
         }
         ratatui::restore();
         Next::End
-    })?;
+    });
     let readings = fetch_repeatedly(&arguments.addresses, arguments.interval)?;
     let mut screen = Screen::open().map_err(|e| Exit::Failed(format!("cannot draw on the terminal: {e}")))?;
     let shown = show(&mut screen.0, &mut watches, &readings, &ended);

@@ -119,7 +119,8 @@ fn begin(folder: &RunFolder, log: &RunLog, terminal: &Terminal, stopper: Stopper
         terminal.hide_bar();
         terminal.notice(&format!("ended; the files of the run are in {}", folder.path().display()));
         Next::End
-    })
+    });
+    Ok(())
 }
 
 /// A run to train, with its folder and terminal.

@@ -9,18 +9,21 @@ mod common;
 mod running;
 
 use std::{
+    fs::File,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
     path::Path,
     process::{Command, Stdio},
 };
 
 use common::{SMALL, done, interlock, json, refused};
-use running::{Running, endless, free_address};
+use running::{Running, endless, free_address, set_hangup};
 use serde_json::Value;
 use tempfile::TempDir;
 
 #[test]
 fn first_signal_ends_the_run_after_a_step_and_saves_it() {
-    for signal in ["-INT", "-TERM"] {
+    for signal in ["-INT", "-TERM", "-HUP"] {
         let folder = TempDir::new().unwrap();
         let mut running = endless(folder.path(), &["--plain", "--report", "report.json", "--trace", "steps.svg"]);
         running.wait_for("run/run.log", "evaluated");
@@ -82,6 +85,46 @@ fn second_signal_ends_the_program_at_once() {
     let status = json(&folder.path().join("run/status.json"));
     assert_eq!((&status["state"], &status["cause"]), (&"failed".into(), &"interrupted before it was saved".into()));
     refused(folder.path(), &["eval", "run"], &["the run has failed", "interrupted"]);
+}
+
+/// Starts a command that reads its data from a pipe, and returns the pipe's other end when it reads.
+fn reading(folder: &Path, command: &[&str], hangup: libc::sighandler_t) -> (Running, File) {
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/text-gpt.toml");
+    let pipe = folder.join("input.txt");
+    if !pipe.exists() {
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    }
+    let arguments = [command, &["--config", config.to_str().unwrap()]].concat();
+    let mut running = Running::start_changed(folder, &arguments, |command| set_hangup(command, hangup));
+    // Without a reader it cannot be opened.
+    let open = |_: &mut Running| File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&pipe).ok();
+    let opened = running.wait("reader", open);
+    (running, opened)
+}
+
+#[test]
+fn signal_before_training_ends_every_command_at_once() {
+    let folder = TempDir::new().unwrap();
+    let commands: [&[&str]; 4] =
+        [&["train", "--out", "run"], &["compare", "--seeds", "2", "--out", "run"], &["lr-find"], &["plan"]];
+    for command in commands {
+        for signal in ["-INT", "-TERM", "-HUP"] {
+            let (mut running, _pipe) = reading(folder.path(), command, libc::SIG_DFL);
+            running.send(signal);
+            assert_eq!(running.end().code(), Some(130), "{command:?} {signal}: {}", running.text("err"));
+            assert!(!folder.path().join("run").exists());
+        }
+    }
+}
+
+#[test]
+fn ignored_hangup_stays_ignored() {
+    let folder = TempDir::new().unwrap();
+    let (mut running, mut pipe) = reading(folder.path(), &["train", "--out", "run"], libc::SIG_IGN);
+    running.send("-HUP");
+    pipe.write_all(b"too short").unwrap();
+    drop(pipe);
+    assert_eq!(running.end().code(), Some(2), "{}", running.text("err"));
 }
 
 #[test]

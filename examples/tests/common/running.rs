@@ -11,6 +11,17 @@ use std::{
 
 use crate::common::SMALL;
 
+/// Gives a command this action for SIGHUP, whatever that of the tests is.
+pub fn set_hangup(command: &mut Command, action: libc::sighandler_t) {
+    let set = move || {
+        // SAFETY: `signal` may be called between fork and exec.
+        unsafe { libc::signal(libc::SIGHUP, action) };
+        Ok(())
+    };
+    // SAFETY: as above.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, set) };
+}
+
 /// A running command, which is killed when this is dropped.
 pub struct Running {
     pub child: Child,
@@ -19,16 +30,19 @@ pub struct Running {
 
 impl Running {
     pub fn start(folder: &Path, arguments: &[&str]) -> Self {
+        Self::start_changed(folder, arguments, |command| {
+            set_hangup(command, libc::SIG_DFL);
+        })
+    }
+
+    /// Starts a command after `change`.
+    pub fn start_changed(folder: &Path, arguments: &[&str], change: impl FnOnce(&mut Command)) -> Self {
         let file = |name: &str| File::create(folder.join(name)).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_interlock"))
-            .args(arguments)
-            .current_dir(folder)
-            .env_remove("RUST_LOG")
-            .stdout(file("out"))
-            .stderr(file("err"))
-            .spawn()
-            .unwrap();
-        Self { child, folder: folder.to_owned() }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
+        command.args(arguments).current_dir(folder).env_remove("RUST_LOG");
+        command.stdout(file("out")).stderr(file("err"));
+        change(&mut command);
+        Self { child: command.spawn().unwrap(), folder: folder.to_owned() }
     }
 
     pub fn text(&self, name: &str) -> String {
