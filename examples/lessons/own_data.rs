@@ -54,8 +54,8 @@ impl DataSection for Tones {
         let (train, validation) = InMemory::new(vectors, classes)?.split(0.2, 0)?;
         let class_names = CLASSES.map(String::from).to_vec();
         let kind = data::DataKind::Vectors { width: WIDTH, classes: class_names.len(), class_names };
-        let description = data::Description { kind, normalization: None };
-        Ok(data::Data { train: Arc::new(train), validation: Arc::new(validation), description })
+        let description = data::Description::new(kind, None);
+        Ok(data::Data { train: Arc::new(train), validation: Arc::new(validation), description, notes: Vec::new() })
     }
 
     fn open_validation(&self, _: &data::Description) -> Result<Arc<dyn Dataset>> {

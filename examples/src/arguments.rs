@@ -249,8 +249,8 @@ pub(crate) struct Eval {
 pub(crate) struct Predict {
     /// The run's folder
     pub(crate) run: PathBuf,
-    /// For a run on images: images (png, jpg, bmp, webp), folders of them, or files of images in the idx format; for a run on text: text files, plain or
-    /// .gz, or - for stdin
+    /// For a run on images: images (png, jpg, bmp, webp; with the feature more-images also gif, tif, pnm), folders of them, or files of images in the
+    /// idx format; for a run on text: text files, plain or .gz, or - for stdin
     #[arg(required_unless_present = "text", value_name = "INPUT")]
     pub(crate) inputs: Vec<PathBuf>,
     /// A text instead of files

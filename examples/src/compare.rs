@@ -79,9 +79,12 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
     run_folder::refuse_existing(&out)?;
     // All have the same measure: a product with images and text has a model of images on text, which is refused.
     let mut measure = Measure::Accuracy;
+    let mut notes = Vec::new();
     for each in &configs {
-        measure = check::<P>(each)?;
+        measure = check::<P>(each, &mut notes)?;
     }
+    notes.dedup();
+    notes.iter().for_each(|line| note(line));
 
     files::create_folder(&out).map_err(Exit::failed)?;
     let (stopper, terminal) = (Stopper::new(), Terminal::new(Verbosity::Lines));
@@ -142,11 +145,16 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
     done
 }
 
-/// Checks a configuration by building its stages, as a run does before it writes anything, and returns the measure of its data.
-fn check<P: Program>((combination, config): &(Combination, ConfigOf<P>)) -> Result<Measure, Exit> {
+/// Checks a configuration by building its stages, as a run does before it writes anything, and returns the measure of its data. Adds lines about them
+/// to `notes`.
+fn check<P: Program>(
+    (combination, config): &(Combination, ConfigOf<P>),
+    notes: &mut Vec<String>,
+) -> Result<Measure, Exit> {
     let built = config.prepare().and_then(|Prepared { data, builder, .. }| {
         let trainer = builder.keep_best(None).build()?;
         trainer.check(Split { train: &*data.train, validation: Some(&*data.validation) })?;
+        notes.extend(data.notes);
         Ok(Measure::of(&data.description.kind))
     });
     match built {

@@ -16,7 +16,7 @@ use crate::{
     exit::Exit,
     plot::{Axis, Line, Plot, Series},
     program::Program,
-    progress::{Progress, note_emulation, say},
+    progress::{Progress, note, note_emulation, say},
     run_folder,
     table::{Measure, dash, table},
     terminal::{Terminal, Verbosity},
@@ -105,6 +105,7 @@ fn find<P: Program>(mut config: ConfigOf<P>, rates: Rates, quiet: bool) -> Resul
     let base = config.optimizer.lr;
     let Prepared { data, builder, .. } = config.prepare()?;
     note_emulation(&builder);
+    data.notes.iter().for_each(|line| note(line));
     let (sender, steps) = channel();
     let terminal = Terminal::new(Verbosity::new(false, quiet));
     let mut trainer = builder

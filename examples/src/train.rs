@@ -45,6 +45,10 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     let terminal = Terminal::new(Verbosity::new(arguments.plain, arguments.quiet));
     emulation(&builder).into_iter().for_each(|line| terminal.notice(line));
     let log = log::start(arguments.log_format.unwrap_or_default(), &terminal);
+    for line in &data.notes {
+        terminal.notice(line);
+        tracing::info!("{line}");
+    }
     // Before the folder is made, so that nothing is left behind if a stage cannot be built, or batches are too small for it.
     let trainer = builder.record(trace_steps.max(trace::STEPS)).build()?;
     trainer.check(split(&data))?;

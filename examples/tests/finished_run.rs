@@ -81,6 +81,22 @@ fn other_images_are_scored_refused_or_noted() {
 
 #[test]
 #[cfg_attr(not(feature = "images"), ignore = "needs --features images")]
+fn run_begins_with_a_line_about_its_images() {
+    let folder = folder_of_images();
+    let path = folder.path();
+    fs::write(path.join("images/train/red/x.heic"), "").unwrap();
+    let line = "images: 16 in 2 classes (blue 8, red 8): 16 bmp; left out: 1 heic in train/red (for heic convert them to png or jpg)";
+    let output = interlock(path, &["train", "--plain", "--config", "config.toml", "--out", "run"]);
+    done(&output);
+    assert_eq!(err(&output).lines().next(), Some(line));
+    assert!(fs::read_to_string(path.join("run/run.log")).unwrap().contains(line));
+    let output = interlock(path, &["compare", "--seeds", "2", "--config", "config.toml", "--out", "runs"]);
+    done(&output);
+    assert_eq!(err(&output).matches(line).count(), 1);
+}
+
+#[test]
+#[cfg_attr(not(feature = "images"), ignore = "needs --features images")]
 fn images_are_classified_without_the_data_of_the_run() {
     let folder = folder_of_images();
     let path = folder.path();

@@ -84,14 +84,14 @@ fn what_was_done_to_weights_of_others_is_told() {
 }
 
 fn of_text(vocab: Vocabulary) -> Description {
-    Description { kind: DataKind::Text { vocab, context: 8 }, normalization: None }
+    Description::new(DataKind::Text { vocab, context: 8 }, None)
 }
 
 fn of_images(channels: usize, size: usize, classes: usize) -> Description {
     let class_names = (0..classes).map(|class| format!("class {class}")).collect();
     let kind = DataKind::Images { channels, height: size, width: size, classes, class_names };
     let normalization = Normalization { mean: vec![0.5; channels], std: vec![0.25; channels] };
-    Description { kind, normalization: Some(normalization) }
+    Description::new(kind, Some(normalization))
 }
 
 /// Asserts that an export has the names, shapes and dtypes of a program's own file, and returns its other files.

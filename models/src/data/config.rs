@@ -114,6 +114,9 @@ pub struct ImageFolder {
     /// Decode every image before training, so that damaged ones are found; otherwise only headers are read.
     #[serde(default = "yes")]
     pub verify: bool,
+    /// Turn images as their EXIF orientation says.
+    #[serde(default = "yes")]
+    pub exif_orientation: bool,
     /// The number of threads that decode; by default one for each core. Results do not depend on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(range(min = 1)))]

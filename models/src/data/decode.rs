@@ -1,116 +1,181 @@
 //! Decodes image files.
 
-use std::{fs, io::Cursor, ops::Range, path::Path};
+mod budget;
+mod entropy;
+mod jpeg;
+mod whole;
 
-use image::{DynamicImage, ImageDecoder, ImageReader, imageops};
+use std::{fs, io::Cursor, path::Path};
+
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, imageops, metadata::Orientation};
 use interlock::Result;
 
-/// The most bytes of a decoded image.
-const LIMIT: u64 = 512 << 20;
-/// The first bytes of every JPEG file.
-const JPEG: [u8; 2] = [0xff, 0xd8];
+use super::{
+    augment::Part,
+    formats::{self, FORMATS},
+};
 
-/// Decodes files of the formats png, jpg, bmp and webp, turned as their EXIF orientation says. Errors say why a file cannot be decoded, without its name.
+/// Decodes image files. Errors say why a file cannot be decoded, without its name.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Decoder(());
+pub(super) struct Decoder {
+    /// Whether images are turned as their EXIF orientation says.
+    turn: bool,
+    /// Whether files were checked before.
+    is_checked: bool,
+}
+
+/// The size of an image and the part to take of it.
+pub(super) type Cut<'a> = &'a dyn Fn(u32, u32) -> Option<Part>;
+
+/// Takes the largest central part.
+pub(super) const CENTRAL: Cut<'static> = &|_, _| None;
 
 impl Decoder {
-    /// Makes a decoder.
-    pub(super) fn new() -> Result<Self> {
-        Ok(Self(()))
+    /// Makes a decoder, which turns images as their EXIF orientation says if `turn` is set.
+    pub(super) fn new(turn: bool) -> Result<Self> {
+        Ok(Self { turn, is_checked: false })
     }
 
-    /// Reads the header of a file.
-    pub(super) fn check_header(self, path: &Path) -> Result<(), String> {
-        let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(|e| e.to_string())?;
-        reader.into_dimensions().map(drop).map_err(|e| e.to_string())
+    /// Takes less time from now on, for files that this decoder has decoded before.
+    pub(super) fn trust(&mut self) {
+        self.is_checked = true;
     }
 
-    /// Decodes a file.
-    pub(super) fn check(self, path: &Path) -> Result<(), String> {
-        decode(path).map(drop)
+    /// Reads the header of a file. Returns whether the image is turned.
+    pub(super) fn check_header(self, path: &Path) -> Result<bool, String> {
+        let (bytes, _room) = read(path)?;
+        Ok(self.opened(&bytes)?.1 != Orientation::NoTransforms)
     }
 
-    /// Decodes a file, and returns its largest central part with the proportions of `shape`, resized to it (bilinear, smoothed when it shrinks), as
-    /// bytes `(C, H, W)`: grey if `C` is 1, otherwise the first `C` of red, green and blue.
-    pub(super) fn pixels(self, path: &Path, [channels, height, width]: [usize; 3]) -> Result<Vec<u8>, String> {
-        let image = decode(path)?;
-        let image = if channels == 1 { image.grayscale() } else { image }.into_rgb8();
-        let (own_width, own_height) = image.dimensions();
-        if own_width == 0 || own_height == 0 {
-            return Err("the image has no pixels".to_owned());
-        }
+    /// Decodes a file. Returns whether the image is turned.
+    pub(super) fn check(self, path: &Path) -> Result<bool, String> {
+        self.decode(path, |_, is_turned| Ok(is_turned))
+    }
+
+    /// Decodes a file, and resizes the part that `cut` chooses to `shape` (bilinear, smoothed when it shrinks); if that is none, it is the largest
+    /// central part with these proportions. Returns bytes `(C, H, W)`: grey if `C` is 1, otherwise the first `C` of red, green and blue; and whether
+    /// the image is turned.
+    pub(super) fn pixels(
+        self,
+        path: &Path,
+        [channels, height, width]: [usize; 3],
+        cut: Cut<'_>,
+    ) -> Result<(Vec<u8>, bool), String> {
         let size = |pixels: usize| u32::try_from(pixels).map_err(|e| e.to_string());
         let (to_height, to_width) = (size(height)?, size(width)?);
-        // In 64 bits, since the product of two sizes may not fit into 32.
-        let scaled =
-            |length: u32, to: u32, from: u32| (u64::from(length) * u64::from(to) / u64::from(from)).max(1) as u32;
-        let cut_width = own_width.min(scaled(own_height, to_width, to_height));
-        let cut_height = own_height.min(scaled(own_width, to_height, to_width));
-        let (left, top) = ((own_width - cut_width) / 2, (own_height - cut_height) / 2);
-        let mut cut = imageops::crop_imm(&image, left, top, cut_width, cut_height).to_image();
-        if (cut_width, cut_height) != (to_width, to_height) {
-            cut = imageops::resize(&cut, to_width, to_height, imageops::FilterType::Triangle);
-        }
-        let plane = height * width;
-        let mut planes = vec![0; channels * plane];
-        for (i, pixel) in cut.pixels().enumerate() {
-            for (channel, &value) in pixel.0.iter().take(channels).enumerate() {
-                planes[channel * plane + i] = value;
+        self.decode(path, |image, is_turned| {
+            let image = if channels == 1 { image.grayscale() } else { image }.into_rgb8();
+            let (own_width, own_height) = image.dimensions();
+            let part = cut(own_width, own_height).unwrap_or_else(|| {
+                // In 64 bits, since the product of two sizes may not fit into 32.
+                let scaled = |length: u32, to: u32, from: u32| {
+                    (u64::from(length) * u64::from(to) / u64::from(from)).max(1) as u32
+                };
+                let cut_width = own_width.min(scaled(own_height, to_width, to_height));
+                let cut_height = own_height.min(scaled(own_width, to_height, to_width));
+                Part::central((own_width, own_height), cut_width, cut_height)
+            });
+            let view = imageops::crop_imm(&image, part.left, part.top, part.width, part.height);
+            let resized = imageops::resize(&*view, to_width, to_height, imageops::FilterType::Triangle);
+            let plane = height * width;
+            let mut planes = vec![0; channels * plane];
+            for (i, pixel) in resized.pixels().enumerate() {
+                for (channel, &value) in pixel.0.iter().take(channels).enumerate() {
+                    planes[channel * plane + i] = value;
+                }
+            }
+            Ok((planes, is_turned))
+        })
+    }
+
+    /// Decodes an image file, turns the image, and gives it to `then`. Transparency is ignored.
+    ///
+    /// All images that are decoded at the same time have a bound: a thread may wait for another one here.
+    fn decode<T>(self, path: &Path, then: impl FnOnce(DynamicImage, bool) -> Result<T, String>) -> Result<T, String> {
+        let (mut bytes, _file_room) = read(path)?;
+        // That a file is cut short says more than what its decoder misses.
+        let opened = self.opened(&bytes).map_err(|e| whole::check(&bytes, false).err().unwrap_or(e));
+        let (decoder, orientation) = opened?;
+        let _room = budget::PIXELS.take(size(&decoder));
+        let unread = whole::check(&bytes, !self.is_checked)?;
+        let mut image = match unread {
+            None => DynamicImage::from_decoder(decoder),
+            Some(unread) => {
+                drop(decoder);
+                bytes.drain(unread);
+                DynamicImage::from_decoder(self.opened(&bytes)?.0)
             }
         }
-        Ok(planes)
+        .map_err(|e| e.to_string())?;
+        drop(bytes);
+        image.apply_orientation(orientation);
+        then(image, orientation != Orientation::NoTransforms)
+    }
+
+    /// Opens an image whose size is within the limit, and reads its orientation.
+    fn opened(self, bytes: &[u8]) -> Result<(impl ImageDecoder + '_, Orientation), String> {
+        let mut reader = ImageReader::with_format(Cursor::new(bytes), format_of(bytes)?);
+        let mut limits = Limits::no_limits();
+        limits.max_alloc = Some(2 * budget::EACH);
+        reader.limits(limits);
+        let mut decoder = reader.into_decoder().map_err(|e| e.to_string())?;
+        let ((width, height), size) = (decoder.dimensions(), size(&decoder));
+        if width == 0 || height == 0 {
+            return Err("the image has no pixels".to_owned());
+        }
+        if size > budget::EACH {
+            let (size, limit) = (size >> 20, budget::EACH >> 20);
+            return Err(format!(
+                "{width} × {height} pixels take {size} MiB when decoded; the limit is {limit} MiB: make it smaller"
+            ));
+        }
+        if !self.turn {
+            return Ok((decoder, Orientation::NoTransforms));
+        }
+        // An image whose EXIF data are damaged is not turned. In PNG files they may stand after the pixels, where the decoder does not look.
+        let orientation = match whole::png_chunk(bytes, b"eXIf") {
+            Some(exif) => Orientation::from_exif_chunk(&bytes[exif]),
+            None => decoder.orientation().ok(),
+        };
+        Ok((decoder, orientation.unwrap_or(Orientation::NoTransforms)))
     }
 }
 
-/// Decodes an image file, and turns the image as its EXIF orientation says. Transparency is ignored.
-fn decode(path: &Path) -> Result<DynamicImage, String> {
-    let bytes = fs::read(path).map_err(|e| e.to_string())?;
-    let bytes = if bytes.starts_with(&JPEG) { whole_jpeg(bytes)? } else { bytes };
-    let failed = |e: image::ImageError| e.to_string();
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
-    let mut decoder = reader.into_decoder().map_err(failed)?;
-    let ((width, height), size) = (decoder.dimensions(), decoder.total_bytes());
-    if size > LIMIT {
-        let (size, limit) = (size >> 20, LIMIT >> 20);
-        return Err(format!(
-            "{width} × {height} pixels take {size} MiB when decoded; the limit is {limit} MiB: make it smaller"
-        ));
-    }
-    let orientation = decoder.orientation().map_err(failed)?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(failed)?;
-    image.apply_orientation(orientation);
-    Ok(image)
+/// Returns the bytes of a decoded image, at least those as RGB.
+fn size(decoder: &impl ImageDecoder) -> u64 {
+    let (width, height) = decoder.dimensions();
+    decoder.total_bytes().max(3 * u64::from(width) * u64::from(height))
 }
 
-/// Checks that a JPEG file is whole: decoders fill the missing part of one that was cut short with grey.
-///
-/// In a file of three components with both a JFIF and an Adobe segment, the first says that the colours are YCbCr, and the second may say that
-/// they are not. The Adobe segment is removed, so that the first one counts, as in libjpeg.
-fn whole_jpeg(mut bytes: Vec<u8>) -> Result<Vec<u8>, String> {
-    let (mut at, mut components, mut is_jfif, mut adobe) = (2, 0, false, None::<Range<usize>>);
-    loop {
-        let cut = || format!("the JPEG file is cut short: it has no end marker within its {} bytes", bytes.len());
-        // A marker is 0xff and a code. Codes 0 and 0xff are no markers, and those of restarts stand inside of the pixels' data.
-        let is_marker = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0 | 1 | 0xd0..=0xd8 | 0xff);
-        let rest = bytes.get(at..).unwrap_or_default();
-        let marker = at + rest.windows(2).position(is_marker).ok_or_else(cut)?;
-        let code = bytes[marker + 1];
-        if code == 0xd9 {
-            break;
-        }
-        let length = bytes.get(marker + 2..marker + 4).map_or(0, |l| usize::from(u16::from_be_bytes([l[0], l[1]])));
-        at = marker + 2 + length.max(2);
-        let content = bytes.get(marker + 4..at).ok_or_else(cut)?;
-        match code {
-            0xc0..=0xcf if !matches!(code, 0xc4 | 0xc8 | 0xcc) => components = content.get(5).copied().unwrap_or(0),
-            0xe0 => is_jfif |= content.starts_with(b"JFIF\0"),
-            0xee if content.starts_with(b"Adobe") => adobe = Some(marker..at),
-            _ => {}
-        }
+/// Reads a file of bounded size.
+fn read(path: &Path) -> Result<(Vec<u8>, budget::Taken), String> {
+    let failed = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound if path.is_symlink() => "it is a link to nothing".to_owned(),
+        _ => e.to_string(),
+    };
+    let size = fs::metadata(path).map_err(failed)?.len();
+    if size > budget::EACH {
+        return Err(format!("the file has {} MiB; the limit is {} MiB", size >> 20, budget::EACH >> 20));
     }
-    if let Some(segment) = adobe.filter(|_| is_jfif && components == 3) {
-        bytes.drain(segment);
-    }
-    Ok(bytes)
+    let room = budget::FILES.take(size);
+    Ok((fs::read(path).map_err(failed)?, room))
+}
+
+/// Returns the format of a file, whatever its ending.
+fn format_of(bytes: &[u8]) -> Result<ImageFormat, String> {
+    let (name, ending) = match image::guess_format(bytes) {
+        Ok(format) if format.reading_enabled() => return Ok(format),
+        Ok(format) => (format!("{format:?}"), format.extensions_str().first().copied().unwrap_or_default()),
+        Err(_) => match bytes {
+            [] => return Err("the file is empty".to_owned()),
+            // A TIFF file that may have more than 4 GiB.
+            [b'I', b'I', 43, 0, ..] | [b'M', b'M', 0, 43, ..] if ImageFormat::Tiff.reading_enabled() => {
+                return Ok(ImageFormat::Tiff);
+            }
+            [_, _, _, _, b'f', b't', b'y', b'p', b'h' | b'm', ..] => ("Heic".to_owned(), "heic"),
+            _ => return Err(format!("it has none of the formats {FORMATS}")),
+        },
+    };
+    let remedy = formats::remedies([ending]).pop().unwrap_or_else(|| "convert it to png".to_owned());
+    Err(format!("it has the format {name}, which this program cannot read; {remedy}"))
 }

@@ -16,6 +16,8 @@ pub struct Data {
     pub validation: Arc<dyn Dataset>,
     /// The description of the examples.
     pub description: Description,
+    /// Lines for the user about what was taken from the files and what was left out; may be empty.
+    pub notes: Vec<String>,
 }
 
 impl fmt::Debug for Data {
@@ -37,6 +39,20 @@ pub struct Description {
     /// The normalization of pixels; none for text and vectors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub normalization: Option<Normalization>,
+    /// Whether image files are turned as their EXIF orientation says.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub exif_orientation: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Description {
+    /// Makes a description; image files are turned as their EXIF orientation says.
+    pub fn new(kind: DataKind, normalization: Option<Normalization>) -> Self {
+        Self { kind, normalization, exif_orientation: true }
+    }
 }
 
 /// The kind of data.

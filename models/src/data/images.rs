@@ -49,7 +49,7 @@ impl ImageSet {
     ///
     /// # Errors
     /// If there is no image, a dimension is 0, the numbers of pixels and labels do not fit the shape, or `normalization` is for another number of
-    /// channels.
+    /// channels, or `augment` has random rectangles, for which the images would have to be larger.
     pub fn new(images: RawImages, normalization: &Normalization, augment: Augment) -> Result<Self> {
         let each: usize = images.shape.iter().product();
         let count = images.labels.len();
@@ -59,6 +59,10 @@ impl ImageSet {
                 format!("{} pixel bytes and {count} labels for shape {:?}", images.pixels.len(), images.shape),
                 "give C × H × W bytes and one label for each image, and at least one image",
             ));
+        }
+        if augment.resized_crop.is_some() {
+            let problem = "given for images that all have one size";
+            return Err(Error::invalid("data.augment.resized_crop", problem, "leave it out, or use crop = true"));
         }
         normalization.check(images.shape[0])?;
         Ok(Self { tables: normalization.tables(), images, augment })

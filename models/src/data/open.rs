@@ -9,7 +9,7 @@ use super::{
     TextSet, cifar,
     config::{FRACTION, ImageFolder, Normalize, Tokenizer},
     decode::Decoder,
-    embedded, files, folder, idx,
+    embedded, files, folder, idx, listing,
     text::{self, Tokenization},
 };
 
@@ -117,47 +117,56 @@ fn images(
     Ok(Data {
         train: Arc::new(ImageSet::new(train, &normalization, augment)?),
         validation: Arc::new(ImageSet::new(test, &normalization, Augment::NONE)?),
-        description: Description {
-            kind: DataKind::Images { channels, height, width, classes, class_names },
-            normalization: Some(normalization),
-        },
+        description: Description::new(
+            DataKind::Images { channels, height, width, classes, class_names },
+            Some(normalization),
+        ),
+        notes: Vec::new(),
     })
 }
 
 fn image_folder(c: &ImageFolder) -> Result<Data> {
-    let decoder = Decoder::new()?;
+    let mut decoder = Decoder::new(c.exif_orientation)?;
     check_limit(c.limit)?;
     let fraction = c.validation_fraction.unwrap_or(FRACTION);
     check_fraction(fraction)?;
-    if c.validation_fraction.is_some() && c.path.join("train").is_dir() {
-        return Err(Error::invalid(
-            "data.validation_fraction",
-            format!("given, but {} has train/ and its own validation images", c.path.display()),
-            "leave it out",
-        ));
-    }
     if c.threads == Some(0) {
         return Err(Error::invalid("data.threads", "0", "give at least 1, or leave it out"));
     }
-    let Listing { class_names, mut train, validation } = Listing::open(&c.path, fraction)?;
+    if let (Some(_), Some((_, validation))) = (c.validation_fraction, listing::parts(&c.path)?) {
+        return Err(Error::invalid(
+            "data.validation_fraction",
+            format!("given, but there are images for validation in {}", validation.display()),
+            "leave it out",
+        ));
+    }
+    let listing = Listing::open(&c.path, fraction)?;
+    let mut train = listing.train.clone();
     train.truncate(c.limit.unwrap_or(usize::MAX));
     let sample = c.normalize == Normalize::Own(true);
-    let statistics = folder::inspect(decoder, &train, c.size, sample, c.verify, c.threads)?;
-    folder::inspect(decoder, &validation, c.size, false, c.verify, c.threads)?;
-    let normalization = c.normalize.resolve(3, || Ok(statistics))?;
-    let set = |files, augment| FolderSet::new(files, c.size, &normalization, augment, c.threads);
+    let inspect = |files, sample| folder::inspect(decoder, files, c.size, sample, c.verify, c.threads);
+    let (inspected, held_out) = (inspect(&train, sample)?, inspect(&listing.validation, false)?);
+    if c.verify {
+        decoder.trust();
+    }
+    let normalization = c.normalize.resolve(3, || Ok(inspected.statistics))?;
+    let notes = vec![listing.summary(inspected.turned + held_out.turned)];
+    let shape = [3, c.size, c.size];
+    let set = |files, augment| FolderSet::of_shape(decoder, files, shape, &normalization, augment, c.threads);
     Ok(Data {
         train: Arc::new(set(train, c.augment)?),
-        validation: Arc::new(set(validation, Augment::NONE)?),
+        validation: Arc::new(set(listing.validation, Augment::NONE)?),
+        notes,
         description: Description {
             kind: DataKind::Images {
                 channels: 3,
                 height: c.size,
                 width: c.size,
-                classes: class_names.len(),
-                class_names,
+                classes: listing.class_names.len(),
+                class_names: listing.class_names,
             },
             normalization: Some(normalization),
+            exif_orientation: c.exif_orientation,
         },
     })
 }
@@ -211,6 +220,7 @@ fn texts(
     Ok(Data {
         train: Arc::new(train),
         validation: Arc::new(validation),
-        description: Description { kind: DataKind::Text { vocab, context }, normalization: None },
+        description: Description::new(DataKind::Text { vocab, context }, None),
+        notes: Vec::new(),
     })
 }

@@ -2,11 +2,14 @@
 
 mod cifar;
 mod config;
+#[cfg(feature = "images")]
+mod decode;
 mod embedded;
 #[cfg(feature = "images")]
 mod folder;
 mod idx;
 mod images;
+mod listing;
 mod text;
 mod tokenizers;
 mod trained;

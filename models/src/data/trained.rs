@@ -12,8 +12,10 @@ use super::{
     Augment, DataConfig, DataKind, Description, FolderSet, ImageSet, Inputs, Listing, Normalization, RawImages,
     TextSet, Vocabulary, cifar,
     config::{FRACTION, ImageFolder, Text},
-    decode::Decoder,
-    embedded, files, folder, idx,
+    decode::{CENTRAL, Decoder},
+    embedded, files, folder,
+    formats::FORMATS,
+    idx, listing,
     open::check_fraction,
     text,
 };
@@ -21,7 +23,7 @@ use super::{
 /// The end of errors about a file of text.
 const TEXT: &str = "expected a text file, plain or .gz";
 /// The end of errors about inputs of a model of images.
-const IMAGES: &str = "name image files (png, jpg, bmp, webp), folders of them, or files of images in the idx format";
+const IMAGES: &str = "name image files, folders of them, or files of images in the idx format";
 /// The end of errors about labelled images.
 const LABELLED: &str = "name a folder with a folder of images for each class, a file of images in the idx format beside its file of labels \
                         (or a folder with t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte), or a folder or archive of CIFAR";
@@ -79,7 +81,7 @@ impl Description {
         };
         for file in files {
             if file.is_dir() {
-                images.extend(folder::image_files(file)?);
+                images.extend(listing::image_files(file)?);
             } else if idx::is_meant(file, IMAGES)? {
                 let set = idx::open_images(file)?;
                 check_shape(&file.display().to_string(), set.shape, shape)?;
@@ -162,8 +164,10 @@ impl Description {
             let numbers: Vec<String> = (0..classes).map(|class| class.to_string()).collect();
             let files = Listing::open_labelled(path, if class_names.is_empty() { &numbers } else { class_names })?;
             check_channels(shape[0])?;
-            folder::inspect(Decoder::new()?, &files, shape[1], false, true, None)?;
-            return Ok(Arc::new(FolderSet::of_shape(files, shape, normalization, Augment::NONE, None)?));
+            let mut decoder = Decoder::new(self.exif_orientation)?;
+            folder::inspect(decoder, &files, shape[1], false, true, None)?;
+            decoder.trust();
+            return Ok(Arc::new(FolderSet::of_shape(decoder, files, shape, normalization, Augment::NONE, None)?));
         }
         match idx::is_meant(path, LABELLED)? {
             true => self.image_set(&name, idx::open_pair(path, classes)?),
@@ -173,8 +177,9 @@ impl Description {
 
     /// Reads image files as inputs `(B, C, H, W)` of a model that was trained on data of this description.
     ///
-    /// An image is turned as its EXIF orientation says. Its largest central part that has the proportions of the model's images is resized to them
-    /// (bilinear, smoothed when it shrinks), turned to grey for a model of one channel, and normalised as the training images were.
+    /// An image is turned as its EXIF orientation says, unless the description rules that out. Its largest central part that has the proportions of
+    /// the model's images is resized to them (bilinear, smoothed when it shrinks), turned to grey for a model of one channel, and normalised as the
+    /// training images were.
     ///
     /// # Errors
     /// If the description is not of images of one or three channels, a file cannot be decoded (it is named), or the crate is built without the feature
@@ -183,12 +188,12 @@ impl Description {
         let Images { shape, normalization, .. } = self.images()?;
         let [channels, height, width] = shape;
         check_channels(channels)?;
-        let decoder = Decoder::new()?;
+        let decoder = Decoder::new(self.exif_orientation)?;
         let tables = normalization.tables();
         let mut values = Vec::with_capacity(files.len() * channels * height * width);
         for file in files {
-            let pixels = decoder.pixels(file, shape).map_err(|e| {
-                Error::file(file, format!("cannot be decoded as an image ({e}); give png, jpg, bmp or webp files"))
+            let (pixels, _) = decoder.pixels(file, shape, CENTRAL).map_err(|e| {
+                Error::file(file, format!("cannot be decoded as an image ({e}); give files of the formats {FORMATS}"))
             })?;
             for (plane, table) in pixels.chunks_exact(height * width).zip(&tables) {
                 values.extend(plane.iter().map(|&byte| table[usize::from(byte)]));
@@ -230,10 +235,14 @@ impl Description {
         let Images { shape: [_, size, _], class_names, normalization, .. } = self.images()?;
         let fraction = c.validation_fraction.unwrap_or(FRACTION);
         check_fraction(fraction)?;
-        let decoder = Decoder::new()?;
+        let mut decoder = Decoder::new(self.exif_orientation)?;
         let files = Listing::open_validation(&c.path, fraction, class_names)?;
         folder::inspect(decoder, &files, size, false, c.verify, c.threads)?;
-        Ok(Arc::new(FolderSet::new(files, size, normalization, Augment::NONE, c.threads)?))
+        if c.verify {
+            decoder.trust();
+        }
+        let shape = [3, size, size];
+        Ok(Arc::new(FolderSet::of_shape(decoder, files, shape, normalization, Augment::NONE, c.threads)?))
     }
 
     fn end_of_text(&self, text: (&Path, &[u8]), fraction: f64) -> Result<Arc<dyn Dataset>> {

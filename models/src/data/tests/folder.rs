@@ -5,7 +5,7 @@ use interlock::Key;
 use serde_json::json;
 
 use super::{config, labels, refused, values, write};
-use crate::data::{DataKind, Listing};
+use crate::data::{DataKind, Description, Listing};
 
 fn save(path: &Path, image: RgbImage) {
     fs::create_dir_all(path.parent().expect("has a parent")).expect("makes folders");
@@ -125,7 +125,7 @@ fn folders_without_classes_or_images_are_refused() {
     save(&folder.path().join("loose.png"), RgbImage::new(4, 4));
     refused(json_of(folder.path()), &["no class folders"]);
     fs::create_dir(folder.path().join("empty")).expect("makes a folder");
-    refused(json_of(folder.path()), &["empty: holds no image"]);
+    refused(json_of(folder.path()), &["empty: holds no image that can be read, but no files"]);
     save(&folder.path().join("empty/only.png"), RgbImage::new(4, 4));
     refused(json_of(folder.path()), &["data.path", "none is left for validation"]);
     part(&folder.path().join("train"), 1);
@@ -181,6 +181,7 @@ fn options_out_of_range_are_refused() {
         refused(json, &[part]);
     }
     part(&folder.path().join("train"), 1);
+    part(&folder.path().join("val"), 1);
     let mut json = json_of(folder.path());
     json["validation_fraction"] = 0.5.into();
     refused(json, &["data.validation_fraction", "leave it out"]);
@@ -202,13 +203,24 @@ fn images_below_class_folders_are_taken_and_folders_of_the_system_are_not() {
 }
 
 #[test]
-fn images_of_a_format_that_cannot_be_read_are_refused() {
+fn images_of_a_format_that_cannot_be_read_are_left_out_with_a_note() {
     let folder = tempfile::tempdir().expect("a folder");
     part(&folder.path().join("train"), 2);
     part(&folder.path().join("val"), 1);
-    write(&folder.path().join("train/bee/b.TIF"), "II*");
+    write(&folder.path().join("train/bee/b.HEIC"), "x");
     write(&folder.path().join("train/bee/more/a.heic"), "x");
-    refused(json_of(folder.path()), &["train/bee/b.TIF: 2 images in", "cannot be read; convert them to png"]);
+    write(&folder.path().join("val/bee/a.txt"), "x");
+    let data = config(json_of(folder.path())).open().expect("data");
+    assert_eq!(
+        data.notes,
+        [
+            "images: 9 in 3 classes (ant 3, bee 3, cat 3): 3 bmp, 6 png; left out: 1 txt in val/bee, 2 heic in train/bee (for heic convert them to png or jpg)"
+        ]
+    );
+    // A score of some of the images would be another score.
+    let folder = folder.path().join("train");
+    let error = data.description.open_labelled(&folder).err().expect("refused").to_string();
+    assert!(error.contains("train: 2 images in it have a format that cannot be read (heic)"), "{error}");
 }
 
 /// Returns a JPEG file of these pixels with a segment of this marker after the one that the encoder begins with.
@@ -232,20 +244,74 @@ fn read_jpeg(bytes: &[u8]) -> Vec<f32> {
 }
 
 #[test]
-fn images_are_turned_as_their_exif_orientation_says() {
-    // Left half black, right half white.
-    let image = RgbImage::from_fn(16, 16, |x, _| Rgb([if x < 8 { 0 } else { 255 }; 3]));
-    let exif = |orientation: u8| {
-        let entry = [0x12, 0x01, 3, 0, 1, 0, 0, 0, orientation, 0, 0, 0];
-        [&b"Exif\0\0II*\0\x08\0\0\0\x01\0"[..], &entry, &[0; 4]].concat()
+fn exif_orientation_is_counted_and_can_be_switched_off_also_for_the_trained_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("train/a/x.jpg");
+    write(&file, include_bytes!("images/exif.jpg"));
+    write(&folder.path().join("val/a/x.jpg"), include_bytes!("images/exif.jpg"));
+    for (on, is_red) in [(true, 0.0), (false, 1.0)] {
+        let mut json = json_of(folder.path());
+        (json["size"], json["exif_orientation"]) = (16.into(), on.into());
+        let data = config(json.clone()).open().expect("data");
+        assert_eq!(data.notes[0].contains("EXIF orientation turns 2 of them"), on, "{:?}", data.notes);
+        // The upper left square is red in the file, and is turned to the right.
+        let saved = serde_json::from_value(serde_json::to_value(&data.description).expect("json"));
+        let saved: Description = saved.expect("a description");
+        let inputs = saved.read_images(std::slice::from_ref(&file)).expect("inputs").flatten_all();
+        let validation = config(json).open_validation(&saved).expect("validation");
+        let labelled = saved.open_labelled(folder.path()).expect("labelled");
+        let mut sets: Vec<Vec<f32>> = [&data.train, &data.validation, &validation, &labelled]
+            .map(|set| values(&set.batch(&[0], None).expect("a batch")))
+            .into();
+        sets.push(inputs.and_then(|t| t.to_vec1()).expect("values"));
+        for values in sets {
+            assert!((values[2 * 16 + 2] - is_red).abs() < 0.02, "{on}: {}", values[2 * 16 + 2]);
+        }
+    }
+}
+
+#[test]
+fn resized_crops_are_parts_of_the_whole_image() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for path in ["train/a/x.png", "val/a/x.png"] {
+        save(&folder.path().join(path), RgbImage::from_fn(200, 100, |x, y| Rgb([x as u8, 2 * y as u8, 0])));
+    }
+    let set = |augment: serde_json::Value| {
+        let mut json = json_of(folder.path());
+        (json["size"], json["augment"]) = (8.into(), augment);
+        config(json).open().expect("data")
     };
-    let red = |orientation| -> Vec<f32> {
-        read_jpeg(&jpeg_with(&image, 0xe1, &exif(orientation)))[..4].iter().map(|value| value.round()).collect()
-    };
-    assert_eq!(red(1), [0.0, 1.0, 0.0, 1.0]);
-    // 6 is stored with its left side at the bottom: a quarter turn to the right shows it upright.
-    assert_eq!(red(6), [0.0, 0.0, 1.0, 1.0]);
-    assert_eq!(red(3), [1.0, 0.0, 1.0, 0.0]);
+    let data = set(json!({ "resized_crop": [0.1, 0.3] }));
+    assert_eq!(
+        values(&data.train.batch(&[0], None).expect("a batch")),
+        values(&data.validation.batch(&[0], None).expect("a batch"))
+    );
+    let mut left = Vec::new();
+    for seed in 0..40 {
+        let values = values(&data.train.batch(&[0], Some(Key::new(seed))).expect("a batch"));
+        let (first, last, bottom) = (values[0] * 255.0, values[7] * 255.0, values[64 + 56] * 255.0 / 2.0);
+        // The middles of the first and last pixel are a sixteenth of the sides from the edges.
+        let (width, height) = ((last - first) * 8.0 / 7.0, (bottom - values[64] * 255.0 / 2.0) * 8.0 / 7.0);
+        let (area, ratio) = (width * height / 20_000.0, width / height);
+        assert!((0.09..0.32).contains(&area) && (0.7..1.4).contains(&ratio), "{width} × {height}");
+        left.push(first - width / 16.0);
+    }
+    // Also outside of the central square, which begins at 50.
+    assert!(left.iter().any(|x| *x < 40.0) && left.iter().any(|x| *x > 110.0), "{left:?}");
+    // The other switches do not change the rectangle.
+    let flipped = set(json!({ "resized_crop": [0.1, 0.3], "flip": true }));
+    let both = (0..20).map(|seed| {
+        [&data, &flipped].map(|data| values(&data.train.batch(&[0], Some(Key::new(seed))).expect("a batch")))
+    });
+    for [plain, flipped] in both {
+        let mirrored: Vec<f32> = plain.chunks(8).flat_map(|row| row.iter().rev().copied()).collect();
+        assert!(flipped == plain || flipped == mirrored);
+    }
+    for bad in [json!([0.0, 1.0]), json!([0.5, 0.1]), json!([0.5, 1.5])] {
+        let json = json!({ "kind": "image-folder", "path": "x", "size": 8, "augment": { "resized_crop": bad } });
+        let error = serde_json::from_value::<crate::data::DataConfig>(json).expect_err("bad shares").to_string();
+        assert!(error.contains("the least and the largest share"), "{error}");
+    }
 }
 
 #[test]

@@ -139,15 +139,13 @@ fn images_are_read_in_the_shape_and_colours_of_the_model() {
 /// Describes images of this shape that are only scaled to 0 … 1.
 fn images_of([channels, height, width]: [usize; 3], class_names: &[&str]) -> Description {
     let class_names: Vec<String> = class_names.iter().map(|&name| name.to_owned()).collect();
-    Description {
-        kind: DataKind::Images { channels, height, width, classes: class_names.len(), class_names },
-        normalization: Some(Normalization::none(channels)),
-    }
+    let kind = DataKind::Images { channels, height, width, classes: class_names.len(), class_names };
+    Description::new(kind, Some(Normalization::none(channels)))
 }
 
 fn vectors() -> Description {
     let kind = DataKind::Vectors { width: 2, classes: 2, class_names: Vec::new() };
-    Description { kind, normalization: None }
+    Description::new(kind, None)
 }
 
 /// Returns the names of all inputs, and the values of each.
@@ -272,7 +270,7 @@ fn other_idx_files_and_cifar_are_processed_as_the_images_of_the_run() {
 fn texts_are_encoded_with_the_saved_vocabulary() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("text.txt");
-    let of = |vocab| Description { kind: DataKind::Text { vocab, context: 2 }, normalization: None };
+    let of = |vocab| Description::new(DataKind::Text { vocab, context: 2 }, None);
     let characters = of(Vocabulary::of_characters("abc").expect("a vocabulary"));
     // A byte order mark is no part of the text.
     write(&path, gzip("\u{feff}abcab".as_bytes()));
