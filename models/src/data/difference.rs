@@ -153,7 +153,7 @@ mod tests {
     fn images_with_clearly_other_statistics_are_described() {
         let trained = Normalization { mean: vec![0.5], std: vec![0.2] };
         let kind = DataKind::Images { channels: 1, height: 4, width: 4, classes: 2, class_names: Vec::new() };
-        let saved = Description { kind, normalization: Some(trained) };
+        let saved = Description::new(kind, Some(trained));
         let config = |normalize| {
             let json = json!({ "kind": "fashion-mnist-mini", "normalize": normalize });
             serde_json::from_value::<DataConfig>(json).unwrap()
