@@ -337,7 +337,11 @@ fn initial_weights_must_be_those_of_the_model() {
 
     // Other shapes are refused, unless they are left out.
     let wider = ["--set=model.planes=[4, 16]", "--set=init_partial=true"];
-    refused(folder.path(), &again("wider", &wider), &["of another shape", "layer2.0.conv1.weight", "init_skip"]);
+    refused(
+        folder.path(),
+        &again("wider", &wider),
+        &["of another shape", "fc.weight (is [10, 8], must be [10, 16])", "init_skip"],
+    );
     let skipped = [&wider[..], &["--set=init_skip=[\"layer2.*\", \"fc.*\"]"]].concat();
     let output = interlock(folder.path(), &again("skipped", &skipped));
     done(&output);

@@ -267,7 +267,10 @@ fn the_state_of_another_run_is_refused_by_name() {
     refused(cut.allow_unknown(true), "its stages have [1, 1, 1] units, those of the model [2, 1]");
     let model =
         Trainer::builder(Perceptron { layers: 4, fault: None }).units_per_stage([1, 1, 2]).batch_size(6).seed(7);
-    refused(from(momentum(model)).allow_missing(true).allow_unknown(true), "layers.2.weight, which is [8, 3]");
+    refused(
+        from(momentum(model)).allow_missing(true).allow_unknown(true),
+        "layers.2.weight (is [8, 3], must be [8, 8])",
+    );
     refused(from(momentum(builder())).heads(Default::default()).allow_unknown(true), "is of shape");
     refused(from(adamw(builder())), "which AdamW does not have; give the state of AdamW");
     refused(from(momentum(builder())).strategy(adaptive()), "this one decides plans");

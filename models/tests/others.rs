@@ -8,7 +8,7 @@ use candle_core::{DType, Tensor};
 use interlock::{ModelSpec, Predictor, Trainer, Weights};
 use interlock_models::{
     Mlp, ModelConfig, ResNet, Transformer,
-    data::{DataKind, Description, Normalization, Vocabulary},
+    data::{DataKind, Description, LineEnds, Normalization, Vocabulary},
     export::{Export, ExportFormat},
     resnet::{BlockKind, StemKind},
 };
@@ -154,7 +154,9 @@ fn every_vocabulary_is_exported_as_a_tokenizer_of_the_same_tokens() {
     let path = folder.path().join("tokenizer.json");
     let sample = "A line,\r\n\ttwo — ünïcödé 🦀!\n\n  end ";
     let config: ModelConfig = serde_json::from_str(r#"{"kind": "transformer", "preset": "gpt-nano"}"#).unwrap();
-    for vocabulary in [Vocabulary::bytes(), Vocabulary::of_characters(sample).unwrap()] {
+    let lf = |vocabulary: Vocabulary| vocabulary.with_line_ends(LineEnds::Lf);
+    let vocabularies = [Vocabulary::bytes(), Vocabulary::of_characters(sample).unwrap(), lf(Vocabulary::bytes())];
+    for vocabulary in vocabularies {
         let description = of_text(vocabulary.clone());
         let model = Transformer::preset("gpt-nano", vocabulary.len(), 8).unwrap();
         let export = config.export(ExportFormat::Hf, &description, &own(model)).unwrap();
@@ -162,8 +164,16 @@ fn every_vocabulary_is_exported_as_a_tokenizer_of_the_same_tokens() {
         let exported = Vocabulary::load(&path).unwrap();
         let tokens = vocabulary.encode(sample).unwrap();
         assert_eq!((exported.len(), exported.encode(sample).unwrap()), (vocabulary.len(), tokens.clone()));
-        assert_eq!(exported.decode(&tokens).unwrap(), sample);
-        // A tokenizer is exported as it is.
+        assert_eq!(exported.decode(&tokens).unwrap(), vocabulary.decode(&tokens).unwrap());
+        // A tokenizer is exported as it is, but for the line ends.
+        let with_lf = config.export(
+            ExportFormat::Hf,
+            &of_text(lf(exported.clone())),
+            &own(Transformer::preset("gpt-nano", vocabulary.len(), 8).unwrap()),
+        );
+        std::fs::write(folder.path().join("lf.json"), text(&with_lf.unwrap(), "tokenizer.json")).unwrap();
+        let with_lf = Vocabulary::load(&folder.path().join("lf.json")).unwrap();
+        assert_eq!(with_lf.encode("end\r\n").unwrap(), vocabulary.encode("end\n").unwrap());
         let export = config.export(
             ExportFormat::Hf,
             &of_text(exported),

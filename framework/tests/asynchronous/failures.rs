@@ -130,11 +130,11 @@ fn other_failures_are_told_in_the_same_words() {
 
 #[test]
 fn an_evaluation_fails_where_the_first_value_is_not_finite() {
-    // The middle stage's parameters are spoilt from the beginning; the last one's loss is NaN because of that.
+    // The middle stage's parameters are so large that its output overflows; the last one's loss is not finite because of that.
     for devices in [plain(), each(3, Late::Polled(2))] {
         let builder = builder(3, None).devices(devices).strategy(EndToEnd).heads(HeadsConfig::default());
         let values = |values: Vec<f32>, dims: (usize, usize)| Tensor::from_vec(values, dims, &candle_core::Device::Cpu);
-        let spoilt = [("layers.1.weight".to_owned(), values(vec![f32::NAN; 64], (8, 8)).unwrap())];
+        let spoilt = [("layers.1.weight".to_owned(), values(vec![f32::MAX; 64], (8, 8)).unwrap())];
         let mut trainer =
             builder.initial_values(interlock::Weights::from_iter(spoilt)).allow_missing(true).build().unwrap();
         let Err(Error::Failed(failure)) = trainer.evaluate(&Spiral { examples: 20 }) else {

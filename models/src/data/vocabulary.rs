@@ -157,6 +157,11 @@ impl Vocabulary {
         }
     }
 
+    /// Returns the line ends of the texts that it encodes.
+    pub(crate) fn line_ends(&self) -> LineEnds {
+        self.line_ends
+    }
+
     /// Returns the characters by token, if tokens are characters.
     pub(crate) fn characters(&self) -> Option<&[char]> {
         match &*self.kind {

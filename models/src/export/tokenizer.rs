@@ -1,14 +1,20 @@
 //! Vocabularies as `tokenizer.json` of Hugging Face's `tokenizers`.
 
-use interlock::Result;
+use interlock::{Error, Result};
 use serde_json::{Map, Value, json};
 
-use crate::data::Vocabulary;
+use crate::data::{LineEnds, Vocabulary};
 
 /// Returns the text of a `tokenizer.json` that makes the same tokens as `vocabulary`.
 pub(super) fn json(vocabulary: &Vocabulary) -> Result<String> {
-    if let Some(json) = vocabulary.tokenizer_json() {
-        return Ok(json.to_owned());
+    let is_lf = vocabulary.line_ends() == LineEnds::Lf;
+    if let Some(text) = vocabulary.tokenizer_json() {
+        if !is_lf {
+            return Ok(text.to_owned());
+        }
+        let mut tokenizer: Value = serde_json::from_str(text).map_err(|e| Error::other(e.to_string()))?;
+        tokenizer["normalizer"] = line_feeds(tokenizer["normalizer"].take());
+        return Ok(super::json(&tokenizer));
     }
     let (model, before, decoder) = match vocabulary.characters() {
         Some(characters) => {
@@ -44,12 +50,20 @@ pub(super) fn json(vocabulary: &Vocabulary) -> Result<String> {
         "truncation": null,
         "padding": null,
         "added_tokens": [],
-        "normalizer": null,
+        "normalizer": if is_lf { line_feeds(Value::Null) } else { Value::Null },
         "pre_tokenizer": before,
         "post_processor": null,
         "decoder": decoder,
         "model": model,
     })))
+}
+
+/// Returns a normalizer that turns line ends into line feeds, and then does what `next` does.
+fn line_feeds(next: Value) -> Value {
+    let replace = |from: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": "\n" });
+    let mut normalizers = vec![replace("\r\n"), replace("\r")];
+    normalizers.extend(Some(next).filter(|next| !next.is_null()));
+    json!({ "type": "Sequence", "normalizers": normalizers })
 }
 
 /// Returns the letter that stands for a byte in byte-level tokenizers: itself if it can be seen, otherwise one of those from U+0100 on, in turn.
