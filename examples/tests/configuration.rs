@@ -368,22 +368,6 @@ fn run_that_cannot_be_built_leaves_no_folder() {
 }
 
 #[test]
-fn initial_weights_that_are_none_are_refused() {
-    let folder = TempDir::new().unwrap();
-    let train = |from: &'static str| [&["train", "--out", "run", from], &SMALL[..]].concat();
-    fs::write(folder.path().join("config.toml"), "seed = 1\n").unwrap();
-    fs::create_dir(folder.path().join("empty")).unwrap();
-    let right = "name a safetensors file, its index, or the folder of a finished run";
-    for (from, problem) in [
-        ("--set=init_from=nowhere", "init_from = nowhere: no such file or folder"),
-        ("--set=init_from=config.toml", "init_from = config.toml: not a safetensors file"),
-        ("--set=init_from=empty", "init_from = empty: there are no weights in it: no model.safetensors.index.json"),
-    ] {
-        refused(folder.path(), &train(from), &[problem, right]);
-    }
-}
-
-#[test]
 fn unknown_instructions_are_refused_by_every_command() {
     let folder = TempDir::new().unwrap();
     for arguments in [&["devices"][..], &["config"], &["plan"], &["train", "--out", "run"]] {

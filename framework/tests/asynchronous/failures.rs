@@ -4,15 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use candle_core::{Device, Tensor};
 use interlock::{
-    ClipConfig, ClipScope, Dataset, EndToEnd, Error, Failure, HeadsConfig, Interlock, OptimizerConfig, PlainCpu,
-    StageDevice, Trainer, TrainerBuilder,
+    ClipConfig, ClipScope, Dataset, EndToEnd, Error, Failure, Interlock, OptimizerConfig, PlainCpu, StageDevice,
+    Trainer, TrainerBuilder,
 };
 
 use crate::{
     LAYERS, Targets,
     behind::{Behind, When as Late, each},
     builder,
-    common::{Fault, How, Perceptron, Spiral, When},
+    common::{Fault, How, Matrices, Perceptron, Spiral, When},
     plain, run,
 };
 
@@ -132,11 +132,12 @@ fn other_failures_are_told_in_the_same_words() {
 fn an_evaluation_fails_where_the_first_value_is_not_finite() {
     // The middle stage's parameters are so large that its output overflows; the last one's loss is not finite because of that.
     for devices in [plain(), each(3, Late::Polled(2))] {
-        let builder = builder(3, None).devices(devices).strategy(EndToEnd).heads(HeadsConfig::default());
-        let values = |values: Vec<f32>, dims: (usize, usize)| Tensor::from_vec(values, dims, &candle_core::Device::Cpu);
-        let spoilt = [("layers.1.weight".to_owned(), values(vec![f32::MAX; 64], (8, 8)).unwrap())];
-        let mut trainer =
-            builder.initial_values(interlock::Weights::from_iter(spoilt)).allow_missing(true).build().unwrap();
+        let model = || Matrices { dims: vec![2, 8, 8, 3] };
+        let builder = || Trainer::builder(model()).stages(3).devices(devices.clone()).strategy(EndToEnd).batch_size(13);
+        let mut weights = builder().build().unwrap().snapshot().unwrap();
+        weights.insert("s0.weight", (&weights["s0.weight"] * 1e6).unwrap());
+        weights.insert("s1.weight", Tensor::full(f32::MAX, (8, 8), &Device::Cpu).unwrap());
+        let mut trainer = builder().initial_values(weights).build().unwrap();
         let Err(Error::Failed(failure)) = trainer.evaluate(&Spiral { examples: 20 }) else {
             panic!("it was evaluated")
         };
