@@ -61,8 +61,7 @@ fn main() -> anyhow::Result<()> {
     let frozen = ParameterGroup { patterns, lr_scale: None, weight_decay: None, frozen: true };
     let optimizer = OptimizerConfig { lr: 0.05, groups: vec![frozen], ..Default::default() };
     let shoes = |data: &Arc<dyn Dataset>| Shoes(Arc::clone(data));
-    let fine_tuned =
-        builder(2).initial_values(weights.clone()).skip_initial_values(["fc.*", "aux.*"]).optimizer(optimizer);
+    let fine_tuned = builder(2).initial_values(weights.clone()).skip_initial_values(["fc.*"]).optimizer(optimizer);
     let mut trainer = fine_tuned.steps(30).build()?;
     let (train, validation) = (shoes(&data.train), shoes(&data.validation));
     let report = trainer.fit(Split { train: &train, validation: Some(&validation) })?;
