@@ -233,7 +233,7 @@ fn heads_that_the_weights_do_not_hold_are_not_scored() {
     let names = left["weight_map"].as_object_mut().unwrap();
     names.retain(|name, _| !name.starts_with("aux."));
     fs::write(&index, left.to_string()).unwrap();
-    refused(path, &["eval", "run"], &["run: its weights", "heads from the seed          1  aux.0 after unit 0"]);
+    refused(path, &["eval", "run"], &["run: its weights", "heads without values         1  aux.0 after unit 0"]);
     let image = "images/val/red/0.bmp";
     refused(path, &["predict", "run", image, "--head", "0"], &["stage 0 has no head", "heads are at stages 1"]);
     done(&interlock(path, &["predict", "run", image]));

@@ -36,7 +36,7 @@ fn initial_weights_must_be_those_of_the_model() {
     let output = interlock(folder.path(), &again("cut", &["--set=partition={units_per_stage=[2, 2]}"]));
     done(&output);
     for row in
-        ["heads from the seed          1  aux.0 after unit 1", "heads that are not used      1  aux.0 after unit 0"]
+        ["heads without values         1  aux.0 after unit 1", "heads that are not used      1  aux.0 after unit 0"]
     {
         assert!(err(&output).contains(row), "{}", err(&output));
     }

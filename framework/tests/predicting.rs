@@ -112,7 +112,7 @@ fn initial_values_of_another_model_are_refused_with_every_name() {
                       not in the model             1  layers.0.weihgt\n  \
                       of another shape             2  layers.1.weight (is [8, 7], must be [8, 8]), \
                     layers.3.weight (is [8, 10], must be [8, 3])\n  \
-                      heads from the seed          1  aux.1 after unit 1";
+                      heads without values         1  aux.1 after unit 1";
     let given = || builder().initial_values(weights.clone());
     for _ in 0..3 {
         let error = given().layout().err().unwrap();
@@ -290,7 +290,7 @@ fn weights_of_three_pairs() -> Weights {
     weights
 }
 
-const FRESH: &str = "heads from the seed";
+const FRESH: &str = "heads without values";
 const UNUSED: &str = "heads that are not used";
 const BY_STAGE: &str = "initial values: they do not say which units their heads followed, so heads were found by the \
                         stage's number: ";
@@ -356,7 +356,7 @@ fn heads_of_other_names_or_shapes_start_from_the_seed_as_a_whole() {
     let strict = || cut(&[2, 2, 2]).initial_values(weights.clone()).allow_missing_heads(false);
     let error = strict().build().err().unwrap().to_string();
     let expected =
-        ["give weights that were trained with these heads", "heads from the seed          1  aux.1 after unit 3"];
+        ["give weights that were trained with these heads", "heads without values         1  aux.1 after unit 3"];
     assert!(expected.iter().all(|words| error.contains(words)), "{error}");
     // A run that is restored is exact, so it needs its heads.
     let state = cut(&[2, 2, 2]).build().unwrap().state().unwrap();

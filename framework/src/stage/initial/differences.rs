@@ -150,7 +150,7 @@ impl ValueDifferences {
         row("of another shape", self.misshaped.len(), list(misshaped));
         row("no floats", self.not_floats.len(), list(self.not_floats.iter()));
         row("with infinities or NaN", self.not_finite.len(), list(self.not_finite.iter()));
-        row("heads from the seed", self.fresh_heads.len(), list(self.fresh_heads.iter()));
+        row("heads without values", self.fresh_heads.len(), list(self.fresh_heads.iter()));
         row("heads that are not used", self.unused_heads.len(), list(self.unused_heads.iter()));
         table
     }
