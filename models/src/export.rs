@@ -60,8 +60,12 @@ impl From<&DataKind> for InputShape {
 }
 
 /// Returns the error for a model that the programs of `format` do not have.
-fn unknown(format: &str, problem: &str) -> Error {
-    Error::invalid(format!("--format {format}"), problem, "use --format torch")
+fn unknown(format: ExportFormat, problem: &str) -> Error {
+    let (name, remedy) = match format {
+        ExportFormat::Hf => ("hf", "use the format torch"),
+        ExportFormat::Torch => ("torch", "load the run's own safetensors files, which have PyTorch's names"),
+    };
+    Error::invalid(format!("format {name}"), problem, remedy)
 }
 
 /// Returns the text of a `load.py`: a first comment, imports, then what sets `model`.

@@ -198,8 +198,12 @@ fn image_models_are_exported_as_torchvision_saves_them_or_refused() {
         }
         assert!(text(&torch, "load.py").contains("model.layer2 = model._make_layer"));
         let error = config.export(ExportFormat::Hf, &of_images(3, 8, 5), &weights).unwrap_err().to_string();
-        assert!(error.contains("--format hf: timm has no residual network of this shape"), "{error}");
+        assert!(error.contains("format hf: timm has no residual network of this shape"), "{error}");
     }
+    let five = r#"{"kind": "resnet", "block": "basic", "stem": "cifar", "planes": [1, 1, 1, 1, 1], "blocks": [1, 1, 1, 1, 1]}"#;
+    let five: ModelConfig = serde_json::from_str(five).unwrap();
+    let error = five.export(ExportFormat::Torch, &of_images(3, 32, 5), &Weights::default()).unwrap_err().to_string();
+    assert!(error.contains("at most four groups") && error.contains("the run's own safetensors files"), "{error}");
     let config: ModelConfig = serde_json::from_str(r#"{"kind": "resnet", "preset": "resnet18"}"#).unwrap();
     let weights = Weights::default();
     let hf = config.export(ExportFormat::Hf, &of_images(1, 32, 7), &weights).unwrap();

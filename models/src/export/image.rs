@@ -49,7 +49,7 @@ fn timm(model: &ResNet, description: &Description) -> Result<Vec<(String, String
     let preset = PRESETS.iter().find(is_same).filter(|_| has_usual_planes(model) && model.stem == StemKind::Imagenet);
     let Some(preset) = preset else {
         return Err(unknown(
-            "hf",
+            ExportFormat::Hf,
             "timm has no residual network of this shape: only resnet18, 34, 50, 101 and 152 with their own stem",
         ));
     };
@@ -86,7 +86,10 @@ fn timm(model: &ResNet, description: &Description) -> Result<Vec<(String, String
 fn torchvision(model: &ResNet, description: &Description) -> Result<(String, String)> {
     let ResNet { stem, stem_planes, planes, blocks, classes, channels, .. } = model;
     if planes.len() > GROUPS {
-        return Err(unknown("torch", "torchvision's ResNet has at most four groups of blocks, this network has more"));
+        return Err(unknown(
+            ExportFormat::Torch,
+            "torchvision's ResNet has at most four groups of blocks, this network has more",
+        ));
     }
     let block = match model.block {
         BlockKind::Basic => "BasicBlock",
@@ -126,7 +129,7 @@ fn torchvision(model: &ResNet, description: &Description) -> Result<(String, Str
 
 pub(super) fn mlp(model: &Mlp, format: ExportFormat, description: &Description, weights: Weights) -> Result<Export> {
     if format == ExportFormat::Hf {
-        return Err(unknown("hf", "transformers and timm have no perceptron"));
+        return Err(unknown(ExportFormat::Hf, "transformers and timm have no perceptron"));
     }
     let mut body = constants(description);
     let _ = write!(

@@ -11,6 +11,7 @@ use proptest::{collection::vec, prelude::*};
 use safetensors::{Dtype, tensor::TensorView};
 
 use super::{Weights, index::INDEX};
+use crate::files::tests::names;
 
 fn weights() -> Weights {
     let tensor = |v: f32| Tensor::new(&[v, v + 1.0], &Device::Cpu).unwrap();
@@ -34,14 +35,6 @@ fn saved_weights_are_loaded_from_folder_index_and_shard() {
     assert_eq!(Weights::load(folder.path().join("model-00001-of-00002.safetensors")).unwrap().len(), 1);
     let left = fs::read_dir(folder.path()).unwrap().count();
     assert_eq!(left, 3, "two shards, the index and nothing else");
-}
-
-/// The names in a folder.
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }
 
 #[test]
