@@ -62,6 +62,8 @@ pub(crate) enum Command {
     Train(Train),
     /// Simulate steps with several partitions, widths and numbers of micro-batches, and recommend one
     Plan(Box<Plan>),
+    /// Compare all files of a run with their checksums, and say which weights and checkpoints can be used
+    Check(Check),
     /// Score all heads of a finished run on its validation data, or on other data
     Eval(Eval),
     /// Classify images, or predict how texts go on, with a finished run; its data are not needed
@@ -117,9 +119,13 @@ pub(crate) struct Source {
 pub(crate) struct Train {
     #[command(flatten)]
     pub(crate) source: Source,
-    /// Folder to write the run to; must not exist [default: runs/<name>-<time>]
+    /// Folder to write the run to; must not exist, except with --resume auto [default: runs/<name>-<time>]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+    /// Continue the run in this folder from its newest checkpoint, as if it had not been interrupted; auto: the run in the folder of --out if there is
+    /// one, else begin it. Its own configuration is used; only its length, its checkpoints and what changes no result may be set anew
+    #[arg(long, value_name = "RUN|auto")]
+    pub(crate) resume: Option<PathBuf>,
     /// Devices to train on, such as cpu:threads=1,cores=0 cuda:0; also separated by commas [default: the configuration's]
     #[arg(long, num_args = 1.., value_name = "DEVICE")]
     pub(crate) devices: Vec<String>,
@@ -153,6 +159,13 @@ pub(crate) struct Train {
     /// Format of log lines, on stderr and in the run's run.log; RUST_LOG selects them [default: text]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Check {
+    /// Folder of a run
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
 }
 
 /// Reads an address to serve at; a host's name stands for its first address.

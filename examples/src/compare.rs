@@ -75,8 +75,9 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
     }
     let configs = vary::combinations::<P>(arguments)?;
     let (first, config) = &configs[0];
-    let out = arguments.out.clone().unwrap_or_else(|| run_folder::fresh(&format!("{}-compare", config.name)));
-    run_folder::refuse_existing(&out)?;
+    if let Some(out) = &arguments.out {
+        run_folder::refuse_existing(out)?;
+    }
     // All have the same measure: a product with images and text has a model of images on text, which is refused.
     let mut measure = Measure::Accuracy;
     let mut notes = Vec::new();
@@ -86,7 +87,7 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
     notes.dedup();
     notes.iter().for_each(|line| note(line));
 
-    files::create_folder(&out).map_err(Exit::failed)?;
+    let out = run_folder::create(arguments.out.as_deref(), &format!("{}-compare", config.name))?;
     let (stopper, terminal) = (Stopper::new(), Terminal::new(Verbosity::Lines));
     let asked = stopper.clone();
     interrupt::on_signal(move |first| {

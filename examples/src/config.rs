@@ -12,8 +12,9 @@ pub(crate) use settings::{ConfigText, Setting, is_within};
 use std::path::{Path, PathBuf};
 
 use interlock::{
-    ActivationDtype, ClipConfig, Criterion, EarlyStopping, EarlyStoppingConfig, EmaConfig, Error, HeadsConfig,
-    LrScheduleConfig, OptimizerConfig, Recompute, Result, Trainer, TrainerBuilder, Weights,
+    ActivationDtype, Checkpoint, CheckpointConfig, ClipConfig, Criterion, EarlyStopping, EarlyStoppingConfig,
+    EmaConfig, Error, HeadsConfig, LrScheduleConfig, OptimizerConfig, Recompute, Result, Trainer, TrainerBuilder,
+    Weights,
     tools::{model::PartitionConfig, schedule::PolicyName, strategy::StrategyConfig},
 };
 use interlock_models::data::{Data, DataKind, Description};
@@ -133,6 +134,10 @@ pub(crate) struct RunConfig<M, D> {
     #[serde(default)]
     #[schemars(extend("examples" = [{"schedule": "one_f_one_b"}]))]
     pub(crate) pipeline: PipelineConfig,
+    /// The checkpoints of the run, from which `train --resume` continues.
+    #[serde(default)]
+    #[schemars(extend("examples" = [{"every_steps": 500, "keep": 2}]))]
+    pub(crate) checkpoint: CheckpointConfig,
 }
 
 /// Settings of the pipeline, which do not change the results.
@@ -176,6 +181,11 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
 
     /// Opens the data and checks everything that can be checked before anything is written.
     pub(crate) fn prepare(&self) -> Result<Prepared> {
+        self.prepare_from(None)
+    }
+
+    /// As [`Self::prepare`], for a run that continues from a checkpoint.
+    pub(crate) fn prepare_from(&self, checkpoint: Option<&Checkpoint>) -> Result<Prepared> {
         if self.epochs.is_some() && self.steps.is_some() {
             return Err(Error::invalid("epochs", "steps are given too", "give one of them"));
         }
@@ -189,7 +199,10 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
             return Err(Error::invalid("name", format!("{:?}", self.name), "use a name without slashes"));
         }
         let data = self.data.open()?;
-        let builder = self.builder(&data.description)?;
+        let builder = match checkpoint {
+            Some(checkpoint) => self.untrained(&data.description)?.resume_from(checkpoint.clone()),
+            None => self.builder(&data.description)?,
+        };
         let builder = self.devices.give_to(builder).map_err(|error| self.in_own_words(error))?;
         let layout = builder.layout().map_err(|error| self.in_own_words(error))?;
         Ok(Prepared { data, builder, initial_values: layout.initial_values() })
@@ -292,10 +305,10 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
             .drop_last(self.drop_last)
             .eval_every(self.eval_every)
             .seed(self.seed)
-            .keep_best(match description.kind {
+            .keep_best(self.checkpoint.keep_best.unwrap_or(match description.kind {
                 DataKind::Images { .. } | DataKind::Vectors { .. } => Criterion::Accuracy,
                 DataKind::Text { .. } => Criterion::Loss,
-            });
+            }));
         let builder = match &self.early_stopping {
             Some(config) => builder.callback(EarlyStopping::new(config.clone())?),
             None => builder,

@@ -6,7 +6,7 @@ mod log;
 mod read;
 
 pub(crate) use log::{EventLog, JsonLines, Sink};
-pub(crate) use read::read;
+pub(crate) use read::{parts_until, read};
 
 use interlock::{
     Error, Origin, Report,
@@ -51,9 +51,12 @@ pub(crate) struct Event {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(crate) enum EventKind {
     Started(Started),
+    Resumed(Resumed),
     Step(Step),
     PlanChanged(PlanChanged),
     Evaluated(Evaluated),
+    CheckpointSaved(CheckpointSaved),
+    CheckpointFailed(CheckpointFailed),
     Finished(Finished),
     Failed(Failed),
 }
@@ -73,6 +76,35 @@ pub(crate) struct Started {
     pub(crate) plans: Vec<PhaseReport>,
     /// Every stage.
     pub(crate) stages: Vec<Stage>,
+}
+
+/// The run continues from a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Resumed {
+    /// The number of its next step.
+    pub(crate) next_step: u64,
+    /// The number of steps to run, with those before.
+    pub(crate) steps: u64,
+    /// Every stage, which may be cut otherwise than before.
+    pub(crate) stages: Vec<Stage>,
+}
+
+/// A checkpoint has been written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CheckpointSaved {
+    /// The number of updates before it.
+    pub(crate) steps: u64,
+    /// Seconds that it took to write it, while training went on.
+    pub(crate) checkpoint_seconds: f64,
+}
+
+/// A checkpoint could not be written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CheckpointFailed {
+    /// The number of updates before it.
+    pub(crate) steps: u64,
+    /// The error, as text.
+    pub(crate) cause: String,
 }
 
 /// A stage when it is built.

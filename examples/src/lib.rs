@@ -5,6 +5,7 @@
 
 mod arguments;
 mod bench;
+mod check;
 mod compare;
 mod config;
 mod environment;
@@ -26,6 +27,7 @@ mod program;
 mod progress;
 mod replay;
 mod report;
+mod resume;
 mod run_folder;
 mod schema;
 mod shell;
@@ -62,6 +64,7 @@ pub fn run<P: Program>() -> ExitCode {
         Command::Train(arguments) => train::run::<P>(&arguments),
         Command::Plan(arguments) => plan::run::<P>(&arguments),
         Command::Top(arguments) => top::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
         Command::Eval(arguments) => evaluate::run::<P>(&arguments),
         Command::Predict(arguments) => predict::run::<P>(&arguments),
         Command::Generate(arguments) => generate::run::<P>(&arguments),

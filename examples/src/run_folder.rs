@@ -1,6 +1,8 @@
 //! The folder of a run: configuration, environment, events, weights, report, log, decisions of its strategy, and status.
 
 use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
@@ -8,7 +10,12 @@ use std::{
 
 use interlock::{
     Error, Report, Result, Weights,
-    tools::{files, timeline::Timeline, trainer::Best},
+    tools::{
+        checkpoint::{BEST, MODEL, Manifest},
+        files,
+        timeline::Timeline,
+        trainer::Best,
+    },
 };
 use interlock_models::data::Description;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -18,12 +25,16 @@ use crate::{
     environment::{self, Environment},
     events::{self, EventLog, JsonLines, Sink},
     program::{DataSection, ModelSection, Program, program},
+    progress::note,
     tensorboard::{self, TensorBoard},
 };
 
-const CONFIG: &str = "config.toml";
-const DATA: &str = "data.json";
+pub(crate) const CONFIG: &str = "config.toml";
+pub(crate) const DATA: &str = "data.json";
+/// The file that the process that writes the run has locked. It has the number of that process.
+const LOCK: &str = "lock";
 const STATUS: &str = "status.json";
+pub(crate) const REPORT: &str = "report.json";
 /// The file with the timeline of the last steps.
 const TIMELINE: &str = "timeline.json";
 
@@ -67,15 +78,83 @@ pub(crate) struct RunFolder {
     path: PathBuf,
     /// Whether its final status has been written; only the first one is.
     ended: Arc<Mutex<bool>>,
+    /// The locked file of a run that this process writes: it stays locked as long as this is here.
+    _lock: Option<Arc<File>>,
 }
 
-/// Returns the default folder of a new run: `runs/<name>-<time>`.
-pub(crate) fn fresh(name: &str) -> PathBuf {
+/// Locks the run in `folder` for this process. The lock ends with the process.
+///
+/// # Errors
+/// If another process writes the run.
+fn lock(folder: &Path) -> Result<Arc<File>> {
+    let path = folder.join(LOCK);
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    not_through_symlinks(&mut options);
+    let mut file = options.open(&path).map_err(|e| Error::file(&path, e))?;
+    if let Err(error) = file.try_lock() {
+        let mut process = String::new();
+        // Without its number the message is still right.
+        let _ = file.read_to_string(&mut process);
+        return Err(match error {
+            TryLockError::WouldBlock => Error::invalid(
+                format!("run {}", folder.display()),
+                format!("process {} writes it", process.trim()),
+                "wait until it has ended, or stop it",
+            ),
+            TryLockError::Error(error) => Error::file(&path, error),
+        });
+    }
+    let number = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    number.map_err(|e| Error::file(&path, e))?;
+    Ok(Arc::new(file))
+}
+
+/// Makes files opened with these options the ones of that name, never those that a symbolic link leads to.
+pub(crate) fn not_through_symlinks(options: &mut OpenOptions) {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NOFOLLOW);
+    #[cfg(not(unix))]
+    let _ = options;
+}
+
+/// Returns the default folder of a new run: `runs/<name>-<time>`, with a number behind it from the second attempt on.
+fn fresh(name: &str, attempt: usize) -> PathBuf {
     let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let time: String = time.chars().filter(char::is_ascii_digit).collect();
-    let base = PathBuf::from("runs").join(format!("{name}-{}-{}", &time[..8], &time[8..]));
-    let numbered = (2_u32..).map(|n| PathBuf::from(format!("{}-{n}", base.display())));
-    std::iter::once(base.clone()).chain(numbered).find(|path| !path.exists()).unwrap_or(base)
+    let number = if attempt > 0 { format!("-{}", attempt + 1) } else { String::new() };
+    PathBuf::from("runs").join(format!("{name}-{}-{}{number}", &time[..8], &time[8..]))
+}
+
+/// Creates the folder at `path`, or by default a new one that `name` begins. Of several processes that create the same one only one succeeds.
+///
+/// # Errors
+/// If it exists, or cannot be created.
+pub(crate) fn create(path: Option<&Path>, name: &str) -> Result<PathBuf> {
+    let make = |path: &Path| -> Result<bool> {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        parent.map_or(Ok(()), files::create_folder)?;
+        match std::fs::create_dir(path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(Error::file(path, error)),
+        }
+    };
+    if let Some(path) = path {
+        return if make(path)? { Ok(path.to_owned()) } else { Err(exists(path)) };
+    }
+    let mut attempt = 0;
+    loop {
+        let path = fresh(name, attempt);
+        if make(&path)? {
+            return Ok(path);
+        }
+        attempt += 1;
+    }
+}
+
+fn exists(path: &Path) -> Error {
+    Error::invalid(format!("--out {}", path.display()), "it exists", "name a folder that does not exist, or omit --out")
 }
 
 /// Checks that there is nothing at `path`, the value of `--out`.
@@ -83,14 +162,7 @@ pub(crate) fn fresh(name: &str) -> PathBuf {
 /// # Errors
 /// If there is.
 pub(crate) fn refuse_existing(path: &Path) -> Result<()> {
-    if path.exists() {
-        return Err(Error::invalid(
-            format!("--out {}", path.display()),
-            "it exists",
-            "name a folder that does not exist, or omit --out",
-        ));
-    }
-    Ok(())
+    if path.symlink_metadata().is_ok() { Err(exists(path)) } else { Ok(()) }
 }
 
 /// Checks that a file can be written to `path`, the value of option `name`.
@@ -110,14 +182,13 @@ pub(crate) fn refuse_no_place(name: &str, path: &Path) -> Result<()> {
 }
 
 impl RunFolder {
-    /// Creates the folder, and writes configuration, description of the data, environment and status.
-    pub(crate) fn create<M: ModelSection, D: DataSection>(
+    /// Begins a run in a folder that [`create`] has made: locks it, and writes configuration, description of the data, environment and status.
+    pub(crate) fn begin<M: ModelSection, D: DataSection>(
         path: PathBuf,
         config: &RunConfig<M, D>,
         data: &Description,
     ) -> Result<Self> {
-        files::create_folder(&path)?;
-        let folder = Self { path, ended: Arc::default() };
+        let folder = Self { _lock: Some(lock(&path)?), path, ended: Arc::default() };
         files::write(&folder.path.join(CONFIG), config.to_toml()?)?;
         folder.write_json(DATA, data)?;
         folder.write_json(environment::FILE, &Environment::of_this_process())?;
@@ -130,28 +201,50 @@ impl RunFolder {
     /// # Errors
     /// If it is not the folder of a run.
     pub(crate) fn open_any(path: &Path) -> Result<Self> {
-        let folder = Self { path: path.to_owned(), ended: Arc::default() };
+        let folder = Self { path: path.to_owned(), ended: Arc::default(), _lock: None };
         folder.config_text()?;
         Ok(folder)
     }
 
-    /// Opens the folder of a run that has weights: one that finished or was stopped.
+    /// Opens the folder of a run to continue it, and locks it.
     ///
     /// # Errors
-    /// If it is not the folder of a run, or the run is still running or has failed.
+    /// If it is not the folder of a run, or another process writes it.
+    pub(crate) fn open_to_continue(path: &Path) -> Result<Self> {
+        let folder = Self::open_any(path)?;
+        Ok(Self { _lock: Some(lock(path)?), ..folder })
+    }
+
+    /// Continues the run with this configuration.
+    pub(crate) fn continue_with<M: ModelSection, D: DataSection>(&self, config: &RunConfig<M, D>) -> Result<()> {
+        files::write(&self.path.join(CONFIG), config.to_toml()?)?;
+        self.write_json(environment::FILE, &Environment::of_this_process())?;
+        self.write_json(STATUS, &Status::Running)?;
+        // What it ended with before is in its checkpoints, and would be taken for the end of this run.
+        let removed = [std::fs::remove_dir_all(self.path.join(MODEL)), std::fs::remove_file(self.path.join(REPORT))];
+        let is_failure = |error: &io::Error| error.kind() != io::ErrorKind::NotFound;
+        match removed.into_iter().filter_map(std::result::Result::err).find(is_failure) {
+            Some(error) => Err(Error::file(&self.path, error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Opens the folder of a run that has weights: those of its end, or else of its last checkpoint, which a line on stderr says.
+    ///
+    /// # Errors
+    /// If it is not the folder of a run, or the run has no weights yet.
     pub(crate) fn open<P: Program>(path: &Path) -> Result<(Self, ConfigOf<P>, Description)> {
-        let folder = Self { path: path.to_owned(), ended: Arc::default() };
+        let folder = Self::open_any(path)?;
         let config = folder.config::<ConfigOf<P>>()?;
-        match folder.status()? {
-            Status::Finished | Status::Stopped { .. } => {}
-            Status::Running => {
-                return Err(Error::file(
-                    path.join(STATUS),
-                    "the run has not finished; use the folder of a finished run",
-                ));
-            }
-            Status::Failed { cause } => {
-                return Err(Error::file(path.join(STATUS), format!("the run has failed ({cause}); it has no weights")));
+        let status = folder.status()?;
+        if !matches!(status, Status::Finished | Status::Stopped { .. }) {
+            let why = match &status {
+                Status::Failed { cause } => format!("the run has failed ({cause})"),
+                _ => "the run has not finished".to_owned(),
+            };
+            match Manifest::newest(path) {
+                Some(manifest) => note(&format!("{why}; its weights after {} steps are used", manifest.steps)),
+                None => return Err(Error::file(path.join(STATUS), format!("{why}; it has no weights yet"))),
             }
         }
         let data = folder.data()?;
@@ -208,13 +301,20 @@ impl RunFolder {
         self.path.join("run.log")
     }
 
-    /// Creates the files of events: `events.jsonl`, and one for TensorBoard if `tensorboard` is set.
-    pub(crate) fn event_log(&self, run: &str, tensorboard: bool) -> Result<EventLog> {
-        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(JsonLines::create(&self.path.join(events::FILE))?)];
-        if tensorboard {
-            sinks.push(Box::new(TensorBoard::create(&self.path.join(tensorboard::FOLDER))?));
+    /// Creates the files of events: `events.jsonl`, and one for TensorBoard if `tensorboard` is set or the run has had one. For a run that continues
+    /// after `after` steps, the events of later steps are removed.
+    pub(crate) fn event_log(&self, run: &str, tensorboard: bool, after: Option<u64>) -> Result<EventLog> {
+        let file = self.path.join(events::FILE);
+        let (lines, seconds) = match after {
+            Some(steps) => JsonLines::continue_after(&file, steps)?,
+            None => (JsonLines::create(&file)?, 0.0),
+        };
+        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(lines)];
+        let folder = self.path.join(tensorboard::FOLDER);
+        if tensorboard || (after.is_some() && folder.is_dir()) {
+            sinks.push(Box::new(TensorBoard::create(&folder, after)?));
         }
-        Ok(EventLog::new(run, sinks))
+        Ok(EventLog::new(run, sinks, seconds))
     }
 
     /// Writes the timeline of the last steps.
@@ -246,15 +346,23 @@ impl RunFolder {
         self.write_json("strategy.json", state)
     }
 
-    /// Writes the weights, the weights of the best evaluation if they differ, the report, and the final status.
-    pub(crate) fn finish(&self, weights: &Weights, best: Option<&Best>, report: &Report) -> Result<()> {
-        weights.save(&self.path)?;
-        if let Some(best) = best.filter(|best| best.steps != report.steps) {
-            let folder = self.path.join("best");
-            files::create_folder(&folder)?;
-            best.weights.save(&folder)?;
-        }
-        self.write_json("report.json", report)?;
+    /// Writes the weights to use.
+    pub(crate) fn write_weights(&self, weights: &Weights) -> Result<()> {
+        let folder = self.path.join(MODEL);
+        files::create_folder(&folder)?;
+        weights.save(&folder)
+    }
+
+    /// Writes the weights of the best evaluation, for a run without checkpoints; with checkpoints they are written when they are found.
+    pub(crate) fn write_best(&self, best: &Best) -> Result<()> {
+        let folder = self.path.join(BEST);
+        files::create_folder(&folder)?;
+        best.weights.save(&folder)
+    }
+
+    /// Writes the report and the final status.
+    pub(crate) fn finish(&self, report: &Report) -> Result<()> {
+        self.write_json(REPORT, report)?;
         self.end(&match report.stopped {
             true => Status::Stopped { steps: report.steps },
             false => Status::Finished,
@@ -263,7 +371,7 @@ impl RunFolder {
 
     /// Loads the weights of the last step, or with `best` those of the best evaluation.
     pub(crate) fn weights(&self, best: bool) -> Result<Weights> {
-        let folder = self.path.join("best");
+        let folder = self.path.join(BEST);
         Weights::load(if best && folder.exists() { &folder } else { &self.path })
     }
 
@@ -276,11 +384,15 @@ impl RunFolder {
     }
 
     fn read_json<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<T> {
-        let file = self.path.join(name);
-        let remedy = format!("name the folder of another run, which `{} train` has written", program());
-        let text = std::fs::read_to_string(&file).map_err(|e| Error::file(&file, format!("{e}; {remedy}")))?;
-        serde_json::from_str(&text).map_err(|e| Error::file(&file, format!("{e}; {remedy}")))
+        read_json(&self.path.join(name))
     }
+}
+
+/// Reads a JSON file of a run.
+pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T> {
+    let remedy = format!("name the folder of another run, which `{} train` has written", program());
+    let text = std::fs::read_to_string(file).map_err(|e| Error::file(file, format!("{e}; {remedy}")))?;
+    serde_json::from_str(&text).map_err(|e| Error::file(file, format!("{e}; {remedy}")))
 }
 
 /// Writes `value` as JSON. The file is written completely or not at all.

@@ -5,7 +5,7 @@ mod record;
 
 use std::{
     fs::File,
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -13,7 +13,7 @@ use std::{
 use interlock::{Error, Result};
 use prost::Message;
 
-use self::messages::{Content, Record, Scalar, Summary};
+use self::messages::{Content, Record, Scalar, Session, Summary};
 use crate::events::{Evaluated, Event, EventKind, Sink, Step};
 
 /// The folder within a run's folder.
@@ -26,18 +26,26 @@ pub(crate) struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// Creates `folder`, and begins a file in it.
+    /// Creates `folder`, and begins a file in it. For a run that continues after `after` steps, TensorBoard leaves out what earlier files have of later steps.
     ///
     /// # Errors
     /// If folder or file cannot be made or written to.
-    pub(crate) fn create(folder: &Path) -> Result<Self> {
+    pub(crate) fn create(folder: &Path, after: Option<u64>) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(|e| Error::file(folder, e))?;
         let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let path = folder.join(format!("events.out.tfevents.{}.interlock", time.as_secs()));
-        let file = File::create(&path).map_err(|e| Error::file(&path, e))?;
+        // Sorted by name, files are in the order of time.
+        let name = |number: u32| folder.join(format!("events.out.tfevents.{}.{number}.interlock", time.as_secs()));
+        let created = (0..).map(|number| (File::create_new(name(number)), name(number)));
+        let is_new = |file: &io::Result<File>| !matches!(file, Err(e) if e.kind() == io::ErrorKind::AlreadyExists);
+        let Some((file, path)) = created.into_iter().find(|(file, _)| is_new(file)) else { unreachable!() };
+        let file = file.map_err(|e| Error::file(&path, e))?;
         let mut board = Self { path, file };
         let version = Content::FileVersion("brain.Event:2".to_owned());
         board.put(Record { wall_time: time.as_secs_f64(), step: 0, content: Some(version) })?;
+        if let Some(steps) = after {
+            let start = Content::Session(Session { status: Session::START });
+            board.put(Record { wall_time: time.as_secs_f64(), step: to_i64(steps), content: Some(start) })?;
+        }
         Ok(board)
     }
 
@@ -54,8 +62,12 @@ impl Sink for TensorBoard {
             _ => return Ok(()),
         };
         let content = Some(Content::Summary(Summary { value: scalars }));
-        self.put(Record { wall_time: event.time, step: i64::try_from(step).unwrap_or(i64::MAX), content })
+        self.put(Record { wall_time: event.time, step: to_i64(step), content })
     }
+}
+
+fn to_i64(step: u64) -> i64 {
+    i64::try_from(step).unwrap_or(i64::MAX)
 }
 
 fn scalar(tag: impl Into<String>, value: f64) -> Scalar {
@@ -118,7 +130,7 @@ mod tests {
     #[test]
     fn written_records_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
-        let mut board = TensorBoard::create(&folder.path().join("a/b")).unwrap();
+        let mut board = TensorBoard::create(&folder.path().join("a/b"), None).unwrap();
         board.write(&step(4, vec![stage(0, None, 0.5), stage(1, Some(2.0), 0.5)])).unwrap();
         board.write(&step(5, vec![stage(0, None, 0.5), stage(1, None, 0.25)])).unwrap();
         let heads = vec![Head { stage: 1, loss: 0.0, accuracy: Some(0.75) }];
@@ -154,6 +166,6 @@ mod tests {
 
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
-        assert!(TensorBoard::create(&file).is_err());
+        assert!(TensorBoard::create(&file, None).is_err());
     }
 }

@@ -18,19 +18,38 @@ use crate::{
     log::{self, RunLog},
     plan,
     program::{ModelSection, Program},
-    progress::{Progress, emulation},
+    progress::{Progress, emulation, say},
     report::words,
+    resume::Found,
     run_folder::{self, RunFolder, Status},
     table::{self, Measure},
     terminal::{Terminal, Verbosity},
     trace::{self, TraceFile},
 };
 
+/// The number of steps between two copies in memory of all that a run needs to continue, the last of which a run that fails leaves.
+const SNAPSHOT_EVERY: u64 = 100;
+
 pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
-    let mut config = config::load::<P>(arguments.source.config.as_deref(), &arguments.source.sets)?;
+    let resumed = match Found::<P>::of(arguments)? {
+        Found::Nothing => None,
+        Found::Run(resumed) => Some(resumed),
+        Found::Finished(folder) => {
+            say(&format!(
+                "the run in {} has finished; to train longer, give more steps or epochs",
+                folder.path().display()
+            ));
+            return Ok(());
+        }
+    };
+    let mut config = match &resumed {
+        Some(resumed) => resumed.config.clone(),
+        None => config::load::<P>(arguments.source.config.as_deref(), &arguments.source.sets)?,
+    };
     config.devices = Devices::of_arguments(&arguments.devices).unwrap_or(config.devices);
-    let out = arguments.out.clone().unwrap_or_else(|| run_folder::fresh(&config.name));
-    run_folder::refuse_existing(&out)?;
+    if let (Some(out), None) = (&arguments.out, &resumed) {
+        run_folder::refuse_existing(out)?;
+    }
     if let Some(report) = &arguments.report {
         run_folder::refuse_no_place("--report", report)?;
     }
@@ -38,7 +57,16 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     if arguments.auto {
         config.partition = PartitionConfig { stages: None, units_per_stage: Some(plan::best_partition::<P>(&config)?) };
     }
-    let Prepared { data, builder, initial_values } = config.prepare()?;
+    let Prepared { data, builder, initial_values } =
+        config.prepare_from(resumed.as_ref().map(|resumed| &resumed.checkpoint))?;
+    if let Some(resumed) = &resumed {
+        resumed.check_data(&data)?;
+    }
+    let description = serde_json::to_string_pretty(&data.description).map_err(Exit::failed)?;
+    let builder = builder
+        .attach(run_folder::CONFIG, config.to_toml()?)
+        .attach(run_folder::DATA, description)
+        .snapshot_every(SNAPSHOT_EVERY);
     // Before the stages are built, since they register their metrics then.
     let exporter = arguments.metrics.map(|address| Exporter::start(address, &config.name)).transpose()?;
     let trace_steps = arguments.trace_steps.unwrap_or(trace::STEPS);
@@ -50,9 +78,24 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
         tracing::info!("{line}");
     }
     // Before the folder is made, so that nothing is left behind if a stage cannot be built, or batches are too small for it.
-    let trainer = builder.record(trace_steps.max(trace::STEPS)).build()?;
+    let mut trainer = builder.record(trace_steps.max(trace::STEPS)).build()?;
     trainer.check(split(&data))?;
-    let folder = RunFolder::create(out, &config, &data.description)?;
+    let after = resumed.as_ref().map(|_| trainer.steps());
+    let folder = match resumed {
+        Some(resumed) => {
+            resumed.folder.continue_with(&config)?;
+            terminal.say(&format!(
+                "continues the run in {} after {} steps",
+                resumed.folder.path().display(),
+                trainer.steps()
+            ));
+            resumed.folder
+        }
+        None => {
+            RunFolder::begin(run_folder::create(arguments.out.as_deref(), &config.name)?, &config, &data.description)?
+        }
+    };
+    trainer.checkpoint_to(folder.path(), &config.checkpoint)?;
     if let Some(exporter) = &exporter {
         exporter.name_run(&folder.name(), config.model.kind(), &config.strategy.label());
     }
@@ -65,6 +108,7 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
             folder: &folder,
             terminal: &terminal,
             tensorboard: arguments.tensorboard,
+            after,
         };
         run.train(trainer, &data)
     });
@@ -133,12 +177,14 @@ struct TrainingRun<'a, P: Program> {
     folder: &'a RunFolder,
     terminal: &'a Terminal,
     tensorboard: bool,
+    /// The number of steps after which it continues.
+    after: Option<u64>,
 }
 
 impl<P: Program> TrainingRun<'_, P> {
     /// Trains, and writes a failure as the last event.
     fn train(&self, trainer: Trainer, data: &Data) -> interlock::Result<(Report, Option<Timeline>)> {
-        let events = self.folder.event_log(&self.config.name, self.tensorboard)?;
+        let events = self.folder.event_log(&self.config.name, self.tensorboard, self.after)?;
         let trained = self.train_watched(trainer, data, &events);
         if let Err(error) = &trained {
             events.failed(error);
@@ -173,18 +219,44 @@ impl<P: Program> TrainingRun<'_, P> {
         terminal.say(&format!("{}\n", without_missing_heads(&trainer.plans().to_string(), &heads)));
         let report = trainer.fit(split(data));
         let timeline = trainer.timeline();
-        // The timeline of a failed run is written too: it may show why the run failed.
-        let kept = timeline.as_ref().map_or(Ok(()), |timeline| folder.write_timeline(timeline));
-        let report = report?;
         // The weights come first: a file that cannot be written later must not lose them.
-        folder.finish(&trainer.snapshot()?, trainer.best(), &report)?;
-        kept?;
+        let report = match report {
+            Ok(report) => {
+                folder.write_weights(&trainer.snapshot()?)?;
+                report
+            }
+            Err(error) => {
+                self.save_after_failure(&trainer, timeline.as_ref());
+                return Err(error);
+            }
+        };
+        if let Some(best) = trainer.best().filter(|_| config.checkpoint.keep == 0) {
+            folder.write_best(best)?;
+        }
+        folder.finish(&report)?;
+        timeline.as_ref().map_or(Ok(()), |timeline| folder.write_timeline(timeline))?;
         if let Some(state) = trainer.strategy_state()? {
             folder.write_strategy(&state)?;
         }
         print_results(&report, measure, terminal);
         terminal.say(&format!("the run is in {}", folder.path().display()));
         Ok((report, timeline))
+    }
+}
+
+impl<P: Program> TrainingRun<'_, P> {
+    /// Writes what a failed run has: its last weights, and the timeline, which may show why it failed. What cannot be written is a warning, since the
+    /// failure is what matters.
+    fn save_after_failure(&self, trainer: &Trainer, timeline: Option<&Timeline>) {
+        if let Some(last) = trainer.last_checkpoint() {
+            match self.folder.write_weights(&last.weights) {
+                Ok(()) => self.terminal.notice(&format!("the weights after {} steps are saved", last.steps())),
+                Err(error) => tracing::warn!("the last weights could not be saved: {error}"),
+            }
+        }
+        if let Some(Err(error)) = timeline.map(|timeline| self.folder.write_timeline(timeline)) {
+            tracing::warn!("the timeline could not be saved: {error}");
+        }
     }
 }
 

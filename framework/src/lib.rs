@@ -88,6 +88,8 @@
 //!   [`Error::Failed`], which names stage, step, micro-batch, phase and cause.
 
 mod actor;
+mod checkpoint;
+mod checksum;
 mod data;
 mod device;
 mod differentiation;
@@ -138,6 +140,6 @@ pub use strategy::{
 };
 pub use tensor::{Activation, ActivationDtype, Numbers, Precision};
 pub use trainer::{
-    Callback, Control, Criterion, EarlyStopping, EarlyStoppingConfig, Evaluation, Length, Predictor, Report, Split,
-    Stopper, TrainEvent, Trainer, TrainerBuilder, TrainerState,
+    Callback, Checkpoint, CheckpointConfig, Control, Criterion, EarlyStopping, EarlyStoppingConfig, Evaluation, Length,
+    Predictor, Report, Split, Stopper, TrainEvent, Trainer, TrainerBuilder, TrainerState,
 };

@@ -25,7 +25,8 @@ pub use optimizer_factory::{OptimizerContext, OptimizerFactory};
 pub use reading::{StepNumbers, StepReading};
 pub use readout::ReadoutVersion;
 pub use recompute::Recompute;
-pub use state::StageState;
+pub(crate) use state::regrouped;
+pub use state::{StageCapture, StageState};
 pub use trainable::Trainable;
 
 use std::{collections::HashMap, sync::Arc};

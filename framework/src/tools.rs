@@ -7,6 +7,11 @@ pub mod actor {
     pub use crate::actor::{Feed, Feeder, Pipeline, PipelineEvent, PipelineSettings, Sent};
 }
 
+/// The checkpoints of a run on disk.
+pub mod checkpoint {
+    pub use crate::checkpoint::{BEST, CHECKPOINTS, FileEntry, MODEL, Manifest, checkpoints_in};
+}
+
 /// The hooks of emulated devices and the planner, and links between devices.
 pub mod device {
     pub use crate::device::{DeviceHooks, Part, PartKind, for_stage, link::Link, run_on};
@@ -85,8 +90,8 @@ pub mod sleep {
 /// One stage without its actor.
 pub mod stage {
     pub use crate::stage::{
-        ActionContext, Outcome, Payload, ReadoutVersion, Stage, StageBlueprint, StageSettings, StageState, StepNumbers,
-        StepReading, Trainable, Updated,
+        ActionContext, Outcome, Payload, ReadoutVersion, Stage, StageBlueprint, StageCapture, StageSettings,
+        StageState, StepNumbers, StepReading, Trainable, Updated,
     };
 }
 

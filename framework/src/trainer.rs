@@ -2,6 +2,7 @@
 
 mod builder;
 mod callback;
+mod checkpoint;
 mod evaluation;
 mod event;
 mod example_order;
@@ -19,6 +20,7 @@ mod trained;
 
 pub use builder::{Layout, TrainerBuilder};
 pub use callback::{Callback, Control, EarlyStopping, EarlyStoppingConfig};
+pub use checkpoint::{Checkpoint, CheckpointConfig};
 pub use event::TrainEvent;
 pub use predictor::Predictor;
 pub use report::{
@@ -30,6 +32,7 @@ pub use stop::Stopper;
 use std::{
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     sync::Arc,
 };
 
@@ -40,10 +43,12 @@ use crate::{
     Dataset, Error, GradientPlan, Loss, ModelSpec, PlanSchedule, Result, Weights, actor::Pipeline, model::Partition,
     stage::StageBlueprint, timeline::Timeline, transport::Built,
 };
+use checkpoint::{Attached, Captures, Store, Timing};
 use example_order::{Division, ExampleOrder};
 use recording::Recording;
 use run_metrics::{RunMetrics, RunState};
 use simulated_idle::SimulatedIdle;
+use state::FitState;
 
 /// The training set and the validation set of a fit.
 #[derive(Clone, Copy)]
@@ -244,7 +249,20 @@ pub struct Trainer {
     order: Option<ExampleOrder>,
     /// Whether the last fit was stopped, so that the next one continues its epoch.
     interrupted: bool,
-    best: Option<Best>,
+    /// Where the present fit, or the last one, began, and its totals by the last step at which stages were asked for their state.
+    fit: Option<FitState>,
+    /// Whether the next fit continues the one that a checkpoint was written in ([`TrainerBuilder::resume`]).
+    resumes: bool,
+    /// Whether the evaluation after the last step has not been made, because the fit was stopped before it.
+    evaluation_due: bool,
+    captures: Captures,
+    store: Option<Store>,
+    /// Files that checkpoints have beside their own.
+    attached: Attached,
+    snapshot_every: Option<u64>,
+    /// Whether a fit that is stopped ends with a checkpoint.
+    checkpoint_on_stop: bool,
+    best: Option<Arc<Best>>,
     recording: Option<Recording>,
     stopper: Stopper,
     metrics: RunMetrics,
@@ -300,7 +318,7 @@ impl Trainer {
 
     /// Returns the best evaluation and its weights, if [`TrainerBuilder::keep_best`] was set and there has been an evaluation.
     pub fn best(&self) -> Option<&Best> {
-        self.best.as_ref()
+        self.best.as_deref()
     }
 
     /// Returns the actions of each stage in the last training steps, with times counted from the first of them; none if [`TrainerBuilder::record`]
@@ -374,8 +392,38 @@ impl Trainer {
     pub fn fit<'a>(&mut self, data: impl Into<Split<'a>>) -> Result<Report> {
         self.check_usable()?;
         let ended = guarded(|| self.run(data.into()));
+        if ended.is_err() {
+            self.save_newest();
+        }
         self.metrics.state(if ended.is_ok() { RunState::Finished } else { RunState::Failed });
         ended
+    }
+
+    /// Writes checkpoints of later fits into the folder `run`, as [`TrainerBuilder::checkpoint`] says.
+    ///
+    /// # Errors
+    /// If a setting is out of range, or the thread that writes cannot be started.
+    pub fn checkpoint_to(&mut self, run: impl AsRef<Path>, config: &CheckpointConfig) -> Result<()> {
+        config.validate()?;
+        if config.keep > 0 {
+            self.captures.timing = Timing::new(Some(config), self.snapshot_every);
+            self.store = Some(Store::start(run.as_ref(), config, self.attached.clone())?);
+            self.checkpoint_on_stop = config.on_stop;
+        }
+        Ok(())
+    }
+
+    /// Returns a copy of all that is needed to continue exactly: [`Self::snapshot`] and [`Self::state`].
+    ///
+    /// # Errors
+    /// As these.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        Ok(Checkpoint { weights: self.snapshot()?, state: self.state()? })
+    }
+
+    /// Returns the newest checkpoint that was captured during a fit, also after the fit has failed.
+    pub fn last_checkpoint(&self) -> Option<&Checkpoint> {
+        self.captures.newest().map(|newest| &**newest)
     }
 
     /// Checks the data of a later [`Self::fit`], as it does itself before its first step. Nothing is changed.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::{
     Activation, Failure, Result, Score,
     schedule::{MicroBatchId, StageWork},
-    stage::{Payload, ReadoutVersion, StageState, Updated},
+    stage::{Payload, ReadoutVersion, StageCapture, StageState, Updated},
     timeline::Span,
 };
 
@@ -47,6 +47,15 @@ pub enum CoordinatorMessage {
         stage: usize,
         /// Its state.
         state: Box<StageState>,
+    },
+    /// One stage's weights and state after a step.
+    Captured {
+        /// The stage.
+        stage: usize,
+        /// The step.
+        step: u64,
+        /// Its weights and state.
+        capture: Box<StageCapture>,
     },
     /// The stage continues from the state that it was sent.
     Restored {

@@ -269,7 +269,15 @@ fn a_pipeline_stops_with_messages_on_their_way() {
         let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings).unwrap();
         let micro_batches = vec![Spiral { examples: 3 }.batch(&[0, 1, 2], None).unwrap()];
         pipeline
-            .feed(Feed { purpose: Purpose::Train, step: 0, micro_batches, first_index: 0, count: 1, total: 3.0 })
+            .feed(Feed {
+                purpose: Purpose::Train,
+                step: 0,
+                micro_batches,
+                first_index: 0,
+                count: 1,
+                total: 3.0,
+                capture: false,
+            })
             .unwrap();
         while pipeline.sent().activations < 2 {
             std::thread::yield_now();
@@ -304,7 +312,15 @@ fn a_snapshot_keeps_the_events_that_come_meanwhile() {
     let feed = |step| {
         let micro_batches = vec![OneBatch { size: 7 }.batch(&[], None).unwrap()];
         pipeline
-            .feed(Feed { purpose: Purpose::Train, step, micro_batches, first_index: 0, count: 1, total: 7.0 })
+            .feed(Feed {
+                purpose: Purpose::Train,
+                step,
+                micro_batches,
+                first_index: 0,
+                count: 1,
+                total: 7.0,
+                capture: false,
+            })
             .unwrap();
     };
     let before = pipeline.sent().reports;

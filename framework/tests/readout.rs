@@ -277,7 +277,15 @@ fn versions_travel_once_over_each_boundary_that_needs_them() {
         for step in 0..9 {
             let micro_batches = vec![spiral(13).0];
             pipeline
-                .feed(Feed { purpose: Purpose::Train, step, micro_batches, first_index: 0, count: 1, total: 13.0 })
+                .feed(Feed {
+                    purpose: Purpose::Train,
+                    step,
+                    micro_batches,
+                    first_index: 0,
+                    count: 1,
+                    total: 13.0,
+                    capture: false,
+                })
                 .unwrap();
             while !matches!(pipeline.next().unwrap(), PipelineEvent::StepDone { .. }) {}
         }

@@ -29,11 +29,12 @@ fn bits(weights: Weights) -> Bits {
     weights.into_iter().map(|(name, tensor)| (name, bits(tensor))).collect()
 }
 
-/// Everything about a trainer that a run can change, but the wall seconds of its best evaluation.
+/// Everything about a trainer that a run can change, but wall seconds and where its fit began.
 fn everything(trainer: &Trainer) -> (Bits, Bits, Value) {
     let state = trainer.state().unwrap();
     let mut values = serde_json::to_value(&state).unwrap();
     values["best"]["seconds"] = Value::Null;
+    values["fit"] = Value::Null;
     (bits(trainer.snapshot().unwrap()), bits(state.tensors), values)
 }
 
@@ -284,7 +285,9 @@ fn the_state_of_another_run_is_refused_by_name() {
         from(momentum(builder())).batch_size(8),
         "this one has seed 7, batch size 8, drop_last false; use the settings",
     );
-    refused(from(momentum(builder())).callback(Watches), "its run had 1 callbacks, this one has 2");
+    let without_callback = momentum(without_validation()).eval_every(1).keep_best(Criterion::Loss);
+    refused(from(without_callback), "it is of 1 callbacks that remember something, or lie before one that does; this");
+    from(momentum(builder())).callback(Watches).build().unwrap();
 
     let mut few = state.clone();
     few.tensors.remove("optimizer.1.main.velocity.layers.1.weight").unwrap();

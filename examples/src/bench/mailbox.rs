@@ -165,7 +165,15 @@ fn batch(bytes: usize) -> Result<Batch> {
 /// Sends activations through both stages, and waits until all have been scored.
 fn send(pipeline: &Pipeline, batches: &[Batch], first_index: usize, count: usize, of: usize) -> Result<()> {
     let micro_batches = batches.iter().cycle().take(count).cloned().collect();
-    pipeline.feed(Feed { purpose: Purpose::Evaluate, step: 0, micro_batches, first_index, count: of, total: 1.0 })?;
+    pipeline.feed(Feed {
+        purpose: Purpose::Evaluate,
+        step: 0,
+        micro_batches,
+        first_index,
+        count: of,
+        total: 1.0,
+        capture: false,
+    })?;
     let mut scored = 0;
     while scored < count {
         if let PipelineEvent::Scored { .. } = pipeline.next()? {

@@ -8,12 +8,17 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use interlock::{Callback, Control, Error, Result, TrainEvent, tools::trainer::Followed};
+use interlock::{
+    Callback, Control, Error, Result, TrainEvent,
+    tools::{files, trainer::Followed},
+};
 use serde::Serialize;
 
 use super::{
-    Evaluated, Event, EventKind, FORMAT, Failed, Finished, PlanChanged, Stage, StageMetrics, Started, Step, to_micros,
+    CheckpointFailed, CheckpointSaved, Evaluated, Event, EventKind, FORMAT, Failed, Finished, PlanChanged, Resumed,
+    Stage, StageMetrics, Started, Step, parts_until, to_micros,
 };
+use crate::run_folder::not_through_symlinks;
 
 /// A destination of events.
 pub(crate) trait Sink: Send {
@@ -30,15 +35,17 @@ struct Inner {
     /// The sinks that have not failed.
     sinks: Vec<Box<dyn Sink>>,
     start: Instant,
+    /// The seconds of the run before it was continued.
+    seconds_before: f64,
     /// The end of the last step or evaluation.
     last: Instant,
 }
 
 impl EventLog {
-    /// Creates a log of the run called `run`, to these sinks.
-    pub(crate) fn new(run: &str, sinks: Vec<Box<dyn Sink>>) -> Self {
+    /// Creates a log of the run called `run`, to these sinks, that continues after so many seconds.
+    pub(crate) fn new(run: &str, sinks: Vec<Box<dyn Sink>>, seconds_before: f64) -> Self {
         let now = Instant::now();
-        Self(Arc::new(Mutex::new(Inner { run: run.to_owned(), sinks, start: now, last: now })))
+        Self(Arc::new(Mutex::new(Inner { run: run.to_owned(), sinks, start: now, seconds_before, last: now })))
     }
 
     /// Writes that the run has failed.
@@ -63,6 +70,14 @@ impl Inner {
         let now = Instant::now();
         let since = |then: Instant| to_micros(now.saturating_duration_since(then).as_secs_f64());
         let what = match event {
+            TrainEvent::Started { first_step, next_step, last_step, stages, .. } if next_step > first_step => {
+                (self.start, self.last) = (now, now);
+                EventKind::Resumed(Resumed {
+                    next_step: *next_step,
+                    steps: last_step - first_step,
+                    stages: stages.iter().map(Stage::from).collect(),
+                })
+            }
             TrainEvent::Started { first_step, last_step, steps_per_epoch, plans, stages, .. } => {
                 (self.start, self.last) = (now, now);
                 EventKind::Started(Started {
@@ -75,7 +90,7 @@ impl Inner {
                 })
             }
             TrainEvent::StepDone { step, epoch, examples, stages, .. } => {
-                let (seconds, step_seconds) = (since(self.start), since(self.last));
+                let (seconds, step_seconds) = (self.seconds_before + since(self.start), since(self.last));
                 self.last = now;
                 EventKind::Step(Step {
                     step: *step,
@@ -93,11 +108,17 @@ impl Inner {
                 self.last = now;
                 EventKind::Evaluated(Evaluated {
                     steps: *steps,
-                    seconds: since(self.start),
+                    seconds: self.seconds_before + since(self.start),
                     evaluation_seconds: to_micros(evaluation.seconds()),
                     improved: *improved,
                     heads: evaluation.heads().iter().map(Into::into).collect(),
                 })
+            }
+            TrainEvent::CheckpointSaved { steps, seconds, .. } => {
+                EventKind::CheckpointSaved(CheckpointSaved { steps: *steps, checkpoint_seconds: to_micros(*seconds) })
+            }
+            TrainEvent::CheckpointFailed { steps, error } => {
+                EventKind::CheckpointFailed(CheckpointFailed { steps: *steps, cause: error.to_string() })
             }
             TrainEvent::Finished { report } => EventKind::Finished(Finished { report: (*report).clone() }),
             _ => return,
@@ -139,8 +160,22 @@ impl JsonLines {
     /// # Errors
     /// If the file cannot be made.
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(|e| Error::file(path, e))?;
+        let file = File::create_new(path).map_err(|e| Error::file(path, e))?;
         Ok(Self { path: path.to_owned(), file, is_empty: true })
+    }
+
+    /// Opens the file of a run that continues after `steps` steps, without the events of later steps. Returns also the seconds of the run by then.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written, or a line in it is not an event.
+    pub(crate) fn continue_after(path: &Path, steps: u64) -> Result<(Self, f64)> {
+        let (text, seconds) = parts_until(path, steps)?;
+        files::write(path, &text)?;
+        let mut options = File::options();
+        options.append(true);
+        not_through_symlinks(&mut options);
+        let file = options.open(path).map_err(|e| Error::file(path, e))?;
+        Ok((Self { path: path.to_owned(), file, is_empty: text.is_empty() }, seconds))
     }
 }
 
@@ -186,7 +221,7 @@ mod tests {
         let tries = Arc::new(AtomicUsize::new(0));
         let sinks: Vec<Box<dyn Sink>> =
             vec![Box::new(Broken(Arc::clone(&tries))), Box::new(JsonLines::create(&path).unwrap())];
-        let mut log = EventLog::new("a", sinks);
+        let mut log = EventLog::new("a", sinks, 0.0);
         let plan = GradientPlan::new(vec![1, 1]).unwrap();
         assert!(matches!(log.on_event(&TrainEvent::PlanChanged { from_step: 3, plan: &plan }), Ok(Control::Continue)));
         log.clone().failed(&failure());

@@ -29,6 +29,9 @@ fn parse(line: &[u8]) -> serde_json::Result<Event> {
     check_format(format).map_err(serde::de::Error::custom)?;
     let what = match event.as_str() {
         "started" => EventKind::Started(serde_json::from_slice(line)?),
+        "resumed" => EventKind::Resumed(serde_json::from_slice(line)?),
+        "checkpoint_saved" => EventKind::CheckpointSaved(serde_json::from_slice(line)?),
+        "checkpoint_failed" => EventKind::CheckpointFailed(serde_json::from_slice(line)?),
         "step" => EventKind::Step(serde_json::from_slice(line)?),
         "plan_changed" => EventKind::PlanChanged(serde_json::from_slice(line)?),
         "evaluated" => EventKind::Evaluated(serde_json::from_slice(line)?),
@@ -62,6 +65,37 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Event>> {
         }
     }
     Ok(events)
+}
+
+/// Returns the lines of the file at `path` about the first `steps` steps of the run, and the seconds of the run by then. An incomplete last line is left
+/// out.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn parts_until(path: &Path, steps: u64) -> Result<(Vec<u8>, f64)> {
+    let text = std::fs::read(path).map_err(|e| Error::file(path, e))?;
+    let (mut kept, mut seconds) = (Vec::new(), 0.0);
+    for (event, line) in read(path)?.into_iter().zip(text.split_inclusive(|byte| *byte == b'\n')) {
+        let is_before = match &event.what {
+            EventKind::Step(step) => step.step < steps,
+            EventKind::PlanChanged(change) => change.from_step <= steps,
+            EventKind::Evaluated(evaluated) => evaluated.steps <= steps,
+            EventKind::CheckpointSaved(saved) => saved.steps <= steps,
+            EventKind::CheckpointFailed(failed) => failed.steps <= steps,
+            EventKind::Resumed(resumed) => resumed.next_step <= steps,
+            EventKind::Started(_) => true,
+            EventKind::Finished(_) | EventKind::Failed(_) => false,
+        };
+        if is_before && line.ends_with(b"\n") {
+            kept.extend_from_slice(line);
+            match event.what {
+                EventKind::Step(step) => seconds = step.seconds,
+                EventKind::Evaluated(evaluated) => seconds = evaluated.seconds,
+                _ => {}
+            }
+        }
+    }
+    Ok((kept, seconds))
 }
 
 #[cfg(test)]

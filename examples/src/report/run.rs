@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::{
     config,
     environment::Environment,
-    events::{self, Evaluated, Event, EventKind, Failed, PlanChanged, Started, Step},
+    events::{self, Evaluated, Event, EventKind, Failed, PlanChanged, Resumed, Started, Step},
     program::program,
     run_folder::{RunFolder, Status},
     table::Measure,
@@ -109,6 +109,12 @@ impl Run {
     fn add(&mut self, event: Event) {
         match event.what {
             EventKind::Started(started) => self.started = Some(started),
+            EventKind::Resumed(Resumed { steps, stages, .. }) => {
+                if let Some(started) = &mut self.started {
+                    (started.steps, started.stages) = (steps, stages);
+                }
+            }
+            EventKind::CheckpointSaved(_) | EventKind::CheckpointFailed(_) => {}
             EventKind::Step(step) => self.steps.push(step),
             EventKind::PlanChanged(change) => self.changes.push(change),
             EventKind::Evaluated(evaluated) => self.evaluations.push(evaluated),

@@ -2,7 +2,7 @@
 
 use prost::{Message, Oneof};
 
-/// A record: the file's version, or the scalars of a step.
+/// A record: the file's version, the beginning of a session, or the scalars of a step.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Record {
     /// Seconds since the Unix epoch.
@@ -10,7 +10,7 @@ pub(super) struct Record {
     pub(super) wall_time: f64,
     #[prost(int64, tag = "2")]
     pub(super) step: i64,
-    #[prost(oneof = "Content", tags = "3, 5")]
+    #[prost(oneof = "Content", tags = "3, 5, 7")]
     pub(super) content: Option<Content>,
 }
 
@@ -20,6 +20,19 @@ pub(super) enum Content {
     FileVersion(String),
     #[prost(message, tag = "5")]
     Summary(Summary),
+    #[prost(message, tag = "7")]
+    Session(Session),
+}
+
+/// The beginning of a session: events of earlier files from its step on are void.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Session {
+    #[prost(int32, tag = "1")]
+    pub(super) status: i32,
+}
+
+impl Session {
+    pub(super) const START: i32 = 1;
 }
 
 /// A list of scalars.

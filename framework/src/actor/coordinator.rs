@@ -1,7 +1,7 @@
 //! The coordinator.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, mpsc::Sender},
 };
 
@@ -10,8 +10,8 @@ use actix::{Actor, Context, Handler, Recipient};
 use super::{
     address::{StageAddress, undelivered},
     messages::{
-        Activation, Broadcast, Cleared, Credit, Feed, Norm, Observe, Observed, PipelineEvent, Reported, Restore,
-        RestoreStages, TransferTimes,
+        Activation, Broadcast, CaptureAfter, Cleared, Credit, Feed, Norm, Observe, Observed, PipelineEvent, Reported,
+        Restore, RestoreStages, TransferTimes,
     },
     sent::{Counter, count},
     stage::StageActor,
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     Batch, Error, Failure, Origin, Phase, Result, Score,
     schedule::{MicroBatchId, Purpose},
-    stage::{Payload, StageState},
+    stage::{Payload, StageCapture, StageState},
     transport::{Built, CoordinatorMessage, StageStep},
 };
 
@@ -43,6 +43,9 @@ pub(super) struct Coordinator {
     snapshots: Gather<(), Vec<(String, candle_core::Tensor)>>,
     states: Gather<(), StageState>,
     restored: Gather<(), ()>,
+    captures: Gather<u64, StageCapture>,
+    /// The steps that are captured and have not been observed yet.
+    captured: BTreeSet<u64>,
     /// The stages that received a non-finite value, and the failure of the run if no stage produced it.
     received_non_finite: BTreeMap<usize, Failure>,
     failed: bool,
@@ -102,6 +105,8 @@ impl Coordinator {
             snapshots: Gather::new(count),
             states: Gather::new(count),
             restored: Gather::new(count),
+            captures: Gather::new(count),
+            captured: BTreeSet::new(),
             received_non_finite: BTreeMap::new(),
             failed: false,
         }
@@ -184,7 +189,12 @@ impl Handler<Feed> for Coordinator {
     type Result = ();
 
     fn handle(&mut self, message: Feed, _: &mut Self::Context) {
-        let Feed { purpose, step, micro_batches, first_index, count, total } = message;
+        let Feed { purpose, step, micro_batches, first_index, count, total, capture } = message;
+        if capture {
+            // It is in every stage's mailbox before the first activation of the step.
+            self.captured.insert(step);
+            self.broadcast(&CaptureAfter { step });
+        }
         let fed = micro_batches.len();
         for (i, Batch { inputs, targets }) in micro_batches.into_iter().enumerate() {
             let micro_batch = MicroBatchId { step, purpose, index: first_index + i, count };
@@ -221,8 +231,8 @@ impl Handler<Observed> for Coordinator {
 
     fn handle(&mut self, message: Observed, _: &mut Self::Context) {
         if !self.failed {
-            let Observed { step, stages, change } = message;
-            self.tell(PipelineEvent::StepDone { step, stages, change });
+            let Observed { step, stages, change, state } = message;
+            self.tell(PipelineEvent::StepDone { step, stages, change, strategy: state });
         }
     }
 }
@@ -268,13 +278,14 @@ impl Handler<Reported> for Coordinator {
                 self.tell(PipelineEvent::StageStep(done.clone()));
                 let step = done.step;
                 if let Some(stages) = self.steps.add(step, done.stage, done) {
+                    let with_state = self.captured.remove(&step);
                     match &self.strategy {
                         Some(strategy) => {
-                            let sent = strategy.try_send(Observe { step, stages });
+                            let sent = strategy.try_send(Observe { step, stages, with_state });
                             let sent = sent.map_err(|error| undelivered(error, "the strategy actor"));
                             self.check(Origin::Strategy, sent);
                         }
-                        None => self.tell(PipelineEvent::StepDone { step, stages, change: None }),
+                        None => self.tell(PipelineEvent::StepDone { step, stages, change: None, strategy: None }),
                     }
                 }
             }
@@ -300,6 +311,11 @@ impl Handler<Reported> for Coordinator {
             CoordinatorMessage::State { stage, state } => {
                 if let Some(all) = self.states.add((), stage, *state) {
                     self.tell(PipelineEvent::State(all));
+                }
+            }
+            CoordinatorMessage::Captured { stage, step, capture } => {
+                if let Some(stages) = self.captures.add(step, stage, *capture) {
+                    self.tell(PipelineEvent::Captured { step, stages });
                 }
             }
             CoordinatorMessage::Restored { stage } => {

@@ -10,7 +10,7 @@ use crate::{
     Activation as Tensors, Batch, Failure, PlanSchedule, Result, Score,
     plan::PlanPhase,
     schedule::{MicroBatchId, Purpose},
-    stage::{Payload, ReadoutVersion, StageState},
+    stage::{Payload, ReadoutVersion, StageCapture, StageState},
     transport::{Built, CoordinatorMessage, StageStep, Transport},
 };
 
@@ -46,6 +46,8 @@ pub(super) struct Cleared {
 pub(super) struct Observe {
     pub(super) step: u64,
     pub(super) stages: Vec<StageStep>,
+    /// Whether the answer has the state of the strategy.
+    pub(super) with_state: bool,
 }
 
 /// From the strategy actor to the coordinator: the answer to an [`Observe`].
@@ -55,6 +57,7 @@ pub(super) struct Observed {
     pub(super) step: u64,
     pub(super) stages: Vec<StageStep>,
     pub(super) change: Option<PlanPhase>,
+    pub(super) state: Option<Value>,
 }
 
 /// From the pipeline's handle to the strategy actor: send the state of the strategy.
@@ -143,6 +146,13 @@ pub(super) struct TakeSnapshot;
 #[rtype(result = "()")]
 pub(super) struct TakeState;
 
+/// To every stage, before the activations of this step: report the weights and the state after its update.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub(super) struct CaptureAfter {
+    pub(super) step: u64,
+}
+
 /// From the coordinator to a stage, before the first step: continue from this state.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -183,6 +193,8 @@ pub struct Feed {
     pub count: usize,
     /// How many targets count in the whole batch.
     pub total: f64,
+    /// Whether every stage reports a copy of its weights and its state after the step ([`PipelineEvent::Captured`]). Stages go on meanwhile.
+    pub capture: bool,
 }
 
 /// From the pipeline's handle to the coordinator: send this to every stage.
@@ -217,6 +229,15 @@ pub enum PipelineEvent {
         stages: Vec<StageStep>,
         /// The change of later plans that the strategy decided after this step.
         change: Option<PlanPhase>,
+        /// The state of a strategy that decides plans during the run, if the step is captured ([`Feed::capture`]).
+        strategy: Option<Value>,
+    },
+    /// Every stage's weights and state after a step; in order of stages. It may come before the step's [`Self::StepDone`].
+    Captured {
+        /// The step.
+        step: u64,
+        /// The weights and the state of each stage.
+        stages: Vec<StageCapture>,
     },
     /// Every stage has scored a micro-batch of an evaluation; in order of stages.
     Scored {

@@ -5,7 +5,7 @@ mod steps;
 mod work;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     time::Instant,
 };
@@ -19,7 +19,7 @@ use self::{
 };
 use super::{
     arrivals::Arrivals,
-    messages::{Activation, Change, Connect, Credit, FollowPlans, Gradient, NextAction, Norm, Readout},
+    messages::{Activation, CaptureAfter, Change, Connect, Credit, FollowPlans, Gradient, NextAction, Norm, Readout},
 };
 use crate::{
     Error, Failure, Origin, Phase, Result,
@@ -209,6 +209,7 @@ impl Handler<FollowPlans> for StageActor {
                     norms: HashMap::new(),
                     done: Done::default(),
                     unreported: Queue::default(),
+                    captures: VecDeque::new(),
                     reported_non_finite: false,
                     evaluated: Vec::new(),
                     metrics,
@@ -236,6 +237,21 @@ impl Handler<Change> for StageActor {
                 Ok(work.schedule.follow(message.phase).map_err(|e| Error::Internal(e.to_string()))?)
             }
             _ => Err(Error::Internal("received a change of plan before the first plan".to_owned()).into()),
+        });
+    }
+}
+
+impl Handler<CaptureAfter> for StageActor {
+    type Result = ();
+
+    fn handle(&mut self, message: CaptureAfter, _: &mut Self::Context) {
+        self.mailbox.taken();
+        self.guarded(Phase::State, |this| match &mut this.state {
+            State::Working(work) => {
+                work.captures.push_back(message.step);
+                Ok(())
+            }
+            _ => Err(Error::Internal("received a request for a capture before the first plan".to_owned()).into()),
         });
     }
 }

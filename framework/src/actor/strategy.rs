@@ -94,14 +94,15 @@ impl Handler<Observe> for StrategyActor {
     type Result = ();
 
     fn handle(&mut self, message: Observe, _: &mut Self::Context) {
-        let Observe { step, stages } = message;
+        let Observe { step, stages, with_state } = message;
         self.guarded(Some(step), |plans, peers| {
             let alignments: Vec<Option<f64>> = stages.iter().map(|stage| stage.alignment).collect();
             let change = plans.observe(step, &alignments)?;
             if let Some(phase) = &change {
                 tell_stages(&peers.stages, || Change { phase: phase.clone() })?;
             }
-            tell_coordinator(&peers.coordinator, Observed { step, stages, change })?;
+            let state = if with_state { plans.state()? } else { None };
+            tell_coordinator(&peers.coordinator, Observed { step, stages, change, state })?;
             // The change is in every mailbox by now, so activations of the steps cleared here arrive after it.
             tell_coordinator(&peers.coordinator, Cleared { until: plans.known_until() })
         });

@@ -50,7 +50,7 @@ table! {
     /// The state of the run.
     RUN_STATE = Metric::gauge_of(
         "interlock_run_state", Unit::Count, &["state"],
-        "1 for what the run is doing (starting, training, evaluating, finished, failed), 0 for everything else",
+        "1 for what the run is doing (starting, training, evaluating, checkpointing, finished, failed), 0 for everything else",
     );
 
     /// The durations of phases.
@@ -160,6 +160,30 @@ table! {
     STEP_DURATION = Metric::histogram_of(
         "interlock_step_duration_seconds", &[],
         "Time from the end of a step in all stages to the end of the next, evaluations excluded",
+    );
+
+    /// The time of the last checkpoint.
+    CHECKPOINT_LAST_SUCCESS = Metric::gauge_of(
+        "interlock_checkpoint_last_success_timestamp_seconds", Unit::Seconds, &[],
+        "When the last checkpoint was written, in seconds since 1970; at first, when the run began",
+    );
+    /// The longest time between checkpoints.
+    CHECKPOINT_INTERVAL = Metric::gauge_of(
+        "interlock_checkpoint_interval_seconds", Unit::Seconds, &[],
+        "The longest time of training between two checkpoints, as configured",
+    );
+    /// The size of a checkpoint.
+    CHECKPOINT_SIZE = Metric::gauge_of(
+        "interlock_checkpoint_size_bytes", Unit::Bytes, &[], "Size of the last checkpoint",
+    );
+    /// How long checkpoints take.
+    CHECKPOINT_DURATION = Metric::histogram_of(
+        "interlock_checkpoint_duration_seconds", &[], "Time to write a checkpoint, while training goes on",
+    );
+    /// Checkpoints that failed.
+    CHECKPOINT_FAILURES = Metric::counter_of(
+        "interlock_checkpoint_failures_total", Unit::Count, &[],
+        "Checkpoints and best weights that could not be written",
     );
 }
 

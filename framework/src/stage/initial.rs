@@ -32,13 +32,13 @@ pub(crate) fn head_builder(root: &VarBuilder<'static>, stage: usize) -> VarBuild
 }
 
 /// Returns the stage of a head's parameter, and the rest of the name: 3 and `fc.weight` for `aux.3.fc.weight`.
-fn head_parameter(name: &str) -> Option<(usize, &str)> {
+pub(super) fn head_parameter(name: &str) -> Option<(usize, &str)> {
     let (stage, rest) = name.strip_prefix(HEADS)?.strip_prefix('.')?.split_once('.')?;
     Some((stage.parse().ok()?, rest))
 }
 
 /// Returns the unit that the head of stage `stage` follows: the last one of the stage.
-fn head_unit(units_per_stage: &[usize], stage: usize) -> Option<usize> {
+pub(crate) fn head_unit(units_per_stage: &[usize], stage: usize) -> Option<usize> {
     let count = units_per_stage.get(..=stage)?.iter().try_fold(0_usize, |sum, units| sum.checked_add(*units))?;
     count.checked_sub(1)
 }

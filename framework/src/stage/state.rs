@@ -1,5 +1,9 @@
 //! The weights of a stage, and its state beside them.
 
+mod regroup;
+
+pub(crate) use regroup::regrouped;
+
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
@@ -7,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Stage, Trainable,
+    initial::head_parameter,
     readout::{self, Versions},
     trainable::state::{PartState, Tensors},
 };
@@ -28,6 +33,16 @@ pub struct StageState {
     /// The refresh interval of the shared readout, whose versions are tensors of the state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     readout_refresh: Option<u64>,
+    /// Whether it is made of the states of the stages of another partition. Then a head that is not in it starts anew.
+    #[serde(skip)]
+    is_regrouped: bool,
+}
+
+/// A copy of a stage's weights, and its state beside them.
+#[derive(Debug)]
+pub struct StageCapture {
+    pub(crate) weights: Vec<(String, Tensor)>,
+    pub(crate) state: StageState,
 }
 
 /// What the names of tensors of a stage's optimizers begin with: those of its main part, and those of its head.
@@ -62,6 +77,14 @@ impl Stage {
         Ok(tensors)
     }
 
+    /// Returns a copy of all that the stage needs to continue exactly, between two steps.
+    ///
+    /// # Errors
+    /// As [`Self::snapshot`] and [`Self::state`].
+    pub(crate) fn capture(&self) -> Result<StageCapture> {
+        Ok(StageCapture { weights: self.snapshot()?, state: self.state()? })
+    }
+
     fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
         let entries = self.parts().flat_map(|part: &Trainable| part.store().entries());
         entries.map(|entry| (entry.name, entry.var.dims().to_vec())).collect()
@@ -84,6 +107,7 @@ impl Stage {
             plateau: self.lr_schedule.plateau(),
             readout_refresh: self.readout.as_ref().map(Versions::refresh),
             tensors,
+            is_regrouped: false,
         })
     }
 
@@ -92,9 +116,14 @@ impl Stage {
     /// # Errors
     /// If it is the state of a stage with other parameters or optimizers, or a tensor is missing.
     pub(crate) fn restore(&mut self, state: StageState) -> Result<()> {
-        let StageState { mut tensors, shapes, main, head, plateau, readout_refresh } = state;
+        let StageState { mut tensors, shapes, main, head, plateau, readout_refresh, is_regrouped } = state;
         let present = self.shapes();
-        let differs = |name: &&String| shapes.get(*name) != present.get(*name);
+        // A head is continued whole or not at all.
+        let is_head = |name: &str| head_parameter(name).is_some();
+        let fits = |name: &String| shapes.get(name) == present.get(name);
+        let head = head.filter(|_| !is_regrouped || present.keys().filter(|name| is_head(name)).all(fits));
+        let begins = |name: &str| is_regrouped && is_head(name);
+        let differs = |name: &&String| shapes.get(*name) != present.get(*name) && !begins(name);
         if let Some(name) = shapes.keys().chain(present.keys()).find(differs) {
             let of = |shapes: &BTreeMap<String, Vec<usize>>| {
                 shapes.get(name).map_or_else(|| "absent".to_owned(), |shape| format!("of shape {shape:?}"))
@@ -108,6 +137,8 @@ impl Stage {
         if let (Some(own), Some(state)) = (&mut self.head, head) {
             own.parameters.restore(&prefixes[1], state, &mut tensors)?;
         }
+        // Under another partition it is another stage that has a head, or none.
+        let readout_refresh = readout_refresh.filter(|_| !is_regrouped || self.readout.is_some());
         self.restore_readout(readout_refresh, readout::versions_in(&tensors))?;
         self.lr_schedule.restore(plateau);
         Ok(())

@@ -6,13 +6,19 @@ mod start;
 
 pub use layout::Layout;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde_json::Value;
 
-use super::{Callback, Criterion, FitSettings, Length, Stopper, TrainerState};
+use super::{
+    Callback, Checkpoint, CheckpointConfig, Criterion, FitSettings, Length, Stopper, TrainerState, checkpoint::Attached,
+};
 use crate::{
-    ActivationDtype, Groups, Loss, ModelSpec, Predictor, Result, StageDevice, Strategy,
+    ActivationDtype, Error, Groups, Loss, ModelSpec, Predictor, Result, StageDevice, Strategy,
     device::PlainCpu,
     loss::CrossEntropy,
     model::{Weights, partition::PartitionConfig},
@@ -36,6 +42,12 @@ pub struct TrainerBuilder {
     strategy: Box<dyn Strategy>,
     strategy_state: Option<Value>,
     restored: Option<TrainerState>,
+    /// Whether the fit in which the state was taken is continued.
+    resumes: bool,
+    /// The folder of the run, and when checkpoints are written to it.
+    checkpoint: Option<(PathBuf, CheckpointConfig)>,
+    attached: Attached,
+    snapshot_every: Option<u64>,
     partition: PartitionConfig,
     devices: Vec<Arc<dyn StageDevice>>,
     optimizer: Arc<dyn OptimizerFactory>,
@@ -65,6 +77,10 @@ impl TrainerBuilder {
             strategy: Box::new(Groups),
             strategy_state: None,
             restored: None,
+            resumes: false,
+            checkpoint: None,
+            attached: Attached::new(),
+            snapshot_every: None,
             partition: PartitionConfig::default(),
             devices: vec![Arc::new(PlainCpu)],
             optimizer: Arc::new(OptimizerConfig::default()),
@@ -130,6 +146,51 @@ impl TrainerBuilder {
         self.settings.first_step = state.steps();
         self.strategy_state = state.strategy();
         Self { restored: Some(state), ..self }
+    }
+
+    /// Continues from the newest whole checkpoint of the run in the folder `run` ([`Self::checkpoint`]), or from the checkpoint in this folder, as
+    /// [`Self::resume_from`] does. A damaged checkpoint is skipped with a warning.
+    ///
+    /// # Errors
+    /// If there is no whole checkpoint.
+    pub fn resume(self, run: impl AsRef<Path>) -> Result<Self> {
+        let run = run.as_ref();
+        match Checkpoint::newest(run)? {
+            Some((checkpoint, _)) => Ok(self.resume_from(checkpoint)),
+            None => Err(Error::file(run, "there is no checkpoint in it; name the folder of a run with checkpoints")),
+        }
+    }
+
+    /// Continues from a checkpoint: as [`Self::restore`] with its weights, except that the first fit is the rest of the fit in which the checkpoint was
+    /// taken. So the length is that of the whole fit, whose report has all of it, and the result is that of the fit without interruption, to the bit.
+    ///
+    /// Under another partition, parameters and the state of their optimizers are the same; a head that followed another unit, or has another shape, starts
+    /// anew, with a warning. A strategy that decides plans during training needs the same partition.
+    pub fn resume_from(self, checkpoint: Checkpoint) -> Self {
+        let Checkpoint { weights, state } = checkpoint;
+        Self { resumes: true, ..self.initial_values(weights).restore(state) }
+    }
+
+    /// Writes checkpoints during training, on a thread of their own, into the folder `run`, which need not exist: `run/checkpoints/step-N`. With
+    /// [`Self::keep_best`] also the best weights, to `run/best`. A checkpoint that cannot be written is a warning, and training goes on.
+    ///
+    /// For a checkpoint each stage copies its weights and its state when it has finished the step, and goes on. A fit ends with a checkpoint. Default:
+    /// none is written.
+    pub fn checkpoint(mut self, run: impl Into<PathBuf>, config: CheckpointConfig) -> Self {
+        self.settings.keep_best = config.keep_best.or(self.settings.keep_best);
+        Self { checkpoint: Some((run.into(), config)), ..self }
+    }
+
+    /// Writes a file of this name and content into every checkpoint, such as the configuration of the run.
+    pub fn attach(mut self, name: impl Into<String>, content: impl Into<Vec<u8>>) -> Self {
+        self.attached.insert(name.into(), content.into().into());
+        self
+    }
+
+    /// Keeps a copy of weights and state in memory after every step that is a multiple of `steps`. A fit that fails ends with the newest one as a
+    /// checkpoint, if checkpoints are written, and [`Trainer::last_checkpoint`](super::Trainer::last_checkpoint) returns it. Default: none.
+    pub fn snapshot_every(self, steps: impl Into<Option<u64>>) -> Self {
+        Self { snapshot_every: steps.into(), ..self }
     }
 
     /// Cuts the model into `stages` stages of about equal cost. Default: one stage for each device.

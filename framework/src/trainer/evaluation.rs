@@ -41,7 +41,15 @@ impl Trainer {
                 })?;
                 fed.set(true);
                 let (first_index, count) = (first as usize, batches as usize);
-                Ok(Feed { purpose: Purpose::Evaluate, step, micro_batches: vec![batch], first_index, count, total })
+                Ok(Feed {
+                    purpose: Purpose::Evaluate,
+                    step,
+                    micro_batches: vec![batch],
+                    first_index,
+                    count,
+                    total,
+                    capture: false,
+                })
             });
             loop {
                 if stopper.is_requested() {

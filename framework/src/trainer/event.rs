@@ -1,8 +1,10 @@
 //! Events of a run, which callbacks receive: progress bars, logs, early stopping.
 
+use std::path::Path;
+
 use super::{Evaluation, Report};
 use crate::{
-    GradientPlan, PlanSchedule,
+    Error, GradientPlan, PlanSchedule,
     transport::{Built, StageStep},
 };
 
@@ -14,6 +16,8 @@ pub enum TrainEvent<'a> {
     Started {
         /// The first step.
         first_step: u64,
+        /// The next step: the first one, or a later one if the run continues from a checkpoint.
+        next_step: u64,
         /// The step before which the run ends.
         last_step: u64,
         /// Steps of one pass over the training set.
@@ -56,6 +60,22 @@ pub enum TrainEvent<'a> {
         evaluation: &'a Evaluation,
         /// Whether it is the best so far and its weights were kept.
         improved: bool,
+    },
+    /// A checkpoint has been written.
+    CheckpointSaved {
+        /// The number of updates made before it.
+        steps: u64,
+        /// Its folder.
+        path: &'a Path,
+        /// How long it took to write it; training went on meanwhile.
+        seconds: f64,
+    },
+    /// A checkpoint, or the best weights, could not be written. The run goes on, and earlier checkpoints are still there.
+    CheckpointFailed {
+        /// The number of updates made before it.
+        steps: u64,
+        /// The reason.
+        error: &'a Error,
     },
     /// The run has ended.
     Finished {

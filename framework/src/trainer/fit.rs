@@ -5,7 +5,6 @@ use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Instant,
 };
 
 use super::{
@@ -43,7 +42,7 @@ impl Trainer {
     ///
     /// # Errors
     /// If one fails or panics.
-    fn tell(&mut self, event: &TrainEvent<'_>) -> Result<()> {
+    pub(super) fn tell(&mut self, event: &TrainEvent<'_>) -> Result<()> {
         self.metrics.observe(event);
         for callback in &mut self.callbacks {
             let control = catch_unwind(AssertUnwindSafe(|| callback.on_event(event))).unwrap_or_else(|panic| {
@@ -98,7 +97,8 @@ impl Trainer {
 
     pub(super) fn run(&mut self, data: Split<'_>) -> Result<Report> {
         let order = self.order_of(data)?;
-        let first = self.steps;
+        let continued = self.fit.take().filter(|fit| self.resumes && fit.first_step <= self.steps);
+        let first = continued.as_ref().map_or(self.steps, |fit| fit.first_step);
         let last = first.saturating_add(match self.settings.length {
             Length::Epochs(epochs) => epochs.saturating_mul(order.per_epoch),
             Length::Steps(steps) => steps,
@@ -121,38 +121,61 @@ impl Trainer {
         self.stop_reason = None;
         let (plans, built) = (self.plans.clone(), self.stages().to_vec());
         // A callback that refuses the run does so here: nothing has been sent to a stage.
-        self.tell(&TrainEvent::Started {
+        let refused = self.tell(&TrainEvent::Started {
             first_step: first,
+            next_step: self.steps,
             last_step: last,
             steps_per_epoch: order.per_epoch,
             plans: &plans,
             stages: &built,
             evaluates: data.validation.is_some(),
-        })?;
+        });
+        if refused.is_err() {
+            self.fit = continued;
+            return refused.map(|()| unreachable!());
+        }
         // After an error between steps the next fit goes on in this epoch.
         (self.order, self.interrupted) = (Some(order), true);
+        self.resumes = false;
+        self.evaluation_due &= data.validation.is_some();
         self.pipeline.begin(last)?;
+        self.captures.begin();
 
         let stopper = self.stopper.clone();
-        let mut trained = Trained::default();
+        let mut trained = continued.as_ref().map(Trained::continuing).unwrap_or_default();
+        let is_rest = continued.is_some();
         let mut evaluation = None;
-        while self.steps < last && !self.is_stopping() {
+        while (self.steps < last || self.evaluation_due) && !self.is_stopping() {
             let until = match (data.validation, self.settings.eval_every) {
+                _ if self.evaluation_due => self.steps,
                 (None, _) => last,
                 (Some(_), Some(every)) => ((self.steps / every + 1) * every).min(last),
                 (Some(_), None) => order.end_of_epoch(self.steps).min(last),
             };
             evaluation = None;
-            self.train_until(data.train, order, until, &mut trained)?;
-            if let Some(validation) = data.validation.filter(|_| self.steps == until) {
+            self.train_until(data.train, order, until, first, &mut trained)?;
+            if self.steps < until {
+                break;
+            }
+            if let Some(validation) = data.validation {
+                self.evaluation_due = true;
                 self.metrics.state(RunState::Evaluating);
                 let Some(found) = self.run_evaluation(validation, &stopper)? else { break };
                 self.pipeline.observe_validation(found.last().score.mean_loss())?;
                 let steps = self.steps;
                 let improved = self.remember(&found)?;
+                self.evaluation_due = false;
                 self.tell(&TrainEvent::Evaluated { steps, evaluation: &found, improved })?;
                 evaluation = Some(found);
             }
+            if self.steps < last {
+                self.capture_here_if_due(trained.so_far(first))?;
+            }
+            self.tell_of_checkpoints(false)?;
+        }
+        // Nothing was left to train: the report has the scores all the same.
+        if let (true, None, Some(validation)) = (self.steps >= last && is_rest, &evaluation, data.validation) {
+            evaluation = self.run_evaluation(validation, &stopper)?;
         }
         let unevaluated = data.validation.is_some() && evaluation.is_none();
         trained.stopped = stopper.is_requested() && (self.steps < last || unevaluated);
@@ -161,6 +184,8 @@ impl Trainer {
         }
         trained.stop_reason = self.stop_reason.take().filter(|_| self.steps < last);
         self.interrupted = trained.stopped || trained.stop_reason.is_some();
+        self.fit = Some(trained.so_far(first));
+        self.end_with_checkpoint(self.interrupted, trained.so_far(first))?;
         let report = Report::new(self, &trained, evaluation);
         self.tell(&TrainEvent::Finished { report: &report })?;
         Ok(report)
@@ -172,10 +197,14 @@ impl Trainer {
         data: &dyn Dataset,
         order: ExampleOrder,
         until: u64,
+        first: u64,
         trained: &mut Trained,
     ) -> Result<()> {
+        if self.steps == until {
+            return Ok(());
+        }
         self.metrics.trains();
-        let start = Instant::now();
+        trained.begin();
         let (loss, steps) = (Arc::clone(&self.loss), self.steps..until);
         // Once something has been fed, an error leaves the stages in the middle of a step.
         let fed = Cell::new(false);
@@ -184,6 +213,7 @@ impl Trainer {
             let loader = Loader::training(scope, data, order, steps.clone());
             // The numbers of examples and targets of each batch that has been fed.
             let sizes = RefCell::new(VecDeque::new());
+            let (timing, captured) = (RefCell::new(self.captures.timing.clone()), RefCell::new(Vec::new()));
             let mut feeder = Feeder::new(steps, |step| {
                 let (size, feed) = guarded(|| {
                     let batch = loader.next()?;
@@ -191,7 +221,18 @@ impl Trainer {
                     let total = counted.map_err(|cause| super::loader::failure(cause).in_step(step))?;
                     let micro_batches = batch.split(order.micro_batches(batch.len()?))?;
                     let count = micro_batches.len();
-                    let feed = Feed { purpose: Purpose::Train, step, micro_batches, first_index: 0, count, total };
+                    // After the last of these steps nothing is in flight: then all is captured at once.
+                    let reason = timing.borrow_mut().reason(step + 1).filter(|_| step + 1 < until);
+                    let feed = Feed {
+                        purpose: Purpose::Train,
+                        step,
+                        micro_batches,
+                        first_index: 0,
+                        count,
+                        total,
+                        capture: reason.is_some(),
+                    };
+                    captured.borrow_mut().extend(reason.map(|reason| (step + 1, reason)));
                     Ok(((batch.len()?, total), feed))
                 })?;
                 fed.set(true);
@@ -202,10 +243,12 @@ impl Trainer {
                 if self.is_stopping() {
                     feeder.stop();
                 }
-                match feeder.next(&self.pipeline)? {
+                let event = feeder.next(&self.pipeline)?;
+                captured.take().into_iter().for_each(|(steps, reason)| self.captures.begun(steps, reason));
+                match event {
                     None => return Ok(()),
                     Some(PipelineEvent::StageStep(stage)) => self.tell(&TrainEvent::StageStep(&stage))?,
-                    Some(PipelineEvent::StepDone { step, stages, change }) => {
+                    Some(PipelineEvent::StepDone { step, stages, change, strategy }) => {
                         let size = sizes.borrow_mut().pop_front();
                         let (examples, targets) =
                             size.ok_or_else(|| Error::Internal(format!("step {step} ended without having been fed")))?;
@@ -222,13 +265,17 @@ impl Trainer {
                             self.plans.change(phase)?;
                         }
                         self.tell_of_plan()?;
+                        self.capture_own(strategy, trained.so_far(first))?;
+                        self.tell_of_checkpoints(false)?;
                     }
+                    Some(PipelineEvent::Captured { step, stages }) => self.capture_stages(step + 1, stages)?,
                     Some(other) => return Err(Error::Internal(format!("{other:?} came in the middle of training"))),
                 }
             }
         });
+        let done = done.and_then(|()| self.finish_captures());
         self.failed = done.is_err() && fed.get();
-        trained.time += start.elapsed();
+        trained.end();
         done
     }
 
@@ -256,7 +303,11 @@ impl Trainer {
             return Ok(false);
         }
         let weights = self.pipeline.snapshot()?;
-        self.best = Some(Best { steps: self.steps, evaluation: found.clone(), weights });
+        let best = Arc::new(Best { steps: self.steps, evaluation: found.clone(), weights });
+        if let Some(store) = &mut self.store {
+            store.write_best(Arc::clone(&best))?;
+        }
+        self.best = Some(best);
         Ok(true)
     }
 }

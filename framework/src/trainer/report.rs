@@ -238,7 +238,7 @@ impl From<&PlanPhase> for PhaseReport {
 
 impl Report {
     pub(super) fn new(trainer: &Trainer, trained: &Trained, evaluation: Option<Evaluation>) -> Self {
-        let seconds = trained.time.as_secs_f64();
+        let seconds = trained.seconds();
         let score = |k: usize| match &evaluation {
             Some(evaluation) => evaluation.head(k).map(|head| head.score),
             None => trained.last.get(k).and_then(|stage| stage.score),

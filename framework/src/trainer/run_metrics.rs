@@ -17,15 +17,17 @@ pub(crate) enum RunState {
     Starting,
     Training,
     Evaluating,
+    Checkpointing,
     Finished,
     Failed,
 }
 
 impl RunState {
-    const ALL: [(Self, &'static str); 5] = [
+    const ALL: [(Self, &'static str); 6] = [
         (Self::Starting, "starting"),
         (Self::Training, "training"),
         (Self::Evaluating, "evaluating"),
+        (Self::Checkpointing, "checkpointing"),
         (Self::Finished, "finished"),
         (Self::Failed, "failed"),
     ];
@@ -115,8 +117,8 @@ impl RunMetrics {
             TrainEvent::Evaluated { evaluation, .. } => {
                 evaluation.heads().iter().for_each(|head| self.scored(head.stage, 1, head.score));
             }
-            TrainEvent::Started { first_step, .. } => self.current_step.set(*first_step as f64),
-            TrainEvent::Finished { .. } => {}
+            TrainEvent::Started { next_step, .. } => self.current_step.set(*next_step as f64),
+            TrainEvent::CheckpointSaved { .. } | TrainEvent::CheckpointFailed { .. } | TrainEvent::Finished { .. } => {}
         }
     }
 

@@ -1,13 +1,18 @@
 //! The state of a trainer beside its weights, and how another trainer continues from it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Best, Evaluation, FitSettings, HeadScore, Trainer, example_order::ExampleOrder, guarded};
-use crate::{Error, Result, Weights, model::Partition, stage::StageState, strategy::Plans};
+use crate::{
+    Error, Result, Weights,
+    model::Partition,
+    stage::{self, StageState, initial::head_unit},
+    strategy::Plans,
+};
 
 /// The version of the serialized form.
 const FORMAT: u32 = 1;
@@ -75,6 +80,49 @@ pub struct TrainerState {
     callbacks: Vec<Value>,
     best: Option<BestState>,
     stages: Vec<StageState>,
+    /// The fit that was not finished; none before the first one.
+    #[serde(default)]
+    fit: Option<FitState>,
+    /// Whether the evaluation after the last step has not been made.
+    #[serde(default)]
+    evaluation_due: bool,
+}
+
+/// The totals of a fit by a step, and where it began.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FitState {
+    pub(super) first_step: u64,
+    pub(super) examples: u64,
+    pub(super) seconds: f64,
+    /// The seconds of computation of each stage.
+    pub(super) busy: Vec<f64>,
+}
+
+/// The trainer's own part of a state, to which those of the stages are added.
+pub(super) struct OwnState {
+    state: TrainerState,
+    best: Option<Arc<Best>>,
+    /// The names of the parameters and buffers of each stage.
+    names: Vec<Vec<String>>,
+}
+
+impl OwnState {
+    pub(super) fn units_per_stage(&self) -> Vec<usize> {
+        self.state.units_per_stage.clone()
+    }
+
+    /// Returns the whole state, with the tensors of the stages' states and the best weights.
+    pub(super) fn with_stages(self, mut stages: Vec<StageState>) -> TrainerState {
+        let Self { state, best: found, names } = self;
+        let mut tensors: Vec<Vec<(String, Tensor)>> =
+            stages.iter_mut().map(|stage| std::mem::take(&mut stage.tensors).into_iter().collect()).collect();
+        for (tensors, names) in tensors.iter_mut().zip(&names) {
+            let weights = found.iter().flat_map(|best| names.iter().map(|name| (name, best.weights.get(name))));
+            tensors.extend(weights.filter_map(|(name, tensor)| Some((best(name), tensor?.clone()))));
+        }
+        TrainerState { tensors: Weights::of_stages(tensors), stages, ..state }
+    }
 }
 
 /// The order in which the training set is read.
@@ -111,6 +159,11 @@ fn best(name: &str) -> String {
     format!("best.{name}")
 }
 
+/// The name of the parameter of which this is the best value.
+fn best_name(name: &str) -> Option<String> {
+    name.strip_prefix("best.").map(str::to_owned)
+}
+
 fn refuse<T>(problem: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
     Err(Error::invalid("trainer state", problem, remedy))
 }
@@ -119,6 +172,11 @@ impl TrainerState {
     /// The number of optimizer steps that had been made.
     pub fn steps(&self) -> u64 {
         self.steps
+    }
+
+    /// The number of examples of the training set; none before the first fit.
+    pub fn examples(&self) -> Option<usize> {
+        self.position.map(|position| position.examples)
     }
 
     /// The state of the strategy, if it decides plans during training.
@@ -136,6 +194,7 @@ impl TrainerState {
         partition: &Partition,
         plans: &Plans,
         has_weights: bool,
+        may_regroup: bool,
     ) -> Result<()> {
         if self.format != FORMAT {
             let problem = format!("it has format {}", self.format);
@@ -149,7 +208,15 @@ impl TrainerState {
             return refuse(problem, "leave first_step out");
         }
         let units = partition.units_per_stage();
-        if units != self.units_per_stage {
+        if self.is_regrouped(partition) && self.strategy.is_some() && may_regroup {
+            let problem =
+                format!("its strategy has decided for stages of {:?} units, not of {units:?}", self.units_per_stage);
+            return refuse(
+                problem,
+                "keep the partition; only strategies that decide nothing during training can change it",
+            );
+        }
+        if self.is_regrouped(partition) && !may_regroup {
             let problem = format!("its stages have {:?} units, those of the model {units:?}", self.units_per_stage);
             return refuse(problem, "cut the model as in that run (units_per_stage)");
         }
@@ -174,6 +241,21 @@ impl TrainerState {
         Ok(())
     }
 
+    /// Returns whether its stages are not those of this partition.
+    pub(super) fn is_regrouped(&self, partition: &Partition) -> bool {
+        self.units_per_stage != partition.units_per_stage()
+    }
+
+    /// Returns the numbers that heads have under another partition: those of the stages that end in the same unit.
+    fn heads_under(&self, partition: &Partition) -> BTreeMap<usize, usize> {
+        let stages = 0..self.units_per_stage.len().saturating_sub(1);
+        let new = |old: usize| {
+            let unit = head_unit(&self.units_per_stage, old)?;
+            (0..partition.stages() - 1).find(|&k| partition.units(k).end == unit + 1)
+        };
+        stages.filter_map(|old| Some((old, new(old)?))).collect()
+    }
+
     /// The weights of the best evaluation, with these names in each stage.
     fn best_weights<'a>(&self, stages: impl Iterator<Item = &'a [String]>) -> Result<Weights> {
         let tensor = |name: &String| match self.tensors.get(&best(name)) {
@@ -182,6 +264,14 @@ impl TrainerState {
         };
         let stages = stages.map(|names| names.iter().map(tensor).collect()).collect::<Result<Vec<_>>>()?;
         Ok(Weights::of_stages(stages).with_units_per_stage(self.units_per_stage.clone()))
+    }
+}
+
+impl TrainerState {
+    /// The weights of the best evaluation, with the names and in the stages that they had.
+    fn all_best_weights(&self) -> Weights {
+        let best = self.tensors.iter().filter_map(|(name, tensor)| Some((best_name(name)?, tensor.clone())));
+        best.collect::<Weights>().with_units_per_stage(self.units_per_stage.clone())
     }
 }
 
@@ -198,23 +288,24 @@ impl Trainer {
     }
 
     fn collect_state(&self) -> Result<TrainerState> {
-        let callbacks = self.callbacks.iter().map(|callback| callback.state()).collect::<Result<_>>()?;
-        let strategy = self.strategy_state()?.map(|state| StrategyState { state });
-        let mut stages = self.pipeline.state()?;
-        let mut tensors: Vec<Vec<(String, Tensor)>> =
-            stages.iter_mut().map(|stage| std::mem::take(&mut stage.tensors).into_iter().collect()).collect();
-        for (tensors, built) in tensors.iter_mut().zip(self.stages()) {
-            let weights =
-                self.best.iter().flat_map(|best| built.names.iter().map(|name| (name, best.weights.get(name))));
-            tensors.extend(weights.filter_map(|(name, tensor)| Some((best(name), tensor?.clone()))));
-        }
+        let own = self.own_state(self.strategy_state()?, None)?;
+        Ok(own.with_stages(self.pipeline.state()?))
+    }
+
+    /// Returns the trainer's own part of its state, with this state of the strategy and these totals of the present fit.
+    pub(super) fn own_state(&self, strategy: Option<Value>, fit: Option<FitState>) -> Result<OwnState> {
+        let mut callbacks: Vec<Value> =
+            self.callbacks.iter().map(|callback| callback.state()).collect::<Result<_>>()?;
+        // Callbacks that only watch may differ in the trainer that continues.
+        let remember = callbacks.iter().rposition(|state| !state.is_null()).map_or(0, |last| last + 1);
+        callbacks.truncate(remember);
         let best = self.best.as_ref().map(|best| BestState {
             steps: best.steps,
             heads: best.evaluation.heads().to_vec(),
             seconds: best.evaluation.seconds(),
         });
-        Ok(TrainerState {
-            tensors: Weights::of_stages(tensors),
+        let state = TrainerState {
+            tensors: Weights::default(),
             format: FORMAT,
             steps: self.steps,
             seed: self.settings.seed,
@@ -225,11 +316,15 @@ impl Trainer {
                 let (first_epoch, first_step) = order.begins();
                 Position { examples: order.examples, first_epoch, first_step, least: order.division.least }
             }),
-            strategy,
+            fit: fit.or_else(|| self.fit.clone()),
+            evaluation_due: self.evaluation_due,
+            strategy: strategy.map(|state| StrategyState { state }),
             callbacks,
             best,
-            stages,
-        })
+            stages: Vec::new(),
+        };
+        let names = self.stages().iter().map(|built| built.names.clone()).collect();
+        Ok(OwnState { state, best: self.best.clone(), names })
     }
 
     /// Continues from `state`, which [`TrainerState::check`] has found to fit; the strategy has been restored before.
@@ -237,25 +332,39 @@ impl Trainer {
     /// # Errors
     /// If it is not the state of such a trainer.
     pub(super) fn restore(&mut self, state: TrainerState) -> Result<()> {
-        if state.callbacks.len() != self.callbacks.len() {
-            let problem =
-                format!("its run had {} callbacks, this one has {}", state.callbacks.len(), self.callbacks.len());
+        let regrouped = state.is_regrouped(&self.partition);
+        if state.callbacks.len() > self.callbacks.len() {
+            let problem = format!(
+                "it is of {} callbacks that remember something, or lie before one that does; this trainer has {}",
+                state.callbacks.len(),
+                self.callbacks.len()
+            );
             return refuse(problem, "add the same callbacks in the same order");
         }
         guarded(|| self.callbacks.iter_mut().zip(&state.callbacks).try_for_each(|(to, state)| to.restore(state)))?;
         if let Some(best) = state.best.as_ref().filter(|_| self.settings.keep_best.is_some()) {
             let evaluation = Evaluation::restored(best.heads.clone(), best.seconds)?;
-            let weights = state.best_weights(self.stages().iter().map(|built| built.names.as_slice()))?;
-            self.best = Some(Best { steps: best.steps, evaluation, weights });
+            let weights = match regrouped {
+                // They are those of the other partition, with its names.
+                true => state.all_best_weights(),
+                false => state.best_weights(self.stages().iter().map(|built| built.names.as_slice()))?,
+            };
+            self.best = Some(Arc::new(Best { steps: best.steps, evaluation, weights }));
         }
         if let Some(Position { examples, first_epoch, first_step, least }) = state.position {
             let order = ExampleOrder::new(examples, self.settings.division(least.max(1)), self.settings.seed)?
                 .beginning(first_epoch, first_step);
             (self.order, self.interrupted) = (Some(order), true);
         }
+        let heads = state.heads_under(&self.partition);
+        (self.fit, self.evaluation_due) = (state.fit, state.evaluation_due);
         let mut tensors: BTreeMap<String, Tensor> = state.tensors.into_iter().collect();
         let mut stages = state.stages;
         stages.iter_mut().enumerate().for_each(|(k, stage)| stage.take_tensors(k, &mut tensors));
+        if regrouped {
+            let names: Vec<&[String]> = self.stages().iter().map(|built| built.names.as_slice()).collect();
+            stages = stage::regrouped(stages, &heads, &names)?;
+        }
         self.pipeline.restore(stages)
     }
 }

@@ -1,6 +1,9 @@
 //! The work of a stage's actor after its stage is built: it does one action after another and sends the results.
 
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Instant,
+};
 
 use actix::{AsyncContext, Context};
 
@@ -32,6 +35,8 @@ pub(super) struct StageWorker {
     pub(super) done: Done,
     /// The steps whose numbers are being read.
     pub(super) unreported: Queue,
+    /// The steps after which weights and state are reported, in order.
+    pub(super) captures: VecDeque<u64>,
     /// Whether the stage has reported that it received a non-finite value: it reports nothing after that.
     pub(super) reported_non_finite: bool,
     /// The actions done for evaluations whose times are not known yet.
@@ -157,6 +162,13 @@ impl StageWorker {
                     self.send_readout(version)?;
                 }
                 self.update_submitted(step, reading)?;
+                if self.captures.front() == Some(&step) {
+                    self.captures.pop_front();
+                    // The copy waits for the device anyway, and a value that is not finite is reported first.
+                    self.report_all_steps()?;
+                    let capture = Box::new(self.stage.capture()?);
+                    self.wire.report(CoordinatorMessage::Captured { stage, step, capture })?;
+                }
             }
             _ => {}
         }

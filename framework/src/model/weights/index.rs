@@ -9,13 +9,20 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    checksum::{self, damaged},
+};
 
 /// The index's file name.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// The key of the metadata with the number of units of each stage.
 const UNITS: &str = "units_per_stage";
+
+/// The keys of the metadata with the checksum of each shard, and with that of the index itself.
+const SHARD_CHECKSUMS: &str = "shard_checksums";
+const CHECKSUM: &str = "index_checksum";
 
 /// The contents of an index.
 #[derive(Serialize, Deserialize)]
@@ -28,12 +35,25 @@ pub(super) struct ShardIndex {
 }
 
 impl ShardIndex {
-    pub(super) fn new(total_size: u64, units: Option<Vec<usize>>, weight_map: BTreeMap<String, String>) -> Self {
+    /// Returns the index of shards with these checksums.
+    pub(super) fn new(
+        total_size: u64,
+        units: Option<Vec<usize>>,
+        weight_map: BTreeMap<String, String>,
+        checksums: BTreeMap<String, String>,
+    ) -> Self {
         let mut metadata = json!({ "total_size": total_size });
         if let Some(units) = units {
             metadata[UNITS] = json!(units);
         }
+        metadata[SHARD_CHECKSUMS] = json!(checksums);
+        metadata[CHECKSUM] = json!(checksum::PLACE);
         Self { metadata, weight_map }
+    }
+
+    /// Returns the text of the index, with its own checksum.
+    pub(super) fn to_text(&self, path: &Path) -> Result<String> {
+        serde_json::to_string_pretty(self).map(|text| checksum::seal(&text)).map_err(|e| Error::file(path, e))
     }
 
     /// Returns the names of the shards that the index at `path` lists; none if there is no index.
@@ -45,8 +65,29 @@ impl ShardIndex {
         }
     }
 
+    /// Reads the text of the index at `path`, and compares it with its own checksum, which those of other programs do not have.
     pub(super) fn parse(path: &Path, text: &str) -> Result<Self> {
-        serde_json::from_str(text).map_err(|e| Error::file(path, format!("not an index of safetensors shards: {e}")))
+        let index: Self = serde_json::from_str(text)
+            .map_err(|e| Error::file(path, format!("not an index of safetensors shards: {e}")))?;
+        let own = |key: &str| index.metadata.get(key).and_then(Value::as_str);
+        let has_checksums = text.contains(CHECKSUM) || text.contains(SHARD_CHECKSUMS);
+        let is_whole = own(CHECKSUM).map_or(!has_checksums, |own| checksum::is_sealed(text, own));
+        match is_whole {
+            true => Ok(index),
+            false => Err(Error::file(path, damaged("its text is not the one that was written"))),
+        }
+    }
+
+    /// Returns the checksum of a shard; none if the index has none of any shard.
+    ///
+    /// # Errors
+    /// If only that of this one is missing.
+    pub(super) fn checksum_of(&self, path: &Path, shard: &str) -> Result<Option<&str>> {
+        let Some(all) = self.metadata.get(SHARD_CHECKSUMS) else { return Ok(None) };
+        match all.get(shard).and_then(Value::as_str) {
+            Some(checksum) => Ok(Some(checksum)),
+            None => Err(Error::file(path, damaged(format_args!("the checksum of {shard} is missing")))),
+        }
     }
 
     /// Checks that all shards lie beside the index at `path`, or below its folder.

@@ -13,7 +13,10 @@ use super::{
     Weights,
     index::{INDEX, ShardIndex},
 };
-use crate::{Error, Result};
+use crate::{
+    Error, Result, checkpoint,
+    checksum::{self, damaged},
+};
 
 /// The name of a file with all weights, as other programs write it.
 const SINGLE: &str = "model.safetensors";
@@ -33,19 +36,22 @@ struct Shard {
 }
 
 impl Weights {
-    /// Reads weights from a safetensors file, an index of such files, or a folder that has an index or a file `model.safetensors`.
+    /// Reads weights from a safetensors file, an index of such files, a folder that has an index or a file `model.safetensors`, or the folder of a run
+    /// ([`TrainerBuilder::checkpoint`](crate::TrainerBuilder::checkpoint)): those in its folder `model`, or else those of its last checkpoint.
+    ///
+    /// Files that this library has written are compared with their checksums.
     ///
     /// Tensors whose dtype cannot be read, such as those of truth values, are left out ([`Self::unreadable`]).
     ///
     /// # Errors
-    /// If a file is missing or broken, or does not hold the tensors that the index lists.
+    /// If a file is missing or damaged, or does not hold the tensors that the index lists.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = if path.is_dir() { in_folder(path)? } else { path.to_owned() };
+        let file = if path.is_dir() { in_folder(&checkpoint::weights_in(path))? } else { path.to_owned() };
         if file.extension().is_some_and(|extension| extension == "json") {
             return Self::load_index(&file);
         }
-        let Shard { tensors, unreadable } = Shard::load(&file)?;
+        let Shard { tensors, unreadable } = Shard::load(&file, None)?;
         Ok(Self { unreadable, ..tensors.into_iter().collect() })
     }
 
@@ -60,7 +66,7 @@ impl Weights {
         let (mut shards, mut unreadable) = (Vec::with_capacity(names.len()), BTreeMap::new());
         for (shard, names) in names {
             let file = path.with_file_name(shard);
-            let mut shard = Shard::load(&file)?;
+            let mut shard = Shard::load(&file, index.checksum_of(path, shard)?)?;
             let mut tensors = Vec::with_capacity(names.len());
             for name in names {
                 match (shard.tensors.remove(name), shard.unreadable.remove(name)) {
@@ -105,12 +111,16 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
 }
 
 impl Shard {
-    fn load(path: &Path) -> Result<Self> {
+    /// Reads a safetensors file, after comparing it with its checksum if there is one.
+    fn load(path: &Path, expected: Option<&str>) -> Result<Self> {
         // Neither waits for the writer of a pipe nor reads a device without end.
         if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
             return Err(Error::file(path, "is not a file"));
         }
         let bytes = fs::read(path).map_err(|error| unreadable(path, &error))?;
+        if expected.is_some_and(|expected| checksum::of(&bytes) != expected) {
+            return Err(Error::file(path, damaged("its checksum is not that of the file that was written")));
+        }
         let failed = |e: &dyn std::fmt::Display| Error::file(path, format!("not a safetensors file: {e}"));
         let file = SafeTensors::deserialize(&bytes).map_err(|e| match kind_of(path, &bytes) {
             Some(kind) => Error::file(path, kind),

@@ -1,7 +1,7 @@
 //! Weights as files: safetensors shards, one for each stage, with an index as Hugging Face writes it.
 //!
 //! `model-00001-of-00004.safetensors` and so on hold the tensors under their PyTorch names; `model.safetensors.index.json` maps each name to its
-//! shard. Its metadata has the number of units of each stage, if it is known. The index is written last: a folder with an index is complete. Weights
+//! shard. Its metadata has the number of units of each stage, if it is known, and checksums of the shards and of itself. The index is written last: a folder with an index is complete. Weights
 //! that are saved over others get other file names (`model-v1-00001-of-00004.safetensors`), so that those of the old index stay as they are until the
 //! new index replaces it.
 
@@ -16,7 +16,7 @@ use super::{
     Placed, Weights,
     index::{INDEX, ShardIndex},
 };
-use crate::{Error, Result, files};
+use crate::{Error, Result, checksum, files};
 
 impl Weights {
     /// Writes the weights into `folder`, which must exist: one safetensors file for each shard, and the index. Weights that were saved there before
@@ -49,21 +49,35 @@ impl Weights {
         saved
     }
 
-    /// Writes the shards to `files`, and the index last.
+    /// Writes the shards to `files`, each on a thread of its own, and the index last.
     fn write_to(&self, folder: &Path, files: &[String]) -> Result<()> {
+        let write = |(shard, file): (usize, &String)| -> Result<(String, String)> {
+            let path = folder.join(file);
+            let tensors = self.tensors.iter().filter(|(_, placed)| placed.shard == shard);
+            write_file(&path, tensors.map(|(name, placed)| (name.as_str(), &placed.tensor)))?;
+            Ok((file.clone(), checksum::of_file(&path)?.0))
+        };
+        let shards = files.iter().enumerate();
+        let checksums = std::thread::scope(|scope| {
+            let started: Vec<_> = shards
+                .map(|shard| (shard, std::thread::Builder::new().spawn_scoped(scope, move || write(shard))))
+                .collect();
+            let written = started.into_iter().map(|(shard, thread)| match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| Err(Error::panicked(&*panic))),
+                // The system has no thread left.
+                Err(_) => write(shard),
+            });
+            written.collect::<Result<BTreeMap<_, _>>>()
+        })?;
         let mut weight_map = BTreeMap::new();
         let mut total_size = 0;
-        for (shard, file) in files.iter().enumerate() {
-            let tensors = || self.tensors.iter().filter(|(_, placed)| placed.shard == shard);
-            for (name, Placed { tensor, .. }) in tensors() {
-                total_size += (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
-                weight_map.insert(name.clone(), file.clone());
-            }
-            write_file(&folder.join(file), tensors().map(|(name, placed)| (name.as_str(), &placed.tensor)))?;
+        for (name, Placed { tensor, shard }) in &self.tensors {
+            total_size += (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
+            weight_map.insert(name.clone(), files[*shard].clone());
         }
-        let index = ShardIndex::new(total_size, self.units_per_stage.clone(), weight_map);
-        let text = serde_json::to_string_pretty(&index).map_err(|e| Error::file(folder.join(INDEX), e))?;
-        files::write(&folder.join(INDEX), text)
+        let index = ShardIndex::new(total_size, self.units_per_stage.clone(), weight_map, checksums);
+        let path = folder.join(INDEX);
+        files::write(&path, index.to_text(&path)?)
     }
 
     /// Writes all tensors to one safetensors file, which replaces one that is there.

@@ -14,11 +14,11 @@ use crate::{Error, Result, StateDict};
 #[serde(deny_unknown_fields)]
 pub(in crate::stage) struct PartState {
     /// The names of the optimizer's tensors.
-    tensors: Vec<String>,
+    pub(in crate::stage) tensors: Vec<String>,
     /// Everything else that the optimizer remembers.
-    values: Value,
+    pub(in crate::stage) values: Value,
     /// The parameters with a moving average. The tensors hold their own values, since the weights of a trainer are the averages.
-    averaged: Vec<String>,
+    pub(in crate::stage) averaged: Vec<String>,
 }
 
 /// Tensors of a state by name.
@@ -33,7 +33,7 @@ fn take(tensors: &mut Tensors, name: &str) -> Result<Tensor> {
 }
 
 /// The name of a parameter's own value.
-fn own(name: &str) -> String {
+pub(in crate::stage) fn own(name: &str) -> String {
     format!("parameters.{name}")
 }
 

@@ -10,6 +10,7 @@ use crate::{
     stage::initial::{AllowedDifferences, InitialValues, ValueDifferences, adapted},
     stage::{StageBlueprint, StageSettings},
     strategy::Plans,
+    trainer::TrainerState,
 };
 
 /// A model, its partition and its plans, checked against each other: a run without the threads of its devices.
@@ -90,15 +91,16 @@ impl TrainerBuilder {
         let mut differences = None;
         if let Some(given) = &self.initial {
             let initial = InitialValues::of(adapted(&*self.model, given)?, &self.skipped, &blueprints)?;
-            // A run that is restored continues exactly or not at all.
-            let heads = self.allowed.heads && self.restored.is_none();
+            // A run that is restored continues exactly or not at all, unless it gets another partition.
+            let is_exact = |state: &TrainerState| !(self.resumes && state.is_regrouped(&partition));
+            let heads = self.allowed.heads && !self.restored.as_ref().is_some_and(is_exact);
             initial.differences.refuse("initial values", AllowedDifferences { heads, ..self.allowed })?;
             settings = Arc::new(StageSettings { given: initial.values, ..(*settings).clone() });
             blueprints.iter_mut().for_each(|stage| stage.set(&settings));
             differences = Some(initial.differences);
         }
         if let Some(state) = &self.restored {
-            state.check(&self.settings, &partition, &plans, self.initial.is_some())?;
+            state.check(&self.settings, &partition, &plans, self.initial.is_some(), self.resumes)?;
         }
         let micro_batches = self.settings.micro_batches;
         Ok(Layout { partition, plans, blueprints, settings, micro_batches, differences })
@@ -121,6 +123,10 @@ impl TrainerBuilder {
         at_least_one("eval_every", self.settings.eval_every.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
         at_least_one("record", self.settings.record.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
         self.settings.length.validate()?;
+        at_least_one("snapshot_every", self.snapshot_every.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
+        if let Some((_, config)) = &self.checkpoint {
+            config.validate()?;
+        }
         if let Some(clip) = &self.clip {
             clip.validate()?;
         }

@@ -9,7 +9,13 @@ use crate::{
     optimizer::clip::ClipScope,
     simulator::{HOP, Scenario, StageCosts},
     stage::StageBlueprint,
-    trainer::{Trainer, recording::Recording, run_metrics::RunMetrics, simulated_idle::SimulatedIdle},
+    trainer::{
+        Trainer,
+        checkpoint::{Captures, Timing},
+        recording::Recording,
+        run_metrics::RunMetrics,
+        simulated_idle::SimulatedIdle,
+    },
 };
 
 impl TrainerBuilder {
@@ -83,11 +89,22 @@ impl TrainerBuilder {
             reduces_on_plateau: settings.lr_schedule.reduces_on_plateau(),
             warmup_steps: settings.lr_schedule.warmup_steps(),
             best: None,
+            fit: None,
+            resumes: self.resumes,
+            evaluation_due: false,
+            captures: Captures::new(Timing::new(None, self.snapshot_every)),
+            store: None,
+            attached: self.attached,
+            snapshot_every: self.snapshot_every,
+            checkpoint_on_stop: false,
             rehearsed: Cell::new(false),
             failed: false,
         };
         if let Some(state) = self.restored {
             trainer.restore(state)?;
+        }
+        if let Some((run, config)) = &self.checkpoint {
+            trainer.checkpoint_to(run, config)?;
         }
         Ok(trainer)
     }

@@ -1,0 +1,131 @@
+//! `interlock check`: compares the files of a run with their checksums.
+
+use std::path::Path;
+
+use interlock::{
+    Checkpoint, Error, Report, Result, Weights,
+    tools::checkpoint::{BEST, MODEL, checkpoints_in},
+};
+use serde_json::Value;
+
+use crate::{
+    arguments::Check,
+    events,
+    exit::Exit,
+    progress::print,
+    run_folder::{self, RunFolder, Status},
+    table::table,
+};
+
+/// What a part of a run can be used for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Weights,
+    Checkpoint,
+    Record,
+}
+
+/// A part of a run's folder, and what was found.
+struct Found {
+    name: String,
+    what: Use,
+    /// What is in it, or why it cannot be used.
+    result: Result<String>,
+}
+
+pub(crate) fn run(arguments: &Check) -> Result<(), Exit> {
+    let folder = RunFolder::open_any(&arguments.run)?;
+    let found = parts(&folder);
+    let mut shown = table(&["part", "state"]).named_by(1);
+    for Found { name, result, .. } in &found {
+        let state = match result {
+            Ok(content) => format!("whole: {content}"),
+            Err(error) => format!("DAMAGED: {error}"),
+        };
+        shown.add_row([name.clone(), state]);
+    }
+    print(&shown.to_string())?;
+    let usable = |what: Use| found.iter().find(|part| part.what == what && part.result.is_ok());
+    let weights = usable(Use::Weights).or_else(|| usable(Use::Checkpoint));
+    let name = |part: Option<&Found>, none: &str| part.map_or_else(|| none.to_owned(), |part| part.name.clone());
+    print(&format!("weights to use: {}", name(weights, "none")))?;
+    print(&format!(
+        "train --resume continues from: {}",
+        name(usable(Use::Checkpoint), "none, there is no whole checkpoint")
+    ))?;
+    match found.iter().filter(|part| part.result.is_err()).count() {
+        0 => Ok(()),
+        1 => Err(Exit::Failed("one part of the run is damaged".to_owned())),
+        damaged => Err(Exit::Failed(format!("{damaged} parts of the run are damaged"))),
+    }
+}
+
+/// Reads all parts of a run.
+fn parts(folder: &RunFolder) -> Vec<Found> {
+    let path = folder.path();
+    let mut found = Vec::new();
+    let mut add = |name: String, what: Use, result: Result<String>| found.push(Found { name, what, result });
+    let record = |what: &str| Ok(what.to_owned());
+    add(
+        "config.toml".to_owned(),
+        Use::Record,
+        folder.config::<toml::Table>().and_then(|_| record("the configuration")),
+    );
+    add("data.json".to_owned(), Use::Record, folder.data().and_then(|_| record("the description of the data")));
+    add("status.json".to_owned(), Use::Record, folder.status().map(|status| describe(&status)));
+    add("events.jsonl".to_owned(), Use::Record, events(path));
+    for name in [run_folder::REPORT, "strategy.json"] {
+        if path.join(name).exists() {
+            let read = match name {
+                run_folder::REPORT => run_folder::read_json::<Report>(&path.join(name)).map(drop),
+                _ => run_folder::read_json::<Value>(&path.join(name)).map(drop),
+            };
+            add(name.to_owned(), Use::Record, read.and_then(|()| record("JSON")));
+        }
+    }
+    if let Some(result) = folder.timeline().transpose() {
+        add("timeline.json".to_owned(), Use::Record, result.and_then(|_| record("the timeline of the last steps")));
+    }
+    let weights = |folder: &Path| {
+        Weights::load(folder).map(|weights| match weights.len() {
+            1 => "1 tensor".to_owned(),
+            count => format!("{count} tensors"),
+        })
+    };
+    if path.join(MODEL).exists() {
+        add(format!("{MODEL}/"), Use::Weights, weights(&path.join(MODEL)));
+    } else if path.join("model.safetensors.index.json").exists() {
+        add("model.safetensors.index.json".to_owned(), Use::Weights, weights(path));
+    }
+    if path.join(BEST).exists() {
+        add(format!("{BEST}/"), Use::Weights, weights(&path.join(BEST)));
+    }
+    for (steps, checkpoint) in checkpoints_in(path) {
+        let name = checkpoint.strip_prefix(path).unwrap_or(&checkpoint).display().to_string();
+        add(
+            name,
+            Use::Checkpoint,
+            Checkpoint::load(&checkpoint).map(|_| format!("all of the run after {steps} steps")),
+        );
+    }
+    found
+}
+
+/// Describes the events of a run.
+fn events(run: &Path) -> Result<String> {
+    let path = run.join(events::FILE);
+    match path.exists() {
+        true => events::read(&path).map(|events| format!("{} events", events.len())),
+        false => Err(Error::file(path, "there is no such file")),
+    }
+}
+
+/// Describes the state of a run.
+fn describe(status: &Status) -> String {
+    match status {
+        Status::Running => "running, or killed".to_owned(),
+        Status::Finished => "finished".to_owned(),
+        Status::Stopped { steps } => format!("stopped after {steps} steps"),
+        Status::Failed { cause } => format!("failed: {cause}"),
+    }
+}

@@ -1,0 +1,172 @@
+//! The folder of a run as far as its weights and checkpoints go: where they lie, and which checkpoints are whole.
+//!
+//! | folder | holds |
+//! |---|---|
+//! | `RUN/checkpoints/step-N/` | the checkpoint after `N` steps |
+//! | `RUN/model/` | the weights to use |
+//! | `RUN/best/` | the weights of the best evaluation |
+//!
+//! A checkpoint is written to a folder beside its place, and renamed when it is complete. Its `manifest.json`, written last, has sizes and checksums of
+//! its files but the shards of weights and tensors, whose checksums are in their index.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, Result,
+    checksum::{self, damaged},
+    files,
+};
+
+/// The folder of the checkpoints within that of a run.
+pub const CHECKPOINTS: &str = "checkpoints";
+/// The folder of the weights to use within that of a run.
+pub const MODEL: &str = "model";
+/// The folder of the weights of the best evaluation within that of a run.
+pub const BEST: &str = "best";
+const MANIFEST: &str = "manifest.json";
+/// What the name of a checkpoint's folder begins with; the number of steps follows.
+const STEP: &str = "step-";
+/// The version of the format of manifests.
+const FORMAT: u32 = 1;
+
+/// The contents of a manifest.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    format: u32,
+    /// The version of the library that wrote the checkpoint.
+    pub program: String,
+    /// The number of optimizer steps that had been made.
+    pub steps: u64,
+    /// The files by their path within the folder.
+    pub files: BTreeMap<String, FileEntry>,
+    checksum: String,
+}
+
+/// The size and the checksum of a file.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Its size.
+    pub bytes: u64,
+    checksum: String,
+}
+
+impl FileEntry {
+    fn of(path: &Path) -> Result<Self> {
+        let (checksum, bytes) = checksum::of_file(path)?;
+        Ok(Self { bytes, checksum })
+    }
+}
+
+impl Manifest {
+    /// Writes the manifest of the checkpoint in `folder` with these files, as the last of them.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or the manifest cannot be written.
+    pub(crate) fn write(folder: &Path, steps: u64, names: &[String]) -> Result<()> {
+        let entry = |name: &String| Ok((name.clone(), FileEntry::of(&folder.join(name))?));
+        let manifest = Self {
+            format: FORMAT,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            steps,
+            files: names.iter().map(entry).collect::<Result<_>>()?,
+            checksum: checksum::PLACE.to_owned(),
+        };
+        let path = folder.join(MANIFEST);
+        let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::file(&path, e))?;
+        files::write(&path, checksum::seal(&text))
+    }
+
+    /// Returns the manifest of the newest checkpoint of the run in `run` whose files are as they were written.
+    pub fn newest(run: &Path) -> Option<Self> {
+        checkpoints_in(run).iter().find_map(|(_, path)| Self::verified(path).ok())
+    }
+
+    /// Reads the manifest of the checkpoint in `folder`, and compares the files with it.
+    ///
+    /// # Errors
+    /// If it, or a file that it lists, is missing or is not as it was written; the error names the file.
+    pub fn verified(folder: &Path) -> Result<Self> {
+        let path = folder.join(MANIFEST);
+        let text =
+            fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("{e}; the checkpoint is incomplete")))?;
+        let manifest: Self = serde_json::from_str(&text).map_err(|e| Error::file(&path, damaged(e)))?;
+        if !checksum::is_sealed(&text, &manifest.checksum) {
+            return Err(Error::file(&path, damaged("its text is not the one that was written")));
+        }
+        if manifest.format != FORMAT {
+            let cause = format!("format {}; this version reads format {FORMAT}", manifest.format);
+            return Err(Error::file(&path, cause));
+        }
+        for (name, expected) in &manifest.files {
+            let file = folder.join(name);
+            if FileEntry::of(&file)? != *expected {
+                return Err(Error::file(file, damaged("its checksum is not that of the file that was written")));
+            }
+        }
+        Ok(manifest)
+    }
+}
+
+/// Returns the folder of the checkpoint after `steps` steps of the run in `run`.
+pub(crate) fn place(run: &Path, steps: u64) -> PathBuf {
+    run.join(CHECKPOINTS).join(format!("{STEP}{steps}"))
+}
+
+/// Returns the checkpoints of the run in `run`, whole or not, the newest first, each with its number of steps; `run` may also be one of them.
+pub fn checkpoints_in(run: &Path) -> Vec<(u64, PathBuf)> {
+    let steps = |path: &Path| path.file_name()?.to_str()?.strip_prefix(STEP)?.parse().ok();
+    if let Some(own) = steps(run).filter(|_| run.join(MANIFEST).is_file()) {
+        return vec![(own, run.to_owned())];
+    }
+    let entries = fs::read_dir(run.join(CHECKPOINTS)).into_iter().flatten();
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut found: Vec<(u64, PathBuf)> = paths.filter_map(|path| Some((steps(&path)?, path))).collect();
+    found.sort_by_key(|(steps, _)| std::cmp::Reverse(*steps));
+    found
+}
+
+/// Returns the folder that has the weights of the run in `folder`: `model` in it, or its newest whole checkpoint; `folder` itself if it has neither.
+pub(crate) fn weights_in(folder: &Path) -> PathBuf {
+    let model = folder.join(MODEL);
+    if model.is_dir() {
+        return model;
+    }
+    let whole = checkpoints_in(folder).into_iter().find(|(_, path)| Manifest::verified(path).is_ok());
+    whole.map_or_else(|| folder.to_owned(), |(_, path)| path)
+}
+
+/// Removes the checkpoints of the run in `run` but the newest `keep`, and what an interrupted write has left.
+pub(crate) fn prune(run: &Path, keep: usize) {
+    let left_over =
+        fs::read_dir(run.join(CHECKPOINTS)).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let is_hidden = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    for path in left_over.filter(is_hidden) {
+        // It does no harm if one stays.
+        let _ = fs::remove_dir_all(path);
+    }
+    for (_, path) in checkpoints_in(run).into_iter().skip(keep) {
+        remove(&path);
+    }
+}
+
+/// Renames checkpoints of more than `steps` steps, from which a run did not continue because they are damaged.
+pub(crate) fn set_newer_aside(run: &Path, steps: u64) {
+    for (newer, path) in checkpoints_in(run).into_iter().filter(|(newer, _)| *newer > steps) {
+        // At worst it stays, and is skipped again.
+        let _ = fs::rename(&path, path.with_file_name(format!("damaged-{STEP}{newer}")));
+    }
+}
+
+/// Removes a checkpoint, its manifest first: what is left after an interruption is no checkpoint.
+pub(crate) fn remove(path: &Path) {
+    let _ = fs::remove_file(path.join(MANIFEST));
+    let _ = fs::remove_dir_all(path);
+}

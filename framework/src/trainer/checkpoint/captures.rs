@@ -1,0 +1,153 @@
+//! When the state of a running trainer is captured, and how a capture becomes a checkpoint.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{Checkpoint, CheckpointConfig};
+use crate::{Result, Weights, stage::StageCapture, trainer::state::OwnState};
+
+/// Why a step is captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// To be written.
+    Checkpoint,
+    /// To be kept in memory only.
+    Snapshot,
+}
+
+/// The two halves of a capture, which arrive in any order.
+struct Open {
+    reason: Reason,
+    own: Option<OwnState>,
+    stages: Option<Vec<StageCapture>>,
+}
+
+/// When the state is captured.
+#[derive(Clone)]
+pub(crate) struct Timing {
+    /// Steps and time between two checkpoints; none if none is written.
+    every: Option<(Option<u64>, Duration)>,
+    /// Steps between two captures that are kept in memory.
+    snapshot_every: Option<u64>,
+    last_checkpoint: Instant,
+}
+
+impl Timing {
+    pub(crate) fn new(config: Option<&CheckpointConfig>, snapshot_every: Option<u64>) -> Self {
+        let every = config.map(|config| (config.every_steps, Duration::from_secs_f64(config.every_minutes * 60.0)));
+        Self { every, snapshot_every, last_checkpoint: Instant::now() }
+    }
+
+    /// Returns whether the state after `steps` steps is to be captured, and why. The time until the next checkpoint then begins anew.
+    pub(crate) fn reason(&mut self, steps: u64) -> Option<Reason> {
+        let is_due = |(every, time): (Option<u64>, Duration)| {
+            every.is_some_and(|every| steps.is_multiple_of(every)) || self.last_checkpoint.elapsed() >= time
+        };
+        if self.every.is_some_and(is_due) {
+            self.last_checkpoint = Instant::now();
+            return Some(Reason::Checkpoint);
+        }
+        self.snapshot_every.filter(|every| steps.is_multiple_of(*every)).map(|_| Reason::Snapshot)
+    }
+}
+
+/// The captures of a run: those in progress, and the newest one.
+pub(crate) struct Captures {
+    pub(crate) timing: Timing,
+    /// By the number of steps made.
+    open: BTreeMap<u64, Open>,
+    newest: Option<Arc<Checkpoint>>,
+    /// The steps of the last checkpoint that was handed to the store.
+    written: Option<u64>,
+}
+
+impl Captures {
+    pub(crate) fn new(timing: Timing) -> Self {
+        Self { timing, open: BTreeMap::new(), newest: None, written: None }
+    }
+
+    /// Begins to count the time until the next checkpoint.
+    pub(crate) fn begin(&mut self) {
+        self.timing.last_checkpoint = Instant::now();
+    }
+
+    /// Notes that the state after `steps` steps is being captured.
+    pub(crate) fn begun(&mut self, steps: u64, reason: Reason) {
+        if reason == Reason::Checkpoint {
+            self.begin();
+        }
+        self.open.insert(steps, Open { reason, own: None, stages: None });
+    }
+
+    /// Returns whether a capture is in progress whose steps may all be done.
+    pub(crate) fn are_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// Returns whether the trainer's own state after `steps` steps is wanted.
+    pub(crate) fn wants(&self, steps: u64) -> bool {
+        self.open.contains_key(&steps)
+    }
+
+    /// Adds the trainer's own half. Returns the checkpoint to write, if it is complete now and is to be written.
+    pub(crate) fn add_own(&mut self, steps: u64, own: OwnState) -> Result<Option<Arc<Checkpoint>>> {
+        if let Some(open) = self.open.get_mut(&steps) {
+            open.own = Some(own);
+        }
+        self.complete(steps)
+    }
+
+    /// Adds the stages' half, likewise.
+    pub(crate) fn add_stages(&mut self, steps: u64, stages: Vec<StageCapture>) -> Result<Option<Arc<Checkpoint>>> {
+        if let Some(open) = self.open.get_mut(&steps) {
+            open.stages = Some(stages);
+        }
+        self.complete(steps)
+    }
+
+    fn complete(&mut self, steps: u64) -> Result<Option<Arc<Checkpoint>>> {
+        let is_complete = |open: &Open| open.own.is_some() && open.stages.is_some();
+        if !self.open.get(&steps).is_some_and(is_complete) {
+            return Ok(None);
+        }
+        let Some(Open { reason, own: Some(own), stages: Some(captures) }) = self.open.remove(&steps) else {
+            return Ok(None);
+        };
+        let (weights, states): (Vec<_>, Vec<_>) =
+            captures.into_iter().map(|StageCapture { weights, state }| (weights, state)).unzip();
+        let weights = Weights::of_stages(weights).with_units_per_stage(own.units_per_stage());
+        let checkpoint = Checkpoint { weights, state: own.with_stages(states) };
+        Ok(self.completed(checkpoint, reason))
+    }
+
+    /// Keeps a complete capture. Returns it if it is to be written.
+    pub(crate) fn completed(&mut self, checkpoint: Checkpoint, reason: Reason) -> Option<Arc<Checkpoint>> {
+        let checkpoint = Arc::new(checkpoint);
+        self.newest = Some(Arc::clone(&checkpoint));
+        if reason == Reason::Snapshot {
+            return None;
+        }
+        self.written = Some(checkpoint.steps());
+        Some(checkpoint)
+    }
+
+    /// The newest capture.
+    pub(crate) fn newest(&self) -> Option<&Arc<Checkpoint>> {
+        self.newest.as_ref()
+    }
+
+    /// Returns the newest capture if it has not been handed to the store; afterwards it counts as handed over.
+    pub(crate) fn take_unwritten(&mut self) -> Option<Arc<Checkpoint>> {
+        let newest = self.newest.as_ref().filter(|newest| self.written.is_none_or(|steps| steps < newest.steps()))?;
+        self.written = Some(newest.steps());
+        Some(Arc::clone(newest))
+    }
+
+    /// Forgets captures in progress, because the stages have failed.
+    pub(crate) fn abandon(&mut self) {
+        self.open.clear();
+    }
+}
