@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use interlock::{
     ActivationDtype, Checkpoint, CheckpointConfig, ClipConfig, Criterion, EarlyStopping, EarlyStoppingConfig,
-    EmaConfig, Error, HeadsConfig, LrScheduleConfig, OptimizerConfig, Recompute, Result, Trainer, TrainerBuilder,
-    Weights,
+    EmaConfig, Error, FailuresConfig, HeadsConfig, LrScheduleConfig, OptimizerConfig, Recompute, Result, Trainer,
+    TrainerBuilder, Weights,
     tools::{model::PartitionConfig, schedule::PolicyName, strategy::StrategyConfig},
 };
 use interlock_models::data::{Data, DataKind, Description};
@@ -138,6 +138,10 @@ pub(crate) struct RunConfig<M, D> {
     #[serde(default)]
     #[schemars(extend("examples" = [{"every_steps": 500, "keep": 2}]))]
     pub(crate) checkpoint: CheckpointConfig,
+    /// What the run does about failures.
+    #[serde(default)]
+    #[schemars(extend("examples" = [{"on_failure": "restart"}]))]
+    pub(crate) failures: FailuresConfig,
 }
 
 /// Settings of the pipeline, which do not change the results.
@@ -305,6 +309,7 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
             .drop_last(self.drop_last)
             .eval_every(self.eval_every)
             .seed(self.seed)
+            .failures(self.failures.clone())
             .keep_best(self.checkpoint.keep_best.unwrap_or(match description.kind {
                 DataKind::Images { .. } | DataKind::Vectors { .. } => Criterion::Accuracy,
                 DataKind::Text { .. } => Criterion::Loss,

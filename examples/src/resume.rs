@@ -30,6 +30,8 @@ pub(crate) struct Resumed<P: Program> {
 pub(crate) enum Found<P: Program> {
     /// A new run.
     Nothing,
+    /// A run that was interrupted before its first checkpoint, and begins again in its folder.
+    Again(RunFolder),
     /// The run has finished, and nothing is asked that it has not done.
     Finished(RunFolder),
     Run(Box<Resumed<P>>),
@@ -60,15 +62,17 @@ impl<P: Program> Found<P> {
     }
 
     fn in_folder(path: &Path, arguments: &Train, is_auto: bool) -> Result<Self> {
+        if is_auto && RunFolder::is_hardly_begun(path) {
+            return Ok(Self::Again(RunFolder::lock(path)?));
+        }
         let folder = RunFolder::open_to_continue(path)?;
-        let found = Checkpoint::newest(path)?;
-        let Some((checkpoint, place)) = found else {
-            // Killed before its first checkpoint.
-            let remedy = match is_auto {
-                true => "remove the folder to begin again",
-                false => "begin a new run",
+        let Some((checkpoint, place)) = Checkpoint::newest(path)? else {
+            return match is_auto {
+                true => Ok(Self::Again(folder)),
+                false => {
+                    Err(Error::file(path, "the run has no checkpoint; begin a new one, or use --resume auto --out"))
+                }
             };
-            return Err(Error::file(path, format!("the run has no checkpoint; {remedy}")));
         };
         let before = config_at::<P>(&place)?;
         let config = match (&arguments.source.config, arguments.source.sets.as_slice()) {

@@ -1,6 +1,7 @@
 //! The folder of a run: configuration, environment, events, weights, report, log, decisions of its strategy, and status.
 
 use std::{
+    ffi::OsStr,
     fs::{File, OpenOptions, TryLockError},
     io::{self, Read, Write},
     path::{Path, PathBuf},
@@ -110,6 +111,19 @@ fn lock(folder: &Path) -> Result<Arc<File>> {
     Ok(Arc::new(file))
 }
 
+/// Removes these files and folders, as far as they are there.
+fn remove(files: &[&Path], folders: &[&Path]) -> Result<()> {
+    let removed_files = files.iter().map(|path| (path, std::fs::remove_file(path)));
+    let removed_folders = folders.iter().map(|path| (path, std::fs::remove_dir_all(path)));
+    for (path, removed) in removed_files.chain(removed_folders) {
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::file(path, error)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Makes files opened with these options the ones of that name, never those that a symbolic link leads to.
 pub(crate) fn not_through_symlinks(options: &mut OpenOptions) {
     #[cfg(unix)]
@@ -182,13 +196,31 @@ pub(crate) fn refuse_no_place(name: &str, path: &Path) -> Result<()> {
 }
 
 impl RunFolder {
-    /// Begins a run in a folder that [`create`] has made: locks it, and writes configuration, description of the data, environment and status.
+    /// Locks a folder, which need not have a run, for this process.
+    ///
+    /// # Errors
+    /// If another process writes a run in it.
+    pub(crate) fn lock(path: &Path) -> Result<Self> {
+        Ok(Self { _lock: Some(lock(path)?), path: path.to_owned(), ended: Arc::default() })
+    }
+
+    /// Returns whether the folder at `path` has nothing of a run but what is written before its configuration.
+    pub(crate) fn is_hardly_begun(path: &Path) -> bool {
+        let is_early = |name: &OsStr| name == LOCK || Path::new(name).extension().is_some_and(|end| end == "part");
+        let entries = std::fs::read_dir(path);
+        entries.is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| is_early(&entry.file_name()))))
+    }
+
+    /// Begins a run in this folder, whose lock this process has: writes configuration, description of the data, environment and status. Events of a run that
+    /// was interrupted before its first checkpoint are removed.
     pub(crate) fn begin<M: ModelSection, D: DataSection>(
-        path: PathBuf,
+        self,
         config: &RunConfig<M, D>,
         data: &Description,
     ) -> Result<Self> {
-        let folder = Self { _lock: Some(lock(&path)?), path, ended: Arc::default() };
+        let folder = self;
+        let path = &folder.path;
+        remove(&[&path.join(events::FILE)], &[&path.join(tensorboard::FOLDER)])?;
         files::write(&folder.path.join(CONFIG), config.to_toml()?)?;
         folder.write_json(DATA, data)?;
         folder.write_json(environment::FILE, &Environment::of_this_process())?;
@@ -221,12 +253,7 @@ impl RunFolder {
         self.write_json(environment::FILE, &Environment::of_this_process())?;
         self.write_json(STATUS, &Status::Running)?;
         // What it ended with before is in its checkpoints, and would be taken for the end of this run.
-        let removed = [std::fs::remove_dir_all(self.path.join(MODEL)), std::fs::remove_file(self.path.join(REPORT))];
-        let is_failure = |error: &io::Error| error.kind() != io::ErrorKind::NotFound;
-        match removed.into_iter().filter_map(std::result::Result::err).find(is_failure) {
-            Some(error) => Err(Error::file(&self.path, error)),
-            None => Ok(()),
-        }
+        remove(&[&self.path.join(REPORT)], &[&self.path.join(MODEL)])
     }
 
     /// Opens the folder of a run that has weights: those of its end, or else of its last checkpoint, which a line on stderr says.

@@ -27,13 +27,11 @@ use crate::{
     trace::{self, TraceFile},
 };
 
-/// The number of steps between two copies in memory of all that a run needs to continue, the last of which a run that fails leaves.
-const SNAPSHOT_EVERY: u64 = 100;
-
 pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
-    let resumed = match Found::<P>::of(arguments)? {
-        Found::Nothing => None,
-        Found::Run(resumed) => Some(resumed),
+    let (resumed, again) = match Found::<P>::of(arguments)? {
+        Found::Nothing => (None, None),
+        Found::Again(folder) => (None, Some(folder)),
+        Found::Run(resumed) => (Some(resumed), None),
         Found::Finished(folder) => {
             say(&format!(
                 "the run in {} has finished; to train longer, give more steps or epochs",
@@ -47,7 +45,7 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
         None => config::load::<P>(arguments.source.config.as_deref(), &arguments.source.sets)?,
     };
     config.devices = Devices::of_arguments(&arguments.devices).unwrap_or(config.devices);
-    if let (Some(out), None) = (&arguments.out, &resumed) {
+    if let (Some(out), None, None) = (&arguments.out, &resumed, &again) {
         run_folder::refuse_existing(out)?;
     }
     if let Some(report) = &arguments.report {
@@ -63,10 +61,7 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
         resumed.check_data(&data)?;
     }
     let description = serde_json::to_string_pretty(&data.description).map_err(Exit::failed)?;
-    let builder = builder
-        .attach(run_folder::CONFIG, config.to_toml()?)
-        .attach(run_folder::DATA, description)
-        .snapshot_every(SNAPSHOT_EVERY);
+    let builder = builder.attach(run_folder::CONFIG, config.to_toml()?).attach(run_folder::DATA, description);
     // Before the stages are built, since they register their metrics then.
     let exporter = arguments.metrics.map(|address| Exporter::start(address, &config.name)).transpose()?;
     let trace_steps = arguments.trace_steps.unwrap_or(trace::STEPS);
@@ -92,7 +87,11 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
             resumed.folder
         }
         None => {
-            RunFolder::begin(run_folder::create(arguments.out.as_deref(), &config.name)?, &config, &data.description)?
+            let folder = match again {
+                Some(folder) => folder,
+                None => RunFolder::lock(&run_folder::create(arguments.out.as_deref(), &config.name)?)?,
+            };
+            folder.begin(&config, &data.description)?
         }
     };
     trainer.checkpoint_to(folder.path(), &config.checkpoint)?;

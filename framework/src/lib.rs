@@ -140,6 +140,7 @@ pub use strategy::{
 };
 pub use tensor::{Activation, ActivationDtype, Numbers, Precision};
 pub use trainer::{
-    Callback, Checkpoint, CheckpointConfig, Control, Criterion, EarlyStopping, EarlyStoppingConfig, Evaluation, Length,
-    Predictor, Report, Split, Stopper, TrainEvent, Trainer, TrainerBuilder, TrainerState,
+    Callback, Checkpoint, CheckpointConfig, Control, Criterion, EarlyStopping, EarlyStoppingConfig, Evaluation,
+    FailuresConfig, Length, OnFailure, OnNonfinite, Predictor, Report, Split, Stopper, TrainEvent, Trainer,
+    TrainerBuilder, TrainerState,
 };

@@ -24,9 +24,10 @@ pub use blueprint::{HeadsConfig, HeadsReadout, HeadsTrained, StageBlueprint, Sta
 pub use optimizer_factory::{OptimizerContext, OptimizerFactory};
 pub use reading::{StepNumbers, StepReading};
 pub use readout::ReadoutVersion;
+pub(crate) use readout::leave_out_update;
 pub use recompute::Recompute;
-pub(crate) use state::regrouped;
 pub use state::{StageCapture, StageState};
+pub(crate) use state::{regrouped, regrouped_name};
 pub use trainable::Trainable;
 
 use std::{collections::HashMap, sync::Arc};

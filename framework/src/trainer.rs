@@ -10,12 +10,14 @@ mod fit;
 mod loader;
 pub(crate) mod predictor;
 mod recording;
+mod recovery;
 mod rehearsal;
 mod report;
 mod run_metrics;
 mod simulated_idle;
 mod state;
 mod stop;
+mod told;
 mod trained;
 
 pub use builder::{Layout, TrainerBuilder};
@@ -23,6 +25,7 @@ pub use callback::{Callback, Control, EarlyStopping, EarlyStoppingConfig};
 pub use checkpoint::{Checkpoint, CheckpointConfig};
 pub use event::TrainEvent;
 pub use predictor::Predictor;
+pub use recovery::{FailuresConfig, OnFailure, OnNonfinite};
 pub use report::{
     BestReport, Evaluation, EveryReport, FinalReport, Followed, HeadScore, PhaseReport, Report, StageReport,
 };
@@ -46,9 +49,11 @@ use crate::{
 use checkpoint::{Attached, Captures, Store, Timing};
 use example_order::{Division, ExampleOrder};
 use recording::Recording;
+use recovery::{Launch, Recovery};
 use run_metrics::{RunMetrics, RunState};
 use simulated_idle::SimulatedIdle;
 use state::FitState;
+use told::Told;
 
 /// The training set and the validation set of a fit.
 #[derive(Clone, Copy)]
@@ -267,6 +272,9 @@ pub struct Trainer {
     stopper: Stopper,
     metrics: RunMetrics,
     simulated_idle: SimulatedIdle,
+    launch: Launch,
+    recovery: Recovery,
+    told: Told,
     /// Whether the learning rate depends on evaluations.
     reduces_on_plateau: bool,
     /// The steps in which the learning rate rises.

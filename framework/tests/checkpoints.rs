@@ -20,8 +20,8 @@ use candle_core::Tensor;
 use common::{Fault, How, Perceptron, Spiral, When};
 use interlock::{
     Adaptive, Checkpoint, CheckpointConfig, Criterion, EarlyStopping, EarlyStoppingConfig, EmaConfig, EndToEnd,
-    HeadsConfig, HeadsReadout, HeadsTrained, Interlock, Local, LrScheduleConfig, OptimizerConfig, OptimizerKind,
-    Report, Stopper, TrainEvent, Trainer, TrainerBuilder, Weights, WidthSchedule,
+    FailuresConfig, HeadsConfig, HeadsReadout, HeadsTrained, Interlock, Local, LrScheduleConfig, OptimizerConfig,
+    OptimizerKind, Report, Stopper, TrainEvent, Trainer, TrainerBuilder, Weights, WidthSchedule,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -380,8 +380,10 @@ fn a_fit_that_fails_ends_with_its_newest_capture() {
     for how in [How::Panic, How::Error, How::NotANumber] {
         let fault = Fault { unit: 1, head: false, when: When::BackwardParameters, how, step: 7 };
         let run = folder.path().join(format!("{how:?}"));
-        let failing =
-            builder(3, Some(fault)).eval_every(99).snapshot_every(2).checkpoint(&run, CheckpointConfig::default());
+        let failing = builder(3, Some(fault))
+            .eval_every(99)
+            .failures(FailuresConfig { snapshot_every: 2, ..FailuresConfig::default() })
+            .checkpoint(&run, CheckpointConfig::default());
         let mut trainer = failing.steps(12).build().unwrap();
         let error = trainer.fit((&DATA, &DATA)).unwrap_err().to_string();
         assert!(error.contains("stage 1, step 7"), "{error}");

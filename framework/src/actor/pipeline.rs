@@ -289,6 +289,13 @@ impl Pipeline {
 
 impl Drop for Pipeline {
     fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Pipeline {
+    /// Stops the actors and waits for their threads. The pipeline cannot be used any more.
+    pub(crate) fn end(&mut self) {
         for arbiter in &self.arbiters {
             arbiter.stop();
         }

@@ -11,6 +11,9 @@ pub const PHASES: [&str; 6] =
 /// Values of the label `kind` of [`STAGE_MEMORY`].
 pub const MEMORY: [&str; 4] = ["parameters", "gradients", "optimizer", "activations"];
 
+/// Values of the label `reason` of [`STAGE_RESTARTS`].
+pub const RESTART_REASONS: [&str; 3] = ["panic", "error", "nonfinite"];
+
 macro_rules! table {
     ($($(#[$doc:meta])* $name:ident = $metric:expr;)*) => {
         $($(#[$doc])* pub const $name: Metric = $metric;)*
@@ -84,6 +87,11 @@ table! {
     STAGE_LAST_PROGRESS = Metric::gauge_of(
         "interlock_stage_last_progress_timestamp_seconds", Unit::Seconds, &["stage"],
         "When the stage last finished a computation, in seconds since 1970",
+    );
+    /// Restarts.
+    STAGE_RESTARTS = Metric::counter_of(
+        "interlock_stage_restarts_total", Unit::Count, &["stage", "reason"],
+        "Failures of the stage after which all stages went back and the run went on, by what happened; only of runs that restart",
     );
     /// The memory of a stage.
     STAGE_MEMORY = Metric::gauge_of(

@@ -294,6 +294,11 @@ impl StageBlueprint {
         self.readout.as_ref().filter(|role| role.copy.is_some()).map(|role| role.refresh)
     }
 
+    /// Returns the name of the last stage's matrix, if heads share it.
+    pub(crate) fn shared_matrix(&self) -> Option<&str> {
+        self.readout.as_ref().map(|role| role.matrix.name.as_str())
+    }
+
     /// The same blueprint with other initial values, for stages that compute no gradients; without the head if `has_head` is false.
     pub(crate) fn for_predictions(&self, given: Arc<Weights>, has_head: bool) -> Self {
         let settings = StageSettings { given, check_gradients: false, ..(*self.settings).clone() };

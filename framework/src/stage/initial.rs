@@ -37,6 +37,11 @@ pub(super) fn head_parameter(name: &str) -> Option<(usize, &str)> {
     Some((stage.parse().ok()?, rest))
 }
 
+/// Returns whether `name` is that of a head's parameter.
+pub(crate) fn is_head(name: &str) -> bool {
+    head_parameter(name).is_some()
+}
+
 /// Returns the unit that the head of stage `stage` follows: the last one of the stage.
 pub(crate) fn head_unit(units_per_stage: &[usize], stage: usize) -> Option<usize> {
     let count = units_per_stage.get(..=stage)?.iter().try_fold(0_usize, |sum, units| sum.checked_add(*units))?;

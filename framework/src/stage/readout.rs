@@ -15,7 +15,7 @@ use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 
 use super::Stage;
 use crate::{
-    Error, Failure, Origin, ParameterStore, Phase, Result, Unit, model::parameters::ReadOnlyCopy, optimizer,
+    Error, Failure, Origin, ParameterStore, Phase, Result, Unit, Weights, model::parameters::ReadOnlyCopy, optimizer,
     schedule::readout::version_at,
 };
 
@@ -200,6 +200,21 @@ pub(super) fn versions_in(tensors: &BTreeMap<String, Tensor>) -> Vec<ReadoutVers
     let mut versions: Vec<_> = tensors.iter().filter_map(version).collect();
     versions.sort_by_key(|version| version.step);
     versions
+}
+
+/// Brings the versions among the tensors of a state to a step whose predecessor is left out: `matrix` is the last stage's, which does not change.
+pub(crate) fn leave_out_update(tensors: &mut Weights, step: u64, refresh: u64, matrix: Option<Tensor>) {
+    if let Some(matrix) = matrix.filter(|_| step.is_multiple_of(refresh)) {
+        tensors.insert(state_name(step), matrix);
+    }
+    let steps = |name: &str| name.strip_prefix(PREFIX)?.parse::<u64>().ok();
+    let mut held: Vec<u64> = tensors.names().filter_map(steps).collect();
+    held.sort_unstable();
+    // Version 0, or that of the run's first step, is in force until another one is.
+    let in_force = held.iter().copied().filter(|version| *version <= version_at(refresh, step)).max();
+    for before in held.into_iter().filter(|version| in_force.is_some_and(|in_force| *version < in_force)) {
+        tensors.remove(&state_name(before));
+    }
 }
 
 /// Returns the name of a version in the state of a trainer.

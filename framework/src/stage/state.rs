@@ -2,7 +2,7 @@
 
 mod regroup;
 
-pub(crate) use regroup::regrouped;
+pub(crate) use regroup::{regrouped, regrouped_name};
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Stage, Trainable,
-    initial::head_parameter,
+    initial::is_head,
     readout::{self, Versions},
     trainable::state::{PartState, Tensors},
 };
@@ -51,6 +51,11 @@ fn prefixes(stage: usize) -> [String; 2] {
 }
 
 impl StageState {
+    /// The refresh interval of the shared readout, if the stage takes part in it.
+    pub(crate) fn readout_refresh(&self) -> Option<u64> {
+        self.readout_refresh
+    }
+
     /// Takes the tensors of stage `k` out of those of all stages.
     pub(crate) fn take_tensors(&mut self, k: usize, all: &mut Tensors) {
         let prefixes = prefixes(k).map(|prefix| format!("{prefix}."));
@@ -119,7 +124,6 @@ impl Stage {
         let StageState { mut tensors, shapes, main, head, plateau, readout_refresh, is_regrouped } = state;
         let present = self.shapes();
         // A head is continued whole or not at all.
-        let is_head = |name: &str| head_parameter(name).is_some();
         let fits = |name: &String| shapes.get(name) == present.get(name);
         let head = head.filter(|_| !is_regrouped || present.keys().filter(|name| is_head(name)).all(fits));
         let begins = |name: &str| is_regrouped && is_head(name);

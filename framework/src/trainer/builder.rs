@@ -15,7 +15,8 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    Callback, Checkpoint, CheckpointConfig, Criterion, FitSettings, Length, Stopper, TrainerState, checkpoint::Attached,
+    Callback, Checkpoint, CheckpointConfig, Criterion, FailuresConfig, FitSettings, Length, Stopper, TrainerState,
+    checkpoint::Attached,
 };
 use crate::{
     ActivationDtype, Error, Groups, Loss, ModelSpec, Predictor, Result, StageDevice, Strategy,
@@ -47,7 +48,7 @@ pub struct TrainerBuilder {
     /// The folder of the run, and when checkpoints are written to it.
     checkpoint: Option<(PathBuf, CheckpointConfig)>,
     attached: Attached,
-    snapshot_every: Option<u64>,
+    failures: Option<FailuresConfig>,
     partition: PartitionConfig,
     devices: Vec<Arc<dyn StageDevice>>,
     optimizer: Arc<dyn OptimizerFactory>,
@@ -80,7 +81,7 @@ impl TrainerBuilder {
             resumes: false,
             checkpoint: None,
             attached: Attached::new(),
-            snapshot_every: None,
+            failures: None,
             partition: PartitionConfig::default(),
             devices: vec![Arc::new(PlainCpu)],
             optimizer: Arc::new(OptimizerConfig::default()),
@@ -187,10 +188,11 @@ impl TrainerBuilder {
         self
     }
 
-    /// Keeps a copy of weights and state in memory after every step that is a multiple of `steps`. A fit that fails ends with the newest one as a
-    /// checkpoint, if checkpoints are written, and [`Trainer::last_checkpoint`](super::Trainer::last_checkpoint) returns it. Default: none.
-    pub fn snapshot_every(self, steps: impl Into<Option<u64>>) -> Self {
-        Self { snapshot_every: steps.into(), ..self }
+    /// Sets what a fit does about failures. It then keeps a copy of weights and state in memory after every step that is a multiple of
+    /// [`FailuresConfig::snapshot_every`]. A fit that ends with a failure leaves the newest one as a checkpoint, if checkpoints are written, and
+    /// [`Trainer::last_checkpoint`](super::Trainer::last_checkpoint) returns it. Default: a failure ends the fit, and no copies are kept.
+    pub fn failures(self, config: impl Into<Option<FailuresConfig>>) -> Self {
+        Self { failures: config.into(), ..self }
     }
 
     /// Cuts the model into `stages` stages of about equal cost. Default: one stage for each device.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Evaluation, Report};
 use crate::{
-    Error, GradientPlan, PlanSchedule,
+    Error, Failure, GradientPlan, PlanSchedule,
     transport::{Built, StageStep},
 };
 
@@ -60,6 +60,19 @@ pub enum TrainEvent<'a> {
         evaluation: &'a Evaluation,
         /// Whether it is the best so far and its weights were kept.
         improved: bool,
+    },
+    /// After a failure all stages have gone back, and repeat the steps since then, of which no further events are sent
+    /// ([`FailuresConfig::on_failure`](super::FailuresConfig::on_failure)).
+    Restarted {
+        /// The failure.
+        failure: &'a Failure,
+        /// The number of updates to which they have gone back.
+        to_step: u64,
+    },
+    /// A step has been left out, because a value was not finite ([`FailuresConfig::on_nonfinite`](super::FailuresConfig::on_nonfinite)).
+    StepSkipped {
+        /// The step, counted from 0.
+        step: u64,
     },
     /// A checkpoint has been written.
     CheckpointSaved {

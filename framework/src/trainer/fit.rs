@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Best, Control, Evaluation, Length, Report, Split, TrainEvent, Trainer, evaluation, example_order::ExampleOrder,
-    guarded, loader::Loader, rehearsal, run_metrics::RunState, trained::Trained,
+    Best, Control, Evaluation, Length, Report, Split, TrainEvent, Trainer, checkpoint::Reason, evaluation,
+    example_order::ExampleOrder, guarded, loader::Loader, rehearsal, run_metrics::RunState, trained::Trained,
 };
 use crate::{
     Dataset, Error, Result,
@@ -43,6 +43,9 @@ impl Trainer {
     /// # Errors
     /// If one fails or panics.
     pub(super) fn tell(&mut self, event: &TrainEvent<'_>) -> Result<()> {
+        if !self.told.is_new(event) {
+            return Ok(());
+        }
         self.metrics.observe(event);
         for callback in &mut self.callbacks {
             let control = catch_unwind(AssertUnwindSafe(|| callback.on_event(event))).unwrap_or_else(|panic| {
@@ -121,7 +124,7 @@ impl Trainer {
         self.stop_reason = None;
         let (plans, built) = (self.plans.clone(), self.stages().to_vec());
         // A callback that refuses the run does so here: nothing has been sent to a stage.
-        let refused = self.tell(&TrainEvent::Started {
+        let told = self.tell(&TrainEvent::Started {
             first_step: first,
             next_step: self.steps,
             last_step: last,
@@ -130,9 +133,9 @@ impl Trainer {
             stages: &built,
             evaluates: data.validation.is_some(),
         });
-        if refused.is_err() {
+        if let Err(refusal) = told {
             self.fit = continued;
-            return refused.map(|()| unreachable!());
+            return Err(refusal);
         }
         // After an error between steps the next fit goes on in this epoch.
         (self.order, self.interrupted) = (Some(order), true);
@@ -143,7 +146,44 @@ impl Trainer {
 
         let stopper = self.stopper.clone();
         let mut trained = continued.as_ref().map(Trained::continuing).unwrap_or_default();
+        self.told.begin(self.steps);
+        if self.recovery.recovers() {
+            self.capture_here(Reason::Snapshot, trained.so_far(first))?;
+        }
+        let mut evaluation = loop {
+            match self.train_to(data, order, [first, last], &mut trained) {
+                Ok(evaluation) => break evaluation,
+                Err(error) => self.recover(error, last, &mut trained)?,
+            }
+        };
         let is_rest = continued.is_some();
+        // Nothing was left to train: the report has the scores all the same.
+        if let (true, None, Some(validation)) = (self.steps >= last && is_rest, &evaluation, data.validation) {
+            evaluation = self.run_evaluation(validation, &stopper)?;
+        }
+        let unevaluated = data.validation.is_some() && evaluation.is_none();
+        trained.stopped = stopper.is_requested() && (self.steps < last || unevaluated);
+        if trained.stopped {
+            stopper.done();
+        }
+        trained.stop_reason = self.stop_reason.take().filter(|_| self.steps < last);
+        self.interrupted = trained.stopped || trained.stop_reason.is_some();
+        self.fit = Some(trained.so_far(first));
+        self.end_with_checkpoint(self.interrupted, trained.so_far(first))?;
+        let report = Report::new(self, &trained, evaluation);
+        self.tell(&TrainEvent::Finished { report: &report })?;
+        Ok(report)
+    }
+
+    /// Trains and evaluates up to the step `last` of a fit that began at `first`, or until it is asked to end. Returns the evaluation after the last step.
+    fn train_to(
+        &mut self,
+        data: Split<'_>,
+        order: ExampleOrder,
+        [first, last]: [u64; 2],
+        trained: &mut Trained,
+    ) -> Result<Option<Evaluation>> {
+        let stopper = self.stopper.clone();
         let mut evaluation = None;
         while (self.steps < last || self.evaluation_due) && !self.is_stopping() {
             let until = match (data.validation, self.settings.eval_every) {
@@ -153,9 +193,13 @@ impl Trainer {
                 (Some(_), None) => order.end_of_epoch(self.steps).min(last),
             };
             evaluation = None;
-            self.train_until(data.train, order, until, first, &mut trained)?;
+            let to_skip = self.recovery.to_skip.filter(|step| *step < until);
+            self.train_until(data.train, order, to_skip.unwrap_or(until), first, trained)?;
+            if to_skip == Some(self.steps) {
+                self.skip_step(last, trained, first)?;
+            }
             if self.steps < until {
-                break;
+                continue;
             }
             if let Some(validation) = data.validation {
                 self.evaluation_due = true;
@@ -173,22 +217,7 @@ impl Trainer {
             }
             self.tell_of_checkpoints(false)?;
         }
-        // Nothing was left to train: the report has the scores all the same.
-        if let (true, None, Some(validation)) = (self.steps >= last && is_rest, &evaluation, data.validation) {
-            evaluation = self.run_evaluation(validation, &stopper)?;
-        }
-        let unevaluated = data.validation.is_some() && evaluation.is_none();
-        trained.stopped = stopper.is_requested() && (self.steps < last || unevaluated);
-        if trained.stopped {
-            stopper.done();
-        }
-        trained.stop_reason = self.stop_reason.take().filter(|_| self.steps < last);
-        self.interrupted = trained.stopped || trained.stop_reason.is_some();
-        self.fit = Some(trained.so_far(first));
-        self.end_with_checkpoint(self.interrupted, trained.so_far(first))?;
-        let report = Report::new(self, &trained, evaluation);
-        self.tell(&TrainEvent::Finished { report: &report })?;
-        Ok(report)
+        Ok(evaluation)
     }
 
     /// Runs the steps up to `until` (exclusive), or up to the last step that has been fed when the run is asked to end, and waits for them.

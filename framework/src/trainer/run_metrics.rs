@@ -118,7 +118,11 @@ impl RunMetrics {
                 evaluation.heads().iter().for_each(|head| self.scored(head.stage, 1, head.score));
             }
             TrainEvent::Started { next_step, .. } => self.current_step.set(*next_step as f64),
-            TrainEvent::CheckpointSaved { .. } | TrainEvent::CheckpointFailed { .. } | TrainEvent::Finished { .. } => {}
+            TrainEvent::Restarted { .. }
+            | TrainEvent::StepSkipped { .. }
+            | TrainEvent::CheckpointSaved { .. }
+            | TrainEvent::CheckpointFailed { .. }
+            | TrainEvent::Finished { .. } => {}
         }
     }
 

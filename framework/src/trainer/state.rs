@@ -10,7 +10,10 @@ use super::{Best, Evaluation, FitSettings, HeadScore, Trainer, example_order::Ex
 use crate::{
     Error, Result, Weights,
     model::Partition,
-    stage::{self, StageState, initial::head_unit},
+    stage::{
+        self, StageState,
+        initial::{head_unit, is_head},
+    },
     strategy::Plans,
 };
 
@@ -159,11 +162,6 @@ fn best(name: &str) -> String {
     format!("best.{name}")
 }
 
-/// The name of the parameter of which this is the best value.
-fn best_name(name: &str) -> Option<String> {
-    name.strip_prefix("best.").map(str::to_owned)
-}
-
 fn refuse<T>(problem: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
     Err(Error::invalid("trainer state", problem, remedy))
 }
@@ -241,6 +239,34 @@ impl TrainerState {
         Ok(())
     }
 
+    /// The totals of the fit that was not finished.
+    pub(super) fn fit(&self) -> Option<&FitState> {
+        self.fit.as_ref()
+    }
+
+    /// Returns whether the evaluation after the last step has not been made.
+    pub(super) fn evaluation_is_due(&self) -> bool {
+        self.evaluation_due
+    }
+
+    /// Counts a step that changes nothing. The last stage publishes its matrix, which is called `matrix`, if heads share it and it is time.
+    pub(super) fn leave_out_step(&mut self, weights: &Weights, matrix: Option<&str>) {
+        self.steps += 1;
+        let refresh = self.stages.iter().find_map(StageState::readout_refresh);
+        if let (Some(refresh), Some(matrix)) = (refresh, matrix) {
+            let own = self.tensors.get(&format!("parameters.{matrix}")).or_else(|| weights.get(matrix)).cloned();
+            stage::leave_out_update(&mut self.tensors, self.steps, refresh, own);
+        }
+    }
+
+    /// Returns the states of the stages, with their tensors.
+    pub(super) fn into_stages(self) -> Vec<StageState> {
+        let mut tensors: BTreeMap<String, Tensor> = self.tensors.into_iter().collect();
+        let mut stages = self.stages;
+        stages.iter_mut().enumerate().for_each(|(k, stage)| stage.take_tensors(k, &mut tensors));
+        stages
+    }
+
     /// Returns whether its stages are not those of this partition.
     pub(super) fn is_regrouped(&self, partition: &Partition) -> bool {
         self.units_per_stage != partition.units_per_stage()
@@ -259,19 +285,27 @@ impl TrainerState {
     /// The weights of the best evaluation, with these names in each stage.
     fn best_weights<'a>(&self, stages: impl Iterator<Item = &'a [String]>) -> Result<Weights> {
         let tensor = |name: &String| match self.tensors.get(&best(name)) {
-            Some(tensor) => Ok((name.clone(), tensor.clone())),
+            Some(tensor) => Ok(Some((name.clone(), tensor.clone()))),
+            // The best evaluation was made under another partition, without this head.
+            None if is_head(name) => Ok(None),
             None => refuse(format!("the tensor {} is missing", best(name)), "give the tensors that were saved with it"),
         };
-        let stages = stages.map(|names| names.iter().map(tensor).collect()).collect::<Result<Vec<_>>>()?;
+        let stages = stages
+            .map(|names| names.iter().filter_map(|name| tensor(name).transpose()).collect())
+            .collect::<Result<Vec<_>>>()?;
         Ok(Weights::of_stages(stages).with_units_per_stage(self.units_per_stage.clone()))
     }
 }
 
 impl TrainerState {
-    /// The weights of the best evaluation, with the names and in the stages that they had.
-    fn all_best_weights(&self) -> Weights {
-        let best = self.tensors.iter().filter_map(|(name, tensor)| Some((best_name(name)?, tensor.clone())));
-        best.collect::<Weights>().with_units_per_stage(self.units_per_stage.clone())
+    /// The weights of the best evaluation, as those of another partition: with the heads that it has too.
+    fn regrouped_best_weights(&self, partition: &Partition) -> Weights {
+        let heads = self.heads_under(partition);
+        let best = self.tensors.iter().filter_map(|(name, tensor)| {
+            let name = name.strip_prefix("best.")?;
+            Some((stage::regrouped_name(name, &heads)?, tensor.clone()))
+        });
+        best.collect::<Weights>().with_units_per_stage(partition.units_per_stage())
     }
 }
 
@@ -345,8 +379,7 @@ impl Trainer {
         if let Some(best) = state.best.as_ref().filter(|_| self.settings.keep_best.is_some()) {
             let evaluation = Evaluation::restored(best.heads.clone(), best.seconds)?;
             let weights = match regrouped {
-                // They are those of the other partition, with its names.
-                true => state.all_best_weights(),
+                true => state.regrouped_best_weights(&self.partition),
                 false => state.best_weights(self.stages().iter().map(|built| built.names.as_slice()))?,
             };
             self.best = Some(Arc::new(Best { steps: best.steps, evaluation, weights }));
@@ -357,10 +390,8 @@ impl Trainer {
             (self.order, self.interrupted) = (Some(order), true);
         }
         let heads = state.heads_under(&self.partition);
-        (self.fit, self.evaluation_due) = (state.fit, state.evaluation_due);
-        let mut tensors: BTreeMap<String, Tensor> = state.tensors.into_iter().collect();
-        let mut stages = state.stages;
-        stages.iter_mut().enumerate().for_each(|(k, stage)| stage.take_tensors(k, &mut tensors));
+        (self.fit, self.evaluation_due) = (state.fit.clone(), state.evaluation_due);
+        let mut stages = state.into_stages();
         if regrouped {
             let names: Vec<&[String]> = self.stages().iter().map(|built| built.names.as_slice()).collect();
             stages = stage::regrouped(stages, &heads, &names)?;

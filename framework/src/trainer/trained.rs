@@ -34,6 +34,12 @@ impl Trained {
         FitState { first_step, examples: self.examples, seconds: self.seconds(), busy: self.busy.clone() }
     }
 
+    /// Goes back to the totals of an earlier step; the time since then counts.
+    pub(super) fn go_back(&mut self, fit: &FitState) {
+        (self.examples, self.busy) = (fit.examples, fit.busy.clone());
+        self.end();
+    }
+
     /// Begins to count time.
     pub(super) fn begin(&mut self) {
         self.since = Some(Instant::now());

@@ -28,6 +28,14 @@ struct Gathered {
     averaged: BTreeSet<String>,
 }
 
+/// Returns the name of a parameter under another partition, in which heads have the numbers of `heads` instead of their own; none if its head is not there.
+pub(crate) fn regrouped_name(name: &str, heads: &BTreeMap<usize, usize>) -> Option<String> {
+    match head_parameter(name) {
+        Some((old, rest)) => heads.get(&old).map(|new| format!("aux.{new}.{rest}")),
+        None => Some(name.to_owned()),
+    }
+}
+
 /// Returns the states of stages with these names of parameters and buffers, from those of the stages of another partition. Heads are renamed by `heads`,
 /// from the number of their old stage to that of their new one; others start anew.
 ///
@@ -38,10 +46,7 @@ pub(crate) fn regrouped(
     heads: &BTreeMap<usize, usize>,
     stages: &[&[String]],
 ) -> Result<Vec<StageState>> {
-    let renamed = |name: &str| match head_parameter(name) {
-        Some((old, rest)) => heads.get(&old).map(|new| format!("aux.{new}.{rest}")),
-        None => Some(name.to_owned()),
-    };
+    let renamed = |name: &str| regrouped_name(name, heads);
     let Some(plateau) = states.first().map(|state| state.plateau) else {
         return refuse("it has no stages".to_owned());
     };

@@ -123,7 +123,9 @@ impl TrainerBuilder {
         at_least_one("eval_every", self.settings.eval_every.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
         at_least_one("record", self.settings.record.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
         self.settings.length.validate()?;
-        at_least_one("snapshot_every", self.snapshot_every.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
+        if let Some(failures) = &self.failures {
+            failures.validate()?;
+        }
         if let Some((_, config)) = &self.checkpoint {
             config.validate()?;
         }

@@ -13,8 +13,10 @@ use crate::{
         Trainer,
         checkpoint::{Captures, Timing},
         recording::Recording,
+        recovery::{Launch, Recovery},
         run_metrics::RunMetrics,
         simulated_idle::SimulatedIdle,
+        told::Told,
     },
 };
 
@@ -43,18 +45,15 @@ impl TrainerBuilder {
         if let Some(differences) = &differences {
             differences.log("initial values");
         }
-        let pipeline = Pipeline::start(
-            blueprints.clone(),
-            plans,
-            PipelineSettings {
-                micro_batches: self.settings.micro_batches,
-                in_flight: self.in_flight,
-                policy: self.policy.into(),
-                global_norm,
-                first_step: self.settings.first_step,
-                record: self.settings.record.map(|_| Instant::now()),
-            },
-        )?;
+        let pipeline_settings = PipelineSettings {
+            micro_batches: self.settings.micro_batches,
+            in_flight: self.in_flight,
+            policy: self.policy.into(),
+            global_norm,
+            first_step: self.settings.first_step,
+            record: self.settings.record.map(|_| Instant::now()),
+        };
+        let pipeline = Pipeline::start(blueprints.clone(), plans, pipeline_settings)?;
         let names = || pipeline.built().iter().flat_map(|stage| &stage.names).map(String::as_str);
         self.optimizer.constants().check_patterns(names)?;
         // A model without parameters may be evaluated.
@@ -70,7 +69,16 @@ impl TrainerBuilder {
         let steps = self.settings.first_step;
         let metrics = RunMetrics::new(pipeline.built(), &scenario.plan, self.settings.micro_batches);
         let simulated_idle = SimulatedIdle::new(Scenario { in_flight: pipeline.in_flight(), ..scenario });
+        let snapshot_every = self.failures.as_ref().map(|failures| failures.snapshot_every);
         let mut trainer = Trainer {
+            recovery: Recovery::new(self.failures.unwrap_or_default(), partition.stages()),
+            launch: Launch {
+                strategy: self.strategy,
+                heads: self.heads,
+                settings: Arc::clone(&settings),
+                pipeline: pipeline_settings,
+            },
+            told: Told::default(),
             metrics,
             simulated_idle,
             recording: self.settings.record.map(Recording::new),
@@ -92,10 +100,10 @@ impl TrainerBuilder {
             fit: None,
             resumes: self.resumes,
             evaluation_due: false,
-            captures: Captures::new(Timing::new(None, self.snapshot_every)),
+            captures: Captures::new(Timing::new(None, snapshot_every)),
             store: None,
             attached: self.attached,
-            snapshot_every: self.snapshot_every,
+            snapshot_every,
             checkpoint_on_stop: false,
             rehearsed: Cell::new(false),
             failed: false,
