@@ -55,3 +55,11 @@ deny:
 # All that must hold before a change lands
 ci:
     .ci/run
+
+# Kill, damage, disturb and exhaust runs as often as SECURITY.md and docs/checkpoints.md promise to survive; hours, each part alone can be repeated
+soak:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    export INTERLOCK_SOAK_KILLS=100 INTERLOCK_SOAK_PAIRS=50 INTERLOCK_SOAK_FLIPS=2000
+    cargo test --release --locked --package interlock-cli --test durability -- --nocapture --test-threads 1
+

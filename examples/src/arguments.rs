@@ -351,7 +351,8 @@ pub(crate) struct Compare {
     /// Number of seeds for each combination: the configuration's seed and the next ones [default: 1]
     #[arg(long, value_name = "N")]
     pub(crate) seeds: Option<u64>,
-    /// Folder to write the tables to; must not exist [default: runs/<name>-compare-<time>]
+    /// Folder to write the tables to; must not exist, or be that of the same comparison, whose finished runs then count [default:
+    /// runs/<name>-compare-<time>]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Devices to train on, such as cpu:threads=1,cores=0 cuda:0; also separated by commas [default: the configuration's]

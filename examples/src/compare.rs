@@ -1,15 +1,17 @@
 //! `interlock compare`: trains once for each combination of the varied values and each seed, and compares the results.
 
+mod finished;
 mod vary;
 
 use std::path::Path;
 
 use interlock::{Report, Split, Stopper, tools::files};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     arguments::Compare,
     config::{ConfigOf, Prepared},
+    events::number,
     exit::Exit,
     interrupt::{self, Next},
     program::Program,
@@ -18,6 +20,7 @@ use crate::{
     table::{Measure, scored, table},
     terminal::{Terminal, Verbosity},
 };
+use finished::Finished;
 use vary::Combination;
 
 /// The columns of `compare.csv` after those of the varied keys: the fields of [`RunResult`].
@@ -33,11 +36,12 @@ struct ComparedRun {
 }
 
 /// The results of one run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct RunResult {
     seed: u64,
     accuracy: Option<f64>,
     perplexity: Option<f64>,
+    #[serde(deserialize_with = "number")]
     loss: f64,
     examples_per_second: f64,
     head_parameters: usize,
@@ -75,7 +79,7 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
     }
     let configs = vary::combinations::<P>(arguments)?;
     let (first, config) = &configs[0];
-    if let Some(out) = &arguments.out {
+    if let Some(out) = arguments.out.as_ref().filter(|out| !Finished::is_in(out)) {
         run_folder::refuse_existing(out)?;
     }
     // All have the same measure: a product with images and text has a model of images on text, which is refused.
@@ -87,7 +91,13 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
     notes.dedup();
     notes.iter().for_each(|line| note(line));
 
-    let out = run_folder::create(arguments.out.as_deref(), &format!("{}-compare", config.name))?;
+    let out = match arguments.out.as_ref().filter(|out| Finished::is_in(out)) {
+        Some(out) => out.clone(),
+        None => run_folder::create(arguments.out.as_deref(), &format!("{}-compare", config.name))?,
+    };
+    let all = configs.iter().flat_map(|(_, config)| (0..seeds).map(move |i| with_seed::<P>(config, i)));
+    let texts = all.map(|config| config.to_toml()).collect::<interlock::Result<Vec<_>>>()?;
+    let mut finished = Finished::open(&out, &texts)?;
     let (stopper, terminal) = (Stopper::new(), Terminal::new(Verbosity::Lines));
     let asked = stopper.clone();
     interrupt::on_signal(move |first| {
@@ -102,9 +112,19 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
     // With --json, only JSON goes to stdout.
     let print = if arguments.json { note } else { say };
     let (mut runs, mut done) = (Vec::new(), Ok(()));
-    let planned = configs.iter().flat_map(|each| (0..seeds).map(move |i| (each, each.1.seed.wrapping_add(i))));
-    for ((combination, config), seed) in planned {
-        let run = match train::<P>(combination, &ConfigOf::<P> { seed, ..config.clone() }, &stopper) {
+    let planned = configs
+        .iter()
+        .flat_map(|(combination, config)| (0..seeds).map(move |i| (combination, with_seed::<P>(config, i))));
+    for ((combination, config), text) in planned.zip(texts) {
+        let seed = config.seed;
+        let trained = match finished.get(&text) {
+            Some(result) => Ok(ComparedRun { combination: combination.clone(), result: result.clone() }),
+            None => train::<P>(combination, &config, &stopper).and_then(|run| {
+                finished.add(text, &run.result)?;
+                Ok(run)
+            }),
+        };
+        let run = match trained {
             Ok(run) => run,
             // The tables have what is finished.
             Err(exit) => {
@@ -144,6 +164,11 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
         say(&serde_json::to_string(&comparison).map_err(Exit::failed)?);
     }
     done
+}
+
+/// Returns the configuration with the seed that follows its own by `after`.
+fn with_seed<P: Program>(config: &ConfigOf<P>, after: u64) -> ConfigOf<P> {
+    ConfigOf::<P> { seed: config.seed.wrapping_add(after), ..config.clone() }
 }
 
 /// Checks a configuration by building its stages, as a run does before it writes anything, and returns the measure of its data. Adds lines about them

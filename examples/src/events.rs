@@ -9,7 +9,7 @@ pub(crate) use log::{EventLog, JsonLines, Sink};
 pub(crate) use read::{parts_until, read};
 
 use interlock::{
-    Error, Origin, Report,
+    Error, Failure, Origin, Report,
     tools::{
         trainer::{Followed, HeadScore, PhaseReport},
         transport::{Built, StageStep},
@@ -57,6 +57,8 @@ pub(crate) enum EventKind {
     Evaluated(Evaluated),
     CheckpointSaved(CheckpointSaved),
     CheckpointFailed(CheckpointFailed),
+    Restarted(Restarted),
+    StepSkipped(StepSkipped),
     Finished(Finished),
     Failed(Failed),
 }
@@ -105,6 +107,23 @@ pub(crate) struct CheckpointFailed {
     pub(crate) steps: u64,
     /// The error, as text.
     pub(crate) cause: String,
+}
+
+/// After a failure the run has gone back, and goes on; the steps that it repeats are not written again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Restarted {
+    /// The number of updates to which it has gone back.
+    pub(crate) to_step: u64,
+    /// The failure.
+    #[serde(flatten)]
+    pub(crate) failure: Failed,
+}
+
+/// A step has been left out, because a value was not finite.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StepSkipped {
+    /// Its number, counted from 0.
+    pub(crate) step: u64,
 }
 
 /// A stage when it is built.
@@ -228,7 +247,7 @@ fn phase<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D
 }
 
 /// Reads a number; null stands for one that is not finite, which JSON does not have.
-fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
@@ -266,20 +285,25 @@ impl From<&HeadScore> for Head {
 impl From<&Error> for Failed {
     fn from(error: &Error) -> Self {
         let cause = error.to_string();
-        let without_origin = Self { cause, origin: None, stage: None, step: None, micro_batch: None, phase: None };
         match error {
-            Error::Failed(failure) => Self {
-                cause: failure.cause.to_string(),
-                origin: Some(match failure.origin {
-                    Origin::Stage(_) => "stage".to_owned(),
-                    other => other.to_string(),
-                }),
-                stage: failure.origin.stage(),
-                step: failure.step,
-                micro_batch: failure.micro_batch,
-                phase: Some(failure.phase.to_string()),
-            },
-            _ => without_origin,
+            Error::Failed(failure) => failure.into(),
+            _ => Self { cause, origin: None, stage: None, step: None, micro_batch: None, phase: None },
+        }
+    }
+}
+
+impl From<&Failure> for Failed {
+    fn from(failure: &Failure) -> Self {
+        Self {
+            cause: failure.cause.to_string(),
+            origin: Some(match failure.origin {
+                Origin::Stage(_) => "stage".to_owned(),
+                other => other.to_string(),
+            }),
+            stage: failure.origin.stage(),
+            step: failure.step,
+            micro_batch: failure.micro_batch,
+            phase: Some(failure.phase.to_string()),
         }
     }
 }

@@ -25,22 +25,23 @@ type Handler = Box<dyn FnMut(bool) -> Next + Send>;
 /// What is done for a signal; none: the program ends.
 static HANDLER: Mutex<Option<Handler>> = Mutex::new(None);
 
-/// The same signal again within this time is the same request: `timeout` and job schedulers signal a process and then its group.
-const SAME_REQUEST: Duration = Duration::from_millis(100);
+/// Another signal within this time is the same request: job schedulers signal a process and then its group, or one kind of signal after the other.
+const SAME_REQUEST: Duration = Duration::from_secs(2);
 
 /// Ends the program with exit code 130 at each signal from now on, until there is a handler. Call it once.
 ///
 /// # Errors
 /// If the system refuses to install a handler.
 pub(crate) fn install() -> Result<()> {
-    let mut last: Option<(i32, Instant)> = None;
-    listen(move |signal| {
-        let before = last.replace((signal, Instant::now()));
-        if before.is_some_and(|(other, at)| other == signal && at.elapsed() < SAME_REQUEST) {
+    let mut first: Option<Instant> = None;
+    listen(move |_| {
+        let is_first = first.is_none();
+        if !is_first && first.is_some_and(|at| at.elapsed() < SAME_REQUEST) {
             return;
         }
+        first.get_or_insert_with(Instant::now);
         let mut handler = HANDLER.lock().unwrap_or_else(PoisonError::into_inner);
-        if handler.as_mut().map_or(Next::End, |handle| handle(before.is_none())) == Next::End {
+        if handler.as_mut().map_or(Next::End, |handle| handle(is_first)) == Next::End {
             process::exit(exit::STOPPED.into());
         }
     })

@@ -234,6 +234,9 @@ impl Callback for Progress {
                     self.scores(evaluation),
                 ));
             }
+            TrainEvent::StepSkipped { step } => {
+                self.terminal.say(&format!("step {step} is left out: a value was not finite"));
+            }
             TrainEvent::Finished { .. } => self.terminal.hide_bar(),
             _ => {}
         }

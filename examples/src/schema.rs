@@ -227,7 +227,9 @@ mod tests {
             assert!(error.is_refusal());
             error.to_string()
         };
-        assert!(refused("colour").contains("config colour: there is no such key; keys are batch_size, clip,"));
+        assert!(
+            refused("colour").contains("config colour: there is no such key; keys are batch_size, checkpoint, clip,")
+        );
         assert!(refused("optimiser.lr").contains("config optimiser.lr: there is no such key; did you mean optimizer?"));
         assert!(refused("optimizer.momentun").contains("optimizer has no such key; did you mean momentum?"));
         assert!(refused("optimizer.rate").contains("optimizer has no such key; keys are betas, eps,"));

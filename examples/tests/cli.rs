@@ -73,7 +73,7 @@ fn run_is_trained_saved_and_evaluated_again() {
     }
     assert_eq!(json(&folder.path().join("run/status.json"))["state"], "finished");
     assert!(fs::read_to_string(folder.path().join("run/run.log")).unwrap().contains("finished"));
-    let index = json(&folder.path().join("run/model.safetensors.index.json"));
+    let index = json(&folder.path().join("run/model/model.safetensors.index.json"));
     assert_eq!(index["weight_map"]["conv1.weight"], "model-00001-of-00002.safetensors");
     assert_eq!(index["weight_map"]["fc.weight"], "model-00002-of-00002.safetensors");
 
@@ -295,7 +295,7 @@ fn folders_without_a_run_or_of_another_model_are_refused() {
     .unwrap();
     refused(folder.path(), &["eval", "run"], &["run: its weights", "missing", "layer2.1.bn1.bias"]);
     fs::write(&config, text).unwrap();
-    fs::remove_file(folder.path().join("run/model-00002-of-00002.safetensors")).unwrap();
+    fs::remove_file(folder.path().join("run/model/model-00002-of-00002.safetensors")).unwrap();
     refused(folder.path(), &["eval", "run"], &["model-00002-of-00002.safetensors"]);
 }
 

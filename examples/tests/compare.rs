@@ -5,7 +5,7 @@
 #[path = "common/command.rs"]
 mod common;
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use common::{SMALL, done, err, interlock, json, out, refused, train};
 use serde_json::Value;
@@ -168,4 +168,26 @@ fn comparison_with_a_failed_run_keeps_the_finished_ones() {
     let lines = csv(&folder.path().join("table/compare.csv"));
     assert_eq!((lines.len(), lines[1][0].as_str()), (2, "0.01"));
     assert_eq!(json(&folder.path().join("table/compare.json"))["rows"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_comparison_continues_after_the_runs_that_have_finished() {
+    let folder = TempDir::new().unwrap();
+    let compare =
+        |more: &[&str]| interlock(folder.path(), &[&["compare", "--out", "table"], more, &SMALL[..]].concat());
+    let lines = || fs::read_to_string(folder.path().join("table/compare.csv")).unwrap();
+    done(&compare(&["--vary", "optimizer.lr=[0.01]"]));
+    let first = lines();
+    // As if it had been killed in the middle of the next result.
+    let runs = folder.path().join("table/runs.jsonl");
+    fs::write(&runs, fs::read_to_string(&runs).unwrap() + "{\"config\":").unwrap();
+    let output = compare(&["--vary", "optimizer.lr=[0.01, 0.02]", "--seeds", "2"]);
+    assert_eq!(done(&output).matches("examples/s\n").count(), 4, "{}", out(&output));
+    // The first run has the speed that it had then: it was not made again.
+    assert!(lines().starts_with(&first) && lines().lines().count() == 5, "{first}{}", lines());
+    refused(
+        folder.path(),
+        &[&["compare", "--out", "table", "--vary", "optimizer.lr=[0.03]"], &SMALL[..]].concat(),
+        &["--out table: it has a run of another comparison"],
+    );
 }

@@ -14,6 +14,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use common::{SMALL, done, interlock, json, refused};
@@ -78,6 +79,9 @@ fn second_signal_ends_the_program_at_once() {
     running.wait_for("run/run.log", "steps 0 to 1000000");
     running.send("-INT");
     running.wait_for("err", "again to end at once");
+    // Within two seconds another signal is the same request.
+    running.send("-TERM");
+    std::thread::sleep(Duration::from_millis(2100));
     assert_eq!(running.child.try_wait().unwrap(), None);
     running.send("-TERM");
     assert_eq!(running.end().code(), Some(130));

@@ -30,7 +30,7 @@ fn run_writes_events_timeline_and_environment() {
     done(&train(folder.path(), &[&SMALL[..], &[schedule, "--tensorboard", "--quiet"]].concat()));
     let run = folder.path().join("run");
     let events = events(&run);
-    let expected = ["started", "step", "step", "plan_changed", "step", "evaluated", "finished"];
+    let expected = ["started", "step", "step", "plan_changed", "step", "evaluated", "checkpoint_saved", "finished"];
     assert_eq!(names(&events), expected);
     assert!(events.windows(2).all(|pair| pair[0]["time"].as_f64() <= pair[1]["time"].as_f64()));
     let started = &events[0];
@@ -53,7 +53,7 @@ fn run_writes_events_timeline_and_environment() {
     let report = json(&run.join("report.json"));
     let last = events[5]["heads"].as_array().unwrap().last().unwrap();
     assert_eq!(last["accuracy"], report["final"]["accuracy"]);
-    assert_eq!(events[6]["report"], report);
+    assert_eq!(events[7]["report"], report);
 
     let timeline = json(&run.join("timeline.json"));
     assert_eq!((&timeline["format"], &timeline["stages"]), (&2.into(), &2.into()));
@@ -246,7 +246,7 @@ fn scores_of_training_batches_are_not_mixed_with_those_of_evaluations() {
     done(&train(folder.path(), &[&SMALL[..], &["--quiet"]].concat()));
     let events = fs::read_to_string(folder.path().join("run/events.jsonl")).unwrap();
     let lines: Vec<&str> = events.lines().collect();
-    assert!(lines[4].contains("evaluated") && lines[5].contains("finished"), "{events}");
+    assert!(lines[4].contains("evaluated") && lines[6].contains("finished"), "{events}");
     // Runs that were killed: one before its first evaluation, one between evaluations.
     let early = lines[4].replace("\"steps\":3", "\"steps\":1");
     for (name, lines) in
@@ -267,7 +267,7 @@ fn scores_of_training_batches_are_not_mixed_with_those_of_evaluations() {
         fs::copy(folder.path().join("run").join(file), stopped.join(file)).unwrap();
     }
     fs::write(stopped.join("status.json"), r#"{"state":"stopped","steps":2}"#).unwrap();
-    let finished = lines[5].replace("\"evaluated\":true", "\"evaluated\":false").replace("\"steps\":3", "\"steps\":2");
+    let finished = lines[6].replace("\"evaluated\":true", "\"evaluated\":false").replace("\"steps\":3", "\"steps\":2");
     fs::write(stopped.join("events.jsonl"), [lines[0], lines[1], lines[2], &finished].join("\n") + "\n").unwrap();
 
     let compared = |runs: &[&str]| {

@@ -15,8 +15,8 @@ use interlock::{
 use serde::Serialize;
 
 use super::{
-    CheckpointFailed, CheckpointSaved, Evaluated, Event, EventKind, FORMAT, Failed, Finished, PlanChanged, Resumed,
-    Stage, StageMetrics, Started, Step, parts_until, to_micros,
+    CheckpointFailed, CheckpointSaved, Evaluated, Event, EventKind, FORMAT, Failed, Finished, PlanChanged, Restarted,
+    Resumed, Stage, StageMetrics, Started, Step, StepSkipped, parts_until, to_micros,
 };
 use crate::run_folder::not_through_symlinks;
 
@@ -120,6 +120,10 @@ impl Inner {
             TrainEvent::CheckpointFailed { steps, error } => {
                 EventKind::CheckpointFailed(CheckpointFailed { steps: *steps, cause: error.to_string() })
             }
+            TrainEvent::Restarted { failure, to_step } => {
+                EventKind::Restarted(Restarted { to_step: *to_step, failure: (*failure).into() })
+            }
+            TrainEvent::StepSkipped { step } => EventKind::StepSkipped(StepSkipped { step: *step }),
             TrainEvent::Finished { report } => EventKind::Finished(Finished { report: (*report).clone() }),
             _ => return,
         };

@@ -31,6 +31,8 @@ fn parse(line: &[u8]) -> serde_json::Result<Event> {
         "started" => EventKind::Started(serde_json::from_slice(line)?),
         "resumed" => EventKind::Resumed(serde_json::from_slice(line)?),
         "checkpoint_saved" => EventKind::CheckpointSaved(serde_json::from_slice(line)?),
+        "restarted" => EventKind::Restarted(serde_json::from_slice(line)?),
+        "step_skipped" => EventKind::StepSkipped(serde_json::from_slice(line)?),
         "checkpoint_failed" => EventKind::CheckpointFailed(serde_json::from_slice(line)?),
         "step" => EventKind::Step(serde_json::from_slice(line)?),
         "plan_changed" => EventKind::PlanChanged(serde_json::from_slice(line)?),
@@ -83,6 +85,8 @@ pub(crate) fn parts_until(path: &Path, steps: u64) -> Result<(Vec<u8>, f64)> {
             EventKind::CheckpointSaved(saved) => saved.steps <= steps,
             EventKind::CheckpointFailed(failed) => failed.steps <= steps,
             EventKind::Resumed(resumed) => resumed.next_step <= steps,
+            EventKind::Restarted(restarted) => restarted.to_step < steps,
+            EventKind::StepSkipped(skipped) => skipped.step < steps,
             EventKind::Started(_) => true,
             EventKind::Finished(_) | EventKind::Failed(_) => false,
         };

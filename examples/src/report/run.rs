@@ -114,7 +114,10 @@ impl Run {
                     (started.steps, started.stages) = (steps, stages);
                 }
             }
-            EventKind::CheckpointSaved(_) | EventKind::CheckpointFailed(_) => {}
+            EventKind::CheckpointSaved(_)
+            | EventKind::CheckpointFailed(_)
+            | EventKind::Restarted(_)
+            | EventKind::StepSkipped(_) => {}
             EventKind::Step(step) => self.steps.push(step),
             EventKind::PlanChanged(change) => self.changes.push(change),
             EventKind::Evaluated(evaluated) => self.evaluations.push(evaluated),

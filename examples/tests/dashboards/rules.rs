@@ -10,8 +10,17 @@ use crate::{
 #[test]
 fn alerts_give_advice() {
     let names: Vec<String> = rules().into_iter().filter(|rule| rule.alert).map(|rule| rule.name).collect();
-    let expected =
-        ["StageStalled", "LossNotFinite", "PipelineImbalanced", "MailboxNearFull", "ThroughputDrop", "TargetDown"];
+    let expected = [
+        "StageStalled",
+        "LossNotFinite",
+        "PipelineImbalanced",
+        "MailboxNearFull",
+        "ThroughputDrop",
+        "CheckpointStale",
+        "CheckpointFailing",
+        "StageRestarting",
+        "TargetDown",
+    ];
     let expected = expected.map(|name| format!("Interlock{name}"));
     assert_eq!(names, expected, "the alerts that the documentation lists");
     for rule in rules().into_iter().filter(|rule| rule.alert) {

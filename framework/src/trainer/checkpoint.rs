@@ -63,7 +63,10 @@ impl CheckpointConfig {
         if self.every_steps == Some(0) {
             return Err(Error::invalid("checkpoint.every_steps", "0", "use 1 or more, or keep = 0 for no checkpoints"));
         }
-        if !(self.every_minutes > 0.0) || Duration::try_from_secs_f64(self.every_minutes * 60.0).is_err() {
+        if self.every_minutes.is_nan()
+            || self.every_minutes <= 0.0
+            || Duration::try_from_secs_f64(self.every_minutes * 60.0).is_err()
+        {
             let value = self.every_minutes.to_string();
             return Err(Error::invalid("checkpoint.every_minutes", value, "use a number above 0, such as 10"));
         }

@@ -206,14 +206,6 @@ impl TrainerState {
             return refuse(problem, "leave first_step out");
         }
         let units = partition.units_per_stage();
-        if self.is_regrouped(partition) && self.strategy.is_some() && may_regroup {
-            let problem =
-                format!("its strategy has decided for stages of {:?} units, not of {units:?}", self.units_per_stage);
-            return refuse(
-                problem,
-                "keep the partition; only strategies that decide nothing during training can change it",
-            );
-        }
         if self.is_regrouped(partition) && !may_regroup {
             let problem = format!("its stages have {:?} units, those of the model {units:?}", self.units_per_stage);
             return refuse(problem, "cut the model as in that run (units_per_stage)");

@@ -193,7 +193,14 @@ impl TrainerBuilder {
     fn plans(&self, stages: usize) -> Result<Plans> {
         let mut plans = self.plans_from_start(stages)?;
         if let Some(state) = &self.strategy_state {
-            plans.restore(state)?;
+            plans.restore(state).map_err(|error| match error {
+                Error::Invalid { problem, .. } if self.resumes => Error::invalid(
+                    "partition",
+                    format!("the strategy cannot go on from what it has decided in that run: {problem}"),
+                    "keep the partition of that run; only strategies that decide nothing during training can change it",
+                ),
+                other => other,
+            })?;
         }
         Ok(plans)
     }

@@ -1,0 +1,382 @@
+//! Runs that are killed, started twice, damaged or changed, and continued.
+//!
+//! The numbers of tries are those of a short form; `just soak` sets them higher.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
+#[path = "common/command.rs"]
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use common::{done, err, interlock, json, out, refused};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Returns how often to try something: `short`, or what this variable of the environment says.
+fn tries(variable: &str, short: usize) -> usize {
+    std::env::var(variable).map_or(short, |count| count.parse().unwrap())
+}
+
+/// Everything with a state: batch norm, augmentation, momentum, micro-batches, a mean of losses, a plateau, early stopping, an average, `bf16`.
+const IMAGES: &str = r#"
+steps = 40
+batch_size = 16
+micro_batches = 2
+eval_every = 9
+seed = 5
+dtype = "bf16"
+devices = ["cpu:threads=1"]
+[checkpoint]
+every_steps = 4
+[data]
+kind = "fashion-mnist-mini"
+limit = 160
+augment = { crop = true, flip = true }
+[model]
+kind = "resnet"
+block = "basic"
+stem = "cifar"
+stem_planes = 4
+planes = [4, 8]
+blocks = [1, 1]
+[partition]
+stages = 3
+[strategy]
+width = 2
+follow = "mean"
+[heads]
+arch = "gbpl_fc"
+[optimizer]
+lr = 0.05
+[lr_schedule]
+kind = "reduce_on_plateau"
+factor = 0.5
+patience = 1
+[early_stopping]
+patience = 50
+[ema]
+decay = 0.9
+"#;
+
+/// Text, with dropout, AdamW, clipping, and a strategy that decides during the run.
+const TEXT: &str = r#"
+steps = 40
+batch_size = 4
+eval_every = 15
+seed = 6
+devices = ["cpu:threads=1"]
+[checkpoint]
+every_steps = 4
+[data]
+kind = "shakespeare"
+context = 16
+limit = 200
+validation_fraction = 0.002
+[model]
+kind = "transformer"
+width = 16
+heads = 2
+layers = 3
+dropout = 0.1
+[partition]
+stages = 3
+[strategy]
+name = "adaptive"
+adaptive = { every = 5, window = 2, below = 0.99 }
+[optimizer]
+kind = "adamw"
+lr = 1e-3
+[clip]
+max_norm = 1.0
+scope = "global"
+[lr_schedule]
+kind = "cosine"
+warmup_steps = 4
+"#;
+
+fn start(folder: &Path, arguments: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
+    command.args(arguments).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// The files of a folder and those below it, by their path.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(files(&path)),
+            false => drop(found.insert(path.clone(), fs::read(&path).unwrap())),
+        }
+    }
+    found
+}
+
+/// The tensors of the weights, the best weights and the last checkpoint of a run, as bytes of their files.
+fn results(run: &Path, steps: u64) -> BTreeMap<String, Vec<u8>> {
+    let last = format!("checkpoints/step-{steps}");
+    let folders = ["model", "best", &last];
+    let of = |folder: &str| {
+        let all = files(&run.join(folder))
+            .into_iter()
+            .filter(|(path, _)| path.extension().is_some_and(|end| end == "safetensors"));
+        // Best weights may have been saved a different number of times, which their files' names tell.
+        let name = |path: &Path| {
+            format!("{folder}/{}", path.display().to_string().replace("-v1", "").rsplit(folder).next().unwrap())
+        };
+        all.map(|(path, bytes)| (name(&path), bytes)).collect::<Vec<_>>()
+    };
+    folders.into_iter().flat_map(of).collect()
+}
+
+/// The events of a run without times, and without those that only tell of interruptions.
+fn events(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("events.jsonl")).unwrap();
+    let without_times = |line: &str| {
+        let mut event: Value = serde_json::from_str(line).unwrap();
+        let fields = event.as_object_mut().unwrap();
+        for name in ["time", "seconds", "step_seconds", "evaluation_seconds"] {
+            fields.remove(name);
+        }
+        if let Some(stages) = fields.get_mut("stages").and_then(Value::as_array_mut) {
+            stages.iter_mut().for_each(|stage| drop(stage.as_object_mut().unwrap().remove("busy_seconds")));
+        }
+        event
+    };
+    let is_result =
+        |event: &Value| ["started", "step", "evaluated", "plan_changed"].contains(&event["event"].as_str().unwrap());
+    text.lines().map(without_times).filter(is_result).collect()
+}
+
+/// A number that looks random, for the moments at which runs are killed.
+fn pseudo_random(state: &mut u64) -> u64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *state >> 33
+}
+
+#[test]
+fn a_run_that_is_killed_again_and_again_ends_as_the_uninterrupted_one() {
+    let folder = TempDir::new().unwrap();
+    let mut state = 1;
+    for (name, config) in [("images", IMAGES), ("text", TEXT)] {
+        fs::write(folder.path().join(format!("{name}.toml")), config).unwrap();
+        let (config, whole) = (format!("{name}.toml"), format!("{name}-whole"));
+        let began = Instant::now();
+        done(&interlock(folder.path(), &["train", "--quiet", "--config", &config, "--out", &whole]));
+        let time = began.elapsed();
+        let expected = results(&folder.path().join(&whole), 40);
+        assert!(expected.len() >= 9, "{:?}", expected.keys());
+        let mut kills = 0;
+        for round in 0.. {
+            let run = format!("{name}-{round}");
+            let resume = ["train", "--quiet", "--config", &config, "--resume", "auto", "--out", &run];
+            loop {
+                let mut child = start(folder.path(), &resume);
+                let moment = time.mul_f64(0.1 + 0.9 * (pseudo_random(&mut state) % 1000) as f64 / 1000.0);
+                std::thread::sleep(moment);
+                if let Some(status) = child.try_wait().unwrap() {
+                    assert!(status.success(), "{}", err(&interlock(folder.path(), &resume)));
+                    break;
+                }
+                child.kill().unwrap();
+                child.wait().unwrap();
+                kills += 1;
+            }
+            let run = folder.path().join(run);
+            assert!(results(&run, 40) == expected, "{name} after {kills} kills");
+            assert_eq!(events(&run), events(&folder.path().join(&whole)));
+            assert_eq!(
+                json(&run.join("report.json"))["final"],
+                json(&folder.path().join(&whole).join("report.json"))["final"]
+            );
+            done(&interlock(folder.path(), &["check", run.to_str().unwrap()]));
+            fs::remove_dir_all(run).unwrap();
+            if kills >= tries("INTERLOCK_SOAK_KILLS", 6) {
+                println!("{name}: {kills} kills, {} rounds", round + 1);
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn of_two_runs_on_one_folder_exactly_one_runs() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("text.toml"), TEXT).unwrap();
+    for round in 0..tries("INTERLOCK_SOAK_PAIRS", 4) {
+        let run = format!("run-{round}");
+        let arguments = ["train", "--quiet", "--config", "text.toml", "--set=steps=8", "--out", &run];
+        let arguments = match round % 2 {
+            0 => arguments.to_vec(),
+            _ => [&arguments[..], &["--resume", "auto"]].concat(),
+        };
+        let both = [(); 2].map(|()| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
+            command.args(&arguments).current_dir(folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        });
+        let ended = both.map(|child| child.wait_with_output().unwrap());
+        let codes: Vec<Option<i32>> = ended.iter().map(|output| output.status.code()).collect();
+        let messages: Vec<String> = ended.iter().map(err).collect();
+        // With --resume auto the second may also come when the first has ended.
+        let is_late = round % 2 == 1 && codes == [Some(0), Some(0)];
+        assert!(is_late || codes == [Some(0), Some(2)] || codes == [Some(2), Some(0)], "{codes:?} {messages:?}");
+        let refusal = messages.concat();
+        assert!(is_late || refusal.contains("it exists") || refusal.contains("writes it"), "{refusal}");
+        done(&interlock(folder.path(), &["check", &run]));
+    }
+    // Without --out both get a folder of their own, even in the same second.
+    let arguments = ["train", "--quiet", "--config", "text.toml", "--set=steps=1"];
+    let both = [(); 3].map(|()| start(folder.path(), &arguments));
+    assert!(both.into_iter().all(|mut child| child.wait().unwrap().success()));
+    assert_eq!(fs::read_dir(folder.path().join("runs")).unwrap().count(), 3);
+}
+
+/// A finished run of 8 steps in the folder `run`.
+fn finished(config: &str) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("c.toml"), config).unwrap();
+    done(&interlock(folder.path(), &["train", "--quiet", "--config", "c.toml", "--set=steps=8", "--out", "run"]));
+    folder
+}
+
+#[test]
+fn a_run_continues_only_with_what_may_change() {
+    let folder = finished(TEXT);
+    let resume = |more: &[&str]| interlock(folder.path(), &[&["train", "--plain", "--resume", "run"], more].concat());
+    let shown = done(&resume(&[]));
+    assert!(shown.contains("has finished; to train longer, give more steps"), "{shown}");
+    let refused = |arguments: &[&str], words: &[&str]| refused(folder.path(), &[&["train"], arguments].concat(), words);
+    let to_ten = ["--resume", "run", "--set=steps=10"];
+    refused(
+        &[&to_ten[..], &["--set=seed=9", "--set=optimizer.lr=2e-3"]].concat(),
+        &["seed was 6, is 9; ", "optimizer.lr was"],
+    );
+    refused(&[&to_ten[..], &["--set=dtype=bf16"]].concat(), &["dtype was"]);
+    refused(&[&to_ten[..], &["--set=data.limit=100"]].concat(), &["data.limit was 200, is 100"]);
+    refused(&[&to_ten[..], &["--out", "other"]].concat(), &["--out", "continues in its own folder"]);
+    refused(&["--resume", "auto"], &["there is no --out"]);
+    refused(&["--resume", "none"], &["none", "is not the folder of a run"]);
+    refused(
+        &["--resume", "run", "--set=steps=10", "--set=partition.stages=2"],
+        &[
+            "partition: the strategy cannot go on from what it has decided",
+            "it is of 3 stages, not 2",
+            "keep the partition",
+        ],
+    );
+
+    let shown = done(&resume(&["--set=steps=10", "--set=checkpoint.keep=1"]));
+    assert!(shown.contains("continues the run in run after 8 steps"), "{shown}");
+    assert_eq!(json(&folder.path().join("run/report.json"))["steps"], 10);
+    assert_eq!(fs::read_dir(folder.path().join("run/checkpoints")).unwrap().count(), 1);
+    let page = done(&interlock(folder.path(), &["report", "run"]));
+    assert!(!page.is_empty());
+}
+
+#[test]
+fn a_run_continues_under_another_partition_and_on_other_devices() {
+    let folder =
+        finished(&TEXT.replace("name = \"adaptive\"\nadaptive = { every = 5, window = 2, below = 0.99 }", "width = 2"));
+    let more = ["--set=steps=12", "--set=partition.stages=2", "--set=devices=[\"cpu:threads=2\"]", "--set=in_flight=3"];
+    let shown = interlock(folder.path(), &[&["train", "--plain", "--resume", "run"], &more[..]].concat());
+    assert!(done(&shown).contains("after 8 steps"));
+    assert!(
+        err(&shown).contains("aux.") || out(&shown).contains("aux."),
+        "the head that begins anew is named: {}",
+        err(&shown)
+    );
+    assert_eq!(json(&folder.path().join("run/report.json"))["stages"].as_array().unwrap().len(), 2);
+    done(&interlock(folder.path(), &["eval", "run"]));
+    done(&interlock(folder.path(), &["check", "run"]));
+}
+
+#[test]
+fn a_run_without_an_end_has_the_weights_of_its_last_checkpoint() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("c.toml"), TEXT).unwrap();
+    let mut child =
+        start(folder.path(), &["train", "--config", "c.toml", "--set=steps=1000000", "--out", "run", "--quiet"]);
+    let began = Instant::now();
+    while !folder.path().join("run/checkpoints/step-12").exists() {
+        assert!(began.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let writes = interlock(folder.path(), &["train", "--resume", "run"]);
+    assert_eq!(writes.status.code(), Some(2));
+    assert!(err(&writes).contains(&format!("process {} writes it", child.id())), "{}", err(&writes));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let scored = interlock(folder.path(), &["eval", "run"]);
+    done(&scored);
+    assert!(err(&scored).contains("the run has not finished; its weights after "), "{}", err(&scored));
+    done(&interlock(
+        folder.path(),
+        &["train", "--quiet", "--config", "c.toml", "--set=steps=1", "--set=init_from=run", "--out", "next"],
+    ));
+}
+
+#[test]
+fn damage_is_found_and_named_and_what_is_whole_is_used() {
+    let folder = finished(IMAGES);
+    let run = folder.path().join("run");
+    assert!(
+        done(&interlock(folder.path(), &["check", "run"]))
+            .contains("train --resume continues from: checkpoints/step-8")
+    );
+    let shard = run.join("model/model-00002-of-00003.safetensors");
+    let whole = fs::read(&shard).unwrap();
+    let mut state = 2;
+    for _ in 0..tries("INTERLOCK_SOAK_FLIPS", 10) {
+        let mut flipped = whole.clone();
+        flipped[pseudo_random(&mut state) as usize % whole.len()] ^= 1 << (pseudo_random(&mut state) % 8);
+        fs::write(&shard, flipped).unwrap();
+        let scored = interlock(folder.path(), &["eval", "run"]);
+        assert!(
+            scored.status.code() == Some(2)
+                && err(&scored).contains("model-00002-of-00003.safetensors: the file is damaged")
+        );
+    }
+    let newest = run.join("checkpoints/step-8/state/model.safetensors.index.json");
+    fs::write(&newest, fs::read_to_string(&newest).unwrap().replace("optimizer", "optimiser")).unwrap();
+    let checked = interlock(folder.path(), &["check", "run"]);
+    assert_eq!(checked.status.code(), Some(1));
+    let shown = out(&checked);
+    assert!(shown.contains("weights to use: best/") && shown.contains("continues from: checkpoints/step-4"), "{shown}");
+    assert!(err(&checked).contains("2 parts of the run are damaged"), "{}", err(&checked));
+    let resumed = interlock(folder.path(), &["train", "--plain", "--resume", "run", "--set=steps=10"]);
+    assert!(done(&resumed).contains("after 4 steps"), "{}", err(&resumed));
+    assert!(run.join("checkpoints/damaged-step-8").exists() || run.join("checkpoints/step-8").exists());
+    done(&interlock(folder.path(), &["check", "run"]));
+}
+
+#[test]
+fn a_run_goes_on_if_its_checkpoints_cannot_be_written_and_says_why() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("c.toml"), TEXT).unwrap();
+    let mut child =
+        start(folder.path(), &["train", "--config", "c.toml", "--set=steps=400", "--out", "run", "--quiet"]);
+    let checkpoints = folder.path().join("run/checkpoints");
+    let began = Instant::now();
+    while !checkpoints.join("step-4").exists() {
+        assert!(began.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Something takes the folder away.
+    while fs::rename(&checkpoints, folder.path().join("away")).is_err() || fs::write(&checkpoints, "").is_err() {
+        let _ = fs::remove_dir_all(&checkpoints);
+    }
+    assert!(child.wait().unwrap().success());
+    let log = fs::read_to_string(folder.path().join("run/run.log")).unwrap();
+    assert!(log.contains("could not be written") && log.contains("training goes on"), "{log}");
+    assert_eq!(json(&folder.path().join("run/status.json"))["state"], "finished");
+    done(&interlock(folder.path(), &["eval", "run"]));
+}
