@@ -9,10 +9,12 @@ mod setup;
 
 use std::time::Duration;
 
-use common::{Fault, How, Spiral, When};
+use candle_core::Tensor;
+use common::{Dense, Fault, How, Perceptron, Spiral, When};
 use interlock::{
-    ClipConfig, ClipScope, Dataset, Error, Interlock, OptimizerConfig, Origin, Phase, Trainer, TrainerBuilder,
-    tools::device::Link,
+    Adapt, Batch, ClipConfig, ClipScope, CrossEntropy, Dataset, Error, GradientPlan, Interlock, Key, Loss, ModelSpec,
+    OptimizerConfig, Origin, PendingScore, Phase, PlanSchedule, Result, Strategy, Targets, TrainEvent, Trainer,
+    TrainerBuilder, Unit, tools::device::Link,
 };
 use setup::{FAR, builder, devices};
 
@@ -157,4 +159,140 @@ fn settings_that_cannot_be_are_refused_before_anything_starts() {
     refused(builder(3, None).devices([]), "devices");
     refused(builder(3, None).optimizer(OptimizerConfig { lr: 0.0, ..OptimizerConfig::default() }), "optimizer.lr");
     refused(builder(3, None).clip(ClipConfig { max_norm: 0.0, scope: ClipScope::Stage }), "clip.max_norm");
+}
+
+/// A part of a user's code in which a panic is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Units,
+    Head,
+    Build,
+    Plan,
+    Plans,
+    Adapt,
+    Len,
+    Batch,
+    Count,
+    Score,
+    Started,
+    StepDone,
+    Evaluated,
+    Finished,
+}
+
+impl Part {
+    const ALL: [Self; 14] = [
+        Self::Units,
+        Self::Head,
+        Self::Build,
+        Self::Plan,
+        Self::Plans,
+        Self::Adapt,
+        Self::Len,
+        Self::Batch,
+        Self::Count,
+        Self::Score,
+        Self::Started,
+        Self::StepDone,
+        Self::Evaluated,
+        Self::Finished,
+    ];
+
+    /// Panics in `here` if it is the part.
+    fn reach(self, here: Self) {
+        assert!(self != here, "in the user's {here:?}");
+    }
+}
+
+/// A model, a strategy, a loss and a data set, one of which panics.
+#[derive(Clone, Debug)]
+struct Panics(Part);
+
+impl ModelSpec for Panics {
+    fn units(&self) -> Result<Vec<Unit>> {
+        self.0.reach(Part::Units);
+        let part = self.0;
+        let mut units = Perceptron { layers: 3, fault: None }.units()?;
+        units[1] = Unit::new("layers.1", [8], move |vb| {
+            part.reach(Part::Build);
+            Dense::new(&vb, 8, 8, true)
+        });
+        Ok(units)
+    }
+
+    fn head(&self, unit: usize, description: &str) -> Result<Unit> {
+        self.0.reach(Part::Head);
+        Perceptron { layers: 3, fault: None }.head(unit, description)
+    }
+}
+
+impl Strategy for Panics {
+    fn plan(&self, stages: usize) -> Result<GradientPlan> {
+        self.0.reach(Part::Plan);
+        Interlock::width(2).plan(stages)
+    }
+
+    fn plans(&self, stages: usize) -> Result<PlanSchedule> {
+        self.0.reach(Part::Plans);
+        Ok(PlanSchedule::constant(self.plan(stages)?))
+    }
+
+    fn adapt(&self, _: usize) -> Result<Option<Box<dyn Adapt>>> {
+        self.0.reach(Part::Adapt);
+        Ok(None)
+    }
+}
+
+impl Dataset for Panics {
+    fn len(&self) -> usize {
+        self.0.reach(Part::Len);
+        21
+    }
+
+    fn batch(&self, numbers: &[usize], augment: Option<Key>) -> Result<Batch> {
+        self.0.reach(Part::Batch);
+        Spiral { examples: 21 }.batch(numbers, augment)
+    }
+}
+
+impl Loss for Panics {
+    fn count(&self, targets: &Tensor) -> Result<f64> {
+        self.0.reach(Part::Count);
+        CrossEntropy::default().count(targets)
+    }
+
+    fn score(&self, output: &Tensor, targets: &Targets) -> Result<PendingScore> {
+        self.0.reach(Part::Score);
+        CrossEntropy::default().score(output, targets)
+    }
+
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(PendingScore, Tensor)> {
+        CrossEntropy::default().differentiate(output, targets, total)
+    }
+}
+
+#[test]
+fn a_panic_anywhere_in_the_users_code_is_a_typed_error() {
+    for part in Part::ALL {
+        let (done, result) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let watches = move |event: &TrainEvent<'_>| match event {
+                TrainEvent::Started { .. } => part.reach(Part::Started),
+                TrainEvent::StepDone { .. } => part.reach(Part::StepDone),
+                TrainEvent::Evaluated { .. } => part.reach(Part::Evaluated),
+                TrainEvent::Finished { .. } => part.reach(Part::Finished),
+                _ => {}
+            };
+            let all = Panics(part);
+            let builder = Trainer::builder(all.clone()).strategy(all.clone()).loss(all.clone()).callback(watches);
+            let ran = builder.stages(3).steps(4).build().and_then(|mut trainer| trainer.fit((&all, &all)));
+            done.send(ran.map(drop)).unwrap();
+        });
+        let ran = result.recv_timeout(Duration::from_secs(30)).expect("it ends in bounded time, without unwinding");
+        let error = ran.expect_err(&format!("{part:?}")).to_string();
+        assert!(
+            error.contains("panicked: ") && error.contains(&format!("in the user's {part:?}")),
+            "{part:?}: {error}"
+        );
+    }
 }

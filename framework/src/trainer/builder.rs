@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::{
     Callback, Checkpoint, CheckpointConfig, Criterion, FailuresConfig, FitSettings, Length, Stopper, TrainerState,
-    checkpoint::Attached,
+    checkpoint::Attached, guarded,
 };
 use crate::{
     ActivationDtype, Error, Groups, Loss, ModelSpec, Predictor, Result, StageDevice, Strategy,
@@ -407,6 +407,7 @@ impl TrainerBuilder {
     /// # Errors
     /// As [`Self::layout`], or if a main weight is missing, unknown or of another shape, or a stage cannot be built.
     pub fn predictor(&self, weights: impl Into<Arc<Weights>>) -> Result<Predictor> {
-        Predictor::build(&self.layout()?.blueprints, adapted(&*self.model, &weights.into())?)
+        let layout = self.layout()?;
+        guarded(|| Predictor::build(&layout.blueprints, adapted(&*self.model, &weights.into())?))
     }
 }

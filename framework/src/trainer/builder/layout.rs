@@ -10,7 +10,7 @@ use crate::{
     stage::initial::{AllowedDifferences, InitialValues, ValueDifferences, adapted},
     stage::{StageBlueprint, StageSettings},
     strategy::Plans,
-    trainer::TrainerState,
+    trainer::{TrainerState, guarded},
 };
 
 /// A model, its partition and its plans, checked against each other: a run without the threads of its devices.
@@ -48,6 +48,10 @@ impl TrainerBuilder {
     /// # Errors
     /// If a setting is out of range, the parts do not fit each other, or the initial values are of another model; the message names the key.
     pub fn layout(&self) -> Result<Layout> {
+        guarded(|| self.checked_layout())
+    }
+
+    fn checked_layout(&self) -> Result<Layout> {
         self.check_settings()?;
         let (partition, plans) = self.cut()?;
         let stages = partition.stages();

@@ -12,6 +12,7 @@ use crate::{
     trainer::{
         Trainer,
         checkpoint::{Captures, Timing},
+        guarded,
         recording::Recording,
         recovery::{Launch, Recovery},
         run_metrics::RunMetrics,
@@ -27,6 +28,10 @@ impl TrainerBuilder {
     /// As [`Self::layout`], or if a stage cannot be built or cannot continue from its state ([`Self::restore`]), or a pattern of
     /// [`OptimizerConfig::groups`](crate::OptimizerConfig::groups) matches no parameter, or these freeze all parameters.
     pub fn build(self) -> Result<Trainer> {
+        guarded(|| self.start())
+    }
+
+    fn start(self) -> Result<Trainer> {
         let Layout { partition, plans, blueprints, settings, differences, .. } = self.layout()?;
         let schedule = plans.schedule().clone();
         let global_norm = self.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global);
