@@ -56,10 +56,11 @@ deny:
 ci:
     .ci/run
 
-# Kill, damage, disturb and exhaust runs as often as SECURITY.md and docs/checkpoints.md promise to survive; hours, each part alone can be repeated
+# Kill, damage, disturb and exhaust runs, far more often than the tests do. It takes hours; what is interrupted can be begun again
 soak:
     #!/usr/bin/env bash
     set -euo pipefail
-    export INTERLOCK_SOAK_KILLS=100 INTERLOCK_SOAK_PAIRS=50 INTERLOCK_SOAK_FLIPS=2000
+    export INTERLOCK_SOAK_KILLS=100 INTERLOCK_SOAK_PAIRS=50 INTERLOCK_SOAK_FLIPS=2000 INTERLOCK_SOAK_SIGNALS=50 INTERLOCK_SOAK_TRAININGS=50
     cargo test --release --locked --package interlock-cli --test durability -- --nocapture --test-threads 1
+    cargo test --release --locked --package interlock-train --test flat -- --nocapture
 

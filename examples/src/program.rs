@@ -52,7 +52,7 @@ pub trait ModelSection: Section {
     fn export(&self, format: ExportFormat, description: &Description, weights: &Weights) -> Result<Export> {
         let _ = (format, description, weights);
         let problem = format!("{} can be exported to no other program", self.kind());
-        Err(Error::invalid("model.kind", problem, "load the safetensors files in the run's folder"))
+        Err(Error::invalid("model.kind", problem, "load the safetensors files in the run's folder model"))
     }
 
     /// Returns the parts of head descriptions (`heads.arch`) for `config --help` and the schema. Default: none.

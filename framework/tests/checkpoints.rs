@@ -104,7 +104,7 @@ impl Plans {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
     fn a_run_that_continues_from_any_checkpoint_ends_as_the_uninterrupted_one(
