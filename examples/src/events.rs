@@ -23,6 +23,18 @@ pub(crate) const FILE: &str = "events.jsonl";
 /// The format version of the `events.jsonl` and `timeline.json` that this program writes. Files without a version have version 1, and are read too.
 pub(crate) const FORMAT: u32 = 2;
 
+/// The number of steps of which all have an event.
+const ALL_STEPS: u64 = 200_000;
+
+/// Returns how many steps have one event together, so that the file does not grow without end: one up to step 200,000, then two, and twice as many
+/// whenever the number of steps has doubled. So a run of any length has about 100,000 events of steps for each doubling.
+pub(crate) fn steps_an_event(step: u64) -> u64 {
+    match step / ALL_STEPS {
+        0 => 1,
+        times => 2 << times.ilog2(),
+    }
+}
+
 /// Checks that this program knows the version of a file.
 ///
 /// # Errors
@@ -311,4 +323,19 @@ impl From<&Failure> for Failed {
 /// Rounds seconds to a millionth.
 fn to_micros(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_events_grows_by_as_many_for_each_doubling_of_steps() {
+        let of = [0, 199_999, 200_000, 399_999, 400_000, 799_999, 800_000, u64::MAX].map(steps_an_event);
+        assert_eq!(of[..7], [1, 1, 2, 2, 4, 4, 8]);
+        assert_eq!(of[7], 2 << (u64::MAX / 200_000).ilog2());
+        let events =
+            |steps: std::ops::Range<u64>| steps.filter(|step| step.is_multiple_of(steps_an_event(*step))).count();
+        assert_eq!([0..200_000, 200_000..400_000, 400_000..800_000].map(events), [200_000, 100_000, 100_000]);
+    }
 }

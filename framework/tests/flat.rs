@@ -30,7 +30,8 @@ fn trainings_in_one_process_leave_nothing_behind() {
         let on_failure = if number % 3 == 2 { OnFailure::Restart } else { OnFailure::Stop };
         let failures = FailuresConfig { on_failure, snapshot_every: 2, ..FailuresConfig::default() };
         let checkpoints = CheckpointConfig { every_steps: Some(4), keep: 1, ..CheckpointConfig::default() };
-        let builder = Trainer::builder(Perceptron { layers: 4, fault }).stages(4).strategy(Interlock::width(2)).batch_size(6);
+        let builder =
+            Trainer::builder(Perceptron { layers: 4, fault }).stages(4).strategy(Interlock::width(2)).batch_size(6);
         let mut trainer = builder.failures(failures).checkpoint(folder.path(), checkpoints).steps(8).build().unwrap();
         assert_eq!(trainer.fit((&data, &data)).is_ok(), number % 3 == 0);
     };

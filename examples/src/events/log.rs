@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::{
     CheckpointFailed, CheckpointSaved, Evaluated, Event, EventKind, FORMAT, Failed, Finished, PlanChanged, Restarted,
-    Resumed, Stage, StageMetrics, Started, Step, StepSkipped, parts_until, to_micros,
+    Resumed, Stage, StageMetrics, Started, Step, StepSkipped, parts_until, steps_an_event, to_micros,
 };
 use crate::run_folder::not_through_symlinks;
 
@@ -92,6 +92,9 @@ impl Inner {
             TrainEvent::StepDone { step, epoch, examples, stages, .. } => {
                 let (seconds, step_seconds) = (self.seconds_before + since(self.start), since(self.last));
                 self.last = now;
+                if !step.is_multiple_of(steps_an_event(*step)) {
+                    return;
+                }
                 EventKind::Step(Step {
                     step: *step,
                     epoch: *epoch,

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::{
     config,
     environment::Environment,
-    events::{self, Evaluated, Event, EventKind, Failed, PlanChanged, Resumed, Started, Step},
+    events::{self, Evaluated, Event, EventKind, Failed, PlanChanged, Resumed, Started, Step, steps_an_event},
     program::program,
     run_folder::{RunFolder, Status},
     table::Measure,
@@ -156,13 +156,13 @@ impl Run {
 
     /// Returns the seconds of training, without evaluations.
     pub(super) fn train_seconds(&self) -> f64 {
-        let so_far = || self.steps.iter().map(|step| step.step_seconds).sum();
+        let so_far = || self.steps.iter().map(|step| step.step_seconds * steps_an_event(step.step) as f64).sum();
         self.report.as_ref().map_or_else(so_far, |report| report.train_seconds)
     }
 
     /// Returns the training examples a second, or none before the first step.
     pub(super) fn examples_per_second(&self) -> Option<f64> {
-        let examples: u64 = self.steps.iter().map(|step| step.examples).sum();
+        let examples: u64 = self.steps.iter().map(|step| step.examples * steps_an_event(step.step)).sum();
         let so_far = examples as f64 / self.train_seconds();
         self.report.as_ref().map(|report| report.examples_per_second).or(so_far.is_finite().then_some(so_far))
     }

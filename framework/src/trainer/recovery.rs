@@ -51,8 +51,8 @@ pub struct FailuresConfig {
     pub max_restarts: u64,
     /// What happens when a value of a training step is not finite.
     pub on_nonfinite: OnNonfinite,
-    /// Steps between two copies of the run in memory. A run that fails also leaves the last of them as a checkpoint.
-    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
+    /// Steps between two copies of the run in memory. A run that fails also leaves the last of them as a checkpoint. 0: no copies; a restart then goes back
+    /// to the last checkpoint or to the beginning.
     pub snapshot_every: u64,
 }
 
@@ -63,15 +63,6 @@ impl Default for FailuresConfig {
 }
 
 impl FailuresConfig {
-    /// # Errors
-    /// If a setting is out of range; the message names its key.
-    pub(super) fn validate(&self) -> Result<()> {
-        match self.snapshot_every {
-            0 => Err(Error::invalid("failures.snapshot_every", "0", "use 1 or more")),
-            _ => Ok(()),
-        }
-    }
-
     /// Returns whether a run may go on after a failure.
     fn recovers(&self) -> bool {
         self.on_failure == OnFailure::Restart || self.on_nonfinite == OnNonfinite::SkipStep

@@ -127,9 +127,6 @@ impl TrainerBuilder {
         at_least_one("eval_every", self.settings.eval_every.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
         at_least_one("record", self.settings.record.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
         self.settings.length.validate()?;
-        if let Some(failures) = &self.failures {
-            failures.validate()?;
-        }
         if let Some((_, config)) = &self.checkpoint {
             config.validate()?;
         }

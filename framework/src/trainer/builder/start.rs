@@ -74,7 +74,7 @@ impl TrainerBuilder {
         let steps = self.settings.first_step;
         let metrics = RunMetrics::new(pipeline.built(), &scenario.plan, self.settings.micro_batches);
         let simulated_idle = SimulatedIdle::new(Scenario { in_flight: pipeline.in_flight(), ..scenario });
-        let snapshot_every = self.failures.as_ref().map(|failures| failures.snapshot_every);
+        let snapshot_every = self.failures.as_ref().map(|failures| failures.snapshot_every).filter(|every| *every > 0);
         let mut trainer = Trainer {
             recovery: Recovery::new(self.failures.unwrap_or_default(), partition.stages()),
             launch: Launch {
