@@ -123,7 +123,7 @@ pub(crate) struct Train {
     #[arg(short, long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Continue the run in this folder from its newest checkpoint, as if it had not been interrupted; auto: the run in the folder of --out if there is
-    /// one, else begin it. Its own configuration is used; only its length, its checkpoints and what changes no result may be set anew
+    /// one, else begin it. Its own configuration is used; --set may change its length, its partition and devices, checkpoint and failures
     #[arg(long, value_name = "RUN|auto")]
     pub(crate) resume: Option<PathBuf>,
     /// Devices to train on, such as cpu:threads=1,cores=0 cuda:0; also separated by commas [default: the configuration's]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use interlock::{
     Checkpoint, Error, Report, Result, Weights,
-    tools::checkpoint::{BEST, MODEL, checkpoints_in},
+    tools::checkpoint::{BEST, MODEL, checkpoints_in, weights_in},
 };
 use serde_json::Value;
 
@@ -46,9 +46,14 @@ pub(crate) fn run(arguments: &Check) -> Result<(), Exit> {
     }
     print(&shown.to_string())?;
     let usable = |what: Use| found.iter().find(|part| part.what == what && part.result.is_ok());
-    let weights = usable(Use::Weights).or_else(|| usable(Use::Checkpoint));
     let name = |part: Option<&Found>, none: &str| part.map_or_else(|| none.to_owned(), |part| part.name.clone());
-    print(&format!("weights to use: {}", name(weights, "none")))?;
+    // Where the other commands look.
+    let place = weights_in(folder.path());
+    let weights = match Weights::load(&place) {
+        Ok(_) => place.strip_prefix(folder.path()).unwrap_or(&place).display().to_string(),
+        Err(_) => "none".to_owned(),
+    };
+    print(&format!("weights to use: {}", if weights.is_empty() { "." } else { &weights }))?;
     print(&format!(
         "train --resume continues from: {}",
         name(usable(Use::Checkpoint), "none, there is no whole checkpoint")

@@ -79,7 +79,7 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
     }
     let configs = vary::combinations::<P>(arguments)?;
     let (first, config) = &configs[0];
-    if let Some(out) = arguments.out.as_ref().filter(|out| !Finished::is_in(out)) {
+    if let Some(out) = arguments.out.as_ref().filter(|out| !Finished::continues_in(out)) {
         run_folder::refuse_existing(out)?;
     }
     // All have the same measure: a product with images and text has a model of images on text, which is refused.
@@ -91,7 +91,7 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
     notes.dedup();
     notes.iter().for_each(|line| note(line));
 
-    let out = match arguments.out.as_ref().filter(|out| Finished::is_in(out)) {
+    let out = match arguments.out.as_ref().filter(|out| Finished::continues_in(out)) {
         Some(out) => out.clone(),
         None => run_folder::create(arguments.out.as_deref(), &format!("{}-compare", config.name))?,
     };
@@ -106,7 +106,7 @@ pub(crate) fn run<P: Program>(arguments: &Compare) -> Result<(), Exit> {
         }
         asked.stop();
         terminal
-            .notice("stopping after the steps under way, with the tables of what is finished; again to end at once");
+            .notice("stopping after the steps in progress, with the tables of what is finished; again, after two seconds, to end at once");
         Next::GoOn
     });
     // With --json, only JSON goes to stdout.

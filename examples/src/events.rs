@@ -6,7 +6,7 @@ mod log;
 mod read;
 
 pub(crate) use log::{EventLog, JsonLines, Sink};
-pub(crate) use read::{parts_until, read};
+pub(crate) use read::{Before, read, until};
 
 use interlock::{
     Error, Failure, Origin, Report,

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use interlock::{Checkpoint, Error, Result};
+use interlock::{Checkpoint, Error, Result, tools::checkpoint::Manifest};
 use interlock_models::data::{Data, Description};
 use toml::{Table, Value};
 
@@ -65,27 +65,30 @@ impl<P: Program> Found<P> {
         if is_auto && RunFolder::is_hardly_begun(path) {
             return Ok(Self::Again(RunFolder::lock(path)?));
         }
+        if Manifest::is_in(path) {
+            let remedy = "name the folder of its run, which continues from its newest whole checkpoint";
+            return Err(Error::invalid(format!("--resume {}", path.display()), "it is a checkpoint", remedy));
+        }
         let folder = RunFolder::open_to_continue(path)?;
-        let Some((checkpoint, place)) = Checkpoint::newest(path)? else {
-            return match is_auto {
-                true => Ok(Self::Again(folder)),
-                false => {
-                    Err(Error::file(path, "the run has no checkpoint; begin a new one, or use --resume auto --out"))
-                }
-            };
-        };
-        let before = config_at::<P>(&place)?;
+        let before = folder.config::<ConfigOf<P>>()?;
         let config = match (&arguments.source.config, arguments.source.sets.as_slice()) {
             (None, []) => before.clone(),
-            (None, sets) => {
-                ConfigText::read::<P>(Some(&place.join(run_folder::CONFIG)))?.with(&Setting::sets(sets)?)?
-            }
+            (None, sets) => ConfigText::read::<P>(Some(&path.join(run_folder::CONFIG)))?.with(&Setting::sets(sets)?)?,
             (Some(file), sets) => ConfigText::read::<P>(Some(file))?.with(&Setting::sets(sets)?)?,
         };
         check_changes(&table::<P>(&before)?, &table::<P>(&config)?)?;
         if folder.status()? == Status::Finished && (config.steps, config.epochs) == (before.steps, before.epochs) {
             return Ok(Self::Finished(folder));
         }
+        let Some((checkpoint, place)) = Checkpoint::newest(path)? else {
+            return match is_auto && !folder.has_weights() {
+                // It was interrupted before its first checkpoint.
+                true => Ok(Self::Again(folder)),
+                false => Err(Error::file(path, "the run has no checkpoint to continue from; begin a new one")),
+            };
+        };
+        // That of the run may have been edited since.
+        check_changes(&table::<P>(&config_at::<P>(&place)?)?, &table::<P>(&config)?)?;
         let description = run_folder::read_json(&place.join(run_folder::DATA))?;
         Ok(Self::Run(Box::new(Resumed { folder, config, checkpoint, description })))
     }

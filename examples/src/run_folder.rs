@@ -12,7 +12,7 @@ use std::{
 use interlock::{
     Error, Report, Result, Weights,
     tools::{
-        checkpoint::{BEST, MODEL, Manifest},
+        checkpoint::{BEST, MODEL, Manifest, WEIGHTS},
         files,
         timeline::Timeline,
         trainer::Best,
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     config::{ConfigOf, RunConfig},
     environment::{self, Environment},
-    events::{self, EventLog, JsonLines, Sink},
+    events::{self, Before, EventLog, JsonLines, Sink},
     program::{DataSection, ModelSection, Program, program},
     progress::note,
     tensorboard::{self, TensorBoard},
@@ -93,18 +93,23 @@ fn lock(folder: &Path) -> Result<Arc<File>> {
     options.read(true).write(true).create(true).truncate(false);
     not_through_symlinks(&mut options);
     let mut file = options.open(&path).map_err(|e| Error::file(&path, e))?;
-    if let Err(error) = file.try_lock() {
-        let mut process = String::new();
-        // Without its number the message is still right.
-        let _ = file.read_to_string(&mut process);
-        return Err(match error {
-            TryLockError::WouldBlock => Error::invalid(
-                format!("run {}", folder.display()),
-                format!("process {} writes it", process.trim()),
-                "wait until it has ended, or stop it",
-            ),
-            TryLockError::Error(error) => Error::file(&path, error),
-        });
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut process = String::new();
+            // Without its number the message is still right.
+            let _ = file.read_to_string(&mut process);
+            let problem = format!("process {} writes it", process.trim());
+            let remedy = "wait until it has ended, or stop it";
+            return Err(Error::invalid(format!("run {}", folder.display()), problem, remedy));
+        }
+        // Some file systems of clusters have no locks.
+        Err(TryLockError::Error(error)) => {
+            note(&format!(
+                "{}: cannot be locked ({error}); see to it that no other process writes this run",
+                path.display()
+            ));
+        }
     }
     let number = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
     number.map_err(|e| Error::file(&path, e))?;
@@ -220,7 +225,7 @@ impl RunFolder {
     ) -> Result<Self> {
         let folder = self;
         let path = &folder.path;
-        remove(&[&path.join(events::FILE)], &[&path.join(tensorboard::FOLDER)])?;
+        remove(&[&path.join(events::FILE)], &[&path.join(tensorboard::FOLDER), &path.join(BEST)])?;
         files::write(&folder.path.join(CONFIG), config.to_toml()?)?;
         folder.write_json(DATA, data)?;
         folder.write_json(environment::FILE, &Environment::of_this_process())?;
@@ -253,7 +258,14 @@ impl RunFolder {
         self.write_json(environment::FILE, &Environment::of_this_process())?;
         self.write_json(STATUS, &Status::Running)?;
         // What it ended with before is in its checkpoints, and would be taken for the end of this run.
-        remove(&[&self.path.join(REPORT)], &[&self.path.join(MODEL)])
+        let model = self.path.join(MODEL);
+        // Without their index they are no weights, if the program is killed in between.
+        remove(&[&self.path.join(REPORT), &model.join(WEIGHTS)], &[&model])
+    }
+
+    /// Returns whether the run has weights of its end.
+    pub(crate) fn has_weights(&self) -> bool {
+        [self.path.join(MODEL), self.path.clone()].iter().any(|folder| folder.join(WEIGHTS).is_file())
     }
 
     /// Opens the folder of a run that has weights: those of its end, or else of its last checkpoint, which a line on stderr says.
@@ -270,6 +282,7 @@ impl RunFolder {
                 _ => "the run has not finished".to_owned(),
             };
             match Manifest::newest(path) {
+                _ if folder.has_weights() => note(&format!("{why}; its last weights are used")),
                 Some(manifest) => note(&format!("{why}; its weights after {} steps are used", manifest.steps)),
                 None => return Err(Error::file(path.join(STATUS), format!("{why}; it has no weights yet"))),
             }
@@ -332,16 +345,19 @@ impl RunFolder {
     /// after `after` steps, the events of later steps are removed.
     pub(crate) fn event_log(&self, run: &str, tensorboard: bool, after: Option<u64>) -> Result<EventLog> {
         let file = self.path.join(events::FILE);
-        let (lines, seconds) = match after {
+        let (lines, before) = match after {
             Some(steps) => JsonLines::continue_after(&file, steps)?,
-            None => (JsonLines::create(&file)?, 0.0),
+            None => (JsonLines::create(&file)?, Before::default()),
         };
         let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(lines)];
         let folder = self.path.join(tensorboard::FOLDER);
         if tensorboard || (after.is_some() && folder.is_dir()) {
-            sinks.push(Box::new(TensorBoard::create(&folder, after)?));
+            let mut board = TensorBoard::create(&folder, after)?;
+            // TensorBoard leaves out the evaluation after the last step, too.
+            before.evaluated.iter().try_for_each(|event| board.write(event))?;
+            sinks.push(Box::new(board));
         }
-        Ok(EventLog::new(run, sinks, seconds))
+        Ok(EventLog::new(run, sinks, after.map(|_| before.seconds)))
     }
 
     /// Writes the timeline of the last steps.
@@ -399,7 +415,16 @@ impl RunFolder {
     /// Loads the weights of the last step, or with `best` those of the best evaluation.
     pub(crate) fn weights(&self, best: bool) -> Result<Weights> {
         let folder = self.path.join(BEST);
-        Weights::load(if best && folder.exists() { &folder } else { &self.path })
+        if !best || folder.join(WEIGHTS).is_file() {
+            return Weights::load(if best { &folder } else { &self.path });
+        }
+        // Runs of earlier versions have none if the last evaluation was the best one.
+        match self.read_json_if_there::<Report>(REPORT)?.and_then(|report| Some((report.best?.steps, report.steps))) {
+            Some((best, steps)) if best != steps => {
+                Err(Error::file(folder, format!("the best weights, after {best} steps, are missing; leave --best out")))
+            }
+            _ => Weights::load(&self.path),
+        }
     }
 
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {

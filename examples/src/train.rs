@@ -1,6 +1,9 @@
 //! `interlock train`: trains a model, and keeps the run in a folder.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use interlock::{
     Report, Split, Stopper, Trainer,
@@ -15,8 +18,7 @@ use crate::{
     exit::Exit,
     exporter::Exporter,
     interrupt::{self, Next},
-    log::{self, RunLog},
-    plan,
+    log, plan,
     program::{ModelSection, Program},
     progress::{Progress, emulation, say},
     report::words,
@@ -76,22 +78,26 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     let mut trainer = builder.record(trace_steps.max(trace::STEPS)).build()?;
     trainer.check(split(&data))?;
     let after = resumed.as_ref().map(|_| trainer.steps());
-    let folder = match resumed {
+    // From now on a signal stops the run with all that it has, so that no folder is left half begun.
+    let written = Written::default();
+    stop_on_signals(&terminal, &written, trainer.stopper());
+    let (folder, events) = match resumed {
         Some(resumed) => {
-            resumed.folder.continue_with(&config)?;
-            terminal.say(&format!(
-                "continues the run in {} after {} steps",
-                resumed.folder.path().display(),
-                trainer.steps()
-            ));
-            resumed.folder
+            let folder = resumed.folder;
+            // First of all, since it may fail while everything is still there.
+            let events = folder.event_log(&config.name, arguments.tensorboard, after).map_err(Exit::failed)?;
+            folder.continue_with(&config).map_err(Exit::failed)?;
+            terminal.say(&format!("continues the run in {} after {} steps", folder.path().display(), trainer.steps()));
+            (folder, events)
         }
         None => {
             let folder = match again {
                 Some(folder) => folder,
                 None => RunFolder::lock(&run_folder::create(arguments.out.as_deref(), &config.name)?)?,
             };
-            folder.begin(&config, &data.description)?
+            let folder = folder.begin(&config, &data.description).map_err(Exit::failed)?;
+            let events = folder.event_log(&config.name, arguments.tensorboard, None).map_err(Exit::failed)?;
+            (folder, events)
         }
     };
     trainer.checkpoint_to(folder.path(), &config.checkpoint)?;
@@ -101,14 +107,9 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     if let (Some(values), Some(path)) = (initial_values, &config.init_from) {
         terminal.say(&format!("starts from {}: {values}", path.display()));
     }
-    let trained = begin(&folder, &log, &terminal, trainer.stopper()).and_then(|()| {
-        let run = TrainingRun::<P> {
-            config: &config,
-            folder: &folder,
-            terminal: &terminal,
-            tensorboard: arguments.tensorboard,
-            after,
-        };
+    let _ = written.set(folder.clone());
+    let trained = log.write_to(&folder.log()).and_then(|()| {
+        let run = TrainingRun::<P> { config: &config, folder: &folder, terminal: &terminal, events };
         run.train(trainer, &data)
     });
     let ended = end::<P>(arguments, &config, &folder, &traces, &terminal, trained);
@@ -151,23 +152,28 @@ fn end<P: Program>(
     }
 }
 
-/// Gives the log its file, and makes Ctrl-C stop the run.
-fn begin(folder: &RunFolder, log: &RunLog, terminal: &Terminal, stopper: Stopper) -> interlock::Result<()> {
-    log.write_to(&folder.log())?;
-    let (terminal, folder) = (terminal.clone(), folder.clone());
+/// The folder that is written, once it is there.
+type Written = Arc<OnceLock<RunFolder>>;
+
+/// Makes signals stop the run.
+fn stop_on_signals(terminal: &Terminal, written: &Written, stopper: Stopper) {
+    let (terminal, written) = (terminal.clone(), Arc::clone(written));
     interrupt::on_signal(move |first| {
-        if first && !folder.has_ended() {
+        if first && !written.get().is_some_and(RunFolder::has_ended) {
             stopper.stop();
-            terminal.notice("stopping after the steps under way, with the run saved; again to end at once");
+            terminal.notice(
+                "stopping after the steps in progress, with the run saved; again, after two seconds, to end at once",
+            );
             return Next::GoOn;
         }
-        // Nothing else is saved. If this cannot be written either, the run stays marked as running.
-        let _ = folder.end(&Status::Failed { cause: "interrupted before it was saved".to_owned() });
-        terminal.hide_bar();
-        terminal.notice(&format!("ended; the files of the run are in {}", folder.path().display()));
+        if let Some(folder) = written.get() {
+            // Nothing else is saved. If this cannot be written either, the run stays marked as running.
+            let _ = folder.end(&Status::Failed { cause: "interrupted before it was saved".to_owned() });
+            terminal.hide_bar();
+            terminal.notice(&format!("ended; the files of the run are in {}", folder.path().display()));
+        }
         Next::End
     });
-    Ok(())
 }
 
 /// A run to train, with its folder and terminal.
@@ -175,33 +181,25 @@ struct TrainingRun<'a, P: Program> {
     config: &'a ConfigOf<P>,
     folder: &'a RunFolder,
     terminal: &'a Terminal,
-    tensorboard: bool,
-    /// The number of steps after which it continues.
-    after: Option<u64>,
+    events: EventLog,
 }
 
 impl<P: Program> TrainingRun<'_, P> {
     /// Trains, and writes a failure as the last event.
     fn train(&self, trainer: Trainer, data: &Data) -> interlock::Result<(Report, Option<Timeline>)> {
-        let events = self.folder.event_log(&self.config.name, self.tensorboard, self.after)?;
-        let trained = self.train_watched(trainer, data, &events);
+        let trained = self.train_watched(trainer, data);
         if let Err(error) = &trained {
-            events.failed(error);
+            self.events.failed(error);
         }
         trained
     }
 
-    fn train_watched(
-        &self,
-        mut trainer: Trainer,
-        data: &Data,
-        events: &EventLog,
-    ) -> interlock::Result<(Report, Option<Timeline>)> {
+    fn train_watched(&self, mut trainer: Trainer, data: &Data) -> interlock::Result<(Report, Option<Timeline>)> {
         let Self { config, folder, terminal, .. } = *self;
         let measure = Measure::of(&data.description.kind);
         trainer.callback(Progress::new(terminal, measure));
         trainer.callback(log::Log);
-        trainer.callback(events.clone());
+        trainer.callback(self.events.clone());
         terminal.say(&format!(
             "{}: model {} ({}), strategy {}, {} training and {} validation examples, seed {}",
             config.name,

@@ -32,7 +32,7 @@ fn first_signal_ends_the_run_after_a_step_and_saves_it() {
         assert_eq!(running.end().code(), Some(130), "{}", running.text("err"));
         assert_eq!(
             running.text("err"),
-            "stopping after the steps under way, with the run saved; again to end at once\n"
+            "stopping after the steps in progress, with the run saved; again, after two seconds, to end at once\n"
         );
         let report = json(&folder.path().join("run/report.json"));
         let steps = report["steps"].as_u64().unwrap();
@@ -78,7 +78,7 @@ fn second_signal_ends_the_program_at_once() {
     let mut running = endless(folder.path(), &["--plain", slow]);
     running.wait_for("run/run.log", "steps 0 to 1000000");
     running.send("-INT");
-    running.wait_for("err", "again to end at once");
+    running.wait_for("err", "to end at once");
     // Within two seconds another signal is the same request.
     running.send("-TERM");
     std::thread::sleep(Duration::from_millis(2100));

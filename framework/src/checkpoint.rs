@@ -7,7 +7,7 @@
 //! | `RUN/best/` | the weights of the best evaluation |
 //!
 //! A checkpoint is written to a folder beside its place, and renamed when it is complete. Its `manifest.json`, written last, has sizes and checksums of
-//! its files but the shards of weights and tensors, whose checksums are in their index.
+//! all other files.
 
 use std::{
     collections::BTreeMap,
@@ -30,8 +30,13 @@ pub const MODEL: &str = "model";
 /// The folder of the weights of the best evaluation within that of a run.
 pub const BEST: &str = "best";
 const MANIFEST: &str = "manifest.json";
+/// The index of weights in a folder.
+pub const WEIGHTS: &str = "model.safetensors.index.json";
 /// What the name of a checkpoint's folder begins with; the number of steps follows.
 const STEP: &str = "step-";
+/// What the names of folders end with that are not in their place: one being written, and one that is being replaced. They begin with a dot.
+pub(crate) const PART: &str = ".part";
+pub(crate) const OLD: &str = ".old";
 /// The version of the format of manifests.
 const FORMAT: u32 = 1;
 
@@ -66,11 +71,12 @@ impl FileEntry {
 }
 
 impl Manifest {
-    /// Writes the manifest of the checkpoint in `folder` with these files, as the last of them.
+    /// Writes the manifest of the checkpoint in `folder`, as the last of its files.
     ///
     /// # Errors
     /// If a file cannot be read, or the manifest cannot be written.
-    pub(crate) fn write(folder: &Path, steps: u64, names: &[String]) -> Result<()> {
+    pub(crate) fn write(folder: &Path, steps: u64) -> Result<()> {
+        let names = files_in(folder, "").map_err(|e| Error::file(folder, e))?;
         let entry = |name: &String| Ok((name.clone(), FileEntry::of(&folder.join(name))?));
         let manifest = Self {
             format: FORMAT,
@@ -82,6 +88,11 @@ impl Manifest {
         let path = folder.join(MANIFEST);
         let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::file(&path, e))?;
         files::write(&path, checksum::seal(&text))
+    }
+
+    /// Returns whether `folder` is a checkpoint, whole or not.
+    pub fn is_in(folder: &Path) -> bool {
+        folder.join(MANIFEST).is_file()
     }
 
     /// Returns the manifest of the newest checkpoint of the run in `run` whose files are as they were written.
@@ -115,6 +126,20 @@ impl Manifest {
     }
 }
 
+/// Returns the paths of the files in a folder and those below it, within the folder.
+fn files_in(folder: &Path, prefix: &str) -> std::io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        match entry.file_type()?.is_dir() {
+            true => names.extend(files_in(&entry.path(), &format!("{name}/"))?),
+            false => names.push(name),
+        }
+    }
+    Ok(names)
+}
+
 /// Returns the folder of the checkpoint after `steps` steps of the run in `run`.
 pub(crate) fn place(run: &Path, steps: u64) -> PathBuf {
     run.join(CHECKPOINTS).join(format!("{STEP}{steps}"))
@@ -127,17 +152,27 @@ pub fn checkpoints_in(run: &Path) -> Vec<(u64, PathBuf)> {
         return vec![(own, run.to_owned())];
     }
     let entries = fs::read_dir(run.join(CHECKPOINTS)).into_iter().flatten();
-    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut found: Vec<(u64, PathBuf)> = paths.filter_map(|path| Some((steps(&path)?, path))).collect();
+    let paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let mut found: Vec<(u64, PathBuf)> = paths.iter().filter_map(|path| Some((steps(path)?, path.clone()))).collect();
+    // One that was to replace an older one of the same steps when the program was killed, and that older one.
+    let hidden = |path: &PathBuf| {
+        let name = path.file_name()?.to_str()?.strip_prefix('.')?.strip_prefix(STEP)?;
+        name.strip_suffix(PART).or(name.strip_suffix(OLD))?.parse().ok()
+    };
+    let left: Vec<(u64, PathBuf)> = paths.iter().filter_map(|path| Some((hidden(path)?, path.clone()))).collect();
+    let present: Vec<u64> = found.iter().map(|(steps, _)| *steps).collect();
+    found.extend(left.into_iter().filter(|(steps, _)| !present.contains(steps)));
     found.sort_by_key(|(steps, _)| std::cmp::Reverse(*steps));
     found
 }
 
-/// Returns the folder that has the weights of the run in `folder`: `model` in it, or its newest whole checkpoint; `folder` itself if it has neither.
-pub(crate) fn weights_in(folder: &Path) -> PathBuf {
+/// Returns the folder that has the weights of the run in `folder`: `model` in it, or else its newest whole checkpoint; `folder` itself if it has weights of its
+/// own, or there are none.
+pub fn weights_in(folder: &Path) -> PathBuf {
+    let has_own = |folder: &Path| folder.join(WEIGHTS).is_file();
     let model = folder.join(MODEL);
-    if model.is_dir() {
-        return model;
+    if let Some(found) = [folder, &model].into_iter().find(|folder| has_own(folder)) {
+        return found.to_owned();
     }
     let whole = checkpoints_in(folder).into_iter().find(|(_, path)| Manifest::verified(path).is_ok());
     whole.map_or_else(|| folder.to_owned(), |(_, path)| path)
@@ -157,12 +192,24 @@ pub(crate) fn prune(run: &Path, keep: usize) {
     }
 }
 
-/// Renames checkpoints of more than `steps` steps, from which a run did not continue because they are damaged.
-pub(crate) fn set_newer_aside(run: &Path, steps: u64) {
+/// Prepares the folder `run` for checkpoints after `steps` steps: damaged ones of more steps get another name.
+///
+/// # Errors
+/// If there is a whole one of more steps: it is of another run, or of one that should continue from it.
+pub(crate) fn begin_after(run: &Path, steps: u64) -> Result<()> {
     for (newer, path) in checkpoints_in(run).into_iter().filter(|(newer, _)| *newer > steps) {
-        // At worst it stays, and is skipped again.
-        let _ = fs::rename(&path, path.with_file_name(format!("damaged-{STEP}{newer}")));
+        if Manifest::verified(&path).is_ok() {
+            let problem = format!("{} has a checkpoint after {newer} steps, this run has made {steps}", run.display());
+            let remedy = "continue from it (resume), or name another folder";
+            return Err(Error::invalid("checkpoint", problem, remedy));
+        }
+        let aside =
+            (1..).map(|n| path.with_file_name(format!("damaged-{STEP}{newer}.{n}"))).find(|path| !path.exists());
+        if let Some(aside) = aside {
+            fs::rename(&path, aside).map_err(|e| Error::file(&path, e))?;
+        }
     }
+    Ok(())
 }
 
 /// Removes a checkpoint, its manifest first: what is left after an interruption is no checkpoint.

@@ -9,7 +9,7 @@ pub mod actor {
 
 /// The checkpoints of a run on disk.
 pub mod checkpoint {
-    pub use crate::checkpoint::{BEST, CHECKPOINTS, FileEntry, MODEL, Manifest, checkpoints_in};
+    pub use crate::checkpoint::{BEST, CHECKPOINTS, FileEntry, MODEL, Manifest, WEIGHTS, checkpoints_in, weights_in};
 }
 
 /// The hooks of emulated devices and the planner, and links between devices.

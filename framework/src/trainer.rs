@@ -43,8 +43,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    Dataset, Error, GradientPlan, Loss, ModelSpec, PlanSchedule, Result, Weights, actor::Pipeline, model::Partition,
-    stage::StageBlueprint, timeline::Timeline, transport::Built,
+    Dataset, Error, GradientPlan, Loss, ModelSpec, PlanSchedule, Result, Weights, actor::Pipeline,
+    checkpoint::begin_after, model::Partition, stage::StageBlueprint, timeline::Timeline, transport::Built,
 };
 use checkpoint::{Attached, Captures, Store, Timing};
 use example_order::{Division, ExampleOrder};
@@ -262,6 +262,8 @@ pub struct Trainer {
     evaluation_due: bool,
     captures: Captures,
     store: Option<Store>,
+    /// Whether the best weights could not be written.
+    best_is_unwritten: bool,
     /// Files that checkpoints have beside their own.
     attached: Attached,
     snapshot_every: Option<u64>,
@@ -410,10 +412,11 @@ impl Trainer {
     /// Writes checkpoints of later fits into the folder `run`, as [`TrainerBuilder::checkpoint`] says.
     ///
     /// # Errors
-    /// If a setting is out of range, or the thread that writes cannot be started.
+    /// If a setting is out of range, the folder has a checkpoint of more steps than this trainer has made, or the thread that writes cannot be started.
     pub fn checkpoint_to(&mut self, run: impl AsRef<Path>, config: &CheckpointConfig) -> Result<()> {
         config.validate()?;
         if config.keep > 0 {
+            begin_after(run.as_ref(), self.steps)?;
             self.captures.timing = Timing::new(Some(config), self.snapshot_every);
             self.store = Some(Store::start(run.as_ref(), config, self.attached.clone())?);
             self.checkpoint_on_stop = config.on_stop;

@@ -70,9 +70,11 @@ fn builder(layers: usize, fault: Option<Fault>) -> TrainerBuilder {
 
 /// The checkpoints of a run, the earliest first.
 fn checkpoints(run: &Path) -> Vec<PathBuf> {
+    let steps = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().strip_prefix("step-")?.parse::<u64>().ok();
     let mut found: Vec<PathBuf> =
         fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    found.sort_by_key(|path| path.to_str().unwrap().rsplit('-').next().unwrap().parse::<u64>().unwrap());
+    found.retain(|path| steps(path).is_some());
+    found.sort_by_key(steps);
     found
 }
 
@@ -302,6 +304,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_used() {
         checkpoints(folder.path()),
         ["step-6", "step-8"].map(|name| folder.path().join("checkpoints").join(name))
     );
+    assert!(folder.path().join("checkpoints/damaged-step-6.1").is_dir());
 
     for path in checkpoints(folder.path()) {
         fs::remove_file(path.join("trainer.json")).unwrap();
@@ -434,4 +437,54 @@ fn settings_out_of_range_are_refused_by_their_key() {
         .fit((&DATA, &DATA))
         .unwrap();
     assert!(!folder.path().join("none").exists());
+}
+
+#[test]
+fn a_folder_with_checkpoints_of_another_run_is_refused_and_a_shorter_length_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let make = || builder(3, None).checkpoint(folder.path(), every(2));
+    make().steps(4).build().unwrap().fit((&DATA, &DATA)).unwrap();
+    let error = make().steps(4).build().map(drop).unwrap_err().to_string();
+    assert!(error.contains("has a checkpoint after 4 steps, this run has made 0; continue from it"), "{error}");
+    let mut shorter = make().resume(folder.path()).unwrap().steps(3).build().unwrap();
+    for error in [shorter.check((&DATA, &DATA)).unwrap_err(), shorter.fit((&DATA, &DATA)).map(drop).unwrap_err()] {
+        assert_eq!(
+            error.to_string(),
+            "steps: the run would have 3 steps, and has made 4; give at least as many to continue it"
+        );
+    }
+}
+
+#[test]
+fn a_run_that_a_callback_has_ended_stays_ended_unless_it_gets_longer() {
+    let folder = tempfile::tempdir().unwrap();
+    let make = || {
+        let rule =
+            EarlyStopping::new(EarlyStoppingConfig { patience: 1, min_delta: 100.0, metric: Criterion::Loss }).unwrap();
+        let builder = builder(3, None).eval_every(2).checkpoint(folder.path(), every(2));
+        builder.callback(rule)
+    };
+    let ended = make().steps(20).build().unwrap().fit((&DATA, &DATA)).unwrap();
+    assert!(ended.steps < 20 && ended.stop_reason.is_some());
+    let mut again = make().resume(folder.path()).unwrap().steps(20).build().unwrap();
+    let report = again.fit((&DATA, &DATA)).unwrap();
+    assert_eq!(
+        (report.steps, report.stop_reason, report.final_scores),
+        (ended.steps, ended.stop_reason, ended.final_scores)
+    );
+    let mut longer = make().resume(folder.path()).unwrap().steps(22).build().unwrap();
+    assert!(longer.fit((&DATA, &DATA)).unwrap().steps > ended.steps);
+}
+
+#[test]
+fn a_checkpoint_that_was_being_replaced_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let make = || builder(3, None).checkpoint(folder.path(), CheckpointConfig { keep: 1, ..every(9) });
+    make().steps(4).build().unwrap().fit((&DATA, &DATA)).unwrap();
+    let place = folder.path().join("checkpoints");
+    for hidden in [".step-4.part", ".step-4.old"] {
+        fs::rename(place.join("step-4"), place.join(hidden)).unwrap();
+        assert_eq!(make().resume(folder.path()).unwrap().steps(5).build().unwrap().steps(), 4);
+        fs::rename(place.join(hidden), place.join("step-4")).unwrap();
+    }
 }

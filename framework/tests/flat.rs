@@ -29,11 +29,14 @@ fn trainings_in_one_process_leave_nothing_behind() {
         let fault = Some(fault).filter(|_| number % 3 > 0);
         let on_failure = if number % 3 == 2 { OnFailure::Restart } else { OnFailure::Stop };
         let failures = FailuresConfig { on_failure, snapshot_every: 2, ..FailuresConfig::default() };
+        let run = folder.path().join(number.to_string());
         let checkpoints = CheckpointConfig { every_steps: Some(4), keep: 1, ..CheckpointConfig::default() };
         let builder =
             Trainer::builder(Perceptron { layers: 4, fault }).stages(4).strategy(Interlock::width(2)).batch_size(6);
-        let mut trainer = builder.failures(failures).checkpoint(folder.path(), checkpoints).steps(8).build().unwrap();
+        let mut trainer = builder.failures(failures).checkpoint(&run, checkpoints).steps(8).build().unwrap();
         assert_eq!(trainer.fit((&data, &data)).is_ok(), number % 3 == 0);
+        drop(trainer);
+        fs::remove_dir_all(run).unwrap();
     };
     let many = std::env::var("INTERLOCK_SOAK_TRAININGS").map_or(24, |count| count.parse().unwrap());
     (0..6).for_each(train);

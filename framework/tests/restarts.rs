@@ -20,7 +20,8 @@ use common::{Dense, Spiral};
 use interlock::{
     Activation, Adaptive, Batch, Criterion, Dataset, Differentiable, EmaConfig, Error, FailuresConfig, Gradients,
     HeadsConfig, HeadsReadout, HeadsTrained, Interlock, Key, LrScheduleConfig, ModelSpec, OnFailure, OnNonfinite,
-    OptimizerConfig, OptimizerKind, Pass, Result, Saved, TrainEvent, Trainer, TrainerBuilder, Unit, Wants, Weights,
+    OptimizerConfig, OptimizerKind, Pass, Result, Saved, Stopper, TrainEvent, Trainer, TrainerBuilder, Unit, Wants,
+    Weights,
 };
 use proptest::prelude::*;
 
@@ -324,4 +325,40 @@ fn a_run_goes_on_after_a_failure_of_its_data_set() {
         trainer.fit((&data, &DATA)).unwrap();
         assert_eq!(bits(&trainer.snapshot().unwrap()), weights, "at {at}");
     }
+}
+
+#[test]
+fn steps_that_are_never_finite_are_left_out_for_good() {
+    let spoiled = [1, 4, 6].map(|step| Fault::new(1, step, How::NotANumber, true, u64::MAX)).to_vec();
+    let (.., told, failures) = outcome(builder(spoiled).failures(skipping(100)));
+    assert!(failures.contains(&"skipped 6".to_owned()) && failures.len() == 6, "{failures:?}");
+    assert_eq!(told.iter().filter(|event| event.starts_with("step ")).count(), 8);
+}
+
+#[test]
+fn a_run_that_was_asked_to_stop_repeats_what_was_told_before_it_stops() {
+    let expected = {
+        let stopper = Stopper::new();
+        let mut trainer = stopping(&stopper, Vec::new()).build().unwrap();
+        (trainer.fit((&DATA, &DATA)).unwrap().steps, bits(&trainer.snapshot().unwrap()))
+    };
+    assert!(expected.0 >= 8);
+    // A step that has been fed fails when the run has been asked to stop.
+    for step in 8..expected.0 {
+        let stopper = Stopper::new();
+        let mut trainer = stopping(&stopper, vec![Fault::new(2, step, How::Panic, false, 1)]).build().unwrap();
+        let report = trainer.fit((&DATA, &DATA)).unwrap();
+        assert!(report.stopped && report.steps >= 8, "{}", report.steps);
+    }
+}
+
+/// A run that is asked to stop after step 7, with many steps in flight.
+fn stopping(stopper: &Stopper, faults: Vec<Fault>) -> TrainerBuilder {
+    let asked = stopper.clone();
+    let stops = move |event: &TrainEvent<'_>| {
+        if matches!(event, TrainEvent::StepDone { step: 7, .. }) {
+            asked.stop();
+        }
+    };
+    builder(faults).eval_every(100).in_flight(8).failures(restarting(5)).callback(stops).stop_on(stopper)
 }

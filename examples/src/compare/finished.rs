@@ -67,9 +67,9 @@ impl Finished {
         Ok(Self { path, file, results, _folder: locked })
     }
 
-    /// Returns whether `folder` is that of a comparison.
-    pub(super) fn is_in(folder: &Path) -> bool {
-        folder.join(FILE).is_file()
+    /// Returns whether `folder` is that of a comparison, or of one that was interrupted before it wrote anything.
+    pub(super) fn continues_in(folder: &Path) -> bool {
+        folder.join(FILE).is_file() || (folder.is_dir() && RunFolder::is_hardly_begun(folder))
     }
 
     /// Returns the result of the run with this configuration, if it has finished.

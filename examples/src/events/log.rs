@@ -15,8 +15,8 @@ use interlock::{
 use serde::Serialize;
 
 use super::{
-    CheckpointFailed, CheckpointSaved, Evaluated, Event, EventKind, FORMAT, Failed, Finished, PlanChanged, Restarted,
-    Resumed, Stage, StageMetrics, Started, Step, StepSkipped, parts_until, steps_an_event, to_micros,
+    Before, CheckpointFailed, CheckpointSaved, Evaluated, Event, EventKind, FORMAT, Failed, Finished, PlanChanged,
+    Restarted, Resumed, Stage, StageMetrics, Started, Step, StepSkipped, steps_an_event, to_micros, until,
 };
 use crate::run_folder::not_through_symlinks;
 
@@ -35,17 +35,17 @@ struct Inner {
     /// The sinks that have not failed.
     sinks: Vec<Box<dyn Sink>>,
     start: Instant,
-    /// The seconds of the run before it was continued.
-    seconds_before: f64,
+    /// The seconds of the run before, if it continues.
+    before: Option<f64>,
     /// The end of the last step or evaluation.
     last: Instant,
 }
 
 impl EventLog {
-    /// Creates a log of the run called `run`, to these sinks, that continues after so many seconds.
-    pub(crate) fn new(run: &str, sinks: Vec<Box<dyn Sink>>, seconds_before: f64) -> Self {
+    /// Creates a log of the run called `run`, to these sinks, or of one that continues after so many seconds.
+    pub(crate) fn new(run: &str, sinks: Vec<Box<dyn Sink>>, before: Option<f64>) -> Self {
         let now = Instant::now();
-        Self(Arc::new(Mutex::new(Inner { run: run.to_owned(), sinks, start: now, seconds_before, last: now })))
+        Self(Arc::new(Mutex::new(Inner { run: run.to_owned(), sinks, start: now, before, last: now })))
     }
 
     /// Writes that the run has failed.
@@ -69,8 +69,9 @@ impl Inner {
     fn observe(&mut self, event: &TrainEvent<'_>) {
         let now = Instant::now();
         let since = |then: Instant| to_micros(now.saturating_duration_since(then).as_secs_f64());
+        let seconds = || self.before.unwrap_or_default() + since(self.start);
         let what = match event {
-            TrainEvent::Started { first_step, next_step, last_step, stages, .. } if next_step > first_step => {
+            TrainEvent::Started { first_step, next_step, last_step, stages, .. } if self.before.is_some() => {
                 (self.start, self.last) = (now, now);
                 EventKind::Resumed(Resumed {
                     next_step: *next_step,
@@ -90,7 +91,7 @@ impl Inner {
                 })
             }
             TrainEvent::StepDone { step, epoch, examples, stages, .. } => {
-                let (seconds, step_seconds) = (self.seconds_before + since(self.start), since(self.last));
+                let (seconds, step_seconds) = (seconds(), since(self.last));
                 self.last = now;
                 if !step.is_multiple_of(steps_an_event(*step)) {
                     return;
@@ -111,7 +112,7 @@ impl Inner {
                 self.last = now;
                 EventKind::Evaluated(Evaluated {
                     steps: *steps,
-                    seconds: self.seconds_before + since(self.start),
+                    seconds: seconds(),
                     evaluation_seconds: to_micros(evaluation.seconds()),
                     improved: *improved,
                     heads: evaluation.heads().iter().map(Into::into).collect(),
@@ -171,18 +172,29 @@ impl JsonLines {
         Ok(Self { path: path.to_owned(), file, is_empty: true })
     }
 
-    /// Opens the file of a run that continues after `steps` steps, without the events of later steps. Returns also the seconds of the run by then.
+    /// Opens the file of a run that continues after `steps` steps, without the events of later steps. Returns also what the run needs of the others. A file
+    /// that cannot be read is set aside with a warning: what is lost are curves, not the run.
     ///
     /// # Errors
-    /// If the file cannot be read or written, or a line in it is not an event.
-    pub(crate) fn continue_after(path: &Path, steps: u64) -> Result<(Self, f64)> {
-        let (text, seconds) = parts_until(path, steps)?;
-        files::write(path, &text)?;
+    /// If the file cannot be written.
+    pub(crate) fn continue_after(path: &Path, steps: u64) -> Result<(Self, Before)> {
+        let before = until(path, steps).or_else(|error| set_aside(path, &error))?;
+        files::write(path, &before.lines)?;
         let mut options = File::options();
         options.append(true);
         not_through_symlinks(&mut options);
         let file = options.open(path).map_err(|e| Error::file(path, e))?;
-        Ok((Self { path: path.to_owned(), file, is_empty: text.is_empty() }, seconds))
+        Ok((Self { path: path.to_owned(), file, is_empty: before.lines.is_empty() }, before))
+    }
+}
+
+/// Renames the file at `path`, which could not be read.
+fn set_aside(path: &Path, error: &Error) -> Result<Before> {
+    let aside = path.with_extension("damaged.jsonl");
+    tracing::warn!("the events up to here are lost: {error}; the file is kept as {}", aside.display());
+    match std::fs::rename(path, &aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::file(path, error)),
+        _ => Ok(Before::default()),
     }
 }
 
@@ -228,7 +240,7 @@ mod tests {
         let tries = Arc::new(AtomicUsize::new(0));
         let sinks: Vec<Box<dyn Sink>> =
             vec![Box::new(Broken(Arc::clone(&tries))), Box::new(JsonLines::create(&path).unwrap())];
-        let mut log = EventLog::new("a", sinks, 0.0);
+        let mut log = EventLog::new("a", sinks, None);
         let plan = GradientPlan::new(vec![1, 1]).unwrap();
         assert!(matches!(log.on_event(&TrainEvent::PlanChanged { from_step: 3, plan: &plan }), Ok(Control::Continue)));
         log.clone().failed(&failure());

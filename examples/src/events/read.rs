@@ -50,15 +50,22 @@ fn parse(line: &[u8]) -> serde_json::Result<Event> {
 /// # Errors
 /// If the file cannot be read, or another line is not an event; the message names the line.
 pub(crate) fn read(path: &Path) -> Result<Vec<Event>> {
+    let mut events = Vec::new();
+    each(path, |event, _| events.push(event))?;
+    Ok(events)
+}
+
+/// Calls `take` with each event of the file and its line.
+fn each(path: &Path, mut take: impl FnMut(Event, &[u8])) -> Result<()> {
     let mut file = BufReader::new(File::open(path).map_err(|e| Error::file(path, e))?);
-    let (mut events, mut line) = (Vec::new(), Vec::new());
+    let mut line = Vec::new();
     for number in 1_u64.. {
         line.clear();
         if file.read_until(b'\n', &mut line).map_err(|e| Error::file(path, e))? == 0 {
             break;
         }
         match parse(&line) {
-            Ok(event) => events.push(event),
+            Ok(event) => take(event, &line),
             Err(_) if !line.ends_with(b"\n") => {}
             Err(error) => {
                 let cause = format!("line {number} is not an event: {error}; docs/reports.md describes the lines");
@@ -66,18 +73,27 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Event>> {
             }
         }
     }
-    Ok(events)
+    Ok(())
 }
 
-/// Returns the lines of the file at `path` about the first `steps` steps of the run, and the seconds of the run by then. An incomplete last line is left
-/// out.
+/// What a run that continues needs of its events.
+#[derive(Default)]
+pub(crate) struct Before {
+    /// The lines that are kept.
+    pub(crate) lines: Vec<u8>,
+    /// The seconds of the run by the last of them.
+    pub(crate) seconds: f64,
+    /// The evaluation after the last step.
+    pub(crate) evaluated: Option<Event>,
+}
+
+/// Returns the lines of the file at `path` about the first `steps` steps of the run. An incomplete last line is left out.
 ///
 /// # Errors
 /// As [`read`].
-pub(crate) fn parts_until(path: &Path, steps: u64) -> Result<(Vec<u8>, f64)> {
-    let text = std::fs::read(path).map_err(|e| Error::file(path, e))?;
-    let (mut kept, mut seconds) = (Vec::new(), 0.0);
-    for (event, line) in read(path)?.into_iter().zip(text.split_inclusive(|byte| *byte == b'\n')) {
+pub(crate) fn until(path: &Path, steps: u64) -> Result<Before> {
+    let mut before = Before::default();
+    each(path, |event, line| {
         let is_before = match &event.what {
             EventKind::Step(step) => step.step < steps,
             EventKind::PlanChanged(change) => change.from_step <= steps,
@@ -91,15 +107,18 @@ pub(crate) fn parts_until(path: &Path, steps: u64) -> Result<(Vec<u8>, f64)> {
             EventKind::Finished(_) | EventKind::Failed(_) => false,
         };
         if is_before && line.ends_with(b"\n") {
-            kept.extend_from_slice(line);
-            match event.what {
-                EventKind::Step(step) => seconds = step.seconds,
-                EventKind::Evaluated(evaluated) => seconds = evaluated.seconds,
+            before.lines.extend_from_slice(line);
+            match &event.what {
+                EventKind::Step(step) => before.seconds = step.seconds,
+                EventKind::Evaluated(evaluated) => {
+                    before.seconds = evaluated.seconds;
+                    before.evaluated = Some(event.clone()).filter(|_| evaluated.steps == steps);
+                }
                 _ => {}
             }
         }
-    }
-    Ok((kept, seconds))
+    })?;
+    Ok(before)
 }
 
 #[cfg(test)]

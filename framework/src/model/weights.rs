@@ -49,9 +49,6 @@ struct Placed {
 }
 
 impl Weights {
-    /// The name of the index of shards.
-    pub(crate) const INDEX: &str = index::INDEX;
-
     /// Returns the weights of stages, in order of stages: each stage's tensors are one shard.
     pub fn of_stages(stages: impl IntoIterator<Item = Vec<(String, Tensor)>>) -> Self {
         let mut weights = Self::default();

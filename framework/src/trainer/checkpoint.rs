@@ -144,8 +144,9 @@ impl Checkpoint {
         let path = checkpoint::place(run, self.steps());
         let all = path.parent().unwrap_or(run);
         files::create_folder(all)?;
-        let hidden = |ending: &str| all.join(format!(".step-{}.{ending}", self.steps()));
-        let (aside, old) = (hidden("part"), hidden("old"));
+        let hidden = |ending: &str| all.join(format!(".step-{}{ending}", self.steps()));
+        let (aside, old) = (hidden(checkpoint::PART), hidden(checkpoint::OLD));
+        // Between the two renames of a replacement, the new one counts where it is ([`checkpoint::checkpoints_in`]).
         let saved = self.write_to(&aside, attached).and_then(|()| {
             let replace = || {
                 if path.exists() {
@@ -179,10 +180,7 @@ impl Checkpoint {
         for (name, bytes) in attached {
             files::write(&folder.join(name), bytes)?;
         }
-        let index = Weights::INDEX;
-        let own = [STATE.to_owned(), index.to_owned(), format!("{TENSORS}/{index}")];
-        let names: Vec<String> = own.into_iter().chain(attached.keys().cloned()).collect();
-        Manifest::write(folder, self.steps(), &names)
+        Manifest::write(folder, self.steps())
     }
 
     /// Reads the checkpoint in the folder `path`, after comparing all its files with their checksums.

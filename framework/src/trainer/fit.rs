@@ -9,7 +9,8 @@ use std::{
 
 use super::{
     Best, Control, Evaluation, Length, Report, Split, TrainEvent, Trainer, checkpoint::Reason, evaluation,
-    example_order::ExampleOrder, guarded, loader::Loader, rehearsal, run_metrics::RunState, trained::Trained,
+    example_order::ExampleOrder, guarded, loader::Loader, rehearsal, run_metrics::RunState, state::FitState,
+    trained::Trained,
 };
 use crate::{
     Dataset, Error, Result,
@@ -61,9 +62,33 @@ impl Trainer {
         Ok(())
     }
 
-    /// Returns whether the fit is to end early.
+    /// Returns whether the fit is to end early. Steps that are repeated after a failure are repeated first.
     fn is_stopping(&self) -> bool {
-        self.stopper.is_requested() || self.stop_reason.is_some()
+        (self.stopper.is_requested() || self.stop_reason.is_some()) && self.steps >= self.told.steps()
+    }
+
+    /// Returns whether the next fit continues `fit`.
+    fn continues(&self, fit: &FitState) -> bool {
+        self.resumes && fit.first_step <= self.steps
+    }
+
+    /// Returns the first step of the fit that begins now, or of the one that it continues, and the step before which it ends.
+    ///
+    /// # Errors
+    /// If the fit that it continues has made more steps.
+    fn steps_of_fit(&self, order: ExampleOrder) -> Result<[u64; 2]> {
+        let continued = self.fit.as_ref().filter(|fit| self.continues(fit));
+        let first = continued.map_or(self.steps, |fit| fit.first_step);
+        let (length, key) = match self.settings.length {
+            Length::Epochs(epochs) => (epochs.saturating_mul(order.per_epoch), "epochs"),
+            Length::Steps(steps) => (steps, "steps"),
+        };
+        let last = first.saturating_add(length);
+        if last < self.steps {
+            let problem = format!("the run would have {length} steps, and has made {}", self.steps - first);
+            return Err(Error::invalid(key, problem, "give at least as many to continue it"));
+        }
+        Ok([first, last])
     }
 
     /// Checks the data of a fit, and returns the order in which its training set is read from now on: the unfinished epoch of a stopped fit
@@ -88,6 +113,7 @@ impl Trainer {
             rehearsal::check_gradients(data.train, &self.blueprints[..=last], &self.plans)?;
             self.rehearsed.set(true);
         }
+        self.steps_of_fit(order)?;
         Ok(order)
     }
 
@@ -100,12 +126,8 @@ impl Trainer {
 
     pub(super) fn run(&mut self, data: Split<'_>) -> Result<Report> {
         let order = self.order_of(data)?;
-        let continued = self.fit.take().filter(|fit| self.resumes && fit.first_step <= self.steps);
-        let first = continued.as_ref().map_or(self.steps, |fit| fit.first_step);
-        let last = first.saturating_add(match self.settings.length {
-            Length::Epochs(epochs) => epochs.saturating_mul(order.per_epoch),
-            Length::Steps(steps) => steps,
-        });
+        let [first, last] = self.steps_of_fit(order)?;
+        let continued = self.fit.take().filter(|fit| self.continues(fit));
         if self.warmup_steps > last {
             tracing::warn!(
                 "lr_schedule.warmup_steps: {} of {last} steps: the learning rate never reaches its base; use fewer",
@@ -147,6 +169,10 @@ impl Trainer {
         let stopper = self.stopper.clone();
         let mut trained = continued.as_ref().map(Trained::continuing).unwrap_or_default();
         self.told.begin(self.steps);
+        self.recovery.begin();
+        // A callback had ended the fit, and the program was killed before it could say so.
+        self.stop_reason =
+            continued.as_ref().filter(|fit| fit.last_step == last).and_then(|fit| fit.stop_reason.clone());
         if self.recovery.recovers() {
             self.capture_here(Reason::Snapshot, trained.so_far(first))?;
         }
@@ -158,7 +184,8 @@ impl Trainer {
         };
         let is_rest = continued.is_some();
         // Nothing was left to train: the report has the scores all the same.
-        if let (true, None, Some(validation)) = (self.steps >= last && is_rest, &evaluation, data.validation) {
+        let has_ended = self.steps >= last || self.stop_reason.is_some();
+        if let (true, None, Some(validation)) = (has_ended && is_rest, &evaluation, data.validation) {
             evaluation = self.run_evaluation(validation, &stopper)?;
         }
         let unevaluated = data.validation.is_some() && evaluation.is_none();
@@ -168,8 +195,9 @@ impl Trainer {
         }
         trained.stop_reason = self.stop_reason.take().filter(|_| self.steps < last);
         self.interrupted = trained.stopped || trained.stop_reason.is_some();
-        self.fit = Some(trained.so_far(first));
-        self.end_with_checkpoint(self.interrupted, trained.so_far(first))?;
+        let ended = FitState { last_step: last, stop_reason: trained.stop_reason.clone(), ..trained.so_far(first) };
+        self.fit = Some(ended.clone());
+        self.end_with_checkpoint(self.interrupted, ended)?;
         let report = Report::new(self, &trained, evaluation);
         self.tell(&TrainEvent::Finished { report: &report })?;
         Ok(report)
@@ -234,7 +262,7 @@ impl Trainer {
         }
         self.metrics.trains();
         trained.begin();
-        let (loss, steps) = (Arc::clone(&self.loss), self.steps..until);
+        let (loss, steps, told) = (Arc::clone(&self.loss), self.steps..until, self.told.steps());
         // Once something has been fed, an error leaves the stages in the middle of a step.
         let fed = Cell::new(false);
         self.failed = true;
@@ -250,8 +278,10 @@ impl Trainer {
                     let total = counted.map_err(|cause| super::loader::failure(cause).in_step(step))?;
                     let micro_batches = batch.split(order.micro_batches(batch.len()?))?;
                     let count = micro_batches.len();
-                    // After the last of these steps nothing is in flight: then all is captured at once.
-                    let reason = timing.borrow_mut().reason(step + 1).filter(|_| step + 1 < until);
+                    // After the last of these steps nothing is in flight: then all is captured at once. Callbacks are ahead of repeated steps.
+                    let may_be_captured = step + 1 < until && step + 1 > told;
+                    let reason =
+                        Some(step + 1).filter(|_| may_be_captured).and_then(|steps| timing.borrow_mut().reason(steps));
                     let feed = Feed {
                         purpose: Purpose::Train,
                         step,
@@ -284,9 +314,11 @@ impl Trainer {
                         check_counts(&stages, targets)?;
                         self.steps = step + 1;
                         trained.add(&stages, examples);
-                        self.simulated_idle.step_done(self.plans.at(step), &stages);
-                        if let Some(recording) = &mut self.recording {
-                            recording.add(&stages);
+                        if self.told.steps() <= step {
+                            self.simulated_idle.step_done(self.plans.at(step), &stages);
+                            if let Some(recording) = &mut self.recording {
+                                recording.add(&stages);
+                            }
                         }
                         let epoch = order.epoch_at(step);
                         self.tell(&TrainEvent::StepDone { step, epoch, examples, targets, stages: &stages })?;
@@ -309,7 +341,7 @@ impl Trainer {
     }
 
     /// Sends an event if a phase of plans begins with the next step.
-    fn tell_of_plan(&mut self) -> Result<()> {
+    pub(super) fn tell_of_plan(&mut self) -> Result<()> {
         let phase = self.plans.phase_at(self.steps);
         if phase.from_step != self.steps {
             return Ok(());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use metrics::Counter;
 use serde::{Deserialize, Serialize};
 
-use super::{Checkpoint, TrainEvent, Trainer, trained::Trained};
+use super::{Checkpoint, TrainEvent, Trainer, checkpoint::Reason, trained::Trained};
 use crate::{
     Error, Failure, Result, Strategy,
     actor::{Pipeline, PipelineSettings},
@@ -104,6 +104,11 @@ impl Recovery {
         self.config.recovers()
     }
 
+    /// Begins a fit.
+    pub(super) fn begin(&mut self) {
+        (self.restarts, self.failed_at, self.skipped, self.to_skip) = (0, None, None, None);
+    }
+
     /// Decides whether the fit goes on after `failure`, and notes it. `trains` says whether it came in a training step.
     fn survives(&mut self, failure: &Failure, trains: bool) -> bool {
         let is_nonfinite = is_nonfinite(&failure.cause);
@@ -171,12 +176,19 @@ impl Trainer {
     /// Leaves out the next step: it changes nothing, and its number is used up.
     pub(super) fn skip_step(&mut self, last: u64, trained: &Trained, first: u64) -> Result<()> {
         let step = self.steps;
+        self.capture_here_if_due(trained.so_far(first))?;
         self.recovery.to_skip = None;
-        let own = self.own_state(self.strategy_state()?, Some(trained.so_far(first)))?;
-        let here = Checkpoint { weights: self.pipeline.snapshot()?, state: own.with_stages(self.pipeline.state()?) };
+        let here = self.here(trained.so_far(first))?;
         self.relaunch(&here, true)?;
         self.pipeline.begin(last)?;
-        self.tell(&TrainEvent::StepSkipped { step })
+        self.tell(&TrainEvent::StepSkipped { step })?;
+        self.tell_of_plan()?;
+        // A later failure must not lead back to before the step.
+        self.capture_here_if_due(trained.so_far(first))?;
+        match self.captures.newest().is_some_and(|newest| newest.steps() == self.steps) {
+            true => Ok(()),
+            false => self.capture_here(Reason::Snapshot, trained.so_far(first)),
+        }
     }
 
     /// Builds all stages again, in the state of `checkpoint`, of a trainer with the same parts; after one more step, which is left out, if `skips` is set.

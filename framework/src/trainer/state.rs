@@ -100,6 +100,11 @@ pub(super) struct FitState {
     pub(super) seconds: f64,
     /// The seconds of computation of each stage.
     pub(super) busy: Vec<f64>,
+    /// If the fit has ended, the step before which it was to end, and the reason for which a callback ended it before.
+    #[serde(default)]
+    pub(super) last_step: u64,
+    #[serde(default)]
+    pub(super) stop_reason: Option<String>,
 }
 
 /// The trainer's own part of a state, to which those of the stages are added.

@@ -20,6 +20,11 @@ impl Told {
         *self = Self { steps: step, ..Self::default() };
     }
 
+    /// The number of steps of which callbacks have been told.
+    pub(super) fn steps(&self) -> u64 {
+        self.steps
+    }
+
     /// Returns whether an event is new, and notes it.
     pub(super) fn is_new(&mut self, event: &TrainEvent<'_>) -> bool {
         let newer = |last: &mut Option<u64>, now: u64| {

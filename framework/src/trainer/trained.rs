@@ -31,7 +31,14 @@ impl Trained {
 
     /// The totals by now of a fit that began at `first_step`.
     pub(super) fn so_far(&self, first_step: u64) -> FitState {
-        FitState { first_step, examples: self.examples, seconds: self.seconds(), busy: self.busy.clone() }
+        FitState {
+            first_step,
+            examples: self.examples,
+            seconds: self.seconds(),
+            busy: self.busy.clone(),
+            last_step: 0,
+            stop_reason: None,
+        }
     }
 
     /// Goes back to the totals of an earlier step; the time since then counts.

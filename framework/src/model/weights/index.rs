@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The index's file name.
-pub(crate) const INDEX: &str = "model.safetensors.index.json";
+pub(super) use crate::checkpoint::WEIGHTS as INDEX;
 
 /// The key of the metadata with the number of units of each stage.
 const UNITS: &str = "units_per_stage";

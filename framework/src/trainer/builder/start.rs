@@ -107,6 +107,7 @@ impl TrainerBuilder {
             evaluation_due: false,
             captures: Captures::new(Timing::new(None, snapshot_every)),
             store: None,
+            best_is_unwritten: false,
             attached: self.attached,
             snapshot_every,
             checkpoint_on_stop: false,
@@ -114,7 +115,11 @@ impl TrainerBuilder {
             failed: false,
         };
         if let Some(state) = self.restored {
+            let steps = state.steps();
             trainer.restore(state)?;
+            if self.resumes {
+                trainer.captures.continues_from(steps);
+            }
         }
         if let Some((run, config)) = &self.checkpoint {
             trainer.checkpoint_to(run, config)?;

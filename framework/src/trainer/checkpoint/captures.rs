@@ -134,6 +134,16 @@ impl Captures {
         Some(checkpoint)
     }
 
+    /// Returns whether the checkpoint after `steps` steps was the last one that was handed to the store, or continued from.
+    pub(crate) fn is_written(&self, steps: u64) -> bool {
+        self.written == Some(steps)
+    }
+
+    /// Notes that the trainer continues from the checkpoint after `steps` steps.
+    pub(crate) fn continues_from(&mut self, steps: u64) {
+        self.written = Some(steps);
+    }
+
     /// The newest capture.
     pub(crate) fn newest(&self) -> Option<&Arc<Checkpoint>> {
         self.newest.as_ref()

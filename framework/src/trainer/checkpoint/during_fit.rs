@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Checkpoint, Reason, Saved};
+use super::{Checkpoint, Reason, Saved, store::Kind};
 use crate::{
     Error, Result,
     actor::PipelineEvent,
@@ -13,11 +13,15 @@ use crate::{
 };
 
 impl Trainer {
-    /// Captures the state here, where nothing is in flight, for this reason.
-    pub(in crate::trainer) fn capture_here(&mut self, reason: Reason, fit: FitState) -> Result<()> {
+    /// Returns all of the trainer here, where nothing is in flight.
+    pub(in crate::trainer) fn here(&self, fit: FitState) -> Result<Checkpoint> {
         let own = self.own_state(self.strategy_state()?, Some(fit))?;
-        let checkpoint =
-            Checkpoint { weights: self.pipeline.snapshot()?, state: own.with_stages(self.pipeline.state()?) };
+        Ok(Checkpoint { weights: self.pipeline.snapshot()?, state: own.with_stages(self.pipeline.state()?) })
+    }
+
+    /// Captures the state here for this reason.
+    pub(in crate::trainer) fn capture_here(&mut self, reason: Reason, fit: FitState) -> Result<()> {
+        let checkpoint = self.here(fit)?;
         if reason == Reason::Checkpoint {
             self.captures.begin();
         }
@@ -25,8 +29,11 @@ impl Trainer {
         self.write(complete)
     }
 
-    /// Captures the state here if it is time.
+    /// Captures the state here if it is time, but not while steps are repeated: callbacks are ahead of them.
     pub(in crate::trainer) fn capture_here_if_due(&mut self, fit: FitState) -> Result<()> {
+        if self.steps < self.told.steps() {
+            return Ok(());
+        }
         match self.captures.timing.reason(self.steps) {
             Some(reason) => self.capture_here(reason, fit),
             None => Ok(()),
@@ -71,14 +78,21 @@ impl Trainer {
     /// Tells callbacks what has been written, or could not be; waits for all of it if `wait` is set.
     pub(in crate::trainer) fn tell_of_checkpoints(&mut self, wait: bool) -> Result<()> {
         let Some(store) = &mut self.store else { return Ok(()) };
-        for Saved { steps, time, result } in store.take_saved(wait) {
-            match result {
-                Ok(path) if path.ends_with(crate::checkpoint::BEST) => {}
-                Ok(path) => {
+        for Saved { steps, what, time, result } in store.take_saved(wait) {
+            match (what, result) {
+                (Kind::Best, Ok(_)) => self.best_is_unwritten = false,
+                (Kind::Best, Err(error)) => {
+                    // They are written again at the end of the fit.
+                    self.best_is_unwritten = true;
+                    tracing::warn!(
+                        "the best weights, after {steps} steps, could not be written: {error}; training goes on"
+                    );
+                }
+                (Kind::Checkpoint, Ok(path)) => {
                     let seconds = time.as_secs_f64();
                     self.tell(&TrainEvent::CheckpointSaved { steps, path: &path, seconds })?;
                 }
-                Err(error) => {
+                (Kind::Checkpoint, Err(error)) => {
                     tracing::warn!(
                         "the checkpoint after {steps} steps could not be written: {error}; training goes on"
                     );
@@ -94,11 +108,18 @@ impl Trainer {
         self.finish_captures()?;
         if self.store.is_some() {
             self.metrics.state(RunState::Checkpointing);
-            if self.checkpoint_on_stop || !stopped {
+            // The one that the run continues from, or that was taken at this step, needs no other in its place, unless a callback has ended the fit.
+            let is_new = !self.captures.is_written(self.steps) || fit.stop_reason.is_some();
+            if is_new && (self.checkpoint_on_stop || !stopped) {
                 self.capture_here(Reason::Checkpoint, fit)?;
             }
         }
-        self.tell_of_checkpoints(true)
+        self.tell_of_checkpoints(true)?;
+        if let (true, Some(best), Some(store)) = (self.best_is_unwritten, &self.best, &mut self.store) {
+            store.write_best(Arc::clone(best))?;
+            self.tell_of_checkpoints(true)?;
+        }
+        Ok(())
     }
 
     /// After a failure: writes the newest capture, if it has not been written, and waits until all is written.

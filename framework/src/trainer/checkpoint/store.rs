@@ -13,7 +13,11 @@ use std::{
 use metrics::{Counter, Gauge, Histogram};
 
 use super::{Attached, Checkpoint, CheckpointConfig};
-use crate::{Error, Result, checkpoint, files, metrics::table, trainer::Best};
+use crate::{
+    Error, Result, checkpoint, files,
+    metrics::table,
+    trainer::{Best, guarded},
+};
 
 /// What the thread writes next.
 enum Job {
@@ -21,11 +25,19 @@ enum Job {
     Best(Arc<Best>),
 }
 
+/// What was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Checkpoint,
+    Best,
+}
+
 /// What came of writing a checkpoint, or the best weights.
 #[derive(Debug)]
 pub(crate) struct Saved {
     /// The number of steps that had been made.
     pub(crate) steps: u64,
+    pub(crate) what: Kind,
     pub(crate) time: Duration,
     /// Its folder.
     pub(crate) result: Result<PathBuf>,
@@ -54,7 +66,7 @@ impl Handles {
 
     fn observe(&self, saved: &Saved) {
         match &saved.result {
-            Ok(path) if !path.ends_with(checkpoint::BEST) => {
+            Ok(path) if saved.what == Kind::Checkpoint => {
                 self.last_success.set(now());
                 self.duration.record(saved.time);
                 self.size.set(size_of_folder(path) as f64);
@@ -94,11 +106,15 @@ impl Store {
             .spawn(move || {
                 for job in next {
                     let start = Instant::now();
-                    let (steps, result) = match job {
-                        Job::Checkpoint(checkpoint) => (checkpoint.steps(), save(&checkpoint, &run, keep, &attached)),
-                        Job::Best(best) => (best.steps, save_best(&best, &run)),
+                    let (steps, what) = match &job {
+                        Job::Checkpoint(checkpoint) => (checkpoint.steps(), Kind::Checkpoint),
+                        Job::Best(best) => (best.steps, Kind::Best),
                     };
-                    let saved = Saved { steps, time: start.elapsed(), result };
+                    let result = guarded(|| match &job {
+                        Job::Checkpoint(checkpoint) => save(checkpoint, &run, keep, &attached),
+                        Job::Best(best) => save_best(best, &run),
+                    });
+                    let saved = Saved { steps, what, time: start.elapsed(), result };
                     handles.observe(&saved);
                     // If nobody listens, the trainer has ended.
                     let _ = tell.send(saved);
@@ -149,7 +165,6 @@ impl Drop for Store {
 
 fn save(checkpoint: &Checkpoint, run: &Path, keep: usize, attached: &Attached) -> Result<PathBuf> {
     let path = checkpoint.save_with(run, attached)?;
-    checkpoint::set_newer_aside(run, checkpoint.steps());
     checkpoint::prune(run, keep);
     Ok(path)
 }
