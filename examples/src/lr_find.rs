@@ -16,10 +16,10 @@ use crate::{
     exit::Exit,
     plot::{Axis, Line, Plot, Series},
     program::Program,
-    progress::{Progress, note, note_emulation, say},
+    progress::{Progress, note_emulation},
     run_folder,
     table::{Measure, dash, table},
-    terminal::{Terminal, Verbosity},
+    terminal::{Terminal, Verbosity, note, say},
 };
 use sweep::{Rates, Suggestion, Sweep};
 

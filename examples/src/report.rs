@@ -17,8 +17,8 @@ use crate::{
     arguments::Report,
     exit::Exit,
     plot::{Plot, png},
-    progress::say,
     run_folder,
+    terminal::say,
 };
 
 /// The page's name in a run's folder.

@@ -45,6 +45,7 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     let terminal = Terminal::new(Verbosity::new(arguments.plain, arguments.quiet));
     emulation(&builder).into_iter().for_each(|line| terminal.notice(line));
     let log = log::start(arguments.log_format.unwrap_or_default(), &terminal);
+    exporter.iter().for_each(|exporter| exporter.announce(&terminal));
     for line in &data.notes {
         terminal.notice(line);
         tracing::info!("{line}");

@@ -13,9 +13,9 @@ use crate::{
     arguments::{BenchUnits, Dtype},
     config::{self, Devices},
     exit::Exit,
-    progress::say,
     run_folder::{refuse_no_place, write_json},
     table::{Table, table},
+    terminal::say,
 };
 
 pub(super) fn run<P: Program>(arguments: &BenchUnits) -> Result<(), Exit> {
