@@ -58,7 +58,13 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     match format {
-        LogFormat::Text => fmt::layer().with_ansi(ansi).with_span_events(FmtSpan::CLOSE).with_writer(writer).boxed(),
+        LogFormat::Text => fmt::layer()
+            .with_ansi(ansi)
+            // Without colours, the writers replace control characters; with colours, they cannot tell whose these are.
+            .with_ansi_sanitization(ansi)
+            .with_span_events(FmtSpan::CLOSE)
+            .with_writer(writer)
+            .boxed(),
         LogFormat::Json => {
             fmt::layer().json().flatten_event(true).with_span_events(FmtSpan::CLOSE).with_writer(writer).boxed()
         }

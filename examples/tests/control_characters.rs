@@ -107,9 +107,13 @@ fn bytes_of_files_are_shown_with_escapes_in_errors() {
     weights.extend(header.as_bytes());
     weights.extend([0; 4]);
     fs::write(folder.path().join("other.safetensors"), weights).unwrap();
-    let other = train(folder.path(), "other", &["-s", "init_from=other.safetensors", "-s", "init_partial=true"]);
-    let text = harmless(&["init_from"], &other);
-    assert!(text.contains(SHOWN), "{text}");
+    for more in
+        [&["-s", "init_from=other.safetensors"][..], &["-s", "init_from=other.safetensors", "-s", "init_partial=true"]]
+    {
+        // An error, then a warning.
+        let text = harmless(more, &train(folder.path(), "other", more));
+        assert!(text.contains(SHOWN), "{text}");
+    }
 }
 
 #[test]

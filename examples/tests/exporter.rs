@@ -87,6 +87,7 @@ fn stop(mut run: Running, folder: &TempDir) {
 }
 
 /// Idle connections and scrapers at once, then bad requests, while a run trains.
+#[allow(clippy::print_stdout)] // what was measured, with `--nocapture`
 fn bear(idle_connections: usize, scrapers: usize, bad_requests: usize) {
     let folder = TempDir::new().unwrap();
     limit_files(0, 8192);

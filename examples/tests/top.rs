@@ -103,7 +103,7 @@ fn refuses(address: &str, messages: &[&str]) {
     assert_eq!(output.status.code(), Some(2), "{}{text}", out(&output));
     assert!(messages.iter().any(|message| text.contains(message)), "{messages:?}: {text}");
     assert!(text.len() < 2000 && !text.contains('\x1b'), "{text}");
-    assert!(took < Duration::from_secs(15), "{took:?}");
+    assert!(took < Duration::from_secs(60), "{took:?}");
 }
 
 #[test]
@@ -189,11 +189,11 @@ fn boundaries(count: usize) -> String {
 }
 
 #[test]
+#[allow(clippy::zombie_processes)] // `wait4` waits for it
 fn a_hundred_thousand_boundaries_take_seconds_and_little_memory() {
     let address = serving(boundaries(100_000));
     let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
     command.args(["top", &address, "--once", "--interval", "0.1"]).stdout(Stdio::piped());
-    let begun = Instant::now();
     let mut child = command.spawn().unwrap();
     let mut text = String::new();
     child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
@@ -203,10 +203,11 @@ fn a_hundred_thousand_boundaries_take_seconds_and_little_memory() {
         libc::wait4(child.id().cast_signed(), &mut status, 0, &mut used);
         (status, used)
     };
-    let (took, mebibytes) = (begun.elapsed(), used.ru_maxrss >> 10);
-    println!("100,000 boundaries took {took:?} and {mebibytes} MiB");
+    // CPU time, since other programs may take the machine.
+    let (seconds, mebibytes) = (used.ru_utime.tv_sec + used.ru_stime.tv_sec, used.ru_maxrss >> 10);
+    println!("100,000 boundaries took {seconds} s of CPU time and {mebibytes} MiB");
     assert_eq!(status, 0);
     assert!(text.lines().any(|line| line.starts_with("99999 to 100000 ")));
-    assert!(took < Duration::from_secs(20) && mebibytes < 1024, "{took:?}, {mebibytes} MiB");
+    assert!(seconds < 15 && mebibytes < 512, "{seconds} s, {mebibytes} MiB");
     refuses(&serving("interlock_step 1\n".repeat(200_001)), &["more than 200000 series"]);
 }
