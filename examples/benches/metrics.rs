@@ -1,11 +1,11 @@
-//! What one call costs that tells a metric, with a handle made before, under the exporter that `--metrics` starts; and the clock that times are taken
+//! What one call costs that tells a metric, with a handle made before, under the recorder that `--metrics` installs; and the clock that times are taken
 //! with.
 //!
 //! `cargo bench -p interlock-cli --bench metrics`
 
 #![allow(clippy::unwrap_used)] // a bench that cannot be set up has nothing to measure
 
-use std::{net::SocketAddr, time::Instant};
+use std::time::Instant;
 
 use divan::Bencher;
 use interlock::tools::metrics::{SECONDS_BUCKETS, table};
@@ -13,10 +13,9 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 
 fn main() {
     PrometheusBuilder::new()
-        .with_http_listener(SocketAddr::from(([127, 0, 0, 1], 0)))
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS_BUCKETS)
         .unwrap()
-        .install()
+        .install_recorder()
         .unwrap();
     divan::main();
 }

@@ -18,6 +18,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::{
     bench::WorkloadName,
+    exit,
     plan::Follow,
     program::{ModelSection, Program, program},
 };
@@ -26,8 +27,9 @@ use crate::{
 const METRICS_ADDRESS: &str = "127.0.0.1:9464";
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 a run failed, or did not repeat its reference run; 2 refused before anything was written;
-130 stopped by Ctrl-C, SIGTERM or SIGHUP: training after the step, with the run saved; at the second, or before training, at once";
+Exit codes: 0 done; 1 a run failed, did not repeat its reference run, or its output could not be written;
+2 refused before anything was written; 130 stopped by Ctrl-C, SIGTERM or SIGHUP: training after the step, with the run saved; at the second,
+or before training, at once";
 
 /// Trains one neural network on several devices: each device trains some of its layers.
 ///
@@ -42,9 +44,10 @@ pub(crate) struct Arguments {
 
 /// Returns the command that this process's arguments give. Prints help, or an error, and ends the process if they give none.
 pub(crate) fn parse<P: Program>() -> Command {
-    let matches = command::<P>().try_get_matches().unwrap_or_else(|error| tips::with_tip::<P>(error).exit());
+    let matches =
+        command::<P>().try_get_matches().unwrap_or_else(|error| exit::with_message(&tips::with_tip::<P>(error)));
     let arguments = Arguments::from_arg_matches(&matches);
-    arguments.unwrap_or_else(|error| error.exit()).command.unwrap_or_default()
+    arguments.unwrap_or_else(|error| exit::with_message(&error)).command.unwrap_or_default()
 }
 
 /// Returns the description of the command line.

@@ -26,7 +26,7 @@ use crate::{
     memory,
     plan::Follow,
     program::Program,
-    progress::say,
+    terminal::{Terminal, Verbosity, say},
 };
 use workload::RandomBatches;
 
@@ -85,7 +85,7 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
     let workload = Workload::named(arguments.workload).of_batch(arguments.batch);
     check_micro_batches(arguments.micro_batches, workload.name, workload.batch)?;
     if let Some(address) = arguments.metrics {
-        Exporter::start(address, workload.name)?;
+        Exporter::start(address, workload.name)?.announce(&Terminal::new(Verbosity::Lines));
     }
     let recorder = StepRecorder::new(arguments.stages());
     let mut trainer = trainer(arguments, &workload)?.callback(recorder.clone()).build()?;

@@ -15,10 +15,10 @@ use crate::{
     exit::Exit,
     interrupt::{self, Next},
     program::Program,
-    progress::{note, note_emulation, say},
+    progress::note_emulation,
     run_folder,
     table::{Measure, scored, table},
-    terminal::{Terminal, Verbosity},
+    terminal::{Terminal, Verbosity, note, say},
 };
 use finished::Finished;
 use vary::Combination;

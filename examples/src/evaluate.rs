@@ -9,9 +9,9 @@ use crate::{
     arguments::Eval,
     exit::Exit,
     program::{DataSection, Program},
-    progress::{note, print},
     run_folder::RunFolder,
     table::{self, Measure},
+    terminal::{note, print},
 };
 
 /// One head's scores, as JSON.

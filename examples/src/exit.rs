@@ -1,9 +1,14 @@
-//! Exit codes of the command: 0 done, 1 a run failed or did not repeat its reference run, 2 refused before anything was written, 130 stopped by a
-//! signal.
+//! Exit codes of the command: 0 done; 1 a run failed, did not repeat its reference run, or its output could not be written; 2 refused before anything
+//! was written; 130 stopped by a signal.
 
-use std::{fmt, process::ExitCode};
+use std::{
+    fmt, io,
+    process::{self, ExitCode},
+};
 
 use interlock::Error;
+
+use crate::terminal::{self, colours, note, print_styled};
 
 /// The exit code after Ctrl-C, SIGTERM or SIGHUP, once or twice.
 pub(crate) const STOPPED: u8 = 130;
@@ -24,6 +29,13 @@ impl Exit {
     pub(crate) fn failed(error: impl fmt::Display) -> Self {
         Self::Failed(error.to_string())
     }
+
+    fn message(self) -> Option<String> {
+        match self {
+            Self::Refused(message) | Self::Failed(message) => Some(message),
+            Self::Stopped => None,
+        }
+    }
 }
 
 /// Returns the refusal of what this program was built without.
@@ -41,19 +53,34 @@ impl From<Error> for Exit {
     }
 }
 
-/// Prints the error, and returns the exit code.
-#[allow(clippy::print_stderr)] // errors are printed here
+/// Prints the error, and returns the exit code. Output that could not be written is an error too.
 pub(crate) fn report(done: Result<(), Exit>) -> ExitCode {
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Exit::Refused(message)) => {
-            eprintln!("error: {message}");
-            ExitCode::from(2)
+    let written = terminal::finish();
+    let code = match &done {
+        Err(Exit::Refused(_)) => 2,
+        Err(Exit::Failed(_)) => 1,
+        Err(Exit::Stopped) => STOPPED,
+        Ok(()) => u8::from(written.is_err()),
+    };
+    let mut errors: Vec<String> =
+        [done, written].into_iter().filter_map(Result::err).filter_map(Exit::message).collect();
+    // `print` has the same error.
+    errors.dedup();
+    errors.iter().for_each(|message| note(&format!("error: {message}")));
+    ExitCode::from(code)
+}
+
+/// Prints help, the version, or the error of a command line, and ends the process.
+pub(crate) fn with_message(message: &clap::Error) -> ! {
+    let text = message.render();
+    let coloured = if message.use_stderr() { colours(&io::stderr()) } else { colours(&io::stdout()) };
+    print_styled(&if coloured { text.ansi().to_string() } else { text.to_string() }, message.use_stderr());
+    let code = match terminal::finish() {
+        Err(Exit::Failed(unwritten)) => {
+            note(&format!("error: {unwritten}"));
+            1
         }
-        Err(Exit::Failed(message)) => {
-            eprintln!("error: {message}");
-            ExitCode::from(1)
-        }
-        Err(Exit::Stopped) => ExitCode::from(STOPPED),
-    }
+        _ => message.exit_code(),
+    };
+    process::exit(code)
 }

@@ -7,8 +7,8 @@ use crate::{
     arguments::{self, Format},
     exit::Exit,
     program::{ModelSection, Program},
-    progress::print,
     run_folder::{self, RunFolder},
+    terminal::print,
 };
 
 pub(crate) fn run<P: Program>(arguments: &arguments::Export) -> Result<(), Exit> {

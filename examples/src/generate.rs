@@ -12,8 +12,8 @@ use crate::{
     evaluate::refused,
     exit::Exit,
     program::{Program, program},
-    progress::{print, print_part},
     run_folder::RunFolder,
+    terminal::print_data,
 };
 
 pub(crate) fn run<P: Program>(arguments: &Generate) -> Result<(), Exit> {
@@ -42,7 +42,7 @@ pub(crate) fn run<P: Program>(arguments: &Generate) -> Result<(), Exit> {
     let mut stream = vocab.stream();
     let mut next = stream.push(&tokens)?;
     for _ in 0..arguments.tokens {
-        if !print_part(&next)? {
+        if !print_data(&next)? {
             return Ok(());
         }
         let window = &tokens[tokens.len().saturating_sub(*context)..];
@@ -56,7 +56,7 @@ pub(crate) fn run<P: Program>(arguments: &Generate) -> Result<(), Exit> {
         tokens.push(token);
         next = stream.push(&[token])?;
     }
-    print(&(next + &stream.finish()?))
+    print_data(&(next + &stream.finish()? + "\n")).map(drop)
 }
 
 /// Chooses a token by the draw `u` from 0 to 1.

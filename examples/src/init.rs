@@ -9,8 +9,8 @@ use crate::{
     arguments::Init,
     exit::Exit,
     program::{Program, program},
-    progress::say,
     schema,
+    terminal::say,
 };
 
 /// The main file of a new crate: the lesson with the whole command for an own model.

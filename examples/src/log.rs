@@ -1,13 +1,12 @@
 //! The log of a run: lines of text or JSON, in its folder and on the terminal.
 
-use std::{
-    fs::File,
-    io::{self, Write},
-    path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+mod file;
 
-use interlock::{Callback, Control, Error, Result, TrainEvent};
+pub(crate) use file::RunLog;
+
+use std::io;
+
+use interlock::{Callback, Control, Result, TrainEvent};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
     EnvFilter, Layer,
@@ -20,63 +19,16 @@ use tracing_subscriber::{
 
 use crate::{
     arguments::LogFormat,
-    terminal::{Terminal, Verbosity},
+    terminal::{Terminal, Verbosity, colours},
 };
 
 /// The target of log lines about a run's failure. They are not printed as text on the terminal, since the program prints the error when it ends.
 const FAILURE: &str = "failure";
 
-/// The log of a run, which has no file before the run has a folder. Clones share it.
-#[derive(Clone)]
-pub(crate) struct RunLog(Arc<Mutex<Lines>>);
-
-/// The lines of a log.
-enum Lines {
-    /// Those so far.
-    InMemory(Vec<u8>),
-    InFile(File),
-}
-
-impl RunLog {
-    fn lines(&self) -> MutexGuard<'_, Lines> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes the file at `path`, and writes the lines so far and all further ones to it.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub(crate) fn write_to(&self, path: &Path) -> Result<()> {
-        let mut file = File::create(path).map_err(|e| Error::file(path, e))?;
-        let mut lines = self.lines();
-        if let Lines::InMemory(bytes) = &*lines {
-            file.write_all(bytes).map_err(|e| Error::file(path, e))?;
-        }
-        *lines = Lines::InFile(file);
-        Ok(())
-    }
-}
-
-impl Write for RunLog {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut *self.lines() {
-            Lines::InMemory(lines) => lines.write(bytes),
-            Lines::InFile(file) => file.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match &mut *self.lines() {
-            Lines::InMemory(_) => Ok(()),
-            Lines::InFile(file) => file.flush(),
-        }
-    }
-}
-
 /// Sends log lines to the returned log and to stderr. `RUST_LOG` selects them; by default the log gets lines of level info, and the terminal those of
 /// level warn.
 pub(crate) fn start(format: LogFormat, terminal: &Terminal) -> RunLog {
-    let log = RunLog(Arc::new(Mutex::new(Lines::InMemory(Vec::new()))));
+    let log = RunLog::new(format);
     let writer = log.clone();
     let filter = |level: &str| EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let mut shown = filter("warn");
@@ -88,15 +40,10 @@ pub(crate) fn start(format: LogFormat, terminal: &Terminal) -> RunLog {
         Verbosity::Bar | Verbosity::Lines => LevelFilter::TRACE,
     };
     let to_file = layer(format, false, move || writer.clone()).with_filter(filter("info"));
-    let to_terminal = layer(format, colours(), terminal.clone()).with_filter(shown).with_filter(max_level);
+    let to_terminal = layer(format, colours(&io::stderr()), terminal.clone()).with_filter(shown).with_filter(max_level);
     // A second run of the same process (tests) keeps the first one's log.
     let _ = tracing_subscriber::registry().with(to_file).with(to_terminal).try_init();
     log
-}
-
-/// Returns whether log lines on stderr are coloured.
-fn colours() -> bool {
-    std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty())
 }
 
 fn off(target: &str) -> Directive {
@@ -111,7 +58,13 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     match format {
-        LogFormat::Text => fmt::layer().with_ansi(ansi).with_span_events(FmtSpan::CLOSE).with_writer(writer).boxed(),
+        LogFormat::Text => fmt::layer()
+            .with_ansi(ansi)
+            // Without colours, the writers replace control characters; with colours, they cannot tell whose these are.
+            .with_ansi_sanitization(ansi)
+            .with_span_events(FmtSpan::CLOSE)
+            .with_writer(writer)
+            .boxed(),
         LogFormat::Json => {
             fmt::layer().json().flatten_event(true).with_span_events(FmtSpan::CLOSE).with_writer(writer).boxed()
         }

@@ -16,10 +16,10 @@ use crate::{
     exit::Exit,
     plot::{Axis, Line, Plot, Series},
     program::Program,
-    progress::{Progress, note, note_emulation, say},
+    progress::{Progress, note_emulation},
     run_folder,
     table::{Measure, dash, table},
-    terminal::{Terminal, Verbosity},
+    terminal::{Terminal, Verbosity, note, say},
 };
 use sweep::{Rates, Suggestion, Sweep};
 
@@ -66,7 +66,7 @@ pub(crate) fn run<P: Program>(arguments: &LrFind) -> Result<(), Exit> {
     config.devices = Devices::of_arguments(&arguments.devices).unwrap_or(config.devices);
     let found = find::<P>(config, rates, arguments.json)?;
     if let Some(path) = &arguments.plot {
-        files::write(path, plot(&found).to_svg()).map_err(Exit::failed)?;
+        files::write_output(path, plot(&found).to_svg()).map_err(Exit::failed)?;
     }
     match arguments.json {
         true => say(&serde_json::to_string(&found).map_err(Exit::failed)?),

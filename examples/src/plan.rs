@@ -12,7 +12,7 @@ use std::{cmp::Ordering, rc::Rc};
 use interlock::{Error, Result};
 use serde::Serialize;
 
-use crate::{arguments::Plan, config::ConfigOf, exit::Exit, program::Program, progress::say, trace::TraceFile};
+use crate::{arguments::Plan, config::ConfigOf, exit::Exit, program::Program, terminal::say, trace::TraceFile};
 use question::{Found, Question};
 use subject::Subject;
 

@@ -12,9 +12,9 @@ use crate::{
     evaluate::{check_head, refused},
     exit::Exit,
     program::{DataSection, Program},
-    progress::print,
     run_folder::RunFolder,
     table::table,
+    terminal::print,
 };
 
 /// One example and its likeliest classes, as JSON.

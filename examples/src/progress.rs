@@ -3,10 +3,7 @@
 mod pace;
 mod show;
 
-use std::{
-    io::{self, Write},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use console::Term;
 use indicatif::ProgressStyle;
@@ -19,9 +16,8 @@ use interlock::{
 };
 
 use crate::{
-    exit::Exit,
     table::{Measure, dash},
-    terminal::{Terminal, Verbosity},
+    terminal::{Terminal, Verbosity, note},
 };
 use pace::Pace;
 use show::{Facts, StageFacts};
@@ -143,41 +139,6 @@ impl Progress {
 /// Returns the number of columns of the terminal.
 pub(crate) fn columns() -> usize {
     Term::stderr().size_checked().map_or(COLUMNS, |(_, columns)| columns.into())
-}
-
-/// Prints a line to stdout, while no bar is drawn. A closed stdout is ignored: Ctrl-C also ends a `| tee`.
-pub(crate) fn say(text: &str) {
-    let _ = writeln!(io::stdout(), "{text}");
-}
-
-/// Prints the result of a command to stdout. A closed stdout is ignored, as by [`say`].
-///
-/// # Errors
-/// If it cannot be written, for example to a full disk.
-pub(crate) fn print(text: &str) -> Result<(), Exit> {
-    match writeln!(io::stdout(), "{text}") {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(unwritten(&error)),
-        _ => Ok(()),
-    }
-}
-
-/// Prints a part of a result to stdout at once. Returns whether the other end still reads.
-pub(crate) fn print_part(text: &str) -> Result<bool, Exit> {
-    let mut stdout = io::stdout();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(unwritten(&error)),
-        Ok(()) => Ok(true),
-    }
-}
-
-fn unwritten(error: &io::Error) -> Exit {
-    Exit::Failed(format!("the result cannot be written to stdout: {error}"))
-}
-
-/// Prints a line to stderr, for the progress of commands whose stdout is JSON.
-pub(crate) fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Returns a line for a run on emulated devices; none if there are none.

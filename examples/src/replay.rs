@@ -6,7 +6,7 @@ use interlock::Result;
 use interlock_backends::Backends;
 use interlock_models::golden::{Comparison, GoldenCase};
 
-use crate::{arguments::Replay, exit::Exit, progress::say};
+use crate::{arguments::Replay, exit::Exit, terminal::say};
 
 pub(crate) fn run(arguments: &Replay) -> Result<(), Exit> {
     let device = Backends::default().open(&arguments.device)?;

@@ -17,8 +17,8 @@ use crate::{
     arguments::Report,
     exit::Exit,
     plot::{Plot, png},
-    progress::say,
     run_folder,
+    terminal::say,
 };
 
 /// The page's name in a run's folder.
@@ -48,12 +48,12 @@ pub(crate) fn run(arguments: &Report) -> Result<(), Exit> {
         }
         None => Vec::new(),
     };
-    files::write(&out, page).map_err(Exit::failed)?;
+    files::write_output(&out, page).map_err(Exit::failed)?;
     if let Some(folder) = &arguments.plots {
         files::create_folder(folder).map_err(Exit::failed)?;
     }
     for (path, bytes) in &pictures {
-        files::write(path, bytes).map_err(Exit::failed)?;
+        files::write_output(path, bytes).map_err(Exit::failed)?;
     }
     say(&format!("the report is in {}", out.display()));
     if let Some(folder) = &arguments.plots {

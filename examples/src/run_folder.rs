@@ -447,6 +447,12 @@ pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T> 
     serde_json::from_str(&text).map_err(|e| Error::file(file, format!("{e}; {remedy}")))
 }
 
+/// Writes `value` as JSON to the path that a user names.
+pub(crate) fn write_output_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::file(path, e))?;
+    files::write_output(path, text + "\n")
+}
+
 /// Writes `value` as JSON. The file is written completely or not at all.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::file(path, e))?;

@@ -1,7 +1,5 @@
 //! `interlock completions` and `interlock man`: the command line for shells and for the manual.
 
-use std::io::{self, Write};
-
 use clap::Command;
 use interlock::tools::files;
 
@@ -9,20 +7,20 @@ use crate::{
     arguments::{Completions, Man},
     exit::Exit,
     program::program,
-    progress::say,
+    terminal::{print_data, say},
 };
 
 pub(crate) fn completions(arguments: &Completions, mut command: Command) -> Result<(), Exit> {
     let mut text = Vec::new();
     clap_complete::generate(arguments.shell, &mut command, program(), &mut text);
-    print(&text)
+    print_data(&String::from_utf8_lossy(&text)).map(drop)
 }
 
 pub(crate) fn man(arguments: &Man, command: Command) -> Result<(), Exit> {
     let Some(folder) = &arguments.out else {
         let mut page = Vec::new();
         clap_mangen::Man::new(command).render(&mut page).map_err(Exit::failed)?;
-        return print(&page);
+        return print_data(&String::from_utf8_lossy(&page)).map(drop);
     };
     files::create_folder(folder).map_err(Exit::failed)?;
     clap_mangen::generate_to(command, folder).map_err(Exit::failed)?;
@@ -32,12 +30,4 @@ pub(crate) fn man(arguments: &Man, command: Command) -> Result<(), Exit> {
         folder.join(format!("{}.1", program())).display()
     ));
     Ok(())
-}
-
-/// Writes to stdout. A reader that has seen enough, such as `head`, is no failure.
-fn print(text: &[u8]) -> Result<(), Exit> {
-    match io::stdout().write_all(text) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Exit::failed(error)),
-        _ => Ok(()),
-    }
 }

@@ -2,7 +2,15 @@
 
 use interlock_backends::Backends;
 
-use crate::{arguments::Config, config, exit::Exit, program::Program, progress::say, schema, table::table};
+use crate::{
+    arguments::Config,
+    config,
+    exit::Exit,
+    program::Program,
+    schema,
+    table::table,
+    terminal::{print_data, say},
+};
 
 pub(crate) fn devices() -> Result<(), Exit> {
     let backends = Backends::default();
@@ -23,10 +31,9 @@ pub(crate) fn config<P: Program>(arguments: &Config) -> Result<(), Exit> {
         return Ok(());
     }
     if arguments.schema {
-        say(&serde_json::to_string_pretty(&schema::schema::<P>()).map_err(Exit::failed)?);
-        return Ok(());
+        let schema = serde_json::to_string_pretty(&schema::schema::<P>()).map_err(Exit::failed)?;
+        return print_data(&(schema + "\n")).map(drop);
     }
     let config = config::load::<P>(arguments.source.config.as_deref(), &arguments.source.sets)?;
-    say(config.to_toml()?.trim_end());
-    Ok(())
+    print_data(&format!("{}\n", config.to_toml()?.trim_end())).map(drop)
 }

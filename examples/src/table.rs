@@ -9,7 +9,7 @@ use console::{Alignment, measure_text_width, pad_str};
 use interlock::{Evaluation, Report};
 use interlock_models::data::DataKind;
 
-use crate::progress::columns;
+use crate::{progress::columns, terminal::in_one_line};
 
 /// The measure by which heads are judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Table {
     }
 
     pub(crate) fn add_row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().collect());
+        self.rows.push(cells.into_iter().map(|cell| in_one_line(&cell).into_owned()).collect());
     }
 
     /// Returns the text for a terminal of this many columns, or of any width.

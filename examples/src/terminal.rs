@@ -2,13 +2,18 @@
 
 #[cfg(unix)]
 mod echo;
+mod output;
+mod text;
+
+pub(crate) use output::{finish, note, print, print_data, print_styled, say};
+pub(crate) use text::{in_one_line, printable};
 
 use std::io::{self, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::progress::say;
+use text::printable_styled;
 
 /// The amount of output on the terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,10 +91,14 @@ impl Terminal {
     /// Prints a line about the run to stderr, unless only errors are shown.
     pub(crate) fn notice(&self, text: &str) {
         if self.verbosity != Verbosity::Quiet {
-            // A closed stderr is ignored.
-            let _ = self.bar.suspend(|| writeln!(io::stderr(), "{text}"));
+            self.bar.suspend(|| note(text));
         }
     }
+}
+
+/// Returns whether text there is coloured.
+pub(crate) fn colours(terminal: &impl IsTerminal) -> bool {
+    terminal.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty())
 }
 
 /// Log lines go to stderr, above the bar.
@@ -104,7 +113,9 @@ impl<'a> MakeWriter<'a> for Terminal {
 impl Write for &Terminal {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // `bytes` are whole lines, since the subscriber formats a line before it writes.
-        self.bar.suspend(|| io::stderr().write_all(bytes)).map(|()| bytes.len())
+        let line = String::from_utf8_lossy(bytes);
+        let line = if colours(&io::stderr()) { printable_styled(&line) } else { printable(&line) };
+        self.bar.suspend(|| io::stderr().write_all(line.as_bytes())).map(|()| bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

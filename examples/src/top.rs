@@ -30,7 +30,7 @@ use crate::{
     exit::Exit,
     interrupt::{self, Next},
     program::program,
-    progress::say,
+    terminal::say,
 };
 use draw::Choice;
 use model::View;

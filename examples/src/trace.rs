@@ -71,6 +71,6 @@ impl TraceFile {
             Format::Svg => timeline.to_svg(drawing),
             Format::Json => timeline.to_trace(),
         };
-        files::write(&self.path, text)
+        files::write_output(&self.path, text)
     }
 }

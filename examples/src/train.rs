@@ -70,6 +70,7 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     let terminal = Terminal::new(Verbosity::new(arguments.plain, arguments.quiet));
     emulation(&builder).into_iter().for_each(|line| terminal.notice(line));
     let log = log::start(arguments.log_format.unwrap_or_default(), &terminal);
+    exporter.iter().for_each(|exporter| exporter.announce(&terminal));
     for line in &data.notes {
         terminal.notice(line);
         tracing::info!("{line}");
@@ -131,7 +132,7 @@ fn end<P: Program>(
     match trained {
         Ok((report, timeline)) => {
             if let Some(path) = &arguments.report {
-                run_folder::write_json(path, &report).map_err(Exit::failed)?;
+                run_folder::write_output_json(path, &report).map_err(Exit::failed)?;
             }
             if let Some(timeline) = &timeline {
                 for file in traces {

@@ -1,21 +1,42 @@
 //! Files that are written completely or not at all, also if the power fails.
 //!
-//! A file is written beside its place, synced, and renamed; then its folder is synced.
+//! A file is written beside its place, synced, and renamed; then its folder is synced. Where a user names the file ([`write_output`]), a symbolic link is
+//! followed: the file that it leads to is replaced, or made. A device, a FIFO or an open descriptor (`/dev/stdout`) is opened and written: nothing is
+//! renamed over it.
+
+mod target;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     path::Path,
 };
 
+use self::target::Target;
 use crate::{Error, Result};
 
-/// Writes `contents` to the file at `path`. If this fails, or the program or the machine stops in between, an older file there is as it was.
+/// Writes `contents` to the file at `path`. If this fails, or the program or the machine stops in between, an older file there is as it was. A symbolic link is
+/// replaced, not followed.
 ///
 /// # Errors
 /// If the file cannot be written.
 pub fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
-    replace(path, |aside| fs::write(aside, contents).map_err(|e| Error::file(path, e)))
+    replace(path, |aside| fs::write(aside, contents).map_err(|e| Error::file(aside, e)))
+}
+
+/// As [`write`], for a path that a user names: it follows symbolic links, and writes to devices, FIFOs and open descriptors themselves.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_output(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
+    match Target::of(path).map_err(|e| Error::file(path, e))? {
+        Target::File(place) => replace(&place, |aside| fs::write(aside, contents).map_err(|e| Error::file(aside, e))),
+        Target::Stream(mut stream) => {
+            stream.write_all(contents.as_ref()).and_then(|()| stream.flush()).map_err(|e| Error::file(path, e))
+        }
+    }
 }
 
 /// Creates the folder at `path` and those above it, as far as they are missing.
@@ -28,13 +49,32 @@ pub fn create_folder(path: &Path) -> Result<()> {
     created.map_err(|e| Error::file(path, e))
 }
 
-/// Replaces the file at `path` by the one that `write` writes to the path that it is given.
+/// Replaces the file to which `path` leads by the one that `write` writes to the path that it is given. If it leads to no file, what was written is copied
+/// there.
+pub(crate) fn replace_output(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    match Target::of(path).map_err(|e| Error::file(path, e))? {
+        Target::File(place) => replace(&place, write),
+        Target::Stream(mut stream) => {
+            let folder = tempfile::tempdir().map_err(|e| Error::file(path, e))?;
+            let aside = folder.path().join("file");
+            write(&aside)?;
+            let copied = File::open(&aside).and_then(|mut file| io::copy(&mut file, &mut stream));
+            copied.and_then(|_| stream.flush()).map_err(|e| Error::file(path, e))
+        }
+    }
+}
+
+/// Replaces the file or the symbolic link at `path` by the file that `write` writes to the path that it is given.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".part");
     let aside = path.with_file_name(name);
+    // One that a killed program has left, or a link that leads elsewhere.
+    let cleared =
+        fs::remove_file(&aside).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) });
     // Some writers make files that only their owner may read; ours have the mode of any other new file.
-    let mode = File::create(&aside).and_then(|file| file.metadata()).map_err(|e| Error::file(&aside, e))?.permissions();
+    let mode =
+        cleared.and_then(|()| File::create_new(&aside)?.metadata()).map_err(|e| Error::file(&aside, e))?.permissions();
     let sync = || File::options().write(true).open(&aside)?.sync_all();
     let set_mode = || fs::set_permissions(&aside, mode);
     let rename =
@@ -66,39 +106,4 @@ pub(crate) fn sync_folder_of(path: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 pub(crate) fn sync_folder_of(_: &Path) -> io::Result<()> {
     Ok(())
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// The names in a folder.
-    pub(crate) fn names(folder: &Path) -> Vec<String> {
-        let entries = fs::read_dir(folder).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn a_write_that_fails_leaves_the_old_file_and_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
-        write(&path, "old").unwrap();
-        let error = replace(&path, |aside| {
-            fs::write(aside, "ne").unwrap();
-            Err(Error::file(aside, "no space left"))
-        });
-        assert!(error.unwrap_err().to_string().contains("no space left"));
-        assert_eq!((fs::read(&path).unwrap().as_slice(), names(folder.path())), (&b"old"[..], vec!["file".to_owned()]));
-        write(&path, b"new").unwrap();
-        assert_eq!((fs::read(&path).unwrap().as_slice(), names(folder.path())), (&b"new"[..], vec!["file".to_owned()]));
-        // A folder cannot be replaced by a file.
-        let inner = folder.path().join("a/b");
-        create_folder(&inner).unwrap();
-        create_folder(&inner).unwrap();
-        assert!(write(&folder.path().join("a"), "").is_err());
-        assert_eq!(names(folder.path()), ["a", "file"]);
-        assert!(create_folder(&path.join("c")).unwrap_err().is_refusal());
-    }
 }

@@ -29,7 +29,7 @@ pub mod error {
 
 /// Files that are written completely or not at all, also if the power fails.
 pub mod files {
-    pub use crate::files::{create_folder, write};
+    pub use crate::files::{create_folder, write, write_output};
 }
 
 /// The metrics that a run records, with their kinds, labels and meanings.

@@ -24,7 +24,7 @@ use interlock::{
 use serde::Serialize;
 
 use super::{cpu, empty::NoLoss};
-use crate::{arguments::BenchMailbox, exit::Exit, progress::say};
+use crate::{arguments::BenchMailbox, exit::Exit, terminal::say};
 
 /// The number of activations in flight.
 const IN_FLIGHT: usize = 64;

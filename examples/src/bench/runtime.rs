@@ -29,7 +29,7 @@ use crate::{
     arguments::{BenchRuntime, Schedule, WindowOptions},
     exit::Exit,
     plan::Follow,
-    progress::say,
+    terminal::say,
 };
 
 /// The output of `bench runtime`.

@@ -13,9 +13,9 @@ use crate::{
     arguments::{BenchUnits, Dtype},
     config::{self, Devices},
     exit::Exit,
-    progress::say,
-    run_folder::{refuse_no_place, write_json},
+    run_folder::{refuse_no_place, write_output_json},
     table::{Table, table},
+    terminal::say,
 };
 
 pub(super) fn run<P: Program>(arguments: &BenchUnits) -> Result<(), Exit> {
@@ -25,7 +25,7 @@ pub(super) fn run<P: Program>(arguments: &BenchUnits) -> Result<(), Exit> {
     }
     let profile = builder.profile(&batch, Some(&crate::ALLOCATOR))?;
     if let Some(path) = &arguments.out {
-        write_json(path, &profile).map_err(Exit::failed)?;
+        write_output_json(path, &profile).map_err(Exit::failed)?;
     }
     say(&match arguments.json {
         true => serde_json::to_string(&profile).map_err(Exit::failed)?,

@@ -1,5 +1,7 @@
 //! Draws a view on the terminal.
 
+use std::ops::Range;
+
 use ratatui::{
     Frame,
     layout::{Constraint, Layout, Rect},
@@ -231,7 +233,8 @@ fn draw_stages(frame: &mut Frame<'_>, area: Rect, view: &View, chosen: usize) {
     let columns: Vec<&StageColumn> = fitting(area.width.saturating_sub(2)).collect();
     let heading = |column: &&StageColumn| Text::from_iter(column.heading.map(Line::from));
     let header = Row::new(columns.iter().map(heading)).height(2).dim();
-    let rows = view.stages.iter().map(|stage| {
+    let shown = visible(view.stages.len(), chosen, area.height.saturating_sub(2 + 2));
+    let rows = view.stages[shown.clone()].iter().map(|stage| {
         let row = Row::new(columns.iter().map(|column| cell(column, stage, view)));
         if stage.not_finite > 0.0 { row.red() } else { row }
     });
@@ -240,8 +243,15 @@ fn draw_stages(frame: &mut Frame<'_>, area: Rect, view: &View, chosen: usize) {
         .header(header)
         .row_highlight_style(Style::new().bg(Color::DarkGray))
         .block(Block::bordered().title(" stages ").border_style(Style::new().dim()));
-    let mut state = TableState::new().with_selected(Some(chosen));
+    let mut state = TableState::new().with_selected(Some(chosen.saturating_sub(shown.start)));
     frame.render_stateful_widget(table, area, &mut state);
+}
+
+/// Returns the rows of a table that are drawn in this height, so that the chosen one is among them.
+fn visible(rows: usize, chosen: usize, height: u16) -> Range<usize> {
+    let height = usize::from(height).max(1);
+    let first = (chosen + 1).saturating_sub(height).min(rows);
+    first..rows.min(first + height)
 }
 
 /// Returns the cell of a stage in a column.
@@ -296,6 +306,7 @@ fn split(stage: &StageView, cells: usize) -> Line<'static> {
     for (i, share) in stage.phases.iter().enumerate() {
         sum += share;
         let to = (sum * cells as f64).round() as usize;
+        let to = to.clamp(from, cells);
         spans.push(Span::from("▆".repeat(to - from)).fg(COLOURS[i]));
         from = to;
     }
@@ -341,7 +352,9 @@ fn draw_details(frame: &mut Frame<'_>, area: Rect, stage: &StageView) {
 fn draw_boundaries(frame: &mut Frame<'_>, area: Rect, view: &View, chosen: usize) {
     // Together with the first column, gaps and frame, 80 columns.
     const WIDTHS: [usize; 6] = [13, 10, 9, 11, 10, 9];
-    let rows = view.boundaries.iter().map(|boundary| {
+    let chosen = chosen.min(view.boundaries.len().saturating_sub(1));
+    let shown = visible(view.boundaries.len(), chosen, area.height.saturating_sub(2 + 1));
+    let rows = view.boundaries[shown.clone()].iter().map(|boundary| {
         let ends = format!("{:>3} ⇄ {}", boundary.from, boundary.to);
         let cells = plain::traffic(&boundary.activations).into_iter().chain(plain::traffic(&boundary.gradients));
         Row::new([Cell::from(ends)].into_iter().chain(cells.zip(WIDTHS).map(|(text, width)| right(text, width))))
@@ -353,7 +366,7 @@ fn draw_boundaries(frame: &mut Frame<'_>, area: Rect, view: &View, chosen: usize
     let table = Table::new(rows, widths.map(Constraint::Length))
         .header(header.dim())
         .block(Block::bordered().title(" boundaries ").border_style(Style::new().dim()));
-    let mut state = TableState::new().with_selected(view.boundaries.len().checked_sub(1).map(|last| chosen.min(last)));
+    let mut state = TableState::new().with_selected((!view.boundaries.is_empty()).then(|| chosen - shown.start));
     frame.render_stateful_widget(table, area, &mut state);
 }
 

@@ -163,8 +163,7 @@ impl Interval<'_> {
         let get = |metric: &Metric| now.get(metric, &of);
         let split = |metric: &Metric, split: &str| now.get(metric, &[of[0], ("split", split)]);
         let wait = |kind: &str| self.mean(&table::STAGE_QUEUE_WAIT, &[of[0], ("kind", kind)]);
-        let infos = now.all(table::STAGE_INFO.name).iter().filter(|sample| sample.label("stage") == Some(&name));
-        let info = infos.max_by(|a, b| a.value.total_cmp(&b.value));
+        let info = now.of_stage(table::STAGE_INFO.name, &name).max_by(|a, b| a.value.total_cmp(&b.value));
         let times: Vec<f64> = PHASES
             .iter()
             .map(|phase| self.recorded(&table::STAGE_PHASE_DURATION, &[of[0], ("phase", phase)]))

@@ -1,22 +1,38 @@
 //! Fetches the metrics of a process over HTTP, and reads them.
 //!
 //! They are in Prometheus's text format: a line `name{label="value",…} number` for each series, and comment lines. Values of labels may contain
-//! commas and equal signs, as the names of devices do.
+//! commas and equal signs, as the names of devices do. Whoever answers at the address may send anything, for any time: what is read is bounded, and
+//! values of labels are kept as text that a terminal may show.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     time::{Duration, Instant, SystemTime},
 };
 
 use interlock::tools::metrics::{Metric, table};
 
-/// The time limit of a request.
+use crate::terminal::in_one_line;
+
+/// The time limit of a request and its whole answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// The most bytes of an answer.
+const MOST_BYTES: u64 = 32 << 20;
+/// The most series that are kept.
+const MOST_SAMPLES: usize = 200_000;
+/// The most characters of a label's value, and of a line in an error.
+const MOST_CHARACTERS: usize = 200;
+/// The beginning of the names of all metrics that are shown.
+const PREFIX: &str = "interlock_";
+/// The labels that are kept.
+const LABELS: [&str; 13] = [
+    "pipeline", "run_id", "model", "strategy", "state", "stage", "device", "follows", "split", "kind", "phase", "src",
+    "dst",
+];
 
 /// The labels and the value of a series.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Sample {
-    pub(super) labels: BTreeMap<String, String>,
+    labels: Vec<(&'static str, Box<str>)>,
     pub(super) value: f64,
 }
 
@@ -29,19 +45,32 @@ pub(super) struct Scrape {
     pub(super) unix: f64,
     /// The samples by name.
     samples: HashMap<String, Vec<Sample>>,
-    /// The indices of each stage's samples in `samples`, by name and stage.
-    of_stage: HashMap<String, HashMap<String, Vec<usize>>>,
+    /// The indices in `samples` of the samples of each stage and each direction of a boundary, by name and [`place`].
+    of_place: HashMap<String, HashMap<String, Vec<usize>>>,
+}
+
+/// Returns the key of a stage or of a direction of a boundary.
+fn place(stage_or_ends: &[&str]) -> String {
+    stage_or_ends.join("\0")
 }
 
 impl Scrape {
-    /// Fetches the metrics that are served at `address`.
+    /// Fetches the metrics that are served at `address`. Redirects are not followed.
     ///
     /// # Errors
-    /// If there is no answer, or it does not contain the metrics of this program.
+    /// If there is no answer, or it does not contain the metrics of this program, or it is too long.
     pub(super) fn fetch(address: &str) -> Result<Self, String> {
-        let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).proxy(None).build().into();
-        let mut answer = agent.get(format!("http://{address}/metrics")).call().map_err(|e| e.to_string())?;
-        let text = answer.body_mut().read_to_string().map_err(|e| e.to_string())?;
+        let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).max_redirects(0).proxy(None);
+        let agent: ureq::Agent = config.build().into();
+        let mut answer = agent.get(format!("http://{address}/metrics")).call().map_err(|e| in_words(&e))?;
+        if answer.status().is_redirection() {
+            return Err(format!(
+                "it answers with status {}, a redirect, which is not followed",
+                answer.status().as_u16()
+            ));
+        }
+        let body = answer.body_mut().with_config().limit(MOST_BYTES);
+        let text = body.read_to_string().map_err(|e| in_words(&e))?;
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let scrape = Self::read(&text, Instant::now(), unix.as_secs_f64())?;
         match scrape.samples.contains_key(table::BUILD_INFO.name) {
@@ -53,30 +82,50 @@ impl Scrape {
     /// Reads a text of metrics, without the buckets of histograms.
     ///
     /// # Errors
-    /// If a line cannot be read; the message names the line.
+    /// If a line cannot be read; the message names the line. If there are too many series.
     pub(super) fn read(text: &str, at: Instant, unix: f64) -> Result<Self, String> {
         let mut samples: HashMap<String, Vec<Sample>> = HashMap::new();
+        let mut of_place: HashMap<String, HashMap<String, Vec<usize>>> = HashMap::new();
+        let mut kept = 0;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         for line in lines {
-            let (name, sample) = read_line(line).ok_or_else(|| format!("{line:?} is not a line of metrics"))?;
-            if !name.ends_with("_bucket") {
-                samples.entry(name.to_owned()).or_default().push(sample);
+            let (name, sample) =
+                read_line(line).ok_or_else(|| format!("{:?} is not a line of metrics", start_of(line)))?;
+            if !name.starts_with(PREFIX) || name.ends_with("_bucket") {
+                continue;
             }
-        }
-        let mut of_stage: HashMap<String, HashMap<String, Vec<usize>>> = HashMap::new();
-        for (name, all) in &samples {
-            for (i, sample) in all.iter().enumerate() {
-                if let Some(stage) = sample.label("stage") {
-                    of_stage.entry(name.clone()).or_default().entry(stage.to_owned()).or_default().push(i);
-                }
+            kept += 1;
+            if kept > MOST_SAMPLES {
+                return Err(format!("it has more than {MOST_SAMPLES} series, which are too many to show"));
             }
+            let same = samples.entry(name.to_owned()).or_default();
+            let place = match (sample.label("stage"), sample.label("src"), sample.label("dst")) {
+                (Some(stage), ..) => Some(place(&[stage])),
+                (_, Some(src), Some(dst)) => Some(place(&[src, dst])),
+                _ => None,
+            };
+            if let Some(place) = place {
+                of_place.entry(name.to_owned()).or_default().entry(place).or_default().push(same.len());
+            }
+            same.push(sample);
         }
-        Ok(Self { at, unix, samples, of_stage })
+        Ok(Self { at, unix, samples, of_place })
     }
 
     /// Returns all samples of this name.
     pub(super) fn all(&self, name: &str) -> &[Sample] {
         self.samples.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns all samples of a stage.
+    pub(super) fn of_stage<'a>(&'a self, name: &str, stage: &str) -> impl Iterator<Item = &'a Sample> + use<'a> {
+        self.at_place(name, &place(&[stage]))
+    }
+
+    fn at_place<'a>(&'a self, name: &str, place: &str) -> impl Iterator<Item = &'a Sample> + use<'a> {
+        let all = self.all(name);
+        let indices = self.of_place.get(name).and_then(|places| places.get(place));
+        indices.into_iter().flatten().map(|&i| &all[i])
     }
 
     /// Returns the sum over all series of a metric that have these labels, and perhaps others. Returns none if there is no such series.
@@ -91,21 +140,37 @@ impl Scrape {
     }
 
     fn sum_of(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let all = self.all(name);
         let add = |sum, value| sum + value;
-        match labels {
-            [("stage", stage), rest @ ..] => {
-                let of_stage = self.of_stage.get(name)?.get(*stage)?.iter().map(|&i| &all[i]);
-                of_stage.filter(|sample| sample.has(rest)).map(|sample| sample.value).reduce(add)
+        let (place, rest) = match labels {
+            [("stage", stage), rest @ ..] => (place(&[stage]), rest),
+            [("src", src), ("dst", dst), rest @ ..] => (place(&[src, dst]), rest),
+            _ => {
+                let all = self.all(name).iter();
+                return all.filter(|sample| sample.has(labels)).map(|sample| sample.value).reduce(add);
             }
-            _ => all.iter().filter(|sample| sample.has(labels)).map(|sample| sample.value).reduce(add),
-        }
+        };
+        self.at_place(name, &place).filter(|sample| sample.has(rest)).map(|sample| sample.value).reduce(add)
     }
+}
+
+/// Returns what is wrong with an answer.
+fn in_words(error: &ureq::Error) -> String {
+    match error {
+        ureq::Error::BodyExceedsLimit(bytes) => format!("its answer is longer than {} MiB", bytes >> 20),
+        ureq::Error::Timeout(_) => format!("no whole answer came within {} seconds", TIMEOUT.as_secs()),
+        other => start_of(&other.to_string()),
+    }
+}
+
+/// Returns the first characters of a text, for the terminal.
+fn start_of(text: &str) -> String {
+    let end = text.char_indices().nth(MOST_CHARACTERS).map(|(at, _)| at);
+    end.map_or_else(|| text.to_owned(), |end| format!("{}…", &text[..end]))
 }
 
 impl Sample {
     pub(super) fn label(&self, name: &str) -> Option<&str> {
-        self.labels.get(name).map(String::as_str)
+        self.labels.iter().find(|(label, _)| *label == name).map(|(_, value)| &**value)
     }
 
     fn has(&self, labels: &[(&str, &str)]) -> bool {
@@ -117,13 +182,15 @@ impl Sample {
 fn read_line(line: &str) -> Option<(&str, Sample)> {
     let end = line.find(['{', ' ', '\t'])?;
     let (name, mut rest) = line.split_at(end);
-    let mut labels = BTreeMap::new();
+    let mut labels = Vec::new();
     if let Some(inside) = rest.strip_prefix('{') {
         rest = inside.trim_start();
         while !rest.starts_with('}') {
             let (label, after) = rest.split_once('=')?;
             let (value, after) = read_quoted(after.trim_start())?;
-            labels.insert(label.trim().to_owned(), value);
+            if let Some(label) = LABELS.into_iter().find(|known| *known == label.trim()) {
+                labels.push((label, in_one_line(&start_of(&value)).into()));
+            }
             rest = after.trim_start();
             rest = rest.strip_prefix(',').unwrap_or(rest).trim_start();
         }
@@ -168,23 +235,30 @@ mod tests {
         let text = r#"
 # HELP a Something {with="braces"} 1
 # TYPE a gauge
-a 1.5
-b{} 2
-c{device="cpu:threads=1,cores=0-1",stage="3"} 3e-4 1700000000000
-c{ device = "a \"quoted\" \\ name\n" , stage="4", } +Inf
-d_bucket{le="0.1"} 7
-d_sum 0.5
-d_count 10
-e NaN
+other_a 1
+interlock_a 1.5
+interlock_b{} 2
+interlock_c{device="cpu:threads=1,cores=0-1",stage="3"} 3e-4 1700000000000
+interlock_c{ device = "a \"quoted\" \\ name" , stage="4", } +Inf
+interlock_c{src="0",dst="1",unknown="x"} 5
+interlock_d_bucket{le="0.1"} 7
+interlock_d_sum 0.5
+interlock_d_count 10
+interlock_e NaN
 "#;
         let scrape = read(text).unwrap();
-        assert_eq!((scrape.all("a")[0].value, scrape.all("b")[0].value), (1.5, 2.0));
-        let c = scrape.all("c");
+        assert_eq!((scrape.all("interlock_a")[0].value, scrape.all("interlock_b")[0].value), (1.5, 2.0));
+        let c = scrape.all("interlock_c");
         assert_eq!((c[0].label("device"), c[0].value), (Some("cpu:threads=1,cores=0-1"), 3e-4));
-        assert_eq!((c[1].label("device"), c[1].value), (Some("a \"quoted\" \\ name\n"), f64::INFINITY));
-        assert!(scrape.all("d_bucket").is_empty() && scrape.all("e")[0].value.is_nan());
-        assert_eq!((scrape.sum_of("c", &[("stage", "3")]), scrape.sum_of("c", &[("stage", "5")])), (Some(3e-4), None));
-        assert_eq!(scrape.sum_of("d_sum", &[]), Some(0.5));
+        assert_eq!((c[1].label("device"), c[1].value), (Some("a \"quoted\" \\ name"), f64::INFINITY));
+        assert!(scrape.all("interlock_d_bucket").is_empty() && scrape.all("interlock_e")[0].value.is_nan());
+        assert_eq!(
+            (scrape.sum_of("interlock_c", &[("stage", "3")]), scrape.sum_of("interlock_c", &[("stage", "5")])),
+            (Some(3e-4), None)
+        );
+        assert_eq!(scrape.sum_of("interlock_c", &[("src", "0"), ("dst", "1")]), Some(5.0));
+        assert_eq!((c[2].label("unknown"), scrape.all("other_a")), (None, &[][..]));
+        assert_eq!(scrape.sum_of("interlock_d_sum", &[]), Some(0.5));
     }
 
     #[test]
@@ -193,5 +267,25 @@ e NaN
             let error = read(&format!("x 1\n{line}\n")).unwrap_err();
             assert!(error.contains(&format!("{line:?}")), "{error}");
         }
+    }
+
+    #[test]
+    fn values_of_labels_are_short_and_harmless_on_a_terminal() {
+        let text = format!("interlock_run_info{{run_id=\"\x1b[2J\\n\u{9b}1m\",model=\"{}\"}} 1", "x".repeat(10_000));
+        let scrape = read(&text).unwrap();
+        let run = &scrape.all("interlock_run_info")[0];
+        assert_eq!(run.label("run_id"), Some("\\u001b[2J\\u000a\\u009b1m"));
+        assert_eq!(run.label("model").unwrap().chars().count(), MOST_CHARACTERS + 1);
+        let error = read(&"\x1b]0;".repeat(10_000)).unwrap_err();
+        assert!(error.len() < 2000 && !error.contains('\x1b'), "{error}");
+    }
+
+    #[test]
+    fn too_many_series_are_refused() {
+        let lines = |count: usize| "interlock_step 1\n".repeat(count);
+        assert!(read(&lines(MOST_SAMPLES)).is_ok());
+        assert!(read(&lines(MOST_SAMPLES + 1)).unwrap_err().contains("more than 200000 series"));
+        // Series that are not shown do not count.
+        assert!(read(&"other 1\n".repeat(MOST_SAMPLES + 1)).is_ok());
     }
 }

@@ -325,6 +325,61 @@ fn many_stages_are_scrolled_and_any_size_works() {
 }
 
 #[test]
+fn a_hundred_thousand_boundaries_and_stages_are_drawn_in_time() {
+    let line = |k: usize| {
+        format!(
+            "interlock_stage_info{{stage=\"{k}\",device=\"cpu\"}} 1\n\
+             interlock_boundary_messages_total{{src=\"{k}\",dst=\"{}\",kind=\"activation\"}} 1\n",
+            k + 1
+        )
+    };
+    let text: String = (0..100_000).map(line).collect();
+    let begun = Instant::now();
+    let mut watch = [Watch::new("host:1")];
+    watch[0].take(Scrape::read(&text, Instant::now(), 0.0));
+    let last = Choice { stage: 99_999, ..Choice::default() };
+    for _ in 0..10 {
+        let shown = picture(&watch, last, 100, 40);
+        assert!(shown.contains("│99999 cpu") && shown.contains("99999 ⇄ 1"), "{shown}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn numbers_without_sense_are_drawn() {
+    let phases = |values: [&str; 2]| -> String {
+        let lines = PHASES.iter().zip(values.iter().cycle()).map(|(phase, value)| {
+            let labels = format!("{{stage=\"0\",phase=\"{phase}\"}}");
+            format!(
+                "interlock_stage_phase_duration_seconds_sum{labels} {value}\n\
+                 interlock_stage_phase_duration_seconds_count{labels} {value}\n"
+            )
+        });
+        "interlock_stage_info{stage=\"0\"} 1\ninterlock_stage_predicted_idle_ratio{stage=\"0\"} -1e308\n".to_owned()
+            + &lines.collect::<String>()
+    };
+    for values in [["NaN", "1"], ["+Inf", "1"], ["1e308", "1e308"], ["-1e308", "1e308"], ["-Inf", "+Inf"]] {
+        let mut watch = Watch::new("host:1");
+        let begun = Instant::now();
+        for (seconds, text) in [(0, phases(["0", "0"])), (10, phases(values))] {
+            watch.take(Scrape::read(&text, begun + Duration::from_secs(seconds), 0.0));
+        }
+        plain::text("host:1", &watch.view);
+        picture(&[watch], Choice::default(), 140, 30);
+    }
+}
+
+#[test]
+fn names_from_the_server_cannot_give_the_terminal_orders() {
+    let text = "interlock_run_info{run_id=\"a\x1b[2J\",model=\"\u{9b}1m\"} 1\ninterlock_stage_info{stage=\"0\",device=\"\x07\r\"} 1\n";
+    let mut watch = Watch::new("host:1");
+    watch.take(Scrape::read(text, Instant::now(), 0.0));
+    let shown = plain::text("host:1", &watch.view) + &picture(&[watch], Choice::default(), 140, 30);
+    assert!(shown.contains("a\\u001b[2J") && shown.contains("\\u0007\\u000d"), "{shown}");
+    assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
+}
+
+#[test]
 fn keys_do_what_the_footer_says() {
     let mut choice = Choice::default();
     let mut press =

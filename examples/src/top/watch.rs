@@ -10,6 +10,8 @@ use super::{model::View, scrape::Scrape};
 /// Rates are over at least this time. A phase is reported when it ends, so over less time, one that is longer than the interval between scrapes
 /// would look idle first and more than busy then.
 const WINDOW: Duration = Duration::from_secs(5);
+/// The least time between two scrapes that are kept, so that few are.
+const APART: Duration = Duration::from_secs(1);
 /// The number of values to keep of each curve.
 const HISTORY: usize = 512;
 
@@ -76,7 +78,9 @@ impl Watch {
             self.speeds.clear();
         }
         (self.view, self.answered) = (view, true);
-        self.scrapes.push_back(scrape);
+        if self.scrapes.back().is_none_or(|last| scrape.at.saturating_duration_since(last.at) >= APART) {
+            self.scrapes.push_back(scrape);
+        }
         keep(&mut self.losses, self.view.loss());
         keep(&mut self.speeds, self.view.examples_per_second);
     }

@@ -54,7 +54,7 @@ impl Weights {
         let write = |(shard, file): (usize, &String)| -> Result<(String, String)> {
             let path = folder.join(file);
             let tensors = self.tensors.iter().filter(|(_, placed)| placed.shard == shard);
-            write_file(&path, tensors.map(|(name, placed)| (name.as_str(), &placed.tensor)))?;
+            write_file(&path, tensors.map(|(name, placed)| (name.as_str(), &placed.tensor)), Place::Own)?;
             Ok((file.clone(), checksum::of_file(&path)?.0))
         };
         let shards = files.iter().enumerate();
@@ -85,17 +85,30 @@ impl Weights {
     /// # Errors
     /// If it cannot be written; an older file then is as it was.
     pub fn save_file(&self, path: impl AsRef<Path>) -> Result<()> {
-        write_file(path.as_ref(), self.iter())
+        write_file(path.as_ref(), self.iter(), Place::Named)
     }
 }
 
+/// Where a file is written.
+#[derive(Clone, Copy)]
+enum Place {
+    /// In a folder that this library writes.
+    Own,
+    /// Where a user wants it, such as through a symbolic link.
+    Named,
+}
+
 /// Writes tensors to a safetensors file, marked as PyTorch's as other programs expect it.
-fn write_file<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+fn write_file<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, &'a Tensor)>, place: Place) -> Result<()> {
     let tensors = tensors.map(|(name, tensor)| Ok((name, tensor.contiguous()?))).collect::<Result<Vec<_>>>()?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    files::replace(path, |aside| {
+    let write = |aside: &Path| {
         safetensors::serialize_to_file(tensors, Some(metadata), aside).map_err(|e| Error::file(aside, e))
-    })
+    };
+    match place {
+        Place::Own => files::replace(path, write),
+        Place::Named => files::replace_output(path, write),
+    }
 }
 
 /// Whether [`Weights::save`] may have written a file of this name.
