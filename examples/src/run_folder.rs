@@ -14,9 +14,11 @@ use interlock_models::data::Description;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    bounded,
     config::{ConfigOf, RunConfig},
     environment::{self, Environment},
     events::{self, EventLog, JsonLines, Sink},
+    memory,
     program::{DataSection, ModelSection, Program, program},
     tensorboard::{self, TensorBoard},
 };
@@ -166,7 +168,7 @@ impl RunFolder {
     /// Returns the text of the configuration.
     pub(crate) fn config_text(&self) -> Result<String> {
         let file = self.path.join(CONFIG);
-        std::fs::read_to_string(&file).map_err(|e| {
+        bounded::read(&file, bounded::CONFIG).map_err(|e| {
             let right = format!("name a folder that `{} train` has written", program());
             Error::file(&file, format!("{e}; {} is not the folder of a run: {right}", self.path.display()))
         })
@@ -264,7 +266,8 @@ impl RunFolder {
     /// Loads the weights of the last step, or with `best` those of the best evaluation.
     pub(crate) fn weights(&self, best: bool) -> Result<Weights> {
         let folder = self.path.join("best");
-        Weights::load(if best && folder.exists() { &folder } else { &self.path })
+        let folder = if best && folder.exists() { &folder } else { &self.path };
+        Weights::load_within(folder, memory::available().unwrap_or(u64::MAX))
     }
 
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
@@ -278,7 +281,7 @@ impl RunFolder {
     fn read_json<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<T> {
         let file = self.path.join(name);
         let remedy = format!("name the folder of another run, which `{} train` has written", program());
-        let text = std::fs::read_to_string(&file).map_err(|e| Error::file(&file, format!("{e}; {remedy}")))?;
+        let text = bounded::read(&file, bounded::JSON).map_err(|e| Error::file(&file, format!("{e}; {remedy}")))?;
         serde_json::from_str(&text).map_err(|e| Error::file(&file, format!("{e}; {remedy}")))
     }
 }

@@ -38,7 +38,7 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     if arguments.auto {
         config.partition = PartitionConfig { stages: None, units_per_stage: Some(plan::best_partition::<P>(&config)?) };
     }
-    let Prepared { data, builder, initial_values } = config.prepare()?;
+    let Prepared { data, builder, initial_values, .. } = config.prepare_to_train()?;
     // Before the stages are built, since they register their metrics then.
     let exporter = arguments.metrics.map(|address| Exporter::start(address, &config.name)).transpose()?;
     let trace_steps = arguments.trace_steps.unwrap_or(trace::STEPS);

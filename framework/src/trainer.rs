@@ -17,7 +17,7 @@ mod state;
 mod stop;
 mod trained;
 
-pub use builder::{Layout, TrainerBuilder};
+pub use builder::{Layout, LeastMemory, TrainerBuilder};
 pub use callback::{Callback, Control, EarlyStopping, EarlyStoppingConfig};
 pub use event::TrainEvent;
 pub use predictor::Predictor;

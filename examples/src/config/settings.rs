@@ -14,6 +14,7 @@ use super::{
     rivals,
 };
 use crate::{
+    bounded,
     program::{DataSection, ModelSection, Program, program},
     schema::{self, KIND, Part},
 };
@@ -41,7 +42,8 @@ impl ConfigText {
         let (subject, text) = match path {
             Some(path) => {
                 let remedy = "name a configuration in TOML, or leave --config out for the built-in one";
-                let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, format!("{e}; {remedy}")))?;
+                let text =
+                    bounded::read(path, bounded::CONFIG).map_err(|e| Error::file(path, format!("{e}; {remedy}")))?;
                 (path.display().to_string(), text)
             }
             None => ("built-in configuration".to_owned(), P::CONFIG.to_owned()),
