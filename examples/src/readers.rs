@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use flate2::{Compression, Crc, write::GzEncoder};
+use flate2::{Compression, write::GzEncoder};
 use interlock::{
     Batch, Error, Result, Trainer, TrainerBuilder, Weights,
     candle_core::{DType, Device, Tensor},
@@ -21,7 +21,6 @@ use interlock_models::{
 use crate::{
     BuiltIn, bounded,
     config::{ConfigOf, ConfigText},
-    program::ModelSection,
     report,
     run_folder::RunFolder,
 };
@@ -190,7 +189,6 @@ fn configs() -> Vec<Vec<u8>> {
         include_str!("../configs/fashion-mnist.toml"),
         include_str!("../configs/shakespeare-gpt.toml"),
         include_str!("../configs/image-folder-resnet50.toml"),
-        include_str!("../tests/format_1/config.toml"),
     ];
     texts.map(|text| text.as_bytes().to_vec()).to_vec()
 }
@@ -302,7 +300,8 @@ fn tokenizers() -> Vec<Vec<u8>> {
 fn vocabulary(folder: &Path, bytes: &[u8]) -> Result<()> {
     let vocabulary = Vocabulary::load(&file(folder, "tokenizer.json", bytes))?;
     let tokens = vocabulary.encode("abc d")?;
-    vocabulary.encode("The 12 dogs' caf\u{e9} \u{4e2d}\u{6587}\r\n\r\n  <s> x")?;
+    // A vocabulary may lack some of these.
+    let _ = vocabulary.encode("The 12 dogs' caf\u{e9} \u{4e2d}\u{6587}\r\n\r\n  <s> x");
     vocabulary.decode(&[&tokens[..], &[0, vocabulary.len() as u32 - 1]].concat())?;
     let mut stream = vocabulary.stream();
     stream.push(&tokens)?;
@@ -345,7 +344,7 @@ fn summed(bytes: &[u8]) -> Vec<u8> {
     while let Some(length) = bytes.get(at..at + 4).and_then(|length| length.try_into().ok()) {
         let end = at + 8 + u32::from_be_bytes(length) as usize;
         let Some(content) = bytes.get(at + 4..end).filter(|_| bytes.len() >= end + 4) else { break };
-        let mut sum = Crc::new();
+        let mut sum = flate2::Crc::new();
         sum.update(content);
         bytes[end..end + 4].copy_from_slice(&sum.sum().to_be_bytes());
         at = end + 4;

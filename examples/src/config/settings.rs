@@ -22,6 +22,9 @@ use crate::{
 /// Keys that stay when another kind of their table is chosen.
 const STAYING: [(&str, &str); 1] = [("optimizer", "groups")];
 
+/// The most parts of a key.
+const MOST_PARTS: usize = 32;
+
 /// The sections that are a program's own types, which have the last word on what they accept.
 const OWN: [&str; 2] = ["data", "model"];
 
@@ -201,6 +204,14 @@ impl Setting {
         let key = key.trim().to_owned();
         if key.split('.').any(str::is_empty) {
             return refuse("a part of the key is empty");
+        }
+        if key.split('.').count() > MOST_PARTS {
+            let given = format!("{option} {}…", &given[option.len() + 1..][..2 * MOST_PARTS]);
+            return Err(Error::invalid(
+                given,
+                format!("the key has more than {MOST_PARTS} parts"),
+                "no key has so many",
+            ));
         }
         let value = toml::from_str::<Table>(&format!("value = {text}"))
             .ok()

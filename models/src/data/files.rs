@@ -89,3 +89,21 @@ fn up_to(path: &Path, mut from: impl Read, most: Most, failed: impl Fn(io::Error
         _ => Ok(content),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_up_to_their_bound() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), [7; 100]).expect("writes");
+        let read = |most| read(file.path(), most, "expected a file").map(|bytes| bytes.len());
+        assert_eq!(read(Most::Memory(5)).expect("fits"), 100);
+        assert_eq!(read(Most::Bytes(100)).expect("fits"), 100);
+        assert!(read(Most::Bytes(99)).expect_err("too long").to_string().contains("more than 99 bytes (unpacked)"));
+        // One byte more than stated tells that the file is longer.
+        assert_eq!(read(Most::Stated(|_| Some(20))).expect("fits"), 22);
+        assert_eq!(read(Most::Stated(|_| Some(200))).expect("fits"), 100);
+    }
+}

@@ -93,3 +93,56 @@ impl<'de> Visitor<'de> for Tensors {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::Weights;
+
+    /// Reads a file of this header and this many bytes of data, and returns why it is refused.
+    fn refused(header: &str, data: usize) -> String {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat();
+        std::fs::write(file.path(), bytes).unwrap();
+        Weights::load(file.path()).map(drop).unwrap_err().to_string()
+    }
+
+    fn entry(name: &str, count: u64, start: u64, end: u64) -> String {
+        format!(r#""{name}":{{"dtype":"U8","shape":[{count}],"data_offsets":[{start},{end}]}}"#)
+    }
+
+    #[test]
+    fn headers_that_are_wrong_are_refused_before_the_tensors_are_read() {
+        let of = |entries: &[String]| format!("{{{}}}", entries.join(","));
+        let (most, one) = (u64::MAX, entry("a", 4, 0, 4));
+        for (header, words) in [
+            (of(&[one.clone(), entry("a", 0, 4, 4)]), "a is there twice"),
+            (of(&[entry("a", 5, 0, 5)]), "a is at bytes 0 to 5 of 4"),
+            (of(&[entry("a", 4, 4, 0)]), "a is at bytes 4 to 0"),
+            (of(&[entry("a", most / 8, 0, most / 8), entry("b", most, most / 8, most)]), "a is at bytes"),
+            (of(&[entry("a", 3, 0, 3), entry("b", 2, 2, 4)]), "not a safetensors file"),
+            (
+                r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}}"#.to_owned(),
+                "not a safetensors",
+            ),
+            (format!("{}{one}", "{\"a\":".repeat(100_000)), "its header is wrong"),
+            ("[]".to_owned(), "its header is wrong"),
+        ] {
+            let refused = refused(&header, 4);
+            assert!(refused.contains(words), "{refused}");
+        }
+        let long = of(&[one.clone()]) + &" ".repeat(16 << 20);
+        assert!(refused(&long, 4).contains("at most 16777216 are read"), "{}", refused(&long, 4));
+    }
+
+    #[test]
+    fn weights_that_do_not_fit_in_memory_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensor = |name: &str| {
+            let zeros = candle_core::Tensor::zeros(1000, candle_core::DType::F32, &candle_core::Device::Cpu);
+            vec![(name.to_owned(), zeros.unwrap())]
+        };
+        Weights::of_stages([tensor("a"), tensor("b")]).save(folder.path()).unwrap();
+        assert!(Weights::load_within(folder.path(), 6000).unwrap_err().to_string().contains("more than the memory"));
+        assert_eq!(Weights::load_within(folder.path(), 9000).unwrap().len(), 2);
+    }
+}

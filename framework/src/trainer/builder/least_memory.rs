@@ -59,3 +59,65 @@ fn requests(stage: &StageBlueprint) -> impl Iterator<Item = (String, Vec<usize>)
 fn bytes(shape: &[usize]) -> u64 {
     shape.iter().fold(ELEMENT, |bytes, &extent| bytes.saturating_mul(extent as u64))
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_nn::linear;
+
+    use crate::{
+        Autograd, Error, FromModule, ModelSpec, OptimizerConfig, ParameterGroup, Result, Trainer, Unit,
+        tools::trainer::LeastMemory,
+    };
+
+    /// Two layers of this width, and no bounds of their own.
+    struct Wide(usize);
+
+    fn layer(name: String, width: usize) -> Unit {
+        Unit::new(name, [width], move |vb| Autograd::build(vb, |vb| Ok(FromModule(linear(width, width, vb)?))))
+    }
+
+    impl ModelSpec for Wide {
+        fn units(&self) -> Result<Vec<Unit>> {
+            Ok((0..2).map(|at| layer(format!("layers.{at}"), self.0)).collect())
+        }
+
+        fn head(&self, _: usize, _: &str) -> Result<Unit> {
+            Ok(layer(String::new(), self.0))
+        }
+    }
+
+    fn least(width: usize, frozen: bool) -> LeastMemory {
+        let patterns = vec!["layers.0.*".to_owned()];
+        let group = ParameterGroup { patterns, lr_scale: Some(2.0), weight_decay: None, frozen };
+        let optimizer = OptimizerConfig { groups: vec![group], ..OptimizerConfig::default() };
+        Trainer::builder(Wide(width)).stages(2).optimizer(optimizer).layout().unwrap().least_memory()
+    }
+
+    #[test]
+    fn the_bound_counts_stages_and_heads_and_allocates_nothing() {
+        let layer = |width: u64| 4 * (width * width + width);
+        // Two layers and the head of the first.
+        assert_eq!(least(10, false), LeastMemory { values: 3 * layer(10), trained: 3 * layer(10), output: 40 });
+        assert_eq!(least(10, true).trained, 2 * layer(10));
+        let width = 1 << 24;
+        assert_eq!(least(width, false).values, 3 * layer(width as u64));
+        assert_eq!(least(1 << 40, false).values, u64::MAX);
+    }
+
+    #[test]
+    fn numbers_beyond_any_machine_are_refused() {
+        let refused = |set: fn(crate::TrainerBuilder) -> crate::TrainerBuilder| {
+            let builder = set(Trainer::builder(Wide(4)).stages(2).batch_size(1 << 20));
+            builder.layout().map(drop).unwrap_err().to_string()
+        };
+        insta::assert_snapshot!(refused(|b| b.in_flight(1_000_000)), @"in_flight: 1000000; use 1 to 65536");
+        insta::assert_snapshot!(refused(|b| b.micro_batches(5000)), @"micro_batches: 5000; use 1 to 4096");
+        insta::assert_snapshot!(refused(|b| b.record(u64::MAX)), @"record: 18446744073709551615; use 1 to 100000");
+        insta::assert_snapshot!(refused(|b| b.stages(usize::MAX)), @"partition.stages: 18446744073709551615 stages; use 1 to 2 stages");
+        let built = Trainer::builder(Wide(1 << 40)).stages(1).build().map(drop).unwrap_err();
+        assert!(
+            matches!(built, Error::Failed(_)) && built.to_string().contains("than any machine can address"),
+            "{built}"
+        );
+    }
+}
