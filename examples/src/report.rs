@@ -33,9 +33,9 @@ pub(crate) fn run(arguments: &Report) -> Result<(), Exit> {
             return Err(Error::invalid("report", problem, "give one with --out FILE.html").into());
         }
     };
-    run_folder::refuse_no_place("--out", &out)?;
     // Everything is read before anything is written.
     let (runs, plots, page) = page_of(&arguments.runs)?;
+    run_folder::refuse_no_place("--out", &out)?;
     let pictures = match &arguments.plots {
         Some(folder) => {
             check_plots_folder(folder)?;

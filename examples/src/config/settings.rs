@@ -206,12 +206,9 @@ impl Setting {
             return refuse("a part of the key is empty");
         }
         if key.split('.').count() > MOST_PARTS {
-            let given = format!("{option} {}…", &given[option.len() + 1..][..2 * MOST_PARTS]);
-            return Err(Error::invalid(
-                given,
-                format!("the key has more than {MOST_PARTS} parts"),
-                "no key has so many",
-            ));
+            let start: String = key.chars().take(2 * MOST_PARTS).collect();
+            let problem = format!("the key has more than {MOST_PARTS} parts");
+            return Err(Error::invalid(format!("{option} {start}…"), problem, "no key has so many"));
         }
         let value = toml::from_str::<Table>(&format!("value = {text}"))
             .ok()

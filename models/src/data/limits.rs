@@ -23,7 +23,7 @@ pub(crate) fn memory() -> u64 {
 pub(crate) fn in_words(bytes: u64) -> String {
     let unit = [("GiB", 1_u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)].into_iter().find(|(_, size)| bytes >= *size);
     match unit {
-        Some((name, size)) if bytes % size == 0 => format!("{} {name}", bytes / size),
+        Some((name, size)) if bytes.is_multiple_of(size) => format!("{} {name}", bytes / size),
         Some((name, size)) => format!("{:.1} {name}", bytes as f64 / size as f64),
         None => format!("{bytes} bytes"),
     }

@@ -130,7 +130,7 @@ mod tests {
             let refused = refused(&header, 4);
             assert!(refused.contains(words), "{refused}");
         }
-        let long = of(&[one.clone()]) + &" ".repeat(16 << 20);
+        let long = of(std::slice::from_ref(&one)) + &" ".repeat(16 << 20);
         assert!(refused(&long, 4).contains("at most 16777216 are read"), "{}", refused(&long, 4));
     }
 
