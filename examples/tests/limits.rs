@@ -55,7 +55,7 @@ fn numbers_that_no_machine_can_hold_are_refused() {
     let cut = "--set=partition.units_per_stage=[9223372036854775807,9223372036854775807,2]";
     refused(folder.path(), &["train", "--out", "run", cut], &["partition.units_per_stage", "the model has 5"]);
     for (settings, words) in [
-        (["model.width=16777216", "model.heads=1", "model.layers=4000"], &["memory: ", "TiB"][..]),
+        (["model.width=16777216", "model.heads=1", "model.layers=4000"], &["memory: ", "EiB"][..]),
         (["model.vocab=16777216", "model.width=4800", "model.heads=3"], &["memory: "]),
         (["model.layers=65536", "model.width=48", "model.heads=3"], &["model.layers", "1 to 4096"]),
         (["data.context=1000000000000", "model.width=48", "model.heads=3"], &["too few for a window"]),
