@@ -129,7 +129,11 @@ const RUN: [(&str, &[u8]); 6] = [
     ("status.json", include_bytes!("../tests/format_1/status.json")),
     ("events.jsonl", include_bytes!("../tests/format_1/events.jsonl")),
     ("timeline.json", include_bytes!("../tests/format_1/timeline.json")),
-    ("environment.json", br#"{"version":"0.1.0","revision":"","started":"","command":["interlock"],"os":"linux","architecture":"x86_64","cpu":null,"cores":2,"memory_bytes":4096,"instructions":"","devices":[]}"#),
+    (
+        "environment.json",
+        br#"{"version":"0.1.0","revision":"","started":"","command":["interlock"],"os":"linux",
+            "architecture":"x86_64","cpu":null,"cores":2,"memory_bytes":4096,"instructions":"","devices":[]}"#,
+    ),
 ];
 const CASE: &[u8] = include_bytes!("../../models/tests/golden/mlp-k5-w1/case.json");
 const TENSORS: &[u8] = include_bytes!("../../models/tests/golden/mlp-k5-w1/tensors.safetensors");
