@@ -1,4 +1,5 @@
-//! Tests by mutation: valid small files of every kind, changed at random, are read or refused, and nothing else: no panic, no hang, no memory without end.
+//! Tests by mutation: valid small files of every kind, changed at random, are read or refused, and nothing else:
+//! no panic, no hang, no memory without end.
 //!
 //! `INTERLOCK_MUTATIONS` sets the number of mutations of each kind. A file that fails stays in the folder that the message names; so does the last one
 //! if the process is ended for its memory.
