@@ -40,14 +40,19 @@ or before training, at once";
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
+    /// Memory that this process may use, such as 8GiB: runs and files that cannot fit are refused [default: the machine's free memory, or less in a
+    /// control group]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = crate::memory::size)]
+    pub(crate) memory_limit: Option<u64>,
 }
 
-/// Returns the command that this process's arguments give. Prints help, or an error, and ends the process if they give none.
-pub(crate) fn parse<P: Program>() -> Command {
+/// Returns the command and the memory limit that this process's arguments give. Prints help, or an error, and ends the process if they give none.
+pub(crate) fn parse<P: Program>() -> (Command, Option<u64>) {
     let matches =
         command::<P>().try_get_matches().unwrap_or_else(|error| exit::with_message(&tips::with_tip::<P>(error)));
     let arguments = Arguments::from_arg_matches(&matches);
-    arguments.unwrap_or_else(|error| exit::with_message(&error)).command.unwrap_or_default()
+    let Arguments { command, memory_limit } = arguments.unwrap_or_else(|error| exit::with_message(&error));
+    (command.unwrap_or_default(), memory_limit)
 }
 
 /// Returns the description of the command line.
@@ -142,7 +147,7 @@ pub(crate) struct Train {
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Vec<PathBuf>,
     /// Number of steps that the trace shows [default: 4]
-    #[arg(long, value_name = "N", requires = "trace", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", requires = "trace", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub(crate) trace_steps: Option<u64>,
     /// Serve metrics for Prometheus during the run, at this address or else at 127.0.0.1:9464
     #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = METRICS_ADDRESS, value_parser = socket_address)]
@@ -377,7 +382,7 @@ pub(crate) struct LrFind {
     #[arg(long, value_name = "RATE", default_value_t = 10.0)]
     pub(crate) to: f64,
     /// Number of steps
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub(crate) steps: u64,
     /// Devices to train on, such as cpu:threads=1,cores=0 cuda:0; also separated by commas [default: the configuration's]
     #[arg(long, num_args = 1.., value_name = "DEVICE")]

@@ -1,6 +1,6 @@
 //! `interlock bench`: measures the cost of steps, units, the runtime and messages on this machine.
 
-mod cpu;
+pub(crate) mod cpu;
 mod empty;
 mod mailbox;
 mod runtime;

@@ -12,9 +12,9 @@ use crate::{
     arguments::Check,
     events,
     exit::Exit,
-    progress::print,
     run_folder::{self, RunFolder, Status},
     table::table,
+    terminal::print,
 };
 
 /// What a part of a run can be used for.

@@ -177,7 +177,7 @@ fn check<P: Program>(
     (combination, config): &(Combination, ConfigOf<P>),
     notes: &mut Vec<String>,
 ) -> Result<Measure, Exit> {
-    let built = config.prepare().and_then(|Prepared { data, builder, .. }| {
+    let built = config.prepare_to_train(None).and_then(|Prepared { data, builder, .. }| {
         let trainer = builder.keep_best(None).build()?;
         trainer.check(Split { train: &*data.train, validation: Some(&*data.validation) })?;
         notes.extend(data.notes);

@@ -22,8 +22,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    memory::{self, LeastStep},
     program::{DataSection, ModelSection, Program},
-    progress::note_emulation,
+    progress::{emulation, note_emulation},
 };
 
 /// The configuration of a run of a program.
@@ -209,7 +210,23 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
         };
         let builder = self.devices.give_to(builder).map_err(|error| self.in_own_words(error))?;
         let layout = builder.layout().map_err(|error| self.in_own_words(error))?;
-        Ok(Prepared { data, builder, initial_values: layout.initial_values() })
+        let examples = self.batch_size.min(data.train.len());
+        let least = LeastStep {
+            stages: layout.least_memory(),
+            example: memory::example(&data.description.kind),
+            // The last examples of an epoch may be fewer; micro-batches of fewer than two may be joined.
+            examples: [examples, examples / self.micro_batches.max(1)],
+            is_emulated: emulation(&builder).is_some(),
+            has_average: self.ema.is_some_and(|ema| ema.from_step == 0),
+        };
+        Ok(Prepared { data, builder, initial_values: layout.initial_values(), least })
+    }
+
+    /// Opens the data and checks everything as [`Self::prepare`] does, and that a step may fit in memory; for a run that continues, from its checkpoint.
+    pub(crate) fn prepare_to_train(&self, checkpoint: Option<&Checkpoint>) -> Result<Prepared> {
+        let prepared = self.prepare_from(checkpoint)?;
+        prepared.least.check(&self.optimizer)?;
+        Ok(prepared)
     }
 
     /// Names the keys of the configuration in an error about initial values, which names methods of the builder.
@@ -234,7 +251,8 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
         let builder = self.untrained(description)?;
         Ok(match &self.init_from {
             Some(path) => {
-                let weights = Weights::load(path).map_err(|error| in_init_from(&error))?;
+                let weights = Weights::load_within(path, memory::available().unwrap_or(u64::MAX))
+                    .map_err(|error| in_init_from(&error))?;
                 let builder = builder.initial_values(weights).skip_initial_values(&self.init_skip).allow_unknown(true);
                 match self.init_partial {
                     true => builder.allow_missing(true),
@@ -340,6 +358,8 @@ pub(crate) struct Prepared {
     pub(crate) builder: TrainerBuilder,
     /// How many of the model's tensors `init_from` has, in words, if it is given.
     pub(crate) initial_values: Option<String>,
+    /// What a step takes at least.
+    pub(crate) least: LeastStep,
 }
 
 #[cfg(test)]

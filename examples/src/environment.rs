@@ -51,7 +51,7 @@ pub(crate) struct Device {
 const VARIABLES: [&str; 1] = ["INTERLOCK_CPU_INSTRUCTIONS"];
 
 /// Those that tests of the crates read.
-const OF_TESTS: &str = "INTERLOCK_TEST_";
+const OF_TESTS: [&str; 2] = ["INTERLOCK_TEST_", "INTERLOCK_MUTATIONS"];
 
 /// Refuses variables that begin with `INTERLOCK_` and that nothing reads, since they are misspelt, and unknown names of instructions.
 ///
@@ -59,7 +59,7 @@ const OF_TESTS: &str = "INTERLOCK_TEST_";
 /// If there is one.
 pub(crate) fn check_variables() -> Result<()> {
     let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
-    let known = |name: &str| VARIABLES.contains(&name) || name.starts_with(OF_TESTS);
+    let known = |name: &str| VARIABLES.contains(&name) || OF_TESTS.iter().any(|start| name.starts_with(start));
     let mut unknown = names.filter(|name| name.starts_with("INTERLOCK_") && !known(name));
     match unknown.next() {
         Some(name) => Err(Error::invalid(

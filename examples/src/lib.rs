@@ -5,6 +5,7 @@
 
 mod arguments;
 mod bench;
+mod bounded;
 mod check;
 mod compare;
 mod config;
@@ -20,11 +21,15 @@ mod interrupt;
 mod log;
 mod lr_find;
 mod memory;
+#[cfg(test)]
+mod mutations;
 mod plan;
 mod plot;
 mod predict;
 mod program;
 mod progress;
+#[cfg(any(test, fuzzing))]
+pub mod readers;
 mod replay;
 mod report;
 mod resume;
@@ -53,7 +58,8 @@ static ALLOCATOR: interlock_backends::Allocator = interlock_backends::Allocator:
 /// before other threads run.
 pub fn run<P: Program>() -> ExitCode {
     interlock_backends::candle_single_threaded();
-    let command = arguments::parse::<P>();
+    let (command, memory_limit) = arguments::parse::<P>();
+    memory::limit(memory_limit);
     if let Err(error) = environment::check_variables() {
         return exit::report(Err(error.into()));
     }

@@ -103,7 +103,7 @@ fn find<P: Program>(mut config: ConfigOf<P>, rates: Rates, quiet: bool) -> Resul
     config.ema = None;
     config.heads.train = HeadsTrained::Needed;
     let base = config.optimizer.lr;
-    let Prepared { data, builder, .. } = config.prepare()?;
+    let Prepared { data, builder, .. } = config.prepare_to_train(None)?;
     note_emulation(&builder);
     data.notes.iter().for_each(|line| note(line));
     let (sender, steps) = channel();

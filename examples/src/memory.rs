@@ -1,4 +1,10 @@
-//! Memory of this process and of the machine, as Linux reports it.
+//! Memory of this process and of the machine, as Linux reports it, and what is refused because there is too little.
+
+mod estimate;
+mod limit;
+
+pub(crate) use estimate::{LeastStep, example};
+pub(crate) use limit::{available, check, limit, size};
 
 /// Returns the resident memory of this process in MiB, or none if the system does not report it.
 pub(crate) fn resident() -> Option<f64> {
@@ -13,6 +19,20 @@ pub(crate) fn peak() -> Option<f64> {
 /// Returns the available memory of this machine in bytes, or none if the system does not report it.
 pub(crate) fn free_bytes() -> Option<u64> {
     Some((read("/proc/meminfo", "MemAvailable:")? * f64::from(1 << 20)) as u64)
+}
+
+/// Returns the unused swap space of this machine in bytes, or none if the system does not report it.
+fn free_swap() -> Option<u64> {
+    Some((read("/proc/meminfo", "SwapFree:")? * f64::from(1 << 20)) as u64)
+}
+
+/// Returns a number of bytes in words: `1.5 GiB`.
+pub(crate) fn in_words(bytes: u64) -> String {
+    let units = [("EiB", 60), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    match units.into_iter().find(|(_, bits)| bytes >> bits > 0) {
+        Some((unit, bits)) => format!("{:.1} {unit}", bytes as f64 / (1_u64 << bits) as f64),
+        None => format!("{bytes} bytes"),
+    }
 }
 
 /// Returns the memory of this machine in bytes, or none if the system does not report it.

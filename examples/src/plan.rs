@@ -147,7 +147,7 @@ fn write(file: &TraceFile, row: &PlanRow) -> Result<(), Exit> {
 /// Returns the units of each stage in the best cut of the configured model, with its strategy and devices.
 pub(crate) fn best_partition<P: Program>(config: &ConfigOf<P>) -> Result<Vec<usize>> {
     let arguments = Plan { replicas: 1, ..Plan::default() };
-    let mut question = Question::new(Subject::<P>::of_run(config.clone())?, &arguments)?;
+    let mut question = Question::new(Subject::<P>::of_run(config.clone(), true)?, &arguments)?;
     let (stages, micro_batches) = (question.stages[0], question.micro_batches[0]);
     let row = question.row(stages, micro_batches, Windows::CONFIGURED)?;
     Ok(row.units_per_stage)

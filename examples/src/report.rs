@@ -33,14 +33,9 @@ pub(crate) fn run(arguments: &Report) -> Result<(), Exit> {
             return Err(Error::invalid("report", problem, "give one with --out FILE.html").into());
         }
     };
-    let runs = Run::open_all(&arguments.runs)?;
-    run_folder::refuse_no_place("--out", &out)?;
-    let plots = match runs.as_slice() {
-        [one] => curves::of_run(one),
-        several => curves::of_runs(several),
-    };
     // Everything is read before anything is written.
-    let page = page::page(&runs, &plots);
+    let (runs, plots, page) = page_of(&arguments.runs)?;
+    run_folder::refuse_no_place("--out", &out)?;
     let pictures = match &arguments.plots {
         Some(folder) => {
             check_plots_folder(folder)?;
@@ -60,6 +55,17 @@ pub(crate) fn run(arguments: &Report) -> Result<(), Exit> {
         say(&format!("{} pictures are in {}", pictures.len(), folder.display()));
     }
     Ok(())
+}
+
+/// Reads the runs in these folders. Returns them with their plots and their page.
+pub(crate) fn page_of(folders: &[PathBuf]) -> interlock::Result<(Vec<Run>, Vec<Plot>, String)> {
+    let runs = Run::open_all(folders)?;
+    let plots = match runs.as_slice() {
+        [one] => curves::of_run(one),
+        several => curves::of_runs(several),
+    };
+    let page = page::page(&runs, &plots);
+    Ok((runs, plots, page))
 }
 
 /// Checks that `--plots` names a folder, or a path at which one can be created.

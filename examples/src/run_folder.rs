@@ -22,12 +22,14 @@ use interlock_models::data::Description;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    bounded,
     config::{ConfigOf, RunConfig},
     environment::{self, Environment},
     events::{self, Before, EventLog, JsonLines, Sink},
+    memory,
     program::{DataSection, ModelSection, Program, program},
-    progress::note,
     tensorboard::{self, TensorBoard},
+    terminal::note,
 };
 
 pub(crate) const CONFIG: &str = "config.toml";
@@ -299,7 +301,7 @@ impl RunFolder {
     /// Returns the text of the configuration.
     pub(crate) fn config_text(&self) -> Result<String> {
         let file = self.path.join(CONFIG);
-        std::fs::read_to_string(&file).map_err(|e| {
+        bounded::read(&file, bounded::CONFIG).map_err(|e| {
             let right = format!("name a folder that `{} train` has written", program());
             Error::file(&file, format!("{e}; {} is not the folder of a run: {right}", self.path.display()))
         })
@@ -415,15 +417,16 @@ impl RunFolder {
     /// Loads the weights of the last step, or with `best` those of the best evaluation.
     pub(crate) fn weights(&self, best: bool) -> Result<Weights> {
         let folder = self.path.join(BEST);
+        let load = |folder: &Path| Weights::load_within(folder, memory::available().unwrap_or(u64::MAX));
         if !best || folder.join(WEIGHTS).is_file() {
-            return Weights::load(if best { &folder } else { &self.path });
+            return load(if best { &folder } else { &self.path });
         }
         // Runs of earlier versions have none if the last evaluation was the best one.
         match self.read_json_if_there::<Report>(REPORT)?.and_then(|report| Some((report.best?.steps, report.steps))) {
             Some((best, steps)) if best != steps => {
                 Err(Error::file(folder, format!("the best weights, after {best} steps, are missing; leave --best out")))
             }
-            _ => Weights::load(&self.path),
+            _ => load(&self.path),
         }
     }
 
@@ -443,7 +446,7 @@ impl RunFolder {
 /// Reads a JSON file of a run.
 pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T> {
     let remedy = format!("name the folder of another run, which `{} train` has written", program());
-    let text = std::fs::read_to_string(file).map_err(|e| Error::file(file, format!("{e}; {remedy}")))?;
+    let text = bounded::read(file, bounded::JSON).map_err(|e| Error::file(file, format!("{e}; {remedy}")))?;
     serde_json::from_str(&text).map_err(|e| Error::file(file, format!("{e}; {remedy}")))
 }
 

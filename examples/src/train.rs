@@ -20,12 +20,12 @@ use crate::{
     interrupt::{self, Next},
     log, plan,
     program::{ModelSection, Program},
-    progress::{Progress, emulation, say},
+    progress::{Progress, emulation},
     report::words,
     resume::Found,
     run_folder::{self, RunFolder, Status},
     table::{self, Measure},
-    terminal::{Terminal, Verbosity},
+    terminal::{Terminal, Verbosity, say},
     trace::{self, TraceFile},
 };
 
@@ -57,8 +57,8 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     if arguments.auto {
         config.partition = PartitionConfig { stages: None, units_per_stage: Some(plan::best_partition::<P>(&config)?) };
     }
-    let Prepared { data, builder, initial_values } =
-        config.prepare_from(resumed.as_ref().map(|resumed| &resumed.checkpoint))?;
+    let Prepared { data, builder, initial_values, .. } =
+        config.prepare_to_train(resumed.as_ref().map(|resumed| &resumed.checkpoint))?;
     if let Some(resumed) = &resumed {
         resumed.check_data(&data)?;
     }

@@ -32,6 +32,9 @@ use std::{collections::BTreeSet, fmt};
 
 use crate::{Error, Result};
 
+/// The most stages of a run: each has a thread, and tables of plans have a row and a column for each.
+pub(crate) const MOST_STAGES: usize = 1024;
+
 /// The losses that train each stage, for one partition of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GradientPlan {

@@ -15,6 +15,7 @@ mod reading;
 pub(crate) mod readout;
 mod recompute;
 mod rehearsal;
+pub(crate) mod shapes;
 mod state;
 mod trainable;
 mod update;

@@ -17,7 +17,7 @@ use std::{collections::BTreeSet, ops::Range};
 
 use serde::{Deserialize, Serialize};
 
-use crate::schedule::Action;
+use crate::{plan::MOST_STAGES, schedule::Action};
 
 /// One action of one stage.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,13 +45,42 @@ impl Span {
     }
 }
 
+/// The latest time of a timeline, in seconds: 31,000 years. Differences of such times are still exact to a tenth of a millisecond.
+const LATEST: f64 = 1e12;
+
 /// The actions of every stage, in the order in which they ended. A run saves those of its last steps as JSON.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "StoredTimeline")]
 pub struct Timeline {
     /// The number of stages.
     pub stages: usize,
     /// Every action.
     pub spans: Vec<Span>,
+}
+
+/// A timeline as it is read, before it is checked.
+#[derive(Deserialize)]
+struct StoredTimeline {
+    stages: usize,
+    spans: Vec<Span>,
+}
+
+impl TryFrom<StoredTimeline> for Timeline {
+    type Error = String;
+
+    fn try_from(StoredTimeline { stages, spans }: StoredTimeline) -> Result<Self, String> {
+        if stages > MOST_STAGES {
+            return Err(format!("it has {stages} stages; a run has at most {MOST_STAGES}"));
+        }
+        if let Some(Span { stage, .. }) = spans.iter().find(|span| span.stage >= stages) {
+            return Err(format!("an action is of stage {stage}, there are {stages} stages"));
+        }
+        let is_time = |time: f64| time.abs() <= LATEST;
+        if let Some(Span { start, end, .. }) = spans.iter().find(|span| !is_time(span.start) || !is_time(span.end)) {
+            return Err(format!("an action is from {start:e} to {end:e} s; times are at most {LATEST:e} s"));
+        }
+        Ok(Self { stages, spans })
+    }
 }
 
 impl Timeline {

@@ -110,7 +110,7 @@ pub mod timeline {
 /// The parts of a report, and the layout of a trainer.
 pub mod trainer {
     pub use crate::trainer::{
-        Best, BestReport, EveryReport, FinalReport, Followed, HeadScore, Layout, PhaseReport, StageReport,
+        Best, BestReport, EveryReport, FinalReport, Followed, HeadScore, Layout, LeastMemory, PhaseReport, StageReport,
     };
 }
 

@@ -20,7 +20,7 @@ mod stop;
 mod told;
 mod trained;
 
-pub use builder::{Layout, TrainerBuilder};
+pub use builder::{Layout, LeastMemory, TrainerBuilder};
 pub use callback::{Callback, Control, EarlyStopping, EarlyStoppingConfig};
 pub use checkpoint::{Checkpoint, CheckpointConfig};
 pub use event::TrainEvent;

@@ -7,7 +7,7 @@ use interlock::{Error, Result};
 const LARGEST_EXTENT: usize = 1 << 24;
 
 /// The largest number accepted for layers or blocks.
-const LARGEST_DEPTH: usize = 1 << 16;
+const LARGEST_DEPTH: usize = 1 << 12;
 
 fn within(subject: &str, value: usize, largest: usize) -> Result<()> {
     if (1..=largest).contains(&value) {

@@ -76,15 +76,31 @@ enum Module {
 /// # Errors
 /// If there is no such unit, or the description is wrong or does not fit the unit's output; the message names the part.
 pub fn after(units: &[Unit], unit: usize, arch: &str, settings: &HeadSettings) -> Result<Unit> {
-    let before = units.get(unit).ok_or_else(|| {
+    of_output(units.get(unit).map(|unit| &*unit.output), (unit, units.len()), arch, settings)
+}
+
+/// Returns the head `arch` of a unit with this output; none if the model has fewer units. `unit` is its number and that of all units.
+///
+/// # Errors
+/// As [`after`].
+pub(crate) fn of_output(
+    output: Option<&[usize]>,
+    (unit, units): (usize, usize),
+    arch: &str,
+    settings: &HeadSettings,
+) -> Result<Unit> {
+    let output = output.ok_or_else(|| {
         Error::invalid(
             "heads",
             format!("there is no unit {unit} for a head to follow"),
-            format!("this model has units 0 to {}", units.len().saturating_sub(1)),
+            format!("this model has units 0 to {}", units.saturating_sub(1)),
         )
     })?;
-    head(arch, &before.output, settings)
+    head(arch, output, settings)
 }
+
+/// The most parts of a description.
+const MOST_PARTS: usize = 256;
 
 /// Returns the head `arch` for activations of shape `input` (without the batch dimension). The [module's documentation](self) explains descriptions.
 ///
@@ -93,6 +109,10 @@ pub fn after(units: &[Unit], unit: usize, arch: &str, settings: &HeadSettings) -
 pub fn head(arch: &str, input: &[usize], settings: &HeadSettings) -> Result<Unit> {
     let mut plan = Plan { modules: Vec::new(), shape: input.to_vec(), flops: 0.0, settings };
     let parts: Vec<&str> = arch.split('_').collect();
+    if parts.len() > MOST_PARTS {
+        let right = format!("use 1 to {MOST_PARTS}");
+        return Err(Error::invalid("heads.arch", format!("a description of {} parts", parts.len()), right));
+    }
     let bias = !parts.contains(&"ln");
     for (at, name) in parts.iter().enumerate() {
         let part = Part { arch, at, name };

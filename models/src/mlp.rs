@@ -64,8 +64,10 @@ impl ModelSpec for Mlp {
     }
 
     fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
-        let units = self.units()?;
-        heads::after(&units, unit, arch, &HeadSettings::new(self.dims[self.dims.len() - 1]))
+        self.check()?;
+        let output = self.dims.get(unit.saturating_add(1)).map(std::slice::from_ref);
+        let settings = HeadSettings::new(self.dims[self.dims.len() - 1]);
+        heads::of_output(output, (unit, self.dims.len() - 1), arch, &settings)
     }
 
     fn default_head(&self) -> &str {

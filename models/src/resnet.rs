@@ -150,6 +150,7 @@ impl ResNet {
         for (at, &blocks) in self.blocks.iter().enumerate() {
             checks::depth(&format!("model.blocks[{at}]"), blocks)?;
         }
+        checks::depth("the sum of model.blocks", self.blocks.iter().sum())?;
         for (key, extent) in [
             ("model.stem_planes", self.stem_planes),
             ("model.classes", self.classes),
@@ -163,11 +164,37 @@ impl ResNet {
     }
 }
 
+impl ResNet {
+    fn image(&self) -> Shape {
+        Shape { channels: self.channels, height: self.height, width: self.width }
+    }
+
+    /// Returns the output of a unit, without making the units; none if there are fewer.
+    fn output(&self, unit: usize) -> Option<Vec<usize>> {
+        let blocks = self.planes.iter().zip(&self.blocks).enumerate();
+        let strides = blocks.flat_map(|(group, (&planes, &blocks))| {
+            let channels = planes * self.block.expansion();
+            (0..blocks).map(move |index| (channels, if group > 0 && index == 0 { 2 } else { 1 }))
+        });
+        let stem = blocks::stem_output(self.stem, self.image(), self.stem_planes);
+        let mut shape = stem;
+        let blocks = strides.map(|(channels, stride)| {
+            shape = shape.strided(channels, stride);
+            shape
+        });
+        let mut shapes = std::iter::once(stem).chain(blocks);
+        match unit.checked_sub(self.blocks.iter().sum::<usize>() + 1) {
+            Some(0) => Some(vec![self.classes]),
+            Some(_) => None,
+            None => shapes.nth(unit).map(|shape| shape.dims().to_vec()),
+        }
+    }
+}
+
 impl ModelSpec for ResNet {
     fn units(&self) -> Result<Vec<Unit>> {
         self.check()?;
-        let image = Shape { channels: self.channels, height: self.height, width: self.width };
-        let (stem, mut shape) = blocks::stem(self.stem, image, self.stem_planes);
+        let (stem, mut shape) = blocks::stem(self.stem, self.image(), self.stem_planes);
         let mut units = vec![stem];
         for (group, (&planes, &blocks)) in self.planes.iter().zip(&self.blocks).enumerate() {
             for index in 0..blocks {
@@ -186,7 +213,9 @@ impl ModelSpec for ResNet {
     }
 
     fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
-        heads::after(&self.units()?, unit, arch, &HeadSettings::new(self.classes))
+        self.check()?;
+        let units = self.blocks.iter().sum::<usize>() + 2;
+        heads::of_output(self.output(unit).as_deref(), (unit, units), arch, &HeadSettings::new(self.classes))
     }
 
     fn default_head(&self) -> &str {
@@ -200,5 +229,21 @@ impl ModelSpec for ResNet {
     fn adapt(&self, weights: Weights) -> Result<Adapted> {
         let is_count = |name: &str| name.ends_with(".num_batches_tracked");
         Ok(weights.renamed(|name| (!is_count(name)).then(|| name.to_owned()))?.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_are_those_of_the_units() {
+        for preset in PRESETS {
+            let model = ResNet::preset(preset.name, [3, 30, 33], 10).expect("a preset");
+            let units = model.units().expect("units");
+            let found: Vec<_> = (0..=units.len()).map(|unit| model.output(unit)).collect();
+            let stated: Vec<_> = units.into_iter().map(|unit| Some(unit.output)).chain([None]).collect();
+            assert_eq!(found, stated, "{}", preset.name);
+        }
     }
 }

@@ -134,12 +134,16 @@ impl ModelSpec for Transformer {
     }
 
     fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
+        // Not from the list of all units, since a long model may ask for the head of each.
         let settings = HeadSettings {
             outputs: self.vocab,
             fc_weight: Some(blocks::INITIAL_WEIGHT),
             block: Some(blocks::block(self, String::new())),
         };
-        heads::after(&self.units()?, unit, arch, &settings)
+        self.check()?;
+        let output = [self.sequence, if unit == self.layers + 1 { self.vocab } else { self.width }];
+        let output = (unit < self.layers + 2).then_some(&output[..]);
+        heads::of_output(output, (unit, self.layers + 2), arch, &settings)
     }
 
     fn default_head(&self) -> &str {

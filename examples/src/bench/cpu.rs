@@ -2,14 +2,14 @@
 
 /// Returns the seconds that all threads of the process have computed since its start, or none if the system does not tell.
 #[cfg(unix)]
-pub(super) fn seconds() -> Option<f64> {
+pub(crate) fn seconds() -> Option<f64> {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Some(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
 }
 
 /// Returns the seconds that all threads of the process have computed since its start, or none if the system does not tell.
 #[cfg(not(unix))]
-pub(super) fn seconds() -> Option<f64> {
+pub(crate) fn seconds() -> Option<f64> {
     None
 }
 

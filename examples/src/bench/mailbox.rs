@@ -24,7 +24,7 @@ use interlock::{
 use serde::Serialize;
 
 use super::{cpu, empty::NoLoss};
-use crate::{arguments::BenchMailbox, exit::Exit, terminal::say};
+use crate::{arguments::BenchMailbox, exit::Exit, memory, terminal::say};
 
 /// The number of activations in flight.
 const IN_FLIGHT: usize = 64;
@@ -107,6 +107,7 @@ pub(super) fn run(arguments: &BenchMailbox) -> Result<(), Exit> {
             "--bytes {bytes}: an activation must contain an address; use {ADDRESS_BYTES} or more"
         )));
     }
+    memory::check("--bytes", "four activations take", (bytes as u64).saturating_mul(4), "use fewer bytes")?;
     let copied = Arc::new(AtomicU64::new(0));
     let model = Pair { bytes, copied: Arc::clone(&copied) };
     let layout = Trainer::builder(model).stages(2).strategy(EndToEnd).loss(NoLoss).layout()?;

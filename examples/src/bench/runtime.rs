@@ -28,6 +28,7 @@ use super::{cpu, empty::NoLoss};
 use crate::{
     arguments::{BenchRuntime, Schedule, WindowOptions},
     exit::Exit,
+    memory,
     plan::Follow,
     terminal::say,
 };
@@ -202,6 +203,8 @@ fn layout(arguments: &BenchRuntime, devices: &[String]) -> Result<Layout, Exit> 
     if bytes == 0 || !bytes.is_multiple_of(4) {
         return Err(Exit::Refused(format!("--bytes {bytes}: activations are of f32; use a multiple of 4")));
     }
+    let least = (bytes as u64).saturating_mul(arguments.micro_batches as u64);
+    memory::check("--bytes", "the activations of a batch take", least, "use fewer bytes or micro-batches")?;
     let backends = Backends::default();
     let builder = Trainer::builder(Units { count: stages, elements: bytes / 4 })
         .stages(stages)

@@ -52,7 +52,7 @@ fn prepare<P: Program>(arguments: &BenchUnits) -> Result<(TrainerBuilder, Batch)
             let mut config = config::load::<P>(source.config.as_deref(), &source.sets)?;
             config.devices = named.unwrap_or(config.devices);
             let micro_batches = micro_batches.unwrap_or(config.micro_batches);
-            let prepared = config.prepare()?;
+            let prepared = config.prepare_to_train(None)?;
             let examples = config.batch_size.min(prepared.data.train.len());
             check_micro_batches(micro_batches, &config.name, examples)?;
             let numbers: Vec<usize> = (0..examples).collect();

@@ -13,6 +13,9 @@ use crate::{
 /// The column of `--widths`.
 const WIDTH: &str = "width";
 
+/// The most combinations.
+const MOST: usize = 10_000;
+
 /// What one option varies.
 struct Varied {
     /// The option and its value, for messages.
@@ -57,6 +60,11 @@ pub(super) fn combinations<P: Program>(arguments: &Compare) -> Result<Vec<(Combi
     let varied = widths.into_iter().map(Ok).chain(arguments.vary.iter().map(|text| Varied::parse(text)));
     let varied: Vec<Varied> = varied.collect::<Result<_>>()?;
     check(&varied, &sets)?;
+    let count = varied.iter().fold(1_usize, |count, key| count.saturating_mul(key.values.len()));
+    if count > MOST {
+        let problem = format!("{count} combinations of the values");
+        return Err(Error::invalid("--vary", problem, format!("give values for at most {MOST}")));
+    }
     let all = product(&varied).into_iter().map(|values| {
         let settings: Vec<Setting> = values.iter().map(|value| value.setting.clone()).collect();
         let config = text.with(&[&sets[..], &settings].concat())?;

@@ -14,12 +14,16 @@ use super::{
     rivals,
 };
 use crate::{
+    bounded,
     program::{DataSection, ModelSection, Program, program},
     schema::{self, KIND, Part},
 };
 
 /// Keys that stay when another kind of their table is chosen.
 const STAYING: [(&str, &str); 1] = [("optimizer", "groups")];
+
+/// The most parts of a key.
+const MOST_PARTS: usize = 32;
 
 /// The sections that are a program's own types, which have the last word on what they accept.
 const OWN: [&str; 2] = ["data", "model"];
@@ -41,7 +45,8 @@ impl ConfigText {
         let (subject, text) = match path {
             Some(path) => {
                 let remedy = "name a configuration in TOML, or leave --config out for the built-in one";
-                let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, format!("{e}; {remedy}")))?;
+                let text =
+                    bounded::read(path, bounded::CONFIG).map_err(|e| Error::file(path, format!("{e}; {remedy}")))?;
                 (path.display().to_string(), text)
             }
             None => ("built-in configuration".to_owned(), P::CONFIG.to_owned()),
@@ -199,6 +204,11 @@ impl Setting {
         let key = key.trim().to_owned();
         if key.split('.').any(str::is_empty) {
             return refuse("a part of the key is empty");
+        }
+        if key.split('.').count() > MOST_PARTS {
+            let start: String = key.chars().take(2 * MOST_PARTS).collect();
+            let problem = format!("the key has more than {MOST_PARTS} parts");
+            return Err(Error::invalid(format!("{option} {start}…"), problem, "no key has so many"));
         }
         let value = toml::from_str::<Table>(&format!("value = {text}"))
             .ok()

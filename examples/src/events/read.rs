@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     path::Path,
 };
 
@@ -10,6 +10,7 @@ use interlock::{Error, Result};
 use serde::Deserialize;
 
 use super::{Event, EventKind, check_format};
+use crate::{bounded, memory::in_words};
 
 /// The fields that all events have.
 #[derive(Deserialize)]
@@ -61,11 +62,15 @@ fn each(path: &Path, mut take: impl FnMut(Event, &[u8])) -> Result<()> {
     let mut line = Vec::new();
     for number in 1_u64.. {
         line.clear();
-        if file.read_until(b'\n', &mut line).map_err(|e| Error::file(path, e))? == 0 {
+        if (&mut file).take(bounded::LINE).read_until(b'\n', &mut line).map_err(|e| Error::file(path, e))? == 0 {
             break;
         }
         match parse(&line) {
             Ok(event) => take(event, &line),
+            Err(_) if line.len() as u64 == bounded::LINE => {
+                let cause = format!("line {number} has {} or more, which no event has", in_words(bounded::LINE));
+                return Err(Error::file(path, cause));
+            }
             Err(_) if !line.ends_with(b"\n") => {}
             Err(error) => {
                 let cause = format!("line {number} is not an event: {error}; docs/reports.md describes the lines");

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    fs,
     rc::Rc,
     sync::Arc,
 };
@@ -23,8 +22,9 @@ use super::{
 };
 use crate::{
     arguments::{Plan, Width},
+    bounded,
     config::Devices,
-    memory::free_bytes,
+    memory,
     program::Program,
 };
 
@@ -88,7 +88,7 @@ impl<'a, P: Program> Question<'a, P> {
         let windows = windows(arguments, defaults.width);
         let mut profiles = HashMap::new();
         for path in &arguments.costs {
-            let text = fs::read_to_string(path);
+            let text = bounded::read(path, bounded::JSON);
             let text =
                 text.map_err(|e| Error::file(path, format!("{e}; name a file of `interlock bench units --out`")))?;
             let profile: Profile = serde_json::from_str(&text).map_err(|e| {
@@ -232,7 +232,7 @@ impl<'a, P: Program> Question<'a, P> {
             return Some(format!("stage {stage} needs {} MiB, but its device has {limit} (--memory-mib)", mib(most)));
         }
         let all = mib(bytes.iter().sum());
-        let free = limit.or_else(|| free_bytes().map(mib)).filter(|&free| all > free)?;
+        let free = limit.or_else(|| memory::available().map(mib)).filter(|&free| all > free)?;
         Some(format!("all stages together need {all} MiB, but {free} are free"))
     }
 }

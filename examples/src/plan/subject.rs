@@ -36,13 +36,15 @@ impl<P: Program> Subject<P> {
                 Defaults { stages: 2, width: Some(Width::Number(2)), micro_batches: 1, devices: Devices::Auto };
             return Ok((Self::Workload(Workload::named(name)), defaults));
         }
-        Self::of_run(config::load::<P>(arguments.source.config.as_deref(), &arguments.source.sets)?)
+        let config = config::load::<P>(arguments.source.config.as_deref(), &arguments.source.sets)?;
+        Self::of_run(config, arguments.costs.is_empty())
     }
 
     /// # Errors
-    /// If the configuration is not valid.
-    pub(super) fn of_run(config: ConfigOf<P>) -> Result<(Self, Defaults)> {
-        let Prepared { data, builder, .. } = config.prepare()?;
+    /// If the configuration is not valid, or its model is to be measured and cannot fit in memory.
+    pub(super) fn of_run(config: ConfigOf<P>, is_measured: bool) -> Result<(Self, Defaults)> {
+        let prepared = if is_measured { config.prepare_to_train(None) } else { config.prepare() };
+        let Prepared { data, builder, .. } = prepared?;
         let defaults = Defaults {
             stages: builder.layout()?.partition.stages(),
             width: None,
@@ -55,7 +57,8 @@ impl<P: Program> Subject<P> {
     /// Returns the number of examples of a batch.
     pub(super) fn batch_size(&self) -> usize {
         match self {
-            Self::Run(config, _) => config.batch_size,
+            // A batch has at most all examples.
+            Self::Run(config, data) => config.batch_size.min(data.train.len().max(1)),
             Self::Workload(workload) => workload.batch,
         }
     }
@@ -66,7 +69,7 @@ impl<P: Program> Subject<P> {
     /// If a micro-batch has fewer examples than the model needs.
     pub(super) fn largest_batch(&self, builder: &TrainerBuilder) -> Result<usize> {
         match self {
-            Self::Run(config, data) => Ok(builder.largest_batch(&*data.train)?.max(config.batch_size)),
+            Self::Run(_, data) => Ok(builder.largest_batch(&*data.train)?.max(self.batch_size())),
             Self::Workload(workload) => Ok(workload.batch),
         }
     }

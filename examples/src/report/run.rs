@@ -37,7 +37,7 @@ pub(super) struct ReportedConfig {
 }
 
 /// The contents of a run's folder, complete or up to its last event.
-pub(super) struct Run {
+pub(crate) struct Run {
     pub(super) path: PathBuf,
     /// Its name on the page, which differs from those of other runs.
     pub(super) label: String,

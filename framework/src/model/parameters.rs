@@ -110,6 +110,19 @@ impl ParameterStore {
     }
 }
 
+/// Checks that the elements of a tensor, and their bytes, can be counted.
+pub(crate) fn check_size(name: &str, shape: &Shape) -> Result<()> {
+    let bytes = shape.dims().iter().try_fold(size_of::<f32>(), |bytes, &extent| bytes.checked_mul(extent));
+    match bytes.filter(|&bytes| isize::try_from(bytes).is_ok()) {
+        Some(_) => Ok(()),
+        None => Err(Error::invalid(
+            name,
+            format!("a tensor of shape {:?} has more bytes than any machine can address", shape.dims()),
+            "make the model smaller",
+        )),
+    }
+}
+
 fn check_shape(name: &str, value: &Tensor, wanted: &Shape) -> Result<()> {
     if value.shape() == wanted {
         return Ok(());
@@ -129,6 +142,7 @@ impl Inner {
             check_shape(name, var, &shape)?;
             return Ok(if copy.is_some() { var.as_detached_tensor() } else { var.as_tensor().clone() });
         }
+        check_size(name, &shape)?;
         let (source, init) = copy.map_or((name, init), |copy| (&copy.original, copy.init));
         let value = match self.given.get(source) {
             Some(value) => {

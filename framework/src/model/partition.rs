@@ -33,7 +33,7 @@ impl Partition {
     /// # Errors
     /// If they do not add up to the model's units, a stage is empty, or a unit shares parameters with one on another stage.
     pub fn new(units_per_stage: Vec<usize>, units: &[Unit]) -> Result<Self> {
-        let sum: usize = units_per_stage.iter().sum();
+        let sum = units_per_stage.iter().fold(0_usize, |sum, units| sum.saturating_add(*units));
         if units_per_stage.is_empty() || units_per_stage.contains(&0) || sum != units.len() {
             return Err(Error::invalid(
                 "partition.units_per_stage",

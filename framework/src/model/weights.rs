@@ -1,5 +1,6 @@
 //! The weights of a model: tensors by name, in memory and in files.
 
+mod header;
 mod index;
 mod load;
 mod save;

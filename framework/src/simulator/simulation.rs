@@ -22,6 +22,9 @@ use crate::{
 /// Nanoseconds.
 type Time = u64;
 
+/// The longest time of an action or a message, in seconds.
+const LONGEST: f64 = 1e6;
+
 /// The longest period of the steady state, in steps, that is looked for.
 const LONGEST_PERIOD: u64 = 8;
 
@@ -265,8 +268,13 @@ impl<'a> Simulation<'a> {
             self.device_busy[device] = true;
             self.cores_free -= cores;
             self.causes.push(state.cause);
-            self.spans.push(Span { stage, action, start: seconds(self.now), end: seconds(self.now + took) });
-            self.post(self.now + took, Occurrence::Done(span));
+            self.spans.push(Span {
+                stage,
+                action,
+                start: seconds(self.now),
+                end: seconds(self.now.saturating_add(took)),
+            });
+            self.post(self.now.saturating_add(took), Occurrence::Done(span));
         }
     }
 
@@ -330,7 +338,7 @@ impl<'a> Simulation<'a> {
     }
 
     fn deliver(&mut self, span: usize, stage: usize, at: Time, event: Event) {
-        self.post(at + time(self.scenario.hop), Occurrence::Arrive { stage, event, sender: Some(span) });
+        self.post(at.saturating_add(time(self.scenario.hop)), Occurrence::Arrive { stage, event, sender: Some(span) });
     }
 
     fn found(self, period: Option<u64>) -> Simulated {
@@ -346,7 +354,7 @@ impl<'a> Simulation<'a> {
             .iter()
             .filter(|span| (last - window + 1..=last).contains(&(span.action.step() as usize)))
             .fold(vec![0; self.stages.len()], |mut work: Vec<Time>, span| {
-                work[span.stage] += time(span.end - span.start);
+                work[span.stage] = work[span.stage].saturating_add(time(span.end - span.start));
                 work
             });
         let work = work.into_iter().map(|work| seconds(work) / window as f64).collect();
@@ -390,7 +398,7 @@ fn check(scenario: &Scenario) -> Result<()> {
     if let Some(k) = (0..stages.saturating_sub(1)).find(|&k| scenario.plan.is_needed(k) && !scenario.heads[k]) {
         return refuse(format!("stage {k} has no head, and some stage follows it"), "give it one");
     }
-    let plain = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
+    let plain = |seconds: f64| (0.0..=LONGEST).contains(&seconds);
     for (k, costs) in scenario.costs.iter().enumerate() {
         let times = [
             costs.forward,
@@ -408,7 +416,7 @@ fn check(scenario: &Scenario) -> Result<()> {
         ];
         let bandwidth = scenario.links[k].bandwidth;
         if let Some(wrong) = times.into_iter().find(|&seconds| !plain(seconds)) {
-            return refuse(format!("stage {k} has a cost of {wrong} seconds"), "times are finite and at least 0");
+            return refuse(format!("stage {k} has a cost of {wrong} seconds"), "times are from 0 to a million seconds");
         }
         if bandwidth.is_nan() || bandwidth <= 0.0 {
             return refuse(format!("stage {k} sends {bandwidth} bytes a second"), "bandwidths are above 0");

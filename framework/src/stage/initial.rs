@@ -11,17 +11,16 @@ pub(crate) use adapted::adapted;
 pub(crate) use differences::{AllowedDifferences, HeadName, Missing, ValueDifferences};
 use skip::Skip;
 
-use std::{
-    collections::BTreeMap,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+use std::{collections::BTreeMap, sync::Arc};
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+
+use super::{
+    StageBlueprint,
+    shapes::{asked, builds},
 };
-
-use candle_core::{DType, Device, Shape, Tensor};
-use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
-
-use super::StageBlueprint;
-use crate::{Adapted, Result, Unit, Weights, names::misspelt, tensor::elementwise::is_finite};
+use crate::{Adapted, Result, Weights, names::misspelt, tensor::elementwise::is_finite};
 
 /// The prefix of the names of all heads' parameters; the stage's number follows.
 const HEADS: &str = "aux";
@@ -147,16 +146,6 @@ impl InitialValues {
     }
 }
 
-/// Returns the names and shapes that `build` requests of its builder, which returns values of `given` or zeros, and what `build` returns.
-fn asked(
-    given: &Arc<Weights>,
-    build: impl FnOnce(&VarBuilder<'static>) -> bool,
-) -> (BTreeMap<String, Vec<usize>>, bool) {
-    let recorder = ShapeRecorder { given: Arc::clone(given), shapes: Arc::default() };
-    let built = build(&VarBuilder::from_backend(Box::new(recorder.clone()), DType::F32, Device::Cpu));
-    (std::mem::take(&mut *recorder.lock()), built)
-}
-
 /// Returns whether `name` is probably meant to be `right`: each part between points is the same or nearly the same word. Other numbers are other
 /// layers.
 fn is_misspelt(name: &str, right: &str) -> bool {
@@ -164,44 +153,4 @@ fn is_misspelt(name: &str, right: &str) -> bool {
     let is_meant =
         |(part, right): (&str, &str)| part == right || (word(part) != word(right) && misspelt(part, [right]).is_some());
     name.split('.').count() == right.split('.').count() && name.split('.').zip(right.split('.')).all(is_meant)
-}
-
-/// Builds `unit` and returns whether it could be built.
-fn builds(unit: &Unit, root: &VarBuilder<'static>) -> bool {
-    matches!(catch_unwind(AssertUnwindSafe(|| unit.build(root))), Ok(Ok(_)))
-}
-
-/// A builder backend that records the names and shapes that units request. It returns the given values, or zeros.
-#[derive(Clone)]
-struct ShapeRecorder {
-    given: Arc<Weights>,
-    shapes: Arc<Mutex<BTreeMap<String, Vec<usize>>>>,
-}
-
-impl ShapeRecorder {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Vec<usize>>> {
-        self.shapes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl SimpleBackend for ShapeRecorder {
-    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        self.lock().entry(name.to_owned()).or_insert_with(|| shape.dims().to_vec());
-        match self.given.get(name).filter(|value| value.shape() == &shape) {
-            Some(value) => value.to_device(device)?.to_dtype(dtype),
-            None => Tensor::zeros(shape, dtype, device),
-        }
-    }
-
-    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        let known = self.lock().get(name).cloned().or_else(|| self.given.get(name).map(|value| value.dims().to_vec()));
-        match known {
-            Some(shape) => self.get(shape.into(), name, Init::Const(0.0), dtype, device),
-            None => Err(candle_core::Error::CannotFindTensor { path: name.to_owned() }.bt()),
-        }
-    }
-
-    fn contains_tensor(&self, name: &str) -> bool {
-        self.lock().contains_key(name) || self.given.contains(name)
-    }
 }

@@ -13,7 +13,7 @@ use std::{
 use candle_core::{DType, Device, Shape, Tensor, Var};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 
-use super::Stage;
+use super::{Stage, shapes::zeros};
 use crate::{
     Error, Failure, Origin, ParameterStore, Phase, Result, Unit, Weights, model::parameters::ReadOnlyCopy, optimizer,
     schedule::readout::version_at,
@@ -89,7 +89,10 @@ impl LastMatrix {
 
     /// Returns its bytes, in `f32`.
     pub(crate) fn bytes(&self) -> u64 {
-        (self.shape.elem_count() * DType::F32.size_in_bytes()) as u64
+        self.shape
+            .dims()
+            .iter()
+            .fold(DType::F32.size_in_bytes() as u64, |bytes, &extent| bytes.saturating_mul(extent as u64))
     }
 
     fn of(unit: &Unit, what: &str) -> Result<Self> {
@@ -121,7 +124,7 @@ struct LastRequest(Arc<Mutex<Option<LastMatrix>>>);
 
 impl SimpleBackend for LastRequest {
     fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        let zeros = Tensor::zeros(&shape, dtype, device);
+        let zeros = zeros(name, &shape, dtype, device);
         let name = name.to_owned();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(LastMatrix { name, init, shape });
         zeros

@@ -299,3 +299,19 @@ fn evaluations_are_told_apart_in_words_and_traces() {
     assert_eq!(of(&events(&timeline), "X")[0]["cat"], "evaluate");
     assert_eq!(timeline.last_steps(1), 0.0..0.0);
 }
+
+#[test]
+fn timelines_of_impossible_stages_or_times_are_refused() {
+    let whole = in_turn(2, 1, 1, 1e-3);
+    let read = |text: &str| serde_json::from_str::<Timeline>(text).map_err(|e| e.to_string());
+    let text = serde_json::to_string(&whole).unwrap();
+    assert_eq!(read(&text), Ok(whole));
+    for (right, wrong, words) in [
+        (r#""stages":2"#, r#""stages":18446744073709551615"#, "at most 1024"),
+        (r#""stages":2"#, r#""stages":1"#, "an action is of stage 1, there are 1 stages"),
+        (r#""start":0.0"#, r#""start":-1e308"#, "times are at most"),
+    ] {
+        let refused = read(&text.replacen(right, wrong, 1)).unwrap_err();
+        assert!(refused.contains(words), "{refused}");
+    }
+}

@@ -1,10 +1,12 @@
 //! The builder of trainers.
 
 mod layout;
+mod least_memory;
 mod planning;
 mod start;
 
 pub use layout::Layout;
+pub use least_memory::LeastMemory;
 
 use std::{
     collections::HashMap,

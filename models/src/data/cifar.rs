@@ -12,7 +12,11 @@ use std::{
 use flate2::read::MultiGzDecoder;
 use interlock::{Error, Result};
 
-use super::{RawImages, files};
+use super::{
+    RawImages,
+    files::{self, Most},
+    limits,
+};
 
 /// `(C, H, W)` of every image.
 const SHAPE: [usize; 3] = [3, 32, 32];
@@ -161,6 +165,11 @@ pub const CIFAR100: Layout = Layout {
     ],
 };
 
+/// The most bytes of an archive (unpacked), or of one of its files; those of CIFAR-10 and CIFAR-100 have 180 MiB.
+const ARCHIVE: u64 = 512 << 20;
+/// The most bytes of a file of names.
+const NAMES: u64 = 1 << 20;
+
 /// The paths and the bytes of files, by their names.
 type Contents = HashMap<&'static str, (PathBuf, Vec<u8>)>;
 
@@ -240,12 +249,12 @@ impl Layout {
     fn read_folder(&self, folder: &Path, wanted: &[&'static str]) -> Result<Contents> {
         let read = |&name: &&'static str| {
             let path = folder.join(name);
-            let bytes = files::read(&path, &self.expected())?;
+            let bytes = files::read(&path, Most::Bytes(ARCHIVE), &self.expected())?;
             Ok((name, (path, bytes)))
         };
         let names = folder.join(self.names);
         if names.is_file() {
-            self.check_names(&names, &files::read(&names, "expected the names of the classes")?)?;
+            self.check_names(&names, &files::read(&names, Most::Bytes(NAMES), "expected the names of the classes")?)?;
         }
         wanted.iter().map(read).collect()
     }
@@ -257,8 +266,9 @@ impl Layout {
         let len = (&file).take(2).read(&mut start).map_err(|e| Error::file(path, e))?;
         let head = io::Cursor::new(start).take(len as u64);
         let whole = head.chain(BufReader::new(file));
-        let mut reader: Box<dyn Read> =
+        let unpacked: Box<dyn Read> =
             if start == files::GZIP { Box::new(MultiGzDecoder::new(whole)) } else { Box::new(whole) };
+        let mut reader = unpacked.take(ARCHIVE);
 
         let damaged =
             |e: io::Error| Error::file(path, format!("not a readable tar archive ({e}); fetch it again; {expected}"));
@@ -271,11 +281,12 @@ impl Layout {
             let name = inner.file_name().and_then(|n| n.to_str()).unwrap_or_default();
             if let Some(&name) = wanted.iter().find(|&&member| member == name) {
                 let mut bytes = Vec::new();
-                entry.read_to_end(&mut bytes).map_err(damaged)?;
+                // The holes of a sparse file are not in the archive.
+                (&mut entry).take(ARCHIVE).read_to_end(&mut bytes).map_err(damaged)?;
                 contents.insert(name, (path.join(&inner), bytes));
             } else if name == self.names {
                 let mut bytes = Vec::new();
-                entry.read_to_end(&mut bytes).map_err(damaged)?;
+                entry.take(NAMES).read_to_end(&mut bytes).map_err(damaged)?;
                 self.check_names(&path.join(&inner), &bytes)?;
             } else if seen.len() < 10 {
                 seen.push(inner.display().to_string());
@@ -283,6 +294,13 @@ impl Layout {
         }
         // Reading the rest checks the checksum of the compressed stream.
         io::copy(&mut reader, &mut io::sink()).map_err(damaged)?;
+        if reader.limit() == 0 {
+            let most = limits::in_words(ARCHIVE);
+            return Err(Error::file(
+                path,
+                format!("has more than {most} (unpacked), which no such archive has; {expected}"),
+            ));
+        }
         let missing: Vec<_> = wanted.iter().copied().filter(|name| !contents.contains_key(name)).collect();
         if missing.is_empty() {
             return Ok(contents);

@@ -7,7 +7,7 @@ mod whole;
 
 use std::{fs, io::Cursor, path::Path};
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, imageops, metadata::Orientation};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, imageops, metadata::Orientation};
 use interlock::Result;
 
 use super::{
@@ -49,7 +49,7 @@ impl Decoder {
 
     /// Decodes a file. Returns whether the image is turned.
     pub(super) fn check(self, path: &Path) -> Result<bool, String> {
-        self.decode(path, |_, is_turned| Ok(is_turned))
+        self.decode(path, 0, |_, is_turned| Ok(is_turned))
     }
 
     /// Decodes a file, and resizes the part that `cut` chooses to `shape` (bilinear, smoothed when it shrinks); if that is none, it is the largest
@@ -63,7 +63,7 @@ impl Decoder {
     ) -> Result<(Vec<u8>, bool), String> {
         let size = |pixels: usize| u32::try_from(pixels).map_err(|e| e.to_string());
         let (to_height, to_width) = (size(height)?, size(width)?);
-        self.decode(path, |image, is_turned| {
+        self.decode(path, to_height, |image, is_turned| {
             let image = if channels == 1 { image.grayscale() } else { image }.into_rgb8();
             let (own_width, own_height) = image.dimensions();
             let part = cut(own_width, own_height).unwrap_or_else(|| {
@@ -88,15 +88,20 @@ impl Decoder {
         })
     }
 
-    /// Decodes an image file, turns the image, and gives it to `then`. Transparency is ignored.
+    /// Decodes an image file, turns the image, and gives it to `then`, which resizes it to the height `to`. Transparency is ignored.
     ///
     /// All images that are decoded at the same time have a bound: a thread may wait for another one here.
-    fn decode<T>(self, path: &Path, then: impl FnOnce(DynamicImage, bool) -> Result<T, String>) -> Result<T, String> {
+    fn decode<T>(
+        self,
+        path: &Path,
+        to: u32,
+        then: impl FnOnce(DynamicImage, bool) -> Result<T, String>,
+    ) -> Result<T, String> {
         let (mut bytes, _file_room) = read(path)?;
         // That a file is cut short says more than what its decoder misses.
         let opened = self.opened(&bytes).map_err(|e| whole::check(&bytes, false).err().unwrap_or(e));
         let (decoder, orientation) = opened?;
-        let _room = budget::PIXELS.take(size(&decoder));
+        let _room = budget::PIXELS.take(peak(&decoder, orientation, format_of(&bytes)?, to));
         let unread = whole::check(&bytes, !self.is_checked)?;
         let mut image = match unread {
             None => DynamicImage::from_decoder(decoder),
@@ -145,6 +150,17 @@ impl Decoder {
 fn size(decoder: &impl ImageDecoder) -> u64 {
     let (width, height) = decoder.dimensions();
     decoder.total_bytes().max(3 * u64::from(width) * u64::from(height))
+}
+
+/// Returns the most bytes that an image takes while it is decoded, turned, converted and resized to the height `to`.
+fn peak(decoder: &impl ImageDecoder, orientation: Orientation, format: ImageFormat, to: u32) -> u64 {
+    // Decoders of PNG and BMP write into the image itself; others hold it in another form, too. Turning and converting make a copy.
+    let is_direct = matches!(format, ImageFormat::Png | ImageFormat::Bmp);
+    let is_kept = decoder.color_type() == ColorType::Rgb8 && orientation == Orientation::NoTransforms;
+    let copies = if is_direct && is_kept { 1 } else { 3 };
+    // Images are first resized in height, to four numbers of `f32` a pixel. Turned images have their widths for heights.
+    let (width, height) = decoder.dimensions();
+    copies * size(decoder) + 4 * size_of::<f32>() as u64 * u64::from(width.max(height)) * u64::from(to)
 }
 
 /// Reads a file of bounded size.

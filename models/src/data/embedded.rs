@@ -4,7 +4,11 @@ use std::path::Path;
 
 use interlock::Result;
 
-use super::{RawImages, files, idx};
+use super::{
+    RawImages,
+    files::{self, Most},
+    idx,
+};
 
 /// The classes of Fashion-MNIST, by number.
 pub(super) const FASHION_MNIST_CLASSES: [&str; 10] =
@@ -18,7 +22,7 @@ macro_rules! embedded {
 }
 
 fn unpacked((path, bytes): (&'static Path, &'static [u8])) -> Result<(&'static Path, Vec<u8>)> {
-    Ok((path, files::gunzip(path, bytes)?))
+    Ok((path, files::gunzip(path, bytes, Most::Memory(1))?))
 }
 
 /// Returns the first 4,000 training images and the first 2,000 test images of Fashion-MNIST, `(1, 28, 28)` each.

@@ -11,6 +11,9 @@ use super::{
     normalization::Sums,
 };
 
+/// The largest height and width of inputs in pixels; they have 768 MiB.
+const MOST_SIZE: usize = 8192;
+
 /// The largest number of images to compute statistics from.
 const SAMPLE: usize = 1000;
 
@@ -21,7 +24,8 @@ const SAMPLE: usize = 1000;
 /// of `u32`. In an augmented batch, a random rectangle is cut out instead of the central square, the image is moved by up to an eighth of the size
 /// (at least 4 pixels) over black, and mirrored with a probability of 1/2, as its [`Augment`] allows.
 ///
-/// A decoded image may have 512 MiB, all that are decoded at the same time in a process 1 GiB: threads wait for each other.
+/// A decoded image may have 512 MiB. Images that take more than 1 GiB together, with the copies that decoding, turning and resizing make, are not decoded
+/// at the same time in a process: threads wait for each other.
 #[derive(Clone, Debug)]
 pub struct FolderSet {
     decoder: Decoder,
@@ -37,7 +41,7 @@ impl FolderSet {
     /// Makes a set of image files and their classes. `threads` threads decode, by default one for each core.
     ///
     /// # Errors
-    /// If there is no file, `size` is not in 1 … 65,535, `normalization` is not for three channels, or the crate is built without the feature `images`.
+    /// If there is no file, `size` is not in 1 … 8,192, `normalization` is not for three channels, or the crate is built without the feature `images`.
     pub fn new(
         files: Vec<(PathBuf, u32)>,
         size: usize,
@@ -178,8 +182,12 @@ pub(super) fn inspect(
 }
 
 fn check_size(size: usize) -> Result<()> {
-    if size == 0 || size > usize::from(u16::MAX) {
-        return Err(Error::invalid("data.size", size.to_string(), "give pixels from 1 to 65535, such as 224"));
+    if size == 0 || size > MOST_SIZE {
+        return Err(Error::invalid(
+            "data.size",
+            size.to_string(),
+            format!("give pixels from 1 to {MOST_SIZE}, such as 224"),
+        ));
     }
     Ok(())
 }

@@ -11,12 +11,18 @@ use std::{
 
 use interlock::{Error, Result};
 
-use super::{RawImages, files};
+use super::{
+    RawImages,
+    files::{self, Most},
+};
 
 /// The magic number and the number of dimensions of a file of images.
 const IMAGES: (u32, usize) = (0x0803, 3);
 /// The magic number and the number of dimensions of a file of labels.
 const LABELS: (u32, usize) = (0x0801, 1);
+
+/// The most bytes of a file: those that its header states.
+const MOST: Most = Most::Stated(stated);
 
 /// The end of errors about a folder.
 const FOLDER: &str = "expected a folder with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and \
@@ -57,7 +63,7 @@ fn part(folder: &Path, name: &str, classes: usize) -> Result<RawImages> {
     }
     let images = find(folder, &format!("{name}-images"), "idx3-ubyte")?;
     let labels = find(folder, &format!("{name}-labels"), "idx1-ubyte")?;
-    let (image_bytes, label_bytes) = (files::read(&images, FOLDER)?, files::read(&labels, FOLDER)?);
+    let (image_bytes, label_bytes) = (files::read(&images, MOST, FOLDER)?, files::read(&labels, MOST, FOLDER)?);
     decode((&images, image_bytes), (&labels, label_bytes), classes)
 }
 
@@ -89,7 +95,7 @@ pub(super) fn is_meant(path: &Path, remedy: &str) -> Result<bool> {
 
 /// Reads the images of one file, plain or `.gz`, all with label 0.
 pub(super) fn open_images(path: &Path) -> Result<RawImages> {
-    decode_images(path, files::read(path, "expected a file of images in the idx format, plain or .gz")?)
+    decode_images(path, files::read(path, MOST, "expected a file of images in the idx format, plain or .gz")?)
 }
 
 /// Reads the images of one file, and their labels from the file beside it that has `labels` for `images` and `idx1` for `idx3` in its name.
@@ -110,7 +116,7 @@ pub(super) fn open_pair(images: &Path, classes: usize) -> Result<RawImages> {
             false => Error::file(beside(labels), format!("no such file, nor with .gz; {right}")),
         });
     };
-    decode((images, files::read(images, FOLDER)?), (&path, files::read(&path, FOLDER)?), classes)
+    decode((images, files::read(images, MOST, FOLDER)?), (&path, files::read(&path, MOST, FOLDER)?), classes)
 }
 
 /// Reads the images and labels of two unpacked files; errors name their paths.
@@ -164,6 +170,15 @@ fn decode_images(path: &Path, mut pixels: Vec<u8>) -> Result<RawImages> {
     Ok(RawImages { shape: [1, height, width], pixels, labels: vec![0; images] })
 }
 
+/// Returns the bytes of a file that begins with these, by its header; only a header's if it has none, or states more than memory can hold.
+fn stated(first: &[u8]) -> Option<u64> {
+    let word = |i: usize| first.get(4 * i..4 * i + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes);
+    let (_, rank) = [IMAGES, LABELS].into_iter().find(|(magic, _)| word(0) == Some(*magic)).unwrap_or((0, 0));
+    let start = 4 * (1 + rank) as u64;
+    let data = (1..=rank).try_fold(1_u64, |product, i| product.checked_mul(u64::from(word(i)?)));
+    Some(data.filter(|_| rank > 0).and_then(|data| data.checked_add(start)).unwrap_or(start))
+}
+
 /// Reads the dimensions of a file, and checks its size. Returns them and the position of the data.
 fn header(path: &Path, bytes: &[u8], (magic, rank): (u32, usize)) -> Result<(Vec<usize>, usize)> {
     let start = 4 * (1 + rank);
@@ -195,14 +210,17 @@ fn header(path: &Path, bytes: &[u8], (magic, rank): (u32, usize)) -> Result<(Vec
     match size {
         Some(size) if size == bytes.len() => Ok((dimensions, start)),
         size => {
-            let expected = size.map_or_else(|| "more than memory can hold".to_owned(), |s| format!("{s} bytes"));
-            Err(Error::file(
-                path,
-                format!(
-                    "has {} bytes (unpacked), but its header states {dimensions:?}, which is {expected}; fetch the file again",
-                    bytes.len()
-                ),
-            ))
+            let problem = match size {
+                None => format!("its header states {dimensions:?}, which is more than memory can hold"),
+                Some(size) if bytes.len() > size => {
+                    format!("has more bytes (unpacked) than its header states, {dimensions:?}, which is {size} bytes")
+                }
+                Some(size) => {
+                    let found = bytes.len();
+                    format!("has {found} bytes (unpacked), but its header states {dimensions:?}, which is {size} bytes")
+                }
+            };
+            Err(Error::file(path, format!("{problem}; fetch the file again")))
         }
     }
 }

@@ -9,9 +9,14 @@ use super::{
     TextSet, cifar,
     config::{FRACTION, ImageFolder, Normalize, Tokenizer},
     decode::Decoder,
-    embedded, files, folder, idx, listing,
+    embedded,
+    files::{self, Most},
+    folder, idx, listing,
     text::{self, Tokenization},
 };
+
+/// The most threads that decode images.
+const MOST_THREADS: usize = 1024;
 
 impl DataConfig {
     /// Reads and checks the data.
@@ -56,8 +61,10 @@ impl DataConfig {
             Self::Text(c) => {
                 check_limit(c.limit)?;
                 let remedy = "expected a text file, plain or .gz";
-                let content = files::read(&c.path, remedy)?;
-                let held_out = c.validation_path.as_ref().map(|path| files::read(path, remedy)).transpose()?;
+                // The text itself, and a number for each of its tokens.
+                let most = Most::Memory(if matches!(c.tokenizer, Tokenizer::File(_)) { 1 } else { 5 });
+                let content = files::read(&c.path, most, remedy)?;
+                let held_out = c.validation_path.as_ref().map(|path| files::read(path, most, remedy)).transpose()?;
                 let held = match (&c.validation_path, &held_out, c.validation_fraction) {
                     (Some(_), _, Some(_)) => {
                         return Err(Error::invalid(
@@ -130,8 +137,9 @@ fn image_folder(c: &ImageFolder) -> Result<Data> {
     check_limit(c.limit)?;
     let fraction = c.validation_fraction.unwrap_or(FRACTION);
     check_fraction(fraction)?;
-    if c.threads == Some(0) {
-        return Err(Error::invalid("data.threads", "0", "give at least 1, or leave it out"));
+    if c.threads.is_some_and(|threads| threads == 0 || threads > MOST_THREADS) {
+        let given = c.threads.unwrap_or_default().to_string();
+        return Err(Error::invalid("data.threads", given, format!("give 1 to {MOST_THREADS}, or leave it out")));
     }
     if let (Some(_), Some((_, validation))) = (c.validation_fraction, listing::parts(&c.path)?) {
         return Err(Error::invalid(

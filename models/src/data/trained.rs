@@ -13,7 +13,9 @@ use super::{
     TextSet, Vocabulary, cifar,
     config::{FRACTION, ImageFolder, Text},
     decode::{CENTRAL, Decoder},
-    embedded, files, folder,
+    embedded,
+    files::{self, Most},
+    folder,
     formats::FORMATS,
     idx, listing,
     open::check_fraction,
@@ -49,12 +51,18 @@ impl DataConfig {
                 saved.end_of_text((path, &content), c.validation_fraction)
             }
             Self::Text(Text { path, validation_path, validation_fraction, .. }) => match validation_path {
-                Some(path) => saved.text_set("validation: ", (path, &files::read(path, TEXT)?), 1.0),
-                None => saved.end_of_text((path, &files::read(path, TEXT)?), validation_fraction.unwrap_or(FRACTION)),
+                Some(path) => saved.text_set("validation: ", (path, &files::read(path, Most::Memory(1), TEXT)?), 1.0),
+                None => saved.end_of_text(
+                    (path, &files::read(path, Most::Memory(1), TEXT)?),
+                    validation_fraction.unwrap_or(FRACTION),
+                ),
             },
         }
     }
 }
+
+/// The most values of an image of a description: those of the largest that image folders have.
+const MOST_VALUES: usize = 3 << 26;
 
 /// The values of a description of images.
 struct Images<'a> {
@@ -102,7 +110,7 @@ impl Description {
     /// # Errors
     /// As [`Self::encode`], or if the file cannot be read.
     pub fn read_text(&self, file: &Path) -> Result<Vec<u32>> {
-        self.encode(file, &files::read(file, TEXT)?)
+        self.encode(file, &files::read(file, Most::Memory(1), TEXT)?)
     }
 
     /// Returns the tokens of a text with the vocabulary of this description; errors name `origin`. A byte order mark is left out.
@@ -134,7 +142,7 @@ impl Description {
     /// there is no format of files. The error is always a refusal ([`Error::is_refusal`]).
     pub fn open_labelled(&self, path: &Path) -> Result<Arc<dyn Dataset>> {
         if let DataKind::Text { .. } = self.kind {
-            return self.text_set("", (path, &files::read(path, TEXT)?), 1.0);
+            return self.text_set("", (path, &files::read(path, Most::Memory(1), TEXT)?), 1.0);
         }
         let Images { shape, classes, class_names, normalization } = self.images_of("eval --data")?;
         let name = path.display().to_string();
@@ -209,6 +217,11 @@ impl Description {
         };
         let normalization = self.normalization.as_ref().ok_or_else(other)?;
         normalization.check(*channels)?;
+        let values = channels.checked_mul(*height).and_then(|values| values.checked_mul(*width));
+        if values.is_none_or(|values| values == 0 || values > MOST_VALUES) {
+            let problem = format!("images of {channels} × {height} × {width} values");
+            return Err(Error::invalid("data.json", problem, format!("images have 1 to {MOST_VALUES} values")));
+        }
         Ok(Images { shape: [*channels, *height, *width], classes: *classes, class_names, normalization })
     }
 

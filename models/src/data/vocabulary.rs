@@ -6,7 +6,12 @@ use interlock::{Error, Result, tools};
 use serde::{Deserialize, Serialize};
 
 use self::hugging_face::HuggingFace;
-use super::{LineEnds, files, text::utf8};
+use super::{
+    LineEnds,
+    files::{self, Most},
+    limits,
+    text::utf8,
+};
 
 mod cuts;
 mod expressions;
@@ -128,7 +133,7 @@ impl Vocabulary {
     /// If there is no such file, or it is neither of the two.
     pub fn load(path: &Path) -> Result<Self> {
         let remedy = "expected a Hugging Face tokenizer.json or a vocabulary saved by a run";
-        let bytes = files::read(path, remedy)?;
+        let bytes = files::read(path, Most::Bytes(limits::JSON), remedy)?;
         let json = utf8(path, &bytes, remedy)?;
         let refused = |cause: &dyn fmt::Display| Error::file(path, format!("{cause}; {remedy}"));
         let value: serde_json::Value = serde_json::from_str(json).map_err(|e| refused(&e))?;

@@ -2,12 +2,18 @@
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
-use candle_core::{DType, Device, Tensor};
-use interlock::{Batch, ClipConfig, Error, Interlock, OptimizerConfig, Result, Strategy};
+use candle_core::{DType, Tensor};
+use interlock::{Batch, ClipConfig, Error, Interlock, OptimizerConfig, Result, Strategy, Weights};
 use serde::Deserialize;
 
 use super::{Computed, GoldenCase};
-use crate::config::{InputShape, ModelConfig};
+use crate::{
+    config::{InputShape, ModelConfig},
+    data::files::{self, Most},
+};
+
+/// The most bytes of `case.json`.
+const CASE: u64 = 1 << 20;
 
 /// The contents of `case.json`.
 #[derive(Deserialize)]
@@ -51,12 +57,16 @@ fn one() -> usize {
 pub(super) fn read(folder: &Path) -> Result<GoldenCase> {
     let path = folder.join("case.json");
     let remedy = "name the folder of a reference run, with case.json and tensors.safetensors";
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("{e}; {remedy}")))?;
-    let case: Case = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
+    let text = files::read(&path, Most::Bytes(CASE), remedy)?;
+    let case: Case = serde_json::from_slice(&text).map_err(|e| Error::file(&path, e))?;
     let shape = case.check().map_err(|e| Error::file(&path, e))?;
 
     let path = folder.join("tensors.safetensors");
-    let stored = candle_core::safetensors::load(&path, &Device::Cpu).map_err(|e| Error::file(&path, e))?;
+    let weights = Weights::load(&path)?;
+    if let Some((name, dtype)) = weights.unreadable().next() {
+        return Err(Error::file(&path, format!("{name} is {dtype}, which no reference run has")));
+    }
+    let stored = weights.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
     let mut tensors = Tensors { path: &path, stored };
     let batches = (0..case.steps).map(|step| tensors.batch(&case, shape, step)).collect::<Result<Vec<_>>>()?;
     let losses = (0..case.steps).map(|step| tensors.losses(&case, step)).collect::<Result<Vec<_>>>()?;

@@ -18,7 +18,7 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    fn dims(self) -> [usize; 3] {
+    pub(super) fn dims(self) -> [usize; 3] {
         [self.channels, self.height, self.width]
     }
 
@@ -27,7 +27,7 @@ impl Shape {
     }
 
     /// Returns the output shape of a window with an odd kernel and the padding `(kernel - 1) / 2`.
-    fn strided(self, channels: usize, stride: usize) -> Self {
+    pub(super) fn strided(self, channels: usize, stride: usize) -> Self {
         Self { channels, height: self.height.div_ceil(stride), width: self.width.div_ceil(stride) }
     }
 }
@@ -55,6 +55,14 @@ impl Normed {
         let config =
             Conv2dConfig { inputs, outputs: output.channels, kernel, stride, padding: (kernel - 1) / 2, bias: false };
         Ok((Conv2d::new(config, vb.pp(convolution))?, BatchNorm2d::new(output.channels, vb.pp(norm))?))
+    }
+}
+
+/// Returns the shape of the first unit's output.
+pub(super) fn stem_output(kind: StemKind, input: Shape, planes: usize) -> Shape {
+    match kind {
+        StemKind::Cifar => input.strided(planes, 1),
+        StemKind::Imagenet => input.strided(planes, 2).strided(planes, 2),
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    fs::File,
+    io::{self, Read},
     path::{Component, Path},
 };
 
@@ -23,6 +24,19 @@ const UNITS: &str = "units_per_stage";
 /// The keys of the metadata with the checksum of each shard, and with that of the index itself.
 const SHARD_CHECKSUMS: &str = "shard_checksums";
 const CHECKSUM: &str = "index_checksum";
+
+/// The most bytes of an index: enough for a hundred thousand tensors.
+const MOST: u64 = 16 << 20;
+
+/// Returns the text of the index at `path`.
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MOST + 1).read_to_string(&mut text)?;
+    match text.len() as u64 > MOST {
+        true => Err(io::Error::other(format!("an index of more than {MOST} bytes, which is not read"))),
+        false => Ok(text),
+    }
+}
 
 /// The contents of an index.
 #[derive(Serialize, Deserialize)]
@@ -56,9 +70,18 @@ impl ShardIndex {
         serde_json::to_string_pretty(self).map(|text| checksum::seal(&text)).map_err(|e| Error::file(path, e))
     }
 
+    /// Reads the index at `path`.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let text = read(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::file(path, "no such file or folder"),
+            _ => Error::file(path, error),
+        })?;
+        Self::parse(path, &text)
+    }
+
     /// Returns the names of the shards that the index at `path` lists; none if there is no index.
     pub(super) fn files(path: &Path) -> Result<BTreeSet<String>> {
-        match std::fs::read_to_string(path) {
+        match read(path) {
             Ok(text) => Ok(Self::parse(path, &text)?.weight_map.into_values().collect()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
             Err(error) => Err(Error::file(path, error)),
@@ -66,7 +89,7 @@ impl ShardIndex {
     }
 
     /// Reads the text of the index at `path`, and compares it with its own checksum, which those of other programs do not have.
-    pub(super) fn parse(path: &Path, text: &str) -> Result<Self> {
+    fn parse(path: &Path, text: &str) -> Result<Self> {
         let index: Self = serde_json::from_str(text)
             .map_err(|e| Error::file(path, format!("not an index of safetensors shards: {e}")))?;
         let own = |key: &str| index.metadata.get(key).and_then(Value::as_str);

@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -10,7 +11,7 @@ use candle_core::{DType, Device, Tensor, safetensors::Load};
 use safetensors::SafeTensors;
 
 use super::{
-    Weights,
+    Weights, header,
     index::{INDEX, ShardIndex},
 };
 use crate::{
@@ -46,18 +47,25 @@ impl Weights {
     /// # Errors
     /// If a file is missing or damaged, or does not hold the tensors that the index lists.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        Self::load_within(path, u64::MAX)
+    }
+
+    /// Reads weights as [`Self::load`] does, unless the files have more than `memory` bytes.
+    ///
+    /// # Errors
+    /// As [`Self::load`], or if they have more.
+    pub fn load_within(path: impl AsRef<Path>, memory: u64) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { in_folder(&checkpoint::weights_in(path))? } else { path.to_owned() };
         if file.extension().is_some_and(|extension| extension == "json") {
-            return Self::load_index(&file);
+            return Self::load_index(&file, memory);
         }
-        let Shard { tensors, unreadable } = Shard::load(&file, None)?;
+        let Shard { tensors, unreadable } = Shard::load(&file, None, &mut { memory })?;
         Ok(Self { unreadable, ..tensors.into_iter().collect() })
     }
 
-    fn load_index(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-        let index = ShardIndex::parse(path, &text)?;
+    fn load_index(path: &Path, mut memory: u64) -> Result<Self> {
+        let index = ShardIndex::read(path)?;
         index.check_places(path)?;
         let mut names: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (name, shard) in &index.weight_map {
@@ -66,7 +74,7 @@ impl Weights {
         let (mut shards, mut unreadable) = (Vec::with_capacity(names.len()), BTreeMap::new());
         for (shard, names) in names {
             let file = path.with_file_name(shard);
-            let mut shard = Shard::load(&file, index.checksum_of(path, shard)?)?;
+            let mut shard = Shard::load(&file, index.checksum_of(path, shard)?, &mut memory)?;
             let mut tensors = Vec::with_capacity(names.len());
             for name in names {
                 match (shard.tensors.remove(name), shard.unreadable.remove(name)) {
@@ -111,21 +119,31 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
 }
 
 impl Shard {
-    /// Reads a safetensors file, after comparing it with its checksum if there is one.
-    fn load(path: &Path, expected: Option<&str>) -> Result<Self> {
+    /// Reads a safetensors file, unless it has more than `memory` bytes, from which its own are taken, and compares it with its checksum if there is one.
+    fn load(path: &Path, expected: Option<&str>, memory: &mut u64) -> Result<Self> {
         // Neither waits for the writer of a pipe nor reads a device without end.
         if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
             return Err(Error::file(path, "is not a file"));
         }
-        let bytes = fs::read(path).map_err(|error| unreadable(path, &error))?;
-        if expected.is_some_and(|expected| checksum::of(&bytes) != expected) {
+        let mut file = fs::File::open(path).map_err(|error| unreadable(path, &error))?;
+        if let Some(expected) = expected
+            && checksum::of_file(path)?.0 != expected
+        {
             return Err(Error::file(path, damaged("its checksum is not that of the file that was written")));
         }
+        let size = file.metadata().map_err(|error| unreadable(path, &error))?.len();
         let failed = |e: &dyn std::fmt::Display| Error::file(path, format!("not a safetensors file: {e}"));
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| match kind_of(path, &bytes) {
+        let mut bytes = header::start(&mut file, size).map_err(|(problem, start)| match kind_of(path, &start) {
             Some(kind) => Error::file(path, kind),
-            None => failed(&e),
+            None => failed(&problem),
         })?;
+        *memory = memory.checked_sub(size).ok_or_else(|| {
+            let problem = format!("it has {} MiB, more than the memory that there is for weights", size >> 20);
+            Error::file(path, format!("{problem}; use a smaller model, or a machine with more memory"))
+        })?;
+        bytes.reserve_exact((size as usize).saturating_sub(bytes.len()));
+        file.take(size).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| failed(&e))?;
         let mut shard = Self::default();
         for (name, view) in file.iter() {
             if DType::try_from(view.dtype()).is_err() {

@@ -7,11 +7,21 @@ use crate::{
     Error, Result,
     model::{Partition, Unit},
     optimizer::lr_schedule::LrSchedule,
+    plan::MOST_STAGES,
     stage::initial::{AllowedDifferences, InitialValues, ValueDifferences, adapted},
     stage::{StageBlueprint, StageSettings},
     strategy::Plans,
     trainer::{TrainerState, guarded},
 };
+
+/// The most micro-batches of a batch.
+const MOST_MICRO_BATCHES: usize = 1 << 12;
+/// The most stages times micro-batches: a simulated step, by which the credits are found, has a few actions for each.
+const MOST_CELLS: usize = 1 << 16;
+/// The most micro-batches in flight at a boundary.
+const MOST_IN_FLIGHT: usize = 1 << 16;
+/// The most steps of a recording.
+const MOST_RECORDED: usize = 100_000;
 
 /// A model, its partition and its plans, checked against each other: a run without the threads of its devices.
 pub struct Layout {
@@ -55,6 +65,11 @@ impl TrainerBuilder {
         self.check_settings()?;
         let (partition, plans) = self.cut()?;
         let stages = partition.stages();
+        if stages * self.settings.micro_batches > MOST_CELLS {
+            let problem = format!("{} with {stages} stages", self.settings.micro_batches);
+            let right = format!("use at most {}, or fewer stages", MOST_CELLS / stages);
+            return Err(Error::invalid("micro_batches", problem, right));
+        }
         self.optimizer.constants().validate(stages)?;
         self.recompute.validate(stages)?;
         if let Some(k) = self.head_losses.keys().find(|&&k| k >= stages) {
@@ -112,20 +127,22 @@ impl TrainerBuilder {
 
     /// Checks the settings that do not depend on the model.
     fn check_settings(&self) -> Result<()> {
-        let at_least_one = |key: &str, value: usize| match value {
+        let number = |key: &str, value: usize, most: usize| match value {
             0 => Err(Error::invalid(key, "0", "use 1 or more")),
+            _ if value > most => Err(Error::invalid(key, value.to_string(), format!("use 1 to {most}"))),
             _ => Ok(()),
         };
-        at_least_one("batch_size", self.settings.batch_size)?;
-        at_least_one("micro_batches", self.settings.micro_batches)?;
+        let steps = |steps: Option<u64>| steps.unwrap_or(1).try_into().unwrap_or(usize::MAX);
         let (batch_size, micro_batches) = (self.settings.batch_size, self.settings.micro_batches);
+        number("batch_size", batch_size, usize::MAX)?;
+        number("micro_batches", micro_batches, MOST_MICRO_BATCHES)?;
         if micro_batches > batch_size {
             let right = format!("a batch has {batch_size} examples: use 1 to {batch_size}");
             return Err(Error::invalid("micro_batches", micro_batches.to_string(), right));
         }
-        at_least_one("in_flight", self.in_flight.unwrap_or(1))?;
-        at_least_one("eval_every", self.settings.eval_every.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
-        at_least_one("record", self.settings.record.unwrap_or(1).try_into().unwrap_or(usize::MAX))?;
+        number("in_flight", self.in_flight.unwrap_or(1), MOST_IN_FLIGHT)?;
+        number("eval_every", steps(self.settings.eval_every), usize::MAX)?;
+        number("record", steps(self.settings.record), MOST_RECORDED)?;
         self.settings.length.validate()?;
         if let Some((_, config)) = &self.checkpoint {
             config.validate()?;
@@ -145,6 +162,11 @@ impl TrainerBuilder {
     /// Cuts the model into stages, with the plans for their number.
     fn cut(&self) -> Result<(Partition, Plans)> {
         let units = self.model.units()?;
+        let stages = self.partition.units_per_stage.as_ref().map(Vec::len).or(self.partition.stages);
+        if let Some(stages) = stages.filter(|&stages| stages > MOST_STAGES) {
+            let right = format!("use 1 to {} stages", MOST_STAGES.min(units.len()));
+            return Err(Error::invalid("partition.stages", format!("{stages} stages"), right));
+        }
         match (&self.partition.units_per_stage, self.partition.stages) {
             (Some(_), Some(_)) => {
                 Err(Error::invalid("partition", "both stages and units_per_stage are given", "give one of them"))

@@ -241,3 +241,49 @@ fn image_is_cut_to_a_part_before_it_is_resized() {
         assert_eq!([planes[at], planes[24 + at], planes[48 + at]], expected(at));
     }
 }
+
+/// Writes a white PNG file of this size without holding its pixels.
+#[cfg(target_os = "linux")]
+fn large_png(path: &Path, side: u32) {
+    use std::io::Write;
+
+    let mut pixels = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    let row = [&[0][..], &vec![255; 3 * side as usize]].concat();
+    (0..side).for_each(|_| pixels.write_all(&row).expect("packs"));
+    let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
+    let size = [&side.to_be_bytes()[..], &side.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
+    for (name, content) in [(b"IHDR", size), (b"IDAT", pixels.finish().expect("packs")), (b"IEND", Vec::new())] {
+        let mut sum = Crc::new();
+        sum.update(name);
+        sum.update(&content);
+        let length = u32::try_from(content.len()).expect("fits");
+        file.extend([&length.to_be_bytes()[..], name, &content, &sum.sum().to_be_bytes()].concat());
+    }
+    fs::write(path, file).expect("writes");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn large_images_of_eight_threads_stay_within_the_budget() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("large.png");
+    // Decoded 412 MiB each.
+    large_png(&path, 12_000);
+    let mib = |key: &str| -> u64 {
+        let status = fs::read_to_string("/proc/self/status").expect("status");
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("a line");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") >> 10
+    };
+    let before = mib("VmRSS:");
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| Decoder::new(true).expect("a decoder").check(&path).expect("an image"));
+        }
+    });
+    // 1 GiB of images, and what the tests beside this one take.
+    let taken = mib("VmHWM:").saturating_sub(before);
+    assert!((412..1024 + 256).contains(&taken), "{taken} MiB");
+    // Resizing is part of the budget: an image of one row that is as wide as possible is refused, or takes no more.
+    let refused = Decoder::new(true).expect("a decoder").pixels(&path, [3, usize::MAX, 1], CENTRAL);
+    assert!(refused.is_err());
+}

@@ -127,7 +127,7 @@ fn damaged_headers_are_refused() {
     refused_with(TRAIN_LABELS, Some(Vec::new()), &["ends at byte 0", "header of 8 bytes"]);
     refused_with(TRAIN_IMAGES, Some(file(0x803, &[0, 2, 3], [])), &["holds 0 images"]);
     let huge = file(0x803, &[u32::MAX, u32::MAX, u32::MAX], [0; 9]);
-    refused_with(TRAIN_IMAGES, Some(huge), &["has 25 bytes", "more than memory can hold"]);
+    refused_with(TRAIN_IMAGES, Some(huge), &["4294967295", "more than memory can hold"]);
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn wrong_sizes_are_refused() {
     refused_with(TRAIN_IMAGES, Some(cut), &["has 45 bytes", "[5, 2, 3]", "46 bytes"]);
     let mut long = labels_of(3);
     long.push(0);
-    refused_with(TEST_LABELS, Some(long), &["has 12 bytes", "11 bytes"]);
+    refused_with(TEST_LABELS, Some(long), &["more bytes", "11 bytes"]);
     refused_with(TRAIN_LABELS, Some(labels_of(4)), &["4 labels", "holds 5 images", TRAIN_IMAGES]);
 }
 
@@ -163,4 +163,18 @@ fn sets_of_different_shapes_are_refused() {
     let folder = folder();
     write(&folder.path().join(TEST_IMAGES), file(0x803, &[3, 1, 1], [0; 3]));
     refused(json_of(folder.path()), &["test images of 1 × 1 pixels", "training images of 2 × 3"]);
+}
+
+#[test]
+fn gzip_files_are_unpacked_as_far_as_their_headers_state() {
+    let folder = folder();
+    let bomb = [images(5), vec![0; 64 << 20]].concat();
+    write(&folder.path().join(TRAIN_IMAGES), gzip(&bomb));
+    refused(json_of(folder.path()), &[TRAIN_IMAGES, "more bytes (unpacked) than its header states"]);
+    // A header that states more than there is, and one that states more than can be.
+    for count in [1 << 20, u32::MAX] {
+        let stated = file(0x803, &[count, count, count], [0; 8]);
+        write(&folder.path().join(TRAIN_IMAGES), gzip(&stated));
+        refused(json_of(folder.path()), &[TRAIN_IMAGES, "its header states"]);
+    }
 }

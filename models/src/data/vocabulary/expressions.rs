@@ -33,7 +33,10 @@ const CLASSES: [(&str, &str); 9] = [
 ];
 
 /// Translates all regular expressions of a `tokenizer.json`. Returns whether one has changed.
-pub(super) fn translate(json: &mut Value) -> bool {
+///
+/// # Errors
+/// If they have more bytes than `left`, from which theirs are taken: the translation of a letter may be a hundred times as long.
+pub(super) fn translate(json: &mut Value, left: &mut usize) -> Result<bool, String> {
     let mut changed = false;
     match json {
         Value::Object(parts) => {
@@ -41,17 +44,23 @@ pub(super) fn translate(json: &mut Value) -> bool {
                 // The vocabulary has no expressions, and may be large.
                 changed |= match part {
                     Value::String(expression) if key == "Regex" => {
+                        let enough = left.checked_sub(expression.len());
+                        *left = enough.ok_or("its regular expressions are too long; use shorter ones")?;
                         let translated = translated(expression);
                         std::mem::replace(expression, translated) != *expression
                     }
-                    part => key != "model" && translate(part),
+                    part => key != "model" && translate(part, left)?,
                 };
             }
         }
-        Value::Array(parts) => parts.iter_mut().for_each(|part| changed |= translate(part)),
+        Value::Array(parts) => {
+            for part in parts {
+                changed |= translate(part, left)?;
+            }
+        }
         _ => {}
     }
-    changed
+    Ok(changed)
 }
 
 fn translated(expression: &str) -> String {

@@ -14,6 +14,9 @@ const WHITE_SPACE: usize = 500_000;
 /// The largest number of tokens.
 const TOKENS: usize = 1 << 24;
 
+/// The most bytes of all regular expressions together; those of known tokenizers have a few hundred.
+const EXPRESSIONS: usize = 64 << 10;
+
 /// A tokenizer from a `tokenizer.json`.
 pub(super) struct HuggingFace {
     /// The text of the file.
@@ -32,10 +35,11 @@ impl HuggingFace {
     pub(super) fn new(json: String) -> Result<Self, String> {
         let read = || -> Result<_, String> {
             let mut value: serde_json::Value = serde_json::from_str(&json).map_err(|e| e.to_string())?;
-            let read = match expressions::translate(&mut value) {
+            let read = match expressions::translate(&mut value, &mut { EXPRESSIONS })? {
                 true => Tokenizer::from_bytes(value.to_string()),
                 false => Tokenizer::from_bytes(&json),
             };
+            drop(value);
             let mut tokenizer = read.map_err(|e| e.to_string())?;
             tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
             tokenizer.with_padding(None);
@@ -46,14 +50,12 @@ impl HuggingFace {
                 model.dropout = None;
                 tokenizer.with_model(model);
             }
-            Ok(tokenizer)
+            let parts = (tokenizer.get_normalizer(), tokenizer.get_pre_tokenizer());
+            let parts = serde_json::to_string(&parts).map_err(|e| e.to_string())?;
+            let expressions = parts.contains(r#""Regex":"#) || parts.contains(r#""use_regex":true"#);
+            Ok((number_of_tokens(&tokenizer)?, cuts::are_safe(&tokenizer), expressions, tokenizer))
         };
-        let tokenizer = caught(read).unwrap_or_else(Err)?;
-        let len = number_of_tokens(&tokenizer)?;
-        let cuts = cuts::are_safe(&tokenizer);
-        let parts = (tokenizer.get_normalizer(), tokenizer.get_pre_tokenizer());
-        let parts = serde_json::to_string(&parts).map_err(|e| e.to_string())?;
-        let expressions = parts.contains(r#""Regex":"#) || parts.contains(r#""use_regex":true"#);
+        let (len, cuts, expressions, tokenizer) = caught(read).unwrap_or_else(Err)?;
         Ok(Self { json, len, tokenizer: Box::new(tokenizer), cuts, expressions })
     }
 
@@ -68,17 +70,16 @@ impl HuggingFace {
         }
         let (mut tokens, mut rest) = (Vec::new(), text);
         while !rest.is_empty() {
-            let cut = self.cuts.then(|| cuts::next(&self.tokenizer, rest, least)).flatten();
-            let (piece, after) = rest.split_at(cut.unwrap_or(rest.len()));
             let encode = || -> Result<_, String> {
+                let cut = self.cuts.then(|| cuts::next(&self.tokenizer, rest, least)).flatten();
+                let (piece, after) = rest.split_at(cut.unwrap_or(rest.len()));
                 let encoding = self.tokenizer.encode_fast(piece, false).map_err(|e| e.to_string())?;
                 tokens.extend_from_slice(encoding.get_ids());
-                Ok(())
+                Ok(after)
             };
-            caught(encode).unwrap_or_else(Err).map_err(|e| {
+            rest = caught(encode).unwrap_or_else(Err).map_err(|e| {
                 Error::invalid("text", format!("the tokenizer failed: {e}"), "use a tokenizer that takes any text")
             })?;
-            rest = after;
         }
         Ok(tokens)
     }
@@ -97,7 +98,7 @@ impl HuggingFace {
 
     /// Returns whether a token is a single byte, which makes a character only together with those beside it.
     pub(super) fn is_byte(&self, token: u32) -> bool {
-        let text = self.tokenizer.id_to_token(token).unwrap_or_default();
+        let text = caught(|| self.tokenizer.id_to_token(token)).ok().flatten().unwrap_or_default();
         let digits = text.strip_prefix("<0x").and_then(|text| text.strip_suffix('>'));
         digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
     }
