@@ -371,8 +371,9 @@ fn weights_of_earlier_versions_are_loaded_and_their_heads_found_by_stage() {
     let given = weights_of_three_pairs();
     given.save(folder.path()).unwrap();
     let mut index: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-    let removed = index["metadata"].as_object_mut().unwrap().remove("units_per_stage");
-    assert_eq!(removed, Some(serde_json::json!([2, 2, 2])));
+    let metadata = index["metadata"].as_object_mut().unwrap();
+    assert_eq!(metadata.remove("units_per_stage"), Some(serde_json::json!([2, 2, 2])));
+    assert!(metadata.remove("shard_checksums").is_some() && metadata.remove("index_checksum").is_some());
     fs::write(&path, index.to_string()).unwrap();
     let weights = Weights::load(folder.path()).unwrap();
     assert_eq!(weights.units_per_stage(), None);

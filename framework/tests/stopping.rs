@@ -154,12 +154,12 @@ fn an_evaluation_ends_after_what_was_fed_and_is_left_out() {
     let (expected, other) = whole(builder(2).steps(4), &data);
     same(&trainer.snapshot().unwrap(), &expected);
     assert_eq!(report.final_scores, other.final_scores);
-    // The rest of the run, with all of its evaluations.
+    // The rest of the run, with all of its evaluations, the one that was left out included.
     let validation = Spiral { examples: 20 };
     trainer.set_length(Length::Steps(STEPS - 4));
     let report = trainer.fit((&data, &validation)).unwrap();
     assert_eq!((report.steps, report.stopped, report.evaluated), (STEPS, false, true));
-    assert_eq!(evaluated.load(Ordering::Relaxed), 4);
+    assert_eq!(evaluated.load(Ordering::Relaxed), 5);
     same(&trainer.snapshot().unwrap(), &whole(builder(2), &data).0);
 }
 

@@ -88,9 +88,15 @@ mod tests {
 
     fn least(width: usize, frozen: bool) -> LeastMemory {
         let patterns = vec!["layers.0.*".to_owned()];
-        let group = ParameterGroup { patterns, lr_scale: Some(2.0), weight_decay: None, frozen };
+        let group = ParameterGroup { patterns, lr_scale: Some(2.0).filter(|_| !frozen), weight_decay: None, frozen };
         let optimizer = OptimizerConfig { groups: vec![group], ..OptimizerConfig::default() };
-        Trainer::builder(Wide(width)).stages(2).optimizer(optimizer).layout().unwrap().least_memory()
+        Trainer::builder(Wide(width))
+            .strategy(crate::Local)
+            .stages(2)
+            .optimizer(optimizer)
+            .layout()
+            .unwrap()
+            .least_memory()
     }
 
     #[test]
