@@ -26,7 +26,7 @@ pub fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
     replace(path, |aside| fs::write(aside, contents).map_err(|e| Error::file(aside, e)))
 }
 
-/// As [`write`], for a path that a user names: it follows symbolic links, and writes to devices, FIFOs and open descriptors themselves.
+/// As [`write()`], for a path that a user names: it follows symbolic links, and writes to devices, FIFOs and open descriptors themselves.
 ///
 /// # Errors
 /// If the file cannot be written.

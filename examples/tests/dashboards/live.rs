@@ -17,7 +17,11 @@ use crate::{
 };
 
 /// Panels that show nothing for a run, with the reason.
-const EMPTY: [(&str, &str, &str); 1] = [("learning / Alignment", "done", "only adaptive widths measure it")];
+const EMPTY: [(&str, &str, &str); 3] = [
+    ("learning / Alignment", "done", "only adaptive widths measure it"),
+    ("pipeline / Restarts", "trains", "only runs that restart count them"),
+    ("pipeline / Restarts", "done", "only runs that restart count them"),
+];
 
 /// The limit for the number of series of each stage, and of those without a stage: more make monitoring expensive.
 const SERIES_LIMIT: usize = 200;
@@ -100,7 +104,8 @@ fn trains(address: &str, folder: &Path) -> Process {
     let adaptive =
         ["adaptive.every=10", "adaptive.window=2", "adaptive.below=0.9", "adaptive.max_width=3", "name='adaptive'"];
     let adaptive = adaptive.map(|set| format!("strategy.{set}"));
-    let more = adaptive.iter().map(|set| &**set).chain(["steps=10000000", "eval_every=500"]);
+    let more =
+        adaptive.iter().map(|set| &**set).chain(["steps=10000000", "eval_every=500", "checkpoint.every_steps=100"]);
     let sets: Vec<&str> = SMALL.into_iter().chain(more).collect();
     run("trains", address, folder, &sets, &[])
 }
