@@ -63,4 +63,6 @@ soak:
     export INTERLOCK_SOAK_KILLS=100 INTERLOCK_SOAK_PAIRS=50 INTERLOCK_SOAK_FLIPS=2000 INTERLOCK_SOAK_SIGNALS=50 INTERLOCK_SOAK_TRAININGS=50
     cargo test --release --locked --package interlock-cli --test durability -- --nocapture --test-threads 1
     cargo test --release --locked --package interlock-train --test flat -- --nocapture
-
+    ulimit -n "$(ulimit -H -n)"
+    cargo test --release --locked --package interlock-cli --features top --test exporter -- --ignored soak --nocapture
+    INTERLOCK_MUTATIONS=10000 cargo test --release --locked --package interlock-cli --features more-images --lib mutations -- --nocapture
