@@ -64,5 +64,5 @@ soak:
     cargo test --release --locked --package interlock-cli --test durability -- --nocapture --test-threads 1
     cargo test --release --locked --package interlock-train --test flat -- --nocapture
     ulimit -n "$(ulimit -H -n)"
-    cargo test --release --locked --package interlock-cli --features top --test exporter -- --ignored soak --nocapture
+    INTERLOCK_SOAK_CLIENTS=1 cargo test --release --locked --package interlock-cli --test exporter idle -- --nocapture
     INTERLOCK_MUTATIONS=10000 cargo test --release --locked --package interlock-cli --features more-images --lib mutations -- --nocapture

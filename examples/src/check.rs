@@ -17,18 +17,10 @@ use crate::{
     terminal::print,
 };
 
-/// What a part of a run can be used for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Use {
-    Weights,
-    Checkpoint,
-    Record,
-}
-
 /// A part of a run's folder, and what was found.
 struct Found {
     name: String,
-    what: Use,
+    is_checkpoint: bool,
     /// What is in it, or why it cannot be used.
     result: Result<String>,
 }
@@ -45,8 +37,7 @@ pub(crate) fn run(arguments: &Check) -> Result<(), Exit> {
         shown.add_row([name.clone(), state]);
     }
     print(&shown.to_string())?;
-    let usable = |what: Use| found.iter().find(|part| part.what == what && part.result.is_ok());
-    let name = |part: Option<&Found>, none: &str| part.map_or_else(|| none.to_owned(), |part| part.name.clone());
+    let checkpoint = found.iter().find(|part| part.is_checkpoint && part.result.is_ok());
     // Where the other commands look.
     let place = weights_in(folder.path());
     let weights = match Weights::load(&place) {
@@ -54,10 +45,8 @@ pub(crate) fn run(arguments: &Check) -> Result<(), Exit> {
         Err(_) => "none".to_owned(),
     };
     print(&format!("weights to use: {}", if weights.is_empty() { "." } else { &weights }))?;
-    print(&format!(
-        "train --resume continues from: {}",
-        name(usable(Use::Checkpoint), "none, there is no whole checkpoint")
-    ))?;
+    let continues_from = checkpoint.map_or("none, there is no whole checkpoint", |part| &part.name);
+    print(&format!("train --resume continues from: {continues_from}"))?;
     match found.iter().filter(|part| part.result.is_err()).count() {
         0 => Ok(()),
         1 => Err(Exit::Failed("one part of the run is damaged".to_owned())),
@@ -69,27 +58,23 @@ pub(crate) fn run(arguments: &Check) -> Result<(), Exit> {
 fn parts(folder: &RunFolder) -> Vec<Found> {
     let path = folder.path();
     let mut found = Vec::new();
-    let mut add = |name: String, what: Use, result: Result<String>| found.push(Found { name, what, result });
+    let mut add = |name: String, result: Result<String>| found.push(Found { name, is_checkpoint: false, result });
     let record = |what: &str| Ok(what.to_owned());
-    add(
-        "config.toml".to_owned(),
-        Use::Record,
-        folder.config::<toml::Table>().and_then(|_| record("the configuration")),
-    );
-    add("data.json".to_owned(), Use::Record, folder.data().and_then(|_| record("the description of the data")));
-    add("status.json".to_owned(), Use::Record, folder.status().map(|status| describe(&status)));
-    add("events.jsonl".to_owned(), Use::Record, events(path));
+    add("config.toml".to_owned(), folder.config::<toml::Table>().and_then(|_| record("the configuration")));
+    add("data.json".to_owned(), folder.data().and_then(|_| record("the description of the data")));
+    add("status.json".to_owned(), folder.status().map(|status| describe(&status)));
+    add("events.jsonl".to_owned(), events(path));
     for name in [run_folder::REPORT, "strategy.json"] {
         if path.join(name).exists() {
             let read = match name {
                 run_folder::REPORT => run_folder::read_json::<Report>(&path.join(name)).map(drop),
                 _ => run_folder::read_json::<Value>(&path.join(name)).map(drop),
             };
-            add(name.to_owned(), Use::Record, read.and_then(|()| record("JSON")));
+            add(name.to_owned(), read.and_then(|()| record("JSON")));
         }
     }
     if let Some(result) = folder.timeline().transpose() {
-        add("timeline.json".to_owned(), Use::Record, result.and_then(|_| record("the timeline of the last steps")));
+        add("timeline.json".to_owned(), result.and_then(|_| record("the timeline of the last steps")));
     }
     let weights = |folder: &Path| {
         Weights::load(folder).map(|weights| match weights.len() {
@@ -98,20 +83,17 @@ fn parts(folder: &RunFolder) -> Vec<Found> {
         })
     };
     if path.join(MODEL).exists() {
-        add(format!("{MODEL}/"), Use::Weights, weights(&path.join(MODEL)));
+        add(format!("{MODEL}/"), weights(&path.join(MODEL)));
     } else if path.join("model.safetensors.index.json").exists() {
-        add("model.safetensors.index.json".to_owned(), Use::Weights, weights(path));
+        add("model.safetensors.index.json".to_owned(), weights(path));
     }
     if path.join(BEST).exists() {
-        add(format!("{BEST}/"), Use::Weights, weights(&path.join(BEST)));
+        add(format!("{BEST}/"), weights(&path.join(BEST)));
     }
     for (steps, checkpoint) in checkpoints_in(path) {
         let name = checkpoint.strip_prefix(path).unwrap_or(&checkpoint).display().to_string();
-        add(
-            name,
-            Use::Checkpoint,
-            Checkpoint::load(&checkpoint).map(|_| format!("all of the run after {steps} steps")),
-        );
+        let result = Checkpoint::load(&checkpoint).map(|_| format!("all of the run after {steps} steps"));
+        found.push(Found { name, is_checkpoint: true, result });
     }
     found
 }

@@ -154,8 +154,9 @@ pub fn checkpoints_in(run: &Path) -> Vec<(u64, PathBuf)> {
     let entries = fs::read_dir(run.join(CHECKPOINTS)).into_iter().flatten();
     let paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     let mut found: Vec<(u64, PathBuf)> = paths.iter().filter_map(|path| Some((steps(path)?, path.clone()))).collect();
-    // One that was to replace an older one of the same steps when the program was killed, and that older one.
+    // One that was to replace an older one of the same steps when the program was killed, and that older one. Without a manifest, it was being written.
     let hidden = |path: &PathBuf| {
+        Some(path).filter(|path| path.join(MANIFEST).is_file())?;
         let name = path.file_name()?.to_str()?.strip_prefix('.')?.strip_prefix(STEP)?;
         name.strip_suffix(PART).or(name.strip_suffix(OLD))?.parse().ok()
     };

@@ -35,7 +35,6 @@ pub use stop::Stopper;
 use std::{
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
     sync::Arc,
 };
 
@@ -43,10 +42,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    Dataset, Error, GradientPlan, Loss, ModelSpec, PlanSchedule, Result, Weights, actor::Pipeline,
-    checkpoint::begin_after, model::Partition, stage::StageBlueprint, timeline::Timeline, transport::Built,
+    Dataset, Error, GradientPlan, Loss, ModelSpec, PlanSchedule, Result, Weights, actor::Pipeline, model::Partition,
+    stage::StageBlueprint, timeline::Timeline, transport::Built,
 };
-use checkpoint::{Attached, Captures, Store, Timing};
+use checkpoint::{Attached, Captures, Store};
 use example_order::{Division, ExampleOrder};
 use recording::Recording;
 use recovery::{Launch, Recovery};
@@ -407,34 +406,6 @@ impl Trainer {
         }
         self.metrics.state(if ended.is_ok() { RunState::Finished } else { RunState::Failed });
         ended
-    }
-
-    /// Writes checkpoints of later fits into the folder `run`, as [`TrainerBuilder::checkpoint`] says.
-    ///
-    /// # Errors
-    /// If a setting is out of range, the folder has a checkpoint of more steps than this trainer has made, or the thread that writes cannot be started.
-    pub fn checkpoint_to(&mut self, run: impl AsRef<Path>, config: &CheckpointConfig) -> Result<()> {
-        config.validate()?;
-        if config.keep > 0 {
-            begin_after(run.as_ref(), self.steps)?;
-            self.captures.timing = Timing::new(Some(config), self.snapshot_every);
-            self.store = Some(Store::start(run.as_ref(), config, self.attached.clone())?);
-            self.checkpoint_on_stop = config.on_stop;
-        }
-        Ok(())
-    }
-
-    /// Returns a copy of all that is needed to continue exactly: [`Self::snapshot`] and [`Self::state`].
-    ///
-    /// # Errors
-    /// As these.
-    pub fn checkpoint(&self) -> Result<Checkpoint> {
-        Ok(Checkpoint { weights: self.snapshot()?, state: self.state()? })
-    }
-
-    /// Returns the newest checkpoint that was captured during a fit, also after the fit has failed.
-    pub fn last_checkpoint(&self) -> Option<&Checkpoint> {
-        self.captures.newest().map(|newest| &**newest)
     }
 
     /// Checks the data of a later [`Self::fit`], as it does itself before its first step. Nothing is changed.

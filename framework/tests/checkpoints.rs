@@ -4,19 +4,20 @@
 
 #[path = "common/behind.rs"]
 mod behind;
+#[path = "common/bits.rs"]
+mod bits;
 #[path = "common/models.rs"]
 mod common;
 #[path = "common/warnings.rs"]
 mod warnings;
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
-use candle_core::Tensor;
+use bits::{Bits, bits};
 use common::{Fault, How, Perceptron, Spiral, When};
 use interlock::{
     Adaptive, Checkpoint, CheckpointConfig, Criterion, EarlyStopping, EarlyStoppingConfig, EmaConfig, EndToEnd,
@@ -28,13 +29,6 @@ use serde_json::Value;
 
 /// Four steps an epoch.
 const DATA: Spiral = Spiral { examples: 24 };
-
-type Bits = BTreeMap<String, Vec<u32>>;
-
-fn bits(weights: &Weights) -> Bits {
-    let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect();
-    weights.iter().map(|(name, tensor)| (name.to_owned(), bits(tensor))).collect()
-}
 
 /// Everything in a checkpoint but wall seconds.
 fn everything(checkpoint: &Checkpoint) -> (Bits, Bits, Value) {
@@ -487,4 +481,8 @@ fn a_checkpoint_that_was_being_replaced_is_found() {
         assert_eq!(make().resume(folder.path()).unwrap().steps(5).build().unwrap().steps(), 4);
         fs::rename(place.join(hidden), place.join("step-4")).unwrap();
     }
+    // One that was being written is none.
+    fs::rename(place.join("step-4"), place.join(".step-4.part")).unwrap();
+    fs::remove_file(place.join(".step-4.part/manifest.json")).unwrap();
+    assert!(Checkpoint::newest(folder.path()).unwrap().is_none());
 }

@@ -4,36 +4,28 @@
 
 #[path = "common/behind.rs"]
 mod behind;
+#[path = "common/bits.rs"]
+mod bits;
 #[path = "common/models.rs"]
 mod common;
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering::SeqCst},
-    },
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU64, Ordering::SeqCst},
 };
 
+use bits::{Bits, bits};
 use candle_core::Tensor;
 use common::{Dense, Spiral};
 use interlock::{
     Activation, Adaptive, Batch, Criterion, Dataset, Differentiable, EmaConfig, Error, FailuresConfig, Gradients,
     HeadsConfig, HeadsReadout, HeadsTrained, Interlock, Key, LrScheduleConfig, ModelSpec, OnFailure, OnNonfinite,
     OptimizerConfig, OptimizerKind, Pass, Result, Saved, Stopper, TrainEvent, Trainer, TrainerBuilder, Unit, Wants,
-    Weights,
 };
 use proptest::prelude::*;
 
 /// Four steps an epoch.
 const DATA: Spiral = Spiral { examples: 24 };
-
-type Bits = BTreeMap<String, Vec<u32>>;
-
-fn bits(weights: &Weights) -> Bits {
-    let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect();
-    weights.iter().map(|(name, tensor)| (name.to_owned(), bits(tensor))).collect()
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum How {

@@ -4,11 +4,14 @@
 
 #[path = "common/behind.rs"]
 mod behind;
+#[path = "common/bits.rs"]
+mod bits;
 #[path = "common/models.rs"]
 mod common;
 
 use std::collections::BTreeMap;
 
+use bits::{Bits, bits};
 use candle_core::{Device, Tensor};
 use common::{Perceptron, Spiral};
 use interlock::{
@@ -21,21 +24,13 @@ use serde_json::{Value, json};
 /// Four steps an epoch.
 const DATA: Spiral = Spiral { examples: 24 };
 
-/// The bits of tensors by name.
-type Bits = BTreeMap<String, Vec<u32>>;
-
-fn bits(weights: Weights) -> Bits {
-    let bits = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect();
-    weights.into_iter().map(|(name, tensor)| (name, bits(tensor))).collect()
-}
-
 /// Everything about a trainer that a run can change, but wall seconds and where its fit began.
 fn everything(trainer: &Trainer) -> (Bits, Bits, Value) {
     let state = trainer.state().unwrap();
     let mut values = serde_json::to_value(&state).unwrap();
     values["best"]["seconds"] = Value::Null;
     values["fit"] = Value::Null;
-    (bits(trainer.snapshot().unwrap()), bits(state.tensors), values)
+    (bits(&trainer.snapshot().unwrap()), bits(&state.tensors), values)
 }
 
 /// A rule with a tensor for each parameter and a count of its updates: `v ← v/2 + g`, `w ← w - η·v/√t`.
@@ -149,7 +144,7 @@ fn compare_on(data: Split<'_>, builder: impl Fn() -> TrainerBuilder, first: u64)
     assert_eq!(everything(&after), everything(&whole), "after {first} steps");
     assert_eq!(after.plans(), whole.plans());
     assert_eq!((resumed.steps, resumed.final_scores, resumed.best), (10, report.final_scores, report.best));
-    let best = |trainer: &Trainer| trainer.best().map(|best| bits(best.weights.clone()));
+    let best = |trainer: &Trainer| trainer.best().map(|best| bits(&best.weights));
     assert_eq!(best(&after), best(&whole));
 }
 
@@ -203,10 +198,10 @@ fn weights_alone_do_not_continue_to_the_bit() {
     for optimizer in [momentum, adamw, own] {
         // Without what has a state of its own beside the optimizer.
         let plain = || optimizer(builder()).ema(None).lr_schedule(LrScheduleConfig::default());
-        let whole = bits(trained(plain(), 10).snapshot().unwrap());
+        let whole = bits(&trained(plain(), 10).snapshot().unwrap());
         let weights = trained(plain(), 5).snapshot().unwrap();
         let after = trained(plain().initial_values(weights).first_step(5), 5);
-        assert_ne!(bits(after.snapshot().unwrap()), whole);
+        assert_ne!(bits(&after.snapshot().unwrap()), whole);
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Criterion, TrainerState};
+use super::{Criterion, Trainer, TrainerState};
 use crate::{
     Error, Result, Weights,
     checkpoint::{self, Manifest},
@@ -218,5 +218,35 @@ impl Checkpoint {
             }
         }
         first.map_or(Ok(None), Err)
+    }
+}
+
+impl Trainer {
+    /// Writes checkpoints of later fits into the folder `run`, as [`TrainerBuilder::checkpoint`](super::TrainerBuilder::checkpoint) says.
+    ///
+    /// # Errors
+    /// If a setting is out of range, the folder has a checkpoint of more steps than this trainer has made, or the thread that writes cannot be started.
+    pub fn checkpoint_to(&mut self, run: impl AsRef<Path>, config: &CheckpointConfig) -> Result<()> {
+        config.validate()?;
+        if config.keep > 0 {
+            checkpoint::begin_after(run.as_ref(), self.steps)?;
+            self.captures.timing = Timing::new(Some(config), self.snapshot_every);
+            self.store = Some(Store::start(run.as_ref(), config, self.attached.clone())?);
+            self.checkpoint_on_stop = config.on_stop;
+        }
+        Ok(())
+    }
+
+    /// Returns a copy of all that is needed to continue exactly: [`Self::snapshot`] and [`Self::state`].
+    ///
+    /// # Errors
+    /// As these.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        Ok(Checkpoint { weights: self.snapshot()?, state: self.state()? })
+    }
+
+    /// Returns the newest checkpoint that was captured during a fit, also after the fit has failed.
+    pub fn last_checkpoint(&self) -> Option<&Checkpoint> {
+        self.captures.newest().map(|newest| &**newest)
     }
 }

@@ -1,12 +1,13 @@
-//! Runs that are killed, started twice, damaged or changed, and continued.
+//! Runs that are killed, started twice, damaged or changed, and continued. `system.rs`: full disks, few descriptors, signals.
 //!
 //! The numbers of tries are those of a short form; `just soak` sets them higher.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
-#[path = "common/command.rs"]
+#[path = "../common/command.rs"]
 mod common;
+mod system;
 
 use std::{
     collections::BTreeMap,
@@ -105,6 +106,18 @@ warmup_steps = 4
 fn start(folder: &Path, arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
     command.args(arguments).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// Starts a run of the configuration `c.toml`, and waits for its checkpoint after `checkpoint` steps.
+fn started(folder: &Path, steps: u64, checkpoint: u64) -> Child {
+    let steps = format!("--set=steps={steps}");
+    let mut child = start(folder, &["train", "--config", "c.toml", &steps, "--out", "run", "--quiet"]);
+    let (place, began) = (folder.join(format!("run/checkpoints/step-{checkpoint}")), Instant::now());
+    while !place.exists() {
+        assert!(began.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child
 }
 
 /// The files of a folder and those below it, by their path.
@@ -240,6 +253,29 @@ fn of_two_runs_on_one_folder_exactly_one_runs() {
     assert_eq!(fs::read_dir(folder.path().join("runs")).unwrap().count(), 3);
 }
 
+#[test]
+fn a_run_that_was_killed_while_it_began_begins_again() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("c.toml"), TEXT).unwrap();
+    let arguments = ["train", "--quiet", "--config", "c.toml", "--set=steps=4", "--out", "run", "--resume", "auto"];
+    let run = folder.path().join("run");
+    let written =
+        ["lock", "data.json.part", "data.json", "environment.json", "status.json", "config.toml", "events.jsonl"];
+    for until in 0..=written.len() {
+        fs::create_dir(&run).unwrap();
+        for file in &written[..until] {
+            let whole = folder.path().join("whole").join(file);
+            fs::write(run.join(file), fs::read(whole).unwrap_or_default()).unwrap();
+        }
+        done(&interlock(folder.path(), &arguments));
+        done(&interlock(folder.path(), &["check", "run"]));
+        let _ = fs::remove_dir_all(folder.path().join("whole"));
+        fs::rename(&run, folder.path().join("whole")).unwrap();
+        let status = folder.path().join("whole/status.json");
+        fs::write(status, r#"{"state":"running"}"#).unwrap();
+    }
+}
+
 /// A finished run of 8 steps in the folder `run`.
 fn finished(config: &str) -> TempDir {
     let folder = TempDir::new().unwrap();
@@ -303,13 +339,7 @@ fn a_run_continues_under_another_partition_and_on_other_devices() {
 fn a_run_without_an_end_has_the_weights_of_its_last_checkpoint() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("c.toml"), TEXT).unwrap();
-    let mut child =
-        start(folder.path(), &["train", "--config", "c.toml", "--set=steps=1000000", "--out", "run", "--quiet"]);
-    let began = Instant::now();
-    while !folder.path().join("run/checkpoints/step-12").exists() {
-        assert!(began.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let mut child = started(folder.path(), 1_000_000, 12);
     let writes = interlock(folder.path(), &["train", "--resume", "run"]);
     assert_eq!(writes.status.code(), Some(2));
     assert!(err(&writes).contains(&format!("process {} writes it", child.id())), "{}", err(&writes));
@@ -362,14 +392,8 @@ fn damage_is_found_and_named_and_what_is_whole_is_used() {
 fn a_run_goes_on_if_its_checkpoints_cannot_be_written_and_says_why() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("c.toml"), TEXT).unwrap();
-    let mut child =
-        start(folder.path(), &["train", "--config", "c.toml", "--set=steps=400", "--out", "run", "--quiet"]);
+    let mut child = started(folder.path(), 400, 4);
     let checkpoints = folder.path().join("run/checkpoints");
-    let began = Instant::now();
-    while !checkpoints.join("step-4").exists() {
-        assert!(began.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
-        std::thread::sleep(Duration::from_millis(5));
-    }
     // Something takes the folder away.
     while fs::rename(&checkpoints, folder.path().join("away")).is_err() || fs::write(&checkpoints, "").is_err() {
         let _ = fs::remove_dir_all(&checkpoints);
@@ -379,91 +403,4 @@ fn a_run_goes_on_if_its_checkpoints_cannot_be_written_and_says_why() {
     assert!(log.contains("could not be written") && log.contains("training goes on"), "{log}");
     assert_eq!(json(&folder.path().join("run/status.json"))["state"], "finished");
     done(&interlock(folder.path(), &["eval", "run"]));
-}
-
-/// Starts the command under limits that a process inherits, and returns how it ended.
-fn limited(folder: &Path, arguments: &[&str], limit: libc::__rlimit_resource_t, value: u64) -> std::process::Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
-    command.args(arguments).current_dir(folder);
-    let set = move || {
-        let limits = libc::rlimit { rlim_cur: value, rlim_max: value };
-        // SAFETY: both may be called between fork and exec. A write beyond the limit is an error then, not a signal.
-        unsafe {
-            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-            libc::setrlimit(limit, &raw const limits);
-        }
-        Ok(())
-    };
-    // SAFETY: as above.
-    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, set) };
-    command.output().unwrap()
-}
-
-#[test]
-fn without_room_for_files_a_run_trains_on_and_ends_with_the_cause_and_the_last_whole_checkpoint() {
-    // Weights are larger than the limit, all other files are smaller.
-    let config = IMAGES.replace("planes = [4, 8]", "planes = [32, 64]");
-    let folder = finished(&config);
-    let resume = ["train", "--plain", "--resume", "run", "--set=steps=16"];
-    let ended = limited(folder.path(), &resume, libc::RLIMIT_FSIZE, 50_000);
-    let message = err(&ended);
-    assert_eq!(ended.status.code(), Some(1), "{message}");
-    assert!(message.contains("could not be written") && message.contains("File too large"), "{message}");
-    let checked = out(&interlock(folder.path(), &["check", "run"]));
-    assert!(checked.contains("continues from: checkpoints/step-8"), "{checked}");
-    // With room again it goes on, and ends as if nothing had been.
-    done(&interlock(folder.path(), &resume));
-    let whole = TempDir::new().unwrap();
-    fs::write(whole.path().join("c.toml"), config).unwrap();
-    done(&interlock(whole.path(), &["train", "--quiet", "--config", "c.toml", "--set=steps=8", "--out", "run"]));
-    done(&interlock(whole.path(), &resume));
-    assert!(results(&folder.path().join("run"), 16) == results(&whole.path().join("run"), 16));
-}
-
-#[test]
-fn without_descriptors_or_a_place_to_write_a_run_ends_with_the_cause() {
-    let folder = finished(TEXT);
-    for descriptors in [4, 6, 8, 10, 12, 16] {
-        let ended = limited(
-            folder.path(),
-            &["train", "--plain", "--config", "c.toml", "--out", "few"],
-            libc::RLIMIT_NOFILE,
-            descriptors,
-        );
-        let code = ended.status.code();
-        assert!(matches!(code, Some(0..=2)), "{descriptors}: {code:?} {}", err(&ended));
-        assert!(code == Some(0) || err(&ended).contains("Too many open files"), "{descriptors}: {}", err(&ended));
-        let _ = fs::remove_dir_all(folder.path().join("few"));
-    }
-    refused(folder.path(), &["train", "--quiet", "--config", "c.toml", "--out", "/proc/run"], &["/proc/run"]);
-    refused(folder.path(), &["train", "--quiet", "--config", "c.toml", "--out", "c.toml/run"], &["c.toml"]);
-}
-
-#[test]
-fn a_signal_at_any_moment_ends_a_run_with_weights_or_before_it_has_any() {
-    let folder = TempDir::new().unwrap();
-    fs::write(folder.path().join("c.toml"), TEXT).unwrap();
-    let mut state = 3;
-    let train = ["train", "--quiet", "--config", "c.toml", "--set=steps=1000000", "--out", "run"];
-    for round in 0..tries("INTERLOCK_SOAK_SIGNALS", 6) {
-        let mut child = start(folder.path(), &train);
-        std::thread::sleep(Duration::from_millis(20 + pseudo_random(&mut state) % 1500));
-        let signals = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
-        for signal in [signals[round % 3], signals[(round / 3) % 3]] {
-            // SAFETY: a signal to a child that has not been waited for.
-            unsafe { libc::kill(child.id().try_into().unwrap(), signal) };
-            std::thread::sleep(Duration::from_millis(pseudo_random(&mut state) % 40));
-        }
-        let status = child.wait().unwrap();
-        // In its first moments the program has no handler yet.
-        let is_early = !folder.path().join("run").exists();
-        assert!(status.code() == Some(130) || (is_early && status.code().is_none()), "{status:?}");
-        if !is_early {
-            let status = json(&folder.path().join("run/status.json"));
-            assert_eq!(status["state"], "stopped", "{status}");
-            done(&interlock(folder.path(), &["eval", "run"]));
-            done(&interlock(folder.path(), &["check", "run"]));
-            fs::remove_dir_all(folder.path().join("run")).unwrap();
-        }
-    }
 }
