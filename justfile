@@ -58,11 +58,4 @@ ci:
 
 # Kill, damage, disturb and exhaust runs, far more often than the tests do. It takes hours; what is interrupted can be begun again
 soak:
-    #!/usr/bin/env bash
-    set -euo pipefail
-    export INTERLOCK_SOAK_KILLS=100 INTERLOCK_SOAK_PAIRS=50 INTERLOCK_SOAK_FLIPS=2000 INTERLOCK_SOAK_SIGNALS=50 INTERLOCK_SOAK_TRAININGS=50
-    cargo test --release --locked --package interlock-cli --test durability -- --nocapture --test-threads 1
-    cargo test --release --locked --package interlock-train --test flat -- --nocapture
-    ulimit -n "$(ulimit -H -n)"
-    INTERLOCK_SOAK_CLIENTS=1 cargo test --release --locked --package interlock-cli --test exporter idle -- --nocapture
-    INTERLOCK_MUTATIONS=10000 cargo test --release --locked --package interlock-cli --features more-images --lib mutations -- --nocapture
+    examples/tests/soak.sh

@@ -29,6 +29,7 @@ impl ModelSpec for Units {
 }
 
 /// A data set of ones.
+#[derive(Clone, Copy)]
 struct Ones;
 
 impl Dataset for Ones {
@@ -51,7 +52,7 @@ fn builder(name: &str, stages: usize, strategy: impl Strategy + 'static) -> Trai
 /// Runs `steps` steps. Returns the last stage's loss and the timeline of the last `recorded` steps.
 fn run(builder: TrainerBuilder, steps: u64, recorded: u64) -> (f64, Timeline) {
     let mut trainer = builder.steps(steps).record(recorded).build().expect("a pipeline");
-    let report = trainer.fit(&Ones).expect("a run");
+    let report = trainer.fit(Ones).expect("a run");
     (report.final_scores.loss.expect("a final loss"), trainer.timeline().expect("a recorded timeline"))
 }
 

@@ -6,7 +6,7 @@
 use std::sync::{Arc, atomic::AtomicUsize, atomic::Ordering::Relaxed};
 
 use candle_core::Device;
-use interlock::{Backend, Error, OptimizerConfig, Result, Split, StageDevice, Trainer};
+use interlock::{Backend, Error, OptimizerConfig, Result, StageDevice, Trainer};
 use interlock_models::{Mlp, data::config::DataConfig, data::config::FashionMnistMini};
 
 #[derive(Default)]
@@ -51,7 +51,7 @@ fn main() -> anyhow::Result<()> {
     let backend = Counting::default();
     let builder = Trainer::builder(Mlp { dims: vec![784, 64, 10], flatten: true }).devices([backend.open("counting")?]);
     let builder = builder.stages(2).optimizer(OptimizerConfig { lr: 0.02, ..Default::default() }).steps(20);
-    builder.build()?.fit(Split { train: &*data.train, validation: None })?;
+    builder.build()?.fit(data.train)?;
     let count = backend.0.load(Relaxed);
     println!("the device was given {count} pieces of work");
     // Two builds; then forward pass, backward pass and update of two stages, and the last stage's head, in each of 20 steps.

@@ -5,7 +5,7 @@
 //! - A closure over events is a callback that only watches. [`EarlyStopping`](interlock::EarlyStopping) is a ready-made callback.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
-use interlock::{Callback, Control, OptimizerConfig, Result, Split, TrainEvent, Trainer};
+use interlock::{Callback, Control, OptimizerConfig, Result, TrainEvent, Trainer};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},
@@ -37,7 +37,7 @@ fn main() -> anyhow::Result<()> {
         .eval_every(20)
         .callback(GoodEnough { accuracy: 0.7 })
         .build()?;
-    let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
+    let report = trainer.fit(data.split())?;
     println!("ended after {} steps: {}", report.steps, report.stop_reason.as_deref().unwrap_or_default());
     assert!(report.stop_reason.is_some_and(|reason| reason.contains("good enough")));
     assert!(report.final_scores.accuracy >= Some(0.7) && report.steps < 1000);

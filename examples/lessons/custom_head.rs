@@ -4,7 +4,7 @@
 //! - Heads may be made of any layers; these come from `interlock_backends`, with hand-written gradients.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
-use interlock::{Error, HeadsConfig, Interlock, ModelSpec, OptimizerConfig, Result, Sequential, Split, Trainer, Unit};
+use interlock::{Error, HeadsConfig, Interlock, ModelSpec, OptimizerConfig, Result, Sequential, Trainer, Unit};
 use interlock_backends::layers::{Linear, Relu};
 use interlock_models::{
     Mlp,
@@ -46,7 +46,7 @@ fn main() -> anyhow::Result<()> {
 
     let mut trainer = builder("narrow16").build()?;
     assert!(trainer.stages()[1].names.contains(&"aux.1.hidden.weight".to_owned()));
-    let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
+    let report = trainer.fit(data.split())?;
     for stage in &report.stages[1..] {
         println!("head {}: accuracy {:.3}", stage.index, stage.accuracy.unwrap_or_default());
         assert!(stage.accuracy > Some(0.6), "a tenth would be chance");

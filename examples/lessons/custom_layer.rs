@@ -5,7 +5,7 @@
 use candle_core::Tensor;
 use candle_nn::{Init, Linear, Module, VarBuilder, linear};
 use interlock::{
-    Activation, Autograd, Differentiable, Gradients, InGraph, ModelSpec, OptimizerConfig, Pass, Result, Saved, Split,
+    Activation, Autograd, Differentiable, Gradients, InGraph, ModelSpec, OptimizerConfig, Pass, Result, Saved,
     StageModule, Trainer, Unit, Wants,
 };
 use interlock_models::data::config::{DataConfig, FashionMnistMini};
@@ -53,7 +53,7 @@ fn main() -> anyhow::Result<()> {
     let data = DataConfig::FashionMnistMini(FashionMnistMini { limit: Some(2000), ..Default::default() }).open()?;
     let optimizer = OptimizerConfig { lr: 0.01, ..Default::default() };
     let mut trainer = Trainer::builder(Net).stages(2).optimizer(optimizer).epochs(3).build()?;
-    trainer.fit(Split { train: &*data.train, validation: None })?;
+    trainer.fit(data.train)?;
     let moved = (&trainer.snapshot()?["first.gain"] - 1.0)?.abs()?.max_all()?.to_scalar::<f32>()?;
     assert!(moved > 1e-3, "the gains moved by up to {moved:.4}");
     Ok(())

@@ -5,7 +5,7 @@
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_core::{D, DType, Tensor};
-use interlock::{Interlock, Loss, OptimizerConfig, PendingScore, Result, Score, Split, Targets, Trainer};
+use interlock::{Interlock, Loss, OptimizerConfig, PendingScore, Result, Score, Targets, Trainer};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},
@@ -45,7 +45,7 @@ fn main() -> anyhow::Result<()> {
     let optimizer = OptimizerConfig { lr: 0.02, ..Default::default() };
     // Stage 0 follows the head of stage 1, which has the own loss; stages 1 and 2 follow the last stage's cross-entropy.
     let builder = builder.strategy(Interlock::width(2)).head_loss(1, SquaredDistance).optimizer(optimizer).epochs(4);
-    let report = builder.build()?.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
+    let report = builder.build()?.fit(data.split())?;
     for stage in &report.stages[1..] {
         let (loss, accuracy) = (stage.loss.unwrap_or_default(), stage.accuracy.unwrap_or_default());
         println!("head {}: loss {loss:.3}, accuracy {accuracy:.3}", stage.index);

@@ -6,7 +6,7 @@
 
 use std::sync::mpsc::channel;
 
-use interlock::{OptimizerConfig, Split, StageOverride, TrainEvent, Trainer};
+use interlock::{OptimizerConfig, StageOverride, TrainEvent, Trainer};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},
@@ -36,7 +36,7 @@ fn main() -> anyhow::Result<()> {
             }
         })
         .build()?;
-    let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
+    let report = trainer.fit(data.split())?;
     drop(trainer);
     for (step, first, second) in seen {
         if step % 10 == 9 {

@@ -50,7 +50,7 @@ fn main() -> anyhow::Result<()> {
     let data = DataConfig::FashionMnistMini(FashionMnistMini { limit: Some(2000), ..Default::default() }).open()?;
     let builder = Trainer::builder(ResidualNet).strategy(Interlock::width(2)).stages(3).devices([cpu(0), cpu(1)]);
     let mut trainer = builder.optimizer(OptimizerConfig { lr: 0.005, ..Default::default() }).epochs(4).build()?;
-    let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
+    let report = trainer.fit(data.split())?;
     println!("accuracy {:.3}", report.final_scores.accuracy.unwrap_or_default());
     assert!(report.final_scores.accuracy > Some(0.65), "a tenth would be chance");
     Ok(())

@@ -8,9 +8,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use interlock::{
-    Interlock, Optimizer, OptimizerConfig, OptimizerContext, ParameterUpdate, Result, Split, StateDict, Trainer,
-};
+use interlock::{Interlock, Optimizer, OptimizerConfig, OptimizerContext, ParameterUpdate, Result, StateDict, Trainer};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},
@@ -50,7 +48,7 @@ fn main() -> anyhow::Result<()> {
     let builder = Trainer::builder(Mlp { dims: vec![784, 64, 64, 10], flatten: true }).stages(3).epochs(4);
     let lion = |_: &OptimizerContext<'_>| Ok(Lion::default());
     let mut trainer = builder.strategy(Interlock::width(2)).optimizer((constants, lion)).build()?;
-    let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
+    let report = trainer.fit(data.split())?;
     let accuracy = report.final_scores.accuracy.unwrap_or_default();
     println!("after {} steps: accuracy {accuracy:.3}", report.steps);
     assert!(accuracy > 0.65, "a tenth would be chance");

@@ -6,7 +6,7 @@
 //! - Heads that no stage follows are not built, unless the trainer is built with `probes()`.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
-use interlock::{GradientPlan, OptimizerConfig, Result, Split, Strategy, Trainer};
+use interlock::{GradientPlan, OptimizerConfig, Result, Strategy, Trainer};
 use interlock_backends::cpu;
 use interlock_models::{
     Mlp,
@@ -38,7 +38,7 @@ fn main() -> anyhow::Result<()> {
     assert_eq!((0..4).map(|k| plan.farthest(k)).collect::<Vec<_>>(), [1, 1, 3, 3]);
     assert!(plan.losses_sent_back(2).is_empty(), "no gradient crosses the exit, so neither half waits for the other");
 
-    let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
+    let report = trainer.fit(data.split())?;
     for stage in &report.stages {
         match stage.accuracy {
             Some(accuracy) => println!("stage {}: accuracy {accuracy:.3}", stage.index),

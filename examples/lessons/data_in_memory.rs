@@ -6,7 +6,7 @@
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_core::{Device, Tensor};
-use interlock::{Batch, Dataset, InMemory, Key, OptimizerConfig, Pairwise, Result, Split, Trainer};
+use interlock::{Batch, Dataset, InMemory, Key, OptimizerConfig, Pairwise, Result, Trainer};
 use interlock_models::Mlp;
 use rand::RngExt;
 
@@ -45,7 +45,7 @@ fn main() -> anyhow::Result<()> {
         .optimizer(OptimizerConfig { lr: 0.1, ..Default::default() })
         .epochs(30)
         .build()?;
-    let report = trainer.fit(Split { train: &train, validation: Some(&validation) })?;
+    let report = trainer.fit((train, validation))?;
     println!("accuracy {:.3}", report.final_scores.accuracy.unwrap_or_default());
     assert!(report.final_scores.accuracy > Some(0.9), "half would be chance");
     Ok(())

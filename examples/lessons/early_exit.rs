@@ -5,7 +5,7 @@
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_core::{D, Tensor};
-use interlock::{EndToEnd, OptimizerConfig, Split, Trainer, TrainerBuilder};
+use interlock::{EndToEnd, OptimizerConfig, Trainer, TrainerBuilder};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},
@@ -29,7 +29,7 @@ fn right(outputs: &Tensor, targets: &Tensor) -> candle_core::Result<usize> {
 fn main() -> anyhow::Result<()> {
     let data = DataConfig::FashionMnistMini(FashionMnistMini { limit: Some(2000), ..Default::default() }).open()?;
     let mut trainer = builder().build()?;
-    trainer.fit(Split { train: &*data.train, validation: None })?;
+    trainer.fit(data.train)?;
 
     let images = data.validation.batch(&(0..500).collect::<Vec<_>>(), None)?;
     let mut predictor = trainer.predictor()?;

@@ -5,7 +5,7 @@
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_core::Tensor;
-use interlock::{EndToEnd, OptimizerConfig, Split, Trainer, TrainerBuilder};
+use interlock::{EndToEnd, OptimizerConfig, Trainer, TrainerBuilder};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},
@@ -27,11 +27,11 @@ fn main() -> anyhow::Result<()> {
     let data = DataConfig::FashionMnistMini(FashionMnistMini { limit: Some(2000), ..Default::default() }).open()?;
     let train = |builder: TrainerBuilder| -> anyhow::Result<_> {
         let mut trainer = builder.build()?;
-        trainer.fit(Split { train: &*data.train, validation: None })?;
+        trainer.fit(data.train.clone())?;
         Ok(trainer)
     };
     let mut trainer = train(builder().probes())?;
-    let evaluation = trainer.evaluate(&*data.validation)?;
+    let evaluation = trainer.evaluate(data.validation.clone())?;
     for head in evaluation.heads() {
         let (loss, accuracy) = (head.score.mean_loss(), head.score.accuracy());
         println!("head of stage {}: loss {loss:.3}, accuracy {:.3}", head.stage, accuracy.unwrap_or_default());

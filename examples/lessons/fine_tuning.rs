@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use interlock::{Batch, Dataset, Key, OptimizerConfig, ParameterGroup, Result, Split, Trainer, TrainerBuilder};
+use interlock::{Batch, Dataset, Key, OptimizerConfig, ParameterGroup, Result, Trainer, TrainerBuilder};
 use interlock_models::{
     ResNet,
     data::config::{DataConfig, FashionMnistMini},
@@ -49,7 +49,7 @@ fn builder(classes: usize) -> TrainerBuilder {
 fn main() -> anyhow::Result<()> {
     let data = DataConfig::FashionMnistMini(FashionMnistMini { limit: Some(1000), ..Default::default() }).open()?;
     let mut trainer = builder(10).epochs(1).build()?;
-    trainer.fit(Split { train: &*data.train, validation: None })?;
+    trainer.fit(data.train.clone())?;
     let weights = trainer.snapshot()?;
 
     // The last layer of other classes does not fit.
@@ -64,7 +64,7 @@ fn main() -> anyhow::Result<()> {
     let fine_tuned = builder(2).initial_values(weights.clone()).skip_initial_values(["fc.*"]).optimizer(optimizer);
     let mut trainer = fine_tuned.steps(30).build()?;
     let (train, validation) = (shoes(&data.train), shoes(&data.validation));
-    let report = trainer.fit(Split { train: &train, validation: Some(&validation) })?;
+    let report = trainer.fit((train, validation))?;
     let accuracy = report.final_scores.accuracy.unwrap_or_default();
     println!("shoes or not, after 30 steps of the last layer: accuracy {accuracy:.3}");
     assert!(accuracy > 0.9);

@@ -6,7 +6,7 @@
 //! - The same seed gives the same initial values under every strategy, so strategies can be compared.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
-use interlock::{EndToEnd, Interlock, Local, OptimizerConfig, Split, Strategy, Trainer};
+use interlock::{EndToEnd, Interlock, Local, OptimizerConfig, Strategy, Trainer};
 use interlock_backends::cpu;
 use interlock_models::{
     Mlp,
@@ -38,7 +38,7 @@ fn main() -> anyhow::Result<()> {
             .epochs(3)
             .build()?;
         let backward_passes = trainer.plan().backward_passes();
-        let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
+        let report = trainer.fit(data.split())?;
         let accuracy = report.final_scores.accuracy.unwrap_or_default();
         println!(
             "{name:<16} {backward_passes:>15} {:>8.3} {accuracy:>10.3}",

@@ -8,7 +8,7 @@
 
 use candle_core::Tensor;
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder, conv2d, linear};
-use interlock::{Autograd, FromModule, ModelSpec, OptimizerConfig, Pairwise, Result, Split, Trainer, Unit};
+use interlock::{Autograd, FromModule, ModelSpec, OptimizerConfig, Pairwise, Result, Trainer, Unit};
 use interlock_backends::cpu;
 use interlock_models::data::config::{DataConfig, FashionMnistMini};
 
@@ -48,7 +48,7 @@ fn main() -> anyhow::Result<()> {
         .epochs(4)
         .build()?;
     assert_eq!(trainer.stages()[1].names, ["fc.weight", "fc.bias"]);
-    let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
+    let report = trainer.fit(data.split())?;
     println!("after {} steps: accuracy {:.3}", report.steps, report.final_scores.accuracy.unwrap_or_default());
     assert!(report.final_scores.accuracy > Some(0.6), "a tenth would be chance");
     Ok(())

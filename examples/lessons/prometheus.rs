@@ -4,7 +4,7 @@
 //! - Install the recorder before the trainer is built. `PrometheusBuilder::with_http_listener` serves the same text to a Prometheus server.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
-use interlock::{OptimizerConfig, Split, Trainer};
+use interlock::{OptimizerConfig, Trainer};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},
@@ -19,7 +19,7 @@ fn main() -> anyhow::Result<()> {
         .optimizer(OptimizerConfig { lr: 0.02, ..Default::default() })
         .steps(20)
         .build()?;
-    trainer.fit(Split { train: &*data.train, validation: None })?;
+    trainer.fit(data.train)?;
 
     let text = recorder.render();
     let steps: Vec<&str> = text.lines().filter(|line| line.starts_with("interlock_steps_total")).collect();

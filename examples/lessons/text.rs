@@ -5,7 +5,7 @@
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
 use candle_core::{D, Device, IndexOp, Tensor};
-use interlock::{ClipConfig, ClipScope, Interlock, OptimizerConfig, OptimizerKind, Split, Trainer};
+use interlock::{ClipConfig, ClipScope, Interlock, OptimizerConfig, OptimizerKind, Trainer};
 use interlock_models::{Transformer, data::DataKind, data::config::DataConfig, data::config::Shakespeare};
 
 const CONTEXT: usize = 32;
@@ -26,9 +26,9 @@ fn main() -> anyhow::Result<()> {
         .steps(250)
         .build()?;
     println!("{}\n", trainer.plan());
-    let before = trainer.evaluate(&*data.validation)?;
-    trainer.fit(Split { train: &*data.train, validation: None })?;
-    let after = trainer.evaluate(&*data.validation)?;
+    let before = trainer.evaluate(data.validation.clone())?;
+    trainer.fit(data.train)?;
+    let after = trainer.evaluate(data.validation)?;
     for (before, after) in before.heads().iter().zip(after.heads()) {
         let (before, perplexity) = (before.score.perplexity(), after.score.perplexity());
         println!("head {}: perplexity {before:.1} before, {perplexity:.1} after", after.stage);

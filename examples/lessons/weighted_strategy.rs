@@ -4,7 +4,7 @@
 //! - The stage adds up the gradients of these losses and runs one backward pass over the sum.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
-use interlock::{GradientPlan, OptimizerConfig, Result, Split, Strategy, Trainer};
+use interlock::{GradientPlan, OptimizerConfig, Result, Strategy, Trainer};
 use interlock_backends::cpu;
 use interlock_models::{
     Mlp,
@@ -37,7 +37,7 @@ fn main() -> anyhow::Result<()> {
         .build()?;
     println!("{}\n", trainer.plan());
     assert_eq!(trainer.plan().follows(1), [(1, 0.5), (3, 0.25)]);
-    let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
+    let report = trainer.fit(data.split())?;
     println!("accuracy {:.3}", report.final_scores.accuracy.unwrap_or_default());
     assert!(report.final_scores.accuracy.is_some_and(|accuracy| accuracy > 0.65), "a tenth would be chance");
     Ok(())

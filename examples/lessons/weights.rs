@@ -5,7 +5,7 @@
 //! - With a moving average (`ema`), copies and files of the weights hold the averages.
 #![allow(clippy::print_stdout)] // a lesson shows what it does
 
-use interlock::{EmaConfig, OptimizerConfig, Split, Trainer, TrainerBuilder, Weights};
+use interlock::{EmaConfig, OptimizerConfig, Trainer, TrainerBuilder, Weights};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},
@@ -22,7 +22,7 @@ fn builder() -> TrainerBuilder {
 fn main() -> anyhow::Result<()> {
     let data = DataConfig::FashionMnistMini(FashionMnistMini { limit: Some(2000), ..Default::default() }).open()?;
     let mut trainer = builder().build()?;
-    let report = trainer.fit(Split { train: &*data.train, validation: Some(&*data.validation) })?;
+    let report = trainer.fit(data.split())?;
 
     let folder = tempfile::tempdir()?;
     trainer.snapshot()?.save(folder.path())?;
@@ -30,7 +30,7 @@ fn main() -> anyhow::Result<()> {
     println!("{}", weights.names().collect::<Vec<_>>().join(", "));
 
     // A trainer that begins with them scores the same.
-    let scores = builder().initial_values(weights.clone()).build()?.evaluate(&*data.validation)?.last().score;
+    let scores = builder().initial_values(weights.clone()).build()?.evaluate(data.validation.clone())?.last().score;
     println!("accuracy {:.3}", scores.accuracy().unwrap_or_default());
     assert_eq!((Some(scores.mean_loss()), scores.accuracy()), (report.final_scores.loss, report.final_scores.accuracy));
 

@@ -90,12 +90,12 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
     let recorder = StepRecorder::new(arguments.stages());
     let mut trainer = trainer(arguments, &workload)?.callback(recorder.clone()).build()?;
     let batches = RandomBatches::new(&workload)?;
-    trainer.fit(&batches).map_err(Exit::failed)?;
+    trainer.fit(batches.clone()).map_err(Exit::failed)?;
     trainer.set_length(Length::Steps(arguments.steps));
     let losses = recorder.take().losses;
     let before = threads::stage_seconds();
     let start = Instant::now();
-    trainer.fit(&batches).map_err(Exit::failed)?;
+    trainer.fit(batches).map_err(Exit::failed)?;
     let runtime = threads::stage_seconds().zip(before).map(|(now, before)| now - before);
     let steps = arguments.steps as f64;
     let step_seconds = start.elapsed().as_secs_f64() / steps;

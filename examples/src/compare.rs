@@ -5,7 +5,7 @@ mod vary;
 
 use std::path::Path;
 
-use interlock::{Report, Split, Stopper, tools::files};
+use interlock::{Report, Stopper, tools::files};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -178,8 +178,8 @@ fn check<P: Program>(
     notes: &mut Vec<String>,
 ) -> Result<Measure, Exit> {
     let built = config.prepare_to_train(None).and_then(|Prepared { data, builder, .. }| {
-        let trainer = builder.keep_best(None).build()?;
-        trainer.check(Split { train: &*data.train, validation: Some(&*data.validation) })?;
+        let mut trainer = builder.keep_best(None).build()?;
+        trainer.check(data.split())?;
         notes.extend(data.notes);
         Ok(Measure::of(&data.description.kind))
     });
@@ -215,7 +215,7 @@ fn fit<P: Program>(config: &ConfigOf<P>, stopper: &Stopper) -> interlock::Result
     let prepared = config.prepare()?;
     note_emulation(&prepared.builder);
     let mut trainer = prepared.builder.keep_best(None).stop_on(stopper).build()?;
-    trainer.fit(Split { train: &*prepared.data.train, validation: Some(&*prepared.data.validation) })
+    trainer.fit(prepared.data.split())
 }
 
 fn value(run: &ComparedRun, measure: Measure) -> f64 {

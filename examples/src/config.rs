@@ -145,6 +145,9 @@ pub(crate) struct RunConfig<M, D> {
     pub(crate) failures: FailuresConfig,
 }
 
+/// The limit of time, in seconds, for code that may block, if the configuration gives none.
+const STALL_TIMEOUT: f64 = 600.0;
+
 /// Settings of the pipeline, which do not change the results.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -327,7 +330,10 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
             .drop_last(self.drop_last)
             .eval_every(self.eval_every)
             .seed(self.seed)
-            .failures(self.failures.clone())
+            .failures(FailuresConfig {
+                stall_timeout: self.failures.stall_timeout.or(Some(STALL_TIMEOUT)),
+                ..self.failures.clone()
+            })
             .keep_best(self.checkpoint.keep_best.unwrap_or(match description.kind {
                 DataKind::Images { .. } | DataKind::Vectors { .. } => Criterion::Accuracy,
                 DataKind::Text { .. } => Criterion::Loss,

@@ -43,7 +43,7 @@ pub(crate) fn run<P: Program>(arguments: &Eval) -> Result<(), Exit> {
         check_head(head, &builder.predictor(Arc::clone(&weights)).map_err(refuse)?.heads())?;
     }
     let builder = builder.initial_values(weights).allow_missing_heads(arguments.head.is_some());
-    let evaluation = builder.build().map_err(refuse)?.evaluate(&*data)?;
+    let evaluation = builder.build().map_err(refuse)?.evaluate(data)?;
     if arguments.json {
         let wanted = evaluation.heads().iter().filter(|head| arguments.head.is_none_or(|k| k == head.stage));
         let heads: Vec<HeadScores> = wanted

@@ -2,9 +2,11 @@
 //!
 //! `docs/reports.md` describes every field for those who read the file with other programs.
 
+mod appended;
 mod log;
 mod read;
 
+pub(crate) use appended::Appended;
 pub(crate) use log::{EventLog, JsonLines, Sink};
 pub(crate) use read::{Before, read, until};
 
@@ -237,7 +239,7 @@ pub(crate) struct Finished {
 pub(crate) struct Failed {
     /// The error, as text.
     pub(crate) cause: String,
-    /// The part that failed: `stage`, `strategy`, `coordinator` or `data`. This and the fields below are null if they do not apply.
+    /// The part that failed: `stage`, `strategy`, `coordinator`, `data`, or `callback` with its number. This and the fields below are null if they do not apply.
     #[serde(default)]
     pub(crate) origin: Option<String>,
     /// The stage that failed.

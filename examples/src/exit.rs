@@ -67,6 +67,8 @@ pub(crate) fn report(done: Result<(), Exit>) -> ExitCode {
     // `print` has the same error.
     errors.dedup();
     errors.iter().for_each(|message| note(&format!("error: {message}")));
+    // The errors too. One of stdout has been reported.
+    let _ = terminal::finish();
     ExitCode::from(code)
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use interlock::{Error, Result};
 
-use crate::exit;
+use crate::{exit, terminal};
 
 /// The action of the program after a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,7 @@ pub(crate) fn install() -> Result<()> {
         first.get_or_insert_with(Instant::now);
         let mut handler = HANDLER.lock().unwrap_or_else(PoisonError::into_inner);
         if handler.as_mut().map_or(Next::End, |handle| handle(is_first)) == Next::End {
+            terminal::finish_soon();
             process::exit(exit::STOPPED.into());
         }
     })
@@ -67,7 +68,8 @@ fn listen(mut handle: impl FnMut(i32) + Send + 'static) -> Result<()> {
     let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
     let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(hangup)).map_err(handler_error)?;
     let thread = std::thread::Builder::new().name("signals".to_owned());
-    thread.spawn(move || signals.forever().for_each(&mut handle)).map(drop).map_err(handler_error)
+    let started = thread.spawn(move || signals.forever().for_each(&mut handle));
+    started.map(drop).map_err(|cause| Error::Thread { name: "signals", cause })
 }
 
 /// Returns whether the process ignores a signal.

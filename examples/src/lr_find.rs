@@ -7,7 +7,7 @@ use std::{
     sync::mpsc::{Sender, channel},
 };
 
-use interlock::{Callback, Control, Error, HeadsTrained, LrScheduleConfig, Split, TrainEvent, tools::files};
+use interlock::{Callback, Control, Error, HeadsTrained, LrScheduleConfig, TrainEvent, tools::files};
 use serde::Serialize;
 
 use crate::{
@@ -115,7 +115,7 @@ fn find<P: Program>(mut config: ConfigOf<P>, rates: Rates, quiet: bool) -> Resul
         .callback(Recorder { rates, sweep: Sweep::default(), steps: sender })
         .callback(Progress::new(&terminal, Measure::of(&data.description.kind)))
         .build()?;
-    let trained = trainer.fit(Split { train: &*data.train, validation: None });
+    let trained = trainer.fit(data.train);
     terminal.hide_bar();
     // With the trainer goes the sender, which ends the steps.
     drop(trainer);

@@ -3,27 +3,19 @@
 mod messages;
 mod record;
 
-use std::{
-    fs::File,
-    io::{self, Write},
-    path::{Path, PathBuf},
-    time::SystemTime,
-};
+use std::{fs::File, io, path::Path, time::SystemTime};
 
 use interlock::{Error, Result};
 use prost::Message;
 
 use self::messages::{Content, Record, Scalar, Session, Summary};
-use crate::events::{Evaluated, Event, EventKind, Sink, Step};
+use crate::events::{Appended, Evaluated, Event, EventKind, Sink, Step};
 
 /// The folder within a run's folder.
 pub(crate) const FOLDER: &str = "tensorboard";
 
 /// An event file.
-pub(crate) struct TensorBoard {
-    path: PathBuf,
-    file: File,
-}
+pub(crate) struct TensorBoard(Appended);
 
 impl TensorBoard {
     /// Creates `folder`, and begins a file in it. For a run that continues after `after` steps, TensorBoard leaves out what earlier files have of later steps.
@@ -39,7 +31,7 @@ impl TensorBoard {
         let is_new = |file: &io::Result<File>| !matches!(file, Err(e) if e.kind() == io::ErrorKind::AlreadyExists);
         let Some((file, path)) = created.into_iter().find(|(file, _)| is_new(file)) else { unreachable!() };
         let file = file.map_err(|e| Error::file(&path, e))?;
-        let mut board = Self { path, file };
+        let mut board = Self(Appended::to(file, &path)?);
         let version = Content::FileVersion("brain.Event:2".to_owned());
         board.put(Record { wall_time: time.as_secs_f64(), step: 0, content: Some(version) })?;
         if let Some(steps) = after {
@@ -50,7 +42,7 @@ impl TensorBoard {
     }
 
     fn put(&mut self, record: Record) -> Result<()> {
-        self.file.write_all(&record::framed(&record.encode_to_vec())).map_err(|e| Error::file(&self.path, e))
+        self.0.put(&record::framed(&record.encode_to_vec()))
     }
 }
 
@@ -63,6 +55,10 @@ impl Sink for TensorBoard {
         };
         let content = Some(Content::Summary(Summary { value: scalars }));
         self.put(Record { wall_time: event.time, step: to_i64(step), content })
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
     }
 }
 
@@ -137,8 +133,8 @@ mod tests {
         let evaluated = Evaluated { steps: 6, seconds: 2.0, evaluation_seconds: 1.0, improved: true, heads };
         board.write(&event(EventKind::Evaluated(evaluated))).unwrap();
 
-        assert!(board.path.file_name().unwrap().to_str().unwrap().starts_with("events.out.tfevents."));
-        let bytes = std::fs::read(&board.path).unwrap();
+        assert!(board.path().file_name().unwrap().to_str().unwrap().starts_with("events.out.tfevents."));
+        let bytes = std::fs::read(board.path()).unwrap();
         let records: Vec<Record> =
             record::unframed(&bytes).unwrap().iter().map(|bytes| Record::decode(&**bytes).unwrap()).collect();
         assert_eq!(records[0].content, Some(Content::FileVersion("brain.Event:2".to_owned())));

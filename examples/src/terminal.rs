@@ -3,9 +3,10 @@
 #[cfg(unix)]
 mod echo;
 mod output;
+mod printer;
 mod text;
 
-pub(crate) use output::{finish, note, print, print_data, print_styled, say};
+pub(crate) use output::{finish, finish_soon, note, print, print_data, print_styled, say};
 pub(crate) use text::{in_one_line, printable};
 
 use std::io::{self, IsTerminal, Write};
@@ -47,7 +48,9 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
+    /// A terminal that holds nobody up: from now on all is printed on a thread of its own.
     pub(crate) fn new(verbosity: Verbosity) -> Self {
+        printer::start();
         Self {
             verbosity,
             bar: ProgressBar::hidden(),
@@ -70,7 +73,9 @@ impl Terminal {
         if self.verbosity == Verbosity::Bar {
             #[cfg(unix)]
             self.echo.switch_off();
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+            if !ProgressDrawTarget::stderr().is_hidden() {
+                self.bar.set_draw_target(ProgressDrawTarget::term_like_with_hz(Box::new(printer::Screen::new()), 20));
+            }
         }
     }
 
@@ -115,10 +120,11 @@ impl Write for &Terminal {
         // `bytes` are whole lines, since the subscriber formats a line before it writes.
         let line = String::from_utf8_lossy(bytes);
         let line = if colours(&io::stderr()) { printable_styled(&line) } else { printable(&line) };
-        self.bar.suspend(|| io::stderr().write_all(line.as_bytes())).map(|()| bytes.len())
+        self.bar.suspend(|| output::print_to_stderr(&line));
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use interlock::{
-    Report, Split, Stopper, Trainer,
+    Report, Stopper, Trainer,
     tools::{model::PartitionConfig, timeline::Timeline, transport::Built},
 };
 use interlock_models::data::Data;
@@ -25,7 +25,7 @@ use crate::{
     resume::Found,
     run_folder::{self, RunFolder, Status},
     table::{self, Measure},
-    terminal::{Terminal, Verbosity, say},
+    terminal::{Terminal, Verbosity, finish as finish_printing, say},
     trace::{self, TraceFile},
 };
 
@@ -77,7 +77,7 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     }
     // Before the folder is made, so that nothing is left behind if a stage cannot be built, or batches are too small for it.
     let mut trainer = builder.record(trace_steps.max(trace::STEPS)).build()?;
-    trainer.check(split(&data))?;
+    trainer.check(data.split())?;
     let after = resumed.as_ref().map(|_| trainer.steps());
     // From now on a signal stops the run with all that it has, so that no folder is left half begun.
     let written = Written::default();
@@ -215,7 +215,7 @@ impl<P: Program> TrainingRun<'_, P> {
         terminal.say(&format!("stages on {}; units {:?}", devices.join(", "), trainer.partition().units_per_stage()));
         let heads: Vec<bool> = trainer.stages().iter().map(|stage| stage.head_parameters > 0).collect();
         terminal.say(&format!("{}\n", without_missing_heads(&trainer.plans().to_string(), &heads)));
-        let report = trainer.fit(split(data));
+        let report = trainer.fit(data.split());
         let timeline = trainer.timeline();
         // The weights come first: a file that cannot be written later must not lose them.
         let report = match report {
@@ -229,13 +229,15 @@ impl<P: Program> TrainingRun<'_, P> {
             }
         };
         if let Some(best) = trainer.best().filter(|_| config.checkpoint.keep == 0) {
-            folder.write_best(best)?;
+            folder.write_best(&best)?;
         }
         folder.finish(&report)?;
         timeline.as_ref().map_or(Ok(()), |timeline| folder.write_timeline(timeline))?;
         if let Some(state) = trainer.strategy_state()? {
             folder.write_strategy(&state)?;
         }
+        // All is saved: now there is time for a terminal that is paused. What could not be written is reported at the end.
+        let _ = finish_printing();
         print_results(&report, measure, terminal);
         terminal.say(&format!("the run is in {}", folder.path().display()));
         Ok((report, timeline))
@@ -256,10 +258,6 @@ impl<P: Program> TrainingRun<'_, P> {
             tracing::warn!("the timeline could not be saved: {error}");
         }
     }
-}
-
-fn split(data: &Data) -> Split<'_> {
-    Split { train: &*data.train, validation: Some(&*data.validation) }
 }
 
 /// Returns the numbers of parameters of all stages, and of their heads if they have any.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use common::{SMALL, json, refused};
-use interlock::{Split, TrainEvent, Trainer};
+use interlock::{TrainEvent, Trainer};
 use interlock_models::{
     Mlp,
     data::config::{DataConfig, FashionMnistMini},
@@ -186,7 +186,7 @@ fn current_step_goes_on_in_a_run_that_continues_another() {
         })
         .build()
         .unwrap();
-    trainer.fit(Split { train: &*data.train, validation: None }).unwrap();
+    trainer.fit(data.train).unwrap();
     let steps = |text: &str| {
         let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
         (value("interlock_current_step "), value("interlock_steps_total "))

@@ -4,6 +4,8 @@ mod in_memory;
 
 pub use in_memory::InMemory;
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
 use crate::{Activation, Error, Result, random::Key, tensor::elementwise::is_finite};
@@ -134,4 +136,18 @@ pub trait Dataset: Send + Sync {
     /// With `augment`, the data set changes each example at random (crops it, flips it) with the random numbers of `augment.with(number)`. The result
     /// then depends on the key and the example only.
     fn batch(&self, numbers: &[usize], augment: Option<Key>) -> Result<Batch>;
+}
+
+impl<D: Dataset + ?Sized> Dataset for Arc<D> {
+    fn len(&self) -> usize {
+        (**self).len()
+    }
+
+    fn is_empty(&self) -> bool {
+        (**self).is_empty()
+    }
+
+    fn batch(&self, numbers: &[usize], augment: Option<Key>) -> Result<Batch> {
+        (**self).batch(numbers, augment)
+    }
 }

@@ -30,6 +30,8 @@ pub enum Phase {
     State,
     /// Deciding the plans of later steps.
     Plan,
+    /// Handling an event of the run.
+    Event,
 }
 
 impl Phase {
@@ -47,6 +49,7 @@ impl Phase {
             Self::Snapshot => "snapshot",
             Self::State => "state",
             Self::Plan => "plan",
+            Self::Event => "event",
         }
     }
 }
@@ -69,6 +72,8 @@ pub enum Origin {
     Coordinator,
     /// A data set.
     Data,
+    /// A callback, counted from 0 in the order in which they were added.
+    Callback(usize),
 }
 
 impl Origin {
@@ -88,6 +93,7 @@ impl fmt::Display for Origin {
             Self::Strategy => f.write_str("strategy"),
             Self::Coordinator => f.write_str("coordinator"),
             Self::Data => f.write_str("data"),
+            Self::Callback(number) => write!(f, "callback {number}"),
         }
     }
 }
@@ -287,6 +293,9 @@ pub enum Error {
         "received a non-finite value that no stage produced: it was corrupted in transfer; check the devices and the links between them"
     )]
     CorruptedInTransfer,
+    /// Something that a run waits for does not end ([`FailuresConfig::stall_timeout`](crate::FailuresConfig::stall_timeout)).
+    #[error("{0}")]
+    Stalled(String),
     /// A simulated schedule stopped: stages wait for each other.
     #[error("deadlock: {0}")]
     Deadlock(Deadlock),

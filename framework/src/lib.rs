@@ -63,8 +63,8 @@
 //! }
 //!
 //! let mut trainer = Trainer::builder(Net).strategy(Interlock::width(2)).stages(3).epochs(25).build()?;
-//! let report = trainer.fit(&Square)?;
-//! assert!(trainer.evaluate(&Square)?.last().score.accuracy() > Some(0.9));
+//! let report = trainer.fit(Square)?;
+//! assert!(trainer.evaluate(Square)?.last().score.accuracy() > Some(0.9));
 //! # assert_eq!(report.steps, 25 * 13);
 //! # Ok::<(), interlock::Error>(())
 //! ```
@@ -114,6 +114,7 @@ mod timeline;
 pub mod tools;
 mod trainer;
 mod transport;
+mod watch;
 
 pub use candle_core;
 pub use candle_nn;

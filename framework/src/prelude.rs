@@ -3,7 +3,7 @@
 //! ```
 //! use interlock::prelude::*;
 //!
-//! fn train(model: impl ModelSpec + 'static, data: &dyn Dataset) -> Result<Report> {
+//! fn train(model: impl ModelSpec + 'static, data: impl Dataset + 'static) -> Result<Report> {
 //!     Trainer::builder(model).strategy(Interlock::width(2)).stages(4).epochs(10).build()?.fit(data)
 //! }
 //! ```

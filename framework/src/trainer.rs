@@ -2,6 +2,7 @@
 
 mod builder;
 mod callback;
+mod calls;
 mod checkpoint;
 mod evaluation;
 mod event;
@@ -35,7 +36,7 @@ pub use stop::Stopper;
 use std::{
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,7 @@ use crate::{
     Dataset, Error, GradientPlan, Loss, ModelSpec, PlanSchedule, Result, Weights, actor::Pipeline, model::Partition,
     stage::StageBlueprint, timeline::Timeline, transport::Built,
 };
+use calls::Calls;
 use checkpoint::{Attached, Captures, Store};
 use example_order::{Division, ExampleOrder};
 use recording::Recording;
@@ -54,30 +56,25 @@ use simulated_idle::SimulatedIdle;
 use state::FitState;
 use told::Told;
 
-/// The training set and the validation set of a fit.
-#[derive(Clone, Copy)]
-pub struct Split<'a> {
+/// The training set and the validation set of a fit, made from one data set or from a pair of them. An [`Arc`] of a data set is a data set too: keep a clone to
+/// use it again.
+#[derive(Clone)]
+pub struct Split {
     /// The training set.
-    pub train: &'a dyn Dataset,
+    pub train: Arc<dyn Dataset>,
     /// The validation set.
-    pub validation: Option<&'a dyn Dataset>,
+    pub validation: Option<Arc<dyn Dataset>>,
 }
 
-impl<'a, D: Dataset> From<&'a D> for Split<'a> {
-    fn from(train: &'a D) -> Self {
-        Self { train, validation: None }
+impl<D: Dataset + 'static> From<D> for Split {
+    fn from(train: D) -> Self {
+        Self { train: Arc::new(train), validation: None }
     }
 }
 
-impl<'a> From<&'a dyn Dataset> for Split<'a> {
-    fn from(train: &'a dyn Dataset) -> Self {
-        Self { train, validation: None }
-    }
-}
-
-impl<'a, T: Dataset, V: Dataset> From<(&'a T, &'a V)> for Split<'a> {
-    fn from((train, validation): (&'a T, &'a V)) -> Self {
-        Self { train, validation: Some(validation) }
+impl<T: Dataset + 'static, V: Dataset + 'static> From<(T, V)> for Split {
+    fn from((train, validation): (T, V)) -> Self {
+        Self { train: Arc::new(train), validation: Some(Arc::new(validation)) }
     }
 }
 
@@ -227,9 +224,10 @@ impl FitSettings {
 ///     })
 ///     .build()?;
 ///
-/// let report = trainer.fit((&train, &validation))?;
+/// # let validation = std::sync::Arc::new(validation);
+/// let report = trainer.fit((train, validation.clone()))?; // two `Arc`s, or data sets themselves
 /// println!("accuracy {:?}", report.final_scores.accuracy);
-/// for head in trainer.evaluate(&validation)?.heads() {
+/// for head in trainer.evaluate(validation)?.heads() {
 ///     println!("head of stage {}: accuracy {:?}", head.stage, head.score.accuracy());
 /// }
 /// let weights = trainer.snapshot()?; // by name, as the model calls them
@@ -260,7 +258,7 @@ pub struct Trainer {
     /// Whether the evaluation after the last step has not been made, because the fit was stopped before it.
     evaluation_due: bool,
     captures: Captures,
-    store: Option<Store>,
+    store: Option<Arc<Store>>,
     /// Whether the best weights could not be written.
     best_is_unwritten: bool,
     /// Files that checkpoints have beside their own.
@@ -268,12 +266,13 @@ pub struct Trainer {
     snapshot_every: Option<u64>,
     /// Whether a fit that is stopped ends with a checkpoint.
     checkpoint_on_stop: bool,
-    best: Option<Arc<Best>>,
+    /// Also known to the trainer that is left over while another thread has this one.
+    best: Arc<Mutex<Option<Arc<Best>>>>,
     recording: Option<Recording>,
     stopper: Stopper,
     metrics: RunMetrics,
     simulated_idle: SimulatedIdle,
-    launch: Launch,
+    launch: Arc<Launch>,
     recovery: Recovery,
     told: Told,
     /// Whether the learning rate depends on evaluations.
@@ -282,6 +281,7 @@ pub struct Trainer {
     warmup_steps: u64,
     /// Whether all gradients have been checked.
     rehearsed: Cell<bool>,
+    calls: Calls,
     /// Whether a fit or an evaluation failed and left the stages in the middle of a step.
     failed: bool,
 }
@@ -326,8 +326,12 @@ impl Trainer {
     }
 
     /// Returns the best evaluation and its weights, if [`TrainerBuilder::keep_best`] was set and there has been an evaluation.
-    pub fn best(&self) -> Option<&Best> {
-        self.best.as_deref()
+    pub fn best(&self) -> Option<Arc<Best>> {
+        self.best.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_best(&self, best: Arc<Best>) {
+        *self.best.lock().unwrap_or_else(PoisonError::into_inner) = Some(best);
     }
 
     /// Returns the actions of each stage in the last training steps, with times counted from the first of them; none if [`TrainerBuilder::record`]
@@ -366,12 +370,13 @@ impl Trainer {
     /// # Errors
     /// If the data set is empty or invalid, a stage fails, or the caller's code panics. After an error before the first batch has been fed, the
     /// trainer can be used as before; after others it cannot, since its stages may be in the middle of a step.
-    pub fn evaluate(&mut self, data: &dyn Dataset) -> Result<Evaluation> {
-        self.check_usable()?;
-        match guarded(|| self.run_evaluation(data, &Stopper::new()))? {
-            Some(evaluation) => Ok(evaluation),
-            None => Err(Error::Stopped),
-        }
+    pub fn evaluate(&mut self, data: impl Dataset + 'static) -> Result<Evaluation> {
+        let data: Arc<dyn Dataset> = Arc::new(data);
+        self.on_its_own_thread(move |trainer| {
+            let found = guarded(|| trainer.run_evaluation(&data, &Stopper::new()));
+            trainer.calls.release(data);
+            found?.ok_or(Error::Stopped)
+        })
     }
 
     /// Sets how long the next calls of [`Self::fit`] train; the builder's length by default.
@@ -398,14 +403,22 @@ impl Trainer {
     /// An error before the first step, such as that of an empty data set or of a setting that needs a validation set where there is none, changes nothing, and the
     /// trainer can be used as before. After an error between steps, such as that of a callback at an evaluation, the next fit of as many examples goes on in the
     /// same epoch. After all other errors the trainer cannot be used any more: its stages may be in the middle of a step.
-    pub fn fit<'a>(&mut self, data: impl Into<Split<'a>>) -> Result<Report> {
-        self.check_usable()?;
-        let ended = guarded(|| self.run(data.into()));
-        if ended.is_err() {
-            self.save_newest();
-        }
-        self.metrics.state(if ended.is_ok() { RunState::Finished } else { RunState::Failed });
-        ended
+    ///
+    /// With [`FailuresConfig::stall_timeout`], the fit runs on a thread of its own, and an error names code of yours that does not end in that time. That thread
+    /// is left alone, and the trainer has the state of before the fit, except for [`Self::best`] and [`Self::last_checkpoint`].
+    pub fn fit(&mut self, data: impl Into<Split>) -> Result<Report> {
+        let data = data.into();
+        self.on_its_own_thread(move |trainer| {
+            let ended = guarded(|| trainer.run(&data));
+            trainer.calls.release(data);
+            if !trainer.calls.are_left() {
+                if ended.is_err() {
+                    trainer.save_newest();
+                }
+                trainer.metrics.state(if ended.is_ok() { RunState::Finished } else { RunState::Failed });
+            }
+            ended
+        })
     }
 
     /// Checks the data of a later [`Self::fit`], as it does itself before its first step. Nothing is changed.
@@ -414,9 +427,13 @@ impl Trainer {
     /// If the training set is empty, or a setting needs a validation set where there is none; or if a micro-batch has fewer examples than the
     /// model needs in training: batch norm needs more than one value for each channel; or if a gradient is zero or incomplete
     /// ([`Autograd`](crate::Autograd)).
-    pub fn check<'a>(&self, data: impl Into<Split<'a>>) -> Result<()> {
-        self.check_usable()?;
-        guarded(|| self.order_of(data.into())).map(drop)
+    pub fn check(&mut self, data: impl Into<Split>) -> Result<()> {
+        let data = data.into();
+        self.on_its_own_thread(move |trainer| {
+            let checked = guarded(|| trainer.order_of(&data).map(drop));
+            trainer.calls.release(data);
+            checked
+        })
     }
 
     fn check_usable(&self) -> Result<()> {

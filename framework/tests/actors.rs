@@ -50,6 +50,7 @@ fn by_plain_calls(
 }
 
 /// Gives the same batch whatever is asked for.
+#[derive(Clone, Copy)]
 struct OneBatch {
     size: usize,
 }
@@ -151,7 +152,7 @@ proptest! {
         let (expected, plans) = by_plain_calls(&make(), 8, micro_batches, 13);
         let make = make().devices(devices(link)).recompute(recompute).in_flight(in_flight).policy(policy);
         let mut trainer = make.steps(8).build().unwrap();
-        trainer.fit(&OneBatch { size: 13 }).unwrap();
+        trainer.fit(OneBatch { size: 13 }).unwrap();
         let found = trainer.snapshot().unwrap();
         prop_assert!(same(&found, &expected));
         prop_assert_eq!(trainer.plans(), &plans);
@@ -211,7 +212,7 @@ fn training_with_rounded_boundaries_learns() {
     let train = |dtype| {
         let builder = builder(4, None).strategy(Interlock::width(2)).optimizer(optimizer.clone()).batch_size(32);
         let mut trainer = builder.epochs(60).dtype(dtype).build().unwrap();
-        trainer.fit((&data, &data)).unwrap().final_scores
+        trainer.fit((data, data)).unwrap().final_scores
     };
     let (exact, rounded) = (train(ActivationDtype::F32), train(ActivationDtype::Bf16));
     assert_ne!(exact.loss, rounded.loss);
@@ -225,7 +226,8 @@ fn evaluations_in_between_change_nothing() {
         let mut trainer =
             builder(4, None).strategy(Interlock::width(2)).steps(20).eval_every(eval_every).build().unwrap();
         let validation = Spiral { examples: 31 };
-        let split = Split { train: &data, validation: eval_every.map(|_| &validation as &dyn Dataset) };
+        let split =
+            Split { train: Arc::new(data), validation: eval_every.map(|_| Arc::new(validation) as Arc<dyn Dataset>) };
         let report = trainer.fit(split).unwrap();
         (trainer.snapshot().unwrap(), report)
     };
@@ -242,9 +244,9 @@ fn training_learns_and_every_strategy_has_its_heads() {
         [Box::new(Interlock::width(1)) as Box<dyn Strategy>, Box::new(Interlock::width(2)), Box::new(EndToEnd)]
     {
         let mut trainer = builder(3, None).strategy_boxed(strategy).batch_size(30).epochs(60).build().unwrap();
-        let before = trainer.evaluate(&data).unwrap();
-        trainer.fit(&data).unwrap();
-        let after = trainer.evaluate(&data).unwrap();
+        let before = trainer.evaluate(data).unwrap();
+        trainer.fit(data).unwrap();
+        let after = trainer.evaluate(data).unwrap();
         assert_eq!(after.heads().len(), 3);
         for (before, after) in before.heads().iter().zip(after.heads()) {
             assert!(after.score.mean_loss() < before.score.mean_loss());
@@ -265,6 +267,7 @@ fn a_pipeline_stops_with_messages_on_their_way() {
             global_norm: false,
             first_step: 0,
             record: None,
+            stall_timeout: None,
         };
         let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings).unwrap();
         let micro_batches = vec![Spiral { examples: 3 }.batch(&[0, 1, 2], None).unwrap()];
@@ -307,6 +310,7 @@ fn a_snapshot_keeps_the_events_that_come_meanwhile() {
         global_norm: false,
         first_step: 0,
         record: None,
+        stall_timeout: None,
     };
     let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings).unwrap();
     let feed = |step| {

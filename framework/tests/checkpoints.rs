@@ -136,14 +136,14 @@ proptest! {
             builder
         };
         let mut whole = make().checkpoint(folder.path(), every(1)).build().unwrap();
-        let report = whole.fit((&DATA, &DATA)).unwrap();
+        let report = whole.fit((DATA, DATA)).unwrap();
         let expected = everything(&whole.checkpoint().unwrap());
         let found = checkpoints(folder.path());
         prop_assert_eq!(found.len(), 11);
 
         let mut after = make().resume(&found[at]).unwrap().build().unwrap();
         prop_assert_eq!(after.steps(), at as u64 + 1);
-        let resumed = after.fit((&DATA, &DATA)).unwrap();
+        let resumed = after.fit((DATA, DATA)).unwrap();
         prop_assert_eq!(everything(&after.checkpoint().unwrap()), expected);
         same_results(&resumed, &report);
     }
@@ -182,7 +182,7 @@ fn the_newest_checkpoints_and_the_best_weights_are_kept() {
     let config = CheckpointConfig { keep: 2, ..every(2) };
     let builder = builder(3, None).checkpoint(&run, config).attach("note.txt", "kept").callback(told.callback());
     let mut trainer = builder.steps(7).build().unwrap();
-    trainer.fit((&DATA, &DATA)).unwrap();
+    trainer.fit((DATA, DATA)).unwrap();
     assert_eq!(told.all(), ["2 in step-2", "4 in step-4", "6 in step-6", "7 in step-7"]);
     assert_eq!(checkpoints(&run), ["step-6", "step-7"].map(|name| run.join("checkpoints").join(name)));
     assert_eq!(fs::read_to_string(run.join("checkpoints/step-7/note.txt")).unwrap(), "kept");
@@ -197,7 +197,7 @@ fn the_newest_checkpoints_and_the_best_weights_are_kept() {
 fn a_stopped_fit_ends_with_a_checkpoint_and_makes_up_for_its_evaluation() {
     let folder = tempfile::tempdir().unwrap();
     let mut whole = builder(3, None).steps(9).build().unwrap();
-    let expected = whole.fit((&DATA, &DATA)).unwrap();
+    let expected = whole.fit((DATA, DATA)).unwrap();
     for (stop_at, on_stop) in [(2, true), (4, true), (4, false)] {
         let run = folder.path().join(format!("{stop_at}-{on_stop}"));
         let config = CheckpointConfig { on_stop, ..CheckpointConfig::default() };
@@ -216,7 +216,7 @@ fn a_stopped_fit_ends_with_a_checkpoint_and_makes_up_for_its_evaluation() {
             .steps(9)
             .build()
             .unwrap();
-        assert!(first.fit((&DATA, &DATA)).unwrap().stopped);
+        assert!(first.fit((DATA, DATA)).unwrap().stopped);
         if !on_stop {
             assert!(!run.join("checkpoints").exists());
             continue;
@@ -224,7 +224,7 @@ fn a_stopped_fit_ends_with_a_checkpoint_and_makes_up_for_its_evaluation() {
         let resumed = builder(3, None).callback(|_: &TrainEvent<'_>| {}).resume(&run).unwrap();
         let mut second = resumed.steps(9).build().unwrap();
         assert!((stop_at + 1..9).contains(&second.steps()));
-        same_results(&second.fit((&DATA, &DATA)).unwrap(), &expected);
+        same_results(&second.fit((DATA, DATA)).unwrap(), &expected);
         assert_eq!(bits(&second.snapshot().unwrap()), bits(&whole.snapshot().unwrap()));
     }
 }
@@ -232,7 +232,7 @@ fn a_stopped_fit_ends_with_a_checkpoint_and_makes_up_for_its_evaluation() {
 #[test]
 fn no_change_of_a_byte_is_accepted() {
     let folder = tempfile::tempdir().unwrap();
-    builder(2, None).checkpoint(folder.path(), every(9)).steps(2).build().unwrap().fit((&DATA, &DATA)).unwrap();
+    builder(2, None).checkpoint(folder.path(), every(9)).steps(2).build().unwrap().fit((DATA, DATA)).unwrap();
     let checkpoint = &checkpoints(folder.path())[0];
     let inner = checkpoint.join("state");
     let files: Vec<PathBuf> = [checkpoint, &inner]
@@ -279,7 +279,7 @@ fn no_change_of_a_byte_is_accepted() {
 fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_used() {
     let folder = tempfile::tempdir().unwrap();
     let make = || builder(3, None).checkpoint(folder.path(), CheckpointConfig { keep: 2, ..every(2) });
-    make().steps(6).build().unwrap().fit((&DATA, &DATA)).unwrap();
+    make().steps(6).build().unwrap().fit((DATA, DATA)).unwrap();
     let shard = folder.path().join("checkpoints/step-6/state/model-00002-of-00003.safetensors");
     fs::write(&shard, "no tensors").unwrap();
     let (resumed, warnings) = warnings::warnings_of(|| make().resume(folder.path()).unwrap());
@@ -290,9 +290,9 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_used() {
     );
     let mut trainer = resumed.steps(8).build().unwrap();
     assert_eq!(trainer.steps(), 4);
-    trainer.fit((&DATA, &DATA)).unwrap();
+    trainer.fit((DATA, DATA)).unwrap();
     let mut whole = builder(3, None).steps(8).build().unwrap();
-    whole.fit((&DATA, &DATA)).unwrap();
+    whole.fit((DATA, DATA)).unwrap();
     assert_eq!(bits(&trainer.snapshot().unwrap()), bits(&whole.snapshot().unwrap()));
     assert_eq!(
         checkpoints(folder.path()),
@@ -338,14 +338,14 @@ fn another_partition_gets_the_same_parameters_and_the_state_of_their_optimizers(
     for sgd in [true, false] {
         let run = folder.path().join(sgd.to_string());
         let mut trainer = make(&[1, 1, 2], sgd).checkpoint(&run, every(9)).steps(5).build().unwrap();
-        trainer.fit((&DATA, &DATA)).unwrap();
+        trainer.fit((DATA, DATA)).unwrap();
         let before = trainer.checkpoint().unwrap();
         for units in [&[2, 2][..], &[4], &[1, 1, 1, 1], &[2, 1, 1]] {
             let mut other = make(units, sgd).resume(&run).unwrap().steps(7).build().unwrap();
             let now = other.checkpoint().unwrap();
             assert_eq!(main(&now.weights), main(&before.weights));
             assert_eq!(states(&now), states(&before), "{units:?}");
-            assert_eq!(other.fit((&DATA, &DATA)).unwrap().steps, 7);
+            assert_eq!(other.fit((DATA, DATA)).unwrap().steps, 7);
             // And back.
             let again = other.checkpoint().unwrap();
             let back = make(&[1, 1, 2], sgd).resume_from(again.clone()).steps(8).build().unwrap().checkpoint().unwrap();
@@ -366,7 +366,7 @@ fn another_partition_gets_the_same_parameters_and_the_state_of_their_optimizers(
     }
     let run = folder.path().join("adaptive");
     let make = |stages| Plans::Adaptive.of(builder(4, None)).stages(stages).steps(3);
-    make(4).checkpoint(&run, every(1)).build().unwrap().fit((&DATA, &DATA)).unwrap();
+    make(4).checkpoint(&run, every(1)).build().unwrap().fit((DATA, DATA)).unwrap();
     let error = make(2).resume(&run).unwrap().build().map(drop).unwrap_err().to_string();
     assert!(error.contains("4 stages") && error.contains('2'), "{error}");
 }
@@ -382,14 +382,14 @@ fn a_fit_that_fails_ends_with_its_newest_capture() {
             .failures(FailuresConfig { snapshot_every: 2, ..FailuresConfig::default() })
             .checkpoint(&run, CheckpointConfig::default());
         let mut trainer = failing.steps(12).build().unwrap();
-        let error = trainer.fit((&DATA, &DATA)).unwrap_err().to_string();
+        let error = trainer.fit((DATA, DATA)).unwrap_err().to_string();
         assert!(error.contains("stage 1, step 7"), "{error}");
         assert_eq!(trainer.last_checkpoint().unwrap().steps(), 6);
         assert_eq!(checkpoints(&run).len(), 1);
         let mut rest = builder(3, None).eval_every(99).resume(&run).unwrap().steps(12).build().unwrap();
-        rest.fit((&DATA, &DATA)).unwrap();
+        rest.fit((DATA, DATA)).unwrap();
         let mut whole = builder(3, None).eval_every(99).steps(12).build().unwrap();
-        whole.fit((&DATA, &DATA)).unwrap();
+        whole.fit((DATA, DATA)).unwrap();
         assert_eq!(bits(&rest.snapshot().unwrap()), bits(&whole.snapshot().unwrap()));
     }
 }
@@ -402,7 +402,7 @@ fn training_goes_on_if_checkpoints_cannot_be_written() {
     fs::write(run.join("checkpoints"), "in the way").unwrap();
     let told = Told::default();
     let mut trainer = builder(3, None).checkpoint(&run, every(2)).callback(told.callback()).steps(4).build().unwrap();
-    assert_eq!(trainer.fit((&DATA, &DATA)).unwrap().steps, 4);
+    assert_eq!(trainer.fit((DATA, DATA)).unwrap().steps, 4);
     let told = told.all();
     assert!(
         told.len() == 2 && told.iter().all(|text| text.contains("failed: ") && text.contains("checkpoints")),
@@ -423,13 +423,7 @@ fn settings_out_of_range_are_refused_by_their_key() {
         refused(CheckpointConfig { every_minutes, ..CheckpointConfig::default() }, "checkpoint.every_minutes: ");
     }
     let none = CheckpointConfig { keep: 0, ..every(1) };
-    builder(2, None)
-        .checkpoint(folder.path().join("none"), none)
-        .steps(2)
-        .build()
-        .unwrap()
-        .fit((&DATA, &DATA))
-        .unwrap();
+    builder(2, None).checkpoint(folder.path().join("none"), none).steps(2).build().unwrap().fit((DATA, DATA)).unwrap();
     assert!(!folder.path().join("none").exists());
 }
 
@@ -437,11 +431,11 @@ fn settings_out_of_range_are_refused_by_their_key() {
 fn a_folder_with_checkpoints_of_another_run_is_refused_and_a_shorter_length_too() {
     let folder = tempfile::tempdir().unwrap();
     let make = || builder(3, None).checkpoint(folder.path(), every(2));
-    make().steps(4).build().unwrap().fit((&DATA, &DATA)).unwrap();
+    make().steps(4).build().unwrap().fit((DATA, DATA)).unwrap();
     let error = make().steps(4).build().map(drop).unwrap_err().to_string();
     assert!(error.contains("has a checkpoint after 4 steps, this run has made 0; continue from it"), "{error}");
     let mut shorter = make().resume(folder.path()).unwrap().steps(3).build().unwrap();
-    for error in [shorter.check((&DATA, &DATA)).unwrap_err(), shorter.fit((&DATA, &DATA)).map(drop).unwrap_err()] {
+    for error in [shorter.check((DATA, DATA)).unwrap_err(), shorter.fit((DATA, DATA)).map(drop).unwrap_err()] {
         assert_eq!(
             error.to_string(),
             "steps: the run would have 3 steps, and has made 4; give at least as many to continue it"
@@ -458,23 +452,23 @@ fn a_run_that_a_callback_has_ended_stays_ended_unless_it_gets_longer() {
         let builder = builder(3, None).eval_every(2).checkpoint(folder.path(), every(2));
         builder.callback(rule)
     };
-    let ended = make().steps(20).build().unwrap().fit((&DATA, &DATA)).unwrap();
+    let ended = make().steps(20).build().unwrap().fit((DATA, DATA)).unwrap();
     assert!(ended.steps < 20 && ended.stop_reason.is_some());
     let mut again = make().resume(folder.path()).unwrap().steps(20).build().unwrap();
-    let report = again.fit((&DATA, &DATA)).unwrap();
+    let report = again.fit((DATA, DATA)).unwrap();
     assert_eq!(
         (report.steps, report.stop_reason, report.final_scores),
         (ended.steps, ended.stop_reason, ended.final_scores)
     );
     let mut longer = make().resume(folder.path()).unwrap().steps(22).build().unwrap();
-    assert!(longer.fit((&DATA, &DATA)).unwrap().steps > ended.steps);
+    assert!(longer.fit((DATA, DATA)).unwrap().steps > ended.steps);
 }
 
 #[test]
 fn a_checkpoint_that_was_being_replaced_is_found() {
     let folder = tempfile::tempdir().unwrap();
     let make = || builder(3, None).checkpoint(folder.path(), CheckpointConfig { keep: 1, ..every(9) });
-    make().steps(4).build().unwrap().fit((&DATA, &DATA)).unwrap();
+    make().steps(4).build().unwrap().fit((DATA, DATA)).unwrap();
     let place = folder.path().join("checkpoints");
     for hidden in [".step-4.part", ".step-4.old"] {
         fs::rename(place.join("step-4"), place.join(hidden)).unwrap();

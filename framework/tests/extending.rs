@@ -39,6 +39,7 @@ fn perceptron() -> TrainerBuilder {
 }
 
 /// The input 1, as often as asked for.
+#[derive(Clone, Copy)]
 struct Ones;
 
 impl Dataset for Ones {
@@ -100,7 +101,7 @@ fn every_stage_and_every_head_has_an_own_instance_of_the_users_optimizer() {
         .steps(2)
         .build()
         .unwrap();
-    trainer.fit(&Ones).unwrap();
+    trainer.fit(Ones).unwrap();
     let weights = trainer.snapshot().unwrap();
     // w ← w/2 - 0.25, w ← w/2 - 0.5 and w ← w - 2·0.25, twice.
     assert_eq!(scalar(&weights, "s0.weight"), 0.125);
@@ -117,11 +118,11 @@ fn a_function_of_the_step_sets_the_learning_rate_of_every_stage() {
     let plain = OptimizerConfig { lr: 0.5, momentum: 0.0, ..OptimizerConfig::default() };
     let builder = || one_scalar().optimizer(plain.clone()).steps(3);
     let mut trainer = builder().lr_schedule(|step: u64| [1.0, 0.5, 0.25][step as usize]).build().unwrap();
-    trainer.fit(&Ones).unwrap();
+    trainer.fit(Ones).unwrap();
     // 1 - 0.5·(1 + 0.5 + 0.25)
     assert_eq!(scalar(&trainer.snapshot().unwrap(), "s0.weight"), 0.125);
     let error =
-        builder().lr_schedule(|step: u64| 1.0 - step as f64).build().unwrap().fit(&Ones).unwrap_err().to_string();
+        builder().lr_schedule(|step: u64| 1.0 - step as f64).build().unwrap().fit(Ones).unwrap_err().to_string();
     assert!(error.contains("step 2") && error.contains("lr_schedule: its factor is -1"), "{error}");
 }
 
@@ -143,7 +144,7 @@ fn evaluations_and_copies_use_the_moving_average_and_training_does_not() {
         })
         .build()
         .unwrap();
-    trainer.fit((&Ones, &Ones)).unwrap();
+    trainer.fit((Ones, Ones)).unwrap();
     // The loss is w. Training sees 1, 0.5, 0, -0.5; after its updates w is 0.5, 0, -0.5, -1 and the average none, 0, -0.25, -0.625.
     assert_eq!(*losses.lock().unwrap(), [1.0, 0.5, 0.5, 0.0, 0.0, -0.25, -0.5, -0.625]);
     assert_eq!(scalar(&trainer.snapshot().unwrap(), "s0.weight"), -0.625);
@@ -167,7 +168,7 @@ fn numbers(builder: TrainerBuilder) -> Vec<(usize, u64, u64, u64)> {
         })
         .build()
         .unwrap();
-    trainer.fit((&data, &data)).unwrap();
+    trainer.fit((data, data)).unwrap();
     let numbers = numbers.lock().unwrap().clone();
     assert_eq!(numbers.len(), 48);
     numbers
@@ -184,7 +185,7 @@ fn a_moving_average_changes_no_bit_of_training_and_frozen_parameters_stay() {
     let trained = |builder: TrainerBuilder| {
         let mut trainer = builder.optimizer(optimizer.clone()).build().unwrap();
         let before = bits(trainer.snapshot().unwrap());
-        trainer.fit(&data).unwrap();
+        trainer.fit(data).unwrap();
         (before, bits(trainer.snapshot().unwrap()))
     };
     let ((before, own), (_, average)) = (trained(perceptron()), trained(averaged()));
@@ -215,18 +216,18 @@ impl Callback for ThreeTimes {
 fn a_callback_ends_a_run_at_an_evaluation_and_the_report_tells_why() {
     let data = Spiral { examples: 48 };
     let mut trainer = perceptron().eval_every(2).callback(ThreeTimes::default()).build().unwrap();
-    let report = trainer.fit((&data, &data)).unwrap();
+    let report = trainer.fit((data, data)).unwrap();
     assert_eq!((report.steps, report.stopped, report.evaluated), (6, false, true));
     assert_eq!(report.stop_reason.as_deref(), Some("three times"));
     let mut six = perceptron().eval_every(2).steps(6).build().unwrap();
-    six.fit((&data, &data)).unwrap();
+    six.fit((data, data)).unwrap();
     assert_eq!(bits(trainer.snapshot().unwrap()), bits(six.snapshot().unwrap()));
     // It goes on where it ended.
     trainer.set_length(Length::Steps(6));
-    let report = trainer.fit((&data, &data)).unwrap();
+    let report = trainer.fit((data, data)).unwrap();
     assert_eq!((report.steps, report.stop_reason), (12, None));
     let mut whole = perceptron().eval_every(2).build().unwrap();
-    whole.fit((&data, &data)).unwrap();
+    whole.fit((data, data)).unwrap();
     assert_eq!(bits(trainer.snapshot().unwrap()), bits(whole.snapshot().unwrap()));
 }
 
@@ -243,7 +244,7 @@ impl Callback for Fails {
 
 #[test]
 fn an_error_of_a_callback_is_the_error_of_the_fit() {
-    let error = perceptron().callback(Fails).build().unwrap().fit(&Spiral { examples: 48 }).unwrap_err();
+    let error = perceptron().callback(Fails).build().unwrap().fit(Spiral { examples: 48 }).unwrap_err();
     assert!(matches!(&error, Error::Other(_)) && error.to_string() == "no disk", "{error}");
 }
 
@@ -259,13 +260,13 @@ fn early_stopping_ends_a_run_that_does_not_improve_and_needs_a_validation_set() 
             .steps(9)
             .callback(early(metric))
     };
-    let report = builder(Criterion::Loss).build().unwrap().fit((&Ones, &Ones)).unwrap();
+    let report = builder(Criterion::Loss).build().unwrap().fit((Ones, Ones)).unwrap();
     assert_eq!(report.steps, 4);
     let reason = report.stop_reason.unwrap();
     assert!(reason.starts_with("early stopping: the validation loss has not improved on 0 by more than 0"), "{reason}");
-    let error = builder(Criterion::Accuracy).build().unwrap().fit((&Ones, &Ones)).unwrap_err().to_string();
+    let error = builder(Criterion::Accuracy).build().unwrap().fit((Ones, Ones)).unwrap_err().to_string();
     assert!(error.starts_with("early_stopping.metric: the loss has no accuracy"), "{error}");
-    let error = builder(Criterion::Loss).eval_every(None).build().unwrap().fit(&Ones).unwrap_err().to_string();
+    let error = builder(Criterion::Loss).eval_every(None).build().unwrap().fit(Ones).unwrap_err().to_string();
     assert!(error.starts_with("early_stopping: there is no validation set"), "{error}");
 }
 
@@ -276,11 +277,11 @@ fn a_run_that_continues_from_a_strategys_state_decides_as_the_whole_run() {
     let optimizer = OptimizerConfig { lr: 0.05, momentum: 0.0, ..OptimizerConfig::default() };
     let builder = || perceptron().strategy(rule.clone()).optimizer(optimizer.clone());
     let mut whole = builder().steps(24).build().unwrap();
-    whole.fit(&data).unwrap();
+    whole.fit(data).unwrap();
     assert!(whole.plans().phases().len() > 2, "some widths have grown");
     for stopped_at in [1, 5, 6, 13] {
         let mut first = builder().steps(stopped_at).build().unwrap();
-        first.fit(&data).unwrap();
+        first.fit(data).unwrap();
         let state = first.strategy_state().unwrap();
         let mut second = builder()
             .initial_values(first.snapshot().unwrap())
@@ -289,7 +290,7 @@ fn a_run_that_continues_from_a_strategys_state_decides_as_the_whole_run() {
             .steps(24 - stopped_at)
             .build()
             .unwrap();
-        let report = second.fit(&data).unwrap();
+        let report = second.fit(data).unwrap();
         assert_eq!(report.steps, 24);
         assert_eq!(second.plans(), whole.plans(), "stopped at {stopped_at}");
         assert_eq!(second.strategy_state().unwrap(), whole.strategy_state().unwrap());

@@ -35,7 +35,7 @@ fn a_failure_anywhere_is_one_typed_error() {
                     let data = Spiral { examples: 21 };
                     let (done, result) = std::sync::mpsc::channel();
                     std::thread::spawn(move || {
-                        let error = trainer.fit(&data).unwrap_err();
+                        let error = trainer.fit(data).unwrap_err();
                         // The trainer says so again instead of hanging.
                         assert!(trainer.snapshot().is_err());
                         drop(trainer);
@@ -78,9 +78,9 @@ fn a_stage_that_cannot_be_built_is_an_error_of_the_builder() {
 fn an_empty_validation_set_is_refused_before_anything_is_trained() {
     let (train, empty) = (Spiral { examples: 21 }, Spiral { examples: 0 });
     let mut trainer = builder(2, None).steps(2).build().unwrap();
-    let refused = trainer.fit((&train, &empty)).unwrap_err().to_string();
+    let refused = trainer.fit((train, empty)).unwrap_err().to_string();
     assert!(refused.contains("validation set: it has no examples"), "{refused}");
-    assert_eq!(trainer.fit(&train).unwrap().steps, 2);
+    assert_eq!(trainer.fit(train).unwrap().steps, 2);
 }
 
 /// An error type of a user's data set.
@@ -96,6 +96,7 @@ impl std::fmt::Display for Unreadable {
 impl std::error::Error for Unreadable {}
 
 /// A data set that fails at one example.
+#[derive(Clone, Copy)]
 struct BadData {
     panics: bool,
 }
@@ -118,7 +119,7 @@ impl Dataset for BadData {
 fn data_that_fail_in_the_middle_end_the_run() {
     for panics in [false, true] {
         let mut trainer = builder(2, None).strategy(Interlock::width(2)).epochs(2).build().unwrap();
-        let error = trainer.fit(&BadData { panics }).unwrap_err();
+        let error = trainer.fit(BadData { panics }).unwrap_err();
         let Error::Failed(failure) = error else { panic!("{error}") };
         assert_eq!((failure.origin, failure.phase), (Origin::Data, Phase::Load));
         assert!(failure.to_string().ends_with("load: example 17 is unreadable") != panics, "{failure}");
@@ -138,7 +139,7 @@ fn data_that_fail_in_the_middle_end_the_run() {
 fn an_update_that_overflows_is_a_failure_not_a_result() {
     let optimizer = OptimizerConfig { lr: 1e39, momentum: 0.0, ..OptimizerConfig::default() };
     let mut trainer = builder(2, None).strategy(Interlock::width(2)).optimizer(optimizer).steps(1).build().unwrap();
-    let Error::Failed(failure) = trainer.fit(&Spiral { examples: 21 }).unwrap_err() else { panic!("no stage failed") };
+    let Error::Failed(failure) = trainer.fit(Spiral { examples: 21 }).unwrap_err() else { panic!("no stage failed") };
     assert_eq!((failure.step, failure.phase), (Some(0), Phase::Update), "{failure}");
 }
 
@@ -285,7 +286,7 @@ fn a_panic_anywhere_in_the_users_code_is_a_typed_error() {
             };
             let all = Panics(part);
             let builder = Trainer::builder(all.clone()).strategy(all.clone()).loss(all.clone()).callback(watches);
-            let ran = builder.stages(3).steps(4).build().and_then(|mut trainer| trainer.fit((&all, &all)));
+            let ran = builder.stages(3).steps(4).build().and_then(|mut trainer| trainer.fit((all.clone(), all)));
             done.send(ran.map(drop)).unwrap();
         });
         let ran = result.recv_timeout(Duration::from_secs(30)).expect("it ends in bounded time, without unwinding");

@@ -6,18 +6,14 @@
 
 #[path = "common/models.rs"]
 mod common;
+#[path = "common/held.rs"]
+mod held;
 
 use std::fs;
 
 use common::{Fault, How, Perceptron, Spiral, When};
+use held::held;
 use interlock::{CheckpointConfig, FailuresConfig, Interlock, OnFailure, Trainer};
-
-/// Threads, descriptors and resident bytes of this process.
-fn held() -> [usize; 3] {
-    let count = |folder: &str| fs::read_dir(folder).unwrap().count();
-    let pages: usize = fs::read_to_string("/proc/self/statm").unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-    [count("/proc/self/task"), count("/proc/self/fd"), pages * 4096]
-}
 
 #[test]
 fn trainings_in_one_process_leave_nothing_behind() {
@@ -34,7 +30,7 @@ fn trainings_in_one_process_leave_nothing_behind() {
         let builder =
             Trainer::builder(Perceptron { layers: 4, fault }).stages(4).strategy(Interlock::width(2)).batch_size(6);
         let mut trainer = builder.failures(failures).checkpoint(&run, checkpoints).steps(8).build().unwrap();
-        assert_eq!(trainer.fit((&data, &data)).is_ok(), number.is_multiple_of(3));
+        assert_eq!(trainer.fit((data, data)).is_ok(), number.is_multiple_of(3));
         drop(trainer);
         fs::remove_dir_all(run).unwrap();
     };

@@ -288,10 +288,10 @@ fn gradients_that_only_real_inputs_show_are_refused_before_the_first_step() {
             let builder = Trainer::builder(model).strategy(Pairwise).stages(stages);
             let builder = if matches!(model, Hidden::Head) { builder.probes() } else { builder };
             let mut trainer = builder.build().unwrap();
-            let error = trainer.check(&data).unwrap_err();
+            let error = trainer.check(data.clone()).unwrap_err();
             assert!(error.is_refusal() && error.to_string().contains(words), "{model:?}: {error}");
             assert!(error.to_string().contains("softmax_last_dim"), "{error}");
-            assert_eq!(trainer.fit(&data).unwrap_err().to_string(), error.to_string());
+            assert_eq!(trainer.fit(data.clone()).unwrap_err().to_string(), error.to_string());
             assert_eq!(trainer.steps(), 0);
         }
     }

@@ -259,10 +259,11 @@ impl ModelSpec for ByOperation {
 fn by_operation(operation: fn(&Tensor) -> interlock::Result<Tensor>, declared: usize) -> interlock::Error {
     let builder = Trainer::builder(ByOperation { operation, declared }).strategy(EndToEnd).stages(3).steps(1);
     let builder = builder.devices([Arc::new(PlainCpu) as Arc<dyn interlock::StageDevice>]).batch_size(2);
-    builder.build().and_then(|mut trainer| trainer.fit(&Threes)).map(|_| ()).unwrap_err()
+    builder.build().and_then(|mut trainer| trainer.fit(Threes)).map(|_| ()).unwrap_err()
 }
 
 /// Examples of three numbers.
+#[derive(Clone, Copy)]
 struct Threes;
 
 impl Dataset for Threes {

@@ -38,7 +38,7 @@ const DATA: Spiral = Spiral { examples: 40 };
 /// The bits of all weights after ten steps.
 fn train(strategy: impl Strategy + 'static, heads: HeadsConfig) -> BTreeMap<String, Vec<u32>> {
     let mut trainer = builder(strategy, heads).build().unwrap();
-    trainer.fit(&DATA).unwrap();
+    trainer.fit(DATA).unwrap();
     let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
     let weights = trainer.snapshot().unwrap().into_iter();
     weights.map(|(name, value)| (name, bits(value.flatten_all().unwrap().to_vec1().unwrap()))).collect()
@@ -145,7 +145,7 @@ fn adaptive_widths_move_to_the_heads_that_there_are() {
         trainer.plans().phases().iter().map(of).collect()
     };
     let mut trainer = builder(rule(), every(2)).build().unwrap();
-    trainer.fit(&DATA).unwrap();
+    trainer.fit(DATA).unwrap();
     let expected = [
         (0, vec![1, 1, 3, 3], vec![Some(3), Some(3), None, None]),
         // Stage 0 reaches loss 2, which does not exist, and measures loss 3 again.
@@ -159,11 +159,11 @@ fn adaptive_widths_move_to_the_heads_that_there_are() {
     );
     // Another trainer continues from its state to the same plans.
     let mut first = builder(rule(), every(2)).steps(2).build().unwrap();
-    first.fit(&DATA).unwrap();
+    first.fit(DATA).unwrap();
     let restored = builder(rule(), every(2)).initial_values(first.snapshot().unwrap()).restore(first.state().unwrap());
     let mut second = restored.steps(8).build().unwrap();
     assert_eq!(phases(&second), expected[..2]);
-    second.fit(&DATA).unwrap();
+    second.fit(DATA).unwrap();
     assert_eq!(phases(&second), expected);
 }
 

@@ -25,7 +25,7 @@ fn builder() -> TrainerBuilder {
 
 fn trained() -> Trainer {
     let mut trainer = builder().build().unwrap();
-    trainer.fit(&Spiral { examples: 60 }).unwrap();
+    trainer.fit(Spiral { examples: 60 }).unwrap();
     trainer
 }
 
@@ -41,7 +41,7 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
 #[test]
 fn a_predictor_gives_at_every_head_what_an_evaluation_scores() {
     let mut trainer = trained();
-    let evaluation = trainer.evaluate(&Spiral { examples: 60 }).unwrap();
+    let evaluation = trainer.evaluate(Spiral { examples: 60 }).unwrap();
     let mut predictor = trainer.predictor().unwrap();
     let (inputs, targets) = inputs();
     assert_eq!(predictor.heads(), [0, 1, 2]);
@@ -53,7 +53,7 @@ fn a_predictor_gives_at_every_head_what_an_evaluation_scores() {
     let last = predictor.predict(&inputs).unwrap();
     assert_eq!(bits(&last), bits(&predictor.predict_at(2, &inputs).unwrap()));
     // Later training does not change it.
-    trainer.fit(&Spiral { examples: 60 }).unwrap();
+    trainer.fit(Spiral { examples: 60 }).unwrap();
     assert_eq!(bits(&last), bits(&predictor.predict(&inputs).unwrap()));
     assert_ne!(bits(&last), bits(&trainer.predictor().unwrap().predict(&inputs).unwrap()));
 }
@@ -282,7 +282,7 @@ fn cut(units_per_stage: &[usize]) -> TrainerBuilder {
 /// Trained weights with heads after units 1 and 3, after a trip through files.
 fn weights_of_three_pairs() -> Weights {
     let mut trainer = cut(&[2, 2, 2]).build().unwrap();
-    trainer.fit(&Spiral { examples: 60 }).unwrap();
+    trainer.fit(Spiral { examples: 60 }).unwrap();
     let folder = tempfile::tempdir().unwrap();
     trainer.snapshot().unwrap().save(folder.path()).unwrap();
     let weights = Weights::load(folder.path()).unwrap();

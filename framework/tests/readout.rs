@@ -39,6 +39,7 @@ fn same(a: &Weights, b: &Weights) -> bool {
 }
 
 /// Gives the same batch whatever is asked for.
+#[derive(Clone)]
 struct OneBatch(Batch);
 
 impl Dataset for OneBatch {
@@ -152,7 +153,7 @@ proptest! {
         let expected = by_plain_calls(&make(), 12, micro_batches, &spiral(13)).pop().unwrap();
         let make = make().devices(devices(link)).in_flight(in_flight).policy(policy);
         let mut trainer = make.steps(12).build().unwrap();
-        trainer.fit(&spiral(13)).unwrap();
+        trainer.fit(spiral(13)).unwrap();
         prop_assert!(same(&trainer.snapshot().unwrap(), &expected));
     }
 }
@@ -170,9 +171,9 @@ fn a_run_in_two_parts_is_one_run_and_predictors_use_the_version_in_force() {
                 .batch_size(13)
         };
         let mut whole = make().steps(20).build().unwrap();
-        whole.fit(&data).unwrap();
+        whole.fit(data.clone()).unwrap();
         let mut half = make().steps(first).build().unwrap();
-        half.fit(&data).unwrap();
+        half.fit(data.clone()).unwrap();
         let (weights, state) = (half.snapshot().unwrap(), half.state().unwrap());
         let folder = tempfile::tempdir().unwrap();
         state.tensors.save(folder.path()).unwrap();
@@ -182,7 +183,7 @@ fn a_run_in_two_parts_is_one_run_and_predictors_use_the_version_in_force() {
         assert!(same(&other.snapshot().unwrap(), &weights), "{refresh} {first}");
         let scores = |trainer: &mut Trainer| {
             trainer
-                .evaluate(&data)
+                .evaluate(data.clone())
                 .unwrap()
                 .heads()
                 .iter()
@@ -190,7 +191,7 @@ fn a_run_in_two_parts_is_one_run_and_predictors_use_the_version_in_force() {
                 .collect::<Vec<_>>()
         };
         assert_eq!(scores(&mut other), scores(&mut half));
-        other.fit(&data).unwrap();
+        other.fit(data.clone()).unwrap();
         assert!(same(&other.snapshot().unwrap(), &whole.snapshot().unwrap()), "{refresh} {first}");
 
         // The same from the trainer and from its weights, and as the evaluation scores it.
@@ -200,7 +201,7 @@ fn a_run_in_two_parts_is_one_run_and_predictors_use_the_version_in_force() {
         let mut own = make().heads(HeadsConfig { train: HeadsTrained::All, ..HeadsConfig::default() });
         own = own.ema(None);
         let mut own = own.predictor(whole.snapshot().unwrap()).unwrap();
-        let evaluation = whole.evaluate(&data).unwrap();
+        let evaluation = whole.evaluate(data.clone()).unwrap();
         for (k, head) in evaluation.heads().iter().enumerate() {
             let output = predictor.predict_at(k, inputs.clone()).unwrap();
             assert_eq!(bits(&output), bits(&saved.predict_at(k, inputs.clone()).unwrap()));
@@ -220,7 +221,7 @@ fn a_run_from_a_later_step_begins_with_its_own_matrix() {
     let mut trainer = make().initial_values(Arc::clone(&start)).first_step(7).steps(2).build().unwrap();
     let mut matrices = vec![(7, bits(&start["layers.2.weight"]))];
     for expected in [7, 7, 8, 12] {
-        trainer.fit(&data).unwrap();
+        trainer.fit(data.clone()).unwrap();
         let now = trainer.snapshot().unwrap();
         matrices.push((trainer.steps(), bits(&now["layers.2.weight"])));
         // Steps 9, 11, 13 and 17 use versions 7 (4 is before the run), 7, 8 and 12, of which 8 and 12 are not in the list.
@@ -240,11 +241,11 @@ fn states_of_other_readouts_are_refused() {
     let make = |heads: HeadsConfig| builder(2, None).heads(heads).in_flight(1).batch_size(13).steps(5);
     let refused = |then: HeadsConfig, now: HeadsConfig| {
         let mut trainer = make(then).build().unwrap();
-        trainer.fit(&data).unwrap();
+        trainer.fit(data).unwrap();
         let (weights, state) = (trainer.snapshot().unwrap(), trainer.state().unwrap());
         make(now).initial_values(weights).restore(state).build().err().unwrap().to_string()
     };
-    let error = refused(shared(2), shared(3));
+    let error = refused.clone()(shared(2), shared(3));
     assert!(
         error.contains(
             "shares its readout, refreshed every 2 steps, in this run it shares its readout, refreshed every 3"
@@ -272,6 +273,7 @@ fn versions_travel_once_over_each_boundary_that_needs_them() {
             global_norm: false,
             first_step: 0,
             record: None,
+            stall_timeout: None,
         };
         let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings).unwrap();
         for step in 0..9 {
@@ -390,7 +392,7 @@ fn heads_by_autograd_share_too() {
     let make = || Trainer::builder(model()).strategy(Local).stages(3).heads(shared(3)).in_flight(1).batch_size(13);
     let expected = by_plain_calls(&make(), 8, 1, &spiral(13)).pop().unwrap();
     let mut trainer = make().steps(8).build().unwrap();
-    trainer.fit(&spiral(13)).unwrap();
+    trainer.fit(spiral(13)).unwrap();
     assert!(same(&trainer.snapshot().unwrap(), &expected));
 }
 
@@ -398,5 +400,5 @@ fn heads_by_autograd_share_too() {
 fn without_heads_nothing_is_shared() {
     let heads = HeadsConfig { train: HeadsTrained::Needed, ..shared(2) };
     let mut trainer = builder(3, None).strategy(EndToEnd).heads(heads).steps(3).batch_size(13).build().unwrap();
-    trainer.fit(&spiral(13)).unwrap();
+    trainer.fit(spiral(13)).unwrap();
 }

@@ -179,7 +179,7 @@ impl Events {
 fn outcome(builder: TrainerBuilder) -> (Bits, Bits, Vec<String>, Vec<String>) {
     let events = Events::default();
     let mut trainer = builder.callback(events.callback()).build().unwrap();
-    assert_eq!(trainer.fit((&DATA, &DATA)).unwrap().steps, 11);
+    assert_eq!(trainer.fit((DATA, DATA)).unwrap().steps, 11);
     let (told, failures) = events.take();
     (bits(&trainer.snapshot().unwrap()), bits(&trainer.state().unwrap().tensors), told, failures)
 }
@@ -256,7 +256,7 @@ fn a_left_out_first_step_equals_a_run_that_begins_after_it() {
     let plain = |faults| builder(faults).ema(None).lr_schedule(LrScheduleConfig::default()).failures(skipping(2));
     let (weights, ..) = outcome(plain(vec![Fault::new(1, 0, How::NotANumber, true, 9)]));
     let mut later = plain(Vec::new()).first_step(1).steps(10).build().unwrap();
-    later.fit((&DATA, &DATA)).unwrap();
+    later.fit((DATA, DATA)).unwrap();
     assert_eq!(bits(&later.snapshot().unwrap()), weights);
 }
 
@@ -264,7 +264,7 @@ fn a_left_out_first_step_equals_a_run_that_begins_after_it() {
 fn a_failure_that_comes_back_ends_the_run_as_do_too_many() {
     let failed = |faults: Vec<Fault>, config: FailuresConfig| {
         let mut trainer = builder(faults).failures(config).build().unwrap();
-        trainer.fit((&DATA, &DATA)).unwrap_err().to_string()
+        trainer.fit((DATA, DATA)).unwrap_err().to_string()
     };
     let error = failed(vec![Fault::new(1, 5, How::Panic, false, 2)], restarting(2));
     assert!(error.contains("stage 1, step 5") && error.contains("the fault that was asked for"), "{error}");
@@ -314,7 +314,7 @@ fn a_run_goes_on_after_a_failure_of_its_data_set() {
         let data = FailsOnce { calls: AtomicU64::new(0), at, panics };
         let mut trainer = builder(Vec::new()).failures(restarting(2)).build().unwrap();
         // The rehearsal of a data set reads a few examples without augmentation.
-        trainer.fit((&data, &DATA)).unwrap();
+        trainer.fit((data, DATA)).unwrap();
         assert_eq!(bits(&trainer.snapshot().unwrap()), weights, "at {at}");
     }
 }
@@ -332,14 +332,14 @@ fn a_run_that_was_asked_to_stop_repeats_what_was_told_before_it_stops() {
     let expected = {
         let stopper = Stopper::new();
         let mut trainer = stopping(&stopper, Vec::new()).build().unwrap();
-        (trainer.fit((&DATA, &DATA)).unwrap().steps, bits(&trainer.snapshot().unwrap()))
+        (trainer.fit((DATA, DATA)).unwrap().steps, bits(&trainer.snapshot().unwrap()))
     };
     assert!(expected.0 >= 8);
     // A step that has been fed fails when the run has been asked to stop.
     for step in 8..expected.0 {
         let stopper = Stopper::new();
         let mut trainer = stopping(&stopper, vec![Fault::new(2, step, How::Panic, false, 1)]).build().unwrap();
-        let report = trainer.fit((&DATA, &DATA)).unwrap();
+        let report = trainer.fit((DATA, DATA)).unwrap();
         assert!(report.stopped && report.steps >= 8, "{}", report.steps);
     }
 }

@@ -121,26 +121,26 @@ fn through_files(state: &TrainerState) -> TrainerState {
 
 /// Compares what a trainer comes to in ten steps with what two come to, of which the first trains `first` steps.
 fn compare(builder: impl Fn() -> TrainerBuilder, first: u64) {
-    compare_on((&DATA, &DATA).into(), builder, first);
+    compare_on(&(DATA, DATA).into(), builder, first);
 }
 
-fn compare_on(data: Split<'_>, builder: impl Fn() -> TrainerBuilder, first: u64) {
+fn compare_on(data: &Split, builder: impl Fn() -> TrainerBuilder, first: u64) {
     let mut whole = builder().steps(10).build().unwrap();
-    let report = whole.fit(data).unwrap();
+    let report = whole.fit(data.clone()).unwrap();
 
     let mut before = builder().steps(first).build().unwrap();
-    before.fit(data).unwrap();
+    before.fit(data.clone()).unwrap();
     let (weights, state) = (before.snapshot().unwrap(), through_files(&before.state().unwrap()));
     assert_eq!(state.steps(), first);
     // Neither changes the other, and a state can be taken twice.
     before.set_length(Length::Steps(2));
-    before.fit(data).unwrap();
+    before.fit(data.clone()).unwrap();
 
     let resumed = || builder().initial_values(weights.clone()).restore(state.clone());
     assert!(resumed().first_step(first).layout().is_ok());
     let mut after = resumed().steps(10 - first).build().unwrap();
     assert_eq!(after.steps(), first);
-    let resumed = after.fit(data).unwrap();
+    let resumed = after.fit(data.clone()).unwrap();
     assert_eq!(everything(&after), everything(&whole), "after {first} steps");
     assert_eq!(after.plans(), whole.plans());
     assert_eq!((resumed.steps, resumed.final_scores, resumed.best), (10, report.final_scores, report.best));
@@ -174,7 +174,7 @@ fn training_continues_to_the_bit_under_the_adaptive_strategy() {
         compare(|| own(builder().strategy(adaptive())), first);
     }
     let mut trainer = momentum(builder().strategy(adaptive())).steps(10).build().unwrap();
-    trainer.fit((&DATA, &DATA)).unwrap();
+    trainer.fit((DATA, DATA)).unwrap();
     assert!(trainer.plans().phases().len() > 1, "a stage has been widened");
 }
 
@@ -182,7 +182,7 @@ fn training_continues_to_the_bit_under_the_adaptive_strategy() {
 fn training_continues_to_the_bit_without_evaluations_and_on_asynchronous_devices() {
     for first in [1, 5] {
         for optimizer in [momentum, adamw, own] {
-            compare_on((&DATA).into(), || optimizer(without_validation()), first);
+            compare_on(&DATA.into(), || optimizer(without_validation()), first);
             compare(|| optimizer(builder()).devices(behind::each(3, behind::When::Polled(2))), first);
         }
     }
@@ -192,7 +192,7 @@ fn training_continues_to_the_bit_without_evaluations_and_on_asynchronous_devices
 fn weights_alone_do_not_continue_to_the_bit() {
     let trained = |builder: TrainerBuilder, steps| {
         let mut trainer = builder.steps(steps).build().unwrap();
-        trainer.fit((&DATA, &DATA)).unwrap();
+        trainer.fit((DATA, DATA)).unwrap();
         trainer
     };
     for optimizer in [momentum, adamw, own] {
@@ -210,13 +210,13 @@ fn early_stopping_counts_the_evaluations_of_both_trainers() {
     // After the first evaluation none is better by 100.
     let builder = || momentum(builder().callback(early(6, 100.0))).steps(20);
     let mut whole = builder().build().unwrap();
-    let expected = whole.fit((&DATA, &DATA)).unwrap();
+    let expected = whole.fit((DATA, DATA)).unwrap();
     assert_eq!(expected.steps, 7);
     let mut before = builder().steps(5).build().unwrap();
-    before.fit((&DATA, &DATA)).unwrap();
+    before.fit((DATA, DATA)).unwrap();
     let (weights, state) = (before.snapshot().unwrap(), before.state().unwrap());
     let mut after = builder().initial_values(weights).restore(state).build().unwrap();
-    let report = after.fit((&DATA, &DATA)).unwrap();
+    let report = after.fit((DATA, DATA)).unwrap();
     assert_eq!((report.steps, report.stop_reason), (7, expected.stop_reason));
     assert_eq!(everything(&after), everything(&whole));
 }
@@ -225,7 +225,7 @@ fn early_stopping_counts_the_evaluations_of_both_trainers() {
 fn a_restored_trainer_begins_a_new_epoch_of_other_data() {
     let epochs = |trainer: &mut Trainer, data: &Spiral| {
         trainer.set_length(Length::Steps(1));
-        trainer.fit((data, data)).unwrap();
+        trainer.fit((*data, *data)).unwrap();
         serde_json::to_value(trainer.state().unwrap()).unwrap()["position"].clone()
     };
     let mut before = momentum(builder()).build().unwrap();
@@ -250,7 +250,7 @@ impl Callback for Watches {
 #[test]
 fn the_state_of_another_run_is_refused_by_name() {
     let mut trainer = momentum(builder()).steps(3).build().unwrap();
-    trainer.fit((&DATA, &DATA)).unwrap();
+    trainer.fit((DATA, DATA)).unwrap();
     let (weights, state) = (trainer.snapshot().unwrap(), trainer.state().unwrap());
     let refused = |builder: TrainerBuilder, words: &str| {
         let error = builder.build().map(drop).unwrap_err().to_string();
@@ -298,7 +298,7 @@ fn the_state_of_another_run_is_refused_by_name() {
     let short = Tensor::new(&[1.0_f32], &Device::Cpu).unwrap();
     other.tensors.insert("optimizer.0.main.velocity.layers.0.weight", short);
     let mut trainer = from(other).build().unwrap();
-    let error = trainer.fit((&DATA, &DATA)).unwrap_err().to_string();
+    let error = trainer.fit((DATA, DATA)).unwrap_err().to_string();
     assert!(error.contains("optimizer state of layers.0.weight: it has 1 values; the parameter has 16"), "{error}");
 
     let mut text = serde_json::to_value(&state).unwrap();

@@ -14,8 +14,8 @@ fn train() -> Weights {
     let data = Spiral { examples: 20 };
     let model = Perceptron { layers: 3, fault: None };
     let mut trainer = Trainer::builder(model).stages(3).batch_size(8).epochs(2).seed(1).build().unwrap();
-    assert_eq!(trainer.fit((&data, &data)).unwrap().steps, 6);
-    assert_eq!(trainer.evaluate(&data).unwrap().last().score.count, 20.0);
+    assert_eq!(trainer.fit((data, data)).unwrap().steps, 6);
+    assert_eq!(trainer.evaluate(data).unwrap().last().score.count, 20.0);
     let inputs = candle_core::Tensor::zeros((1, 2), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
     assert_eq!(trainer.predictor().unwrap().predict(&inputs).unwrap().dims(), [1, 3]);
     trainer.snapshot().unwrap()

@@ -132,7 +132,7 @@ fn sizes(builder: TrainerBuilder, data: &Spiral) -> (Vec<usize>, Vec<String>, We
     };
     let mut trainer = builder.build().unwrap();
     trainer.callback(watch);
-    let (report, warnings) = warnings_of(|| trainer.fit(data));
+    let (report, warnings) = warnings_of(|| trainer.fit(*data));
     report.unwrap();
     let sizes = sizes.lock().unwrap().clone();
     (sizes, warnings, trainer.snapshot().unwrap())
@@ -180,10 +180,10 @@ fn micro_batches_that_are_too_small_are_refused_before_anything_is_trained() {
         let data = Spiral { examples };
         let mut trainer = builder.build().unwrap();
         let before = trainer.snapshot().unwrap();
-        let error = trainer.check(&data).unwrap_err();
+        let error = trainer.check(data).unwrap_err();
         let text = error.to_string();
         assert!(error.is_refusal() && parts.iter().all(|part| text.contains(part)), "{text}");
-        assert_eq!(trainer.fit(&data).unwrap_err().to_string(), text);
+        assert_eq!(trainer.fit(data).unwrap_err().to_string(), text);
         let same = |(name, tensor): (&str, &Tensor)| {
             let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             bits(tensor) == bits(before.get(name).unwrap())
@@ -198,8 +198,8 @@ fn micro_batches_that_are_too_small_are_refused_before_anything_is_trained() {
     refused(builder(Norm::OverImages).batch_size(1), 9, &[needs, "one value a channel"]);
     let mut trainer = refused(norm(), 1, &["training set: it has 1 example;", "give at least 2"]);
     // The trainer can still be used.
-    trainer.check(&NINE).unwrap();
-    assert_eq!(trainer.fit(&NINE).unwrap().steps, 2);
+    trainer.check(NINE).unwrap();
+    assert_eq!(trainer.fit(NINE).unwrap().steps, 2);
 }
 
 #[test]
@@ -209,8 +209,8 @@ fn errors_of_the_model_and_the_data_stay_where_they_arise() {
     let targets = Tensor::zeros(9, DType::U32, &Device::Cpu).unwrap();
     let wide = InMemory::new(tensor((9, 5)), targets).unwrap();
     let mut trainer = builder(Norm::InUnit(1)).build().unwrap();
-    trainer.check(&wide).unwrap();
-    let error = trainer.fit(&wide).unwrap_err().to_string();
+    trainer.check(wide.clone()).unwrap();
+    let error = trainer.fit(wide).unwrap_err().to_string();
     assert!(error.contains("stage 0, step 0") && error.contains("shape mismatch"), "{error}");
 }
 
@@ -219,7 +219,7 @@ fn trainer_that_continues_keeps_the_joined_batches() {
     let build = || builder(Norm::InUnit(1)).steps(5);
     let (_, _, whole) = sizes(build(), &NINE);
     let mut first = build().steps(3).build().unwrap();
-    first.fit(&NINE).unwrap();
+    first.fit(NINE).unwrap();
     let (state, weights) = (first.state().unwrap(), first.snapshot().unwrap());
     let (steps, _, restored) = sizes(build().initial_values(weights).restore(state).steps(2), &NINE);
     assert_eq!(steps, [5, 4]);

@@ -13,7 +13,7 @@ use std::sync::{
 use candle_core::Tensor;
 use common::{Perceptron, Spiral};
 use interlock::{
-    Batch, Dataset, Interlock, Key, Length, LrScheduleConfig, Report, Result, Split, Stopper, TrainEvent, Trainer,
+    Batch, Dataset, Interlock, Key, Length, LrScheduleConfig, Report, Result, Stopper, TrainEvent, Trainer,
     TrainerBuilder, Weights,
 };
 
@@ -52,9 +52,9 @@ fn same(a: &Weights, b: &Weights) {
     }
 }
 
-fn whole(builder: TrainerBuilder, data: &dyn Dataset) -> (Weights, Report) {
+fn whole(builder: TrainerBuilder, data: Spiral) -> (Weights, Report) {
     let mut trainer = builder.build().unwrap();
-    let report = trainer.fit(Split { train: data, validation: None }).unwrap();
+    let report = trainer.fit(data).unwrap();
     (trainer.snapshot().unwrap(), report)
 }
 
@@ -64,15 +64,15 @@ fn the_parameters_are_those_of_a_run_of_that_many_steps() {
     for width in [1, 2, 4] {
         let stopper = Stopper::new();
         let mut trainer = builder(width).stop_on(&stopper).callback(asks(&stopper, 5)).build().unwrap();
-        let report = trainer.fit(&data).unwrap();
+        let report = trainer.fit(data).unwrap();
         // The step, and those that had been fed by then: one in each stage at the most, and the two that are handed over ahead.
         assert!(report.stopped && (5..STEPS).contains(&report.steps), "{}", report.steps);
         assert_eq!((trainer.steps(), stopper.is_requested()), (report.steps, false));
-        let (expected, other) = whole(builder(width).steps(report.steps), &data);
+        let (expected, other) = whole(builder(width).steps(report.steps), data);
         same(&trainer.snapshot().unwrap(), &expected);
         assert!(!other.stopped);
         assert_eq!((report.final_scores, report.evaluated), (other.final_scores, false));
-        assert_eq!(trainer.evaluate(&data).unwrap().heads().len(), 4);
+        assert_eq!(trainer.evaluate(data).unwrap().heads().len(), 4);
     }
 }
 
@@ -83,12 +83,12 @@ fn the_steps_that_are_left_end_where_the_whole_run_ends() {
     let stopper = Stopper::new();
     let mut trainer =
         builder(3).lr_schedule(cosine.clone()).stop_on(&stopper).callback(asks(&stopper, 7)).build().unwrap();
-    let first = trainer.fit(&data).unwrap();
+    let first = trainer.fit(data).unwrap();
     assert!(first.stopped);
     trainer.set_length(Length::Steps(STEPS - first.steps));
-    let second = trainer.fit(&data).unwrap();
+    let second = trainer.fit(data).unwrap();
     assert_eq!((second.steps, second.stopped), (STEPS, false));
-    same(&trainer.snapshot().unwrap(), &whole(builder(3).lr_schedule(cosine), &data).0);
+    same(&trainer.snapshot().unwrap(), &whole(builder(3).lr_schedule(cosine), data).0);
 }
 
 #[test]
@@ -98,16 +98,17 @@ fn who_asks_before_the_run_gets_none_and_the_next_one_goes_on() {
     let before = trainer.snapshot().unwrap();
     trainer.stopper().stop();
     // An evaluation by itself is no run.
-    assert_eq!(trainer.evaluate(&data).unwrap().last().score.count, 50.0);
-    let report = trainer.fit((&data, &data)).unwrap();
+    assert_eq!(trainer.evaluate(data).unwrap().last().score.count, 50.0);
+    let report = trainer.fit((data, data)).unwrap();
     assert_eq!((report.steps, report.stopped, report.evaluated), (0, true, false));
     assert_eq!(report.final_scores.loss, None, "nothing was scored");
     same(&trainer.snapshot().unwrap(), &before);
-    let report = trainer.fit((&data, &data)).unwrap();
+    let report = trainer.fit((data, data)).unwrap();
     assert_eq!((report.steps, report.stopped, report.evaluated), (STEPS, false, true));
 }
 
 /// Asks when a batch of these numbers is taken, and counts batches.
+#[derive(Clone)]
 struct Asking {
     stopper: Stopper,
     at: usize,
@@ -146,21 +147,21 @@ fn an_evaluation_ends_after_what_was_fed_and_is_left_out() {
         })
         .build()
         .unwrap();
-    let report = trainer.fit(Split { train: &data, validation: Some(&validation) }).unwrap();
+    let report = trainer.fit((data, validation)).unwrap();
     assert_eq!((report.steps, report.stopped, report.evaluated), (4, true, false));
     assert_eq!(evaluated.load(Ordering::Relaxed), 0);
     // Of its 50 batches those up to the eleventh, and the few that were handed over ahead.
     assert!((11..30).contains(&taken.load(Ordering::Relaxed)), "{taken:?}");
-    let (expected, other) = whole(builder(2).steps(4), &data);
+    let (expected, other) = whole(builder(2).steps(4), data);
     same(&trainer.snapshot().unwrap(), &expected);
     assert_eq!(report.final_scores, other.final_scores);
     // The rest of the run, with all of its evaluations, the one that was left out included.
     let validation = Spiral { examples: 20 };
     trainer.set_length(Length::Steps(STEPS - 4));
-    let report = trainer.fit((&data, &validation)).unwrap();
+    let report = trainer.fit((data, validation)).unwrap();
     assert_eq!((report.steps, report.stopped, report.evaluated), (STEPS, false, true));
     assert_eq!(evaluated.load(Ordering::Relaxed), 5);
-    same(&trainer.snapshot().unwrap(), &whole(builder(2), &data).0);
+    same(&trainer.snapshot().unwrap(), &whole(builder(2), data).0);
 }
 
 #[test]
@@ -178,15 +179,15 @@ fn a_request_at_the_end_of_an_evaluation_keeps_it() {
         })
         .build()
         .unwrap();
-    let report = trainer.fit((&data, &data)).unwrap();
+    let report = trainer.fit((data, data)).unwrap();
     assert_eq!((report.steps, report.stopped, report.evaluated), (12, true, true));
-    assert_eq!(report.final_scores.accuracy, trainer.evaluate(&data).unwrap().last().score.accuracy());
+    assert_eq!(report.final_scores.accuracy, trainer.evaluate(data).unwrap().last().score.accuracy());
 }
 
 #[test]
 fn reports_of_older_runs_were_not_stopped() {
     let data = Spiral { examples: 50 };
-    let mut value = serde_json::to_value(whole(builder(2).steps(1), &data).1).unwrap();
+    let mut value = serde_json::to_value(whole(builder(2).steps(1), data).1).unwrap();
     value.as_object_mut().unwrap().remove("stopped").unwrap();
     assert!(!serde_json::from_value::<Report>(value).unwrap().stopped);
 }

@@ -8,7 +8,7 @@ mod common;
 use candle_core::Tensor;
 use common::{Perceptron, Spiral};
 use interlock::{
-    ClipConfig, ClipScope, GradientPlan, Interlock, Split, Strategy, Trainer, TrainerBuilder,
+    ClipConfig, ClipScope, GradientPlan, Interlock, Strategy, Trainer, TrainerBuilder,
     tools::{
         schedule::{Action, PolicyName},
         timeline::{Span, Timeline},
@@ -35,7 +35,7 @@ fn builder(policy: PolicyName, strategy: Interlock) -> TrainerBuilder {
 fn run(builder: TrainerBuilder) -> (interlock::Weights, Option<Timeline>) {
     let (train, validation) = (Spiral { examples: 60 }, Spiral { examples: 20 });
     let mut trainer = builder.build().unwrap();
-    trainer.fit(Split { train: &train, validation: Some(&validation) }).unwrap();
+    trainer.fit((train, validation)).unwrap();
     (trainer.snapshot().unwrap(), trainer.timeline())
 }
 

@@ -36,6 +36,7 @@ fn follows(plan: &GradientPlan) -> Vec<usize> {
 }
 
 /// The input 1, as often as asked for.
+#[derive(Clone, Copy)]
 struct Ones;
 
 impl Dataset for Ones {
@@ -95,7 +96,7 @@ fn a_stage_widens_where_gradients_are_opposed_and_nowhere_else() {
                 })
                 .build()
                 .unwrap();
-            let report = trainer.fit(&Ones).unwrap();
+            let report = trainer.fit(Ones).unwrap();
             let Seen { changes, cosines } = &*seen.lock().unwrap();
             // Stages 0 and 2 were opposed in steps 0 and 2. Then stage 0 follows l_1, which agrees with l_2; stage 2 follows the last.
             assert_eq!(changes, &[(4, vec![1, 1, 3, 3])]);
@@ -127,15 +128,15 @@ fn a_run_that_goes_on_keeps_its_widths() {
     let rule = Adaptive { every: 1, window: 1, below: 0.0, width: 1, max_width: Some(2) };
     let mut trainer = signs([1.0, -1.0, 1.0]).strategy(rule).steps(1).build().unwrap();
     for expected in [[0, 1, 2, 3], [1, 2, 2, 3], [1, 2, 2, 3]] {
-        let report = trainer.fit(&Ones).unwrap();
+        let report = trainer.fit(Ones).unwrap();
         assert_eq!(report.stages.iter().map(|stage| stage.follows).collect::<Vec<_>>(), expected);
-        trainer.evaluate(&Ones).unwrap();
+        trainer.evaluate(Ones).unwrap();
         trainer.set_length(Length::Steps(2));
     }
     assert_eq!((trainer.steps(), trainer.plans().phases().len()), (5, 2));
     // A strategy that decides nothing on the way has no state.
     let mut trainer = signs([1.0; 3]).strategy(Interlock::width(2)).steps(1).build().unwrap();
-    trainer.fit(&Ones).unwrap();
+    trainer.fit(Ones).unwrap();
     assert_eq!(trainer.strategy_state().unwrap(), None);
 }
 
@@ -157,7 +158,7 @@ fn measuring_changes_no_bit() {
                 .steps(20)
                 .build()
                 .unwrap();
-            trainer.fit(&data).unwrap();
+            trainer.fit(data).unwrap();
             (bits(trainer.snapshot().unwrap()), trainer.strategy_state().unwrap())
         };
         let (constant, _) = train(Box::new(Interlock::width(width)));
@@ -183,7 +184,7 @@ fn what_is_in_flight_changes_no_width() {
             .steps(30)
             .build()
             .unwrap();
-        trainer.fit(&data).unwrap();
+        trainer.fit(data).unwrap();
         (trainer.strategy_state().unwrap().unwrap(), bits(trainer.snapshot().unwrap()))
     };
     for every in [1, 3] {
@@ -204,7 +205,7 @@ fn a_head_that_some_step_needs_is_trained_in_all() {
     let mut trainer = signs([1.0, 1.0, 1.0]).strategy(strategy).steps(1).build().unwrap();
     let mut last = head(&trainer);
     for (from_step, expected) in [(0, [3, 3, 3, 3]), (1, [3, 3, 3, 3]), (2, [0, 1, 2, 3])] {
-        let report = trainer.fit(&Ones).unwrap();
+        let report = trainer.fit(Ones).unwrap();
         assert_eq!(report.stages.iter().map(|stage| stage.follows).collect::<Vec<_>>(), expected, "step {from_step}");
         let now = head(&trainer);
         assert_ne!(now, last, "step {from_step}");
@@ -299,7 +300,7 @@ fn fails_in_time(builder: TrainerBuilder) -> Error {
     let mut trainer = builder.steps(10).build().unwrap();
     let (done, result) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let error = trainer.fit(&Spiral { examples: 21 }).unwrap_err();
+        let error = trainer.fit(Spiral { examples: 21 }).unwrap_err();
         drop(trainer);
         done.send(error).unwrap();
     });

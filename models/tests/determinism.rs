@@ -24,6 +24,7 @@ use rand::RngExt;
 const STEPS: u64 = 50;
 
 /// A data set that always returns the same batch of random examples, so that plain calls need not shuffle them.
+#[derive(Clone)]
 struct OneBatch(Batch);
 
 impl Dataset for OneBatch {
@@ -106,7 +107,7 @@ fn check(data: &OneBatch, micro_batches: usize, make: impl Fn() -> TrainerBuilde
     for in_flight in [1, 2, 8] {
         for names in [&["cpu:threads=1"][..], &["cpu:threads=2"]] {
             let mut trainer = make(names).in_flight(in_flight).build().unwrap();
-            trainer.fit(data).unwrap();
+            trainer.fit(data.clone()).unwrap();
             let found = bits(trainer.snapshot().unwrap());
             assert!(found == expected, "M = {micro_batches}, in flight {in_flight}, devices {names:?}");
             assert_eq!(trainer.plans(), plain.plans().schedule());
@@ -134,7 +135,7 @@ fn resnet_with_adaptive_widths() {
     };
     check(&data, 4, make);
     let mut trainer = make().stages(4).seed(7).micro_batches(4).batch_size(10).steps(STEPS).build().unwrap();
-    trainer.fit(&data).unwrap();
+    trainer.fit(data).unwrap();
     let phases = trainer.plans().phases().len();
     assert!(phases > 1, "no stage was widened, so the test compares nothing");
 }
@@ -171,7 +172,7 @@ fn check_recomputed(data: &OneBatch, model: fn() -> Arc<dyn ModelSpec>, optimize
             let builder = builder.stages(4).probes().seed(7).micro_batches(micro_batches).batch_size(data.len());
             let mut trainer =
                 builder.steps(20).devices(devices(&["cpu:threads=1"])).recompute(recompute).build().unwrap();
-            trainer.fit(data).unwrap();
+            trainer.fit(data.clone()).unwrap();
             bits(trainer.snapshot().unwrap())
         };
         let kept = train(Recompute::None);
@@ -201,7 +202,7 @@ fn many_stages_share_a_device_of_few_threads() {
         plain.train_step(&data.0, 2).unwrap();
     }
     let mut trainer = make().devices(devices(&["cpu:threads=2"])).build().unwrap();
-    trainer.fit(&data).unwrap();
+    trainer.fit(data).unwrap();
     assert!(bits(trainer.snapshot().unwrap()) == bits(plain.snapshot().unwrap()));
 }
 
@@ -224,7 +225,7 @@ fn check_threads(data: &OneBatch, model: &Arc<dyn ModelSpec>, head: &str, optimi
             let clip = ClipConfig { max_norm: 0.5, scope: ClipScope::Stage };
             let builder = builder.clip(clip).batch_size(data.len()).steps(2).devices(devices(&[device]));
             let mut trainer = builder.build().unwrap();
-            trainer.fit(data).unwrap();
+            trainer.fit(data.clone()).unwrap();
             bits(trainer.snapshot().unwrap())
         };
         let expected = train("cpu:threads=1");

@@ -14,6 +14,7 @@ use interlock_backends::Backends;
 use interlock_models::{ResNet, Transformer};
 
 /// A data set whose inputs are ones of a shape and dtype, and whose targets are all class 1.
+#[derive(Clone)]
 struct Ones {
     inputs: Vec<usize>,
     dtype: DType,
@@ -49,7 +50,7 @@ fn trains(model: impl ModelSpec + 'static, data: &Ones, classes: f64) {
         .build()
         .unwrap();
     let before = trainer.snapshot().unwrap();
-    let report = trainer.fit((data, data)).unwrap();
+    let report = trainer.fit((data.clone(), data.clone())).unwrap();
     // Logits of zeros give all classes the same probability.
     assert!((report.final_scores.loss.unwrap() - classes.ln()).abs() < 1e-6, "{report:?}");
     assert!(report.stages.iter().all(|stage| stage.loss.is_some()));
@@ -107,7 +108,7 @@ fn an_update_of_your_own_optimizer_is_emulated_with_the_cost_of_an_update() {
         })
         .build()
         .unwrap();
-    assert_eq!(trainer.fit(&data).unwrap().steps, 3);
+    assert_eq!(trainer.fit(data).unwrap().steps, 3);
     let seconds = seconds.lock().unwrap();
     assert!(seconds.len() == 6 && seconds.iter().all(|&update| update >= 0.005), "{seconds:?}");
     // The factory is asked once for each stage, as on any device, so that its errors are found.

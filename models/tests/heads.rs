@@ -233,6 +233,7 @@ fn dropout_in_a_head_draws_its_own_masks() {
 }
 
 /// A data set that always returns the same batch.
+#[derive(Clone)]
 struct OneBatch(Batch);
 
 impl Dataset for OneBatch {
@@ -265,7 +266,7 @@ fn learns(
             .build()
             .unwrap();
         let start = trainer.snapshot().unwrap();
-        let report = trainer.fit(data).unwrap();
+        let report = trainer.fit(data.clone()).unwrap();
         for stage in &report.stages {
             let loss = stage.loss.unwrap();
             assert!(loss < 0.5 * uniform, "{arch}, width {width}, stage {}: {loss}", stage.index);
@@ -308,7 +309,7 @@ fn each_stage_has_the_head_that_its_description_says() {
         .build()
         .unwrap();
     let start = trainer.snapshot().unwrap();
-    trainer.fit(&data).unwrap();
+    trainer.fit(data).unwrap();
     let end = trainer.snapshot().unwrap();
     let heads: Vec<String> = start
         .into_iter()
@@ -343,7 +344,7 @@ fn rest_of_the_network_is_the_same_bit_for_bit_with_probe_heads() {
             .devices([cpu(0)])
             .build()
             .unwrap();
-        trainer.fit(&data).unwrap();
+        trainer.fit(data.clone()).unwrap();
         let heads = trainer.stages().iter().filter(|stage| stage.head_parameters > 0).count();
         let weights: BTreeMap<String, Vec<f32>> =
             trainer.snapshot().unwrap().into_iter().map(|(name, value)| (name, values(&value))).collect();
@@ -389,9 +390,9 @@ fn gpt_learns_with_heads_that_share_the_last_matrix() {
         // Of ln_fc only the norm is the head's own.
         let own = if arch == "ln_fc" { 24 } else { 24 + 12 * 12 * 12 + 13 * 12 };
         assert_eq!(trainer.stages()[0].head_parameters, own, "{arch}");
-        trainer.fit(&data).unwrap();
+        trainer.fit(data.clone()).unwrap();
         let before_50 = trainer.snapshot().unwrap();
-        for stage in trainer.evaluate(&data).unwrap().heads() {
+        for stage in trainer.evaluate(data.clone()).unwrap().heads() {
             assert!(stage.score.mean_loss() < 0.5 * 11_f64.ln(), "{arch}: {stage:?}");
         }
         let copy = if arch == "ln_fc" { "1.weight" } else { "2.weight" };

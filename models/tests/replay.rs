@@ -11,7 +11,7 @@ use std::{
 };
 
 use candle_core::{DType, Tensor};
-use interlock::{Batch, Dataset, Key, Precision, Result, Split, StageDevice};
+use interlock::{Batch, Dataset, Key, Precision, Result, StageDevice};
 use interlock_backends::Backends;
 use interlock_models::golden::GoldenCase;
 
@@ -90,7 +90,7 @@ fn actors_agree_with_plain_calls_to_the_bit() {
             let data = Batches { batches: case.batches.clone() };
             let builder = builder.in_flight(in_flight).batch_size(data.len()).epochs(case.steps as u64);
             let mut trainer = builder.build().unwrap();
-            trainer.fit(Split { train: &data, validation: None }).unwrap();
+            trainer.fit(data).unwrap();
             let found = bits(&trainer.snapshot().unwrap().into_iter().collect());
             assert!(found == *expected, "{}: in flight {in_flight}, devices {names:?}", case.name);
         }

@@ -42,6 +42,7 @@ impl ModelSpec for Net {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Waves;
 
 impl Dataset for Waves {
@@ -64,7 +65,7 @@ fn losses(device: &str) -> Vec<u64> {
     let device = Backends::default().open(device).expect("the CPU");
     let builder = Trainer::builder(Net).stages(4).strategy(Interlock::width(2)).devices([device]);
     let builder = builder.loss(MeanSquaredError).batch_size(8).micro_batches(4).steps(12);
-    let report = builder.build().and_then(|mut trainer| trainer.fit(&Waves)).expect("a run");
+    let report = builder.build().and_then(|mut trainer| trainer.fit(Waves)).expect("a run");
     vec![report.final_scores.loss.map_or(0, f64::to_bits)]
 }
 

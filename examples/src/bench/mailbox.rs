@@ -118,6 +118,7 @@ pub(super) fn run(arguments: &BenchMailbox) -> Result<(), Exit> {
         global_norm: false,
         first_step: 0,
         record: None,
+        stall_timeout: None,
     };
     let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings)?;
     let batches = (0..4).map(|_| batch(bytes)).collect::<Result<Vec<_>>>()?;

@@ -93,6 +93,7 @@ pub(super) fn run(arguments: &BenchRuntime) -> Result<(), Exit> {
         global_norm: false,
         first_step: 0,
         record: None,
+        stall_timeout: None,
     };
     let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings)?;
     let measured = measure(&pipeline, arguments, &plan)?;
@@ -362,6 +363,7 @@ mod tests {
                 global_norm: false,
                 first_step: 0,
                 record: None,
+                stall_timeout: None,
             };
             let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings).unwrap();
             let before = pipeline.sent();

@@ -130,6 +130,7 @@ impl Workload {
 }
 
 /// A data set of batches of random values, made beforehand. A step takes the batch that its first example belongs to.
+#[derive(Clone)]
 pub(super) struct RandomBatches {
     batches: Vec<Batch>,
     /// The number of examples of each.

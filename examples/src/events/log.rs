@@ -2,10 +2,9 @@
 
 use std::{
     fs::File,
-    io::Write,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use interlock::{
@@ -15,8 +14,8 @@ use interlock::{
 use serde::Serialize;
 
 use super::{
-    Before, CheckpointFailed, CheckpointSaved, Evaluated, Event, EventKind, FORMAT, Failed, Finished, PlanChanged,
-    Restarted, Resumed, Stage, StageMetrics, Started, Step, StepSkipped, steps_an_event, to_micros, until,
+    Appended, Before, CheckpointFailed, CheckpointSaved, Evaluated, Event, EventKind, FORMAT, Failed, Finished,
+    PlanChanged, Restarted, Resumed, Stage, StageMetrics, Started, Step, StepSkipped, steps_an_event, to_micros, until,
 };
 use crate::run_folder::not_through_symlinks;
 
@@ -24,6 +23,9 @@ use crate::run_folder::not_through_symlinks;
 pub(crate) trait Sink: Send {
     /// Writes an event, so that others can read it at once.
     fn write(&mut self, event: &Event) -> Result<()>;
+
+    /// Where it writes.
+    fn path(&self) -> &Path;
 }
 
 /// An observer that passes events to sinks. Clones share the sinks.
@@ -32,8 +34,8 @@ pub(crate) struct EventLog(Arc<Mutex<Inner>>);
 
 struct Inner {
     run: String,
-    /// The sinks that have not failed.
-    sinks: Vec<Box<dyn Sink>>,
+    /// Each with the number of events that it could not write since the last one that it wrote.
+    sinks: Vec<(Box<dyn Sink>, u64)>,
     start: Instant,
     /// The seconds of the run before, if it continues.
     before: Option<f64>,
@@ -45,12 +47,20 @@ impl EventLog {
     /// Creates a log of the run called `run`, to these sinks, or of one that continues after so many seconds.
     pub(crate) fn new(run: &str, sinks: Vec<Box<dyn Sink>>, before: Option<f64>) -> Self {
         let now = Instant::now();
+        let sinks = sinks.into_iter().map(|sink| (sink, 0)).collect();
         Self(Arc::new(Mutex::new(Inner { run: run.to_owned(), sinks, start: now, before, last: now })))
     }
 
-    /// Writes that the run has failed.
+    /// Writes that the run has failed; not if the disk is what blocks.
     pub(crate) fn failed(&self, error: &Error) {
-        self.with(|inner| inner.write(EventKind::Failed(Failed::from(error))));
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(1) {
+            if let Ok(mut inner) = self.0.try_lock() {
+                return inner.write(EventKind::Failed(Failed::from(error)));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        tracing::warn!("the failure is not among the events, since another one is still being written");
     }
 
     fn with(&self, act: impl FnOnce(&mut Inner)) {
@@ -137,24 +147,27 @@ impl Inner {
     fn write(&mut self, what: EventKind) {
         let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let event = Event { time: to_micros(time), what };
-        // A sink that fails must not end the run: it is dropped after one warning.
-        self.sinks.retain_mut(|sink| match sink.write(&event) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!("events of this run are no longer written there: {error}");
-                false
+        // A sink that fails must not end the run. It may have room again later.
+        for (sink, left_out) in &mut self.sinks {
+            match (sink.write(&event), *left_out) {
+                (Ok(()), 0) => {}
+                (Ok(()), missing) => {
+                    tracing::warn!("{} is written again; {missing} events before are missing", sink.path().display());
+                    *left_out = 0;
+                }
+                (Err(error), before) => {
+                    if before == 0 {
+                        tracing::warn!("an event could not be written; later ones are tried: {error}");
+                    }
+                    *left_out += 1;
+                }
             }
-        });
+        }
     }
 }
 
 /// A file of one JSON object a line. The first line names the format.
-pub(crate) struct JsonLines {
-    path: PathBuf,
-    file: File,
-    /// Whether no line is written yet.
-    is_empty: bool,
-}
+pub(crate) struct JsonLines(Appended);
 
 /// The first line.
 #[derive(Serialize)]
@@ -169,7 +182,7 @@ impl JsonLines {
     /// If the file cannot be made.
     pub(crate) fn create(path: &Path) -> Result<Self> {
         let file = File::create_new(path).map_err(|e| Error::file(path, e))?;
-        Ok(Self { path: path.to_owned(), file, is_empty: true })
+        Ok(Self(Appended::to(file, path)?))
     }
 
     /// Opens the file of a run that continues after `steps` steps, without the events of later steps. Returns also what the run needs of the others. A file
@@ -181,10 +194,10 @@ impl JsonLines {
         let before = until(path, steps).or_else(|error| set_aside(path, &error))?;
         files::write(path, &before.lines)?;
         let mut options = File::options();
-        options.append(true);
+        options.write(true);
         not_through_symlinks(&mut options);
         let file = options.open(path).map_err(|e| Error::file(path, e))?;
-        Ok((Self { path: path.to_owned(), file, is_empty: before.lines.is_empty() }, before))
+        Ok((Self(Appended::to(file, path)?), before))
     }
 }
 
@@ -200,14 +213,17 @@ fn set_aside(path: &Path, error: &Error) -> Result<Before> {
 
 impl Sink for JsonLines {
     fn write(&mut self, event: &Event) -> Result<()> {
-        let line = match std::mem::replace(&mut self.is_empty, false) {
+        let line = match self.0.is_empty() {
             true => serde_json::to_vec(&FirstLine { format: FORMAT, event }),
             false => serde_json::to_vec(event),
         };
-        let mut line = line.map_err(|e| Error::file(&self.path, e))?;
+        let mut line = line.map_err(Error::other)?;
         line.push(b'\n');
-        // One write for the whole line and no buffer, so that readers see it at once.
-        self.file.write_all(&line).map_err(|e| Error::file(&self.path, e))
+        self.0.put(&line)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
     }
 }
 
@@ -219,12 +235,19 @@ mod tests {
 
     use super::{super::read, *};
 
+    /// Fails the first two times, and counts.
     struct Broken(Arc<AtomicUsize>);
 
     impl Sink for Broken {
         fn write(&mut self, _: &Event) -> Result<()> {
-            self.0.fetch_add(1, Ordering::Relaxed);
-            Err(Error::file("x", "the disk is full"))
+            match self.0.fetch_add(1, Ordering::Relaxed) {
+                0 | 1 => Err(Error::file("x", "the disk is full")),
+                _ => Ok(()),
+            }
+        }
+
+        fn path(&self) -> &Path {
+            Path::new("x")
         }
     }
 
@@ -263,7 +286,7 @@ mod tests {
         let starts: Vec<bool> = text.lines().map(|line| line.starts_with("{\"format\":2,\"time\":")).collect();
         assert_eq!(starts, [true, false, false], "{text}");
         assert!(text.contains("\"follows\":[[[1,1.0]],[[1,1.0]]]"), "{text}");
-        assert_eq!(tries.load(Ordering::Relaxed), 1);
+        assert_eq!(tries.load(Ordering::Relaxed), 3);
         assert!(JsonLines::create(&folder.path().join("no/events.jsonl")).is_err());
     }
 }

@@ -3,9 +3,13 @@
 use std::{
     io::{self, IsTerminal, Write},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
-use super::text::{printable, printable_styled};
+use super::{
+    printer::{self, Stream},
+    text::{printable, printable_styled},
+};
 use crate::exit::Exit;
 
 /// The first error of stdout. Commands go on after it, so that their work is saved, and [`finish`] reports it.
@@ -40,14 +44,14 @@ pub(crate) fn print_data(text: &str) -> Result<bool, Exit> {
 /// Prints help to stdout, or another text of the command line's to stderr. Colours stay.
 pub(crate) fn print_styled(text: &str, to_stderr: bool) {
     match to_stderr {
-        true => write_to_stderr(&printable_styled(text)),
+        true => print_to_stderr(&printable_styled(text)),
         false => drop(write(&printable_styled(text))),
     }
 }
 
 /// Prints a line to stderr: an error, or the progress of a command whose stdout is JSON.
 pub(crate) fn note(text: &str) {
-    write_to_stderr(&format!("{}\n", printable(text)));
+    print_to_stderr(&format!("{}\n", printable(text)));
 }
 
 /// Writes what is left of the output.
@@ -55,6 +59,7 @@ pub(crate) fn note(text: &str) {
 /// # Errors
 /// If some of it could not be written, unless nobody reads it.
 pub(crate) fn finish() -> Result<(), Exit> {
+    printer::drain(None);
     keep(io::stdout().flush());
     match UNWRITTEN.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
         Some(error) => Err(Exit::Failed(format!("the output cannot be written to stdout: {error}"))),
@@ -62,9 +67,28 @@ pub(crate) fn finish() -> Result<(), Exit> {
     }
 }
 
+/// Waits a moment for what has not been written, before the process ends at once.
+pub(crate) fn finish_soon() {
+    printer::drain(Some(Duration::from_millis(500)));
+}
+
 /// Writes to stdout. Returns whether somebody reads it.
 fn write(text: &str) -> bool {
-    keep(io::stdout().write_all(text.as_bytes()))
+    printer::print(Stream::Out, text.as_bytes())
+}
+
+/// Writes to stderr.
+pub(super) fn print_to_stderr(text: &str) {
+    printer::print(Stream::Err, text.as_bytes());
+}
+
+/// Writes to a stream, and waits for it. Returns whether somebody reads it.
+pub(super) fn write_now(to: Stream, bytes: &[u8]) -> bool {
+    match to {
+        Stream::Out => keep(io::stdout().write_all(bytes)),
+        // If that fails, there is nowhere to say so.
+        Stream::Err => io::stderr().write_all(bytes).is_ok(),
+    }
 }
 
 /// Keeps the first error. Returns whether somebody reads stdout.
@@ -79,9 +103,4 @@ fn keep(written: io::Result<()>) -> bool {
             !closed
         }
     }
-}
-
-/// Writes to stderr. If that fails, there is nowhere to say so.
-fn write_to_stderr(text: &str) {
-    let _ = io::stderr().write_all(text.as_bytes());
 }

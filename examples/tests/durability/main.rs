@@ -169,6 +169,12 @@ fn events(run: &Path) -> Vec<Value> {
     text.lines().map(without_times).filter(is_result).collect()
 }
 
+/// The state of numbers that look random; other ones in each round of a soak.
+fn seed(number: u64) -> u64 {
+    let round: u64 = std::env::var("INTERLOCK_SOAK_ROUND").map_or(0, |round| round.parse().unwrap());
+    number + 1000 * round
+}
+
 /// A number that looks random, for the moments at which runs are killed.
 fn pseudo_random(state: &mut u64) -> u64 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -178,7 +184,7 @@ fn pseudo_random(state: &mut u64) -> u64 {
 #[test]
 fn a_run_that_is_killed_again_and_again_ends_as_the_uninterrupted_one() {
     let folder = TempDir::new().unwrap();
-    let mut state = 1;
+    let mut state = seed(1);
     for (name, config) in [("images", IMAGES), ("text", TEXT)] {
         fs::write(folder.path().join(format!("{name}.toml")), config).unwrap();
         let (config, whole) = (format!("{name}.toml"), format!("{name}-whole"));
@@ -364,7 +370,7 @@ fn damage_is_found_and_named_and_what_is_whole_is_used() {
     );
     let shard = run.join("model/model-00002-of-00003.safetensors");
     let whole = fs::read(&shard).unwrap();
-    let mut state = 2;
+    let mut state = seed(2);
     for _ in 0..tries("INTERLOCK_SOAK_FLIPS", 10) {
         let mut flipped = whole.clone();
         flipped[pseudo_random(&mut state) as usize % whole.len()] ^= 1 << (pseudo_random(&mut state) % 8);

@@ -5,7 +5,11 @@
 use std::{
     cmp::Ordering,
     collections::BinaryHeap,
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    sync::{
+        Arc,
+        atomic::{self, AtomicUsize},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -28,6 +32,8 @@ pub(super) struct DelayLine {
     orders: Sender<DelayCommand>,
     origin: Instant,
     thread: Option<JoinHandle<()>>,
+    /// The number of messages that are on their way.
+    under_way: Arc<AtomicUsize>,
 }
 
 /// One direction of one boundary, whose messages go through a delay line.
@@ -35,6 +41,7 @@ pub(super) struct Delayed {
     orders: Sender<DelayCommand>,
     origin: Instant,
     channel: Channel,
+    under_way: Arc<AtomicUsize>,
 }
 
 impl DelayLine {
@@ -44,12 +51,18 @@ impl DelayLine {
             .name("interlock-delays".to_owned())
             .spawn(move || run(&take))
             .map_err(|cause| Error::Thread { name: "interlock-delays", cause })?;
-        Ok(Self { orders, origin: Instant::now(), thread: Some(thread) })
+        Ok(Self { orders, origin: Instant::now(), thread: Some(thread), under_way: Arc::default() })
+    }
+
+    /// Returns whether a message is on its way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.under_way.load(atomic::Ordering::Relaxed) > 0
     }
 
     /// Returns a direction whose messages are delayed by `link`.
     pub(super) fn direction(&self, link: Link) -> Delayed {
-        Delayed { orders: self.orders.clone(), origin: self.origin, channel: Channel::new(link) }
+        let under_way = Arc::clone(&self.under_way);
+        Delayed { orders: self.orders.clone(), origin: self.origin, channel: Channel::new(link), under_way }
     }
 }
 
@@ -78,6 +91,12 @@ impl Delayed {
                 "use a shorter transfer-ms or a larger gbps",
             )
         })?;
+        let under_way = Arc::clone(&self.under_way);
+        under_way.fetch_add(1, atomic::Ordering::Relaxed);
+        let deliver = move || {
+            deliver();
+            under_way.fetch_sub(1, atomic::Ordering::Relaxed);
+        };
         let order = DelayCommand::Deliver { due, deliver: Box::new(deliver) };
         self.orders.send(order).map_err(|_| Error::Ended("the thread that delays messages".to_owned()))
     }

@@ -7,8 +7,7 @@ use std::{
         Arc,
         mpsc::{Receiver, Sender, channel},
     },
-    thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use actix::{Actor, Addr, Arbiter, Context, Handler, Message, System};
@@ -37,6 +36,7 @@ use crate::{
     stage::{StageBlueprint, StageState},
     strategy::Plans,
     transport::Built,
+    watch::{Activity, NoMessage, Patience, Worker},
 };
 
 /// The settings of a pipeline. `in_flight`, `policy` and `record` change how long a step takes, never its result.
@@ -55,20 +55,18 @@ pub struct PipelineSettings {
     pub first_step: u64,
     /// The moment from which recorded times count; none if nothing is recorded.
     pub record: Option<Instant>,
+    /// How long a stage or the strategy may do one thing before the pipeline fails; none: for ever.
+    pub stall_timeout: Option<Duration>,
 }
 
 /// A running pipeline of stage actors.
 ///
-/// Dropping it stops the actors and waits for their threads; a stage in the middle of a computation finishes that computation.
+/// Dropping it stops the actors and waits for their threads; a stage in the middle of a computation finishes that computation. One that takes longer
+/// than [`PipelineSettings::stall_timeout`] is not waited for.
 pub struct Pipeline {
-    coordinator: Addr<Coordinator>,
-    strategy: Addr<StrategyActor>,
-    events: Receiver<PipelineEvent>,
-    system: System,
-    thread: Option<JoinHandle<()>>,
-    arbiters: Vec<Arbiter>,
-    /// Present if the link of a device delays.
-    delays: Option<DelayLine>,
+    /// None after [`Self::end`].
+    actors: Option<Actors>,
+    patience: Patience,
     sent: Vec<Arc<Counter>>,
     in_flight: usize,
     units_per_stage: Vec<usize>,
@@ -77,6 +75,21 @@ pub struct Pipeline {
     /// The failure that ended the pipeline: there will be no further event.
     failure: RefCell<Option<Failure>>,
     built: Vec<Built>,
+}
+
+/// The actors that the handle sends to, their events and their threads.
+struct Actors {
+    coordinator: Addr<Coordinator>,
+    strategy: Addr<StrategyActor>,
+    events: Receiver<PipelineEvent>,
+    system: System,
+    /// The thread of the coordinator and the strategy actor.
+    thread: Worker,
+    arbiters: Vec<Arbiter>,
+    /// Present if the link of a device delays.
+    delays: Option<DelayLine>,
+    /// What each stage does, and the strategy.
+    activities: Vec<Arc<Activity>>,
 }
 
 impl Pipeline {
@@ -115,27 +128,21 @@ impl Pipeline {
         let units_per_stage = blueprints.iter().map(|stage| stage.units().len()).collect();
         let (tell, events) = channel();
         let (started, ready) = channel();
-        let thread = std::thread::Builder::new()
-            .name("interlock".to_owned())
-            .spawn(move || {
-                let system = System::new();
-                let launched = system.block_on(async { launch(blueprints, plans, settings, in_flight, tell, delays) });
-                if started.send((System::current(), launched)).is_ok() {
-                    // Ends when the handle is dropped, which stops the system. The exit code carries no information.
-                    let _ = system.run();
-                }
-            })
-            .map_err(|cause| Error::Thread { name: "interlock", cause })?;
-        let (system, Started { coordinator, strategy, arbiters, delays, sent }) =
-            ready.recv().map_err(|_| Error::Ended("the pipeline's thread".to_owned()))?;
+        let thread = Worker::start("interlock", move || {
+            let system = System::new();
+            let launched = system.block_on(async { launch(blueprints, plans, settings, in_flight, tell, delays) });
+            let is_whole = launched.is_ok();
+            if started.send((System::current(), launched)).is_ok() && is_whole {
+                // Ends when the handle is dropped, which stops the system. The exit code carries no information.
+                let _ = system.run();
+            }
+        })?;
+        let (system, launched) = ready.recv().map_err(|_| Error::Ended("the pipeline's thread".to_owned()))?;
+        let Started { coordinator, strategy, arbiters, delays, sent, activities } = launched?;
+        let actors = Actors { coordinator, strategy, events, system, thread, arbiters, delays, activities };
         let mut pipeline = Self {
-            coordinator,
-            strategy,
-            events,
-            system,
-            thread: Some(thread),
-            arbiters,
-            delays,
+            actors: Some(actors),
+            patience: Patience::new(settings.stall_timeout),
             sent,
             in_flight,
             units_per_stage,
@@ -188,10 +195,19 @@ impl Pipeline {
         M: Message<Result = ()> + Send + 'static,
         Coordinator: Handler<M>,
     {
-        if let Some(failure) = &*self.failure.borrow() {
-            return Err(Error::Failed(failure.clone()));
+        send(&self.actors()?.coordinator, "the coordinator", message)
+    }
+
+    /// Returns the actors.
+    ///
+    /// # Errors
+    /// If the pipeline has failed or ended.
+    fn actors(&self) -> Result<&Actors> {
+        match (&*self.failure.borrow(), &self.actors) {
+            (Some(failure), _) => Err(Error::Failed(failure.clone())),
+            (None, Some(actors)) => Ok(actors),
+            (None, None) => Err(Error::Ended("the pipeline".to_owned())),
         }
-        send(&self.coordinator, "the coordinator", message)
     }
 
     /// Returns the next event; waits for it.
@@ -205,17 +221,28 @@ impl Pipeline {
 
     /// The next event that the actors send.
     fn receive(&self) -> Result<PipelineEvent> {
-        if let Some(failure) = &*self.failure.borrow() {
-            return Err(Error::Failed(failure.clone()));
+        match self.wait(&self.actors()?.events)? {
+            PipelineEvent::Failed(failure) => Err(self.fails(failure)),
+            event => Ok(event),
         }
-        match self.events.recv() {
-            Ok(PipelineEvent::Failed(failure)) => {
-                self.failure.replace(Some(failure.clone()));
-                Err(Error::Failed(failure))
+    }
+
+    /// Waits for a message of the actors, unless one of them is blocked.
+    fn wait<T>(&self, from: &Receiver<T>) -> Result<T> {
+        let actors = self.actors()?;
+        let is_on_its_way = || actors.delays.as_ref().is_some_and(DelayLine::is_busy);
+        self.patience.receive(from, &actors.activities, is_on_its_way).map_err(|vain| match vain {
+            NoMessage::Ended => Error::Ended("the pipeline".to_owned()),
+            NoMessage::Stalled(stalled) => {
+                tracing::warn!("{}", stalled.failure);
+                self.fails(stalled.failure)
             }
-            Ok(event) => Ok(event),
-            Err(_) => Err(Error::Ended("the pipeline".to_owned())),
-        }
+        })
+    }
+
+    fn fails(&self, failure: Failure) -> Error {
+        self.failure.replace(Some(failure.clone()));
+        Error::Failed(failure)
     }
 
     /// Tells every stage the last stage's validation loss; call it only while nothing is in flight.
@@ -234,8 +261,8 @@ impl Pipeline {
     /// If the strategy cannot return its state, or the actors' threads have ended.
     pub fn strategy_state(&self) -> Result<Option<Value>> {
         let (to, told) = channel();
-        send(&self.strategy, "the strategy actor", ReadStrategyState { to })?;
-        told.recv().map_err(|_| Error::Ended("the strategy actor".to_owned()))?
+        send(&self.actors()?.strategy, "the strategy actor", ReadStrategyState { to })?;
+        self.wait(&told)?
     }
 
     /// Returns a copy of every parameter and buffer. Call it only while nothing is in flight. Events that arrive in the meantime are returned by
@@ -294,23 +321,56 @@ impl Drop for Pipeline {
 }
 
 impl Pipeline {
-    /// Stops the actors and waits for their threads. The pipeline cannot be used any more.
+    /// Stops the actors and waits for their threads, except for those that are blocked. The pipeline cannot be used any more.
     pub(crate) fn end(&mut self) {
-        for arbiter in &self.arbiters {
+        let Some(Actors { system, mut thread, arbiters, delays, activities, .. }) = self.actors.take() else { return };
+        for arbiter in &arbiters {
             arbiter.stop();
         }
-        for arbiter in self.arbiters.drain(..) {
-            // A panic outside of a handler has nothing to add: the pipeline is ending anyway.
-            let _ = arbiter.join();
+        let has_stalled =
+            self.failure.get_mut().as_ref().is_some_and(|failure| matches!(*failure.cause, Error::Stalled(_)));
+        match (has_stalled, self.patience.is_limited()) {
+            (true, _) => {
+                // A stage that does nothing ends at once; what is busy is left alone.
+                let idle = arbiters.into_iter().zip(&activities).filter(|(_, activity)| activity.is_idle());
+                idle.for_each(|(arbiter, _)| drop(arbiter.join()));
+                return system.stop();
+            }
+            (false, false) => join_all(arbiters, delays),
+            (false, true) => {
+                // If there is no thread to wait with, they end by themselves.
+                if let Ok(mut stages) = Worker::start("interlock-end", move || join_all(arbiters, delays)) {
+                    stages.join(self.patience, &activities);
+                }
+            }
         }
-        self.system.stop();
-        if let Some(thread) = self.thread.take() {
-            // A panic of that thread has been reported as a failure, or is dropped here: the pipeline is ending anyway.
-            let _ = thread.join();
-        }
-        // The messages still in it have no receiver any more.
-        self.delays = None;
+        system.stop();
+        thread.join(self.patience, &activities);
     }
+
+    /// Returns what describes this pipeline, without its actors: an ended one.
+    pub(crate) fn description(&self) -> Self {
+        Self {
+            actors: None,
+            patience: self.patience,
+            sent: self.sent.clone(),
+            in_flight: self.in_flight,
+            units_per_stage: self.units_per_stage.clone(),
+            set_aside: RefCell::default(),
+            failure: RefCell::default(),
+            built: self.built.clone(),
+        }
+    }
+}
+
+/// Waits for the threads of all stages.
+fn join_all(arbiters: Vec<Arbiter>, delays: Option<DelayLine>) {
+    for arbiter in arbiters {
+        // A panic outside of a handler has nothing to add: the pipeline is ending anyway.
+        let _ = arbiter.join();
+    }
+    // The messages still in it have no receiver any more.
+    drop(delays);
 }
 
 /// The actors that the handle sends to, and the threads.
@@ -320,9 +380,13 @@ struct Started {
     arbiters: Vec<Arbiter>,
     delays: Option<DelayLine>,
     sent: Vec<Arc<Counter>>,
+    activities: Vec<Arc<Activity>>,
 }
 
 /// Starts the actors and tells them of each other.
+///
+/// # Errors
+/// If the system has too few threads left.
 fn launch(
     blueprints: Vec<StageBlueprint>,
     plans: Plans,
@@ -330,14 +394,18 @@ fn launch(
     in_flight: usize,
     events: Sender<PipelineEvent>,
     delays: Option<DelayLine>,
-) -> Started {
+) -> Result<Started> {
     let stages = blueprints.len();
     let links: Vec<Link> = blueprints.iter().map(|stage| stage.device.hooks().link()).collect();
     // One for each stage and one for the coordinator.
     let sent: Vec<Arc<Counter>> = (0..=stages).map(|_| Arc::default()).collect();
-    let (actors, arbiters): (Vec<StageAddress>, Vec<Arbiter>) = blueprints
+    let activities: Vec<Arc<Activity>> = (0..=stages).map(|_| Arc::default()).collect();
+    let threads = || Arbiter::try_new().map_err(|cause| Error::Thread { name: "interlock-stage", cause });
+    let arbiters: Vec<Arbiter> = blueprints.iter().map(|_| threads()).collect::<Result<_>>()?;
+    let actors: Vec<StageAddress> = blueprints
         .into_iter()
-        .map(|blueprint| {
+        .zip(&arbiters)
+        .map(|(blueprint, arbiter)| {
             // One message for every activation, gradient and credit that can be in flight to the stage, and some more. A micro-batch has at most one
             // gradient of each loss of this stage and those downstream.
             let mailbox = 16 + in_flight * (2 + stages - blueprint.index);
@@ -349,16 +417,15 @@ fn launch(
                 record: settings.record,
                 mailbox,
             };
-            let arbiter = Arbiter::new();
             let (stage, waiting) = (blueprint.index, MailboxGauge::new(blueprint.index));
-            let taken = waiting.clone();
-            let actor = move |_: &mut Context<StageActor>| StageActor::new(blueprint, settings, taken);
+            let (taken, activity) = (waiting.clone(), Arc::clone(&activities[stage]));
+            let actor = move |_: &mut Context<StageActor>| StageActor::new(blueprint, settings, taken, activity);
             let address = StageActor::start_in_arbiter(&arbiter.handle(), actor);
-            (StageAddress::new(stage, address, waiting), arbiter)
+            StageAddress::new(stage, address, waiting)
         })
-        .unzip();
+        .collect();
     let adapts = plans.adapts();
-    let strategy = StrategyActor::new(plans).start();
+    let strategy = StrategyActor::new(plans, Arc::clone(&activities[stages])).start();
     let observer = adapts.then(|| strategy.clone().recipient());
     let coordinator = Coordinator::new(actors.clone(), observer, in_flight, events, Arc::clone(&sent[stages])).start();
     for (k, actor) in actors.iter().enumerate() {
@@ -377,5 +444,5 @@ fn launch(
         let _ = actor.send(Connect(Box::new(wire)));
     }
     let _ = send(&strategy, "the strategy actor", StartStages { stages: actors, coordinator: coordinator.clone() });
-    Started { coordinator, strategy, arbiters, delays, sent }
+    Ok(Started { coordinator, strategy, arbiters, delays, sent, activities })
 }

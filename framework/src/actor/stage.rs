@@ -7,6 +7,7 @@ mod work;
 use std::{
     collections::{HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::Instant,
 };
 
@@ -27,6 +28,7 @@ use crate::{
     schedule::{Action, Event, Policy, StageRole, StageSchedule},
     stage::{Stage, StageBlueprint, Trainable},
     transport::{Built, CoordinatorMessage, Transport},
+    watch::{Activity, Doing},
 };
 
 /// One stage of the model as an actor on its own thread.
@@ -38,6 +40,7 @@ pub(super) struct StageActor {
     mailbox: MailboxGauge,
     /// The tracing span around all work of the stage.
     span: Span,
+    activity: Arc<Activity>,
 }
 
 /// The settings of a stage actor that its blueprint does not have.
@@ -73,10 +76,15 @@ impl State {
 }
 
 impl StageActor {
-    /// The actor of a stage that is to be built; `mailbox` counts the messages that are sent to it.
-    pub(super) fn new(blueprint: StageBlueprint, settings: StageActorSettings, mailbox: MailboxGauge) -> Self {
+    /// The actor of a stage that is to be built; `mailbox` counts the messages that are sent to it, and `activity` says what it does.
+    pub(super) fn new(
+        blueprint: StageBlueprint,
+        settings: StageActorSettings,
+        mailbox: MailboxGauge,
+        activity: Arc<Activity>,
+    ) -> Self {
         let span = tracing::info_span!("stage", index = blueprint.index);
-        Self { blueprint, settings, state: State::Alone, mailbox, span }
+        Self { blueprint, settings, state: State::Alone, mailbox, span, activity }
     }
 
     /// Runs `work`; an error or a panic becomes the stage's failure, is reported once, and ends the stage's work.
@@ -85,7 +93,8 @@ impl StageActor {
             return;
         }
         let _entered = self.span.clone().entered();
-        let stopped = match catch_unwind(AssertUnwindSafe(|| work(self))) {
+        let (activity, doing) = (Arc::clone(&self.activity), Doing::new(Origin::Stage(self.blueprint.index), phase));
+        let stopped = match catch_unwind(AssertUnwindSafe(|| activity.during(doing, || work(self)))) {
             Ok(Ok(())) => return,
             Ok(Err(stopped)) => stopped,
             Err(panic) => Stopped::Other(Error::panicked(&*panic)),
@@ -215,6 +224,7 @@ impl Handler<FollowPlans> for StageActor {
                     metrics,
                     arrivals: Arrivals::default(),
                     record: this.settings.record,
+                    activity: Arc::clone(&this.activity),
                 })),
                 other => other,
             };

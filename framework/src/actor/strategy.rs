@@ -1,6 +1,9 @@
 //! The strategy actor.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use actix::{Actor, Addr, Context, Handler, Message};
 
@@ -10,7 +13,12 @@ use super::{
     messages::{Change, Cleared, FollowPlans, Observe, Observed, ReadStrategyState, Reported},
     stage::StageActor,
 };
-use crate::{Error, Failure, Origin, Phase, Result, strategy::Plans, transport::CoordinatorMessage};
+use crate::{
+    Error, Failure, Origin, Phase, Result,
+    strategy::Plans,
+    transport::CoordinatorMessage,
+    watch::{Activity, Doing},
+};
 
 /// From the pipeline's launch to the strategy actor: send the plans to these stages.
 #[derive(Message)]
@@ -26,18 +34,21 @@ pub(super) struct StrategyActor {
     plans: Plans,
     /// The stages and the coordinator, once started; none after a failure.
     peers: Option<StartStages>,
+    activity: Arc<Activity>,
 }
 
 impl StrategyActor {
-    pub(super) fn new(plans: Plans) -> Self {
-        Self { plans, peers: None }
+    pub(super) fn new(plans: Plans, activity: Arc<Activity>) -> Self {
+        Self { plans, peers: None, activity }
     }
 
     /// Runs `work`; an error or a panic becomes the run's failure, is reported once, and ends this actor's work.
     fn guarded(&mut self, step: Option<u64>, work: impl FnOnce(&mut Plans, &StartStages) -> Result<()>) {
         let Some(peers) = &self.peers else { return };
         let failure = |cause| Failure { step, ..Failure::new(Origin::Strategy, Phase::Plan, cause) };
-        let failure = match catch_unwind(AssertUnwindSafe(|| work(&mut self.plans, peers))) {
+        let doing = Doing::new(Origin::Strategy, Phase::Plan).in_step(step);
+        let work = || self.activity.during(doing, || work(&mut self.plans, peers));
+        let failure = match catch_unwind(AssertUnwindSafe(work)) {
             Ok(Ok(())) => return,
             Ok(Err(Error::Failed(failure))) => failure,
             Ok(Err(error)) => failure(error),
@@ -113,8 +124,8 @@ impl Handler<ReadStrategyState> for StrategyActor {
     type Result = ();
 
     fn handle(&mut self, message: ReadStrategyState, _: &mut Self::Context) {
-        let told =
-            catch_unwind(AssertUnwindSafe(|| self.plans.state())).unwrap_or_else(|panic| Err(Error::panicked(&*panic)));
+        let read = || self.activity.during(Doing::new(Origin::Strategy, Phase::State), || self.plans.state());
+        let told = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| Err(Error::panicked(&*panic)));
         // The receiver may have stopped waiting; then nothing is lost.
         let _ = message.to.send(told);
     }

@@ -133,7 +133,7 @@ mod tests {
             let arbiter = Arbiter::new();
             let address = StageActor::start_in_arbiter(&arbiter.handle(), {
                 let waiting = waiting.clone();
-                move |_| StageActor::new(blueprint, settings, waiting)
+                move |_| StageActor::new(blueprint, settings, waiting, Arc::default())
             });
             arbiter.stop();
             arbiter.join().unwrap();

@@ -192,7 +192,8 @@ impl TrainerBuilder {
 
     /// Sets what a fit does about failures. It then keeps a copy of weights and state in memory after every step that is a multiple of
     /// [`FailuresConfig::snapshot_every`]. A fit that ends with a failure leaves the newest one as a checkpoint, if checkpoints are written, and
-    /// [`Trainer::last_checkpoint`](super::Trainer::last_checkpoint) returns it. Default: a failure ends the fit, and no copies are kept.
+    /// [`Trainer::last_checkpoint`](super::Trainer::last_checkpoint) returns it. Default: a failure ends the fit, no copies are kept,
+    /// and code of yours may take any time.
     pub fn failures(self, config: impl Into<Option<FailuresConfig>>) -> Self {
         Self { failures: config.into(), ..self }
     }

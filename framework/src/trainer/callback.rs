@@ -22,7 +22,8 @@ pub enum Control {
 
 /// Code that follows a run and may end it.
 ///
-/// The trainer calls [`on_event`](Self::on_event) on the thread that called [`fit`](super::Trainer::fit). Stages wait for it only if it is slow. A
+/// The trainer calls [`on_event`](Self::on_event) on the thread of [`fit`](super::Trainer::fit): that of its caller, or with
+/// [`stall_timeout`](super::FailuresConfig::stall_timeout) one of its own. Stages wait for it only if it is slow. A
 /// function of a [`TrainEvent`] is a callback that only watches.
 ///
 /// A run that a callback ends at an evaluation has the same parameters each time. After a training step, stages may have begun further steps,
@@ -66,7 +67,7 @@ pub enum Control {
 /// }
 ///
 /// let builder = Trainer::builder(Net).loss(MeanSquaredError).epochs(9).callback(GoodEnough { loss: 0.5 });
-/// let report = builder.build()?.fit((&Ones, &Ones))?;
+/// let report = builder.build()?.fit((Ones, Ones))?;
 /// assert_eq!((report.steps, report.stop_reason.as_deref()), (2, Some("good enough")));
 /// # Ok::<(), interlock::Error>(())
 /// ```

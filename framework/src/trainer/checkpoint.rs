@@ -106,11 +106,11 @@ impl CheckpointConfig {
 ///
 /// let every_step = CheckpointConfig { every_steps: Some(1), ..CheckpointConfig::default() };
 /// let builder = || Trainer::builder(Net).checkpoint(&run, every_step.clone());
-/// builder().steps(3).build()?.fit(&Corners)?; // or the machine fails after three steps
+/// builder().steps(3).build()?.fit(Corners)?; // or the machine fails after three steps
 ///
 /// let mut trainer = builder().resume(&run)?.steps(5).build()?;
 /// assert_eq!(trainer.steps(), 3);
-/// assert_eq!(trainer.fit(&Corners)?.steps, 5); // the same weights as after five steps in one go
+/// assert_eq!(trainer.fit(Corners)?.steps, 5); // the same weights as after five steps in one go
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -231,7 +231,7 @@ impl Trainer {
         if config.keep > 0 {
             checkpoint::begin_after(run.as_ref(), self.steps)?;
             self.captures.timing = Timing::new(Some(config), self.snapshot_every);
-            self.store = Some(Store::start(run.as_ref(), config, self.attached.clone())?);
+            self.store = Some(Arc::new(Store::start(run.as_ref(), config, self.attached.clone(), self.patience())?));
             self.checkpoint_on_stop = config.on_stop;
         }
         Ok(())
@@ -246,7 +246,7 @@ impl Trainer {
     }
 
     /// Returns the newest checkpoint that was captured during a fit, also after the fit has failed.
-    pub fn last_checkpoint(&self) -> Option<&Checkpoint> {
-        self.captures.newest().map(|newest| &**newest)
+    pub fn last_checkpoint(&self) -> Option<Arc<Checkpoint>> {
+        self.captures.newest()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, sync::Arc, time::Instant};
 
-use super::{Evaluation, Stopper, Trainer, guarded, loader::Loader};
+use super::{Evaluation, Stopper, Trainer, calls, guarded, loader::Loader};
 use crate::{
     Dataset, Error, Result, Score,
     actor::{Feed, Feeder, PipelineEvent},
@@ -15,14 +15,16 @@ pub(super) fn empty() -> Error {
 
 /// The error for a setting that needs a validation set, in a fit that has none.
 pub(super) fn missing(setting: &str) -> Error {
-    Error::invalid(setting, "there is no validation set", "give one, such as fit((&train, &validation))")
+    Error::invalid(setting, "there is no validation set", "give one, such as fit((train, validation))")
 }
 
 impl Trainer {
     /// Scores every head; none if `stopper` is asked to end the run before all batches have been fed.
-    pub(super) fn run_evaluation(&mut self, data: &dyn Dataset, stopper: &Stopper) -> Result<Option<Evaluation>> {
+    pub(super) fn run_evaluation(&mut self, data: &Arc<dyn Dataset>, stopper: &Stopper) -> Result<Option<Evaluation>> {
         let (batch_size, step, loss) = (self.settings.batch_size, self.steps, Arc::clone(&self.loss));
-        let batches = data.len().div_ceil(batch_size) as u64;
+        let (calls, patience) = (self.calls.clone(), self.patience());
+        let examples = calls.during(calls::DATA, || Ok(data.len()))?;
+        let batches = examples.div_ceil(batch_size) as u64;
         if batches == 0 {
             return Err(empty());
         }
@@ -31,13 +33,13 @@ impl Trainer {
         // Once something has been fed, an error leaves the stages in the middle of the evaluation.
         let fed = Cell::new(false);
         self.failed = true;
-        let whole = std::thread::scope(|scope| {
-            let loader = Loader::in_order(scope, data, batch_size);
+        let whole = guarded(|| {
+            let mut loader = Loader::in_order(Arc::clone(data), examples, batch_size, patience)?;
             let mut feeder = Feeder::new(0..batches, |first| {
                 let (batch, total) = guarded(|| {
                     let batch = loader.next()?;
-                    let total = loss.count(&batch.targets).map_err(super::loader::failure)?;
-                    Ok((batch, total))
+                    let total = calls.during(calls::DATA, || loss.count(&batch.targets));
+                    Ok((batch, total.map_err(super::loader::failure)?))
                 })?;
                 fed.set(true);
                 let (first_index, count) = (first as usize, batches as usize);

@@ -96,3 +96,14 @@ pub enum TrainEvent<'a> {
         report: &'a Report,
     },
 }
+
+impl TrainEvent<'_> {
+    /// Returns the step that it is about, if it is about one.
+    pub(super) fn step(&self) -> Option<u64> {
+        match self {
+            Self::StageStep(done) => Some(done.step),
+            Self::StepDone { step, .. } | Self::StepSkipped { step } => Some(*step),
+            _ => None,
+        }
+    }
+}

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Best, Control, Evaluation, Length, Report, Split, TrainEvent, Trainer, checkpoint::Reason, evaluation,
+    Best, Control, Evaluation, Length, Report, Split, TrainEvent, Trainer, calls, checkpoint::Reason, evaluation,
     example_order::ExampleOrder, guarded, loader::Loader, rehearsal, run_metrics::RunState, state::FitState,
     trained::Trained,
 };
@@ -48,13 +48,16 @@ impl Trainer {
             return Ok(());
         }
         self.metrics.observe(event);
-        for callback in &mut self.callbacks {
-            let control = catch_unwind(AssertUnwindSafe(|| callback.on_event(event))).unwrap_or_else(|panic| {
-                Err(match Error::panicked(&*panic) {
-                    Error::Panicked(text) => Error::Panicked(format!("a callback: {text}")),
-                    other => other,
+        for (number, callback) in self.callbacks.iter_mut().enumerate() {
+            let handle = || {
+                catch_unwind(AssertUnwindSafe(|| callback.on_event(event))).unwrap_or_else(|panic| {
+                    Err(match Error::panicked(&*panic) {
+                        Error::Panicked(text) => Error::Panicked(format!("a callback: {text}")),
+                        other => other,
+                    })
                 })
-            })?;
+            };
+            let control = self.calls.during(calls::event(number).in_step(event.step()), handle)?;
             if let Control::Stop(reason) = control {
                 self.stop_reason.get_or_insert(reason);
             }
@@ -93,24 +96,28 @@ impl Trainer {
 
     /// Checks the data of a fit, and returns the order in which its training set is read from now on: the unfinished epoch of a stopped fit
     /// continues, or a new one begins.
-    pub(super) fn order_of(&self, data: Split<'_>) -> Result<ExampleOrder> {
+    pub(super) fn order_of(&self, data: &Split) -> Result<ExampleOrder> {
         self.settings.length.validate()?;
+        let (examples, validated) = self
+            .calls
+            .during(calls::DATA, || Ok((data.train.len(), data.validation.as_ref().map(|set| set.is_empty()))))?;
         let order = match self.order {
-            Some(order) if self.interrupted && order.examples == data.train.len() => order,
+            Some(order) if self.interrupted && order.examples == examples => order,
             last => {
-                let order = rehearsal::order_of(data.train, &self.settings, self.with_statistics())?;
+                let order =
+                    rehearsal::order_of(&*data.train, examples, &self.settings, self.with_statistics(), &self.calls)?;
                 last.map_or(order, |last| order.beginning(last.epochs_begun(self.steps), self.steps))
             }
         };
-        match data.validation {
-            Some(validation) if validation.is_empty() => Err(evaluation::empty()),
+        match validated {
+            Some(true) => Err(evaluation::empty()),
             None if self.settings.keep_best.is_some() => Err(evaluation::missing("keep_best")),
             None if self.settings.eval_every.is_some() => Err(evaluation::missing("eval_every")),
             None if self.reduces_on_plateau => Err(evaluation::missing("lr_schedule (reduce_on_plateau)")),
             _ => Ok(()),
         }?;
         if let Some(last) = self.stages().iter().rposition(|stage| stage.unchecked).filter(|_| !self.rehearsed.get()) {
-            rehearsal::check_gradients(data.train, &self.blueprints[..=last], &self.plans)?;
+            rehearsal::check_gradients(&*data.train, examples, &self.blueprints[..=last], &self.plans, &self.calls)?;
             self.rehearsed.set(true);
         }
         self.steps_of_fit(order)?;
@@ -124,7 +131,7 @@ impl Trainer {
         if names.any(|name| tensor_kind(name) == TensorKind::Buffer) { &self.blueprints } else { &[] }
     }
 
-    pub(super) fn run(&mut self, data: Split<'_>) -> Result<Report> {
+    pub(super) fn run(&mut self, data: &Split) -> Result<Report> {
         let order = self.order_of(data)?;
         let [first, last] = self.steps_of_fit(order)?;
         let continued = self.fit.take().filter(|fit| self.continues(fit));
@@ -185,7 +192,7 @@ impl Trainer {
         let is_rest = continued.is_some();
         // Nothing was left to train: the report has the scores all the same.
         let has_ended = self.steps >= last || self.stop_reason.is_some();
-        if let (true, None, Some(validation)) = (has_ended && is_rest, &evaluation, data.validation) {
+        if let (true, None, Some(validation)) = (has_ended && is_rest, &evaluation, &data.validation) {
             evaluation = self.run_evaluation(validation, &stopper)?;
         }
         let unevaluated = data.validation.is_some() && evaluation.is_none();
@@ -206,7 +213,7 @@ impl Trainer {
     /// Trains and evaluates up to the step `last` of a fit that began at `first`, or until it is asked to end. Returns the evaluation after the last step.
     fn train_to(
         &mut self,
-        data: Split<'_>,
+        data: &Split,
         order: ExampleOrder,
         [first, last]: [u64; 2],
         trained: &mut Trained,
@@ -214,7 +221,7 @@ impl Trainer {
         let stopper = self.stopper.clone();
         let mut evaluation = None;
         while (self.steps < last || self.evaluation_due) && !self.is_stopping() {
-            let until = match (data.validation, self.settings.eval_every) {
+            let until = match (&data.validation, self.settings.eval_every) {
                 _ if self.evaluation_due => self.steps,
                 (None, _) => last,
                 (Some(_), Some(every)) => ((self.steps / every + 1) * every).min(last),
@@ -222,14 +229,14 @@ impl Trainer {
             };
             evaluation = None;
             let to_skip = self.recovery.to_skip.filter(|step| *step < until);
-            self.train_until(data.train, order, to_skip.unwrap_or(until), first, trained)?;
+            self.train_until(&data.train, order, to_skip.unwrap_or(until), first, trained)?;
             if to_skip == Some(self.steps) {
                 self.skip_step(last, trained, first)?;
             }
             if self.steps < until {
                 continue;
             }
-            if let Some(validation) = data.validation {
+            if let Some(validation) = &data.validation {
                 self.evaluation_due = true;
                 self.metrics.state(RunState::Evaluating);
                 let Some(found) = self.run_evaluation(validation, &stopper)? else { break };
@@ -251,7 +258,7 @@ impl Trainer {
     /// Runs the steps up to `until` (exclusive), or up to the last step that has been fed when the run is asked to end, and waits for them.
     fn train_until(
         &mut self,
-        data: &dyn Dataset,
+        data: &Arc<dyn Dataset>,
         order: ExampleOrder,
         until: u64,
         first: u64,
@@ -263,18 +270,19 @@ impl Trainer {
         self.metrics.trains();
         trained.begin();
         let (loss, steps, told) = (Arc::clone(&self.loss), self.steps..until, self.told.steps());
+        let (calls, patience) = (self.calls.clone(), self.patience());
         // Once something has been fed, an error leaves the stages in the middle of a step.
         let fed = Cell::new(false);
         self.failed = true;
-        let done = std::thread::scope(|scope| {
-            let loader = Loader::training(scope, data, order, steps.clone());
+        let done = guarded(|| {
+            let mut loader = Loader::training(Arc::clone(data), order, steps.clone(), patience)?;
             // The numbers of examples and targets of each batch that has been fed.
             let sizes = RefCell::new(VecDeque::new());
             let (timing, captured) = (RefCell::new(self.captures.timing.clone()), RefCell::new(Vec::new()));
             let mut feeder = Feeder::new(steps, |step| {
                 let (size, feed) = guarded(|| {
                     let batch = loader.next()?;
-                    let counted = loss.count(&batch.targets);
+                    let counted = calls.during(calls::DATA.in_step(step), || loss.count(&batch.targets));
                     let total = counted.map_err(|cause| super::loader::failure(cause).in_step(step))?;
                     let micro_batches = batch.split(order.micro_batches(batch.len()?))?;
                     let count = micro_batches.len();
@@ -358,17 +366,17 @@ impl Trainer {
     fn remember(&mut self, found: &Evaluation) -> Result<bool> {
         let Some(criterion) = self.settings.keep_best else { return Ok(false) };
         let value = criterion.of(found, "keep_best")?;
-        if let Some(best) = &self.best
+        if let Some(best) = self.best()
             && !criterion.improves(value, criterion.of(&best.evaluation, "keep_best")?, 0.0)
         {
             return Ok(false);
         }
         let weights = self.pipeline.snapshot()?;
         let best = Arc::new(Best { steps: self.steps, evaluation: found.clone(), weights });
-        if let Some(store) = &mut self.store {
-            store.write_best(Arc::clone(&best))?;
+        if let Some(store) = &self.store {
+            store.write_best(Arc::clone(&best));
         }
-        self.best = Some(best);
+        self.set_best(best);
         Ok(true)
     }
 }

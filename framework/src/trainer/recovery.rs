@@ -1,11 +1,11 @@
 //! What a fit does after a failure: it ends, or goes back to the last capture and repeats the steps since then.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use metrics::Counter;
 use serde::{Deserialize, Serialize};
 
-use super::{Checkpoint, TrainEvent, Trainer, checkpoint::Reason, trained::Trained};
+use super::{Checkpoint, TrainEvent, Trainer, calls, checkpoint::Reason, trained::Trained};
 use crate::{
     Error, Failure, Result, Strategy,
     actor::{Pipeline, PipelineSettings},
@@ -13,6 +13,9 @@ use crate::{
     stage::{HeadsConfig, StageBlueprint, StageSettings},
     strategy::Plans,
 };
+
+/// The shortest limit of time for code of the user's.
+const SHORTEST: Duration = Duration::from_millis(10);
 
 /// What happens when a stage, the strategy or the data set fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +44,7 @@ pub enum OnNonfinite {
 /// What a run does about failures, as configuration files give it.
 ///
 /// Since data and random numbers depend on the step alone, a run that was restarted computes the same bits as one without the failure.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct FailuresConfig {
@@ -54,11 +57,23 @@ pub struct FailuresConfig {
     /// Steps between two copies of the run in memory. A run that fails also leaves the last of them as a checkpoint. 0: no copies; a restart then goes back
     /// to the last checkpoint or to the beginning.
     pub snapshot_every: u64,
+    /// The longest time, in seconds, that one action of a stage, one decision of the strategy, one batch of the data set or one event of a callback may take.
+    /// What takes longer is named, and ends the run as a failure; nothing waits for it any more. 0: no limit. Default: 600 in configuration files, no limit in
+    /// a program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 0)))]
+    pub stall_timeout: Option<f64>,
 }
 
 impl Default for FailuresConfig {
     fn default() -> Self {
-        Self { on_failure: OnFailure::Stop, max_restarts: 3, on_nonfinite: OnNonfinite::Stop, snapshot_every: 100 }
+        Self {
+            on_failure: OnFailure::Stop,
+            max_restarts: 3,
+            on_nonfinite: OnNonfinite::Stop,
+            snapshot_every: 100,
+            stall_timeout: None,
+        }
     }
 }
 
@@ -66,6 +81,22 @@ impl FailuresConfig {
     /// Returns whether a run may go on after a failure.
     fn recovers(&self) -> bool {
         self.on_failure == OnFailure::Restart || self.on_nonfinite == OnNonfinite::SkipStep
+    }
+
+    /// Returns the limit of time for code of the user's; none if there is none.
+    ///
+    /// # Errors
+    /// If it is not a length of time.
+    pub(super) fn stall_timeout(&self) -> Result<Option<Duration>> {
+        let Some(seconds) = self.stall_timeout.filter(|seconds| *seconds != 0.0) else { return Ok(None) };
+        match Duration::try_from_secs_f64(seconds) {
+            Ok(limit) if limit >= SHORTEST => Ok(Some(limit)),
+            _ => Err(Error::invalid(
+                "failures.stall_timeout",
+                seconds.to_string(),
+                "use seconds, such as 600, at least 0.01, or 0 for no limit",
+            )),
+        }
     }
 }
 
@@ -78,6 +109,7 @@ pub(super) struct Launch {
 }
 
 /// The failures of a fit that it has survived.
+#[derive(Clone)]
 pub(super) struct Recovery {
     config: FailuresConfig,
     restarts: u64,
@@ -113,6 +145,8 @@ impl Recovery {
     fn survives(&mut self, failure: &Failure, trains: bool) -> bool {
         let is_nonfinite = is_nonfinite(&failure.cause);
         let survives = match failure.step {
+            // The thread of what is blocked cannot be ended.
+            _ if matches!(*failure.cause, Error::Stalled(_)) => false,
             Some(step) if is_nonfinite && trains && self.config.on_nonfinite == OnNonfinite::SkipStep => {
                 let in_a_row = match self.skipped {
                     Some((last, count)) if last + 1 == step => count + 1,
@@ -156,8 +190,11 @@ impl Trainer {
     /// # Errors
     /// `error` itself, if the run is to end with it.
     pub(super) fn recover(&mut self, error: Error, last: u64, trained: &mut Trained) -> Result<()> {
+        if self.calls.are_left() {
+            return Err(error);
+        }
         let trains = !self.evaluation_due;
-        let (Error::Failed(failure), Some(newest)) = (&error, self.captures.newest().cloned()) else {
+        let (Error::Failed(failure), Some(newest)) = (&error, self.captures.newest()) else {
             return Err(error);
         };
         if !self.recovery.survives(failure, trains) {
@@ -196,10 +233,16 @@ impl Trainer {
         let Checkpoint { weights, state } = checkpoint;
         self.failed = true;
         self.pipeline.end();
-        let mut plans = self.launch.plans(self.partition.stages(), state.strategy())?;
+        let stages = self.partition.stages();
+        let plans = self.calls.during(calls::STRATEGY, || {
+            let mut plans = self.launch.plans(stages, state.strategy())?;
+            if skips {
+                plans.observe(state.steps(), &vec![None; stages])?;
+            }
+            Ok(plans)
+        })?;
         let mut state = state.clone();
         if skips {
-            plans.observe(state.steps(), &vec![None; self.partition.stages()])?;
             state.leave_out_step(weights, self.blueprints.iter().find_map(StageBlueprint::shared_matrix));
         }
         let settings = Arc::new(StageSettings { given: Arc::new(weights.clone()), ..(*self.launch.settings).clone() });

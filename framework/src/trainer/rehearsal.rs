@@ -8,13 +8,19 @@ use std::sync::Arc;
 
 use candle_core::Device;
 
-use super::{FitSettings, example_order::ExampleOrder, guarded};
+use super::{
+    FitSettings,
+    calls::{self, Calls},
+    example_order::ExampleOrder,
+    guarded,
+};
 use crate::{
-    Batch, Dataset, Error, PlanSchedule, Result,
+    Batch, Dataset, Error, Origin, Phase, PlanSchedule, Result,
     differentiation::{TensorKind, tensor_kind},
     schedule::{Action, MicroBatchId, Purpose},
     stage::{ActionContext, Outcome, Payload, Stage, StageBlueprint},
     tensor::elementwise::is_finite,
+    watch::Doing,
 };
 
 /// The number of examples on which gradients are checked.
@@ -24,13 +30,19 @@ const EXAMPLES: usize = 4;
 ///
 /// # Errors
 /// As [`ExampleOrder::new`], or if a stage cannot be built.
-pub(super) fn order_of(data: &dyn Dataset, settings: &FitSettings, stages: &[StageBlueprint]) -> Result<ExampleOrder> {
-    let order = ExampleOrder::new(data.len(), settings.division(1), settings.seed)?;
+pub(super) fn order_of(
+    data: &dyn Dataset,
+    len: usize,
+    settings: &FitSettings,
+    stages: &[StageBlueprint],
+    calls: &Calls,
+) -> Result<ExampleOrder> {
+    let order = ExampleOrder::new(len, settings.division(1), settings.seed)?;
     if order.smallest_micro_batch() > 1 || stages.is_empty() {
         return Ok(order);
     }
-    let Some(need) = need_of_two(data, stages)? else { return Ok(order) };
-    let order = ExampleOrder::new(data.len(), settings.division(2), settings.seed);
+    let Some(need) = need_of_two(data, len, stages, calls)? else { return Ok(order) };
+    let order = ExampleOrder::new(len, settings.division(2), settings.seed);
     order.map_err(|error| match error {
         Error::Invalid { subject, problem, remedy } => Error::invalid(subject, format!("{problem} ({need})"), remedy),
         other => other,
@@ -38,12 +50,12 @@ pub(super) fn order_of(data: &dyn Dataset, settings: &FitSettings, stages: &[Sta
 }
 
 /// Returns why one example is not enough for a micro-batch, if two are; none if one is enough.
-fn need_of_two(data: &dyn Dataset, stages: &[StageBlueprint]) -> Result<Option<String>> {
-    let Some(batch) = examples(data, &[0, data.len().min(2) - 1]) else { return Ok(None) };
+fn need_of_two(data: &dyn Dataset, len: usize, stages: &[StageBlueprint], calls: &Calls) -> Result<Option<String>> {
+    let Some(batch) = examples(data, &[0, len.min(2) - 1], calls)? else { return Ok(None) };
     let one = batch.split(2)?.swap_remove(0);
-    Ok(match rehearse(stages, one)? {
+    Ok(match rehearse(stages, one, calls)? {
         // What two cannot do either is reported where it arises, in the first step.
-        Err(cause) if rehearse(stages, batch)?.is_ok() => Some(match cause {
+        Err(cause) if rehearse(stages, batch, calls)?.is_ok() => Some(match cause {
             Error::Failed(failure) => failure.cause.to_string(),
             other => other.to_string(),
         }),
@@ -52,23 +64,33 @@ fn need_of_two(data: &dyn Dataset, stages: &[StageBlueprint]) -> Result<Option<S
 }
 
 /// Returns these examples; none if the data set fails, which the first step reports.
-fn examples(data: &dyn Dataset, numbers: &[usize]) -> Option<Batch> {
+///
+/// # Errors
+/// If the fit is left behind.
+fn examples(data: &dyn Dataset, numbers: &[usize], calls: &Calls) -> Result<Option<Batch>> {
     let batch = || data.batch(numbers, None).and_then(|batch| batch.validate(numbers).map(|()| batch));
-    guarded(batch).ok()
+    calls.during(calls::DATA, || Ok(guarded(batch).ok()))
 }
 
 /// Checks gradients by a backward pass through these stages, which are the first ones of a model with these plans.
 ///
 /// # Errors
 /// If a gradient is refused, or a stage cannot be built.
-pub(super) fn check_gradients(data: &dyn Dataset, stages: &[StageBlueprint], plans: &PlanSchedule) -> Result<()> {
-    let numbers: Vec<usize> = (0..data.len().min(EXAMPLES)).collect();
-    let Some(Batch { mut inputs, .. }) = examples(data, &numbers) else { return Ok(()) };
+pub(super) fn check_gradients(
+    data: &dyn Dataset,
+    len: usize,
+    stages: &[StageBlueprint],
+    plans: &PlanSchedule,
+    calls: &Calls,
+) -> Result<()> {
+    let numbers: Vec<usize> = (0..len.min(EXAMPLES)).collect();
+    let Some(Batch { mut inputs, .. }) = examples(data, &numbers, calls)? else { return Ok(()) };
     for blueprint in stages {
-        let (k, mut stage) = (blueprint.index, blueprint.for_predictions(Arc::default(), true).build()?);
+        let (k, mut stage) = (blueprint.index, built(blueprint, calls)?);
         let sends_back = plans.plans().any(|plan| !plan.losses_sent_back(k).is_empty());
         let needs_head = plans.plans().any(|plan| plan.is_needed(k));
-        match guarded(|| Ok(stage.check_gradients(&inputs, sends_back, needs_head)?)) {
+        let check = || guarded(|| Ok(stage.check_gradients(&inputs, sends_back, needs_head)?));
+        match calls.during(Doing::new(Origin::Stage(k), Phase::Backward), check) {
             Ok(Some(output)) => inputs = output,
             // What a forward pass fails with is reported by the first step.
             Ok(None) | Err(Error::Panicked(_)) => return Ok(()),
@@ -78,16 +100,22 @@ pub(super) fn check_gradients(data: &dyn Dataset, stages: &[StageBlueprint], pla
     Ok(())
 }
 
+/// Builds a stage that is thrown away.
+fn built(blueprint: &StageBlueprint, calls: &Calls) -> Result<Stage> {
+    let build = || Ok(blueprint.for_predictions(Arc::default(), true).build()?);
+    calls.during(Doing::new(Origin::Stage(blueprint.index), Phase::Build), build)
+}
+
 /// Runs the forward passes of a step of one micro-batch, heads included, and returns how they ended.
 ///
 /// # Errors
 /// If a stage cannot be built.
-fn rehearse(stages: &[StageBlueprint], batch: Batch) -> Result<Result<()>> {
+fn rehearse(stages: &[StageBlueprint], batch: Batch, calls: &Calls) -> Result<Result<()>> {
     let micro_batch = MicroBatchId { step: 0, purpose: Purpose::Train, index: 0, count: 1 };
     let mut payload = Payload { inputs: batch.inputs, targets: batch.targets, total: 1.0 };
     for blueprint in stages {
-        let mut stage = blueprint.for_predictions(Arc::default(), true).build()?;
-        let passed = guarded(|| {
+        let mut stage = built(blueprint, calls)?;
+        let pass = || {
             stage.accept(micro_batch, payload)?;
             let next = match stage.perform(Action::Forward(micro_batch), ActionContext::default())? {
                 Outcome::Activation(next) => next,
@@ -98,8 +126,9 @@ fn rehearse(stages: &[StageBlueprint], batch: Batch) -> Result<Result<()>> {
             }
             check_statistics(&stage)?;
             Ok(next)
-        });
-        match passed {
+        };
+        let doing = Doing::new(Origin::Stage(blueprint.index), Phase::Forward);
+        match calls.during(doing, || Ok(guarded(pass)))? {
             Ok(next) => payload = next,
             Err(error) => return Ok(Err(error)),
         }

@@ -34,6 +34,7 @@ impl RunState {
 }
 
 /// The handles of one stage's losses, gradients and plan.
+#[derive(Clone)]
 struct Learned {
     /// One for each split; created when the head has its first score, since a stage may have no head.
     loss: [Option<Gauge>; 2],
@@ -49,6 +50,7 @@ struct Learned {
 const SPLITS: [&str; 2] = ["train", "validation"];
 
 /// The handles of a trainer.
+#[derive(Clone)]
 pub(crate) struct RunMetrics {
     states: [(RunState, Gauge); RunState::ALL.len()],
     stages: Vec<Learned>,

@@ -22,6 +22,7 @@ const MOST: usize = 1024;
 ///
 /// The measured time of an action includes waits for cores or for a shared device, so the simulation has neither. The result is the idle time
 /// that the schedule itself causes. If stages are measured to be idle longer, the cause is the runtime, the data or the machine.
+#[derive(Clone)]
 pub(crate) struct SimulatedIdle {
     /// Everything but the costs.
     scenario: Scenario,

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Best, Evaluation, FitSettings, HeadScore, Trainer, example_order::ExampleOrder, guarded};
+use super::{Best, Evaluation, FitSettings, HeadScore, Trainer, calls, example_order::ExampleOrder, guarded};
 use crate::{
     Error, Result, Weights,
     model::Partition,
@@ -53,7 +53,7 @@ const FORMAT: u32 = 1;
 /// use interlock::{Trainer, TrainerState, Weights, tools::files};
 ///
 /// let mut trainer = Trainer::builder(Net).steps(3).build()?;
-/// trainer.fit(&Corners)?;
+/// trainer.fit(Corners)?;
 /// let state = trainer.state()?;
 /// trainer.snapshot()?.save(&weights)?;
 /// state.tensors.save(&tensors)?;
@@ -63,7 +63,7 @@ const FORMAT: u32 = 1;
 /// state.tensors = Weights::load(&tensors)?;
 /// let builder = Trainer::builder(Net).initial_values(Weights::load(&weights)?).restore(state);
 /// let mut trainer = builder.steps(2).build()?;
-/// assert_eq!(trainer.fit(&Corners)?.steps, 5); // the same weights as after five steps without interruption
+/// assert_eq!(trainer.fit(Corners)?.steps, 5); // the same weights as after five steps without interruption
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -325,12 +325,16 @@ impl Trainer {
 
     /// Returns the trainer's own part of its state, with this state of the strategy and these totals of the present fit.
     pub(super) fn own_state(&self, strategy: Option<Value>, fit: Option<FitState>) -> Result<OwnState> {
-        let mut callbacks: Vec<Value> =
-            self.callbacks.iter().map(|callback| callback.state()).collect::<Result<_>>()?;
+        let mut callbacks: Vec<Value> = self
+            .callbacks
+            .iter()
+            .enumerate()
+            .map(|(i, to)| self.calls.during(calls::state(i), || to.state()))
+            .collect::<Result<_>>()?;
         // Callbacks that only watch may differ in the trainer that continues.
         let remember = callbacks.iter().rposition(|state| !state.is_null()).map_or(0, |last| last + 1);
         callbacks.truncate(remember);
-        let best = self.best.as_ref().map(|best| BestState {
+        let best = self.best().map(|best| BestState {
             steps: best.steps,
             heads: best.evaluation.heads().to_vec(),
             seconds: best.evaluation.seconds(),
@@ -355,7 +359,7 @@ impl Trainer {
             stages: Vec::new(),
         };
         let names = self.stages().iter().map(|built| built.names.clone()).collect();
-        Ok(OwnState { state, best: self.best.clone(), names })
+        Ok(OwnState { state, best: self.best(), names })
     }
 
     /// Continues from `state`, which [`TrainerState::check`] has found to fit; the strategy has been restored before.
@@ -379,7 +383,7 @@ impl Trainer {
                 true => state.regrouped_best_weights(&self.partition),
                 false => state.best_weights(self.stages().iter().map(|built| built.names.as_slice()))?,
             };
-            self.best = Some(Arc::new(Best { steps: best.steps, evaluation, weights }));
+            self.set_best(Arc::new(Best { steps: best.steps, evaluation, weights }));
         }
         if let Some(Position { examples, first_epoch, first_step, least }) = state.position {
             let order = ExampleOrder::new(examples, self.settings.division(least.max(1)), self.settings.seed)?

@@ -3,7 +3,7 @@
 use super::TrainEvent;
 
 /// How far callbacks have been told of the present fit.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Told {
     /// By stage, the step up to which it has been reported.
     stages: Vec<u64>,

@@ -138,9 +138,7 @@ fn an_evaluation_fails_where_the_first_value_is_not_finite() {
         weights.insert("s0.weight", (&weights["s0.weight"] * 1e6).unwrap());
         weights.insert("s1.weight", Tensor::full(f32::MAX, (8, 8), &Device::Cpu).unwrap());
         let mut trainer = builder().initial_values(weights).build().unwrap();
-        let Err(Error::Failed(failure)) = trainer.evaluate(&Spiral { examples: 20 }) else {
-            panic!("it was evaluated")
-        };
+        let Err(Error::Failed(failure)) = trainer.evaluate(Spiral { examples: 20 }) else { panic!("it was evaluated") };
         assert_eq!((failure.stage(), failure.phase), (Some(1), interlock::Phase::Forward), "{failure}");
         assert_eq!((failure.step, failure.micro_batch), (Some(0), Some(0)), "{failure}");
     }

@@ -19,8 +19,8 @@ use candle_core::Tensor;
 use common::{ByTarget, Fault, Matrices, Perceptron, Spiral};
 use interlock::{
     Adaptive, ClipConfig, ClipScope, CrossEntropy, Dataset, EndToEnd, Error, HeadsConfig, HeadsTrained, Interlock,
-    Local, Loss, LrScheduleConfig, MeanSquaredError, OptimizerConfig, OptimizerKind, Phase, PlainCpu, Split,
-    StageDevice, TrainEvent, Trainer, TrainerBuilder,
+    Local, Loss, LrScheduleConfig, MeanSquaredError, OptimizerConfig, OptimizerKind, Phase, PlainCpu, StageDevice,
+    TrainEvent, Trainer, TrainerBuilder,
     tools::{plain::PlainPipeline, schedule::ActionKind, transport::StageStep},
 };
 
@@ -68,7 +68,7 @@ fn run(builder: TrainerBuilder, data: impl Dataset + 'static) -> interlock::Resu
         .build()?;
     let snapshot = bounded(trainer, move |trainer| {
         let validation = Spiral { examples: 20 };
-        trainer.fit(Split { train: &data, validation: Some(&validation) })?;
+        trainer.fit((data, validation))?;
         trainer.snapshot()
     })?;
     let steps = steps.lock().unwrap().clone();
@@ -169,7 +169,7 @@ fn a_step_reads_once_a_stage_and_what_leaves_is_released() {
             .steps(steps as u64)
             .build()
             .unwrap();
-        bounded(trainer, |trainer| trainer.fit(&Spiral { examples: 26 })).unwrap();
+        bounded(trainer, |trainer| trainer.fit(Spiral { examples: 26 })).unwrap();
         for (k, device) in devices.iter().enumerate() {
             let counts = &device.counts;
             assert_eq!(Counts::of(&counts.reads), reads * steps, "stage {k} under {scope:?}");
@@ -271,7 +271,7 @@ fn other_losses_score_and_train_alike() {
                 .build()
                 .unwrap();
             let snapshot = bounded(trainer, move |trainer| {
-                trainer.fit(&Targets(targets))?;
+                trainer.fit(Targets(targets))?;
                 trainer.snapshot()
             });
             let steps = steps.lock().unwrap().clone();
@@ -305,7 +305,7 @@ fn times_are_those_of_the_device() {
         .build()
         .unwrap();
     let timeline = bounded(trainer, |trainer| {
-        trainer.fit(&Spiral { examples: 26 })?;
+        trainer.fit(Spiral { examples: 26 })?;
         Ok(trainer.timeline().unwrap())
     })
     .unwrap();

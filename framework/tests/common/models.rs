@@ -117,6 +117,7 @@ pub fn given(values: &[(&str, f32)]) -> Arc<Weights> {
 }
 
 /// Points in the plane with the class of the spiral arm that they lie on.
+#[derive(Clone, Copy)]
 pub struct Spiral {
     pub examples: usize,
 }

@@ -22,6 +22,7 @@ fn builder() -> TrainerBuilder {
 }
 
 /// A data set that notes which examples are read, and a change that is made to every batch.
+#[derive(Clone)]
 struct Noting {
     examples: usize,
     read: Arc<Mutex<Vec<usize>>>,
@@ -75,18 +76,18 @@ fn a_second_fit_begins_a_new_epoch_and_trains_the_same_length_again() {
         .unwrap();
     // Three steps an epoch: the first fit ends in the middle of its second epoch.
     let data = Noting::new(20, |batch| batch);
-    assert_eq!(trainer.fit(&data).unwrap().steps, 5);
+    assert_eq!(trainer.fit(data.clone()).unwrap().steps, 5);
     let first = data.taken();
     assert!(is_permutation(first[..20].to_vec(), 20));
     // As many steps again, of a new epoch.
-    assert_eq!(trainer.fit(&data).unwrap().steps, 10);
+    assert_eq!(trainer.fit(data.clone()).unwrap().steps, 10);
     let second = data.taken();
     assert!(is_permutation(second[..20].to_vec(), 20));
     assert_ne!(first[..20], second[..20]);
     // Other data, two steps an epoch.
     let other = Noting::new(16, |batch| batch);
     trainer.set_length(Length::Epochs(2));
-    assert_eq!(trainer.fit(&other).unwrap().steps, 14);
+    assert_eq!(trainer.fit(other.clone()).unwrap().steps, 14);
     let third = other.taken();
     assert!(is_permutation(third[..16].to_vec(), 16) && is_permutation(third[16..].to_vec(), 16));
     let expected = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5];
@@ -108,7 +109,7 @@ fn the_learning_rate_goes_on_by_step_count() {
         .build()
         .unwrap();
     for _ in 0..2 {
-        trainer.fit(&Spiral { examples: 20 }).unwrap();
+        trainer.fit(Spiral { examples: 20 }).unwrap();
     }
     let rates = rates.lock().unwrap();
     assert!(rates.len() == 6 && rates.is_sorted_by(|a, b| a > b), "{rates:?}");
@@ -129,24 +130,24 @@ fn a_stopped_fit_is_followed_by_the_rest_of_its_epoch() {
         .build()
         .unwrap();
     let data = Noting::new(80, |batch| batch);
-    let report = trainer.fit(&data).unwrap();
+    let report = trainer.fit(data.clone()).unwrap();
     assert!(report.stopped && report.steps < 10);
     let read = data.taken();
     let done = report.steps as usize * 8;
     // Batches were read ahead; what was not trained on is read again.
     let mut numbers = read[..done].to_vec();
     trainer.set_length(Length::Steps(10 - report.steps));
-    assert_eq!(trainer.fit(&data).unwrap().steps, 10);
+    assert_eq!(trainer.fit(data.clone()).unwrap().steps, 10);
     numbers.extend(data.taken());
     assert!(is_permutation(numbers, 80));
 }
 
 fn refused(data: &Noting) -> String {
     let mut trainer = builder().build().unwrap();
-    let error = trainer.fit(data).unwrap_err();
+    let error = trainer.fit(data.clone()).unwrap_err();
     let Error::Failed(failure) = &error else { panic!("{error}") };
     assert_eq!(failure.origin, Origin::Data, "{error}");
-    let scored = builder().build().unwrap().evaluate(data).unwrap_err();
+    let scored = builder().build().unwrap().evaluate(data.clone()).unwrap_err();
     assert!(matches!(scored, Error::Failed(failure) if failure.origin == Origin::Data));
     error.to_string()
 }
@@ -202,12 +203,12 @@ fn targets_that_are_no_classes_end_the_run() {
                 Ok(Batch { targets: (self.0)(batch.targets.clone()), ..batch })
             }
         }
-        let error = builder().build().unwrap().fit(&Changed(change)).unwrap_err().to_string();
+        let error = builder().build().unwrap().fit(Changed(change)).unwrap_err().to_string();
         assert!(error.contains("at position 0 of the batch; targets are"), "{error}");
-        assert!(builder().build().unwrap().evaluate(&Changed(change)).is_err());
+        assert!(builder().build().unwrap().evaluate(Changed(change)).is_err());
         // A loss that looks at the targets before anything is sent blames them too.
         let counts = || builder().loss(CrossEntropy { ignore_index: Some(9), ..Default::default() }).build().unwrap();
-        for found in [counts().fit(&Changed(change)).map(drop), counts().evaluate(&Changed(change)).map(drop)] {
+        for found in [counts().fit(Changed(change)).map(drop), counts().evaluate(Changed(change)).map(drop)] {
             let Err(Error::Failed(failure)) = found else { panic!("accepted") };
             assert_eq!(failure.origin, Origin::Data);
         }
@@ -218,9 +219,9 @@ fn targets_that_are_no_classes_end_the_run() {
 fn settings_that_could_do_nothing_are_refused() {
     let data = Spiral { examples: 20 };
     let mut best = builder().epochs(1).keep_best(Criterion::Loss).build().unwrap();
-    let error = best.fit(&data).unwrap_err().to_string();
-    assert_eq!(error, "keep_best: there is no validation set; give one, such as fit((&train, &validation))");
-    best.fit((&data, &data)).unwrap();
+    let error = best.fit(data).unwrap_err().to_string();
+    assert_eq!(error, "keep_best: there is no validation set; give one, such as fit((train, validation))");
+    best.fit((data, data)).unwrap();
 
     // The learning rate would never fall, and nothing would be evaluated.
     let plateau = LrScheduleConfig::ReduceOnPlateau { factor: 0.5, patience: 1, threshold: 0.1, min_fraction: 0.0 };
@@ -229,18 +230,18 @@ fn settings_that_could_do_nothing_are_refused() {
     {
         let mut trainer = builder.epochs(1).build().unwrap();
         let before = bits(&trainer);
-        let error = trainer.fit(&data).unwrap_err();
-        let right = "there is no validation set; give one, such as fit((&train, &validation))";
+        let error = trainer.fit(data).unwrap_err();
+        let right = "there is no validation set; give one, such as fit((train, validation))";
         assert_eq!(error.to_string(), format!("{setting}: {right}"));
         assert!(error.is_refusal() && trainer.steps() == 0 && bits(&trainer) == before);
-        trainer.fit((&data, &data)).unwrap();
+        trainer.fit((data, data)).unwrap();
     }
 
     let mut none = builder().epochs(1).build().unwrap();
     none.set_length(Length::Steps(0));
-    assert_eq!(none.fit(&data).unwrap_err().to_string(), "steps: 0; use 1 or more");
+    assert_eq!(none.fit(data).unwrap_err().to_string(), "steps: 0; use 1 or more");
     none.set_length(Length::Steps(1));
-    assert_eq!(none.fit(&data).unwrap().steps, 1);
+    assert_eq!(none.fit(data).unwrap().steps, 1);
 
     let loss = |k: usize| builder().strategy(interlock::EndToEnd).head_loss(k, CrossEntropy::default()).build();
     let error = loss(1).err().unwrap().to_string();
@@ -253,7 +254,7 @@ fn a_head_loss_that_counts_other_targets_ends_the_run() {
     let data = Spiral { examples: 20 };
     let fit = |ignore_index| {
         let own = CrossEntropy { ignore_index, ..CrossEntropy::default() };
-        builder().strategy(Local).epochs(1).head_loss(1, own).build().unwrap().fit(&data)
+        builder().strategy(Local).epochs(1).head_loss(1, own).build().unwrap().fit(data)
     };
     fit(None).unwrap();
     let error = fit(Some(0)).unwrap_err().to_string();
@@ -267,16 +268,16 @@ fn a_validation_set_whose_targets_do_not_count_is_refused() {
     let mut trainer =
         builder().loss(CrossEntropy { ignore_index: Some(9), ..Default::default() }).epochs(1).build().unwrap();
     let expected = "validation set: the loss counts none of its targets; give others";
-    assert_eq!(trainer.evaluate(&none).unwrap_err().to_string(), expected);
-    assert_eq!(trainer.fit((&Spiral { examples: 20 }, &none)).unwrap_err().to_string(), expected);
-    trainer.fit((&Spiral { examples: 20 }, &Spiral { examples: 20 })).unwrap();
+    assert_eq!(trainer.evaluate(none.clone()).unwrap_err().to_string(), expected);
+    assert_eq!(trainer.fit((Spiral { examples: 20 }, none)).unwrap_err().to_string(), expected);
+    trainer.fit((Spiral { examples: 20 }, Spiral { examples: 20 })).unwrap();
 }
 
 #[test]
 fn more_micro_batches_than_examples_of_a_batch_are_refused() {
     let error = builder().micro_batches(9).build().err().unwrap().to_string();
     assert_eq!(error, "micro_batches: 9; a batch has 8 examples: use 1 to 8");
-    builder().micro_batches(8).epochs(1).build().unwrap().fit(&Spiral { examples: 20 }).unwrap();
+    builder().micro_batches(8).epochs(1).build().unwrap().fit(Spiral { examples: 20 }).unwrap();
 }
 
 /// A chain of scalars in which only the first unit can have a head.
@@ -338,12 +339,12 @@ impl Loss for Constant {
 fn the_best_accuracy_of_a_loss_that_has_none_is_refused() {
     let data = Spiral { examples: 20 };
     let mut trainer = builder().loss(Constant).epochs(2).keep_best(Criterion::Accuracy).build().unwrap();
-    let error = trainer.fit((&data, &data)).unwrap_err();
+    let error = trainer.fit((data, data)).unwrap_err();
     assert_eq!(error.to_string(), "keep_best: the loss has no accuracy; compare by \"loss\" instead");
     // Only the evaluation of the first epoch shows that there is none.
     assert!(error.is_refusal() && trainer.best().is_none() && trainer.steps() == 3);
     let mut trainer = builder().loss(Constant).epochs(2).keep_best(Criterion::Loss).build().unwrap();
-    trainer.fit((&data, &data)).unwrap();
+    trainer.fit((data, data)).unwrap();
     assert_eq!(trainer.best().unwrap().steps, 3);
 }
 
@@ -353,13 +354,13 @@ fn early_stopping_counts_from_the_beginning_in_the_fit_after_it_stopped() {
     let config = EarlyStoppingConfig { patience: 2, min_delta: 0.0, metric: Criterion::Loss };
     let builder = builder().steps(20).eval_every(1).loss(Constant).callback(EarlyStopping::new(config).unwrap());
     let mut trainer = builder.build().unwrap();
-    assert_eq!(trainer.fit((&data, &data)).unwrap().steps, 3);
-    assert_eq!(trainer.fit((&data, &data)).unwrap().steps, 5);
+    assert_eq!(trainer.fit((data, data)).unwrap().steps, 3);
+    assert_eq!(trainer.fit((data, data)).unwrap().steps, 5);
 }
 
 #[test]
 fn a_training_set_that_is_empty_is_refused_with_a_remedy_that_helps() {
-    let error = builder().build().unwrap().fit(&Spiral { examples: 0 }).unwrap_err();
+    let error = builder().build().unwrap().fit(Spiral { examples: 0 }).unwrap_err();
     assert_eq!(error.to_string(), "training set: it has no examples; give at least one");
     assert!(error.is_refusal());
 }
@@ -380,9 +381,9 @@ fn a_callback_that_panics_ends_the_fit_with_an_error() {
         })
         .build()
         .unwrap();
-    let error = trainer.fit(&Spiral { examples: 50 }).unwrap_err();
+    let error = trainer.fit(Spiral { examples: 50 }).unwrap_err();
     assert!(matches!(&error, Error::Panicked(text) if text == "a callback: no disk"), "{error}");
-    assert!(trainer.fit(&Spiral { examples: 50 }).unwrap_err().to_string().contains("build a new trainer"));
+    assert!(trainer.fit(Spiral { examples: 50 }).unwrap_err().to_string().contains("build a new trainer"));
 }
 
 /// A loss that panics when it counts targets.
@@ -405,10 +406,10 @@ impl Loss for Uncounted {
 #[test]
 fn a_loss_that_panics_on_the_callers_thread_is_an_error() {
     let mut trainer = builder().loss(Uncounted).build().unwrap();
-    let error = trainer.evaluate(&Spiral { examples: 8 }).unwrap_err();
+    let error = trainer.evaluate(Spiral { examples: 8 }).unwrap_err();
     assert!(matches!(&error, Error::Panicked(text) if text == "nothing to count"), "{error}");
     let mut trainer = builder().loss(Uncounted).build().unwrap();
-    assert!(matches!(trainer.fit(&Spiral { examples: 8 }).unwrap_err(), Error::Panicked(_)));
+    assert!(matches!(trainer.fit(Spiral { examples: 8 }).unwrap_err(), Error::Panicked(_)));
 }
 
 #[test]
@@ -417,6 +418,6 @@ fn a_trainer_can_be_sent_to_another_thread() {
         value
     }
     let mut trainer = sendable(sendable(builder()).build().unwrap());
-    let steps = std::thread::spawn(move || trainer.fit(&Spiral { examples: 20 }).unwrap().steps).join().unwrap();
+    let steps = std::thread::spawn(move || trainer.fit(Spiral { examples: 20 }).unwrap().steps).join().unwrap();
     assert_eq!(steps, 3);
 }

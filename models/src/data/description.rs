@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use interlock::Dataset;
+use interlock::{Dataset, Split};
 use serde::{Deserialize, Serialize};
 
 use super::{Normalization, Vocabulary};
@@ -18,6 +18,13 @@ pub struct Data {
     pub description: Description,
     /// Lines for the user about what was taken from the files and what was left out; may be empty.
     pub notes: Vec<String>,
+}
+
+impl Data {
+    /// Returns both sets, for [`Trainer::fit`](interlock::Trainer::fit).
+    pub fn split(&self) -> Split {
+        Split { train: Arc::clone(&self.train), validation: Some(Arc::clone(&self.validation)) }
+    }
 }
 
 impl fmt::Debug for Data {

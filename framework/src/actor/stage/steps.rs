@@ -1,6 +1,6 @@
 //! The steps that a stage has given to its device and not yet reported. Their numbers and times are read here.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{Stopped, phase_of, work::StageWorker};
 use crate::{
@@ -10,6 +10,7 @@ use crate::{
     stage::{StepNumbers, StepReading},
     timeline::Span,
     transport::{CoordinatorMessage, StageStep},
+    watch::Doing,
 };
 
 /// An action, between two marks in the device's stream.
@@ -118,10 +119,11 @@ impl StageWorker {
     /// Waits for the numbers of the next step, and reports it. Returns whether there was one.
     pub(super) fn report_next_step(&mut self) -> Result<bool, Stopped> {
         let Some(Unreported { step, reading, done }) = self.unreported.pop_front() else { return Ok(false) };
-        match self.stage.take(reading)? {
-            Some(numbers) => self.report_step(step, numbers, done)?,
-            None => self.report_received_non_finite()?,
-        }
+        let waits = Doing::new(Origin::Stage(self.stage.index()), Phase::Update).in_step(step);
+        Arc::clone(&self.activity).during(waits, || match self.stage.take(reading)? {
+            Some(numbers) => self.report_step(step, numbers, done),
+            None => self.report_received_non_finite(),
+        })?;
         Ok(true)
     }
 

@@ -2,17 +2,18 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     time::Instant,
 };
 
 use actix::{AsyncContext, Context};
 
 use super::{
-    StageActor, Stopped,
+    StageActor, Stopped, phase_of,
     steps::{Done, Queue, Timed},
 };
 use crate::{
-    Failure,
+    Failure, Origin,
     actor::{
         arrivals::Arrivals,
         messages::{NextAction, TransferTimes},
@@ -21,6 +22,7 @@ use crate::{
     schedule::{Action, ActionKind, Purpose, StageSchedule},
     stage::{ActionContext, Outcome, ReadoutVersion, Stage},
     transport::{CoordinatorMessage, StageMessage, Transport},
+    watch::{Activity, Doing},
 };
 
 /// A built stage with its schedule and its connections.
@@ -45,6 +47,7 @@ pub(super) struct StageWorker {
     pub(super) arrivals: Arrivals,
     /// The moment from which recorded times count; none if nothing is recorded.
     pub(super) record: Option<Instant>,
+    pub(super) activity: Arc<Activity>,
 }
 
 impl StageWorker {
@@ -59,6 +62,14 @@ impl StageWorker {
     /// Does one action if there is one. Returns whether there was.
     pub(super) fn act(&mut self) -> Result<bool, Stopped> {
         let Some(action) = self.schedule.begin() else { return Ok(false) };
+        let doing = Doing {
+            micro_batch: action.micro_batch_index(),
+            ..Doing::new(Origin::Stage(self.stage.index()), phase_of(action)).in_step(action.step())
+        };
+        Arc::clone(&self.activity).during(doing, || self.perform(action)).map(|()| true)
+    }
+
+    fn perform(&mut self, action: Action) -> Result<(), Stopped> {
         let kind = action.kind();
         if !action.trains() || kind == ActionKind::Norm {
             // This action waits for the device in any case, and earlier steps must be reported first.
@@ -108,8 +119,7 @@ impl StageWorker {
             self.wire.send(StageMessage::Credit)?;
         }
         self.metrics.holds(self.schedule.live());
-        self.report_ready_steps()?;
-        Ok(true)
+        self.report_ready_steps()
     }
 
     /// Stores the content of a message, and records how long it was in transit.

@@ -9,7 +9,7 @@ use crate::{
     optimizer::clip::ClipScope,
     planner::{MemoryMeter, Placement, PlannerSetup, Profile, Replicas},
     simulator::credits,
-    trainer::rehearsal,
+    trainer::{calls::Calls, rehearsal},
 };
 
 impl TrainerBuilder {
@@ -27,7 +27,8 @@ impl TrainerBuilder {
     /// # Errors
     /// As [`Self::layout`] and [`Trainer::check`](crate::Trainer::check), or if a stage cannot be built.
     pub fn largest_batch(&self, train: &dyn Dataset) -> Result<usize> {
-        let order = rehearsal::order_of(train, &self.settings, &self.layout()?.blueprints)?;
+        let order =
+            rehearsal::order_of(train, train.len(), &self.settings, &self.layout()?.blueprints, &Calls::default())?;
         Ok(order.largest_batch())
     }
 

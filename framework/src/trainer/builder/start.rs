@@ -10,7 +10,8 @@ use crate::{
     simulator::{HOP, Scenario, StageCosts},
     stage::StageBlueprint,
     trainer::{
-        Trainer,
+        FailuresConfig, Trainer,
+        calls::Calls,
         checkpoint::{Captures, Timing},
         guarded,
         recording::Recording,
@@ -57,6 +58,7 @@ impl TrainerBuilder {
             global_norm,
             first_step: self.settings.first_step,
             record: self.settings.record.map(|_| Instant::now()),
+            stall_timeout: self.failures.as_ref().map_or(Ok(None), FailuresConfig::stall_timeout)?,
         };
         let pipeline = Pipeline::start(blueprints.clone(), plans, pipeline_settings)?;
         let names = || pipeline.built().iter().flat_map(|stage| &stage.names).map(String::as_str);
@@ -77,12 +79,12 @@ impl TrainerBuilder {
         let snapshot_every = self.failures.as_ref().map(|failures| failures.snapshot_every).filter(|every| *every > 0);
         let mut trainer = Trainer {
             recovery: Recovery::new(self.failures.unwrap_or_default(), partition.stages()),
-            launch: Launch {
+            launch: Arc::new(Launch {
                 strategy: self.strategy,
                 heads: self.heads,
                 settings: Arc::clone(&settings),
                 pipeline: pipeline_settings,
-            },
+            }),
             told: Told::default(),
             metrics,
             simulated_idle,
@@ -101,7 +103,7 @@ impl TrainerBuilder {
             interrupted: false,
             reduces_on_plateau: settings.lr_schedule.reduces_on_plateau(),
             warmup_steps: settings.lr_schedule.warmup_steps(),
-            best: None,
+            best: Arc::default(),
             fit: None,
             resumes: self.resumes,
             evaluation_due: false,
@@ -112,6 +114,7 @@ impl TrainerBuilder {
             snapshot_every,
             checkpoint_on_stop: false,
             rehearsed: Cell::new(false),
+            calls: Calls::default(),
             failed: false,
         };
         if let Some(state) = self.restored {

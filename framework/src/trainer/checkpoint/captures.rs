@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -59,14 +59,29 @@ pub(crate) struct Captures {
     pub(crate) timing: Timing,
     /// By the number of steps made.
     open: BTreeMap<u64, Open>,
-    newest: Option<Arc<Checkpoint>>,
+    done: Arc<Mutex<Newest>>,
+}
+
+/// The newest complete capture.
+#[derive(Default)]
+struct Newest {
+    capture: Option<Arc<Checkpoint>>,
     /// The steps of the last checkpoint that was handed to the store.
     written: Option<u64>,
 }
 
 impl Captures {
     pub(crate) fn new(timing: Timing) -> Self {
-        Self { timing, open: BTreeMap::new(), newest: None, written: None }
+        Self { timing, open: BTreeMap::new(), done: Arc::default() }
+    }
+
+    /// Returns others that have the same newest capture, now and later.
+    pub(crate) fn sharing(&self) -> Self {
+        Self { timing: self.timing.clone(), open: BTreeMap::new(), done: Arc::clone(&self.done) }
+    }
+
+    fn done(&self) -> MutexGuard<'_, Newest> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins to count the time until the next checkpoint.
@@ -124,36 +139,39 @@ impl Captures {
     }
 
     /// Keeps a complete capture. Returns it if it is to be written.
-    pub(crate) fn completed(&mut self, checkpoint: Checkpoint, reason: Reason) -> Option<Arc<Checkpoint>> {
+    pub(crate) fn completed(&self, checkpoint: Checkpoint, reason: Reason) -> Option<Arc<Checkpoint>> {
         let checkpoint = Arc::new(checkpoint);
-        self.newest = Some(Arc::clone(&checkpoint));
+        let mut done = self.done();
+        done.capture = Some(Arc::clone(&checkpoint));
         if reason == Reason::Snapshot {
             return None;
         }
-        self.written = Some(checkpoint.steps());
+        done.written = Some(checkpoint.steps());
         Some(checkpoint)
     }
 
     /// Returns whether the checkpoint after `steps` steps was the last one that was handed to the store, or continued from.
     pub(crate) fn is_written(&self, steps: u64) -> bool {
-        self.written == Some(steps)
+        self.done().written == Some(steps)
     }
 
     /// Notes that the trainer continues from the checkpoint after `steps` steps.
-    pub(crate) fn continues_from(&mut self, steps: u64) {
-        self.written = Some(steps);
+    pub(crate) fn continues_from(&self, steps: u64) {
+        self.done().written = Some(steps);
     }
 
     /// The newest capture.
-    pub(crate) fn newest(&self) -> Option<&Arc<Checkpoint>> {
-        self.newest.as_ref()
+    pub(crate) fn newest(&self) -> Option<Arc<Checkpoint>> {
+        self.done().capture.clone()
     }
 
     /// Returns the newest capture if it has not been handed to the store; afterwards it counts as handed over.
-    pub(crate) fn take_unwritten(&mut self) -> Option<Arc<Checkpoint>> {
-        let newest = self.newest.as_ref().filter(|newest| self.written.is_none_or(|steps| steps < newest.steps()))?;
-        self.written = Some(newest.steps());
-        Some(Arc::clone(newest))
+    pub(crate) fn take_unwritten(&self) -> Option<Arc<Checkpoint>> {
+        let mut done = self.done();
+        let written = done.written;
+        let newest = done.capture.clone().filter(|newest| written.is_none_or(|steps| steps < newest.steps()))?;
+        done.written = Some(newest.steps());
+        Some(newest)
     }
 
     /// Forgets captures in progress, because the stages have failed.

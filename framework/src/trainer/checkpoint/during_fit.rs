@@ -26,7 +26,8 @@ impl Trainer {
             self.captures.begin();
         }
         let complete = self.captures.completed(checkpoint, reason);
-        self.write(complete)
+        self.write(complete);
+        Ok(())
     }
 
     /// Captures the state here if it is time, but not while steps are repeated: callbacks are ahead of them.
@@ -47,13 +48,15 @@ impl Trainer {
         }
         let own = self.own_state(strategy, Some(fit))?;
         let complete = self.captures.add_own(self.steps, own)?;
-        self.write(complete)
+        self.write(complete);
+        Ok(())
     }
 
     /// Adds the stages' states to the capture after `steps` steps.
     pub(in crate::trainer) fn capture_stages(&mut self, steps: u64, stages: Vec<StageCapture>) -> Result<()> {
         let complete = self.captures.add_stages(steps, stages)?;
-        self.write(complete)
+        self.write(complete);
+        Ok(())
     }
 
     /// Waits for the captures of steps that are done.
@@ -68,16 +71,15 @@ impl Trainer {
     }
 
     /// Hands a checkpoint to the store, if there are both.
-    fn write(&mut self, checkpoint: Option<Arc<Checkpoint>>) -> Result<()> {
-        match (checkpoint, &mut self.store) {
-            (Some(checkpoint), Some(store)) => store.write(checkpoint),
-            _ => Ok(()),
+    fn write(&self, checkpoint: Option<Arc<Checkpoint>>) {
+        if let (Some(checkpoint), Some(store)) = (checkpoint, &self.store) {
+            store.write(checkpoint);
         }
     }
 
     /// Tells callbacks what has been written, or could not be; waits for all of it if `wait` is set.
     pub(in crate::trainer) fn tell_of_checkpoints(&mut self, wait: bool) -> Result<()> {
-        let Some(store) = &mut self.store else { return Ok(()) };
+        let Some(store) = self.store.clone() else { return Ok(()) };
         for Saved { steps, what, time, result } in store.take_saved(wait) {
             match (what, result) {
                 (Kind::Best, Ok(_)) => self.best_is_unwritten = false,
@@ -115,8 +117,8 @@ impl Trainer {
             }
         }
         self.tell_of_checkpoints(true)?;
-        if let (true, Some(best), Some(store)) = (self.best_is_unwritten, &self.best, &mut self.store) {
-            store.write_best(Arc::clone(best))?;
+        if let (true, Some(best), Some(store)) = (self.best_is_unwritten, &self.best(), &self.store) {
+            store.write_best(Arc::clone(best));
             self.tell_of_checkpoints(true)?;
         }
         Ok(())
@@ -126,8 +128,8 @@ impl Trainer {
     pub(in crate::trainer) fn save_newest(&mut self) {
         self.captures.abandon();
         let unwritten = self.captures.take_unwritten();
-        let saved = self.write(unwritten).and_then(|()| self.tell_of_checkpoints(true));
-        if let Err(error) = saved {
+        self.write(unwritten);
+        if let Err(error) = self.tell_of_checkpoints(true) {
             tracing::warn!("after the failure: {error}");
         }
     }

@@ -1,12 +1,12 @@
 //! The thread that writes checkpoints and the best weights of a run while it goes on.
 
 use std::{
+    collections::VecDeque,
     path::{Path, PathBuf},
     sync::{
-        Arc,
-        mpsc::{Receiver, SyncSender, channel, sync_channel},
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{Receiver, Sender, channel},
     },
-    thread::JoinHandle,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -14,9 +14,10 @@ use metrics::{Counter, Gauge, Histogram};
 
 use super::{Attached, Checkpoint, CheckpointConfig};
 use crate::{
-    Error, Result, checkpoint, files,
+    Error, Origin, Phase, Result, checkpoint, files,
     metrics::table,
     trainer::{Best, guarded},
+    watch::{Activity, Doing, NoMessage, Patience, Worker},
 };
 
 /// What the thread writes next.
@@ -83,82 +84,133 @@ fn now() -> f64 {
 }
 
 /// Writes checkpoints and best weights into the folder of a run, one after another, on a thread of its own.
-pub(crate) struct Store {
-    jobs: Option<SyncSender<Job>>,
-    saved: Receiver<Saved>,
-    thread: Option<JoinHandle<()>>,
-    /// Jobs whose result has not been taken.
-    open: usize,
+pub(crate) struct Store(Mutex<Inner>);
+
+struct Inner {
+    /// None when no more are written.
+    jobs: Option<Sender<Job>>,
+    thread: Worker,
+    results: Receiver<Saved>,
+    /// What each job is whose result has not been received.
+    open: VecDeque<(u64, Kind)>,
+    /// Results that have not been taken.
+    saved: Vec<Saved>,
+    activity: Arc<Activity>,
+    patience: Patience,
 }
 
+/// The most jobs that wait or are being written. Then the trainer waits too, so that no checkpoint is left out.
+const OPEN: usize = 2;
+
 impl Store {
-    /// Starts the thread for the run in `run`.
+    /// Starts the thread for the run in `run`. A job that takes longer than `patience` says has failed, and so have all later ones.
     ///
     /// # Errors
     /// If the system has no thread left.
-    pub(crate) fn start(run: &Path, config: &CheckpointConfig, attached: Attached) -> Result<Self> {
-        // One job may wait while another is written: then the trainer waits too, so that no checkpoint is left out.
-        let (jobs, next) = sync_channel(1);
-        let (tell, saved) = channel();
+    pub(crate) fn start(run: &Path, config: &CheckpointConfig, attached: Attached, patience: Patience) -> Result<Self> {
+        let (jobs, next) = channel::<Job>();
+        let (tell, results) = channel();
         let (run, keep, handles) = (run.to_owned(), config.keep, Handles::new(config));
-        let thread = std::thread::Builder::new()
-            .name("checkpoints".to_owned())
-            .spawn(move || {
-                for job in next {
-                    let start = Instant::now();
-                    let (steps, what) = match &job {
-                        Job::Checkpoint(checkpoint) => (checkpoint.steps(), Kind::Checkpoint),
-                        Job::Best(best) => (best.steps, Kind::Best),
-                    };
-                    let result = guarded(|| match &job {
-                        Job::Checkpoint(checkpoint) => save(checkpoint, &run, keep, &attached),
-                        Job::Best(best) => save_best(best, &run),
-                    });
-                    let saved = Saved { steps, what, time: start.elapsed(), result };
-                    handles.observe(&saved);
-                    // If nobody listens, the trainer has ended.
-                    let _ = tell.send(saved);
-                }
-            })
-            .map_err(|cause| Error::Thread { name: "checkpoints", cause })?;
-        Ok(Self { jobs: Some(jobs), saved, thread: Some(thread), open: 0 })
+        let activity = Arc::new(Activity::default());
+        let present = Arc::clone(&activity);
+        let thread = Worker::start("checkpoints", move || {
+            for job in next {
+                let start = Instant::now();
+                let (steps, what) = job.is_of();
+                let write = || match &job {
+                    Job::Checkpoint(checkpoint) => save(checkpoint, &run, keep, &attached),
+                    Job::Best(best) => save_best(best, &run),
+                };
+                let doing = Doing::new(Origin::Coordinator, Phase::Snapshot);
+                let result = present.during(doing, || guarded(write));
+                let saved = Saved { steps, what, time: start.elapsed(), result };
+                handles.observe(&saved);
+                // If nobody listens, the trainer has ended.
+                let _ = tell.send(saved);
+            }
+        })?;
+        let (open, saved) = (VecDeque::new(), Vec::new());
+        Ok(Self(Mutex::new(Inner { jobs: Some(jobs), thread, results, open, saved, activity, patience })))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands a checkpoint over; waits only if two others are not written yet.
-    pub(crate) fn write(&mut self, checkpoint: Arc<Checkpoint>) -> Result<()> {
-        self.hand_over(Job::Checkpoint(checkpoint))
+    pub(crate) fn write(&self, checkpoint: Arc<Checkpoint>) {
+        self.inner().hand_over(Job::Checkpoint(checkpoint));
     }
 
     /// Hands the best weights over, likewise.
-    pub(crate) fn write_best(&mut self, best: Arc<Best>) -> Result<()> {
-        self.hand_over(Job::Best(best))
-    }
-
-    fn hand_over(&mut self, job: Job) -> Result<()> {
-        let handed = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
-        self.open += usize::from(handed);
-        if handed { Ok(()) } else { Err(Error::Ended("the thread of checkpoints".to_owned())) }
+    pub(crate) fn write_best(&self, best: Arc<Best>) {
+        self.inner().hand_over(Job::Best(best));
     }
 
     /// Returns what has been written since the last call; waits for all that was handed over if `wait` is set.
-    pub(crate) fn take_saved(&mut self, wait: bool) -> Vec<Saved> {
-        let mut taken = Vec::new();
-        while self.open > 0 {
-            let next = if wait { self.saved.recv().ok() } else { self.saved.try_recv().ok() };
-            let Some(saved) = next else { break };
-            self.open -= 1;
-            taken.push(saved);
+    pub(crate) fn take_saved(&self, wait: bool) -> Vec<Saved> {
+        let mut inner = self.inner();
+        while let Ok(saved) = inner.results.try_recv() {
+            inner.receive(saved);
         }
-        taken
+        while wait && !inner.open.is_empty() {
+            inner.wait();
+        }
+        std::mem::take(&mut inner.saved)
     }
 }
 
-impl Drop for Store {
-    /// What was handed over is still written.
+impl Inner {
+    fn hand_over(&mut self, job: Job) {
+        while self.open.len() >= OPEN {
+            self.wait();
+        }
+        self.open.push_back(job.is_of());
+        if self.jobs.as_ref().is_none_or(|jobs| jobs.send(job).is_err()) {
+            self.fail(&"the thread that writes has ended, or is blocked");
+        }
+    }
+
+    fn receive(&mut self, saved: Saved) {
+        self.open.pop_front();
+        self.saved.push(saved);
+    }
+
+    /// Waits for the next result. If the thread is blocked, nothing more is written.
+    fn wait(&mut self) {
+        match self.patience.receive(&self.results, &[Arc::clone(&self.activity)], || true) {
+            Ok(saved) => self.receive(saved),
+            Err(NoMessage::Ended) => self.fail(&"the thread that writes has ended"),
+            Err(NoMessage::Stalled(stalled)) => {
+                self.jobs = None;
+                self.fail(&stalled.failure.cause);
+            }
+        }
+    }
+
+    /// Lets all open jobs have failed.
+    fn fail(&mut self, cause: &dyn std::fmt::Display) {
+        for (steps, what) in self.open.drain(..) {
+            let result = Err(Error::Stalled(cause.to_string()));
+            self.saved.push(Saved { steps, what, time: Duration::ZERO, result });
+        }
+    }
+}
+
+impl Drop for Inner {
+    /// What was handed over is still written, unless the thread is blocked.
     fn drop(&mut self) {
-        self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if self.jobs.take().is_some() {
+            self.thread.join(self.patience, &[Arc::clone(&self.activity)]);
+        }
+    }
+}
+
+impl Job {
+    fn is_of(&self) -> (u64, Kind) {
+        match self {
+            Self::Checkpoint(checkpoint) => (checkpoint.steps(), Kind::Checkpoint),
+            Self::Best(best) => (best.steps, Kind::Best),
         }
     }
 }
