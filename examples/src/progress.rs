@@ -110,7 +110,8 @@ impl Progress {
             Verbosity::Lines => LINE_INTERVAL,
             Verbosity::Quiet => return,
         };
-        if self.shown.elapsed() < interval && steps < self.last_step {
+        let is_early = self.shown.elapsed() < interval || self.terminal.is_behind();
+        if is_early && steps < self.last_step {
             return;
         }
         let facts = self.facts(steps);

@@ -63,6 +63,11 @@ impl Terminal {
         self.verbosity
     }
 
+    /// Returns whether it does not keep up with what is printed.
+    pub(crate) fn is_behind(&self) -> bool {
+        printer::is_behind()
+    }
+
     /// Returns the bar, which stays hidden until [`Self::show_bar`].
     pub(crate) fn bar(&self) -> &ProgressBar {
         &self.bar

@@ -17,6 +17,8 @@ use super::output::write_now;
 
 /// The bytes that may wait to be printed; what comes then is left out.
 const MOST: usize = 4 << 20;
+/// If more bytes wait than these, the terminal does not keep up.
+const BEHIND: usize = 16 << 10;
 
 /// A stream of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,12 +91,17 @@ pub(super) fn print(to: Stream, bytes: &[u8]) -> bool {
     printer.take(to, bytes)
 }
 
-/// Prints a picture of a bar, unless something still waits: a later one shows more.
+/// Prints a picture of a bar. In the end texts matter more, although each picture relies on the one before it.
 fn print_picture(bytes: &[u8]) {
     match PRINTER.get() {
-        Some(printer) if printer.waiting.load(SeqCst) > 0 => {}
+        Some(printer) if printer.waiting.load(SeqCst) > MOST / 2 => {}
         _ => drop(print(Stream::Err, bytes)),
     }
+}
+
+/// Returns whether the terminal does not keep up, because it is slow or paused.
+pub(super) fn is_behind() -> bool {
+    PRINTER.get().is_some_and(|printer| printer.waiting.load(SeqCst) > BEHIND)
 }
 
 /// Waits until all is printed, or for this long.

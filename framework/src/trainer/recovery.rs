@@ -87,7 +87,7 @@ impl FailuresConfig {
     ///
     /// # Errors
     /// If it is not a length of time.
-    pub(super) fn stall_timeout(&self) -> Result<Option<Duration>> {
+    pub(super) fn stall_limit(&self) -> Result<Option<Duration>> {
         let Some(seconds) = self.stall_timeout.filter(|seconds| *seconds != 0.0) else { return Ok(None) };
         match Duration::try_from_secs_f64(seconds) {
             Ok(limit) if limit >= SHORTEST => Ok(Some(limit)),

@@ -58,7 +58,7 @@ impl TrainerBuilder {
             global_norm,
             first_step: self.settings.first_step,
             record: self.settings.record.map(|_| Instant::now()),
-            stall_timeout: self.failures.as_ref().map_or(Ok(None), FailuresConfig::stall_timeout)?,
+            stall_timeout: self.failures.as_ref().map_or(Ok(None), FailuresConfig::stall_limit)?,
         };
         let pipeline = Pipeline::start(blueprints.clone(), plans, pipeline_settings)?;
         let names = || pipeline.built().iter().flat_map(|stage| &stage.names).map(String::as_str);

@@ -108,21 +108,30 @@ impl Store {
     /// # Errors
     /// If the system has no thread left.
     pub(crate) fn start(run: &Path, config: &CheckpointConfig, attached: Attached, patience: Patience) -> Result<Self> {
+        let (run, keep) = (run.to_owned(), config.keep);
+        let write = move |job: &Job| match job {
+            Job::Checkpoint(checkpoint) => save(checkpoint, &run, keep, &attached),
+            Job::Best(best) => save_best(best, &run),
+        };
+        Self::start_with(write, Handles::new(config), patience)
+    }
+
+    /// Starts the thread with this way to write.
+    fn start_with(
+        write: impl Fn(&Job) -> Result<PathBuf> + Send + 'static,
+        handles: Handles,
+        patience: Patience,
+    ) -> Result<Self> {
         let (jobs, next) = channel::<Job>();
         let (tell, results) = channel();
-        let (run, keep, handles) = (run.to_owned(), config.keep, Handles::new(config));
         let activity = Arc::new(Activity::default());
         let present = Arc::clone(&activity);
         let thread = Worker::start("checkpoints", move || {
             for job in next {
                 let start = Instant::now();
                 let (steps, what) = job.is_of();
-                let write = || match &job {
-                    Job::Checkpoint(checkpoint) => save(checkpoint, &run, keep, &attached),
-                    Job::Best(best) => save_best(best, &run),
-                };
                 let doing = Doing::new(Origin::Coordinator, Phase::Snapshot);
-                let result = present.during(doing, || guarded(write));
+                let result = present.during(doing, || guarded(|| write(&job)));
                 let saved = Saved { steps, what, time: start.elapsed(), result };
                 handles.observe(&saved);
                 // If nobody listens, the trainer has ended.
@@ -237,4 +246,34 @@ fn size_of_folder(folder: &Path) -> u64 {
         Err(_) => 0,
     };
     entries.map(size).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Score, Weights, trainer::Evaluation};
+
+    #[test]
+    fn a_disk_that_blocks_fails_what_is_open_and_all_that_comes_and_nothing_waits_for_it() {
+        let score = Score { loss: 1.0, count: 1.0, correct: None };
+        let best = |steps| {
+            let evaluation = Evaluation::new(&[Some(score)], Duration::ZERO).unwrap();
+            Arc::new(Best { steps, evaluation, weights: Weights::default() })
+        };
+        let (open, wait) = channel::<()>();
+        let wait = Mutex::new(wait);
+        let write = move |job: &Job| match job.is_of() {
+            (1, _) => Ok(PathBuf::from("one")),
+            _ => wait.lock().unwrap().recv().map(|()| PathBuf::new()).map_err(|_| Error::Stopped),
+        };
+        let patience = Patience::new(Some(Duration::from_millis(200)));
+        let store = Store::start_with(write, Handles::new(&CheckpointConfig::default()), patience).unwrap();
+        (1..=7).for_each(|steps| store.write_best(best(steps)));
+        let saved = store.take_saved(true);
+        let whole: Vec<(u64, bool)> = saved.iter().map(|saved| (saved.steps, saved.result.is_ok())).collect();
+        assert_eq!(whole, (1..=7).map(|steps| (steps, steps == 1)).collect::<Vec<_>>());
+        assert!(saved[1].result.as_ref().unwrap_err().to_string().contains("failures.stall_timeout"));
+        drop(store);
+        drop(open);
+    }
 }
