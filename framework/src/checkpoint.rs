@@ -34,9 +34,11 @@ const MANIFEST: &str = "manifest.json";
 pub const WEIGHTS: &str = "model.safetensors.index.json";
 /// What the name of a checkpoint's folder begins with; the number of steps follows.
 const STEP: &str = "step-";
-/// What the names of folders end with that are not in their place: one being written, and one that is being replaced. They begin with a dot.
+/// What the names of folders end with that are not in their place: one being written, one that is being replaced, and one that is being removed. They begin
+/// with a dot.
 pub(crate) const PART: &str = ".part";
 pub(crate) const OLD: &str = ".old";
+const GONE: &str = ".gone";
 /// The version of the format of manifests.
 const FORMAT: u32 = 1;
 
@@ -181,19 +183,20 @@ pub fn weights_in(folder: &Path) -> PathBuf {
 
 /// Removes the checkpoints of the run in `run` but the newest `keep`, and what an interrupted write has left.
 pub(crate) fn prune(run: &Path, keep: usize) {
-    let left_over =
-        fs::read_dir(run.join(CHECKPOINTS)).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-    let is_hidden = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-    for path in left_over.filter(is_hidden) {
-        // It does no harm if one stays.
-        let _ = fs::remove_dir_all(path);
-    }
+    hidden_in(run).iter().for_each(|path| remove(path));
     for (_, path) in checkpoints_in(run).into_iter().skip(keep) {
         remove(&path);
     }
 }
 
-/// Prepares the folder `run` for checkpoints after `steps` steps: damaged ones of more steps get another name.
+/// Returns the folders of checkpoints that are not in their place.
+fn hidden_in(run: &Path) -> Vec<PathBuf> {
+    let paths = fs::read_dir(run.join(CHECKPOINTS)).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    paths.filter(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))).collect()
+}
+
+/// Prepares the folder `run` for checkpoints after `steps` steps: damaged ones of more steps get another name, and what an interrupted write or removal has left
+/// is removed.
 ///
 /// # Errors
 /// If there is a whole one of more steps: it is of another run, or of one that should continue from it.
@@ -210,11 +213,16 @@ pub(crate) fn begin_after(run: &Path, steps: u64) -> Result<()> {
             fs::rename(&path, aside).map_err(|e| Error::file(&path, e))?;
         }
     }
+    let is_removed = |path: &PathBuf| path.extension() == Some(GONE[1..].as_ref());
+    let left = hidden_in(run).into_iter().filter(|path| is_removed(path) || !path.join(MANIFEST).is_file());
+    left.for_each(|path| remove(&path));
     Ok(())
 }
 
-/// Removes a checkpoint, its manifest first: what is left after an interruption is no checkpoint.
+/// Removes a checkpoint. What an interruption leaves of it is no checkpoint: it has another name then. It does no harm if it stays.
 pub(crate) fn remove(path: &Path) {
-    let _ = fs::remove_file(path.join(MANIFEST));
-    let _ = fs::remove_dir_all(path);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = path.with_file_name(format!(".{}{GONE}", name.trim_start_matches('.').trim_end_matches(GONE)));
+    let aside = if fs::rename(path, &aside).is_ok() { &aside } else { path };
+    let _ = fs::remove_dir_all(aside);
 }

@@ -479,4 +479,12 @@ fn a_checkpoint_that_was_being_replaced_is_found() {
     fs::rename(place.join("step-4"), place.join(".step-4.part")).unwrap();
     fs::remove_file(place.join(".step-4.part/manifest.json")).unwrap();
     assert!(Checkpoint::newest(folder.path()).unwrap().is_none());
+
+    // Nor is one that was being removed. The next run removes what is left.
+    make().steps(4).build().unwrap().fit((DATA, DATA)).unwrap();
+    fs::rename(place.join("step-4"), place.join(".step-4.gone")).unwrap();
+    fs::create_dir(place.join(".step-4.part.gone")).unwrap();
+    assert!(Checkpoint::newest(folder.path()).unwrap().is_none());
+    make().steps(2).build().unwrap();
+    assert_eq!(fs::read_dir(&place).unwrap().count(), 0);
 }

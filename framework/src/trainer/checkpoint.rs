@@ -150,7 +150,7 @@ impl Checkpoint {
         let saved = self.write_to(&aside, attached).and_then(|()| {
             let replace = || {
                 if path.exists() {
-                    let _ = fs::remove_dir_all(&old);
+                    checkpoint::remove(&old);
                     fs::rename(&path, &old)?;
                 }
                 fs::rename(&aside, &path)
@@ -159,16 +159,14 @@ impl Checkpoint {
             files::sync_folder_of(&path).map_err(|e| Error::file(&path, e))
         });
         // What cannot be removed does no harm: it is no checkpoint, and the next write removes it.
-        let _ = fs::remove_dir_all(&aside);
-        let _ = fs::remove_dir_all(&old);
+        checkpoint::remove(&aside);
+        checkpoint::remove(&old);
         saved.map(|()| path)
     }
 
     fn write_to(&self, folder: &Path, attached: &Attached) -> Result<()> {
         let make = |folder: &Path| fs::create_dir(folder).map_err(|e| Error::file(folder, e));
-        if folder.exists() {
-            fs::remove_dir_all(folder).map_err(|e| Error::file(folder, e))?;
-        }
+        checkpoint::remove(folder);
         make(folder)?;
         let tensors = folder.join(TENSORS);
         make(&tensors)?;
