@@ -1,5 +1,6 @@
 //! The trainer: trains a model by a strategy on devices, and reports on it.
 
+mod best;
 mod builder;
 mod callback;
 mod calls;
@@ -21,6 +22,7 @@ mod stop;
 mod told;
 mod trained;
 
+pub use best::{Best, Criterion};
 pub use builder::{Layout, LeastMemory, TrainerBuilder};
 pub use callback::{Callback, Control, EarlyStopping, EarlyStoppingConfig};
 pub use checkpoint::{Checkpoint, CheckpointConfig};
@@ -36,10 +38,9 @@ pub use stop::Stopper;
 use std::{
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
@@ -97,61 +98,6 @@ impl Length {
             _ => Ok(()),
         }
     }
-}
-
-/// The measure by which one evaluation is better than another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum Criterion {
-    /// The last stage's loss; lower is better.
-    #[default]
-    Loss,
-    /// The last stage's accuracy; higher is better.
-    Accuracy,
-}
-
-impl Criterion {
-    /// Returns its name: `loss` or `accuracy`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Loss => "loss",
-            Self::Accuracy => "accuracy",
-        }
-    }
-
-    /// Returns this measure of an evaluation.
-    ///
-    /// # Errors
-    /// If it is the accuracy and the loss has none; the message begins with `setting`, which asks for it.
-    fn of(self, evaluation: &Evaluation, setting: &str) -> Result<f64> {
-        let score = evaluation.last().score;
-        match self {
-            Self::Loss => Ok(score.mean_loss()),
-            Self::Accuracy => score
-                .accuracy()
-                .ok_or_else(|| Error::invalid(setting, "the loss has no accuracy", "compare by \"loss\" instead")),
-        }
-    }
-
-    /// Returns whether `value` is better than `best` by more than `delta`.
-    fn improves(self, value: f64, best: f64, delta: f64) -> bool {
-        match self {
-            Self::Loss => value < best - delta,
-            Self::Accuracy => value > best + delta,
-        }
-    }
-}
-
-/// The best evaluation so far and its weights.
-#[derive(Clone, Debug)]
-pub struct Best {
-    /// The number of updates made.
-    pub steps: u64,
-    /// The evaluation.
-    pub evaluation: Evaluation,
-    /// Every parameter and buffer.
-    pub weights: Weights,
 }
 
 #[derive(Clone, Debug)]
@@ -323,15 +269,6 @@ impl Trainer {
     /// Returns the number of optimizer steps since the model's first, including those before [`TrainerBuilder::first_step`].
     pub fn steps(&self) -> u64 {
         self.steps
-    }
-
-    /// Returns the best evaluation and its weights, if [`TrainerBuilder::keep_best`] was set and there has been an evaluation.
-    pub fn best(&self) -> Option<Arc<Best>> {
-        self.best.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_best(&self, best: Arc<Best>) {
-        *self.best.lock().unwrap_or_else(PoisonError::into_inner) = Some(best);
     }
 
     /// Returns the actions of each stage in the last training steps, with times counted from the first of them; none if [`TrainerBuilder::record`]

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, TryLockError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -55,7 +55,11 @@ impl EventLog {
     pub(crate) fn failed(&self, error: &Error) {
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(1) {
-            if let Ok(mut inner) = self.0.try_lock() {
+            let inner = match self.0.try_lock() {
+                Err(TryLockError::Poisoned(inner)) => Some(inner.into_inner()),
+                other => other.ok(),
+            };
+            if let Some(mut inner) = inner {
                 return inner.write(EventKind::Failed(Failed::from(error)));
             }
             std::thread::sleep(Duration::from_millis(1));

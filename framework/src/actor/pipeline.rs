@@ -65,7 +65,7 @@ pub struct PipelineSettings {
 /// than [`PipelineSettings::stall_timeout`] is not waited for.
 pub struct Pipeline {
     /// None after [`Self::end`].
-    actors: Option<Actors>,
+    running: Option<Running>,
     patience: Patience,
     sent: Vec<Arc<Counter>>,
     in_flight: usize,
@@ -77,14 +77,19 @@ pub struct Pipeline {
     built: Vec<Built>,
 }
 
-/// The actors that the handle sends to, their events and their threads.
-struct Actors {
-    coordinator: Addr<Coordinator>,
-    strategy: Addr<StrategyActor>,
+/// The actors, their events and their threads.
+struct Running {
+    actors: Actors,
     events: Receiver<PipelineEvent>,
     system: System,
     /// The thread of the coordinator and the strategy actor.
     thread: Worker,
+}
+
+/// The actors that the handle sends to, and what belongs to the stages.
+struct Actors {
+    coordinator: Addr<Coordinator>,
+    strategy: Addr<StrategyActor>,
     arbiters: Vec<Arbiter>,
     /// Present if the link of a device delays.
     delays: Option<DelayLine>,
@@ -138,10 +143,9 @@ impl Pipeline {
             }
         })?;
         let (system, launched) = ready.recv().map_err(|_| Error::Ended("the pipeline's thread".to_owned()))?;
-        let Started { coordinator, strategy, arbiters, delays, sent, activities } = launched?;
-        let actors = Actors { coordinator, strategy, events, system, thread, arbiters, delays, activities };
+        let (actors, sent) = launched?;
         let mut pipeline = Self {
-            actors: Some(actors),
+            running: Some(Running { actors, events, system, thread }),
             patience: Patience::new(settings.stall_timeout),
             sent,
             in_flight,
@@ -195,17 +199,17 @@ impl Pipeline {
         M: Message<Result = ()> + Send + 'static,
         Coordinator: Handler<M>,
     {
-        send(&self.actors()?.coordinator, "the coordinator", message)
+        send(&self.running()?.actors.coordinator, "the coordinator", message)
     }
 
     /// Returns the actors.
     ///
     /// # Errors
     /// If the pipeline has failed or ended.
-    fn actors(&self) -> Result<&Actors> {
-        match (&*self.failure.borrow(), &self.actors) {
+    fn running(&self) -> Result<&Running> {
+        match (&*self.failure.borrow(), &self.running) {
             (Some(failure), _) => Err(Error::Failed(failure.clone())),
-            (None, Some(actors)) => Ok(actors),
+            (None, Some(running)) => Ok(running),
             (None, None) => Err(Error::Ended("the pipeline".to_owned())),
         }
     }
@@ -221,7 +225,7 @@ impl Pipeline {
 
     /// The next event that the actors send.
     fn receive(&self) -> Result<PipelineEvent> {
-        match self.wait(&self.actors()?.events)? {
+        match self.wait(&self.running()?.events)? {
             PipelineEvent::Failed(failure) => Err(self.fails(failure)),
             event => Ok(event),
         }
@@ -229,9 +233,9 @@ impl Pipeline {
 
     /// Waits for a message of the actors, unless one of them is blocked.
     fn wait<T>(&self, from: &Receiver<T>) -> Result<T> {
-        let actors = self.actors()?;
+        let actors = &self.running()?.actors;
         let is_on_its_way = || actors.delays.as_ref().is_some_and(DelayLine::is_busy);
-        self.patience.receive(from, &actors.activities, is_on_its_way).map_err(|vain| match vain {
+        self.patience.receive(from, &actors.activities, is_on_its_way).map_err(|why| match why {
             NoMessage::Ended => Error::Ended("the pipeline".to_owned()),
             NoMessage::Stalled(stalled) => {
                 tracing::warn!("{}", stalled.failure);
@@ -261,7 +265,7 @@ impl Pipeline {
     /// If the strategy cannot return its state, or the actors' threads have ended.
     pub fn strategy_state(&self) -> Result<Option<Value>> {
         let (to, told) = channel();
-        send(&self.actors()?.strategy, "the strategy actor", ReadStrategyState { to })?;
+        send(&self.running()?.actors.strategy, "the strategy actor", ReadStrategyState { to })?;
         self.wait(&told)?
     }
 
@@ -323,7 +327,8 @@ impl Drop for Pipeline {
 impl Pipeline {
     /// Stops the actors and waits for their threads, except for those that are blocked. The pipeline cannot be used any more.
     pub(crate) fn end(&mut self) {
-        let Some(Actors { system, mut thread, arbiters, delays, activities, .. }) = self.actors.take() else { return };
+        let Some(Running { actors, system, mut thread, .. }) = self.running.take() else { return };
+        let Actors { arbiters, delays, activities, .. } = actors;
         for arbiter in &arbiters {
             arbiter.stop();
         }
@@ -351,7 +356,7 @@ impl Pipeline {
     /// Returns what describes this pipeline, without its actors: an ended one.
     pub(crate) fn description(&self) -> Self {
         Self {
-            actors: None,
+            running: None,
             patience: self.patience,
             sent: self.sent.clone(),
             in_flight: self.in_flight,
@@ -373,17 +378,7 @@ fn join_all(arbiters: Vec<Arbiter>, delays: Option<DelayLine>) {
     drop(delays);
 }
 
-/// The actors that the handle sends to, and the threads.
-struct Started {
-    coordinator: Addr<Coordinator>,
-    strategy: Addr<StrategyActor>,
-    arbiters: Vec<Arbiter>,
-    delays: Option<DelayLine>,
-    sent: Vec<Arc<Counter>>,
-    activities: Vec<Arc<Activity>>,
-}
-
-/// Starts the actors and tells them of each other.
+/// Starts the actors and tells them of each other. Returns them with the counters of what each of them sends.
 ///
 /// # Errors
 /// If the system has too few threads left.
@@ -394,7 +389,7 @@ fn launch(
     in_flight: usize,
     events: Sender<PipelineEvent>,
     delays: Option<DelayLine>,
-) -> Result<Started> {
+) -> Result<(Actors, Vec<Arc<Counter>>)> {
     let stages = blueprints.len();
     let links: Vec<Link> = blueprints.iter().map(|stage| stage.device.hooks().link()).collect();
     // One for each stage and one for the coordinator.
@@ -444,5 +439,5 @@ fn launch(
         let _ = actor.send(Connect(Box::new(wire)));
     }
     let _ = send(&strategy, "the strategy actor", StartStages { stages: actors, coordinator: coordinator.clone() });
-    Ok(Started { coordinator, strategy, arbiters, delays, sent, activities })
+    Ok((Actors { coordinator, strategy, arbiters, delays, activities }, sent))
 }

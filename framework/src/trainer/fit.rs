@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Best, Control, Evaluation, Length, Report, Split, TrainEvent, Trainer, calls, checkpoint::Reason, evaluation,
+    Control, Evaluation, Length, Report, Split, TrainEvent, Trainer, calls, checkpoint::Reason, evaluation,
     example_order::ExampleOrder, guarded, loader::Loader, rehearsal, run_metrics::RunState, state::FitState,
     trained::Trained,
 };
@@ -357,26 +357,5 @@ impl Trainer {
         let (from_step, plan) = (phase.from_step, Arc::clone(&phase.plan));
         self.simulated_idle.plan(&plan);
         self.tell(&TrainEvent::PlanChanged { from_step, plan: &plan })
-    }
-
-    /// Keeps a copy of the weights if `found` is the best evaluation so far, and returns whether it is.
-    ///
-    /// # Errors
-    /// If the criterion is the accuracy and the loss has none.
-    fn remember(&mut self, found: &Evaluation) -> Result<bool> {
-        let Some(criterion) = self.settings.keep_best else { return Ok(false) };
-        let value = criterion.of(found, "keep_best")?;
-        if let Some(best) = self.best()
-            && !criterion.improves(value, criterion.of(&best.evaluation, "keep_best")?, 0.0)
-        {
-            return Ok(false);
-        }
-        let weights = self.pipeline.snapshot()?;
-        let best = Arc::new(Best { steps: self.steps, evaluation: found.clone(), weights });
-        if let Some(store) = &self.store {
-            store.write_best(Arc::clone(&best));
-        }
-        self.set_best(best);
-        Ok(true)
     }
 }

@@ -69,6 +69,7 @@ impl StageWorker {
         Arc::clone(&self.activity).during(doing, || self.perform(action)).map(|()| true)
     }
 
+    /// Does this action, sends its results, and reports the steps whose numbers have arrived.
     fn perform(&mut self, action: Action) -> Result<(), Stopped> {
         let kind = action.kind();
         if !action.trains() || kind == ActionKind::Norm {
