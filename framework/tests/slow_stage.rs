@@ -8,32 +8,11 @@ mod common;
 #[path = "common/held.rs"]
 mod held;
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use common::{Dense, Spiral};
+use common::{Dense, Paced, Spiral};
 use held::held;
-use interlock::{
-    Activation, CheckpointConfig, Control, Differentiable, FailuresConfig, Gradients, Interlock, ModelSpec, Pass,
-    Result, Saved, TrainEvent, Trainer, Unit, Wants,
-};
-
-/// A layer that takes its time.
-struct Paced(Dense, Duration);
-
-impl Differentiable for Paced {
-    fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
-        thread::sleep(self.1);
-        self.0.forward(x, pass)
-    }
-
-    fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
-        thread::sleep(self.1);
-        self.0.backward(saved, output_gradient, wants)
-    }
-}
+use interlock::{CheckpointConfig, Control, FailuresConfig, Interlock, ModelSpec, Result, TrainEvent, Trainer, Unit};
 
 struct Net;
 

@@ -21,7 +21,7 @@ use std::{
 
 use bits::bits;
 use candle_core::Tensor;
-use common::{Dense, Spiral};
+use common::{Dense, Paced, Spiral};
 use interlock::{
     Activation, Adapt, Batch, Callback, Checkpoint, CheckpointConfig, Control, CrossEntropy, Dataset, Differentiable,
     Error, Failure, FailuresConfig, GradientPlan, Gradients, Interlock, Key, Loss, ModelSpec, OnFailure, Origin,
@@ -371,29 +371,16 @@ fn a_failure_while_another_stage_is_blocked_ends_the_run_or_is_survived() {
     }
 }
 
-/// Sleeps in every forward pass of a stage, shorter than the limit; one step takes longer.
+/// A stage sleeps in every pass, shorter than the limit; one step takes longer.
 #[derive(Clone)]
 struct Slow(Duration);
-
-struct SlowLayer(Dense, Duration);
-
-impl Differentiable for SlowLayer {
-    fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
-        thread::sleep(self.1);
-        self.0.forward(x, pass)
-    }
-
-    fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
-        self.0.backward(saved, output_gradient, wants)
-    }
-}
 
 impl ModelSpec for Slow {
     fn units(&self) -> Result<Vec<Unit>> {
         let unit = |(i, (inputs, outputs)): (usize, (usize, usize))| {
             let pause = if i == 1 { self.0 } else { Duration::ZERO };
             Unit::new(format!("layers.{i}"), [outputs], move |vb| {
-                Ok(SlowLayer(Dense::new(&vb, inputs, outputs, i < 2)?, pause))
+                Ok(Paced(Dense::new(&vb, inputs, outputs, i < 2)?, pause))
             })
             .with_flops((inputs * outputs) as f64)
         };

@@ -1,7 +1,7 @@
 //! Small models with gradients that can be worked out by hand, shared by the tests of this crate.
 #![allow(dead_code, unreachable_pub)] // each test file uses a part
 
-use std::sync::Arc;
+use std::{sync::Arc, thread, time::Duration};
 
 use candle_core::{Device, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -195,6 +195,21 @@ impl ModelSpec for Matrices {
     fn head(&self, unit: usize, _: &str) -> Result<Unit> {
         let inputs = self.dims[unit + 1];
         Ok(Unit::new("", [1], move |vb| Dense::new(&vb, inputs, 1, false)).with_flops(0.1))
+    }
+}
+
+/// A layer that takes its time in each pass.
+pub struct Paced(pub Dense, pub Duration);
+
+impl Differentiable for Paced {
+    fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
+        thread::sleep(self.1);
+        self.0.forward(x, pass)
+    }
+
+    fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
+        thread::sleep(self.1);
+        self.0.backward(saved, output_gradient, wants)
     }
 }
 
