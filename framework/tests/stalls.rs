@@ -396,7 +396,7 @@ impl ModelSpec for Slow {
 fn slow_work_is_not_taken_for_blocked_and_computes_the_same_bits() {
     let trained = |pause: f64, failures: Option<FailuresConfig>| {
         let builder = Trainer::builder(Slow(Duration::from_secs_f64(pause))).strategy(Pairwise);
-        let builder = builder.failures(failures).stages(3).batch_size(6).micro_batches(3).steps(3);
+        let builder = builder.failures(failures).stages(3).batch_size(6).micro_batches(3).steps(1);
         let mut trainer = builder.build().unwrap();
         let report = trainer.fit((DATA, DATA)).unwrap();
         let evaluation = trainer.evaluate(DATA).unwrap();
