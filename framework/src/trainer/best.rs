@@ -63,7 +63,7 @@ pub struct Best {
 }
 
 impl Trainer {
-    /// Returns the best evaluation and its weights, if [`TrainerBuilder::keep_best`] was set and there has been an evaluation.
+    /// Returns the best evaluation and its weights, if [`TrainerBuilder::keep_best`](crate::TrainerBuilder::keep_best) was set and there has been an evaluation.
     pub fn best(&self) -> Option<Arc<Best>> {
         self.best.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
