@@ -165,7 +165,8 @@ pub fn checkpoints_in(run: &Path) -> Vec<(u64, PathBuf)> {
     let left: Vec<(u64, PathBuf)> = paths.iter().filter_map(|path| Some((hidden(path)?, path.clone()))).collect();
     let present: Vec<u64> = found.iter().map(|(steps, _)| *steps).collect();
     found.extend(left.into_iter().filter(|(steps, _)| !present.contains(steps)));
-    found.sort_by_key(|(steps, _)| std::cmp::Reverse(*steps));
+    let is_old = |path: &Path| path.extension() == Some(OLD[1..].as_ref());
+    found.sort_by_key(|(steps, path)| (std::cmp::Reverse(*steps), is_old(path)));
     found
 }
 
@@ -195,8 +196,8 @@ fn hidden_in(run: &Path) -> Vec<PathBuf> {
     paths.filter(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))).collect()
 }
 
-/// Prepares the folder `run` for checkpoints after `steps` steps: damaged ones of more steps get another name, and what an interrupted write or removal has left
-/// is removed.
+/// Prepares the folder `run` for checkpoints after `steps` steps: damaged ones of more steps get another name, a whole one that an interrupted write has not
+/// put into its place is put there, and what else an interruption has left is removed.
 ///
 /// # Errors
 /// If there is a whole one of more steps: it is of another run, or of one that should continue from it.
@@ -211,6 +212,13 @@ pub(crate) fn begin_after(run: &Path, steps: u64) -> Result<()> {
             (1..).map(|n| path.with_file_name(format!("damaged-{STEP}{newer}.{n}"))).find(|path| !path.exists());
         if let Some(aside) = aside {
             fs::rename(&path, aside).map_err(|e| Error::file(&path, e))?;
+        }
+    }
+    for (own, path) in checkpoints_in(run) {
+        let place = place(run, own);
+        let is_hidden = path != place && path.parent() == place.parent();
+        if is_hidden && !place.exists() && Manifest::verified(&path).is_ok() {
+            fs::rename(&path, &place).map_err(|e| Error::file(&path, e))?;
         }
     }
     let is_removed = |path: &PathBuf| path.extension() == Some(GONE[1..].as_ref());

@@ -473,7 +473,9 @@ fn a_checkpoint_that_was_being_replaced_is_found() {
     for hidden in [".step-4.part", ".step-4.old"] {
         fs::rename(place.join("step-4"), place.join(hidden)).unwrap();
         assert_eq!(make().resume(folder.path()).unwrap().steps(5).build().unwrap().steps(), 4);
-        fs::rename(place.join(hidden), place.join("step-4")).unwrap();
+        // It is in its place now, also if nothing is left to train.
+        assert_eq!(checkpoints(folder.path()), [place.join("step-4")]);
+        assert_eq!(fs::read_dir(&place).unwrap().count(), 1);
     }
     // One that was being written is none.
     fs::rename(place.join("step-4"), place.join(".step-4.part")).unwrap();
