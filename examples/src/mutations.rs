@@ -176,3 +176,45 @@ fn mutated_files_are_read_or_refused_in_bounded_time_and_memory() {
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
+
+/// Returns where the numbers of a text are.
+fn numbers(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
+    let mut found: Vec<std::ops::Range<usize>> = Vec::new();
+    for at in (0..bytes.len()).filter(|&at| bytes[at].is_ascii_digit()) {
+        match found.last_mut() {
+            Some(last) if last.end == at => last.end = at + 1,
+            // A part of a word or of a fraction stays.
+            _ if at > 0 && (bytes[at - 1].is_ascii_alphanumeric() || bytes[at - 1] == b'.') => {}
+            _ => found.push(at..at + 1),
+        }
+    }
+    found
+}
+
+#[test]
+fn the_largest_numbers_are_read_or_refused_in_every_place() {
+    /// The most places of a file that are tried.
+    const PLACES: usize = 60;
+    for name in
+        ["config", "run_config", "run_data", "run_status", "run_events", "run_timeline", "costs", "index", "case"]
+    {
+        let (reader, folder) = (Reader::named(name).expect(name), tempfile::tempdir().expect("a folder"));
+        for seed in (reader.seeds)() {
+            let places = numbers(&seed);
+            let thinned = places.iter().step_by(places.len().div_ceil(PLACES).max(1));
+            for number in ["18446744073709551615", "9223372036854775807", "4294967295"] {
+                let replaced = |places: &[std::ops::Range<usize>]| {
+                    let mut bytes = seed.clone();
+                    places.iter().rev().for_each(|place| drop(bytes.splice(place.clone(), number.bytes())));
+                    bytes
+                };
+                let one_by_one = thinned.clone().map(|place| replaced(std::slice::from_ref(place)));
+                for bytes in one_by_one.chain([replaced(&places)]) {
+                    if let Err(why) = check(reader, folder.path(), &bytes) {
+                        panic!("{name}, {number}: {why}\n{}", String::from_utf8_lossy(&bytes));
+                    }
+                }
+            }
+        }
+    }
+}

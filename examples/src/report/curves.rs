@@ -254,7 +254,7 @@ fn widths(run: &Run, stages: &[usize]) -> Vec<Series> {
         let shift = (n as f64 - (stages.len() as f64 - 1.0) / 2.0) * 0.03;
         let width = |follows: &[Followed]| {
             let farthest = follows.get(k)?.farthest()?;
-            Some((farthest + 1).saturating_sub(k) as f64 + shift)
+            Some(farthest.saturating_add(1).saturating_sub(k) as f64 + shift)
         };
         let mut points: Vec<(f64, f64)> = phases
             .iter()

@@ -145,7 +145,7 @@ impl Run {
 
     /// Returns the number of steps up to the last one that the run has made.
     pub(super) fn last_step(&self) -> u64 {
-        self.steps.last().map_or(0, |step| step.step + 1)
+        self.steps.last().map_or(0, |step| step.step.saturating_add(1))
     }
 
     /// Returns the scores of the last stage on the batch of the last step; none before the first step.
@@ -162,8 +162,8 @@ impl Run {
 
     /// Returns the training examples a second, or none before the first step.
     pub(super) fn examples_per_second(&self) -> Option<f64> {
-        let examples: u64 = self.steps.iter().map(|step| step.examples * steps_an_event(step.step)).sum();
-        let so_far = examples as f64 / self.train_seconds();
+        let examples = |step: &Step| step.examples as f64 * steps_an_event(step.step) as f64;
+        let so_far = self.steps.iter().map(examples).sum::<f64>() / self.train_seconds();
         self.report.as_ref().map(|report| report.examples_per_second).or(so_far.is_finite().then_some(so_far))
     }
 

@@ -168,7 +168,7 @@ impl PlannerSetup<'_> {
             false => 0.0,
         };
         let head = self.head(k, last_unit)?;
-        let gradients = sum_bytes(own, |unit| unit.gradient_bytes) + head.map_or(0, |head| head.gradient_bytes);
+        let gradients = total([sum_bytes(own, |unit| unit.gradient_bytes), head.map_or(0, |head| head.gradient_bytes)]);
         let update = sum(|unit| unit.update) + head.map_or(0.0, |head| head.update);
         let chain = again + taken_back;
         let action = device.action;
@@ -184,7 +184,7 @@ impl PlannerSetup<'_> {
             norm: action,
             update: action + update + self.replicas.all_reduce(gradients),
             activation_bytes: last_unit.output_bytes,
-            gradient_bytes: before.map_or(0, |unit| unit.output_bytes) + self.readout_traffic(k),
+            gradient_bytes: total([before.map_or(0, |unit| unit.output_bytes), self.readout_traffic(k)]),
         })
     }
 
@@ -195,7 +195,7 @@ impl PlannerSetup<'_> {
             return 0;
         };
         let crossing = self.plan.wants(k).iter().filter(|&&loss| self.plan.gradients(k, loss).input).count();
-        let gradients = (crossing * self.micro_batches) as u64 * refresh;
+        let gradients = ((crossing * self.micro_batches) as u64).saturating_mul(refresh);
         self.readout_bytes(k).checked_div(gradients).unwrap_or(0)
     }
 
@@ -270,15 +270,17 @@ impl PlannerSetup<'_> {
         let last = k + 1 == self.stages();
         let head = self.head(k, last_unit)?;
         // The last stage holds the version in force and the next, too.
-        let versions = if last && self.heads.iter().any(Option::is_some) { 2 * self.readout_bytes(k) } else { 0 };
-        let held = sum_bytes(own, |u| u.parameter_bytes + u.gradient_bytes + u.optimizer_bytes)
-            + versions
-            + head.map_or(0, |h| h.parameter_bytes + h.gradient_bytes + h.optimizer_bytes);
+        let versions = if last && self.heads.iter().any(Option::is_some) { 2 } else { 0 };
+        let held = total([
+            sum_bytes(own, |u| total([u.parameter_bytes, u.gradient_bytes, u.optimizer_bytes])),
+            self.readout_bytes(k).saturating_mul(versions),
+            head.map_or(0, |h| total([h.parameter_bytes, h.gradient_bytes, h.optimizer_bytes])),
+        ]);
         let (live, waiting) = (simulated.peak_live[k] as u64, (simulated.peak_held[k] - simulated.peak_live[k]) as u64);
-        let gradients = simulated.peak_waiting_gradients[k] as u64 * last_unit.output_bytes;
+        let gradients = last_unit.output_bytes.saturating_mul(simulated.peak_waiting_gradients[k] as u64);
         let input = units.start.checked_sub(1).map_or(0, |unit| device.units[unit].output_bytes);
         let known = |of: fn(&UnitCosts) -> Option<u64>| own.iter().map(of).collect::<Option<Vec<u64>>>();
-        let full: u64 = known(|unit| unit.saved_bytes)?.into_iter().sum();
+        let full = total(known(|unit| unit.saved_bytes)?);
         // The first backward pass of a micro-batch repeats the forward pass, and its activations stay until the last one.
         let (saved, repeated) = match (self.recompute.is_for(k), self.plan.passes(k) > 1) {
             (false, _) => (full, 0),
@@ -287,7 +289,7 @@ impl PlannerSetup<'_> {
         };
         let apart =
             !self.policy.fuses() && self.plan.wants(k).iter().any(|&loss| self.plan.gradients(k, loss) == Wants::BOTH);
-        let pending = if apart { known(|unit| unit.pending_bytes)?.into_iter().sum() } else { 0 };
+        let pending = if apart { total(known(|unit| unit.pending_bytes)?) } else { 0 };
         let mut most = known(|unit| unit.transient_bytes)?.into_iter().max().unwrap_or(0);
         if last {
             most = most.max(device.loss_bytes?);
@@ -295,18 +297,24 @@ impl PlannerSetup<'_> {
         if let Some(head) = head {
             most = most.max(head.transient_bytes?);
         }
-        Some(
-            held + live * saved
-                + waiting * input
-                + gradients
-                + pending
-                + most
-                + repeated
-                + device.scratch_bytes.unwrap_or(0),
-        )
+        Some(total([
+            held,
+            saved.saturating_mul(live),
+            input.saturating_mul(waiting),
+            gradients,
+            pending,
+            most,
+            repeated,
+            device.scratch_bytes.unwrap_or(0),
+        ]))
     }
 }
 
+/// Returns the sum of bytes, which a profile from a file may state in any number.
+fn total(bytes: impl IntoIterator<Item = u64>) -> u64 {
+    bytes.into_iter().fold(0, u64::saturating_add)
+}
+
 fn sum_bytes(units: &[UnitCosts], of: fn(&UnitCosts) -> u64) -> u64 {
-    units.iter().map(of).sum()
+    total(units.iter().map(of))
 }

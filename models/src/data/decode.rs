@@ -137,10 +137,13 @@ impl Decoder {
         if !self.turn {
             return Ok((decoder, Orientation::NoTransforms));
         }
-        // An image whose EXIF data are damaged is not turned. In PNG files they may stand after the pixels, where the decoder does not look.
-        let orientation = match whole::png_chunk(bytes, b"eXIf") {
-            Some(exif) => Orientation::from_exif_chunk(&bytes[exif]),
-            None => decoder.orientation().ok(),
+        // An image whose EXIF data are damaged is not turned. In PNG files they may stand after the pixels, where the decoder does not look; that of
+        // WebP makes room for as many as the file says.
+        let of_exif = |exif: std::ops::Range<usize>| Orientation::from_exif_chunk(&bytes[exif]);
+        let orientation = match (format_of(bytes)?, whole::png_chunk(bytes, b"eXIf")) {
+            (ImageFormat::WebP, _) => whole::webp_chunk(bytes, b"EXIF").and_then(of_exif),
+            (_, Some(exif)) => of_exif(exif),
+            (_, None) => decoder.orientation().ok(),
         };
         Ok((decoder, orientation.unwrap_or(Orientation::NoTransforms)))
     }

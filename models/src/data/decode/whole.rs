@@ -49,6 +49,22 @@ pub(super) fn png_chunk(bytes: &[u8], name: &[u8; 4]) -> Option<Range<usize>> {
     None
 }
 
+/// Returns the content of the first chunk of this name in a WebP file; none if there is none, or it is not whole.
+pub(super) fn webp_chunk(bytes: &[u8], name: &[u8; 4]) -> Option<Range<usize>> {
+    // `RIFF`, the length, `WEBP`.
+    let mut at = 12;
+    loop {
+        // Name, length, content, and a byte if the length is odd.
+        let header = bytes.get(at..at + 8)?;
+        let content = at + 8..at + 8 + u32::from_le_bytes(header[4..].try_into().ok()?) as usize;
+        at = content.end.next_multiple_of(2);
+        bytes.get(..content.end)?;
+        if &header[..4] == name {
+            return Some(content);
+        }
+    }
+}
+
 /// Returns the end of a GIF file: that of its trailer.
 fn gif(bytes: &[u8]) -> Option<usize> {
     let table = |packed: u8| if packed & 0x80 == 0 { 0 } else { 3 << ((packed & 7) + 1) };

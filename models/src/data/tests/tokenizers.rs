@@ -287,6 +287,21 @@ fn numbers_of_tokens_have_a_limit_and_few_gaps() {
 }
 
 #[test]
+fn tokens_of_a_unigram_model_have_a_longest_length() {
+    let with = |length: usize| {
+        changed("t5", |json| {
+            let vocabulary = json["model"]["vocab"].as_array_mut().expect("a vocabulary");
+            vocabulary.push(json!(["a.".repeat(length / 2), -9.0]));
+        })
+    };
+    // Threads have 2 MiB for calls.
+    assert!(with(2048).expect("a tokenizer").encode("a.a").is_ok());
+    let text = message(with(2050));
+    assert!(text.contains("a token has 2050 bytes; the tokens of a Unigram model may have 2048"), "{text}");
+    message(with(1 << 20));
+}
+
+#[test]
 fn dropout_of_a_tokenizer_is_switched_off() {
     let vocabulary = changed("gpt2", |json| json["model"]["dropout"] = json!(0.9)).expect("a tokenizer");
     let tokens = TOKENIZERS.iter().find(|(name, _)| *name == "gpt2").expect("GPT-2").1.encode(&RECORDED.texts[6]);

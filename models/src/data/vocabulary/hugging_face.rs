@@ -17,6 +17,10 @@ const TOKENS: usize = 1 << 24;
 /// The most bytes of all regular expressions together; those of known tokenizers have a few hundred.
 const EXPRESSIONS: usize = 64 << 10;
 
+/// The most bytes of a token of a Unigram model; those of known tokenizers have at most a few hundred. The crate `tokenizers` keeps such tokens in a tree with a
+/// level for each byte, which is freed by recursion.
+const TOKEN: usize = 2048;
+
 /// A tokenizer from a `tokenizer.json`.
 pub(super) struct HuggingFace {
     /// The text of the file.
@@ -35,6 +39,7 @@ impl HuggingFace {
     pub(super) fn new(json: String) -> Result<Self, String> {
         let read = || -> Result<_, String> {
             let mut value: serde_json::Value = serde_json::from_str(&json).map_err(|e| e.to_string())?;
+            refuse_long_tokens(&value)?;
             let read = match expressions::translate(&mut value, &mut { EXPRESSIONS })? {
                 true => Tokenizer::from_bytes(value.to_string()),
                 false => Tokenizer::from_bytes(&json),
@@ -102,6 +107,16 @@ impl HuggingFace {
         let digits = text.strip_prefix("<0x").and_then(|text| text.strip_suffix('>'));
         digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
     }
+}
+
+/// Refuses tokens of a Unigram model that are too long.
+fn refuse_long_tokens(value: &serde_json::Value) -> Result<(), String> {
+    let entries = value.pointer("/model/vocab").and_then(serde_json::Value::as_array).into_iter().flatten();
+    let longest = entries.filter_map(|entry| entry.get(0)?.as_str().map(str::len)).max().unwrap_or(0);
+    if longest > TOKEN {
+        return Err(format!("a token has {longest} bytes; the tokens of a Unigram model may have {TOKEN}"));
+    }
+    Ok(())
 }
 
 /// Runs code of the crate `tokenizers`, which panics at some files and texts. An error has the message of the panic.
