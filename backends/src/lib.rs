@@ -13,6 +13,8 @@ mod division;
 mod emulated;
 mod kernels;
 pub mod layers;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 mod registry;
 
 pub use allocator::Allocator;

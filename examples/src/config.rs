@@ -310,7 +310,7 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
     }
 
     /// Returns a builder with everything but devices and values to start from.
-    fn untrained(&self, description: &Description) -> Result<TrainerBuilder> {
+    pub(crate) fn untrained(&self, description: &Description) -> Result<TrainerBuilder> {
         let strategy = self.strategy.build()?;
         let model = self.model.build((&description.kind).into())?;
         let builder = Trainer::builder(model)

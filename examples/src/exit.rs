@@ -1,10 +1,7 @@
 //! Exit codes of the command: 0 done; 1 a run failed, did not repeat its reference run, or its output could not be written; 2 refused before anything
 //! was written; 130 stopped by a signal.
 
-use std::{
-    fmt, io,
-    process::{self, ExitCode},
-};
+use std::{fmt, io, process};
 
 use interlock::Error;
 
@@ -54,7 +51,7 @@ impl From<Error> for Exit {
 }
 
 /// Prints the error, and returns the exit code. Output that could not be written is an error too.
-pub(crate) fn report(done: Result<(), Exit>) -> ExitCode {
+pub(crate) fn code_of(done: Result<(), Exit>) -> u8 {
     let written = terminal::finish();
     let code = match &done {
         Err(Exit::Refused(_)) => 2,
@@ -69,7 +66,7 @@ pub(crate) fn report(done: Result<(), Exit>) -> ExitCode {
     errors.iter().for_each(|message| note(&format!("error: {message}")));
     // The errors too. One of stdout has been reported.
     let _ = terminal::finish();
-    ExitCode::from(code)
+    code
 }
 
 /// Prints help, the version, or the error of a command line, and ends the process.

@@ -28,6 +28,7 @@ mod plot;
 mod predict;
 mod program;
 mod progress;
+mod ranks;
 #[cfg(any(test, fuzzing))]
 pub mod readers;
 mod replay;
@@ -58,15 +59,18 @@ static ALLOCATOR: interlock_backends::Allocator = interlock_backends::Allocator:
 /// before other threads run.
 pub fn run<P: Program>() -> ExitCode {
     interlock_backends::candle_single_threaded();
+    ExitCode::from(ranks::run(|| exit::code_of(command::<P>())))
+}
+
+fn command<P: Program>() -> Result<(), exit::Exit> {
     let (command, memory_limit) = arguments::parse::<P>();
     memory::limit(memory_limit);
-    if let Err(error) = environment::check_variables() {
-        return exit::report(Err(error.into()));
+    environment::check_variables()?;
+    interrupt::install()?;
+    if !matches!(command, Command::Train(_)) {
+        ranks::refuse_several("this command")?;
     }
-    if let Err(error) = interrupt::install() {
-        return exit::report(Err(error.into()));
-    }
-    exit::report(match command {
+    match command {
         Command::Train(arguments) => train::run::<P>(&arguments),
         Command::Plan(arguments) => plan::run::<P>(&arguments),
         Command::Top(arguments) => top::run(&arguments),
@@ -85,5 +89,5 @@ pub fn run<P: Program>() -> ExitCode {
         Command::Init(arguments) => init::run::<P>(&arguments),
         Command::Completions(arguments) => shell::completions(&arguments, arguments::command::<P>()),
         Command::Man(arguments) => shell::man(&arguments, arguments::command::<P>()),
-    })
+    }
 }

@@ -7,13 +7,15 @@ use std::{
 
 use interlock::{
     Report, Stopper, Trainer,
+    ranks::Ranks,
     tools::{model::PartitionConfig, timeline::Timeline, transport::Built},
 };
-use interlock_models::data::Data;
+use interlock_models::data::{Data, Description};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     arguments::Train,
-    config::{self, ConfigOf, Devices, Prepared},
+    config::{self, ConfigOf, ConfigText, Devices, Prepared},
     events::EventLog,
     exit::Exit,
     exporter::Exporter,
@@ -21,6 +23,7 @@ use crate::{
     log, plan,
     program::{ModelSection, Program},
     progress::{Progress, emulation},
+    ranks::ranks,
     report::words,
     resume::Found,
     run_folder::{self, RunFolder, Status},
@@ -30,6 +33,9 @@ use crate::{
 };
 
 pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
+    if let Some(ranks) = ranks().filter(|ranks| ranks.rank() > 0) {
+        return serve::<P>(arguments, ranks);
+    }
     let (resumed, again) = match Found::<P>::of(arguments)? {
         Found::Nothing => (None, None),
         Found::Again(folder) => (None, Some(folder)),
@@ -63,6 +69,15 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
         resumed.check_data(&data)?;
     }
     let description = serde_json::to_string_pretty(&data.description).map_err(Exit::failed)?;
+    let builder = match ranks() {
+        Some(ranks) => {
+            let shared = Shared { config: config.to_toml()?, description: data.description.clone() };
+            let shared = serde_json::to_vec(&shared).map_err(Exit::failed)?;
+            ranks.share(&shared)?;
+            builder.ranks(ranks)
+        }
+        None => builder,
+    };
     let builder = builder.attach(run_folder::CONFIG, config.to_toml()?).attach(run_folder::DATA, description);
     // Before the stages are built, since they register their metrics then.
     let exporter = arguments.metrics.map(|address| Exporter::start(address, &config.name)).transpose()?;
@@ -118,6 +133,27 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
         exporter.linger(Duration::from_secs(arguments.metrics_linger));
     }
     ended
+}
+
+/// What rank 0 tells the others, which read neither configuration nor data.
+#[derive(Serialize, Deserialize)]
+struct Shared {
+    /// In TOML.
+    config: String,
+    description: Description,
+}
+
+/// Trains the stages of a rank other than 0, which rank 0 drives.
+fn serve<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {
+    // Rank 0 stops the run and then the others.
+    interrupt::on_signal(|_| Next::GoOn);
+    let terminal = Terminal::new(Verbosity::Quiet);
+    let _log = log::start(arguments.log_format.unwrap_or_default(), &terminal);
+    let shared: Shared = serde_json::from_slice(&ranks.shared()?).map_err(Exit::failed)?;
+    let config: ConfigOf<P> = ConfigText::of::<P>(shared.config).with(&[])?;
+    let builder = config.untrained(&shared.description)?;
+    let builder = config.devices.give_to(builder)?;
+    builder.ranks(ranks).serve().map_err(|error| Exit::Failed(format!("rank {}: {error}", ranks.rank())))
 }
 
 /// Writes the results of a run to the files that the command line names, or reports its failure.

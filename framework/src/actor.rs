@@ -7,6 +7,8 @@
 //! - The coordinator (`coordinator.rs`) feeds micro-batches of cleared steps to the first stage, as credits allow, and gathers the stages' reports.
 //! - If a link delays messages, one thread (`delay.rs`) holds activations and gradients back until they are due.
 //! - [`Feeder`] keeps a pipeline supplied with batches.
+//! - With several ranks, each has the actors of its own stages; strategy and coordinator are on the first (`hosted.rs`, `serve.rs`). Messages to actors of
+//!   other ranks become notes and tensors (`notes.rs`, `exchange.rs`).
 //! - [`Pipeline`] is the caller's handle: it starts the actors on a thread of its own and turns every failure into one typed error.
 //!
 //! Only this module and those below it know actix.
@@ -15,10 +17,14 @@ mod address;
 mod arrivals;
 mod coordinator;
 mod delay;
+mod exchange;
 mod feeder;
+mod hosted;
 mod messages;
+mod notes;
 mod pipeline;
 mod sent;
+mod serve;
 mod stage;
 mod strategy;
 mod wire;
@@ -27,3 +33,4 @@ pub use feeder::Feeder;
 pub use messages::{Feed, PipelineEvent};
 pub use pipeline::{Pipeline, PipelineSettings};
 pub use sent::Sent;
+pub(crate) use serve::serve;

@@ -2,10 +2,16 @@
 //!
 //! Every message says where something went wrong, what was wrong, and what would be right.
 
+mod note;
+
+pub(crate) use note::FailureNote;
+
 use std::{error::Error as StdError, fmt, path::PathBuf, sync::Arc};
 
+use serde::{Deserialize, Serialize};
+
 /// The phase of a run in which a failure arose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Phase {
     /// Building the stage's units on its device.
@@ -61,7 +67,7 @@ impl fmt::Display for Phase {
 }
 
 /// The part of a run in which a failure arose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Origin {
     /// A stage, counted from 0.
@@ -74,6 +80,8 @@ pub enum Origin {
     Data,
     /// A callback, counted from 0 in the order in which they were added.
     Callback(usize),
+    /// A rank: a process that has some of the stages.
+    Rank(usize),
 }
 
 impl Origin {
@@ -94,6 +102,7 @@ impl fmt::Display for Origin {
             Self::Coordinator => f.write_str("coordinator"),
             Self::Data => f.write_str("data"),
             Self::Callback(number) => write!(f, "callback {number}"),
+            Self::Rank(rank) => write!(f, "rank {rank}"),
         }
     }
 }
@@ -164,7 +173,7 @@ impl StdError for Failure {
 }
 
 /// The kind of a non-finite value (infinity or NaN).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum NonFinite {
     /// The loss of a head.
@@ -296,6 +305,9 @@ pub enum Error {
     /// Something that a run waits for does not end ([`FailuresConfig::stall_timeout`](crate::FailuresConfig::stall_timeout)).
     #[error("{0}")]
     Stalled(String),
+    /// A process that has some of the stages cannot be reached any more.
+    #[error("{0}")]
+    RankLost(String),
     /// A simulated schedule stopped: stages wait for each other.
     #[error("deadlock: {0}")]
     Deadlock(Deadlock),

@@ -105,6 +105,7 @@ mod plan;
 mod planner;
 pub mod prelude;
 mod random;
+pub mod ranks;
 mod schedule;
 mod simulator;
 mod stage;

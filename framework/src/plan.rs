@@ -30,13 +30,16 @@ pub use window::Window;
 
 use std::{collections::BTreeSet, fmt};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Error, Result};
 
 /// The most stages of a run: each has a thread, and tables of plans have a row and a column for each.
 pub(crate) const MOST_STAGES: usize = 1024;
 
 /// The losses that train each stage, for one partition of a model.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(into = "PlanParts", try_from = "PlanParts")]
 pub struct GradientPlan {
     /// In ascending order of the losses.
     follows: Vec<Vec<(usize, f64)>>,
@@ -46,6 +49,29 @@ pub struct GradientPlan {
     needed: Vec<bool>,
     /// The stages that may carry a head.
     heads: Vec<bool>,
+}
+
+/// What a [`GradientPlan`] is computed from.
+#[derive(Serialize, Deserialize)]
+struct PlanParts {
+    follows: Vec<Vec<(usize, f64)>>,
+    measures: Vec<Option<usize>>,
+    heads: Vec<bool>,
+}
+
+impl From<GradientPlan> for PlanParts {
+    fn from(plan: GradientPlan) -> Self {
+        let GradientPlan { follows, measures, heads, .. } = plan;
+        Self { follows, measures, heads }
+    }
+}
+
+impl TryFrom<PlanParts> for GradientPlan {
+    type Error = Error;
+
+    fn try_from(parts: PlanParts) -> Result<Self> {
+        Self::weighted(parts.follows)?.with_heads_at(parts.heads)?.measuring(parts.measures)
+    }
 }
 
 /// Writes losses with their weights, rounded to three digits: `0:0.333 1:0.667`. A weight of 1 is left out.

@@ -28,12 +28,13 @@ pub use readout::ReadoutVersion;
 pub(crate) use readout::leave_out_update;
 pub use recompute::Recompute;
 pub use state::{StageCapture, StageState};
-pub(crate) use state::{regrouped, regrouped_name};
+pub(crate) use state::{StateNote, regrouped, regrouped_name};
 pub use trainable::Trainable;
 
 use std::{collections::HashMap, sync::Arc};
 
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
 use self::{
     monitor::{Monitor, Task},
@@ -94,7 +95,7 @@ pub enum Outcome {
 }
 
 /// The result of an update.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Updated {
     /// The learning rate.
     pub lr: f64,

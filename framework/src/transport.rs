@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     Activation, Failure, Result, Score,
     schedule::{MicroBatchId, StageWork},
@@ -70,7 +72,7 @@ pub enum CoordinatorMessage {
 }
 
 /// A description of a built stage.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Built {
     /// The stage.
     pub stage: usize,
@@ -89,7 +91,7 @@ pub struct Built {
 }
 
 /// One stage's part of a training step.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StageStep {
     /// The stage.
     pub stage: usize,

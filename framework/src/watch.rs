@@ -85,6 +85,12 @@ impl Activity {
         self.present().doing.is_none()
     }
 
+    /// Returns how often what it does has changed, and whether it does nothing.
+    pub(crate) fn summary(&self) -> (u64, bool) {
+        let Present { changes, doing, .. } = self.present();
+        (changes, doing.is_none())
+    }
+
     /// Leaves the thread alone, unless it has gone on since it was seen `stalled`. Returns whether it is left.
     pub(crate) fn leave(&self, stalled: &Stalled) -> bool {
         let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);

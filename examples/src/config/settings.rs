@@ -54,6 +54,11 @@ impl ConfigText {
         Ok(Self { subject, text, schema: schema::schema::<P>(), built_in: P::CONFIG })
     }
 
+    /// The text of a configuration that another rank has read.
+    pub(crate) fn of<P: Program>(text: String) -> Self {
+        Self { subject: "configuration of rank 0".to_owned(), text, schema: schema::schema::<P>(), built_in: P::CONFIG }
+    }
+
     /// Returns the configuration with these settings, each applied after the one before.
     ///
     /// # Errors

@@ -5,7 +5,9 @@ use std::time::Instant;
 use actix::{Actor, Addr, Handler, Message, dev::ToEnvelope, prelude::SendError};
 
 use super::{
-    messages::{Activation, Credit, Gradient, Readout, TransferTimes},
+    exchange::RemoteStage,
+    messages::{Activation, Connect, Credit, Gradient, Readout, TransferTimes},
+    notes::IntoNote,
     stage::StageActor,
 };
 use crate::{
@@ -33,22 +35,31 @@ pub(super) fn undelivered<M>(error: SendError<M>, name: &str) -> Error {
     }
 }
 
-/// The address of a stage; counts the messages in its mailbox.
+/// The address of a stage.
 #[derive(Clone)]
 pub(super) struct StageAddress {
+    stage: usize,
+    place: Place,
+}
+
+#[derive(Clone)]
+enum Place {
+    Here(StageHere),
+    There(RemoteStage),
+}
+
+/// A stage in this process; counts the messages in its mailbox.
+#[derive(Clone)]
+pub(super) struct StageHere {
     stage: usize,
     address: Addr<StageActor>,
     waiting: MailboxGauge,
 }
 
-impl StageAddress {
-    /// The address of stage `stage`. Sending counts `waiting` up; the actor counts it down when it takes a message.
+impl StageHere {
+    /// Stage `stage`. Sending counts `waiting` up; the actor counts it down when it takes a message.
     pub(super) fn new(stage: usize, address: Addr<StageActor>, waiting: MailboxGauge) -> Self {
         Self { stage, address, waiting }
-    }
-
-    pub(super) fn stage(&self) -> usize {
-        self.stage
     }
 
     /// Sends without waiting.
@@ -67,6 +78,49 @@ impl StageAddress {
             self.waiting.taken();
         }
         sent
+    }
+}
+
+impl From<StageHere> for StageAddress {
+    fn from(here: StageHere) -> Self {
+        Self { stage: here.stage, place: Place::Here(here) }
+    }
+}
+
+impl StageAddress {
+    /// The address of a stage on another rank.
+    pub(super) fn there(stage: usize, remote: RemoteStage) -> Self {
+        Self { stage, place: Place::There(remote) }
+    }
+
+    pub(super) fn stage(&self) -> usize {
+        self.stage
+    }
+
+    /// Gives a stage of this process its connections.
+    ///
+    /// # Errors
+    /// As [`Self::send`], or if it is on another rank.
+    pub(super) fn connect(&self, connections: Connect) -> Result<()> {
+        match &self.place {
+            Place::Here(here) => here.send(connections),
+            Place::There(_) => Err(Error::Internal(format!("stage {} is on another rank", self.stage))),
+        }
+    }
+
+    /// Sends without waiting.
+    ///
+    /// # Errors
+    /// If the mailbox is full or closed, or the other rank cannot be sent to.
+    pub(super) fn send<M>(&self, message: M) -> Result<()>
+    where
+        M: Message<Result = ()> + IntoNote + Send + 'static,
+        StageActor: Handler<M>,
+    {
+        match &self.place {
+            Place::Here(here) => here.send(message),
+            Place::There(remote) => remote.send(self.stage, message),
+        }
     }
 }
 

@@ -9,10 +9,12 @@ use actix::{Actor, Context, Handler, Recipient};
 
 use super::{
     address::{StageAddress, undelivered},
+    exchange::OtherRank,
     messages::{
-        Activation, Broadcast, CaptureAfter, Cleared, Credit, Feed, Norm, Observe, Observed, PipelineEvent, Reported,
-        Restore, RestoreStages, TransferTimes,
+        Activation, Broadcast, CaptureAfter, Cleared, Credit, Feed, Fenced, Norm, Observe, Observed, PipelineEvent,
+        Reported, Restore, RestoreStages, TransferTimes,
     },
+    notes::IntoNote,
     sent::{Counter, count},
     stage::StageActor,
 };
@@ -49,6 +51,10 @@ pub(super) struct Coordinator {
     /// The stages that received a non-finite value, and the failure of the run if no stage produced it.
     received_non_finite: BTreeMap<usize, Failure>,
     failed: bool,
+    /// The other ranks.
+    others: Vec<OtherRank>,
+    /// The fences that have not come back. Until they have, nothing is fed.
+    fences: usize,
 }
 
 /// Collects one value from every stage under a key.
@@ -87,6 +93,7 @@ impl Coordinator {
         in_flight: usize,
         events: Sender<PipelineEvent>,
         sent: Arc<Counter>,
+        others: Vec<OtherRank>,
     ) -> Self {
         let count = stages.len();
         Self {
@@ -109,6 +116,8 @@ impl Coordinator {
             captured: BTreeSet::new(),
             received_non_finite: BTreeMap::new(),
             failed: false,
+            others,
+            fences: 0,
         }
     }
 
@@ -144,7 +153,7 @@ impl Coordinator {
 
     fn broadcast<M>(&mut self, message: &M)
     where
-        M: actix::Message<Result = ()> + Clone + Send + 'static,
+        M: actix::Message<Result = ()> + Clone + IntoNote + Send + 'static,
         StageActor: Handler<M>,
     {
         for k in 0..self.stages.len() {
@@ -153,9 +162,19 @@ impl Coordinator {
         }
     }
 
+    /// Makes sure that what has been sent to the stages of other ranks is in their mailboxes before anything else is fed: an activation takes another way,
+    /// from stage to stage, and could overtake it.
+    fn fence(&mut self) {
+        self.fences += self.others.len();
+        for other in 0..self.others.len() {
+            let sent = self.others[other].fence();
+            self.check(Origin::Rank(self.others[other].rank()), sent);
+        }
+    }
+
     /// Sends waiting micro-batches, as far as credits and known plans allow.
     fn flow(&mut self) {
-        while self.credits > 0 && !self.failed {
+        while self.credits > 0 && !self.failed && self.fences == 0 {
             let cleared = |micro_batch: &MicroBatchId| {
                 micro_batch.purpose == Purpose::Evaluate || micro_batch.step < self.cleared
             };
@@ -194,6 +213,7 @@ impl Handler<Feed> for Coordinator {
             // It is in every stage's mailbox before the first activation of the step.
             self.captured.insert(step);
             self.broadcast(&CaptureAfter { step });
+            self.fence();
         }
         let fed = micro_batches.len();
         for (i, Batch { inputs, targets }) in micro_batches.into_iter().enumerate() {
@@ -217,6 +237,15 @@ impl Handler<Credit> for Coordinator {
     }
 }
 
+impl Handler<Fenced> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, _: Fenced, _: &mut Self::Context) {
+        self.fences = self.fences.saturating_sub(1);
+        self.flow();
+    }
+}
+
 impl Handler<Cleared> for Coordinator {
     type Result = ();
 
@@ -232,6 +261,9 @@ impl Handler<Observed> for Coordinator {
     fn handle(&mut self, message: Observed, _: &mut Self::Context) {
         if !self.failed {
             let Observed { step, stages, change, state } = message;
+            if change.is_some() {
+                self.fence();
+            }
             self.tell(PipelineEvent::StepDone { step, stages, change, strategy: state });
         }
     }
@@ -247,6 +279,7 @@ impl Handler<Broadcast> for Coordinator {
             Broadcast::TakeSnapshot(message) => self.broadcast(&message),
             Broadcast::TakeState(message) => self.broadcast(&message),
         }
+        self.fence();
     }
 }
 

@@ -153,6 +153,11 @@ pub(super) struct CaptureAfter {
     pub(super) step: u64,
 }
 
+/// From another rank to the coordinator: what was sent to its stages before the fence is in their mailboxes.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Fenced;
+
 /// From the coordinator to a stage, before the first step: continue from this state.
 #[derive(Message)]
 #[rtype(result = "()")]

@@ -10,27 +10,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::{Actor, Addr, Arbiter, Context, Handler, Message, System};
+use actix::{Actor, Addr, Handler, Message, System};
 use serde_json::Value;
 
 use super::{
-    address::{StageAddress, send},
+    address::send,
     coordinator::Coordinator,
     delay::DelayLine,
+    exchange::{CoordinatorAddress, Exchange},
+    hosted::HostedStages,
     messages::{
-        Begin, Broadcast, Connect, Feed, PipelineEvent, ReadStrategyState, RestoreStages, TakeSnapshot, TakeState,
-        Validated,
+        Begin, Broadcast, Feed, PipelineEvent, ReadStrategyState, RestoreStages, TakeSnapshot, TakeState, Validated,
     },
     sent::{Counter, Sent},
-    stage::{StageActor, StageActorSettings},
     strategy::{StartStages, StrategyActor},
-    wire::{Neighbour, Wire},
 };
 use crate::{
     Error, Failure, Result,
-    device::Link,
-    metrics::MailboxGauge,
     model::Weights,
+    ranks::Spread,
     schedule::{Policy, readout::check_refresh},
     simulator,
     stage::{StageBlueprint, StageState},
@@ -90,11 +88,11 @@ struct Running {
 struct Actors {
     coordinator: Addr<Coordinator>,
     strategy: Addr<StrategyActor>,
-    arbiters: Vec<Arbiter>,
-    /// Present if the link of a device delays.
-    delays: Option<DelayLine>,
-    /// What each stage does, and the strategy.
+    hosted: HostedStages,
+    /// What each stage of this process does, and the strategy.
     activities: Vec<Arc<Activity>>,
+    /// Present if some stages are on other ranks.
+    exchange: Option<Exchange>,
 }
 
 impl Pipeline {
@@ -104,6 +102,19 @@ impl Pipeline {
     /// If the plans are for another number of stages or do not decide the first step, a device's link is invalid, a thread cannot be started, or a
     /// stage cannot be built. The failure then names the stage and the cause.
     pub fn start(blueprints: Vec<StageBlueprint>, plans: impl Into<Plans>, settings: PipelineSettings) -> Result<Self> {
+        Self::start_on(blueprints, plans, settings, None)
+    }
+
+    /// As [`Self::start`], with the stages of other ranks there: each of them calls [`serve`](super::serve).
+    ///
+    /// # Errors
+    /// As [`Self::start`], or if a rank is lost or has been started with other settings.
+    pub(crate) fn start_on(
+        blueprints: Vec<StageBlueprint>,
+        plans: impl Into<Plans>,
+        settings: PipelineSettings,
+        spread: Option<Spread>,
+    ) -> Result<Self> {
         let plans = plans.into();
         if plans.stages() != blueprints.len() {
             return Err(Error::invalid(
@@ -125,17 +136,13 @@ impl Pipeline {
         if let Some((stage, refresh)) = sharing {
             check_refresh(refresh, stage, blueprints.len(), in_flight, settings.micro_batches)?;
         }
-        blueprints.iter().try_for_each(|stage| stage.device.hooks().link().validate(stage.device.name()))?;
-        let delays = match blueprints.iter().all(|stage| stage.device.hooks().link().is_immediate()) {
-            true => None,
-            false => Some(DelayLine::start()?),
-        };
         let units_per_stage = blueprints.iter().map(|stage| stage.units().len()).collect();
         let (tell, events) = channel();
         let (started, ready) = channel();
         let thread = Worker::start("interlock", move || {
             let system = System::new();
-            let launched = system.block_on(async { launch(blueprints, plans, settings, in_flight, tell, delays) });
+            let launched =
+                system.block_on(async { launch(blueprints, plans, settings, in_flight, tell, spread.as_ref()) });
             let is_whole = launched.is_ok();
             if started.send((System::current(), launched)).is_ok() && is_whole {
                 // Ends when the handle is dropped, which stops the system. The exit code carries no information.
@@ -234,7 +241,10 @@ impl Pipeline {
     /// Waits for a message of the actors, unless one of them is blocked.
     fn wait<T>(&self, from: &Receiver<T>) -> Result<T> {
         let actors = &self.running()?.actors;
-        let is_on_its_way = || actors.delays.as_ref().is_some_and(DelayLine::is_busy);
+        let is_on_its_way = || {
+            actors.hosted.delays.as_ref().is_some_and(DelayLine::is_busy)
+                || actors.exchange.as_ref().is_some_and(|exchange| exchange.spread().ranks.move_elsewhere())
+        };
         self.patience.receive(from, &actors.activities, is_on_its_way).map_err(|why| match why {
             NoMessage::Ended => Error::Ended("the pipeline".to_owned()),
             NoMessage::Stalled(stalled) => {
@@ -328,23 +338,22 @@ impl Pipeline {
     /// Stops the actors and waits for their threads, except for those that are blocked. The pipeline cannot be used any more.
     pub(crate) fn end(&mut self) {
         let Some(Running { actors, system, mut thread, .. }) = self.running.take() else { return };
-        let Actors { arbiters, delays, activities, .. } = actors;
-        for arbiter in &arbiters {
-            arbiter.stop();
+        let Actors { hosted, activities, exchange, .. } = actors;
+        let failure = self.failure.get_mut();
+        if let Some(exchange) = exchange {
+            exchange.end(failure.as_ref());
         }
-        let has_stalled =
-            self.failure.get_mut().as_ref().is_some_and(|failure| matches!(*failure.cause, Error::Stalled(_)));
+        hosted.stop();
+        let has_stalled = failure.as_ref().is_some_and(|failure| matches!(*failure.cause, Error::Stalled(_)));
         match (has_stalled, self.patience.is_limited()) {
             (true, _) => {
-                // A stage that does nothing ends at once; what is busy is left alone.
-                let idle = arbiters.into_iter().zip(&activities).filter(|(_, activity)| activity.is_idle());
-                idle.for_each(|(arbiter, _)| drop(arbiter.join()));
+                hosted.join_idle(&activities);
                 return system.stop();
             }
-            (false, false) => join_all(arbiters, delays),
+            (false, false) => hosted.join(),
             (false, true) => {
                 // If there is no thread to wait with, they end by themselves.
-                if let Ok(mut stages) = Worker::start("interlock-end", move || join_all(arbiters, delays)) {
+                if let Ok(mut stages) = hosted.join_on_a_thread() {
                     stages.join(self.patience, &activities);
                 }
             }
@@ -368,76 +377,41 @@ impl Pipeline {
     }
 }
 
-/// Waits for the threads of all stages.
-fn join_all(arbiters: Vec<Arbiter>, delays: Option<DelayLine>) {
-    for arbiter in arbiters {
-        // A panic outside of a handler has nothing to add: the pipeline is ending anyway.
-        let _ = arbiter.join();
-    }
-    // The messages still in it have no receiver any more.
-    drop(delays);
-}
-
-/// Starts the actors and tells them of each other. Returns them with the counters of what each of them sends.
+/// Starts the actors of this process and tells them of each other. Returns them with the counters of what each of them sends.
 ///
 /// # Errors
-/// If the system has too few threads left.
+/// If a link is invalid, or the system has too few threads left.
 fn launch(
     blueprints: Vec<StageBlueprint>,
     plans: Plans,
     settings: PipelineSettings,
     in_flight: usize,
     events: Sender<PipelineEvent>,
-    delays: Option<DelayLine>,
+    spread: Option<&Spread>,
 ) -> Result<(Actors, Vec<Arc<Counter>>)> {
     let stages = blueprints.len();
-    let links: Vec<Link> = blueprints.iter().map(|stage| stage.device.hooks().link()).collect();
-    // One for each stage and one for the coordinator.
-    let sent: Vec<Arc<Counter>> = (0..=stages).map(|_| Arc::default()).collect();
-    let activities: Vec<Arc<Activity>> = (0..=stages).map(|_| Arc::default()).collect();
-    let threads = || Arbiter::try_new().map_err(|cause| Error::Thread { name: "interlock-stage", cause });
-    let arbiters: Vec<Arbiter> = blueprints.iter().map(|_| threads()).collect::<Result<_>>()?;
-    let actors: Vec<StageAddress> = blueprints
-        .into_iter()
-        .zip(&arbiters)
-        .map(|(blueprint, arbiter)| {
-            // One message for every activation, gradient and credit that can be in flight to the stage, and some more. A micro-batch has at most one
-            // gradient of each loss of this stage and those downstream.
-            let mailbox = 16 + in_flight * (2 + stages - blueprint.index);
-            let settings = StageActorSettings {
-                in_flight,
-                policy: settings.policy,
-                global_norm: settings.global_norm,
-                first_step: settings.first_step,
-                record: settings.record,
-                mailbox,
-            };
-            let (stage, waiting) = (blueprint.index, MailboxGauge::new(blueprint.index));
-            let (taken, activity) = (waiting.clone(), Arc::clone(&activities[stage]));
-            let actor = move |_: &mut Context<StageActor>| StageActor::new(blueprint, settings, taken, activity);
-            let address = StageActor::start_in_arbiter(&arbiter.handle(), actor);
-            StageAddress::new(stage, address, waiting)
-        })
-        .collect();
-    let adapts = plans.adapts();
-    let strategy = StrategyActor::new(plans, Arc::clone(&activities[stages])).start();
-    let observer = adapts.then(|| strategy.clone().recipient());
-    let coordinator = Coordinator::new(actors.clone(), observer, in_flight, events, Arc::clone(&sent[stages])).start();
-    for (k, actor) in actors.iter().enumerate() {
-        let neighbour = |stage: usize| {
-            let delayed = delays.as_ref().filter(|_| !links[k].is_immediate()).map(|line| line.direction(links[k]));
-            actors.get(stage).map(|address| Neighbour { address: address.clone(), delayed })
-        };
-        let wire = Wire {
-            stage: k,
-            previous: k.checked_sub(1).and_then(neighbour),
-            next: neighbour(k + 1),
-            coordinator: coordinator.clone(),
-            sent: Arc::clone(&sent[k]),
-        };
-        // The mailboxes are new and empty: sending cannot fail.
-        let _ = actor.send(Connect(Box::new(wire)));
+    let here = spread.map_or(stages, |spread| spread.stages_of(spread.ranks.rank()).len());
+    // One for each stage of this process, and one for the strategy actor.
+    let activities: Vec<Arc<Activity>> = (0..=here).map(|_| Arc::default()).collect();
+    let exchange = spread.map(|spread| Exchange::open(spread, activities.clone(), None));
+    if let Some(exchange) = &exchange {
+        exchange.start_others(&blueprints, in_flight, &settings)?;
     }
-    let _ = send(&strategy, "the strategy actor", StartStages { stages: actors, coordinator: coordinator.clone() });
-    Ok((Actors { coordinator, strategy, arbiters, delays, activities }, sent))
+    let hosted = HostedStages::start(blueprints, &settings, in_flight, &activities, exchange.as_ref())?;
+    let mut sent = hosted.sent.clone();
+    let counter = Arc::<Counter>::default();
+    sent.push(Arc::clone(&counter));
+    let adapts = plans.adapts();
+    let strategy = StrategyActor::new(plans, Arc::clone(&activities[here])).start();
+    let observer = adapts.then(|| strategy.clone().recipient());
+    let others = exchange.as_ref().map(Exchange::others).unwrap_or_default();
+    let coordinator = Coordinator::new(hosted.addresses.clone(), observer, in_flight, events, counter, others).start();
+    hosted.connect(&CoordinatorAddress::Here(coordinator.clone()));
+    if let Some(exchange) = &exchange {
+        exchange.deliver_to(&hosted.addresses, Some(&coordinator));
+    }
+    let start = StartStages { stages: hosted.addresses.clone(), coordinator: coordinator.clone() };
+    // The mailbox is new and empty: sending cannot fail.
+    let _ = send(&strategy, "the strategy actor", start);
+    Ok((Actors { coordinator, strategy, hosted, activities, exchange }, sent))
 }

@@ -11,6 +11,7 @@ use super::{
     address::{StageAddress, send},
     coordinator::Coordinator,
     messages::{Change, Cleared, FollowPlans, Observe, Observed, ReadStrategyState, Reported},
+    notes::IntoNote,
     stage::StageActor,
 };
 use crate::{
@@ -63,7 +64,7 @@ impl StrategyActor {
 /// Sends every stage a message.
 fn tell_stages<M>(stages: &[StageAddress], message: impl Fn() -> M) -> Result<()>
 where
-    M: Message<Result = ()> + Send + 'static,
+    M: Message<Result = ()> + IntoNote + Send + 'static,
     StageActor: Handler<M>,
 {
     for to in stages {

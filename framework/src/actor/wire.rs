@@ -1,14 +1,11 @@
-//! The in-process transport between actors: moves a message into the receiver's mailbox, at once or through the delay line.
+//! The transport between actors: moves a message into the receiver's mailbox, at once or through the delay line, or sends it to the receiver's rank.
 
 use std::{sync::Arc, time::Instant};
 
-use actix::Addr;
-
 use super::{
-    address::{StageAddress, send},
-    coordinator::Coordinator,
+    address::StageAddress,
     delay::Delayed,
-    messages::{Credit, Reported},
+    exchange::CoordinatorAddress,
     sent::{Counter, count},
 };
 use crate::{
@@ -16,12 +13,12 @@ use crate::{
     transport::{CoordinatorMessage, MessageKind, StageMailbox, StageMessage, Transport},
 };
 
-/// The connections of one stage to its neighbours and the coordinator, in one process.
+/// The connections of one stage to its neighbours and the coordinator.
 pub(super) struct Wire {
     pub(super) stage: usize,
     pub(super) previous: Option<Neighbour>,
     pub(super) next: Option<Neighbour>,
-    pub(super) coordinator: Addr<Coordinator>,
+    pub(super) coordinator: CoordinatorAddress,
     pub(super) sent: Arc<Counter>,
 }
 
@@ -34,7 +31,7 @@ pub(super) struct Neighbour {
 
 impl Neighbour {
     /// Sends a message from stage `from`. If a delayed message cannot be delivered, the coordinator receives the failure.
-    fn send(&mut self, from: usize, message: StageMessage, teller: &Addr<Coordinator>) -> Result<()> {
+    fn send(&mut self, from: usize, message: StageMessage, teller: &CoordinatorAddress) -> Result<()> {
         let header = message.header();
         let Some(delayed) = self.delayed.as_mut().filter(|_| header.kind != MessageKind::Credit) else {
             return self.address.deliver(message, None);
@@ -48,7 +45,7 @@ impl Neighbour {
                     None => failure,
                 };
                 // If this fails, the coordinator has ended and nobody is left to report to.
-                let _ = send(&teller, "the coordinator", Reported(CoordinatorMessage::Failed(failure)));
+                let _ = teller.report(CoordinatorMessage::Failed(failure));
             }
         })
     }
@@ -69,14 +66,14 @@ impl Transport for Wire {
         count(counter);
         match neighbour {
             Some(neighbour) => neighbour.send(self.stage, message, &self.coordinator),
-            None if matches!(message, StageMessage::Credit) => send(&self.coordinator, "the coordinator", Credit),
+            None if matches!(message, StageMessage::Credit) => self.coordinator.credit(),
             None => Err(no_neighbour(self.stage)),
         }
     }
 
     fn report(&mut self, report: CoordinatorMessage) -> Result<()> {
         count(&self.sent.reports);
-        send(&self.coordinator, "the coordinator", Reported(report))
+        self.coordinator.report(report)
     }
 }
 
@@ -95,6 +92,8 @@ mod tests {
         ModelSpec, Sequential, Trainer, Unit,
         actor::{
             PipelineEvent,
+            address::StageHere,
+            coordinator::Coordinator,
             delay::DelayLine,
             stage::{StageActor, StageActorSettings},
         },
@@ -138,7 +137,8 @@ mod tests {
             arbiter.stop();
             arbiter.join().unwrap();
             let delayed = Some(line.direction(Link { latency: 1e-3, ..Link::IMMEDIATE }));
-            let next = Some(Neighbour { address: StageAddress::new(3, address, waiting), delayed });
+            let next = Some(Neighbour { address: StageHere::new(3, address, waiting).into(), delayed });
+            let coordinator = CoordinatorAddress::Here(coordinator);
             let mut wire = Wire { stage: 2, previous: None, next, coordinator, sent };
             let inputs = Tensor::zeros((1, 1), DType::F32, &Device::Cpu).unwrap();
             let payload = Payload { targets: inputs.clone(), inputs: inputs.into(), total: 1.0 };

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::ActionKind;
 
 /// The work of a stage in one step, or in several: seconds and actions by kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageWork {
     seconds: [f64; ActionKind::ALL.len()],
     actions: [u64; ActionKind::ALL.len()],

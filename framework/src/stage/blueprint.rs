@@ -1,10 +1,11 @@
 //! Blueprints: a model, a partition and settings become stages that build themselves on their devices.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -12,6 +13,7 @@ use super::{
     initial::head_builder,
     monitor::Monitor,
     readout::{self, LastMatrix, ReadoutRole, Versions},
+    shapes::{asked, builds},
 };
 use crate::{
     ActivationDtype, Error, Failure, Loss, ModelSpec, Origin, ParameterStore, Phase, Result, Sequential, StageDevice,
@@ -287,6 +289,21 @@ impl StageBlueprint {
     /// Sets the settings, such as other initial values.
     pub(crate) fn set(&mut self, settings: &Arc<StageSettings>) {
         self.settings = Arc::clone(settings);
+    }
+
+    /// Returns the initial values among those of the whole model that the stage uses.
+    pub(crate) fn own_values(&self) -> Vec<(String, Tensor)> {
+        let given = &self.settings.given;
+        let (main, _) = asked(given, |root| self.units.iter().filter(|unit| !builds(unit, root)).count() == 0);
+        let head = self.head.iter().map(|unit| asked(given, |root| builds(unit, &head_builder(root, self.index))).0);
+        let names: BTreeSet<String> = head.flat_map(BTreeMap::into_keys).chain(main.into_keys()).collect();
+        let is_own = |name: &str| names.contains(name) || self.shared_matrix() == Some(name);
+        given.iter().filter(|(name, _)| is_own(name)).map(|(name, value)| (name.to_owned(), value.clone())).collect()
+    }
+
+    /// Sets the initial values.
+    pub(crate) fn set_values(&mut self, given: &Arc<Weights>) {
+        self.settings = Arc::new(StageSettings { given: Arc::clone(given), ..(*self.settings).clone() });
     }
 
     /// Returns the refresh interval of the readout that the stage's head shares, if it does.

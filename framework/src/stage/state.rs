@@ -38,6 +38,15 @@ pub struct StageState {
     is_regrouped: bool,
 }
 
+/// A [`StageState`] without its tensors, which can be sent.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct StateNote {
+    /// As JSON: the state of an optimizer may be of any form.
+    rest: String,
+    names: Vec<String>,
+    is_regrouped: bool,
+}
+
 /// A copy of a stage's weights, and its state beside them.
 #[derive(Debug)]
 pub struct StageCapture {
@@ -54,6 +63,25 @@ impl StageState {
     /// The refresh interval of the shared readout, if the stage takes part in it.
     pub(crate) fn readout_refresh(&self) -> Option<u64> {
         self.readout_refresh
+    }
+
+    /// Returns the state without its tensors, and these.
+    ///
+    /// # Errors
+    /// If it has a value that JSON lacks.
+    pub(crate) fn into_note(mut self) -> Result<(StateNote, Vec<Tensor>)> {
+        let (names, tensors) = std::mem::take(&mut self.tensors).into_iter().unzip();
+        let rest = serde_json::to_string(&self).map_err(Error::other)?;
+        Ok((StateNote { rest, names, is_regrouped: self.is_regrouped }, tensors))
+    }
+
+    /// Returns the state that [`Self::into_note`] was made of; it takes as many of `tensors` as it had.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub(crate) fn of_note(note: StateNote, tensors: &mut impl Iterator<Item = Tensor>) -> Result<Self> {
+        let state: Self = serde_json::from_str(&note.rest).map_err(Error::other)?;
+        Ok(Self { tensors: note.names.into_iter().zip(tensors).collect(), is_regrouped: note.is_regrouped, ..state })
     }
 
     /// Takes the tensors of stage `k` out of those of all stages.

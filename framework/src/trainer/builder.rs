@@ -30,6 +30,7 @@ use crate::{
         clip::ClipConfig,
         lr_schedule::{LrRule, LrScheduleConfig},
     },
+    ranks::Ranks,
     schedule::PolicyName,
     stage::{EmaConfig, HeadsConfig, HeadsTrained, Recompute},
     stage::{
@@ -71,6 +72,11 @@ pub struct TrainerBuilder {
     callbacks: Vec<Box<dyn Callback>>,
     stopper: Stopper,
     settings: FitSettings,
+    ranks: Option<Ranks>,
+    /// The stages of each rank.
+    stages_of_ranks: Option<Vec<Vec<usize>>>,
+    /// What all ranks must agree in, beside what this builder knows.
+    agreement: String,
 }
 
 impl TrainerBuilder {
@@ -113,6 +119,9 @@ impl TrainerBuilder {
                 keep_best: None,
                 record: None,
             },
+            ranks: None,
+            stages_of_ranks: None,
+            agreement: String::new(),
         }
     }
 
@@ -288,6 +297,25 @@ impl TrainerBuilder {
     /// Sets how many micro-batches may be in flight at each boundary. Default: the fewest that cost the schedule no time.
     pub fn in_flight(self, in_flight: impl Into<Option<usize>>) -> Self {
         Self { in_flight: in_flight.into(), ..self }
+    }
+
+    /// Spreads the stages over several processes. Every rank makes the same builder; rank 0 calls [`Self::build`] and trains, the others call
+    /// [`Self::serve`]. By default each rank has about as many stages, in order ([`Self::stages_of_ranks`]).
+    ///
+    /// The result is that of one process, to the bit. A failure of any rank ends the run: [`FailuresConfig`] cannot ask for restarts.
+    pub fn ranks(self, ranks: &Ranks) -> Self {
+        Self { ranks: Some(ranks.clone()), ..self }
+    }
+
+    /// Sets the stages of each rank, such as `vec![vec![0, 1], vec![2]]`.
+    pub fn stages_of_ranks(self, stages: impl Into<Option<Vec<Vec<usize>>>>) -> Self {
+        Self { stages_of_ranks: stages.into(), ..self }
+    }
+
+    /// Sets what all ranks must agree in beside the settings of the builder, a line each, such as checksums of files. A rank that differs is named, and nothing
+    /// is trained.
+    pub fn agreement(self, lines: impl Into<String>) -> Self {
+        Self { agreement: lines.into(), ..self }
     }
 
     /// Sets the number of micro-batches of a batch. Default: 1.

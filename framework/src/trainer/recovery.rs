@@ -79,7 +79,7 @@ impl Default for FailuresConfig {
 
 impl FailuresConfig {
     /// Returns whether a run may go on after a failure.
-    fn recovers(&self) -> bool {
+    pub(super) fn recovers(&self) -> bool {
         self.on_failure == OnFailure::Restart || self.on_nonfinite == OnNonfinite::SkipStep
     }
 

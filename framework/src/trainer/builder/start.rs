@@ -5,8 +5,10 @@ use std::{cell::Cell, sync::Arc, time::Instant};
 use super::{Layout, TrainerBuilder};
 use crate::{
     Error, Result,
-    actor::{Pipeline, PipelineSettings},
+    actor::{Pipeline, PipelineSettings, serve},
+    model::Partition,
     optimizer::clip::ClipScope,
+    ranks::Spread,
     simulator::{HOP, Scenario, StageCosts},
     stage::StageBlueprint,
     trainer::{
@@ -32,16 +34,78 @@ impl TrainerBuilder {
         guarded(|| self.start())
     }
 
+    /// Builds the stages of this rank when rank 0 has built its trainer, and lets that train them, until it ends. Initial values come from rank 0.
+    ///
+    /// # Errors
+    /// As [`Self::layout`], or if the run fails, another rank is lost, or this is rank 0 or one of no ranks ([`Self::ranks`]).
+    pub fn serve(mut self) -> Result<()> {
+        // Rank 0 sends what its own gave.
+        (self.initial, self.restored) = (None, None);
+        guarded(|| {
+            let Layout { partition, blueprints, .. } = self.layout()?;
+            match self.spread(&partition)? {
+                Some(spread) if spread.ranks.rank() > 0 => serve(blueprints, &spread, self.pipeline_settings()?),
+                _ => Err(Error::invalid("rank 0", "it has nobody to serve", "call build and train")),
+            }
+        })
+    }
+
+    /// Returns the settings of the pipeline.
+    fn pipeline_settings(&self) -> Result<PipelineSettings> {
+        Ok(PipelineSettings {
+            micro_batches: self.settings.micro_batches,
+            in_flight: self.in_flight,
+            policy: self.policy.into(),
+            global_norm: self.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global),
+            first_step: self.settings.first_step,
+            record: self.settings.record.map(|_| Instant::now()),
+            stall_timeout: self.failures.as_ref().map_or(Ok(None), FailuresConfig::stall_limit)?,
+        })
+    }
+
+    /// Returns the rank of each stage; none in one process.
+    fn spread(&self, partition: &Partition) -> Result<Option<Spread>> {
+        let Some(ranks) = &self.ranks else {
+            return match self.stages_of_ranks {
+                None => Ok(None),
+                Some(_) => Err(Error::invalid(
+                    "placement.stages",
+                    "there is only one process",
+                    "start several, or leave it out",
+                )),
+            };
+        };
+        if self.failures.as_ref().is_some_and(FailuresConfig::recovers) {
+            let remedy = "use \"stop\" for both, and resume the run after a failure";
+            return Err(Error::invalid("failures", "restarts with several ranks", remedy));
+        }
+        let stages = partition.stages();
+        let spread = Spread::new(ranks.clone(), stages, self.stages_of_ranks.as_deref())?;
+        let own = [
+            format!("version {}", env!("CARGO_PKG_VERSION")),
+            format!("units of stages {:?}", (0..stages).map(|stage| partition.units(stage).len()).collect::<Vec<_>>()),
+            format!("ranks of stages {:?}", spread.homes),
+            format!("seed {}", self.settings.seed),
+            format!("batch size {}, micro-batches {}", self.settings.batch_size, self.settings.micro_batches),
+        ];
+        let agreement = own.into_iter().chain(self.agreement.lines().map(str::to_owned)).collect::<Vec<_>>().join("\n");
+        Ok(Some(Spread { agreement, ..spread }))
+    }
+
     fn start(self) -> Result<Trainer> {
         let Layout { partition, plans, blueprints, settings, differences, .. } = self.layout()?;
         let schedule = plans.schedule().clone();
-        let global_norm = self.clip.as_ref().is_some_and(|clip| clip.scope == ClipScope::Global);
+        let pipeline_settings = self.pipeline_settings()?;
+        let spread = self.spread(&partition)?;
+        if let Some(rank) = spread.as_ref().map(|spread| spread.ranks.rank()).filter(|rank| *rank > 0) {
+            return Err(Error::invalid(format!("rank {rank}"), "it has no trainer", "call serve on it"));
+        }
         let scenario = Scenario {
             links: blueprints.iter().map(|stage| stage.device.hooks().link()).collect(),
             heads: blueprints.iter().map(StageBlueprint::has_head).collect(),
             micro_batches: self.settings.micro_batches,
             policy: self.policy.into(),
-            global_norm,
+            global_norm: pipeline_settings.global_norm,
             hop: HOP,
             ..Scenario::new(
                 Arc::clone(&schedule.phase_at(self.settings.first_step).plan),
@@ -51,16 +115,7 @@ impl TrainerBuilder {
         if let Some(differences) = &differences {
             differences.log("initial values");
         }
-        let pipeline_settings = PipelineSettings {
-            micro_batches: self.settings.micro_batches,
-            in_flight: self.in_flight,
-            policy: self.policy.into(),
-            global_norm,
-            first_step: self.settings.first_step,
-            record: self.settings.record.map(|_| Instant::now()),
-            stall_timeout: self.failures.as_ref().map_or(Ok(None), FailuresConfig::stall_limit)?,
-        };
-        let pipeline = Pipeline::start(blueprints.clone(), plans, pipeline_settings)?;
+        let pipeline = Pipeline::start_on(blueprints.clone(), plans, pipeline_settings, spread)?;
         let names = || pipeline.built().iter().flat_map(|stage| &stage.names).map(String::as_str);
         self.optimizer.constants().check_patterns(names)?;
         // A model without parameters may be evaluated.

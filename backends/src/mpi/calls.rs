@@ -1,0 +1,147 @@
+//! The calls of MPI.
+
+use std::{ffi::c_int, mem::MaybeUninit};
+
+use interlock::{Error, Result};
+use mpi::{
+    Threading,
+    environment::Universe,
+    ffi::{self, MPI_Comm, MPI_Request},
+    traits::AsRaw,
+};
+
+/// The most bytes of one message; longer ones are cut. MPI counts in 32 bits.
+pub(super) const PIECE: usize = 1 << 30;
+
+/// MPI, started, and a communicator of this program's own. Dropping it ends MPI, together with all ranks.
+pub(super) struct World {
+    own: MPI_Comm,
+    pub(super) rank: usize,
+    pub(super) size: usize,
+    _universe: Universe,
+}
+
+/// What MPI says of a message that has arrived.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrived {
+    pub(super) from: usize,
+    pub(super) bytes: usize,
+}
+
+/// A message that is being sent or received. Its memory must stay where it is until [`Self::test`] says that it is done.
+pub(super) struct Request(MPI_Request);
+
+/// Returns the error of a call; none if it succeeded.
+fn check(code: c_int, what: &str) -> Result<()> {
+    if code == 0 {
+        return Ok(());
+    }
+    let mut text = [0_u8; ffi::MPI_MAX_ERROR_STRING as usize];
+    let mut length = 0;
+    // SAFETY: the text has the length that MPI asks for.
+    unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &raw mut length) };
+    let text = String::from_utf8_lossy(&text[..usize::try_from(length).unwrap_or(0).min(text.len())]).into_owned();
+    Err(Error::other(format!("MPI, {what}: {text}")))
+}
+
+impl World {
+    /// Starts MPI for calls from this thread.
+    pub(super) fn start() -> Result<Self> {
+        let refuse = |problem: &str| Error::invalid("MPI", problem, "see the output of the launcher");
+        let (universe, _) = mpi::initialize_with_threading(Threading::Funneled)
+            .ok_or_else(|| refuse("it has been started already, or cannot be"))?;
+        let world = universe.world().as_raw();
+        let (mut own, mut rank, mut size) = (world, 0, 0);
+        // SAFETY: MPI has been started, and the places are of the types that it writes.
+        unsafe {
+            check(ffi::MPI_Comm_dup(world, &raw mut own), "a communicator")?;
+            check(ffi::MPI_Comm_set_errhandler(own, ffi::RSMPI_ERRORS_RETURN), "errors")?;
+            check(ffi::MPI_Comm_rank(own, &raw mut rank), "the rank")?;
+            check(ffi::MPI_Comm_size(own, &raw mut size), "the number of ranks")?;
+        }
+        let number = |n: c_int| usize::try_from(n).map_err(|_| refuse("it has no ranks"));
+        Ok(Self { own, rank: number(rank)?, size: number(size)?, _universe: universe })
+    }
+
+    /// Begins to send a message.
+    ///
+    /// # Safety
+    /// The `bytes` bytes at `from` must stay there unchanged until the request is done.
+    pub(super) unsafe fn send(&self, from: *const u8, bytes: usize, to: usize, tag: c_int) -> Result<Request> {
+        let mut request = MaybeUninit::uninit();
+        // SAFETY: as the caller promises; the counts fit.
+        let code = unsafe {
+            ffi::MPI_Isend(
+                from.cast(),
+                bytes as c_int,
+                ffi::RSMPI_UINT8_T,
+                to as c_int,
+                tag,
+                self.own,
+                request.as_mut_ptr(),
+            )
+        };
+        check(code, "sending")?;
+        // SAFETY: a call that succeeds writes the request.
+        Ok(Request(unsafe { request.assume_init() }))
+    }
+
+    /// Begins to receive a message of at most `bytes` bytes, from one rank or from any.
+    ///
+    /// # Safety
+    /// The `bytes` bytes at `to` must be there, and nobody else may read or write them, until the request is done.
+    pub(super) unsafe fn receive(&self, to: *mut u8, bytes: usize, from: Option<usize>, tag: c_int) -> Result<Request> {
+        // SAFETY: a constant of MPI.
+        let from = from.map_or(unsafe { ffi::RSMPI_ANY_SOURCE }, |rank| rank as c_int);
+        let mut request = MaybeUninit::uninit();
+        // SAFETY: as the caller promises; the counts fit.
+        let code = unsafe {
+            ffi::MPI_Irecv(to.cast(), bytes as c_int, ffi::RSMPI_UINT8_T, from, tag, self.own, request.as_mut_ptr())
+        };
+        check(code, "receiving")?;
+        // SAFETY: a call that succeeds writes the request.
+        Ok(Request(unsafe { request.assume_init() }))
+    }
+
+    /// Ends all ranks with this code.
+    pub(super) fn abort(&self, code: c_int) -> ! {
+        // SAFETY: MPI runs.
+        unsafe { ffi::MPI_Abort(self.own, code) };
+        std::process::exit(code)
+    }
+}
+
+impl Request {
+    /// Returns what has arrived, if the message is done; of one that was sent, it means nothing.
+    pub(super) fn test(&mut self) -> Result<Option<Arrived>> {
+        let (mut done, mut status) = (0, MaybeUninit::<ffi::MPI_Status>::zeroed());
+        // SAFETY: the request is of this process, and the places are of the types that MPI writes.
+        check(unsafe { ffi::MPI_Test(&raw mut self.0, &raw mut done, status.as_mut_ptr()) }, "a message")?;
+        if done == 0 {
+            return Ok(None);
+        }
+        // SAFETY: MPI has written it; zeros are valid too.
+        let status = unsafe { status.assume_init() };
+        let mut bytes = 0;
+        // SAFETY: as above.
+        unsafe { ffi::MPI_Get_count(&raw const status, ffi::RSMPI_UINT8_T, &raw mut bytes) };
+        Ok(Some(Arrived { from: status.MPI_SOURCE.try_into().unwrap_or(0), bytes: bytes.try_into().unwrap_or(0) }))
+    }
+
+    /// Gives up a message that is being received.
+    ///
+    /// # Errors
+    /// If MPI refuses.
+    pub(super) fn cancel(mut self) -> Result<()> {
+        // SAFETY: the request is of this process; after both calls its memory is not written to any more.
+        unsafe {
+            check(ffi::MPI_Cancel(&raw mut self.0), "cancelling")?;
+            check(ffi::MPI_Wait(&raw mut self.0, ffi::RSMPI_STATUS_IGNORE), "cancelling")
+        }
+    }
+}
+
+/// Returns the pieces of `bytes` bytes, each with its offset.
+pub(super) fn pieces(bytes: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..bytes).step_by(PIECE).map(move |at| (at, PIECE.min(bytes - at)))
+}

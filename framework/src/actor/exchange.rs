@@ -1,0 +1,331 @@
+//! The messages of one pipeline between ranks: sent to where a stage or the coordinator is, and given to those that are here.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender};
+
+use actix::Addr;
+use candle_core::Tensor;
+
+use super::{
+    address::{StageAddress, send},
+    coordinator::Coordinator,
+    messages::{Credit, Reported},
+    notes::{CoordinatorNote, Header, IntoNote, Note, StageNote, StartNote},
+    pipeline::PipelineSettings,
+};
+use crate::{
+    Error, Failure, Origin, Phase, Result,
+    ranks::{Incoming, Parcel, Ranks, Spread},
+    stage::StageBlueprint,
+    transport::CoordinatorMessage,
+    watch::Activity,
+};
+
+/// The rank with the trainer, the coordinator and the strategy actor.
+const FIRST: usize = 0;
+
+/// Sends the messages of one pipeline to other ranks.
+#[derive(Clone)]
+pub(super) struct Post {
+    ranks: Ranks,
+    pipeline: u64,
+}
+
+impl Post {
+    /// Sends without waiting.
+    pub(super) fn send(&self, rank: usize, note: Note, tensors: &[Tensor]) -> Result<()> {
+        self.ranks.send(rank, Header::parcel(self.pipeline, note, tensors)?)
+    }
+
+    fn report(&self, report: CoordinatorMessage) -> Result<()> {
+        let (note, tensors) = CoordinatorNote::of(report)?;
+        self.send(FIRST, Note::ToCoordinator(note), &tensors)
+    }
+}
+
+/// The coordinator, here or on rank 0.
+#[derive(Clone)]
+pub(super) enum CoordinatorAddress {
+    Here(Addr<Coordinator>),
+    There(Post),
+}
+
+impl CoordinatorAddress {
+    /// Reports without waiting.
+    pub(super) fn report(&self, report: CoordinatorMessage) -> Result<()> {
+        match self {
+            Self::Here(address) => send(address, "the coordinator", Reported(report)),
+            Self::There(post) => post.report(report),
+        }
+    }
+
+    /// Sends the first stage's credit.
+    pub(super) fn credit(&self) -> Result<()> {
+        match self {
+            Self::Here(address) => send(address, "the coordinator", Credit),
+            Self::There(post) => post.send(FIRST, Note::ToCoordinator(CoordinatorNote::Credit), &[]),
+        }
+    }
+}
+
+/// A stage on another rank.
+#[derive(Clone)]
+pub(super) struct RemoteStage {
+    pub(super) post: Post,
+    pub(super) rank: usize,
+}
+
+impl RemoteStage {
+    pub(super) fn send(&self, stage: usize, message: impl IntoNote) -> Result<()> {
+        let (note, tensors) = message.into_note()?;
+        self.post.send(self.rank, Note::ToStage { stage, note }, &tensors)
+    }
+}
+
+/// A rank other than the first.
+pub(super) struct OtherRank {
+    post: Post,
+    rank: usize,
+}
+
+impl OtherRank {
+    pub(super) fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Asks it to tell when all that was sent to its stages before is in their mailboxes.
+    pub(super) fn fence(&self) -> Result<()> {
+        self.post.send(self.rank, Note::Fence, &[])
+    }
+}
+
+/// What a rank other than the first is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Build the stages.
+    Start(StartNote, Vec<Tensor>),
+    /// The pipeline has ended; with the failure, if it failed.
+    End(Option<Failure>),
+    /// The first rank is lost, or what it sends cannot be read.
+    Lost(Error),
+}
+
+/// The exchange of one pipeline, on one rank. A clone is another handle; the last one ends it.
+#[derive(Clone)]
+pub(super) struct Exchange {
+    spread: Spread,
+    post: Post,
+    desk: Arc<Desk>,
+    _open: Arc<Open>,
+}
+
+/// Ends an exchange: what comes is kept for the next one.
+struct Open(Ranks);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Where messages go that come.
+struct Desk {
+    post: Post,
+    stages_of: Vec<Vec<usize>>,
+    here: Mutex<ActorsHere>,
+}
+
+/// The actors that are here.
+struct ActorsHere {
+    stages: Vec<Option<StageAddress>>,
+    coordinator: Option<Addr<Coordinator>>,
+    orders: Option<Sender<Order>>,
+    /// What came before the actors were here; none once they are.
+    early: Option<Vec<(Note, Vec<Tensor>)>>,
+    /// The failure that came before the coordinator was here.
+    failure: Option<Failure>,
+}
+
+impl Exchange {
+    /// Begins to take messages of the next pipeline. `activities` says what the stages of this rank do.
+    pub(super) fn open(spread: &Spread, activities: Vec<Arc<Activity>>, orders: Option<Sender<Order>>) -> Self {
+        let post = Post { ranks: spread.ranks.clone(), pipeline: spread.ranks.next_pipeline() };
+        let stages_of = (0..spread.ranks.size()).map(|rank| spread.stages_of(rank)).collect();
+        let here = ActorsHere {
+            stages: vec![None; spread.homes.len()],
+            coordinator: None,
+            orders,
+            early: Some(Vec::new()),
+            failure: None,
+        };
+        let desk = Arc::new(Desk { post: post.clone(), stages_of, here: Mutex::new(here) });
+        let taker = Arc::clone(&desk);
+        spread.ranks.open(activities, move |incoming| taker.take(incoming));
+        Self { spread: spread.clone(), post, desk, _open: Arc::new(Open(spread.ranks.clone())) }
+    }
+
+    /// Sends to other ranks.
+    pub(super) fn post(&self) -> &Post {
+        &self.post
+    }
+
+    pub(super) fn spread(&self) -> &Spread {
+        &self.spread
+    }
+
+    /// Returns the other ranks.
+    pub(super) fn others(&self) -> Vec<OtherRank> {
+        (1..self.spread.ranks.size()).map(|rank| OtherRank { post: self.post.clone(), rank }).collect()
+    }
+
+    /// Tells the other ranks to build their stages, with their initial values.
+    pub(super) fn start_others(
+        &self,
+        blueprints: &[StageBlueprint],
+        in_flight: usize,
+        settings: &PipelineSettings,
+    ) -> Result<()> {
+        for rank in 1..self.spread.ranks.size() {
+            let own = self.spread.stages_of(rank).into_iter().flat_map(|stage| blueprints[stage].own_values());
+            let (values, tensors): (_, Vec<_>) = own.unzip();
+            let start = StartNote {
+                agreement: self.spread.agreement.clone(),
+                in_flight,
+                first_step: settings.first_step,
+                records: settings.record.is_some(),
+                values,
+            };
+            self.post.send(rank, Note::Start(start), &tensors)?;
+        }
+        Ok(())
+    }
+
+    /// Gives what comes, and has come, to these actors.
+    pub(super) fn deliver_to(&self, stages: &[StageAddress], coordinator: Option<&Addr<Coordinator>>) {
+        let mut here = self.desk.lock();
+        for address in stages.iter().filter(|address| self.spread.is_here(address.stage())) {
+            here.stages[address.stage()] = Some(address.clone());
+        }
+        here.coordinator = coordinator.cloned();
+        if let Some(failure) = here.failure.take() {
+            here.fail(failure);
+        }
+        for (note, tensors) in here.early.take().into_iter().flatten() {
+            self.desk.give(&here, note, tensors);
+        }
+    }
+
+    /// Tells the other ranks that the pipeline has ended, if this is the first.
+    pub(super) fn end(&self, failure: Option<&Failure>) {
+        if self.spread.ranks.rank() == FIRST {
+            for rank in 1..self.spread.ranks.size() {
+                // One that cannot be told is lost or has ended.
+                let _ = self.post.send(rank, Note::End(failure.map(Into::into)), &[]);
+            }
+        }
+    }
+}
+
+impl Desk {
+    fn lock(&self) -> MutexGuard<'_, ActorsHere> {
+        self.here.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what comes. Returns whether the pipeline goes on.
+    fn take(&self, incoming: Incoming) -> bool {
+        let mut here = self.lock();
+        match incoming {
+            Incoming::Message { from, parcel } => match self.read(parcel) {
+                Ok(Some((note, tensors))) => match (&mut here.early, note) {
+                    (_, Note::Start(start)) => here.order(Order::Start(start, tensors)),
+                    (_, Note::End(failure)) => {
+                        here.order(Order::End(failure.map(Into::into)));
+                        return false;
+                    }
+                    (Some(early), note) => early.push((note, tensors)),
+                    (None, note) => self.give(&here, note, tensors),
+                },
+                Ok(None) => {}
+                Err(error) => here.fail(Failure::new(Origin::Rank(from), Phase::Transfer, error)),
+            },
+            Incoming::Lost { rank, cause } => {
+                let stages = &self.stages_of[rank];
+                let (plural, verb) = if stages.len() == 1 { ("", "is") } else { ("s", "are") };
+                let list = stages.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+                let text =
+                    format!("{cause}; it has stage{plural} {list}, which {verb} lost: resume from the last checkpoint");
+                here.fail(Failure::new(Origin::Rank(rank), Phase::Transfer, Error::RankLost(text)));
+            }
+        }
+        true
+    }
+
+    /// Reads a parcel; none if it belongs to an earlier pipeline.
+    fn read(&self, parcel: Parcel) -> Result<Option<(Note, Vec<Tensor>)>> {
+        let (header, tensors) = Header::read(parcel)?;
+        Ok((header.pipeline == self.post.pipeline).then_some((header.note, tensors)))
+    }
+
+    fn give(&self, here: &ActorsHere, note: Note, tensors: Vec<Tensor>) {
+        let given = match note {
+            Note::ToStage { stage, note } => self.give_stage(here, stage, note, tensors),
+            Note::ToCoordinator(note) => Self::give_coordinator(here, note, tensors)
+                .map_err(|cause| Failure::new(Origin::Coordinator, Phase::Transfer, cause)),
+            Note::Fence => {
+                let told = self.post.send(FIRST, Note::ToCoordinator(CoordinatorNote::Fenced), &[]);
+                told.map_err(|cause| Failure::new(Origin::Coordinator, Phase::Transfer, cause))
+            }
+            Note::Start(_) | Note::End(_) => Ok(()),
+        };
+        let Err(failure) = given else { return };
+        let report = CoordinatorMessage::Failed(failure);
+        let told = match &here.coordinator {
+            Some(coordinator) => send(coordinator, "the coordinator", Reported(report)),
+            None => self.post.report(report),
+        };
+        if let Err(error) = told {
+            tracing::warn!("{error}");
+        }
+    }
+
+    fn give_stage(
+        &self,
+        here: &ActorsHere,
+        stage: usize,
+        note: StageNote,
+        tensors: Vec<Tensor>,
+    ) -> Result<(), Failure> {
+        let given = match here.stages.get(stage) {
+            Some(Some(address)) => note.deliver(tensors, address),
+            _ => Err(Error::Internal(format!("a message for stage {stage} came to rank {}", self.post.ranks.rank()))),
+        };
+        given.map_err(|cause| Failure::new(Origin::Stage(stage), Phase::Transfer, cause))
+    }
+
+    fn give_coordinator(here: &ActorsHere, note: CoordinatorNote, tensors: Vec<Tensor>) -> Result<()> {
+        let Some(coordinator) = &here.coordinator else {
+            return Err(Error::Internal("a report came to a rank without the coordinator".to_owned()));
+        };
+        note.deliver(tensors, coordinator)
+    }
+}
+
+impl ActorsHere {
+    /// Makes a failure that of the run.
+    fn fail(&mut self, failure: Failure) {
+        match (&self.coordinator, &self.orders) {
+            (Some(coordinator), _) => {
+                // If this fails, the coordinator has ended and nobody is left to report to.
+                let _ = send(coordinator, "the coordinator", Reported(CoordinatorMessage::Failed(failure)));
+            }
+            (None, Some(_)) => self.order(Order::Lost(failure.into())),
+            (None, None) => self.failure = Some(failure),
+        }
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            // Who takes no orders any more has ended.
+            let _ = orders.send(order);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The stages of a rank other than the first: built when the first rank starts a pipeline, and driven by it.
+
+use std::{
+    sync::{Arc, mpsc::channel},
+    time::Instant,
+};
+
+use actix::System;
+use candle_core::Tensor;
+
+use super::{
+    exchange::{CoordinatorAddress, Exchange, Order},
+    hosted::HostedStages,
+    notes::StartNote,
+    pipeline::PipelineSettings,
+};
+use crate::{
+    Error, Failure, Origin, Phase, Result, Weights,
+    ranks::Spread,
+    stage::StageBlueprint,
+    transport::CoordinatorMessage,
+    watch::{Activity, NoMessage, Patience, Worker},
+};
+
+/// Serves the stages of this rank to one pipeline of the first rank, until that ends.
+///
+/// # Errors
+/// If the pipeline failed, the first rank is lost or has other settings, a stage of this rank is blocked, or the system has too few threads left.
+pub(crate) fn serve(blueprints: Vec<StageBlueprint>, spread: &Spread, settings: PipelineSettings) -> Result<()> {
+    let rank = spread.ranks.rank();
+    let own = spread.stages_of(rank);
+    let activities: Vec<Arc<Activity>> = own.iter().map(|_| Arc::default()).collect();
+    let (tell, orders) = channel();
+    let exchange = Exchange::open(spread, activities.clone(), Some(tell));
+    let order = |patience: Patience| {
+        patience.receive(&orders, &activities, || true).map_err(|why| match why {
+            NoMessage::Ended => Error::Ended("the first rank".to_owned()),
+            NoMessage::Stalled(stalled) => {
+                tracing::warn!("{}", stalled.failure);
+                stalled.failure.into()
+            }
+        })
+    };
+    let (start, values) = match order(Patience::default())? {
+        Order::Start(start, values) => (start, values),
+        Order::End(Some(failure)) => return Err(failure.into()),
+        Order::End(None) => return Ok(()),
+        Order::Lost(error) => return Err(error),
+    };
+    let coordinator = CoordinatorAddress::There(exchange.post().clone());
+    let refuse = |error: Error| -> Error {
+        let failure = Failure::new(Origin::Rank(rank), Phase::Build, error);
+        // If the first rank cannot be told, it is lost.
+        let _ = coordinator.report(CoordinatorMessage::Failed(failure.clone()));
+        failure.into()
+    };
+    agree(spread, &start).map_err(refuse)?;
+    let mut running = Running::start(blueprints, settings, start, values, &activities, &exchange).map_err(refuse)?;
+    let patience = Patience::new(settings.stall_timeout);
+    let ended = loop {
+        match order(patience) {
+            Ok(Order::End(failure)) => break failure.map_or(Ok(()), |failure| Err(failure.into())),
+            Ok(Order::Lost(error)) => break Err(error),
+            Ok(Order::Start(..)) => break Err(Error::Internal("a pipeline was started twice".to_owned())),
+            Err(Error::Failed(failure)) => {
+                let _ = coordinator.report(CoordinatorMessage::Failed(failure.clone()));
+                break Err(failure.into());
+            }
+            Err(error) => break Err(error),
+        }
+    };
+    drop(exchange);
+    let has_stalled = matches!(&ended, Err(Error::Failed(failure)) if matches!(*failure.cause, Error::Stalled(_)));
+    running.end(patience, &activities, has_stalled);
+    ended
+}
+
+/// Checks what all ranks must agree in.
+fn agree(spread: &Spread, start: &StartNote) -> Result<()> {
+    let (mut own, mut other) = (spread.agreement.lines(), start.agreement.lines());
+    loop {
+        match (own.next(), other.next()) {
+            (None, None) => return Ok(()),
+            (own, other) if own == other => {}
+            (own, other) => {
+                let line = |line: Option<&str>| line.unwrap_or("nothing").to_owned();
+                return Err(Error::invalid(
+                    format!("rank {}", spread.ranks.rank()),
+                    format!("it has {}, rank 0 has {}", line(own), line(other)),
+                    "start the same program with the same settings and files on all ranks",
+                ));
+            }
+        }
+    }
+}
+
+/// The actors of this rank.
+struct Running {
+    hosted: Option<HostedStages>,
+    system: System,
+    thread: Worker,
+}
+
+impl Running {
+    fn start(
+        mut blueprints: Vec<StageBlueprint>,
+        settings: PipelineSettings,
+        start: StartNote,
+        values: Vec<Tensor>,
+        activities: &[Arc<Activity>],
+        exchange: &Exchange,
+    ) -> Result<Self> {
+        let StartNote { in_flight, first_step, records, values: names, .. } = start;
+        let given: Weights = names.into_iter().zip(values).collect();
+        let values = Arc::new(given);
+        blueprints.iter_mut().for_each(|blueprint| blueprint.set_values(&values));
+        let record = records.then(Instant::now);
+        let settings = PipelineSettings { first_step, record, ..settings };
+        let (started, ready) = channel();
+        let thread = Worker::start("interlock", move || {
+            let system = System::new();
+            if started.send(System::current()).is_ok() {
+                // Ends when the pipeline does. The exit code carries no information.
+                let _ = system.run();
+            }
+        })?;
+        let system = ready.recv().map_err(|_| Error::Ended("the thread of the actors".to_owned()))?;
+        let (give, take) = channel();
+        let (activities, hosted_exchange) = (activities.to_vec(), exchange.clone());
+        system.arbiter().spawn_fn(move || {
+            let hosted = HostedStages::start(blueprints, &settings, in_flight, &activities, Some(&hosted_exchange));
+            let _ = give.send(hosted);
+        });
+        let hosted = take.recv().map_err(|_| Error::Ended("the thread of the actors".to_owned())).flatten();
+        let hosted = hosted.inspect_err(|_| system.stop())?;
+        hosted.connect(&CoordinatorAddress::There(exchange.post().clone()));
+        exchange.deliver_to(&hosted.addresses, None);
+        Ok(Self { hosted: Some(hosted), system, thread })
+    }
+
+    /// Stops the actors and waits for their threads, except for those that are blocked.
+    fn end(&mut self, patience: Patience, activities: &[Arc<Activity>], has_stalled: bool) {
+        let Some(hosted) = self.hosted.take() else { return };
+        hosted.stop();
+        match (has_stalled, patience.is_limited()) {
+            (true, _) => {
+                hosted.join_idle(activities);
+                return self.system.stop();
+            }
+            (false, false) => hosted.join(),
+            (false, true) => {
+                if let Ok(mut stages) = hosted.join_on_a_thread() {
+                    stages.join(patience, activities);
+                }
+            }
+        }
+        self.system.stop();
+        self.thread.join(patience, activities);
+    }
+}

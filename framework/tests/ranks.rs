@@ -1,0 +1,246 @@
+//! Stages on several ranks compute what those of one process do, and the failure of one rank ends all.
+
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
+#[path = "common/bits.rs"]
+mod bits;
+#[path = "common/models.rs"]
+mod common;
+#[path = "common/group.rs"]
+mod group;
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use bits::bits;
+use common::{Fault, How, Perceptron, Spiral, When};
+use group::group;
+use interlock::{
+    ActivationDtype, Adaptive, Checkpoint, CheckpointConfig, ClipConfig, ClipScope, Criterion, EmaConfig, EndToEnd,
+    Error, FailuresConfig, Groups, HeadsConfig, HeadsReadout, Interlock, Local, LrScheduleConfig, OnFailure,
+    OptimizerConfig, OptimizerKind, Origin, Recompute, Result, TrainEvent, Trainer, TrainerBuilder, WidthSchedule,
+    ranks::Ranks,
+};
+use serde_json::Value;
+
+const DATA: Spiral = Spiral { examples: 24 };
+const LONG: Duration = Duration::from_secs(60);
+
+/// Ranks whose parcels arrive at once.
+fn near(size: usize) -> Vec<Ranks> {
+    group(size, LONG, |_, _| Duration::ZERO).0
+}
+
+/// What a run comes to: the weights, the state without wall seconds, and the scores.
+fn everything(trainer: &Trainer) -> (bits::Bits, bits::Bits, Value) {
+    let state = trainer.state().unwrap();
+    let mut values = serde_json::to_value(&state).unwrap();
+    values["best"]["seconds"] = Value::Null;
+    values["fit"] = Value::Null;
+    (bits(&trainer.snapshot().unwrap()), bits(&state.tensors), values)
+}
+
+/// Runs `work` on rank 0 while the others serve. Returns what each of the others ended with, too.
+fn on<T>(
+    ranks: &[Ranks],
+    builder: impl Fn() -> TrainerBuilder + Sync,
+    work: impl FnOnce(TrainerBuilder) -> T,
+) -> (T, Vec<Result<()>>) {
+    thread::scope(|scope| {
+        let others = ranks[1..].iter().map(|ranks| scope.spawn(|| builder().ranks(ranks).serve()));
+        let others: Vec<_> = others.collect();
+        let done = work(builder().ranks(&ranks[0]));
+        (done, others.into_iter().map(|other| other.join().unwrap()).collect())
+    })
+}
+
+fn four() -> TrainerBuilder {
+    Trainer::builder(Perceptron { layers: 5, fault: None }).stages(4).batch_size(6).seed(7).steps(9)
+}
+
+fn fit(builder: TrainerBuilder) -> (bits::Bits, bits::Bits, Value) {
+    let mut trainer = builder.build().unwrap();
+    trainer.fit((DATA, DATA)).unwrap();
+    everything(&trainer)
+}
+
+/// Compares one process with several ranks.
+fn same(builder: impl Fn() -> TrainerBuilder + Sync) {
+    let expected = fit(builder());
+    for (size, stages) in
+        [(2, None), (4, None), (2, Some(vec![vec![1, 3], vec![0, 2]])), (2, Some(vec![vec![], vec![0, 1, 2, 3]]))]
+    {
+        let builder = || builder().stages_of_ranks(stages.clone());
+        let (found, others) = on(&near(size), builder, fit);
+        assert!(others.iter().all(Result::is_ok), "{others:?}");
+        assert!(found == expected, "{size} ranks, {stages:?}");
+    }
+}
+
+#[test]
+fn every_width_is_the_same() {
+    same(|| four().strategy(Local));
+    same(|| four().strategy(Interlock::width(2)).probes());
+    same(|| four().strategy(Interlock::width(3).mean()).micro_batches(3));
+    same(|| four().strategy(Groups).micro_batches(2));
+    same(|| four().strategy(EndToEnd).in_flight(4));
+}
+
+#[test]
+fn every_setting_is_the_same() {
+    let adamw =
+        OptimizerConfig { kind: OptimizerKind::Adamw, lr: 0.02, weight_decay: 0.1, ..OptimizerConfig::default() };
+    same(|| four().optimizer(adamw.clone()).ema(EmaConfig { decay: 0.75, from_step: 2 }));
+    same(|| four().clip(ClipConfig { max_norm: 0.1, scope: ClipScope::Global }).strategy(Interlock::width(2)));
+    same(|| four().dtype(ActivationDtype::Bf16).micro_batches(2).recompute(Recompute::All));
+    let plateau = LrScheduleConfig::ReduceOnPlateau { factor: 0.5, patience: 1, threshold: 0.5, min_fraction: 0.0 };
+    same(|| four().eval_every(1).keep_best(Criterion::Loss).lr_schedule(plateau.clone()));
+    let cosine = LrScheduleConfig::Cosine { warmup_steps: 2, total_steps: None, final_fraction: 0.1 };
+    same(|| four().lr_schedule(cosine.clone()).record(3));
+    let shared = HeadsConfig { readout: HeadsReadout::Shared, readout_refresh: Some(4), ..HeadsConfig::default() };
+    same(|| four().heads(shared.clone()).in_flight(1).strategy(Interlock::width(2)));
+}
+
+#[test]
+fn plans_that_change_are_the_same() {
+    same(|| four().strategy(WidthSchedule::new(Local).then(3, Interlock::width(2)).end_to_end_every(4)).in_flight(3));
+    let adaptive = || Adaptive { every: 2, window: 1, below: 2.0, width: 1, max_width: None };
+    same(move || four().strategy(adaptive()).in_flight(3).steps(16));
+}
+
+#[test]
+fn nothing_overtakes_what_goes_to_all_stages() {
+    // What rank 0 tells the last rank takes longer than what gets there from stage to stage.
+    let far = |from: usize, to: usize| Duration::from_millis(if from == 0 && to == 3 { 40 } else { 0 });
+    let adaptive = || Adaptive { every: 2, window: 1, below: 2.0, width: 1, max_width: None };
+    let folder = tempfile::tempdir().unwrap();
+    let builder = || four().strategy(adaptive()).in_flight(2).eval_every(3);
+    let expected = fit(builder());
+    let config = CheckpointConfig { every_steps: Some(1), ..CheckpointConfig::default() };
+    let (found, others) = on(&group(4, LONG, far).0, builder, |builder| fit(builder.checkpoint(folder.path(), config)));
+    assert!(others.iter().all(Result::is_ok), "{others:?}");
+    assert!(found == expected);
+    let whole = Checkpoint::newest(folder.path()).unwrap().unwrap().0;
+    assert!(bits(&whole.weights) == expected.0);
+}
+
+#[test]
+fn a_run_goes_on_elsewhere() {
+    let expected = fit(four().strategy(Interlock::width(2)));
+    let half = |builder: TrainerBuilder| {
+        let mut trainer = builder.steps(4).build().unwrap();
+        trainer.fit((DATA, DATA)).unwrap();
+        (trainer.state().unwrap(), trainer.snapshot().unwrap())
+    };
+    let builder = || four().strategy(Interlock::width(2));
+    for (first, then) in [(1, 3), (3, 1), (2, 4)] {
+        let run = |size: usize, work: &mut dyn FnMut(TrainerBuilder)| match size {
+            1 => work(builder()),
+            size => {
+                let (_, others) = on(&near(size), builder, work);
+                assert!(others.iter().all(Result::is_ok), "{others:?}");
+            }
+        };
+        let mut parts = None;
+        run(first, &mut |builder| parts = Some(half(builder)));
+        let (state, weights) = parts.unwrap();
+        let mut found = None;
+        run(then, &mut |builder| {
+            found = Some(fit(builder.initial_values(weights.clone()).restore(state.clone()).steps(5)))
+        });
+        assert!(found.unwrap() == expected, "{first} ranks, then {then}");
+    }
+}
+
+#[test]
+fn one_group_trains_several_models_one_after_another() {
+    let ranks = near(3);
+    for width in 1..4 {
+        let builder = || four().strategy(Interlock::width(width));
+        let expected = fit(builder());
+        let (found, others) = on(&ranks, builder, fit);
+        assert!(found == expected && others.iter().all(Result::is_ok));
+    }
+}
+
+#[test]
+fn a_failure_of_any_stage_ends_every_rank_with_its_cause() {
+    for unit in 0..4 {
+        for how in [How::Panic, How::Error, How::NotANumber] {
+            let fault = Fault { unit, head: false, when: When::Forward, how, step: 3 };
+            let builder = || {
+                Trainer::builder(Perceptron { layers: 4, fault: Some(fault.clone()) }).stages(4).batch_size(6).steps(9)
+            };
+            let alone = builder().build().unwrap().fit(DATA).unwrap_err().to_string();
+            let (error, others) = on(&near(4), builder, |builder| builder.build().unwrap().fit(DATA).unwrap_err());
+            assert_eq!(error.to_string(), alone);
+            for other in others {
+                assert_eq!(other.unwrap_err().to_string(), alone);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_is_silent_is_lost_and_the_others_end() {
+    for cut in 0..3 {
+        let (ranks, cuts) = group(3, Duration::from_millis(400), |_, _| Duration::ZERO);
+        let start = Instant::now();
+        let is_cut = Arc::clone(&cuts[cut]);
+        let (error, others) = on(&ranks, four, |builder| {
+            let mut trainer = builder.steps(1_000_000_000).build().unwrap();
+            trainer.callback(move |event: &TrainEvent<'_>| {
+                if matches!(event, TrainEvent::StepDone { step: 3, .. }) {
+                    is_cut.store(true, Relaxed);
+                }
+            });
+            trainer.fit(DATA).unwrap_err()
+        });
+        // If rank 0 hears nothing either, it finds the first of the others.
+        let lost = |error: &Error, rank: usize| match error {
+            Error::Failed(failure) => {
+                failure.origin == Origin::Rank(rank) && matches!(*failure.cause, Error::RankLost(_))
+            }
+            _ => false,
+        };
+        if cut > 0 {
+            assert!(lost(&error, cut), "{cut}: {error}");
+            assert!(error.to_string().contains("nothing has come from it for 0.4 s; it has stage"), "{error}");
+        }
+        for (rank, other) in (1..).zip(&others) {
+            let other = other.as_ref().unwrap_err();
+            // Nothing leaves the rank that is cut off, but it may hear what the others find.
+            assert!(lost(other, 0) || lost(other, cut), "{cut}, rank {rank}: {other}");
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn ranks_that_differ_are_refused_and_named() {
+    let ranks = near(2);
+    let error = thread::scope(|scope| {
+        let other =
+            scope.spawn(|| four().agreement("data 1\nfile 2").ranks(&ranks[1]).serve().unwrap_err().to_string());
+        let error = four().agreement("data 1\nfile 3").ranks(&ranks[0]).build().err().unwrap().to_string();
+        assert!(other.join().unwrap().contains("it has file 2, rank 0 has file 3"));
+        error
+    });
+    assert!(error.contains("rank 1: it has file 2, rank 0 has file 3; start the same program"), "{error}");
+}
+
+#[test]
+fn what_ranks_cannot_do_is_refused() {
+    let ranks = near(2);
+    let restart = FailuresConfig { on_failure: OnFailure::Restart, ..FailuresConfig::default() };
+    let refused = |builder: TrainerBuilder| builder.build().err().unwrap().to_string();
+    assert!(refused(four().failures(restart).ranks(&ranks[0])).contains("failures: restarts with several ranks"));
+    assert!(refused(four().ranks(&ranks[1])).contains("rank 1: it has no trainer; call serve on it"));
+    assert!(four().ranks(&ranks[0]).serve().unwrap_err().to_string().contains("rank 0: it has nobody to serve"));
+    assert!(four().serve().is_err());
+    assert!(refused(four().stages_of_ranks(vec![vec![0, 1, 2, 3]])).contains("there is only one process"));
+    assert!(refused(four().ranks(&ranks[0]).stages_of_ranks(vec![vec![0]])).contains("lists for 1 ranks"));
+}
