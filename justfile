@@ -59,3 +59,7 @@ ci:
 # Kill, damage, disturb and exhaust runs, far more often than the tests do. It takes hours; what is interrupted can be begun again
 soak:
     examples/tests/soak.sh
+
+# Train on several ranks, and kill and stop some of them, far more often than the tests do; needs an MPI
+cluster:
+    INTERLOCK_CLUSTER_KILLS=30 INTERLOCK_CLUSTER_STOPS=9 cargo test --release --locked --package interlock-cli --features mpi --test ranks -- --nocapture --test-threads=1

@@ -28,7 +28,7 @@ const END: Duration = Duration::from_secs(60);
 /// Runs `program` on a thread of its own, with the ranks of MPI if this process was started as one of several, and returns its exit code. Call it in
 /// `main`, on the first thread.
 ///
-/// If rank 0 ends with another code than 0, all ranks end with it. A rank that waits for others longer than a minute after its program has ended ends alone.
+/// If rank 0 ends with another code than 0, all ranks end with it; so do they if rank 0 is lost. A rank that waits for others longer than a minute after its program has ended ends alone.
 ///
 /// `timeout` says how long a rank may be silent before the others take it for lost.
 ///
@@ -49,6 +49,7 @@ pub fn run(timeout: Duration, program: impl FnOnce(Option<Ranks>) -> u8 + Send +
         engine: std::thread::current(),
     };
     let ranks = Ranks::with_timeout(Arc::new(member), timeout)?;
+    let known = ranks.clone();
     let name = "interlock-main";
     let main = std::thread::current();
     let program = std::thread::Builder::new()
@@ -61,7 +62,8 @@ pub fn run(timeout: Duration, program: impl FnOnce(Option<Ranks>) -> u8 + Send +
         .map_err(|cause| Error::Thread { name, cause })?;
     engine.work_until(|| program.is_finished());
     let code = program.join().unwrap_or(1);
-    engine.end(code, END)
+    // Without rank 0 there is nothing to wait for.
+    engine.end(code, END, code != 0 && (known.rank() == 0 || known.has_lost(0)))
 }
 
 /// One rank.
@@ -94,7 +96,7 @@ impl Communicator for Member {
         self.command(Command::Send { to, parcel })
     }
 
-    fn listen(&self, listener: Option<Listener>) {
+    fn listen(&self, listener: Listener) {
         // After the end of the engine nothing arrives.
         let _ = self.command(Command::Listen(listener));
     }

@@ -25,6 +25,7 @@ use crate::{
     memory::{self, LeastStep},
     program::{DataSection, ModelSection, Program},
     progress::{emulation, note_emulation},
+    ranks::ranks,
 };
 
 /// The configuration of a run of a program.
@@ -103,6 +104,10 @@ pub(crate) struct RunConfig<M, D> {
     #[serde(default)]
     #[schemars(extend("examples" = [{"stages": 4}]))]
     pub(crate) partition: PartitionConfig,
+    /// The stages of each rank, if the run is started as several processes.
+    #[serde(default)]
+    #[schemars(extend("examples" = [{"stages": [[0, 1], [2, 3]]}]))]
+    pub(crate) placement: PlacementConfig,
     /// The strategy, which chooses the losses that train each stage.
     #[serde(default)]
     #[schemars(extend("examples" = [{"width": 2}]))]
@@ -154,6 +159,15 @@ const STALL_TIMEOUT: f64 = 600.0;
 pub(crate) struct PipelineConfig {
     /// Which action a stage starts when several are ready.
     pub(crate) schedule: PolicyName,
+}
+
+/// The ranks of the stages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PlacementConfig {
+    /// The stages of each rank; by default each rank has about as many, in order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stages: Option<Vec<Vec<usize>>>,
 }
 
 fn default_name() -> String {
@@ -228,7 +242,10 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
     /// Opens the data and checks everything as [`Self::prepare`] does, and that a step may fit in memory; for a run that continues, from its checkpoint.
     pub(crate) fn prepare_to_train(&self, checkpoint: Option<&Checkpoint>) -> Result<Prepared> {
         let prepared = self.prepare_from(checkpoint)?;
-        prepared.least.check(&self.optimizer)?;
+        // Of several ranks, each has a part only.
+        if ranks().is_none() {
+            prepared.least.check(&self.optimizer)?;
+        }
         Ok(prepared)
     }
 
@@ -316,6 +333,7 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
         let builder = Trainer::builder(model)
             .strategy_boxed(strategy)
             .partition(self.partition.clone())
+            .stages_of_ranks(self.placement.stages.clone())
             .heads(self.heads.clone())
             .recompute(self.recompute.clone())
             .dtype(self.dtype)

@@ -14,8 +14,18 @@ use crate::{
 };
 
 /// The keys whose values may change when a run continues. Keys of tables stand for all in them.
-const MAY_CHANGE: [&str; 9] =
-    ["steps", "epochs", "checkpoint", "failures", "devices", "partition", "in_flight", "recompute", "pipeline"];
+const MAY_CHANGE: [&str; 10] = [
+    "steps",
+    "epochs",
+    "checkpoint",
+    "failures",
+    "devices",
+    "partition",
+    "placement",
+    "in_flight",
+    "recompute",
+    "pipeline",
+];
 
 /// The run that continues.
 pub(crate) struct Resumed<P: Program> {

@@ -1,6 +1,7 @@
 //! `interlock train`: trains a model, and keeps the run in a folder.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -147,13 +148,30 @@ struct Shared {
 fn serve<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {
     // Rank 0 stops the run and then the others.
     interrupt::on_signal(|_| Next::GoOn);
-    let terminal = Terminal::new(Verbosity::Quiet);
-    let _log = log::start(arguments.log_format.unwrap_or_default(), &terminal);
+    let verbosity = if arguments.quiet { Verbosity::Quiet } else { Verbosity::Lines };
+    let _log = log::start(arguments.log_format.unwrap_or_default(), &Terminal::new(verbosity));
     let shared: Shared = serde_json::from_slice(&ranks.shared()?).map_err(Exit::failed)?;
     let config: ConfigOf<P> = ConfigText::of::<P>(shared.config).with(&[])?;
-    let builder = config.untrained(&shared.description)?;
-    let builder = config.devices.give_to(builder)?;
-    builder.ranks(ranks).serve().map_err(|error| Exit::Failed(format!("rank {}: {error}", ranks.rank())))
+    let address = arguments.metrics.map(|address| exporter_of_rank(address, ranks.rank())).transpose()?;
+    let exporter = address.map(|address| Exporter::start(address, &config.name)).transpose()?;
+    let builder = config.devices.give_to(config.untrained(&shared.description)?)?;
+    let served = builder.ranks(ranks).serve();
+    if let Some(exporter) = &exporter {
+        exporter.linger(Duration::from_secs(arguments.metrics_linger));
+    }
+    served.map_err(|error| Exit::Failed(format!("rank {}: {error}", ranks.rank())))
+}
+
+/// Returns the address at which a rank serves its metrics: the port of rank 0 plus the rank. Port 0 stays, which is any free one.
+fn exporter_of_rank(mut address: SocketAddr, rank: usize) -> Result<SocketAddr, Exit> {
+    if address.port() != 0 {
+        let port = usize::from(address.port()) + rank;
+        let port = u16::try_from(port).map_err(|_| {
+            Exit::Refused(format!("--metrics {address}: rank {rank} would have port {port}; use a lower one"))
+        })?;
+        address.set_port(port);
+    }
+    Ok(address)
 }
 
 /// Writes the results of a run to the files that the command line names, or reports its failure.

@@ -66,9 +66,9 @@ pub trait Communicator: Send + Sync + 'static {
     /// If it cannot be sent.
     fn send(&self, to: usize, parcel: Parcel) -> Result<()>;
 
-    /// Sets who receives what arrives from now on, or has arrived and nobody has received; none: it is kept. After this has returned, the listener
-    /// before is not called any more. A listener returns soon.
-    fn listen(&self, listener: Option<Listener>);
+    /// Sets who receives all that arrives and has arrived. [`Ranks`] calls this once. The listener returns soon; it is called by a thread that does not
+    /// call [`Self::send`], or not inside of it.
+    fn listen(&self, listener: Listener);
 }
 
 /// What reaches the pipeline of this rank.
@@ -192,7 +192,7 @@ impl Ranks {
                 .map_err(|cause| Error::Thread { name, cause })?,
         );
         let known = Arc::clone(&state);
-        communicator.listen(Some(Box::new(move |arrival| arrived(&known, arrival))));
+        communicator.listen(Box::new(move |arrival| arrived(&known, arrival)));
         let (shared, pipelines) = (Mutex::new(shared), AtomicU64::new(0));
         Ok(Self(Arc::new(RanksInner { communicator, timeout, pipelines, state, shared, _until: until })))
     }
@@ -210,6 +210,11 @@ impl Ranks {
     /// Returns how long a rank may be silent.
     pub fn timeout(&self) -> Duration {
         self.0.timeout
+    }
+
+    /// Returns whether a rank is known to be lost.
+    pub fn has_lost(&self, rank: usize) -> bool {
+        lock(&self.0.state).peers.get(rank).is_some_and(|peer| peer.is_lost)
     }
 
     /// Sends the other ranks what they need before they can serve, such as a configuration. Call it on rank 0.
@@ -267,9 +272,9 @@ impl Ranks {
     /// Returns whether another rank has done something since this was last asked.
     pub(crate) fn move_elsewhere(&self) -> bool {
         let mut state = lock(&self.0.state);
-        let moves = state.peers.iter().any(|peer| peer.moves || !peer.pulse.is_idle);
-        state.peers.iter_mut().for_each(|peer| peer.moves = false);
-        moves
+        let watched = state.watched();
+        let peers = &mut state.peers[watched];
+        peers.iter_mut().fold(false, |moves, peer| std::mem::take(&mut peer.moves) || !peer.pulse.is_idle || moves)
     }
 }
 
@@ -476,7 +481,7 @@ mod tests {
             Ok(())
         }
 
-        fn listen(&self, _: Option<Listener>) {}
+        fn listen(&self, _: Listener) {}
     }
 
     #[test]

@@ -209,7 +209,8 @@ impl StageMessage {
 /// the coordinator.
 ///
 /// In process the message is moved into the receiver's mailbox, and no tensor is copied. If the device has a [`Link`](crate::device::Link) that delays, the
-/// thread of the delay line delivers all but credits when they arrive.
+/// thread of the delay line delivers all but credits when they arrive. A message to a stage on another rank is handed to the
+/// [`Communicator`](crate::ranks::Communicator).
 pub trait Transport: Send {
     /// Sends a message to the neighbour that it is for.
     ///

@@ -19,10 +19,10 @@ use bits::bits;
 use common::{Fault, How, Perceptron, Spiral, When};
 use group::group;
 use interlock::{
-    ActivationDtype, Adaptive, Checkpoint, CheckpointConfig, ClipConfig, ClipScope, Criterion, EmaConfig, EndToEnd,
-    Error, FailuresConfig, Groups, HeadsConfig, HeadsReadout, Interlock, Local, LrScheduleConfig, OnFailure,
-    OptimizerConfig, OptimizerKind, Origin, Recompute, Result, TrainEvent, Trainer, TrainerBuilder, WidthSchedule,
-    ranks::Ranks,
+    Activation, ActivationDtype, Adaptive, Checkpoint, CheckpointConfig, ClipConfig, ClipScope, Criterion,
+    Differentiable, EmaConfig, EndToEnd, Error, FailuresConfig, Gradients, Groups, HeadsConfig, HeadsReadout,
+    Interlock, Local, LrScheduleConfig, ModelSpec, OnFailure, OptimizerConfig, OptimizerKind, Origin, Pass, Recompute,
+    Result, Saved, TrainEvent, Trainer, TrainerBuilder, Unit, Wants, WidthSchedule, ranks::Ranks,
 };
 use serde_json::Value;
 
@@ -208,7 +208,7 @@ fn a_rank_that_is_silent_is_lost_and_the_others_end() {
         };
         if cut > 0 {
             assert!(lost(&error, cut), "{cut}: {error}");
-            assert!(error.to_string().contains("nothing has come from it for 0.4 s; it has stage"), "{error}");
+            assert!(error.to_string().contains("nothing has come from it for 0.4 s; stage"), "{error}");
         }
         for (rank, other) in (1..).zip(&others) {
             let other = other.as_ref().unwrap_err();
@@ -217,6 +217,82 @@ fn a_rank_that_is_silent_is_lost_and_the_others_end() {
         }
         assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     }
+}
+
+/// Blocks for longer than any test in the forward pass of one step.
+struct Blocks;
+
+impl Differentiable for Blocks {
+    fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
+        if pass.is_train() && pass.step == 3 {
+            thread::sleep(Duration::from_secs(3600));
+        }
+        Ok((x.clone(), Saved::new(())))
+    }
+
+    fn backward(&self, _: &Saved, output_gradient: &Activation, _: Wants) -> Result<Gradients> {
+        Ok(Gradients { input: Some(output_gradient.clone()), parameters: Vec::new() })
+    }
+}
+
+/// [`Perceptron`] with a layer that blocks after its third.
+struct Blocking;
+
+impl ModelSpec for Blocking {
+    fn units(&self) -> Result<Vec<Unit>> {
+        let mut units = Perceptron { layers: 5, fault: None }.units()?;
+        units.insert(3, Unit::new("blocks", [8], |_| Ok(Blocks)));
+        Ok(units)
+    }
+
+    fn head(&self, unit: usize, arch: &str) -> Result<Unit> {
+        Perceptron { layers: 5, fault: None }.head(unit, arch)
+    }
+}
+
+fn patient(seconds: f64) -> FailuresConfig {
+    FailuresConfig { stall_timeout: Some(seconds), ..FailuresConfig::default() }
+}
+
+#[test]
+fn a_stage_that_blocks_on_any_rank_is_named() {
+    for units in [vec![1, 1, 1, 3], vec![1, 1, 2, 2], vec![3, 1, 1, 1], vec![4, 1, 1]] {
+        let stage = (0..units.len()).find(|&k| units[..=k].iter().sum::<usize>() > 3).unwrap();
+        let builder =
+            || Trainer::builder(Blocking).units_per_stage(units.clone()).batch_size(6).steps(9).failures(patient(0.4));
+        let start = Instant::now();
+        let (error, others) =
+            on(&near(units.len()), builder, |builder| builder.build().unwrap().fit(DATA).unwrap_err());
+        let expected = format!("stage {stage}, step 3, micro-batch 0, forward: it has not ended after 0.4 s");
+        assert!(error.to_string().starts_with(&expected), "{error}");
+        assert!(
+            others.iter().all(|other| other.as_ref().unwrap_err().to_string().starts_with(&expected)),
+            "{others:?}"
+        );
+        assert!(start.elapsed() < Duration::from_secs(20));
+    }
+}
+
+#[test]
+fn a_message_that_is_lost_ends_the_run() {
+    let (ranks, cuts) = group(3, Duration::from_secs(10), |_, _| Duration::ZERO);
+    let is_cut = Arc::clone(&cuts[1]);
+    let builder = || four().stages(3).failures(patient(0.4));
+    let (error, _) = on(&ranks, builder, |builder| {
+        let mut trainer = builder.steps(1_000_000_000).build().unwrap();
+        trainer.callback(move |event: &TrainEvent<'_>| {
+            if matches!(event, TrainEvent::StepDone { step: 3, .. }) {
+                is_cut.store(true, Relaxed);
+                let is_cut = Arc::clone(&is_cut);
+                thread::spawn(move || {
+                    thread::sleep(Duration::from_millis(200));
+                    is_cut.store(false, Relaxed);
+                });
+            }
+        });
+        trainer.fit(DATA).unwrap_err()
+    });
+    assert!(error.to_string().contains("nothing is done, and no message has come"), "{error}");
 }
 
 #[test]

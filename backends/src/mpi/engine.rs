@@ -31,10 +31,13 @@ const BUSY: Duration = Duration::from_micros(100);
 /// The shortest and the longest pause of a loop that finds nothing.
 const PAUSE: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(1)];
 
+/// How long what is still being sent may take when all ranks are ended.
+const SHORT_END: Duration = Duration::from_secs(1);
+
 /// What the loop is told.
 pub(super) enum Command {
     Send { to: usize, parcel: Parcel },
-    Listen(Option<Listener>),
+    Listen(Listener),
 }
 
 /// What comes before the tensors of a parcel.
@@ -93,7 +96,7 @@ pub(super) struct Engine {
     sources: Vec<Source>,
     listener: Option<Listener>,
     /// What has arrived while nobody listened.
-    kept: VecDeque<Arrival>,
+    kept: Vec<Arrival>,
     lost: Vec<bool>,
 }
 
@@ -110,7 +113,7 @@ impl Engine {
             labels: VecDeque::new(),
             sources: (0..size).map(|_| Source::default()).collect(),
             listener: None,
-            kept: VecDeque::new(),
+            kept: Vec::new(),
             lost: vec![false; size],
         };
         for _ in 0..LABELS {
@@ -147,10 +150,12 @@ impl Engine {
         }
     }
 
-    /// Sends what is left, and ends MPI: by itself if the program ended well, or else all ranks with the code of rank 0.
-    pub(super) fn end(mut self, code: u8, longest: Duration) -> Result<u8> {
+    /// Sends what is left, and ends MPI: all ranks at once with this code if `ends_all` is set, or else this one when all others have come here.
+    pub(super) fn end(mut self, code: u8, longest: Duration, ends_all: bool) -> Result<u8> {
         let start = Instant::now();
-        while start.elapsed() < longest {
+        // What goes to a rank that is lost never leaves.
+        let longest_sending = if ends_all { SHORT_END } else { longest };
+        while start.elapsed() < longest_sending {
             if !self.turn() {
                 if self.sending.is_empty() {
                     break;
@@ -158,7 +163,7 @@ impl Engine {
                 thread::sleep(PAUSE[0]);
             }
         }
-        if self.rank() == 0 && code != 0 {
+        if ends_all {
             self.world.abort(code.into());
         }
         // Another rank may never come to its end, and MPI waits for all.
@@ -213,12 +218,8 @@ impl Engine {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Listen(listener) => {
-                self.listener = listener;
-                while self.listener.is_some() && !self.kept.is_empty() {
-                    if let Some(arrival) = self.kept.pop_front() {
-                        self.tell(arrival);
-                    }
-                }
+                std::mem::take(&mut self.kept).into_iter().for_each(&listener);
+                self.listener = Some(listener);
             }
             Command::Send { to, .. } if self.lost.get(to) != Some(&false) => {}
             Command::Send { to, parcel } => {
@@ -232,7 +233,7 @@ impl Engine {
     fn tell(&mut self, arrival: Arrival) {
         match &self.listener {
             Some(listener) => listener(arrival),
-            None => self.kept.push_back(arrival),
+            None => self.kept.push(arrival),
         }
     }
 

@@ -248,11 +248,13 @@ impl Desk {
                 Err(error) => here.fail(Failure::new(Origin::Rank(from), Phase::Transfer, error)),
             },
             Incoming::Lost { rank, cause } => {
-                let stages = &self.stages_of[rank];
-                let (plural, verb) = if stages.len() == 1 { ("", "is") } else { ("s", "are") };
-                let list = stages.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-                let text =
-                    format!("{cause}; it has stage{plural} {list}, which {verb} lost: resume from the last checkpoint");
+                let list = self.stages_of[rank].iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+                let lost = match self.stages_of[rank].len() {
+                    0 => String::new(),
+                    1 => format!("; stage {list} is lost with it"),
+                    _ => format!("; stages {list} are lost with it"),
+                };
+                let text = format!("{cause}{lost}: look at its host, and resume from the last checkpoint");
                 here.fail(Failure::new(Origin::Rank(rank), Phase::Transfer, Error::RankLost(text)));
             }
         }

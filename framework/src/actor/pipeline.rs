@@ -188,7 +188,7 @@ impl Pipeline {
         self.in_flight
     }
 
-    /// Returns the number of messages that the actors have sent to each other since the start.
+    /// Returns the number of messages that the actors of this process have sent since the start.
     pub fn sent(&self) -> Sent {
         self.sent.iter().fold(Sent::default(), |sum, counter| sum + counter.read())
     }

@@ -42,8 +42,8 @@ impl Communicator for Member {
         Ok(())
     }
 
-    fn listen(&self, listener: Option<Listener>) {
-        *self.listener.0.lock().unwrap() = listener;
+    fn listen(&self, listener: Listener) {
+        *self.listener.0.lock().unwrap() = Some(listener);
         self.listener.1.notify_all();
     }
 }

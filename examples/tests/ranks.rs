@@ -1,0 +1,230 @@
+//! Runs of several ranks, started by `mpirun`: the same bits as in one process, and an end in bounded time whatever happens to a rank.
+//!
+//! Needs the feature `mpi`. The numbers of tries are those of a short form; `just cluster` sets them higher.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)] // a failed expectation is a failed test
+
+#[path = "common/command.rs"]
+mod common;
+#[path = "common/kept.rs"]
+mod kept;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{done, err, interlock, json};
+use kept::{IMAGES, TEXT, events, results};
+use tempfile::TempDir;
+
+/// How long a job may take after a rank has been killed or stopped.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// Returns how often to try something: `short`, or what this variable of the environment says.
+fn tries(variable: &str, short: usize) -> usize {
+    std::env::var(variable).map_or(short, |count| count.parse().unwrap())
+}
+
+/// The command that starts `size` ranks.
+fn mpirun(folder: &Path, size: usize, arguments: &[&str]) -> Command {
+    let size = size.to_string();
+    let mut command = Command::new("mpirun");
+    // More ranks than cores, and as root, as in a container.
+    command.args(["--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1", "-n", &size]);
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    command.arg(env!("CARGO_BIN_EXE_interlock")).args(arguments).current_dir(folder);
+    command
+}
+
+fn ranks(folder: &Path, size: usize, arguments: &[&str]) -> Output {
+    mpirun(folder, size, arguments).output().unwrap()
+}
+
+/// The configurations, in a folder.
+fn configurations() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("images.toml"), IMAGES).unwrap();
+    fs::write(folder.path().join("text.toml"), TEXT).unwrap();
+    folder
+}
+
+#[test]
+fn several_ranks_train_the_same_bits() {
+    let folder = configurations();
+    for (name, width) in
+        [("images", ""), ("text", ""), ("images", "strategy={width=1}"), ("text", "strategy={name=\"end_to_end\"}")]
+    {
+        let config = format!("{name}.toml");
+        let mut train = vec!["train", "--quiet", "--config", &*config, "--out", "whole"];
+        if !width.is_empty() {
+            train.extend(["--set", width]);
+        }
+        done(&interlock(folder.path(), &train));
+        let whole = folder.path().join("whole");
+        for (size, placement) in [(2, "placement={}"), (3, "placement={}"), (2, "placement.stages=[[1], [0, 2]]")] {
+            let more = [&train[..], &["--set", placement]].concat();
+            let more: Vec<&str> = more.into_iter().map(|word| if word == "whole" { "run" } else { word }).collect();
+            done(&ranks(folder.path(), size, &more));
+            let run = folder.path().join("run");
+            assert!(results(&run, 40) == results(&whole, 40), "{name} {width}: {size} ranks, {placement}");
+            assert_eq!(events(&run), events(&whole));
+            assert_eq!(json(&run.join("report.json"))["final"], json(&whole.join("report.json"))["final"]);
+            fs::remove_dir_all(run).unwrap();
+        }
+        fs::remove_dir_all(whole).unwrap();
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_ranks() {
+    let folder = configurations();
+    done(&interlock(folder.path(), &["train", "--quiet", "--config", "text.toml", "--out", "whole"]));
+    for (first, then) in [(1, 3), (3, 1), (2, 3)] {
+        let on = |size: usize, arguments: &[&str]| match size {
+            1 => done(&interlock(folder.path(), arguments)),
+            _ => done(&ranks(folder.path(), size, arguments)),
+        };
+        on(
+            first,
+            &[
+                "train",
+                "--quiet",
+                "--config",
+                "text.toml",
+                "--set=steps=17",
+                "--set=lr_schedule.total_steps=40",
+                "--out",
+                "run",
+            ],
+        );
+        on(then, &["train", "--quiet", "--resume", "run", "--set=steps=40"]);
+        let run = folder.path().join("run");
+        let (found, expected) = (results(&run, 40), results(&folder.path().join("whole"), 40));
+        assert!(found == expected, "{first} ranks, then {then}");
+        fs::remove_dir_all(run).unwrap();
+    }
+}
+
+/// Starts a long run, and waits for its checkpoint after four steps.
+fn started(folder: &Path, size: usize, arguments: &[&str]) -> Child {
+    let long = ["train", "--quiet", "--config", "images.toml", "--out", "run"];
+    let mut command = mpirun(folder, size, &[&long[..], arguments].concat());
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let (place, began) = (folder.join("run/checkpoints/step-4"), Instant::now());
+    while !place.exists() {
+        assert!(began.elapsed() < BOUND && child.try_wait().unwrap().is_none());
+        thread::sleep(Duration::from_millis(5));
+    }
+    child
+}
+
+/// Returns the processes of a job's ranks: rank `r` is the one whose environment says so.
+fn process(job: u32, rank: usize) -> u32 {
+    let is_rank = |process: &PathBuf| {
+        let environment = fs::read(process.join("environ")).unwrap_or_default();
+        let parent = fs::read_to_string(process.join("stat")).unwrap_or_default();
+        let parent = parent.rsplit(") ").next().unwrap_or_default().split(' ').nth(1).unwrap_or_default().to_owned();
+        let variable = format!("OMPI_COMM_WORLD_RANK={rank}");
+        parent == job.to_string() && environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+    };
+    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    let found = processes.into_iter().find(is_rank).unwrap();
+    found.file_name().unwrap().to_str().unwrap().parse().unwrap()
+}
+
+fn signal(process: u32, name: &str) {
+    assert!(Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status().unwrap().success());
+}
+
+/// Waits for the end of a job. Returns its exit code and its errors.
+fn ended(job: Child) -> (i32, String) {
+    let began = Instant::now();
+    let waits = thread::spawn(move || job.wait_with_output().unwrap());
+    while !waits.is_finished() {
+        assert!(began.elapsed() < BOUND, "the job does not end");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let output = waits.join().unwrap();
+    (output.status.code().unwrap(), err(&output))
+}
+
+#[test]
+fn a_job_ends_when_a_rank_is_killed_and_goes_on_to_the_same_bits() {
+    let folder = configurations();
+    done(&interlock(folder.path(), &["train", "--quiet", "--config", "images.toml", "--out", "whole"]));
+    let expected = results(&folder.path().join("whole"), 40);
+    for round in 0..tries("INTERLOCK_CLUSTER_KILLS", 3) {
+        let job = started(folder.path(), 3, &[]);
+        signal(process(job.id(), round % 3), "KILL");
+        let (code, message) = ended(job);
+        assert!(code != 0, "{message}");
+        done(&ranks(folder.path(), 3, &["train", "--quiet", "--resume", "run"]));
+        assert!(results(&folder.path().join("run"), 40) == expected, "round {round}");
+        fs::remove_dir_all(folder.path().join("run")).unwrap();
+    }
+}
+
+#[test]
+fn a_rank_that_stands_still_is_named_and_ends_the_job() {
+    let folder = configurations();
+    for round in 0..tries("INTERLOCK_CLUSTER_STOPS", 1) {
+        let rank = (round + 1) % 3;
+        let job = started(folder.path(), 3, &["--set=steps=1000000", "--set=early_stopping.patience=1000000"]);
+        let stopped = process(job.id(), rank);
+        signal(stopped, "STOP");
+        let (code, message) = ended(job);
+        assert_eq!(code, 1, "{message}");
+        assert!(message.contains(&format!("rank {rank}, transfer: nothing has come from it for 30 s")), "{message}");
+        done(&interlock(folder.path(), &["check", "run"]));
+        fs::remove_dir_all(folder.path().join("run")).unwrap();
+    }
+}
+
+#[test]
+fn a_job_that_is_stopped_is_saved() {
+    let folder = configurations();
+    let job = started(folder.path(), 2, &["--set=steps=1000000", "--set=early_stopping.patience=1000000"]);
+    signal(process(job.id(), 0), "TERM");
+    let (code, message) = ended(job);
+    assert_eq!(code, 130, "{message}");
+    assert_eq!(json(&folder.path().join("run/status.json"))["state"], "stopped");
+    done(&interlock(folder.path(), &["check", "run"]));
+}
+
+#[test]
+fn a_failure_of_any_rank_is_that_of_the_job() {
+    let folder = configurations();
+    // The last stage's loss becomes infinite, on rank 1.
+    let arguments =
+        ["train", "--quiet", "--config", "images.toml", "--out", "run", "--set=optimizer.lr=1e30", "--set=dtype=f32"];
+    let alone = interlock(folder.path(), &arguments);
+    assert_eq!(alone.status.code(), Some(1));
+    let cause = json(&folder.path().join("run/status.json"))["cause"].clone();
+    fs::remove_dir_all(folder.path().join("run")).unwrap();
+    let together = ranks(folder.path(), 2, &arguments);
+    assert_eq!(together.status.code(), Some(1));
+    assert_eq!(json(&folder.path().join("run/status.json"))["cause"], cause);
+}
+
+#[test]
+fn what_several_ranks_cannot_do_is_refused() {
+    let folder = configurations();
+    let refused = |size: usize, arguments: &[&str], words: &str| {
+        let output = ranks(folder.path(), size, arguments);
+        assert_eq!(output.status.code(), Some(2), "{}", err(&output));
+        assert!(err(&output).contains(words), "{}", err(&output));
+        assert!(!folder.path().join("run").exists());
+    };
+    let train = ["train", "--quiet", "--config", "text.toml", "--out", "run"];
+    refused(4, &train, "4 ranks for 3 stages; start at most 3");
+    refused(2, &[&train[..], &["--set=placement.stages=[[0, 1]]"]].concat(), "lists for 1 ranks; there are 2");
+    refused(2, &[&train[..], &["--set=failures.on_failure=restart"]].concat(), "restarts with several ranks");
+    refused(2, &["plan", "--config", "text.toml"], "only `train` runs on several");
+    let alone = interlock(folder.path(), &[&train[..], &["--set=placement.stages=[[0, 1, 2]]"]].concat());
+    assert!(alone.status.code() == Some(2) && err(&alone).contains("there is only one process"), "{}", err(&alone));
+}
