@@ -15,31 +15,30 @@ use std::{
 
 use interlock::{
     Error, Result,
-    ranks::{Communicator, Listener, Parcel, Ranks},
+    ranks::{Communicator, Listener, RankMessage, Ranks},
 };
 
+use elements::place_of;
 use engine::{Command, Engine};
 
 /// The variables of the environment by which launchers tell a process that it is a rank: those of Open MPI, of MPICH and others by PMI, and of PMIx.
 const LAUNCHED: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"];
-/// How long a rank whose program has ended waits for the others, before it ends alone.
-const END: Duration = Duration::from_secs(60);
 
-/// Runs `program` on a thread of its own, with the ranks of MPI if this process was started as one of several, and returns its exit code. Call it in
-/// `main`, on the first thread.
+/// Runs `program` with the ranks of MPI, if this process was started as one of several, and returns its exit code. Call it in `main`, on the first thread.
+/// With several ranks, the program runs on a thread of its own.
 ///
-/// If rank 0 ends with another code than 0, all ranks end with it; so do they if rank 0 is lost. A rank that waits for others longer than a minute after its program has ended ends alone.
-///
-/// `timeout` says how long a rank may be silent before the others take it for lost.
+/// Returns when the programs of all ranks have ended. If that of rank 0 ends with another code than 0, or a rank is lost, all ranks end at once, without
+/// returning. A rank may be silent for `timeout`, at least 1 s, before it is taken for lost.
 ///
 /// # Errors
-/// If MPI cannot be started, or the system has no thread left.
+/// If MPI cannot be started or fails, or the system has no thread left.
 pub fn run(timeout: Duration, program: impl FnOnce(Option<Ranks>) -> u8 + Send + 'static) -> Result<u8> {
     if LAUNCHED.iter().all(|name| std::env::var_os(name).is_none()) {
         return Ok(program(None));
     }
     let mut engine = Engine::start()?;
     if engine.size() == 1 {
+        drop(engine);
         return Ok(program(None));
     }
     let member = Member {
@@ -49,9 +48,7 @@ pub fn run(timeout: Duration, program: impl FnOnce(Option<Ranks>) -> u8 + Send +
         engine: std::thread::current(),
     };
     let ranks = Ranks::with_timeout(Arc::new(member), timeout)?;
-    let known = ranks.clone();
-    let name = "interlock-main";
-    let main = std::thread::current();
+    let (known, main, name) = (ranks.clone(), std::thread::current(), "interlock-main");
     let program = std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
@@ -60,10 +57,10 @@ pub fn run(timeout: Duration, program: impl FnOnce(Option<Ranks>) -> u8 + Send +
             code
         })
         .map_err(|cause| Error::Thread { name, cause })?;
-    engine.work_until(|| program.is_finished());
+    engine.work_until(|_| Ok(program.is_finished()))?;
     let code = program.join().unwrap_or(1);
-    // Without rank 0 there is nothing to wait for.
-    engine.end(code, END, code != 0 && (known.rank() == 0 || known.has_lost(0)))
+    known.leave();
+    engine.end(code, &known)
 }
 
 /// One rank.
@@ -92,8 +89,10 @@ impl Communicator for Member {
         self.size
     }
 
-    fn send(&self, to: usize, parcel: Parcel) -> Result<()> {
-        self.command(Command::Send { to, parcel })
+    fn send(&self, to: usize, message: RankMessage) -> Result<()> {
+        // What cannot be sent is refused here, before a part of it is sent.
+        message.tensors.iter().try_for_each(|tensor| place_of(tensor).map(drop))?;
+        self.command(Command::Send { to, message })
     }
 
     fn listen(&self, listener: Listener) {

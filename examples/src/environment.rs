@@ -51,7 +51,7 @@ pub(crate) struct Device {
 const VARIABLES: [&str; 1] = ["INTERLOCK_CPU_INSTRUCTIONS"];
 
 /// Those that tests of the crates read.
-const OF_TESTS: [&str; 3] = ["INTERLOCK_TEST_", "INTERLOCK_MUTATIONS", "INTERLOCK_SOAK_"];
+const OF_TESTS: [&str; 4] = ["INTERLOCK_TEST_", "INTERLOCK_MUTATIONS", "INTERLOCK_SOAK_", "INTERLOCK_CLUSTER_"];
 
 /// Refuses variables that begin with `INTERLOCK_` and that nothing reads, since they are misspelt, and unknown names of instructions.
 ///

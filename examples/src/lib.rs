@@ -59,17 +59,15 @@ static ALLOCATOR: interlock_backends::Allocator = interlock_backends::Allocator:
 /// before other threads run.
 pub fn run<P: Program>() -> ExitCode {
     interlock_backends::candle_single_threaded();
-    ExitCode::from(ranks::run(|| exit::code_of(command::<P>())))
-}
-
-fn command<P: Program>() -> Result<(), exit::Exit> {
     let (command, memory_limit) = arguments::parse::<P>();
     memory::limit(memory_limit);
+    let trains = matches!(command, Command::Train(_));
+    ExitCode::from(ranks::run(trains, || exit::code_of(execute::<P>(command))))
+}
+
+fn execute<P: Program>(command: Command) -> Result<(), exit::Exit> {
     environment::check_variables()?;
     interrupt::install()?;
-    if !matches!(command, Command::Train(_)) {
-        ranks::refuse_several("this command")?;
-    }
     match command {
         Command::Train(arguments) => train::run::<P>(&arguments),
         Command::Plan(arguments) => plan::run::<P>(&arguments),

@@ -2,9 +2,9 @@
 
 use std::sync::OnceLock;
 
-use interlock::ranks::Ranks;
+use interlock::{Error, ranks::Ranks};
 
-use crate::exit::Exit;
+use crate::exit;
 
 static RANKS: OnceLock<Ranks> = OnceLock::new();
 
@@ -13,20 +13,28 @@ pub(crate) fn ranks() -> Option<&'static Ranks> {
     RANKS.get()
 }
 
-/// Refuses a command that several ranks cannot run.
-pub(crate) fn refuse_several(command: &str) -> Result<(), Exit> {
-    match ranks() {
-        None => Ok(()),
-        Some(ranks) => Err(Exit::Refused(format!(
-            "{command}: started as {} ranks; only `train` runs on several: start it alone",
-            ranks.size()
-        ))),
+/// Runs the program, with the ranks of MPI if it `trains` and there are several. Returns its exit code.
+pub(crate) fn run(trains: bool, program: impl FnOnce() -> u8 + Send + 'static) -> u8 {
+    match several() {
+        None => program(),
+        Some(size) if !trains => {
+            let remedy = "start it alone; only `train` runs on several ranks";
+            exit::code_of(Err(Error::invalid("ranks", format!("{size} for this command"), remedy).into()))
+        }
+        Some(size) => on_ranks(size, program),
     }
 }
 
-/// Runs the program, with the ranks of MPI if there are several. Returns its exit code.
+/// Returns the number of ranks of which a launcher has started this process as one, if it is one of several.
+fn several() -> Option<usize> {
+    let number = |name: &str| std::env::var(name).ok()?.parse().ok().filter(|&size: &usize| size > 1);
+    // PMIx tells its clients their own rank only.
+    let of_slurm = || std::env::var_os("PMIX_RANK").and_then(|_| number("SLURM_NTASKS"));
+    number("OMPI_COMM_WORLD_SIZE").or_else(|| number("PMI_SIZE")).or_else(of_slurm)
+}
+
 #[cfg(feature = "mpi")]
-pub(crate) fn run(program: impl FnOnce() -> u8 + Send + 'static) -> u8 {
+fn on_ranks(_: usize, program: impl FnOnce() -> u8 + Send + 'static) -> u8 {
     /// How long a rank may be silent.
     const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
     let with_ranks = |ranks: Option<Ranks>| {
@@ -36,18 +44,10 @@ pub(crate) fn run(program: impl FnOnce() -> u8 + Send + 'static) -> u8 {
         }
         program()
     };
-    interlock_backends::mpi::run(TIMEOUT, with_ranks).unwrap_or_else(|error| crate::exit::code_of(Err(error.into())))
+    interlock_backends::mpi::run(TIMEOUT, with_ranks).unwrap_or_else(|error| exit::code_of(Err(error.into())))
 }
 
-/// Runs the program, unless this process was started as one of several ranks. Returns its exit code.
 #[cfg(not(feature = "mpi"))]
-pub(crate) fn run(program: impl FnOnce() -> u8 + Send + 'static) -> u8 {
-    let several = |name: &str| std::env::var(name).ok()?.parse().ok().filter(|&size: &usize| size > 1);
-    match ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"].into_iter().find_map(several) {
-        Some(size) => {
-            let error = crate::exit::built_without(&format!("{size} ranks"), "mpi");
-            crate::exit::code_of(Err(error.into()))
-        }
-        None => program(),
-    }
+fn on_ranks(size: usize, _: impl FnOnce() -> u8 + Send + 'static) -> u8 {
+    exit::code_of(Err(exit::built_without(&format!("{size} ranks"), "mpi").into()))
 }

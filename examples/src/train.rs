@@ -11,6 +11,7 @@ use interlock::{
     ranks::Ranks,
     tools::{model::PartitionConfig, timeline::Timeline, transport::Built},
 };
+use interlock_backends::Instructions;
 use interlock_models::data::{Data, Description};
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +47,7 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
                 "the run in {} has finished; to train longer, give more steps or epochs",
                 folder.path().display()
             ));
-            return Ok(());
+            return Shared::nothing().send();
         }
     };
     let mut config = match &resumed {
@@ -72,10 +73,8 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     let description = serde_json::to_string_pretty(&data.description).map_err(Exit::failed)?;
     let builder = match ranks() {
         Some(ranks) => {
-            let shared = Shared { config: config.to_toml()?, description: data.description.clone() };
-            let shared = serde_json::to_vec(&shared).map_err(Exit::failed)?;
-            ranks.share(&shared)?;
-            builder.ranks(ranks)
+            Shared::run(config.to_toml()?, &data.description).send()?;
+            builder.ranks(ranks).agreement(agreement())
         }
         None => builder,
     };
@@ -139,9 +138,50 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
 /// What rank 0 tells the others, which read neither configuration nor data.
 #[derive(Serialize, Deserialize)]
 struct Shared {
-    /// In TOML.
-    config: String,
-    description: Description,
+    /// Of the program.
+    version: String,
+    /// The configuration in TOML and the description of the data; none if there is nothing to do.
+    run: Option<(String, Description)>,
+}
+
+impl Shared {
+    fn nothing() -> Self {
+        Self { version: version(), run: None }
+    }
+
+    fn run(config: String, description: &Description) -> Self {
+        Self { run: Some((config, description.clone())), ..Self::nothing() }
+    }
+
+    /// Tells the other ranks, if there are any.
+    fn send(&self) -> Result<(), Exit> {
+        let bytes = serde_json::to_vec(self).map_err(Exit::failed)?;
+        ranks().map_or(Ok(()), |ranks| Ok(ranks.share(&bytes)?))
+    }
+
+    /// Reads what rank 0 has told.
+    fn read(bytes: &[u8]) -> Result<Self, Exit> {
+        let value: serde_json::Value = serde_json::from_slice(bytes).map_err(Exit::failed)?;
+        // First of all: another version may say everything else in another way.
+        let other = value["version"].as_str().unwrap_or("unknown").to_owned();
+        if other != version() {
+            return Err(Exit::Refused(format!(
+                "this rank has the version {}, rank 0 has {other}; start the same program on all ranks",
+                version()
+            )));
+        }
+        serde_json::from_value(value).map_err(Exit::failed)
+    }
+}
+
+/// Returns what tells builds of this program apart.
+fn version() -> String {
+    format!("{} ({})", env!("CARGO_PKG_VERSION"), env!("SOURCE_REVISION"))
+}
+
+/// Returns what ranks must agree in so that they compute the same bits as one process.
+fn agreement() -> String {
+    format!("vector instructions {:?}", Instructions::in_use())
 }
 
 /// Trains the stages of a rank other than 0, which rank 0 drives.
@@ -150,16 +190,25 @@ fn serve<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {
     interrupt::on_signal(|_| Next::GoOn);
     let verbosity = if arguments.quiet { Verbosity::Quiet } else { Verbosity::Lines };
     let _log = log::start(arguments.log_format.unwrap_or_default(), &Terminal::new(verbosity));
-    let shared: Shared = serde_json::from_slice(&ranks.shared()?).map_err(Exit::failed)?;
-    let config: ConfigOf<P> = ConfigText::of::<P>(shared.config).with(&[])?;
+    let name = |exit| match exit {
+        Exit::Refused(message) => Exit::Refused(format!("rank {}: {message}", ranks.rank())),
+        Exit::Failed(message) => Exit::Failed(format!("rank {}: {message}", ranks.rank())),
+        Exit::Stopped => Exit::Stopped,
+    };
+    serve_run::<P>(arguments, ranks).map_err(name)
+}
+
+fn serve_run<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {
+    let Some((config, description)) = Shared::read(&ranks.shared()?)?.run else { return Ok(()) };
+    let config: ConfigOf<P> = ConfigText::of::<P>(config).with(&[])?;
     let address = arguments.metrics.map(|address| exporter_of_rank(address, ranks.rank())).transpose()?;
     let exporter = address.map(|address| Exporter::start(address, &config.name)).transpose()?;
-    let builder = config.devices.give_to(config.untrained(&shared.description)?)?;
-    let served = builder.ranks(ranks).serve();
+    let builder = config.devices.give_to(config.untrained(&description)?)?;
+    let served = builder.ranks(ranks).agreement(agreement()).serve();
     if let Some(exporter) = &exporter {
         exporter.linger(Duration::from_secs(arguments.metrics_linger));
     }
-    served.map_err(|error| Exit::Failed(format!("rank {}: {error}", ranks.rank())))
+    Ok(served?)
 }
 
 /// Returns the address at which a rank serves its metrics: the port of rank 0 plus the rank. Port 0 stays, which is any free one.

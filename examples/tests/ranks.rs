@@ -22,8 +22,8 @@ use common::{done, err, interlock, json};
 use kept::{IMAGES, TEXT, events, results};
 use tempfile::TempDir;
 
-/// How long a job may take after a rank has been killed or stopped.
-const BOUND: Duration = Duration::from_secs(60);
+/// How long a job may take after a rank has been killed or stopped: a rank may be silent for 30 s, and the others wait as long again for rank 0.
+const BOUND: Duration = Duration::from_secs(120);
 
 /// Returns how often to try something: `short`, or what this variable of the environment says.
 fn tries(variable: &str, short: usize) -> usize {
@@ -81,6 +81,15 @@ fn several_ranks_train_the_same_bits() {
 }
 
 #[test]
+fn a_run_that_has_finished_is_not_trained_again() {
+    let folder = configurations();
+    let train = ["train", "--config", "text.toml", "--set=steps=4", "--resume", "auto", "--out", "run"];
+    done(&ranks(folder.path(), 2, &train));
+    let again = done(&ranks(folder.path(), 2, &train));
+    assert!(again.contains("has finished; to train longer, give more steps"), "{again}");
+}
+
+#[test]
 fn a_run_goes_on_with_another_number_of_ranks() {
     let folder = configurations();
     done(&interlock(folder.path(), &["train", "--quiet", "--config", "text.toml", "--out", "whole"]));
@@ -110,17 +119,36 @@ fn a_run_goes_on_with_another_number_of_ranks() {
     }
 }
 
+/// A job that is killed if a test fails.
+struct Job(Option<Child>);
+
+impl Job {
+    fn id(&self) -> u32 {
+        self.0.as_ref().unwrap().id()
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // mpirun ends its ranks.
+            signal(child.id(), "TERM");
+            let _ = child.wait();
+        }
+    }
+}
+
 /// Starts a long run, and waits for its checkpoint after four steps.
-fn started(folder: &Path, size: usize, arguments: &[&str]) -> Child {
+fn started(folder: &Path, size: usize, arguments: &[&str]) -> Job {
     let long = ["train", "--quiet", "--config", "images.toml", "--out", "run"];
     let mut command = mpirun(folder, size, &[&long[..], arguments].concat());
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut job = Job(Some(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()));
     let (place, began) = (folder.join("run/checkpoints/step-4"), Instant::now());
     while !place.exists() {
-        assert!(began.elapsed() < BOUND && child.try_wait().unwrap().is_none());
+        assert!(began.elapsed() < BOUND && job.0.as_mut().unwrap().try_wait().unwrap().is_none());
         thread::sleep(Duration::from_millis(5));
     }
-    child
+    job
 }
 
 /// Returns the processes of a job's ranks: rank `r` is the one whose environment says so.
@@ -142,14 +170,13 @@ fn signal(process: u32, name: &str) {
 }
 
 /// Waits for the end of a job. Returns its exit code and its errors.
-fn ended(job: Child) -> (i32, String) {
+fn ended(mut job: Job) -> (i32, String) {
     let began = Instant::now();
-    let waits = thread::spawn(move || job.wait_with_output().unwrap());
-    while !waits.is_finished() {
+    while job.0.as_mut().unwrap().try_wait().unwrap().is_none() {
         assert!(began.elapsed() < BOUND, "the job does not end");
         thread::sleep(Duration::from_millis(20));
     }
-    let output = waits.join().unwrap();
+    let output = job.0.take().unwrap().wait_with_output().unwrap();
     (output.status.code().unwrap(), err(&output))
 }
 
@@ -160,6 +187,7 @@ fn a_job_ends_when_a_rank_is_killed_and_goes_on_to_the_same_bits() {
     let expected = results(&folder.path().join("whole"), 40);
     for round in 0..tries("INTERLOCK_CLUSTER_KILLS", 3) {
         let job = started(folder.path(), 3, &[]);
+        thread::sleep(Duration::from_millis(round as u64 * 37 % 400));
         signal(process(job.id(), round % 3), "KILL");
         let (code, message) = ended(job);
         assert!(code != 0, "{message}");
@@ -204,11 +232,16 @@ fn a_failure_of_any_rank_is_that_of_the_job() {
         ["train", "--quiet", "--config", "images.toml", "--out", "run", "--set=optimizer.lr=1e30", "--set=dtype=f32"];
     let alone = interlock(folder.path(), &arguments);
     assert_eq!(alone.status.code(), Some(1));
-    let cause = json(&folder.path().join("run/status.json"))["cause"].clone();
+    // Which stage finds it first depends on their pace.
+    let is_cause = || {
+        let cause = json(&folder.path().join("run/status.json"))["cause"].as_str().unwrap().to_owned();
+        assert!(cause.starts_with("stage ") && cause.contains("a smaller learning rate or clipping"), "{cause}");
+    };
+    is_cause();
     fs::remove_dir_all(folder.path().join("run")).unwrap();
     let together = ranks(folder.path(), 2, &arguments);
     assert_eq!(together.status.code(), Some(1));
-    assert_eq!(json(&folder.path().join("run/status.json"))["cause"], cause);
+    is_cause();
 }
 
 #[test]
@@ -224,7 +257,7 @@ fn what_several_ranks_cannot_do_is_refused() {
     refused(4, &train, "4 ranks for 3 stages; start at most 3");
     refused(2, &[&train[..], &["--set=placement.stages=[[0, 1]]"]].concat(), "lists for 1 ranks; there are 2");
     refused(2, &[&train[..], &["--set=failures.on_failure=restart"]].concat(), "restarts with several ranks");
-    refused(2, &["plan", "--config", "text.toml"], "only `train` runs on several");
+    refused(2, &["plan", "--config", "text.toml"], "2 for this command; start it alone");
     let alone = interlock(folder.path(), &[&train[..], &["--set=placement.stages=[[0, 1, 2]]"]].concat());
     assert!(alone.status.code() == Some(2) && err(&alone).contains("there is only one process"), "{}", err(&alone));
 }

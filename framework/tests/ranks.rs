@@ -17,7 +17,7 @@ use std::{
 
 use bits::bits;
 use common::{Fault, How, Perceptron, Spiral, When};
-use group::group;
+use group::{ALL, MESSAGES, group};
 use interlock::{
     Activation, ActivationDtype, Adaptive, Checkpoint, CheckpointConfig, ClipConfig, ClipScope, Criterion,
     Differentiable, EmaConfig, EndToEnd, Error, FailuresConfig, Gradients, Groups, HeadsConfig, HeadsReadout,
@@ -187,28 +187,28 @@ fn a_failure_of_any_stage_ends_every_rank_with_its_cause() {
 #[test]
 fn a_rank_that_is_silent_is_lost_and_the_others_end() {
     for cut in 0..3 {
-        let (ranks, cuts) = group(3, Duration::from_millis(400), |_, _| Duration::ZERO);
+        let (ranks, cuts) = group(3, Duration::from_secs(2), |_, _| Duration::ZERO);
         let start = Instant::now();
         let is_cut = Arc::clone(&cuts[cut]);
         let (error, others) = on(&ranks, four, |builder| {
             let mut trainer = builder.steps(1_000_000_000).build().unwrap();
             trainer.callback(move |event: &TrainEvent<'_>| {
                 if matches!(event, TrainEvent::StepDone { step: 3, .. }) {
-                    is_cut.store(true, Relaxed);
+                    is_cut.store(ALL, Relaxed);
                 }
             });
             trainer.fit(DATA).unwrap_err()
         });
-        // If rank 0 hears nothing either, it finds the first of the others.
         let lost = |error: &Error, rank: usize| match error {
             Error::Failed(failure) => {
                 failure.origin == Origin::Rank(rank) && matches!(*failure.cause, Error::RankLost(_))
             }
             _ => false,
         };
+        // The others tell rank 0, if it is the one that they do not hear; that is a failure too.
         if cut > 0 {
             assert!(lost(&error, cut), "{cut}: {error}");
-            assert!(error.to_string().contains("nothing has come from it for 0.4 s; stage"), "{error}");
+            assert!(error.to_string().contains("nothing has come from it for 2 s; stage"), "{error}");
         }
         for (rank, other) in (1..).zip(&others) {
             let other = other.as_ref().unwrap_err();
@@ -259,35 +259,30 @@ fn a_stage_that_blocks_on_any_rank_is_named() {
     for units in [vec![1, 1, 1, 3], vec![1, 1, 2, 2], vec![3, 1, 1, 1], vec![4, 1, 1]] {
         let stage = (0..units.len()).find(|&k| units[..=k].iter().sum::<usize>() > 3).unwrap();
         let builder =
-            || Trainer::builder(Blocking).units_per_stage(units.clone()).batch_size(6).steps(9).failures(patient(0.4));
+            || Trainer::builder(Blocking).units_per_stage(units.clone()).batch_size(6).steps(9).failures(patient(3.0));
         let start = Instant::now();
         let (error, others) =
             on(&near(units.len()), builder, |builder| builder.build().unwrap().fit(DATA).unwrap_err());
-        let expected = format!("stage {stage}, step 3, micro-batch 0, forward: it has not ended after 0.4 s");
+        let expected = format!("stage {stage}, step 3, micro-batch 0, forward: it has not ended after 3 s");
         assert!(error.to_string().starts_with(&expected), "{error}");
         assert!(
             others.iter().all(|other| other.as_ref().unwrap_err().to_string().starts_with(&expected)),
             "{others:?}"
         );
-        assert!(start.elapsed() < Duration::from_secs(20));
+        assert!(start.elapsed() < Duration::from_secs(40));
     }
 }
 
 #[test]
 fn a_message_that_is_lost_ends_the_run() {
-    let (ranks, cuts) = group(3, Duration::from_secs(10), |_, _| Duration::ZERO);
+    let (ranks, cuts) = group(3, LONG, |_, _| Duration::ZERO);
     let is_cut = Arc::clone(&cuts[1]);
-    let builder = || four().stages(3).failures(patient(0.4));
+    let builder = || four().stages(3).failures(patient(2.0));
     let (error, _) = on(&ranks, builder, |builder| {
         let mut trainer = builder.steps(1_000_000_000).build().unwrap();
         trainer.callback(move |event: &TrainEvent<'_>| {
             if matches!(event, TrainEvent::StepDone { step: 3, .. }) {
-                is_cut.store(true, Relaxed);
-                let is_cut = Arc::clone(&is_cut);
-                thread::spawn(move || {
-                    thread::sleep(Duration::from_millis(200));
-                    is_cut.store(false, Relaxed);
-                });
+                is_cut.store(MESSAGES, Relaxed);
             }
         });
         trainer.fit(DATA).unwrap_err()
@@ -314,6 +309,9 @@ fn what_ranks_cannot_do_is_refused() {
     let restart = FailuresConfig { on_failure: OnFailure::Restart, ..FailuresConfig::default() };
     let refused = |builder: TrainerBuilder| builder.build().err().unwrap().to_string();
     assert!(refused(four().failures(restart).ranks(&ranks[0])).contains("failures: restarts with several ranks"));
+    assert!(
+        refused(four().failures(patient(0.5)).ranks(&ranks[0])).contains("failures.stall_timeout: 0.5 with several")
+    );
     assert!(refused(four().ranks(&ranks[1])).contains("rank 1: it has no trainer; call serve on it"));
     assert!(four().ranks(&ranks[0]).serve().unwrap_err().to_string().contains("rank 0: it has nobody to serve"));
     assert!(four().serve().is_err());

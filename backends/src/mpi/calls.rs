@@ -48,8 +48,11 @@ impl World {
     /// Starts MPI for calls from this thread.
     pub(super) fn start() -> Result<Self> {
         let refuse = |problem: &str| Error::invalid("MPI", problem, "see the output of the launcher");
-        let (universe, _) = mpi::initialize_with_threading(Threading::Funneled)
+        let (universe, threading) = mpi::initialize_with_threading(Threading::Funneled)
             .ok_or_else(|| refuse("it has been started already, or cannot be"))?;
+        if threading < Threading::Funneled {
+            return Err(refuse("it was built for programs of one thread"));
+        }
         let world = universe.world().as_raw();
         let (mut own, mut rank, mut size) = (world, 0, 0);
         // SAFETY: MPI has been started, and the places are of the types that it writes.
@@ -100,6 +103,15 @@ impl World {
         };
         check(code, "receiving")?;
         // SAFETY: a call that succeeds writes the request.
+        Ok(Request(unsafe { request.assume_init() }))
+    }
+
+    /// Begins to wait for all ranks to come to this point.
+    pub(super) fn meet(&self) -> Result<Request> {
+        let mut request = MaybeUninit::uninit();
+        // SAFETY: MPI runs, and a call that succeeds writes the request.
+        check(unsafe { ffi::MPI_Ibarrier(self.own, request.as_mut_ptr()) }, "the end")?;
+        // SAFETY: as above.
         Ok(Request(unsafe { request.assume_init() }))
     }
 

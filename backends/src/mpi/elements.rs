@@ -44,11 +44,11 @@ macro_rules! elements {
         }
 
         /// Elements that are being received.
-        pub(super) enum Incoming {
+        pub(super) enum Receiving {
             $($name(Vec<$type>, Vec<usize>),)*
         }
 
-        impl Incoming {
+        impl Receiving {
             /// Returns memory for the elements of a tensor.
             ///
             /// # Errors
@@ -93,7 +93,7 @@ mod tests {
         for dtype in [DType::U8, DType::U32, DType::I64, DType::BF16, DType::F16, DType::F32, DType::F64] {
             let whole = Tensor::arange(0_f32, 24.0, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
             let tensor = whole.narrow(0, 6, 12).unwrap().reshape((3, 4)).unwrap();
-            let mut incoming = Incoming::of(Form::of(&tensor)).unwrap();
+            let mut incoming = Receiving::of(Form::of(&tensor)).unwrap();
             let ((from, bytes), (to, place)) = (place_of(&tensor).unwrap(), incoming.place());
             assert_eq!((bytes, place), (12 * dtype.size_in_bytes(), bytes));
             // SAFETY: both are places of `bytes` bytes, and lie apart.
@@ -102,7 +102,7 @@ mod tests {
             let values = |t: &Tensor| t.to_dtype(DType::F64).unwrap().to_vec2::<f64>().unwrap();
             assert_eq!((values(&arrived), arrived.dtype()), (values(&tensor), dtype));
         }
-        let form = |dtype: &str, dims: Vec<usize>| Incoming::of(Form { dtype: dtype.to_owned(), dims }).is_err();
+        let form = |dtype: &str, dims: Vec<usize>| Receiving::of(Form { dtype: dtype.to_owned(), dims }).is_err();
         assert!(form("f7", vec![1]) && form("f32", vec![usize::MAX, 2]) && form("f32", vec![1 << 62]));
         let columns = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap().t().unwrap();
         assert!(place_of(&columns).is_err());

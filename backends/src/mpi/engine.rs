@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    mem,
     sync::mpsc::{Receiver, Sender, channel},
     thread,
     time::{Duration, Instant},
@@ -10,13 +11,13 @@ use std::{
 use candle_core::Tensor;
 use interlock::{
     Error, Result,
-    ranks::{Arrival, Listener, Parcel},
+    ranks::{Listener, RankEvent, RankMessage, Ranks},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
     calls::{Request, World, pieces},
-    elements::{Form, Incoming, place_of},
+    elements::{Form, Receiving, place_of},
 };
 
 /// The tag of labels, and that of everything that follows a label.
@@ -30,17 +31,16 @@ const LABELS: usize = 16;
 const BUSY: Duration = Duration::from_micros(100);
 /// The shortest and the longest pause of a loop that finds nothing.
 const PAUSE: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(1)];
-
 /// How long what is still being sent may take when all ranks are ended.
-const SHORT_END: Duration = Duration::from_secs(1);
+const LAST: Duration = Duration::from_secs(1);
 
 /// What the loop is told.
 pub(super) enum Command {
-    Send { to: usize, parcel: Parcel },
+    Send { to: usize, message: RankMessage },
     Listen(Listener),
 }
 
-/// What comes before the tensors of a parcel.
+/// What comes before the tensors of a message.
 #[derive(Serialize, Deserialize)]
 struct Contents {
     header: Vec<u8>,
@@ -57,12 +57,12 @@ enum Label {
     Long(usize),
 }
 
-/// A message that is being sent.
+/// A message, or a part of one, that is being sent.
 struct Sending {
     to: usize,
     /// Its pieces.
     requests: Vec<Request>,
-    _memory: Memory,
+    memory: Memory,
 }
 
 /// What MPI reads from while a message is being sent.
@@ -72,18 +72,19 @@ enum Memory {
     Tensor(Tensor),
 }
 
-/// The rest of a parcel that is being received.
+/// The rest of a message that is being received. MPI writes into its memory as long as there are requests.
 enum Rest {
-    Contents(Vec<u8>, Vec<Request>),
-    Tensors { header: Vec<u8>, tensors: Vec<Incoming>, requests: Vec<Request> },
+    Contents { bytes: Vec<u8>, requests: Vec<Request> },
+    Tensors { header: Vec<u8>, tensors: Vec<Receiving>, requests: Vec<Request> },
 }
 
 /// What comes from one rank.
 #[derive(Default)]
 struct Source {
-    /// Labels whose parcels have not begun to be received.
+    /// Labels of messages that have not begun to be received.
     labels: VecDeque<Label>,
     present: Option<Rest>,
+    is_lost: bool,
 }
 
 pub(super) struct Engine {
@@ -96,26 +97,16 @@ pub(super) struct Engine {
     sources: Vec<Source>,
     listener: Option<Listener>,
     /// What has arrived while nobody listened.
-    kept: Vec<Arrival>,
-    lost: Vec<bool>,
+    kept: Vec<RankEvent>,
 }
 
 impl Engine {
     pub(super) fn start() -> Result<Self> {
         let world = World::start()?;
         let (sender, commands) = channel();
-        let size = world.size;
-        let mut engine = Self {
-            world,
-            commands,
-            sender,
-            sending: Vec::new(),
-            labels: VecDeque::new(),
-            sources: (0..size).map(|_| Source::default()).collect(),
-            listener: None,
-            kept: Vec::new(),
-            lost: vec![false; size],
-        };
+        let sources = (0..world.size).map(|_| Source::default()).collect();
+        let (sending, labels, kept) = (Vec::new(), VecDeque::new(), Vec::new());
+        let mut engine = Self { world, commands, sender, sending, labels, sources, listener: None, kept };
         for _ in 0..LABELS {
             engine.expect_label()?;
         }
@@ -135,9 +126,9 @@ impl Engine {
     }
 
     /// Sends and receives until `is_over`.
-    pub(super) fn work_until(&mut self, is_over: impl Fn() -> bool) {
+    pub(super) fn work_until(&mut self, mut is_over: impl FnMut(&mut Self) -> Result<bool>) -> Result<()> {
         let (mut found, mut pause) = (Instant::now(), PAUSE[0]);
-        while !is_over() {
+        while !is_over(self)? {
             if self.turn() {
                 (found, pause) = (Instant::now(), PAUSE[0]);
             } else if found.elapsed() > BUSY {
@@ -148,43 +139,39 @@ impl Engine {
                 thread::yield_now();
             }
         }
+        Ok(())
     }
 
-    /// Sends what is left, and ends MPI: all ranks at once with this code if `ends_all` is set, or else this one when all others have come here.
-    pub(super) fn end(mut self, code: u8, longest: Duration, ends_all: bool) -> Result<u8> {
-        let start = Instant::now();
-        // What goes to a rank that is lost never leaves.
-        let longest_sending = if ends_all { SHORT_END } else { longest };
-        while start.elapsed() < longest_sending {
-            if !self.turn() {
-                if self.sending.is_empty() {
-                    break;
-                }
-                thread::sleep(PAUSE[0]);
-            }
+    /// Ends MPI after the program: this rank, when all others have come to their ends too; or all ranks at once with this code, if rank 0 has failed or a rank is
+    /// lost. A rank that has failed waits for rank 0, which may be saving.
+    pub(super) fn end(mut self, code: u8, ranks: &Ranks) -> Result<u8> {
+        let is_first = self.rank() == 0;
+        if is_first && code != 0 {
+            self.abort(code);
         }
-        if ends_all {
-            self.world.abort(code.into());
-        }
-        // Another rank may never come to its end, and MPI waits for all.
-        let rank = self.rank();
-        let last = move || {
-            thread::sleep(longest);
-            #[expect(clippy::print_stderr, reason = "there is nobody else to tell")]
+        let mut meeting = self.world.meet()?;
+        // Rank 0 gets as long again to find out and to save.
+        let (mut lost, patience) = (None, if is_first { Duration::ZERO } else { ranks.timeout() });
+        self.work_until(|engine| {
+            let is_lost = |&rank: &usize| engine.sources[rank].is_lost || ranks.has_lost(rank);
+            if (0..engine.size())
+                .find(is_lost)
+                .is_some_and(|_| lost.get_or_insert_with(Instant::now).elapsed() >= patience)
             {
-                eprintln!("error: rank {rank} has ended, and waited {} s for the others", longest.as_secs_f64());
+                engine.abort(code.max(1));
             }
-            std::process::exit(code.max(1).into());
-        };
-        let name = "interlock-end";
-        let waits = thread::Builder::new().name(name.to_owned()).spawn(last);
-        waits.map_err(|cause| Error::Thread { name, cause })?;
-        for (_, request) in self.labels.drain(..) {
-            request.cancel()?;
-        }
-        // MPI may still read or write what did not come to its end.
-        std::mem::forget((std::mem::take(&mut self.sending), std::mem::take(&mut self.sources)));
+            meeting.test().map(|met| met.is_some())
+        })?;
         Ok(code)
+    }
+
+    /// Sends what can still be sent in a short time, and ends all ranks.
+    fn abort(&mut self, code: u8) -> ! {
+        let start = Instant::now();
+        while start.elapsed() < LAST && (self.turn() || !self.sending.is_empty()) {
+            thread::yield_now();
+        }
+        self.world.abort(code.into())
     }
 
     /// Does all that can be done at once. Returns whether there was something.
@@ -198,6 +185,9 @@ impl Engine {
         self.sending.retain_mut(|sending| match all_done(&mut sending.requests) {
             Ok(done) => !done,
             Err(error) => {
+                // MPI may still read it.
+                mem::forget(mem::replace(&mut sending.memory, Memory::Bytes(Vec::new())));
+                mem::forget(mem::take(&mut sending.requests));
                 failed.push((sending.to, error));
                 false
             }
@@ -218,36 +208,39 @@ impl Engine {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Listen(listener) => {
-                std::mem::take(&mut self.kept).into_iter().for_each(&listener);
+                mem::take(&mut self.kept).into_iter().for_each(&listener);
                 self.listener = Some(listener);
             }
-            Command::Send { to, .. } if self.lost.get(to) != Some(&false) => {}
-            Command::Send { to, parcel } => {
-                if let Err(error) = self.send(to, parcel) {
+            Command::Send { to, .. } if self.sources.get(to).is_none_or(|source| source.is_lost) => {}
+            Command::Send { to, message } => {
+                if let Err(error) = self.send(to, message) {
                     self.lose(to, &error);
                 }
             }
         }
     }
 
-    fn tell(&mut self, arrival: Arrival) {
+    fn tell(&mut self, event: RankEvent) {
         match &self.listener {
-            Some(listener) => listener(arrival),
-            None => self.kept.push(arrival),
+            Some(listener) => listener(event),
+            None => self.kept.push(event),
         }
     }
 
     /// Notes that a rank cannot be reached.
     fn lose(&mut self, rank: usize, error: &Error) {
-        if !std::mem::replace(&mut self.lost[rank], true) {
-            // MPI may still write into what has not come to its end.
-            std::mem::forget(std::mem::take(&mut self.sources[rank]));
-            self.tell(Arrival::Lost { rank, cause: error.to_string() });
+        let lost = Source { is_lost: true, ..Source::default() };
+        let before = mem::replace(&mut self.sources[rank], lost);
+        let is_new = !before.is_lost;
+        // MPI may still write into what has not come to its end.
+        mem::forget(before);
+        if is_new {
+            self.tell(RankEvent::Lost { rank, cause: error.to_string() });
         }
     }
 
-    fn send(&mut self, to: usize, parcel: Parcel) -> Result<()> {
-        let Parcel { header, tensors } = parcel;
+    fn send(&mut self, to: usize, message: RankMessage) -> Result<()> {
+        let RankMessage { header, tensors } = message;
         let contents = Contents { header, tensors: tensors.iter().map(Form::of).collect() };
         let contents = postcard::to_stdvec(&contents).map_err(Error::other)?;
         if contents.len() < LABEL_BYTES {
@@ -269,11 +262,12 @@ impl Engine {
     }
 
     fn send_pieces(&mut self, to: usize, from: *const u8, bytes: usize, tag: i32, memory: Memory) -> Result<()> {
-        self.sending.push(Sending { to, requests: Vec::new(), _memory: memory });
-        for (at, length) in pieces(bytes) {
-            // SAFETY: the memory stays beside the requests until all of them are done.
-            let request = unsafe { self.world.send(from.add(at), length, to, tag) }?;
-            self.sending.last_mut().expect("it has just been added").requests.push(request);
+        let at = self.sending.len();
+        self.sending.push(Sending { to, requests: Vec::new(), memory });
+        for (start, length) in pieces(bytes) {
+            // SAFETY: the memory stays beside the requests until all of them are done, or for ever.
+            let request = unsafe { self.world.send(from.add(start), length, to, tag) }?;
+            self.sending[at].requests.push(request);
         }
         Ok(())
     }
@@ -281,7 +275,7 @@ impl Engine {
     /// Lets MPI receive one more label.
     fn expect_label(&mut self) -> Result<()> {
         let mut place = Box::new([0; LABEL_BYTES]);
-        // SAFETY: the box stays beside the request until it is done.
+        // SAFETY: the box stays beside the request until it is done or cancelled.
         let request = unsafe { self.world.receive(place.as_mut_ptr(), LABEL_BYTES, None, LABEL) }?;
         self.labels.push_back((place, request));
         Ok(())
@@ -297,8 +291,11 @@ impl Engine {
                 Err(_) => None,
             };
             found = true;
-            self.labels.pop_front();
+            if let Some((place, _)) = self.labels.pop_front().filter(|_| taken.is_none()) {
+                mem::forget(place);
+            }
             match taken {
+                Some((from, _)) if self.sources[from].is_lost => {}
                 Some((from, Ok(label))) => self.sources[from].labels.push_back(label),
                 Some((from, Err(error))) => self.lose(from, &error),
                 None => {}
@@ -310,64 +307,74 @@ impl Engine {
         found
     }
 
-    /// Takes what has arrived of the parcels of one rank, in order.
+    /// Takes what has arrived of the messages of one rank, in order.
     fn take_contents(&mut self, from: usize) -> Result<bool> {
         let mut found = false;
         loop {
             let source = &mut self.sources[from];
-            let (rest, began) = match source.present.take() {
-                Some(rest) => (rest, false),
-                None => match source.labels.pop_front() {
-                    None => return Ok(found),
-                    Some(Label::Contents(contents)) => (self.receive_tensors(from, contents)?, true),
-                    Some(Label::Long(bytes)) => (self.receive_contents(from, bytes)?, true),
-                },
-            };
-            found |= began;
-            match rest {
-                Rest::Contents(bytes, mut requests) => {
-                    if !all_done(&mut requests)? {
-                        self.sources[from].present = Some(Rest::Contents(bytes, requests));
-                        return Ok(found);
-                    }
-                    let contents = postcard::from_bytes(&bytes).map_err(Error::other)?;
-                    self.sources[from].present = Some(self.receive_tensors(from, contents)?);
+            match &mut source.present {
+                None => {
+                    let Some(label) = source.labels.pop_front() else { return Ok(found) };
+                    self.begin(from, label)?;
+                    found = true;
+                    continue;
                 }
-                Rest::Tensors { header, tensors, mut requests } => {
-                    if !all_done(&mut requests)? {
-                        self.sources[from].present = Some(Rest::Tensors { header, tensors, requests });
+                Some(Rest::Contents { requests, .. } | Rest::Tensors { requests, .. }) => {
+                    if !all_done(requests)? {
                         return Ok(found);
                     }
-                    let tensors = tensors.into_iter().map(Incoming::into_tensor).collect::<Result<_>>()?;
-                    self.tell(Arrival::Parcel { from, parcel: Parcel { header, tensors } });
                 }
             }
             found = true;
+            match source.present.take() {
+                Some(Rest::Contents { bytes, .. }) => {
+                    let contents = postcard::from_bytes(&bytes).map_err(Error::other)?;
+                    self.begin(from, Label::Contents(contents))?;
+                }
+                Some(Rest::Tensors { header, tensors, .. }) => {
+                    let tensors = tensors.into_iter().map(Receiving::into_tensor).collect::<Result<_>>()?;
+                    self.tell(RankEvent::Message { from, message: RankMessage { header, tensors } });
+                }
+                None => {}
+            }
         }
     }
 
-    fn receive_contents(&mut self, from: usize, bytes: usize) -> Result<Rest> {
-        let mut place = vec![0; bytes];
-        let requests = self.receive_pieces(from, place.as_mut_ptr(), bytes)?;
-        Ok(Rest::Contents(place, requests))
-    }
-
-    fn receive_tensors(&mut self, from: usize, contents: Contents) -> Result<Rest> {
-        let (mut tensors, mut requests) = (Vec::new(), Vec::new());
-        for form in contents.tensors {
-            let mut incoming = Incoming::of(form)?;
-            let (place, bytes) = incoming.place();
-            requests.extend(self.receive_pieces(from, place, bytes)?);
-            tensors.push(incoming);
+    /// Begins to receive what follows a label. What has begun stays with the source, also after an error.
+    fn begin(&mut self, from: usize, label: Label) -> Result<()> {
+        let rest = match label {
+            Label::Long(bytes) => Rest::Contents { bytes: vec![0; bytes], requests: Vec::new() },
+            Label::Contents(Contents { header, tensors }) => {
+                let tensors = tensors.into_iter().map(Receiving::of).collect::<Result<_>>()?;
+                Rest::Tensors { header, tensors, requests: Vec::new() }
+            }
+        };
+        let world = &self.world;
+        let receive = |(place, bytes): (*mut u8, usize), requests: &mut Vec<Request>| -> Result<()> {
+            for (start, length) in pieces(bytes) {
+                // SAFETY: the memory stays beside the requests until all of them are done, or for ever.
+                requests.push(unsafe { world.receive(place.add(start), length, Some(from), CONTENT) }?);
+            }
+            Ok(())
+        };
+        match self.sources[from].present.insert(rest) {
+            Rest::Contents { bytes, requests } => receive((bytes.as_mut_ptr(), bytes.len()), requests),
+            Rest::Tensors { tensors, requests, .. } => {
+                tensors.iter_mut().try_for_each(|tensor| receive(tensor.place(), requests))
+            }
         }
-        Ok(Rest::Tensors { header: contents.header, tensors, requests })
     }
+}
 
-    fn receive_pieces(&mut self, from: usize, place: *mut u8, bytes: usize) -> Result<Vec<Request>> {
-        // SAFETY: whoever calls this keeps the place beside the requests until they are done.
-        pieces(bytes)
-            .map(|(at, length)| unsafe { self.world.receive(place.add(at), length, Some(from), CONTENT) })
-            .collect()
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for (place, request) in self.labels.drain(..) {
+            if request.cancel().is_err() {
+                mem::forget(place);
+            }
+        }
+        // MPI may still read or write what has not come to its end.
+        mem::forget((mem::take(&mut self.sending), mem::take(&mut self.sources)));
     }
 }
 

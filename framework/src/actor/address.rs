@@ -39,11 +39,11 @@ pub(super) fn undelivered<M>(error: SendError<M>, name: &str) -> Error {
 #[derive(Clone)]
 pub(super) struct StageAddress {
     stage: usize,
-    place: Place,
+    place: StagePlace,
 }
 
 #[derive(Clone)]
-enum Place {
+enum StagePlace {
     Here(StageHere),
     There(RemoteStage),
 }
@@ -83,14 +83,14 @@ impl StageHere {
 
 impl From<StageHere> for StageAddress {
     fn from(here: StageHere) -> Self {
-        Self { stage: here.stage, place: Place::Here(here) }
+        Self { stage: here.stage, place: StagePlace::Here(here) }
     }
 }
 
 impl StageAddress {
     /// The address of a stage on another rank.
     pub(super) fn there(stage: usize, remote: RemoteStage) -> Self {
-        Self { stage, place: Place::There(remote) }
+        Self { stage, place: StagePlace::There(remote) }
     }
 
     pub(super) fn stage(&self) -> usize {
@@ -103,8 +103,8 @@ impl StageAddress {
     /// As [`Self::send`], or if it is on another rank.
     pub(super) fn connect(&self, connections: Connect) -> Result<()> {
         match &self.place {
-            Place::Here(here) => here.send(connections),
-            Place::There(_) => Err(Error::Internal(format!("stage {} is on another rank", self.stage))),
+            StagePlace::Here(here) => here.send(connections),
+            StagePlace::There(_) => Err(Error::Internal(format!("stage {} is on another rank", self.stage))),
         }
     }
 
@@ -118,8 +118,8 @@ impl StageAddress {
         StageActor: Handler<M>,
     {
         match &self.place {
-            Place::Here(here) => here.send(message),
-            Place::There(remote) => remote.send(self.stage, message),
+            StagePlace::Here(here) => here.send(message),
+            StagePlace::There(remote) => remote.send(self.stage, message),
         }
     }
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Error, Failure, Origin, Phase, Result,
-    ranks::{Incoming, Parcel, Ranks, Spread},
+    ranks::{Incoming, RankMessage, Ranks, Spread},
     stage::StageBlueprint,
     transport::CoordinatorMessage,
     watch::Activity,
@@ -25,15 +25,15 @@ const FIRST: usize = 0;
 
 /// Sends the messages of one pipeline to other ranks.
 #[derive(Clone)]
-pub(super) struct Post {
+pub(super) struct Outbox {
     ranks: Ranks,
     pipeline: u64,
 }
 
-impl Post {
+impl Outbox {
     /// Sends without waiting.
     pub(super) fn send(&self, rank: usize, note: Note, tensors: &[Tensor]) -> Result<()> {
-        self.ranks.send(rank, Header::parcel(self.pipeline, note, tensors)?)
+        self.ranks.send(rank, Header::message(self.pipeline, note, tensors)?)
     }
 
     fn report(&self, report: CoordinatorMessage) -> Result<()> {
@@ -46,7 +46,7 @@ impl Post {
 #[derive(Clone)]
 pub(super) enum CoordinatorAddress {
     Here(Addr<Coordinator>),
-    There(Post),
+    There(Outbox),
 }
 
 impl CoordinatorAddress {
@@ -54,7 +54,7 @@ impl CoordinatorAddress {
     pub(super) fn report(&self, report: CoordinatorMessage) -> Result<()> {
         match self {
             Self::Here(address) => send(address, "the coordinator", Reported(report)),
-            Self::There(post) => post.report(report),
+            Self::There(outbox) => outbox.report(report),
         }
     }
 
@@ -62,7 +62,7 @@ impl CoordinatorAddress {
     pub(super) fn credit(&self) -> Result<()> {
         match self {
             Self::Here(address) => send(address, "the coordinator", Credit),
-            Self::There(post) => post.send(FIRST, Note::ToCoordinator(CoordinatorNote::Credit), &[]),
+            Self::There(outbox) => outbox.send(FIRST, Note::ToCoordinator(CoordinatorNote::Credit), &[]),
         }
     }
 }
@@ -70,20 +70,20 @@ impl CoordinatorAddress {
 /// A stage on another rank.
 #[derive(Clone)]
 pub(super) struct RemoteStage {
-    pub(super) post: Post,
+    pub(super) outbox: Outbox,
     pub(super) rank: usize,
 }
 
 impl RemoteStage {
     pub(super) fn send(&self, stage: usize, message: impl IntoNote) -> Result<()> {
         let (note, tensors) = message.into_note()?;
-        self.post.send(self.rank, Note::ToStage { stage, note }, &tensors)
+        self.outbox.send(self.rank, Note::ToStage { stage, note }, &tensors)
     }
 }
 
 /// A rank other than the first.
 pub(super) struct OtherRank {
-    post: Post,
+    outbox: Outbox,
     rank: usize,
 }
 
@@ -94,42 +94,42 @@ impl OtherRank {
 
     /// Asks it to tell when all that was sent to its stages before is in their mailboxes.
     pub(super) fn fence(&self) -> Result<()> {
-        self.post.send(self.rank, Note::Fence, &[])
+        self.outbox.send(self.rank, Note::Fence, &[])
     }
 }
 
-/// What a rank other than the first is told.
+/// What the thread that serves the stages of a rank other than the first is told.
 #[derive(Debug)]
 pub(super) enum Order {
     /// Build the stages.
     Start(StartNote, Vec<Tensor>),
     /// The pipeline has ended; with the failure, if it failed.
     End(Option<Failure>),
-    /// The first rank is lost, or what it sends cannot be read.
-    Lost(Error),
+    /// Another rank is lost, or what it sends cannot be read.
+    Lost(Failure),
 }
 
-/// The exchange of one pipeline, on one rank. A clone is another handle; the last one ends it.
+/// The exchange of messages of one pipeline with other ranks. A clone is another handle; the last one ends it.
 #[derive(Clone)]
 pub(super) struct Exchange {
     spread: Spread,
-    post: Post,
-    desk: Arc<Desk>,
-    _open: Arc<Open>,
+    outbox: Outbox,
+    inbox: Arc<Inbox>,
+    _open: Arc<OpenExchange>,
 }
 
 /// Ends an exchange: what comes is kept for the next one.
-struct Open(Ranks);
+struct OpenExchange(Ranks);
 
-impl Drop for Open {
+impl Drop for OpenExchange {
     fn drop(&mut self) {
         self.0.close();
     }
 }
 
 /// Where messages go that come.
-struct Desk {
-    post: Post,
+struct Inbox {
+    outbox: Outbox,
     stages_of: Vec<Vec<usize>>,
     here: Mutex<ActorsHere>,
 }
@@ -148,7 +148,7 @@ struct ActorsHere {
 impl Exchange {
     /// Begins to take messages of the next pipeline. `activities` says what the stages of this rank do.
     pub(super) fn open(spread: &Spread, activities: Vec<Arc<Activity>>, orders: Option<Sender<Order>>) -> Self {
-        let post = Post { ranks: spread.ranks.clone(), pipeline: spread.ranks.next_pipeline() };
+        let outbox = Outbox { ranks: spread.ranks.clone(), pipeline: spread.ranks.next_pipeline() };
         let stages_of = (0..spread.ranks.size()).map(|rank| spread.stages_of(rank)).collect();
         let here = ActorsHere {
             stages: vec![None; spread.homes.len()],
@@ -157,15 +157,15 @@ impl Exchange {
             early: Some(Vec::new()),
             failure: None,
         };
-        let desk = Arc::new(Desk { post: post.clone(), stages_of, here: Mutex::new(here) });
-        let taker = Arc::clone(&desk);
+        let inbox = Arc::new(Inbox { outbox: outbox.clone(), stages_of, here: Mutex::new(here) });
+        let taker = Arc::clone(&inbox);
         spread.ranks.open(activities, move |incoming| taker.take(incoming));
-        Self { spread: spread.clone(), post, desk, _open: Arc::new(Open(spread.ranks.clone())) }
+        Self { spread: spread.clone(), outbox, inbox, _open: Arc::new(OpenExchange(spread.ranks.clone())) }
     }
 
     /// Sends to other ranks.
-    pub(super) fn post(&self) -> &Post {
-        &self.post
+    pub(super) fn outbox(&self) -> &Outbox {
+        &self.outbox
     }
 
     pub(super) fn spread(&self) -> &Spread {
@@ -174,7 +174,7 @@ impl Exchange {
 
     /// Returns the other ranks.
     pub(super) fn others(&self) -> Vec<OtherRank> {
-        (1..self.spread.ranks.size()).map(|rank| OtherRank { post: self.post.clone(), rank }).collect()
+        (1..self.spread.ranks.size()).map(|rank| OtherRank { outbox: self.outbox.clone(), rank }).collect()
     }
 
     /// Tells the other ranks to build their stages, with their initial values.
@@ -194,14 +194,14 @@ impl Exchange {
                 records: settings.record.is_some(),
                 values,
             };
-            self.post.send(rank, Note::Start(start), &tensors)?;
+            self.outbox.send(rank, Note::Start(start), &tensors)?;
         }
         Ok(())
     }
 
     /// Gives what comes, and has come, to these actors.
     pub(super) fn deliver_to(&self, stages: &[StageAddress], coordinator: Option<&Addr<Coordinator>>) {
-        let mut here = self.desk.lock();
+        let mut here = self.inbox.lock();
         for address in stages.iter().filter(|address| self.spread.is_here(address.stage())) {
             here.stages[address.stage()] = Some(address.clone());
         }
@@ -210,7 +210,7 @@ impl Exchange {
             here.fail(failure);
         }
         for (note, tensors) in here.early.take().into_iter().flatten() {
-            self.desk.give(&here, note, tensors);
+            self.inbox.give(&here, note, tensors);
         }
     }
 
@@ -219,13 +219,13 @@ impl Exchange {
         if self.spread.ranks.rank() == FIRST {
             for rank in 1..self.spread.ranks.size() {
                 // One that cannot be told is lost or has ended.
-                let _ = self.post.send(rank, Note::End(failure.map(Into::into)), &[]);
+                let _ = self.outbox.send(rank, Note::End(failure.map(Into::into)), &[]);
             }
         }
     }
 }
 
-impl Desk {
+impl Inbox {
     fn lock(&self) -> MutexGuard<'_, ActorsHere> {
         self.here.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -234,7 +234,7 @@ impl Desk {
     fn take(&self, incoming: Incoming) -> bool {
         let mut here = self.lock();
         match incoming {
-            Incoming::Message { from, parcel } => match self.read(parcel) {
+            Incoming::Message { from, message } => match self.read(message) {
                 Ok(Some((note, tensors))) => match (&mut here.early, note) {
                     (_, Note::Start(start)) => here.order(Order::Start(start, tensors)),
                     (_, Note::End(failure)) => {
@@ -261,10 +261,10 @@ impl Desk {
         true
     }
 
-    /// Reads a parcel; none if it belongs to an earlier pipeline.
-    fn read(&self, parcel: Parcel) -> Result<Option<(Note, Vec<Tensor>)>> {
-        let (header, tensors) = Header::read(parcel)?;
-        Ok((header.pipeline == self.post.pipeline).then_some((header.note, tensors)))
+    /// Reads a message; none if it belongs to an earlier pipeline.
+    fn read(&self, message: RankMessage) -> Result<Option<(Note, Vec<Tensor>)>> {
+        let (header, tensors) = Header::read(message)?;
+        Ok((header.pipeline == self.outbox.pipeline).then_some((header.note, tensors)))
     }
 
     fn give(&self, here: &ActorsHere, note: Note, tensors: Vec<Tensor>) {
@@ -273,7 +273,7 @@ impl Desk {
             Note::ToCoordinator(note) => Self::give_coordinator(here, note, tensors)
                 .map_err(|cause| Failure::new(Origin::Coordinator, Phase::Transfer, cause)),
             Note::Fence => {
-                let told = self.post.send(FIRST, Note::ToCoordinator(CoordinatorNote::Fenced), &[]);
+                let told = self.outbox.send(FIRST, Note::ToCoordinator(CoordinatorNote::Fenced), &[]);
                 told.map_err(|cause| Failure::new(Origin::Coordinator, Phase::Transfer, cause))
             }
             Note::Start(_) | Note::End(_) => Ok(()),
@@ -282,7 +282,7 @@ impl Desk {
         let report = CoordinatorMessage::Failed(failure);
         let told = match &here.coordinator {
             Some(coordinator) => send(coordinator, "the coordinator", Reported(report)),
-            None => self.post.report(report),
+            None => self.outbox.report(report),
         };
         if let Err(error) = told {
             tracing::warn!("{error}");
@@ -298,7 +298,7 @@ impl Desk {
     ) -> Result<(), Failure> {
         let given = match here.stages.get(stage) {
             Some(Some(address)) => note.deliver(tensors, address),
-            _ => Err(Error::Internal(format!("a message for stage {stage} came to rank {}", self.post.ranks.rank()))),
+            _ => Err(Error::Internal(format!("a message for stage {stage} came to rank {}", self.outbox.ranks.rank()))),
         };
         given.map_err(|cause| Failure::new(Origin::Stage(stage), Phase::Transfer, cause))
     }
@@ -319,7 +319,7 @@ impl ActorsHere {
                 // If this fails, the coordinator has ended and nobody is left to report to.
                 let _ = send(coordinator, "the coordinator", Reported(CoordinatorMessage::Failed(failure)));
             }
-            (None, Some(_)) => self.order(Order::Lost(failure.into())),
+            (None, Some(_)) => self.order(Order::Lost(failure)),
             (None, None) => self.failure = Some(failure),
         }
     }

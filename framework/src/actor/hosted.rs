@@ -63,7 +63,7 @@ impl HostedStages {
         let start = |blueprint: StageBlueprint| {
             let stage = blueprint.index;
             if let Some(exchange) = exchange.filter(|exchange| !exchange.spread().is_here(stage)) {
-                let remote = RemoteStage { post: exchange.post().clone(), rank: exchange.spread().homes[stage] };
+                let remote = RemoteStage { outbox: exchange.outbox().clone(), rank: exchange.spread().homes[stage] };
                 return StageAddress::there(stage, remote);
             }
             // One message for every activation, gradient and credit that can be in flight to the stage, and some more. A micro-batch has at most one

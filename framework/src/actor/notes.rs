@@ -18,7 +18,7 @@ use crate::{
     Activation as Tensors, Error, GradientPlan, PlanSchedule, Result, Score,
     error::FailureNote,
     plan::PlanPhase,
-    ranks::{Parcel, packed, unpacked},
+    ranks::{RankMessage, packed, unpacked},
     schedule::MicroBatchId,
     stage::{Payload, ReadoutVersion, StageCapture, StageState, StateNote},
     transport::{Built, CoordinatorMessage, StageStep},
@@ -27,7 +27,7 @@ use crate::{
 /// The coordinator, in messages.
 const COORDINATOR: &str = "the coordinator";
 
-/// The header of a parcel.
+/// The header of a message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Header {
     /// The pipeline that it belongs to ([`Ranks::next_pipeline`](crate::ranks::Ranks::next_pipeline)).
@@ -37,7 +37,7 @@ pub(super) struct Header {
     axes: Vec<Vec<u8>>,
 }
 
-/// What a parcel says.
+/// What a message says.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Note {
     /// From rank 0: build your stages.
@@ -146,20 +146,20 @@ pub(super) enum CoordinatorNote {
 }
 
 impl Header {
-    /// Returns the parcel of a note and its tensors.
-    pub(super) fn parcel(pipeline: u64, note: Note, tensors: &[Tensor]) -> Result<Parcel> {
+    /// Returns the message of a note and its tensors.
+    pub(super) fn message(pipeline: u64, note: Note, tensors: &[Tensor]) -> Result<RankMessage> {
         let packed: Result<Vec<_>> = tensors.iter().map(packed).collect();
         let (tensors, axes) = packed?.into_iter().unzip();
         let header = postcard::to_stdvec(&Self { pipeline, note, axes }).map_err(Error::other)?;
-        Ok(Parcel { header, tensors })
+        Ok(RankMessage { header, tensors })
     }
 
-    /// Reads a parcel.
+    /// Reads a message.
     ///
     /// # Errors
     /// If it is none of this version of the program.
-    pub(super) fn read(parcel: Parcel) -> Result<(Self, Vec<Tensor>)> {
-        let Parcel { header, tensors } = parcel;
+    pub(super) fn read(message: RankMessage) -> Result<(Self, Vec<Tensor>)> {
+        let RankMessage { header, tensors } = message;
         let header: Self = postcard::from_bytes(&header)
             .map_err(|e| Error::Internal(format!("a message of another rank cannot be read: {e}")))?;
         if header.axes.len() != tensors.len() {

@@ -26,7 +26,7 @@ use super::{
     strategy::{StartStages, StrategyActor},
 };
 use crate::{
-    Error, Failure, Result,
+    Error, Failure, Origin, Phase, Result,
     model::Weights,
     ranks::Spread,
     schedule::{Policy, readout::check_refresh},
@@ -394,10 +394,18 @@ fn launch(
     // One for each stage of this process, and one for the strategy actor.
     let activities: Vec<Arc<Activity>> = (0..=here).map(|_| Arc::default()).collect();
     let exchange = spread.map(|spread| Exchange::open(spread, activities.clone(), None));
-    if let Some(exchange) = &exchange {
-        exchange.start_others(&blueprints, in_flight, &settings)?;
-    }
-    let hosted = HostedStages::start(blueprints, &settings, in_flight, &activities, exchange.as_ref())?;
+    let hosted = || {
+        if let Some(exchange) = &exchange {
+            exchange.start_others(&blueprints, in_flight, &settings)?;
+        }
+        HostedStages::start(blueprints, &settings, in_flight, &activities, exchange.as_ref())
+    };
+    let hosted = hosted().inspect_err(|error| {
+        if let Some(exchange) = &exchange {
+            let cause = Error::other(error.to_string());
+            exchange.end(Some(&Failure::new(Origin::Coordinator, Phase::Build, cause)));
+        }
+    })?;
     let mut sent = hosted.sent.clone();
     let counter = Arc::<Counter>::default();
     sent.push(Arc::clone(&counter));

@@ -41,31 +41,24 @@ pub(crate) fn serve(blueprints: Vec<StageBlueprint>, spread: &Spread, settings: 
             }
         })
     };
+    let coordinator = CoordinatorAddress::There(exchange.outbox().clone());
     let (start, values) = match order(Patience::default())? {
         Order::Start(start, values) => (start, values),
         Order::End(Some(failure)) => return Err(failure.into()),
         Order::End(None) => return Ok(()),
-        Order::Lost(error) => return Err(error),
+        Order::Lost(failure) => return Err(told(&coordinator, failure)),
     };
-    let coordinator = CoordinatorAddress::There(exchange.post().clone());
-    let refuse = |error: Error| -> Error {
-        let failure = Failure::new(Origin::Rank(rank), Phase::Build, error);
-        // If the first rank cannot be told, it is lost.
-        let _ = coordinator.report(CoordinatorMessage::Failed(failure.clone()));
-        failure.into()
-    };
+    let refuse = |error| told(&coordinator, Failure::new(Origin::Rank(rank), Phase::Build, error));
     agree(spread, &start).map_err(refuse)?;
-    let mut running = Running::start(blueprints, settings, start, values, &activities, &exchange).map_err(refuse)?;
+    let mut running =
+        ServedStages::start(blueprints, settings, start, values, &activities, &exchange).map_err(refuse)?;
     let patience = Patience::new(settings.stall_timeout);
     let ended = loop {
         match order(patience) {
             Ok(Order::End(failure)) => break failure.map_or(Ok(()), |failure| Err(failure.into())),
-            Ok(Order::Lost(error)) => break Err(error),
+            Ok(Order::Lost(failure)) => break Err(told(&coordinator, failure)),
             Ok(Order::Start(..)) => break Err(Error::Internal("a pipeline was started twice".to_owned())),
-            Err(Error::Failed(failure)) => {
-                let _ = coordinator.report(CoordinatorMessage::Failed(failure.clone()));
-                break Err(failure.into());
-            }
+            Err(Error::Failed(failure)) => break Err(told(&coordinator, failure)),
             Err(error) => break Err(error),
         }
     };
@@ -73,6 +66,13 @@ pub(crate) fn serve(blueprints: Vec<StageBlueprint>, spread: &Spread, settings: 
     let has_stalled = matches!(&ended, Err(Error::Failed(failure)) if matches!(*failure.cause, Error::Stalled(_)));
     running.end(patience, &activities, has_stalled);
     ended
+}
+
+/// Tells the first rank of a failure, which becomes that of the run, and returns it.
+fn told(coordinator: &CoordinatorAddress, failure: Failure) -> Error {
+    // If it cannot be told, it is lost.
+    let _ = coordinator.report(CoordinatorMessage::Failed(failure.clone()));
+    failure.into()
 }
 
 /// Checks what all ranks must agree in.
@@ -95,13 +95,13 @@ fn agree(spread: &Spread, start: &StartNote) -> Result<()> {
 }
 
 /// The actors of this rank.
-struct Running {
+struct ServedStages {
     hosted: Option<HostedStages>,
     system: System,
     thread: Worker,
 }
 
-impl Running {
+impl ServedStages {
     fn start(
         mut blueprints: Vec<StageBlueprint>,
         settings: PipelineSettings,
@@ -133,7 +133,7 @@ impl Running {
         });
         let hosted = take.recv().map_err(|_| Error::Ended("the thread of the actors".to_owned())).flatten();
         let hosted = hosted.inspect_err(|_| system.stop())?;
-        hosted.connect(&CoordinatorAddress::There(exchange.post().clone()));
+        hosted.connect(&CoordinatorAddress::There(exchange.outbox().clone()));
         exchange.deliver_to(&hosted.addresses, None);
         Ok(Self { hosted: Some(hosted), system, thread })
     }

@@ -128,7 +128,7 @@ mod tests {
         let event = System::new().block_on(async {
             let (tell, told) = channel();
             let sent = Arc::<Counter>::default();
-            let coordinator = Coordinator::new(Vec::new(), None, 1, tell, Arc::clone(&sent)).start();
+            let coordinator = Coordinator::new(Vec::new(), None, 1, tell, Arc::clone(&sent), Vec::new()).start();
             let arbiter = Arbiter::new();
             let address = StageActor::start_in_arbiter(&arbiter.handle(), {
                 let waiting = waiting.clone();

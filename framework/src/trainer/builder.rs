@@ -312,8 +312,9 @@ impl TrainerBuilder {
         Self { stages_of_ranks: stages.into(), ..self }
     }
 
-    /// Sets what all ranks must agree in beside the settings of the builder, a line each, such as checksums of files. A rank that differs is named, and nothing
-    /// is trained.
+    /// Sets what all ranks must agree in, a line each, such as checksums of files. A rank that differs is named, and nothing is trained. Compared in any case:
+    /// version, partition, placement, seed, batch size, micro-batches, optimizer, clipping, moving average, dtype, heads, recomputation; not the model, losses
+    /// and functions of yours.
     pub fn agreement(self, lines: impl Into<String>) -> Self {
         Self { agreement: lines.into(), ..self }
     }

@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicU8, Ordering::Relaxed},
         mpsc::{Sender, channel},
     },
     thread,
@@ -13,17 +13,22 @@ use std::{
 
 use interlock::{
     Result,
-    ranks::{Arrival, Communicator, Listener, Parcel, Ranks},
+    ranks::{Communicator, Listener, RankEvent, RankMessage, Ranks},
 };
 
 /// One rank of a group.
 pub struct Member {
     rank: usize,
     /// To each rank.
-    others: Vec<Sender<Parcel>>,
+    others: Vec<Sender<RankMessage>>,
     listener: Arc<(Mutex<Option<Listener>>, Condvar)>,
-    is_cut: Arc<AtomicBool>,
+    /// What does not leave it any more: nothing, [`MESSAGES`] or [`ALL`].
+    is_cut: Arc<AtomicU8>,
 }
+
+/// Messages of the pipeline, but not the signs that the rank is there.
+pub const MESSAGES: u8 = 1;
+pub const ALL: u8 = 2;
 
 impl Communicator for Member {
     fn rank(&self) -> usize {
@@ -34,10 +39,16 @@ impl Communicator for Member {
         self.others.len()
     }
 
-    fn send(&self, to: usize, parcel: Parcel) -> Result<()> {
-        if !self.is_cut.load(Relaxed) {
+    fn send(&self, to: usize, message: RankMessage) -> Result<()> {
+        // The first byte of the header tells messages of the pipeline apart.
+        let is_cut = match self.is_cut.load(Relaxed) {
+            0 => false,
+            MESSAGES => message.header[0] == 1,
+            _ => true,
+        };
+        if !is_cut {
             // A rank that has ended receives nothing.
-            let _ = self.others[to].send(parcel);
+            let _ = self.others[to].send(message);
         }
         Ok(())
     }
@@ -48,32 +59,32 @@ impl Communicator for Member {
     }
 }
 
-/// Returns the ranks of a group, and for each what cuts it off: nothing leaves it any more. `lag` says how long each parcel takes from one rank to another.
+/// Returns the ranks of a group, and for each what cuts it off. `lag` says how long each message takes from one rank to another.
 pub fn group(
     size: usize,
     timeout: Duration,
     lag: impl Fn(usize, usize) -> Duration,
-) -> (Vec<Ranks>, Vec<Arc<AtomicBool>>) {
+) -> (Vec<Ranks>, Vec<Arc<AtomicU8>>) {
     let listeners: Vec<Arc<(Mutex<Option<Listener>>, Condvar)>> = (0..size).map(|_| Arc::default()).collect();
     let members = (0..size).map(|rank| {
         let to = |to: usize| {
-            let (sender, parcels) = channel::<Parcel>();
+            let (sender, messages) = channel::<RankMessage>();
             let (listener, lag) = (Arc::clone(&listeners[to]), lag(rank, to));
             thread::spawn(move || {
-                for parcel in parcels {
+                for message in messages {
                     thread::sleep(lag);
                     let mut present = listener.0.lock().unwrap();
                     while present.is_none() {
                         present = listener.1.wait(present).unwrap();
                     }
                     if let Some(listen) = &*present {
-                        listen(Arrival::Parcel { from: rank, parcel });
+                        listen(RankEvent::Message { from: rank, message });
                     }
                 }
             });
             sender
         };
-        let is_cut = Arc::new(AtomicBool::new(false));
+        let is_cut = Arc::new(AtomicU8::new(0));
         let (others, listener) = ((0..size).map(to).collect(), Arc::clone(&listeners[rank]));
         let member = Member { rank, others, listener, is_cut: Arc::clone(&is_cut) };
         (Ranks::with_timeout(Arc::new(member), timeout).unwrap(), is_cut)

@@ -1,6 +1,10 @@
 //! The start of a trainer: the pipeline of a checked layout.
 
-use std::{cell::Cell, sync::Arc, time::Instant};
+use std::{
+    cell::Cell,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{Layout, TrainerBuilder};
 use crate::{
@@ -24,6 +28,9 @@ use crate::{
     },
 };
 
+/// The shortest limit for code that may block, with several ranks: each tells the others only a few times a second what its stages do.
+const SHORTEST_STALL: Duration = Duration::from_secs(1);
+
 impl TrainerBuilder {
     /// Checks everything and starts the pipeline. Every stage is built on its device when this returns.
     ///
@@ -34,10 +41,11 @@ impl TrainerBuilder {
         guarded(|| self.start())
     }
 
-    /// Builds the stages of this rank when rank 0 has built its trainer, and lets that train them, until it ends. Initial values come from rank 0.
+    /// Builds the stages of this rank when rank 0 builds its trainer, and lets that train them until it ends. It waits for rank 0, also while that is refused a
+    /// builder and makes another. Initial values come from rank 0.
     ///
     /// # Errors
-    /// As [`Self::layout`], or if the run fails, another rank is lost, or this is rank 0 or one of no ranks ([`Self::ranks`]).
+    /// As [`Self::layout`], or if the run fails, another rank is lost, this is rank 0, or [`Self::ranks`] was not called.
     pub fn serve(mut self) -> Result<()> {
         // Rank 0 sends what its own gave.
         (self.initial, self.restored) = (None, None);
@@ -79,6 +87,11 @@ impl TrainerBuilder {
             let remedy = "use \"stop\" for both, and resume the run after a failure";
             return Err(Error::invalid("failures", "restarts with several ranks", remedy));
         }
+        let limit = self.failures.as_ref().map_or(Ok(None), FailuresConfig::stall_limit)?;
+        if let Some(limit) = limit.filter(|limit| *limit < SHORTEST_STALL) {
+            let problem = format!("{} with several ranks", limit.as_secs_f64());
+            return Err(Error::invalid("failures.stall_timeout", problem, "use 1 or more, or 0 for no limit"));
+        }
         let stages = partition.stages();
         let spread = Spread::new(ranks.clone(), stages, self.stages_of_ranks.as_deref())?;
         let own = [
@@ -87,6 +100,9 @@ impl TrainerBuilder {
             format!("ranks of stages {:?}", spread.homes),
             format!("seed {}", self.settings.seed),
             format!("batch size {}, micro-batches {}", self.settings.batch_size, self.settings.micro_batches),
+            format!("optimizer {:?}", self.optimizer.constants()),
+            format!("clipping {:?}, moving average {:?}, dtype {:?}", self.clip, self.ema, self.dtype),
+            format!("heads {:?}, recompute {:?}", self.heads, self.recompute),
         ];
         let agreement = own.into_iter().chain(self.agreement.lines().map(str::to_owned)).collect::<Vec<_>>().join("\n");
         Ok(Some(Spread { agreement, ..spread }))
