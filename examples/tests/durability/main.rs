@@ -12,15 +12,14 @@ mod kept;
 mod system;
 
 use std::{
-    collections::BTreeMap,
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use common::{done, err, interlock, json, out, refused};
-use kept::{IMAGES, TEXT, events, files, results};
+use kept::{IMAGES, TEXT, events, results};
 use tempfile::TempDir;
 
 /// Returns how often to try something: `short`, or what this variable of the environment says.

@@ -74,7 +74,7 @@ pub(super) struct PhaseNote {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum StageNote {
     FollowPlans(Vec<PhaseNote>),
-    Change(PhaseNote),
+    Change(Box<PhaseNote>),
     /// The last tensor has the targets.
     Activation {
         micro_batch: MicroBatchId,
@@ -209,7 +209,7 @@ macro_rules! plain_notes {
 
 plain_notes! {
     FollowPlans { plans } => FollowPlans: StageNote::FollowPlans(plans.phases().iter().map(PhaseNote::from).collect());
-    Change { phase } => Change: StageNote::Change((&phase).into());
+    Change { phase } => Change: StageNote::Change(Box::new((&phase).into()));
     Credit => Credit: StageNote::Credit;
     Norm { step, norm } => Norm: StageNote::Norm { step, norm };
     Validated { loss } => Validated: StageNote::Validated { loss };
@@ -262,7 +262,7 @@ impl StageNote {
                 let plans = PlanSchedule::new(phases.into_iter().map(PlanPhase::from).collect())?;
                 to.send(FollowPlans { plans })
             }
-            Self::Change(phase) => to.send(Change { phase: phase.into() }),
+            Self::Change(phase) => to.send(Change { phase: (*phase).into() }),
             Self::Activation { micro_batch, total } => {
                 let targets = tensors.pop().ok_or_else(without_tensor)?;
                 let payload = Payload { inputs: Tensors::new(tensors), targets, total };

@@ -53,14 +53,12 @@ pub(crate) fn serve(blueprints: Vec<StageBlueprint>, spread: &Spread, settings: 
     let mut running =
         ServedStages::start(blueprints, settings, start, values, &activities, &exchange).map_err(refuse)?;
     let patience = Patience::new(settings.stall_timeout);
-    let ended = loop {
-        match order(patience) {
-            Ok(Order::End(failure)) => break failure.map_or(Ok(()), |failure| Err(failure.into())),
-            Ok(Order::Lost(failure)) => break Err(told(&coordinator, failure)),
-            Ok(Order::Start(..)) => break Err(Error::Internal("a pipeline was started twice".to_owned())),
-            Err(Error::Failed(failure)) => break Err(told(&coordinator, failure)),
-            Err(error) => break Err(error),
-        }
+    let ended = match order(patience) {
+        Ok(Order::End(failure)) => failure.map_or(Ok(()), |failure| Err(failure.into())),
+        Ok(Order::Lost(failure)) => Err(told(&coordinator, failure)),
+        Ok(Order::Start(..)) => Err(Error::Internal("a pipeline was started twice".to_owned())),
+        Err(Error::Failed(failure)) => Err(told(&coordinator, failure)),
+        Err(error) => Err(error),
     };
     drop(exchange);
     let has_stalled = matches!(&ended, Err(Error::Failed(failure)) if matches!(*failure.cause, Error::Stalled(_)));

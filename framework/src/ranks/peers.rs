@@ -123,7 +123,8 @@ impl Peers {
     /// Returns whether another rank has done something since this was last asked.
     pub(super) fn move_elsewhere(&mut self) -> bool {
         let others = self.peers.iter_mut().enumerate().filter(|(rank, _)| *rank != self.rank).map(|(_, peer)| peer);
-        others.fold(false, |moves, peer| std::mem::take(&mut peer.moves) || !peer.pulse.is_idle || moves)
+        // All of them, since each forgets what it has been asked for.
+        others.filter_map(|peer| (std::mem::take(&mut peer.moves) || !peer.pulse.is_idle).then_some(())).count() > 0
     }
 
     /// Looks for the other ranks, and returns what tells them that this one is there. It counts pulses and reads no clock, so that the time in which this
