@@ -190,12 +190,15 @@ fn serve<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {
     interrupt::on_signal(|_| Next::GoOn);
     let verbosity = if arguments.quiet { Verbosity::Quiet } else { Verbosity::Lines };
     let _log = log::start(arguments.log_format.unwrap_or_default(), &Terminal::new(verbosity));
-    let name = |exit| match exit {
-        Exit::Refused(message) => Exit::Refused(format!("rank {}: {message}", ranks.rank())),
-        Exit::Failed(message) => Exit::Failed(format!("rank {}: {message}", ranks.rank())),
-        Exit::Stopped => Exit::Stopped,
+    let named = |message: String| match message.starts_with("rank ") {
+        true => message,
+        false => format!("rank {}: {message}", ranks.rank()),
     };
-    serve_run::<P>(arguments, ranks).map_err(name)
+    serve_run::<P>(arguments, ranks).map_err(|exit| match exit {
+        Exit::Refused(message) => Exit::Refused(named(message)),
+        Exit::Failed(message) => Exit::Failed(named(message)),
+        Exit::Stopped => Exit::Stopped,
+    })
 }
 
 fn serve_run<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {

@@ -297,10 +297,13 @@ fn ranks_that_differ_are_refused_and_named() {
         let other =
             scope.spawn(|| four().agreement("data 1\nfile 2").ranks(&ranks[1]).serve().unwrap_err().to_string());
         let error = four().agreement("data 1\nfile 3").ranks(&ranks[0]).build().err().unwrap().to_string();
-        assert!(other.join().unwrap().contains("it has file 2, rank 0 has file 3"));
+        assert!(other.join().unwrap().contains("rank 1 has file 2, rank 0 has file 3"));
         error
     });
-    assert!(error.contains("rank 1: it has file 2, rank 0 has file 3; start the same program"), "{error}");
+    assert!(
+        error.contains("settings of ranks: rank 1 has file 2, rank 0 has file 3; start the same program"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -83,8 +83,8 @@ fn agree(spread: &Spread, start: &StartNote) -> Result<()> {
             (own, other) => {
                 let line = |line: Option<&str>| line.unwrap_or("nothing").to_owned();
                 return Err(Error::invalid(
-                    format!("rank {}", spread.ranks.rank()),
-                    format!("it has {}, rank 0 has {}", line(own), line(other)),
+                    "settings of ranks",
+                    format!("rank {} has {}, rank 0 has {}", spread.ranks.rank(), line(own), line(other)),
                     "start the same program with the same settings and files on all ranks",
                 ));
             }
