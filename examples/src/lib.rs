@@ -36,6 +36,7 @@ mod report;
 mod resume;
 mod run_folder;
 mod schema;
+mod serve;
 mod shell;
 mod show;
 mod table;

@@ -1,23 +1,19 @@
 //! `interlock train`: trains a model, and keeps the run in a folder.
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use interlock::{
     Report, Stopper, Trainer,
-    ranks::Ranks,
     tools::{model::PartitionConfig, timeline::Timeline, transport::Built},
 };
-use interlock_backends::Instructions;
-use interlock_models::data::{Data, Description};
-use serde::{Deserialize, Serialize};
+use interlock_models::data::Data;
 
 use crate::{
     arguments::Train,
-    config::{self, ConfigOf, ConfigText, Devices, Prepared},
+    config::{self, ConfigOf, Devices, Prepared},
     events::EventLog,
     exit::Exit,
     exporter::Exporter,
@@ -29,6 +25,7 @@ use crate::{
     report::words,
     resume::Found,
     run_folder::{self, RunFolder, Status},
+    serve::{Shared, agreement, serve},
     table::{self, Measure},
     terminal::{Terminal, Verbosity, finish as finish_printing, say},
     trace::{self, TraceFile},
@@ -133,97 +130,6 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
         exporter.linger(Duration::from_secs(arguments.metrics_linger));
     }
     ended
-}
-
-/// What rank 0 tells the others, which read neither configuration nor data.
-#[derive(Serialize, Deserialize)]
-struct Shared {
-    /// Of the program.
-    version: String,
-    /// The configuration in TOML and the description of the data; none if there is nothing to do.
-    run: Option<(String, Description)>,
-}
-
-impl Shared {
-    fn nothing() -> Self {
-        Self { version: version(), run: None }
-    }
-
-    fn run(config: String, description: &Description) -> Self {
-        Self { run: Some((config, description.clone())), ..Self::nothing() }
-    }
-
-    /// Tells the other ranks, if there are any.
-    fn send(&self) -> Result<(), Exit> {
-        let bytes = serde_json::to_vec(self).map_err(Exit::failed)?;
-        ranks().map_or(Ok(()), |ranks| Ok(ranks.share(&bytes)?))
-    }
-
-    /// Reads what rank 0 has told.
-    fn read(bytes: &[u8]) -> Result<Self, Exit> {
-        let value: serde_json::Value = serde_json::from_slice(bytes).map_err(Exit::failed)?;
-        // First of all: another version may say everything else in another way.
-        let other = value["version"].as_str().unwrap_or("unknown").to_owned();
-        if other != version() {
-            return Err(Exit::Refused(format!(
-                "this rank has the version {}, rank 0 has {other}; start the same program on all ranks",
-                version()
-            )));
-        }
-        serde_json::from_value(value).map_err(Exit::failed)
-    }
-}
-
-/// Returns what tells builds of this program apart.
-fn version() -> String {
-    format!("{} ({})", env!("CARGO_PKG_VERSION"), env!("SOURCE_REVISION"))
-}
-
-/// Returns what ranks must agree in so that they compute the same bits as one process.
-fn agreement() -> String {
-    format!("vector instructions {:?}", Instructions::in_use())
-}
-
-/// Trains the stages of a rank other than 0, which rank 0 drives.
-fn serve<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {
-    // Rank 0 stops the run and then the others.
-    interrupt::on_signal(|_| Next::GoOn);
-    let verbosity = if arguments.quiet { Verbosity::Quiet } else { Verbosity::Lines };
-    let _log = log::start(arguments.log_format.unwrap_or_default(), &Terminal::new(verbosity));
-    let named = |message: String| match message.starts_with("rank ") {
-        true => message,
-        false => format!("rank {}: {message}", ranks.rank()),
-    };
-    serve_run::<P>(arguments, ranks).map_err(|exit| match exit {
-        Exit::Refused(message) => Exit::Refused(named(message)),
-        Exit::Failed(message) => Exit::Failed(named(message)),
-        Exit::Stopped => Exit::Stopped,
-    })
-}
-
-fn serve_run<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {
-    let Some((config, description)) = Shared::read(&ranks.shared()?)?.run else { return Ok(()) };
-    let config: ConfigOf<P> = ConfigText::of::<P>(config).with(&[])?;
-    let address = arguments.metrics.map(|address| exporter_of_rank(address, ranks.rank())).transpose()?;
-    let exporter = address.map(|address| Exporter::start(address, &config.name)).transpose()?;
-    let builder = config.devices.give_to(config.untrained(&description)?)?;
-    let served = builder.ranks(ranks).agreement(agreement()).serve();
-    if let Some(exporter) = &exporter {
-        exporter.linger(Duration::from_secs(arguments.metrics_linger));
-    }
-    Ok(served?)
-}
-
-/// Returns the address at which a rank serves its metrics: the port of rank 0 plus the rank. Port 0 stays, which is any free one.
-fn exporter_of_rank(mut address: SocketAddr, rank: usize) -> Result<SocketAddr, Exit> {
-    if address.port() != 0 {
-        let port = usize::from(address.port()) + rank;
-        let port = u16::try_from(port).map_err(|_| {
-            Exit::Refused(format!("--metrics {address}: rank {rank} would have port {port}; use a lower one"))
-        })?;
-        address.set_port(port);
-    }
-    Ok(address)
 }
 
 /// Writes the results of a run to the files that the command line names, or reports its failure.
