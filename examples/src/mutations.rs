@@ -218,3 +218,16 @@ fn the_largest_numbers_are_read_or_refused_in_every_place() {
         }
     }
 }
+
+/// The memory is what matters here, so this stands beside the other tests that measure it.
+#[cfg(feature = "images")]
+#[test]
+fn exif_data_of_webp_that_reach_beyond_the_file_take_no_memory() {
+    let (reader, folder) = (Reader::named("webp").expect("webp"), tempfile::tempdir().expect("a folder"));
+    let seeds = (reader.seeds)();
+    let name = |seed: &&Vec<u8>| seed.windows(4).any(|part| part == b"EXIF");
+    let mut file = seeds.iter().find(name).expect("a file with EXIF data").clone();
+    let at = file.windows(4).position(|part| part == b"EXIF").expect("EXIF") + 4;
+    file[at..at + 4].copy_from_slice(&3_000_000_000_u32.to_le_bytes());
+    assert_eq!(check(reader, folder.path(), &file), Ok(false));
+}
