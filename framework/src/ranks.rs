@@ -22,7 +22,7 @@ use std::{
 use candle_core::Tensor;
 
 use crate::{Error, Result, watch::Activity};
-use peers::{Kind, Peers};
+use peers::{Peers, RankMessageKind};
 
 /// What one rank sends to another: a header, and tensors.
 ///
@@ -183,7 +183,7 @@ impl Ranks {
     /// # Errors
     /// If it cannot be sent.
     pub fn share(&self, bytes: &[u8]) -> Result<()> {
-        (1..self.size()).try_for_each(|rank| self.0.communicator.send(rank, Kind::Shared.message(bytes)))
+        (1..self.size()).try_for_each(|rank| self.0.communicator.send(rank, RankMessageKind::Shared.message(bytes)))
     }
 
     /// Waits for what rank 0 [shares](Self::share) next. Call it on other ranks.
@@ -199,7 +199,7 @@ impl Ranks {
     pub fn leave(&self) {
         for rank in (0..self.size()).filter(|&rank| rank != self.rank()) {
             // One that cannot be told is lost or has ended.
-            let _ = self.0.communicator.send(rank, Kind::Left.message(&[]));
+            let _ = self.0.communicator.send(rank, RankMessageKind::Left.message(&[]));
         }
     }
 
@@ -211,7 +211,7 @@ impl Ranks {
     /// Sends a message of the pipeline.
     pub(crate) fn send(&self, to: usize, message: RankMessage) -> Result<()> {
         let RankMessage { header, tensors } = message;
-        self.0.communicator.send(to, RankMessage { tensors, ..Kind::Pipeline.message(&header) })
+        self.0.communicator.send(to, RankMessage { tensors, ..RankMessageKind::Pipeline.message(&header) })
     }
 
     /// Gives what comes, and what has come already, to `route`, until [`Self::close`] or until it returns false, which ends the pipeline. `activities` says what

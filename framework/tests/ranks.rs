@@ -10,7 +10,10 @@ mod common;
 mod group;
 
 use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -19,7 +22,7 @@ use bits::bits;
 use common::{Fault, How, Perceptron, Spiral, When};
 use group::{ALL, MESSAGES, group};
 use interlock::{
-    Activation, ActivationDtype, Adaptive, Checkpoint, CheckpointConfig, ClipConfig, ClipScope, Criterion,
+    Activation, ActivationDtype, Adaptive, Callback, Checkpoint, CheckpointConfig, ClipConfig, ClipScope, Criterion,
     Differentiable, EmaConfig, EndToEnd, Error, FailuresConfig, Gradients, Groups, HeadsConfig, HeadsReadout,
     Interlock, Local, LrScheduleConfig, ModelSpec, OnFailure, OptimizerConfig, OptimizerKind, Origin, Pass, Recompute,
     Result, Saved, TrainEvent, Trainer, TrainerBuilder, Unit, Wants, WidthSchedule, ranks::Ranks,
@@ -184,6 +187,15 @@ fn a_failure_of_any_stage_ends_every_rank_with_its_cause() {
     }
 }
 
+/// A callback that cuts a rank off after the fourth step.
+fn cutting(is_cut: Arc<AtomicU8>, what: u8) -> impl Callback {
+    move |event: &TrainEvent<'_>| {
+        if matches!(event, TrainEvent::StepDone { step: 3, .. }) {
+            is_cut.store(what, Relaxed);
+        }
+    }
+}
+
 #[test]
 fn a_rank_that_is_silent_is_lost_and_the_others_end() {
     for cut in 0..3 {
@@ -192,11 +204,7 @@ fn a_rank_that_is_silent_is_lost_and_the_others_end() {
         let is_cut = Arc::clone(&cuts[cut]);
         let (error, others) = on(&ranks, four, |builder| {
             let mut trainer = builder.steps(1_000_000_000).build().unwrap();
-            trainer.callback(move |event: &TrainEvent<'_>| {
-                if matches!(event, TrainEvent::StepDone { step: 3, .. }) {
-                    is_cut.store(ALL, Relaxed);
-                }
-            });
+            trainer.callback(cutting(is_cut, ALL));
             trainer.fit(DATA).unwrap_err()
         });
         let lost = |error: &Error, rank: usize| match error {
@@ -280,11 +288,7 @@ fn a_message_that_is_lost_ends_the_run() {
     let builder = || four().stages(3).failures(patient(2.0));
     let (error, _) = on(&ranks, builder, |builder| {
         let mut trainer = builder.steps(1_000_000_000).build().unwrap();
-        trainer.callback(move |event: &TrainEvent<'_>| {
-            if matches!(event, TrainEvent::StepDone { step: 3, .. }) {
-                is_cut.store(MESSAGES, Relaxed);
-            }
-        });
+        trainer.callback(cutting(is_cut, MESSAGES));
         trainer.fit(DATA).unwrap_err()
     });
     assert!(error.to_string().contains("nothing is done, and no message has come"), "{error}");

@@ -16,6 +16,9 @@ use crate::{
     transport::{StageMailbox, StageMessage},
 };
 
+/// The name of the coordinator, for errors.
+pub(super) const COORDINATOR: &str = "the coordinator";
+
 /// Sends without waiting. A full or closed mailbox is an error, never a silent loss.
 pub(super) fn send<A, M>(to: &Addr<A>, name: &str, message: M) -> Result<()>
 where

@@ -6,7 +6,7 @@ use actix::Addr;
 use candle_core::Tensor;
 
 use super::{
-    address::{StageAddress, send},
+    address::{COORDINATOR, StageAddress, send},
     coordinator::Coordinator,
     messages::{Credit, Reported},
     notes::{CoordinatorNote, Header, IntoNote, Note, StageNote, StartNote},
@@ -53,7 +53,7 @@ impl CoordinatorAddress {
     /// Reports without waiting.
     pub(super) fn report(&self, report: CoordinatorMessage) -> Result<()> {
         match self {
-            Self::Here(address) => send(address, "the coordinator", Reported(report)),
+            Self::Here(address) => send(address, COORDINATOR, Reported(report)),
             Self::There(outbox) => outbox.report(report),
         }
     }
@@ -61,7 +61,7 @@ impl CoordinatorAddress {
     /// Sends the first stage's credit.
     pub(super) fn credit(&self) -> Result<()> {
         match self {
-            Self::Here(address) => send(address, "the coordinator", Credit),
+            Self::Here(address) => send(address, COORDINATOR, Credit),
             Self::There(outbox) => outbox.send(FIRST, Note::ToCoordinator(CoordinatorNote::Credit), &[]),
         }
     }
@@ -112,8 +112,6 @@ pub(super) enum Order {
 /// The exchange of messages of one pipeline with other ranks. A clone is another handle; the last one ends it.
 #[derive(Clone)]
 pub(super) struct Exchange {
-    spread: Spread,
-    outbox: Outbox,
     inbox: Arc<Inbox>,
     _open: Arc<OpenExchange>,
 }
@@ -127,10 +125,10 @@ impl Drop for OpenExchange {
     }
 }
 
-/// Where messages go that come.
+/// Gives the messages that come to the actors that are here.
 struct Inbox {
+    spread: Spread,
     outbox: Outbox,
-    stages_of: Vec<Vec<usize>>,
     here: Mutex<ActorsHere>,
 }
 
@@ -149,7 +147,6 @@ impl Exchange {
     /// Begins to take messages of the next pipeline. `activities` says what the stages of this rank do.
     pub(super) fn open(spread: &Spread, activities: Vec<Arc<Activity>>, orders: Option<Sender<Order>>) -> Self {
         let outbox = Outbox { ranks: spread.ranks.clone(), pipeline: spread.ranks.next_pipeline() };
-        let stages_of = (0..spread.ranks.size()).map(|rank| spread.stages_of(rank)).collect();
         let here = ActorsHere {
             stages: vec![None; spread.homes.len()],
             coordinator: None,
@@ -157,24 +154,24 @@ impl Exchange {
             early: Some(Vec::new()),
             failure: None,
         };
-        let inbox = Arc::new(Inbox { outbox: outbox.clone(), stages_of, here: Mutex::new(here) });
+        let inbox = Arc::new(Inbox { spread: spread.clone(), outbox, here: Mutex::new(here) });
         let taker = Arc::clone(&inbox);
         spread.ranks.open(activities, move |incoming| taker.take(incoming));
-        Self { spread: spread.clone(), outbox, inbox, _open: Arc::new(OpenExchange(spread.ranks.clone())) }
+        Self { inbox, _open: Arc::new(OpenExchange(spread.ranks.clone())) }
     }
 
     /// Sends to other ranks.
     pub(super) fn outbox(&self) -> &Outbox {
-        &self.outbox
+        &self.inbox.outbox
     }
 
     pub(super) fn spread(&self) -> &Spread {
-        &self.spread
+        &self.inbox.spread
     }
 
     /// Returns the other ranks.
     pub(super) fn others(&self) -> Vec<OtherRank> {
-        (1..self.spread.ranks.size()).map(|rank| OtherRank { outbox: self.outbox.clone(), rank }).collect()
+        (1..self.spread().ranks.size()).map(|rank| OtherRank { outbox: self.outbox().clone(), rank }).collect()
     }
 
     /// Tells the other ranks to build their stages, with their initial values.
@@ -184,17 +181,17 @@ impl Exchange {
         in_flight: usize,
         settings: &PipelineSettings,
     ) -> Result<()> {
-        for rank in 1..self.spread.ranks.size() {
-            let own = self.spread.stages_of(rank).into_iter().flat_map(|stage| blueprints[stage].own_values());
+        for rank in 1..self.spread().ranks.size() {
+            let own = self.spread().stages_of(rank).into_iter().flat_map(|stage| blueprints[stage].own_values());
             let (values, tensors): (_, Vec<_>) = own.unzip();
             let start = StartNote {
-                agreement: self.spread.agreement.clone(),
+                agreement: self.spread().agreement.clone(),
                 in_flight,
                 first_step: settings.first_step,
                 records: settings.record.is_some(),
                 values,
             };
-            self.outbox.send(rank, Note::Start(start), &tensors)?;
+            self.outbox().send(rank, Note::Start(start), &tensors)?;
         }
         Ok(())
     }
@@ -202,7 +199,7 @@ impl Exchange {
     /// Gives what comes, and has come, to these actors.
     pub(super) fn deliver_to(&self, stages: &[StageAddress], coordinator: Option<&Addr<Coordinator>>) {
         let mut here = self.inbox.lock();
-        for address in stages.iter().filter(|address| self.spread.is_here(address.stage())) {
+        for address in stages.iter().filter(|address| self.spread().is_here(address.stage())) {
             here.stages[address.stage()] = Some(address.clone());
         }
         here.coordinator = coordinator.cloned();
@@ -216,10 +213,10 @@ impl Exchange {
 
     /// Tells the other ranks that the pipeline has ended, if this is the first.
     pub(super) fn end(&self, failure: Option<&Failure>) {
-        if self.spread.ranks.rank() == FIRST {
-            for rank in 1..self.spread.ranks.size() {
+        if self.spread().ranks.rank() == FIRST {
+            for rank in 1..self.spread().ranks.size() {
                 // One that cannot be told is lost or has ended.
-                let _ = self.outbox.send(rank, Note::End(failure.map(Into::into)), &[]);
+                let _ = self.outbox().send(rank, Note::End(failure.map(Into::into)), &[]);
             }
         }
     }
@@ -248,8 +245,9 @@ impl Inbox {
                 Err(error) => here.fail(Failure::new(Origin::Rank(from), Phase::Transfer, error)),
             },
             Incoming::Lost { rank, cause } => {
-                let list = self.stages_of[rank].iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-                let lost = match self.stages_of[rank].len() {
+                let stages = self.spread.stages_of(rank);
+                let list = stages.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+                let lost = match stages.len() {
                     0 => String::new(),
                     1 => format!("; stage {list} is lost with it"),
                     _ => format!("; stages {list} are lost with it"),
@@ -281,7 +279,7 @@ impl Inbox {
         let Err(failure) = given else { return };
         let report = CoordinatorMessage::Failed(failure);
         let told = match &here.coordinator {
-            Some(coordinator) => send(coordinator, "the coordinator", Reported(report)),
+            Some(coordinator) => send(coordinator, COORDINATOR, Reported(report)),
             None => self.outbox.report(report),
         };
         if let Err(error) = told {
@@ -298,7 +296,7 @@ impl Inbox {
     ) -> Result<(), Failure> {
         let given = match here.stages.get(stage) {
             Some(Some(address)) => note.deliver(tensors, address),
-            _ => Err(Error::Internal(format!("a message for stage {stage} came to rank {}", self.outbox.ranks.rank()))),
+            _ => Err(Error::Internal(format!("a message for stage {stage} came to rank {}", self.spread.ranks.rank()))),
         };
         given.map_err(|cause| Failure::new(Origin::Stage(stage), Phase::Transfer, cause))
     }
@@ -317,7 +315,7 @@ impl ActorsHere {
         match (&self.coordinator, &self.orders) {
             (Some(coordinator), _) => {
                 // If this fails, the coordinator has ended and nobody is left to report to.
-                let _ = send(coordinator, "the coordinator", Reported(CoordinatorMessage::Failed(failure)));
+                let _ = send(coordinator, COORDINATOR, Reported(CoordinatorMessage::Failed(failure)));
             }
             (None, Some(_)) => self.order(Order::Lost(failure)),
             (None, None) => self.failure = Some(failure),

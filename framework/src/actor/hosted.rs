@@ -137,6 +137,6 @@ impl HostedStages {
 }
 
 /// Returns the stages that are in this process.
-pub(super) fn stages_here(stages: usize, exchange: Option<&Exchange>) -> Vec<usize> {
+fn stages_here(stages: usize, exchange: Option<&Exchange>) -> Vec<usize> {
     (0..stages).filter(|&stage| exchange.is_none_or(|exchange| exchange.spread().is_here(stage))).collect()
 }

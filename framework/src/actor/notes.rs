@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    address::{StageAddress, send},
+    address::{COORDINATOR, StageAddress, send},
     coordinator::Coordinator,
     messages::{
         Activation, Begin, CaptureAfter, Change, Credit, Fenced, FollowPlans, Gradient, Norm, Readout, Reported,
@@ -23,9 +23,6 @@ use crate::{
     stage::{Payload, ReadoutVersion, StageCapture, StageState, StateNote},
     transport::{Built, CoordinatorMessage, StageStep},
 };
-
-/// The coordinator, in messages.
-const COORDINATOR: &str = "the coordinator";
 
 /// The header of a message.
 #[derive(Debug, Serialize, Deserialize)]

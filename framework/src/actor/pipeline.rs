@@ -14,7 +14,7 @@ use actix::{Actor, Addr, Handler, Message, System};
 use serde_json::Value;
 
 use super::{
-    address::send,
+    address::{COORDINATOR, send},
     coordinator::Coordinator,
     delay::DelayLine,
     exchange::{CoordinatorAddress, Exchange},
@@ -206,7 +206,7 @@ impl Pipeline {
         M: Message<Result = ()> + Send + 'static,
         Coordinator: Handler<M>,
     {
-        send(&self.running()?.actors.coordinator, "the coordinator", message)
+        send(&self.running()?.actors.coordinator, COORDINATOR, message)
     }
 
     /// Returns the actors.

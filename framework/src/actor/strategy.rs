@@ -8,7 +8,7 @@ use std::{
 use actix::{Actor, Addr, Context, Handler, Message};
 
 use super::{
-    address::{StageAddress, send},
+    address::{COORDINATOR, StageAddress, send},
     coordinator::Coordinator,
     messages::{Change, Cleared, FollowPlans, Observe, Observed, ReadStrategyState, Reported},
     notes::IntoNote,
@@ -56,7 +56,7 @@ impl StrategyActor {
             Err(panic) => failure(Error::panicked(&*panic)),
         };
         // If this fails, the coordinator has ended and nobody is left to report to.
-        let _ = send(&peers.coordinator, "the coordinator", Reported(CoordinatorMessage::Failed(failure)));
+        let _ = send(&peers.coordinator, COORDINATOR, Reported(CoordinatorMessage::Failed(failure)));
         self.peers = None;
     }
 }
@@ -78,7 +78,7 @@ where
     M: Message<Result = ()> + Send + 'static,
     Coordinator: Handler<M>,
 {
-    send(to, "the coordinator", message)
+    send(to, COORDINATOR, message)
 }
 
 impl Actor for StrategyActor {

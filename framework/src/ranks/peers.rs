@@ -24,7 +24,7 @@ type Route = Box<dyn Fn(Incoming) -> bool + Send + Sync>;
 
 /// What a message is for: the first byte of its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum RankMessageKind {
     /// The rank is there.
     Pulse = 0,
     /// It is for the pipeline.
@@ -35,7 +35,7 @@ pub(super) enum Kind {
     Left = 3,
 }
 
-impl Kind {
+impl RankMessageKind {
     const ALL: [Self; 4] = [Self::Pulse, Self::Pipeline, Self::Shared, Self::Left];
 
     /// Returns a message of this kind without tensors.
@@ -144,7 +144,7 @@ impl Peers {
             is_idle: sum.is_idle && is_idle,
         });
         // A number and a truth value can always be written.
-        Kind::Pulse.message(&postcard::to_stdvec(&pulse).unwrap_or_default())
+        RankMessageKind::Pulse.message(&postcard::to_stdvec(&pulse).unwrap_or_default())
     }
 
     /// Takes what the communicator brings.
@@ -155,20 +155,20 @@ impl Peers {
         };
         let Some(peer) = self.peers.get_mut(from) else { return };
         peer.silence = 0;
-        match Kind::taken_off(&mut message) {
-            Some(Kind::Pulse) => {
+        match RankMessageKind::taken_off(&mut message) {
+            Some(RankMessageKind::Pulse) => {
                 if let Ok(pulse) = postcard::from_bytes::<Pulse>(&message.header) {
                     peer.moves |= pulse.changes != peer.pulse.changes;
                     peer.pulse = pulse;
                 }
             }
-            Some(Kind::Pipeline) => {
+            Some(RankMessageKind::Pipeline) => {
                 peer.moves = true;
                 self.give(Incoming::Message { from, message });
             }
             // The receiver lives as long as the ranks.
-            Some(Kind::Shared) => drop(self.share.send(Ok(message.header))),
-            Some(Kind::Left) => {
+            Some(RankMessageKind::Shared) => drop(self.share.send(Ok(message.header))),
+            Some(RankMessageKind::Left) => {
                 peer.has_left = true;
                 self.tell_of_loss(from, "its program has ended; see its output".to_owned());
             }

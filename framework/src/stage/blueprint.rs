@@ -294,6 +294,9 @@ impl StageBlueprint {
     /// Returns the initial values among those of the whole model that the stage uses.
     pub(crate) fn own_values(&self) -> Vec<(String, Tensor)> {
         let given = &self.settings.given;
+        if given.is_empty() {
+            return Vec::new();
+        }
         let (main, _) = asked(given, |root| self.units.iter().filter(|unit| !builds(unit, root)).count() == 0);
         let head = self.head.iter().map(|unit| asked(given, |root| builds(unit, &head_builder(root, self.index))).0);
         let names: BTreeSet<String> = head.flat_map(BTreeMap::into_keys).chain(main.into_keys()).collect();
