@@ -163,9 +163,9 @@ pub(crate) struct Plan {
     /// Read the costs of units from this file of `bench units --out` instead of measuring; one for each micro-batch size
     #[arg(long, value_name = "FILE.json")]
     pub(crate) costs: Vec<PathBuf>,
-    /// Data-parallel replicas of each stage, whose gradients are summed over the links; implies --dedicated
-    #[arg(long, default_value_t = 1, value_name = "R")]
-    pub(crate) replicas: usize,
+    /// Replicas of each stage, among which a batch is divided and whose gradients are summed over the links; more than one implies --dedicated [default: the configuration's]
+    #[arg(long, value_name = "R")]
+    pub(crate) replicas: Option<usize>,
     /// Latency of the links between devices, in microseconds
     #[arg(long, default_value_t = 0.0, value_name = "L")]
     pub(crate) latency_us: f64,

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use interlock::{
     ActivationDtype, Checkpoint, CheckpointConfig, ClipConfig, Criterion, EarlyStopping, EarlyStoppingConfig,
-    EmaConfig, Error, FailuresConfig, HeadsConfig, LrScheduleConfig, OptimizerConfig, Recompute, Result, Trainer,
-    TrainerBuilder, Weights,
+    EmaConfig, Error, FailuresConfig, HeadsConfig, LrScheduleConfig, OptimizerConfig, Recompute, ReplicaStatistics,
+    Result, Trainer, TrainerBuilder, Weights,
     tools::{model::PartitionConfig, schedule::PolicyName, strategy::StrategyConfig},
 };
 use interlock_models::data::{Data, DataKind, Description};
@@ -56,10 +56,18 @@ pub(crate) struct RunConfig<M, D> {
     #[serde(default = "default_batch_size")]
     #[schemars(range(min = 1))]
     pub(crate) batch_size: usize,
-    /// Number of micro-batches that a batch is cut into.
-    #[serde(default = "default_micro_batches")]
+    /// Number of micro-batches that a batch is cut into; with several replicas, for each of them.
+    #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub(crate) micro_batches: usize,
+    /// Copies of each stage, among which the micro-batches of a batch are divided and whose gradients are added up. More than one need as many ranks, or a
+    /// multiple.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[schemars(range(min = 1))]
+    pub(crate) replicas: usize,
+    /// The running statistics of batch norms with several replicas, which see different examples.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) replica_statistics: ReplicaStatistics,
     /// Whether the examples that are left after the last whole batch of an epoch are left out. By default they are a smaller batch, or join the
     /// last whole one if they are too few for batch norm, which needs more than one value for each channel.
     #[serde(default, skip_serializing_if = "is_false")]
@@ -182,8 +190,16 @@ fn default_batch_size() -> usize {
     32
 }
 
-fn default_micro_batches() -> usize {
+fn one() -> usize {
     1
+}
+
+fn is_one(number: &usize) -> bool {
+    *number == 1
+}
+
+fn is_default(statistics: &ReplicaStatistics) -> bool {
+    *statistics == ReplicaStatistics::default()
 }
 
 /// Loads the configuration at `path`, or the program's built-in one, and applies `sets` (`key.path=value`).
@@ -232,7 +248,7 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
             stages: layout.least_memory(),
             example: memory::example(&data.description.kind),
             // The last examples of an epoch may be fewer; micro-batches of fewer than two may be joined.
-            examples: [examples, examples / self.micro_batches.max(1)],
+            examples: [examples, examples / (self.micro_batches * self.replicas).max(1)],
             is_emulated: emulation(&builder).is_some(),
             has_average: self.ema.is_some_and(|ema| ema.from_step == 0),
         };
@@ -344,6 +360,8 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
             .policy(self.pipeline.schedule)
             .in_flight(self.in_flight)
             .micro_batches(self.micro_batches)
+            .replicas(self.replicas)
+            .replica_statistics(self.replica_statistics)
             .batch_size(self.batch_size)
             .drop_last(self.drop_last)
             .eval_every(self.eval_every)

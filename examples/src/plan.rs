@@ -97,7 +97,7 @@ pub(crate) fn run<P: Program>(arguments: &Plan) -> Result<(), Exit> {
         }
     }
     if arguments.json {
-        let answer = Answer { replicas: arguments.replicas, rows: &rows, recommended, fastest };
+        let answer = Answer { replicas: question.replicas, rows: &rows, recommended, fastest };
         say(&serde_json::to_string(&answer).map_err(Exit::failed)?);
     } else {
         show(&rows, recommended, fastest);
@@ -146,7 +146,7 @@ fn write(file: &TraceFile, row: &PlanRow) -> Result<(), Exit> {
 
 /// Returns the units of each stage in the best cut of the configured model, with its strategy and devices.
 pub(crate) fn best_partition<P: Program>(config: &ConfigOf<P>) -> Result<Vec<usize>> {
-    let arguments = Plan { replicas: 1, ..Plan::default() };
+    let arguments = Plan::default();
     let mut question = Question::new(Subject::<P>::of_run(config.clone(), true)?, &arguments)?;
     let (stages, micro_batches) = (question.stages[0], question.micro_batches[0]);
     let row = question.row(stages, micro_batches, Windows::CONFIGURED)?;

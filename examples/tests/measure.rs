@@ -331,7 +331,10 @@ fn plan_simulates_training_and_training_can_use_it() {
     // The file of `bench units` replaces measuring, for micro-batches of its size.
     done(&interlock(folder.path(), &[&["bench", "units"], &SMALL[..], &["--out", "costs.json"]].concat()));
     let from_file = [&plan[..], &["--costs", "costs.json"]].concat();
-    let shown = done(&interlock(folder.path(), &[&from_file[..], &["--replicas", "8", "--latency-us", "5"]].concat()));
+    let of_replicas = ["--micro-batches", "8", "--out", "eighth.json"];
+    done(&interlock(folder.path(), &[&["bench", "units"], &SMALL[..], &of_replicas].concat()));
+    let replicas = ["--costs", "eighth.json", "--replicas", "8", "--latency-us", "5"];
+    let shown = done(&interlock(folder.path(), &[&plan[..], &replicas].concat()));
     assert!(shown.contains("recommended") && shown.contains("2 stages, as configured, 1 micro-batch"), "{shown}");
     // Four units in two stages, one by one.
     let units = shown.lines().find_map(|line| line.split_once("units of each stage: ")).unwrap().1;
@@ -384,7 +387,8 @@ fn plan_simulates_training_and_training_can_use_it() {
     refused(&["--micro-batches", "33"], &["--micro-batches", "use 1 to 32"]);
     refused(&["--units-per-stage", "2,3"], &["[2, 3]", "4 units"]);
     refused(&["--widths", "3"], &["width 3", "1 (local) to 2"]);
-    refused(&["--replicas", "0"], &["--replicas", "1 or more"]);
+    refused(&["--replicas", "0"], &["--replicas", "use 1 to 32"]);
+    refused(&["--replicas", "8", "--micro-batches", "5"], &["the part of a batch for a replica has 4 examples"]);
     refused(&["--gbps", "0"], &["--gbps", "above 0"]);
     refused(&["--latency-us=-1"], &["--latency-us", "0 or more"]);
     refused(&["--trace", "plan.png"], &["--trace plan.png", ".svg"]);

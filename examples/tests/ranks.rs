@@ -20,6 +20,7 @@ use std::{
 
 use common::{done, err, interlock, json};
 use kept::{IMAGES, TEXT, events, results};
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// How long a job may take after a rank has been killed or stopped: a rank may be silent for 30 s, and the others wait as long again for rank 0.
@@ -118,6 +119,46 @@ fn a_run_goes_on_with_another_number_of_ranks() {
         assert!(found == expected, "{first} ranks, then {then}");
         fs::remove_dir_all(run).unwrap();
     }
+}
+
+#[test]
+fn replicas_train_as_one_process_with_more_micro_batches() {
+    let folder = configurations();
+    let losses = |out: &str| -> Vec<f64> {
+        let text = fs::read_to_string(folder.path().join(out).join("events.jsonl")).unwrap();
+        let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let stages =
+            events.filter(|event| event["event"] == "step").flat_map(|step| step["stages"].as_array().unwrap().clone());
+        stages.filter_map(|stage| stage["loss"].as_f64()).collect()
+    };
+    for (config, of_each, of_all) in
+        [("text.toml", "micro_batches=1", "micro_batches=2"), ("images.toml", "micro_batches=2", "micro_batches=4")]
+    {
+        let train = |out, sets: &[&'static str]| {
+            let fixed = ["train", "--quiet", "--config", config, "--set=dtype=f32", "--out", out];
+            fixed.into_iter().chain(sets.iter().flat_map(|set| ["--set", set])).collect::<Vec<_>>()
+        };
+        done(&interlock(folder.path(), &train("alone", &[of_all])));
+        let expected = losses("alone");
+        let mut bits = None;
+        for size in [2, 4] {
+            done(&ranks(folder.path(), size, &train("run", &[of_each, "replicas=2", "replica_statistics=mean"])));
+            // Sums are added up in another order.
+            let found = losses("run");
+            assert_eq!(found.len(), expected.len());
+            assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 2e-3 * b), "{found:?} {expected:?}");
+            let run = folder.path().join("run");
+            let found = results(&run, 40);
+            assert!(*bits.get_or_insert_with(|| found.clone()) == found, "{config} on {size} ranks");
+            fs::remove_dir_all(run).unwrap();
+        }
+        fs::remove_dir_all(folder.path().join("alone")).unwrap();
+    }
+    // A change of the number of replicas is a change of the run.
+    let train = ["train", "--quiet", "--config", "text.toml", "--out", "run", "--set=steps=4", "--set=replicas=2"];
+    done(&ranks(folder.path(), 2, &train));
+    let changed = interlock(folder.path(), &["train", "--quiet", "--resume", "run", "--set=replicas=1"]);
+    assert!(changed.status.code() == Some(2) && err(&changed).contains("replicas"), "{}", err(&changed));
 }
 
 /// A job that is killed if a test fails.
@@ -258,7 +299,10 @@ fn what_several_ranks_cannot_do_is_refused() {
     refused(4, &train, "4 ranks for 3 stages; start at most 3");
     refused(2, &[&train[..], &["--set=placement.stages=[[0, 1]]"]].concat(), "lists for 1 ranks; there are 2");
     refused(2, &[&train[..], &["--set=failures.on_failure=restart"]].concat(), "restarts with several ranks");
+    refused(3, &[&train[..], &["--set=replicas=2"]].concat(), "replicas: 2 on 3 ranks; start a multiple of 2 ranks");
     refused(2, &["plan", "--config", "text.toml"], "2 for this command; start it alone");
+    let alone = interlock(folder.path(), &[&train[..], &["--set=replicas=2"]].concat());
+    assert!(alone.status.code() == Some(2) && err(&alone).contains("such as mpirun -n 2"), "{}", err(&alone));
     let alone = interlock(folder.path(), &[&train[..], &["--set=placement.stages=[[0, 1, 2]]"]].concat());
     assert!(alone.status.code() == Some(2) && err(&alone).contains("there is only one process"), "{}", err(&alone));
 }

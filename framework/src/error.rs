@@ -115,6 +115,8 @@ impl fmt::Display for Origin {
 pub struct Failure {
     /// The part of the run in which it arose.
     pub origin: Origin,
+    /// The replica that a stage belongs to; none if there is only one.
+    pub replica: Option<usize>,
     /// The step, counted from 0; none while building or outside any step.
     pub step: Option<u64>,
     /// The micro-batch within the step; none in phases that concern the whole step.
@@ -128,12 +130,18 @@ pub struct Failure {
 impl Failure {
     /// Returns a failure that belongs to no step.
     pub fn new(origin: Origin, phase: Phase, cause: Error) -> Self {
-        Self { origin, step: None, micro_batch: None, phase, cause: Arc::new(cause) }
+        Self { origin, replica: None, step: None, micro_batch: None, phase, cause: Arc::new(cause) }
     }
 
     /// Returns the stage in which the failure arose, if it was a stage.
     pub fn stage(&self) -> Option<usize> {
         self.origin.stage()
+    }
+
+    /// Returns the same failure in a replica, if there are several.
+    #[must_use]
+    pub(crate) fn in_replica(self, replica: usize, replicas: usize) -> Self {
+        Self { replica: (replicas > 1).then_some(replica), ..self }
     }
 
     /// Returns the same failure in step `step`.
@@ -152,6 +160,9 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.origin)?;
+        if let (Origin::Stage(_), Some(replica)) = (self.origin, self.replica) {
+            write!(f, " of replica {replica}")?;
+        }
         if let Some(step) = self.step {
             write!(f, ", step {step}")?;
         }

@@ -136,7 +136,10 @@ pub use optimizer::{
 };
 pub use plan::{GradientPlan, PlanPhase, PlanSchedule, Wants, Window};
 pub use random::Key;
-pub use stage::{EmaConfig, HeadsConfig, HeadsReadout, HeadsTrained, OptimizerContext, OptimizerFactory, Recompute};
+pub use stage::{
+    EmaConfig, HeadsConfig, HeadsReadout, HeadsTrained, OptimizerContext, OptimizerFactory, Recompute,
+    ReplicaStatistics,
+};
 pub use strategy::{
     Adapt, Adaptive, AdaptiveWindows, EndToEnd, Groups, Interlock, Local, Pairwise, Strategy, WidthSchedule,
 };

@@ -16,6 +16,7 @@ mod reading;
 pub(crate) mod readout;
 mod recompute;
 mod rehearsal;
+mod replicas;
 pub(crate) mod shapes;
 mod state;
 mod trainable;
@@ -29,6 +30,7 @@ pub use reading::{StepNumbers, StepReading};
 pub use readout::ReadoutVersion;
 pub(crate) use readout::leave_out_update;
 pub use recompute::Recompute;
+pub use replicas::ReplicaStatistics;
 pub use state::{StageCapture, StageState};
 pub(crate) use state::{StateNote, regrouped, regrouped_name};
 pub use trainable::Trainable;
@@ -108,6 +110,7 @@ pub struct Stage {
     lr_schedule: LrSchedule,
     recompute: bool,
     dtype: ActivationDtype,
+    statistics: ReplicaStatistics,
     monitor: Monitor,
     /// The score of the present step, as far as it has been read.
     score: Option<Score>,
@@ -244,6 +247,7 @@ impl Stage {
                     self.backward(micro_batch, loss, wants, measured, in_sum, then)
                 }
                 Action::BackwardSum { micro_batch, then } => self.backward_sum(micro_batch, context.added_up, then),
+                Action::ShareGradients(_) => self.share_gradients(),
                 Action::ShareNorm(_) => self.share_norms(),
                 Action::Update(step) => self.update(step, context.global_norm),
             };

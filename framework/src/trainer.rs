@@ -105,7 +105,9 @@ struct FitSettings {
     seed: u64,
     first_step: u64,
     batch_size: usize,
+    /// Of each replica.
     micro_batches: usize,
+    replicas: usize,
     length: Length,
     eval_every: Option<u64>,
     drop_last: bool,
@@ -117,8 +119,13 @@ struct FitSettings {
 impl FitSettings {
     /// Returns the division into batches of a model that needs `least` examples in a micro-batch.
     fn division(&self, least: usize) -> Division {
-        let Self { batch_size, micro_batches, drop_last, .. } = *self;
-        Division { batch_size, micro_batches, drop_last, least }
+        let Self { batch_size, replicas, drop_last, .. } = *self;
+        Division { batch_size, micro_batches: self.micro_batches_of_step(), replicas, drop_last, least }
+    }
+
+    /// Returns the number of micro-batches of a batch, of all replicas.
+    fn micro_batches_of_step(&self) -> usize {
+        self.micro_batches * self.replicas
     }
 }
 

@@ -117,7 +117,7 @@ impl StageStep {
     }
 }
 
-/// A message from one stage to a neighbour: a header of fixed size, and tensors.
+/// A message from one stage to a neighbour or to another replica of itself: a header of fixed size, and tensors.
 #[derive(Debug)]
 pub enum StageMessage {
     /// To the next stage: the input of a forward pass, with the targets.
@@ -140,6 +140,34 @@ pub enum StageMessage {
     Readout(ReadoutVersion),
     /// To the previous stage: one more micro-batch may be sent.
     Credit,
+    /// To the same stage of another replica.
+    Share {
+        /// The replica that it is for.
+        to: usize,
+        /// What it is sent.
+        share: GradientShare,
+    },
+}
+
+/// What one replica of a stage sends another of the gradients of a step. The elements of all gradients are divided among the replicas: each adds up its part of
+/// them.
+#[derive(Clone, Debug)]
+pub struct GradientShare {
+    /// The replica that sends it.
+    pub from: usize,
+    /// The step.
+    pub step: u64,
+    /// Whether it is the receiver's part of the sender's gradients, or the sender's part of the sum.
+    pub is_sum: bool,
+    /// `(elements)`, on the host.
+    pub values: candle_core::Tensor,
+}
+
+impl GradientShare {
+    /// Returns the bytes of its elements.
+    pub fn bytes(&self) -> usize {
+        self.values.elem_count() * self.values.dtype().size_in_bytes()
+    }
 }
 
 /// A kind of [`StageMessage`].
@@ -153,6 +181,8 @@ pub enum MessageKind {
     Readout,
     /// A credit.
     Credit,
+    /// A part of gradients, between replicas.
+    Share,
 }
 
 /// The header of a [`StageMessage`]: everything but its tensors.
@@ -160,7 +190,7 @@ pub enum MessageKind {
 pub struct MessageHeader {
     /// The kind.
     pub kind: MessageKind,
-    /// The micro-batch; none for a credit and for a version of the shared matrix.
+    /// The micro-batch; none for messages that concern none.
     pub micro_batch: Option<MicroBatchId>,
     /// The stage whose loss a gradient belongs to; none for other messages.
     pub loss: Option<usize>,
@@ -198,24 +228,28 @@ impl StageMessage {
             Self::Credit => {
                 MessageHeader { kind: MessageKind::Credit, micro_batch: None, loss: None, version: None, bytes: 0 }
             }
+            Self::Share { share, .. } => {
+                let bytes = share.bytes();
+                MessageHeader { kind: MessageKind::Share, micro_batch: None, loss: None, version: None, bytes }
+            }
         }
     }
 }
 
-/// The sending half of a transport: a stage's connections to its neighbours and to the coordinator.
+/// The sending half of a transport: a stage's connections to its neighbours, its replicas and the coordinator.
 ///
 /// Only the stage's own thread calls it. Each call hands one message over and returns without waiting for the receiver; the messages of one kind to
-/// one receiver arrive in order. An activation goes to the next stage, every other message to the previous one; a credit of the first stage goes to
-/// the coordinator.
+/// one receiver arrive in order. An activation goes to the next stage, gradients of losses, credits and versions of the shared matrix to the previous one; a
+/// credit of the first stage goes to the coordinator, and shares of gradients to other replicas.
 ///
 /// In process the message is moved into the receiver's mailbox, and no tensor is copied. If the device has a [`Link`](crate::device::Link) that delays, the
 /// thread of the delay line delivers all but credits when they arrive. A message to a stage on another rank is handed to the
 /// [`Communicator`](crate::ranks::Communicator).
 pub trait Transport: Send {
-    /// Sends a message to the neighbour that it is for.
+    /// Sends a message to the neighbour or replica that it is for.
     ///
     /// # Errors
-    /// If there is no such neighbour, it has ended, or its mailbox is full. A failure after this has returned goes to the coordinator.
+    /// If there is none such, it has ended, or its mailbox is full. A failure after this has returned goes to the coordinator.
     fn send(&mut self, message: StageMessage) -> Result<()>;
 
     /// Sends a report to the coordinator.

@@ -82,6 +82,7 @@ fn recorded<'a>(spans: impl Iterator<Item = &'a Span>) -> Work {
                 work.backward_passes.extend(done.map(|(_, input)| (micro_batch.index, loss, input)));
             }
             Action::BackwardSum { micro_batch, .. } => work.sums.push(micro_batch.index),
+            Action::ShareGradients(_) => unreachable!("there are no replicas"),
             Action::ShareNorm(_) => work.norms += 1,
             Action::Update(_) => work.updates += 1,
         }

@@ -47,7 +47,9 @@ pub(super) struct Question<'a, P: Program> {
     arguments: &'a Plan,
     pub(super) stages: Vec<usize>,
     pub(super) windows: Vec<Windows>,
+    /// Of each replica.
     pub(super) micro_batches: Vec<usize>,
+    pub(super) replicas: usize,
     devices: Devices,
     /// A batch of a step, and the largest one of an epoch if that has more examples.
     batches: HashMap<usize, Batch>,
@@ -61,8 +63,10 @@ impl<'a, P: Program> Question<'a, P> {
     /// # Errors
     /// If an argument is out of range or a file of costs cannot be read.
     pub(super) fn new((subject, defaults): (Subject<P>, Defaults), arguments: &'a Plan) -> Result<Self> {
-        if arguments.replicas == 0 {
-            return Err(Error::invalid("--replicas", "0".to_owned(), "use 1 or more"));
+        let replicas = arguments.replicas.unwrap_or(defaults.replicas);
+        if replicas == 0 || replicas > subject.batch_size() {
+            let right = format!("a batch has {0} examples: use 1 to {0}", subject.batch_size());
+            return Err(Error::invalid("--replicas", replicas.to_string(), right));
         }
         let latency = arguments.latency_us;
         if !(latency.is_finite() && latency >= 0.0) {
@@ -80,9 +84,10 @@ impl<'a, P: Program> Question<'a, P> {
             return Err(Error::invalid("--stages", format!("{stages:?}"), format!("use 1 to {MOST_STAGES}")));
         }
         let micro_batches = or_default(&arguments.micro_batches, defaults.micro_batches);
-        let most = subject.batch_size();
+        let most = subject.batch_size() / replicas;
         if micro_batches.iter().any(|&count| count == 0 || count > most) {
-            let right = format!("a batch has {most} examples: use 1 to {most}");
+            let of = if replicas == 1 { "a batch" } else { "the part of a batch for a replica" };
+            let right = format!("{of} has {most} examples: use 1 to {most}");
             return Err(Error::invalid("--micro-batches", format!("{micro_batches:?}"), &right));
         }
         let windows = windows(arguments, defaults.width);
@@ -104,6 +109,7 @@ impl<'a, P: Program> Question<'a, P> {
             stages,
             windows,
             micro_batches,
+            replicas,
             devices: Devices::of_arguments(&arguments.devices).unwrap_or(defaults.devices),
             profiles,
             found: HashMap::new(),
@@ -111,7 +117,7 @@ impl<'a, P: Program> Question<'a, P> {
     }
 
     fn dedicated(&self) -> bool {
-        self.arguments.dedicated || self.arguments.replicas > 1
+        self.arguments.dedicated || self.replicas > 1
     }
 
     /// Returns the builder for one way to train, on its devices.
@@ -123,7 +129,7 @@ impl<'a, P: Program> Question<'a, P> {
         }
     }
 
-    /// Returns the costs of units for a batch of `examples` in this number of micro-batches, and measures them if they are not known yet.
+    /// Returns the costs of units for a batch of `examples` in this number of micro-batches of each replica, and measures them if they are not known yet.
     fn profile(
         &mut self,
         builder: &TrainerBuilder,
@@ -135,7 +141,7 @@ impl<'a, P: Program> Question<'a, P> {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => unknown.insert(self.subject.batch(examples)?),
         };
-        let piece = batch.split(micro_batches)?.swap_remove(0);
+        let piece = batch.split(micro_batches * self.replicas)?.swap_remove(0);
         let examples = piece.len()?;
         if !self.arguments.costs.is_empty() {
             return self.profiles.get(&(Vec::new(), examples)).cloned().ok_or_else(|| {
@@ -182,7 +188,7 @@ impl<'a, P: Program> Question<'a, P> {
             latency: self.arguments.latency_us * 1e-6,
             bandwidth: self.arguments.gbps.map_or(f64::INFINITY, |gigabits| gigabits * 1e9 / 8.0),
         };
-        let replicas = Replicas { count: self.arguments.replicas, link };
+        let replicas = Replicas { count: self.replicas, link };
         let setup = PlannerSetup { link, replicas, ..builder.setup(stages, &profile, placement)? };
         let cut = match self.arguments.units_per_stage.as_slice() {
             [] => setup.best_cut(&builder.tied_units()?)?,
@@ -212,7 +218,7 @@ impl<'a, P: Program> Question<'a, P> {
             proven: cut.proven,
             in_flight: cut.scenario.in_flight,
             step_seconds: step,
-            examples_per_second: (self.subject.batch_size() * self.arguments.replicas) as f64 / step,
+            examples_per_second: self.subject.batch_size() as f64 / step,
             idle: cut.simulated.mean_idle(),
             refused: found.refused.clone().or_else(|| self.does_not_fit(found.memory.as_deref()?)),
             memory_bytes: found.memory.clone(),

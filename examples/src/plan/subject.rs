@@ -24,6 +24,7 @@ pub(super) struct Defaults {
     pub(super) stages: usize,
     pub(super) width: Option<Width>,
     pub(super) micro_batches: usize,
+    pub(super) replicas: usize,
     pub(super) devices: Devices,
 }
 
@@ -32,8 +33,8 @@ impl<P: Program> Subject<P> {
     /// If the configuration is not valid.
     pub(super) fn new(arguments: &Plan) -> Result<(Self, Defaults)> {
         if let Some(name) = arguments.workload {
-            let defaults =
-                Defaults { stages: 2, width: Some(Width::Number(2)), micro_batches: 1, devices: Devices::Auto };
+            let width = Some(Width::Number(2));
+            let defaults = Defaults { stages: 2, width, micro_batches: 1, replicas: 1, devices: Devices::Auto };
             return Ok((Self::Workload(Workload::named(name)), defaults));
         }
         let config = config::load::<P>(arguments.source.config.as_deref(), &arguments.source.sets)?;
@@ -49,6 +50,7 @@ impl<P: Program> Subject<P> {
             stages: builder.layout()?.partition.stages(),
             width: None,
             micro_batches: config.micro_batches,
+            replicas: config.replicas,
             devices: config.devices.clone(),
         };
         Ok((Self::Run(Box::new(config), data), defaults))

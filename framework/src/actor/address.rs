@@ -6,7 +6,7 @@ use actix::{Actor, Addr, Handler, Message, dev::ToEnvelope, prelude::SendError};
 
 use super::{
     exchange::RemoteStage,
-    messages::{Activation, Connect, Credit, Gradient, Readout, TransferTimes},
+    messages::{Activation, Connect, Credit, Gradient, Readout, Shared, TransferTimes},
     notes::IntoNote,
     stage::StageActor,
 };
@@ -138,6 +138,7 @@ impl StageMailbox for StageAddress {
             }
             StageMessage::Readout(version) => self.send(Readout { version, times }),
             StageMessage::Credit => self.send(Credit),
+            StageMessage::Share { share, .. } => self.send(Shared(share)),
         }
     }
 }

@@ -39,7 +39,7 @@ impl Arrivals {
             Action::BackwardSum { micro_batch, .. } => {
                 added_up.iter().map(|&(loss, _)| (micro_batch, loss)).filter_map(gradient).collect()
             }
-            Action::Head { .. } | Action::ShareNorm(_) | Action::Update(_) => Vec::new(),
+            Action::Head { .. } | Action::ShareGradients(_) | Action::ShareNorm(_) | Action::Update(_) => Vec::new(),
         }
     }
 }

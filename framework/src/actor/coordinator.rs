@@ -11,8 +11,8 @@ use super::{
     address::{StageAddress, undelivered},
     exchange::OtherRank,
     messages::{
-        Activation, Broadcast, CaptureAfter, Cleared, Credit, Feed, Fenced, Norm, Observe, Observed, PipelineEvent,
-        Reported, Restore, RestoreStages, TransferTimes,
+        Activation, Broadcast, CaptureAfter, Cleared, CreditOfReplica, Feed, Fenced, Norm, Observe, Observed,
+        PipelineEvent, Reported, Restore, RestoreStages, TransferTimes,
     },
     notes::IntoNote,
     sent::{Counter, count},
@@ -25,30 +25,38 @@ use crate::{
     transport::{Built, CoordinatorMessage, StageStep},
 };
 
-/// Feeds micro-batches to the first stage within its credits, and gathers what the stages report into events.
+/// Feeds micro-batches to the first stage of each replica within its credits, and gathers what the stages report into events.
+///
+/// Weights, states and the scores of evaluations are those of the first replica.
 pub(super) struct Coordinator {
-    stages: Vec<StageAddress>,
+    stages: usize,
+    replicas: Vec<Replica>,
     /// The strategy actor, if plans are decided during the run: it is sent every finished step.
     strategy: Option<Recipient<Observe>>,
     /// Only steps below this one are fed: the plans of the others may still change.
     cleared: u64,
     events: Sender<PipelineEvent>,
     sent: Arc<Counter>,
-    credits: usize,
     in_flight: usize,
-    /// The micro-batches that have been fed and not yet been sent, each with whether it is the last of its feed.
-    waiting: VecDeque<(MicroBatchId, Payload, bool)>,
+    /// The feeds of which some micro-batch has not been sent, by number: purpose, step, and how many have not.
+    unsent: BTreeMap<u64, (Purpose, u64, usize)>,
+    feeds: u64,
+    /// Of all replicas.
     built: Gather<(), Built>,
+    /// By step and stage, of all replicas.
+    steps_of_replicas: Gather<(u64, usize), StageStep>,
     steps: Gather<u64, StageStep>,
     scores: Gather<MicroBatchId, Option<Score>>,
+    /// Of all replicas.
     norms: Gather<u64, Vec<f64>>,
     snapshots: Gather<(), Vec<(String, candle_core::Tensor)>>,
     states: Gather<(), StageState>,
+    /// Of all replicas.
     restored: Gather<(), ()>,
     captures: Gather<u64, StageCapture>,
     /// The steps that are captured and have not been observed yet.
     captured: BTreeSet<u64>,
-    /// The stages that received a non-finite value, and the failure of the run if no stage produced it.
+    /// The stages that received a non-finite value, by their place among those of all replicas, and the failure of the run if no stage produced it.
     received_non_finite: BTreeMap<usize, Failure>,
     failed: bool,
     /// The other ranks.
@@ -57,61 +65,73 @@ pub(super) struct Coordinator {
     fences: usize,
 }
 
-/// Collects one value from every stage under a key.
+/// One replica of all stages.
+struct Replica {
+    stages: Vec<StageAddress>,
+    credits: usize,
+    /// The micro-batches that have been fed and not yet been sent, each with the number of its feed.
+    waiting: VecDeque<(MicroBatchId, Payload, u64)>,
+}
+
+/// Collects a value from each of several senders under a key: all stages, all replicas of a stage, or the stages of all replicas.
 struct Gather<K, V> {
-    stages: usize,
+    senders: usize,
     parts: BTreeMap<K, Vec<Option<V>>>,
 }
 
 impl<K: Ord + Copy, V> Gather<K, V> {
-    fn new(stages: usize) -> Self {
-        Self { stages, parts: BTreeMap::new() }
+    fn new(senders: usize) -> Self {
+        Self { senders, parts: BTreeMap::new() }
     }
 
-    /// Adds a stage's value. Returns the values of all stages, in order of stages, once they are complete.
-    fn add(&mut self, key: K, stage: usize, value: V) -> Option<Vec<V>> {
-        let stages = self.stages;
-        let parts = self.parts.entry(key).or_insert_with(|| (0..stages).map(|_| None).collect());
-        parts[stage] = Some(value);
+    /// Adds a sender's value. Returns the values of all, in order of senders, once they are complete.
+    fn add(&mut self, key: K, sender: usize, value: V) -> Option<Vec<V>> {
+        let senders = self.senders;
+        let parts = self.parts.entry(key).or_insert_with(|| (0..senders).map(|_| None).collect());
+        parts[sender] = Some(value);
         if parts.iter().all(Option::is_some) {
             return self.parts.remove(&key).map(|parts| parts.into_iter().flatten().collect());
         }
         None
     }
 
-    /// Whether for some key only values of the `received_non_finite` stages are missing.
-    fn waits_only_for(&self, received_non_finite: &BTreeMap<usize, Failure>) -> bool {
-        let there = |(stage, part): (usize, &Option<V>)| part.is_some() || received_non_finite.contains_key(&stage);
+    /// Whether for some key only values of senders are missing that have `received_non_finite` values.
+    fn waits_only_for(&self, received_non_finite: impl Fn(usize) -> bool) -> bool {
+        let there = |(sender, part): (usize, &Option<V>)| part.is_some() || received_non_finite(sender);
         self.parts.values().any(|parts| parts.iter().enumerate().all(there))
     }
 }
 
 impl Coordinator {
+    /// The coordinator of `replicas`, the stages of each.
     pub(super) fn new(
-        stages: Vec<StageAddress>,
+        replicas: Vec<Vec<StageAddress>>,
         strategy: Option<Recipient<Observe>>,
         in_flight: usize,
         events: Sender<PipelineEvent>,
         sent: Arc<Counter>,
         others: Vec<OtherRank>,
     ) -> Self {
-        let count = stages.len();
+        let (count, all) = (replicas[0].len(), replicas.iter().map(Vec::len).sum());
+        let replica = |stages| Replica { stages, credits: in_flight, waiting: VecDeque::new() };
         Self {
-            stages,
+            stages: count,
+            steps_of_replicas: Gather::new(replicas.len()),
+            replicas: replicas.into_iter().map(replica).collect(),
             strategy,
             cleared: 0,
             events,
             sent,
-            credits: in_flight,
             in_flight,
-            waiting: VecDeque::new(),
-            built: Gather::new(count),
+            unsent: BTreeMap::new(),
+            feeds: 0,
+            built: Gather::new(all),
             steps: Gather::new(count),
             scores: Gather::new(count),
-            norms: Gather::new(count),
+            norms: Gather::new(all),
             snapshots: Gather::new(count),
             states: Gather::new(count),
-            restored: Gather::new(count),
+            restored: Gather::new(all),
             captures: Gather::new(count),
             captured: BTreeSet::new(),
             received_non_finite: BTreeMap::new(),
@@ -134,10 +154,12 @@ impl Coordinator {
 
     /// Fails once every stage that could have sent the non-finite value has reported that it did not produce it.
     fn check_non_finite(&mut self) {
-        let over = self.received_non_finite.len() == self.stages.len()
-            || self.steps.waits_only_for(&self.received_non_finite)
-            || self.scores.waits_only_for(&self.received_non_finite)
-            || self.norms.waits_only_for(&self.received_non_finite);
+        let all = self.stages * self.replicas.len();
+        let has = |place: usize| self.received_non_finite.contains_key(&place);
+        let over = self.received_non_finite.len() == all
+            || self.steps.waits_only_for(|stage| (stage..all).step_by(self.stages).any(has))
+            || self.scores.waits_only_for(has)
+            || self.norms.waits_only_for(has);
         let earliest = self.received_non_finite.values().min_by_key(|failure| (failure.step, failure.micro_batch));
         if let Some(earliest) = earliest.filter(|_| over).cloned() {
             self.fail(earliest);
@@ -151,15 +173,23 @@ impl Coordinator {
         }
     }
 
-    fn broadcast<M>(&mut self, message: &M)
+    /// Sends a message to the stages of these replicas.
+    fn broadcast<M>(&mut self, replicas: std::ops::Range<usize>, message: &M)
     where
         M: actix::Message<Result = ()> + Clone + IntoNote + Send + 'static,
         StageActor: Handler<M>,
     {
-        for k in 0..self.stages.len() {
-            let sent = self.stages[k].send(message.clone());
-            self.check(Origin::Stage(k), sent);
+        for replica in replicas {
+            for k in 0..self.stages {
+                let sent = self.replicas[replica].stages[k].send(message.clone());
+                self.check(Origin::Stage(k), sent);
+            }
         }
+    }
+
+    /// All replicas.
+    fn all(&self) -> std::ops::Range<usize> {
+        0..self.replicas.len()
     }
 
     /// Makes sure that what has been sent to the stages of other ranks is in their mailboxes before anything else is fed: an activation takes another way,
@@ -174,22 +204,48 @@ impl Coordinator {
 
     /// Sends waiting micro-batches, as far as credits and known plans allow.
     fn flow(&mut self) {
-        while self.credits > 0 && !self.failed && self.fences == 0 {
-            let cleared = |micro_batch: &MicroBatchId| {
+        for replica in self.all() {
+            self.flow_to(replica);
+        }
+    }
+
+    fn flow_to(&mut self, replica: usize) {
+        while self.replicas[replica].credits > 0 && !self.failed && self.fences == 0 {
+            let to = &mut self.replicas[replica];
+            let is_cleared = |micro_batch: &MicroBatchId| {
                 micro_batch.purpose == Purpose::Evaluate || micro_batch.step < self.cleared
             };
-            if self.waiting.front().is_some_and(|(micro_batch, ..)| !cleared(micro_batch)) {
-                break;
-            }
-            let Some((micro_batch, payload, last)) = self.waiting.pop_front() else { break };
-            self.credits -= 1;
+            let next = to.waiting.pop_front_if(|(micro_batch, ..)| is_cleared(micro_batch));
+            let Some((micro_batch, payload, feed)) = next else { break };
+            to.credits -= 1;
             count(&self.sent.activations);
-            let sent = self.stages[0].send(Activation { micro_batch, payload, times: TransferTimes::now() });
+            let sent = to.stages[0].send(Activation { micro_batch, payload, times: TransferTimes::now() });
             self.check(Origin::Stage(0), sent);
-            if last {
-                self.tell(PipelineEvent::Fed { purpose: micro_batch.purpose, step: micro_batch.step });
+            self.sent_one_of(feed);
+        }
+    }
+
+    /// Notes that a micro-batch of a feed has been sent.
+    fn sent_one_of(&mut self, feed: u64) {
+        if let Some((purpose, step, left)) = self.unsent.get_mut(&feed) {
+            let (purpose, step) = (*purpose, *step);
+            *left -= 1;
+            if *left == 0 {
+                self.unsent.remove(&feed);
+                self.tell(PipelineEvent::Fed { purpose, step });
             }
         }
+    }
+
+    /// Adds up what the replicas of a stage reported of a step: their scores. All else is the first replica's.
+    fn whole(replicas: Vec<StageStep>) -> Option<StageStep> {
+        replicas.into_iter().reduce(|first, other| StageStep {
+            score: match (first.score, other.score) {
+                (Some(sum), Some(score)) => Some(sum + score),
+                (sum, score) => sum.or(score),
+            },
+            ..first
+        })
     }
 }
 
@@ -199,8 +255,8 @@ impl Actor for Coordinator {
     fn started(&mut self, ctx: &mut Self::Context) {
         // Until this actor feeds more there are at most `in_flight` micro-batches at each boundary. For each of them every stage reports at most
         // three times (a norm, a step or a score, a credit), and the strategy actor twice.
-        let stages = self.stages.len();
-        ctx.set_mailbox_capacity(64 + (3 * stages + 2) * (stages + 1) * (self.in_flight + 1));
+        let (stages, replicas) = (self.stages, self.replicas.len());
+        ctx.set_mailbox_capacity(64 + (3 * stages * replicas + 2) * (stages + 1) * (self.in_flight + 1));
     }
 }
 
@@ -212,24 +268,32 @@ impl Handler<Feed> for Coordinator {
         if capture {
             // It is in every stage's mailbox before the first activation of the step.
             self.captured.insert(step);
-            self.broadcast(&CaptureAfter { step });
+            self.broadcast(0..1, &CaptureAfter { step });
             self.fence();
         }
-        let fed = micro_batches.len();
-        for (i, Batch { inputs, targets }) in micro_batches.into_iter().enumerate() {
-            let micro_batch = MicroBatchId { step, purpose, index: first_index + i, count };
-            self.waiting.push_back((micro_batch, Payload { inputs, targets, total }, i + 1 == fed));
+        let feed = self.feeds;
+        self.feeds += 1;
+        self.unsent.insert(feed, (purpose, step, micro_batches.len()));
+        // Evaluations need the running statistics of the first replica.
+        let replicas = if purpose == Purpose::Train { self.replicas.len() } else { 1 };
+        let homes = (0..replicas).flat_map(|replica| {
+            let share = count / replicas + usize::from(replica < count % replicas);
+            std::iter::repeat_n((replica, share), share)
+        });
+        for (i, (Batch { inputs, targets }, (replica, share))) in micro_batches.into_iter().zip(homes).enumerate() {
+            let micro_batch = MicroBatchId { step, purpose, index: first_index + i, count: share };
+            self.replicas[replica].waiting.push_back((micro_batch, Payload { inputs, targets, total }, feed));
         }
         self.flow();
     }
 }
 
-impl Handler<Credit> for Coordinator {
+impl Handler<CreditOfReplica> for Coordinator {
     type Result = ();
 
-    fn handle(&mut self, _: Credit, _: &mut Self::Context) {
-        self.credits += 1;
-        if self.credits > self.in_flight {
+    fn handle(&mut self, CreditOfReplica(replica): CreditOfReplica, _: &mut Self::Context) {
+        self.replicas[replica].credits += 1;
+        if self.replicas[replica].credits > self.in_flight {
             let error = Err(Error::Internal("stage 0 returned more credits than it received micro-batches".to_owned()));
             self.check(Origin::Coordinator, error);
         }
@@ -274,10 +338,10 @@ impl Handler<Broadcast> for Coordinator {
 
     fn handle(&mut self, message: Broadcast, _: &mut Self::Context) {
         match message {
-            Broadcast::Begin(message) => self.broadcast(&message),
-            Broadcast::Validated(message) => self.broadcast(&message),
-            Broadcast::TakeSnapshot(message) => self.broadcast(&message),
-            Broadcast::TakeState(message) => self.broadcast(&message),
+            Broadcast::Begin(message) => self.broadcast(self.all(), &message),
+            Broadcast::Validated(message) => self.broadcast(self.all(), &message),
+            Broadcast::TakeSnapshot(message) => self.broadcast(0..1, &message),
+            Broadcast::TakeState(message) => self.broadcast(0..1, &message),
         }
         self.fence();
     }
@@ -288,8 +352,10 @@ impl Handler<RestoreStages> for Coordinator {
 
     fn handle(&mut self, message: RestoreStages, _: &mut Self::Context) {
         for (k, state) in message.states.into_iter().enumerate() {
-            let sent = self.stages[k].send(Restore { state: Box::new(state) });
-            self.check(Origin::Stage(k), sent);
+            for replica in self.all() {
+                let sent = self.replicas[replica].stages[k].send(Restore { state: Box::new(state.clone()) });
+                self.check(Origin::Stage(k), sent);
+            }
         }
     }
 }
@@ -297,17 +363,23 @@ impl Handler<RestoreStages> for Coordinator {
 impl Handler<Reported> for Coordinator {
     type Result = ();
 
-    fn handle(&mut self, Reported(report): Reported, _: &mut Self::Context) {
+    fn handle(&mut self, Reported { replica, report }: Reported, _: &mut Self::Context) {
         if self.failed {
             return;
         }
+        // The place of a stage among those of all replicas.
+        let place = |stage: usize| replica * self.stages + stage;
         match report {
             CoordinatorMessage::Built(built) => {
-                if let Some(all) = self.built.add((), built.stage, built) {
+                let place = place(built.stage);
+                if let Some(mut all) = self.built.add((), place, built) {
+                    all.truncate(self.stages);
                     self.tell(PipelineEvent::Ready(all));
                 }
             }
-            CoordinatorMessage::StepDone(done) => {
+            CoordinatorMessage::StepDone(part) => {
+                let key = (part.step, part.stage);
+                let Some(done) = self.steps_of_replicas.add(key, replica, part).and_then(Self::whole) else { return };
                 self.tell(PipelineEvent::StageStep(done.clone()));
                 let step = done.step;
                 if let Some(stages) = self.steps.add(step, done.stage, done) {
@@ -329,11 +401,13 @@ impl Handler<Reported> for Coordinator {
                 }
             }
             CoordinatorMessage::SquaredNorms { stage, step, norms } => {
-                if let Some(all) = self.norms.add(step, stage, norms) {
-                    // In the order of stages and parameters, not of arrival.
-                    let norm = all.iter().flatten().fold(0.0, |sum, norm| sum + norm).sqrt();
-                    (0..self.stages.len()).for_each(|_| count(&self.sent.norms));
-                    self.broadcast(&Norm { step, norm });
+                let place = place(stage);
+                if let Some(all) = self.norms.add(step, place, norms) {
+                    // In the order of stages and parameters, not of arrival. All replicas have the same gradients.
+                    let first = all.iter().take(self.stages).flatten();
+                    let norm = first.fold(0.0, |sum, norm| sum + norm).sqrt();
+                    (0..all.len()).for_each(|_| count(&self.sent.norms));
+                    self.broadcast(self.all(), &Norm { step, norm });
                 }
             }
             CoordinatorMessage::Snapshot { stage, tensors } => {
@@ -352,16 +426,19 @@ impl Handler<Reported> for Coordinator {
                 }
             }
             CoordinatorMessage::Restored { stage } => {
-                if self.restored.add((), stage, ()).is_some() {
+                let place = place(stage);
+                if self.restored.add((), place, ()).is_some() {
                     self.tell(PipelineEvent::Restored);
                 }
             }
             CoordinatorMessage::ReceivedNonFinite(failure) => {
                 if let Some(stage) = failure.stage() {
-                    self.received_non_finite.insert(stage, failure);
+                    let place = place(stage);
+                    let failure = failure.in_replica(replica, self.replicas.len());
+                    self.received_non_finite.insert(place, failure);
                 }
             }
-            CoordinatorMessage::Failed(failure) => self.fail(failure),
+            CoordinatorMessage::Failed(failure) => self.fail(failure.in_replica(replica, self.replicas.len())),
         }
         if !self.received_non_finite.is_empty() {
             self.check_non_finite();

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use super::{
     address::{COORDINATOR, StageAddress, send},
     coordinator::Coordinator,
-    messages::{Credit, Reported},
+    messages::{CreditOfReplica, Reported},
     notes::{CoordinatorNote, Header, IntoNote, Note, StageNote, StartNote},
     pipeline::PipelineSettings,
 };
@@ -42,7 +42,7 @@ impl Outbox {
     }
 }
 
-/// The coordinator, here or on rank 0.
+/// The coordinator, here or on rank 0. Stages beside it are the first replica's.
 #[derive(Clone)]
 pub(super) enum CoordinatorAddress {
     Here(Addr<Coordinator>),
@@ -53,7 +53,7 @@ impl CoordinatorAddress {
     /// Reports without waiting.
     pub(super) fn report(&self, report: CoordinatorMessage) -> Result<()> {
         match self {
-            Self::Here(address) => send(address, COORDINATOR, Reported(report)),
+            Self::Here(address) => send(address, COORDINATOR, Reported::from(report)),
             Self::There(outbox) => outbox.report(report),
         }
     }
@@ -61,7 +61,7 @@ impl CoordinatorAddress {
     /// Sends the first stage's credit.
     pub(super) fn credit(&self) -> Result<()> {
         match self {
-            Self::Here(address) => send(address, COORDINATOR, Credit),
+            Self::Here(address) => send(address, COORDINATOR, CreditOfReplica(0)),
             Self::There(outbox) => outbox.send(FIRST, Note::ToCoordinator(CoordinatorNote::Credit), &[]),
         }
     }
@@ -137,8 +137,8 @@ struct ActorsHere {
     stages: Vec<Option<StageAddress>>,
     coordinator: Option<Addr<Coordinator>>,
     orders: Option<Sender<Order>>,
-    /// What came before the actors were here; none once they are.
-    early: Option<Vec<(Note, Vec<Tensor>)>>,
+    /// What came before the actors were here, and from which rank; none once they are.
+    early: Option<Vec<(usize, Note, Vec<Tensor>)>>,
     /// The failure that came before the coordinator was here.
     failure: Option<Failure>,
 }
@@ -167,6 +167,19 @@ impl Exchange {
 
     pub(super) fn spread(&self) -> &Spread {
         &self.inbox.spread
+    }
+
+    /// Returns the address of a stage of a replica on another rank.
+    pub(super) fn there(&self, replica: usize, stage: usize) -> StageAddress {
+        let rank = self.spread().rank_of(replica, stage);
+        StageAddress::there(stage, RemoteStage { outbox: self.outbox().clone(), rank })
+    }
+
+    /// Returns the addresses of all stages of the replicas that this process has none of.
+    pub(super) fn other_replicas(&self) -> impl Iterator<Item = (usize, Vec<StageAddress>)> {
+        let spread = self.spread();
+        let others = (0..spread.replicas).filter(|&replica| replica != spread.replica());
+        others.map(|replica| (replica, (0..spread.homes.len()).map(|stage| self.there(replica, stage)).collect()))
     }
 
     /// Returns the other ranks.
@@ -206,8 +219,8 @@ impl Exchange {
         if let Some(failure) = here.failure.take() {
             here.fail(failure);
         }
-        for (note, tensors) in here.early.take().into_iter().flatten() {
-            self.inbox.give(&here, note, tensors);
+        for (from, note, tensors) in here.early.take().into_iter().flatten() {
+            self.inbox.give(&here, from, note, tensors);
         }
     }
 
@@ -238,8 +251,8 @@ impl Inbox {
                         here.order(Order::End(failure.map(Into::into)));
                         return false;
                     }
-                    (Some(early), note) => early.push((note, tensors)),
-                    (None, note) => self.give(&here, note, tensors),
+                    (Some(early), note) => early.push((from, note, tensors)),
+                    (None, note) => self.give(&here, from, note, tensors),
                 },
                 Ok(None) => {}
                 Err(error) => here.fail(Failure::new(Origin::Rank(from), Phase::Transfer, error)),
@@ -247,10 +260,14 @@ impl Inbox {
             Incoming::Lost { rank, cause } => {
                 let stages = self.spread.stages_of(rank);
                 let list = stages.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+                let replica = match self.spread.replicas {
+                    1 => String::new(),
+                    _ => format!(" of replica {}", self.spread.replica_of(rank)),
+                };
                 let lost = match stages.len() {
                     0 => String::new(),
-                    1 => format!("; stage {list} is lost with it"),
-                    _ => format!("; stages {list} are lost with it"),
+                    1 => format!("; stage {list}{replica} is lost with it"),
+                    _ => format!("; stages {list}{replica} are lost with it"),
                 };
                 let text = format!("{cause}{lost}: look at its host, and resume from the last checkpoint");
                 here.fail(Failure::new(Origin::Rank(rank), Phase::Transfer, Error::RankLost(text)));
@@ -265,10 +282,11 @@ impl Inbox {
         Ok((header.pipeline == self.outbox.pipeline).then_some((header.note, tensors)))
     }
 
-    fn give(&self, here: &ActorsHere, note: Note, tensors: Vec<Tensor>) {
+    fn give(&self, here: &ActorsHere, from: usize, note: Note, tensors: Vec<Tensor>) {
         let given = match note {
             Note::ToStage { stage, note } => self.give_stage(here, stage, note, tensors),
-            Note::ToCoordinator(note) => Self::give_coordinator(here, note, tensors)
+            Note::ToCoordinator(note) => self
+                .give_coordinator(here, from, note, tensors)
                 .map_err(|cause| Failure::new(Origin::Coordinator, Phase::Transfer, cause)),
             Note::Fence => {
                 let told = self.outbox.send(FIRST, Note::ToCoordinator(CoordinatorNote::Fenced), &[]);
@@ -279,7 +297,7 @@ impl Inbox {
         let Err(failure) = given else { return };
         let report = CoordinatorMessage::Failed(failure);
         let told = match &here.coordinator {
-            Some(coordinator) => send(coordinator, COORDINATOR, Reported(report)),
+            Some(coordinator) => send(coordinator, COORDINATOR, Reported::from(report)),
             None => self.outbox.report(report),
         };
         if let Err(error) = told {
@@ -301,11 +319,17 @@ impl Inbox {
         given.map_err(|cause| Failure::new(Origin::Stage(stage), Phase::Transfer, cause))
     }
 
-    fn give_coordinator(here: &ActorsHere, note: CoordinatorNote, tensors: Vec<Tensor>) -> Result<()> {
+    fn give_coordinator(
+        &self,
+        here: &ActorsHere,
+        from: usize,
+        note: CoordinatorNote,
+        tensors: Vec<Tensor>,
+    ) -> Result<()> {
         let Some(coordinator) = &here.coordinator else {
             return Err(Error::Internal("a report came to a rank without the coordinator".to_owned()));
         };
-        note.deliver(tensors, coordinator)
+        note.deliver(self.spread.replica_of(from), tensors, coordinator)
     }
 }
 
@@ -315,7 +339,7 @@ impl ActorsHere {
         match (&self.coordinator, &self.orders) {
             (Some(coordinator), _) => {
                 // If this fails, the coordinator has ended and nobody is left to report to.
-                let _ = send(coordinator, COORDINATOR, Reported(CoordinatorMessage::Failed(failure)));
+                let _ = send(coordinator, COORDINATOR, Reported::from(CoordinatorMessage::Failed(failure)));
             }
             (None, Some(_)) => self.order(Order::Lost(failure)),
             (None, None) => self.failure = Some(failure),

@@ -7,7 +7,7 @@ use actix::{Actor, Arbiter, Context};
 use super::{
     address::{StageAddress, StageHere},
     delay::DelayLine,
-    exchange::{CoordinatorAddress, Exchange, RemoteStage},
+    exchange::{CoordinatorAddress, Exchange},
     messages::Connect,
     pipeline::PipelineSettings,
     sent::Counter,
@@ -56,6 +56,8 @@ impl HostedStages {
             false => Some(DelayLine::start()?),
         };
         let here = stages_here(stages, exchange);
+        let (replica, replicas) =
+            exchange.map_or((0, 1), |exchange| (exchange.spread().replica(), exchange.spread().replicas));
         let threads = || Arbiter::try_new().map_err(|cause| Error::Thread { name: "interlock-stage", cause });
         let arbiters: Vec<Arbiter> = here.iter().map(|_| threads()).collect::<Result<_>>()?;
         let sent = here.iter().map(|_| Arc::default()).collect();
@@ -63,12 +65,11 @@ impl HostedStages {
         let start = |blueprint: StageBlueprint| {
             let stage = blueprint.index;
             if let Some(exchange) = exchange.filter(|exchange| !exchange.spread().is_here(stage)) {
-                let remote = RemoteStage { outbox: exchange.outbox().clone(), rank: exchange.spread().homes[stage] };
-                return StageAddress::there(stage, remote);
+                return exchange.there(exchange.spread().replica(), stage);
             }
             // One message for every activation, gradient and credit that can be in flight to the stage, and some more. A micro-batch has at most one
-            // gradient of each loss of this stage and those downstream.
-            let mailbox = 16 + in_flight * (2 + stages - stage);
+            // gradient of each loss of this stage and those downstream. Another replica sends two messages in a step, and may be one step ahead.
+            let mailbox = 16 + in_flight * (2 + stages - stage) + 4 * (replicas - 1);
             let settings = StageActorSettings {
                 in_flight,
                 policy: settings.policy,
@@ -76,6 +77,8 @@ impl HostedStages {
                 first_step: settings.first_step,
                 record: settings.record,
                 mailbox,
+                replica,
+                replicas,
             };
             let waiting = MailboxGauge::new(stage);
             let (arbiter, activity) = threads.next().expect("a thread for each stage that is here");
@@ -87,18 +90,20 @@ impl HostedStages {
         Ok(Self { arbiters, addresses, delays, sent, here, links })
     }
 
-    /// Tells the stages that are here of their neighbours and of the coordinator.
-    pub(super) fn connect(&self, coordinator: &CoordinatorAddress) {
+    /// Tells the stages that are here of their neighbours, of other replicas and of the coordinator.
+    pub(super) fn connect(&self, coordinator: &CoordinatorAddress, exchange: Option<&Exchange>) {
         for (&k, sent) in self.here.iter().zip(&self.sent) {
             let neighbour = |stage: usize| {
                 let line = self.delays.as_ref().filter(|_| !self.links[k].is_immediate());
                 let delayed = line.map(|line| line.direction(self.links[k]));
                 self.addresses.get(stage).map(|address| Neighbour { address: address.clone(), delayed })
             };
+            let to_replica = |(replica, stages): (usize, Vec<StageAddress>)| (replica, stages[k].clone());
             let wire = Wire {
                 stage: k,
                 previous: k.checked_sub(1).and_then(neighbour),
                 next: neighbour(k + 1),
+                replicas: exchange.into_iter().flat_map(Exchange::other_replicas).map(to_replica).collect(),
                 coordinator: coordinator.clone(),
                 sent: Arc::clone(sent),
             };

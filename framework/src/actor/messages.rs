@@ -11,7 +11,7 @@ use crate::{
     plan::PlanPhase,
     schedule::{MicroBatchId, Purpose},
     stage::{Payload, ReadoutVersion, StageCapture, StageState},
-    transport::{Built, CoordinatorMessage, StageStep, Transport},
+    transport::{Built, CoordinatorMessage, GradientShare, StageStep, Transport},
 };
 
 /// To a stage: its connections.
@@ -109,10 +109,20 @@ pub(super) struct Readout {
     pub(super) times: TransferTimes,
 }
 
-/// From the next stage, or from the first stage to the coordinator: one more micro-batch may be sent.
+/// From the next stage: one more micro-batch may be sent.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Credit;
+
+/// From the first stage of a replica to the coordinator: one more micro-batch may be sent.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct CreditOfReplica(pub(super) usize);
+
+/// From the same stage of another replica: a part of its gradients, or of the sum of all.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Shared(pub(super) GradientShare);
 
 /// From the coordinator: the norm of all stages' gradients of a step.
 #[derive(Message, Clone, Copy)]
@@ -180,7 +190,18 @@ pub(super) struct NextAction;
 /// From a stage to the coordinator.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(super) struct Reported(pub(super) CoordinatorMessage);
+pub(super) struct Reported {
+    /// The replica that the stage belongs to; 0 for what is no stage's.
+    pub(super) replica: usize,
+    pub(super) report: CoordinatorMessage,
+}
+
+impl From<CoordinatorMessage> for Reported {
+    /// A report of the first replica.
+    fn from(report: CoordinatorMessage) -> Self {
+        Self { replica: 0, report }
+    }
+}
 
 /// From the pipeline's handle to the coordinator: a batch to feed as credits allow.
 #[derive(Message, Debug)]

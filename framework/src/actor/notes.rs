@@ -10,8 +10,8 @@ use super::{
     address::{COORDINATOR, StageAddress, send},
     coordinator::Coordinator,
     messages::{
-        Activation, Begin, CaptureAfter, Change, Credit, Fenced, FollowPlans, Gradient, Norm, Readout, Reported,
-        Restore, TakeSnapshot, TakeState, TransferTimes, Validated,
+        Activation, Begin, CaptureAfter, Change, Credit, CreditOfReplica, Fenced, FollowPlans, Gradient, Norm, Readout,
+        Reported, Restore, Shared, TakeSnapshot, TakeState, TransferTimes, Validated,
     },
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     ranks::{RankMessage, packed, unpacked},
     schedule::MicroBatchId,
     stage::{Payload, ReadoutVersion, StageCapture, StageState, StateNote},
-    transport::{Built, CoordinatorMessage, StageStep},
+    transport::{Built, CoordinatorMessage, GradientShare, StageStep},
 };
 
 /// The header of a message.
@@ -85,6 +85,11 @@ pub(super) enum StageNote {
         step: u64,
     },
     Credit,
+    Share {
+        from: usize,
+        step: u64,
+        is_sum: bool,
+    },
     Norm {
         step: u64,
         norm: f64,
@@ -239,6 +244,13 @@ impl IntoNote for Readout {
     }
 }
 
+impl IntoNote for Shared {
+    fn into_note(self) -> Result<(StageNote, Vec<Tensor>)> {
+        let GradientShare { from, step, is_sum, values } = self.0;
+        Ok((StageNote::Share { from, step, is_sum }, vec![values]))
+    }
+}
+
 impl IntoNote for Restore {
     fn into_note(self) -> Result<(StageNote, Vec<Tensor>)> {
         let (state, tensors) = self.state.into_note()?;
@@ -273,6 +285,10 @@ impl StageNote {
                 to.send(Readout { version: ReadoutVersion { step, matrix }, times })
             }
             Self::Credit => to.send(Credit),
+            Self::Share { from, step, is_sum } => {
+                let values = tensors.pop().ok_or_else(without_tensor)?;
+                to.send(Shared(GradientShare { from, step, is_sum, values }))
+            }
             Self::Norm { step, norm } => to.send(Norm { step, norm }),
             Self::Validated { loss } => to.send(Validated { loss }),
             Self::Begin { total_steps } => to.send(Begin { total_steps }),
@@ -317,11 +333,11 @@ impl CoordinatorNote {
         Ok((note, Vec::new()))
     }
 
-    /// Makes it a message again and gives it to `to`.
-    pub(super) fn deliver(self, tensors: Vec<Tensor>, to: &Addr<Coordinator>) -> Result<()> {
+    /// Makes it a message again and gives it to `to`. It comes from a stage of `replica`.
+    pub(super) fn deliver(self, replica: usize, tensors: Vec<Tensor>, to: &Addr<Coordinator>) -> Result<()> {
         let mut tensors = tensors.into_iter();
         let report = match self {
-            Self::Credit => return send(to, COORDINATOR, Credit),
+            Self::Credit => return send(to, COORDINATOR, CreditOfReplica(replica)),
             Self::Fenced => return send(to, COORDINATOR, Fenced),
             Self::Built(built) => CoordinatorMessage::Built(built),
             Self::Scored { stage, micro_batch, score } => CoordinatorMessage::Scored { stage, micro_batch, score },
@@ -342,6 +358,6 @@ impl CoordinatorNote {
             Self::ReceivedNonFinite(failure) => CoordinatorMessage::ReceivedNonFinite(failure.into()),
             Self::Failed(failure) => CoordinatorMessage::Failed(failure.into()),
         };
-        send(to, COORDINATOR, Reported(report))
+        send(to, COORDINATOR, Reported { replica, report })
     }
 }

@@ -413,12 +413,14 @@ fn launch(
     let strategy = StrategyActor::new(plans, Arc::clone(&activities[here])).start();
     let observer = adapts.then(|| strategy.clone().recipient());
     let others = exchange.as_ref().map(Exchange::others).unwrap_or_default();
-    let coordinator = Coordinator::new(hosted.addresses.clone(), observer, in_flight, events, counter, others).start();
-    hosted.connect(&CoordinatorAddress::Here(coordinator.clone()));
+    let other_replicas = exchange.iter().flat_map(Exchange::other_replicas).map(|(_, stages)| stages);
+    let replicas: Vec<_> = [hosted.addresses.clone()].into_iter().chain(other_replicas).collect();
+    let coordinator = Coordinator::new(replicas.clone(), observer, in_flight, events, counter, others).start();
+    hosted.connect(&CoordinatorAddress::Here(coordinator.clone()), exchange.as_ref());
     if let Some(exchange) = &exchange {
         exchange.deliver_to(&hosted.addresses, Some(&coordinator));
     }
-    let start = StartStages { stages: hosted.addresses.clone(), coordinator: coordinator.clone() };
+    let start = StartStages { stages: replicas.concat(), coordinator: coordinator.clone() };
     // The mailbox is new and empty: sending cannot fail.
     let _ = send(&strategy, "the strategy actor", start);
     Ok((Actors { coordinator, strategy, hosted, activities, exchange }, sent))

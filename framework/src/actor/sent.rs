@@ -18,12 +18,14 @@ pub struct Sent {
     pub reports: u64,
     /// Norms of all stages' gradients, from the coordinator to each stage.
     pub norms: u64,
+    /// Parts of gradients and of their sums, between replicas of a stage.
+    pub shares: u64,
 }
 
 impl Sent {
     /// Returns the number of all messages.
     pub fn total(&self) -> u64 {
-        self.activations + self.gradients + self.readouts + self.credits + self.reports + self.norms
+        self.activations + self.gradients + self.readouts + self.credits + self.reports + self.norms + self.shares
     }
 }
 
@@ -38,6 +40,7 @@ impl std::ops::Add for Sent {
             credits: self.credits + other.credits,
             reports: self.reports + other.reports,
             norms: self.norms + other.norms,
+            shares: self.shares + other.shares,
         }
     }
 }
@@ -51,6 +54,7 @@ pub(super) struct Counter {
     pub(super) credits: AtomicU64,
     pub(super) reports: AtomicU64,
     pub(super) norms: AtomicU64,
+    pub(super) shares: AtomicU64,
 }
 
 impl Counter {
@@ -63,6 +67,7 @@ impl Counter {
             credits: read(&self.credits),
             reports: read(&self.reports),
             norms: read(&self.norms),
+            shares: read(&self.shares),
         }
     }
 }

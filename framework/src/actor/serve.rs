@@ -131,7 +131,7 @@ impl ServedStages {
         });
         let hosted = take.recv().map_err(|_| Error::Ended("the thread of the actors".to_owned())).flatten();
         let hosted = hosted.inspect_err(|_| system.stop())?;
-        hosted.connect(&CoordinatorAddress::There(exchange.outbox().clone()));
+        hosted.connect(&CoordinatorAddress::There(exchange.outbox().clone()), Some(exchange));
         exchange.deliver_to(&hosted.addresses, None);
         Ok(Self { hosted: Some(hosted), system, thread })
     }

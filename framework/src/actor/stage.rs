@@ -1,6 +1,7 @@
 //! The stage actor.
 
 mod between;
+mod sharing;
 mod steps;
 mod work;
 
@@ -15,12 +16,15 @@ use actix::{Actor, Context, Handler};
 use tracing::Span;
 
 use self::{
+    sharing::Sharing,
     steps::{Done, Queue},
     work::StageWorker,
 };
 use super::{
     arrivals::Arrivals,
-    messages::{Activation, CaptureAfter, Change, Connect, Credit, FollowPlans, Gradient, NextAction, Norm, Readout},
+    messages::{
+        Activation, CaptureAfter, Change, Connect, Credit, FollowPlans, Gradient, NextAction, Norm, Readout, Shared,
+    },
 };
 use crate::{
     Error, Failure, Origin, Phase, Result,
@@ -52,6 +56,9 @@ pub(super) struct StageActorSettings {
     pub(super) first_step: u64,
     pub(super) record: Option<Instant>,
     pub(super) mailbox: usize,
+    /// The replica that the stage belongs to, and how many there are.
+    pub(super) replica: usize,
+    pub(super) replicas: usize,
 }
 
 enum State {
@@ -166,7 +173,7 @@ fn phase_of(action: Action) -> Phase {
         Action::Forward(_) => Phase::Forward,
         Action::Head { .. } => Phase::Head,
         Action::Backward { .. } | Action::BackwardSum { .. } => Phase::Backward,
-        Action::ShareNorm(_) | Action::Update(_) => Phase::Update,
+        Action::ShareGradients(_) | Action::ShareNorm(_) | Action::Update(_) => Phase::Update,
     }
 }
 
@@ -199,6 +206,7 @@ impl Handler<FollowPlans> for StageActor {
                 stage: stage.index(),
                 plans: message.plans,
                 has_head: stage.has_head() || stage.index() + 1 == this.blueprint.stages,
+                replicas: this.settings.replicas > 1,
                 global_norm: this.settings.global_norm,
                 credits: this.settings.in_flight,
                 policy: this.settings.policy,
@@ -216,6 +224,7 @@ impl Handler<FollowPlans> for StageActor {
                     schedule: StageSchedule::new(role),
                     acting: false,
                     norms: HashMap::new(),
+                    sharing: Sharing::new(this.settings.replica, this.settings.replicas),
                     done: Done::default(),
                     unreported: Queue::default(),
                     captures: VecDeque::new(),
@@ -350,6 +359,22 @@ impl Handler<Norm> for StageActor {
         self.arrived(ctx, Event::Norm(step), |work| {
             work.norms.insert(step, norm);
             Ok(())
+        });
+    }
+}
+
+impl Handler<Shared> for StageActor {
+    type Result = ();
+
+    fn handle(&mut self, Shared(share): Shared, ctx: &mut Self::Context) {
+        self.mailbox.taken();
+        self.guarded(Phase::Transfer, |this| match &mut this.state {
+            State::Working(work) => {
+                work.take_share(share)?;
+                work.wake(ctx);
+                Ok(())
+            }
+            _ => Err(Error::Internal("received gradients of a replica before the first plan".to_owned()).into()),
         });
     }
 }

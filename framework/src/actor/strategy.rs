@@ -25,6 +25,7 @@ use crate::{
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct StartStages {
+    /// Of all replicas.
     pub(super) stages: Vec<StageAddress>,
     pub(super) coordinator: Addr<Coordinator>,
 }
@@ -56,7 +57,7 @@ impl StrategyActor {
             Err(panic) => failure(Error::panicked(&*panic)),
         };
         // If this fails, the coordinator has ended and nobody is left to report to.
-        let _ = send(&peers.coordinator, COORDINATOR, Reported(CoordinatorMessage::Failed(failure)));
+        let _ = send(&peers.coordinator, COORDINATOR, Reported::from(CoordinatorMessage::Failed(failure)));
         self.peers = None;
     }
 }

@@ -13,11 +13,13 @@ use crate::{
     transport::{CoordinatorMessage, MessageKind, StageMailbox, StageMessage, Transport},
 };
 
-/// The connections of one stage to its neighbours and the coordinator.
+/// The connections of one stage to its neighbours, its replicas and the coordinator.
 pub(super) struct Wire {
     pub(super) stage: usize,
     pub(super) previous: Option<Neighbour>,
     pub(super) next: Option<Neighbour>,
+    /// The same stage of other replicas.
+    pub(super) replicas: Vec<(usize, StageAddress)>,
     pub(super) coordinator: CoordinatorAddress,
     pub(super) sent: Arc<Counter>,
 }
@@ -57,11 +59,17 @@ fn no_neighbour(stage: usize) -> Error {
 
 impl Transport for Wire {
     fn send(&mut self, message: StageMessage) -> Result<()> {
-        let (counter, neighbour) = match message.header().kind {
-            MessageKind::Activation => (&self.sent.activations, &mut self.next),
-            MessageKind::Gradient => (&self.sent.gradients, &mut self.previous),
-            MessageKind::Readout => (&self.sent.readouts, &mut self.previous),
-            MessageKind::Credit => (&self.sent.credits, &mut self.previous),
+        let (counter, neighbour) = match &message {
+            StageMessage::Activation { .. } => (&self.sent.activations, &mut self.next),
+            StageMessage::Gradient { .. } => (&self.sent.gradients, &mut self.previous),
+            StageMessage::Readout(_) => (&self.sent.readouts, &mut self.previous),
+            StageMessage::Credit => (&self.sent.credits, &mut self.previous),
+            StageMessage::Share { to, .. } => {
+                count(&self.sent.shares);
+                let replica = self.replicas.iter().find(|(replica, _)| replica == to);
+                let (_, address) = replica.ok_or_else(|| no_neighbour(self.stage))?;
+                return address.deliver(message, None);
+            }
         };
         count(counter);
         match neighbour {
@@ -122,13 +130,15 @@ mod tests {
             first_step: 0,
             record: None,
             mailbox: 16,
+            replica: 0,
+            replicas: 1,
         };
         let waiting = MailboxGauge::new(3);
         let line = DelayLine::start().unwrap();
         let event = System::new().block_on(async {
             let (tell, told) = channel();
             let sent = Arc::<Counter>::default();
-            let coordinator = Coordinator::new(Vec::new(), None, 1, tell, Arc::clone(&sent), Vec::new()).start();
+            let coordinator = Coordinator::new(vec![Vec::new()], None, 1, tell, Arc::clone(&sent), Vec::new()).start();
             let arbiter = Arbiter::new();
             let address = StageActor::start_in_arbiter(&arbiter.handle(), {
                 let waiting = waiting.clone();
@@ -139,7 +149,7 @@ mod tests {
             let delayed = Some(line.direction(Link { latency: 1e-3, ..Link::IMMEDIATE }));
             let next = Some(Neighbour { address: StageHere::new(3, address, waiting).into(), delayed });
             let coordinator = CoordinatorAddress::Here(coordinator);
-            let mut wire = Wire { stage: 2, previous: None, next, coordinator, sent };
+            let mut wire = Wire { stage: 2, previous: None, next, replicas: Vec::new(), coordinator, sent };
             let inputs = Tensor::zeros((1, 1), DType::F32, &Device::Cpu).unwrap();
             let payload = Payload { targets: inputs.clone(), inputs: inputs.into(), total: 1.0 };
             let micro_batch = MicroBatchId { step: 5, purpose: Purpose::Train, index: 1, count: 2 };

@@ -10,6 +10,7 @@ use super::{Error, Failure, NonFinite, Origin, Phase};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct FailureNote {
     origin: Origin,
+    replica: Option<usize>,
     step: Option<u64>,
     micro_batch: Option<usize>,
     phase: Phase,
@@ -37,15 +38,22 @@ enum ErrorNote {
 
 impl From<&Failure> for FailureNote {
     fn from(failure: &Failure) -> Self {
-        let Failure { origin, step, micro_batch, phase, cause } = failure;
-        Self { origin: *origin, step: *step, micro_batch: *micro_batch, phase: *phase, cause: (&**cause).into() }
+        let Failure { origin, replica, step, micro_batch, phase, cause } = failure;
+        Self {
+            origin: *origin,
+            replica: *replica,
+            step: *step,
+            micro_batch: *micro_batch,
+            phase: *phase,
+            cause: (&**cause).into(),
+        }
     }
 }
 
 impl From<FailureNote> for Failure {
     fn from(note: FailureNote) -> Self {
-        let FailureNote { origin, step, micro_batch, phase, cause } = note;
-        Self { origin, step, micro_batch, phase, cause: Arc::new(cause.into()) }
+        let FailureNote { origin, replica, step, micro_batch, phase, cause } = note;
+        Self { origin, replica, step, micro_batch, phase, cause: Arc::new(cause.into()) }
     }
 }
 

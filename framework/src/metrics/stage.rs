@@ -15,7 +15,7 @@ fn phase(kind: ActionKind) -> usize {
         ActionKind::InputGradient => 2,
         ActionKind::ParameterGradient | ActionKind::MeasuredGradient => 3,
         ActionKind::BothGradients | ActionKind::BothMeasured => 4,
-        ActionKind::Norm | ActionKind::Update => 5,
+        ActionKind::Share | ActionKind::Norm | ActionKind::Update => 5,
     }
 }
 

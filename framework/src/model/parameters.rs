@@ -31,6 +31,18 @@ pub struct Entry {
     pub kind: TensorKind,
 }
 
+impl Entry {
+    /// Returns whether it is a running statistic, and not a copy of a parameter.
+    pub(crate) fn is_statistic(&self) -> bool {
+        tensor_kind(&self.name) == TensorKind::Buffer
+    }
+
+    /// Returns that its gradient is not finite, in words.
+    pub(crate) fn gradient_not_finite(&self) -> String {
+        format!("the gradient of {} holds an infinity or a NaN", self.name)
+    }
+}
+
 /// The named tensors of one stage's main part, or of one head, in the order in which they were asked for.
 #[derive(Clone, Debug)]
 pub struct ParameterStore(Arc<Mutex<Inner>>);

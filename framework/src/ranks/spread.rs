@@ -1,41 +1,52 @@
-//! Which rank has which stage.
+//! Which rank has which stage of which replica.
 
 use super::Ranks;
 use crate::{Error, Result};
 
-/// The ranks of a run, and the rank of each stage.
+/// The ranks of a run, and the rank of each stage. With replicas, each has as many ranks, in order, and all are spread alike.
 #[derive(Clone, Debug)]
 pub(crate) struct Spread {
     /// The ranks.
     pub(crate) ranks: Ranks,
-    /// The rank of each stage.
+    /// How many replicas of the stages there are.
+    pub(crate) replicas: usize,
+    /// The rank of each stage of the first replica.
     pub(crate) homes: Vec<usize>,
     /// What all ranks must agree in, a line each.
     pub(crate) agreement: String,
 }
 
 impl Spread {
-    /// Spreads `stages` stages over ranks: `given` has the stages of each rank; by default each has about as many, in order.
+    /// Spreads `replicas` times `stages` stages over ranks: `given` has the stages of each rank of a replica; by default each has about as many, in order.
     ///
     /// # Errors
-    /// If there are fewer stages than ranks, or `given` does not name every stage once, or has another number of ranks.
-    pub(crate) fn new(ranks: Ranks, stages: usize, given: Option<&[Vec<usize>]>) -> Result<Self> {
+    /// If the replicas cannot have as many ranks each, there are fewer stages than ranks of a replica, or `given` does not name every stage once, or has another
+    /// number of ranks.
+    pub(crate) fn new(ranks: Ranks, replicas: usize, stages: usize, given: Option<&[Vec<usize>]>) -> Result<Self> {
         let refuse = |problem: String, remedy: String| Err(Error::invalid("placement.stages", problem, remedy));
-        let size = ranks.size();
+        let size = ranks.size() / replicas;
+        if size * replicas != ranks.size() {
+            let problem = format!("{replicas} on {} ranks", ranks.size());
+            let right = format!("start a multiple of {replicas} ranks: each replica has as many");
+            return Err(Error::invalid("replicas", problem, right));
+        }
         let Some(given) = given else {
             if stages < size {
-                let remedy = format!("start at most {stages}, or cut the model into {size} stages");
-                return Err(Error::invalid("ranks", format!("{size} ranks for {stages} stages"), remedy));
+                let of_each = if replicas == 1 { "" } else { " of each replica" };
+                let most = stages * replicas;
+                let remedy = format!("start at most {most}, or cut the model into {size} stages");
+                return Err(Error::invalid("ranks", format!("{size} ranks{of_each} for {stages} stages"), remedy));
             }
             // The first ranks have one more, if they cannot all have as many.
             let homes = (0..size).flat_map(|rank| {
                 let own = stages / size + usize::from(rank < stages % size);
                 std::iter::repeat_n(rank, own)
             });
-            return Ok(Self { ranks, homes: homes.collect(), agreement: String::new() });
+            return Ok(Self { ranks, replicas, homes: homes.collect(), agreement: String::new() });
         };
         if given.len() != size {
-            return refuse(format!("lists for {} ranks", given.len()), format!("there are {size}"));
+            let of_each = if replicas == 1 { "" } else { " for each replica" };
+            return refuse(format!("lists for {} ranks", given.len()), format!("there are {size}{of_each}"));
         }
         let mut homes = vec![None; stages];
         for (rank, own) in given.iter().enumerate() {
@@ -54,19 +65,40 @@ impl Spread {
             Some(stage) => refuse(format!("stage {stage} is missing"), "name each stage once".to_owned()),
             None => {
                 let homes = homes.into_iter().flatten().collect();
-                Ok(Self { ranks, homes, agreement: String::new() })
+                Ok(Self { ranks, replicas, homes, agreement: String::new() })
             }
         }
     }
 
-    /// Returns the stages of a rank.
-    pub(crate) fn stages_of(&self, rank: usize) -> Vec<usize> {
-        (0..self.homes.len()).filter(|&stage| self.homes[stage] == rank).collect()
+    /// Returns the number of ranks of each replica.
+    fn ranks_of_replica(&self) -> usize {
+        self.ranks.size() / self.replicas
     }
 
-    /// Returns whether a stage is in this process.
+    /// Returns the replica that a rank has stages of.
+    pub(crate) fn replica_of(&self, rank: usize) -> usize {
+        rank / self.ranks_of_replica()
+    }
+
+    /// Returns the replica that this process has stages of.
+    pub(crate) fn replica(&self) -> usize {
+        self.replica_of(self.ranks.rank())
+    }
+
+    /// Returns the rank of a stage.
+    pub(crate) fn rank_of(&self, replica: usize, stage: usize) -> usize {
+        replica * self.ranks_of_replica() + self.homes[stage]
+    }
+
+    /// Returns the stages of a rank.
+    pub(crate) fn stages_of(&self, rank: usize) -> Vec<usize> {
+        let replica = self.replica_of(rank);
+        (0..self.homes.len()).filter(|&stage| self.rank_of(replica, stage) == rank).collect()
+    }
+
+    /// Returns whether a stage of this process's replica is in this process.
     pub(crate) fn is_here(&self, stage: usize) -> bool {
-        self.homes[stage] == self.ranks.rank()
+        self.rank_of(self.replica(), stage) == self.ranks.rank()
     }
 }
 
@@ -98,13 +130,22 @@ mod tests {
     #[test]
     fn stages_are_spread_in_order_or_as_given() {
         let spread = |ranks, stages, given: Option<&[Vec<usize>]>| {
-            Spread::new(Ranks::with_timeout(Arc::new(Alone(ranks)), Duration::from_secs(60)).unwrap(), stages, given)
+            Spread::new(Ranks::with_timeout(Arc::new(Alone(ranks)), Duration::from_secs(60)).unwrap(), 1, stages, given)
         };
         assert_eq!(spread(3, 8, None).unwrap().homes, [0, 0, 0, 1, 1, 1, 2, 2]);
         assert_eq!(spread(2, 2, None).unwrap().homes, [0, 1]);
         let given = spread(2, 3, Some(&[vec![2, 0], vec![1]])).unwrap();
         assert_eq!((given.homes.clone(), given.stages_of(0)), (vec![0, 1, 0], vec![0, 2]));
         assert!(given.is_here(0) && !given.is_here(1));
+        let alone = |ranks| Ranks::with_timeout(Arc::new(Alone(ranks)), Duration::from_secs(60)).unwrap();
+        let replicas = Spread::new(alone(6), 3, 3, Some(&[vec![2, 0], vec![1]])).unwrap();
+        let stages: Vec<_> = (0..6).map(|rank| replicas.stages_of(rank)).collect();
+        assert_eq!(stages, [vec![0, 2], vec![1], vec![0, 2], vec![1], vec![0, 2], vec![1]]);
+        assert_eq!((replicas.replica_of(3), replicas.rank_of(2, 1), replicas.replica()), (1, 5, 0));
+        let error = Spread::new(alone(5), 2, 3, None).unwrap_err().to_string();
+        assert_eq!(error, "replicas: 2 on 5 ranks; start a multiple of 2 ranks: each replica has as many");
+        let error = Spread::new(alone(8), 2, 3, None).unwrap_err().to_string();
+        assert!(error.contains("4 ranks of each replica for 3 stages; start at most 6"), "{error}");
         let refused =
             |ranks, stages, given: Option<&[Vec<usize>]>| spread(ranks, stages, given).unwrap_err().to_string();
         assert!(refused(3, 2, None).contains("3 ranks for 2 stages; start at most 2"));

@@ -24,10 +24,10 @@ pub struct MicroBatchId {
     pub step: u64,
     /// Its purpose.
     pub purpose: Purpose,
-    /// Its number within the step or evaluation.
+    /// Its number within the step or evaluation, counted through all replicas.
     #[serde(alias = "micro")]
     pub index: usize,
-    /// How many micro-batches the step or evaluation has.
+    /// How many micro-batches of the step or evaluation its replica has.
     #[serde(alias = "micros")]
     pub count: usize,
 }
@@ -93,6 +93,8 @@ pub enum Action {
         /// The work that remains after it: that of single losses, or nothing.
         then: Remaining,
     },
+    /// Send the other replicas of the stage what they need of the gradients of this step.
+    ShareGradients(u64),
     /// Report the squared norms of the gradients of this step (global clipping).
     ShareNorm(u64),
     /// Update the parameters.
@@ -104,7 +106,8 @@ impl Action {
     pub fn trains(&self) -> bool {
         match self {
             Self::Forward(micro_batch) | Self::Head { micro_batch, .. } => micro_batch.purpose == Purpose::Train,
-            Self::Backward { .. } | Self::BackwardSum { .. } | Self::ShareNorm(_) | Self::Update(_) => true,
+            Self::Backward { .. } | Self::BackwardSum { .. } => true,
+            Self::ShareGradients(_) | Self::ShareNorm(_) | Self::Update(_) => true,
         }
     }
 
@@ -115,7 +118,7 @@ impl Action {
             | Self::Head { micro_batch, .. }
             | Self::Backward { micro_batch, .. }
             | Self::BackwardSum { micro_batch, .. } => micro_batch.step,
-            Self::ShareNorm(step) | Self::Update(step) => *step,
+            Self::ShareGradients(step) | Self::ShareNorm(step) | Self::Update(step) => *step,
         }
     }
 
@@ -127,7 +130,7 @@ impl Action {
             | Self::Head { micro_batch, .. }
             | Self::Backward { micro_batch, .. }
             | Self::BackwardSum { micro_batch, .. } => micro_batch.step = to,
-            Self::ShareNorm(step) | Self::Update(step) => *step = to,
+            Self::ShareGradients(step) | Self::ShareNorm(step) | Self::Update(step) => *step = to,
         }
         self
     }
@@ -139,7 +142,7 @@ impl Action {
             | Self::Head { micro_batch, .. }
             | Self::Backward { micro_batch, .. }
             | Self::BackwardSum { micro_batch, .. } => Some(micro_batch.index),
-            Self::ShareNorm(_) | Self::Update(_) => None,
+            Self::ShareGradients(_) | Self::ShareNorm(_) | Self::Update(_) => None,
         }
     }
 
@@ -164,6 +167,7 @@ impl Action {
                 (false, _, true) => ActionKind::MeasuredGradient,
             },
             Self::BackwardSum { .. } => ActionKind::ParameterGradient,
+            Self::ShareGradients(_) => ActionKind::Share,
             Self::ShareNorm(_) => ActionKind::Norm,
             Self::Update(_) => ActionKind::Update,
         }
@@ -171,7 +175,7 @@ impl Action {
 }
 
 /// Prints `F0` for forward, `H0` head, `I0.2` input gradient of loss 2, `W0.2` parameter gradient, `B0.2` both (`w0.2` and `b0.2` if the parameter
-/// gradient is only measured), `W0` parameter gradient of a weighted sum of losses, `N` norm, `U` update. The first number is the micro-batch.
+/// gradient is only measured), `W0` parameter gradient of a weighted sum of losses, `S` share gradients, `N` norm, `U` update. The first number is the micro-batch.
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kind().letter())?;
@@ -199,6 +203,8 @@ pub(crate) enum Event {
     },
     /// The next stage has freed a micro-batch: one more may be sent.
     Credit,
+    /// The sum of all replicas' gradients of this step is there.
+    Replicas(u64),
     /// The norm of all stages' gradients of this step is known.
     Norm(u64),
     /// The next stage sent the version of the heads' shared matrix before this step.
@@ -217,6 +223,8 @@ pub(crate) enum WaitingFor {
         /// The stage whose loss it is.
         loss: usize,
     },
+    /// The gradients of the other replicas.
+    Replicas,
     /// The norm of all stages' gradients.
     Norm,
     /// A version of the matrix that heads share with the last stage.
@@ -229,6 +237,7 @@ impl fmt::Display for WaitingFor {
             Self::Activation => f.write_str("an activation"),
             Self::Credit => f.write_str("a credit"),
             Self::Gradient { loss } => write!(f, "the gradient of loss {loss}"),
+            Self::Replicas => f.write_str("the gradients of the other replicas"),
             Self::Norm => f.write_str("the norm of all gradients"),
             Self::Readout => f.write_str("the shared readout"),
         }

@@ -17,6 +17,8 @@ pub enum ActionKind {
     MeasuredGradient,
     /// The input gradient and the measured parameter gradient in one backward pass.
     BothMeasured,
+    /// What the other replicas need of the step's gradients.
+    Share,
     /// The squared norms of the step's gradients.
     Norm,
     /// The update of the parameters.
@@ -25,7 +27,7 @@ pub enum ActionKind {
 
 impl ActionKind {
     /// Every kind, in the order in which a micro-batch passes through them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Forward,
         Self::Head,
         Self::InputGradient,
@@ -33,11 +35,12 @@ impl ActionKind {
         Self::BothGradients,
         Self::MeasuredGradient,
         Self::BothMeasured,
+        Self::Share,
         Self::Norm,
         Self::Update,
     ];
 
-    /// Returns its letter in the notation: `F`, `H`, `I`, `W`, `B`, `w`, `b`, `N` or `U`.
+    /// Returns its letter in the notation: `F`, `H`, `I`, `W`, `B`, `w`, `b`, `S`, `N` or `U`.
     pub fn letter(self) -> char {
         match self {
             Self::Forward => 'F',
@@ -47,6 +50,7 @@ impl ActionKind {
             Self::BothGradients => 'B',
             Self::MeasuredGradient => 'w',
             Self::BothMeasured => 'b',
+            Self::Share => 'S',
             Self::Norm => 'N',
             Self::Update => 'U',
         }
@@ -67,6 +71,7 @@ impl ActionKind {
             Self::BothGradients => "both gradients",
             Self::MeasuredGradient => "measured gradient",
             Self::BothMeasured => "input gradient and measured one",
+            Self::Share => "share gradients",
             Self::Norm => "norm",
             Self::Update => "update",
         }
@@ -74,7 +79,7 @@ impl ActionKind {
 
     /// Returns whether it concerns one micro-batch, not the whole step.
     pub fn has_micro(self) -> bool {
-        !matches!(self, Self::Norm | Self::Update)
+        !matches!(self, Self::Share | Self::Norm | Self::Update)
     }
 
     /// Returns whether it is a backward pass, of one loss.

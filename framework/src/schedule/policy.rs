@@ -32,7 +32,7 @@ impl From<PolicyName> for Policy {
 /// The classes of actions that policies rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
-    /// The update, or the norm before it.
+    /// The update, or the norm or the shared gradients before it.
     Update,
     /// A forward pass.
     Forward,
@@ -101,7 +101,7 @@ impl Policy {
         full: bool,
     ) -> (usize, u64, usize, usize) {
         let class = match action {
-            Action::Update(_) | Action::ShareNorm(_) => Update,
+            Action::Update(_) | Action::ShareNorm(_) | Action::ShareGradients(_) => Update,
             Action::Forward(_) => Forward,
             Action::Backward { wants: Wants { input: true, .. }, .. } => InputGradient,
             Action::Backward { .. } | Action::BackwardSum { .. } if full => FreeingGradient,

@@ -18,6 +18,8 @@ pub(crate) struct StageRole {
     pub plans: PlanSchedule,
     /// Whether the stage has an auxiliary head; the last stage has its loss in any case.
     pub has_head: bool,
+    /// Whether updates wait for the gradients of other replicas of the stage.
+    pub replicas: bool,
     /// Whether updates wait for the norm of all stages' gradients.
     pub global_norm: bool,
     /// Credits: the most micro-batches that the next stage holds.
@@ -85,24 +87,33 @@ pub(crate) struct StageSchedule {
     next_head: usize,
     next_parameters: usize,
     next_measured: usize,
-    norm: NormState,
+    /// The gradients of all replicas, and then the norm of all stages' gradients.
+    sum: SharedState,
+    norm: SharedState,
     /// The latest version of the shared matrix that is there; those up to the first step are from the beginning.
     readout: u64,
     running: Option<Action>,
     freed: Vec<MicroBatchId>,
 }
 
+/// What becomes of a result of the step that others need: the stage shares its part, and then learns the whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum NormState {
+enum SharedState {
     ToShare,
     Shared,
     Known,
 }
 
+impl SharedState {
+    /// The state at the beginning of a step.
+    fn begin(is_shared: bool) -> Self {
+        if is_shared { Self::ToShare } else { Self::Known }
+    }
+}
+
 impl StageSchedule {
     /// Returns the schedule of a stage before anything has arrived.
     pub(crate) fn new(role: StageRole) -> Self {
-        let norm = if role.global_norm { NormState::ToShare } else { NormState::Known };
         Self {
             step: role.first_step,
             plan: Arc::clone(role.plans.at(role.first_step)),
@@ -114,7 +125,8 @@ impl StageSchedule {
             next_head: 0,
             next_parameters: 0,
             next_measured: 0,
-            norm,
+            sum: SharedState::begin(role.replicas),
+            norm: SharedState::begin(role.global_norm),
             readout: role.first_step,
             running: None,
             freed: Vec::new(),
@@ -205,11 +217,20 @@ impl StageSchedule {
                 }
                 self.credits += 1;
             }
+            Event::Replicas(step) => {
+                if step != self.step || self.sum != SharedState::Shared {
+                    return unexpected(format!(
+                        "the gradients of all replicas of step {step} during step {}",
+                        self.step
+                    ));
+                }
+                self.sum = SharedState::Known;
+            }
             Event::Norm(step) => {
-                if step != self.step || self.norm != NormState::Shared {
+                if step != self.step || self.norm != SharedState::Shared {
                     return unexpected(format!("the gradient norm of step {step} during step {}", self.step));
                 }
-                self.norm = NormState::Known;
+                self.norm = SharedState::Known;
             }
             Event::Readout(version) => {
                 if version <= self.readout {
@@ -237,7 +258,8 @@ impl StageSchedule {
             self.live.values().flat_map(|live| &live.losses).find(|l| !l.arrived && (l.is_left() || l.in_sum));
         match unarrived {
             Some(state) => WaitingFor::Gradient { loss: state.loss },
-            None if self.norm == NormState::Shared => WaitingFor::Norm,
+            None if self.sum == SharedState::Shared && self.is_done_with_step() => WaitingFor::Replicas,
+            None if self.norm == SharedState::Shared => WaitingFor::Norm,
             None if self.is_done_with_step() && !self.has_next_readout() => WaitingFor::Readout,
             None if front_waits => WaitingFor::Credit,
             None => WaitingFor::Activation,
@@ -252,8 +274,10 @@ impl StageSchedule {
             if !self.is_last() {
                 self.credits -= 1;
             }
-            if micro_batch.purpose == Purpose::Train {
+            if micro_batch.purpose == Purpose::Train && self.micros.is_none() {
                 self.micros = Some(micro_batch.count);
+                let first = micro_batch.index;
+                (self.next_head, self.next_parameters, self.next_measured) = (first, first, first);
             }
         }
         self.running = Some(action);
@@ -297,11 +321,16 @@ impl StageSchedule {
             }
         }
         if self.is_done_with_step() {
-            match self.norm {
-                NormState::ToShare => actions.push(Action::ShareNorm(self.step)),
-                NormState::Known if self.has_next_readout() => actions.push(Action::Update(self.step)),
-                NormState::Shared | NormState::Known => {}
+            match (self.sum, self.norm) {
+                (SharedState::Known, SharedState::ToShare) => actions.push(Action::ShareNorm(self.step)),
+                (SharedState::Known, SharedState::Known) if self.has_next_readout() => {
+                    actions.push(Action::Update(self.step));
+                }
+                _ => {}
             }
+        }
+        if self.sum == SharedState::ToShare && self.has_all_gradients() {
+            actions.push(Action::ShareGradients(self.step));
         }
         actions
     }
@@ -309,6 +338,12 @@ impl StageSchedule {
     /// Whether all micro-batches of the step are freed.
     fn is_done_with_step(&self) -> bool {
         self.micros == Some(self.freed_in_step) && self.live.is_empty()
+    }
+
+    /// Whether no parameter gradient of the step remains; input gradients, which other stages wait for, may.
+    fn has_all_gradients(&self) -> bool {
+        let is_complete = |live: &Live| !live.head_left && live.losses.iter().all(|l| !l.left.parameters && !l.in_sum);
+        self.micros == Some(self.freed_in_step + self.live.len()) && self.live.values().all(is_complete)
     }
 
     /// Whether the version of the shared matrix that the head uses at the next step is there.
@@ -370,16 +405,15 @@ impl StageSchedule {
                 }
                 self.free_if_done(micro_batch);
             }
-            Action::ShareNorm(_) => self.norm = NormState::Shared,
+            Action::ShareGradients(_) => self.sum = SharedState::Shared,
+            Action::ShareNorm(_) => self.norm = SharedState::Shared,
             Action::Update(_) => {
                 self.step += 1;
                 self.plan = Arc::clone(self.role.plans.at(self.step));
                 self.micros = None;
                 self.freed_in_step = 0;
-                self.next_head = 0;
-                self.next_parameters = 0;
-                self.next_measured = 0;
-                self.norm = if self.role.global_norm { NormState::ToShare } else { NormState::Known };
+                self.sum = SharedState::begin(self.role.replicas);
+                self.norm = SharedState::begin(self.role.global_norm);
             }
         }
     }

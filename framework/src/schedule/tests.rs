@@ -55,6 +55,7 @@ impl World {
         let stages: Vec<_> = (0..plans.stages())
             .map(|stage| {
                 StageSchedule::new(StageRole {
+                    replicas: false,
                     stage,
                     plans: plans.clone(),
                     has_head: heads || plans.plans().any(|plan| plan.is_needed(stage)),
@@ -176,6 +177,7 @@ impl World {
                     self.others.iter_mut().for_each(|o| o.push(Event::Norm(step)));
                 }
             }
+            Action::ShareGradients(_) => unreachable!("there are no replicas"),
             Action::Update(step) => record.updates.push(step),
         }
         self.stages[k].done(action);
@@ -321,6 +323,7 @@ proptest! {
 fn single(width: usize, stages: usize, stage: usize, policy: PolicyName) -> StageSchedule {
     StageSchedule::new(StageRole {
         stage,
+        replicas: false,
         plans: constant(GradientPlan::of_widths(&vec![width; stages]).unwrap()),
         has_head: true,
         global_norm: false,
@@ -404,6 +407,37 @@ fn a_relay_comes_before_the_stages_own_work() {
     assert_eq!(until_waiting(&mut stage), "I1.3");
     stage.on(Event::Gradient { micro_batch: train(0, 2), loss: 3 }).unwrap();
     assert_eq!(until_waiting(&mut stage), "I0.3 W0.3 W1.3 U");
+}
+
+#[test]
+fn gradients_are_shared_as_soon_as_they_are_complete() {
+    // The stage follows its own loss, and relays the gradient of loss 2.
+    let plan = GradientPlan::of_widths(&[3, 1, 1]).unwrap();
+    let role =
+        StageRole { replicas: true, plans: constant(plan), ..single(1, 3, 1, PolicyName::Interlock).role().clone() };
+    let mut stage = StageSchedule::new(role);
+    assert!(stage.on(Event::Replicas(0)).is_err());
+    // The second replica's micro-batches: those before them are the first one's.
+    for micro in 2..4 {
+        stage.on(Event::Activation(train(micro, 2))).unwrap();
+    }
+    assert_eq!(until_waiting(&mut stage), "F2 F3 H2 W2.1 H3 W3.1 S");
+    let gradient = |micro| Event::Gradient { micro_batch: train(micro, 2), loss: 2 };
+    stage.on(gradient(2)).unwrap();
+    assert_eq!(until_waiting(&mut stage), "I2.2");
+    assert_eq!(stage.waiting_for(), WaitingFor::Gradient { loss: 2 });
+    // The sum may come before the last relay.
+    let mut early = stage.clone();
+    early.on(Event::Replicas(0)).unwrap();
+    assert_eq!(until_waiting(&mut early), "");
+    early.on(gradient(3)).unwrap();
+    assert_eq!(until_waiting(&mut early), "I3.2 U");
+    stage.on(gradient(3)).unwrap();
+    assert_eq!(until_waiting(&mut stage), "I3.2");
+    assert_eq!(stage.waiting_for(), WaitingFor::Replicas);
+    stage.on(Event::Replicas(0)).unwrap();
+    assert!(stage.on(Event::Replicas(0)).is_err());
+    assert_eq!(until_waiting(&mut stage), "U");
 }
 
 #[test]

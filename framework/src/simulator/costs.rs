@@ -61,6 +61,8 @@ impl StageCosts {
             Action::Backward { loss, .. } if plan.gradients(stage, *loss).input => self.parameters,
             Action::Backward { .. } => self.parameters_only,
             Action::BackwardSum { .. } => self.sum_of_losses(plan, stage),
+            // The update has the costs of replicas.
+            Action::ShareGradients(_) => 0.0,
             Action::ShareNorm(_) => self.norm,
             Action::Update(_) => self.update,
         }

@@ -107,7 +107,7 @@ fn kind(action: &Action) -> &'static str {
         Action::Backward { wants: Wants::INPUT, .. } => "input gradient",
         Action::Backward { wants: Wants::BOTH, .. } => "both gradients",
         Action::Backward { .. } | Action::BackwardSum { .. } => "parameter gradient",
-        Action::ShareNorm(_) => "norm",
+        Action::ShareGradients(_) | Action::ShareNorm(_) => "norm",
         Action::Update(_) => "update",
     }
 }

@@ -13,6 +13,8 @@ pub(super) fn find<'a>(stages: impl Iterator<Item = &'a StageSchedule>) -> Deadl
         let on = match what {
             WaitingFor::Activation => k.checked_sub(1),
             WaitingFor::Credit | WaitingFor::Gradient { .. } | WaitingFor::Readout => Some(k + 1),
+            // Other replicas are not simulated.
+            WaitingFor::Replicas => None,
             // The norm arrives when every stage has reported its own.
             WaitingFor::Norm => {
                 (0..stages.len()).find(|&other| other != k && stages[other].waiting_for() != WaitingFor::Norm)

@@ -112,6 +112,7 @@ impl<'a> Simulation<'a> {
         let stages = (0..count)
             .map(|stage| StageState {
                 schedule: StageSchedule::new(StageRole {
+                    replicas: false,
                     stage,
                     plans: plans.clone(),
                     has_head: scenario.heads[stage],

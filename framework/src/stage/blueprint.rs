@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    EmaConfig, Head, Recompute, Stage, Trainable,
+    EmaConfig, Head, Recompute, ReplicaStatistics, Stage, Trainable,
     initial::head_builder,
     monitor::Monitor,
     readout::{self, LastMatrix, ReadoutRole, Versions},
@@ -174,6 +174,8 @@ pub struct StageSettings {
     pub ema: Option<EmaConfig>,
     /// The dtype of the tensors that cross boundaries.
     pub dtype: ActivationDtype,
+    /// The running statistics of several replicas.
+    pub replica_statistics: ReplicaStatistics,
     /// Whether the gradients of units are checked when they are built.
     pub check_gradients: bool,
 }
@@ -408,6 +410,7 @@ impl StageBlueprint {
             lr_schedule: settings.lr_schedule.for_base(config.lr),
             recompute: settings.recompute.is_for(self.index),
             dtype: settings.dtype,
+            statistics: settings.replica_statistics,
             monitor: Monitor::on(&*self.device),
             score: None,
             received_non_finite: None,

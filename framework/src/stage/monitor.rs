@@ -34,7 +34,7 @@ impl Task {
             Action::Backward { micro_batch, .. } | Action::BackwardSum { micro_batch, .. } => {
                 (Some(micro_batch), Phase::Backward)
             }
-            Action::ShareNorm(_) | Action::Update(_) => (None, Phase::Update),
+            Action::ShareGradients(_) | Action::ShareNorm(_) | Action::Update(_) => (None, Phase::Update),
         };
         Self { step: action.step(), micro_batch, phase }
     }

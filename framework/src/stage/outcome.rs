@@ -45,6 +45,8 @@ pub enum Outcome {
     Gradient(Activation),
     /// The score of the head, in evaluation. In training it is among the numbers of the step.
     Score(Score),
+    /// The gradients of the step, for the other replicas: `(elements)`, on the host.
+    Gradients(Tensor),
     /// The squared norms of the main parameters' gradients, in order of creation.
     SquaredNorms(Vec<f64>),
     /// The parameters have been updated, or an asynchronous device has been given the update. The numbers of the step are being read.

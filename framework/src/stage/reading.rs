@@ -20,7 +20,7 @@ use crate::{
 /// The numbers of a step that an update has begun to read. [`Stage::take`] waits for them.
 pub struct StepReading {
     lr: f64,
-    /// The score that was read before the update, under global clipping.
+    /// The score that was read before the update, for the norms or for other replicas.
     score: Option<Score>,
     pending: PendingNumbers,
 }
@@ -122,6 +122,14 @@ impl PendingNumbers {
     }
 }
 
+/// Returns the sum of two scores, as far as they are there.
+fn both(before: Option<Score>, score: Option<Score>) -> Option<Score> {
+    match (before, score) {
+        (Some(before), Some(score)) => Some(before + score),
+        (before, score) => before.or(score),
+    }
+}
+
 impl Stage {
     /// Begins to read all numbers of the step that ends.
     pub(super) fn begin_reading(&mut self, lr: f64) -> Result<StepReading> {
@@ -138,10 +146,7 @@ impl Stage {
         let StepReading { lr, score, pending } = reading;
         let Some(measured) = self.look(pending)? else { return Ok(None) };
         Ok(Some(StepNumbers {
-            score: match (score, measured.score) {
-                (Some(before), Some(score)) => Some(before + score),
-                (before, score) => before.or(score),
-            },
+            score: both(score, measured.score),
             updated: Updated { lr, gradient_norm: measured.squared_norms.iter().sum::<f64>().sqrt() },
             alignment: measured.products.cosine(),
         }))
@@ -173,11 +178,11 @@ impl Stage {
         Ok(self.look(pending)?.and_then(|measured| measured.score))
     }
 
-    /// Waits for all numbers of the step so far. Returns the squared norms of the gradients; none as in [`Self::take`].
-    pub(super) fn read_norms(&mut self) -> Result<Option<Vec<f64>>> {
+    /// Waits for all numbers of the step so far. Returns the squared norms of the gradients, if they have been measured; none as in [`Self::take`].
+    pub(super) fn read_so_far(&mut self) -> Result<Option<Vec<f64>>> {
         let pending = PendingNumbers::begin(self.monitor.take_step(), self.monitor.task(), &*self.device)?;
         let Some(measured) = self.look(pending)? else { return Ok(None) };
-        self.score = measured.score;
+        self.score = both(self.score, measured.score);
         Ok(Some(measured.squared_norms))
     }
 }

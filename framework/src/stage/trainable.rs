@@ -164,10 +164,42 @@ impl Trainable {
             // The sums have the dtype of the values.
             let gradient = gradient.detach().to_dtype(entry.var.dtype())?;
             let sum = Sum::and(sums[at].take(), gradient, monitor)?;
-            monitor.check_numbers(sum.squares.clone(), NonFinite::Gradient, || {
-                format!("the gradient of {} holds an infinity or a NaN", entry.name)
-            })?;
+            monitor.check_numbers(sum.squares.clone(), NonFinite::Gradient, || entry.gradient_not_finite())?;
             sums[at] = Some(sum);
+        }
+        Ok(())
+    }
+
+    /// Returns what the replicas of a stage add up: the gradients of the step, those that are only measured, and the running statistics if they are wanted.
+    pub(super) fn shared(&self, statistics: bool) -> impl Iterator<Item = &Tensor> {
+        let gradients = self.gradients.iter().chain(&self.measured).flatten().map(|sum| &sum.value);
+        let statistics = self.entries.iter().filter(move |entry| statistics && entry.is_statistic());
+        gradients.chain(statistics.map(|entry| entry.var.as_tensor()))
+    }
+
+    /// Replaces what [`Self::shared`] returned by the sums over all replicas, which `next` returns one after another in the shape of each; running statistics
+    /// by their means, if the number of replicas is given. `monitor` checks the sums.
+    ///
+    /// # Errors
+    /// If a gradient is not finite.
+    pub(super) fn replace_shared(
+        &mut self,
+        mut next: impl FnMut(&Tensor) -> candle_core::Result<Tensor>,
+        replicas: Option<usize>,
+        monitor: &mut Monitor,
+    ) -> Result<()> {
+        for sums in [&mut self.gradients, &mut self.measured] {
+            for (entry, sum) in self.entries.iter().zip(sums) {
+                let Some(sum) = sum else { continue };
+                let value = next(&sum.value)?;
+                *sum = Sum { squares: monitor.squared_norm(&value)?, value, owned: false };
+                monitor.check_numbers(sum.squares.clone(), NonFinite::Gradient, || entry.gradient_not_finite())?;
+            }
+        }
+        if let Some(replicas) = replicas {
+            for entry in self.entries.iter().filter(|entry| entry.is_statistic()) {
+                entry.var.set(&(next(entry.var.as_tensor())? / replicas as f64)?)?;
+            }
         }
         Ok(())
     }
@@ -323,6 +355,35 @@ mod tests {
         trainable.update(1.0, &ClipFactor::Host(0.25), &mut host()).unwrap();
         assert_eq!(trainable.applied()[0].1.to_vec1::<f32>().unwrap(), [0.75, -2.0]);
         assert_eq!(weight.to_vec1::<f32>().unwrap(), [-0.75, 2.0]);
+    }
+
+    #[test]
+    fn what_replicas_share_replaces_gradients_and_statistics() {
+        let config = OptimizerConfig { lr: 1.0, momentum: 0.0, ..OptimizerConfig::default() };
+        let store = ParameterStore::new(1, Default::default());
+        let builder = store.builder(&Device::Cpu);
+        let weight = builder.get_with_hints(2, "w", candle_nn::Init::Const(0.0)).unwrap();
+        let mean = builder.get_with_hints(2, "running_mean", candle_nn::Init::Const(3.0)).unwrap();
+        let optimizer = crate::optimizer::built_in(&config).unwrap();
+        let mut trainable = Trainable::new(store, &config, optimizer).unwrap();
+        trainable.accumulate(vec![(weight.id(), gradient([1.0, 2.0]))], &mut host()).unwrap();
+        trainable.measure(vec![(weight.id(), gradient([5.0, 6.0]))], &mut host()).unwrap();
+        let shared = |statistics| -> Vec<Vec<f32>> {
+            trainable.shared(statistics).map(|tensor| tensor.to_vec1().unwrap()).collect()
+        };
+        assert_eq!(shared(false), [[1.0, 2.0], [5.0, 6.0]]);
+        assert_eq!(shared(true), [[1.0, 2.0], [5.0, 6.0], [3.0, 3.0]]);
+        // The sums of two replicas.
+        let mut sums = [[4.0, 3.0], [0.0, 10.0], [8.0, 7.0]].map(gradient).into_iter();
+        trainable.replace_shared(|_| Ok(sums.next().unwrap()), Some(2), &mut host()).unwrap();
+        assert_eq!(values(&trainable.squared_norms().unwrap()), [25.0]);
+        assert_eq!(Products::from_slice(&values(&trainable.products(&host()).unwrap())).cosine(), Some(0.6));
+        trainable.update(1.0, &ClipFactor::NONE, &mut host()).unwrap();
+        assert_eq!(weight.to_vec1::<f32>().unwrap(), [-4.0, -3.0]);
+        assert_eq!(mean.to_vec1::<f32>().unwrap(), [4.0, 3.5]);
+        trainable.accumulate(vec![(weight.id(), gradient([1.0, 2.0]))], &mut host()).unwrap();
+        let bad = trainable.replace_shared(|_| Ok(gradient([f32::INFINITY, 0.0])), None, &mut host()).unwrap_err();
+        assert!(bad.to_string().starts_with("the gradient of w holds an infinity or a NaN"), "{bad}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ impl Stage {
         let norms = self.parameters.squared_norms()?;
         self.monitor.measure(Meaning::SquaredNorms, norms);
         // Without the norms of one stage no update is made. None is needed: some stage fails.
-        Ok(self.read_norms()?.map_or(Outcome::None, Outcome::SquaredNorms))
+        Ok(self.read_so_far()?.map_or(Outcome::None, Outcome::SquaredNorms))
     }
 
     pub(super) fn update(&mut self, step: u64, global_norm: Option<f64>) -> Result<Outcome> {

@@ -32,7 +32,7 @@ use crate::{
     },
     ranks::Ranks,
     schedule::PolicyName,
-    stage::{EmaConfig, HeadsConfig, HeadsTrained, Recompute},
+    stage::{EmaConfig, HeadsConfig, HeadsTrained, Recompute, ReplicaStatistics},
     stage::{
         OptimizerFactory,
         initial::{AllowedDifferences, Missing, adapted},
@@ -73,7 +73,8 @@ pub struct TrainerBuilder {
     stopper: Stopper,
     settings: FitSettings,
     ranks: Option<Ranks>,
-    /// The stages of each rank.
+    replica_statistics: ReplicaStatistics,
+    /// The stages of each rank of a replica.
     stages_of_ranks: Option<Vec<Vec<usize>>>,
     /// What all ranks must agree in, beside what this builder knows.
     agreement: String,
@@ -113,6 +114,7 @@ impl TrainerBuilder {
                 first_step: 0,
                 batch_size: 32,
                 micro_batches: 1,
+                replicas: 1,
                 length: Length::Epochs(1),
                 eval_every: None,
                 drop_last: false,
@@ -120,6 +122,7 @@ impl TrainerBuilder {
                 record: None,
             },
             ranks: None,
+            replica_statistics: ReplicaStatistics::default(),
             stages_of_ranks: None,
             agreement: String::new(),
         }
@@ -307,7 +310,22 @@ impl TrainerBuilder {
         Self { ranks: Some(ranks.clone()), ..self }
     }
 
-    /// Sets the stages of each rank, such as `vec![vec![0, 1], vec![2]]`.
+    /// Trains `replicas` copies of each stage, each with as many ranks ([`Self::ranks`]): with `P` ranks a replica, rank `r * P + p` has part `p` of replica
+    /// `r`. A batch is cut into [`Self::micro_batches`] micro-batches for each replica, and the gradients of all are added up before each update: the result is
+    /// that of one replica with `replicas` times as many micro-batches, up to the order of sums, and always has the same bits. Default: 1.
+    ///
+    /// Weights, states and evaluations are those of the first replica.
+    pub fn replicas(mut self, replicas: usize) -> Self {
+        self.settings.replicas = replicas;
+        self
+    }
+
+    /// Sets what becomes of the running statistics of batch norms with several replicas. Default: each replica keeps its own.
+    pub fn replica_statistics(self, statistics: ReplicaStatistics) -> Self {
+        Self { replica_statistics: statistics, ..self }
+    }
+
+    /// Sets the stages of each rank, such as `vec![vec![0, 1], vec![2]]`; with several replicas, of each rank of a replica.
     pub fn stages_of_ranks(self, stages: impl Into<Option<Vec<Vec<usize>>>>) -> Self {
         Self { stages_of_ranks: stages.into(), ..self }
     }
@@ -319,7 +337,7 @@ impl TrainerBuilder {
         Self { agreement: lines.into(), ..self }
     }
 
-    /// Sets the number of micro-batches of a batch. Default: 1.
+    /// Sets the number of micro-batches of a batch, of each replica. Default: 1.
     pub fn micro_batches(mut self, micro_batches: usize) -> Self {
         self.settings.micro_batches = micro_batches;
         self

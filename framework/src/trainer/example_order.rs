@@ -10,7 +10,10 @@ use crate::{Error, Result, random::Key};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Division {
     pub(super) batch_size: usize,
+    /// Of all replicas.
     pub(super) micro_batches: usize,
+    /// Each of them has at least one micro-batch.
+    pub(super) replicas: usize,
     /// Whether the examples that are left after the last whole batch are left out.
     pub(super) drop_last: bool,
     /// The fewest examples of a micro-batch that the model can be trained with. So few that are left after the last whole batch join it.
@@ -18,10 +21,15 @@ pub(super) struct Division {
 }
 
 impl Division {
+    /// Returns the fewest examples of a batch.
+    fn smallest_batch(self) -> usize {
+        self.least * self.replicas
+    }
+
     /// Returns how many of an epoch's examples join the last whole batch.
     fn joining(self, examples: usize) -> usize {
         let left = examples % self.batch_size;
-        let joins = !self.drop_last && examples >= self.batch_size && left < self.least;
+        let joins = !self.drop_last && examples >= self.batch_size && left < self.smallest_batch();
         if joins { left } else { 0 }
     }
 
@@ -36,21 +44,29 @@ impl Division {
     fn check(self, examples: usize) -> Result<()> {
         let Self { batch_size, micro_batches, least, .. } = self;
         let smallest = batch_size / micro_batches;
-        let needed = format!("in training, the model needs {least} in a micro-batch");
-        if examples < least {
-            let right = format!("give at least {least}");
+        let smallest_batch = self.smallest_batch();
+        let needed = match self.replicas {
+            1 => format!("in training, the model needs {least} in a micro-batch"),
+            replicas => format!("in training, each of {replicas} replicas needs {least} in a micro-batch"),
+        };
+        if examples < smallest_batch {
+            let right = format!("give at least {smallest_batch}");
             return Err(Error::invalid("training set", format!("it has {}; {needed}", counted(examples)), right));
         }
         if examples < batch_size || smallest >= least {
             return Ok(());
         }
-        if batch_size < least {
-            let right = format!("use at least {least}");
+        if batch_size < smallest_batch {
+            let right = format!("use at least {smallest_batch}");
             return Err(Error::invalid("batch_size", format!("{batch_size}; {needed}"), right));
         }
         let problem = format!("{micro_batches} of a batch of {batch_size} have {} each; {needed}", counted(smallest));
-        let right =
-            format!("use at most {}, or a batch_size of at least {}", batch_size / least, micro_batches * least);
+        let (most, of_each) = match self.replicas {
+            1 => (batch_size / least, ""),
+            replicas => (batch_size / least / replicas, " of each replica"),
+        };
+        let enough = micro_batches * least;
+        let right = format!("use at most {most}{of_each}, or a batch_size of at least {enough}");
         Err(Error::invalid("micro_batches", problem, right))
     }
 }
@@ -143,7 +159,7 @@ impl ExampleOrder {
 
     /// Returns the number of micro-batches of a batch: fewer than configured if they would have fewer examples than the model needs.
     pub(super) fn micro_batches(&self, examples: usize) -> usize {
-        (examples / self.division.least).clamp(1, self.division.micro_batches)
+        (examples / self.division.least).clamp(self.division.replicas, self.division.micro_batches)
     }
 
     /// Returns the number of examples that join the last whole batch of an epoch, since they are too few for a batch of their own.
@@ -173,7 +189,7 @@ mod tests {
     use super::*;
 
     fn division(batch_size: usize, drop_last: bool) -> Division {
-        Division { batch_size, micro_batches: 1, drop_last, least: 1 }
+        Division { batch_size, micro_batches: 1, replicas: 1, drop_last, least: 1 }
     }
 
     #[test]
@@ -232,7 +248,7 @@ mod tests {
     #[test]
     fn micro_batches_that_are_too_small_are_refused_with_a_remedy_that_helps() {
         let refused = |examples, batch_size, micro_batches| {
-            let division = Division { batch_size, micro_batches, drop_last: false, least: 2 };
+            let division = Division { batch_size, micro_batches, replicas: 1, drop_last: false, least: 2 };
             ExampleOrder::new(examples, division, 0).unwrap_err().to_string()
         };
         let needs = "in training, the model needs 2 in a micro-batch";
@@ -248,18 +264,20 @@ mod tests {
         #[test]
         fn an_epoch_has_every_example_once_in_micro_batches_that_are_large_enough(
             examples in 1_usize..80,
-            batch_size in 1_usize..20,
-            micro_batches in 1_usize..20,
+            more in 0_usize..15,
+            micro_batches in 1_usize..10,
+            replicas in 1_usize..4,
             least in 1_usize..4,
             drop_last: bool,
             epoch in 0_u64..3,
         ) {
-            prop_assume!(micro_batches <= batch_size);
-            let division = Division { batch_size, micro_batches, drop_last, least };
+            let micro_batches = micro_batches * replicas;
+            let batch_size = micro_batches + more;
+            let division = Division { batch_size, micro_batches, replicas, drop_last, least };
             let Ok(order) = ExampleOrder::new(examples, division, 5) else {
                 let has_no_batch = drop_last && examples < batch_size;
                 let has_too_small = examples >= batch_size && batch_size / micro_batches < least;
-                prop_assert!(has_no_batch || has_too_small || examples < least);
+                prop_assert!(has_no_batch || has_too_small || examples < least * replicas);
                 return Ok(());
             };
             let numbers = order.epoch(epoch);
@@ -268,9 +286,9 @@ mod tests {
                 (first..first + order.per_epoch).map(|step| &numbers[order.batch_of(step)]).collect();
             for batch in &batches {
                 let pieces = order.micro_batches(batch.len());
-                prop_assert!(pieces <= micro_batches && batch.len() / pieces >= least);
+                prop_assert!((replicas..=micro_batches).contains(&pieces) && batch.len() / pieces >= least);
                 prop_assert!(batch.len() / pieces >= order.smallest_micro_batch());
-                prop_assert!(batch.len() < batch_size + least && batch.len() <= order.largest_batch());
+                prop_assert!(batch.len() < batch_size + least * replicas && batch.len() <= order.largest_batch());
             }
             let mut read = batches.concat();
             read.sort_unstable();

@@ -10,18 +10,19 @@ use actix::{AsyncContext, Context};
 
 use super::{
     StageActor, Stopped, phase_of,
+    sharing::Sharing,
     steps::{Done, Queue, Timed},
 };
 use crate::{
-    Failure, Origin,
+    Error, Failure, Origin,
     actor::{
         arrivals::Arrivals,
         messages::{NextAction, TransferTimes},
     },
     metrics::{Direction, StageMetrics},
-    schedule::{Action, ActionKind, Purpose, StageSchedule},
+    schedule::{Action, ActionKind, Event, Purpose, StageSchedule},
     stage::{ActionContext, Outcome, ReadoutVersion, Stage},
-    transport::{CoordinatorMessage, StageMessage, Transport},
+    transport::{CoordinatorMessage, GradientShare, StageMessage, Transport},
     watch::{Activity, Doing},
 };
 
@@ -33,6 +34,7 @@ pub(super) struct StageWorker {
     /// Whether a [`NextAction`] is in the mailbox.
     pub(super) acting: bool,
     pub(super) norms: HashMap<u64, f64>,
+    pub(super) sharing: Sharing,
     /// The actions done for the step in work.
     pub(super) done: Done,
     /// The steps whose numbers are being read.
@@ -105,6 +107,9 @@ impl StageWorker {
         self.timed(Timed { action, before, after });
         self.deliver(action, outcome)?;
         self.schedule.done(action);
+        if let Action::ShareGradients(step) = action {
+            self.take_sum(step)?;
+        }
         for micro_batch in self.schedule.take_freed() {
             self.stage.free(micro_batch);
             if micro_batch.purpose == Purpose::Train {
@@ -145,6 +150,24 @@ impl StageWorker {
         Ok(())
     }
 
+    /// Takes gradients of another replica.
+    pub(super) fn take_share(&mut self, share: GradientShare) -> Result<(), Stopped> {
+        let step = share.step;
+        for (to, share) in self.sharing.take(share)? {
+            self.wire.send(StageMessage::Share { to, share })?;
+        }
+        self.take_sum(step)
+    }
+
+    /// Gives the stage the gradients of all replicas, if they are there.
+    fn take_sum(&mut self, step: u64) -> Result<(), Stopped> {
+        if let Some(sum) = self.sharing.finish(step)? {
+            self.stage.accept_gradients(step, &sum, self.sharing.replicas())?;
+            self.schedule.on(Event::Replicas(step)).map_err(|e| Error::Internal(e.to_string()))?;
+        }
+        Ok(())
+    }
+
     fn deliver(&mut self, action: Action, outcome: Outcome) -> Result<(), Stopped> {
         let stage = self.stage.index();
         let role = self.schedule.role();
@@ -164,6 +187,11 @@ impl StageWorker {
             }
             (Action::Head { micro_batch, .. }, Outcome::Score(score)) => {
                 self.wire.report(CoordinatorMessage::Scored { stage, micro_batch, score: Some(score) })?;
+            }
+            (Action::ShareGradients(step), Outcome::Gradients(gradients)) => {
+                for (to, share) in self.sharing.begin(step, &gradients)? {
+                    self.wire.send(StageMessage::Share { to, share })?;
+                }
             }
             (Action::ShareNorm(step), Outcome::SquaredNorms(norms)) => {
                 self.wire.report(CoordinatorMessage::SquaredNorms { stage, step, norms })?;

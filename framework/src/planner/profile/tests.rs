@@ -187,6 +187,7 @@ fn settings(optimizer: OptimizerConfig, arch: Option<&str>, dtype: ActivationDty
         lr_schedule: LrSchedule::new(LrScheduleConfig::default()).unwrap(),
         loss: Arc::new(MeanSquaredError),
         head_losses: Default::default(),
+        replica_statistics: crate::ReplicaStatistics::First,
         check_gradients: true,
         given: Default::default(),
         heads: HeadsConfig { arch: arch.map(str::to_owned), ..HeadsConfig::default() },

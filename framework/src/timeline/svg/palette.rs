@@ -22,6 +22,7 @@ pub(super) fn fill(kind: ActionKind, step: u64) -> &'static str {
         ActionKind::BothGradients => ["#6b7d14", "#86983a"],
         ActionKind::MeasuredGradient => ["#0e7490", "#3391a9"],
         ActionKind::BothMeasured => ["#9d5c8f", "#b27ba6"],
+        ActionKind::Share => ["#8a5a3c", "#a37657"],
         ActionKind::Norm => ["#64748b", "#8090a5"],
         ActionKind::Update => ["#334155", "#536275"],
     };

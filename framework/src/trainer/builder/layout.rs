@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::TrainerBuilder;
+use super::{FitSettings, TrainerBuilder};
 use crate::{
     Error, Result,
     model::{Partition, Unit},
@@ -16,6 +16,8 @@ use crate::{
 
 /// The most micro-batches of a batch.
 const MOST_MICRO_BATCHES: usize = 1 << 12;
+/// The most replicas of a stage.
+const MOST_REPLICAS: usize = 1 << 12;
 /// The most stages times micro-batches: a simulated step, by which the credits are found, has a few actions for each.
 const MOST_CELLS: usize = 1 << 16;
 /// The most micro-batches in flight at a boundary.
@@ -91,6 +93,7 @@ impl TrainerBuilder {
             recompute: self.recompute.clone(),
             ema: self.ema,
             dtype: self.dtype,
+            replica_statistics: self.replica_statistics,
             check_gradients: true,
         });
         let mut blueprints = StageBlueprint::of(&*self.model, &partition, &plans, &self.devices, &settings)?;
@@ -133,12 +136,27 @@ impl TrainerBuilder {
             _ => Ok(()),
         };
         let steps = |steps: Option<u64>| steps.unwrap_or(1).try_into().unwrap_or(usize::MAX);
-        let (batch_size, micro_batches) = (self.settings.batch_size, self.settings.micro_batches);
+        let FitSettings { batch_size, micro_batches, replicas, .. } = self.settings;
         number("batch_size", batch_size, usize::MAX)?;
         number("micro_batches", micro_batches, MOST_MICRO_BATCHES)?;
-        if micro_batches > batch_size {
-            let right = format!("a batch has {batch_size} examples: use 1 to {batch_size}");
-            return Err(Error::invalid("micro_batches", micro_batches.to_string(), right));
+        number("replicas", replicas, MOST_REPLICAS)?;
+        if micro_batches * replicas > batch_size {
+            let (given, most) = match replicas {
+                1 => (micro_batches.to_string(), batch_size),
+                _ => (format!("{micro_batches} of each of {replicas} replicas"), batch_size / replicas),
+            };
+            return Err(match most {
+                0 => Error::invalid(
+                    "replicas",
+                    replicas.to_string(),
+                    format!("use at most {batch_size}: a batch has {batch_size} examples"),
+                ),
+                _ => Error::invalid(
+                    "micro_batches",
+                    given,
+                    format!("a batch has {batch_size} examples: use 1 to {most}"),
+                ),
+            });
         }
         number("in_flight", self.in_flight.unwrap_or(1), MOST_IN_FLIGHT)?;
         number("eval_every", steps(self.settings.eval_every), usize::MAX)?;

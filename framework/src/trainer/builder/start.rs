@@ -73,7 +73,14 @@ impl TrainerBuilder {
 
     /// Returns the rank of each stage; none in one process.
     fn spread(&self, partition: &Partition) -> Result<Option<Spread>> {
+        let replicas = self.settings.replicas;
         let Some(ranks) = &self.ranks else {
+            if replicas > 1 {
+                let right = format!(
+                    "start a multiple of {replicas} ranks, such as mpirun -n {replicas} with a build with the feature mpi"
+                );
+                return Err(Error::invalid("replicas", format!("{replicas} in one process"), right));
+            }
             return match self.stages_of_ranks {
                 None => Ok(None),
                 Some(_) => Err(Error::invalid(
@@ -93,11 +100,14 @@ impl TrainerBuilder {
             return Err(Error::invalid("failures.stall_timeout", problem, "use 1 or more, or 0 for no limit"));
         }
         let stages = partition.stages();
-        let spread = Spread::new(ranks.clone(), stages, self.stages_of_ranks.as_deref())?;
+        let spread = Spread::new(ranks.clone(), replicas, stages, self.stages_of_ranks.as_deref())?;
         let own = [
             format!("version {}", env!("CARGO_PKG_VERSION")),
             format!("units of stages {:?}", (0..stages).map(|stage| partition.units(stage).len()).collect::<Vec<_>>()),
-            format!("ranks of stages {:?}", spread.homes),
+            format!(
+                "replicas {replicas}, statistics {:?}, ranks of stages {:?}",
+                self.replica_statistics, spread.homes
+            ),
             format!("seed {}", self.settings.seed),
             format!("batch size {}, micro-batches {}", self.settings.batch_size, self.settings.micro_batches),
             format!("optimizer {:?}", self.optimizer.constants()),
@@ -145,7 +155,7 @@ impl TrainerBuilder {
             ));
         }
         let steps = self.settings.first_step;
-        let metrics = RunMetrics::new(pipeline.built(), &scenario.plan, self.settings.micro_batches);
+        let metrics = RunMetrics::new(pipeline.built(), &scenario.plan, self.settings.micro_batches_of_step());
         let simulated_idle = SimulatedIdle::new(Scenario { in_flight: pipeline.in_flight(), ..scenario });
         let snapshot_every = self.failures.as_ref().map(|failures| failures.snapshot_every).filter(|every| *every > 0);
         let mut trainer = Trainer {
