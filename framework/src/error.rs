@@ -326,7 +326,7 @@ pub enum Error {
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
     /// A file could not be read or written.
-    #[error("{path}: {cause}", path = .path.display())]
+    #[error("{path}: {cause}", path = shown(.path))]
     File {
         /// The file or folder.
         path: PathBuf,
@@ -339,6 +339,15 @@ pub enum Error {
     /// An error of a user's own code: a model, a loss, an optimizer, a strategy or a data set.
     #[error(transparent)]
     Other(#[from] Box<dyn StdError + Send + Sync>),
+}
+
+/// Returns a path on one line.
+fn shown(path: &std::path::Path) -> String {
+    let escape = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    path.display().to_string().chars().map(escape).collect()
 }
 
 impl Error {
@@ -379,3 +388,14 @@ impl Error {
 
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_shown_on_one_line() {
+        let error = Error::file("a\nb\u{1b}[31m/é c", "it is missing");
+        assert_eq!(error.to_string(), "a\\nb\\u{1b}[31m/é c: it is missing");
+    }
+}
