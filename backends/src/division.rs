@@ -1,6 +1,6 @@
 //! Divides the GPUs of this machine, or its cores, among the stages of a pipeline.
 
-use std::{sync::Arc, thread::available_parallelism};
+use std::{ops::Range, sync::Arc, thread::available_parallelism};
 
 use interlock::{Result, StageDevice, tools::trainer::Layout};
 
@@ -27,17 +27,36 @@ impl Backends {
     /// # Errors
     /// If this build has neither GPUs nor CPU devices, if a GPU does not open, or the system gives no more threads.
     pub fn auto(&self, layout: &Layout) -> Result<Vec<Arc<dyn StageDevice>>> {
+        let all: Vec<usize> = (0..layout.blueprints.len()).collect();
+        self.auto_of(layout, &all, (0, 1))
+    }
+
+    /// Opens devices for the stages `own` of `layout`, one for each, or one for all. This process is one of several on this machine, `place` says which and of how
+    /// many; each takes its share of the machine.
+    ///
+    /// # Errors
+    /// As [`Self::auto`].
+    pub fn auto_of(&self, layout: &Layout, own: &[usize], place: (usize, usize)) -> Result<Vec<Arc<dyn StageDevice>>> {
         let gpus = self.names("cuda");
         if !gpus.is_empty() {
+            let gpus = &gpus[share(gpus.len(), place)];
             let opened = gpus.iter().map(|name| self.open(name)).collect::<Result<Vec<_>>>()?;
-            return Ok(gpu_of_each_stage(gpus.len(), layout.blueprints.len())
-                .map(|gpu| Arc::clone(&opened[gpu]))
-                .collect());
+            return Ok(gpu_of_each_stage(gpus.len(), own.len()).map(|gpu| Arc::clone(&opened[gpu])).collect());
         }
-        let costs: Vec<f64> = layout.blueprints.iter().map(|stage| stage.flops()).collect();
-        let threads = threads_per_device(core_count(), &costs, layout.stages_overlap());
+        let costs: Vec<f64> = own.iter().map(|&stage| layout.blueprints[stage].flops()).collect();
+        let threads = threads_per_device(share(core_count(), place).len(), &costs, layout.stages_overlap());
         threads.into_iter().map(|threads| self.open(&format!("cpu:threads={threads}"))).collect()
     }
+}
+
+/// Returns which of `count` GPUs or cores a process takes that is `at` among `of` processes: its share, or one of them if there are too few.
+fn share(count: usize, (at, of): (usize, usize)) -> Range<usize> {
+    if count < of {
+        let one = at % count.max(1);
+        return one..one + 1;
+    }
+    let begin = |at: usize| count / of * at + (count % of).min(at);
+    begin(at)..begin(at + 1)
 }
 
 /// Returns the GPU of each stage.
@@ -81,6 +100,13 @@ mod tests {
         for (cores, stages) in [(2, 2), (7, 3), (64, 5), (64, 64)] {
             assert_eq!(threads_per_device(cores, &vec![1.0; stages], true).iter().sum::<usize>(), cores);
         }
+    }
+
+    #[test]
+    fn processes_of_one_machine_share_it() {
+        assert_eq!([0, 1, 2].map(|at| share(8, (at, 3))), [0..3, 3..6, 6..8]);
+        assert_eq!([0, 1, 2].map(|at| share(2, (at, 3))), [0..1, 1..2, 0..1]);
+        assert_eq!(share(5, (0, 1)), 0..5);
     }
 
     #[test]

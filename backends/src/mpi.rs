@@ -44,6 +44,7 @@ pub fn run(timeout: Duration, program: impl FnOnce(Option<Ranks>) -> u8 + Send +
     let member = Member {
         rank: engine.rank(),
         size: engine.size(),
+        hosts: engine.hosts(),
         commands: Mutex::new(engine.commands()),
         engine: std::thread::current(),
     };
@@ -67,6 +68,7 @@ pub fn run(timeout: Duration, program: impl FnOnce(Option<Ranks>) -> u8 + Send +
 struct Member {
     rank: usize,
     size: usize,
+    hosts: Vec<String>,
     commands: Mutex<Sender<Command>>,
     engine: Thread,
 }
@@ -87,6 +89,10 @@ impl Communicator for Member {
 
     fn size(&self) -> usize {
         self.size
+    }
+
+    fn hosts(&self) -> Vec<String> {
+        self.hosts.clone()
     }
 
     fn send(&self, to: usize, message: RankMessage) -> Result<()> {

@@ -1,12 +1,14 @@
 //! The command line.
 
 mod bench;
+mod launch;
 mod tips;
 mod top;
 mod train;
 mod width;
 
 pub(crate) use bench::{Bench, BenchMailbox, BenchRuntime, BenchStep, BenchUnits, Dtype, Schedule, Threads};
+pub(crate) use launch::{Launch, Launcher};
 pub(crate) use top::Top;
 pub(crate) use train::{LogFormat, Train};
 pub(crate) use width::{Width, WindowOptions};
@@ -54,6 +56,15 @@ pub(crate) fn parse<P: Program>() -> (Command, Option<u64>) {
     (command.unwrap_or_default(), memory_limit)
 }
 
+/// Returns the command that these arguments give. Prints help, or an error, and ends the process if they give none.
+pub(crate) fn parsed<P: Program>(arguments: &[String]) -> Command {
+    let words = std::iter::once(program()).chain(arguments.iter().map(String::as_str));
+    let matches = command::<P>().try_get_matches_from(words);
+    let matches = matches.unwrap_or_else(|error| exit::with_message(&tips::with_tip::<P>(error)));
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| exit::with_message(&error));
+    arguments.command.unwrap_or_default()
+}
+
 /// Returns the description of the command line.
 pub(crate) fn command<P: Program>() -> clap::Command {
     let parts = match P::Model::head_parts() {
@@ -92,6 +103,8 @@ pub(crate) enum Command {
     /// Measure steps, units, the runtime and messages on this machine
     #[command(subcommand)]
     Bench(Bench),
+    /// Print the line that trains on several hosts or processes by MPI, or run it, again after failures
+    Launch(Launch),
     /// List the devices of this machine
     Devices,
     /// Print the configuration of a run, explain a key, or print the schema of configurations

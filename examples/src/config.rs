@@ -26,6 +26,7 @@ use crate::{
     program::{DataSection, ModelSection, Program},
     progress::{emulation, note_emulation},
     ranks::ranks,
+    serve::agreement,
 };
 
 /// The configuration of a run of a program.
@@ -112,7 +113,7 @@ pub(crate) struct RunConfig<M, D> {
     #[serde(default)]
     #[schemars(extend("examples" = [{"stages": 4}]))]
     pub(crate) partition: PartitionConfig,
-    /// The stages of each rank, if the run is started as several processes.
+    /// The stages and the devices of each rank, if the run is started as several processes.
     #[serde(default)]
     #[schemars(extend("examples" = [{"stages": [[0, 1], [2, 3]]}]))]
     pub(crate) placement: PlacementConfig,
@@ -169,13 +170,17 @@ pub(crate) struct PipelineConfig {
     pub(crate) schedule: PolicyName,
 }
 
-/// The ranks of the stages.
+/// The stages and the devices of each rank.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct PlacementConfig {
-    /// The stages of each rank; by default each rank has about as many, in order.
+    /// The stages of each rank; by default each rank has about as many, in order. With several replicas, those of each rank of a replica.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stages: Option<Vec<Vec<usize>>>,
+    /// The devices of each rank, instead of `devices`: its `i`-th stage is on device `i mod` their number. One list for each rank, or for each rank of a replica.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = [[["cpu:threads=4"], ["cuda:0", "cuda:1"]]]))]
+    pub(crate) devices: Option<Vec<Vec<String>>>,
 }
 
 fn default_name() -> String {
@@ -241,7 +246,7 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
             Some(checkpoint) => self.untrained(&data.description)?.resume_from(checkpoint.clone()),
             None => self.builder(&data.description)?,
         };
-        let builder = self.devices.give_to(builder).map_err(|error| self.in_own_words(error))?;
+        let builder = self.on_devices(builder).map_err(|error| self.in_own_words(error))?;
         let layout = builder.layout().map_err(|error| self.in_own_words(error))?;
         let examples = self.batch_size.min(data.train.len());
         let least = LeastStep {
@@ -342,6 +347,19 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
         })
     }
 
+    /// Opens the devices for the stages of `builder`, of this rank if there are several, and sets them.
+    pub(crate) fn on_devices(&self, builder: TrainerBuilder) -> Result<TrainerBuilder> {
+        match (ranks(), &self.placement.devices) {
+            (None, None) => self.devices.give_to(builder),
+            (None, Some(_)) => Err(Error::invalid(
+                "placement.devices",
+                "there is only one process",
+                "start several, or name the devices in devices",
+            )),
+            (Some(ranks), lists) => self.devices.give_to_rank(builder, ranks, lists.as_deref()),
+        }
+    }
+
     /// Returns a builder with everything but devices and values to start from.
     pub(crate) fn untrained(&self, description: &Description) -> Result<TrainerBuilder> {
         let strategy = self.strategy.build()?;
@@ -374,6 +392,10 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
                 DataKind::Images { .. } | DataKind::Vectors { .. } => Criterion::Accuracy,
                 DataKind::Text { .. } => Criterion::Loss,
             }));
+        let builder = match ranks() {
+            Some(ranks) => builder.ranks(ranks).agreement(agreement()),
+            None => builder,
+        };
         let builder = match &self.early_stopping {
             Some(config) => builder.callback(EarlyStopping::new(config.clone())?),
             None => builder,

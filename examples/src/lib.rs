@@ -18,6 +18,7 @@ mod exporter;
 mod generate;
 mod init;
 mod interrupt;
+mod launch;
 mod log;
 mod lr_find;
 mod memory;
@@ -85,6 +86,7 @@ fn execute<P: Program>(command: Command) -> Result<(), exit::Exit> {
         Command::Bench(arguments) => bench::run::<P>(&arguments),
         Command::Devices => show::devices(),
         Command::Config(arguments) => show::config::<P>(&arguments),
+        Command::Launch(arguments) => launch::run::<P>(&arguments),
         Command::Init(arguments) => init::run::<P>(&arguments),
         Command::Completions(arguments) => shell::completions(&arguments, arguments::command::<P>()),
         Command::Man(arguments) => shell::man(&arguments, arguments::command::<P>()),

@@ -274,6 +274,11 @@ impl RunFolder {
         *self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Writes the addresses of the metrics of all ranks.
+    pub(crate) fn write_targets(&self, targets: &serde_json::Value) -> Result<()> {
+        self.write_json("targets.json", targets)
+    }
+
     /// Writes the state of a strategy that decides during the run.
     pub(crate) fn write_strategy(&self, state: &serde_json::Value) -> Result<()> {
         self.write_json("strategy.json", state)

@@ -6,6 +6,7 @@ use interlock::ranks::Ranks;
 use interlock_backends::Instructions;
 use interlock_models::data::Description;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::{
     arguments::Train,
@@ -47,7 +48,7 @@ impl Shared {
 
     /// Reads what rank 0 has told.
     fn read(bytes: &[u8]) -> Result<Self, Exit> {
-        let value: serde_json::Value = serde_json::from_slice(bytes).map_err(Exit::failed)?;
+        let value: Value = serde_json::from_slice(bytes).map_err(Exit::failed)?;
         // First of all: another version may say everything else in another way.
         let other = value["version"].as_str().unwrap_or("unknown").to_owned();
         if other != version() {
@@ -92,12 +93,30 @@ fn serve_run<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {
     let config: ConfigOf<P> = ConfigText::of::<P>(config).with(&[])?;
     let address = arguments.metrics.map(|address| exporter_of_rank(address, ranks.rank())).transpose()?;
     let exporter = address.map(|address| Exporter::start(address, &config.name)).transpose()?;
-    let builder = config.devices.give_to(config.untrained(&description)?)?;
-    let served = builder.ranks(ranks).agreement(agreement()).serve();
+    let served = config.on_devices(config.untrained(&description)?)?.serve();
     if let Some(exporter) = &exporter {
         exporter.linger(Duration::from_secs(arguments.metrics_linger));
     }
     Ok(served?)
+}
+
+/// Returns the addresses at which all ranks serve their metrics, as Prometheus reads them (`file_sd_configs`); none if the system chooses the ports.
+///
+/// # Errors
+/// If there are too few ports.
+pub(crate) fn targets(ranks: &Ranks, address: SocketAddr) -> Result<Option<Value>, Exit> {
+    if address.port() == 0 {
+        return Ok(None);
+    }
+    let target = |(rank, host): (usize, String)| {
+        let of_rank = exporter_of_rank(address, rank)?;
+        Ok(match of_rank.ip().is_loopback() || host.is_empty() {
+            true => of_rank.to_string(),
+            false => format!("{host}:{}", of_rank.port()),
+        })
+    };
+    let targets = ranks.hosts().into_iter().enumerate().map(target).collect::<Result<Vec<_>, Exit>>()?;
+    Ok(Some(json!([{ "targets": targets }])))
 }
 
 /// Returns the address at which a rank serves its metrics: the port of rank 0 plus the rank. Port 0 stays, which is any free one.

@@ -25,7 +25,7 @@ use crate::{
     report::words,
     resume::Found,
     run_folder::{self, RunFolder, Status},
-    serve::{Shared, agreement, serve},
+    serve::{Shared, serve, targets},
     table::{self, Measure},
     terminal::{Terminal, Verbosity, finish as finish_printing, say},
     trace::{self, TraceFile},
@@ -68,16 +68,14 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
         resumed.check_data(&data)?;
     }
     let description = serde_json::to_string_pretty(&data.description).map_err(Exit::failed)?;
-    let builder = match ranks() {
-        Some(ranks) => {
-            Shared::run(config.to_toml()?, &data.description).send()?;
-            builder.ranks(ranks).agreement(agreement())
-        }
-        None => builder,
-    };
+    Shared::run(config.to_toml()?, &data.description).send()?;
     let builder = builder.attach(run_folder::CONFIG, config.to_toml()?).attach(run_folder::DATA, description);
     // Before the stages are built, since they register their metrics then.
     let exporter = arguments.metrics.map(|address| Exporter::start(address, &config.name)).transpose()?;
+    let targets = match (ranks(), arguments.metrics) {
+        (Some(ranks), Some(address)) => targets(ranks, address)?,
+        _ => None,
+    };
     let trace_steps = arguments.trace_steps.unwrap_or(trace::STEPS);
     let terminal = Terminal::new(Verbosity::new(arguments.plain, arguments.quiet));
     emulation(&builder).into_iter().for_each(|line| terminal.notice(line));
@@ -116,6 +114,9 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     trainer.checkpoint_to(folder.path(), &config.checkpoint)?;
     if let Some(exporter) = &exporter {
         exporter.name_run(&folder.name(), config.model.kind(), &config.strategy.label());
+        if let Some(targets) = &targets {
+            folder.write_targets(targets).map_err(Exit::failed)?;
+        }
     }
     if let (Some(values), Some(path)) = (initial_values, &config.init_from) {
         terminal.say(&format!("starts from {}: {values}", path.display()));

@@ -413,3 +413,44 @@ fn help_lists_commands_and_options() {
     assert!(devices.contains("cpu") && devices.contains("emulated:forward-ms=5"), "{devices}");
     assert_eq!(interlock(folder.path(), &["fly"]).status.code(), Some(2));
 }
+
+#[test]
+fn launch_prints_the_line_that_starts_a_job() {
+    let folder = TempDir::new().unwrap();
+    let program = env!("CARGO_BIN_EXE_interlock");
+    let line = |arguments: &[&str]| {
+        let train = ["--", "train", "--config", "a b.toml", "--out", "run"];
+        let printed = done(&interlock(folder.path(), &[&["launch"], arguments, &train].concat()));
+        printed.trim_end().replace(program, "PROGRAM")
+    };
+    let train = "PROGRAM train --config 'a b.toml' --out run";
+    assert_eq!(line(&["-n", "4"]), format!("mpirun --bind-to none -n 4 {train}"));
+    assert_eq!(
+        line(&["--hosts", "a:2,b", "--network", "10.0.0.0/24", "--oversubscribe"]),
+        format!(
+            "mpirun --host a:2,b:1 --bind-to none --mca btl_tcp_if_include 10.0.0.0/24 --mca oob_tcp_if_include 10.0.0.0/24 \
+             --oversubscribe --mca mpi_yield_when_idle 1 -n 3 {train}"
+        )
+    );
+    let srun = "srun --mpi=pmix --kill-on-bad-exit=1";
+    assert_eq!(
+        line(&["--hosts", "a:2,b:2", "--with", "srun"]),
+        format!("{srun} --nodelist=a,b --ntasks-per-node=2 -n 4 {train}")
+    );
+    assert_eq!(line(&["-n", "8", "--with", "srun"]), format!("{srun} -n 8 {train}"));
+    let refused = |arguments: &[&str], words: &str| {
+        let output = interlock(folder.path(), &[&["launch"], arguments].concat());
+        assert_eq!(output.status.code(), Some(2), "{}", err(&output));
+        assert!(err(&output).contains(words), "{}", err(&output));
+    };
+    refused(&["--", "train"], "--hosts");
+    refused(&["-n", "0", "--", "train"], "use 1 or more");
+    refused(&["-n", "2"], "train");
+    refused(&["-n", "2", "--hosts", "a", "--", "train"], "cannot be used with");
+    refused(&["--hosts", "a:x", "--", "train"], "such as node1:2");
+    refused(&["-n", "2", "--", "plan"], "only `train` runs on several ranks");
+    refused(&["-n", "2", "--", "train", "--sat=a"], "--sat");
+    refused(&["-n", "2", "--retries", "1", "--", "train"], "--run");
+    refused(&["-n", "2", "--run", "--retries", "1", "--", "train"], "name the run's folder");
+    refused(&["--hosts", "a:2,b", "--with", "srun", "--", "train"], "hosts with different numbers of ranks");
+}

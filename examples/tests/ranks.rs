@@ -161,6 +161,55 @@ fn replicas_train_as_one_process_with_more_micro_batches() {
     assert!(changed.status.code() == Some(2) && err(&changed).contains("replicas"), "{}", err(&changed));
 }
 
+#[test]
+fn each_rank_has_devices_of_its_own() {
+    let folder = configurations();
+    let train = ["train", "--quiet", "--config", "text.toml", "--set=steps=4", "--set=placement.stages=[[0, 2], [1]]"];
+    let devices = |size: usize, sets: &[&str]| -> Vec<String> {
+        done(&ranks(folder.path(), size, &[&train[..], sets, &["--out", "run"]].concat()));
+        let report = json(&folder.path().join("run/report.json"));
+        fs::remove_dir_all(folder.path().join("run")).unwrap();
+        report["stages"].as_array().unwrap().iter().map(|s| s["device"].as_str().unwrap().to_owned()).collect()
+    };
+    let named = "--set=placement.devices=[[\"cpu:threads=1\", \"cpu:threads=2\"], [\"cpu:threads=3\"]]";
+    let one_of_each = ["cpu:threads=1", "cpu:threads=3", "cpu:threads=2"];
+    assert_eq!(devices(2, &["--set=devices=auto", named]), one_of_each);
+    // Each replica has the same.
+    assert_eq!(devices(4, &["--set=devices=auto", named, "--set=replicas=2"]), one_of_each);
+    // Two ranks share the cores of this machine.
+    let cores = thread::available_parallelism().unwrap().get();
+    let auto = devices(2, &["--set=devices=auto"]);
+    assert_eq!(auto[1], format!("cpu:threads={}", (cores / 2).max(1)));
+    let refused = |size: usize, sets: &[&str], words: &str| {
+        let output = match size {
+            1 => interlock(folder.path(), &[&train[..], sets].concat()),
+            _ => ranks(folder.path(), size, &[&train[..], sets].concat()),
+        };
+        assert_eq!(output.status.code(), Some(2), "{}", err(&output));
+        assert!(err(&output).contains(words), "{}", err(&output));
+    };
+    refused(2, &[named], "placement.devices: devices are given too; give one of them");
+    let three = "--set=placement.devices=[[\"cpu\"], [\"cpu\"], [\"cpu\"]]";
+    refused(2, &["--set=devices=auto", three], "3 lists for 2 ranks; give one for each rank");
+    let none = "--set=placement.devices=[[\"cpu\"], []]";
+    refused(2, &["--set=devices=auto", none], "the list of rank 1 is empty; name at least one device");
+    let other = "--set=placement.devices=[[\"cpu\"], [\"cpu:9\"]]";
+    let lacking = ranks(folder.path(), 2, &[&train[..], &["--set=devices=auto", other]].concat());
+    assert!(!lacking.status.success() && err(&lacking).contains("rank 1: device cpu:9"), "{}", err(&lacking));
+    refused(1, &["--set=devices=auto", "--set=placement={devices=[[\"cpu\"]]}"], "there is only one process");
+}
+
+#[test]
+fn prometheus_is_told_of_all_ranks() {
+    let folder = configurations();
+    let base = 20_000 + std::process::id() as usize % 20_000;
+    let train = ["train", "--config", "text.toml", "--set=steps=4", "--out", "run"];
+    done(&ranks(folder.path(), 2, &[&train[..], &["--metrics", &format!("127.0.0.1:{base}")]].concat()));
+    let targets = json(&folder.path().join("run/targets.json"));
+    let expected = [base, base + 1].map(|port| format!("127.0.0.1:{port}"));
+    assert_eq!(targets, serde_json::json!([{ "targets": expected }]));
+}
+
 /// A job that is killed if a test fails.
 struct Job(Option<Child>);
 
@@ -237,6 +286,65 @@ fn a_job_ends_when_a_rank_is_killed_and_goes_on_to_the_same_bits() {
         assert!(results(&folder.path().join("run"), 40) == expected, "round {round}");
         fs::remove_dir_all(folder.path().join("run")).unwrap();
     }
+}
+
+/// Returns the processes that this one has started.
+fn children(of: u32) -> Vec<u32> {
+    let parent = |process: &Path| -> Option<u32> {
+        let status = fs::read_to_string(process.join("stat")).ok()?;
+        status.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
+    };
+    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    let own = processes.filter(|process| parent(process) == Some(of));
+    own.map(|process| process.file_name().unwrap().to_str().unwrap().parse().unwrap()).collect()
+}
+
+#[test]
+fn launch_starts_a_job_again_that_has_lost_a_rank() {
+    let folder = configurations();
+    done(&interlock(folder.path(), &["train", "--quiet", "--config", "images.toml", "--out", "whole"]));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
+    command.args(["launch", "-n", "3", "--oversubscribe", "--run", "--retries", "2", "--"]);
+    command.args(["train", "--quiet", "--config", "images.toml", "--out", "run"]).current_dir(folder.path());
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    command.env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
+    let launched = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let (id, began) = (launched.id(), Instant::now());
+    let mut job = Job(Some(launched));
+    while !folder.path().join("run/checkpoints/step-4").exists() {
+        assert!(began.elapsed() < BOUND && job.0.as_mut().unwrap().try_wait().unwrap().is_none());
+        thread::sleep(Duration::from_millis(5));
+    }
+    signal(process(children(id)[0], 1), "KILL");
+    let (code, message) = ended(job);
+    assert_eq!(code, 0, "{message}");
+    assert!(message.contains("the job ended with exit code 137; it is started again"), "{message}");
+    assert!(results(&folder.path().join("run"), 40) == results(&folder.path().join("whole"), 40));
+}
+
+#[test]
+fn launch_ends_with_the_job_that_is_stopped_or_refused() {
+    let folder = configurations();
+    let launch = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
+        command.args(["launch", "-n", "2", "--oversubscribe", "--run"]).args(arguments).current_dir(folder.path());
+        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        command.env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
+        Job(Some(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()))
+    };
+    let (code, message) = ended(launch(&["--retries=3", "--", "train", "--set=steps=0", "--out", "run"]));
+    assert!(code == 2 && !message.contains("started again"), "{message}");
+    let train = ["--", "train", "--quiet", "--config", "images.toml", "--out", "run", "--set=steps=1000000"];
+    let job = launch(&[&["--retries=3"], &train[..], &["--set=early_stopping.patience=1000000"]].concat());
+    let began = Instant::now();
+    while !folder.path().join("run/checkpoints/step-4").exists() {
+        assert!(began.elapsed() < BOUND);
+        thread::sleep(Duration::from_millis(5));
+    }
+    signal(job.id(), "TERM");
+    let (code, message) = ended(job);
+    assert!(code == 130 && !message.contains("started again"), "{message}");
+    done(&interlock(folder.path(), &["check", "run"]));
 }
 
 #[test]

@@ -68,6 +68,11 @@ pub trait Communicator: Send + Sync + 'static {
     /// Returns the number of ranks.
     fn size(&self) -> usize;
 
+    /// Returns the name of the host of each rank. By default all are on one.
+    fn hosts(&self) -> Vec<String> {
+        vec![String::new(); self.size()]
+    }
+
     /// Hands a message over to be sent to rank `to`. Messages from one rank to another arrive in order.
     ///
     /// # Errors
@@ -166,6 +171,19 @@ impl Ranks {
     /// Returns the number of ranks.
     pub fn size(&self) -> usize {
         self.0.communicator.size()
+    }
+
+    /// Returns the name of the host of each rank.
+    pub fn hosts(&self) -> Vec<String> {
+        self.0.communicator.hosts()
+    }
+
+    /// Returns the number of this rank among those of its host, and how many these are.
+    pub fn place_on_host(&self) -> (usize, usize) {
+        let hosts = self.hosts();
+        let is_here = |rank: &usize| hosts.get(*rank) == hosts.get(self.rank());
+        let count = |ranks: std::ops::Range<usize>| ranks.filter(is_here).count();
+        (count(0..self.rank()), count(0..self.size()))
     }
 
     /// Returns how long a rank may be silent.

@@ -18,8 +18,13 @@ pub(super) struct World {
     own: MPI_Comm,
     pub(super) rank: usize,
     pub(super) size: usize,
+    /// The name of the host of each rank.
+    pub(super) hosts: Vec<String>,
     _universe: Universe,
 }
+
+/// The most bytes of the name of a host, with the zeros that fill it up.
+const NAME: usize = ffi::MPI_MAX_PROCESSOR_NAME as usize;
 
 /// What MPI says of a message that has arrived.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +68,19 @@ impl World {
             check(ffi::MPI_Comm_size(own, &raw mut size), "the number of ranks")?;
         }
         let number = |n: c_int| usize::try_from(n).map_err(|_| refuse("it has no ranks"));
-        Ok(Self { own, rank: number(rank)?, size: number(size)?, _universe: universe })
+        let (rank, size) = (number(rank)?, number(size)?);
+        let (mut name, mut length, mut names) = ([0_u8; NAME], 0, vec![0_u8; NAME * size]);
+        // SAFETY: the places have room for one name, and for that of each rank.
+        unsafe {
+            check(ffi::MPI_Get_processor_name(name.as_mut_ptr().cast(), &raw mut length), "the host")?;
+            let (bytes, kind) = (NAME as c_int, ffi::RSMPI_UINT8_T);
+            let (from, to) = (name.as_ptr().cast(), names.as_mut_ptr().cast());
+            check(ffi::MPI_Allgather(from, bytes, kind, to, bytes, kind, own), "the hosts")?;
+        }
+        let host = |name: &[u8]| {
+            String::from_utf8_lossy(name.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+        };
+        Ok(Self { own, rank, size, hosts: names.chunks(NAME).map(host).collect(), _universe: universe })
     }
 
     /// Begins to send a message.

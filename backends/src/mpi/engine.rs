@@ -121,6 +121,10 @@ impl Engine {
         self.world.size
     }
 
+    pub(super) fn hosts(&self) -> Vec<String> {
+        self.world.hosts.clone()
+    }
+
     pub(super) fn commands(&self) -> Sender<Command> {
         self.sender.clone()
     }

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
-use interlock::{Error, Result, StageDevice, TrainerBuilder};
+use interlock::{Error, PlainCpu, Result, StageDevice, TrainerBuilder, ranks::Ranks};
 use interlock_backends::{Backends, device_names};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -53,6 +53,54 @@ impl Devices {
         };
         Ok(builder.devices(devices))
     }
+
+    /// Opens the devices for the stages that `builder` has on this rank: of its list among `lists`, one for each rank or each rank of a replica, if they are
+    /// given. Sets them; stages elsewhere get a placeholder.
+    pub(crate) fn give_to_rank(
+        &self,
+        builder: TrainerBuilder,
+        ranks: &Ranks,
+        lists: Option<&[Vec<String>]>,
+    ) -> Result<TrainerBuilder> {
+        let backends = Backends::default();
+        let (layout, own) = (builder.layout()?, builder.stages_here()?);
+        let devices = match (lists, self) {
+            (None, Self::Named(_)) => return self.give_to(builder),
+            (None, Self::Auto) => backends.auto_of(&layout, &own, ranks.place_on_host())?,
+            (Some(_), Self::Named(_)) => {
+                return Err(Error::invalid("placement.devices", "devices are given too", "give one of them"));
+            }
+            (Some(lists), Self::Auto) => {
+                let names = list_of(lists, ranks)?;
+                names.iter().map(|name| backends.open(name)).collect::<Result<_>>()?
+            }
+        };
+        // A stage elsewhere is never built here.
+        let elsewhere: Arc<dyn StageDevice> = Arc::new(PlainCpu);
+        let device = |stage: usize| match own.iter().position(|own| *own == stage) {
+            Some(at) => Arc::clone(&devices[at % devices.len()]),
+            None => Arc::clone(&elsewhere),
+        };
+        let all: Vec<_> = (0..layout.blueprints.len()).map(device).collect();
+        Ok(builder.devices(all))
+    }
+}
+
+/// Returns the list of this rank.
+///
+/// # Errors
+/// If the ranks are no multiple of the lists, or a list is empty.
+fn list_of<'a>(lists: &'a [Vec<String>], ranks: &Ranks) -> Result<&'a [String]> {
+    if lists.is_empty() || !ranks.size().is_multiple_of(lists.len()) {
+        let problem = format!("{} lists for {} ranks", lists.len(), ranks.size());
+        let right = "give one for each rank, or for each rank of a replica";
+        return Err(Error::invalid("placement.devices", problem, right));
+    }
+    if let Some(empty) = lists.iter().position(Vec::is_empty) {
+        let problem = format!("the list of rank {empty} is empty");
+        return Err(Error::invalid("placement.devices", problem, "name at least one device for each rank"));
+    }
+    Ok(&lists[ranks.rank() % lists.len()])
 }
 
 impl Serialize for Devices {

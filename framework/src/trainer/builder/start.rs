@@ -58,6 +58,18 @@ impl TrainerBuilder {
         })
     }
 
+    /// Returns the stages that this process trains: all of them, without [`Self::ranks`].
+    ///
+    /// # Errors
+    /// As [`Self::layout`], or if the stages cannot be spread over the ranks.
+    pub fn stages_here(&self) -> Result<Vec<usize>> {
+        guarded(|| {
+            let Layout { partition, .. } = self.layout()?;
+            let spread = self.spread(&partition)?;
+            Ok(spread.map_or_else(|| (0..partition.stages()).collect(), |spread| spread.stages_of(spread.ranks.rank())))
+        })
+    }
+
     /// Returns the settings of the pipeline.
     fn pipeline_settings(&self) -> Result<PipelineSettings> {
         Ok(PipelineSettings {
