@@ -176,9 +176,13 @@ pub(crate) struct Plan {
     /// Read the costs of units from this file of `bench units --out` instead of measuring; one for each micro-batch size
     #[arg(long, value_name = "FILE.json")]
     pub(crate) costs: Vec<PathBuf>,
-    /// Replicas of each stage, among which a batch is divided and whose gradients are summed over the links; more than one implies --dedicated [default: the configuration's]
-    #[arg(long, value_name = "R")]
-    pub(crate) replicas: Option<usize>,
+    /// Numbers of replicas to try, among which a batch is divided and whose gradients are summed over the links; more than one implies --dedicated [default: the
+    /// configuration's]
+    #[arg(long, value_delimiter = ',', value_name = "R,…")]
+    pub(crate) replicas: Vec<usize>,
+    /// Use this many devices with each number of stages, by as many replicas as they have room for
+    #[arg(long, value_name = "N", conflicts_with = "replicas")]
+    pub(crate) ranks: Option<usize>,
     /// Latency of the links between devices, in microseconds
     #[arg(long, default_value_t = 0.0, value_name = "L")]
     pub(crate) latency_us: f64,

@@ -157,6 +157,10 @@ impl Job<'_> {
         let mut add = |words: &[&str]| line.extend(words.iter().map(|word| (*word).to_owned()));
         if !self.hosts.is_empty() {
             add(&["--host", &hosts()]);
+            // Without these it takes five minutes to see that a host cannot be reached.
+            for (name, value) in [("time", "30"), ("intvl", "10"), ("probes", "3")] {
+                add(&["--mca", &format!("oob_tcp_keepalive_{name}"), value]);
+            }
         }
         add(&["--bind-to", "none"]);
         if let Some(network) = &self.arguments.network {

@@ -52,7 +52,7 @@ pub use program::{BuiltIn, DataSection, ModelSection, Program, Section};
 
 use std::process::ExitCode;
 
-use arguments::Command;
+use arguments::{Bench, Command};
 
 #[global_allocator]
 static ALLOCATOR: interlock_backends::Allocator = interlock_backends::Allocator::new();
@@ -63,8 +63,8 @@ pub fn run<P: Program>() -> ExitCode {
     interlock_backends::candle_single_threaded();
     let (command, memory_limit) = arguments::parse::<P>();
     memory::limit(memory_limit);
-    let trains = matches!(command, Command::Train(_));
-    ExitCode::from(ranks::run(trains, || exit::code_of(execute::<P>(command))))
+    let on_ranks = matches!(command, Command::Train(_) | Command::Bench(Bench::Runtime(_)));
+    ExitCode::from(ranks::run(on_ranks, || exit::code_of(execute::<P>(command))))
 }
 
 fn execute<P: Program>(command: Command) -> Result<(), exit::Exit> {

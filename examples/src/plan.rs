@@ -32,6 +32,8 @@ struct PlanRow {
     /// The losses of its window that a stage follows, if given on the command line.
     #[serde(skip_serializing_if = "Option::is_none")]
     follow: Option<Follow>,
+    replicas: usize,
+    /// Of each replica.
     micro_batches: usize,
     units_per_stage: Vec<usize>,
     /// Whether no other partition has a shorter simulated step.
@@ -56,7 +58,6 @@ struct PlanRow {
 /// The output of `plan --json`.
 #[derive(Serialize)]
 struct Answer<'a> {
-    replicas: usize,
     rows: &'a [PlanRow],
     /// Indices of rows.
     recommended: Option<usize>,
@@ -68,13 +69,15 @@ pub(crate) fn run<P: Program>(arguments: &Plan) -> Result<(), Exit> {
     let mut question = Question::new(Subject::<P>::new(arguments)?, arguments)?;
     let (mut rows, mut impossible) = (Vec::new(), Vec::new());
     for &stages in &question.stages.clone() {
-        for &micro_batches in &question.micro_batches.clone() {
-            for windows in question.windows.clone() {
-                match question.row(stages, micro_batches, windows) {
-                    Ok(row) => rows.push(row),
-                    // Of several groups some may not fit some numbers of stages or some widths.
-                    Err(error) if windows.group.is_some() && of_windows(&error) => impossible.push(error),
-                    Err(error) => return Err(error.into()),
+        for replicas in question.replicas_of(stages) {
+            for &micro_batches in &question.micro_batches.clone() {
+                for windows in question.windows.clone() {
+                    match question.row(stages, (replicas, micro_batches), windows) {
+                        Ok(row) => rows.push(row),
+                        // Of several groups some may not fit some numbers of stages or some widths.
+                        Err(error) if windows.group.is_some() && of_windows(&error) => impossible.push(error),
+                        Err(error) => return Err(error.into()),
+                    }
                 }
             }
         }
@@ -97,7 +100,7 @@ pub(crate) fn run<P: Program>(arguments: &Plan) -> Result<(), Exit> {
         }
     }
     if arguments.json {
-        let answer = Answer { replicas: question.replicas, rows: &rows, recommended, fastest };
+        let answer = Answer { rows: &rows, recommended, fastest };
         say(&serde_json::to_string(&answer).map_err(Exit::failed)?);
     } else {
         show(&rows, recommended, fastest);
@@ -148,7 +151,8 @@ fn write(file: &TraceFile, row: &PlanRow) -> Result<(), Exit> {
 pub(crate) fn best_partition<P: Program>(config: &ConfigOf<P>) -> Result<Vec<usize>> {
     let arguments = Plan::default();
     let mut question = Question::new(Subject::<P>::of_run(config.clone(), true)?, &arguments)?;
-    let (stages, micro_batches) = (question.stages[0], question.micro_batches[0]);
-    let row = question.row(stages, micro_batches, Windows::CONFIGURED)?;
+    let stages = question.stages[0];
+    let pieces = (question.replicas_of(stages)[0], question.micro_batches[0]);
+    let row = question.row(stages, pieces, Windows::CONFIGURED)?;
     Ok(row.units_per_stage)
 }

@@ -13,12 +13,12 @@ pub(crate) fn ranks() -> Option<&'static Ranks> {
     RANKS.get()
 }
 
-/// Runs the program, with the ranks of MPI if it `trains` and there are several. Returns its exit code.
-pub(crate) fn run(trains: bool, program: impl FnOnce() -> u8 + Send + 'static) -> u8 {
+/// Runs the program, with the ranks of MPI if there are several and the command `runs_on_ranks`. Returns its exit code.
+pub(crate) fn run(runs_on_ranks: bool, program: impl FnOnce() -> u8 + Send + 'static) -> u8 {
     match several() {
         None => program(),
-        Some(size) if !trains => {
-            let remedy = "start it alone; only `train` runs on several ranks";
+        Some(size) if !runs_on_ranks => {
+            let remedy = "start it alone; only `train` and `bench runtime` run on several ranks";
             exit::code_of(Err(Error::invalid("ranks", format!("{size} for this command"), remedy).into()))
         }
         Some(size) => on_ranks(size, program),

@@ -428,7 +428,8 @@ fn launch_prints_the_line_that_starts_a_job() {
     assert_eq!(
         line(&["--hosts", "a:2,b", "--network", "10.0.0.0/24", "--oversubscribe"]),
         format!(
-            "mpirun --host a:2,b:1 --bind-to none --mca btl_tcp_if_include 10.0.0.0/24 --mca oob_tcp_if_include 10.0.0.0/24 \
+            "mpirun --host a:2,b:1 --mca oob_tcp_keepalive_time 30 --mca oob_tcp_keepalive_intvl 10 --mca oob_tcp_keepalive_probes 3 \
+             --bind-to none --mca btl_tcp_if_include 10.0.0.0/24 --mca oob_tcp_if_include 10.0.0.0/24 \
              --oversubscribe --mca mpi_yield_when_idle 1 -n 3 {train}"
         )
     );

@@ -335,7 +335,19 @@ fn plan_simulates_training_and_training_can_use_it() {
     done(&interlock(folder.path(), &[&["bench", "units"], &SMALL[..], &of_replicas].concat()));
     let replicas = ["--costs", "eighth.json", "--replicas", "8", "--latency-us", "5"];
     let shown = done(&interlock(folder.path(), &[&plan[..], &replicas].concat()));
-    assert!(shown.contains("recommended") && shown.contains("2 stages, as configured, 1 micro-batch"), "{shown}");
+    assert!(
+        shown.contains("recommended") && shown.contains("2 stages × 8 replicas, as configured, 1 micro-batch"),
+        "{shown}"
+    );
+    // As many devices with each number of stages.
+    let ranks = ["--costs", "eighth.json", "--costs", "costs.json", "--ranks", "16", "--stages", "2,3,4", "--json"];
+    let planned = interlock(folder.path(), &[&plan[..], &ranks].concat());
+    assert!(err(&planned).contains("no file has the costs of micro-batches of 8 examples"), "{}", err(&planned));
+    let ranks = ["--costs", "eighth.json", "--ranks", "16", "--stages", "2,3", "--json"];
+    let planned: Value = serde_json::from_str(&done(&interlock(folder.path(), &[&plan[..], &ranks].concat()))).unwrap();
+    let rows: Vec<_> =
+        planned["rows"].as_array().unwrap().iter().map(|row| (&row["stages"], &row["replicas"])).collect();
+    assert_eq!(rows, [(&Value::from(2), &Value::from(8))]);
     // Four units in two stages, one by one.
     let units = shown.lines().find_map(|line| line.split_once("units of each stage: ")).unwrap().1;
     assert!(["1, 3 ", "2, 2 ", "3, 1 "].iter().any(|list| units.starts_with(list)), "{shown}");
@@ -388,6 +400,9 @@ fn plan_simulates_training_and_training_can_use_it() {
     refused(&["--units-per-stage", "2,3"], &["[2, 3]", "4 units"]);
     refused(&["--widths", "3"], &["width 3", "1 (local) to 2"]);
     refused(&["--replicas", "0"], &["--replicas", "use 1 to 32"]);
+    refused(&["--replicas", "1,33"], &["--replicas: 33", "use 1 to 32"]);
+    refused(&["--ranks", "3"], &["--ranks: 3 with [2] stages", "a multiple of a number of stages"]);
+    refused(&["--ranks", "0"], &["--ranks"]);
     refused(&["--replicas", "8", "--micro-batches", "5"], &["the part of a batch for a replica has 4 examples"]);
     refused(&["--gbps", "0"], &["--gbps", "above 0"]);
     refused(&["--latency-us=-1"], &["--latency-us", "0 or more"]);

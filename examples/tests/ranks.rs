@@ -200,6 +200,15 @@ fn each_rank_has_devices_of_its_own() {
 }
 
 #[test]
+fn the_runtime_is_measured_on_several_ranks() {
+    let folder = configurations();
+    let bench = ["bench", "runtime", "--stages", "4", "--width", "2", "--steps", "5", "--forward-ms", "1", "--json"];
+    let measured: Value = serde_json::from_str(done(&ranks(folder.path(), 2, &bench)).trim()).unwrap();
+    let (step, simulated) = (&measured["step_seconds"], &measured["simulated_step_seconds"]);
+    assert!(step.as_f64().unwrap() > 0.9 * simulated.as_f64().unwrap(), "{measured}");
+}
+
+#[test]
 fn prometheus_is_told_of_all_ranks() {
     let folder = configurations();
     let base = 20_000 + std::process::id() as usize % 20_000;

@@ -25,7 +25,9 @@ use interlock::{
     Activation, ActivationDtype, Adaptive, Callback, Checkpoint, CheckpointConfig, ClipConfig, ClipScope, Criterion,
     Differentiable, EmaConfig, EndToEnd, Error, FailuresConfig, Gradients, Groups, HeadsConfig, HeadsReadout,
     Interlock, Local, LrScheduleConfig, ModelSpec, OnFailure, OptimizerConfig, OptimizerKind, Origin, Pass, Recompute,
-    Result, Saved, TrainEvent, Trainer, TrainerBuilder, Unit, Wants, WidthSchedule, ranks::Ranks,
+    Result, Saved, TrainEvent, Trainer, TrainerBuilder, Unit, Wants, WidthSchedule,
+    ranks::Ranks,
+    tools::{schedule::Action, timeline::Span},
 };
 use serde_json::Value;
 
@@ -105,6 +107,30 @@ fn every_setting_is_the_same() {
     same(|| four().lr_schedule(cosine.clone()).record(3));
     let shared = HeadsConfig { readout: HeadsReadout::Shared, readout_refresh: Some(4), ..HeadsConfig::default() };
     same(|| four().heads(shared.clone()).in_flight(1).strategy(Interlock::width(2)));
+}
+
+#[test]
+fn recorded_times_of_all_ranks_have_one_origin() {
+    let (timeline, _) = on(
+        &near(4),
+        || four().strategy(EndToEnd),
+        |builder| {
+            let mut trainer = builder.record(3).build().unwrap();
+            trainer.fit(DATA).unwrap();
+            trainer.timeline().unwrap()
+        },
+    );
+    let forward = |stage: usize, step: u64| {
+        let is_it = |span: &&Span| span.stage == stage && matches!(span.action, Action::Forward(m) if m.step == step);
+        timeline.spans.iter().find(is_it).unwrap()
+    };
+    for step in 6..9 {
+        for stage in 1..4 {
+            let (before, after) = (forward(stage - 1, step), forward(stage, step));
+            assert!(before.end <= after.start + 1e-3, "{before:?} {after:?}");
+            assert!(after.start < before.end + 5.0, "{before:?} {after:?}");
+        }
+    }
 }
 
 #[test]

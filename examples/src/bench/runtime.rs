@@ -11,9 +11,9 @@ use std::{sync::Arc, time::Instant};
 
 use candle_core::{DType, Device, Tensor};
 use interlock::{
-    Batch, GradientPlan, ModelSpec, Result, Sequential, Trainer, Unit,
+    Batch, GradientPlan, ModelSpec, Result, Sequential, Trainer, TrainerBuilder, Unit,
     tools::{
-        actor::{Feed, Feeder, Pipeline, PipelineEvent, PipelineSettings},
+        actor::{Feed, Feeder, Pipeline, PipelineEvent},
         device::Link,
         schedule::{PolicyName, Purpose},
         simulator::{HOP, Scenario, StageCosts, least_in_flight, simulate},
@@ -30,6 +30,7 @@ use crate::{
     exit::Exit,
     memory,
     plan::Follow,
+    ranks::ranks,
     terminal::say,
 };
 
@@ -57,7 +58,8 @@ struct RuntimeResult {
     simulated_step_seconds: f64,
     /// The reason for this time, by the simulator.
     reason: String,
-    /// Activations, gradients and credits between actors, the coordinator included, and one report for each stage.
+    /// Activations, gradients and credits between actors, the coordinator included, and one report for each stage. Of several ranks, those that rank 0
+    /// sends.
     messages_per_step: u64,
     cpu_seconds_per_step: Option<f64>,
     cpu_seconds_per_message: Option<f64>,
@@ -82,20 +84,18 @@ impl ModelSpec for Units {
 
 pub(super) fn run(arguments: &BenchRuntime) -> Result<(), Exit> {
     let devices = stage_devices(arguments);
-    let layout = layout(arguments, &devices)?;
+    let builder = builder(arguments, &devices)?;
+    let builder = match ranks() {
+        // Rank 0 measures.
+        Some(ranks) if ranks.rank() > 0 => return Ok(builder.ranks(ranks).serve()?),
+        Some(ranks) => builder.ranks(ranks),
+        None => builder,
+    };
+    let layout = builder.layout()?;
     let (plan, micro_batches) = (Arc::clone(layout.plans.at(0)), arguments.micro_batches);
     let scenario = scenario(arguments, &layout)?;
     let simulated = simulate(&scenario)?;
-    let settings = PipelineSettings {
-        micro_batches,
-        in_flight: arguments.in_flight,
-        policy: PolicyName::from(arguments.schedule).into(),
-        global_norm: false,
-        first_step: 0,
-        record: None,
-        stall_timeout: None,
-    };
-    let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings)?;
+    let pipeline = builder.pipeline()?;
     let measured = measure(&pipeline, arguments, &plan)?;
     let result = RuntimeResult {
         stages: arguments.stages,
@@ -199,7 +199,7 @@ fn stage_devices(arguments: &BenchRuntime) -> Vec<String> {
     )]
 }
 
-fn layout(arguments: &BenchRuntime, devices: &[String]) -> Result<Layout, Exit> {
+fn builder(arguments: &BenchRuntime, devices: &[String]) -> Result<TrainerBuilder, Exit> {
     let (stages, bytes) = (usize::from(arguments.stages), arguments.bytes);
     if bytes == 0 || !bytes.is_multiple_of(4) {
         return Err(Exit::Refused(format!("--bytes {bytes}: activations are of f32; use a multiple of 4")));
@@ -207,14 +207,15 @@ fn layout(arguments: &BenchRuntime, devices: &[String]) -> Result<Layout, Exit> 
     let least = (bytes as u64).saturating_mul(arguments.micro_batches as u64);
     memory::check("--bytes", "the activations of a batch take", least, "use fewer bytes or micro-batches")?;
     let backends = Backends::default();
-    let builder = Trainer::builder(Units { count: stages, elements: bytes / 4 })
+    Ok(Trainer::builder(Units { count: stages, elements: bytes / 4 })
         .stages(stages)
         .strategy_boxed(arguments.windows.strategy(arguments.width)?)
         .devices(devices.iter().map(|name| backends.open(name)).collect::<Result<Vec<_>>>()?)
         .loss(NoLoss)
+        .batch_size(arguments.micro_batches)
         .micro_batches(arguments.micro_batches)
-        .in_flight(arguments.in_flight);
-    Ok(builder.layout()?)
+        .policy(arguments.schedule.into())
+        .in_flight(arguments.in_flight))
 }
 
 /// Makes a batch of one example for each micro-batch.
@@ -315,11 +316,15 @@ mod tests {
         }
     }
 
+    fn layout(arguments: &BenchRuntime) -> Layout {
+        builder(arguments, &["emulated".to_owned()]).unwrap().layout().unwrap()
+    }
+
     #[test]
     fn lower_bound_is_the_work_of_the_busiest_stage() {
         let busiest = |stages, width, micro_batches| {
             let arguments = arguments(stages, width, micro_batches);
-            let scenario = scenario(&arguments, &layout(&arguments, &["emulated".to_owned()]).unwrap()).unwrap();
+            let scenario = scenario(&arguments, &layout(&arguments)).unwrap();
             (simulate(&scenario).unwrap().lower_bound(&scenario) * 1e6).round() / 1e6
         };
         // Stage 2 of 4 runs a forward pass, a head, and backward passes of losses 2 and 3, and follows loss 3.
@@ -334,7 +339,7 @@ mod tests {
     fn groups_and_the_mean_of_a_window_have_their_own_steps() {
         let simulated = |stages, width, windows| {
             let arguments = BenchRuntime { windows, ..arguments(stages, Width::Number(width), 1) };
-            let scenario = scenario(&arguments, &layout(&arguments, &["emulated".to_owned()]).unwrap()).unwrap();
+            let scenario = scenario(&arguments, &layout(&arguments)).unwrap();
             (simulate(&Scenario { hop: 0.0, ..scenario }).unwrap().step_seconds * 1e6).round() / 1e6
         };
         let windows = |group, follow| WindowOptions { group, follow };
@@ -354,18 +359,8 @@ mod tests {
     fn number_of_messages_follows_from_the_plan() {
         for (stages, width, micro_batches) in [(1, 1, 2), (4, 1, 1), (4, 3, 1), (4, 3, 3), (5, 5, 2), (8, 5, 1)] {
             let arguments = arguments(stages, Width::Number(width), micro_batches);
-            let layout = layout(&arguments, &["emulated".to_owned()]).unwrap();
-            let plan = Arc::clone(layout.plans.at(0));
-            let settings = PipelineSettings {
-                micro_batches,
-                in_flight: None,
-                policy: PolicyName::Interlock.into(),
-                global_norm: false,
-                first_step: 0,
-                record: None,
-                stall_timeout: None,
-            };
-            let pipeline = Pipeline::start(layout.blueprints, layout.plans, settings).unwrap();
+            let plan = Arc::clone(layout(&arguments).plans.at(0));
+            let pipeline = builder(&arguments, &["emulated".to_owned()]).unwrap().pipeline().unwrap();
             let before = pipeline.sent();
             let steps = 5;
             train(&pipeline, &batch(&arguments).unwrap(), micro_batches, steps, |_, _| {}).unwrap();

@@ -49,25 +49,20 @@ pub(super) struct Question<'a, P: Program> {
     pub(super) windows: Vec<Windows>,
     /// Of each replica.
     pub(super) micro_batches: Vec<usize>,
-    pub(super) replicas: usize,
+    replicas: Vec<usize>,
     devices: Devices,
     /// A batch of a step, and the largest one of an epoch if that has more examples.
     batches: HashMap<usize, Batch>,
     /// Profiles by the names of devices (none for profiles from files) and the number of examples of a micro-batch.
     profiles: HashMap<(Vec<String>, usize), Arc<Profile>>,
-    /// The best cuts found, by stages, micro-batches and windows.
-    found: HashMap<(usize, usize, Windows), Rc<Found>>,
+    /// The best cuts found, by stages, replicas and micro-batches, and windows.
+    found: HashMap<(usize, (usize, usize), Windows), Rc<Found>>,
 }
 
 impl<'a, P: Program> Question<'a, P> {
     /// # Errors
     /// If an argument is out of range or a file of costs cannot be read.
     pub(super) fn new((subject, defaults): (Subject<P>, Defaults), arguments: &'a Plan) -> Result<Self> {
-        let replicas = arguments.replicas.unwrap_or(defaults.replicas);
-        if replicas == 0 || replicas > subject.batch_size() {
-            let right = format!("a batch has {0} examples: use 1 to {0}", subject.batch_size());
-            return Err(Error::invalid("--replicas", replicas.to_string(), right));
-        }
         let latency = arguments.latency_us;
         if !(latency.is_finite() && latency >= 0.0) {
             return Err(Error::invalid("--latency-us", latency.to_string(), "use 0 or more"));
@@ -83,10 +78,27 @@ impl<'a, P: Program> Question<'a, P> {
         if stages.iter().any(|&count| count == 0 || count > MOST_STAGES) {
             return Err(Error::invalid("--stages", format!("{stages:?}"), format!("use 1 to {MOST_STAGES}")));
         }
+        let replicas = match arguments.ranks {
+            None => or_default(&arguments.replicas, defaults.replicas),
+            Some(ranks) => {
+                let fitting = stages.iter().filter(|&&count| ranks.is_multiple_of(count) && ranks > 0);
+                let replicas: Vec<usize> = fitting.map(|count| ranks / count).collect();
+                if replicas.is_empty() {
+                    let right = "use a multiple of a number of stages (--stages)";
+                    return Err(Error::invalid("--ranks", format!("{ranks} with {stages:?} stages"), right));
+                }
+                replicas
+            }
+        };
+        let examples = subject.batch_size();
+        if let Some(wrong) = replicas.iter().find(|&&count| count == 0 || count > examples) {
+            let right = format!("a batch has {examples} examples: use 1 to {examples}");
+            return Err(Error::invalid("--replicas", wrong.to_string(), right));
+        }
         let micro_batches = or_default(&arguments.micro_batches, defaults.micro_batches);
-        let most = subject.batch_size() / replicas;
+        let most = examples / replicas.iter().max().copied().unwrap_or(1);
         if micro_batches.iter().any(|&count| count == 0 || count > most) {
-            let of = if replicas == 1 { "a batch" } else { "the part of a batch for a replica" };
+            let of = if most == examples { "a batch" } else { "the part of a batch for a replica" };
             let right = format!("{of} has {most} examples: use 1 to {most}");
             return Err(Error::invalid("--micro-batches", format!("{micro_batches:?}"), &right));
         }
@@ -116,8 +128,16 @@ impl<'a, P: Program> Question<'a, P> {
         })
     }
 
+    /// Returns the numbers of replicas to try with this many stages.
+    pub(super) fn replicas_of(&self, stages: usize) -> Vec<usize> {
+        match self.arguments.ranks {
+            None => self.replicas.clone(),
+            Some(ranks) => ranks.is_multiple_of(stages).then_some(ranks / stages).into_iter().collect(),
+        }
+    }
+
     fn dedicated(&self) -> bool {
-        self.arguments.dedicated || self.replicas > 1
+        self.arguments.dedicated || self.replicas.iter().any(|&count| count > 1)
     }
 
     /// Returns the builder for one way to train, on its devices.
@@ -134,14 +154,14 @@ impl<'a, P: Program> Question<'a, P> {
         &mut self,
         builder: &TrainerBuilder,
         stages: usize,
-        micro_batches: usize,
+        (replicas, micro_batches): (usize, usize),
         examples: usize,
     ) -> Result<Arc<Profile>> {
         let batch = match self.batches.entry(examples) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => unknown.insert(self.subject.batch(examples)?),
         };
-        let piece = batch.split(micro_batches * self.replicas)?.swap_remove(0);
+        let piece = batch.split(micro_batches * replicas)?.swap_remove(0);
         let examples = piece.len()?;
         if !self.arguments.costs.is_empty() {
             return self.profiles.get(&(Vec::new(), examples)).cloned().ok_or_else(|| {
@@ -167,17 +187,18 @@ impl<'a, P: Program> Question<'a, P> {
     }
 
     /// Returns the best cut into this many stages, which is searched once for each way to train.
-    fn find(&mut self, stages: usize, micro_batches: usize, windows: Windows) -> Result<Rc<Found>> {
-        let way = (stages, micro_batches, windows);
+    fn find(&mut self, stages: usize, pieces: (usize, usize), windows: Windows) -> Result<Rc<Found>> {
+        let way = (stages, pieces, windows);
+        let (replicas, micro_batches) = pieces;
         if let Some(found) = self.found.get(&way) {
             return Ok(Rc::clone(found));
         }
         let builder = self.builder(stages, micro_batches, windows)?;
         let (usual, largest) = (self.subject.batch_size(), self.subject.largest_batch(&builder)?);
-        let profile = self.profile(&builder, stages, micro_batches, usual)?;
+        let profile = self.profile(&builder, stages, pieces, usual)?;
         // Files of costs have those of usual batches.
         let largest = match largest > usual && self.arguments.costs.is_empty() {
-            true => self.profile(&builder, stages, micro_batches, largest)?,
+            true => self.profile(&builder, stages, pieces, largest)?,
             false => Arc::clone(&profile),
         };
         let placement = match self.dedicated() {
@@ -188,7 +209,7 @@ impl<'a, P: Program> Question<'a, P> {
             latency: self.arguments.latency_us * 1e-6,
             bandwidth: self.arguments.gbps.map_or(f64::INFINITY, |gigabits| gigabits * 1e9 / 8.0),
         };
-        let replicas = Replicas { count: self.replicas, link };
+        let replicas = Replicas { count: replicas, link };
         let setup = PlannerSetup { link, replicas, ..builder.setup(stages, &profile, placement)? };
         let cut = match self.arguments.units_per_stage.as_slice() {
             [] => setup.best_cut(&builder.tied_units()?)?,
@@ -203,9 +224,18 @@ impl<'a, P: Program> Question<'a, P> {
     }
 
     /// Returns the row of one way to train.
-    pub(super) fn row(&mut self, stages: usize, micro_batches: usize, windows: Windows) -> Result<PlanRow> {
-        let end_to_end = self.find(stages, micro_batches, Windows::END_TO_END)?.cut.simulated.step_seconds;
-        let found = self.find(stages, micro_batches, windows)?;
+    ///
+    /// # Errors
+    /// If it cannot be simulated.
+    pub(super) fn row(
+        &mut self,
+        stages: usize,
+        (replicas, micro_batches): (usize, usize),
+        windows: Windows,
+    ) -> Result<PlanRow> {
+        let pieces = (replicas, micro_batches);
+        let end_to_end = self.find(stages, pieces, Windows::END_TO_END)?.cut.simulated.step_seconds;
+        let found = self.find(stages, pieces, windows)?;
         let cut = &found.cut;
         let step = cut.simulated.step_seconds;
         Ok(PlanRow {
@@ -213,6 +243,7 @@ impl<'a, P: Program> Question<'a, P> {
             width: windows.width.map_or_else(|| "as configured".to_owned(), |width| width.to_string()),
             group: windows.group,
             follow: windows.follow,
+            replicas,
             micro_batches,
             units_per_stage: cut.units_per_stage.clone(),
             proven: cut.proven,

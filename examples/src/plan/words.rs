@@ -9,7 +9,8 @@ pub(super) fn name(row: &PlanRow) -> String {
     let width = row.width.parse::<usize>().map_or_else(|_| row.width.clone(), |width| format!("width {width}"));
     let group = row.group.map_or_else(String::new, |group| format!(", groups of {group}"));
     let follow = row.follow.map_or_else(String::new, |follow| format!(", by {}", follow_name(follow)));
-    format!("{} stages, {width}{group}{follow}, {} {micro}", row.stages, row.micro_batches)
+    let replicas = if row.replicas > 1 { format!(" × {} replicas", row.replicas) } else { String::new() };
+    format!("{} stages{replicas}, {width}{group}{follow}, {} {micro}", row.stages, row.micro_batches)
 }
 
 /// The most stages whose units are listed one by one.
@@ -42,7 +43,8 @@ pub(super) fn table_of(rows: &[PlanRow], recommended: Option<usize>) -> Table {
     let grouped = rows.iter().any(|row| row.group.is_some());
     let followed = rows.iter().any(|row| row.follow.is_some());
     let optional = |heading: &'static str, given: bool| given.then_some(heading);
-    let before = ["", "stages", "width"].map(Some);
+    let replicated = rows.iter().any(|row| row.replicas > 1);
+    let before = [Some(""), Some("stages"), optional("replicas", replicated), Some("width")];
     let given = [optional("group", grouped), optional("follow", followed)];
     let after = [
         "micro-batches",
@@ -57,7 +59,7 @@ pub(super) fn table_of(rows: &[PlanRow], recommended: Option<usize>) -> Table {
     ]
     .map(Some);
     let headings: Vec<&str> = before.into_iter().chain(given).chain(after).flatten().collect();
-    // A row is named by its mark, and by what was asked for: stages, width, group, losses and micro-batches.
+    // A row is named by its mark, and by what was asked for: stages, replicas, width, group, losses and micro-batches.
     let mut all = table(&headings).named_by(headings.len() - RESULTS);
     let mib = |bytes: u64| bytes.div_ceil(1 << 20).to_string();
     for (at, row) in rows.iter().enumerate() {
@@ -67,7 +69,8 @@ pub(super) fn table_of(rows: &[PlanRow], recommended: Option<usize>) -> Table {
             (_, Some(_)) => "✗",
             _ => "",
         };
-        let before = [mark.to_owned(), row.stages.to_string(), row.width.clone()].map(Some);
+        let replicas = replicated.then(|| row.replicas.to_string());
+        let before = [Some(mark.to_owned()), Some(row.stages.to_string()), replicas, Some(row.width.clone())];
         let given = [row.group.map(|group| group.to_string()), row.follow.map(|follow| follow_name(follow).to_owned())];
         let after = [
             row.micro_batches.to_string(),

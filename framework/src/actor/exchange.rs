@@ -1,6 +1,9 @@
 //! The messages of one pipeline between ranks: sent to where a stage or the coordinator is, and given to those that are here.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender},
+    time::{Duration, SystemTime},
+};
 
 use actix::Addr;
 use candle_core::Tensor;
@@ -19,6 +22,11 @@ use crate::{
     transport::CoordinatorMessage,
     watch::Activity,
 };
+
+/// Returns the time by this host's clock.
+pub(super) fn since_1970() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
 
 /// The rank with the trainer, the coordinator and the strategy actor.
 const FIRST: usize = 0;
@@ -201,7 +209,7 @@ impl Exchange {
                 agreement: self.spread().agreement.clone(),
                 in_flight,
                 first_step: settings.first_step,
-                records: settings.record.is_some(),
+                record: settings.record.map(|origin| since_1970().saturating_sub(origin.elapsed())),
                 values,
             };
             self.outbox().send(rank, Note::Start(start), &tensors)?;

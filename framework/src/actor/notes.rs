@@ -1,6 +1,6 @@
 //! The messages between actors in the form in which one rank sends them to another: a note, and tensors.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use actix::Addr;
 use candle_core::Tensor;
@@ -56,7 +56,8 @@ pub(super) struct StartNote {
     pub(super) agreement: String,
     pub(super) in_flight: usize,
     pub(super) first_step: u64,
-    pub(super) records: bool,
+    /// The moment from which recorded times count, since the beginning of 1970; none if nothing is recorded.
+    pub(super) record: Option<Duration>,
     /// The names of the initial values, whose tensors come with the note.
     pub(super) values: Vec<String>,
 }

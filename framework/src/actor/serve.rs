@@ -2,14 +2,14 @@
 
 use std::{
     sync::{Arc, mpsc::channel},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use actix::System;
 use candle_core::Tensor;
 
 use super::{
-    exchange::{CoordinatorAddress, Exchange, Order},
+    exchange::{CoordinatorAddress, Exchange, Order, since_1970},
     hosted::HostedStages,
     notes::StartNote,
     pipeline::PipelineSettings,
@@ -108,11 +108,13 @@ impl ServedStages {
         activities: &[Arc<Activity>],
         exchange: &Exchange,
     ) -> Result<Self> {
-        let StartNote { in_flight, first_step, records, values: names, .. } = start;
+        let StartNote { in_flight, first_step, record, values: names, .. } = start;
         let given: Weights = names.into_iter().zip(values).collect();
         let values = Arc::new(given);
         blueprints.iter_mut().for_each(|blueprint| blueprint.set_values(&values));
-        let record = records.then(Instant::now);
+        // By the clocks of the hosts, which are set to the same time.
+        let origin = |since: Duration| Instant::now().checked_sub(since_1970().saturating_sub(since));
+        let record = record.map(|since| origin(since).unwrap_or_else(Instant::now));
         let settings = PipelineSettings { first_step, record, ..settings };
         let (started, ready) = channel();
         let thread = Worker::start("interlock", move || {

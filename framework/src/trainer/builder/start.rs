@@ -58,6 +58,17 @@ impl TrainerBuilder {
         })
     }
 
+    /// Starts the pipeline alone, without a trainer, for measurements.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn pipeline(self) -> Result<Pipeline> {
+        guarded(|| {
+            let Layout { partition, plans, blueprints, .. } = self.layout()?;
+            Pipeline::start_on(blueprints, plans, self.pipeline_settings()?, self.spread(&partition)?)
+        })
+    }
+
     /// Returns the stages that this process trains: all of them, without [`Self::ranks`].
     ///
     /// # Errors
