@@ -180,7 +180,7 @@ pub(crate) struct Plan {
     /// configuration's]
     #[arg(long, value_delimiter = ',', value_name = "R,…")]
     pub(crate) replicas: Vec<usize>,
-    /// Use this many devices with each number of stages, by as many replicas as they have room for
+    /// This many ranks with one stage each: tries each number of stages that divides it, with as many replicas
     #[arg(long, value_name = "N", conflicts_with = "replicas")]
     pub(crate) ranks: Option<usize>,
     /// Latency of the links between devices, in microseconds

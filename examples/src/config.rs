@@ -177,7 +177,8 @@ pub(crate) struct PlacementConfig {
     /// The stages of each rank; by default each rank has about as many, in order. With several replicas, those of each rank of a replica.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stages: Option<Vec<Vec<usize>>>,
-    /// The devices of each rank, instead of `devices`: its `i`-th stage is on device `i mod` their number. One list for each rank, or for each rank of a replica.
+    /// The devices of each rank, instead of `devices`: its `i`-th stage is on device `i mod` their number. One list for each rank; of fewer lists, each serves
+    /// several ranks in turn.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("examples" = [[["cpu:threads=4"], ["cuda:0", "cuda:1"]]]))]
     pub(crate) devices: Option<Vec<Vec<String>>>,
@@ -315,6 +316,8 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
         let partition = self.partition_of_finished_run(description, weights)?;
         // Nothing is trained, so that it does not matter what the optimizer would do.
         let builder = self.untrained(description)?.partition(partition).optimizer(OptimizerConfig::default()).ema(None);
+        // Nor how many processes trained it.
+        let builder = builder.replicas(1).stages_of_ranks(None);
         if let Some(devices) = Devices::of_arguments(devices) {
             return devices.give_to(builder).inspect(note_emulation);
         }
@@ -349,14 +352,21 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
 
     /// Opens the devices for the stages of `builder`, of this rank if there are several, and sets them.
     pub(crate) fn on_devices(&self, builder: TrainerBuilder) -> Result<TrainerBuilder> {
+        match ranks() {
+            None => self.devices.give_to(builder),
+            Some(ranks) => self.devices.give_to_rank(builder, ranks, self.placement.devices.as_deref()),
+        }
+    }
+
+    /// Refuses what only several ranks can have, if there is one process.
+    pub(crate) fn check_ranks(&self) -> Result<()> {
         match (ranks(), &self.placement.devices) {
-            (None, None) => self.devices.give_to(builder),
             (None, Some(_)) => Err(Error::invalid(
                 "placement.devices",
                 "there is only one process",
                 "start several, or name the devices in devices",
             )),
-            (Some(ranks), lists) => self.devices.give_to_rank(builder, ranks, lists.as_deref()),
+            _ => Ok(()),
         }
     }
 

@@ -22,6 +22,12 @@ use crate::{
 /// How long a host may take to answer before a retry.
 const ANSWER: Duration = Duration::from_secs(20);
 
+/// The time before a retry, in which the rest of a job ends.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// The most ranks of a host.
+const MOST_RANKS: usize = 1 << 16;
+
 /// How often a job that runs is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -38,10 +44,18 @@ impl FromStr for Host {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let (name, ranks) = text.split_once(':').unwrap_or((text, "1"));
         let is_name = !name.is_empty() && !name.starts_with('-') && name.chars().all(is_plain);
-        match ranks.parse() {
-            Ok(ranks @ 1..) if is_name => Ok(Self { name: name.to_owned(), ranks }),
+        match ranks.parse::<usize>() {
+            Ok(ranks @ 1..=MOST_RANKS) if is_name => Ok(Self { name: name.to_owned(), ranks }),
             _ => Err("a host is a name, or a name and a number of ranks, such as node1:2".to_owned()),
         }
+    }
+}
+
+/// Reads the name of a host.
+pub(crate) fn host_name(text: &str) -> std::result::Result<String, String> {
+    match text.parse::<Host>() {
+        Ok(Host { name, .. }) if !text.contains(':') => Ok(name),
+        _ => Err("a spare host is a name: it gets the ranks of the host whose place it takes".to_owned()),
     }
 }
 
@@ -74,9 +88,9 @@ pub(crate) fn run<P: Program>(arguments: &Launch) -> Result<(), Exit> {
     }
     let running = Running::default();
     let handle = running.clone();
-    interrupt::on_signal(move |_| {
-        handle.stop();
-        Next::GoOn
+    interrupt::on_signal(move |is_first| {
+        handle.stop(is_first);
+        if is_first { Next::GoOn } else { Next::End }
     });
     let mut spares = arguments.spares.clone().into_iter();
     for retry in 0.. {
@@ -90,9 +104,11 @@ pub(crate) fn run<P: Program>(arguments: &Launch) -> Result<(), Exit> {
             _ => {}
         }
         note(&format!("{}; it is started again", ended(code, retry)));
-        job.replace_lost_hosts(&mut spares)?;
+        thread::sleep(PAUSE);
+        job.replace_lost_hosts(&mut spares, &running)?;
         if train.resume.is_none() {
-            job.train = [&arguments.command[..], &["--resume".to_owned(), "auto".to_owned()]].concat();
+            let resume = ["train", "--resume", "auto"].map(str::to_owned);
+            job.train = [&resume[..], &arguments.command[1..]].concat();
         }
     }
     Ok(())
@@ -102,12 +118,16 @@ pub(crate) fn run<P: Program>(arguments: &Launch) -> Result<(), Exit> {
 fn train_of<P: Program>(command: &[String]) -> Result<Train, Exit> {
     match arguments::parsed::<P>(command) {
         arguments::Command::Train(train) if command.first().is_some_and(|word| word == "train") => Ok(train),
-        _ => Err(Error::invalid("launch", quoted(&command.join(" ")), "only `train` runs on several ranks").into()),
+        _ => Err(Error::invalid("launch", quoted(&command.join(" ")), "launch starts `train` only").into()),
     }
 }
 
 /// Checks what the command line cannot.
 fn check(arguments: &Launch, train: &Train) -> Result<()> {
+    if arguments.retries == 0 && !arguments.spares.is_empty() {
+        let right = "give --retries too, or leave them out";
+        return Err(Error::invalid("--spares", "they serve a retry, and there is none", right));
+    }
     if arguments.retries > 0 && train.out.is_none() && train.resume.is_none() {
         let right = "name the run's folder: --out or --resume";
         return Err(Error::invalid("--retries", "a run without a folder of its own cannot go on", right));
@@ -116,6 +136,10 @@ fn check(arguments: &Launch, train: &Train) -> Result<()> {
     if slurm && !arguments.spares.is_empty() {
         let right = "let Slurm choose the hosts of a retry: sbatch --requeue";
         return Err(Error::invalid("--spares", "srun has the hosts of its allocation", right));
+    }
+    if slurm && (arguments.network.is_some() || arguments.oversubscribe) {
+        let option = if arguments.oversubscribe { "--oversubscribe" } else { "--network" };
+        return Err(Error::invalid(option, "it is an option of mpirun", "set it in Slurm's allocation"));
     }
     if slurm && arguments.hosts.iter().any(|host| host.ranks != arguments.hosts[0].ranks) {
         let right = "give each host as many, or use --with mpirun";
@@ -157,8 +181,8 @@ impl Job<'_> {
         let mut add = |words: &[&str]| line.extend(words.iter().map(|word| (*word).to_owned()));
         if !self.hosts.is_empty() {
             add(&["--host", &hosts()]);
-            // Without these it takes five minutes to see that a host cannot be reached.
-            for (name, value) in [("time", "30"), ("intvl", "10"), ("probes", "3")] {
+            // Without these, mpirun waits five minutes for a host that cannot be reached. It must find out before the ranks do: else it waits as long.
+            for (name, value) in [("time", "10"), ("intvl", "5"), ("probes", "3")] {
                 add(&["--mca", &format!("oob_tcp_keepalive_{name}"), value]);
             }
         }
@@ -173,17 +197,21 @@ impl Job<'_> {
     }
 
     /// Replaces the hosts that do not answer by spare ones.
-    fn replace_lost_hosts(&mut self, spares: &mut impl Iterator<Item = Host>) -> Result<(), Exit> {
+    fn replace_lost_hosts(&mut self, spares: &mut impl Iterator<Item = String>, running: &Running) -> Result<(), Exit> {
         for at in 0..self.hosts.len() {
             while !self.answers(&self.hosts[at]) {
-                let Host { name, ranks } = self.hosts[at].clone();
+                if running.is_stopped() {
+                    return Err(Exit::Stopped);
+                }
+                let name = &self.hosts[at].name;
                 let Some(spare) = spares.next() else {
                     return Err(Exit::Failed(format!(
                         "host {name} does not answer, and there is no other; see --spares"
                     )));
                 };
-                note(&format!("host {name} does not answer; {} takes its place", spare.name));
-                self.hosts[at] = Host { ranks, ..spare };
+                let folder = if at == 0 { "; without a shared folder for the run, it begins anew there" } else { "" };
+                note(&format!("host {name} does not answer; {spare} takes its place{folder}"));
+                self.hosts[at].name = spare;
             }
         }
         Ok(())
@@ -213,7 +241,10 @@ impl Job<'_> {
 
 fn command_of(line: &[String]) -> Command {
     let mut command = Command::new(&line[0]);
-    command.args(&line[1..]);
+    command.args(&line[1..]).stdin(Stdio::null());
+    // A Ctrl-C of the terminal comes to this program alone, which passes it on once.
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
     command
 }
 
@@ -230,12 +261,16 @@ impl Running {
         self.lock().1
     }
 
-    /// Asks the job to end.
-    fn stop(&self) {
+    /// Asks the job to end, or ends its launcher at once.
+    fn stop(&self, is_first: bool) {
         let mut running = self.lock();
         running.1 = true;
         if let Some(child) = &mut running.0 {
-            terminate(child);
+            match is_first {
+                true => terminate(child),
+                // It may have ended by now.
+                false => drop(child.kill()),
+            }
         }
     }
 
@@ -251,11 +286,15 @@ impl Running {
                 Some(child.map_err(|e| Exit::Refused(format!("{}: it cannot be started: {e}; install it", line[0])))?);
         }
         loop {
-            if let (Some(child), _) = &mut *self.lock()
+            let mut running = self.lock();
+            if let (Some(child), _) = &mut *running
                 && let Some(status) = child.try_wait().map_err(Exit::failed)?
             {
+                // Its number may belong to another process from now on.
+                running.0 = None;
                 return Ok(status);
             }
+            drop(running);
             thread::sleep(LOOK);
         }
     }
@@ -305,7 +344,7 @@ mod tests {
         let host = |text: &str| text.parse::<Host>().map(|host| host.to_string());
         assert_eq!(host("a").unwrap(), "a:1");
         assert_eq!(host("node-1.local:12").unwrap(), "node-1.local:12");
-        for wrong in ["", ":2", "a:", "a:0", "a:x", "a b", "--x:2", "a;b"] {
+        for wrong in ["", ":2", "a:", "a:0", "a:x", "a b", "--x:2", "a;b", "a:18446744073709551615", "a:65537"] {
             assert!(host(wrong).unwrap_err().contains("such as node1:2"), "{wrong}");
         }
     }

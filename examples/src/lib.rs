@@ -52,6 +52,8 @@ pub use program::{BuiltIn, DataSection, ModelSection, Program, Section};
 
 use std::process::ExitCode;
 
+use interlock::Error;
+
 use arguments::{Bench, Command};
 
 #[global_allocator]
@@ -62,6 +64,10 @@ static ALLOCATOR: interlock_backends::Allocator = interlock_backends::Allocator:
 pub fn run<P: Program>() -> ExitCode {
     interlock_backends::candle_single_threaded();
     let (command, memory_limit) = arguments::parse::<P>();
+    if memory_limit.is_some() && matches!(command, Command::Launch(_)) {
+        let refused = Error::invalid("--memory-limit", "launch computes nothing", "give it after --, to train");
+        return ExitCode::from(exit::code_of(Err(refused.into())));
+    }
     memory::limit(memory_limit);
     let on_ranks = matches!(command, Command::Train(_) | Command::Bench(Bench::Runtime(_)));
     ExitCode::from(ranks::run(on_ranks, || exit::code_of(execute::<P>(command))))

@@ -69,13 +69,18 @@ pub(crate) fn run<P: Program>(arguments: &Plan) -> Result<(), Exit> {
     let mut question = Question::new(Subject::<P>::new(arguments)?, arguments)?;
     let (mut rows, mut impossible) = (Vec::new(), Vec::new());
     for &stages in &question.stages.clone() {
+        if question.replicas_of(stages).is_empty() {
+            let problem = format!("{stages} do not divide the ranks (--ranks)");
+            impossible.push(Error::invalid("--stages", problem, "try another number"));
+        }
         for replicas in question.replicas_of(stages) {
             for &micro_batches in &question.micro_batches.clone() {
                 for windows in question.windows.clone() {
                     match question.row(stages, (replicas, micro_batches), windows) {
                         Ok(row) => rows.push(row),
-                        // Of several groups some may not fit some numbers of stages or some widths.
+                        // Of several groups some may not fit some numbers of stages or some widths, and a batch may be too small for many replicas.
                         Err(error) if windows.group.is_some() && of_windows(&error) => impossible.push(error),
+                        Err(error) if replicas > 1 && of_pieces(&error) => impossible.push(error),
                         Err(error) => return Err(error.into()),
                     }
                 }
@@ -117,6 +122,11 @@ pub(crate) fn run<P: Program>(arguments: &Plan) -> Result<(), Exit> {
 /// Whether a width or a group is too large for the number of stages.
 fn of_windows(error: &Error) -> bool {
     matches!(error, Error::Invalid { subject, .. } if ["strategy.width", "strategy.group"].contains(&subject.as_str()))
+}
+
+/// Whether a batch cannot be cut into as many micro-batches.
+fn of_pieces(error: &Error) -> bool {
+    matches!(error, Error::Invalid { subject, .. } if ["micro_batches", "batch_size"].contains(&subject.as_str()))
 }
 
 /// Prints all rows, and the reasons for the recommended, the fastest and the failing ones.

@@ -39,6 +39,8 @@ pub(crate) const CONFIG: &str = "config.toml";
 pub(crate) const DATA: &str = "data.json";
 const STATUS: &str = "status.json";
 pub(crate) const REPORT: &str = "report.json";
+/// The file with the addresses of the metrics of all ranks, while they are served.
+const TARGETS: &str = "targets.json";
 /// The file with the timeline of the last steps.
 const TIMELINE: &str = "timeline.json";
 
@@ -274,9 +276,12 @@ impl RunFolder {
         *self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the addresses of the metrics of all ranks.
-    pub(crate) fn write_targets(&self, targets: &serde_json::Value) -> Result<()> {
-        self.write_json("targets.json", targets)
+    /// Writes the addresses of the metrics of all ranks, or removes them if there are none.
+    pub(crate) fn write_targets(&self, targets: Option<&serde_json::Value>) -> Result<()> {
+        match targets {
+            Some(targets) => self.write_json(TARGETS, targets),
+            None => remove(&[&self.path.join(TARGETS)], &[]),
+        }
     }
 
     /// Writes the state of a strategy that decides during the run.

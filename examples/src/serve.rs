@@ -100,22 +100,22 @@ fn serve_run<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {
     Ok(served?)
 }
 
-/// Returns the addresses at which all ranks serve their metrics, as Prometheus reads them (`file_sd_configs`); none if the system chooses the ports.
+/// Returns the addresses at which ranks on these hosts serve their metrics, as Prometheus reads them (`file_sd_configs`); none if the system chooses the ports.
 ///
 /// # Errors
 /// If there are too few ports.
-pub(crate) fn targets(ranks: &Ranks, address: SocketAddr) -> Result<Option<Value>, Exit> {
+pub(crate) fn targets(hosts: &[String], address: SocketAddr) -> Result<Option<Value>, Exit> {
     if address.port() == 0 {
         return Ok(None);
     }
-    let target = |(rank, host): (usize, String)| {
+    let target = |(rank, host): (usize, &String)| {
         let of_rank = exporter_of_rank(address, rank)?;
-        Ok(match of_rank.ip().is_loopback() || host.is_empty() {
-            true => of_rank.to_string(),
-            false => format!("{host}:{}", of_rank.port()),
+        Ok(match of_rank.ip().is_unspecified() {
+            true => format!("{host}:{}", of_rank.port()),
+            false => of_rank.to_string(),
         })
     };
-    let targets = ranks.hosts().into_iter().enumerate().map(target).collect::<Result<Vec<_>, Exit>>()?;
+    let targets = hosts.iter().enumerate().map(target).collect::<Result<Vec<_>, Exit>>()?;
     Ok(Some(json!([{ "targets": targets }])))
 }
 
@@ -129,4 +129,23 @@ fn exporter_of_rank(mut address: SocketAddr, rank: usize) -> Result<SocketAddr, 
         address.set_port(port);
     }
     Ok(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_addresses_that_prometheus_can_reach() {
+        let hosts = ["a", "a", "b"].map(str::to_owned);
+        let targets = |address: &str| targets(&hosts, address.parse().unwrap());
+        let found = |address: &str| targets(address).unwrap().unwrap()[0]["targets"].clone();
+        assert_eq!(found("0.0.0.0:9464"), json!(["a:9464", "a:9465", "b:9466"]));
+        assert_eq!(found("[::]:9464"), json!(["a:9464", "a:9465", "b:9466"]));
+        assert_eq!(found("10.0.0.1:1"), json!(["10.0.0.1:1", "10.0.0.1:2", "10.0.0.1:3"]));
+        assert_eq!(found("[::1]:1"), json!(["[::1]:1", "[::1]:2", "[::1]:3"]));
+        assert!(targets("0.0.0.0:0").unwrap().is_none());
+        let refused = targets("0.0.0.0:65534").unwrap_err();
+        assert!(matches!(refused, Exit::Refused(message) if message.contains("rank 2 would have port 65536")));
+    }
 }

@@ -52,6 +52,7 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
         None => config::load::<P>(arguments.source.config.as_deref(), &arguments.source.sets)?,
     };
     config.devices = Devices::of_arguments(&arguments.devices).unwrap_or(config.devices);
+    config.check_ranks()?;
     if let (Some(out), None, None) = (&arguments.out, &resumed, &again) {
         run_folder::refuse_existing(out)?;
     }
@@ -73,7 +74,7 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     // Before the stages are built, since they register their metrics then.
     let exporter = arguments.metrics.map(|address| Exporter::start(address, &config.name)).transpose()?;
     let targets = match (ranks(), arguments.metrics) {
-        (Some(ranks), Some(address)) => targets(ranks, address)?,
+        (Some(ranks), Some(address)) => targets(&ranks.hosts(), address)?,
         _ => None,
     };
     let trace_steps = arguments.trace_steps.unwrap_or(trace::STEPS);
@@ -114,10 +115,8 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     trainer.checkpoint_to(folder.path(), &config.checkpoint)?;
     if let Some(exporter) = &exporter {
         exporter.name_run(&folder.name(), config.model.kind(), &config.strategy.label());
-        if let Some(targets) = &targets {
-            folder.write_targets(targets).map_err(Exit::failed)?;
-        }
     }
+    folder.write_targets(targets.as_ref()).map_err(Exit::failed)?;
     if let (Some(values), Some(path)) = (initial_values, &config.init_from) {
         terminal.say(&format!("starts from {}: {values}", path.display()));
     }
@@ -130,6 +129,8 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     if let Some(exporter) = &exporter {
         exporter.linger(Duration::from_secs(arguments.metrics_linger));
     }
+    // Nobody serves them any more. If the folder is gone, there is nothing to remove.
+    let _ = folder.write_targets(None);
     ended
 }
 

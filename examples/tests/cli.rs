@@ -428,7 +428,7 @@ fn launch_prints_the_line_that_starts_a_job() {
     assert_eq!(
         line(&["--hosts", "a:2,b", "--network", "10.0.0.0/24", "--oversubscribe"]),
         format!(
-            "mpirun --host a:2,b:1 --mca oob_tcp_keepalive_time 30 --mca oob_tcp_keepalive_intvl 10 --mca oob_tcp_keepalive_probes 3 \
+            "mpirun --host a:2,b:1 --mca oob_tcp_keepalive_time 10 --mca oob_tcp_keepalive_intvl 5 --mca oob_tcp_keepalive_probes 3 \
              --bind-to none --mca btl_tcp_if_include 10.0.0.0/24 --mca oob_tcp_if_include 10.0.0.0/24 \
              --oversubscribe --mca mpi_yield_when_idle 1 -n 3 {train}"
         )
@@ -449,9 +449,14 @@ fn launch_prints_the_line_that_starts_a_job() {
     refused(&["-n", "2"], "train");
     refused(&["-n", "2", "--hosts", "a", "--", "train"], "cannot be used with");
     refused(&["--hosts", "a:x", "--", "train"], "such as node1:2");
-    refused(&["-n", "2", "--", "plan"], "only `train` runs on several ranks");
+    refused(&["-n", "2", "--", "plan"], "launch starts `train` only");
     refused(&["-n", "2", "--", "train", "--sat=a"], "--sat");
     refused(&["-n", "2", "--retries", "1", "--", "train"], "--run");
     refused(&["-n", "2", "--run", "--retries", "1", "--", "train"], "name the run's folder");
     refused(&["--hosts", "a:2,b", "--with", "srun", "--", "train"], "hosts with different numbers of ranks");
+    refused(&["-n", "2", "--with", "srun", "--network", "eth0", "--", "train"], "--network: it is an option of mpirun");
+    refused(&["-n", "2", "--with", "srun", "--oversubscribe", "--", "train"], "--oversubscribe");
+    refused(&["--hosts", "a", "--spares", "c:4", "--", "train"], "a spare host is a name");
+    refused(&["--hosts", "a", "--spares", "c", "--", "train"], "--spares: they serve a retry");
+    refused(&["-n", "2", "--memory-limit", "1GiB", "--", "train"], "give it after --");
 }

@@ -403,7 +403,8 @@ fn plan_simulates_training_and_training_can_use_it() {
     refused(&["--replicas", "1,33"], &["--replicas: 33", "use 1 to 32"]);
     refused(&["--ranks", "3"], &["--ranks: 3 with [2] stages", "a multiple of a number of stages"]);
     refused(&["--ranks", "0"], &["--ranks"]);
-    refused(&["--replicas", "8", "--micro-batches", "5"], &["the part of a batch for a replica has 4 examples"]);
+    refused(&["--replicas", "8", "--micro-batches", "5"], &["5 of each of 8 replicas", "use 1 to 4"]);
+    refused(&["--ranks", "66", "--stages", "2"], &["--ranks: 66 are 33 replicas", "use 1 to 32"]);
     refused(&["--gbps", "0"], &["--gbps", "above 0"]);
     refused(&["--latency-us=-1"], &["--latency-us", "0 or more"]);
     refused(&["--trace", "plan.png"], &["--trace plan.png", ".svg"]);

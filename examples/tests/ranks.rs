@@ -154,9 +154,13 @@ fn replicas_train_as_one_process_with_more_micro_batches() {
         }
         fs::remove_dir_all(folder.path().join("alone")).unwrap();
     }
-    // A change of the number of replicas is a change of the run.
+    // What was trained by several ranks is used by one process.
     let train = ["train", "--quiet", "--config", "text.toml", "--out", "run", "--set=steps=4", "--set=replicas=2"];
-    done(&ranks(folder.path(), 2, &train));
+    let serves = [&train[..], &["--metrics", "127.0.0.1:0", "--set=placement.stages=[[0, 1, 2]]"]].concat();
+    done(&ranks(folder.path(), 2, &serves));
+    assert!(!folder.path().join("run/targets.json").exists());
+    assert!(done(&interlock(folder.path(), &["eval", "run"])).contains("perplexity"));
+    // A change of the number of replicas is a change of the run.
     let changed = interlock(folder.path(), &["train", "--quiet", "--resume", "run", "--set=replicas=1"]);
     assert!(changed.status.code() == Some(2) && err(&changed).contains("replicas"), "{}", err(&changed));
 }
@@ -196,27 +200,20 @@ fn each_rank_has_devices_of_its_own() {
     let other = "--set=placement.devices=[[\"cpu\"], [\"cpu:9\"]]";
     let lacking = ranks(folder.path(), 2, &[&train[..], &["--set=devices=auto", other]].concat());
     assert!(!lacking.status.success() && err(&lacking).contains("rank 1: device cpu:9"), "{}", err(&lacking));
+    let plan = ["plan", "--config", "text.toml", "--set=devices=auto", "--set=placement={devices=[[\"cpu\"]]}"];
+    done(&interlock(folder.path(), &plan));
     refused(1, &["--set=devices=auto", "--set=placement={devices=[[\"cpu\"]]}"], "there is only one process");
 }
 
 #[test]
 fn the_runtime_is_measured_on_several_ranks() {
     let folder = configurations();
-    let bench = ["bench", "runtime", "--stages", "4", "--width", "2", "--steps", "5", "--forward-ms", "1", "--json"];
+    let bench = ["bench", "runtime", "--stages", "8", "--width", "2", "--steps", "20", "--forward-ms", "10", "--json"];
     let measured: Value = serde_json::from_str(done(&ranks(folder.path(), 2, &bench)).trim()).unwrap();
     let (step, simulated) = (&measured["step_seconds"], &measured["simulated_step_seconds"]);
-    assert!(step.as_f64().unwrap() > 0.9 * simulated.as_f64().unwrap(), "{measured}");
-}
-
-#[test]
-fn prometheus_is_told_of_all_ranks() {
-    let folder = configurations();
-    let base = 20_000 + std::process::id() as usize % 20_000;
-    let train = ["train", "--config", "text.toml", "--set=steps=4", "--out", "run"];
-    done(&ranks(folder.path(), 2, &[&train[..], &["--metrics", &format!("127.0.0.1:{base}")]].concat()));
-    let targets = json(&folder.path().join("run/targets.json"));
-    let expected = [base, base + 1].map(|port| format!("127.0.0.1:{port}"));
-    assert_eq!(targets, serde_json::json!([{ "targets": expected }]));
+    let [step, simulated] = [step, simulated].map(|seconds| seconds.as_f64().unwrap());
+    // Far less than if all stages worked one after another, 8 · (10 + 2 + 5 + 5) ms and relays. This machine may be busy.
+    assert!(step > 0.9 * simulated && step < 0.17, "{measured}");
 }
 
 /// A job that is killed if a test fails.

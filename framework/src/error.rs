@@ -138,10 +138,11 @@ impl Failure {
         self.origin.stage()
     }
 
-    /// Returns the same failure in a replica, if there are several.
+    /// Returns the same failure in a replica, if it is a stage's and there are several.
     #[must_use]
     pub(crate) fn in_replica(self, replica: usize, replicas: usize) -> Self {
-        Self { replica: (replicas > 1).then_some(replica), ..self }
+        let is_of_replica = replicas > 1 && self.stage().is_some();
+        Self { replica: self.replica.or(is_of_replica.then_some(replica)), ..self }
     }
 
     /// Returns the same failure in step `step`.

@@ -42,6 +42,16 @@ impl Score {
     }
 }
 
+impl Score {
+    /// Returns the sum of two scores, as far as they are there.
+    pub(crate) fn sum(a: Option<Self>, b: Option<Self>) -> Option<Self> {
+        match (a, b) {
+            (Some(a), Some(b)) => Some(a + b),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
 impl Add for Score {
     type Output = Self;
 

@@ -29,7 +29,9 @@ const LABEL_BYTES: usize = 2048;
 const LABELS: usize = 16;
 /// How long the loop looks for messages without a pause after it has found one.
 const BUSY: Duration = Duration::from_micros(100);
-/// The shortest and the longest pause of a loop that finds nothing.
+/// The same while a message is on its way: MPI moves it piece by piece, and only while it is called.
+const BUSY_MOVING: Duration = Duration::from_millis(2);
+/// The shortest and the longest pause of a loop that finds nothing; while a message is on its way, all are short.
 const PAUSE: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(1)];
 /// How long what is still being sent may take when all ranks are ended.
 const LAST: Duration = Duration::from_secs(1);
@@ -129,16 +131,22 @@ impl Engine {
         self.sender.clone()
     }
 
+    /// Whether a message is on its way.
+    fn is_moving(&self) -> bool {
+        !self.sending.is_empty() || self.sources.iter().any(|source| source.present.is_some())
+    }
+
     /// Sends and receives until `is_over`.
     pub(super) fn work_until(&mut self, mut is_over: impl FnMut(&mut Self) -> Result<bool>) -> Result<()> {
         let (mut found, mut pause) = (Instant::now(), PAUSE[0]);
         while !is_over(self)? {
+            let busy = if self.is_moving() { BUSY_MOVING } else { BUSY };
             if self.turn() {
                 (found, pause) = (Instant::now(), PAUSE[0]);
-            } else if found.elapsed() > BUSY {
+            } else if found.elapsed() > busy {
                 // Who sends ends the pause.
                 thread::park_timeout(pause);
-                pause = (pause * 2).min(PAUSE[1]);
+                pause = if self.is_moving() { PAUSE[0] } else { (pause * 2).min(PAUSE[1]) };
             } else {
                 thread::yield_now();
             }

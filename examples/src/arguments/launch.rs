@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use crate::launch::Host;
+use crate::launch::{Host, host_name};
 
 /// The program that starts ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -17,7 +17,7 @@ pub(crate) enum Launcher {
 #[derive(Args, Debug)]
 #[command(group = clap::ArgGroup::new("where").required(true).args(["hosts", "ranks"]))]
 pub(crate) struct Launch {
-    /// Hosts, each with its number of ranks, such as node1:2,node2:2; without a number one
+    /// Hosts, each with its number of ranks, such as node1:2,node2:2; a host without a number has one rank
     #[arg(long, value_delimiter = ',', value_name = "HOST[:RANKS],…")]
     pub(crate) hosts: Vec<Host>,
     /// Ranks, on this machine; with srun on the allocated ones
@@ -26,7 +26,7 @@ pub(crate) struct Launch {
     /// The program that starts them
     #[arg(long, value_enum, default_value_t, value_name = "LAUNCHER")]
     pub(crate) with: Launcher,
-    /// The network between the hosts, if they have several, such as 10.0.0.0/24 or eth0; for mpirun
+    /// The network to use, if hosts have several, such as 10.0.0.0/24 or eth0; for mpirun
     #[arg(long, value_name = "NETWORK")]
     pub(crate) network: Option<String>,
     /// There may be more ranks than cores; for mpirun
@@ -39,8 +39,8 @@ pub(crate) struct Launch {
     #[arg(long, default_value_t = 0, value_name = "N", requires = "run")]
     pub(crate) retries: u32,
     /// Hosts that take the place of those that do not answer at a retry
-    #[arg(long, value_delimiter = ',', value_name = "HOST,…", requires = "hosts")]
-    pub(crate) spares: Vec<Host>,
+    #[arg(long, value_delimiter = ',', value_name = "HOST,…", requires = "hosts", value_parser = host_name)]
+    pub(crate) spares: Vec<String>,
     /// `train` and its arguments
     #[arg(last = true, required = true, value_name = "train …")]
     pub(crate) command: Vec<String>,

@@ -172,7 +172,7 @@ impl RuntimeResult {
         };
         format!(
             "{} stages on {}, width {}{}: {:.2} ms a step, simulated {:.2}, {:.2} ms of work for the busiest stage; \
-             {} messages a step, {cpu}\nby the simulation: {}",
+             {} messages a step{}, {cpu}\nby the simulation: {}",
             self.stages,
             self.devices.join(", "),
             self.width,
@@ -181,6 +181,7 @@ impl RuntimeResult {
             self.simulated_step_seconds * 1e3,
             self.lower_bound_seconds * 1e3,
             self.messages_per_step,
+            if ranks().is_some() { " from rank 0" } else { "" },
             self.reason,
         )
     }

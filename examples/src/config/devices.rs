@@ -54,8 +54,8 @@ impl Devices {
         Ok(builder.devices(devices))
     }
 
-    /// Opens the devices for the stages that `builder` has on this rank: of its list among `lists`, one for each rank or each rank of a replica, if they are
-    /// given. Sets them; stages elsewhere get a placeholder.
+    /// Opens the devices for the stages that `builder` has on this rank: those of its list among `lists`, if they are given. Sets them; stages elsewhere get a
+    /// placeholder.
     pub(crate) fn give_to_rank(
         &self,
         builder: TrainerBuilder,
@@ -63,17 +63,18 @@ impl Devices {
         lists: Option<&[Vec<String>]>,
     ) -> Result<TrainerBuilder> {
         let backends = Backends::default();
-        let (layout, own) = (builder.layout()?, builder.stages_here()?);
-        let devices = match (lists, self) {
+        let lists = match (lists, self) {
             (None, Self::Named(_)) => return self.give_to(builder),
-            (None, Self::Auto) => backends.auto_of(&layout, &own, ranks.place_on_host())?,
             (Some(_), Self::Named(_)) => {
                 return Err(Error::invalid("placement.devices", "devices are given too", "give one of them"));
             }
-            (Some(lists), Self::Auto) => {
-                let names = list_of(lists, ranks)?;
-                names.iter().map(|name| backends.open(name)).collect::<Result<_>>()?
-            }
+            (lists, Self::Auto) => lists,
+        };
+        let layout = builder.layout()?;
+        let own = builder.stages_here(&layout)?;
+        let devices: Vec<_> = match lists {
+            None => backends.auto_of(&layout, &own, ranks.place_on_host())?,
+            Some(lists) => list_of(lists, ranks)?.iter().map(|name| backends.open(name)).collect::<Result<_>>()?,
         };
         // A stage elsewhere is never built here.
         let elsewhere: Arc<dyn StageDevice> = Arc::new(PlainCpu);
@@ -93,7 +94,7 @@ impl Devices {
 fn list_of<'a>(lists: &'a [Vec<String>], ranks: &Ranks) -> Result<&'a [String]> {
     if lists.is_empty() || !ranks.size().is_multiple_of(lists.len()) {
         let problem = format!("{} lists for {} ranks", lists.len(), ranks.size());
-        let right = "give one for each rank, or for each rank of a replica";
+        let right = "give one for each rank, or one for every n-th";
         return Err(Error::invalid("placement.devices", problem, right));
     }
     if let Some(empty) = lists.iter().position(Vec::is_empty) {

@@ -91,16 +91,17 @@ impl<'a, P: Program> Question<'a, P> {
             }
         };
         let examples = subject.batch_size();
+        let of_batch = || format!("a batch has {examples} examples: use 1 to {examples}");
         if let Some(wrong) = replicas.iter().find(|&&count| count == 0 || count > examples) {
-            let right = format!("a batch has {examples} examples: use 1 to {examples}");
-            return Err(Error::invalid("--replicas", wrong.to_string(), right));
+            let (key, problem) = match arguments.ranks {
+                Some(ranks) => ("--ranks", format!("{ranks} are {wrong} replicas of the fewest stages")),
+                None => ("--replicas", wrong.to_string()),
+            };
+            return Err(Error::invalid(key, problem, of_batch()));
         }
         let micro_batches = or_default(&arguments.micro_batches, defaults.micro_batches);
-        let most = examples / replicas.iter().max().copied().unwrap_or(1);
-        if micro_batches.iter().any(|&count| count == 0 || count > most) {
-            let of = if most == examples { "a batch" } else { "the part of a batch for a replica" };
-            let right = format!("{of} has {most} examples: use 1 to {most}");
-            return Err(Error::invalid("--micro-batches", format!("{micro_batches:?}"), &right));
+        if micro_batches.iter().any(|&count| count == 0 || count > examples) {
+            return Err(Error::invalid("--micro-batches", format!("{micro_batches:?}"), of_batch()));
         }
         let windows = windows(arguments, defaults.width);
         let mut profiles = HashMap::new();
@@ -141,8 +142,13 @@ impl<'a, P: Program> Question<'a, P> {
     }
 
     /// Returns the builder for one way to train, on its devices.
-    fn builder(&self, stages: usize, micro_batches: usize, windows: Windows) -> Result<TrainerBuilder> {
-        let builder = self.subject.builder(stages, windows)?.micro_batches(micro_batches);
+    fn builder(
+        &self,
+        stages: usize,
+        (replicas, micro_batches): (usize, usize),
+        windows: Windows,
+    ) -> Result<TrainerBuilder> {
+        let builder = self.subject.builder(stages, windows)?.replicas(replicas).micro_batches(micro_batches);
         match &self.devices {
             Devices::Auto if self.dedicated() => Ok(builder.devices([Backends::default().open("cpu:threads=1")?])),
             devices => devices.give_to(builder),
@@ -178,7 +184,7 @@ impl<'a, P: Program> Question<'a, P> {
             return Ok(Arc::clone(known));
         }
         let profile = Arc::new(
-            self.builder(stages, micro_batches, Windows::END_TO_END)?
+            self.builder(stages, (replicas, micro_batches), Windows::END_TO_END)?
                 .devices(measured)
                 .profile(&piece, Some(&crate::ALLOCATOR))?,
         );
@@ -189,11 +195,11 @@ impl<'a, P: Program> Question<'a, P> {
     /// Returns the best cut into this many stages, which is searched once for each way to train.
     fn find(&mut self, stages: usize, pieces: (usize, usize), windows: Windows) -> Result<Rc<Found>> {
         let way = (stages, pieces, windows);
-        let (replicas, micro_batches) = pieces;
+        let replicas = pieces.0;
         if let Some(found) = self.found.get(&way) {
             return Ok(Rc::clone(found));
         }
-        let builder = self.builder(stages, micro_batches, windows)?;
+        let builder = self.builder(stages, pieces, windows)?;
         let (usual, largest) = (self.subject.batch_size(), self.subject.largest_batch(&builder)?);
         let profile = self.profile(&builder, stages, pieces, usual)?;
         // Files of costs have those of usual batches.

@@ -156,8 +156,10 @@ impl Coordinator {
     fn check_non_finite(&mut self) {
         let all = self.stages * self.replicas.len();
         let has = |place: usize| self.received_non_finite.contains_key(&place);
-        let over = self.received_non_finite.len() == all
-            || self.steps.waits_only_for(|stage| (stage..all).step_by(self.stages).any(has))
+        let stage_has = |stage: usize| (stage..all).step_by(self.stages).any(has);
+        // A stage in which only some replicas have received one waits for these.
+        let over = (0..self.stages).all(stage_has)
+            || self.steps.waits_only_for(stage_has)
             || self.scores.waits_only_for(has)
             || self.norms.waits_only_for(has);
         let earliest = self.received_non_finite.values().min_by_key(|failure| (failure.step, failure.micro_batch));
@@ -173,6 +175,14 @@ impl Coordinator {
         }
     }
 
+    /// The same for an error of a stage.
+    fn check_stage(&mut self, replica: usize, stage: usize, result: Result<()>) {
+        if let Err(cause) = result {
+            let failure = Failure::new(Origin::Stage(stage), Phase::Transfer, cause);
+            self.fail(failure.in_replica(replica, self.replicas.len()));
+        }
+    }
+
     /// Sends a message to the stages of these replicas.
     fn broadcast<M>(&mut self, replicas: std::ops::Range<usize>, message: &M)
     where
@@ -182,7 +192,7 @@ impl Coordinator {
         for replica in replicas {
             for k in 0..self.stages {
                 let sent = self.replicas[replica].stages[k].send(message.clone());
-                self.check(Origin::Stage(k), sent);
+                self.check_stage(replica, k, sent);
             }
         }
     }
@@ -220,7 +230,7 @@ impl Coordinator {
             to.credits -= 1;
             count(&self.sent.activations);
             let sent = to.stages[0].send(Activation { micro_batch, payload, times: TransferTimes::now() });
-            self.check(Origin::Stage(0), sent);
+            self.check_stage(replica, 0, sent);
             self.sent_one_of(feed);
         }
     }
@@ -239,13 +249,9 @@ impl Coordinator {
 
     /// Adds up what the replicas of a stage reported of a step: their scores. All else is the first replica's.
     fn whole(replicas: Vec<StageStep>) -> Option<StageStep> {
-        replicas.into_iter().reduce(|first, other| StageStep {
-            score: match (first.score, other.score) {
-                (Some(sum), Some(score)) => Some(sum + score),
-                (sum, score) => sum.or(score),
-            },
-            ..first
-        })
+        let add =
+            |first: StageStep, other: StageStep| StageStep { score: Score::sum(first.score, other.score), ..first };
+        replicas.into_iter().reduce(add)
     }
 }
 
@@ -354,7 +360,7 @@ impl Handler<RestoreStages> for Coordinator {
         for (k, state) in message.states.into_iter().enumerate() {
             for replica in self.all() {
                 let sent = self.replicas[replica].stages[k].send(Restore { state: Box::new(state.clone()) });
-                self.check(Origin::Stage(k), sent);
+                self.check_stage(replica, k, sent);
             }
         }
     }

@@ -75,7 +75,8 @@ impl HostedStages {
                 policy: settings.policy,
                 global_norm: settings.global_norm,
                 first_step: settings.first_step,
-                record: settings.record,
+                // A timeline has the first replica.
+                record: settings.record.filter(|_| replica == 0),
                 mailbox,
                 replica,
                 replicas,

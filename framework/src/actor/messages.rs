@@ -191,7 +191,7 @@ pub(super) struct NextAction;
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Reported {
-    /// The replica that the stage belongs to; 0 for what is no stage's.
+    /// The replica that the stage belongs to; 0 if no stage reports.
     pub(super) replica: usize,
     pub(super) report: CoordinatorMessage,
 }

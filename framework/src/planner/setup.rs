@@ -14,7 +14,8 @@ use crate::{
     stage::Recompute,
 };
 
-/// Data-parallel replicas: several copies of every stage, each with a batch of its own. Their gradients are added up in a ring before the update.
+/// Data-parallel replicas: several copies of every stage, which divide each batch. Their gradients are added up before the update: each replica adds up a part
+/// and sends it to the others.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Replicas {
     /// The number of copies.
@@ -30,10 +31,13 @@ impl Default for Replicas {
 }
 
 impl Replicas {
-    /// Returns the seconds to add up `bytes` of gradients over all `R` of them: each sends and receives `2 (R-1)` pieces of an `R`-th.
+    /// Returns the seconds to add up `bytes` of gradients over all `R` of them: twice, each sends and receives `R-1` pieces of an `R`-th.
     pub fn all_reduce(&self, bytes: u64) -> f64 {
-        let rounds = 2.0 * (self.count.max(1) - 1) as f64;
-        rounds * (self.link.latency + bytes as f64 / self.count.max(1) as f64 / self.link.bandwidth)
+        let replicas = self.count.max(1) as f64;
+        match self.count {
+            0 | 1 => 0.0,
+            _ => 2.0 * (self.link.latency + (replicas - 1.0) * bytes as f64 / replicas / self.link.bandwidth),
+        }
     }
 }
 

@@ -116,16 +116,16 @@ fn a_stage_that_recomputes_takes_longer_and_keeps_its_input() {
 }
 
 #[test]
-fn replicas_add_up_gradients_in_a_ring() {
+fn replicas_add_up_gradients_in_two_rounds() {
     let link = Link { latency: 0.1, bandwidth: 100.0 };
-    close(Replicas { count: 4, link }.all_reduce(400), 6.0 * (0.1 + 1.0));
+    close(Replicas { count: 4, link }.all_reduce(400), 2.0 * (0.1 + 3.0));
     close(Replicas { count: 1, link }.all_reduce(400), 0.0);
     let profile = profile(&[1.0; 4]);
     let one = setup(&profile, 1, 2, 1);
     let four = PlannerSetup { replicas: Replicas { count: 4, link }, ..one.clone() };
     let update = |setup: &PlannerSetup<'_>| setup.simulate(&[2, 2]).unwrap().scenario.costs[0].update;
     // Of two units and a head.
-    close(update(&four) - update(&one), 6.0 * (0.1 + 1.0));
+    close(update(&four) - update(&one), 2.0 * (0.1 + 3.0));
 }
 
 /// Every cut of `units` into `stages`.

@@ -32,8 +32,10 @@ impl From<PolicyName> for Policy {
 /// The classes of actions that policies rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
-    /// The update, or the norm or the shared gradients before it.
+    /// The update, or the norm before it.
     Update,
+    /// The gradients for the other replicas.
+    Share,
     /// A forward pass.
     Forward,
     /// A backward pass that gives the input gradient.
@@ -50,17 +52,24 @@ enum Class {
     Probe,
 }
 
-use Class::{AwaitedHead, Forward, FreeingGradient, InputGradient, OwnHead, ParameterGradient, Probe, Update};
+use Class::{AwaitedHead, Forward, FreeingGradient, InputGradient, OwnHead, ParameterGradient, Probe, Share, Update};
 
 /// The ranks of a policy, highest first. Actions of one rank are ordered by step, micro-batch and loss.
 type Ranks = &'static [&'static [Class]];
 
-const FILL_DRAIN: Ranks =
-    &[&[Update, Forward], &[InputGradient], &[AwaitedHead, ParameterGradient, FreeingGradient], &[OwnHead], &[Probe]];
+const FILL_DRAIN: Ranks = &[
+    &[Update, Forward],
+    &[InputGradient],
+    &[Share],
+    &[AwaitedHead, ParameterGradient, FreeingGradient],
+    &[OwnHead],
+    &[Probe],
+];
 
 const ONE_F_ONE_B: Ranks = &[
     &[Update],
     &[InputGradient],
+    &[Share],
     &[AwaitedHead, ParameterGradient, FreeingGradient],
     &[Forward],
     &[OwnHead],
@@ -71,6 +80,7 @@ const INTERLOCK: Ranks = &[
     &[Update],
     &[InputGradient],
     &[AwaitedHead],
+    &[Share],
     &[Forward, FreeingGradient],
     &[OwnHead],
     &[ParameterGradient],
@@ -101,7 +111,8 @@ impl Policy {
         full: bool,
     ) -> (usize, u64, usize, usize) {
         let class = match action {
-            Action::Update(_) | Action::ShareNorm(_) | Action::ShareGradients(_) => Update,
+            Action::Update(_) | Action::ShareNorm(_) => Update,
+            Action::ShareGradients(_) => Share,
             Action::Forward(_) => Forward,
             Action::Backward { wants: Wants { input: true, .. }, .. } => InputGradient,
             Action::Backward { .. } | Action::BackwardSum { .. } if full => FreeingGradient,
@@ -122,7 +133,8 @@ mod tests {
 
     #[test]
     fn every_policy_ranks_every_class_once() {
-        let all = [Update, Forward, InputGradient, AwaitedHead, ParameterGradient, FreeingGradient, OwnHead, Probe];
+        let all =
+            [Update, Share, Forward, InputGradient, AwaitedHead, ParameterGradient, FreeingGradient, OwnHead, Probe];
         for name in [PolicyName::FillDrain, PolicyName::OneFOneB, PolicyName::Interlock] {
             let ranks = Policy::from(name).ranks();
             assert!(all.iter().all(|class| ranks.iter().filter(|rank| rank.contains(class)).count() == 1), "{name:?}");

@@ -96,7 +96,7 @@ pub(crate) struct StageSchedule {
     freed: Vec<MicroBatchId>,
 }
 
-/// What becomes of a result of the step that others need: the stage shares its part, and then learns the whole.
+/// How far a result of the step is that others add up: the stage shares its part, and then learns the whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SharedState {
     ToShare,

@@ -426,6 +426,19 @@ fn gradients_are_shared_as_soon_as_they_are_complete() {
     stage.on(gradient(2)).unwrap();
     assert_eq!(until_waiting(&mut stage), "I2.2");
     assert_eq!(stage.waiting_for(), WaitingFor::Gradient { loss: 2 });
+    // What other stages wait for comes first.
+    let mut relays = StageSchedule::new(stage.role().clone());
+    for micro in 2..4 {
+        relays.on(Event::Activation(train(micro, 2))).unwrap();
+    }
+    while relays.next().is_some_and(|action| action.to_string() != "W3.1") {
+        let action = relays.begin().unwrap();
+        relays.done(action);
+    }
+    relays.on(gradient(2)).unwrap();
+    let last = relays.begin().unwrap();
+    relays.done(last);
+    assert_eq!(last.to_string() + " " + &until_waiting(&mut relays), "I2.2 W3.1 S");
     // The sum may come before the last relay.
     let mut early = stage.clone();
     early.on(Event::Replicas(0)).unwrap();

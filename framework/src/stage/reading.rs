@@ -122,14 +122,6 @@ impl PendingNumbers {
     }
 }
 
-/// Returns the sum of two scores, as far as they are there.
-fn both(before: Option<Score>, score: Option<Score>) -> Option<Score> {
-    match (before, score) {
-        (Some(before), Some(score)) => Some(before + score),
-        (before, score) => before.or(score),
-    }
-}
-
 impl Stage {
     /// Begins to read all numbers of the step that ends.
     pub(super) fn begin_reading(&mut self, lr: f64) -> Result<StepReading> {
@@ -146,7 +138,7 @@ impl Stage {
         let StepReading { lr, score, pending } = reading;
         let Some(measured) = self.look(pending)? else { return Ok(None) };
         Ok(Some(StepNumbers {
-            score: both(score, measured.score),
+            score: Score::sum(score, measured.score),
             updated: Updated { lr, gradient_norm: measured.squared_norms.iter().sum::<f64>().sqrt() },
             alignment: measured.products.cosine(),
         }))
@@ -182,7 +174,7 @@ impl Stage {
     pub(super) fn read_so_far(&mut self) -> Result<Option<Vec<f64>>> {
         let pending = PendingNumbers::begin(self.monitor.take_step(), self.monitor.task(), &*self.device)?;
         let Some(measured) = self.look(pending)? else { return Ok(None) };
-        self.score = both(self.score, measured.score);
+        self.score = Score::sum(self.score, measured.score);
         Ok(Some(measured.squared_norms))
     }
 }

@@ -28,10 +28,13 @@ impl Stage {
             return Ok(Outcome::None);
         }
         let statistics = self.statistics == ReplicaStatistics::Mean;
-        let values = || self.parts().flat_map(|part| part.shared(statistics));
-        let dtype = if values().any(|value| value.dtype() == DType::F64) { DType::F64 } else { DType::F32 };
+        let mut values = Vec::new();
+        for part in self.parts() {
+            values.extend(part.shared(statistics)?);
+        }
+        let dtype = if values.iter().any(|value| value.dtype() == DType::F64) { DType::F64 } else { DType::F32 };
         let flat = |value: &Tensor| value.detach().flatten_all()?.to_dtype(dtype);
-        let flat = values().map(flat).collect::<candle_core::Result<Vec<_>>>()?;
+        let flat = values.iter().map(flat).collect::<candle_core::Result<Vec<_>>>()?;
         let all = match flat.is_empty() {
             true => Tensor::zeros(0, dtype, &Device::Cpu)?,
             false => Tensor::cat(&flat, 0)?.to_device(&Device::Cpu)?,
@@ -53,10 +56,11 @@ impl Stage {
 
     fn take_sums(&mut self, sum: &Tensor, replicas: usize) -> Result<()> {
         let mut at = 0;
-        let mut next = |like: &Tensor| {
+        let mut next = |like: &Tensor, divisor: f64| -> Result<Tensor> {
             let values = sum.narrow(0, at, like.elem_count())?;
             at += like.elem_count();
-            values.reshape(like.shape())?.to_device(like.device())?.to_dtype(like.dtype())
+            let values = if divisor == 1.0 { values } else { (values / divisor)? };
+            Ok(values.reshape(like.shape())?.to_device(like.device())?.to_dtype(like.dtype())?)
         };
         let replicas = (self.statistics == ReplicaStatistics::Mean).then_some(replicas);
         self.parameters.replace_shared(&mut next, replicas, &mut self.monitor)?;

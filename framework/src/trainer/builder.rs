@@ -320,7 +320,7 @@ impl TrainerBuilder {
         self
     }
 
-    /// Sets what becomes of the running statistics of batch norms with several replicas. Default: each replica keeps its own.
+    /// Sets which running statistics batch norms have with several replicas. Default: each replica keeps its own.
     pub fn replica_statistics(self, statistics: ReplicaStatistics) -> Self {
         Self { replica_statistics: statistics, ..self }
     }
@@ -331,7 +331,7 @@ impl TrainerBuilder {
     }
 
     /// Sets what all ranks must agree in, a line each, such as checksums of files. A rank that differs is named, and nothing is trained. Compared in any case:
-    /// version, partition, placement, seed, batch size, micro-batches, optimizer, clipping, moving average, dtype, heads, recomputation; not the model, losses
+    /// version, partition, replicas, placement, seed, batch size, micro-batches, optimizer, clipping, moving average, dtype, heads, recomputation; not the model, losses
     /// and functions of yours.
     pub fn agreement(self, lines: impl Into<String>) -> Self {
         Self { agreement: lines.into(), ..self }

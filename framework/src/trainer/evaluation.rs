@@ -61,10 +61,7 @@ impl Trainer {
                     None => return Ok(feeder.fed_until() == batches),
                     Some(PipelineEvent::Scored { scores, .. }) => {
                         for (sum, score) in sums.iter_mut().zip(scores) {
-                            *sum = match (*sum, score) {
-                                (Some(sum), Some(score)) => Some(sum + score),
-                                (sum, score) => sum.or(score),
-                            };
+                            *sum = Score::sum(*sum, score);
                         }
                     }
                     Some(other) => {

@@ -22,7 +22,7 @@ pub(super) struct Division {
 
 impl Division {
     /// Returns the fewest examples of a batch.
-    fn smallest_batch(self) -> usize {
+    pub(super) fn smallest_batch(self) -> usize {
         self.least * self.replicas
     }
 

@@ -144,10 +144,11 @@ impl Trainer {
         let joining = order.joining();
         if joining > 0 {
             tracing::warn!(
-                "batch_size: {joining} of {} training examples are left after the last whole batch, fewer than the {} that batch norm needs here: \
+                "batch_size: {joining} of {} training examples are left after the last whole batch, fewer than the {} that {} here: \
                  they join that batch; drop_last = true leaves them out",
                 order.examples,
-                order.division.least
+                order.division.smallest_batch(),
+                if order.division.replicas > 1 { "all replicas need" } else { "batch norm needs" }
             );
         }
         self.stop_reason = None;

@@ -76,6 +76,8 @@ pub struct TrainerState {
     steps: u64,
     seed: u64,
     batch_size: usize,
+    #[serde(default = "one_replica")]
+    replicas: usize,
     drop_last: bool,
     units_per_stage: Vec<usize>,
     position: Option<Position>,
@@ -89,6 +91,10 @@ pub struct TrainerState {
     /// Whether the evaluation after the last step has not been made.
     #[serde(default)]
     evaluation_due: bool,
+}
+
+fn one_replica() -> usize {
+    1
 }
 
 /// The totals of a fit by a step, and where it began.
@@ -223,10 +229,13 @@ impl TrainerState {
                 "use the strategy of that run",
             );
         }
-        let (then, now) =
-            ((self.seed, self.batch_size, self.drop_last), (settings.seed, settings.batch_size, settings.drop_last));
+        let then = (self.seed, self.batch_size, self.replicas, self.drop_last);
+        let now = (settings.seed, settings.batch_size, settings.replicas, settings.drop_last);
         if then != now {
-            let text = |(seed, batch, drop_last)| format!("seed {seed}, batch size {batch}, drop_last {drop_last}");
+            let text = |(seed, batch, replicas, drop_last)| {
+                let replicas = if then.2 == now.2 { String::new() } else { format!(", replicas {replicas}") };
+                format!("seed {seed}, batch size {batch}{replicas}, drop_last {drop_last}")
+            };
             let problem = format!("its run had {}, this one has {}", text(then), text(now));
             return refuse(problem, "use the settings of that run");
         }
@@ -345,6 +354,7 @@ impl Trainer {
             steps: self.steps,
             seed: self.settings.seed,
             batch_size: self.settings.batch_size,
+            replicas: self.settings.replicas,
             drop_last: self.settings.drop_last,
             units_per_stage: self.partition.units_per_stage().to_vec(),
             position: self.order.map(|order| {

@@ -74,7 +74,7 @@ impl StageWorker {
     /// Does this action, sends its results, and reports the steps whose numbers have arrived.
     fn perform(&mut self, action: Action) -> Result<(), Stopped> {
         let kind = action.kind();
-        if !action.trains() || kind == ActionKind::Norm {
+        if !action.trains() || matches!(kind, ActionKind::Share | ActionKind::Norm) {
             // This action waits for the device in any case, and earlier steps must be reported first.
             self.report_all_steps()?;
         }

@@ -69,15 +69,15 @@ impl TrainerBuilder {
         })
     }
 
-    /// Returns the stages that this process trains: all of them, without [`Self::ranks`].
+    /// Returns the stages that this process trains, of the layout of this builder: all of them, without [`Self::ranks`].
     ///
     /// # Errors
-    /// As [`Self::layout`], or if the stages cannot be spread over the ranks.
-    pub fn stages_here(&self) -> Result<Vec<usize>> {
-        guarded(|| {
-            let Layout { partition, .. } = self.layout()?;
-            let spread = self.spread(&partition)?;
-            Ok(spread.map_or_else(|| (0..partition.stages()).collect(), |spread| spread.stages_of(spread.ranks.rank())))
+    /// If the stages cannot be spread over the ranks.
+    pub fn stages_here(&self, layout: &Layout) -> Result<Vec<usize>> {
+        let stages = layout.partition.stages();
+        Ok(match self.spread(&layout.partition)? {
+            Some(spread) => spread.stages_of(spread.ranks.rank()),
+            None => (0..stages).collect(),
         })
     }
 
