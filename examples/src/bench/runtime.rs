@@ -213,7 +213,7 @@ fn builder(arguments: &BenchRuntime, devices: &[String]) -> Result<TrainerBuilde
         .strategy_boxed(arguments.windows.strategy(arguments.width)?)
         .devices(devices.iter().map(|name| backends.open(name)).collect::<Result<Vec<_>>>()?)
         .loss(NoLoss)
-        .batch_size(arguments.micro_batches)
+        .batch_size(arguments.micro_batches.max(1))
         .micro_batches(arguments.micro_batches)
         .policy(arguments.schedule.into())
         .in_flight(arguments.in_flight))
