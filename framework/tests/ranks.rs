@@ -401,7 +401,8 @@ fn replicas_are_as_one_with_more_micro_batches() {
     let adamw = OptimizerConfig { kind: OptimizerKind::Adamw, lr: 0.02, ..OptimizerConfig::default() };
     let global = ClipConfig { max_norm: 0.1, scope: ClipScope::Global };
     same_as_one(|| eights().strategy(Interlock::width(3).mean()).optimizer(adamw.clone()).clip(global.clone()));
-    let frozen = ParameterGroup { patterns: vec!["layers.1.*".to_owned()], lr_scale: None, weight_decay: None, frozen: true };
+    let frozen =
+        ParameterGroup { patterns: vec!["layers.1.*".to_owned()], lr_scale: None, weight_decay: None, frozen: true };
     let part = OptimizerConfig { groups: vec![frozen], ..OptimizerConfig::default() };
     let ema = EmaConfig { decay: 0.75, from_step: 2 };
     same_as_one(|| eights().strategy(Groups).optimizer(part.clone()).ema(ema));
