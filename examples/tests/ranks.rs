@@ -305,23 +305,42 @@ fn children(of: u32) -> Vec<u32> {
     own.map(|process| process.file_name().unwrap().to_str().unwrap().parse().unwrap()).collect()
 }
 
+/// Starts `launch` with more ranks than cores.
+fn launch(folder: &Path, arguments: &[&str]) -> Job {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
+    command.args(["launch", "--oversubscribe", "--run"]).args(arguments).current_dir(folder);
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    command.env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
+    Job(Some(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()))
+}
+
+#[test]
+fn launch_replaces_a_host_that_does_not_answer() {
+    let folder = configurations();
+    let on = |spares: &[&'static str]| {
+        let hosts = ["--hosts", "localhost:1,no-such-host:1", "--retries", "1"];
+        let train = ["--", "train", "--quiet", "--config", "text.toml", "--set=steps=4", "--out", "run"];
+        ended(launch(folder.path(), &[&hosts[..], spares, &train].concat()))
+    };
+    let (code, message) = on(&[]);
+    assert!(code == 1 && message.contains("host no-such-host does not answer, and there is no other"), "{message}");
+    let (code, message) = on(&["--spares", "127.0.0.1"]);
+    assert!(code == 0 && message.contains("host no-such-host does not answer; 127.0.0.1 takes its place"), "{message}");
+    assert_eq!(json(&folder.path().join("run/status.json"))["state"], "finished");
+}
+
 #[test]
 fn launch_starts_a_job_again_that_has_lost_a_rank() {
     let folder = configurations();
     done(&interlock(folder.path(), &["train", "--quiet", "--config", "images.toml", "--out", "whole"]));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
-    command.args(["launch", "-n", "3", "--oversubscribe", "--run", "--retries", "2", "--"]);
-    command.args(["train", "--quiet", "--config", "images.toml", "--out", "run"]).current_dir(folder.path());
-    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    command.env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
-    let launched = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let (id, began) = (launched.id(), Instant::now());
-    let mut job = Job(Some(launched));
+    let train = ["--", "train", "--quiet", "--config", "images.toml", "--out", "run"];
+    let mut job = launch(folder.path(), &[&["-n", "3", "--retries", "2"], &train[..]].concat());
+    let began = Instant::now();
     while !folder.path().join("run/checkpoints/step-4").exists() {
         assert!(began.elapsed() < BOUND && job.0.as_mut().unwrap().try_wait().unwrap().is_none());
         thread::sleep(Duration::from_millis(5));
     }
-    signal(process(children(id)[0], 1), "KILL");
+    signal(process(children(job.id())[0], 1), "KILL");
     let (code, message) = ended(job);
     assert_eq!(code, 0, "{message}");
     assert!(message.contains("the job ended with exit code 137; it is started again"), "{message}");
@@ -331,17 +350,12 @@ fn launch_starts_a_job_again_that_has_lost_a_rank() {
 #[test]
 fn launch_ends_with_the_job_that_is_stopped_or_refused() {
     let folder = configurations();
-    let launch = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
-        command.args(["launch", "-n", "2", "--oversubscribe", "--run"]).args(arguments).current_dir(folder.path());
-        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-        command.env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
-        Job(Some(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()))
-    };
-    let (code, message) = ended(launch(&["--retries=3", "--", "train", "--set=steps=0", "--out", "run"]));
+    let (code, message) =
+        ended(launch(folder.path(), &["-n", "2", "--retries=3", "--", "train", "--set=steps=0", "--out", "run"]));
     assert!(code == 2 && !message.contains("started again"), "{message}");
     let train = ["--", "train", "--quiet", "--config", "images.toml", "--out", "run", "--set=steps=1000000"];
-    let job = launch(&[&["--retries=3"], &train[..], &["--set=early_stopping.patience=1000000"]].concat());
+    let patient = "--set=early_stopping.patience=1000000";
+    let job = launch(folder.path(), &[&["-n", "2", "--retries=3"], &train[..], &[patient]].concat());
     let began = Instant::now();
     while !folder.path().join("run/checkpoints/step-4").exists() {
         assert!(began.elapsed() < BOUND);

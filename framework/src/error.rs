@@ -345,7 +345,7 @@ pub enum Error {
 /// Returns a path on one line.
 fn shown(path: &std::path::Path) -> String {
     let escape = |c: char| match c.is_control() {
-        true => c.escape_default().to_string(),
+        true => format!("\\u{:04x}", u32::from(c)),
         false => c.to_string(),
     };
     path.display().to_string().chars().map(escape).collect()
@@ -397,6 +397,6 @@ mod tests {
     #[test]
     fn a_path_is_shown_on_one_line() {
         let error = Error::file("a\nb\u{1b}[31m/é c", "it is missing");
-        assert_eq!(error.to_string(), "a\\nb\\u{1b}[31m/é c: it is missing");
+        assert_eq!(error.to_string(), "a\\u000ab\\u001b[31m/é c: it is missing");
     }
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // a failed expectation is a failed test
 
+#[path = "common/behind.rs"]
+mod behind;
 #[path = "common/bits.rs"]
 mod bits;
 #[path = "common/models.rs"]
@@ -25,7 +27,7 @@ use interlock::{
     Activation, ActivationDtype, Adaptive, Callback, Checkpoint, CheckpointConfig, ClipConfig, ClipScope, Criterion,
     Differentiable, EmaConfig, EndToEnd, Error, FailuresConfig, Gradients, Groups, HeadsConfig, HeadsReadout,
     Interlock, Local, LrScheduleConfig, ModelSpec, OnFailure, OptimizerConfig, OptimizerKind, Origin, ParameterGroup,
-    Pass, Recompute, Result, Saved, TrainEvent, Trainer, TrainerBuilder, Unit, Wants, WidthSchedule,
+    Pass, Recompute, Result, Saved, StageDevice, TrainEvent, Trainer, TrainerBuilder, Unit, Wants, WidthSchedule,
     ranks::Ranks,
     tools::{schedule::Action, timeline::Span},
 };
@@ -410,6 +412,40 @@ fn replicas_are_as_one_with_more_micro_batches() {
     same_as_one(|| eights().strategy(adaptive()).in_flight(3).steps(16).keep_best(Criterion::Loss).eval_every(4));
     let shared = HeadsConfig { readout: HeadsReadout::Shared, readout_refresh: Some(4), ..HeadsConfig::default() };
     same_as_one(|| eights().heads(shared.clone()).in_flight(1).strategy(Interlock::width(2)));
+}
+
+#[test]
+fn replicas_on_asynchronous_devices_are_the_same() {
+    let global = ClipConfig { max_norm: 0.1, scope: ClipScope::Global };
+    for when in [behind::When::Now, behind::When::Polled(2)] {
+        same_as_one(|| eights().strategy(Interlock::width(2)).devices(behind::each(4, when)));
+        same_as_one(|| eights().strategy(Groups).clip(global.clone()).devices(behind::each(4, when)));
+    }
+}
+
+#[test]
+fn a_value_that_is_corrupted_between_stages_of_a_replica_ends_the_run() {
+    // Stage 1 of the second replica gets NaN from its tenth tensor on, and no stage has sent it.
+    let builder = |replica: usize| {
+        let spoils = if replica == 1 { 10 } else { usize::MAX };
+        let device: Arc<dyn StageDevice> = behind::Behind::spoiling(behind::When::Polled(2), spoils);
+        let other: Arc<dyn StageDevice> = behind::Behind::new(behind::When::Polled(2));
+        Trainer::builder(Perceptron { layers: 4, fault: None })
+            .stages(2)
+            .batch_size(8)
+            .steps(9)
+            .strategy(EndToEnd)
+            .replicas(2)
+            .devices([other, device])
+    };
+    let ranks = near(2);
+    let error = thread::scope(|scope| {
+        let other = scope.spawn(|| builder(1).ranks(&ranks[1]).serve().unwrap_err().to_string());
+        let error = builder(0).ranks(&ranks[0]).build().unwrap().fit(DATA).unwrap_err().to_string();
+        assert_eq!(other.join().unwrap(), error);
+        error
+    });
+    assert!(error.contains("of replica 1") && error.contains("corrupted in transfer"), "{error}");
 }
 
 #[test]
