@@ -54,8 +54,8 @@ impl Devices {
         Ok(builder.devices(devices))
     }
 
-    /// Opens the devices for the stages that `builder` has on this rank: those of its list among `lists`, if they are given. Sets them; stages elsewhere get a
-    /// placeholder.
+    /// Opens the devices for the stages that `builder` has on this rank: those of its list among `lists`, if they are given. Sets them, and candle's CPU
+    /// device for stages elsewhere, which are never built here.
     pub(crate) fn give_to_rank(
         &self,
         builder: TrainerBuilder,
@@ -76,7 +76,6 @@ impl Devices {
             None => backends.auto_of(&layout, &own, ranks.place_on_host())?,
             Some(lists) => list_of(lists, ranks)?.iter().map(|name| backends.open(name)).collect::<Result<_>>()?,
         };
-        // A stage elsewhere is never built here.
         let elsewhere: Arc<dyn StageDevice> = Arc::new(PlainCpu);
         let device = |stage: usize| match own.iter().position(|own| *own == stage) {
             Some(at) => Arc::clone(&devices[at % devices.len()]),
