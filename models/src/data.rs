@@ -12,6 +12,7 @@
 //! process.
 
 mod augment;
+mod caught;
 pub mod cifar;
 pub mod config;
 #[cfg_attr(not(feature = "images"), path = "data/decode/missing.rs")]

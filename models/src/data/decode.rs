@@ -12,6 +12,7 @@ use interlock::Result;
 
 use super::{
     augment::Part,
+    caught::caught,
     formats::{self, FORMATS},
 };
 
@@ -44,7 +45,7 @@ impl Decoder {
     /// Reads the header of a file. Returns whether the image is turned.
     pub(super) fn check_header(self, path: &Path) -> Result<bool, String> {
         let (bytes, _room) = read(path)?;
-        Ok(self.opened(&bytes)?.1 != Orientation::NoTransforms)
+        caught(|| Ok(self.opened(&bytes)?.1 != Orientation::NoTransforms)).flatten()
     }
 
     /// Decodes a file. Returns whether the image is turned.
@@ -92,6 +93,16 @@ impl Decoder {
     ///
     /// All images that are decoded at the same time have a bound: a thread may wait for another one here.
     fn decode<T>(
+        self,
+        path: &Path,
+        to: u32,
+        then: impl FnOnce(DynamicImage, bool) -> Result<T, String>,
+    ) -> Result<T, String> {
+        caught(|| self.decode_or_panic(path, to, then)).flatten()
+    }
+
+    /// The same. Decoders panic at some damaged files.
+    fn decode_or_panic<T>(
         self,
         path: &Path,
         to: u32,

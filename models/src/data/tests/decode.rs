@@ -24,6 +24,7 @@ const RESTARTS: &[u8] = include_bytes!("images/restarts.jpg");
 const BOTH: &[u8] = include_bytes!("images/both.jpg");
 const CMYK: &[u8] = include_bytes!("images/cmyk.jpg");
 const PALETTE_PNG: &[u8] = include_bytes!("images/palette.png");
+const UNEVEN_PALETTE: &[u8] = include_bytes!("images/uneven_palette.png");
 const ONE_BIT: &[u8] = include_bytes!("images/one_bit.png");
 const ANIMATED_WEBP: &[u8] = include_bytes!("images/animated.webp");
 const ANIMATED_PNG: &[u8] = include_bytes!("images/animated.png");
@@ -286,4 +287,11 @@ fn large_images_of_eight_threads_stay_within_the_budget() {
     // Resizing is part of the budget: an image of one row that is as wide as possible is refused, or takes no more.
     let refused = Decoder::new(true).expect("a decoder").pixels(&path, [3, usize::MAX, 1], CENTRAL);
     assert!(refused.is_err());
+}
+
+#[test]
+fn a_panic_of_a_decoder_is_an_error() {
+    // The palette has 28 bytes, at which the decoder of PNG files panics. All checksums are right.
+    let error = decoded(true, UNEVEN_PALETTE).expect_err("must be refused");
+    assert!(error.starts_with("it panicked: "), "{error}");
 }

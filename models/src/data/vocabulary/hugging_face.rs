@@ -1,11 +1,9 @@
 //! Hugging Face tokenizers.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use interlock::{Error, Result};
 use tokenizers::{ModelWrapper, Tokenizer};
 
-use super::{cuts, expressions};
+use super::{super::caught::caught, cuts, expressions};
 
 /// The longest run of white space in a text for a tokenizer with regular expressions: they hold a step for each of its characters, and stop at a
 /// million without an error, so that the rest of the text would be one word.
@@ -117,15 +115,6 @@ fn refuse_long_tokens(value: &serde_json::Value) -> Result<(), String> {
         return Err(format!("a token has {longest} bytes; the tokens of a Unigram model may have {TOKEN}"));
     }
     Ok(())
-}
-
-/// Runs code of the crate `tokenizers`, which panics at some files and texts. An error has the message of the panic.
-fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-        format!("it panicked: {}", text.as_deref().unwrap_or("without a message"))
-    })
 }
 
 /// Returns the number that every token is below.
