@@ -101,6 +101,7 @@ fn serve_run<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {
 }
 
 /// Returns the addresses at which ranks on these hosts serve their metrics, as Prometheus reads them (`file_sd_configs`); none if the system chooses the ports.
+/// All have the first one's address as the label `instance`, so that dashboards and alerts see one run; the label `process` is the rank.
 ///
 /// # Errors
 /// If there are too few ports.
@@ -116,7 +117,8 @@ pub(crate) fn targets(hosts: &[String], address: SocketAddr) -> Result<Option<Va
         })
     };
     let targets = hosts.iter().enumerate().map(target).collect::<Result<Vec<_>, Exit>>()?;
-    Ok(Some(json!([{ "targets": targets }])))
+    let group = |(rank, address): (usize, &String)| json!({ "targets": [address], "labels": { "instance": targets[0], "process": rank.to_string() } });
+    Ok(Some(targets.iter().enumerate().map(group).collect()))
 }
 
 /// Returns the address at which a rank serves its metrics: the port of rank 0 plus the rank. Port 0 stays, which is any free one.
@@ -139,11 +141,16 @@ mod tests {
     fn targets_are_addresses_that_prometheus_can_reach() {
         let hosts = ["a", "a", "b"].map(str::to_owned);
         let targets = |address: &str| targets(&hosts, address.parse().unwrap());
-        let found = |address: &str| targets(address).unwrap().unwrap()[0]["targets"].clone();
-        assert_eq!(found("0.0.0.0:9464"), json!(["a:9464", "a:9465", "b:9466"]));
-        assert_eq!(found("[::]:9464"), json!(["a:9464", "a:9465", "b:9466"]));
-        assert_eq!(found("10.0.0.1:1"), json!(["10.0.0.1:1", "10.0.0.1:2", "10.0.0.1:3"]));
-        assert_eq!(found("[::1]:1"), json!(["[::1]:1", "[::1]:2", "[::1]:3"]));
+        let found = |address: &str| -> Vec<Value> {
+            let groups = targets(address).unwrap().unwrap();
+            groups.as_array().unwrap().iter().map(|group| group["targets"][0].clone()).collect()
+        };
+        assert_eq!(found("0.0.0.0:9464"), ["a:9464", "a:9465", "b:9466"]);
+        assert_eq!(found("[::]:9464"), ["a:9464", "a:9465", "b:9466"]);
+        assert_eq!(found("10.0.0.1:1"), ["10.0.0.1:1", "10.0.0.1:2", "10.0.0.1:3"]);
+        assert_eq!(found("[::1]:1"), ["[::1]:1", "[::1]:2", "[::1]:3"]);
+        let last = &targets("0.0.0.0:9464").unwrap().unwrap()[2];
+        assert_eq!(last["labels"], json!({ "instance": "a:9464", "process": "2" }));
         assert!(targets("0.0.0.0:0").unwrap().is_none());
         let refused = targets("0.0.0.0:65534").unwrap_err();
         assert!(matches!(refused, Exit::Refused(message) if message.contains("rank 2 would have port 65536")));

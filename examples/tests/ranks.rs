@@ -9,6 +9,8 @@
 mod common;
 #[path = "common/kept.rs"]
 mod kept;
+#[path = "common/mpirun.rs"]
+mod mpirun;
 
 use std::{
     fs,
@@ -31,15 +33,10 @@ fn tries(variable: &str, short: usize) -> usize {
     std::env::var(variable).map_or(short, |count| count.parse().unwrap())
 }
 
-/// The command that starts `size` ranks.
+/// The command that starts `size` ranks in a folder.
 fn mpirun(folder: &Path, size: usize, arguments: &[&str]) -> Command {
-    let size = size.to_string();
-    let mut command = Command::new("mpirun");
-    // More ranks than cores; as root, and without reading the memory of other processes, as in a container.
-    command.args(["--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]);
-    command.args(["--mca", "btl_vader_single_copy_mechanism", "none", "-n", &size]);
-    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    command.arg(env!("CARGO_BIN_EXE_interlock")).args(arguments).current_dir(folder);
+    let mut command = mpirun::mpirun(size, arguments);
+    command.current_dir(folder);
     command
 }
 

@@ -9,8 +9,8 @@ use crate::{
     promql::{self, Selector},
 };
 
-/// The labels that every series of a run has: two from the scrape, and one from the program.
-const EVERY: [&str; 3] = ["job", "instance", "pipeline"];
+/// The labels that every series of a run has: three from the scrape (`process` where the run's `targets.json` is read), and one from the program.
+const EVERY: [&str; 4] = ["job", "instance", "process", "pipeline"];
 
 /// Metrics from elsewhere: from the crate that watches the process, and from Prometheus itself.
 const FOREIGN: [(&str, Kind); 5] = [

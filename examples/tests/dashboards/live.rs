@@ -15,12 +15,19 @@ use crate::{
     prometheus::{Api, Prometheus, Series, now},
     scrape::{exposition, label, promtool},
 };
+#[cfg(feature = "mpi")]
+use crate::{
+    mpirun::mpirun,
+    process::{free_addresses, run_by},
+};
 
 /// Panels that show nothing for a run, with the reason.
-const EMPTY: [(&str, &str, &str); 3] = [
+const EMPTY: [(&str, &str, &str); 5] = [
     ("learning / Alignment", "done", "only adaptive widths measure it"),
     ("pipeline / Restarts", "trains", "only runs that restart count them"),
     ("pipeline / Restarts", "done", "only runs that restart count them"),
+    ("learning / Alignment", "ranks", "only adaptive widths measure it"),
+    ("pipeline / Restarts", "ranks", "runs of several ranks cannot restart"),
 ];
 
 /// The limit for the number of series of each stage, and of those without a stage: more make monitoring expensive.
@@ -51,6 +58,8 @@ fn every_panel_and_every_variable_shows_something() {
     let start = now();
     let mut trains = trains(&busy, folder.path());
     let mut ends = ends(&done, folder.path());
+    #[cfg(feature = "mpi")]
+    let (ranks, mut of_ranks) = ranks(folder.path());
 
     let limit = Duration::from_secs(120);
     let pipeline = "pipeline='trains'";
@@ -72,13 +81,21 @@ fn every_panel_and_every_variable_shows_something() {
         let up = api.at(&format!("up{{instance='{done}'}} == 0"), now())?;
         when(!up.is_empty(), "it is still up")
     });
+    #[cfg(feature = "mpi")]
+    check_ranks(&api, &ranks, &mut of_ranks);
     let end = now();
     assert!(trains.runs() && end - start > 10.0, "{}", trains.describe());
 
-    println!("{:60} {:>8} {:>8}   series, of a run that trains and of one that is gone", "panel", "trains", "gone");
+    let runs = [
+        ("trains", &busy),
+        ("done", &done),
+        #[cfg(feature = "mpi")]
+        ("ranks", &ranks),
+    ];
+    println!("{:60} series of the runs {:?}", "panel", runs.map(|(pipeline, _)| pipeline));
     let (mut faults, mut counts) = (Vec::new(), BTreeMap::<String, Vec<String>>::new());
     for dashboard in dashboards() {
-        for (pipeline, instance) in [("trains", &busy), ("done", &done)] {
+        for (pipeline, instance) in runs {
             let chosen = choose(&api, &dashboard, (pipeline, instance), (start, end), &mut faults);
             for panel in &dashboard.panels {
                 let shown = shown(&api, panel, &chosen, &mut faults);
@@ -92,7 +109,7 @@ fn every_panel_and_every_variable_shows_something() {
         }
     }
     for (place, counts) in &counts {
-        println!("{place:60} {:>8} {:>8}", counts[0], counts[1]);
+        println!("{place:60} {}", counts.join(" "));
     }
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
     check_exposition(&busy);
@@ -116,6 +133,45 @@ fn ends(address: &str, folder: &Path) -> Process {
         "devices=['emulated:forward-ms=10,head-ms=2,input-gradient-ms=5,parameter-gradient-ms=10,transfer-ms=1']";
     let sets: Vec<&str> = SMALL.into_iter().chain(["steps=120", "eval_every=60", sleepy]).collect();
     run("done", address, folder, &sets, &["--metrics-linger", "10"])
+}
+
+/// Starts a run of two replicas on two ranks each, whose addresses Prometheus finds in the run's folder, and returns the address of the first rank.
+#[cfg(feature = "mpi")]
+fn ranks(folder: &Path) -> (String, Process) {
+    let address = free_addresses(3);
+    let sets: Vec<&str> = SMALL
+        .into_iter()
+        .chain(["replicas=2", "steps=10000000", "eval_every=50", "checkpoint.every_steps=50"])
+        .collect();
+    let started = run_by(mpirun(4, &[]), "ranks", &address, folder, &sets, &[]);
+    (address, started)
+}
+
+/// Waits until all ranks have been scraped for some seconds, and asserts that they appear as one run whose stages are told by rank.
+#[cfg(feature = "mpi")]
+fn check_ranks(api: &Api, address: &str, run: &mut Process) {
+    let of = format!("instance='{address}'");
+    wait_for("all ranks have trained and evaluated", Duration::from_secs(120), &mut [run], || {
+        for (selector, count) in [
+            (format!("interlock_loss{{split='validation', {of}}}"), 4),
+            (format!("rate(interlock_stage_microbatches_total{{{of}}}[4s]) > 0"), 8),
+            (format!("interlock_checkpoint_last_success_timestamp_seconds{{{of}}} > 0"), 1),
+            (format!("interlock_stage_predicted_idle_ratio{{{of}}}"), 4),
+        ] {
+            let found = api.at(&selector, now())?.len();
+            when(found == count, format!("{found} instead of {count} series of {selector}"))?;
+        }
+        Ok(())
+    });
+    let labels = |query: &str, label: &str| -> Vec<String> {
+        let mut found: Vec<_> =
+            api.at(query, now()).unwrap().into_iter().map(|one| one.labels[label].clone()).collect();
+        found.sort();
+        found
+    };
+    assert_eq!(labels(&format!("up{{{of}}} == 1"), "process"), ["0", "1", "2", "3"]);
+    let on_rank = |rank: usize| labels(&format!("interlock_stage_info{{{of}, rank='{rank}'}} == 1"), "stage");
+    assert_eq!([on_rank(0), on_rank(1)], [["0", "1"], ["2", "3"]]);
 }
 
 /// Chooses a run on a dashboard, one variable after the other as a reader does. The values of the run must be among those of the variables.

@@ -83,9 +83,32 @@ pub(crate) fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
+/// Returns an address of this host on which nobody listens, nor on the `more` ports after it.
+#[cfg(feature = "mpi")]
+pub(crate) fn free_addresses(more: u16) -> String {
+    loop {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let last = address.port().saturating_add(more);
+        if (address.port()..=last).all(|port| TcpListener::bind((address.ip(), port)).is_ok()) {
+            return address.to_string();
+        }
+    }
+}
+
 /// Starts a run that serves its metrics at `address`, from the built-in configuration with these settings and arguments.
 pub(crate) fn run(name: &str, address: &str, folder: &Path, sets: &[&str], more: &[&str]) -> Process {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_interlock"));
+    run_by(Command::new(env!("CARGO_BIN_EXE_interlock")), name, address, folder, sets, more)
+}
+
+/// The same, by a command that starts the program.
+pub(crate) fn run_by(
+    mut command: Command,
+    name: &str,
+    address: &str,
+    folder: &Path,
+    sets: &[&str],
+    more: &[&str],
+) -> Process {
     command.args(["train", "--plain", "--metrics", address, "--out"]).arg(folder.join(name)).args(more);
     command.arg(format!("--set=name={name:?}"));
     command.args(sets.iter().map(|set| format!("--set={set}")));

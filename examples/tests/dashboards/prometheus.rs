@@ -40,12 +40,14 @@ pub(crate) fn now() -> f64 {
 }
 
 impl Prometheus {
-    /// Starts one with the configuration and the rules of `grafana/`, with other times and targets, and rules changed by `change`.
+    /// Starts one with the configuration and the rules of `grafana/`, with other times and targets, and rules changed by `change`. It also scrapes the
+    /// run of several ranks in the folder `ranks`.
     pub(crate) fn start(folder: &Path, targets: &[&str], change: impl Fn(&mut Value)) -> Self {
         let mut config = yaml::read(&grafana().join("prometheus.yml"));
         config["global"] = json!({ "scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s" });
         let job = config["scrape_configs"][0].as_object_mut().unwrap();
-        job.remove("file_sd_configs").unwrap();
+        let ranks = folder.join("ranks/targets.json").display().to_string();
+        job.insert("file_sd_configs".to_owned(), json!([{ "files": [ranks], "refresh_interval": "1s" }]));
         job.insert("static_configs".to_owned(), json!([{ "targets": targets }]));
         let changed = |path: &std::path::PathBuf| {
             let mut rules = yaml::read(path);

@@ -34,10 +34,10 @@ table! {
         "interlock_run_info", Unit::Count, &["run_id", "model", "strategy"],
         "1, with the run, its model and its strategy",
     );
-    /// A stage's device and the loss that it follows.
+    /// A stage's rank and device, and the loss that it follows.
     STAGE_INFO = Metric::gauge_of(
-        "interlock_stage_info", Unit::Count, &["stage", "device", "follows"],
-        "1, with the stage's device and the stage whose loss it follows (several joined by commas); 0 for losses followed earlier",
+        "interlock_stage_info", Unit::Count, &["stage", "rank", "device", "follows"],
+        "1, with the rank that trains the stage (of the first replica; 0 in one process), its device, and the stage whose loss it follows (several joined by commas); 0 for losses followed earlier",
     );
     /// The number of stages.
     PIPELINE_STAGES = Metric::gauge_of("interlock_pipeline_stages", Unit::Count, &[], "Stages of the pipeline");

@@ -42,6 +42,7 @@ struct Learned {
     gradient_norm: Gauge,
     alignment: Option<Gauge>,
     width: Gauge,
+    rank: String,
     device: String,
     /// The label of the stages whose losses it follows, as last set.
     follows: Option<String>,
@@ -65,11 +66,11 @@ pub(crate) struct RunMetrics {
 }
 
 impl RunMetrics {
-    /// Returns the handles of a run of these stages, which is starting.
-    pub(crate) fn new(stages: &[Built], plan: &GradientPlan, micro_batches: usize) -> Self {
+    /// Returns the handles of a run of these stages, which is starting. `ranks` has the rank of each stage.
+    pub(crate) fn new(stages: &[Built], ranks: &[usize], plan: &GradientPlan, micro_batches: usize) -> Self {
         table::PIPELINE_STAGES.gauge(&[]).set(stages.len() as f64);
         table::PIPELINE_MICROBATCHES.gauge(&[]).set(micro_batches as f64);
-        let learned = |built: &Built| {
+        let learned = |(built, rank): (&Built, &usize)| {
             let stage = built.stage.to_string();
             Learned {
                 loss: [None, None],
@@ -77,13 +78,14 @@ impl RunMetrics {
                 gradient_norm: table::GRADIENT_NORM.gauge(&[&stage]),
                 alignment: None,
                 width: table::STAGE_INTERLOCK_WIDTH.gauge(&[&stage]),
+                rank: rank.to_string(),
                 device: built.device.clone(),
                 follows: None,
             }
         };
         let mut metrics = Self {
             states: RunState::ALL.map(|(state, name)| (state, table::RUN_STATE.gauge(&[name]))),
-            stages: stages.iter().map(learned).collect(),
+            stages: stages.iter().zip(ranks).map(learned).collect(),
             learning_rate: table::LEARNING_RATE.gauge(&[]),
             samples: table::SAMPLES.counter(&[]),
             tokens: table::TOKENS.counter(&[]),
@@ -135,7 +137,7 @@ impl RunMetrics {
             if stage.follows.as_ref() == Some(&follows) {
                 continue;
             }
-            let info = |follows: &str| table::STAGE_INFO.gauge(&[&k.to_string(), &stage.device, follows]);
+            let info = |follows: &str| table::STAGE_INFO.gauge(&[&k.to_string(), &stage.rank, &stage.device, follows]);
             info(&follows).set(1.0);
             if let Some(before) = stage.follows.replace(follows) {
                 info(&before).set(0.0);

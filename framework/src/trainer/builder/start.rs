@@ -164,6 +164,7 @@ impl TrainerBuilder {
         if let Some(differences) = &differences {
             differences.log("initial values");
         }
+        let ranks = spread.as_ref().map_or_else(|| vec![0; partition.stages()], |spread| spread.homes.clone());
         let pipeline = Pipeline::start_on(blueprints.clone(), plans, pipeline_settings, spread)?;
         let names = || pipeline.built().iter().flat_map(|stage| &stage.names).map(String::as_str);
         self.optimizer.constants().check_patterns(names)?;
@@ -178,7 +179,7 @@ impl TrainerBuilder {
             ));
         }
         let steps = self.settings.first_step;
-        let metrics = RunMetrics::new(pipeline.built(), &scenario.plan, self.settings.micro_batches_of_step());
+        let metrics = RunMetrics::new(pipeline.built(), &ranks, &scenario.plan, self.settings.micro_batches_of_step());
         let simulated_idle = SimulatedIdle::new(Scenario { in_flight: pipeline.in_flight(), ..scenario });
         let snapshot_every = self.failures.as_ref().map(|failures| failures.snapshot_every).filter(|every| *every > 0);
         let mut trainer = Trainer {
