@@ -49,8 +49,8 @@ impl Backends {
     }
 }
 
-/// Returns which of `count` GPUs or cores a process takes that is `at` among `of` processes: its share, or one of them if there are too few.
-fn share(count: usize, (at, of): (usize, usize)) -> Range<usize> {
+/// Returns which of `count` GPUs or cores a process takes that is `at` among `of` processes of one machine: its share, or one of them if there are too few.
+pub fn share(count: usize, (at, of): (usize, usize)) -> Range<usize> {
     if count < of {
         let one = at % count.max(1);
         return one..one + 1;

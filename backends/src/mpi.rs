@@ -15,7 +15,7 @@ use std::{
 
 use interlock::{
     Error, Result,
-    ranks::{Communicator, Listener, RankMessage, Ranks},
+    ranks::{Communicator, Host, Listener, RankMessage, Ranks},
 };
 
 use elements::place_of;
@@ -68,7 +68,7 @@ pub fn run(timeout: Duration, program: impl FnOnce(Option<Ranks>) -> u8 + Send +
 struct Member {
     rank: usize,
     size: usize,
-    hosts: Vec<String>,
+    hosts: Vec<Host>,
     commands: Mutex<Sender<Command>>,
     engine: Thread,
 }
@@ -91,7 +91,7 @@ impl Communicator for Member {
         self.size
     }
 
-    fn hosts(&self) -> Vec<String> {
+    fn hosts(&self) -> Vec<Host> {
         self.hosts.clone()
     }
 

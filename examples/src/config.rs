@@ -2,11 +2,13 @@
 
 mod check;
 mod devices;
+mod placement;
 mod rivals;
 pub(crate) mod seed;
 mod settings;
 
 pub(crate) use devices::Devices;
+pub(crate) use placement::{Placement, PlacementConfig};
 pub(crate) use settings::{ConfigText, Setting, is_within};
 
 use std::path::{Path, PathBuf};
@@ -113,10 +115,10 @@ pub(crate) struct RunConfig<M, D> {
     #[serde(default)]
     #[schemars(extend("examples" = [{"stages": 4}]))]
     pub(crate) partition: PartitionConfig,
-    /// The stages and the devices of each rank, if the run is started as several processes.
+    /// The stages and the devices of each rank, if the run is started as several processes; `"auto"`: the planner chooses the cut and the stages of each.
     #[serde(default)]
-    #[schemars(extend("examples" = [{"stages": [[0, 1], [2, 3]]}]))]
-    pub(crate) placement: PlacementConfig,
+    #[schemars(extend("examples" = ["auto", {"stages": [[0, 1], [2, 3]]}]))]
+    pub(crate) placement: Placement,
     /// The strategy, which chooses the losses that train each stage.
     #[serde(default)]
     #[schemars(extend("examples" = [{"width": 2}]))]
@@ -168,20 +170,6 @@ const STALL_TIMEOUT: f64 = 600.0;
 pub(crate) struct PipelineConfig {
     /// Which action a stage starts when several are ready.
     pub(crate) schedule: PolicyName,
-}
-
-/// The stages and the devices of each rank.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct PlacementConfig {
-    /// The stages of each rank; by default each rank has about as many, in order. With several replicas, those of each rank of a replica.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) stages: Option<Vec<Vec<usize>>>,
-    /// The devices of each rank, instead of `devices`: its `i`-th stage is on device `i mod` their number. One list for each rank; of fewer lists, each serves
-    /// several ranks in turn.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("examples" = [[["cpu:threads=4"], ["cuda:0", "cuda:1"]]]))]
-    pub(crate) devices: Option<Vec<Vec<String>>>,
 }
 
 fn default_name() -> String {
@@ -354,13 +342,13 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
     pub(crate) fn on_devices(&self, builder: TrainerBuilder) -> Result<TrainerBuilder> {
         match ranks() {
             None => self.devices.give_to(builder),
-            Some(ranks) => self.devices.give_to_rank(builder, ranks, self.placement.devices.as_deref()),
+            Some(ranks) => self.devices.give_to_rank(builder, ranks, self.placement.devices()),
         }
     }
 
     /// Refuses what only several ranks can have, if there is one process.
     pub(crate) fn check_ranks(&self) -> Result<()> {
-        match (ranks(), &self.placement.devices) {
+        match (ranks(), self.placement.devices()) {
             (None, Some(_)) => Err(Error::invalid(
                 "placement.devices",
                 "there is only one process",
@@ -377,7 +365,7 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
         let builder = Trainer::builder(model)
             .strategy_boxed(strategy)
             .partition(self.partition.clone())
-            .stages_of_ranks(self.placement.stages.clone())
+            .stages_of_ranks(self.placement.stages().map(<[_]>::to_vec))
             .heads(self.heads.clone())
             .recompute(self.recompute.clone())
             .dtype(self.dtype)
@@ -460,6 +448,20 @@ mod tests {
         assert_eq!(devices("cpu"), names(&["cpu"]));
         assert_eq!(devices("cpu:threads=1,cores=0,cuda:0"), names(&["cpu:threads=1,cores=0", "cuda:0"]));
         assert_eq!(devices("[\"cpu\", \"cuda:0\"]"), names(&["cpu", "cuda:0"]));
+    }
+
+    #[test]
+    fn placement_is_auto_or_lists() {
+        for placement in ["auto", "{stages=[[0], [1]]}", "{}"] {
+            let config = load(&[&format!("placement={placement}")]).unwrap();
+            let again: ConfigOf<BuiltIn> = toml::from_str(&config.to_toml().unwrap()).unwrap();
+            assert_eq!(config, again);
+            assert_eq!(config.placement == Placement::Auto, placement == "auto");
+        }
+        for wrong in ["all", "{stage=[[0]]}", "[[0]]"] {
+            let error = load(&[&format!("placement={wrong}")]).unwrap_err().to_string();
+            assert!(error.contains("placement"), "{error}");
+        }
     }
 
     #[test]

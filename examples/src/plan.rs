@@ -1,10 +1,12 @@
 //! `interlock plan`: simulates steps, and recommends a way to train.
 
+mod place;
 mod question;
 mod subject;
 mod windows;
 mod words;
 
+pub(crate) use place::best_placement;
 pub(crate) use windows::{Follow, Windows};
 
 use std::{cmp::Ordering, rc::Rc};

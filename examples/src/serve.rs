@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use interlock::ranks::Ranks;
+use interlock::ranks::{Host, Ranks};
 use interlock_backends::Instructions;
 use interlock_models::data::Description;
 use serde::{Deserialize, Serialize};
@@ -105,14 +105,14 @@ fn serve_run<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {
 ///
 /// # Errors
 /// If there are too few ports.
-pub(crate) fn targets(hosts: &[String], address: SocketAddr) -> Result<Option<Value>, Exit> {
+pub(crate) fn targets(hosts: &[Host], address: SocketAddr) -> Result<Option<Value>, Exit> {
     if address.port() == 0 {
         return Ok(None);
     }
-    let target = |(rank, host): (usize, &String)| {
+    let target = |(rank, host): (usize, &Host)| {
         let of_rank = exporter_of_rank(address, rank)?;
         Ok(match of_rank.ip().is_unspecified() {
-            true => format!("{host}:{}", of_rank.port()),
+            true => format!("{}:{}", host.name, of_rank.port()),
             false => of_rank.to_string(),
         })
     };
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn targets_are_addresses_that_prometheus_can_reach() {
-        let hosts = ["a", "a", "b"].map(str::to_owned);
+        let hosts = ["a", "a", "b"].map(|name| Host { name: name.to_owned(), cores: 1 });
         let targets = |address: &str| targets(&hosts, address.parse().unwrap());
         let found = |address: &str| -> Vec<Value> {
             let groups = targets(address).unwrap().unwrap();

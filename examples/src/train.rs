@@ -13,7 +13,7 @@ use interlock_models::data::Data;
 
 use crate::{
     arguments::Train,
-    config::{self, ConfigOf, Devices, Prepared},
+    config::{self, ConfigOf, Devices, Placement, PlacementConfig, Prepared},
     events::EventLog,
     exit::Exit,
     exporter::Exporter,
@@ -62,6 +62,17 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
     let traces = arguments.trace.iter().map(|path| TraceFile::new(path)).collect::<interlock::Result<Vec<_>>>()?;
     if arguments.auto {
         config.partition = PartitionConfig { stages: None, units_per_stage: Some(plan::best_partition::<P>(&config)?) };
+    }
+    if config.placement == Placement::Auto {
+        let mut given = PlacementConfig::default();
+        // In one process there is nothing to place.
+        if let Some(ranks) = ranks() {
+            config.placement = Placement::default();
+            let (units, stages) = plan::best_placement::<P>(&config, ranks)?;
+            config.partition = PartitionConfig { stages: None, units_per_stage: Some(units) };
+            given.stages = Some(stages);
+        }
+        config.placement = Placement::Given(given);
     }
     let Prepared { data, builder, initial_values, .. } =
         config.prepare_to_train(resumed.as_ref().map(|resumed| &resumed.checkpoint))?;

@@ -163,6 +163,33 @@ fn replicas_train_as_one_process_with_more_micro_batches() {
 }
 
 #[test]
+fn the_planner_places_stages_by_the_cores_of_ranks() {
+    let folder = configurations();
+    let config = |run: &str| -> toml::Table {
+        fs::read_to_string(folder.path().join(run).join("config.toml")).unwrap().parse().unwrap()
+    };
+    let train = ["train", "--quiet", "--config", "text.toml", "--set=steps=40", "--out"];
+    done(&ranks(folder.path(), 2, &[&train[..], &["placed", "--set=placement=auto"]].concat()));
+    // The ranks are on one host, so that both have as many cores.
+    assert_eq!(config("placed")["placement"]["stages"].to_string(), "[[0, 1], [2]]");
+    let units: Vec<i64> = config("placed")["partition"]["units_per_stage"].clone().try_into().unwrap();
+    assert_eq!(units.len(), 3);
+    // The run is that of one process with the same cut, which also goes on with it.
+    let cut = format!("--set=partition={{units_per_stage={units:?}}}");
+    done(&interlock(folder.path(), &[&train[..], &["alone", &cut]].concat()));
+    assert!(results(&folder.path().join("placed"), 40) == results(&folder.path().join("alone"), 40));
+    done(&interlock(
+        folder.path(),
+        &["train", "--quiet", "--resume", "placed", "--set=steps=44", "--set=placement=auto"],
+    ));
+    // A cut that is given stays.
+    let own = [1, 1, units.iter().sum::<i64>() - 2];
+    let cut = format!("--set=partition={{units_per_stage={own:?}}}");
+    done(&ranks(folder.path(), 2, &[&train[..], &["given", "--set=placement=auto", &cut]].concat()));
+    assert_eq!(config("given")["partition"]["units_per_stage"].to_string(), format!("{own:?}"));
+}
+
+#[test]
 fn each_rank_has_devices_of_its_own() {
     let folder = configurations();
     let train = ["train", "--quiet", "--config", "text.toml", "--set=steps=4", "--set=placement.stages=[[0, 2], [1]]"];

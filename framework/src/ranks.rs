@@ -36,6 +36,15 @@ pub struct RankMessage {
     pub tensors: Vec<Tensor>,
 }
 
+/// The machine of a rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Its name. Ranks of the same name are on one machine.
+    pub name: String,
+    /// How many cores a process of it may use.
+    pub cores: usize,
+}
+
 /// What a communicator tells its listener.
 #[derive(Debug)]
 pub enum RankEvent {
@@ -68,9 +77,10 @@ pub trait Communicator: Send + Sync + 'static {
     /// Returns the number of ranks.
     fn size(&self) -> usize;
 
-    /// Returns the name of the host of each rank. By default all are on one.
-    fn hosts(&self) -> Vec<String> {
-        vec![String::new(); self.size()]
+    /// Returns the host of each rank. By default all are on this one.
+    fn hosts(&self) -> Vec<Host> {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        vec![Host { name: String::new(), cores }; self.size()]
     }
 
     /// Hands a message over to be sent to rank `to`. Messages from one rank to another arrive in order.
@@ -173,17 +183,17 @@ impl Ranks {
         self.0.communicator.size()
     }
 
-    /// Returns the name of the host of each rank.
-    pub fn hosts(&self) -> Vec<String> {
+    /// Returns the host of each rank.
+    pub fn hosts(&self) -> Vec<Host> {
         self.0.communicator.hosts()
     }
 
-    /// Returns the number of this rank among those of its host, and how many these are.
-    pub fn place_on_host(&self) -> (usize, usize) {
+    /// Returns the number of a rank among those of its host, and how many these are.
+    pub fn place_on_host(&self, rank: usize) -> (usize, usize) {
         let hosts = self.hosts();
-        let is_here = |rank: &usize| hosts.get(*rank) == hosts.get(self.rank());
-        let count = |ranks: std::ops::Range<usize>| ranks.filter(is_here).count();
-        (count(0..self.rank()), count(0..self.size()))
+        let name = |rank: usize| hosts.get(rank).map(|host| &host.name);
+        let count = |ranks: std::ops::Range<usize>| ranks.filter(|other| name(*other) == name(rank)).count();
+        (count(0..rank), count(0..self.size()))
     }
 
     /// Returns how long a rank may be silent.

@@ -2,13 +2,15 @@
 
 use std::{ffi::c_int, mem::MaybeUninit};
 
-use interlock::{Error, Result};
+use interlock::{Error, Result, ranks::Host};
 use mpi::{
     Threading,
     environment::Universe,
     ffi::{self, MPI_Comm, MPI_Request},
     traits::AsRaw,
 };
+
+use crate::core_count;
 
 /// The most bytes of one message; longer ones are cut. MPI counts in 32 bits.
 pub(super) const PIECE: usize = 1 << 30;
@@ -19,7 +21,7 @@ pub(super) struct World {
     pub(super) rank: usize,
     pub(super) size: usize,
     /// The name of the host of each rank.
-    pub(super) hosts: Vec<String>,
+    pub(super) hosts: Vec<Host>,
     _universe: Universe,
 }
 
@@ -70,17 +72,21 @@ impl World {
         let number = |n: c_int| usize::try_from(n).map_err(|_| refuse("it has no ranks"));
         let (rank, size) = (number(rank)?, number(size)?);
         let (mut name, mut length, mut names) = ([0_u8; NAME], 0, vec![0_u8; NAME * size]);
-        // SAFETY: the places have room for one name, and for that of each rank.
+        let (own_cores, mut cores) = (core_count() as u64, vec![0_u64; size]);
+        // SAFETY: the places have room for one name and one number, and for those of each rank.
         unsafe {
             check(ffi::MPI_Get_processor_name(name.as_mut_ptr().cast(), &raw mut length), "the host")?;
             let (bytes, kind) = (NAME as c_int, ffi::RSMPI_UINT8_T);
             let (from, to) = (name.as_ptr().cast(), names.as_mut_ptr().cast());
             check(ffi::MPI_Allgather(from, bytes, kind, to, bytes, kind, own), "the hosts")?;
+            let (from, to, kind) = ((&raw const own_cores).cast(), cores.as_mut_ptr().cast(), ffi::RSMPI_UINT64_T);
+            check(ffi::MPI_Allgather(from, 1, kind, to, 1, kind, own), "the cores of hosts")?;
         }
-        let host = |name: &[u8]| {
-            String::from_utf8_lossy(name.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+        let host = |(name, cores): (&[u8], u64)| Host {
+            name: String::from_utf8_lossy(name.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned(),
+            cores: usize::try_from(cores).unwrap_or(usize::MAX),
         };
-        Ok(Self { own, rank, size, hosts: names.chunks(NAME).map(host).collect(), _universe: universe })
+        Ok(Self { own, rank, size, hosts: names.chunks(NAME).zip(cores).map(host).collect(), _universe: universe })
     }
 
     /// Begins to send a message.

@@ -11,7 +11,7 @@ use std::{
 use candle_core::Tensor;
 use interlock::{
     Error, Result,
-    ranks::{Listener, RankEvent, RankMessage, Ranks},
+    ranks::{Host, Listener, RankEvent, RankMessage, Ranks},
 };
 use serde::{Deserialize, Serialize};
 
@@ -123,7 +123,7 @@ impl Engine {
         self.world.size
     }
 
-    pub(super) fn hosts(&self) -> Vec<String> {
+    pub(super) fn hosts(&self) -> Vec<Host> {
         self.world.hosts.clone()
     }
 

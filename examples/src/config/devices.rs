@@ -73,7 +73,7 @@ impl Devices {
         let layout = builder.layout()?;
         let own = builder.stages_here(&layout)?;
         let devices: Vec<_> = match lists {
-            None => backends.auto_of(&layout, &own, ranks.place_on_host())?,
+            None => backends.auto_of(&layout, &own, ranks.place_on_host(ranks.rank()))?,
             Some(lists) => list_of(lists, ranks)?.iter().map(|name| backends.open(name)).collect::<Result<_>>()?,
         };
         let elsewhere: Arc<dyn StageDevice> = Arc::new(PlainCpu);
