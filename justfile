@@ -40,7 +40,7 @@ gpu *OPTIONS:
 
 # The dashboards and alerts of grafana/ before real runs; needs prometheus and promtool
 metrics-check:
-    cargo test --package interlock-cli --test dashboards --locked -- --include-ignored --nocapture --test-threads=1
+    cargo test --workspace --features full,mpi --test dashboards --locked -- --include-ignored --nocapture --test-threads=1
 
 # Hold the dashboards against Grafana's types and draw their panels from what a Prometheus holds: `just dash --minutes 5`; needs Node and Chromium
 dash *OPTIONS:

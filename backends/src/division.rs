@@ -39,18 +39,18 @@ impl Backends {
     pub fn auto_of(&self, layout: &Layout, own: &[usize], place: (usize, usize)) -> Result<Vec<Arc<dyn StageDevice>>> {
         let gpus = self.names("cuda");
         if !gpus.is_empty() {
-            let gpus = &gpus[share(gpus.len(), place)];
+            let gpus = &gpus[share_of_host(gpus.len(), place)];
             let opened = gpus.iter().map(|name| self.open(name)).collect::<Result<Vec<_>>>()?;
             return Ok(gpu_of_each_stage(gpus.len(), own.len()).map(|gpu| Arc::clone(&opened[gpu])).collect());
         }
         let costs: Vec<f64> = own.iter().map(|&stage| layout.blueprints[stage].flops()).collect();
-        let threads = threads_per_device(share(core_count(), place).len(), &costs, layout.stages_overlap());
+        let threads = threads_per_device(share_of_host(core_count(), place).len(), &costs, layout.stages_overlap());
         threads.into_iter().map(|threads| self.open(&format!("cpu:threads={threads}"))).collect()
     }
 }
 
 /// Returns which of `count` GPUs or cores a process takes that is `at` among `of` processes of one machine: its share, or one of them if there are too few.
-pub fn share(count: usize, (at, of): (usize, usize)) -> Range<usize> {
+pub fn share_of_host(count: usize, (at, of): (usize, usize)) -> Range<usize> {
     if count < of {
         let one = at % count.max(1);
         return one..one + 1;
@@ -104,9 +104,9 @@ mod tests {
 
     #[test]
     fn processes_of_one_machine_share_it() {
-        assert_eq!([0, 1, 2].map(|at| share(8, (at, 3))), [0..3, 3..6, 6..8]);
-        assert_eq!([0, 1, 2].map(|at| share(2, (at, 3))), [0..1, 1..2, 0..1]);
-        assert_eq!(share(5, (0, 1)), 0..5);
+        assert_eq!([0, 1, 2].map(|at| share_of_host(8, (at, 3))), [0..3, 3..6, 6..8]);
+        assert_eq!([0, 1, 2].map(|at| share_of_host(2, (at, 3))), [0..1, 1..2, 0..1]);
+        assert_eq!(share_of_host(5, (0, 1)), 0..5);
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub use cpu::{CpuBackend, CpuDevice, cpu};
 pub use cuda::{CudaBackend, CudaStageDevice};
 #[cfg(feature = "nccl")]
 pub use cuda::{NcclId, NcclReceiver, NcclSender};
-pub use division::{core_count, share};
+pub use division::{core_count, share_of_host};
 pub use emulated::EmulatedBackend;
 pub use kernels::Instructions;
 pub use registry::{Backends, device_names};

@@ -8,7 +8,8 @@ pub(crate) mod seed;
 mod settings;
 
 pub(crate) use devices::Devices;
-pub(crate) use placement::{Placement, PlacementConfig};
+use placement::spread_by_cores;
+pub(crate) use placement::{PlacementChoice, cores_of_ranks};
 pub(crate) use settings::{ConfigText, Setting, is_within};
 
 use std::path::{Path, PathBuf};
@@ -115,10 +116,10 @@ pub(crate) struct RunConfig<M, D> {
     #[serde(default)]
     #[schemars(extend("examples" = [{"stages": 4}]))]
     pub(crate) partition: PartitionConfig,
-    /// The stages and the devices of each rank, if the run is started as several processes; `"auto"`: the planner chooses the cut and the stages of each.
+    /// The stages and the devices of each rank, if the run is started as several processes; `"auto"` spreads the stages by the cores of the ranks, and chooses the cut if none is given.
     #[serde(default)]
     #[schemars(extend("examples" = ["auto", {"stages": [[0, 1], [2, 3]]}]))]
-    pub(crate) placement: Placement,
+    pub(crate) placement: PlacementChoice,
     /// The strategy, which chooses the losses that train each stage.
     #[serde(default)]
     #[schemars(extend("examples" = [{"width": 2}]))]
@@ -358,14 +359,37 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
         }
     }
 
+    /// Returns the division of the model, and the stages of each rank if they are given or chosen.
+    pub(crate) fn placed(&self) -> (PartitionConfig, Option<Vec<Vec<usize>>>) {
+        let mut partition = self.partition.clone();
+        let stages_of_ranks = match (&self.placement, ranks()) {
+            (PlacementChoice::Given(given), _) => given.stages.clone(),
+            (PlacementChoice::Auto, None) => None,
+            (PlacementChoice::Auto, Some(ranks)) => {
+                let cores = match self.devices {
+                    Devices::Auto => cores_of_ranks(ranks, self.replicas),
+                    // Each rank has the same ones.
+                    Devices::Named(_) => vec![1; (ranks.size() / self.replicas.max(1)).max(1)],
+                };
+                if partition == PartitionConfig::default() {
+                    partition.stages = Some(cores.len());
+                }
+                let stages = partition.units_per_stage.as_ref().map(Vec::len).or(partition.stages);
+                stages.map(|stages| spread_by_cores(stages, &cores))
+            }
+        };
+        (partition, stages_of_ranks)
+    }
+
     /// Returns a builder with everything but devices and values to start from.
     pub(crate) fn untrained(&self, description: &Description) -> Result<TrainerBuilder> {
+        let (partition, stages_of_ranks) = self.placed();
         let strategy = self.strategy.build()?;
         let model = self.model.build((&description.kind).into())?;
         let builder = Trainer::builder(model)
             .strategy_boxed(strategy)
-            .partition(self.partition.clone())
-            .stages_of_ranks(self.placement.stages().map(<[_]>::to_vec))
+            .partition(partition)
+            .stages_of_ranks(stages_of_ranks)
             .heads(self.heads.clone())
             .recompute(self.recompute.clone())
             .dtype(self.dtype)
@@ -456,7 +480,7 @@ mod tests {
             let config = load(&[&format!("placement={placement}")]).unwrap();
             let again: ConfigOf<BuiltIn> = toml::from_str(&config.to_toml().unwrap()).unwrap();
             assert_eq!(config, again);
-            assert_eq!(config.placement == Placement::Auto, placement == "auto");
+            assert_eq!(config.placement == PlacementChoice::Auto, placement == "auto");
         }
         for wrong in ["all", "{stage=[[0]]}", "[[0]]"] {
             let error = load(&[&format!("placement={wrong}")]).unwrap_err().to_string();

@@ -1,12 +1,12 @@
 //! `interlock plan`: simulates steps, and recommends a way to train.
 
-mod place;
+mod on_ranks;
 mod question;
 mod subject;
 mod windows;
 mod words;
 
-pub(crate) use place::best_placement;
+pub(crate) use on_ranks::best_partition_on_ranks;
 pub(crate) use windows::{Follow, Windows};
 
 use std::{cmp::Ordering, rc::Rc};

@@ -1,4 +1,4 @@
-//! Everything that reads files, as one table for the tests by mutation and for the targets of `cargo fuzz`.
+//! Everything that reads files, as one table for the tests by mutation and for `cargo fuzz`.
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ use crate::{
 
 /// A kind of file, with the code that reads it.
 pub struct Reader {
-    /// The name of the kind, and of its fuzz target.
+    /// The name of the kind.
     pub name: &'static str,
     /// Returns small files that are right.
     pub seeds: fn() -> Vec<Vec<u8>>,

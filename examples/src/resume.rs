@@ -2,13 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use interlock::{Checkpoint, Error, Result, tools::checkpoint::Manifest};
+use interlock::{
+    Checkpoint, Error, Result,
+    tools::{checkpoint::Manifest, model::PartitionConfig},
+};
 use interlock_models::data::{Data, Description};
 use toml::{Table, Value};
 
 use crate::{
     arguments::Train,
-    config::{ConfigOf, ConfigText, Setting},
+    config::{ConfigOf, ConfigText, PlacementChoice, Setting},
     program::Program,
     run_folder::{self, RunFolder, Status},
 };
@@ -85,6 +88,13 @@ impl<P: Program> Found<P> {
             (None, []) => before.clone(),
             (None, sets) => ConfigText::read::<P>(Some(&path.join(run_folder::CONFIG)))?.with(&Setting::sets(sets)?)?,
             (Some(file), sets) => ConfigText::read::<P>(Some(file))?.with(&Setting::sets(sets)?)?,
+        };
+        let config = match config.placement {
+            // The cut of a run stays: a new measurement might find another.
+            PlacementChoice::Auto if config.partition == PartitionConfig::default() => {
+                ConfigOf::<P> { partition: before.partition.clone(), ..config }
+            }
+            _ => config,
         };
         check_changes(&table::<P>(&before)?, &table::<P>(&config)?)?;
         if folder.status()? == Status::Finished && (config.steps, config.epochs) == (before.steps, before.epochs) {

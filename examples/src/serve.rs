@@ -101,7 +101,8 @@ fn serve_run<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {
 }
 
 /// Returns the addresses at which ranks on these hosts serve their metrics, as Prometheus reads them (`file_sd_configs`); none if the system chooses the ports.
-/// All have the first one's address as the label `instance`, so that dashboards and alerts see one run; the label `process` is the rank.
+/// All have the first one's address as the label `instance`, so that dashboards and alerts see one run; the label `process` is
+/// the rank, and `address` its own address.
 ///
 /// # Errors
 /// If there are too few ports.
@@ -117,7 +118,10 @@ pub(crate) fn targets(hosts: &[Host], address: SocketAddr) -> Result<Option<Valu
         })
     };
     let targets = hosts.iter().enumerate().map(target).collect::<Result<Vec<_>, Exit>>()?;
-    let group = |(rank, address): (usize, &String)| json!({ "targets": [address], "labels": { "instance": targets[0], "process": rank.to_string() } });
+    let group = |(rank, address): (usize, &String)| {
+        let labels = json!({ "instance": targets[0], "process": rank.to_string(), "address": address });
+        json!({ "targets": [address], "labels": labels })
+    };
     Ok(Some(targets.iter().enumerate().map(group).collect()))
 }
 
@@ -150,7 +154,7 @@ mod tests {
         assert_eq!(found("10.0.0.1:1"), ["10.0.0.1:1", "10.0.0.1:2", "10.0.0.1:3"]);
         assert_eq!(found("[::1]:1"), ["[::1]:1", "[::1]:2", "[::1]:3"]);
         let last = &targets("0.0.0.0:9464").unwrap().unwrap()[2];
-        assert_eq!(last["labels"], json!({ "instance": "a:9464", "process": "2" }));
+        assert_eq!(last["labels"], json!({ "instance": "a:9464", "process": "2", "address": "b:9466" }));
         assert!(targets("0.0.0.0:0").unwrap().is_none());
         let refused = targets("0.0.0.0:65534").unwrap_err();
         assert!(matches!(refused, Exit::Refused(message) if message.contains("rank 2 would have port 65536")));

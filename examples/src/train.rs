@@ -13,7 +13,7 @@ use interlock_models::data::Data;
 
 use crate::{
     arguments::Train,
-    config::{self, ConfigOf, Devices, Placement, PlacementConfig, Prepared},
+    config::{self, ConfigOf, Devices, PlacementChoice, Prepared},
     events::EventLog,
     exit::Exit,
     exporter::Exporter,
@@ -60,19 +60,16 @@ pub(crate) fn run<P: Program>(arguments: &Train) -> Result<(), Exit> {
         run_folder::refuse_no_place("--report", report)?;
     }
     let traces = arguments.trace.iter().map(|path| TraceFile::new(path)).collect::<interlock::Result<Vec<_>>>()?;
-    if arguments.auto {
-        config.partition = PartitionConfig { stages: None, units_per_stage: Some(plan::best_partition::<P>(&config)?) };
-    }
-    if config.placement == Placement::Auto {
-        let mut given = PlacementConfig::default();
-        // In one process there is nothing to place.
-        if let Some(ranks) = ranks() {
-            config.placement = Placement::default();
-            let (units, stages) = plan::best_placement::<P>(&config, ranks)?;
-            config.partition = PartitionConfig { stages: None, units_per_stage: Some(units) };
-            given.stages = Some(stages);
+    let is_placed = config.placement == PlacementChoice::Auto;
+    let units = match ranks().filter(|_| is_placed) {
+        Some(ranks) if arguments.auto || config.partition.units_per_stage.is_none() => {
+            Some(plan::best_partition_on_ranks::<P>(&config, ranks)?)
         }
-        config.placement = Placement::Given(given);
+        None if arguments.auto => Some(plan::best_partition::<P>(&config)?),
+        _ => None,
+    };
+    if units.is_some() {
+        config.partition = PartitionConfig { stages: None, units_per_stage: units };
     }
     let Prepared { data, builder, initial_values, .. } =
         config.prepare_to_train(resumed.as_ref().map(|resumed| &resumed.checkpoint))?;

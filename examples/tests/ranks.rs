@@ -163,30 +163,40 @@ fn replicas_train_as_one_process_with_more_micro_batches() {
 }
 
 #[test]
-fn the_planner_places_stages_by_the_cores_of_ranks() {
+fn a_run_with_automatic_placement_goes_on_with_any_number_of_ranks_and_keeps_its_cut() {
     let folder = configurations();
     let config = |run: &str| -> toml::Table {
         fs::read_to_string(folder.path().join(run).join("config.toml")).unwrap().parse().unwrap()
     };
+    let auto = "--set=placement=auto";
     let train = ["train", "--quiet", "--config", "text.toml", "--set=steps=40", "--out"];
-    done(&ranks(folder.path(), 2, &[&train[..], &["placed", "--set=placement=auto"]].concat()));
-    // The ranks are on one host, so that both have as many cores.
-    assert_eq!(config("placed")["placement"]["stages"].to_string(), "[[0, 1], [2]]");
+    done(&ranks(folder.path(), 2, &[&train[..], &["placed", auto]].concat()));
+    assert_eq!(config("placed")["placement"].to_string(), "\"auto\"");
     let units: Vec<i64> = config("placed")["partition"]["units_per_stage"].clone().try_into().unwrap();
     assert_eq!(units.len(), 3);
-    // The run is that of one process with the same cut, which also goes on with it.
+    // The run is that of one process with the same cut.
     let cut = format!("--set=partition={{units_per_stage={units:?}}}");
     done(&interlock(folder.path(), &[&train[..], &["alone", &cut]].concat()));
     assert!(results(&folder.path().join("placed"), 40) == results(&folder.path().join("alone"), 40));
-    done(&interlock(
-        folder.path(),
-        &["train", "--quiet", "--resume", "placed", "--set=steps=44", "--set=placement=auto"],
-    ));
-    // A cut that is given stays.
+    // With other ranks, with one process, and with the configuration from which it began, the cut stays.
+    done(&ranks(folder.path(), 3, &["train", "--quiet", "--resume", "placed", "--set=steps=44"]));
+    done(&interlock(folder.path(), &["train", "--quiet", "--resume", "placed", "--set=steps=48"]));
+    let begun =
+        ["train", "--quiet", "--resume", "auto", "--config", "text.toml", "--set=steps=52", "--set=partition={}"];
+    done(&ranks(folder.path(), 2, &[&begun[..], &[auto, "--out", "placed"]].concat()));
+    let after: Vec<i64> = config("placed")["partition"]["units_per_stage"].clone().try_into().unwrap();
+    assert_eq!(after, units);
+    // A cut that is given stays; without a number of stages each rank of a replica has one.
     let own = [1, 1, units.iter().sum::<i64>() - 2];
     let cut = format!("--set=partition={{units_per_stage={own:?}}}");
-    done(&ranks(folder.path(), 2, &[&train[..], &["given", "--set=placement=auto", &cut]].concat()));
+    done(&ranks(folder.path(), 2, &[&train[..], &["given", auto, &cut]].concat()));
     assert_eq!(config("given")["partition"]["units_per_stage"].to_string(), format!("{own:?}"));
+    let replicas = ["replicas", auto, "--set=replicas=2", "--set=partition={}", "--set=steps=4"];
+    done(&ranks(folder.path(), 4, &[&train[..4], &["--out"], &replicas].concat()));
+    let units: Vec<i64> = config("replicas")["partition"]["units_per_stage"].clone().try_into().unwrap();
+    assert_eq!(units.len(), 2);
+    let odd = ranks(folder.path(), 3, &[&train[..4], &["--out", "odd", auto, "--set=replicas=2"]].concat());
+    assert!(odd.status.code() == Some(2) && err(&odd).contains("replicas: 2 on 3 ranks"), "{}", err(&odd));
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub(super) struct World {
     own: MPI_Comm,
     pub(super) rank: usize,
     pub(super) size: usize,
-    /// The name of the host of each rank.
+    /// The host of each rank.
     pub(super) hosts: Vec<Host>,
     _universe: Universe,
 }

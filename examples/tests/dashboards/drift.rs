@@ -9,8 +9,9 @@ use crate::{
     promql::{self, Selector},
 };
 
-/// The labels that every series of a run has: three from the scrape (`process` where the run's `targets.json` is read), and one from the program.
-const EVERY: [&str; 4] = ["job", "instance", "process", "pipeline"];
+/// The labels that every series of a run has: those of the scrape (the rank and its address where the run's `targets.json` is read), and one from
+/// the program.
+const EVERY: [&str; 5] = ["job", "instance", "process", "address", "pipeline"];
 
 /// Metrics from elsewhere: from the crate that watches the process, and from Prometheus itself.
 const FOREIGN: [(&str, Kind); 5] = [

@@ -7,7 +7,10 @@ mod whole;
 
 use std::{fs, io::Cursor, path::Path};
 
-use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, imageops, metadata::Orientation};
+use image::{
+    ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, ImageResult, Limits, imageops,
+    metadata::Orientation,
+};
 use interlock::Result;
 
 use super::{
@@ -45,7 +48,7 @@ impl Decoder {
     /// Reads the header of a file. Returns whether the image is turned.
     pub(super) fn check_header(self, path: &Path) -> Result<bool, String> {
         let (bytes, _room) = read(path)?;
-        caught(|| Ok(self.opened(&bytes)?.1 != Orientation::NoTransforms)).flatten()
+        Ok(self.opened(&bytes)?.1 != Orientation::NoTransforms)
     }
 
     /// Decodes a file. Returns whether the image is turned.
@@ -98,16 +101,6 @@ impl Decoder {
         to: u32,
         then: impl FnOnce(DynamicImage, bool) -> Result<T, String>,
     ) -> Result<T, String> {
-        caught(|| self.decode_or_panic(path, to, then)).flatten()
-    }
-
-    /// The same. Decoders panic at some damaged files.
-    fn decode_or_panic<T>(
-        self,
-        path: &Path,
-        to: u32,
-        then: impl FnOnce(DynamicImage, bool) -> Result<T, String>,
-    ) -> Result<T, String> {
         let (mut bytes, _file_room) = read(path)?;
         // That a file is cut short says more than what its decoder misses.
         let opened = self.opened(&bytes).map_err(|e| whole::check(&bytes, false).err().unwrap_or(e));
@@ -115,14 +108,14 @@ impl Decoder {
         let _room = budget::PIXELS.take(peak(&decoder, orientation, format_of(&bytes)?, to));
         let unread = whole::check(&bytes, !self.is_checked)?;
         let mut image = match unread {
-            None => DynamicImage::from_decoder(decoder),
+            None => of_decoder(|| DynamicImage::from_decoder(decoder))?,
             Some(unread) => {
                 drop(decoder);
                 bytes.drain(unread);
-                DynamicImage::from_decoder(self.opened(&bytes)?.0)
+                let decoder = self.opened(&bytes)?.0;
+                of_decoder(|| DynamicImage::from_decoder(decoder))?
             }
-        }
-        .map_err(|e| e.to_string())?;
+        };
         drop(bytes);
         image.apply_orientation(orientation);
         then(image, orientation != Orientation::NoTransforms)
@@ -134,7 +127,7 @@ impl Decoder {
         let mut limits = Limits::no_limits();
         limits.max_alloc = Some(2 * budget::EACH);
         reader.limits(limits);
-        let mut decoder = reader.into_decoder().map_err(|e| e.to_string())?;
+        let mut decoder = of_decoder(|| reader.into_decoder())?;
         let ((width, height), size) = (decoder.dimensions(), size(&decoder));
         if width == 0 || height == 0 {
             return Err("the image has no pixels".to_owned());
@@ -154,9 +147,17 @@ impl Decoder {
         let orientation = match (format_of(bytes)?, whole::png_chunk(bytes, b"eXIf")) {
             (ImageFormat::WebP, _) => whole::webp_chunk(bytes, b"EXIF").and_then(of_exif),
             (_, Some(exif)) => of_exif(exif),
-            (_, None) => decoder.orientation().ok(),
+            (_, None) => of_decoder(|| decoder.orientation()).ok(),
         };
         Ok((decoder, orientation.unwrap_or(Orientation::NoTransforms)))
+    }
+}
+
+/// Returns what the crate that decodes images returns. It panics at some damaged files.
+fn of_decoder<T>(work: impl FnOnce() -> ImageResult<T>) -> Result<T, String> {
+    match caught(work) {
+        Ok(done) => done.map_err(|e| e.to_string()),
+        Err(panic) => Err(format!("its decoder cannot read it ({panic}); save the image again, or leave it out")),
     }
 }
 

@@ -293,5 +293,5 @@ fn large_images_of_eight_threads_stay_within_the_budget() {
 fn a_panic_of_a_decoder_is_an_error() {
     // The palette has 28 bytes, at which the decoder of PNG files panics. All checksums are right.
     let error = decoded(true, UNEVEN_PALETTE).expect_err("must be refused");
-    assert!(error.starts_with("it panicked: "), "{error}");
+    assert!(error.starts_with("its decoder cannot read it (it panicked: "), "{error}");
 }

@@ -1,0 +1,138 @@
+//! The best cut for stages that are spread over ranks.
+
+use std::collections::BTreeMap;
+
+use interlock::{
+    Error, Result,
+    ranks::Ranks,
+    tools::planner::{DeviceCosts, HeadCosts, Placement, Profile, UnitCosts},
+};
+
+use super::{subject::Subject, windows::Windows};
+use crate::{
+    config::{ConfigOf, Devices, cores_of_ranks},
+    program::Program,
+};
+
+/// Returns the units of each stage in the best cut of the configured model, with `placement = "auto"`. The costs of units are measured on this rank; those on a
+/// rank with more cores for each of its stages are taken to be less in proportion. Links are taken to cost nothing.
+///
+/// # Errors
+/// If the configuration is not valid, there are fewer stages than ranks, or the model cannot be measured.
+pub(crate) fn best_partition_on_ranks<P: Program>(config: &ConfigOf<P>, ranks: &Ranks) -> Result<Vec<usize>> {
+    // Costs do not depend on the values to start from.
+    let config = ConfigOf::<P> { init_from: None, init_partial: false, init_skip: Vec::new(), ..config.clone() };
+    let (subject, defaults) = Subject::<P>::of_run(config.clone(), true)?;
+    let stages = defaults.stages;
+    let here = config.on_devices(subject.builder(stages, Windows::CONFIGURED)?)?;
+    let first = here.stages_here(&here.layout()?)?[0];
+    let device = here.pinned_to()[first].clone();
+    let piece = subject.batch(subject.batch_size())?.split(config.micro_batches * config.replicas)?.swap_remove(0);
+    let alone = subject.builder(stages, Windows::END_TO_END)?.devices([device.clone()]);
+    let profile = alone.profile(&piece, Some(&crate::ALLOCATOR))?;
+
+    let spread = config.placed().1.ok_or_else(|| Error::Internal("stages without a rank".to_owned()))?;
+    let cores = match config.devices {
+        Devices::Auto => cores_of_ranks(ranks, config.replicas),
+        Devices::Named(_) => vec![1; spread.len()],
+    };
+    let builder = subject.builder(stages, Windows::CONFIGURED)?.devices([device]);
+    let (profile, placement) = on_ranks(&profile, &spread, &cores);
+    let setup = builder.setup(stages, &profile, placement)?;
+    Ok(setup.best_cut(&builder.tied_units()?)?.units_per_stage)
+}
+
+/// Returns the costs of units on each rank, given those on the first, and where the stages compute: those of a rank with too few cores take turns.
+fn on_ranks(first: &Profile, spread: &[Vec<usize>], cores: &[usize]) -> (Profile, Placement) {
+    let stages: usize = spread.iter().map(Vec::len).sum();
+    let takes_turns = |rank: usize| spread[rank].len() > cores[rank];
+    let threads = |rank: usize| if takes_turns(rank) { cores[rank] } else { cores[rank] / spread[rank].len() } as f64;
+    let ranks: Vec<usize> =
+        spread.iter().enumerate().flat_map(|(rank, own)| std::iter::repeat_n(rank, own.len())).collect();
+    let costs = &first.devices[first.order[0]];
+    let devices = (0..spread.len()).map(|rank| scaled(costs, threads(0) / threads(rank))).collect();
+    let turns = |(stage, &rank): (usize, &usize)| if takes_turns(rank) { stages + rank } else { stage };
+    let placement =
+        Placement { devices: ranks.iter().enumerate().map(turns).collect(), ..Placement::dedicated(stages) };
+    (Profile { devices, order: ranks, ..first.clone() }, placement)
+}
+
+/// Returns the costs on a device on which all computations take `factor` times as long.
+fn scaled(costs: &DeviceCosts, factor: f64) -> DeviceCosts {
+    let head = |head: &HeadCosts| HeadCosts {
+        needed: head.needed * factor,
+        probe: head.probe * factor,
+        update: head.update * factor,
+        ..head.clone()
+    };
+    let unit = |unit: &UnitCosts| UnitCosts {
+        forward: unit.forward * factor,
+        input_gradient: unit.input_gradient * factor,
+        parameter_gradient: unit.parameter_gradient * factor,
+        both: unit.both * factor,
+        parameters_only: unit.parameters_only * factor,
+        update: unit.update * factor,
+        send: unit.send * factor,
+        receive: unit.receive * factor,
+        add: unit.add * factor,
+        heads: unit.heads.iter().map(|(arch, costs)| (arch.clone(), head(costs))).collect::<BTreeMap<_, _>>(),
+        ..unit.clone()
+    };
+    DeviceCosts { units: costs.units.iter().map(unit).collect(), loss: costs.loss * factor, ..costs.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use interlock::{
+        EndToEnd, ModelSpec, Sequential, Trainer, Unit,
+        candle_core::{DType, Device, Tensor},
+    };
+
+    use super::*;
+
+    /// Units that do nothing; their costs are set by the test.
+    struct Nothing;
+
+    impl ModelSpec for Nothing {
+        fn units(&self) -> Result<Vec<Unit>> {
+            (0..12).map(|k| Ok(Unit::new(format!("u{k}"), [1], |_| Ok(Sequential::default())))).collect()
+        }
+    }
+
+    #[test]
+    fn a_rank_with_more_cores_gets_more_units() {
+        let builder = Trainer::builder(Nothing).strategy(EndToEnd).stages(2);
+        let inputs = Tensor::zeros((4, 1), DType::F32, &Device::Cpu).unwrap();
+        let targets = Tensor::zeros(4, DType::U32, &Device::Cpu).unwrap();
+        let batch = interlock::Batch { inputs: inputs.into(), targets };
+        let mut profile = builder.profile(&batch, None).unwrap();
+        for unit in &mut profile.devices[0].units {
+            (unit.forward, unit.both, unit.parameters_only) = (1.0, 1.0, 1.0);
+        }
+        let cut = |cores: [usize; 2]| {
+            let (profile, placement) = on_ranks(&profile, &[vec![0], vec![1]], &cores);
+            builder.setup(2, &profile, placement).unwrap().best_cut(&[]).unwrap().units_per_stage
+        };
+        let (equal, more) = (cut([2, 2]), cut([6, 2]));
+        assert!(more[0] > equal[0], "{more:?} {equal:?}");
+    }
+
+    #[test]
+    fn stages_of_a_rank_with_too_few_cores_take_turns() {
+        let device = DeviceCosts {
+            device: String::new(),
+            action: 0.0,
+            units: Vec::new(),
+            loss: 1.0,
+            loss_bytes: None,
+            scratch_bytes: None,
+        };
+        let profile =
+            Profile { examples: 1, dtype: interlock::ActivationDtype::F32, devices: vec![device], order: vec![0] };
+        let (profile, placement) = on_ranks(&profile, &[vec![0, 1], vec![2, 3]], &[4, 1]);
+        assert_eq!(placement.devices, [0, 1, 5, 5]);
+        assert_eq!(profile.order, [0, 0, 1, 1]);
+        // Stages of rank 0 have two cores each, those of rank 1 one.
+        assert_eq!([profile.devices[0].loss, profile.devices[1].loss], [1.0, 2.0]);
+    }
+}
