@@ -91,7 +91,7 @@ fn queries() -> Vec<(String, String, String)> {
     }
     for rule in rules() {
         // Annotations name labels as legends do.
-        let annotations = rule.json["annotations"].to_string().replace("$labels.", "");
+        let annotations = rule.json["annotations"].to_string().replace("with $labels.", "").replace("$labels.", "");
         all.push((rule.name, rule.expr, if rule.alert { annotations } else { String::new() }));
     }
     all
@@ -105,10 +105,11 @@ pub(crate) fn values_of(query: &str) -> (&str, &str) {
         .unwrap_or_else(|| panic!("{query} is not label_values(selector, label)"))
 }
 
-/// Returns the labels in a legend, written as `{{label}}`.
+/// Returns the labels in a legend, written as `{{label}}`. `{{ . }}` and `{{ end }}` belong to the label of a `with` before them.
 pub(crate) fn legend_labels(legend: &str) -> Vec<&str> {
     let inner = legend.split("{{").skip(1).filter_map(|rest| rest.split_once("}}"));
-    inner.map(|(label, _)| label.trim()).filter(|label| !label.starts_with('$')).collect()
+    let is_label = |text: &&str| !text.starts_with('$') && ![".", "end"].contains(text);
+    inner.map(|(label, _)| label.trim()).filter(is_label).collect()
 }
 
 #[test]
