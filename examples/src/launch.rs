@@ -33,12 +33,12 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// A host, and how many ranks it has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Host {
+pub(crate) struct RanksOfHost {
     name: String,
     ranks: usize,
 }
 
-impl FromStr for Host {
+impl FromStr for RanksOfHost {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
@@ -53,13 +53,13 @@ impl FromStr for Host {
 
 /// Reads the name of a host.
 pub(crate) fn host_name(text: &str) -> std::result::Result<String, String> {
-    match text.parse::<Host>() {
-        Ok(Host { name, .. }) if !text.contains(':') => Ok(name),
+    match text.parse::<RanksOfHost>() {
+        Ok(RanksOfHost { name, .. }) if !text.contains(':') => Ok(name),
         _ => Err("a spare host is a name: it gets the ranks of the host whose place it takes".to_owned()),
     }
 }
 
-impl fmt::Display for Host {
+impl fmt::Display for RanksOfHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.name, self.ranks)
     }
@@ -68,7 +68,7 @@ impl fmt::Display for Host {
 /// A job: what is started, and where.
 struct Job<'a> {
     arguments: &'a Launch,
-    hosts: Vec<Host>,
+    hosts: Vec<RanksOfHost>,
     program: String,
     /// The arguments of `train`.
     train: Vec<String>,
@@ -151,7 +151,7 @@ fn check(arguments: &Launch, train: &Train) -> Result<()> {
 impl Job<'_> {
     /// Returns the command line of the launcher.
     fn line(&self) -> Vec<String> {
-        let hosts = || self.hosts.iter().map(Host::to_string).collect::<Vec<_>>().join(",");
+        let hosts = || self.hosts.iter().map(RanksOfHost::to_string).collect::<Vec<_>>().join(",");
         let count = match self.hosts.is_empty() {
             true => self.arguments.ranks.unwrap_or(1),
             false => self.hosts.iter().map(|host| host.ranks).sum(),
@@ -218,7 +218,7 @@ impl Job<'_> {
     }
 
     /// Returns whether a program can be started on a host.
-    fn answers(&self, host: &Host) -> bool {
+    fn answers(&self, host: &RanksOfHost) -> bool {
         if self.arguments.with == Launcher::Srun {
             return true;
         }
@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn hosts_are_names_with_numbers_of_ranks() {
-        let host = |text: &str| text.parse::<Host>().map(|host| host.to_string());
+        let host = |text: &str| text.parse::<RanksOfHost>().map(|host| host.to_string());
         assert_eq!(host("a").unwrap(), "a:1");
         assert_eq!(host("node-1.local:12").unwrap(), "node-1.local:12");
         for wrong in ["", ":2", "a:", "a:0", "a:x", "a b", "--x:2", "a;b", "a:18446744073709551615", "a:65537"] {

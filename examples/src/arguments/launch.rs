@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use crate::launch::{Host, host_name};
+use crate::launch::{RanksOfHost, host_name};
 
 /// The program that starts ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -19,7 +19,7 @@ pub(crate) enum Launcher {
 pub(crate) struct Launch {
     /// Hosts, each with its number of ranks, such as node1:2,node2:2; a host without a number has one rank
     #[arg(long, value_delimiter = ',', value_name = "HOST[:RANKS],…")]
-    pub(crate) hosts: Vec<Host>,
+    pub(crate) hosts: Vec<RanksOfHost>,
     /// Ranks, on this machine; with srun on the allocated ones
     #[arg(short = 'n', long, value_name = "N", value_parser = at_least_one)]
     pub(crate) ranks: Option<usize>,

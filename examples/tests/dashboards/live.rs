@@ -135,7 +135,7 @@ fn ends(address: &str, folder: &Path) -> Process {
     run("done", address, folder, &sets, &["--metrics-linger", "10"])
 }
 
-/// Starts a run of two replicas on two ranks each, whose addresses Prometheus finds in the run's folder, and returns the address of the first rank.
+/// Starts a run of two replicas on two ranks each, whose addresses Prometheus finds in the run's folder. Returns the address of the first rank, and the run.
 #[cfg(feature = "mpi")]
 fn ranks(folder: &Path) -> (String, Process) {
     let address = free_addresses(3);
