@@ -8,8 +8,7 @@ pub(crate) mod seed;
 mod settings;
 
 pub(crate) use devices::Devices;
-use placement::spread_by_cores;
-pub(crate) use placement::{PlacementChoice, cores_of_ranks};
+pub(crate) use placement::PlacementChoice;
 pub(crate) use settings::{ConfigText, Setting, is_within};
 
 use std::path::{Path, PathBuf};
@@ -357,28 +356,6 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
             )),
             _ => Ok(()),
         }
-    }
-
-    /// Returns the division of the model, and the stages of each rank if they are given or chosen.
-    pub(crate) fn placed(&self) -> (PartitionConfig, Option<Vec<Vec<usize>>>) {
-        let mut partition = self.partition.clone();
-        let stages_of_ranks = match (&self.placement, ranks()) {
-            (PlacementChoice::Given(given), _) => given.stages.clone(),
-            (PlacementChoice::Auto, None) => None,
-            (PlacementChoice::Auto, Some(ranks)) => {
-                let cores = match self.devices {
-                    Devices::Auto => cores_of_ranks(ranks, self.replicas),
-                    // Each rank has the same ones.
-                    Devices::Named(_) => vec![1; (ranks.size() / self.replicas.max(1)).max(1)],
-                };
-                if partition == PartitionConfig::default() {
-                    partition.stages = Some(cores.len());
-                }
-                let stages = partition.units_per_stage.as_ref().map(Vec::len).or(partition.stages);
-                stages.map(|stages| spread_by_cores(stages, &cores))
-            }
-        };
-        (partition, stages_of_ranks)
     }
 
     /// Returns a builder with everything but devices and values to start from.

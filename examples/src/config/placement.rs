@@ -2,10 +2,13 @@
 
 use std::{borrow::Cow, fmt};
 
-use interlock::ranks::Ranks;
+use interlock::{ranks::Ranks, tools::model::PartitionConfig};
 use interlock_backends::share_of_host;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::{Devices, RunConfig};
+use crate::ranks::ranks;
 
 const AUTO: &str = "auto";
 
@@ -101,8 +104,37 @@ impl JsonSchema for PlacementChoice {
     }
 }
 
+impl<M, D> RunConfig<M, D> {
+    /// Returns how many cores each rank of a replica has for its stages. With named devices, each rank has the same ones and counts alike.
+    pub(crate) fn cores_of_ranks(&self, ranks: &Ranks) -> Vec<usize> {
+        let cores = cores_of_ranks(ranks, self.replicas);
+        match self.devices {
+            Devices::Auto => cores,
+            Devices::Named(_) => vec![1; cores.len()],
+        }
+    }
+
+    /// Returns the division of the model, and the stages of each rank if they are given or chosen.
+    pub(crate) fn placed(&self) -> (PartitionConfig, Option<Vec<Vec<usize>>>) {
+        let mut partition = self.partition.clone();
+        let stages_of_ranks = match (&self.placement, ranks()) {
+            (PlacementChoice::Given(given), _) => given.stages.clone(),
+            (PlacementChoice::Auto, None) => None,
+            (PlacementChoice::Auto, Some(ranks)) => {
+                let cores = self.cores_of_ranks(ranks);
+                if partition == PartitionConfig::default() {
+                    partition.stages = Some(cores.len());
+                }
+                let stages = partition.units_per_stage.as_ref().map(Vec::len).or(partition.stages);
+                stages.map(|stages| spread_by_cores(stages, &cores))
+            }
+        };
+        (partition, stages_of_ranks)
+    }
+}
+
 /// Returns how many cores each rank of a replica has; the ranks of several replicas that have the same stages count by the one with the fewest.
-pub(crate) fn cores_of_ranks(ranks: &Ranks, replicas: usize) -> Vec<usize> {
+fn cores_of_ranks(ranks: &Ranks, replicas: usize) -> Vec<usize> {
     let hosts = ranks.hosts();
     let size = (ranks.size() / replicas.max(1)).max(1);
     let cores =
@@ -112,7 +144,7 @@ pub(crate) fn cores_of_ranks(ranks: &Ranks, replicas: usize) -> Vec<usize> {
 }
 
 /// Spreads stages over ranks in order: each has one, and of the others as many as its share of all cores lets it have.
-pub(crate) fn spread_by_cores(stages: usize, cores: &[usize]) -> Vec<Vec<usize>> {
+fn spread_by_cores(stages: usize, cores: &[usize]) -> Vec<Vec<usize>> {
     let mut counts = vec![1; cores.len()];
     for _ in cores.len()..stages {
         // The next stage goes where stages have the most cores with it. If several ranks are equal, the first one gets it.

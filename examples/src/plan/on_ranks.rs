@@ -9,10 +9,7 @@ use interlock::{
 };
 
 use super::{subject::Subject, windows::Windows};
-use crate::{
-    config::{ConfigOf, Devices, cores_of_ranks},
-    program::Program,
-};
+use crate::{config::ConfigOf, program::Program};
 
 /// Returns the units of each stage in the best cut of the configured model, with `placement = "auto"`. The costs of units are measured on this rank; those on a
 /// rank with more cores for each of its stages are taken to be less in proportion. Links are taken to cost nothing.
@@ -32,10 +29,7 @@ pub(crate) fn best_partition_on_ranks<P: Program>(config: &ConfigOf<P>, ranks: &
     let profile = alone.profile(&piece, Some(&crate::ALLOCATOR))?;
 
     let spread = config.placed().1.ok_or_else(|| Error::Internal("stages without a rank".to_owned()))?;
-    let cores = match config.devices {
-        Devices::Auto => cores_of_ranks(ranks, config.replicas),
-        Devices::Named(_) => vec![1; spread.len()],
-    };
+    let cores = config.cores_of_ranks(ranks);
     let builder = subject.builder(stages, Windows::CONFIGURED)?.devices([device]);
     let (profile, placement) = on_ranks(&profile, &spread, &cores);
     let setup = builder.setup(stages, &profile, placement)?;
