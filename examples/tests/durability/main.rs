@@ -256,6 +256,13 @@ fn damage_is_found_and_named_and_what_is_whole_is_used() {
                 && err(&scored).contains("model-00002-of-00003.safetensors: the file is damaged")
         );
     }
+    let (index, aside) = (run.join("model/model.safetensors.index.json"), run.join("aside"));
+    fs::rename(&index, &aside).unwrap();
+    let scored = interlock(folder.path(), &["eval", "run"]);
+    done(&scored);
+    let used = "model/model.safetensors.index.json is missing; its weights after 8 steps are used";
+    assert!(err(&scored).contains(used), "{}", err(&scored));
+    fs::rename(&aside, &index).unwrap();
     let newest = run.join("checkpoints/step-8/state/model.safetensors.index.json");
     fs::write(&newest, fs::read_to_string(&newest).unwrap().replace("optimizer", "optimiser")).unwrap();
     let checked = interlock(folder.path(), &["check", "run"]);

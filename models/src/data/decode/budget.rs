@@ -26,8 +26,9 @@ impl Budget {
         Self { used: Mutex::new(0), freed: Condvar::new() }
     }
 
-    /// Waits until there is room for `bytes`, or until nothing else is in use if they are more than there ever is. A thread takes once from [`FILES`], then once from [`PIXELS`]: so the
-    /// threads that have taken pixels never wait.
+    /// Waits until there is room for `bytes`, or until nothing else is in use if they are more than there ever is.
+    ///
+    /// A thread takes once from [`FILES`], then once from [`PIXELS`]: so the threads that have taken pixels never wait.
     pub(super) fn take(&'static self, bytes: u64) -> Taken {
         let bytes = bytes.min(ALL);
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
