@@ -14,7 +14,7 @@ pub(crate) use settings::{ConfigText, Setting, is_within};
 use std::path::{Path, PathBuf};
 
 use interlock::{
-    ActivationDtype, Checkpoint, CheckpointConfig, ClipConfig, Criterion, EarlyStopping, EarlyStoppingConfig,
+    ActivationDtype, Checkpoint, CheckpointConfig, ClipConfig, Criterion, DataFrom, EarlyStopping, EarlyStoppingConfig,
     EmaConfig, Error, FailuresConfig, HeadsConfig, LrScheduleConfig, OptimizerConfig, Recompute, ReplicaStatistics,
     Result, Trainer, TrainerBuilder, Weights,
     tools::{model::PartitionConfig, schedule::PolicyName, strategy::StrategyConfig},
@@ -68,6 +68,10 @@ pub(crate) struct RunConfig<M, D> {
     #[serde(default = "one", skip_serializing_if = "is_one")]
     #[schemars(range(min = 1))]
     pub(crate) replicas: usize,
+    /// Which ranks read the training set, with several replicas: the first rank of each reads the replica's examples (`"all"`), or rank 0 reads all and
+    /// sends them (`"first"`), so that only its host needs the files.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) data_from: DataFrom,
     /// The running statistics of batch norms with several replicas, which see different examples.
     #[serde(default, skip_serializing_if = "is_default")]
     pub(crate) replica_statistics: ReplicaStatistics,
@@ -192,8 +196,8 @@ fn is_one(number: &usize) -> bool {
     *number == 1
 }
 
-fn is_default(statistics: &ReplicaStatistics) -> bool {
-    *statistics == ReplicaStatistics::default()
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Loads the configuration at `path`, or the program's built-in one, and applies `sets` (`key.path=value`).
@@ -379,6 +383,7 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
             .micro_batches(self.micro_batches)
             .replicas(self.replicas)
             .replica_statistics(self.replica_statistics)
+            .data_from(self.data_from)
             .batch_size(self.batch_size)
             .drop_last(self.drop_last)
             .eval_every(self.eval_every)

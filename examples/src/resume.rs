@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The keys whose values may change when a run continues. Keys of tables stand for all in them.
-const MAY_CHANGE: [&str; 10] = [
+const MAY_CHANGE: [&str; 11] = [
     "steps",
     "epochs",
     "checkpoint",
@@ -25,6 +25,7 @@ const MAY_CHANGE: [&str; 10] = [
     "devices",
     "partition",
     "placement",
+    "data_from",
     "in_flight",
     "recompute",
     "pipeline",

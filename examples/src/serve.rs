@@ -1,21 +1,21 @@
-//! `interlock train` on a rank other than 0: trains the stages that rank 0 gives it, and reads neither configuration nor data.
+//! `interlock train` on a rank other than 0: trains the stages that rank 0 gives it. It reads no configuration, and data only if it begins a replica.
 
 use std::{net::SocketAddr, time::Duration};
 
 use interlock::ranks::{Host, Ranks};
 use interlock_backends::Instructions;
-use interlock_models::data::Description;
+use interlock_models::data::{Data, Description};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
     arguments::Train,
-    config::{ConfigOf, ConfigText},
+    config::{ConfigOf, ConfigText, RunConfig},
     exit::Exit,
     exporter::Exporter,
     interrupt::{self, Next},
     log,
-    program::Program,
+    program::{DataSection, ModelSection, Program},
     ranks::ranks,
     terminal::{Terminal, Verbosity},
 };
@@ -93,11 +93,29 @@ fn serve_run<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {
     let config: ConfigOf<P> = ConfigText::of::<P>(config).with(&[])?;
     let address = arguments.metrics.map(|address| exporter_of_rank(address, ranks.rank())).transpose()?;
     let exporter = address.map(|address| Exporter::start(address, &config.name)).transpose()?;
-    let served = config.on_devices(config.untrained(&description)?)?.serve();
+    let builder = config.on_devices(config.untrained(&description)?)?;
+    let served = match builder.reads_data(&builder.layout()?)? {
+        true => builder.serve_with(data_like(&config, &description)?.split()),
+        false => builder.serve(),
+    };
     if let Some(exporter) = &exporter {
         exporter.linger(Duration::from_secs(arguments.metrics_linger));
     }
     Ok(served?)
+}
+
+/// Opens the data that rank 0 has described.
+///
+/// # Errors
+/// If this rank does not have them.
+fn data_like<M: ModelSection, D: DataSection>(config: &RunConfig<M, D>, of_first: &Description) -> Result<Data, Exit> {
+    let remedy = "give all hosts the same files, or let rank 0 read them (data_from = \"first\")";
+    let data = config.data.open().map_err(|error| Exit::Refused(format!("{error}; {remedy}")))?;
+    let value = |description| serde_json::to_value(description).map_err(Exit::failed);
+    if value(&data.description)? != value(of_first)? {
+        return Err(Exit::Refused(format!("data: they differ from those of rank 0; {remedy}")));
+    }
+    Ok(data)
 }
 
 /// Returns the addresses at which ranks on these hosts serve their metrics, as Prometheus reads them (`file_sd_configs`); none if the system chooses the ports.

@@ -35,7 +35,7 @@ fn tries(variable: &str, short: usize) -> usize {
 
 /// The command that starts `size` ranks in a folder.
 fn mpirun(folder: &Path, size: usize, arguments: &[&str]) -> Command {
-    let mut command = mpirun::mpirun(size, arguments);
+    let mut command = mpirun::mpirun(size, &[&[mpirun::PROGRAM], arguments].concat());
     command.current_dir(folder);
     command
 }

@@ -8,7 +8,7 @@
 //! - If a link delays messages, one thread (`delay.rs`) holds activations and gradients back until they are due.
 //! - [`Feeder`] keeps a pipeline supplied with batches.
 //! - With several ranks, each has the actors of its own stages; strategy and coordinator are on the first (`hosted.rs`, `serve.rs`). Messages to actors of
-//!   other ranks become notes and tensors (`notes.rs`, `exchange.rs`).
+//!   other ranks become notes and tensors (`notes.rs`, `exchange.rs`). With replicas, the first rank of each may read its own examples (`reader.rs`).
 //! - [`Pipeline`] is the caller's handle: it starts the actors on a thread of its own and turns every failure into one typed error.
 //!
 //! Only this module and those below it know actix.
@@ -23,6 +23,7 @@ mod hosted;
 mod messages;
 mod notes;
 mod pipeline;
+mod reader;
 mod sent;
 mod serve;
 mod stage;

@@ -1,10 +1,12 @@
 //! Data sets and batches.
 
+mod elsewhere;
 mod in_memory;
 
+pub use elsewhere::{DataFrom, Examples};
 pub use in_memory::InMemory;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use candle_core::Tensor;
 
@@ -79,20 +81,21 @@ impl Batch {
                 )));
             }
         }
-        let pieces = pieces.clamp(1, len.max(1));
-        let mut at = 0;
-        (0..pieces)
-            .map(|i| {
-                let size = len / pieces + usize::from(i < len % pieces);
-                let part = Self {
-                    inputs: self.inputs.try_map(|t| Ok(t.narrow(0, at, size)?))?,
-                    targets: self.targets.narrow(0, at, size)?,
-                };
-                at += size;
-                Ok(part)
-            })
-            .collect()
+        pieces_of(len, pieces).map(|piece| self.part(piece)).collect()
     }
+
+    /// Returns some of the examples, without a copy.
+    pub(crate) fn part(&self, examples: Range<usize>) -> Result<Self> {
+        let take = |tensor: &Tensor| Ok(tensor.narrow(0, examples.start, examples.len())?);
+        Ok(Self { inputs: self.inputs.try_map(take)?, targets: take(&self.targets)? })
+    }
+}
+
+/// Returns the examples of each of at most `pieces` pieces of `len`. Sizes differ by at most one; larger pieces come first.
+pub(crate) fn pieces_of(len: usize, pieces: usize) -> impl Iterator<Item = Range<usize>> {
+    let pieces = pieces.clamp(1, len.max(1));
+    let first_of = move |i: usize| i * (len / pieces) + i.min(len % pieces);
+    (0..pieces).map(move |i| first_of(i)..first_of(i + 1))
 }
 
 /// A set of numbered examples, readable from any thread. [`InMemory`] holds its examples as tensors.
@@ -136,6 +139,12 @@ pub trait Dataset: Send + Sync {
     /// With `augment`, the data set changes each example at random (crops it, flips it) with the random numbers of `augment.with(number)`. The result
     /// then depends on the key and the example only.
     fn batch(&self, numbers: &[usize], augment: Option<Key>) -> Result<Batch>;
+
+    /// Returns the targets of [`Self::batch`] with the same arguments, for which the inputs are not needed: with several replicas, rank 0 counts the targets of
+    /// examples that other ranks read. Write it yourself where inputs are expensive.
+    fn targets(&self, numbers: &[usize], augment: Option<Key>) -> Result<Tensor> {
+        Ok(self.batch(numbers, augment)?.targets)
+    }
 }
 
 impl<D: Dataset + ?Sized> Dataset for Arc<D> {
@@ -149,5 +158,9 @@ impl<D: Dataset + ?Sized> Dataset for Arc<D> {
 
     fn batch(&self, numbers: &[usize], augment: Option<Key>) -> Result<Batch> {
         (**self).batch(numbers, augment)
+    }
+
+    fn targets(&self, numbers: &[usize], augment: Option<Key>) -> Result<Tensor> {
+        (**self).targets(numbers, augment)
     }
 }

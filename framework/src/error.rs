@@ -115,7 +115,7 @@ impl fmt::Display for Origin {
 pub struct Failure {
     /// The part of the run in which it arose.
     pub origin: Origin,
-    /// The replica that a stage belongs to; none if there is only one.
+    /// The replica that a stage, or the data that it reads, belongs to; none if there is only one.
     pub replica: Option<usize>,
     /// The step, counted from 0; none while building or outside any step.
     pub step: Option<u64>,
@@ -138,10 +138,10 @@ impl Failure {
         self.origin.stage()
     }
 
-    /// Returns the same failure in a replica, if it is a stage's and there are several.
+    /// Returns the same failure in a replica, if it is a stage's or of the data that this reads, and there are several.
     #[must_use]
     pub(crate) fn in_replica(self, replica: usize, replicas: usize) -> Self {
-        let is_of_replica = replicas > 1 && self.stage().is_some();
+        let is_of_replica = replicas > 1 && matches!(self.origin, Origin::Stage(_) | Origin::Data);
         Self { replica: self.replica.or(is_of_replica.then_some(replica)), ..self }
     }
 
@@ -161,7 +161,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.origin)?;
-        if let (Origin::Stage(_), Some(replica)) = (self.origin, self.replica) {
+        if let (Origin::Stage(_) | Origin::Data, Some(replica)) = (self.origin, self.replica) {
             write!(f, " of replica {replica}")?;
         }
         if let Some(step) = self.step {

@@ -119,7 +119,7 @@ mod watch;
 
 pub use candle_core;
 pub use candle_nn;
-pub use data::{Batch, Dataset, InMemory};
+pub use data::{Batch, DataFrom, Dataset, InMemory};
 pub use device::{AsynchronousDevice, Backend, Mark, PlainCpu, Reading, StageDevice};
 pub use differentiation::{
     Differentiable, Gradients, ParameterGradients, Pass, Pending, Saved, SavedMemory, Sequential,

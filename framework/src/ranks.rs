@@ -6,7 +6,7 @@ mod spread;
 
 pub(crate) use packing::{packed, unpacked};
 pub(crate) use peers::Incoming;
-pub(crate) use spread::Spread;
+pub(crate) use spread::{Spread, share_of};
 
 use std::{
     fmt,

@@ -4,7 +4,10 @@
 
 /// Stages as actors: the pipeline that [`Trainer`](crate::Trainer) runs, and what it reports.
 pub mod actor {
-    pub use crate::actor::{Feed, Feeder, Pipeline, PipelineEvent, PipelineSettings, Sent};
+    pub use crate::{
+        actor::{Feed, Feeder, Pipeline, PipelineEvent, PipelineSettings, Sent},
+        data::Examples,
+    };
 }
 
 /// The checkpoints of a run on disk.

@@ -44,8 +44,8 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    Dataset, Error, GradientPlan, Loss, ModelSpec, PlanSchedule, Result, Weights, actor::Pipeline, model::Partition,
-    stage::StageBlueprint, timeline::Timeline, transport::Built,
+    DataFrom, Dataset, Error, GradientPlan, Loss, ModelSpec, PlanSchedule, Result, Weights, actor::Pipeline,
+    model::Partition, stage::StageBlueprint, timeline::Timeline, transport::Built,
 };
 use calls::Calls;
 use checkpoint::{Attached, Captures, Store};
@@ -102,6 +102,7 @@ impl Length {
 
 #[derive(Clone, Debug)]
 struct FitSettings {
+    data_from: DataFrom,
     seed: u64,
     first_step: u64,
     batch_size: usize,

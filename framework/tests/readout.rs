@@ -283,6 +283,7 @@ fn versions_travel_once_over_each_boundary_that_needs_them() {
                     purpose: Purpose::Train,
                     step,
                     micro_batches,
+                    elsewhere: Vec::new(),
                     first_index: 0,
                     count: 1,
                     total: 13.0,

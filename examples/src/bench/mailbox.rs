@@ -171,6 +171,7 @@ fn send(pipeline: &Pipeline, batches: &[Batch], first_index: usize, count: usize
         purpose: Purpose::Evaluate,
         step: 0,
         micro_batches,
+        elsewhere: Vec::new(),
         first_index,
         count: of,
         total: 1.0,

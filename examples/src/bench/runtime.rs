@@ -237,7 +237,16 @@ fn train(
     let mut feeder = Feeder::new(0..steps, |step| {
         let micro_batches = batch.split(count)?;
         let total = micro_batches.len() as f64;
-        Ok(Feed { purpose: Purpose::Train, step, micro_batches, first_index: 0, count, total, capture: false })
+        Ok(Feed {
+            purpose: Purpose::Train,
+            step,
+            micro_batches,
+            elsewhere: Vec::new(),
+            first_index: 0,
+            count,
+            total,
+            capture: false,
+        })
     });
     while let Some(event) = feeder.next(pipeline)? {
         if let PipelineEvent::StepDone { step, stages, .. } = event {

@@ -17,7 +17,7 @@ use crate::{
 };
 #[cfg(feature = "mpi")]
 use crate::{
-    mpirun::mpirun,
+    mpirun::{PROGRAM, mpirun},
     process::{free_addresses, run_by},
 };
 
@@ -143,7 +143,7 @@ fn ranks(folder: &Path) -> (String, Process) {
         .into_iter()
         .chain(["replicas=2", "steps=10000000", "eval_every=50", "checkpoint.every_steps=50"])
         .collect();
-    let started = run_by(mpirun(4, &[]), "ranks", &address, folder, &sets, &[]);
+    let started = run_by(mpirun(4, &[PROGRAM]), "ranks", &address, folder, &sets, &[]);
     (address, started)
 }
 

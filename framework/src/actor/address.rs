@@ -6,7 +6,7 @@ use actix::{Actor, Addr, Handler, Message, dev::ToEnvelope, prelude::SendError};
 
 use super::{
     exchange::RemoteStage,
-    messages::{Activation, Connect, Credit, Gradient, Readout, Shared, TransferTimes},
+    messages::{Activation, Connect, Credit, Gradient, Read, Readout, Shared, TransferTimes},
     notes::IntoNote,
     stage::StageActor,
 };
@@ -108,6 +108,17 @@ impl StageAddress {
         match &self.place {
             StagePlace::Here(here) => here.send(connections),
             StagePlace::There(_) => Err(Error::Internal(format!("stage {} is on another rank", self.stage))),
+        }
+    }
+
+    /// Lets the other rank on which the stage is read examples for it.
+    ///
+    /// # Errors
+    /// If the stage is in this process, or the other rank cannot be sent to.
+    pub(super) fn read(&self, message: Read) -> Result<()> {
+        match &self.place {
+            StagePlace::Here(_) => Err(Error::Internal(format!("stage {} is on this rank", self.stage))),
+            StagePlace::There(remote) => remote.send(self.stage, message),
         }
     }
 

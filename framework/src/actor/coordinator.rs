@@ -12,7 +12,7 @@ use super::{
     exchange::OtherRank,
     messages::{
         Activation, Broadcast, CaptureAfter, Cleared, CreditOfReplica, Feed, Fenced, Norm, Observe, Observed,
-        PipelineEvent, Reported, Restore, RestoreStages, TransferTimes,
+        PipelineEvent, Read, Reported, Restore, RestoreStages, TransferTimes,
     },
     notes::IntoNote,
     sent::{Counter, count},
@@ -20,6 +20,8 @@ use super::{
 };
 use crate::{
     Batch, Error, Failure, Origin, Phase, Result, Score,
+    data::Examples,
+    ranks::share_of,
     schedule::{MicroBatchId, Purpose},
     stage::{Payload, StageCapture, StageState},
     transport::{Built, CoordinatorMessage, StageStep},
@@ -70,7 +72,14 @@ struct Replica {
     stages: Vec<StageAddress>,
     credits: usize,
     /// The micro-batches that have been fed and not yet been sent, each with the number of its feed.
-    waiting: VecDeque<(MicroBatchId, Payload, u64)>,
+    waiting: VecDeque<(MicroBatchId, Input, u64)>,
+}
+
+/// The input of a forward pass of the first stage.
+enum Input {
+    Here(Payload),
+    /// The rank of the stage reads it; with the number of targets that count in the whole batch.
+    Elsewhere(Examples, f64),
 }
 
 /// Collects a value from each of several senders under a key: all stages, all replicas of a stage, or the stages of all replicas.
@@ -226,10 +235,15 @@ impl Coordinator {
                 micro_batch.purpose == Purpose::Evaluate || micro_batch.step < self.cleared
             };
             let next = to.waiting.pop_front_if(|(micro_batch, ..)| is_cleared(micro_batch));
-            let Some((micro_batch, payload, feed)) = next else { break };
+            let Some((micro_batch, input, feed)) = next else { break };
             to.credits -= 1;
             count(&self.sent.activations);
-            let sent = to.stages[0].send(Activation { micro_batch, payload, times: TransferTimes::now() });
+            let sent = match input {
+                Input::Here(payload) => {
+                    to.stages[0].send(Activation { micro_batch, payload, times: TransferTimes::now() })
+                }
+                Input::Elsewhere(examples, total) => to.stages[0].read(Read { micro_batch, examples, total }),
+            };
             self.check_stage(replica, 0, sent);
             self.sent_one_of(feed);
         }
@@ -270,7 +284,7 @@ impl Handler<Feed> for Coordinator {
     type Result = ();
 
     fn handle(&mut self, message: Feed, _: &mut Self::Context) {
-        let Feed { purpose, step, micro_batches, first_index, count, total, capture } = message;
+        let Feed { purpose, step, micro_batches, elsewhere, first_index, count, total, capture } = message;
         if capture {
             // It is in every stage's mailbox before the first activation of the step.
             self.captured.insert(step);
@@ -279,16 +293,19 @@ impl Handler<Feed> for Coordinator {
         }
         let feed = self.feeds;
         self.feeds += 1;
-        self.unsent.insert(feed, (purpose, step, micro_batches.len()));
+        self.unsent.insert(feed, (purpose, step, micro_batches.len() + elsewhere.len()));
         // Evaluations need the running statistics of the first replica.
         let replicas = if purpose == Purpose::Train { self.replicas.len() } else { 1 };
         let homes = (0..replicas).flat_map(|replica| {
-            let share = count / replicas + usize::from(replica < count % replicas);
+            let share = share_of(replica, replicas, count);
             std::iter::repeat_n((replica, share), share)
         });
-        for (i, (Batch { inputs, targets }, (replica, share))) in micro_batches.into_iter().zip(homes).enumerate() {
+        let here =
+            micro_batches.into_iter().map(|Batch { inputs, targets }| Input::Here(Payload { inputs, targets, total }));
+        let inputs = here.chain(elsewhere.into_iter().map(|examples| Input::Elsewhere(examples, total)));
+        for (i, (input, (replica, share))) in inputs.zip(homes).enumerate() {
             let micro_batch = MicroBatchId { step, purpose, index: first_index + i, count: share };
-            self.replicas[replica].waiting.push_back((micro_batch, Payload { inputs, targets, total }, feed));
+            self.replicas[replica].waiting.push_back((micro_batch, input, feed));
         }
         self.flow();
     }

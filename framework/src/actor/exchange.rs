@@ -11,9 +11,10 @@ use candle_core::Tensor;
 use super::{
     address::{COORDINATOR, StageAddress, send},
     coordinator::Coordinator,
-    messages::{CreditOfReplica, Reported},
+    messages::{CreditOfReplica, Read, Reported},
     notes::{CoordinatorNote, Header, IntoNote, Note, StageNote, StartNote},
     pipeline::PipelineSettings,
+    reader::Reader,
 };
 use crate::{
     Error, Failure, Origin, Phase, Result,
@@ -145,6 +146,8 @@ struct ActorsHere {
     stages: Vec<Option<StageAddress>>,
     coordinator: Option<Addr<Coordinator>>,
     orders: Option<Sender<Order>>,
+    /// Present if this rank reads the examples of its replica.
+    reader: Option<Reader>,
     /// What came before the actors were here, and from which rank; none once they are.
     early: Option<Vec<(usize, Note, Vec<Tensor>)>>,
     /// The failure that came before the coordinator was here.
@@ -159,6 +162,7 @@ impl Exchange {
             stages: vec![None; spread.homes.len()],
             coordinator: None,
             orders,
+            reader: None,
             early: Some(Vec::new()),
             failure: None,
         };
@@ -215,6 +219,11 @@ impl Exchange {
             self.outbox().send(rank, Note::Start(start), &tensors)?;
         }
         Ok(())
+    }
+
+    /// Lets this rank read the examples of its replica. Call it before [`Self::deliver_to`].
+    pub(super) fn read_with(&self, reader: Reader) {
+        self.inbox.lock().reader = Some(reader);
     }
 
     /// Gives what comes, and has come, to these actors.
@@ -320,8 +329,12 @@ impl Inbox {
         note: StageNote,
         tensors: Vec<Tensor>,
     ) -> Result<(), Failure> {
-        let given = match here.stages.get(stage) {
-            Some(Some(address)) => note.deliver(tensors, address),
+        let given = match (here.stages.get(stage), note, &here.reader) {
+            (_, StageNote::Read { micro_batch, examples, total }, Some(reader)) => {
+                reader.read(Read { micro_batch, examples, total });
+                Ok(())
+            }
+            (Some(Some(address)), note, _) => note.deliver(tensors, address),
             _ => Err(Error::Internal(format!("a message for stage {stage} came to rank {}", self.spread.ranks.rank()))),
         };
         given.map_err(|cause| Failure::new(Origin::Stage(stage), Phase::Transfer, cause))

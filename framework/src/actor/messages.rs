@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::{
     Activation as Tensors, Batch, Failure, PlanSchedule, Result, Score,
+    data::Examples,
     plan::PlanPhase,
     schedule::{MicroBatchId, Purpose},
     stage::{Payload, ReadoutVersion, StageCapture, StageState},
@@ -89,6 +90,14 @@ pub(super) struct Activation {
     pub(super) micro_batch: MicroBatchId,
     pub(super) payload: Payload,
     pub(super) times: TransferTimes,
+}
+
+/// From the coordinator to the first stage of a replica on another rank: the examples that this rank reads, as the input of a forward pass.
+pub(super) struct Read {
+    pub(super) micro_batch: MicroBatchId,
+    pub(super) examples: Examples,
+    /// How many targets count in the whole batch.
+    pub(super) total: f64,
 }
 
 /// From the next stage: the gradient of one loss with respect to the receiver's output.
@@ -211,8 +220,10 @@ pub struct Feed {
     pub purpose: Purpose,
     /// The step; for evaluations the number of updates made before it.
     pub step: u64,
-    /// Its micro-batches.
+    /// Its micro-batches, or those of the first replicas.
     pub micro_batches: Vec<Batch>,
+    /// Those after them, which the ranks of their replicas read.
+    pub elsewhere: Vec<Examples>,
     /// The index of the first of them within the whole step or evaluation.
     pub first_index: usize,
     /// How many micro-batches the whole step or evaluation has.

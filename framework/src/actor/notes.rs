@@ -10,12 +10,13 @@ use super::{
     address::{COORDINATOR, StageAddress, send},
     coordinator::Coordinator,
     messages::{
-        Activation, Begin, CaptureAfter, Change, Credit, CreditOfReplica, Fenced, FollowPlans, Gradient, Norm, Readout,
-        Reported, Restore, Shared, TakeSnapshot, TakeState, TransferTimes, Validated,
+        Activation, Begin, CaptureAfter, Change, Credit, CreditOfReplica, Fenced, FollowPlans, Gradient, Norm, Read,
+        Readout, Reported, Restore, Shared, TakeSnapshot, TakeState, TransferTimes, Validated,
     },
 };
 use crate::{
     Activation as Tensors, Error, GradientPlan, PlanSchedule, Result, Score,
+    data::Examples,
     error::FailureNote,
     plan::PlanPhase,
     ranks::{RankMessage, packed, unpacked},
@@ -76,6 +77,12 @@ pub(super) enum StageNote {
     /// The last tensor has the targets.
     Activation {
         micro_batch: MicroBatchId,
+        total: f64,
+    },
+    /// For the rank, which reads the examples for the stage.
+    Read {
+        micro_batch: MicroBatchId,
+        examples: Examples,
         total: f64,
     },
     Gradient {
@@ -214,6 +221,7 @@ plain_notes! {
     FollowPlans { plans } => FollowPlans: StageNote::FollowPlans(plans.phases().iter().map(PhaseNote::from).collect());
     Change { phase } => Change: StageNote::Change(Box::new((&phase).into()));
     Credit => Credit: StageNote::Credit;
+    Read { micro_batch, examples, total } => Read: StageNote::Read { micro_batch, examples, total };
     Norm { step, norm } => Norm: StageNote::Norm { step, norm };
     Validated { loss } => Validated: StageNote::Validated { loss };
     Begin { total_steps } => Begin: StageNote::Begin { total_steps };
@@ -278,6 +286,7 @@ impl StageNote {
                 let payload = Payload { inputs: Tensors::new(tensors), targets, total };
                 to.send(Activation { micro_batch, payload, times })
             }
+            Self::Read { .. } => Err(Error::Internal("a stage was told to read examples".to_owned())),
             Self::Gradient { micro_batch, loss } => {
                 to.send(Gradient { micro_batch, loss, tensors: Tensors::new(tensors), times })
             }

@@ -13,23 +13,30 @@ use super::{
     hosted::HostedStages,
     notes::StartNote,
     pipeline::PipelineSettings,
+    reader::Reader,
 };
 use crate::{
-    Error, Failure, Origin, Phase, Result, Weights,
+    Dataset, Error, Failure, Origin, Phase, Result, Weights,
     ranks::Spread,
     stage::StageBlueprint,
     transport::CoordinatorMessage,
     watch::{Activity, NoMessage, Patience, Worker},
 };
 
-/// Serves the stages of this rank to one pipeline of the first rank, until that ends.
+/// Serves the stages of this rank to one pipeline of the first rank, until that ends. With `data`, this rank reads the examples of its replica.
 ///
 /// # Errors
 /// If the pipeline failed, the first rank is lost or has other settings, a stage of this rank is blocked, or the system has too few threads left.
-pub(crate) fn serve(blueprints: Vec<StageBlueprint>, spread: &Spread, settings: PipelineSettings) -> Result<()> {
+pub(crate) fn serve(
+    blueprints: Vec<StageBlueprint>,
+    spread: &Spread,
+    settings: PipelineSettings,
+    data: Option<Arc<dyn Dataset>>,
+) -> Result<()> {
     let rank = spread.ranks.rank();
     let own = spread.stages_of(rank);
-    let activities: Vec<Arc<Activity>> = own.iter().map(|_| Arc::default()).collect();
+    // One for each stage, and one for what reads their data.
+    let activities: Vec<Arc<Activity>> = (0..=own.len()).map(|_| Arc::default()).collect();
     let (tell, orders) = channel();
     let exchange = Exchange::open(spread, activities.clone(), Some(tell));
     let order = |patience: Patience| {
@@ -51,7 +58,7 @@ pub(crate) fn serve(blueprints: Vec<StageBlueprint>, spread: &Spread, settings: 
     let refuse = |error| told(&coordinator, Failure::new(Origin::Rank(rank), Phase::Build, error));
     agree(spread, &start).map_err(refuse)?;
     let mut running =
-        ServedStages::start(blueprints, settings, start, values, &activities, &exchange).map_err(refuse)?;
+        ServedStages::start(blueprints, settings, start, values, &activities, &exchange, data).map_err(refuse)?;
     let patience = Patience::new(settings.stall_timeout);
     let ended = match order(patience) {
         Ok(Order::End(failure)) => failure.map_or(Ok(()), |failure| Err(failure.into())),
@@ -97,6 +104,8 @@ struct ServedStages {
     hosted: Option<HostedStages>,
     system: System,
     thread: Worker,
+    /// Reads the examples of the replica.
+    reading: Option<Worker>,
 }
 
 impl ServedStages {
@@ -107,6 +116,7 @@ impl ServedStages {
         values: Vec<Tensor>,
         activities: &[Arc<Activity>],
         exchange: &Exchange,
+        data: Option<Arc<dyn Dataset>>,
     ) -> Result<Self> {
         let StartNote { in_flight, first_step, record, values: names, .. } = start;
         let given: Weights = names.into_iter().zip(values).collect();
@@ -126,16 +136,29 @@ impl ServedStages {
         })?;
         let system = ready.recv().map_err(|_| Error::Ended("the thread of the actors".to_owned()))?;
         let (give, take) = channel();
-        let (activities, hosted_exchange) = (activities.to_vec(), exchange.clone());
+        let (of_stages, hosted_exchange) = (activities.to_vec(), exchange.clone());
         system.arbiter().spawn_fn(move || {
-            let hosted = HostedStages::start(blueprints, &settings, in_flight, &activities, Some(&hosted_exchange));
+            let hosted = HostedStages::start(blueprints, &settings, in_flight, &of_stages, Some(&hosted_exchange));
             let _ = give.send(hosted);
         });
         let hosted = take.recv().map_err(|_| Error::Ended("the thread of the actors".to_owned())).flatten();
         let hosted = hosted.inspect_err(|_| system.stop())?;
-        hosted.connect(&CoordinatorAddress::There(exchange.outbox().clone()), Some(exchange));
+        let coordinator = CoordinatorAddress::There(exchange.outbox().clone());
+        hosted.connect(&coordinator, Some(exchange));
+        let read = |data| {
+            let of_reader = Arc::clone(activities.last().expect("one more than stages"));
+            Reader::start(data, hosted.addresses[0].clone(), coordinator, of_reader)
+        };
+        let reading = data.map(read).transpose().inspect_err(|_| {
+            hosted.stop();
+            system.stop();
+        })?;
+        let reading = reading.map(|(reader, thread)| {
+            exchange.read_with(reader);
+            thread
+        });
         exchange.deliver_to(&hosted.addresses, None);
-        Ok(Self { hosted: Some(hosted), system, thread })
+        Ok(Self { hosted: Some(hosted), system, thread, reading })
     }
 
     /// Stops the actors and waits for their threads, except for those that are blocked.
@@ -156,5 +179,8 @@ impl ServedStages {
         }
         self.system.stop();
         self.thread.join(patience, activities);
+        if let Some(reading) = &mut self.reading {
+            reading.join(patience, activities);
+        }
     }
 }

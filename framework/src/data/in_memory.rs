@@ -79,6 +79,19 @@ impl Dataset for InMemory {
     }
 
     fn batch(&self, numbers: &[usize], _: Option<Key>) -> Result<Batch> {
+        let rows = self.rows_of(numbers)?;
+        let inputs = self.inputs.try_map(|tensor| Ok(tensor.index_select(&rows, 0)?))?;
+        Ok(Batch { inputs, targets: self.targets.index_select(&rows, 0)? })
+    }
+
+    fn targets(&self, numbers: &[usize], _: Option<Key>) -> Result<Tensor> {
+        Ok(self.targets.index_select(&self.rows_of(numbers)?, 0)?)
+    }
+}
+
+impl InMemory {
+    /// Returns the rows of these examples.
+    fn rows_of(&self, numbers: &[usize]) -> Result<Tensor> {
         let row = |&number: &usize| {
             self.rows.get(number).copied().ok_or_else(|| {
                 Error::Data(format!(
@@ -88,9 +101,7 @@ impl Dataset for InMemory {
             })
         };
         let rows = numbers.iter().map(row).collect::<Result<Vec<_>>>()?;
-        let rows = Tensor::from_vec(rows, numbers.len(), &Device::Cpu)?;
-        let take = |tensor: &Tensor| Ok(tensor.index_select(&rows, 0)?);
-        Ok(Batch { inputs: self.inputs.try_map(take)?, targets: take(&self.targets)? })
+        Ok(Tensor::from_vec(rows, numbers.len(), &Device::Cpu)?)
     }
 }
 

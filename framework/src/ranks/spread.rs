@@ -16,6 +16,11 @@ pub(crate) struct Spread {
     pub(crate) agreement: String,
 }
 
+/// Returns how many of the `count` micro-batches of a batch are those of a replica.
+pub(crate) fn share_of(replica: usize, replicas: usize, count: usize) -> usize {
+    count / replicas + usize::from(replica < count % replicas)
+}
+
 impl Spread {
     /// Spreads `replicas` times `stages` stages over ranks: `given` has the stages of each rank of a replica; by default each has about as many, in order.
     ///
@@ -83,6 +88,11 @@ impl Spread {
     /// Returns the replica that this process has stages of.
     pub(crate) fn replica(&self) -> usize {
         self.replica_of(self.ranks.rank())
+    }
+
+    /// Returns whether this process has the first stage of a replica other than the first.
+    pub(crate) fn begins_replica(&self) -> bool {
+        self.replica() > 0 && self.is_here(0)
     }
 
     /// Returns the rank of a stage.

@@ -21,7 +21,7 @@ use super::{
     checkpoint::Attached, guarded,
 };
 use crate::{
-    ActivationDtype, Error, Groups, Loss, ModelSpec, Predictor, Result, StageDevice, Strategy,
+    ActivationDtype, DataFrom, Error, Groups, Loss, ModelSpec, Predictor, Result, StageDevice, Strategy,
     device::PlainCpu,
     loss::CrossEntropy,
     model::{Weights, partition::PartitionConfig},
@@ -110,6 +110,7 @@ impl TrainerBuilder {
             callbacks: Vec::new(),
             stopper: Stopper::new(),
             settings: FitSettings {
+                data_from: DataFrom::default(),
                 seed: 0,
                 first_step: 0,
                 batch_size: 32,
@@ -303,7 +304,7 @@ impl TrainerBuilder {
     }
 
     /// Spreads the stages over several processes. Every rank makes the same builder; rank 0 calls [`Self::build`] and trains, the others call
-    /// [`Self::serve`]. By default each rank has about as many stages, in order ([`Self::stages_of_ranks`]).
+    /// [`Self::serve`], or [`Self::serve_with`] with several replicas. By default each rank has about as many stages, in order ([`Self::stages_of_ranks`]).
     ///
     /// The result is that of one process, to the bit. A failure of any rank ends the run: [`FailuresConfig`] cannot ask for restarts.
     pub fn ranks(self, ranks: &Ranks) -> Self {
@@ -317,6 +318,12 @@ impl TrainerBuilder {
     /// Weights, states and evaluations are those of the first replica.
     pub fn replicas(mut self, replicas: usize) -> Self {
         self.settings.replicas = replicas;
+        self
+    }
+
+    /// Sets which ranks read the training set, if there are several replicas. Default: the first rank of each ([`Self::serve_with`]).
+    pub fn data_from(mut self, from: DataFrom) -> Self {
+        self.settings.data_from = from;
         self
     }
 

@@ -47,6 +47,7 @@ impl Trainer {
                     purpose: Purpose::Evaluate,
                     step,
                     micro_batches: vec![batch],
+                    elsewhere: Vec::new(),
                     first_index,
                     count,
                     total,

@@ -8,8 +8,15 @@ use std::{
 };
 
 use super::{
-    Control, Evaluation, Length, Report, Split, TrainEvent, Trainer, calls, checkpoint::Reason, evaluation,
-    example_order::ExampleOrder, guarded, loader::Loader, rehearsal, run_metrics::RunState, state::FitState,
+    Control, Evaluation, Length, Report, Split, TrainEvent, Trainer, calls,
+    checkpoint::Reason,
+    evaluation,
+    example_order::ExampleOrder,
+    guarded,
+    loader::{Loaded, Loader},
+    rehearsal,
+    run_metrics::RunState,
+    state::FitState,
     trained::Trained,
 };
 use crate::{
@@ -275,18 +282,18 @@ impl Trainer {
         // Once something has been fed, an error leaves the stages in the middle of a step.
         let fed = Cell::new(false);
         self.failed = true;
+        let from = self.settings.data_from;
         let done = guarded(|| {
-            let mut loader = Loader::training(Arc::clone(data), order, steps.clone(), patience)?;
+            let mut loader = Loader::training(Arc::clone(data), order, from, steps.clone(), patience)?;
             // The numbers of examples and targets of each batch that has been fed.
             let sizes = RefCell::new(VecDeque::new());
             let (timing, captured) = (RefCell::new(self.captures.timing.clone()), RefCell::new(Vec::new()));
             let mut feeder = Feeder::new(steps, |step| {
                 let (size, feed) = guarded(|| {
-                    let batch = loader.next()?;
-                    let counted = calls.during(calls::DATA.in_step(step), || loss.count(&batch.targets));
+                    let Loaded { micro_batches, elsewhere, targets, examples } = loader.next()?;
+                    let counted = calls.during(calls::DATA.in_step(step), || loss.count(&targets));
                     let total = counted.map_err(|cause| super::loader::failure(cause).in_step(step))?;
-                    let micro_batches = batch.split(order.micro_batches(batch.len()?))?;
-                    let count = micro_batches.len();
+                    let count = micro_batches.len() + elsewhere.len();
                     // After the last of these steps nothing is in flight: then all is captured at once. Callbacks are ahead of repeated steps.
                     let may_be_captured = step + 1 < until && step + 1 > told;
                     let reason =
@@ -295,13 +302,14 @@ impl Trainer {
                         purpose: Purpose::Train,
                         step,
                         micro_batches,
+                        elsewhere,
                         first_index: 0,
                         count,
                         total,
                         capture: reason.is_some(),
                     };
                     captured.borrow_mut().extend(reason.map(|reason| (step + 1, reason)));
-                    Ok(((batch.len()?, total), feed))
+                    Ok(((examples, total), feed))
                 })?;
                 fed.set(true);
                 sizes.borrow_mut().push_back(size);

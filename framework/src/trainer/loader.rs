@@ -9,10 +9,14 @@ use std::{
     },
 };
 
+use candle_core::Tensor;
+
 use super::example_order::ExampleOrder;
 use crate::{
-    Batch, Dataset, Error, Failure, Origin, Phase, Result,
+    Batch, DataFrom, Dataset, Error, Failure, Origin, Phase, Result,
+    data::{Examples, pieces_of},
     random::Key,
+    ranks::share_of,
     watch::{Activity, Doing, NoMessage, Patience, Worker},
 };
 
@@ -24,6 +28,52 @@ pub(super) fn failure(cause: Error) -> Failure {
     Failure::new(Origin::Data, Phase::Load, cause)
 }
 
+/// A training batch.
+pub(super) struct Loaded {
+    /// Its micro-batches, or those of the first replica.
+    pub(super) micro_batches: Vec<Batch>,
+    /// Those after them, which other ranks read.
+    pub(super) elsewhere: Vec<Examples>,
+    /// The targets of all.
+    pub(super) targets: Tensor,
+    /// The number of its examples.
+    pub(super) examples: usize,
+}
+
+impl Loaded {
+    /// Reads the batch of these examples; of several replicas that read their own, the part of the first.
+    fn read(
+        data: &dyn Dataset,
+        order: &ExampleOrder,
+        numbers: &[usize],
+        augment: Option<Key>,
+        from: DataFrom,
+    ) -> Result<Self> {
+        let (examples, replicas) = (numbers.len(), order.division.replicas);
+        let mut pieces: Vec<_> = pieces_of(examples, order.micro_batches(examples)).collect();
+        let of_others = match from {
+            DataFrom::First => Vec::new(),
+            DataFrom::All => pieces.split_off(share_of(0, replicas, pieces.len())),
+        };
+        let here = pieces.last().map_or(0, |last| last.end);
+        let batch = checked(data, &numbers[..here], augment)?;
+        let micro_batches = pieces.into_iter().map(|piece| batch.part(piece)).collect::<Result<_>>()?;
+        if of_others.is_empty() {
+            return Ok(Self { micro_batches, elsewhere: Vec::new(), targets: batch.targets, examples });
+        }
+        let mut targets = vec![batch.targets];
+        let mut named = |piece: Range<usize>| {
+            let numbers = &numbers[piece];
+            let of_piece = data.targets(numbers, augment)?;
+            let examples = Examples::new(numbers, augment, order.examples, &of_piece)?;
+            targets.push(of_piece);
+            Ok(examples)
+        };
+        let elsewhere = of_others.into_iter().map(&mut named).collect::<Result<_>>()?;
+        Ok(Self { micro_batches, elsewhere, targets: Tensor::cat(&targets, 0)?, examples })
+    }
+}
+
 /// Returns a batch of these examples, after checking it.
 fn checked(data: &dyn Dataset, numbers: &[usize], augment: Option<Key>) -> Result<Batch> {
     let batch = data.batch(numbers, augment)?;
@@ -32,9 +82,9 @@ fn checked(data: &dyn Dataset, numbers: &[usize], augment: Option<Key>) -> Resul
 }
 
 /// The receiving end of a loading thread.
-pub(super) struct Loader {
+pub(super) struct Loader<T> {
     /// None when no more are taken.
-    batches: Option<Receiver<Result<Batch>>>,
+    batches: Option<Receiver<Result<T>>>,
     thread: Worker,
     activity: Arc<Activity>,
     patience: Patience,
@@ -42,7 +92,7 @@ pub(super) struct Loader {
     has_stalled: bool,
 }
 
-impl Loader {
+impl Loader<Loaded> {
     /// Loads the training batches of `steps`, shuffled and augmented.
     ///
     /// # Errors
@@ -50,6 +100,7 @@ impl Loader {
     pub(super) fn training(
         data: Arc<dyn Dataset>,
         order: ExampleOrder,
+        from: DataFrom,
         steps: Range<u64>,
         patience: Patience,
     ) -> Result<Self> {
@@ -61,11 +112,14 @@ impl Loader {
                 epoch = (at, order.epoch(at));
             }
             let numbers = &epoch.1[order.batch_of(step)];
-            checked(&*data, numbers, Some(key.with(at))).map_err(|cause| failure(cause).in_step(step).into())
+            let read = Loaded::read(&*data, &order, numbers, Some(key.with(at)), from);
+            read.map_err(|cause| failure(cause).in_step(step).into())
         };
         Self::start(steps.map(|step| (Some(step), step)), batch, patience)
     }
+}
 
+impl Loader<Batch> {
     /// Loads all `len` examples in their own order, not augmented.
     ///
     /// # Errors
@@ -77,11 +131,13 @@ impl Loader {
         };
         Self::start((0..len).step_by(batch_size).map(|start| (None, start)), batch, patience)
     }
+}
 
+impl<T: Send + 'static> Loader<T> {
     /// Loads the batch of each of these numbers, in the step that is beside it.
-    fn start<T: Send + 'static>(
-        numbers: impl Iterator<Item = (Option<u64>, T)> + Send + 'static,
-        mut batch: impl FnMut(T) -> Result<Batch> + Send + 'static,
+    fn start<N: Send + 'static>(
+        numbers: impl Iterator<Item = (Option<u64>, N)> + Send + 'static,
+        mut batch: impl FnMut(N) -> Result<T> + Send + 'static,
         patience: Patience,
     ) -> Result<Self> {
         let (give, batches) = sync_channel(AHEAD);
@@ -104,7 +160,7 @@ impl Loader {
     }
 
     /// Waits for the next batch and returns it.
-    pub(super) fn next(&mut self) -> Result<Batch> {
+    pub(super) fn next(&mut self) -> Result<T> {
         let ended = || Error::Internal("the loading thread has no more batches".to_owned());
         let batches = self.batches.as_ref().ok_or_else(ended)?;
         match self.patience.receive(batches, &[Arc::clone(&self.activity)], || false) {
@@ -119,7 +175,7 @@ impl Loader {
     }
 }
 
-impl Drop for Loader {
+impl<T> Drop for Loader<T> {
     /// Waits for the batch that is being made.
     fn drop(&mut self) {
         self.batches = None;

@@ -2,6 +2,7 @@
 
 use std::{num::NonZero, ops::Range, path::PathBuf, thread};
 
+use candle_core::{Device, Tensor};
 use interlock::{Batch, Dataset, Error, Key, Result};
 
 use super::{
@@ -80,13 +81,11 @@ impl Dataset for FolderSet {
         let each = shape.iter().product();
         let padding = (shape[1] / 8).max(4);
         let mut values = vec![0.0; numbers.len() * each];
-        let file = |number: usize| self.files.get(number).ok_or_else(|| out_of_range(number, self.len()));
-        let labels = numbers.iter().map(|&number| Ok(file(number)?.1)).collect::<Result<_>>()?;
-
+        let labels = self.labels_of(numbers)?;
         let share = numbers.len().div_ceil(self.threads).max(1);
         let decode = |numbers: &[usize], values: &mut [f32]| {
             for (&number, out) in numbers.iter().zip(values.chunks_exact_mut(each)) {
-                let path = &file(number)?.0;
+                let path = &self.file(number)?.0;
                 let part = |width, height| self.augment.part(augment, number, width, height);
                 let (image, _) = self
                     .decoder
@@ -105,6 +104,20 @@ impl Dataset for FolderSet {
             others.into_iter().map(joined).fold(first, Result::and)
         })?;
         image_batch(values, labels, shape)
+    }
+
+    fn targets(&self, numbers: &[usize], _: Option<Key>) -> Result<Tensor> {
+        Ok(Tensor::from_vec(self.labels_of(numbers)?, numbers.len(), &Device::Cpu)?)
+    }
+}
+
+impl FolderSet {
+    fn file(&self, number: usize) -> Result<&(PathBuf, u32)> {
+        self.files.get(number).ok_or_else(|| out_of_range(number, self.len()))
+    }
+
+    fn labels_of(&self, numbers: &[usize]) -> Result<Vec<u32>> {
+        numbers.iter().map(|&number| Ok(self.file(number)?.1)).collect()
     }
 }
 

@@ -88,13 +88,24 @@ impl Dataset for ImageSet {
         let shape = self.images.shape;
         let each: usize = shape.iter().product();
         let mut values = vec![0.0; numbers.len() * each];
-        let mut labels = Vec::with_capacity(numbers.len());
+        let labels = self.labels_of(numbers)?;
         for (&number, out) in numbers.iter().zip(values.chunks_exact_mut(each)) {
-            labels.push(*self.images.labels.get(number).ok_or_else(|| out_of_range(number, self.len()))?);
             let image = &self.images.pixels[number * each..][..each];
             self.augment.window(augment, number, PADDING).render(image, shape, &self.tables, out);
         }
         image_batch(values, labels, shape)
+    }
+
+    fn targets(&self, numbers: &[usize], _: Option<Key>) -> Result<Tensor> {
+        Ok(Tensor::from_vec(self.labels_of(numbers)?, numbers.len(), &Device::Cpu)?)
+    }
+}
+
+impl ImageSet {
+    fn labels_of(&self, numbers: &[usize]) -> Result<Vec<u32>> {
+        let label =
+            |&number: &usize| self.images.labels.get(number).copied().ok_or_else(|| out_of_range(number, self.len()));
+        numbers.iter().map(label).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use super::{Layout, TrainerBuilder};
 use crate::{
-    Error, Result,
+    DataFrom, Error, Result, Split,
     actor::{Pipeline, PipelineSettings, serve},
     model::Partition,
     optimizer::clip::ClipScope,
@@ -46,16 +46,49 @@ impl TrainerBuilder {
     ///
     /// # Errors
     /// As [`Self::layout`], or if the run fails, another rank is lost, this is rank 0, or [`Self::ranks`] was not called.
-    pub fn serve(mut self) -> Result<()> {
+    pub fn serve(self) -> Result<()> {
+        self.serve_data(None)
+    }
+
+    /// As [`Self::serve`], with the data on which rank 0 trains: with several replicas, the first rank of each reads the replica's part of every training
+    /// batch itself ([`Self::data_from`]). Other ranks do not use them.
+    ///
+    /// # Errors
+    /// As [`Self::serve`].
+    pub fn serve_with(self, data: impl Into<Split>) -> Result<()> {
+        self.serve_data(Some(data.into()))
+    }
+
+    fn serve_data(mut self, data: Option<Split>) -> Result<()> {
         // Rank 0 sends what its own gave.
         (self.initial, self.restored) = (None, None);
         guarded(|| {
             let Layout { partition, blueprints, .. } = self.layout()?;
-            match self.spread(&partition)? {
-                Some(spread) if spread.ranks.rank() > 0 => serve(blueprints, &spread, self.pipeline_settings()?),
-                _ => Err(Error::invalid("rank 0", "it has nobody to serve", "call build and train")),
-            }
+            let Some(spread) = self.spread(&partition)?.filter(|spread| spread.ranks.rank() > 0) else {
+                return Err(Error::invalid("rank 0", "it has nobody to serve", "call build and train"));
+            };
+            let reads = self.settings.data_from == DataFrom::All && spread.begins_replica();
+            let data = match data {
+                _ if !reads => None,
+                Some(data) => Some(data.train),
+                None => {
+                    let remedy = "call serve_with, or let rank 0 read all (DataFrom::First)";
+                    let rank = format!("rank {}", spread.ranks.rank());
+                    return Err(Error::invalid(rank, "it begins a replica and has no data", remedy));
+                }
+            };
+            serve(blueprints, &spread, self.pipeline_settings()?, data)
         })
+    }
+
+    /// Returns whether this rank reads a part of the training set, of a model with this layout.
+    ///
+    /// # Errors
+    /// If the stages cannot be spread over the ranks.
+    pub fn reads_data(&self, layout: &Layout) -> Result<bool> {
+        let spread = self.spread(&layout.partition)?;
+        let is_elsewhere = |spread: Spread| self.settings.data_from == DataFrom::All && spread.begins_replica();
+        Ok(spread.is_none_or(|spread| spread.ranks.rank() == 0 || is_elsewhere(spread)))
     }
 
     /// Starts the pipeline alone, without a trainer, for measurements.
@@ -128,8 +161,8 @@ impl TrainerBuilder {
             format!("version {}", env!("CARGO_PKG_VERSION")),
             format!("units of stages {:?}", (0..stages).map(|stage| partition.units(stage).len()).collect::<Vec<_>>()),
             format!(
-                "replicas {replicas}, statistics {:?}, ranks of stages {:?}",
-                self.replica_statistics, spread.homes
+                "replicas {replicas}, statistics {:?}, data from {:?}, ranks of stages {:?}",
+                self.replica_statistics, self.settings.data_from, spread.homes
             ),
             format!("seed {}", self.settings.seed),
             format!("batch size {}, micro-batches {}", self.settings.batch_size, self.settings.micro_batches),
