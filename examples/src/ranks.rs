@@ -34,14 +34,17 @@ fn several() -> Option<usize> {
 }
 
 #[cfg(feature = "mpi")]
-fn on_ranks(_: usize, program: impl FnOnce() -> u8 + Send + 'static) -> u8 {
+fn on_ranks(size: usize, program: impl FnOnce() -> u8 + Send + 'static) -> u8 {
     /// How long a rank may be silent.
     const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
-    let with_ranks = |ranks: Option<Ranks>| {
-        if let Some(ranks) = ranks {
-            // This is the only place that sets it.
-            let _ = RANKS.set(ranks);
-        }
+    let with_ranks = move |ranks: Option<Ranks>| {
+        let Some(ranks) = ranks else {
+            let problem = format!("the launcher has started {size}, and MPI knows of one");
+            let remedy = "start them with the mpirun of the MPI that this program was built with";
+            return exit::code_of(Err(Error::invalid("ranks", problem, remedy).into()));
+        };
+        // This is the only place that sets it.
+        let _ = RANKS.set(ranks);
         program()
     };
     interlock_backends::mpi::run(TIMEOUT, with_ranks).unwrap_or_else(|error| exit::code_of(Err(error.into())))

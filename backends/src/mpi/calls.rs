@@ -31,11 +31,20 @@ const NAME: usize = ffi::MPI_MAX_PROCESSOR_NAME as usize;
 /// What MPI says of a message that has arrived.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Arrived {
-    pub(super) from: usize,
     pub(super) bytes: usize,
 }
 
-/// A message that is being sent or received. Its memory must stay where it is until [`Self::test`] says that it is done.
+impl From<ffi::MPI_Status> for Arrived {
+    fn from(status: ffi::MPI_Status) -> Self {
+        let mut bytes = 0;
+        // SAFETY: the places are of the types that MPI reads and writes.
+        unsafe { ffi::MPI_Get_count(&raw const status, ffi::RSMPI_UINT8_T, &raw mut bytes) };
+        Self { bytes: bytes.try_into().unwrap_or(0) }
+    }
+}
+
+/// A message that is being sent or received. Its memory must stay where it is until a test says that it is done.
+#[repr(transparent)]
 pub(super) struct Request(MPI_Request);
 
 /// Returns the error of a call; none if it succeeded.
@@ -112,13 +121,12 @@ impl World {
         Ok(Request(unsafe { request.assume_init() }))
     }
 
-    /// Begins to receive a message of at most `bytes` bytes, from one rank or from any.
+    /// Begins to receive a message of at most `bytes` bytes from a rank.
     ///
     /// # Safety
     /// The `bytes` bytes at `to` must be there, and nobody else may read or write them, until the request is done.
-    pub(super) unsafe fn receive(&self, to: *mut u8, bytes: usize, from: Option<usize>, tag: c_int) -> Result<Request> {
-        // SAFETY: a constant of MPI.
-        let from = from.map_or(unsafe { ffi::RSMPI_ANY_SOURCE }, |rank| rank as c_int);
+    pub(super) unsafe fn receive(&self, to: *mut u8, bytes: usize, from: usize, tag: c_int) -> Result<Request> {
+        let from = from as c_int;
         let mut request = MaybeUninit::uninit();
         // SAFETY: as the caller promises; the counts fit.
         let code = unsafe {
@@ -156,11 +164,65 @@ impl Request {
             return Ok(None);
         }
         // SAFETY: MPI has written it; zeros are valid too.
-        let status = unsafe { status.assume_init() };
-        let mut bytes = 0;
-        // SAFETY: as above.
-        unsafe { ffi::MPI_Get_count(&raw const status, ffi::RSMPI_UINT8_T, &raw mut bytes) };
-        Ok(Some(Arrived { from: status.MPI_SOURCE.try_into().unwrap_or(0), bytes: bytes.try_into().unwrap_or(0) }))
+        Ok(Some(unsafe { status.assume_init() }.into()))
+    }
+
+    /// Returns which of these messages is done, and what has arrived. A request that is done, or has failed, is none afterwards, which is never done.
+    ///
+    /// # Errors
+    /// If one of them fails; with its place.
+    pub(super) fn test_any(requests: &mut [Self]) -> Result<Option<(usize, Arrived)>, (usize, Error)> {
+        // Open MPI looks at the requests first and moves messages then: only the second call finds what has come since the last one.
+        match Self::test_any_once(requests) {
+            Ok(None) => Self::test_any_once(requests),
+            found => found,
+        }
+    }
+
+    fn test_any_once(requests: &mut [Self]) -> Result<Option<(usize, Arrived)>, (usize, Error)> {
+        let (mut at, mut done, mut status) = (-1, 0, MaybeUninit::<ffi::MPI_Status>::zeroed());
+        let count = requests.len() as c_int;
+        // SAFETY: the requests are of this process and lie one after another, and the places are of the types that MPI writes.
+        let code = unsafe {
+            ffi::MPI_Testany(count, requests.as_mut_ptr().cast(), &raw mut at, &raw mut done, status.as_mut_ptr())
+        };
+        // The place is negative if there is none.
+        let at = usize::try_from(at).ok().filter(|at| *at < requests.len());
+        match (check(code, "a message"), at) {
+            // SAFETY: as in `test`.
+            (Ok(()), at) => Ok(at.filter(|_| done != 0).map(|at| (at, unsafe { status.assume_init() }.into()))),
+            (Err(error), Some(at)) => {
+                requests[at] = Self::none();
+                Err((at, error))
+            }
+            (Err(_), None) => Self::test_each(requests),
+        }
+    }
+
+    /// As [`Self::test_any`], one by one.
+    fn test_each(requests: &mut [Self]) -> Result<Option<(usize, Arrived)>, (usize, Error)> {
+        for (at, request) in requests.iter_mut().enumerate().filter(|(_, request)| !request.is_none()) {
+            match request.test() {
+                Ok(None) => {}
+                Ok(Some(arrived)) => return Ok(Some((at, arrived))),
+                Err(error) => {
+                    *request = Self::none();
+                    return Err((at, error));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// A request of nothing.
+    fn none() -> Self {
+        // SAFETY: a constant of MPI.
+        Self(unsafe { ffi::RSMPI_REQUEST_NULL })
+    }
+
+    /// Returns whether it is a request of nothing.
+    pub(super) fn is_none(&self) -> bool {
+        self.0 == Self::none().0
     }
 
     /// Gives up a message that is being received.

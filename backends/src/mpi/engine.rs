@@ -25,8 +25,6 @@ const LABEL: i32 = 1;
 const CONTENT: i32 = 2;
 /// The most bytes of a label.
 const LABEL_BYTES: usize = 2048;
-/// How many labels MPI may receive before this program looks.
-const LABELS: usize = 16;
 /// How long the loop looks for messages without a pause after it has found one.
 const BUSY: Duration = Duration::from_micros(100);
 /// The same while a message is on its way: MPI moves it piece by piece, and only while it is called.
@@ -94,8 +92,10 @@ pub(super) struct Engine {
     commands: Receiver<Command>,
     sender: Sender<Command>,
     sending: Vec<Sending>,
-    /// Labels that are being received, in order.
-    labels: VecDeque<(Box<[u8; LABEL_BYTES]>, Request)>,
+    /// The label that is being received from each other rank: the rank, and the memory.
+    expected: Vec<(usize, Box<[u8; LABEL_BYTES]>)>,
+    /// Their requests.
+    requests: Vec<Request>,
     sources: Vec<Source>,
     listener: Option<Listener>,
     /// What has arrived while nobody listened.
@@ -107,12 +107,11 @@ impl Engine {
         let world = World::start()?;
         let (sender, commands) = channel();
         let sources = (0..world.size).map(|_| Source::default()).collect();
-        let (sending, labels, kept) = (Vec::new(), VecDeque::new(), Vec::new());
-        let mut engine = Self { world, commands, sender, sending, labels, sources, listener: None, kept };
-        for _ in 0..LABELS {
-            engine.expect_label()?;
-        }
-        Ok(engine)
+        let mut expected: Vec<_> =
+            (0..world.size).filter(|&rank| rank != world.rank).map(|rank| (rank, Box::new([0; LABEL_BYTES]))).collect();
+        let requests = expected.iter_mut().map(|(from, place)| expect(&world, *from, place)).collect::<Result<_>>()?;
+        let (sending, listener, kept) = (Vec::new(), None, Vec::new());
+        Ok(Self { world, commands, sender, sending, expected, requests, sources, listener, kept })
     }
 
     pub(super) fn rank(&self) -> usize {
@@ -284,39 +283,31 @@ impl Engine {
         Ok(())
     }
 
-    /// Lets MPI receive one more label.
-    fn expect_label(&mut self) -> Result<()> {
-        let mut place = Box::new([0; LABEL_BYTES]);
-        // SAFETY: the box stays beside the request until it is done or cancelled.
-        let request = unsafe { self.world.receive(place.as_mut_ptr(), LABEL_BYTES, None, LABEL) }?;
-        self.labels.push_back((place, request));
-        Ok(())
-    }
-
     fn take_labels(&mut self) -> bool {
         let mut found = false;
-        while let Some((place, request)) = self.labels.front_mut() {
-            let taken = match request.test() {
+        loop {
+            let (at, taken) = match Request::test_any(&mut self.requests) {
                 Ok(None) => return found,
-                Ok(Some(arrived)) => Some((arrived.from, read_label(&place[..arrived.bytes.min(LABEL_BYTES)]))),
-                // It is not known which rank it would have come from; who sends to that rank learns it.
-                Err(_) => None,
+                Ok(Some((at, arrived))) => {
+                    let (from, place) = &mut self.expected[at];
+                    let label = read_label(&place[..arrived.bytes.min(LABEL_BYTES)]);
+                    let next = expect(&self.world, *from, place).map(|request| self.requests[at] = request);
+                    (at, next.and(label))
+                }
+                Err((at, error)) => {
+                    // MPI may still write there.
+                    mem::forget(mem::replace(&mut self.expected[at].1, Box::new([0; LABEL_BYTES])));
+                    (at, Err(error))
+                }
             };
             found = true;
-            if let Some((place, _)) = self.labels.pop_front().filter(|_| taken.is_none()) {
-                mem::forget(place);
-            }
+            let from = self.expected[at].0;
             match taken {
-                Some((from, _)) if self.sources[from].is_lost => {}
-                Some((from, Ok(label))) => self.sources[from].labels.push_back(label),
-                Some((from, Err(error))) => self.lose(from, &error),
-                None => {}
-            }
-            if self.expect_label().is_err() {
-                return found;
+                _ if self.sources[from].is_lost => {}
+                Ok(label) => self.sources[from].labels.push_back(label),
+                Err(error) => self.lose(from, &error),
             }
         }
-        found
     }
 
     /// Takes what has arrived of the messages of one rank, in order.
@@ -365,7 +356,7 @@ impl Engine {
         let receive = |(place, bytes): (*mut u8, usize), requests: &mut Vec<Request>| -> Result<()> {
             for (start, length) in pieces(bytes) {
                 // SAFETY: the memory stays beside the requests until all of them are done, or for ever.
-                requests.push(unsafe { world.receive(place.add(start), length, Some(from), CONTENT) }?);
+                requests.push(unsafe { world.receive(place.add(start), length, from, CONTENT) }?);
             }
             Ok(())
         };
@@ -380,14 +371,20 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        for (place, request) in self.labels.drain(..) {
-            if request.cancel().is_err() {
+        for ((_, place), request) in self.expected.drain(..).zip(self.requests.drain(..)) {
+            if !request.is_none() && request.cancel().is_err() {
                 mem::forget(place);
             }
         }
         // MPI may still read or write what has not come to its end.
         mem::forget((mem::take(&mut self.sending), mem::take(&mut self.sources)));
     }
+}
+
+/// Lets MPI receive one more label from a rank.
+fn expect(world: &World, from: usize, place: &mut [u8; LABEL_BYTES]) -> Result<Request> {
+    // SAFETY: the engine keeps the memory until the request is done or cancelled, or for ever.
+    unsafe { world.receive(place.as_mut_ptr(), LABEL_BYTES, from, LABEL) }
 }
 
 fn read_label(bytes: &[u8]) -> Result<Label> {
