@@ -68,8 +68,8 @@ pub(crate) struct RunConfig<M, D> {
     #[serde(default = "one", skip_serializing_if = "is_one")]
     #[schemars(range(min = 1))]
     pub(crate) replicas: usize,
-    /// Which ranks read the training set, with several replicas: the first rank of each reads the replica's examples (`"all"`), or rank 0 reads all and
-    /// sends them (`"first"`), so that only its host needs the files.
+    /// Which ranks read the training set, with several replicas: the rank with the first stage of each reads the replica's examples (`"all"`), or rank 0
+    /// reads all and sends them (`"first"`), so that only its host needs the files.
     #[serde(default, skip_serializing_if = "is_default")]
     pub(crate) data_from: DataFrom,
     /// The running statistics of batch norms with several replicas, which see different examples.

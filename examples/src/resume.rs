@@ -125,10 +125,8 @@ impl<P: Program> Resumed<P> {
             let remedy = "give the data of the run; to train on others from its weights, begin a run with init_from";
             Err(Error::invalid("data", what, remedy))
         };
-        let json = |description: &Description| serde_json::to_value(description).unwrap_or_default();
-        let (before, now) = (json(&self.description), json(&data.description));
-        if before != now {
-            return differs(format!("they are not those of the run: {}", difference("", &before, &now)));
+        if let Some(what) = difference(&self.description, &data.description) {
+            return differs(format!("they are not those of the run: {what}"));
         }
         match self.checkpoint.state.examples() {
             Some(before) if before != data.train.len() => {
@@ -185,22 +183,31 @@ fn collect(path: &str, before: &Value, now: &Value, changes: &mut Vec<String>) {
     changes.extend(new.map(|(key, value)| format!("{} was not given, is {value}", within(key))));
 }
 
+/// Describes the first difference of two descriptions; none if they are alike.
+pub(crate) fn difference(before: &Description, now: &Description) -> Option<String> {
+    let json = |description: &Description| serde_json::to_value(description).unwrap_or_default();
+    let (before, now) = (json(before), json(now));
+    (before != now).then(|| difference_of("", &before, &now))
+}
+
 /// Describes the first difference of two values.
-fn difference(path: &str, before: &serde_json::Value, now: &serde_json::Value) -> String {
+fn difference_of(path: &str, before: &serde_json::Value, now: &serde_json::Value) -> String {
     use serde_json::Value::{Array, Object};
     let within = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
     match (before, now) {
         (Object(a), Object(b)) => {
             let other = a.iter().find(|(key, value)| b.get(*key) != Some(value));
             match other {
-                Some((key, value)) => difference(&within(key), value, b.get(key).unwrap_or(&serde_json::Value::Null)),
+                Some((key, value)) => {
+                    difference_of(&within(key), value, b.get(key).unwrap_or(&serde_json::Value::Null))
+                }
                 None => "there are more keys".to_owned(),
             }
         }
         (Array(a), Array(b)) if a.len() != b.len() => format!("{path} had {} values, has {}", a.len(), b.len()),
         (Array(a), Array(b)) => {
             let at = a.iter().zip(b).position(|(a, b)| a != b).unwrap_or_default();
-            difference(&within(&at.to_string()), &a[at], &b[at])
+            difference_of(&within(&at.to_string()), &a[at], &b[at])
         }
         _ => format!("{path} was {before}, is {now}"),
     }
@@ -234,6 +241,6 @@ mod tests {
         let value = |text: &str| serde_json::from_str(text).unwrap();
         let before = value(r#"{"kind": {"images": {"classes": 2, "class_names": ["a", "b"]}}}"#);
         let now = value(r#"{"kind": {"images": {"classes": 2, "class_names": ["a", "c"]}}}"#);
-        assert_eq!(difference("", &before, &now), "kind.images.class_names.1 was \"b\", is \"c\"");
+        assert_eq!(difference_of("", &before, &now), "kind.images.class_names.1 was \"b\", is \"c\"");
     }
 }

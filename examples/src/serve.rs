@@ -2,21 +2,25 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use interlock::ranks::{Host, Ranks};
+use interlock::{
+    Error, Result, Split,
+    ranks::{Host, Ranks},
+};
 use interlock_backends::Instructions;
-use interlock_models::data::{Data, Description};
+use interlock_models::data::Description;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
     arguments::Train,
-    config::{ConfigOf, ConfigText, RunConfig},
+    config::{ConfigOf, ConfigText},
     exit::Exit,
     exporter::Exporter,
     interrupt::{self, Next},
     log,
-    program::{DataSection, ModelSection, Program},
+    program::{DataSection, Program},
     ranks::ranks,
+    resume::difference,
     terminal::{Terminal, Verbosity},
 };
 
@@ -94,10 +98,7 @@ fn serve_run<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {
     let address = arguments.metrics.map(|address| exporter_of_rank(address, ranks.rank())).transpose()?;
     let exporter = address.map(|address| Exporter::start(address, &config.name)).transpose()?;
     let builder = config.on_devices(config.untrained(&description)?)?;
-    let served = match builder.reads_data(&builder.layout()?)? {
-        true => builder.serve_with(data_like(&config, &description)?.split()),
-        false => builder.serve(),
-    };
+    let served = builder.serve_with(move || data_like(&config.data, &description));
     if let Some(exporter) = &exporter {
         exporter.linger(Duration::from_secs(arguments.metrics_linger));
     }
@@ -107,15 +108,16 @@ fn serve_run<P: Program>(arguments: &Train, ranks: &Ranks) -> Result<(), Exit> {
 /// Opens the data that rank 0 has described.
 ///
 /// # Errors
-/// If this rank does not have them.
-fn data_like<M: ModelSection, D: DataSection>(config: &RunConfig<M, D>, of_first: &Description) -> Result<Data, Exit> {
-    let remedy = "give all hosts the same files, or let rank 0 read them (data_from = \"first\")";
-    let data = config.data.open().map_err(|error| Exit::Refused(format!("{error}; {remedy}")))?;
-    let value = |description| serde_json::to_value(description).map_err(Exit::failed);
-    if value(&data.description)? != value(of_first)? {
-        return Err(Exit::Refused(format!("data: they differ from those of rank 0; {remedy}")));
+/// If this rank does not have them. The error is a refusal.
+fn data_like(config: &impl DataSection, of_first: &Description) -> Result<Split> {
+    let refuse = |what: String| {
+        Error::invalid("data", what, "give this rank the same data, or let rank 0 read all (data_from = \"first\")")
+    };
+    let data = config.open().map_err(|error| refuse(error.to_string()))?;
+    match difference(of_first, &data.description) {
+        None => Ok(data.split()),
+        Some(what) => Err(refuse(format!("they are not those of rank 0: {what}"))),
     }
-    Ok(data)
 }
 
 /// Returns the addresses at which ranks on these hosts serve their metrics, as Prometheus reads them (`file_sd_configs`); none if the system chooses the ports.

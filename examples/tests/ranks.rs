@@ -463,6 +463,14 @@ fn what_several_ranks_cannot_do_is_refused() {
     refused(2, &[&train[..], &["--set=failures.on_failure=restart"]].concat(), "restarts with several ranks");
     refused(3, &[&train[..], &["--set=replicas=2"]].concat(), "replicas: 2 on 3 ranks; start a multiple of 2 ranks");
     refused(2, &["plan", "--config", "text.toml"], "2 for this command; start it alone");
+    // Started by the launcher of another MPI than that of the program.
+    let mut other = Command::new(mpirun::PROGRAM);
+    let other = other.args(train).env("PMI_SIZE", "2").current_dir(folder.path()).output().unwrap();
+    assert!(
+        other.status.code() == Some(2) && err(&other).contains("has started 2, and MPI knows of one"),
+        "{}",
+        err(&other)
+    );
     let alone = interlock(folder.path(), &[&train[..], &["--set=replicas=2"]].concat());
     assert!(alone.status.code() == Some(2) && err(&alone).contains("such as mpirun -n 2"), "{}", err(&alone));
     let alone = interlock(folder.path(), &[&train[..], &["--set=placement.stages=[[0, 1, 2]]"]].concat());

@@ -34,4 +34,4 @@ pub use feeder::Feeder;
 pub use messages::{Feed, PipelineEvent};
 pub use pipeline::{Pipeline, PipelineSettings};
 pub use sent::Sent;
-pub(crate) use serve::serve;
+pub(crate) use serve::{OpenData, serve};

@@ -393,7 +393,7 @@ impl Trainer {
     }
 }
 
-/// Runs a fit or an evaluation; a panic of the caller's code on this thread becomes an error.
-fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Runs work that calls code of the user; its panic on this thread becomes an error.
+pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(Error::panicked(&*panic)))
 }

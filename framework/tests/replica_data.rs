@@ -17,9 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use common::Spiral;
 use interlock::{
-    Batch, DataFrom, Dataset, Error, FailuresConfig, Groups, Interlock, Key, Result, TrainerBuilder,
-    candle_core::Tensor,
+    Adaptive, Batch, CrossEntropy, DataFrom, Dataset, EndToEnd, Error, FailuresConfig, Groups, Interlock, Key, Loss,
+    PendingScore, Result, Targets, TrainerBuilder, candle_core::Tensor,
 };
 use on_ranks::{DATA, fit, four, near, on};
 
@@ -29,6 +30,8 @@ enum Fault {
     None,
     Fewer,
     OtherTargets,
+    /// Its methods do not agree.
+    OtherThanAlone,
     Fails,
     Panics,
     Blocks,
@@ -66,14 +69,15 @@ impl Dataset for Noting {
         }
         let batch = DATA.batch(numbers, augment)?;
         match self.fault {
-            Fault::OtherTargets => Ok(Batch { targets: batch.targets.zeros_like()?, ..batch }),
+            Fault::OtherTargets | Fault::OtherThanAlone => Ok(Batch { targets: batch.targets.zeros_like()?, ..batch }),
             _ => Ok(batch),
         }
     }
 
     fn targets(&self, numbers: &[usize], augment: Option<Key>) -> Result<Tensor> {
         self.read.lock().unwrap()[1].extend(numbers);
-        Ok(DATA.batch(numbers, augment)?.targets)
+        let targets = DATA.batch(numbers, augment)?.targets;
+        if self.fault == Fault::OtherTargets { Ok(targets.zeros_like()?) } else { Ok(targets) }
     }
 }
 
@@ -99,8 +103,8 @@ fn fit_on(data: [&Noting; 2], builder: impl Fn() -> TrainerBuilder + Sync) -> (R
         let others = ranks[1..].iter().map(|ranks| {
             let data = data[1].clone();
             scope.spawn(move || match ranks.rank() {
-                2 => builder().ranks(ranks).serve_with(data),
-                _ => builder().ranks(ranks).serve(),
+                2 => builder().ranks(ranks).serve_with(|| Ok(data)),
+                _ => builder().ranks(ranks).serve_with(|| -> Result<Noting> { unreachable!("it reads nothing") }),
             })
         });
         let others: Vec<_> = others.collect();
@@ -125,6 +129,16 @@ fn the_bits_do_not_depend_on_who_reads() {
             assert!(own == sent, "{size} ranks, {count} replicas, {micro_batches} micro-batches");
         }
     }
+    let adaptive = Adaptive { every: 2, window: 1, below: 2.0, width: 1, max_width: None };
+    let builder = || {
+        let builder = four().batch_size(7).drop_last(true).steps(8).strategy(adaptive.clone()).replicas(2);
+        // The first stage of a replica is on its second rank.
+        builder.stages_of_ranks(vec![vec![1, 3], vec![0, 2]])
+    };
+    let (own, others) = on(&near(4), builder, fit);
+    assert!(others.iter().all(Result::is_ok), "{others:?}");
+    let (sent, _) = on(&near(4), || builder().data_from(DataFrom::First), fit);
+    assert!(own == sent);
 }
 
 #[test]
@@ -149,6 +163,7 @@ fn data_that_cannot_be_read_on_another_rank_end_the_run_and_name_the_replica() {
     for (fault, expected) in [
         (Fault::Fewer, "21 training examples on this rank, 24 on rank 0; give all ranks the same data, or let rank 0"),
         (Fault::OtherTargets, "other targets on this rank than on rank 0; give all ranks"),
+        (Fault::OtherThanAlone, "methods `targets` and `batch` return other targets"),
         (Fault::Fails, "the disk is gone"),
         (Fault::Panics, "the user's panic"),
         (Fault::Blocks, "it has not ended after 1 s (failures.stall_timeout)"),
@@ -164,16 +179,69 @@ fn data_that_cannot_be_read_on_another_rank_end_the_run_and_name_the_replica() {
 }
 
 #[test]
-fn a_rank_without_data_is_refused_before_it_serves() {
-    let ranks = near(4);
-    let error = two().ranks(&ranks[2]).serve().unwrap_err().to_string();
-    assert!(
-        error.starts_with("rank 2: it begins a replica and has no data; call serve_with, or let rank 0"),
-        "{error}"
-    );
-    let layout = two().layout().unwrap();
-    let reads = |from| [0, 1, 2, 3].map(|rank| two().data_from(from).ranks(&ranks[rank]).reads_data(&layout).unwrap());
-    assert_eq!(reads(DataFrom::All), [true, false, true, false]);
-    assert_eq!(reads(DataFrom::First), [true, false, false, false]);
-    assert!(two().replicas(1).reads_data(&layout).unwrap());
+fn data_that_cannot_be_opened_on_another_rank_refuse_the_run() {
+    let refused = |open: fn() -> Result<Spiral>| {
+        let ranks = near(2);
+        let two = || two().stall_after(Some(1.0));
+        thread::scope(|scope| {
+            let other = scope.spawn(|| two().ranks(&ranks[1]).serve_with(open).unwrap_err().to_string());
+            let error = two().ranks(&ranks[0]).build().err().unwrap();
+            assert_eq!(other.join().unwrap(), error.to_string());
+            error
+        })
+    };
+    let error = refused(|| Err(Error::invalid("data.path", "no such file", "give another")));
+    assert!(error.is_refusal());
+    assert_eq!(error.to_string(), "rank 1, build: data.path: no such file; give another");
+    // However long it takes, the others know that this rank does something.
+    let error = refused(|| {
+        thread::sleep(Duration::from_secs(3));
+        panic!("the user's panic")
+    });
+    assert!(error.to_string().contains("the user's panic"), "{error}");
+    let ranks = near(2);
+    let without = thread::scope(|scope| {
+        scope.spawn(|| two().ranks(&ranks[1]).serve());
+        two().ranks(&ranks[0]).build().err().unwrap().to_string()
+    });
+    assert!(without.contains("this rank has the first stage of a replica and no data; call serve_with"), "{without}");
+}
+
+/// The common loss, which waits until a rank has read two batches.
+struct AfterTwo(Noting);
+
+impl Loss for AfterTwo {
+    fn count(&self, targets: &Tensor) -> Result<f64> {
+        CrossEntropy::default().count(targets)
+    }
+
+    fn score(&self, output: &Tensor, targets: &Targets) -> Result<PendingScore> {
+        CrossEntropy::default().score(output, targets)
+    }
+
+    fn differentiate(&self, output: &Tensor, targets: &Targets, total: f64) -> Result<(PendingScore, Tensor)> {
+        let start = Instant::now();
+        while self.0.read()[0].len() < 8 {
+            if start.elapsed() > Duration::from_secs(10) {
+                return Err(Error::Data("only one batch has been read".to_owned()));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        CrossEntropy::default().differentiate(output, targets, total)
+    }
+}
+
+#[test]
+fn other_ranks_read_ahead_of_the_credits_of_their_stages() {
+    let (ranks, data) = (near(2), Noting::new(Fault::None));
+    let builder = || two().strategy(EndToEnd).in_flight(1);
+    thread::scope(|scope| {
+        let (of_other, loss) = (data.clone(), AfterTwo(data.clone()));
+        let other = scope.spawn(|| builder().loss(loss).ranks(&ranks[1]).serve_with(|| Ok(of_other)));
+        let mut trainer = builder().ranks(&ranks[0]).build().unwrap();
+        trainer.fit(DATA).unwrap();
+        drop(trainer);
+        other.join().unwrap().unwrap();
+    });
+    assert_eq!(data.read()[0].len(), 24);
 }

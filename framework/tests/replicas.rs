@@ -112,7 +112,7 @@ fn a_value_that_is_corrupted_between_stages_of_a_replica_ends_the_run() {
     };
     let ranks = near(2);
     let error = thread::scope(|scope| {
-        let other = scope.spawn(|| builder(1).ranks(&ranks[1]).serve_with(DATA).unwrap_err().to_string());
+        let other = scope.spawn(|| builder(1).ranks(&ranks[1]).serve_with(|| Ok(DATA)).unwrap_err().to_string());
         let error = builder(0).ranks(&ranks[0]).build().unwrap().fit(DATA).unwrap_err().to_string();
         assert_eq!(other.join().unwrap(), error);
         error

@@ -167,7 +167,7 @@ impl Request {
         Ok(Some(unsafe { status.assume_init() }.into()))
     }
 
-    /// Returns which of these messages is done, and what has arrived. A request that is done, or has failed, is none afterwards, which is never done.
+    /// Returns which of these messages is done, and what has arrived. The place of a request that is done or has failed is empty afterwards, and is skipped.
     ///
     /// # Errors
     /// If one of them fails; with its place.

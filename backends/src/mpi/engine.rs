@@ -107,11 +107,18 @@ impl Engine {
         let world = World::start()?;
         let (sender, commands) = channel();
         let sources = (0..world.size).map(|_| Source::default()).collect();
-        let mut expected: Vec<_> =
-            (0..world.size).filter(|&rank| rank != world.rank).map(|rank| (rank, Box::new([0; LABEL_BYTES]))).collect();
-        let requests = expected.iter_mut().map(|(from, place)| expect(&world, *from, place)).collect::<Result<_>>()?;
-        let (sending, listener, kept) = (Vec::new(), None, Vec::new());
-        Ok(Self { world, commands, sender, sending, expected, requests, sources, listener, kept })
+        let (sending, expected, requests) = (Vec::new(), Vec::new(), Vec::new());
+        let kept = Vec::new();
+        let mut engine = Self { world, commands, sender, sending, expected, requests, sources, listener: None, kept };
+        let own = engine.rank();
+        for rank in (0..engine.size()).filter(|&rank| rank != own) {
+            let mut place = Box::new([0; LABEL_BYTES]);
+            // SAFETY: the engine keeps the memory until the request is done or cancelled.
+            let request = unsafe { expect(&engine.world, rank, &mut place) }?;
+            engine.expected.push((rank, place));
+            engine.requests.push(request);
+        }
+        Ok(engine)
     }
 
     pub(super) fn rank(&self) -> usize {
@@ -160,18 +167,24 @@ impl Engine {
         if is_first && code != 0 {
             self.abort(code);
         }
-        let mut meeting = self.world.meet()?;
+        // None if the ranks cannot meet any more, since one of them is lost.
+        let mut meeting = self.world.meet().ok();
         // Rank 0 gets as long again to find out and to save.
         let (mut lost, patience) = (None, if is_first { Duration::ZERO } else { ranks.timeout() });
         self.work_until(|engine| {
             let is_lost = |&rank: &usize| engine.sources[rank].is_lost || ranks.has_lost(rank);
-            if (0..engine.size())
-                .find(is_lost)
-                .is_some_and(|_| lost.get_or_insert_with(Instant::now).elapsed() >= patience)
-            {
+            let misses_one = meeting.is_none() || (0..engine.size()).any(|rank| is_lost(&rank));
+            if misses_one && lost.get_or_insert_with(Instant::now).elapsed() >= patience {
                 engine.abort(code.max(1));
             }
-            meeting.test().map(|met| met.is_some())
+            Ok(match meeting.as_mut().map(Request::test) {
+                Some(Ok(met)) => met.is_some(),
+                Some(Err(_)) => {
+                    meeting = None;
+                    false
+                }
+                None => false,
+            })
         })?;
         Ok(code)
     }
@@ -291,7 +304,8 @@ impl Engine {
                 Ok(Some((at, arrived))) => {
                     let (from, place) = &mut self.expected[at];
                     let label = read_label(&place[..arrived.bytes.min(LABEL_BYTES)]);
-                    let next = expect(&self.world, *from, place).map(|request| self.requests[at] = request);
+                    // SAFETY: the engine keeps the memory until the request is done or cancelled, or for ever.
+                    let next = unsafe { expect(&self.world, *from, place) }.map(|request| self.requests[at] = request);
                     (at, next.and(label))
                 }
                 Err((at, error)) => {
@@ -382,8 +396,11 @@ impl Drop for Engine {
 }
 
 /// Lets MPI receive one more label from a rank.
-fn expect(world: &World, from: usize, place: &mut [u8; LABEL_BYTES]) -> Result<Request> {
-    // SAFETY: the engine keeps the memory until the request is done or cancelled, or for ever.
+///
+/// # Safety
+/// The memory must stay where it is, and nobody else may read or write it, until the request is done.
+unsafe fn expect(world: &World, from: usize, place: &mut [u8; LABEL_BYTES]) -> Result<Request> {
+    // SAFETY: as the caller promises.
     unsafe { world.receive(place.as_mut_ptr(), LABEL_BYTES, from, LABEL) }
 }
 

@@ -6,7 +6,7 @@ use actix::{Actor, Addr, Handler, Message, dev::ToEnvelope, prelude::SendError};
 
 use super::{
     exchange::RemoteStage,
-    messages::{Activation, Connect, Credit, Gradient, Read, Readout, Shared, TransferTimes},
+    messages::{Activation, Connect, Credit, Gradient, Readout, Shared, TransferTimes},
     notes::IntoNote,
     stage::StageActor,
 };
@@ -111,11 +111,11 @@ impl StageAddress {
         }
     }
 
-    /// Lets the other rank on which the stage is read examples for it.
+    /// Sends something to the other rank on which the stage is.
     ///
     /// # Errors
     /// If the stage is in this process, or the other rank cannot be sent to.
-    pub(super) fn read(&self, message: Read) -> Result<()> {
+    pub(super) fn send_to_rank(&self, message: impl IntoNote) -> Result<()> {
         match &self.place {
             StagePlace::Here(_) => Err(Error::Internal(format!("stage {} is on this rank", self.stage))),
             StagePlace::There(remote) => remote.send(self.stage, message),
@@ -147,7 +147,7 @@ impl StageMailbox for StageAddress {
             StageMessage::Gradient { micro_batch, loss, gradient } => {
                 self.send(Gradient { micro_batch, loss, tensors: gradient, times })
             }
-            StageMessage::Readout(version) => self.send(Readout { version, times }),
+            StageMessage::Readout(version) => self.send(Readout { version }),
             StageMessage::Credit => self.send(Credit),
             StageMessage::Share { share, .. } => self.send(Shared(share)),
         }

@@ -11,7 +11,7 @@ use super::{
     address::{StageAddress, undelivered},
     exchange::OtherRank,
     messages::{
-        Activation, Broadcast, CaptureAfter, Cleared, CreditOfReplica, Feed, Fenced, Norm, Observe, Observed,
+        Activation, Broadcast, CaptureAfter, Cleared, CreditOfReplica, Feed, Fenced, GiveRead, Norm, Observe, Observed,
         PipelineEvent, Read, Reported, Restore, RestoreStages, TransferTimes,
     },
     notes::IntoNote,
@@ -20,7 +20,6 @@ use super::{
 };
 use crate::{
     Batch, Error, Failure, Origin, Phase, Result, Score,
-    data::Examples,
     ranks::share_of,
     schedule::{MicroBatchId, Purpose},
     stage::{Payload, StageCapture, StageState},
@@ -78,8 +77,8 @@ struct Replica {
 /// The input of a forward pass of the first stage.
 enum Input {
     Here(Payload),
-    /// The rank of the stage reads it; with the number of targets that count in the whole batch.
-    Elsewhere(Examples, f64),
+    /// The rank of the stage has been told which examples it is, and reads them.
+    Elsewhere,
 }
 
 /// Collects a value from each of several senders under a key: all stages, all replicas of a stage, or the stages of all replicas.
@@ -242,7 +241,7 @@ impl Coordinator {
                 Input::Here(payload) => {
                     to.stages[0].send(Activation { micro_batch, payload, times: TransferTimes::now() })
                 }
-                Input::Elsewhere(examples, total) => to.stages[0].read(Read { micro_batch, examples, total }),
+                Input::Elsewhere => to.stages[0].send_to_rank(GiveRead),
             };
             self.check_stage(replica, 0, sent);
             self.sent_one_of(feed);
@@ -302,9 +301,15 @@ impl Handler<Feed> for Coordinator {
         });
         let here =
             micro_batches.into_iter().map(|Batch { inputs, targets }| Input::Here(Payload { inputs, targets, total }));
-        let inputs = here.chain(elsewhere.into_iter().map(|examples| Input::Elsewhere(examples, total)));
+        let inputs = here.map(Ok).chain(elsewhere.into_iter().map(Err));
         for (i, (input, (replica, share))) in inputs.zip(homes).enumerate() {
             let micro_batch = MicroBatchId { step, purpose, index: first_index + i, count: share };
+            let input = input.unwrap_or_else(|examples| {
+                // At once, so that it reads ahead of the credits.
+                let sent = self.replicas[replica].stages[0].send_to_rank(Read { micro_batch, examples, total });
+                self.check_stage(replica, 0, sent);
+                Input::Elsewhere
+            });
             self.replicas[replica].waiting.push_back((micro_batch, input, feed));
         }
         self.flow();

@@ -334,6 +334,7 @@ impl Inbox {
                 reader.read(Read { micro_batch, examples, total });
                 Ok(())
             }
+            (_, StageNote::GiveRead, Some(reader)) => reader.give(),
             (Some(Some(address)), note, _) => note.deliver(tensors, address),
             _ => Err(Error::Internal(format!("a message for stage {stage} came to rank {}", self.spread.ranks.rank()))),
         };

@@ -92,13 +92,16 @@ pub(super) struct Activation {
     pub(super) times: TransferTimes,
 }
 
-/// From the coordinator to the first stage of a replica on another rank: the examples that this rank reads, as the input of a forward pass.
+/// From the coordinator to the rank of a replica's first stage: the examples of a micro-batch, which this rank reads.
 pub(super) struct Read {
     pub(super) micro_batch: MicroBatchId,
     pub(super) examples: Examples,
     /// How many targets count in the whole batch.
     pub(super) total: f64,
 }
+
+/// From the coordinator to the rank of a replica's first stage: the next micro-batch that this rank reads is the stage's next input.
+pub(super) struct GiveRead;
 
 /// From the next stage: the gradient of one loss with respect to the receiver's output.
 #[derive(Message)]
@@ -115,7 +118,6 @@ pub(super) struct Gradient {
 #[rtype(result = "()")]
 pub(super) struct Readout {
     pub(super) version: ReadoutVersion,
-    pub(super) times: TransferTimes,
 }
 
 /// From the next stage: one more micro-batch may be sent.
@@ -220,9 +222,9 @@ pub struct Feed {
     pub purpose: Purpose,
     /// The step; for evaluations the number of updates made before it.
     pub step: u64,
-    /// Its micro-batches, or those of the first replicas.
+    /// Its micro-batches; if the other replicas read their own, those of the first replica.
     pub micro_batches: Vec<Batch>,
-    /// Those after them, which the ranks of their replicas read.
+    /// Those of the other replicas that they read themselves.
     pub elsewhere: Vec<Examples>,
     /// The index of the first of them within the whole step or evaluation.
     pub first_index: usize,

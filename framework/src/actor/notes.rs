@@ -10,8 +10,8 @@ use super::{
     address::{COORDINATOR, StageAddress, send},
     coordinator::Coordinator,
     messages::{
-        Activation, Begin, CaptureAfter, Change, Credit, CreditOfReplica, Fenced, FollowPlans, Gradient, Norm, Read,
-        Readout, Reported, Restore, Shared, TakeSnapshot, TakeState, TransferTimes, Validated,
+        Activation, Begin, CaptureAfter, Change, Credit, CreditOfReplica, Fenced, FollowPlans, GiveRead, Gradient,
+        Norm, Read, Readout, Reported, Restore, Shared, TakeSnapshot, TakeState, TransferTimes, Validated,
     },
 };
 use crate::{
@@ -85,6 +85,8 @@ pub(super) enum StageNote {
         examples: Examples,
         total: f64,
     },
+    /// The same.
+    GiveRead,
     Gradient {
         micro_batch: MicroBatchId,
         loss: usize,
@@ -222,6 +224,7 @@ plain_notes! {
     Change { phase } => Change: StageNote::Change(Box::new((&phase).into()));
     Credit => Credit: StageNote::Credit;
     Read { micro_batch, examples, total } => Read: StageNote::Read { micro_batch, examples, total };
+    GiveRead => GiveRead: StageNote::GiveRead;
     Norm { step, norm } => Norm: StageNote::Norm { step, norm };
     Validated { loss } => Validated: StageNote::Validated { loss };
     Begin { total_steps } => Begin: StageNote::Begin { total_steps };
@@ -286,13 +289,13 @@ impl StageNote {
                 let payload = Payload { inputs: Tensors::new(tensors), targets, total };
                 to.send(Activation { micro_batch, payload, times })
             }
-            Self::Read { .. } => Err(Error::Internal("a stage was told to read examples".to_owned())),
+            Self::Read { .. } | Self::GiveRead => Err(Error::Internal("a stage was told to read examples".to_owned())),
             Self::Gradient { micro_batch, loss } => {
                 to.send(Gradient { micro_batch, loss, tensors: Tensors::new(tensors), times })
             }
             Self::Readout { step } => {
                 let matrix = tensors.pop().ok_or_else(without_tensor)?;
-                to.send(Readout { version: ReadoutVersion { step, matrix }, times })
+                to.send(Readout { version: ReadoutVersion { step, matrix } })
             }
             Self::Credit => to.send(Credit),
             Self::Share { from, step, is_sum } => {

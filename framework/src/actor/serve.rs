@@ -19,11 +19,15 @@ use crate::{
     Dataset, Error, Failure, Origin, Phase, Result, Weights,
     ranks::Spread,
     stage::StageBlueprint,
+    trainer::guarded,
     transport::CoordinatorMessage,
-    watch::{Activity, NoMessage, Patience, Worker},
+    watch::{Activity, Doing, NoMessage, Patience, Worker},
 };
 
-/// Serves the stages of this rank to one pipeline of the first rank, until that ends. With `data`, this rank reads the examples of its replica.
+/// Opens the training set.
+pub(crate) type OpenData = Box<dyn FnOnce() -> Result<Arc<dyn Dataset>>>;
+
+/// Serves the stages of this rank to one pipeline of the first rank, until that ends. With `data`, this rank opens it and reads the examples of its replica.
 ///
 /// # Errors
 /// If the pipeline failed, the first rank is lost or has other settings, a stage of this rank is blocked, or the system has too few threads left.
@@ -31,7 +35,7 @@ pub(crate) fn serve(
     blueprints: Vec<StageBlueprint>,
     spread: &Spread,
     settings: PipelineSettings,
-    data: Option<Arc<dyn Dataset>>,
+    data: Option<OpenData>,
 ) -> Result<()> {
     let rank = spread.ranks.rank();
     let own = spread.stages_of(rank);
@@ -57,6 +61,10 @@ pub(crate) fn serve(
     };
     let refuse = |error| told(&coordinator, Failure::new(Origin::Rank(rank), Phase::Build, error));
     agree(spread, &start).map_err(refuse)?;
+    // The other ranks wait meanwhile, and see that this one does something.
+    let opening = Doing::new(Origin::Data, Phase::Load);
+    let open = |open: OpenData| activities[own.len()].during(opening, || guarded(open));
+    let data = data.map(open).transpose().map_err(refuse)?;
     let mut running =
         ServedStages::start(blueprints, settings, start, values, &activities, &exchange, data).map_err(refuse)?;
     let patience = Patience::new(settings.stall_timeout);

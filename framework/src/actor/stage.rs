@@ -215,7 +215,7 @@ impl Handler<FollowPlans> for StageActor {
             };
             let built = describe(&stage);
             let (mailbox, stages) = (this.settings.mailbox, this.blueprint.stages);
-            let readout = [stage.sends_readout(), stage.receives_readout()];
+            let readout = stage.sends_readout();
             let metrics = StageMetrics::new(stage.index(), stages, mailbox, stage.parameter_bytes(), readout);
             this.state = match std::mem::replace(&mut this.state, State::Alone) {
                 State::Connected { wire } => State::Working(Box::new(StageWorker {
@@ -335,10 +335,10 @@ impl Handler<Readout> for StageActor {
     type Result = ();
 
     fn handle(&mut self, message: Readout, ctx: &mut Self::Context) {
-        let Readout { version, times } = message;
+        let Readout { version } = message;
         self.arrived(ctx, Event::Readout(version.step), |work| {
             work.send_readout(version.clone())?;
-            Ok(work.take_in(Direction::Readout, times, |stage| stage.accept_readout(version))?)
+            Ok(work.stage.accept_readout(version)?)
         });
     }
 }

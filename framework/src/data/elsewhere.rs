@@ -11,26 +11,27 @@ use crate::{Error, Result, checksum, random::Key};
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DataFrom {
-    /// The first rank of each replica reads the replica's examples, so that all of them need the data.
+    /// The rank with the first stage of each replica reads the replica's examples, so that each of these ranks needs the data; for the first replica, rank 0
+    /// does.
     #[default]
     All,
     /// Rank 0 reads all examples, and sends them.
     First,
 }
 
-/// Examples of a training set that the first rank of a replica reads, as rank 0 names them.
+/// Examples of a training set that a rank reads for its replica, as rank 0 names them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Examples {
     numbers: Vec<usize>,
     augment: Option<Key>,
     /// How many examples the set has.
     of: usize,
-    /// That of the targets.
+    /// The checksum of their targets.
     checksum: String,
 }
 
 impl Examples {
-    /// Names these examples of a set that has `of`, which have these targets.
+    /// Names the examples `numbers` of a set of `of` examples, whose targets are `targets`.
     ///
     /// # Errors
     /// If there is another number of targets.
@@ -51,8 +52,7 @@ impl Examples {
     /// If it cannot be read, or is not the set of rank 0.
     pub(crate) fn read(&self, data: &dyn Dataset) -> Result<Batch> {
         let differs = |what: String| {
-            let remedy = "give all ranks the same data, or let rank 0 read them (data_from = \"first\")";
-            Error::Data(format!("{what}; {remedy}"))
+            Error::Data(format!("{what}; give all ranks the same data, or let rank 0 read all (data_from = \"first\")"))
         };
         if data.len() != self.of {
             return Err(differs(format!("{} training examples on this rank, {} on rank 0", data.len(), self.of)));
@@ -60,6 +60,11 @@ impl Examples {
         let batch = data.batch(&self.numbers, self.augment)?;
         batch.validate(&self.numbers)?;
         if checksum_of(&batch.targets)? != self.checksum {
+            let alone = data.targets(&self.numbers, self.augment)?;
+            if checksum_of(&alone)? != checksum_of(&batch.targets)? {
+                let what = "the data set's methods `targets` and `batch` return other targets for the same examples";
+                return Err(Error::Data(format!("{what}; they must return the same")));
+            }
             let numbers = match &self.numbers[..] {
                 [one] => format!("example {one}"),
                 numbers => format!("some of the examples {}", first_few(numbers)),

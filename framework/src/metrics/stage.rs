@@ -75,11 +75,12 @@ struct Outgoing {
 /// The handles of one stage's actor.
 pub(crate) struct StageMetrics {
     phases: [Histogram; PHASES.len()],
-    /// By [`Direction`]; versions of the shared matrix have none.
+    /// By [`Direction`]; nothing is timed of versions of the shared matrix, which are rare.
     waits: [Histogram; 2],
-    /// By [`Direction`], as is the next field; none if there is no such neighbour, or nothing is sent.
+    /// The same; none if there is no such neighbour.
+    incoming: [Option<Histogram>; 2],
+    /// By [`Direction`]; none if there is no such neighbour, or nothing is sent.
     outgoing: [Option<Outgoing>; 3],
-    incoming: [Option<Histogram>; 3],
     in_flight: Gauge,
     micro_batches: Counter,
     progress: Gauge,
@@ -92,8 +93,8 @@ pub(crate) struct StageMetrics {
 
 impl StageMetrics {
     /// Returns the handles of stage `k` of `stages`. Its mailbox holds up to `mailbox` messages, its parameters take `parameter_bytes`. `readout` tells
-    /// whether it sends versions of the shared matrix of heads, and whether it receives them.
-    pub(crate) fn new(k: usize, stages: usize, mailbox: usize, parameter_bytes: usize, readout: [bool; 2]) -> Self {
+    /// whether it sends versions of the shared matrix of heads.
+    pub(crate) fn new(k: usize, stages: usize, mailbox: usize, parameter_bytes: usize, readout: bool) -> Self {
         let stage = k.to_string();
         let neighbour = |of: Option<usize>| of.filter(|&j| j < stages).map(|j| j.to_string());
         let (previous, next) = (neighbour(k.checked_sub(1)), neighbour(Some(k + 1)));
@@ -130,13 +131,9 @@ impl StageMetrics {
             outgoing: [
                 outgoing(&next, Direction::Activation),
                 outgoing(&previous, Direction::Gradient),
-                readout[0].then(|| outgoing(&previous, Direction::Readout)).flatten(),
+                readout.then(|| outgoing(&previous, Direction::Readout)).flatten(),
             ],
-            incoming: [
-                incoming(&previous, Direction::Activation),
-                incoming(&next, Direction::Gradient),
-                readout[1].then(|| incoming(&next, Direction::Readout)).flatten(),
-            ],
+            incoming: [incoming(&previous, Direction::Activation), incoming(&next, Direction::Gradient)],
             in_flight,
             micro_batches: table::STAGE_MICROBATCHES.counter(&[&stage]),
             progress,

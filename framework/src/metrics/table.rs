@@ -117,7 +117,7 @@ table! {
     /// Time over a boundary.
     BOUNDARY_TRANSFER = Metric::histogram_of(
         "interlock_boundary_transfer_seconds", &["src", "dst", "kind"],
-        "Time of an activation, a gradient or a version of the shared readout to the receiver's mailbox and on to its device, without the wait in the mailbox",
+        "Time of an activation or a gradient to the receiver's mailbox and on to its device, without the wait in the mailbox",
     );
 
     /// Losses.

@@ -296,11 +296,6 @@ impl Stage {
         self.sends_readout
     }
 
-    /// Returns whether the stage receives versions of the shared matrix from the next one.
-    pub(crate) fn receives_readout(&self) -> bool {
-        !self.is_last() && (self.sends_readout || self.readout.is_some())
-    }
-
     /// Stores a version of the shared matrix for a later step, if the stage's head shares it.
     pub(crate) fn accept_readout(&mut self, version: ReadoutVersion) -> Result<(), Failure> {
         let Some(versions) = self.readout.as_mut().filter(|versions| versions.source.is_none()) else { return Ok(()) };

@@ -321,7 +321,7 @@ impl TrainerBuilder {
         self
     }
 
-    /// Sets which ranks read the training set, if there are several replicas. Default: the first rank of each ([`Self::serve_with`]).
+    /// Sets which ranks read the training set, if there are several replicas. Default: the rank with the first stage of each ([`Self::serve_with`]).
     pub fn data_from(mut self, from: DataFrom) -> Self {
         self.settings.data_from = from;
         self

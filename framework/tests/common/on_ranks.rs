@@ -39,7 +39,7 @@ pub fn on<T>(
     work: impl FnOnce(TrainerBuilder) -> T,
 ) -> (T, Vec<Result<()>>) {
     thread::scope(|scope| {
-        let others = ranks[1..].iter().map(|ranks| scope.spawn(|| builder().ranks(ranks).serve_with(DATA)));
+        let others = ranks[1..].iter().map(|ranks| scope.spawn(|| builder().ranks(ranks).serve_with(|| Ok(DATA))));
         let others: Vec<_> = others.collect();
         let done = work(builder().ranks(&ranks[0]));
         (done, others.into_iter().map(|other| other.join().unwrap()).collect())

@@ -18,7 +18,7 @@ mod vocabulary;
 use std::{fs, io::Write, path::Path};
 
 use flate2::{Compression, write::GzEncoder};
-use interlock::{Batch, Result};
+use interlock::{Batch, Key, Result};
 
 use super::{Data, DataConfig};
 
@@ -65,4 +65,19 @@ fn labels(batch: &Batch) -> Vec<u32> {
 fn tokens(batch: &Batch) -> (Vec<Vec<u32>>, Vec<Vec<u32>>) {
     let inputs = batch.inputs.single().expect("one tensor");
     (inputs.to_vec2().expect("tokens"), batch.targets.to_vec2().expect("tokens"))
+}
+
+/// Asserts that the targets alone are those of a batch, augmented or not.
+fn assert_targets_alone(data: &Data) {
+    let (train, last) = (&data.train, data.train.len() - 1);
+    for augment in [None, Some(Key::new(3))] {
+        let numbers = [last, 0, last];
+        let (alone, batch) = (train.targets(&numbers, augment), train.batch(&numbers, augment));
+        let values =
+            |targets: candle_core::Tensor| targets.flatten_all().and_then(|t| t.to_vec1::<u32>()).expect("u32");
+        let (alone, targets) = (alone.expect("targets"), batch.expect("a batch").targets);
+        assert_eq!(alone.dims(), targets.dims());
+        assert_eq!(values(alone), values(targets));
+    }
+    assert!(train.targets(&[last + 1], None).is_err());
 }

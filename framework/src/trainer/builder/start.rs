@@ -9,7 +9,7 @@ use std::{
 use super::{Layout, TrainerBuilder};
 use crate::{
     DataFrom, Error, Result, Split,
-    actor::{Pipeline, PipelineSettings, serve},
+    actor::{OpenData, Pipeline, PipelineSettings, serve},
     model::Partition,
     optimizer::clip::ClipScope,
     ranks::Spread,
@@ -50,16 +50,17 @@ impl TrainerBuilder {
         self.serve_data(None)
     }
 
-    /// As [`Self::serve`], with the data on which rank 0 trains: with several replicas, the first rank of each reads the replica's part of every training
-    /// batch itself ([`Self::data_from`]). Other ranks do not use them.
+    /// As [`Self::serve`], with several replicas: the rank with the first stage of each reads the replica's part of every training batch itself
+    /// ([`Self::data_from`]). Such a rank calls `open`, which returns the data on which rank 0 trains; others do not. What `open` refuses, rank 0 is
+    /// refused too.
     ///
     /// # Errors
-    /// As [`Self::serve`].
-    pub fn serve_with(self, data: impl Into<Split>) -> Result<()> {
-        self.serve_data(Some(data.into()))
+    /// As [`Self::serve`], or if `open` fails.
+    pub fn serve_with<D: Into<Split>>(self, open: impl FnOnce() -> Result<D> + 'static) -> Result<()> {
+        self.serve_data(Some(Box::new(|| Ok(open()?.into().train))))
     }
 
-    fn serve_data(mut self, data: Option<Split>) -> Result<()> {
+    fn serve_data(mut self, data: Option<OpenData>) -> Result<()> {
         // Rank 0 sends what its own gave.
         (self.initial, self.restored) = (None, None);
         guarded(|| {
@@ -68,27 +69,13 @@ impl TrainerBuilder {
                 return Err(Error::invalid("rank 0", "it has nobody to serve", "call build and train"));
             };
             let reads = self.settings.data_from == DataFrom::All && spread.begins_replica();
-            let data = match data {
-                _ if !reads => None,
-                Some(data) => Some(data.train),
-                None => {
-                    let remedy = "call serve_with, or let rank 0 read all (DataFrom::First)";
-                    let rank = format!("rank {}", spread.ranks.rank());
-                    return Err(Error::invalid(rank, "it begins a replica and has no data", remedy));
-                }
+            let without_data = || {
+                let remedy = "call serve_with, or let rank 0 read all (DataFrom::First)";
+                Err(Error::invalid("training set", "this rank has the first stage of a replica and no data", remedy))
             };
+            let data = reads.then(|| data.unwrap_or_else(|| Box::new(without_data)));
             serve(blueprints, &spread, self.pipeline_settings()?, data)
         })
-    }
-
-    /// Returns whether this rank reads a part of the training set, of a model with this layout.
-    ///
-    /// # Errors
-    /// If the stages cannot be spread over the ranks.
-    pub fn reads_data(&self, layout: &Layout) -> Result<bool> {
-        let spread = self.spread(&layout.partition)?;
-        let is_elsewhere = |spread: Spread| self.settings.data_from == DataFrom::All && spread.begins_replica();
-        Ok(spread.is_none_or(|spread| spread.ranks.rank() == 0 || is_elsewhere(spread)))
     }
 
     /// Starts the pipeline alone, without a trainer, for measurements.

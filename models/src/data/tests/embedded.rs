@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use super::{config, labels, tokens, values};
+use super::{assert_targets_alone, config, labels, tokens, values};
 use crate::data::{DataKind, embedded};
 
 #[test]
@@ -46,4 +46,11 @@ fn shakespeare_opens_as_characters() {
     let text = vocab.decode(&inputs[0]).expect("text");
     assert!(text.starts_with("# A Midsummer Night's Dream\n\n## ACT I\n"), "{text}");
     assert_eq!(vocab.encode(&text).expect("tokens"), inputs[0]);
+}
+
+#[test]
+fn targets_alone_are_those_of_batches() {
+    for kind in ["fashion-mnist-mini", "shakespeare"] {
+        assert_targets_alone(&config(json!({ "kind": kind, "augment": true })).open().expect("data"));
+    }
 }

@@ -4,7 +4,7 @@ use image::{DynamicImage, Rgb, RgbImage};
 use interlock::Key;
 use serde_json::json;
 
-use super::{config, labels, refused, values, write};
+use super::{assert_targets_alone, config, labels, refused, values, write};
 use crate::data::{DataKind, Description, Listing};
 
 fn save(path: &Path, image: RgbImage) {
@@ -49,7 +49,9 @@ fn examples_of_train_and_val_folders_take_classes_in_turn() {
     };
     assert_eq!(class_names, ["ant", "bee", "cat"]);
     let limited = config(json!({ "kind": "image-folder", "path": folder.path(), "size": 4, "limit": 4 }));
-    assert_eq!(limited.open().expect("data").train.len(), 4);
+    let limited = limited.open().expect("data");
+    assert_eq!(limited.train.len(), 4);
+    assert_targets_alone(&limited);
 }
 
 #[test]
