@@ -168,17 +168,19 @@ impl RunFolder {
         let folder = Self::open_any(path)?;
         let config = folder.config::<ConfigOf<P>>()?;
         let status = folder.status()?;
-        let why = match &status {
-            Status::Finished | Status::Stopped { .. } if folder.has_weights() => None,
-            Status::Finished | Status::Stopped { .. } => Some(format!("{MODEL}/{WEIGHTS} is missing")),
-            Status::Failed { cause } => Some(format!("the run has failed ({cause})")),
-            _ => Some("the run has not finished".to_owned()),
-        };
-        if let Some(why) = why {
+        let has_ended = matches!(status, Status::Finished | Status::Stopped { .. });
+        if !(has_ended && folder.has_weights()) {
+            let why = match &status {
+                _ if has_ended => format!("{MODEL}/{WEIGHTS} is missing"),
+                Status::Failed { cause } => format!("the run has failed ({cause})"),
+                _ => "the run has not finished".to_owned(),
+            };
             match Manifest::newest(path) {
                 _ if folder.has_weights() => note(&format!("{why}; its last weights are used")),
                 Some(manifest) => note(&format!("{why}; its weights after {} steps are used", manifest.steps)),
-                None => return Err(Error::file(path.join(STATUS), format!("{why}; it has no weights"))),
+                // Who reads the weights is told what is missing.
+                None if has_ended => {}
+                None => return Err(Error::file(path.join(STATUS), format!("{why}; it has no weights yet"))),
             }
         }
         let data = folder.data()?;
