@@ -376,7 +376,7 @@ fn included_configurations_are_valid() {
     let names = fs::read_dir(configs()).unwrap().map(|e| e.unwrap().path());
     let mut names: Vec<PathBuf> = names.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect();
     names.sort();
-    assert_eq!(names.len(), 7);
+    assert_eq!(names.len(), 9);
     for name in names {
         assert!(fs::read_to_string(&name).unwrap().starts_with("#:schema ./interlock.schema.json\n"), "{name:?}");
         let printed = done(&interlock(folder.path(), &["config", "--config", name.to_str().unwrap()]));

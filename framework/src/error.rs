@@ -6,7 +6,13 @@ mod note;
 
 pub(crate) use note::FailureNote;
 
-use std::{error::Error as StdError, fmt, path::PathBuf, sync::Arc};
+use std::{
+    error::Error as StdError,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -389,6 +395,11 @@ impl Error {
 
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Runs work that calls code of the user; its panic on this thread becomes an error.
+pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(Error::panicked(&*panic)))
+}
 
 #[cfg(test)]
 mod tests {

@@ -37,7 +37,6 @@ pub use stop::Stopper;
 
 use std::{
     cell::Cell,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex},
 };
 
@@ -45,7 +44,7 @@ use serde_json::Value;
 
 use crate::{
     DataFrom, Dataset, Error, GradientPlan, Loss, ModelSpec, PlanSchedule, Result, Weights, actor::Pipeline,
-    model::Partition, stage::StageBlueprint, timeline::Timeline, transport::Built,
+    error::guarded, model::Partition, stage::StageBlueprint, timeline::Timeline, transport::Built,
 };
 use calls::Calls;
 use checkpoint::{Attached, Captures, Store};
@@ -391,9 +390,4 @@ impl Trainer {
         }
         Ok(())
     }
-}
-
-/// Runs work that calls code of the user; its panic on this thread becomes an error.
-pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(Error::panicked(&*panic)))
 }

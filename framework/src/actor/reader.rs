@@ -15,9 +15,9 @@ use super::{
 };
 use crate::{
     Batch, Dataset, Failure, Origin, Phase, Result,
+    error::guarded,
     schedule::MicroBatchId,
     stage::Payload,
-    trainer::guarded,
     transport::CoordinatorMessage,
     watch::{Activity, Doing, Worker},
 };

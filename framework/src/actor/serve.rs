@@ -17,9 +17,9 @@ use super::{
 };
 use crate::{
     Dataset, Error, Failure, Origin, Phase, Result, Weights,
+    error::guarded,
     ranks::Spread,
     stage::StageBlueprint,
-    trainer::guarded,
     transport::CoordinatorMessage,
     watch::{Activity, Doing, NoMessage, Patience, Worker},
 };
