@@ -169,9 +169,10 @@ impl Engine {
         }
         // None if the ranks cannot meet any more, since one of them is lost.
         let mut meeting = self.world.meet().ok();
-        // Rank 0 gets as long again to find out and to save.
-        let (mut lost, patience) = (None, if is_first { Duration::ZERO } else { ranks.timeout() });
+        let mut lost = None;
         self.work_until(|engine| {
+            // Rank 0 gets as long again to find out and to save, unless MPI says that it is gone.
+            let patience = if is_first || engine.sources[0].is_lost { Duration::ZERO } else { ranks.timeout() };
             let is_lost = |&rank: &usize| engine.sources[rank].is_lost || ranks.has_lost(rank);
             let misses_one = meeting.is_none() || (0..engine.size()).any(|rank| is_lost(&rank));
             if misses_one && lost.get_or_insert_with(Instant::now).elapsed() >= patience {
