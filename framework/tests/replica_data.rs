@@ -81,18 +81,14 @@ impl Dataset for Noting {
     }
 }
 
+/// Two replicas, in which something may take so many seconds.
+fn two_within(stall_timeout: Option<f64>) -> TrainerBuilder {
+    let failures = FailuresConfig { stall_timeout, ..FailuresConfig::default() };
+    four().batch_size(8).steps(6).replicas(2).failures(failures)
+}
+
 fn two() -> TrainerBuilder {
-    four().batch_size(8).steps(6).replicas(2).stall_after(None)
-}
-
-trait StallAfter {
-    fn stall_after(self, seconds: Option<f64>) -> Self;
-}
-
-impl StallAfter for TrainerBuilder {
-    fn stall_after(self, seconds: Option<f64>) -> Self {
-        self.failures(FailuresConfig { stall_timeout: seconds, ..FailuresConfig::default() })
-    }
+    two_within(None)
 }
 
 /// Trains two replicas of two ranks each, on these data at rank 0 and at the first rank of the second replica. Returns what the fit and the ranks end with.
@@ -170,7 +166,7 @@ fn data_that_cannot_be_read_on_another_rank_end_the_run_and_name_the_replica() {
     ] {
         let limit = (fault == Fault::Blocks).then_some(1.0);
         let start = Instant::now();
-        let (fitted, others) = fit_on([&Noting::new(Fault::None), &Noting::new(fault)], || two().stall_after(limit));
+        let (fitted, others) = fit_on([&Noting::new(Fault::None), &Noting::new(fault)], || two_within(limit));
         let error = fitted.unwrap_err().to_string();
         assert!(error.starts_with("data of replica 1, step 0") && error.contains(expected), "{error}");
         assert!(others.iter().all(Result::is_err), "{others:?}");
@@ -182,7 +178,7 @@ fn data_that_cannot_be_read_on_another_rank_end_the_run_and_name_the_replica() {
 fn data_that_cannot_be_opened_on_another_rank_refuse_the_run() {
     let refused = |open: fn() -> Result<Spiral>| {
         let ranks = near(2);
-        let two = || two().stall_after(Some(1.0));
+        let two = || two_within(Some(1.0));
         thread::scope(|scope| {
             let other = scope.spawn(|| two().ranks(&ranks[1]).serve_with(open).unwrap_err().to_string());
             let error = two().ranks(&ranks[0]).build().err().unwrap();

@@ -16,9 +16,10 @@ pub(crate) struct Spread {
     pub(crate) agreement: String,
 }
 
-/// Returns how many of the `count` micro-batches of a batch are those of a replica.
-pub(crate) fn share_of(replica: usize, replicas: usize, count: usize) -> usize {
-    count / replicas + usize::from(replica < count % replicas)
+/// Returns how many of `count` things, such as micro-batches or stages, are those of one of `sharers`, a replica or a rank. The first ones have one more, if
+/// they cannot all have as many.
+pub(crate) fn share_of(sharer: usize, sharers: usize, count: usize) -> usize {
+    count / sharers + usize::from(sharer < count % sharers)
 }
 
 impl Spread {
@@ -42,11 +43,7 @@ impl Spread {
                 let remedy = format!("start at most {most}, or cut the model into {size} stages");
                 return Err(Error::invalid("ranks", format!("{size} ranks{of_each} for {stages} stages"), remedy));
             }
-            // The first ranks have one more, if they cannot all have as many.
-            let homes = (0..size).flat_map(|rank| {
-                let own = stages / size + usize::from(rank < stages % size);
-                std::iter::repeat_n(rank, own)
-            });
+            let homes = (0..size).flat_map(|rank| std::iter::repeat_n(rank, share_of(rank, size, stages)));
             return Ok(Self { ranks, replicas, homes: homes.collect(), agreement: String::new() });
         };
         if given.len() != size {
