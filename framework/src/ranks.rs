@@ -1,5 +1,6 @@
 //! The ranks of a run: the processes that train one model together, each with some of its stages.
 
+mod links;
 mod packing;
 mod peers;
 mod spread;
@@ -110,6 +111,8 @@ struct RanksInner {
     peers: Arc<Mutex<Peers>>,
     /// What rank 0 has shared; an error if it is lost.
     shared: Mutex<Receiver<Result<Vec<u8>>>>,
+    /// The ranks that have answered an echo.
+    echoes: Mutex<Receiver<usize>>,
     /// Dropped with the last handle; this ends the thread of the pulses.
     _until: Sender<()>,
 }
@@ -147,7 +150,8 @@ impl Ranks {
             return Err(Error::invalid("timeout of ranks", problem, "use 1 s or more"));
         }
         let (share, shared) = channel();
-        let peers = Arc::new(Mutex::new(Peers::new(&*communicator, timeout, share)));
+        let (echoed, echoes) = channel();
+        let peers = Arc::new(Mutex::new(Peers::new(&*communicator, timeout, share, echoed)));
         let (until, over) = channel();
         let (known, sender) = (Arc::clone(&peers), Arc::clone(&communicator));
         let name = "interlock-ranks";
@@ -168,9 +172,17 @@ impl Ranks {
                 .map_err(|cause| Error::Thread { name, cause })?,
         );
         let known = Arc::clone(&peers);
-        communicator.listen(Box::new(move |event| peers::lock(&known).take(event)));
-        let (shared, pipelines) = (Mutex::new(shared), AtomicU64::new(0));
-        Ok(Self(Arc::new(RanksInner { communicator, timeout, pipelines, peers, shared, _until: until })))
+        // The communicator keeps the listener.
+        let answers = Arc::downgrade(&communicator);
+        communicator.listen(Box::new(move |event| {
+            let answer = peers::lock(&known).take(event);
+            if let (Some((to, message)), Some(communicator)) = (answer, answers.upgrade()) {
+                // A rank that cannot be sent to is silent soon.
+                let _ = communicator.send(to, message);
+            }
+        }));
+        let (shared, echoes, pipelines) = (Mutex::new(shared), Mutex::new(echoes), AtomicU64::new(0));
+        Ok(Self(Arc::new(RanksInner { communicator, timeout, pipelines, peers, shared, echoes, _until: until })))
     }
 
     /// Returns the number of this rank, counted from 0.

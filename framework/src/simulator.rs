@@ -35,8 +35,8 @@ pub struct Scenario {
     pub plan: Arc<GradientPlan>,
     /// The costs of each stage.
     pub costs: Vec<StageCosts>,
-    /// The link over which each stage sends to its neighbours; each direction is separate.
-    pub links: Vec<Link>,
+    /// The links over which each stage sends: to the next stage, and to the one before it.
+    pub links: Vec<[Link; 2]>,
     /// Whether each stage has an auxiliary head.
     pub heads: Vec<bool>,
     /// The device of each stage, as any number: stages with the same number take turns.
@@ -64,7 +64,7 @@ impl Scenario {
         let plan = plan.into();
         let stages = plan.stages();
         Self {
-            links: vec![Link::default(); stages],
+            links: vec![[Link::default(); 2]; stages],
             heads: (0..stages).map(|k| k + 1 < stages && plan.is_needed(k)).collect(),
             devices: (0..stages).collect(),
             threads: vec![1; stages],

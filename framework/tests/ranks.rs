@@ -70,6 +70,23 @@ fn every_setting_is_the_same() {
 }
 
 #[test]
+fn links_are_measured_while_the_other_ranks_wait() {
+    let (ranks, cuts) = group(3, Duration::from_secs(2), |from, to| match (from, to) {
+        (0, 2) | (2, 0) => Duration::from_millis(20),
+        _ => Duration::ZERO,
+    });
+    let links = ranks[0].measure_links().unwrap();
+    assert_eq!(links[0].latency, 0.0);
+    // A pulse may be on its way before.
+    assert!((0.02..0.2).contains(&links[2].latency), "{links:?}");
+    assert!(links[1].latency < links[2].latency, "{links:?}");
+    // Nothing comes from a rank that is cut off, and the late answer of another is not taken for its own.
+    cuts[1].store(ALL, Relaxed);
+    let error = ranks[0].measure_links().unwrap_err().to_string();
+    assert!(error.contains("rank 1 does not answer"), "{error}");
+}
+
+#[test]
 fn recorded_times_of_all_ranks_have_one_origin() {
     let (timeline, _) = on(
         &near(4),

@@ -245,7 +245,7 @@ fn train(
             first_index: 0,
             count,
             total,
-            capture: false,
+            capture: None,
         })
     });
     while let Some(event) = feeder.next(pipeline)? {
@@ -289,7 +289,7 @@ fn scenario(arguments: &BenchRuntime, layout: &Layout) -> Result<Scenario> {
         None => least_in_flight(&plan, micro_batches, policy)?,
     };
     Ok(Scenario {
-        links: vec![Link { latency, bandwidth }; stages],
+        links: vec![[Link { latency, bandwidth }; 2]; stages],
         micro_batches,
         in_flight,
         policy,

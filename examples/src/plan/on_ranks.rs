@@ -5,17 +5,20 @@ use std::collections::BTreeMap;
 use interlock::{
     Error, Result,
     ranks::Ranks,
-    tools::planner::{DeviceCosts, HeadCosts, Placement, Profile, UnitCosts},
+    tools::{
+        device::Link,
+        planner::{DeviceCosts, HeadCosts, Placement, PlannerSetup, Profile, Replicas, UnitCosts},
+    },
 };
 
 use super::{subject::Subject, windows::Windows};
 use crate::{config::ConfigOf, program::Program};
 
 /// Returns the units of each stage in the best cut of the configured model, with `placement = "auto"`. The costs of units are measured on this rank; those on a
-/// rank with more cores for each of its stages are taken to be less in proportion. Links are taken to cost nothing.
+/// rank with more cores for each of its stages are taken to be less in proportion. Links are measured.
 ///
 /// # Errors
-/// If the configuration is not valid, there are fewer stages than ranks, or the model cannot be measured.
+/// If the configuration is not valid, there are fewer stages than ranks, the model cannot be measured, or a rank does not answer.
 pub(crate) fn best_partition_on_ranks<P: Program>(config: &ConfigOf<P>, ranks: &Ranks) -> Result<Vec<usize>> {
     // Costs do not depend on the values to start from.
     let config = ConfigOf::<P> { init_from: None, init_partial: false, init_skip: Vec::new(), ..config.clone() };
@@ -32,7 +35,11 @@ pub(crate) fn best_partition_on_ranks<P: Program>(config: &ConfigOf<P>, ranks: &
     let cores = config.cores_of_ranks(ranks);
     let builder = subject.builder(stages, Windows::CONFIGURED)?.devices([device]);
     let (profile, placement) = on_ranks(&profile, &spread, &cores);
+    let measured = ranks.measure_links()?;
     let setup = builder.setup(stages, &profile, placement)?;
+    let replicas = Replicas { link: measured.iter().copied().fold(Link::IMMEDIATE, slower), ..setup.replicas };
+    let links = links_of_stages(&spread, config.replicas, &|a, b| between(ranks, &measured, a, b));
+    let setup = PlannerSetup { links, replicas, ..setup };
     Ok(setup.best_cut(&builder.tied_units()?)?.units_per_stage)
 }
 
@@ -49,6 +56,38 @@ fn on_ranks(first: &Profile, spread: &[Vec<usize>], cores: &[usize]) -> (Profile
     let placement =
         Placement { devices: ranks.iter().enumerate().map(turns).collect(), ..Placement::dedicated(stages) };
     (Profile { devices, order: ranks, ..first.clone() }, placement)
+}
+
+/// Returns the slower one in both respects.
+fn slower(a: Link, b: Link) -> Link {
+    Link { latency: a.latency.max(b.latency), bandwidth: a.bandwidth.min(b.bandwidth) }
+}
+
+/// Returns the link between two ranks, given those between rank 0 and each rank: between two other hosts, the slower of theirs; within another host, one without
+/// delay.
+fn between(ranks: &Ranks, measured: &[Link], a: usize, b: usize) -> Link {
+    let host = |rank: usize| ranks.hosts().get(rank).map(|host| host.name.clone());
+    match host(a) == host(b) && host(a) != host(0) {
+        true => Link::IMMEDIATE,
+        false => slower(measured[a], measured[b]),
+    }
+}
+
+/// Returns the links over which each stage sends, to the next stage and to the one before it. `spread` has the stages of each rank of a replica, `between` the
+/// link between two ranks. Of several replicas the slowest link counts.
+fn links_of_stages(spread: &[Vec<usize>], replicas: usize, between: &dyn Fn(usize, usize) -> Link) -> Vec<[Link; 2]> {
+    let stages: usize = spread.iter().map(Vec::len).sum();
+    let home = |stage: usize| spread.iter().position(|own| own.contains(&stage)).unwrap_or(0);
+    let boundary = |stage: usize| match (home(stage), home(stage + 1)) {
+        (a, b) if a == b => Link::IMMEDIATE,
+        (a, b) => {
+            let of_replica = |replica: usize| between(replica * spread.len() + a, replica * spread.len() + b);
+            (0..replicas).map(of_replica).fold(Link::IMMEDIATE, slower)
+        }
+    };
+    let boundaries: Vec<Link> = (1..stages).map(|stage| boundary(stage - 1)).collect();
+    let link = |boundary: Option<usize>| boundary.and_then(|k| boundaries.get(k)).copied().unwrap_or_default();
+    (0..stages).map(|stage| [link(Some(stage)), link(stage.checked_sub(1))]).collect()
 }
 
 /// Returns the costs on a device on which all computations take `factor` times as long.
@@ -109,6 +148,40 @@ mod tests {
         };
         let (equal, more) = (cut([2, 2]), cut([6, 2]));
         assert!(more[0] > equal[0], "{more:?} {equal:?}");
+    }
+
+    #[test]
+    fn what_is_sent_over_a_slow_link_is_small() {
+        let builder = Trainer::builder(Nothing).strategy(EndToEnd).stages(2);
+        let inputs = Tensor::zeros((4, 1), DType::F32, &Device::Cpu).unwrap();
+        let targets = Tensor::zeros(4, DType::U32, &Device::Cpu).unwrap();
+        let batch = interlock::Batch { inputs: inputs.into(), targets };
+        let mut profile = builder.profile(&batch, None).unwrap();
+        for (k, unit) in profile.devices[0].units.iter_mut().enumerate() {
+            (unit.forward, unit.both, unit.parameters_only) = (1.0, 1.0, 1.0);
+            // The fourth unit has a small output.
+            unit.output_bytes = if k == 3 { 1 } else { 100 };
+        }
+        let cut = |link: Link| {
+            let spread = [vec![0], vec![1]];
+            let (profile, placement) = on_ranks(&profile, &spread, &[2, 2]);
+            let links = links_of_stages(&spread, 1, &|_, _| link);
+            let setup = PlannerSetup { links, ..builder.setup(2, &profile, placement).unwrap() };
+            setup.best_cut(&[]).unwrap().units_per_stage
+        };
+        assert_ne!(cut(Link::IMMEDIATE), [4, 8]);
+        assert_eq!(cut(Link { latency: 0.0, bandwidth: 10.0 }), [4, 8]);
+    }
+
+    #[test]
+    fn links_between_ranks_count_and_those_within_a_rank_do_not() {
+        let link = |latency: f64| Link { latency, bandwidth: 1.0 / latency };
+        // Ranks of replica 1 are farther apart.
+        let between = |a: usize, b: usize| link((a + b) as f64);
+        let links = links_of_stages(&[vec![0, 1], vec![2]], 2, &between);
+        assert_eq!(links, [[Link::IMMEDIATE; 2], [link(5.0), Link::IMMEDIATE], [Link::IMMEDIATE, link(5.0)]]);
+        assert_eq!(links_of_stages(&[vec![0]], 1, &between), [[Link::IMMEDIATE; 2]]);
+        assert_eq!(slower(Link { latency: 1.0, bandwidth: 9.0 }, Link { latency: 2.0, bandwidth: 9.5 }).bandwidth, 9.0);
     }
 
     #[test]

@@ -216,7 +216,8 @@ impl<'a, P: Program> Question<'a, P> {
             bandwidth: self.arguments.gbps.map_or(f64::INFINITY, |gigabits| gigabits * 1e9 / 8.0),
         };
         let replicas = Replicas { count: replicas, link };
-        let setup = PlannerSetup { link, replicas, ..builder.setup(stages, &profile, placement)? };
+        let links = vec![[link; 2]; stages];
+        let setup = PlannerSetup { links, replicas, ..builder.setup(stages, &profile, placement)? };
         let cut = match self.arguments.units_per_stage.as_slice() {
             [] => setup.best_cut(&builder.tied_units()?)?,
             units => setup.simulate(units)?,

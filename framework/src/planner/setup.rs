@@ -97,8 +97,8 @@ pub struct PlannerSetup<'a> {
     pub recompute: Recompute,
     /// The placement of the stages.
     pub placement: Placement,
-    /// The link over which each stage sends.
-    pub link: Link,
+    /// The links over which each stage sends: to the next stage, and to the one before it.
+    pub links: Vec<[Link; 2]>,
     /// Data-parallel replicas.
     pub replicas: Replicas,
 }
@@ -240,7 +240,7 @@ impl PlannerSetup<'_> {
         let stages = self.stages();
         let Placement { devices, threads, cores } = self.placement.clone();
         Scenario {
-            links: vec![self.link; stages],
+            links: self.links.clone(),
             heads: (0..stages).map(|k| self.has_head(k)).collect(),
             devices,
             threads,

@@ -73,7 +73,7 @@ fn setup(profile: &Profile, width: usize, stages: usize, micro_batches: usize) -
         readout_refresh: None,
         recompute: Recompute::None,
         placement: Placement::dedicated(stages),
-        link: Link::default(),
+        links: vec![[Link::default(); 2]; stages],
         replicas: Replicas::default(),
     }
 }

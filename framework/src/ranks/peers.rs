@@ -33,10 +33,14 @@ pub(super) enum RankMessageKind {
     Shared = 2,
     /// The program of the rank has ended.
     Left = 3,
+    /// It is to be answered at once, so that the time can be measured.
+    Echo = 4,
+    /// The answer.
+    Echoed = 5,
 }
 
 impl RankMessageKind {
-    const ALL: [Self; 4] = [Self::Pulse, Self::Pipeline, Self::Shared, Self::Left];
+    const ALL: [Self; 6] = [Self::Pulse, Self::Pipeline, Self::Shared, Self::Left, Self::Echo, Self::Echoed];
 
     /// Returns a message of this kind without tensors.
     pub(super) fn message(self, rest: &[u8]) -> RankMessage {
@@ -84,6 +88,8 @@ pub(super) struct Peers {
     /// What the stages of this rank do.
     activities: Vec<Arc<Activity>>,
     share: Sender<Result<Vec<u8>>>,
+    /// Takes the ranks that have answered.
+    echoed: Sender<usize>,
 }
 
 pub(super) fn lock(peers: &Mutex<Peers>) -> MutexGuard<'_, Peers> {
@@ -91,12 +97,17 @@ pub(super) fn lock(peers: &Mutex<Peers>) -> MutexGuard<'_, Peers> {
 }
 
 impl Peers {
-    pub(super) fn new(communicator: &dyn Communicator, timeout: Duration, share: Sender<Result<Vec<u8>>>) -> Self {
+    pub(super) fn new(
+        communicator: &dyn Communicator,
+        timeout: Duration,
+        share: Sender<Result<Vec<u8>>>,
+        echoed: Sender<usize>,
+    ) -> Self {
         let pulse = Pulse { changes: 0, is_idle: true };
         let peers =
             vec![Peer { silence: 0, is_lost: false, has_left: false, pulse, moves: false }; communicator.size()];
         let (rank, activities) = (communicator.rank(), Vec::new());
-        Self { rank, timeout, route: None, kept: Vec::new(), peers, activities, share }
+        Self { rank, timeout, route: None, kept: Vec::new(), peers, activities, share, echoed }
     }
 
     pub(super) fn has_lost(&self, rank: usize) -> bool {
@@ -147,13 +158,16 @@ impl Peers {
         RankMessageKind::Pulse.message(&postcard::to_stdvec(&pulse).unwrap_or_default())
     }
 
-    /// Takes what the communicator brings.
-    pub(super) fn take(&mut self, event: RankEvent) {
+    /// Takes what the communicator brings. Returns an answer to send, and the rank that it is for.
+    pub(super) fn take(&mut self, event: RankEvent) -> Option<(usize, RankMessage)> {
         let (from, mut message) = match event {
             RankEvent::Message { from, message } => (from, message),
-            RankEvent::Lost { rank, cause } => return self.lose(rank, cause),
+            RankEvent::Lost { rank, cause } => {
+                self.lose(rank, cause);
+                return None;
+            }
         };
-        let Some(peer) = self.peers.get_mut(from) else { return };
+        let peer = self.peers.get_mut(from)?;
         peer.silence = 0;
         match RankMessageKind::taken_off(&mut message) {
             Some(RankMessageKind::Pulse) => {
@@ -172,8 +186,12 @@ impl Peers {
                 peer.has_left = true;
                 self.tell_of_loss(from, "its program has ended; see its output".to_owned());
             }
+            Some(RankMessageKind::Echo) => return Some((from, RankMessageKind::Echoed.message(&[]))),
+            // The same.
+            Some(RankMessageKind::Echoed) => drop(self.echoed.send(from)),
             None => self.lose(from, "what it sends cannot be read; start the same program on all ranks".to_owned()),
         }
+        None
     }
 
     /// Notes that a rank cannot be reached, and tells those who wait for it.

@@ -126,7 +126,7 @@ impl<'a> Simulation<'a> {
                 cause: Cause::Start,
                 caused: 0,
                 waits: false,
-                channels: [Channel::new(scenario.links[stage]); 2],
+                channels: scenario.links[stage].map(Channel::new),
                 steps: Vec::new(),
                 begun: Vec::new(),
                 peak_live: 0,
@@ -412,15 +412,16 @@ fn check(scenario: &Scenario) -> Result<()> {
             costs.add,
             costs.norm,
             costs.update,
-            scenario.links[k].latency,
+            scenario.links[k][0].latency,
+            scenario.links[k][1].latency,
             scenario.hop,
         ];
-        let bandwidth = scenario.links[k].bandwidth;
         if let Some(wrong) = times.into_iter().find(|&seconds| !plain(seconds)) {
             return refuse(format!("stage {k} has a cost of {wrong} seconds"), "times are from 0 to a million seconds");
         }
-        if bandwidth.is_nan() || bandwidth <= 0.0 {
-            return refuse(format!("stage {k} sends {bandwidth} bytes a second"), "bandwidths are above 0");
+        let bandwidths = scenario.links[k].map(|link| link.bandwidth);
+        if let Some(wrong) = bandwidths.into_iter().find(|bandwidth| bandwidth.is_nan() || *bandwidth <= 0.0) {
+            return refuse(format!("stage {k} sends {wrong} bytes a second"), "bandwidths are above 0");
         }
     }
     Ok(())

@@ -150,12 +150,13 @@ fn the_least_room_that_costs_nothing() {
 #[test]
 fn what_is_on_its_way_costs_no_ones_time() {
     // Forward and back over the boundary, once a step.
-    let slow = Scenario { links: vec![Link { latency: 0.25, bandwidth: f64::INFINITY }; 2], ..scenario(2, 2) };
+    let slow = Scenario { links: vec![[Link { latency: 0.25, bandwidth: f64::INFINITY }; 2]; 2], ..scenario(2, 2) };
     assert_eq!(step(&slow), 5.5);
     assert!(found(&slow).critical.segments.contains(&Segment { kind: "transfer", count: 2.0, seconds: 0.5 }));
     // With local losses no stage waits for a message, unless a link is busy for longer than the stages.
     let local = |bandwidth| {
-        let mut local = Scenario { links: vec![Link { latency: 3.0, bandwidth }; 2], in_flight: 9, ..scenario(1, 2) };
+        let mut local =
+            Scenario { links: vec![[Link { latency: 3.0, bandwidth }; 2]; 2], in_flight: 9, ..scenario(1, 2) };
         local.costs[0].activation_bytes = 100;
         step(&local)
     };
@@ -223,7 +224,7 @@ fn what_cannot_be_simulated_is_refused() {
     assert!(with(&|s| s.heads[1] = false).contains("stage 1 has no head"));
     assert!(with(&|s| s.costs[1].both = f64::NAN).contains("NaN seconds"));
     assert!(with(&|s| s.hop = -1.0).contains("-1 seconds"));
-    assert!(with(&|s| s.links[0].bandwidth = 0.0).contains("0 bytes a second"));
+    assert!(with(&|s| s.links[0][1].bandwidth = 0.0).contains("0 bytes a second"));
 }
 
 fn any_scenario() -> impl Strategy<Value = Scenario> {
@@ -240,7 +241,7 @@ fn any_scenario() -> impl Strategy<Value = Scenario> {
             let costs = prop::collection::vec(times(), stages);
             let links = prop::collection::vec((0_u32..5).prop_map(|l| f64::from(l) / 10.0), stages);
             (follows, costs, links).prop_map(move |(follows, costs, links)| {
-                let links = links.into_iter().map(|latency| Link { latency, ..Link::default() }).collect();
+                let links = links.into_iter().map(|latency| [Link { latency, ..Link::default() }; 2]).collect();
                 let devices = (0..stages).map(|k| if shared { k / 2 } else { k }).collect();
                 // Weights of 1 and of 1/2: a single loss of weight 1 is not added up.
                 let weighted = |losses: BTreeSet<usize>| {

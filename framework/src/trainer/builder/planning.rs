@@ -56,7 +56,7 @@ impl TrainerBuilder {
             readout_refresh: self.heads.shared_refresh()?,
             recompute: self.recompute.clone(),
             placement,
-            link: Link::default(),
+            links: vec![[Link::default(); 2]; stages],
             replicas: Replicas::default(),
             plan,
         })

@@ -170,7 +170,7 @@ impl TrainerBuilder {
             return Err(Error::invalid(format!("rank {rank}"), "it has no trainer", "call serve on it"));
         }
         let scenario = Scenario {
-            links: blueprints.iter().map(|stage| stage.device.hooks().link()).collect(),
+            links: blueprints.iter().map(|stage| [stage.device.hooks().link(); 2]).collect(),
             heads: blueprints.iter().map(StageBlueprint::has_head).collect(),
             micro_batches: self.settings.micro_batches,
             policy: self.policy.into(),
