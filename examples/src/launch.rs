@@ -137,6 +137,16 @@ fn check(arguments: &Launch, train: &Train) -> Result<()> {
         let right = "let Slurm choose the hosts of a retry: sbatch --requeue";
         return Err(Error::invalid("--spares", "srun has the hosts of its allocation", right));
     }
+    if arguments.with == Launcher::Mpich {
+        if arguments.oversubscribe {
+            let right = "leave it out: with MPICH there may always be more ranks than cores";
+            return Err(Error::invalid("--oversubscribe", "it is an option of Open MPI", right));
+        }
+        if let Some(network) = arguments.network.as_ref().filter(|network| network.contains('/')) {
+            let right = "name an interface, such as eth0: MPICH knows networks by these";
+            return Err(Error::invalid("--network", network.clone(), right));
+        }
+    }
     if slurm && (arguments.network.is_some() || arguments.oversubscribe) {
         let option = if arguments.oversubscribe { "--oversubscribe" } else { "--network" };
         return Err(Error::invalid(option, "it is an option of mpirun", "set it in Slurm's allocation"));
@@ -158,6 +168,7 @@ impl Job<'_> {
         };
         let mut line = match self.arguments.with {
             Launcher::Mpirun => self.mpirun(hosts),
+            Launcher::Mpich => self.mpich(hosts),
             Launcher::Srun => {
                 let mut line = vec!["srun".to_owned(), "--mpi=pmix".to_owned(), "--kill-on-bad-exit=1".to_owned()];
                 if let Some(first) = self.hosts.first() {
@@ -196,6 +207,19 @@ impl Job<'_> {
         line
     }
 
+    /// The same for MPICH.
+    fn mpich(&self, hosts: impl Fn() -> String) -> Vec<String> {
+        let mut line = vec!["mpirun".to_owned()];
+        if !self.hosts.is_empty() {
+            line.extend(["-hosts".to_owned(), hosts()]);
+        }
+        if let Some(network) = &self.arguments.network {
+            line.extend(["-iface".to_owned(), network.clone()]);
+        }
+        line.extend(["-bind-to", "none"].map(str::to_owned));
+        line
+    }
+
     /// Replaces the hosts that do not answer by spare ones.
     fn replace_lost_hosts(&mut self, spares: &mut impl Iterator<Item = String>, running: &Running) -> Result<(), Exit> {
         for at in 0..self.hosts.len() {
@@ -219,10 +243,12 @@ impl Job<'_> {
 
     /// Returns whether a program can be started on a host.
     fn answers(&self, host: &RanksOfHost) -> bool {
-        if self.arguments.with == Launcher::Srun {
-            return true;
-        }
-        let mut line = self.mpirun(|| format!("{}:1", host.name));
+        let name = || format!("{}:1", host.name);
+        let mut line = match self.arguments.with {
+            Launcher::Mpirun => self.mpirun(name),
+            Launcher::Mpich => self.mpich(name),
+            Launcher::Srun => return true,
+        };
         line.extend(["-n", "1", "true"].map(str::to_owned));
         let Ok(mut child) = command_of(&line).stdout(Stdio::null()).stderr(Stdio::null()).spawn() else { return false };
         let began = Instant::now();

@@ -433,6 +433,11 @@ fn launch_prints_the_line_that_starts_a_job() {
              --oversubscribe --mca mpi_yield_when_idle 1 -n 3 {train}"
         )
     );
+    assert_eq!(
+        line(&["--hosts", "a:2,b", "--with", "mpich", "--network", "eth0"]),
+        format!("mpirun -hosts a:2,b:1 -iface eth0 -bind-to none -n 3 {train}")
+    );
+    assert_eq!(line(&["-n", "2", "--with", "mpich"]), format!("mpirun -bind-to none -n 2 {train}"));
     let srun = "srun --mpi=pmix --kill-on-bad-exit=1";
     assert_eq!(
         line(&["--hosts", "a:2,b:2", "--with", "srun"]),
@@ -456,6 +461,8 @@ fn launch_prints_the_line_that_starts_a_job() {
     refused(&["--hosts", "a:2,b", "--with", "srun", "--", "train"], "hosts with different numbers of ranks");
     refused(&["-n", "2", "--with", "srun", "--network", "eth0", "--", "train"], "--network: it is an option of mpirun");
     refused(&["-n", "2", "--with", "srun", "--oversubscribe", "--", "train"], "--oversubscribe");
+    refused(&["-n", "2", "--with", "mpich", "--oversubscribe", "--", "train"], "it is an option of Open MPI");
+    refused(&["-n", "2", "--with", "mpich", "--network", "10.0.0.0/24", "--", "train"], "name an interface");
     refused(&["--hosts", "a", "--spares", "c:4", "--", "train"], "a spare host is a name");
     refused(&["--hosts", "a", "--spares", "c", "--", "train"], "--spares: they serve a retry");
     refused(&["-n", "2", "--memory-limit", "1GiB", "--", "train"], "give it after --");

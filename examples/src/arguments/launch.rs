@@ -10,6 +10,8 @@ pub(crate) enum Launcher {
     /// That of Open MPI.
     #[default]
     Mpirun,
+    /// That of MPICH, which is called mpirun too.
+    Mpich,
     /// That of Slurm, within an allocation.
     Srun,
 }
@@ -26,7 +28,7 @@ pub(crate) struct Launch {
     /// The program that starts them
     #[arg(long, value_enum, default_value_t, value_name = "LAUNCHER")]
     pub(crate) with: Launcher,
-    /// The network to use, if hosts have several, such as 10.0.0.0/24 or eth0; for mpirun
+    /// The network to use, if hosts have several, such as 10.0.0.0/24 or eth0; for mpirun, and an interface for mpich
     #[arg(long, value_name = "NETWORK")]
     pub(crate) network: Option<String>,
     /// There may be more ranks than cores; for mpirun
