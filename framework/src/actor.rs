@@ -26,6 +26,7 @@ mod pipeline;
 mod reader;
 mod sent;
 mod serve;
+mod shard_writer;
 mod stage;
 mod strategy;
 mod wire;

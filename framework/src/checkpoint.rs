@@ -39,6 +39,8 @@ const STEP: &str = "step-";
 pub(crate) const PART: &str = ".part";
 pub(crate) const OLD: &str = ".old";
 const GONE: &str = ".gone";
+/// The same for the folder with the shards that other ranks write of a checkpoint.
+const RANKS: &str = ".ranks";
 /// The version of the format of manifests.
 const FORMAT: u32 = 1;
 
@@ -57,7 +59,7 @@ pub struct Manifest {
 }
 
 /// The size and the checksum of a file.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileEntry {
     /// Its size.
@@ -66,20 +68,27 @@ pub struct FileEntry {
 }
 
 impl FileEntry {
-    fn of(path: &Path) -> Result<Self> {
+    pub(crate) fn of(path: &Path) -> Result<Self> {
         let (checksum, bytes) = checksum::of_file(path)?;
         Ok(Self { bytes, checksum })
+    }
+
+    pub(crate) fn checksum(&self) -> &str {
+        &self.checksum
     }
 }
 
 impl Manifest {
-    /// Writes the manifest of the checkpoint in `folder`, as the last of its files.
+    /// Writes the manifest of the checkpoint in `folder`, as the last of its files. Those that are `known` are not read again.
     ///
     /// # Errors
     /// If a file cannot be read, or the manifest cannot be written.
-    pub(crate) fn write(folder: &Path, steps: u64) -> Result<()> {
+    pub(crate) fn write(folder: &Path, steps: u64, known: &BTreeMap<String, FileEntry>) -> Result<()> {
         let names = files_in(folder, "").map_err(|e| Error::file(folder, e))?;
-        let entry = |name: &String| Ok((name.clone(), FileEntry::of(&folder.join(name))?));
+        let entry = |name: &String| {
+            let known = known.get(name).cloned();
+            Ok((name.clone(), known.map_or_else(|| FileEntry::of(&folder.join(name)), Ok)?))
+        };
         let manifest = Self {
             format: FORMAT,
             program: env!("CARGO_PKG_VERSION").to_owned(),
@@ -182,9 +191,25 @@ pub fn weights_in(folder: &Path) -> PathBuf {
     whole.map_or_else(|| folder.to_owned(), |(_, path)| path)
 }
 
-/// Removes the checkpoints of the run in `run` but the newest `keep`, and what an interrupted write has left.
-pub(crate) fn prune(run: &Path, keep: usize) {
-    hidden_in(run).iter().for_each(|path| remove(path));
+/// Returns the folder for the shards that other ranks write of the checkpoint after `steps` steps of the run in `run`. `run_id` tells it from that of a run
+/// that has ended, some rank of which may still be writing.
+pub(crate) fn place_for_ranks(run: &Path, steps: u64, run_id: &str) -> PathBuf {
+    run.join(CHECKPOINTS).join(format!(".{STEP}{steps}.{run_id}{RANKS}"))
+}
+
+/// Returns whether ranks may be writing to the folder at `path`, now that the checkpoint after `steps` steps is whole.
+fn is_for_later(path: &Path, steps: u64) -> bool {
+    let its_steps = || {
+        let name = path.file_name()?.to_str()?.strip_suffix(RANKS)?;
+        name.strip_prefix('.')?.strip_prefix(STEP)?.split_once('.')?.0.parse().ok()
+    };
+    its_steps().is_some_and(|its: u64| its > steps)
+}
+
+/// Removes the checkpoints of the run in `run` but the newest `keep`, and what an interrupted write has left, after the checkpoint after `steps` steps has been
+/// written.
+pub(crate) fn prune(run: &Path, keep: usize, steps: u64) {
+    hidden_in(run).iter().filter(|path| !is_for_later(path, steps)).for_each(|path| remove(path));
     for (_, path) in checkpoints_in(run).into_iter().skip(keep) {
         remove(&path);
     }

@@ -6,6 +6,7 @@ pub(crate) mod weights;
 
 pub use parameters::ParameterStore;
 pub use partition::Partition;
+pub(crate) use weights::ShardFile;
 pub use weights::Weights;
 
 use std::sync::Arc;

@@ -31,7 +31,8 @@ pub use readout::ReadoutVersion;
 pub(crate) use readout::leave_out_update;
 pub use recompute::Recompute;
 pub use replicas::ReplicaStatistics;
-pub use state::{StageCapture, StageState};
+pub(crate) use state::StageFiles;
+pub use state::{CaptureTo, StageCapture, StageState};
 pub(crate) use state::{StateNote, regrouped, regrouped_name};
 pub use trainable::Trainable;
 

@@ -93,7 +93,7 @@ pub mod sleep {
 /// One stage without its actor.
 pub mod stage {
     pub use crate::stage::{
-        ActionContext, Outcome, Payload, ReadoutVersion, Stage, StageBlueprint, StageCapture, StageSettings,
+        ActionContext, CaptureTo, Outcome, Payload, ReadoutVersion, Stage, StageBlueprint, StageCapture, StageSettings,
         StageState, StepNumbers, StepReading, Trainable, Updated,
     };
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Activation, Failure, Result, Score,
     schedule::{MicroBatchId, StageWork},
-    stage::{Payload, ReadoutVersion, StageCapture, StageState, Updated},
+    stage::{CaptureTo, Payload, ReadoutVersion, StageCapture, StageState, Updated},
     timeline::Span,
 };
 
@@ -50,14 +50,16 @@ pub enum CoordinatorMessage {
         /// Its state.
         state: Box<StageState>,
     },
-    /// One stage's weights and state after a step.
+    /// One stage's weights and state.
     Captured {
         /// The stage.
         stage: usize,
-        /// The step.
-        step: u64,
+        /// The step after which they were copied; none if nothing was in flight.
+        step: Option<u64>,
         /// Its weights and state.
         capture: Box<StageCapture>,
+        /// Where they go.
+        to: CaptureTo,
     },
     /// The stage continues from the state that it was sent.
     Restored {

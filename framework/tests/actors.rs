@@ -280,7 +280,7 @@ fn a_pipeline_stops_with_messages_on_their_way() {
                 first_index: 0,
                 count: 1,
                 total: 3.0,
-                capture: false,
+                capture: None,
             })
             .unwrap();
         while pipeline.sent().activations < 2 {
@@ -325,7 +325,7 @@ fn a_snapshot_keeps_the_events_that_come_meanwhile() {
                 first_index: 0,
                 count: 1,
                 total: 7.0,
-                capture: false,
+                capture: None,
             })
             .unwrap();
     };

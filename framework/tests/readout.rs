@@ -287,7 +287,7 @@ fn versions_travel_once_over_each_boundary_that_needs_them() {
                     first_index: 0,
                     count: 1,
                     total: 13.0,
-                    capture: false,
+                    capture: None,
                 })
                 .unwrap();
             while !matches!(pipeline.next().unwrap(), PipelineEvent::StepDone { .. }) {}

@@ -175,7 +175,7 @@ fn send(pipeline: &Pipeline, batches: &[Batch], first_index: usize, count: usize
         first_index,
         count: of,
         total: 1.0,
-        capture: false,
+        capture: None,
     })?;
     let mut scored = 0;
     while scored < count {

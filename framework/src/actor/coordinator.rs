@@ -11,7 +11,7 @@ use super::{
     address::{StageAddress, undelivered},
     exchange::OtherRank,
     messages::{
-        Activation, Broadcast, CaptureAfter, Cleared, CreditOfReplica, Feed, Fenced, GiveRead, Norm, Observe, Observed,
+        Activation, Broadcast, Capture, Cleared, CreditOfReplica, Feed, Fenced, GiveRead, Norm, Observe, Observed,
         PipelineEvent, Read, Reported, Restore, RestoreStages, TransferTimes,
     },
     notes::IntoNote,
@@ -54,7 +54,7 @@ pub(super) struct Coordinator {
     states: Gather<(), StageState>,
     /// Of all replicas.
     restored: Gather<(), ()>,
-    captures: Gather<u64, StageCapture>,
+    captures: Gather<Option<u64>, StageCapture>,
     /// The steps that are captured and have not been observed yet.
     captured: BTreeSet<u64>,
     /// The stages that received a non-finite value, by their place among those of all replicas, and the failure of the run if no stage produced it.
@@ -284,10 +284,10 @@ impl Handler<Feed> for Coordinator {
 
     fn handle(&mut self, message: Feed, _: &mut Self::Context) {
         let Feed { purpose, step, micro_batches, elsewhere, first_index, count, total, capture } = message;
-        if capture {
+        if let Some(to) = capture {
             // It is in every stage's mailbox before the first activation of the step.
             self.captured.insert(step);
-            self.broadcast(0..1, &CaptureAfter { step });
+            self.broadcast(0..1, &Capture { step: Some(step), to });
             self.fence();
         }
         let feed = self.feeds;
@@ -370,6 +370,7 @@ impl Handler<Broadcast> for Coordinator {
             Broadcast::Validated(message) => self.broadcast(self.all(), &message),
             Broadcast::TakeSnapshot(message) => self.broadcast(0..1, &message),
             Broadcast::TakeState(message) => self.broadcast(0..1, &message),
+            Broadcast::Capture(message) => self.broadcast(0..1, &message),
         }
         self.fence();
     }
@@ -448,7 +449,7 @@ impl Handler<Reported> for Coordinator {
                     self.tell(PipelineEvent::State(all));
                 }
             }
-            CoordinatorMessage::Captured { stage, step, capture } => {
+            CoordinatorMessage::Captured { stage, step, capture, to: _ } => {
                 if let Some(stages) = self.captures.add(step, stage, *capture) {
                     self.tell(PipelineEvent::Captured { step, stages });
                 }

@@ -15,6 +15,7 @@ use super::{
     notes::{CoordinatorNote, Header, IntoNote, Note, StageNote, StartNote},
     pipeline::PipelineSettings,
     reader::Reader,
+    shard_writer::ShardWriter,
 };
 use crate::{
     Error, Failure, Origin, Phase, Result,
@@ -45,7 +46,7 @@ impl Outbox {
         self.ranks.send(rank, Header::message(self.pipeline, note, tensors)?)
     }
 
-    fn report(&self, report: CoordinatorMessage) -> Result<()> {
+    pub(super) fn report(&self, report: CoordinatorMessage) -> Result<()> {
         let (note, tensors) = CoordinatorNote::of(report)?;
         self.send(FIRST, Note::ToCoordinator(note), &tensors)
     }
@@ -55,7 +56,11 @@ impl Outbox {
 #[derive(Clone)]
 pub(super) enum CoordinatorAddress {
     Here(Addr<Coordinator>),
-    There(Outbox),
+    There {
+        outbox: Outbox,
+        /// Writes captures of the stages of this rank to files.
+        writer: Option<ShardWriter>,
+    },
 }
 
 impl CoordinatorAddress {
@@ -63,7 +68,8 @@ impl CoordinatorAddress {
     pub(super) fn report(&self, report: CoordinatorMessage) -> Result<()> {
         match self {
             Self::Here(address) => send(address, COORDINATOR, Reported::from(report)),
-            Self::There(outbox) => outbox.report(report),
+            Self::There { writer: Some(writer), .. } if writer.is_for(&report) => writer.write(report),
+            Self::There { outbox, .. } => outbox.report(report),
         }
     }
 
@@ -71,7 +77,7 @@ impl CoordinatorAddress {
     pub(super) fn credit(&self) -> Result<()> {
         match self {
             Self::Here(address) => send(address, COORDINATOR, CreditOfReplica(0)),
-            Self::There(outbox) => outbox.send(FIRST, Note::ToCoordinator(CoordinatorNote::Credit), &[]),
+            Self::There { outbox, .. } => outbox.send(FIRST, Note::ToCoordinator(CoordinatorNote::Credit), &[]),
         }
     }
 }

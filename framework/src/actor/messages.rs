@@ -11,7 +11,7 @@ use crate::{
     data::Examples,
     plan::PlanPhase,
     schedule::{MicroBatchId, Purpose},
-    stage::{Payload, ReadoutVersion, StageCapture, StageState},
+    stage::{CaptureTo, Payload, ReadoutVersion, StageCapture, StageState},
     transport::{Built, CoordinatorMessage, GradientShare, StageStep, Transport},
 };
 
@@ -167,11 +167,13 @@ pub(super) struct TakeSnapshot;
 #[rtype(result = "()")]
 pub(super) struct TakeState;
 
-/// To every stage, before the activations of this step: report the weights and the state after its update.
-#[derive(Message, Clone, Copy)]
+/// To every stage: report the weights and the state. With a step, before the activations of this step: those after its update. Otherwise, while nothing is in
+/// flight: those of now.
+#[derive(Message, Clone)]
 #[rtype(result = "()")]
-pub(super) struct CaptureAfter {
-    pub(super) step: u64,
+pub(super) struct Capture {
+    pub(super) step: Option<u64>,
+    pub(super) to: CaptureTo,
 }
 
 /// From another rank to the coordinator: what was sent to its stages before the fence is in their mailboxes.
@@ -232,8 +234,8 @@ pub struct Feed {
     pub count: usize,
     /// How many targets count in the whole batch.
     pub total: f64,
-    /// Whether every stage reports a copy of its weights and its state after the step ([`PipelineEvent::Captured`]). Stages go on meanwhile.
-    pub capture: bool,
+    /// If it is set, every stage copies its weights and its state after the step and reports them ([`PipelineEvent::Captured`]). Stages go on meanwhile.
+    pub capture: Option<CaptureTo>,
 }
 
 /// From the pipeline's handle to the coordinator: send this to every stage.
@@ -244,6 +246,7 @@ pub(super) enum Broadcast {
     Validated(Validated),
     TakeSnapshot(TakeSnapshot),
     TakeState(TakeState),
+    Capture(Capture),
 }
 
 /// An event that the coordinator reports to the pipeline's handle.
@@ -271,10 +274,10 @@ pub enum PipelineEvent {
         /// The state of a strategy that decides plans during the run, if the step is captured ([`Feed::capture`]).
         strategy: Option<Value>,
     },
-    /// Every stage's weights and state after a step; in order of stages. It may come before the step's [`Self::StepDone`].
+    /// Every stage's weights and state; in order of stages. It may come before the step's [`Self::StepDone`].
     Captured {
-        /// The step.
-        step: u64,
+        /// The step after which they were copied; none if nothing was in flight.
+        step: Option<u64>,
         /// The weights and the state of each stage.
         stages: Vec<StageCapture>,
     },

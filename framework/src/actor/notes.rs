@@ -10,8 +10,8 @@ use super::{
     address::{COORDINATOR, StageAddress, send},
     coordinator::Coordinator,
     messages::{
-        Activation, Begin, CaptureAfter, Change, Credit, CreditOfReplica, Fenced, FollowPlans, GiveRead, Gradient,
-        Norm, Read, Readout, Reported, Restore, Shared, TakeSnapshot, TakeState, TransferTimes, Validated,
+        Activation, Begin, Capture, Change, Credit, CreditOfReplica, Fenced, FollowPlans, GiveRead, Gradient, Norm,
+        Read, Readout, Reported, Restore, Shared, TakeSnapshot, TakeState, TransferTimes, Validated,
     },
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     plan::PlanPhase,
     ranks::{RankMessage, packed, unpacked},
     schedule::MicroBatchId,
-    stage::{Payload, ReadoutVersion, StageCapture, StageState, StateNote},
+    stage::{CaptureTo, Payload, ReadoutVersion, StageCapture, StageFiles, StageState, StateNote},
     transport::{Built, CoordinatorMessage, GradientShare, StageStep},
 };
 
@@ -112,8 +112,9 @@ pub(super) enum StageNote {
     },
     TakeSnapshot,
     TakeState,
-    CaptureAfter {
-        step: u64,
+    Capture {
+        step: Option<u64>,
+        to: CaptureTo,
     },
     Restore(StateNote),
 }
@@ -146,9 +147,10 @@ pub(super) enum CoordinatorNote {
     },
     Captured {
         stage: usize,
-        step: u64,
+        step: Option<u64>,
         names: Vec<String>,
         state: StateNote,
+        files: Option<StageFiles>,
     },
     Restored {
         stage: usize,
@@ -230,7 +232,7 @@ plain_notes! {
     Begin { total_steps } => Begin: StageNote::Begin { total_steps };
     TakeSnapshot => TakeSnapshot: StageNote::TakeSnapshot;
     TakeState => TakeState: StageNote::TakeState;
-    CaptureAfter { step } => CaptureAfter: StageNote::CaptureAfter { step };
+    Capture { step, to } => Capture: StageNote::Capture { step, to };
 }
 
 impl IntoNote for Activation {
@@ -307,7 +309,7 @@ impl StageNote {
             Self::Begin { total_steps } => to.send(Begin { total_steps }),
             Self::TakeSnapshot => to.send(TakeSnapshot),
             Self::TakeState => to.send(TakeState),
-            Self::CaptureAfter { step } => to.send(CaptureAfter { step }),
+            Self::Capture { step, to: place } => to.send(Capture { step, to: place }),
             Self::Restore(state) => {
                 let state = Box::new(StageState::of_note(state, &mut tensors.into_iter())?);
                 to.send(Restore { state })
@@ -332,12 +334,12 @@ impl CoordinatorNote {
                 let (state, tensors) = state.into_note()?;
                 return Ok((Self::State { stage, state }, tensors));
             }
-            CoordinatorMessage::Captured { stage, step, capture } => {
-                let StageCapture { weights, state } = *capture;
+            CoordinatorMessage::Captured { stage, step, capture, to: _ } => {
+                let StageCapture { weights, state, files } = *capture;
                 let (names, mut tensors): (_, Vec<_>) = weights.into_iter().unzip();
                 let (state, others) = state.into_note()?;
                 tensors.extend(others);
-                return Ok((Self::Captured { stage, step, names, state }, tensors));
+                return Ok((Self::Captured { stage, step, names, state, files }, tensors));
             }
             CoordinatorMessage::Restored { stage } => Self::Restored { stage },
             CoordinatorMessage::ReceivedNonFinite(failure) => Self::ReceivedNonFinite((&failure).into()),
@@ -362,10 +364,11 @@ impl CoordinatorNote {
             Self::State { stage, state } => {
                 CoordinatorMessage::State { stage, state: Box::new(StageState::of_note(state, &mut tensors)?) }
             }
-            Self::Captured { stage, step, names, state } => {
+            Self::Captured { stage, step, names, state, files } => {
                 let weights = names.into_iter().zip(tensors.by_ref()).collect();
-                let capture = Box::new(StageCapture { weights, state: StageState::of_note(state, &mut tensors)? });
-                CoordinatorMessage::Captured { stage, step, capture }
+                let state = StageState::of_note(state, &mut tensors)?;
+                let capture = Box::new(StageCapture { weights, state, files });
+                CoordinatorMessage::Captured { stage, step, capture, to: CaptureTo::Coordinator }
             }
             Self::Restored { stage } => CoordinatorMessage::Restored { stage },
             Self::ReceivedNonFinite(failure) => CoordinatorMessage::ReceivedNonFinite(failure.into()),

@@ -20,7 +20,8 @@ use super::{
     exchange::{CoordinatorAddress, Exchange},
     hosted::HostedStages,
     messages::{
-        Begin, Broadcast, Feed, PipelineEvent, ReadStrategyState, RestoreStages, TakeSnapshot, TakeState, Validated,
+        Begin, Broadcast, Capture, Feed, PipelineEvent, ReadStrategyState, RestoreStages, TakeSnapshot, TakeState,
+        Validated,
     },
     sent::{Counter, Sent},
     strategy::{StartStages, StrategyActor},
@@ -31,7 +32,7 @@ use crate::{
     ranks::Spread,
     schedule::{Policy, readout::check_refresh},
     simulator,
-    stage::{StageBlueprint, StageState},
+    stage::{CaptureTo, StageBlueprint, StageCapture, StageState},
     strategy::Plans,
     transport::Built,
     watch::{Activity, NoMessage, Patience, Worker},
@@ -188,6 +189,11 @@ impl Pipeline {
         self.in_flight
     }
 
+    /// Returns whether some stages are on other ranks.
+    pub(crate) fn has_other_ranks(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.actors.exchange.is_some())
+    }
+
     /// Returns the number of messages that the actors of this process have sent since the start.
     pub fn sent(&self) -> Sent {
         self.sent.iter().fold(Sent::default(), |sum, counter| sum + counter.read())
@@ -300,6 +306,21 @@ impl Pipeline {
         loop {
             match self.receive()? {
                 PipelineEvent::State(stages) => return Ok(stages),
+                other => self.set_aside.borrow_mut().push_back(other),
+            }
+        }
+    }
+
+    /// Returns a copy of every stage's weights and state, in order of stages. Call it only while nothing is in flight. Events that come meanwhile are kept for
+    /// [`Self::next`].
+    ///
+    /// # Errors
+    /// If a stage cannot copy them, or the actors' threads have ended.
+    pub fn capture(&self, to: CaptureTo) -> Result<Vec<StageCapture>> {
+        self.send(Broadcast::Capture(Capture { step: None, to }))?;
+        loop {
+            match self.receive()? {
+                PipelineEvent::Captured { step: None, stages } => return Ok(stages),
                 other => self.set_aside.borrow_mut().push_back(other),
             }
         }

@@ -14,6 +14,7 @@ use super::{
     notes::StartNote,
     pipeline::PipelineSettings,
     reader::Reader,
+    shard_writer::ShardWriter,
 };
 use crate::{
     Dataset, Error, Failure, Origin, Phase, Result, Weights,
@@ -39,8 +40,8 @@ pub(crate) fn serve(
 ) -> Result<()> {
     let rank = spread.ranks.rank();
     let own = spread.stages_of(rank);
-    // One for each stage, and one for what reads their data.
-    let activities: Vec<Arc<Activity>> = (0..=own.len()).map(|_| Arc::default()).collect();
+    // One for each stage, one for what reads their data, and one for what writes their captures.
+    let activities: Vec<Arc<Activity>> = (0..own.len() + 2).map(|_| Arc::default()).collect();
     let (tell, orders) = channel();
     let exchange = Exchange::open(spread, activities.clone(), Some(tell));
     let order = |patience: Patience| {
@@ -52,7 +53,7 @@ pub(crate) fn serve(
             }
         })
     };
-    let coordinator = CoordinatorAddress::There(exchange.outbox().clone());
+    let coordinator = CoordinatorAddress::There { outbox: exchange.outbox().clone(), writer: None };
     let (start, values) = match order(Patience::default())? {
         Order::Start(start, values) => (start, values),
         Order::End(Some(failure)) => return Err(failure.into()),
@@ -114,6 +115,8 @@ struct ServedStages {
     thread: Worker,
     /// Reads the examples of the replica.
     reading: Option<Worker>,
+    /// Writes captures of the stages.
+    writing: Worker,
 }
 
 impl ServedStages {
@@ -151,22 +154,27 @@ impl ServedStages {
         });
         let hosted = take.recv().map_err(|_| Error::Ended("the thread of the actors".to_owned())).flatten();
         let hosted = hosted.inspect_err(|_| system.stop())?;
-        let coordinator = CoordinatorAddress::There(exchange.outbox().clone());
-        hosted.connect(&coordinator, Some(exchange));
-        let read = |data| {
-            let of_reader = Arc::clone(activities.last().expect("one more than stages"));
-            Reader::start(data, hosted.addresses[0].clone(), coordinator, of_reader)
+        let [.., of_reader, of_writer] = activities else {
+            return Err(Error::Internal("there are too few activities".to_owned()));
         };
-        let reading = data.map(read).transpose().inspect_err(|_| {
+        let outbox = exchange.outbox().clone();
+        let (reader, addresses) = (Arc::clone(of_reader), &hosted.addresses);
+        let threads = || -> Result<_> {
+            let coordinator = CoordinatorAddress::There { outbox: outbox.clone(), writer: None };
+            let read = |data| Reader::start(data, addresses[0].clone(), coordinator, reader);
+            Ok((ShardWriter::start(outbox.clone(), Arc::clone(of_writer))?, data.map(read).transpose()?))
+        };
+        let ((writer, writing), reading) = threads().inspect_err(|_| {
             hosted.stop();
             system.stop();
         })?;
+        hosted.connect(&CoordinatorAddress::There { outbox, writer: Some(writer) }, Some(exchange));
         let reading = reading.map(|(reader, thread)| {
             exchange.read_with(reader);
             thread
         });
         exchange.deliver_to(&hosted.addresses, None);
-        Ok(Self { hosted: Some(hosted), system, thread, reading })
+        Ok(Self { hosted: Some(hosted), system, thread, reading, writing })
     }
 
     /// Stops the actors and waits for their threads, except for those that are blocked.
@@ -190,5 +198,6 @@ impl ServedStages {
         if let Some(reading) = &mut self.reading {
             reading.join(patience, activities);
         }
+        self.writing.join(patience, activities);
     }
 }

@@ -23,7 +23,7 @@ use self::{
 use super::{
     arrivals::Arrivals,
     messages::{
-        Activation, CaptureAfter, Change, Connect, Credit, FollowPlans, Gradient, NextAction, Norm, Readout, Shared,
+        Activation, Capture, Change, Connect, Credit, FollowPlans, Gradient, NextAction, Norm, Readout, Shared,
     },
 };
 use crate::{
@@ -260,14 +260,17 @@ impl Handler<Change> for StageActor {
     }
 }
 
-impl Handler<CaptureAfter> for StageActor {
+impl Handler<Capture> for StageActor {
     type Result = ();
 
-    fn handle(&mut self, message: CaptureAfter, _: &mut Self::Context) {
+    fn handle(&mut self, Capture { step, to }: Capture, _: &mut Self::Context) {
+        let Some(step) = step else {
+            return self.between_steps(Phase::State, |work| work.capture(None, to));
+        };
         self.mailbox.taken();
         self.guarded(Phase::State, |this| match &mut this.state {
             State::Working(work) => {
-                work.captures.push_back(message.step);
+                work.captures.push_back((step, to));
                 Ok(())
             }
             _ => Err(Error::Internal("received a request for a capture before the first plan".to_owned()).into()),

@@ -7,6 +7,8 @@ mod save;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use save::ShardFile;
+
 use std::{collections::BTreeMap, ops::Index};
 
 use candle_core::Tensor;

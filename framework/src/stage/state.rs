@@ -4,7 +4,7 @@ mod regroup;
 
 pub(crate) use regroup::{regrouped, regrouped_name};
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use super::{
     readout::{self, Versions},
     trainable::state::{PartState, Tensors},
 };
-use crate::{Error, Result, optimizer::lr_schedule::Plateau};
+use crate::{Error, Result, model::ShardFile, optimizer::lr_schedule::Plateau};
 
 /// What a stage needs beside its weights to continue exactly: the states of its optimizers, its moving averages and its learning-rate
 /// schedule.
@@ -52,6 +52,41 @@ pub(crate) struct StateNote {
 pub struct StageCapture {
     pub(crate) weights: Vec<(String, Tensor)>,
     pub(crate) state: StageState,
+    /// The files with the tensors of both, which are not here then.
+    pub(crate) files: Option<StageFiles>,
+}
+
+/// The files with the tensors of a capture.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct StageFiles {
+    pub(crate) weights: ShardFile,
+    pub(crate) state: ShardFile,
+}
+
+/// Where a capture of a stage goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CaptureTo {
+    /// To the coordinator.
+    Coordinator,
+    /// If the stage is on another rank, to files in this folder, if it is there; else to the coordinator.
+    Folder(String),
+}
+
+impl StageCapture {
+    /// Writes the tensors to files in `folder`, and keeps these instead.
+    ///
+    /// # Errors
+    /// If one cannot be written; the tensors stay then.
+    pub(crate) fn write_to(&mut self, folder: &Path, stage: usize) -> Result<()> {
+        let place = |of: &str| folder.join(format!("{of}-{stage}.safetensors"));
+        let weights = ShardFile::write(place("weights"), &self.weights)?;
+        let tensors: Vec<(String, Tensor)> = self.state.tensors.clone().into_iter().collect();
+        let state = ShardFile::write(place("state"), &tensors)?;
+        self.files = Some(StageFiles { weights, state });
+        self.weights = Vec::new();
+        self.state.tensors = BTreeMap::new();
+        Ok(())
+    }
 }
 
 /// What the names of tensors of a stage's optimizers begin with: those of its main part, and those of its head.
@@ -115,7 +150,7 @@ impl Stage {
     /// # Errors
     /// As [`Self::snapshot`] and [`Self::state`].
     pub(crate) fn capture(&self) -> Result<StageCapture> {
-        Ok(StageCapture { weights: self.snapshot()?, state: self.state()? })
+        Ok(StageCapture { weights: self.snapshot()?, state: self.state()?, files: None })
     }
 
     fn shapes(&self) -> BTreeMap<String, Vec<usize>> {

@@ -4,6 +4,7 @@ mod captures;
 mod during_fit;
 mod store;
 
+use captures::{Captured, RankFiles};
 pub(super) use captures::{Captures, Reason, Timing};
 use store::Saved;
 pub(super) use store::Store;
@@ -136,18 +137,18 @@ impl Checkpoint {
     /// # Errors
     /// If a file cannot be written; nothing of it is left then.
     pub fn save(&self, run: impl AsRef<Path>) -> Result<PathBuf> {
-        self.save_with(run.as_ref(), &Attached::new())
+        self.save_with(run.as_ref(), &Attached::new(), &RankFiles::default())
     }
 
-    /// As [`Self::save`], with other files beside its own.
-    fn save_with(&self, run: &Path, attached: &Attached) -> Result<PathBuf> {
+    /// As [`Self::save`], with other files beside its own, and with tensors that other ranks have written.
+    fn save_with(&self, run: &Path, attached: &Attached, of_ranks: &RankFiles) -> Result<PathBuf> {
         let path = checkpoint::place(run, self.steps());
         let all = path.parent().unwrap_or(run);
         files::create_folder(all)?;
         let hidden = |ending: &str| all.join(format!(".step-{}{ending}", self.steps()));
         let (aside, old) = (hidden(checkpoint::PART), hidden(checkpoint::OLD));
         // Between the two renames of a replacement, the new one counts where it is ([`checkpoint::checkpoints_in`]).
-        let saved = self.write_to(&aside, attached).and_then(|()| {
+        let saved = self.write_to(&aside, attached, of_ranks).and_then(|()| {
             let replace = || {
                 if path.exists() {
                     checkpoint::remove(&old);
@@ -164,21 +165,22 @@ impl Checkpoint {
         saved.map(|()| path)
     }
 
-    fn write_to(&self, folder: &Path, attached: &Attached) -> Result<()> {
+    fn write_to(&self, folder: &Path, attached: &Attached, of_ranks: &RankFiles) -> Result<()> {
         let make = |folder: &Path| fs::create_dir(folder).map_err(|e| Error::file(folder, e));
         checkpoint::remove(folder);
         make(folder)?;
         let tensors = folder.join(TENSORS);
         make(&tensors)?;
-        self.weights.save(folder)?;
-        self.state.tensors.save(&tensors)?;
+        let mut known = self.weights.save_with(folder, &of_ranks.weights)?;
+        let of_state = self.state.tensors.save_with(&tensors, &of_ranks.state)?;
+        known.extend(of_state.into_iter().map(|(file, entry)| (format!("{TENSORS}/{file}"), entry)));
         let path = folder.join(STATE);
         let text = serde_json::to_string_pretty(&self.state).map_err(|e| Error::file(&path, e))?;
         files::write(&path, text)?;
         for (name, bytes) in attached {
             files::write(&folder.join(name), bytes)?;
         }
-        Manifest::write(folder, self.steps())
+        Manifest::write(folder, self.steps(), &known)
     }
 
     /// Reads the checkpoint in the folder `path`, after comparing all its files with their checksums.
@@ -229,7 +231,9 @@ impl Trainer {
         if config.keep > 0 {
             checkpoint::begin_after(run.as_ref(), self.steps)?;
             self.captures.timing = Timing::new(Some(config), self.snapshot_every);
-            self.store = Some(Arc::new(Store::start(run.as_ref(), config, self.attached.clone(), self.patience())?));
+            let store = Store::start(run.as_ref(), config, self.attached.clone(), self.patience())?;
+            let store = if self.pipeline.has_other_ranks() { store.with_ranks(run.as_ref()) } else { store };
+            self.store = Some(Arc::new(store));
             self.checkpoint_on_stop = config.on_stop;
         }
         Ok(())
@@ -243,8 +247,16 @@ impl Trainer {
         Ok(Checkpoint { weights: self.snapshot()?, state: self.state()? })
     }
 
-    /// Returns the newest checkpoint that was captured during a fit, also after the fit has failed.
+    /// Returns the newest checkpoint that was captured during a fit, also after the fit has failed. With several ranks, of which each has written a part of it, it
+    /// is read again.
     pub fn last_checkpoint(&self) -> Option<Arc<Checkpoint>> {
-        self.captures.newest()
+        let written = || {
+            let run = self.store.as_ref().filter(|_| self.captures.has_newer_written())?.run_of_ranks()?;
+            let newest = Checkpoint::newest(run);
+            let (found, _) = newest.inspect_err(|error| tracing::warn!("{error}")).ok().flatten()?;
+            Some(Arc::new(found))
+        };
+        let in_memory = self.captures.newest();
+        written().filter(|found| in_memory.as_ref().is_none_or(|own| own.steps() < found.steps())).or(in_memory)
     }
 }

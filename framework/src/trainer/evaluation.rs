@@ -51,7 +51,7 @@ impl Trainer {
                     first_index,
                     count,
                     total,
-                    capture: false,
+                    capture: None,
                 })
             });
             loop {

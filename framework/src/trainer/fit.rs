@@ -278,7 +278,7 @@ impl Trainer {
         self.metrics.trains();
         trained.begin();
         let (loss, steps, told) = (Arc::clone(&self.loss), self.steps..until, self.told.steps());
-        let (calls, patience) = (self.calls.clone(), self.patience());
+        let (calls, patience, store) = (self.calls.clone(), self.patience(), self.store.clone());
         // Once something has been fed, an error leaves the stages in the middle of a step.
         let fed = Cell::new(false);
         self.failed = true;
@@ -306,7 +306,7 @@ impl Trainer {
                         first_index: 0,
                         count,
                         total,
-                        capture: reason.is_some(),
+                        capture: reason.map(|reason| reason.place(store.as_deref(), step + 1)),
                     };
                     captured.borrow_mut().extend(reason.map(|reason| (step + 1, reason)));
                     Ok(((examples, total), feed))
@@ -346,7 +346,7 @@ impl Trainer {
                         self.capture_own(strategy, trained.so_far(first))?;
                         self.tell_of_checkpoints(false)?;
                     }
-                    Some(PipelineEvent::Captured { step, stages }) => self.capture_stages(step + 1, stages)?,
+                    Some(PipelineEvent::Captured { step: Some(step), stages }) => self.capture_stages(step + 1, stages),
                     Some(other) => return Err(Error::Internal(format!("{other:?} came in the middle of training"))),
                 }
             }

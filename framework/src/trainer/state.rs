@@ -126,15 +126,18 @@ impl OwnState {
         self.state.units_per_stage.clone()
     }
 
-    /// Returns the whole state, with the tensors of the stages' states and the best weights.
+    /// Returns the whole state, with the tensors of the stages' states and then the best weights, both by stage.
     pub(super) fn with_stages(self, mut stages: Vec<StageState>) -> TrainerState {
         let Self { state, best: found, names } = self;
-        let mut tensors: Vec<Vec<(String, Tensor)>> =
-            stages.iter_mut().map(|stage| std::mem::take(&mut stage.tensors).into_iter().collect()).collect();
-        for (tensors, names) in tensors.iter_mut().zip(&names) {
-            let weights = found.iter().flat_map(|best| names.iter().map(|name| (name, best.weights.get(name))));
-            tensors.extend(weights.filter_map(|(name, tensor)| Some((best(name), tensor?.clone()))));
-        }
+        let tensors = stages.iter_mut().map(|stage| std::mem::take(&mut stage.tensors).into_iter().collect());
+        let mut tensors: Vec<Vec<(String, Tensor)>> = tensors.collect();
+        tensors.extend(found.iter().flat_map(|found| {
+            let of_stage = |names: &Vec<String>| {
+                let weights = names.iter().map(|name| (name, found.weights.get(name)));
+                weights.filter_map(|(name, tensor)| Some((best(name), tensor?.clone()))).collect()
+            };
+            names.iter().map(of_stage)
+        }));
         TrainerState { tensors: Weights::of_stages(tensors), stages, ..state }
     }
 }

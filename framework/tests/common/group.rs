@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicU8, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed},
         mpsc::{Sender, channel},
     },
     thread,
@@ -24,7 +24,12 @@ pub struct Member {
     listener: Arc<(Mutex<Option<Listener>>, Condvar)>,
     /// What does not leave it any more: nothing, [`MESSAGES`] or [`ALL`].
     is_cut: Arc<AtomicU8>,
+    /// How many messages with a stage's state have gone to rank 0.
+    states: Arc<AtomicUsize>,
 }
+
+/// More tensors than any other message has.
+const MANY: usize = 5;
 
 /// Messages of the pipeline, but not the signs that the rank is there.
 pub const MESSAGES: u8 = 1;
@@ -46,6 +51,9 @@ impl Communicator for Member {
             MESSAGES => message.header[0] == 1,
             _ => true,
         };
+        if to == 0 && message.tensors.len() >= MANY {
+            self.states.fetch_add(1, Relaxed);
+        }
         if !is_cut {
             // A rank that has ended receives nothing.
             let _ = self.others[to].send(message);
@@ -65,6 +73,17 @@ pub fn group(
     timeout: Duration,
     lag: impl Fn(usize, usize) -> Duration,
 ) -> (Vec<Ranks>, Vec<Arc<AtomicU8>>) {
+    let (ranks, cuts, _) = counted_group(size, timeout, lag);
+    (ranks, cuts)
+}
+
+/// The same, with the number of messages with a stage's state that have gone to rank 0.
+pub fn counted_group(
+    size: usize,
+    timeout: Duration,
+    lag: impl Fn(usize, usize) -> Duration,
+) -> (Vec<Ranks>, Vec<Arc<AtomicU8>>, Arc<AtomicUsize>) {
+    let states = Arc::<AtomicUsize>::default();
     let listeners: Vec<Arc<(Mutex<Option<Listener>>, Condvar)>> = (0..size).map(|_| Arc::default()).collect();
     let members = (0..size).map(|rank| {
         let to = |to: usize| {
@@ -86,8 +105,9 @@ pub fn group(
         };
         let is_cut = Arc::new(AtomicU8::new(0));
         let (others, listener) = ((0..size).map(to).collect(), Arc::clone(&listeners[rank]));
-        let member = Member { rank, others, listener, is_cut: Arc::clone(&is_cut) };
+        let member = Member { rank, others, listener, is_cut: Arc::clone(&is_cut), states: Arc::clone(&states) };
         (Ranks::with_timeout(Arc::new(member), timeout).unwrap(), is_cut)
     });
-    members.unzip()
+    let (ranks, cuts) = members.unzip();
+    (ranks, cuts, states)
 }

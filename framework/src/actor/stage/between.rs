@@ -11,7 +11,7 @@ use crate::{
 
 impl StageActor {
     /// Runs `work` between steps, when nothing is in flight and all steps have been reported.
-    fn between_steps(&mut self, phase: Phase, work: impl FnOnce(&mut StageWorker) -> Result<(), Stopped>) {
+    pub(super) fn between_steps(&mut self, phase: Phase, work: impl FnOnce(&mut StageWorker) -> Result<(), Stopped>) {
         self.mailbox.taken();
         self.guarded(phase, |this| match &mut this.state {
             State::Working(at_work) if at_work.schedule.is_idle() => {

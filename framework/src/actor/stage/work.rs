@@ -21,7 +21,7 @@ use crate::{
     },
     metrics::{Direction, StageMetrics},
     schedule::{Action, ActionKind, Event, Purpose, StageSchedule},
-    stage::{ActionContext, Outcome, ReadoutVersion, Stage},
+    stage::{ActionContext, CaptureTo, Outcome, ReadoutVersion, Stage},
     transport::{CoordinatorMessage, GradientShare, StageMessage, Transport},
     watch::{Activity, Doing},
 };
@@ -40,7 +40,7 @@ pub(super) struct StageWorker {
     /// The steps whose numbers are being read.
     pub(super) unreported: Queue,
     /// The steps after which weights and state are reported, in order.
-    pub(super) captures: VecDeque<u64>,
+    pub(super) captures: VecDeque<(u64, CaptureTo)>,
     /// Whether the stage has reported that it received a non-finite value: it reports nothing after that.
     pub(super) reported_non_finite: bool,
     /// The actions done for evaluations whose times are not known yet.
@@ -201,16 +201,20 @@ impl StageWorker {
                     self.send_readout(version)?;
                 }
                 self.update_submitted(step, reading)?;
-                if self.captures.front() == Some(&step) {
-                    self.captures.pop_front();
+                if let Some((step, to)) = self.captures.pop_front_if(|(next, _)| *next == step) {
                     // The copy waits for the device anyway, and a value that is not finite is reported first.
                     self.report_all_steps()?;
-                    let capture = Box::new(self.stage.capture()?);
-                    self.wire.report(CoordinatorMessage::Captured { stage, step, capture })?;
+                    self.capture(Some(step), to)?;
                 }
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Reports a copy of the stage's weights and state.
+    pub(super) fn capture(&mut self, step: Option<u64>, to: CaptureTo) -> Result<(), Stopped> {
+        let (stage, capture) = (self.stage.index(), Box::new(self.stage.capture()?));
+        Ok(self.wire.report(CoordinatorMessage::Captured { stage, step, capture, to })?)
     }
 }

@@ -6,8 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Checkpoint, CheckpointConfig};
-use crate::{Result, Weights, stage::StageCapture, trainer::state::OwnState};
+use super::{Checkpoint, CheckpointConfig, Store};
+use crate::{
+    Weights,
+    model::ShardFile,
+    stage::{CaptureTo, StageCapture, StageState},
+    trainer::state::OwnState,
+};
 
 /// Why a step is captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,11 +23,57 @@ pub(crate) enum Reason {
     Snapshot,
 }
 
+impl Reason {
+    /// Where the captures of the stages after `steps` steps go.
+    pub(crate) fn place(self, store: Option<&Store>, steps: u64) -> CaptureTo {
+        let store = store.filter(|_| self == Self::Checkpoint);
+        let folder = store.and_then(|store| store.folder_for_ranks(steps));
+        folder.map_or(CaptureTo::Coordinator, CaptureTo::Folder)
+    }
+}
+
 /// The two halves of a capture, which arrive in any order.
 struct Open {
     reason: Reason,
     own: Option<OwnState>,
     stages: Option<Vec<StageCapture>>,
+}
+
+/// A complete capture: a checkpoint, and the files in which other ranks have written those of its tensors that are not here.
+#[derive(Clone, Debug)]
+pub(crate) struct Captured {
+    pub(crate) checkpoint: Arc<Checkpoint>,
+    pub(crate) files: Arc<RankFiles>,
+}
+
+/// The files that other ranks have written for a checkpoint, by stage.
+#[derive(Debug, Default)]
+pub(crate) struct RankFiles {
+    pub(crate) weights: BTreeMap<usize, ShardFile>,
+    pub(crate) state: BTreeMap<usize, ShardFile>,
+}
+
+impl Captured {
+    /// Puts the captures of all stages together with the trainer's own state.
+    pub(crate) fn new(own: OwnState, stages: Vec<StageCapture>) -> Self {
+        let mut files = RankFiles::default();
+        let parts = stages.into_iter().enumerate().map(|(k, StageCapture { weights, state, files: written })| {
+            if let Some(written) = written {
+                files.weights.insert(k, written.weights);
+                files.state.insert(k, written.state);
+            }
+            (weights, state)
+        });
+        let (weights, states): (Vec<_>, Vec<StageState>) = parts.unzip();
+        let weights = Weights::of_stages(weights).with_units_per_stage(own.units_per_stage());
+        let state = own.with_stages(states);
+        Self { checkpoint: Arc::new(Checkpoint { weights, state }), files: Arc::new(files) }
+    }
+
+    /// Returns whether all of it is here.
+    fn is_here(&self) -> bool {
+        self.files.weights.is_empty()
+    }
 }
 
 /// When the state is captured.
@@ -62,10 +113,10 @@ pub(crate) struct Captures {
     done: Arc<Mutex<Newest>>,
 }
 
-/// The newest complete capture.
+/// The newest complete capture in memory.
 #[derive(Default)]
 struct Newest {
-    capture: Option<Arc<Checkpoint>>,
+    capture: Option<Captured>,
     /// The steps of the last checkpoint that was handed to the store.
     written: Option<u64>,
 }
@@ -108,7 +159,7 @@ impl Captures {
     }
 
     /// Adds the trainer's own half. Returns the checkpoint to write, if it is complete now and is to be written.
-    pub(crate) fn add_own(&mut self, steps: u64, own: OwnState) -> Result<Option<Arc<Checkpoint>>> {
+    pub(crate) fn add_own(&mut self, steps: u64, own: OwnState) -> Option<Captured> {
         if let Some(open) = self.open.get_mut(&steps) {
             open.own = Some(own);
         }
@@ -116,38 +167,33 @@ impl Captures {
     }
 
     /// Adds the stages' half, likewise.
-    pub(crate) fn add_stages(&mut self, steps: u64, stages: Vec<StageCapture>) -> Result<Option<Arc<Checkpoint>>> {
+    pub(crate) fn add_stages(&mut self, steps: u64, stages: Vec<StageCapture>) -> Option<Captured> {
         if let Some(open) = self.open.get_mut(&steps) {
             open.stages = Some(stages);
         }
         self.complete(steps)
     }
 
-    fn complete(&mut self, steps: u64) -> Result<Option<Arc<Checkpoint>>> {
+    fn complete(&mut self, steps: u64) -> Option<Captured> {
         let is_complete = |open: &Open| open.own.is_some() && open.stages.is_some();
         if !self.open.get(&steps).is_some_and(is_complete) {
-            return Ok(None);
+            return None;
         }
-        let Some(Open { reason, own: Some(own), stages: Some(captures) }) = self.open.remove(&steps) else {
-            return Ok(None);
-        };
-        let (weights, states): (Vec<_>, Vec<_>) =
-            captures.into_iter().map(|StageCapture { weights, state }| (weights, state)).unzip();
-        let weights = Weights::of_stages(weights).with_units_per_stage(own.units_per_stage());
-        let checkpoint = Checkpoint { weights, state: own.with_stages(states) };
-        Ok(self.completed(checkpoint, reason))
+        let Open { reason, own, stages } = self.open.remove(&steps)?;
+        self.completed(Captured::new(own?, stages?), reason)
     }
 
-    /// Keeps a complete capture. Returns it if it is to be written.
-    pub(crate) fn completed(&self, checkpoint: Checkpoint, reason: Reason) -> Option<Arc<Checkpoint>> {
-        let checkpoint = Arc::new(checkpoint);
+    /// Keeps a complete capture, if all of it is here. Returns it if it is to be written.
+    pub(crate) fn completed(&self, captured: Captured, reason: Reason) -> Option<Captured> {
         let mut done = self.done();
-        done.capture = Some(Arc::clone(&checkpoint));
+        if captured.is_here() {
+            done.capture = Some(captured.clone());
+        }
         if reason == Reason::Snapshot {
             return None;
         }
-        done.written = Some(checkpoint.steps());
-        Some(checkpoint)
+        done.written = Some(captured.checkpoint.steps());
+        Some(captured)
     }
 
     /// Returns whether the checkpoint after `steps` steps was the last one that was handed to the store, or continued from.
@@ -160,17 +206,25 @@ impl Captures {
         self.done().written = Some(steps);
     }
 
-    /// The newest capture.
+    /// The newest capture in memory.
     pub(crate) fn newest(&self) -> Option<Arc<Checkpoint>> {
-        self.done().capture.clone()
+        self.done().capture.as_ref().map(|captured| Arc::clone(&captured.checkpoint))
+    }
+
+    /// Returns whether one that is newer than the newest in memory has been handed to the store.
+    pub(crate) fn has_newer_written(&self) -> bool {
+        let done = self.done();
+        let newest = done.capture.as_ref().map(|captured| captured.checkpoint.steps());
+        done.written.is_some_and(|written| newest.is_none_or(|newest| newest < written))
     }
 
     /// Returns the newest capture if it has not been handed to the store; afterwards it counts as handed over.
-    pub(crate) fn take_unwritten(&self) -> Option<Arc<Checkpoint>> {
+    pub(crate) fn take_unwritten(&self) -> Option<Captured> {
         let mut done = self.done();
         let written = done.written;
-        let newest = done.capture.clone().filter(|newest| written.is_none_or(|steps| steps < newest.steps()))?;
-        done.written = Some(newest.steps());
+        let is_newer = |newest: &Captured| written.is_none_or(|steps| steps < newest.checkpoint.steps());
+        let newest = done.capture.clone().filter(is_newer)?;
+        done.written = Some(newest.checkpoint.steps());
         Some(newest)
     }
 

@@ -4,28 +4,28 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Checkpoint, Reason, Saved, store::Kind};
+use super::{Captured, Reason, Saved, store::Kind};
 use crate::{
     Error, Result,
     actor::PipelineEvent,
-    stage::StageCapture,
+    stage::{CaptureTo, StageCapture},
     trainer::{TrainEvent, Trainer, run_metrics::RunState, state::FitState},
 };
 
 impl Trainer {
     /// Returns all of the trainer here, where nothing is in flight.
-    pub(in crate::trainer) fn here(&self, fit: FitState) -> Result<Checkpoint> {
+    pub(in crate::trainer) fn here(&self, to: CaptureTo, fit: FitState) -> Result<Captured> {
         let own = self.own_state(self.strategy_state()?, Some(fit))?;
-        Ok(Checkpoint { weights: self.pipeline.snapshot()?, state: own.with_stages(self.pipeline.state()?) })
+        Ok(Captured::new(own, self.pipeline.capture(to)?))
     }
 
     /// Captures the state here for this reason.
     pub(in crate::trainer) fn capture_here(&mut self, reason: Reason, fit: FitState) -> Result<()> {
-        let checkpoint = self.here(fit)?;
+        let captured = self.here(reason.place(self.store.as_deref(), self.steps), fit)?;
         if reason == Reason::Checkpoint {
             self.captures.begin();
         }
-        let complete = self.captures.completed(checkpoint, reason);
+        let complete = self.captures.completed(captured, reason);
         self.write(complete);
         Ok(())
     }
@@ -47,23 +47,22 @@ impl Trainer {
             return Ok(());
         }
         let own = self.own_state(strategy, Some(fit))?;
-        let complete = self.captures.add_own(self.steps, own)?;
+        let complete = self.captures.add_own(self.steps, own);
         self.write(complete);
         Ok(())
     }
 
     /// Adds the stages' states to the capture after `steps` steps.
-    pub(in crate::trainer) fn capture_stages(&mut self, steps: u64, stages: Vec<StageCapture>) -> Result<()> {
-        let complete = self.captures.add_stages(steps, stages)?;
+    pub(in crate::trainer) fn capture_stages(&mut self, steps: u64, stages: Vec<StageCapture>) {
+        let complete = self.captures.add_stages(steps, stages);
         self.write(complete);
-        Ok(())
     }
 
     /// Waits for the captures of steps that are done.
     pub(in crate::trainer) fn finish_captures(&mut self) -> Result<()> {
         while self.captures.are_open() {
             match self.pipeline.next()? {
-                PipelineEvent::Captured { step, stages } => self.capture_stages(step + 1, stages)?,
+                PipelineEvent::Captured { step: Some(step), stages } => self.capture_stages(step + 1, stages),
                 other => return Err(Error::Internal(format!("{other:?} came instead of a capture"))),
             }
         }
@@ -71,9 +70,9 @@ impl Trainer {
     }
 
     /// Hands a checkpoint to the store, if there are both.
-    fn write(&self, checkpoint: Option<Arc<Checkpoint>>) {
-        if let (Some(checkpoint), Some(store)) = (checkpoint, &self.store) {
-            store.write(checkpoint);
+    fn write(&self, captured: Option<Captured>) {
+        if let (Some(captured), Some(store)) = (captured, &self.store) {
+            store.write(captured);
         }
     }
 

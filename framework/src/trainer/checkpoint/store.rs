@@ -12,7 +12,7 @@ use std::{
 
 use metrics::{Counter, Gauge, Histogram};
 
-use super::{Attached, Checkpoint, CheckpointConfig};
+use super::{Attached, Captured, CheckpointConfig};
 use crate::{
     Error, Origin, Phase, Result, checkpoint, files,
     metrics::table,
@@ -22,7 +22,7 @@ use crate::{
 
 /// What the thread writes next.
 enum Job {
-    Checkpoint(Arc<Checkpoint>),
+    Checkpoint(Captured),
     Best(Arc<Best>),
 }
 
@@ -78,13 +78,32 @@ impl Handles {
     }
 }
 
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
 /// The seconds since 1970.
 fn now() -> f64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+    since_1970().as_secs_f64()
+}
+
+/// Returns a name that no other run has.
+fn new_id() -> String {
+    format!("{:x}-{:x}", since_1970().as_nanos(), std::process::id())
 }
 
 /// Writes checkpoints and best weights into the folder of a run, one after another, on a thread of its own.
-pub(crate) struct Store(Mutex<Inner>);
+pub(crate) struct Store {
+    inner: Mutex<Inner>,
+    /// Present if other ranks may write parts of checkpoints.
+    of_ranks: Option<OfRanks>,
+}
+
+/// What the folders for other ranks are named by.
+struct OfRanks {
+    run: PathBuf,
+    run_id: String,
+}
 
 struct Inner {
     /// None when no more are written.
@@ -110,10 +129,31 @@ impl Store {
     pub(crate) fn start(run: &Path, config: &CheckpointConfig, attached: Attached, patience: Patience) -> Result<Self> {
         let (run, keep) = (run.to_owned(), config.keep);
         let write = move |job: &Job| match job {
-            Job::Checkpoint(checkpoint) => save(checkpoint, &run, keep, &attached),
+            Job::Checkpoint(captured) => save(captured, &run, keep, &attached),
             Job::Best(best) => save_best(best, &run),
         };
         Self::start_with(write, Handles::new(config), patience)
+    }
+
+    /// Lets other ranks write parts of the checkpoints of the run in `run`.
+    pub(crate) fn with_ranks(self, run: &Path) -> Self {
+        // Hosts may mount a folder in the same place by different links, so links stay.
+        let of_ranks = std::path::absolute(run).ok().map(|run| OfRanks { run, run_id: new_id() });
+        Self { of_ranks, ..self }
+    }
+
+    /// Returns the folder of the run, if other ranks may have written parts of its checkpoints.
+    pub(crate) fn run_of_ranks(&self) -> Option<&Path> {
+        self.of_ranks.as_ref().map(|of_ranks| &*of_ranks.run)
+    }
+
+    /// Makes the folder for the shards that other ranks write of the checkpoint after `steps` steps; none if there are no other ranks, or it cannot be made.
+    pub(crate) fn folder_for_ranks(&self, steps: u64) -> Option<String> {
+        let OfRanks { run, run_id } = self.of_ranks.as_ref()?;
+        let folder = checkpoint::place_for_ranks(run, steps, run_id);
+        // Without it rank 0 writes all, and says so if it cannot.
+        files::create_folder(&folder).ok()?;
+        folder.into_os_string().into_string().ok()
     }
 
     /// Starts the thread with this way to write.
@@ -139,16 +179,17 @@ impl Store {
             }
         })?;
         let (open, saved) = (VecDeque::new(), Vec::new());
-        Ok(Self(Mutex::new(Inner { jobs: Some(jobs), thread, results, open, saved, activity, patience })))
+        let inner = Mutex::new(Inner { jobs: Some(jobs), thread, results, open, saved, activity, patience });
+        Ok(Self { inner, of_ranks: None })
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands a checkpoint over; waits only if two others are not written yet.
-    pub(crate) fn write(&self, checkpoint: Arc<Checkpoint>) {
-        self.inner().hand_over(Job::Checkpoint(checkpoint));
+    pub(crate) fn write(&self, captured: Captured) {
+        self.inner().hand_over(Job::Checkpoint(captured));
     }
 
     /// Hands the best weights over, likewise.
@@ -218,15 +259,15 @@ impl Drop for Inner {
 impl Job {
     fn is_of(&self) -> (u64, Kind) {
         match self {
-            Self::Checkpoint(checkpoint) => (checkpoint.steps(), Kind::Checkpoint),
+            Self::Checkpoint(captured) => (captured.checkpoint.steps(), Kind::Checkpoint),
             Self::Best(best) => (best.steps, Kind::Best),
         }
     }
 }
 
-fn save(checkpoint: &Checkpoint, run: &Path, keep: usize, attached: &Attached) -> Result<PathBuf> {
-    let path = checkpoint.save_with(run, attached)?;
-    checkpoint::prune(run, keep);
+fn save(captured: &Captured, run: &Path, keep: usize, attached: &Attached) -> Result<PathBuf> {
+    let path = captured.checkpoint.save_with(run, attached, &captured.files)?;
+    checkpoint::prune(run, keep, captured.checkpoint.steps());
     Ok(path)
 }
 
