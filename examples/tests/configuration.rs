@@ -115,6 +115,7 @@ fn wrong_values_are_refused_in_the_words_of_the_configuration() {
         ("optimizer.nesterov=1", "optimizer.nesterov is 1; use true or false"),
         ("optimizer={kind=\"adamw\", betas=[0.9]}", "optimizer.betas is a list; use a list of 2 numbers"),
         ("optimizer.groups=[{match=\"*.bias\"}]", r#"optimizer.groups[0].match is "*.bias"; use a list of strings"#),
+        ("strategy.follow=[-1.0, 0.3]", "strategy.follow[0] is -1.0; use a number from 0 on"),
         ("strategy.widths=[1, true]", "strategy.widths[1] is true; use a whole number from 1 on"),
         ("seed={a=1}", "seed is a table; use a whole number from 0 on or a string of digits"),
         ("dtype=f16", r#"dtype is "f16"; use "f32" or "bf16""#),

@@ -170,12 +170,11 @@ impl<'a> Part<'a> {
         }
         let name_of = |part: Self, plural: &str| {
             let name = ["array", "integer", "number", "string"].into_iter().find(|name| part.names(name));
+            let limit = || part.minimum().map_or_else(String::new, |least| format!(" from {least} on"));
             let (noun, limit) = match name {
                 Some("array") => ("list", String::new()),
-                Some("integer") => {
-                    ("whole number", part.minimum().map_or_else(String::new, |least| format!(" from {least} on")))
-                }
-                Some("number") => ("number", String::new()),
+                Some("integer") => ("whole number", limit()),
+                Some("number") => ("number", limit()),
                 Some(_) => ("string", if part.is_digits() { " of digits".to_owned() } else { String::new() }),
                 None => ("table", String::new()),
             };
