@@ -198,7 +198,8 @@ mod tests {
         let follow = explain("strategy.follow");
         let several = "\n  one of:\n    \"last\": The last loss of the window.\n    \"mean\": The mean";
         assert!(
-            follow.contains(several) && follow.contains("\n    a list of numbers from 0 on: One weight for each distance"),
+            follow.contains(several)
+                && follow.contains("\n    a list of numbers from 0 on: One weight for each distance"),
             "{follow}"
         );
         let path = explain("data.path");

@@ -197,19 +197,21 @@ pub(crate) fn place_for_ranks(run: &Path, steps: u64, run_id: &str) -> PathBuf {
     run.join(CHECKPOINTS).join(format!(".{STEP}{steps}.{run_id}{RANKS}"))
 }
 
-/// Returns whether ranks may be writing to the folder at `path`, now that the checkpoint after `steps` steps is whole.
-fn is_for_later(path: &Path, steps: u64) -> bool {
-    let its_steps = || {
-        let name = path.file_name()?.to_str()?.strip_suffix(RANKS)?;
-        name.strip_prefix('.')?.strip_prefix(STEP)?.split_once('.')?.0.parse().ok()
-    };
-    its_steps().is_some_and(|its: u64| its > steps)
+/// Removes what other ranks have written of the checkpoint after `steps` steps of the run in `run` and of those before, once it is whole or has failed.
+pub(crate) fn remove_parts(run: &Path, steps: u64) {
+    hidden_in(run).iter().filter(|path| part_of(path).is_some_and(|its| its <= steps)).for_each(|path| remove(path));
 }
 
-/// Removes the checkpoints of the run in `run` but the newest `keep`, and what an interrupted write has left, after the checkpoint after `steps` steps has been
-/// written.
-pub(crate) fn prune(run: &Path, keep: usize, steps: u64) {
-    hidden_in(run).iter().filter(|path| !is_for_later(path, steps)).for_each(|path| remove(path));
+/// Returns the steps of the checkpoint whose shards other ranks write to the folder at `path`; none if it is no such folder.
+fn part_of(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?.strip_suffix(RANKS)?;
+    name.strip_prefix('.')?.strip_prefix(STEP)?.split_once('.')?.0.parse().ok()
+}
+
+/// Removes the checkpoints of the run in `run` but the newest `keep`, and what an interrupted write has left.
+pub(crate) fn prune(run: &Path, keep: usize) {
+    // Other ranks may be writing parts of the next one.
+    hidden_in(run).iter().filter(|path| part_of(path).is_none()).for_each(|path| remove(path));
     for (_, path) in checkpoints_in(run).into_iter().skip(keep) {
         remove(&path);
     }
@@ -258,4 +260,27 @@ pub(crate) fn remove(path: &Path) {
     let aside = path.with_file_name(format!(".{}{GONE}", name.trim_start_matches('.').trim_end_matches(GONE)));
     let aside = if fs::rename(path, &aside).is_ok() { &aside } else { path };
     let _ = fs::remove_dir_all(aside);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_other_ranks_write_of_later_checkpoints_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path();
+        let parts = |steps: u64| place_for_ranks(run, steps, "5f-2a");
+        let others = [".step-7.part", ".step-9.old", ".step-3.gone"].map(|name| run.join(CHECKPOINTS).join(name));
+        for path in [4, 8, 12].map(parts).iter().chain(&others) {
+            fs::create_dir_all(path.join("inner")).unwrap();
+        }
+        remove_parts(run, 8);
+        assert_eq!([4, 8, 12].map(|steps| parts(steps).exists()), [false, false, true]);
+        prune(run, 3);
+        assert!(parts(12).exists() && others.iter().all(|path| !path.exists()));
+        // A run that begins has no use for them.
+        begin_after(run, 0).unwrap();
+        assert!(hidden_in(run).is_empty());
+    }
 }

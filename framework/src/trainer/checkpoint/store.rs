@@ -266,8 +266,11 @@ impl Job {
 }
 
 fn save(captured: &Captured, run: &Path, keep: usize, attached: &Attached) -> Result<PathBuf> {
-    let path = captured.checkpoint.save_with(run, attached, &captured.files)?;
-    checkpoint::prune(run, keep, captured.checkpoint.steps());
+    let steps = captured.checkpoint.steps();
+    let saved = captured.checkpoint.save_with(run, attached, &captured.files);
+    checkpoint::remove_parts(run, steps);
+    let path = saved?;
+    checkpoint::prune(run, keep);
     Ok(path)
 }
 
