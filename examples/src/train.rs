@@ -270,9 +270,9 @@ impl<P: Program> TrainingRun<'_, P> {
     /// Writes what a failed run has: its last weights, and the timeline, which may show why it failed. What cannot be written is a warning, since the
     /// failure is what matters.
     fn save_after_failure(&self, trainer: &Trainer, timeline: Option<&Timeline>) {
-        if let Some(last) = trainer.last_checkpoint() {
-            match self.folder.write_weights(&last.weights) {
-                Ok(()) => self.terminal.notice(&format!("the weights after {} steps are saved", last.steps())),
+        if let Some((steps, weights)) = trainer.last_weights() {
+            match self.folder.write_weights(&weights) {
+                Ok(()) => self.terminal.notice(&format!("the weights after {steps} steps are saved")),
                 Err(error) => tracing::warn!("the last weights could not be saved: {error}"),
             }
         }

@@ -39,7 +39,7 @@ const STEP: &str = "step-";
 pub(crate) const PART: &str = ".part";
 pub(crate) const OLD: &str = ".old";
 const GONE: &str = ".gone";
-/// The same for the folder with the shards that other ranks write of a checkpoint.
+/// The same for folders to which other ranks write their shards of a checkpoint.
 const RANKS: &str = ".ranks";
 /// The version of the format of manifests.
 const FORMAT: u32 = 1;
@@ -99,6 +99,17 @@ impl Manifest {
         let path = folder.join(MANIFEST);
         let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::file(&path, e))?;
         files::write(&path, checksum::seal(&text))
+    }
+
+    /// Returns the number of steps of the checkpoint in `folder`, whose files are not compared.
+    ///
+    /// # Errors
+    /// If it has no manifest.
+    pub(crate) fn steps_in(folder: &Path) -> Result<u64> {
+        let path = folder.join(MANIFEST);
+        let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
+        let manifest: Self = serde_json::from_str(&text).map_err(|e| Error::file(&path, damaged(e)))?;
+        Ok(manifest.steps)
     }
 
     /// Returns whether `folder` is a checkpoint, whole or not.
@@ -191,27 +202,29 @@ pub fn weights_in(folder: &Path) -> PathBuf {
     whole.map_or_else(|| folder.to_owned(), |(_, path)| path)
 }
 
-/// Returns the folder for the shards that other ranks write of the checkpoint after `steps` steps of the run in `run`. `run_id` tells it from that of a run
-/// that has ended, some rank of which may still be writing.
-pub(crate) fn place_for_ranks(run: &Path, steps: u64, run_id: &str) -> PathBuf {
-    run.join(CHECKPOINTS).join(format!(".{STEP}{steps}.{run_id}{RANKS}"))
+/// Returns the folder for the shards that other ranks write of the checkpoint after `steps` steps of the run in `run`. `run_id` tells it from those of a run that
+/// has ended, some rank of which may still be writing, and `capture` from others of the same steps.
+pub(crate) fn folder_for_ranks(run: &Path, steps: u64, run_id: &str, capture: u64) -> PathBuf {
+    run.join(CHECKPOINTS).join(format!(".{STEP}{steps}.{run_id}-{capture}{RANKS}"))
 }
 
-/// Removes what other ranks have written of the checkpoint after `steps` steps of the run in `run` and of those before, once it is whole or has failed.
-pub(crate) fn remove_parts(run: &Path, steps: u64) {
-    hidden_in(run).iter().filter(|path| part_of(path).is_some_and(|its| its <= steps)).for_each(|path| remove(path));
-}
-
-/// Returns the steps of the checkpoint whose shards other ranks write to the folder at `path`; none if it is no such folder.
-fn part_of(path: &Path) -> Option<u64> {
+/// Returns the number of the capture for which other ranks write to the folder at `path`; none if it is no such folder of this run.
+pub(crate) fn capture_in(path: &Path, run_id: &str) -> Option<u64> {
     let name = path.file_name()?.to_str()?.strip_suffix(RANKS)?;
-    name.strip_prefix('.')?.strip_prefix(STEP)?.split_once('.')?.0.parse().ok()
+    name.rsplit_once('.')?.1.strip_prefix(run_id)?.strip_prefix('-')?.parse().ok()
+}
+
+/// Removes the folders to which other ranks of this run write, up to that of the capture `last`.
+pub(crate) fn remove_folders_for_ranks(run: &Path, run_id: &str, last: u64) {
+    let is_over = |path: &&PathBuf| capture_in(path, run_id).is_some_and(|capture| capture <= last);
+    hidden_in(run).iter().filter(is_over).for_each(|path| remove(path));
 }
 
 /// Removes the checkpoints of the run in `run` but the newest `keep`, and what an interrupted write has left.
 pub(crate) fn prune(run: &Path, keep: usize) {
-    // Other ranks may be writing parts of the next one.
-    hidden_in(run).iter().filter(|path| part_of(path).is_none()).for_each(|path| remove(path));
+    // Other ranks may be writing.
+    let is_for_ranks = |path: &Path| path.extension() == Some(RANKS[1..].as_ref());
+    hidden_in(run).iter().filter(|path| !is_for_ranks(path)).for_each(|path| remove(path));
     for (_, path) in checkpoints_in(run).into_iter().skip(keep) {
         remove(&path);
     }
@@ -267,18 +280,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_other_ranks_write_of_later_checkpoints_stays() {
+    fn what_other_ranks_write_for_later_captures_and_in_other_runs_stays() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path();
-        let parts = |steps: u64| place_for_ranks(run, steps, "5f-2a");
+        let of_ranks = |capture: u64| folder_for_ranks(run, 8, "5f-2a", capture);
+        let foreign = folder_for_ranks(run, 8, "5f-2b", 1);
         let others = [".step-7.part", ".step-9.old", ".step-3.gone"].map(|name| run.join(CHECKPOINTS).join(name));
-        for path in [4, 8, 12].map(parts).iter().chain(&others) {
+        for path in [4, 8, 12].map(of_ranks).iter().chain(&others).chain([&foreign]) {
             fs::create_dir_all(path.join("inner")).unwrap();
         }
-        remove_parts(run, 8);
-        assert_eq!([4, 8, 12].map(|steps| parts(steps).exists()), [false, false, true]);
+        assert_eq!([capture_in(&of_ranks(12), "5f-2a"), capture_in(&foreign, "5f-2a")], [Some(12), None]);
+        remove_folders_for_ranks(run, "5f-2a", 8);
+        assert_eq!([4, 8, 12].map(|capture| of_ranks(capture).exists()), [false, false, true]);
+        assert!(foreign.exists() && others.iter().all(|path| path.exists()));
         prune(run, 3);
-        assert!(parts(12).exists() && others.iter().all(|path| !path.exists()));
+        assert!(foreign.exists() && of_ranks(12).exists() && others.iter().all(|path| !path.exists()));
         // A run that begins has no use for them.
         begin_after(run, 0).unwrap();
         assert!(hidden_in(run).is_empty());

@@ -14,7 +14,10 @@ mod on_ranks;
 use std::{
     fs,
     path::Path,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::Duration,
 };
@@ -23,8 +26,8 @@ use bits::{Bits, bits};
 use common::{Fault, How, Perceptron, When};
 use group::{ALL, counted_group, group};
 use interlock::{
-    Checkpoint, CheckpointConfig, Criterion, EmaConfig, FailuresConfig, Interlock, OptimizerConfig, OptimizerKind,
-    Result, TrainEvent, Trainer, TrainerBuilder, Weights,
+    Checkpoint, CheckpointConfig, Criterion, EarlyStopping, EarlyStoppingConfig, EmaConfig, FailuresConfig, Interlock,
+    OptimizerConfig, OptimizerKind, Result, TrainEvent, Trainer, TrainerBuilder, Weights,
 };
 use on_ranks::{DATA, LONG, fit, four, near, on};
 
@@ -115,7 +118,8 @@ fn after_a_failure_the_newest_copy_counts_whoever_has_written_it() {
         let newest_of = |builder: TrainerBuilder, run: &Path| {
             let saved = run.join("checkpoints/step-8");
             let until_saved = move |event: &TrainEvent<'_>| {
-                let looks = if matches!(event, TrainEvent::StepDone { step: 8.., .. }) { 30 } else { 0 };
+                // The trainer takes what ranks have written between these.
+                let looks = if matches!(event, TrainEvent::StepDone { step: 8.., .. }) { 50 } else { 0 };
                 for _ in (0..looks).take_while(|_| !saved.exists()) {
                     thread::sleep(Duration::from_millis(10));
                 }
@@ -123,6 +127,8 @@ fn after_a_failure_the_newest_copy_counts_whoever_has_written_it() {
             let mut trainer = builder.checkpoint(run, every(8)).callback(until_saved).build().unwrap();
             trainer.fit(DATA).unwrap_err();
             let last = trainer.last_checkpoint().unwrap();
+            let (steps, weights) = trainer.last_weights().unwrap();
+            assert!(steps == last.steps() && bits(&weights) == bits(&last.weights));
             (last.steps(), bits(&last.weights), bits(&last.state.tensors))
         };
         let expected = newest_of(builder(), &alone);
@@ -151,9 +157,42 @@ fn a_rank_that_is_lost_leaves_the_checkpoints_before() {
     let whole = checkpoints(folder.path());
     assert!(whole.len() >= 2, "{}", whole.len());
     assert!(builder().resume(folder.path()).is_ok());
-    // The next run removes what the lost rank has left.
+    let hidden =
+        || names_in(&folder.path().join("checkpoints")).into_iter().filter(|name| name.starts_with('.')).count();
+    assert_eq!(hidden(), 0);
     let expected = fit(builder());
     assert!(fit(builder().resume(folder.path()).unwrap().checkpoint(folder.path(), every(2))) == expected);
-    let hidden = names_in(&folder.path().join("checkpoints")).into_iter().filter(|name| name.starts_with('.'));
-    assert_eq!(hidden.count(), 0);
+    // What a rank still writes for a run that has ended is removed by the next one.
+    fs::create_dir_all(folder.path().join("checkpoints/.step-2.5f-1.ranks")).unwrap();
+    fit(builder().resume(folder.path()).unwrap().checkpoint(folder.path(), every(2)));
+    assert_eq!(hidden(), 0);
+}
+
+#[test]
+fn a_step_that_is_captured_twice_ends_with_the_second_capture() {
+    let rule = || {
+        let config = EarlyStoppingConfig { patience: 1, min_delta: 100.0, metric: Criterion::Loss };
+        EarlyStopping::new(config).unwrap()
+    };
+    for _ in 0..8 {
+        let folder = tempfile::tempdir().unwrap();
+        // The last evaluation and a checkpoint belong to one step; then the end of the run makes another one of it.
+        let stopping = || builder().eval_every(2).steps(20);
+        let run = |builder: TrainerBuilder| {
+            let failed = Arc::new(AtomicBool::new(false));
+            let note = Arc::clone(&failed);
+            let noting = move |event: &TrainEvent<'_>| {
+                note.fetch_or(matches!(event, TrainEvent::CheckpointFailed { .. }), Relaxed);
+            };
+            let builder = builder.callback(rule()).callback(noting).checkpoint(folder.path(), every(2));
+            let report = builder.build().unwrap().fit((DATA, DATA)).unwrap();
+            assert!(report.stop_reason.is_some() && !failed.load(Relaxed));
+            report.steps
+        };
+        let (steps, others) = on(&near(4), stopping, run);
+        assert!(steps < 20 && others.iter().all(Result::is_ok), "{others:?}");
+        // It stays ended.
+        let mut again = stopping().callback(rule()).resume(folder.path()).unwrap().build().unwrap();
+        assert_eq!(again.fit((DATA, DATA)).unwrap().steps, steps);
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use interlock::{
     Error, Result,
-    ranks::Ranks,
+    ranks::{Host, Ranks},
     tools::{
         device::Link,
         planner::{DeviceCosts, HeadCosts, Placement, PlannerSetup, Profile, Replicas, UnitCosts},
@@ -38,7 +38,8 @@ pub(crate) fn best_partition_on_ranks<P: Program>(config: &ConfigOf<P>, ranks: &
     let measured = ranks.measure_links()?;
     let setup = builder.setup(stages, &profile, placement)?;
     let replicas = Replicas { link: measured.iter().copied().fold(Link::IMMEDIATE, slower), ..setup.replicas };
-    let links = links_of_stages(&spread, config.replicas, &|a, b| between(ranks, &measured, a, b));
+    let hosts = ranks.hosts();
+    let links = links_of_stages(&spread, config.replicas, &|a, b| between(&hosts, &measured, a, b));
     let setup = PlannerSetup { links, replicas, ..setup };
     Ok(setup.best_cut(&builder.tied_units()?)?.units_per_stage)
 }
@@ -63,12 +64,12 @@ fn slower(a: Link, b: Link) -> Link {
     Link { latency: a.latency.max(b.latency), bandwidth: a.bandwidth.min(b.bandwidth) }
 }
 
-/// Returns the link between two ranks, given those between rank 0 and each rank: between two other hosts, the slower of theirs; within another host, one without
-/// delay.
-fn between(ranks: &Ranks, measured: &[Link], a: usize, b: usize) -> Link {
-    let host = |rank: usize| ranks.hosts().get(rank).map(|host| host.name.clone());
-    match host(a) == host(b) && host(a) != host(0) {
-        true => Link::IMMEDIATE,
+/// Returns the link between two ranks, given their hosts and the links between rank 0 and each rank. Between two other hosts it is the slower of theirs, within
+/// any host that within the host of rank 0, or one without delay if that has no other rank.
+fn between(hosts: &[Host], measured: &[Link], a: usize, b: usize) -> Link {
+    let same = |a: usize, b: usize| hosts.get(a).map(|host| &host.name) == hosts.get(b).map(|host| &host.name);
+    match same(a, b) {
+        true => (1..measured.len()).find(|&rank| same(0, rank)).map_or(Link::IMMEDIATE, |rank| measured[rank]),
         false => slower(measured[a], measured[b]),
     }
 }
@@ -181,6 +182,14 @@ mod tests {
         let links = links_of_stages(&[vec![0, 1], vec![2]], 2, &between);
         assert_eq!(links, [[Link::IMMEDIATE; 2], [link(5.0), Link::IMMEDIATE], [Link::IMMEDIATE, link(5.0)]]);
         assert_eq!(links_of_stages(&[vec![0]], 1, &between), [[Link::IMMEDIATE; 2]]);
+        let host = |name: &str| Host { name: name.to_owned(), cores: 1 };
+        let hosts = ["a", "b", "b", "a"].map(host);
+        let measured = [Link::IMMEDIATE, link(4.0), link(5.0), link(1.0)];
+        let pairs = [(0, 1), (1, 2), (0, 3), (2, 3)];
+        assert_eq!(
+            pairs.map(|(a, b)| super::between(&hosts, &measured, a, b)),
+            [link(4.0), link(1.0), link(1.0), link(5.0)].map(|link| slower(link, link))
+        );
         assert_eq!(slower(Link { latency: 1.0, bandwidth: 9.0 }, Link { latency: 2.0, bandwidth: 9.5 }).bandwidth, 9.0);
     }
 

@@ -15,7 +15,7 @@ use super::{
     notes::{CoordinatorNote, Header, IntoNote, Note, StageNote, StartNote},
     pipeline::PipelineSettings,
     reader::Reader,
-    shard_writer::ShardWriter,
+    shard_writer::{ShardWriter, is_for_files},
 };
 use crate::{
     Error, Failure, Origin, Phase, Result,
@@ -64,11 +64,11 @@ pub(super) enum CoordinatorAddress {
 }
 
 impl CoordinatorAddress {
-    /// Reports without waiting.
+    /// Reports without waiting, unless it is a capture and others of the stage are still being written.
     pub(super) fn report(&self, report: CoordinatorMessage) -> Result<()> {
         match self {
             Self::Here(address) => send(address, COORDINATOR, Reported::from(report)),
-            Self::There { writer: Some(writer), .. } if writer.is_for(&report) => writer.write(report),
+            Self::There { writer: Some(writer), .. } if is_for_files(&report) => writer.write(report),
             Self::There { outbox, .. } => outbox.report(report),
         }
     }

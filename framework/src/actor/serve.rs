@@ -25,6 +25,9 @@ use crate::{
     watch::{Activity, Doing, NoMessage, Patience, Worker},
 };
 
+/// The threads beside those of the stages: what reads their data, and what writes their captures.
+const OTHERS: usize = 2;
+
 /// Opens the training set.
 pub(crate) type OpenData = Box<dyn FnOnce() -> Result<Arc<dyn Dataset>>>;
 
@@ -41,7 +44,7 @@ pub(crate) fn serve(
     let rank = spread.ranks.rank();
     let own = spread.stages_of(rank);
     // One for each stage, one for what reads their data, and one for what writes their captures.
-    let activities: Vec<Arc<Activity>> = (0..own.len() + 2).map(|_| Arc::default()).collect();
+    let activities: Vec<Arc<Activity>> = (0..own.len() + OTHERS).map(|_| Arc::default()).collect();
     let (tell, orders) = channel();
     let exchange = Exchange::open(spread, activities.clone(), Some(tell));
     let order = |patience: Patience| {
@@ -154,15 +157,14 @@ impl ServedStages {
         });
         let hosted = take.recv().map_err(|_| Error::Ended("the thread of the actors".to_owned())).flatten();
         let hosted = hosted.inspect_err(|_| system.stop())?;
-        let [.., of_reader, of_writer] = activities else {
-            return Err(Error::Internal("there are too few activities".to_owned()));
-        };
-        let outbox = exchange.outbox().clone();
-        let (reader, addresses) = (Arc::clone(of_reader), &hosted.addresses);
+        let (outbox, addresses, rank) = (exchange.outbox().clone(), &hosted.addresses, exchange.spread().ranks.rank());
+        let stages = activities.len() - OTHERS;
+        let [of_reader, of_writer] = [stages, stages + 1].map(|thread| Arc::clone(&activities[thread]));
         let threads = || -> Result<_> {
             let coordinator = CoordinatorAddress::There { outbox: outbox.clone(), writer: None };
-            let read = |data| Reader::start(data, addresses[0].clone(), coordinator, reader);
-            Ok((ShardWriter::start(outbox.clone(), Arc::clone(of_writer))?, data.map(read).transpose()?))
+            let read = |data| Reader::start(data, addresses[0].clone(), coordinator, of_reader);
+            let writer = ShardWriter::start(outbox.clone(), rank, stages, of_writer)?;
+            Ok((writer, data.map(read).transpose()?))
         };
         let ((writer, writing), reading) = threads().inspect_err(|_| {
             hosted.stop();

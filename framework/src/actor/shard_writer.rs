@@ -1,4 +1,4 @@
-//! The thread of a rank that writes what its stages are captured to into files, so that it need not be sent to rank 0.
+//! The thread of a rank that writes the captures of its stages to files, so that they need not be sent to rank 0.
 
 use std::{
     path::Path,
@@ -10,14 +10,14 @@ use std::{
 
 use super::exchange::Outbox;
 use crate::{
-    Error, Origin, Phase, Result,
+    Error, Failure, Origin, Phase, Result,
     error::guarded,
     stage::CaptureTo,
     transport::CoordinatorMessage,
     watch::{Activity, Doing, Worker},
 };
 
-/// How many captures may wait to be written. Then their stages wait too, so that their memory stays bounded.
+/// How many captures of each stage may wait to be written. Then the stage waits too, so that memory stays bounded.
 const WAITING: usize = 2;
 
 /// Hands captures over to the thread. It ends with the last clone.
@@ -25,17 +25,21 @@ const WAITING: usize = 2;
 pub(super) struct ShardWriter(SyncSender<CoordinatorMessage>);
 
 impl ShardWriter {
-    /// Starts the thread, which reports to rank 0.
+    /// Starts the thread for a rank with `stages` stages, which reports to rank 0.
     ///
     /// # Errors
     /// If the system has no thread left.
-    pub(super) fn start(outbox: Outbox, activity: Arc<Activity>) -> Result<(Self, Worker)> {
-        let (give, taken) = sync_channel(WAITING);
+    pub(super) fn start(outbox: Outbox, rank: usize, stages: usize, activity: Arc<Activity>) -> Result<(Self, Worker)> {
+        let (give, taken) = sync_channel(WAITING * stages);
         let thread = Worker::start("interlock-shards", move || {
-            for report in taken {
-                let report = activity.during(Doing::new(Origin::Coordinator, Phase::Snapshot), || written(report));
-                // If it cannot be sent, rank 0 is lost.
-                if outbox.report(report).is_err() {
+            let doing = Doing::new(Origin::Rank(rank), Phase::Snapshot);
+            let mut told = false;
+            for mut report in taken {
+                activity.during(doing, || write(&mut report, &mut told));
+                if let Err(error) = outbox.report(report) {
+                    // If it cannot be told, rank 0 is lost.
+                    let failure = Failure::new(Origin::Rank(rank), Phase::Transfer, error);
+                    let _ = outbox.report(CoordinatorMessage::Failed(failure));
                     return;
                 }
             }
@@ -43,12 +47,7 @@ impl ShardWriter {
         Ok((Self(give), thread))
     }
 
-    /// Returns whether a report is for this thread.
-    pub(super) fn is_for(&self, report: &CoordinatorMessage) -> bool {
-        matches!(report, CoordinatorMessage::Captured { to: CaptureTo::Folder(_), .. })
-    }
-
-    /// Lets the thread write a capture and report what came of it. Waits only if others are not written yet.
+    /// Lets the thread write a capture and report what came of it. Waits only if others of the stage are not written yet.
     ///
     /// # Errors
     /// If the thread has ended.
@@ -57,16 +56,27 @@ impl ShardWriter {
     }
 }
 
+/// Returns whether a report is for the thread.
+pub(super) fn is_for_files(report: &CoordinatorMessage) -> bool {
+    matches!(report, CoordinatorMessage::Captured { to: CaptureTo::Folder(_), .. })
+}
+
 /// Writes a capture to files. Where the folder is not there, since this rank does not share it with rank 0, or where a file cannot be written, the capture
-/// stays in memory.
-fn written(mut report: CoordinatorMessage) -> CoordinatorMessage {
-    if let CoordinatorMessage::Captured { stage, capture, to: CaptureTo::Folder(folder), .. } = &mut report
-        && Path::new(folder).is_dir()
-        && let Err(error) = guarded(|| capture.write_to(Path::new(folder), *stage))
+/// stays in memory; a warning tells that once.
+fn write(report: &mut CoordinatorMessage, told: &mut bool) {
+    let CoordinatorMessage::Captured { stage, capture, to: CaptureTo::Folder(folder), .. } = report else { return };
+    let folder = Path::new(folder);
+    let written = match folder.is_dir() {
+        true => guarded(|| capture.write_to(folder, *stage)),
+        false => Err(Error::file(folder, "this rank does not see it")),
+    };
+    if let Err(error) = written
+        && !std::mem::replace(told, true)
     {
-        tracing::warn!("rank 0 will write the weights of stage {stage}, since this rank cannot: {error}");
+        tracing::warn!(
+            "rank 0 gets the weights of the stages of this rank for its checkpoints and writes them: {error}"
+        );
     }
-    report
 }
 
 #[cfg(test)]
@@ -90,15 +100,17 @@ mod tests {
         let files_in = |to: &Path| {
             let to = CaptureTo::Folder(to.to_str().unwrap().to_owned());
             let capture = Box::new(stage.capture().unwrap());
-            match written(CoordinatorMessage::Captured { stage: 0, step: None, capture, to }) {
-                CoordinatorMessage::Captured { capture, .. } => capture.files,
-                other => panic!("{other:?}"),
-            }
+            let (mut report, mut told) = (CoordinatorMessage::Captured { stage: 0, step: None, capture, to }, false);
+            write(&mut report, &mut told);
+            let CoordinatorMessage::Captured { capture, .. } = report else { panic!("{report:?}") };
+            assert_eq!(capture.files.is_none(), told);
+            capture.files
         };
         assert!(files_in(&folder.path().join("elsewhere")).is_none());
         assert!(files_in(folder.path()).is_some());
         let blocked = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(blocked.path().join("weights-0.safetensors/not-empty")).unwrap();
+        std::fs::create_dir_all(blocked.path().join("state-0.safetensors/not-empty")).unwrap();
         assert!(files_in(blocked.path()).is_none());
+        assert!(!blocked.path().join("weights-0.safetensors").exists());
     }
 }

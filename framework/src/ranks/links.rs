@@ -7,11 +7,12 @@ use std::{
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{RankMessage, Ranks, peers::RankMessageKind};
+use super::{PULSE, RankMessage, Ranks, peers::RankMessageKind};
 use crate::{Error, Result, device::Link};
 
-/// The bytes of a long message.
-const BYTES: usize = 1 << 18;
+/// The bytes of a long message: as many that its way takes longer than that of a short one.
+const FEWEST: usize = 1 << 18;
+const MOST: usize = 1 << 24;
 /// How often a short and a long message are sent; the fastest counts.
 const SHORT: usize = 8;
 const LONG: usize = 3;
@@ -23,7 +24,6 @@ impl Ranks {
     /// # Errors
     /// If a rank does not answer.
     pub fn measure_links(&self) -> Result<Vec<Link>> {
-        let long = Tensor::zeros(BYTES, DType::U8, &Device::Cpu)?;
         let fastest = |rank: usize, tensors: &[Tensor], times: usize| -> Result<f64> {
             let times = (0..times).map(|_| self.echo(rank, tensors));
             Ok(times.collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or_default().as_secs_f64())
@@ -33,9 +33,16 @@ impl Ranks {
                 return Ok(Link::IMMEDIATE);
             }
             let short = fastest(rank, &[], SHORT)?;
-            let on_the_way = fastest(rank, std::slice::from_ref(&long), LONG)? - short;
-            let bandwidth = if on_the_way > 0.0 { BYTES as f64 / on_the_way } else { f64::INFINITY };
-            Ok(Link { latency: short / 2.0, bandwidth })
+            let mut bytes = FEWEST;
+            loop {
+                let long = Tensor::zeros(bytes, DType::U8, &Device::Cpu)?;
+                let on_the_way = fastest(rank, &[long], LONG)? - short;
+                if on_the_way > short || bytes >= MOST {
+                    let bandwidth = if on_the_way > 0.0 { bytes as f64 / on_the_way } else { f64::INFINITY };
+                    return Ok(Link { latency: short / 2.0, bandwidth });
+                }
+                bytes *= 4;
+            }
         };
         (0..self.size()).map(link).collect()
     }
@@ -47,11 +54,11 @@ impl Ranks {
         let message = RankMessage { tensors: tensors.to_vec(), ..RankMessageKind::Echo.message(&[]) };
         self.0.communicator.send(rank, message)?;
         loop {
-            let left = self.timeout().saturating_sub(start.elapsed());
-            match echoes.recv_timeout(left) {
+            match echoes.recv_timeout(PULSE) {
                 Ok(from) if from == rank => return Ok(start.elapsed()),
                 // The late answer of another rank.
                 Ok(_) => {}
+                Err(_) if start.elapsed() < self.timeout() && !self.has_lost(rank) => {}
                 Err(_) => {
                     let cause = format!("rank {rank} does not answer; look at its host");
                     return Err(Error::RankLost(cause));

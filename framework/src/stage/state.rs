@@ -4,7 +4,7 @@ mod regroup;
 
 pub(crate) use regroup::{regrouped, regrouped_name};
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -81,7 +81,9 @@ impl StageCapture {
         let place = |of: &str| folder.join(format!("{of}-{stage}.safetensors"));
         let weights = ShardFile::write(place("weights"), &self.weights)?;
         let tensors: Vec<(String, Tensor)> = self.state.tensors.clone().into_iter().collect();
-        let state = ShardFile::write(place("state"), &tensors)?;
+        let state = ShardFile::write(place("state"), &tensors);
+        // What does not help must not fill the disk.
+        let state = state.inspect_err(|_| drop(fs::remove_file(place("weights"))))?;
         self.files = Some(StageFiles { weights, state });
         self.weights = Vec::new();
         self.state.tensors = BTreeMap::new();

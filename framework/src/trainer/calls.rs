@@ -14,6 +14,9 @@ pub(super) const DATA: Doing = Doing::new(Origin::Data, Phase::Load);
 /// A call of the strategy.
 pub(super) const STRATEGY: Doing = Doing::new(Origin::Strategy, Phase::Plan);
 
+/// The folder of a checkpoint is made.
+pub(super) const FOLDER: Doing = Doing::new(Origin::Coordinator, Phase::Snapshot);
+
 /// A call of a callback for an event.
 pub(super) fn event(callback: usize) -> Doing {
     Doing::new(Origin::Callback(callback), Phase::Event)

@@ -132,7 +132,7 @@ impl Checkpoint {
     }
 
     /// Writes the checkpoint to `RUN/checkpoints/step-N`, where `run` is the folder `RUN` and `N` its number of steps; an older one of the same steps is
-    /// replaced. Each stage has a file of its own for its weights and one for the rest. Returns the folder.
+    /// replaced. Each stage has files of its own. Returns the folder.
     ///
     /// # Errors
     /// If a file cannot be written; nothing of it is left then.
@@ -231,8 +231,8 @@ impl Trainer {
         if config.keep > 0 {
             checkpoint::begin_after(run.as_ref(), self.steps)?;
             self.captures.timing = Timing::new(Some(config), self.snapshot_every);
-            let store = Store::start(run.as_ref(), config, self.attached.clone(), self.patience())?;
-            let store = if self.pipeline.has_other_ranks() { store.with_ranks(run.as_ref()) } else { store };
+            let (attached, has_other_ranks) = (self.attached.clone(), self.pipeline.has_other_ranks());
+            let store = Store::start(run.as_ref(), config, attached, self.patience(), has_other_ranks)?;
             self.store = Some(Arc::new(store));
             self.checkpoint_on_stop = config.on_stop;
         }
@@ -250,13 +250,19 @@ impl Trainer {
     /// Returns the newest checkpoint that was captured during a fit, also after the fit has failed. With several ranks, of which each has written a part of it, it
     /// is read again.
     pub fn last_checkpoint(&self) -> Option<Arc<Checkpoint>> {
-        let written = || {
-            let run = self.store.as_ref().filter(|_| self.captures.has_newer_written())?.run_of_ranks()?;
-            let newest = Checkpoint::newest(run);
-            let (found, _) = newest.inspect_err(|error| tracing::warn!("{error}")).ok().flatten()?;
-            Some(Arc::new(found))
-        };
-        let in_memory = self.captures.newest();
-        written().filter(|found| in_memory.as_ref().is_none_or(|own| own.steps() < found.steps())).or(in_memory)
+        self.read_again(|folder| Checkpoint::load(folder).map(Arc::new)).or_else(|| self.captures.newest())
+    }
+
+    /// Returns the weights of [`Self::last_checkpoint`] and its number of steps, without reading more than these.
+    pub fn last_weights(&self) -> Option<(u64, Weights)> {
+        let read = |folder: &Path| Ok((Manifest::steps_in(folder)?, Weights::load(folder)?));
+        let in_memory = || self.captures.newest().map(|newest| (newest.steps(), newest.weights.clone()));
+        self.read_again(read).or_else(in_memory)
+    }
+
+    /// Reads from the newest checkpoint that this trainer has saved, if it is newer than that in memory.
+    fn read_again<T>(&self, read: impl FnOnce(&Path) -> Result<T>) -> Option<T> {
+        let folder = self.captures.newest_on_disk()?;
+        read(&folder).inspect_err(|error| tracing::warn!("{error}")).ok()
     }
 }

@@ -298,6 +298,9 @@ impl Trainer {
                     let may_be_captured = step + 1 < until && step + 1 > told;
                     let reason =
                         Some(step + 1).filter(|_| may_be_captured).and_then(|steps| timing.borrow_mut().reason(steps));
+                    let place =
+                        |reason: Reason| calls.during(calls::FOLDER, || Ok(reason.place(store.as_deref(), step + 1)));
+                    let capture = reason.map(place).transpose()?;
                     let feed = Feed {
                         purpose: Purpose::Train,
                         step,
@@ -306,7 +309,7 @@ impl Trainer {
                         first_index: 0,
                         count,
                         total,
-                        capture: reason.map(|reason| reason.place(store.as_deref(), step + 1)),
+                        capture,
                     };
                     captured.borrow_mut().extend(reason.map(|reason| (step + 1, reason)));
                     Ok(((examples, total), feed))

@@ -69,7 +69,7 @@ const FORMAT: u32 = 1;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainerState {
-    /// Its tensors by name, one shard for each stage; not serialized.
+    /// Its tensors by name, a shard for each stage, and another for its best weights; not serialized.
     #[serde(skip)]
     pub tensors: Weights,
     format: u32,

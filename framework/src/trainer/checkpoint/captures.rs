@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -51,6 +52,13 @@ pub(crate) struct Captured {
 pub(crate) struct RankFiles {
     pub(crate) weights: BTreeMap<usize, ShardFile>,
     pub(crate) state: BTreeMap<usize, ShardFile>,
+}
+
+impl RankFiles {
+    /// Returns the folder of the files, if there are any.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        self.weights.values().next()?.folder()
+    }
 }
 
 impl Captured {
@@ -113,10 +121,13 @@ pub(crate) struct Captures {
     done: Arc<Mutex<Newest>>,
 }
 
-/// The newest complete capture in memory.
+/// The newest complete captures.
 #[derive(Default)]
 struct Newest {
+    /// In memory.
     capture: Option<Captured>,
+    /// On disk: its steps and its folder.
+    saved: Option<(u64, PathBuf)>,
     /// The steps of the last checkpoint that was handed to the store.
     written: Option<u64>,
 }
@@ -211,11 +222,17 @@ impl Captures {
         self.done().capture.as_ref().map(|captured| Arc::clone(&captured.checkpoint))
     }
 
-    /// Returns whether one that is newer than the newest in memory has been handed to the store.
-    pub(crate) fn has_newer_written(&self) -> bool {
+    /// Notes that a capture has been saved.
+    pub(crate) fn saved(&self, steps: u64, folder: &Path) {
+        self.done().saved = Some((steps, folder.to_owned()));
+    }
+
+    /// Returns the folder of the last one that has been saved, if it is newer than the newest in memory.
+    pub(crate) fn newest_on_disk(&self) -> Option<PathBuf> {
         let done = self.done();
-        let newest = done.capture.as_ref().map(|captured| captured.checkpoint.steps());
-        done.written.is_some_and(|written| newest.is_none_or(|newest| newest < written))
+        let in_memory = done.capture.as_ref().map(|captured| captured.checkpoint.steps());
+        let (steps, folder) = done.saved.as_ref()?;
+        in_memory.is_none_or(|in_memory| in_memory < *steps).then(|| folder.clone())
     }
 
     /// Returns the newest capture if it has not been handed to the store; afterwards it counts as handed over.

@@ -9,7 +9,7 @@ use crate::{
     Error, Result,
     actor::PipelineEvent,
     stage::{CaptureTo, StageCapture},
-    trainer::{TrainEvent, Trainer, run_metrics::RunState, state::FitState},
+    trainer::{TrainEvent, Trainer, calls, run_metrics::RunState, state::FitState},
 };
 
 impl Trainer {
@@ -21,7 +21,8 @@ impl Trainer {
 
     /// Captures the state here for this reason.
     pub(in crate::trainer) fn capture_here(&mut self, reason: Reason, fit: FitState) -> Result<()> {
-        let captured = self.here(reason.place(self.store.as_deref(), self.steps), fit)?;
+        let place = || Ok(reason.place(self.store.as_deref(), self.steps));
+        let captured = self.here(self.calls.during(calls::FOLDER, place)?, fit)?;
         if reason == Reason::Checkpoint {
             self.captures.begin();
         }
@@ -90,6 +91,7 @@ impl Trainer {
                     );
                 }
                 (Kind::Checkpoint, Ok(path)) => {
+                    self.captures.saved(steps, &path);
                     let seconds = time.as_secs_f64();
                     self.tell(&TrainEvent::CheckpointSaved { steps, path: &path, seconds })?;
                 }

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
         mpsc::{Receiver, Sender, channel},
     },
     time::{Duration, Instant, SystemTime},
@@ -12,7 +13,7 @@ use std::{
 
 use metrics::{Counter, Gauge, Histogram};
 
-use super::{Attached, Captured, CheckpointConfig};
+use super::{Attached, Captured, CheckpointConfig, RankFiles};
 use crate::{
     Error, Origin, Phase, Result, checkpoint, files,
     metrics::table,
@@ -95,14 +96,42 @@ fn new_id() -> String {
 /// Writes checkpoints and best weights into the folder of a run, one after another, on a thread of its own.
 pub(crate) struct Store {
     inner: Mutex<Inner>,
-    /// Present if other ranks may write parts of checkpoints.
-    of_ranks: Option<OfRanks>,
+    /// Present if there are other ranks.
+    for_ranks: Option<ForRanks>,
 }
 
-/// What the folders for other ranks are named by.
-struct OfRanks {
+/// What the folders are named by to which other ranks write.
+#[derive(Clone)]
+struct ForRanks {
     run: PathBuf,
     run_id: String,
+    /// The number of the next capture.
+    captures: Arc<AtomicU64>,
+}
+
+impl ForRanks {
+    fn new(run: &Path) -> Option<Self> {
+        // Hosts may mount a folder in the same place by different links, so links stay.
+        let run = std::path::absolute(run).ok()?;
+        Some(Self { run, run_id: new_id(), captures: Arc::default() })
+    }
+
+    /// Removes the folders of a capture that is over, and of those before it.
+    fn remove(&self, over: &RankFiles) {
+        if let Some(last) = over.folder().and_then(|folder| checkpoint::capture_in(folder, &self.run_id)) {
+            checkpoint::remove_folders_for_ranks(&self.run, &self.run_id, last);
+        }
+    }
+}
+
+/// With the last job, nobody has a use for what other ranks have written and still write.
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.inner().end();
+        if let Some(ForRanks { run, run_id, .. }) = &self.for_ranks {
+            checkpoint::remove_folders_for_ranks(run, run_id, u64::MAX);
+        }
+    }
 }
 
 struct Inner {
@@ -122,35 +151,37 @@ struct Inner {
 const OPEN: usize = 2;
 
 impl Store {
-    /// Starts the thread for the run in `run`. A job that takes longer than `patience` says has failed, and so have all later ones.
+    /// Starts the thread for the run in `run`, some stages of which may be on other ranks. A job that takes longer than `patience` says has failed, and so have all
+    /// later ones.
     ///
     /// # Errors
     /// If the system has no thread left.
-    pub(crate) fn start(run: &Path, config: &CheckpointConfig, attached: Attached, patience: Patience) -> Result<Self> {
-        let (run, keep) = (run.to_owned(), config.keep);
+    pub(crate) fn start(
+        run: &Path,
+        config: &CheckpointConfig,
+        attached: Attached,
+        patience: Patience,
+        has_other_ranks: bool,
+    ) -> Result<Self> {
+        let for_ranks = ForRanks::new(run).filter(|_| has_other_ranks);
+        let (run, keep, over) = (run.to_owned(), config.keep, for_ranks.clone());
         let write = move |job: &Job| match job {
-            Job::Checkpoint(captured) => save(captured, &run, keep, &attached),
+            Job::Checkpoint(captured) => {
+                let saved = save(captured, &run, keep, &attached);
+                over.iter().for_each(|for_ranks| for_ranks.remove(&captured.files));
+                saved
+            }
             Job::Best(best) => save_best(best, &run),
         };
-        Self::start_with(write, Handles::new(config), patience)
+        let mut store = Self::start_with(write, Handles::new(config), patience)?;
+        store.for_ranks = for_ranks;
+        Ok(store)
     }
 
-    /// Lets other ranks write parts of the checkpoints of the run in `run`.
-    pub(crate) fn with_ranks(self, run: &Path) -> Self {
-        // Hosts may mount a folder in the same place by different links, so links stay.
-        let of_ranks = std::path::absolute(run).ok().map(|run| OfRanks { run, run_id: new_id() });
-        Self { of_ranks, ..self }
-    }
-
-    /// Returns the folder of the run, if other ranks may have written parts of its checkpoints.
-    pub(crate) fn run_of_ranks(&self) -> Option<&Path> {
-        self.of_ranks.as_ref().map(|of_ranks| &*of_ranks.run)
-    }
-
-    /// Makes the folder for the shards that other ranks write of the checkpoint after `steps` steps; none if there are no other ranks, or it cannot be made.
+    /// Makes a folder for the shards that other ranks write of the checkpoint after `steps` steps; none if there are no other ranks, or it cannot be made.
     pub(crate) fn folder_for_ranks(&self, steps: u64) -> Option<String> {
-        let OfRanks { run, run_id } = self.of_ranks.as_ref()?;
-        let folder = checkpoint::place_for_ranks(run, steps, run_id);
+        let ForRanks { run, run_id, captures } = self.for_ranks.as_ref()?;
+        let folder = checkpoint::folder_for_ranks(run, steps, run_id, captures.fetch_add(1, Relaxed));
         // Without it rank 0 writes all, and says so if it cannot.
         files::create_folder(&folder).ok()?;
         folder.into_os_string().into_string().ok()
@@ -180,7 +211,7 @@ impl Store {
         })?;
         let (open, saved) = (VecDeque::new(), Vec::new());
         let inner = Mutex::new(Inner { jobs: Some(jobs), thread, results, open, saved, activity, patience });
-        Ok(Self { inner, of_ranks: None })
+        Ok(Self { inner, for_ranks: None })
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -247,9 +278,9 @@ impl Inner {
     }
 }
 
-impl Drop for Inner {
+impl Inner {
     /// What was handed over is still written, unless the thread is blocked.
-    fn drop(&mut self) {
+    fn end(&mut self) {
         if self.jobs.take().is_some() {
             self.thread.join(self.patience, &[Arc::clone(&self.activity)]);
         }
@@ -266,10 +297,7 @@ impl Job {
 }
 
 fn save(captured: &Captured, run: &Path, keep: usize, attached: &Attached) -> Result<PathBuf> {
-    let steps = captured.checkpoint.steps();
-    let saved = captured.checkpoint.save_with(run, attached, &captured.files);
-    checkpoint::remove_parts(run, steps);
-    let path = saved?;
+    let path = captured.checkpoint.save_with(run, attached, &captured.files)?;
     checkpoint::prune(run, keep);
     Ok(path)
 }
