@@ -73,9 +73,7 @@ fn write(report: &mut CoordinatorMessage, told: &mut bool) {
     if let Err(error) = written
         && !std::mem::replace(told, true)
     {
-        tracing::warn!(
-            "rank 0 gets the weights of the stages of this rank for its checkpoints and writes them: {error}"
-        );
+        tracing::warn!("rank 0 writes the checkpoints of this rank's stages: {error}");
     }
 }
 
