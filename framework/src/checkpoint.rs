@@ -16,6 +16,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
 use crate::{
     Error, Result,
@@ -99,17 +100,6 @@ impl Manifest {
         let path = folder.join(MANIFEST);
         let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::file(&path, e))?;
         files::write(&path, checksum::seal(&text))
-    }
-
-    /// Returns the number of steps of the checkpoint in `folder`, whose files are not compared.
-    ///
-    /// # Errors
-    /// If it has no manifest.
-    pub(crate) fn steps_in(folder: &Path) -> Result<u64> {
-        let path = folder.join(MANIFEST);
-        let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
-        let manifest: Self = serde_json::from_str(&text).map_err(|e| Error::file(&path, damaged(e)))?;
-        Ok(manifest.steps)
     }
 
     /// Returns whether `folder` is a checkpoint, whole or not.
@@ -202,22 +192,16 @@ pub fn weights_in(folder: &Path) -> PathBuf {
     whole.map_or_else(|| folder.to_owned(), |(_, path)| path)
 }
 
-/// Returns the folder for the shards that other ranks write of the checkpoint after `steps` steps of the run in `run`. `run_id` tells it from those of a run that
-/// has ended, some rank of which may still be writing, and `capture` from others of the same steps.
-pub(crate) fn folder_for_ranks(run: &Path, steps: u64, run_id: &str, capture: u64) -> PathBuf {
-    run.join(CHECKPOINTS).join(format!(".{STEP}{steps}.{run_id}-{capture}{RANKS}"))
-}
-
-/// Returns the number of the capture for which other ranks write to the folder at `path`; none if it is no such folder of this run.
-pub(crate) fn capture_in(path: &Path, run_id: &str) -> Option<u64> {
-    let name = path.file_name()?.to_str()?.strip_suffix(RANKS)?;
-    name.rsplit_once('.')?.1.strip_prefix(run_id)?.strip_prefix('-')?.parse().ok()
-}
-
-/// Removes the folders to which other ranks of this run write, up to that of the capture `last`.
-pub(crate) fn remove_folders_for_ranks(run: &Path, run_id: &str, last: u64) {
-    let is_over = |path: &&PathBuf| capture_in(path, run_id).is_some_and(|capture| capture <= last);
-    hidden_in(run).iter().filter(is_over).for_each(|path| remove(path));
+/// Makes a folder for the shards that other ranks write of the checkpoint after `steps` steps of the run in `run`. No other has its name, also not of a run that
+/// has ended, some rank of which may still be writing. It is removed when it is dropped.
+///
+/// # Errors
+/// If it cannot be made.
+pub(crate) fn folder_for_ranks(run: &Path, steps: u64) -> Result<TempDir> {
+    let all = run.join(CHECKPOINTS);
+    files::create_folder(&all)?;
+    let prefix = format!(".{STEP}{steps}.");
+    tempfile::Builder::new().prefix(&prefix).suffix(RANKS).tempdir_in(&all).map_err(|e| Error::file(&all, e))
 }
 
 /// Removes the checkpoints of the run in `run` but the newest `keep`, and what an interrupted write has left.
@@ -280,23 +264,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_other_ranks_write_for_later_captures_and_in_other_runs_stays() {
-        let folder = tempfile::tempdir().unwrap();
-        let run = folder.path();
-        let of_ranks = |capture: u64| folder_for_ranks(run, 8, "5f-2a", capture);
-        let foreign = folder_for_ranks(run, 8, "5f-2b", 1);
+    fn what_other_ranks_write_stays_until_its_capture_is_over_or_another_run_begins() {
+        let run = tempfile::tempdir().unwrap();
+        let run = run.path();
+        let [first, second] = [8, 8].map(|steps| folder_for_ranks(run, steps).unwrap());
+        assert_ne!(first.path(), second.path());
         let others = [".step-7.part", ".step-9.old", ".step-3.gone"].map(|name| run.join(CHECKPOINTS).join(name));
-        for path in [4, 8, 12].map(of_ranks).iter().chain(&others).chain([&foreign]) {
-            fs::create_dir_all(path.join("inner")).unwrap();
-        }
-        assert_eq!([capture_in(&of_ranks(12), "5f-2a"), capture_in(&foreign, "5f-2a")], [Some(12), None]);
-        remove_folders_for_ranks(run, "5f-2a", 8);
-        assert_eq!([4, 8, 12].map(|capture| of_ranks(capture).exists()), [false, false, true]);
-        assert!(foreign.exists() && others.iter().all(|path| path.exists()));
+        others.iter().for_each(|path| fs::create_dir_all(path.join("inner")).unwrap());
         prune(run, 3);
-        assert!(foreign.exists() && of_ranks(12).exists() && others.iter().all(|path| !path.exists()));
-        // A run that begins has no use for them.
+        assert!(first.path().exists() && second.path().exists() && others.iter().all(|path| !path.exists()));
+        drop(first);
+        assert_eq!(hidden_in(run), [second.path()]);
+        // As after a kill.
+        let left = second.keep();
         begin_after(run, 0).unwrap();
-        assert!(hidden_in(run).is_empty());
+        assert!(!left.exists());
     }
 }

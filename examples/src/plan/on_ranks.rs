@@ -118,7 +118,7 @@ fn scaled(costs: &DeviceCosts, factor: f64) -> DeviceCosts {
 #[cfg(test)]
 mod tests {
     use interlock::{
-        EndToEnd, ModelSpec, Sequential, Trainer, Unit,
+        EndToEnd, ModelSpec, Sequential, Trainer, TrainerBuilder, Unit,
         candle_core::{DType, Device, Tensor},
     };
 
@@ -133,8 +133,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_rank_with_more_cores_gets_more_units() {
+    /// Two stages of equal units, and their costs.
+    fn two_stages() -> (TrainerBuilder, Profile) {
         let builder = Trainer::builder(Nothing).strategy(EndToEnd).stages(2);
         let inputs = Tensor::zeros((4, 1), DType::F32, &Device::Cpu).unwrap();
         let targets = Tensor::zeros(4, DType::U32, &Device::Cpu).unwrap();
@@ -143,6 +143,12 @@ mod tests {
         for unit in &mut profile.devices[0].units {
             (unit.forward, unit.both, unit.parameters_only) = (1.0, 1.0, 1.0);
         }
+        (builder, profile)
+    }
+
+    #[test]
+    fn a_rank_with_more_cores_gets_more_units() {
+        let (builder, profile) = two_stages();
         let cut = |cores: [usize; 2]| {
             let (profile, placement) = on_ranks(&profile, &[vec![0], vec![1]], &cores);
             builder.setup(2, &profile, placement).unwrap().best_cut(&[]).unwrap().units_per_stage
@@ -153,13 +159,8 @@ mod tests {
 
     #[test]
     fn what_is_sent_over_a_slow_link_is_small() {
-        let builder = Trainer::builder(Nothing).strategy(EndToEnd).stages(2);
-        let inputs = Tensor::zeros((4, 1), DType::F32, &Device::Cpu).unwrap();
-        let targets = Tensor::zeros(4, DType::U32, &Device::Cpu).unwrap();
-        let batch = interlock::Batch { inputs: inputs.into(), targets };
-        let mut profile = builder.profile(&batch, None).unwrap();
+        let (builder, mut profile) = two_stages();
         for (k, unit) in profile.devices[0].units.iter_mut().enumerate() {
-            (unit.forward, unit.both, unit.parameters_only) = (1.0, 1.0, 1.0);
             // The fourth unit has a small output.
             unit.output_bytes = if k == 3 { 1 } else { 100 };
         }

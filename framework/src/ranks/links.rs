@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use super::{PULSE, RankMessage, Ranks, peers::RankMessageKind};
 use crate::{Error, Result, device::Link};
 
-/// The bytes of a long message: as many that its way takes longer than that of a short one.
+/// The fewest and the most bytes of a long message, which has as many that it takes longer than a short one.
 const FEWEST: usize = 1 << 18;
 const MOST: usize = 1 << 24;
 /// How often a short and a long message are sent; the fastest counts.

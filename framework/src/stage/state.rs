@@ -72,6 +72,13 @@ pub enum CaptureTo {
     Folder(String),
 }
 
+impl CaptureTo {
+    /// To files in `folder`, or else to the coordinator.
+    pub(crate) fn files_in(folder: Option<&Path>) -> Self {
+        folder.and_then(Path::to_str).map_or(Self::Coordinator, |folder| Self::Folder(folder.to_owned()))
+    }
+}
+
 impl StageCapture {
     /// Writes the tensors to files in `folder`, and keeps these instead.
     ///

@@ -250,19 +250,18 @@ impl Trainer {
     /// Returns the newest checkpoint that was captured during a fit, also after the fit has failed. With several ranks, of which each has written a part of it, it
     /// is read again.
     pub fn last_checkpoint(&self) -> Option<Arc<Checkpoint>> {
-        self.read_again(|folder| Checkpoint::load(folder).map(Arc::new)).or_else(|| self.captures.newest())
+        self.read_again(|_, folder| Checkpoint::load(folder).map(Arc::new)).or_else(|| self.captures.newest())
     }
 
-    /// Returns the weights of [`Self::last_checkpoint`] and its number of steps, without reading more than these.
+    /// Returns the number of steps of [`Self::last_checkpoint`] and its weights, without reading more than these.
     pub fn last_weights(&self) -> Option<(u64, Weights)> {
-        let read = |folder: &Path| Ok((Manifest::steps_in(folder)?, Weights::load(folder)?));
         let in_memory = || self.captures.newest().map(|newest| (newest.steps(), newest.weights.clone()));
-        self.read_again(read).or_else(in_memory)
+        self.read_again(|steps, folder| Ok((steps, Weights::load(folder)?))).or_else(in_memory)
     }
 
     /// Reads from the newest checkpoint that this trainer has saved, if it is newer than that in memory.
-    fn read_again<T>(&self, read: impl FnOnce(&Path) -> Result<T>) -> Option<T> {
-        let folder = self.captures.newest_on_disk()?;
-        read(&folder).inspect_err(|error| tracing::warn!("{error}")).ok()
+    fn read_again<T>(&self, read: impl FnOnce(u64, &Path) -> Result<T>) -> Option<T> {
+        let (steps, folder) = self.captures.newest_on_disk()?;
+        read(steps, &folder).inspect_err(|error| tracing::warn!("{error}")).ok()
     }
 }

@@ -7,6 +7,8 @@ use std::{
     sync::Arc,
 };
 
+use tempfile::TempDir;
+
 use super::{
     Control, Evaluation, Length, Report, Split, TrainEvent, Trainer, calls,
     checkpoint::Reason,
@@ -24,7 +26,7 @@ use crate::{
     actor::{Feed, Feeder, PipelineEvent},
     differentiation::{TensorKind, tensor_kind},
     schedule::Purpose,
-    stage::StageBlueprint,
+    stage::{CaptureTo, StageBlueprint},
     transport::StageStep,
 };
 
@@ -298,9 +300,10 @@ impl Trainer {
                     let may_be_captured = step + 1 < until && step + 1 > told;
                     let reason =
                         Some(step + 1).filter(|_| may_be_captured).and_then(|steps| timing.borrow_mut().reason(steps));
-                    let place =
-                        |reason: Reason| calls.during(calls::FOLDER, || Ok(reason.place(store.as_deref(), step + 1)));
-                    let capture = reason.map(place).transpose()?;
+                    let make = |reason: Reason| {
+                        calls.during(calls::FOLDER, || Ok(reason.folder_for_ranks(store.as_deref(), step + 1)))
+                    };
+                    let folder = reason.map(make).transpose()?.flatten();
                     let feed = Feed {
                         purpose: Purpose::Train,
                         step,
@@ -309,9 +312,9 @@ impl Trainer {
                         first_index: 0,
                         count,
                         total,
-                        capture,
+                        capture: reason.map(|_| CaptureTo::files_in(folder.as_ref().map(TempDir::path))),
                     };
-                    captured.borrow_mut().extend(reason.map(|reason| (step + 1, reason)));
+                    captured.borrow_mut().extend(reason.map(|reason| (step + 1, reason, folder)));
                     Ok(((examples, total), feed))
                 })?;
                 fed.set(true);
@@ -323,7 +326,10 @@ impl Trainer {
                     feeder.stop();
                 }
                 let event = feeder.next(&self.pipeline)?;
-                captured.take().into_iter().for_each(|(steps, reason)| self.captures.begun(steps, reason));
+                captured
+                    .take()
+                    .into_iter()
+                    .for_each(|(steps, reason, folder)| self.captures.begun(steps, reason, folder));
                 match event {
                     None => return Ok(()),
                     Some(PipelineEvent::StageStep(stage)) => self.tell(&TrainEvent::StageStep(&stage))?,

@@ -10,7 +10,7 @@ use crate::{
     Error, Failure, Result, Strategy,
     actor::{Pipeline, PipelineSettings},
     metrics::table::{self, RESTART_REASONS},
-    stage::{CaptureTo, HeadsConfig, StageBlueprint, StageSettings},
+    stage::{HeadsConfig, StageBlueprint, StageSettings},
     strategy::Plans,
 };
 
@@ -215,7 +215,7 @@ impl Trainer {
         let step = self.steps;
         self.capture_here_if_due(trained.so_far(first))?;
         self.recovery.to_skip = None;
-        let here = self.here(CaptureTo::Coordinator, trained.so_far(first))?;
+        let here = self.here(None, trained.so_far(first))?;
         self.relaunch(&here.checkpoint, true)?;
         self.pipeline.begin(last)?;
         self.tell(&TrainEvent::StepSkipped { step })?;

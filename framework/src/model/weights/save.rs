@@ -137,11 +137,6 @@ impl ShardFile {
         Ok(Self { entry: FileEntry::of(&path)?, path, names, bytes })
     }
 
-    /// Returns the folder of the file.
-    pub(crate) fn folder(&self) -> Option<&Path> {
-        self.path.parent()
-    }
-
     /// Moves the file to `place`, in the same file system. Only the rank that wrote it has read its contents; here only the size is compared.
     fn move_to(&self, place: &Path) -> Result<FileEntry> {
         let size = fs::metadata(&self.path).map_err(|e| Error::file(&self.path, e))?.len();

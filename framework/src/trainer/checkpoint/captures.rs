@@ -7,11 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tempfile::TempDir;
+
 use super::{Checkpoint, CheckpointConfig, Store};
 use crate::{
     Weights,
     model::ShardFile,
-    stage::{CaptureTo, StageCapture, StageState},
+    stage::{StageCapture, StageState},
     trainer::state::OwnState,
 };
 
@@ -25,17 +27,17 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    /// Where the captures of the stages after `steps` steps go.
-    pub(crate) fn place(self, store: Option<&Store>, steps: u64) -> CaptureTo {
-        let store = store.filter(|_| self == Self::Checkpoint);
-        let folder = store.and_then(|store| store.folder_for_ranks(steps));
-        folder.map_or(CaptureTo::Coordinator, CaptureTo::Folder)
+    /// Makes the folder for what other ranks write of the capture after `steps` steps; none if they send it.
+    pub(crate) fn folder_for_ranks(self, store: Option<&Store>, steps: u64) -> Option<TempDir> {
+        store.filter(|_| self == Self::Checkpoint)?.folder_for_ranks(steps)
     }
 }
 
 /// The two halves of a capture, which arrive in any order.
 struct Open {
     reason: Reason,
+    /// What other ranks write.
+    folder: Option<TempDir>,
     own: Option<OwnState>,
     stages: Option<Vec<StageCapture>>,
 }
@@ -52,18 +54,13 @@ pub(crate) struct Captured {
 pub(crate) struct RankFiles {
     pub(crate) weights: BTreeMap<usize, ShardFile>,
     pub(crate) state: BTreeMap<usize, ShardFile>,
-}
-
-impl RankFiles {
-    /// Returns the folder of the files, if there are any.
-    pub(crate) fn folder(&self) -> Option<&Path> {
-        self.weights.values().next()?.folder()
-    }
+    /// The folder that they are in, which is removed with this.
+    folder: Option<TempDir>,
 }
 
 impl Captured {
     /// Puts the captures of all stages together with the trainer's own state.
-    pub(crate) fn new(own: OwnState, stages: Vec<StageCapture>) -> Self {
+    pub(crate) fn new(own: OwnState, stages: Vec<StageCapture>, folder: Option<TempDir>) -> Self {
         let mut files = RankFiles::default();
         let parts = stages.into_iter().enumerate().map(|(k, StageCapture { weights, state, files: written })| {
             if let Some(written) = written {
@@ -75,6 +72,8 @@ impl Captured {
         let (weights, states): (Vec<_>, Vec<StageState>) = parts.unzip();
         let weights = Weights::of_stages(weights).with_units_per_stage(own.units_per_stage());
         let state = own.with_stages(states);
+        // An empty folder is of no use any more.
+        files.folder = folder.filter(|_| !files.weights.is_empty());
         Self { checkpoint: Arc::new(Checkpoint { weights, state }), files: Arc::new(files) }
     }
 
@@ -152,11 +151,11 @@ impl Captures {
     }
 
     /// Notes that the state after `steps` steps is being captured.
-    pub(crate) fn begun(&mut self, steps: u64, reason: Reason) {
+    pub(crate) fn begun(&mut self, steps: u64, reason: Reason, folder: Option<TempDir>) {
         if reason == Reason::Checkpoint {
             self.begin();
         }
-        self.open.insert(steps, Open { reason, own: None, stages: None });
+        self.open.insert(steps, Open { reason, folder, own: None, stages: None });
     }
 
     /// Returns whether a capture is in progress whose steps may all be done.
@@ -190,8 +189,8 @@ impl Captures {
         if !self.open.get(&steps).is_some_and(is_complete) {
             return None;
         }
-        let Open { reason, own, stages } = self.open.remove(&steps)?;
-        self.completed(Captured::new(own?, stages?), reason)
+        let Open { reason, folder, own, stages } = self.open.remove(&steps)?;
+        self.completed(Captured::new(own?, stages?, folder), reason)
     }
 
     /// Keeps a complete capture, if all of it is here. Returns it if it is to be written.
@@ -227,12 +226,11 @@ impl Captures {
         self.done().saved = Some((steps, folder.to_owned()));
     }
 
-    /// Returns the folder of the last one that has been saved, if it is newer than the newest in memory.
-    pub(crate) fn newest_on_disk(&self) -> Option<PathBuf> {
+    /// Returns the steps and the folder of the last one that has been saved, if it is newer than the newest in memory.
+    pub(crate) fn newest_on_disk(&self) -> Option<(u64, PathBuf)> {
         let done = self.done();
         let in_memory = done.capture.as_ref().map(|captured| captured.checkpoint.steps());
-        let (steps, folder) = done.saved.as_ref()?;
-        in_memory.is_none_or(|in_memory| in_memory < *steps).then(|| folder.clone())
+        done.saved.clone().filter(|(steps, _)| in_memory.is_none_or(|in_memory| in_memory < *steps))
     }
 
     /// Returns the newest capture if it has not been handed to the store; afterwards it counts as handed over.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::{Captured, Reason, Saved, store::Kind};
 use crate::{
@@ -13,16 +14,17 @@ use crate::{
 };
 
 impl Trainer {
-    /// Returns all of the trainer here, where nothing is in flight.
-    pub(in crate::trainer) fn here(&self, to: CaptureTo, fit: FitState) -> Result<Captured> {
+    /// Returns all of the trainer here, where nothing is in flight. Other ranks write what they have into `folder`, if there is one.
+    pub(in crate::trainer) fn here(&self, folder: Option<TempDir>, fit: FitState) -> Result<Captured> {
         let own = self.own_state(self.strategy_state()?, Some(fit))?;
-        Ok(Captured::new(own, self.pipeline.capture(to)?))
+        let to = CaptureTo::files_in(folder.as_ref().map(TempDir::path));
+        Ok(Captured::new(own, self.pipeline.capture(to)?, folder))
     }
 
     /// Captures the state here for this reason.
     pub(in crate::trainer) fn capture_here(&mut self, reason: Reason, fit: FitState) -> Result<()> {
-        let place = || Ok(reason.place(self.store.as_deref(), self.steps));
-        let captured = self.here(self.calls.during(calls::FOLDER, place)?, fit)?;
+        let folder = || Ok(reason.folder_for_ranks(self.store.as_deref(), self.steps));
+        let captured = self.here(self.calls.during(calls::FOLDER, folder)?, fit)?;
         if reason == Reason::Checkpoint {
             self.captures.begin();
         }

@@ -5,15 +5,15 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
         mpsc::{Receiver, Sender, channel},
     },
     time::{Duration, Instant, SystemTime},
 };
 
 use metrics::{Counter, Gauge, Histogram};
+use tempfile::TempDir;
 
-use super::{Attached, Captured, CheckpointConfig, RankFiles};
+use super::{Attached, Captured, CheckpointConfig};
 use crate::{
     Error, Origin, Phase, Result, checkpoint, files,
     metrics::table,
@@ -79,59 +79,16 @@ impl Handles {
     }
 }
 
-fn since_1970() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
-}
-
 /// The seconds since 1970.
 fn now() -> f64 {
-    since_1970().as_secs_f64()
-}
-
-/// Returns a name that no other run has.
-fn new_id() -> String {
-    format!("{:x}-{:x}", since_1970().as_nanos(), std::process::id())
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// Writes checkpoints and best weights into the folder of a run, one after another, on a thread of its own.
 pub(crate) struct Store {
     inner: Mutex<Inner>,
-    /// Present if there are other ranks.
-    for_ranks: Option<ForRanks>,
-}
-
-/// What the folders are named by to which other ranks write.
-#[derive(Clone)]
-struct ForRanks {
-    run: PathBuf,
-    run_id: String,
-    /// The number of the next capture.
-    captures: Arc<AtomicU64>,
-}
-
-impl ForRanks {
-    fn new(run: &Path) -> Option<Self> {
-        // Hosts may mount a folder in the same place by different links, so links stay.
-        let run = std::path::absolute(run).ok()?;
-        Some(Self { run, run_id: new_id(), captures: Arc::default() })
-    }
-
-    /// Removes the folders of a capture that is over, and of those before it.
-    fn remove(&self, over: &RankFiles) {
-        if let Some(last) = over.folder().and_then(|folder| checkpoint::capture_in(folder, &self.run_id)) {
-            checkpoint::remove_folders_for_ranks(&self.run, &self.run_id, last);
-        }
-    }
-}
-
-/// With the last job, nobody has a use for what other ranks have written and still write.
-impl Drop for Store {
-    fn drop(&mut self) {
-        self.inner().end();
-        if let Some(ForRanks { run, run_id, .. }) = &self.for_ranks {
-            checkpoint::remove_folders_for_ranks(run, run_id, u64::MAX);
-        }
-    }
+    /// The folder of the run, if other ranks may write to it.
+    of_ranks: Option<PathBuf>,
 }
 
 struct Inner {
@@ -163,28 +120,20 @@ impl Store {
         patience: Patience,
         has_other_ranks: bool,
     ) -> Result<Self> {
-        let for_ranks = ForRanks::new(run).filter(|_| has_other_ranks);
-        let (run, keep, over) = (run.to_owned(), config.keep, for_ranks.clone());
+        // Hosts may mount a folder in the same place by different links, so links stay.
+        let of_ranks = std::path::absolute(run).ok().filter(|_| has_other_ranks);
+        let (run, keep) = (run.to_owned(), config.keep);
         let write = move |job: &Job| match job {
-            Job::Checkpoint(captured) => {
-                let saved = save(captured, &run, keep, &attached);
-                over.iter().for_each(|for_ranks| for_ranks.remove(&captured.files));
-                saved
-            }
+            Job::Checkpoint(captured) => save(captured, &run, keep, &attached),
             Job::Best(best) => save_best(best, &run),
         };
-        let mut store = Self::start_with(write, Handles::new(config), patience)?;
-        store.for_ranks = for_ranks;
-        Ok(store)
+        Ok(Self { of_ranks, ..Self::start_with(write, Handles::new(config), patience)? })
     }
 
     /// Makes a folder for the shards that other ranks write of the checkpoint after `steps` steps; none if there are no other ranks, or it cannot be made.
-    pub(crate) fn folder_for_ranks(&self, steps: u64) -> Option<String> {
-        let ForRanks { run, run_id, captures } = self.for_ranks.as_ref()?;
-        let folder = checkpoint::folder_for_ranks(run, steps, run_id, captures.fetch_add(1, Relaxed));
+    pub(crate) fn folder_for_ranks(&self, steps: u64) -> Option<TempDir> {
         // Without it rank 0 writes all, and says so if it cannot.
-        files::create_folder(&folder).ok()?;
-        folder.into_os_string().into_string().ok()
+        self.of_ranks.as_ref().and_then(|run| checkpoint::folder_for_ranks(run, steps).ok())
     }
 
     /// Starts the thread with this way to write.
@@ -205,13 +154,15 @@ impl Store {
                 let result = present.during(doing, || guarded(|| write(&job)));
                 let saved = Saved { steps, what, time: start.elapsed(), result };
                 handles.observe(&saved);
+                // With it goes what other ranks have written for it.
+                drop(job);
                 // If nobody listens, the trainer has ended.
                 let _ = tell.send(saved);
             }
         })?;
         let (open, saved) = (VecDeque::new(), Vec::new());
         let inner = Mutex::new(Inner { jobs: Some(jobs), thread, results, open, saved, activity, patience });
-        Ok(Self { inner, for_ranks: None })
+        Ok(Self { inner, of_ranks: None })
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -278,9 +229,9 @@ impl Inner {
     }
 }
 
-impl Inner {
+impl Drop for Inner {
     /// What was handed over is still written, unless the thread is blocked.
-    fn end(&mut self) {
+    fn drop(&mut self) {
         if self.jobs.take().is_some() {
             self.thread.join(self.patience, &[Arc::clone(&self.activity)]);
         }
