@@ -258,10 +258,11 @@ impl<P: Program> TrainingRun<'_, P> {
         if let Some(state) = trainer.strategy_state()? {
             folder.write_strategy(&state)?;
         }
-        // All is saved: now there is time for a terminal that is paused. What could not be written is reported at the end.
-        let _ = finish_printing();
         print_results(&report, measure, terminal);
         terminal.say(&format!("the run is in {}", folder.path().display()));
+        // All is saved: now there is time for a terminal that is paused. What could not be written is reported at the end. Files that the command line names
+        // may be stdout too, and come after this.
+        let _ = finish_printing();
         Ok((report, timeline))
     }
 }
