@@ -30,5 +30,7 @@ pub(crate) mod norm;
 pub(crate) mod padded;
 pub(crate) mod panels;
 pub(crate) mod product;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tiles;
 
 pub use instructions::Instructions;

@@ -378,8 +378,9 @@ fn unknown_instructions_are_refused_by_every_command() {
             let output = command.output().unwrap();
             let message = err(&output);
             assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
-            let words =
-                format!("INTERLOCK_CPU_INSTRUCTIONS: unknown instructions {name:?}; write portable, avx2 or avx512");
+            let words = format!(
+                "INTERLOCK_CPU_INSTRUCTIONS: unknown instructions {name:?}; write portable, avx2, avx512 or amx"
+            );
             assert!(message.contains(&words), "{message}");
         }
     }

@@ -4,6 +4,9 @@ use std::{env::VarError, fmt, sync::OnceLock};
 
 use interlock::{Error, Result};
 
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
+
 /// The vector instructions that the kernels use: the best that the processor has, unless `INTERLOCK_CPU_INSTRUCTIONS` names weaker ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Instructions {
@@ -13,6 +16,8 @@ pub enum Instructions {
     Avx2,
     /// 512-bit vectors.
     Avx512,
+    /// 512-bit vectors, and AMX tiles for products of `bf16`.
+    Amx,
 }
 
 /// The environment variable that limits the instructions.
@@ -33,6 +38,7 @@ impl Instructions {
     pub(crate) fn of_the_processor() -> Self {
         let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
         match avx2 {
+            true if is_x86_feature_detected!("avx512f") && tiles::are_available() => Self::Amx,
             true if is_x86_feature_detected!("avx512f") => Self::Avx512,
             true => Self::Avx2,
             false => Self::Portable,
@@ -58,17 +64,22 @@ impl Instructions {
     }
 
     fn named(name: &str) -> Result<Self> {
-        let unknown =
-            || Error::invalid(VARIABLE, format!("unknown instructions {name:?}"), "write portable, avx2 or avx512");
-        [Self::Portable, Self::Avx2, Self::Avx512].into_iter().find(|known| known.name() == name).ok_or_else(unknown)
+        let unknown = || {
+            Error::invalid(VARIABLE, format!("unknown instructions {name:?}"), "write portable, avx2, avx512 or amx")
+        };
+        [Self::Portable, Self::Avx2, Self::Avx512, Self::Amx]
+            .into_iter()
+            .find(|known| known.name() == name)
+            .ok_or_else(unknown)
     }
 
-    /// Returns the name: `portable`, `avx2` or `avx512`.
+    /// Returns the name: `portable`, `avx2`, `avx512` or `amx`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         }
     }
 }
@@ -102,7 +113,7 @@ macro_rules! dispatch {
             unsafe {
                 match $crate::kernels::Instructions::in_use() {
                     #[cfg(target_arch = "x86_64")]
-                    $crate::kernels::Instructions::Avx512 => avx512($($argument),*),
+                    $crate::kernels::Instructions::Avx512 | $crate::kernels::Instructions::Amx => avx512($($argument),*),
                     #[cfg(target_arch = "x86_64")]
                     $crate::kernels::Instructions::Avx2 => avx2($($argument),*),
                     _ => $body::<$crate::kernels::lanes::Portable>($($argument),*),
@@ -118,13 +129,13 @@ mod tests {
 
     #[test]
     fn known_names_are_read_and_others_are_refused() {
-        for known in [Instructions::Portable, Instructions::Avx2, Instructions::Avx512] {
+        for known in [Instructions::Portable, Instructions::Avx2, Instructions::Avx512, Instructions::Amx] {
             assert_eq!(Instructions::named(known.name()).unwrap(), known);
         }
         for unknown in ["avx-2", "AVX2", "sse", ""] {
             let error = Instructions::named(unknown).unwrap_err().to_string();
             let expected = "INTERLOCK_CPU_INSTRUCTIONS: unknown instructions";
-            assert_eq!(error, format!("{expected} {unknown:?}; write portable, avx2 or avx512"));
+            assert_eq!(error, format!("{expected} {unknown:?}; write portable, avx2, avx512 or amx"));
         }
         assert!(Instructions::in_use() <= Instructions::of_the_processor());
     }
