@@ -12,7 +12,7 @@ use std::{ops::RangeInclusive, sync::Arc};
 use candle_core::Device;
 use core_affinity::CoreId;
 use interlock::{
-    Backend, Differentiable, Error, PlainCpu, Result, StageDevice,
+    Backend, Differentiable, Error, PlainCpu, Precision, Result, StageDevice,
     tools::device::{DeviceHooks, Part},
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -30,6 +30,7 @@ use crate::{
 /// | `cpu:threads=2` | two threads, on any cores |
 /// | `cpu:cores=0-3`, `cpu:cores=2` | one thread a core, pinned to it |
 /// | `cpu:threads=1,cores=0-1` | threads pinned to these cores in turn |
+/// | `cpu:precision=bf16` | layers compute in `bf16`: see [`Precision`] |
 /// | `cpu:layers=candle` | layers compute with candle's operations, as on GPUs; slow: for testing these operations without a GPU |
 ///
 /// Open devices from a thread that is not pinned itself: new threads may use only the cores of the thread that starts them.
@@ -47,6 +48,7 @@ pub struct CpuDevice {
     pool: ThreadPool,
     /// Whether layers compute with candle's operations, as on other devices.
     candle_operations: bool,
+    precision: Precision,
 }
 
 impl CpuDevice {
@@ -62,7 +64,7 @@ impl CpuDevice {
 
     /// Opens the device without checking `INTERLOCK_CPU_INSTRUCTIONS`.
     fn open_without_instruction_check(name: &str) -> Result<Self> {
-        let CpuName { threads, cores, layers } = name.parse()?;
+        let CpuName { threads, cores, layers, precision } = name.parse()?;
         let cores = cores.map(|cores| find_cores(name, cores)).transpose()?;
         let threads = threads.or(cores.as_ref().map(Vec::len)).unwrap_or_else(core_count);
         // Before this device starts threads. If other threads run already, candle's own operations stay as they are.
@@ -92,7 +94,8 @@ impl CpuDevice {
                 ));
             }
         }
-        Ok(Self { name: name.to_owned(), pool, candle_operations: layers == Some(Layers::CandleOperations) })
+        let candle_operations = layers == Some(Layers::CandleOperations);
+        Ok(Self { name: name.to_owned(), pool, candle_operations, precision: precision.unwrap_or_default() })
     }
 
     /// Returns the number of threads.
@@ -112,6 +115,10 @@ impl StageDevice for CpuDevice {
 
     fn run(&self, work: &mut (dyn FnMut() + Send)) {
         self.pool.install(|| if self.candle_operations { with_candle_on_cpu(work) } else { work() });
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision
     }
 
     fn hooks(&self) -> &dyn DeviceHooks {
@@ -152,6 +159,15 @@ impl Backend for CpuBackend {
 
     fn open(&self, name: &str) -> Result<Arc<dyn StageDevice>> {
         Ok(Arc::new(CpuDevice::open(name)?))
+    }
+
+    fn with_precision(&self, name: &str, precision: Precision) -> Result<String> {
+        Ok(match (name.parse::<CpuName>()?.precision, precision) {
+            (None, Precision::Bf16) => {
+                format!("{name}{}precision={precision}", if name.contains(':') { ',' } else { ':' })
+            }
+            _ => name.to_owned(),
+        })
     }
 
     fn list(&self) -> Vec<(String, String)> {

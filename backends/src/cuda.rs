@@ -179,6 +179,15 @@ impl Backend for CudaBackend {
         Ok(Arc::new(CudaStageDevice::open(name)?))
     }
 
+    fn with_precision(&self, name: &str, precision: Precision) -> Result<String> {
+        name.parse::<CudaName>()?;
+        // There is no other setting.
+        Ok(match precision {
+            Precision::Bf16 if !name.contains(',') => format!("{name},precision={precision}"),
+            _ => name.to_owned(),
+        })
+    }
+
     fn list(&self) -> Vec<(String, String)> {
         let row = |ordinal: usize| {
             let Description { name, bytes, capability: (major, minor) } = driver::describe(ordinal).ok()?;

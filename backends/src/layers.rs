@@ -1,4 +1,5 @@
-//! Training layers with hand-written gradients: kernels for `f32` tensors on the CPU, candle's operations for `f32` and `bf16` on any other device.
+//! Training layers with hand-written gradients: kernels on the CPU, for `f32` tensors, which they may multiply in `bf16`; candle's operations for `f32` and
+//! `bf16` on any other device.
 //!
 //! Every layer implements [`Differentiable`](interlock::Differentiable) on an activation of one tensor. Images are `(B, C, H, W)`, sequences
 //! `(B, T, D)`. Layers for images take them in any layout; on the CPU, they return them channels-last: their elements lie in memory as those of

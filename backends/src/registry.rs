@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use interlock::{Backend, Error, Result, StageDevice};
+use interlock::{Backend, Error, Precision, Result, StageDevice};
 
 /// A list of backends, each for one scheme of device names.
-pub struct Backends(Vec<Box<dyn Backend>>);
+pub struct Backends {
+    list: Vec<Box<dyn Backend>>,
+    precision: Precision,
+}
 
 /// The schemes of optional backends, and the feature that enables each.
 const OPTIONAL: [(&str, &str); 2] = [("cpu", "cpu"), ("cuda", "cuda")];
@@ -13,40 +16,50 @@ const OPTIONAL: [(&str, &str); 2] = [("cpu", "cpu"), ("cuda", "cuda")];
 impl Default for Backends {
     /// Returns the backends that this build was compiled with.
     fn default() -> Self {
-        Self(vec![
-            #[cfg(feature = "cpu")]
-            Box::new(crate::CpuBackend),
-            #[cfg(feature = "cuda")]
-            Box::new(crate::CudaBackend),
-            Box::new(crate::EmulatedBackend),
-        ])
+        Self {
+            list: vec![
+                #[cfg(feature = "cpu")]
+                Box::new(crate::CpuBackend),
+                #[cfg(feature = "cuda")]
+                Box::new(crate::CudaBackend),
+                Box::new(crate::EmulatedBackend),
+            ],
+            precision: Precision::F32,
+        }
     }
 }
 
 impl Backends {
     /// Returns a list without backends; see [`Self::with`].
     pub fn none() -> Self {
-        Self(Vec::new())
+        Self { list: Vec::new(), precision: Precision::F32 }
     }
 
     /// Adds `backend`. It replaces a backend with the same scheme.
     #[must_use]
     pub fn with(mut self, backend: impl Backend + 'static) -> Self {
-        self.0.retain(|known| known.scheme() != backend.scheme());
-        self.0.push(Box::new(backend));
+        self.list.retain(|known| known.scheme() != backend.scheme());
+        self.list.push(Box::new(backend));
         self
+    }
+
+    /// Makes devices compute in `precision` whose names do not say in which, such as `cpu:threads=2`. Default: `f32`.
+    #[must_use]
+    pub fn precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Opens the device called `name`, such as `cpu` or `cpu:threads=2`.
     ///
     /// # Errors
-    /// If no backend has its scheme (the message names the known ones, or the missing feature), or if the backend has no such device.
+    /// If no backend has its scheme (the message names the known ones, or the missing feature), or if the backend has no such device, or none of the
+    /// precision that is set.
     pub fn open(&self, name: &str) -> Result<Arc<dyn StageDevice>> {
         let scheme = name.split(':').next().unwrap_or(name).trim();
-        if let Some(backend) = self.0.iter().find(|backend| backend.scheme() == scheme) {
-            return backend.open(name);
+        if let Some(backend) = self.list.iter().find(|backend| backend.scheme() == scheme) {
+            return backend.open(&backend.with_precision(name, self.precision)?);
         }
-        let known: Vec<&str> = self.0.iter().map(|backend| backend.scheme()).collect();
+        let known: Vec<&str> = self.list.iter().map(|backend| backend.scheme()).collect();
         let available = match known.as_slice() {
             [] => "no device at all".to_owned(),
             several => several.join(" and ") + " only",
@@ -75,17 +88,17 @@ impl Backends {
 
     /// Lists the devices that can be opened: the name of each, and a description.
     pub fn list(&self) -> Vec<(String, String)> {
-        self.0.iter().flat_map(|backend| backend.list()).collect()
+        self.list.iter().flat_map(|backend| backend.list()).collect()
     }
 
     /// Returns, for each backend without a device on this machine, the reason.
     pub fn absences(&self) -> Vec<String> {
-        self.0.iter().filter_map(|backend| backend.absence()).collect()
+        self.list.iter().filter_map(|backend| backend.absence()).collect()
     }
 
     /// Returns the names of the devices of `scheme` that could be opened.
     pub(crate) fn names(&self, scheme: &str) -> Vec<String> {
-        let of_scheme = self.0.iter().filter(|backend| backend.scheme() == scheme);
+        let of_scheme = self.list.iter().filter(|backend| backend.scheme() == scheme);
         of_scheme.flat_map(|backend| backend.list()).map(|(name, _)| name).collect()
     }
 }
@@ -169,6 +182,25 @@ mod tests {
     }
 
     #[test]
+    fn a_precision_holds_for_names_that_say_none() {
+        let opened = |name: &str, precision| {
+            let device = Backends::default().precision(precision).open(name);
+            device.map(|device| (device.name().to_owned(), device.precision())).map_err(|error| error.to_string())
+        };
+        let is = |name: &str, precision| Ok((name.to_owned(), precision));
+        assert_eq!(opened("cpu", Precision::Bf16), is("cpu:precision=bf16", Precision::Bf16));
+        assert_eq!(opened("cpu:threads=1", Precision::Bf16), is("cpu:threads=1,precision=bf16", Precision::Bf16));
+        assert_eq!(opened("cpu:precision=f32", Precision::Bf16), is("cpu:precision=f32", Precision::F32));
+        assert_eq!(opened("cpu:precision=bf16", Precision::F32), is("cpu:precision=bf16", Precision::Bf16));
+        assert_eq!(opened("cpu", Precision::F32), is("cpu", Precision::F32));
+        assert_eq!(
+            opened("emulated", Precision::Bf16).unwrap_err(),
+            "device emulated: devices of the kind emulated compute in f32 only; leave precision out"
+        );
+        assert!(opened("cpu:layers=candle", Precision::Bf16).unwrap_err().contains("candle's operations"));
+    }
+
+    #[test]
     fn every_listed_device_opens() {
         let backends = Backends::default();
         let listed = backends.list();
@@ -181,6 +213,6 @@ mod tests {
     #[test]
     fn backend_replaces_one_with_the_same_scheme() {
         assert!(Backends::none().open("cpu").is_err());
-        assert!(Backends::none().with(crate::CpuBackend).with(crate::CpuBackend).0.len() == 1);
+        assert!(Backends::none().with(crate::CpuBackend).with(crate::CpuBackend).list.len() == 1);
     }
 }

@@ -55,7 +55,7 @@ fn unknown_cpu_instructions_are_refused() {
     const VARIABLE: &str = "INTERLOCK_CPU_INSTRUCTIONS";
     if std::env::var(VARIABLE).is_ok_and(|name| name == "avx-2") {
         let error = CpuDevice::open("cpu:threads=1").expect_err("unknown instructions").to_string();
-        assert_eq!(error, format!("{VARIABLE}: unknown instructions \"avx-2\"; write portable, avx2 or avx512"));
+        assert_eq!(error, format!("{VARIABLE}: unknown instructions \"avx-2\"; write portable, avx2, avx512 or amx"));
         // `cpu` returns a device in any case; stages are not built on it.
         let trainer = Trainer::builder(OneLayer).devices([cpu(0)]).build();
         let refused = trainer.err().expect("unknown instructions");

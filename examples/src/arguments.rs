@@ -7,7 +7,9 @@ mod top;
 mod train;
 mod width;
 
-pub(crate) use bench::{Bench, BenchMailbox, BenchRuntime, BenchStep, BenchUnits, Dtype, Schedule, Threads};
+pub(crate) use bench::{
+    Bench, BenchMailbox, BenchRuntime, BenchStep, BenchUnits, Dtype, PrecisionName, Schedule, Threads,
+};
 pub(crate) use launch::{Launch, Launcher};
 pub(crate) use top::Top;
 pub(crate) use train::{LogFormat, Train};

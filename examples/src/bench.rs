@@ -19,7 +19,7 @@ use interlock::{Callback, Control, Length, Recompute, TrainEvent, TrainerBuilder
 use serde::Serialize;
 
 use crate::{
-    arguments::{Bench, BenchStep, Dtype, Threads, Width, WindowOptions},
+    arguments::{Bench, BenchStep, Dtype, PrecisionName, Threads, Width, WindowOptions},
     config::Devices,
     exit::Exit,
     exporter::Exporter,
@@ -67,6 +67,7 @@ struct StepResult {
     devices: Vec<String>,
     micro_batches: usize,
     recompute: bool,
+    precision: PrecisionName,
     dtype: Dtype,
     step_seconds: f64,
     examples_per_second: f64,
@@ -110,7 +111,8 @@ fn step(arguments: &BenchStep) -> Result<(), Exit> {
         devices: trainer.stages().iter().map(|stage| stage.device.clone()).collect(),
         micro_batches: arguments.micro_batches,
         recompute: arguments.recompute,
-        dtype: arguments.dtype,
+        precision: arguments.precision,
+        dtype: arguments.dtype.unwrap_or_else(|| arguments.precision.into()),
         step_seconds,
         examples_per_second: workload.batch as f64 / step_seconds,
         device_seconds: recorder.take().device_seconds.iter().map(|sum| sum / steps).collect(),
@@ -142,9 +144,16 @@ fn trainer(arguments: &BenchStep, workload: &Workload) -> Result<TrainerBuilder,
         .units_per_stage(units)
         .micro_batches(arguments.micro_batches)
         .recompute(if arguments.recompute { Recompute::All } else { Recompute::None })
-        .dtype(arguments.dtype.into())
         .steps(WARM_UP);
-    Ok(devices.give_to(builder)?)
+    Ok(devices.give_to(with_dtype(builder, arguments.dtype), arguments.precision.into())?)
+}
+
+/// Sets the dtype, if one is given.
+fn with_dtype(builder: TrainerBuilder, dtype: Option<Dtype>) -> TrainerBuilder {
+    match dtype {
+        Some(dtype) => builder.dtype(dtype.into()),
+        None => builder,
+    }
 }
 
 impl StepResult {

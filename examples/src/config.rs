@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use interlock::{
     ActivationDtype, Checkpoint, CheckpointConfig, ClipConfig, Criterion, DataFrom, EarlyStopping, EarlyStoppingConfig,
-    EmaConfig, Error, FailuresConfig, HeadsConfig, LrScheduleConfig, OptimizerConfig, Recompute, ReplicaStatistics,
-    Result, Trainer, TrainerBuilder, Weights,
+    EmaConfig, Error, FailuresConfig, HeadsConfig, LrScheduleConfig, OptimizerConfig, Precision, Recompute,
+    ReplicaStatistics, Result, Trainer, TrainerBuilder, Weights,
     tools::{model::PartitionConfig, schedule::PolicyName, strategy::StrategyConfig},
 };
 use interlock_models::data::{Data, DataKind, Description};
@@ -88,9 +88,14 @@ pub(crate) struct RunConfig<M, D> {
     #[serde(default)]
     #[schemars(extend("examples" = [["cpu:threads=2", "cuda:0"]]))]
     pub(crate) devices: Devices,
-    /// The dtype of activations and gradients between stages, and of saved activations. Layers compute in `f32` in either case.
-    #[serde(default)]
-    pub(crate) dtype: ActivationDtype,
+    /// The precision in which layers compute on devices whose names do not say in which: `bf16` rounds the factors of products of matrices and of
+    /// convolutions, and the activations that are saved and sent; sums, statistics, losses, parameters and their gradients stay `f32`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) precision: Precision,
+    /// The dtype of activations and gradients between stages, and of saved activations. Default: `f32`; on devices that compute in `bf16` it is `bf16`, and
+    /// cannot be `f32`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) dtype: Option<ActivationDtype>,
     /// The stages that save only their input and run the forward pass again before the backward pass: `true` for all, or a list. This takes
     /// less memory and more time, and gives the same results.
     #[serde(default)]
@@ -311,9 +316,9 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
         // Nor how many processes trained it.
         let builder = builder.replicas(1).stages_of_ranks(None);
         if let Some(devices) = Devices::of_arguments(devices) {
-            return devices.give_to(builder).inspect(note_emulation);
+            return devices.give_to(builder, self.precision).inspect(note_emulation);
         }
-        let given = self.devices.give_to(builder).inspect(note_emulation);
+        let given = self.devices.give_to(builder, self.precision).inspect(note_emulation);
         given.map_err(|error| match (error, &self.devices) {
             (Error::Invalid { subject, problem, remedy }, Devices::Named(_)) => {
                 Error::invalid(subject, problem, format!("{remedy}, or choose others, such as --devices cpu"))
@@ -345,8 +350,8 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
     /// Opens the devices for the stages of `builder`, of this rank if there are several, and sets them.
     pub(crate) fn on_devices(&self, builder: TrainerBuilder) -> Result<TrainerBuilder> {
         match ranks() {
-            None => self.devices.give_to(builder),
-            Some(ranks) => self.devices.give_to_rank(builder, ranks, self.placement.devices()),
+            None => self.devices.give_to(builder, self.precision),
+            Some(ranks) => self.devices.give_to_rank(builder, self.precision, ranks, self.placement.devices()),
         }
     }
 
@@ -373,7 +378,6 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
             .stages_of_ranks(stages_of_ranks)
             .heads(self.heads.clone())
             .recompute(self.recompute.clone())
-            .dtype(self.dtype)
             .optimizer(self.optimizer.clone())
             .clip(self.clip.clone())
             .lr_schedule(self.lr_schedule.clone())
@@ -396,6 +400,10 @@ impl<M: ModelSection, D: DataSection> RunConfig<M, D> {
                 DataKind::Images { .. } | DataKind::Vectors { .. } => Criterion::Accuracy,
                 DataKind::Text { .. } => Criterion::Loss,
             }));
+        let builder = match self.dtype {
+            Some(dtype) => builder.dtype(dtype),
+            None => builder,
+        };
         let builder = match ranks() {
             Some(ranks) => builder.ranks(ranks).agreement(agreement()),
             None => builder,

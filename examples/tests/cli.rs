@@ -145,6 +145,11 @@ fn same_seed_gives_the_same_run_and_another_seed_another() {
     assert_eq!(first, loss("b", &["--set=devices=[\"cpu:threads=1\", \"cpu:threads=2\"]", "--set=in_flight=1"]));
     let rounded = loss("d", &["--set=dtype=bf16"]);
     assert!(rounded != first && (rounded - first).abs() < 0.1 * first, "{rounded} {first}");
+    let computed = loss("e", &["--set=precision=bf16"]);
+    assert!(computed != first && computed != rounded && (computed - first).abs() < 0.1 * first, "{computed} {first}");
+    let devices = "--set=devices=[\"cpu:threads=1\", \"cpu:threads=2,precision=bf16\"]";
+    assert_eq!(computed, loss("f", &["--set=precision=bf16", devices, "--set=in_flight=1"]));
+    assert_ne!(computed, loss("g", &["--set=precision=bf16", "--set=devices=cpu:precision=f32"]));
     assert_ne!(first, loss("c", &["--set=seed=2"]));
 }
 

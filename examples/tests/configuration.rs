@@ -338,6 +338,11 @@ fn bad_settings_are_refused_before_anything_is_written() {
     refused(&["in_flight=0"], &["in_flight", "from 1 on"]);
     refused(&["recompute=[0, 2]"], &["recompute", "no stage 2", "0 to 1"]);
     refused(&["dtype=f16"], &["f16", "f32", "bf16"]);
+    refused(&["precision=f16"], &["precision", "f16", "f32", "bf16"]);
+    refused(&["precision=bf16", "dtype=f32"], &["dtype: f32, but cpu", "computes in bf16; leave dtype out"]);
+    refused(&["devices=cpu:precision=bf16", "dtype=f32"], &["dtype: f32, but cpu:precision=bf16 computes in bf16"]);
+    refused(&["precision=bf16", "devices=emulated"], &["device emulated", "f32 only", "leave precision out"]);
+    refused(&["precision=bf16", "devices=cpu:layers=candle"], &["device cpu:layers=candle", "f32 on the CPU"]);
     refused(&["recompute=some"], &["recompute", "use true, false or a list of whole numbers"]);
     refused(&["micro_batches=0"], &["micro_batches", "from 1 on"]);
     refused(&["clip.max_norm=0"], &["clip.max_norm", "above 0"]);

@@ -44,6 +44,7 @@ fn timed_step_reports_its_settings_times_and_losses() {
         "devices",
         "micro_batches",
         "recompute",
+        "precision",
         "dtype",
         "step_seconds",
         "examples_per_second",
@@ -79,6 +80,11 @@ fn recomputation_gives_the_same_losses_and_bf16_others() {
     // The first losses are equal. The second forward pass uses parameters whose gradients come from rounded values.
     assert_eq!(losses(&step)[0], losses(&rounded)[0]);
     assert_ne!(losses(&step)[1], losses(&rounded)[1]);
+    let computed = measure_step(&[&ONE_STAGE[..], &["--precision", "bf16"]].concat());
+    assert_eq!((&computed["precision"], &computed["dtype"]), (&Value::from("bf16"), &Value::from("bf16")));
+    assert!(computed["devices"][0].as_str().unwrap().ends_with(",precision=bf16"), "{computed}");
+    let (whole, half) = (losses(&step)[0], losses(&computed)[0]);
+    assert!(whole != half && (whole - half).abs() < 0.02, "{whole} {half}");
 }
 
 #[test]
@@ -199,7 +205,7 @@ fn units_of_a_configuration_are_measured_and_written_to_a_file() {
     let printed = done(&interlock(folder.path(), &[&bench[..], &more].concat()));
     let costs = json(&folder.path().join("costs.json"));
     assert_eq!(costs, serde_json::from_str::<Value>(printed.lines().last().unwrap()).unwrap());
-    assert_eq!((&costs["examples"], &costs["dtype"]), (&Value::from(128), &Value::from("f32")));
+    assert_eq!((&costs["examples"], &costs["devices"][0]["dtype"]), (&Value::from(128), &Value::from("f32")));
     assert_eq!(costs["order"], serde_json::json!([0, 1]));
     for (device, name) in costs["devices"].as_array().unwrap().iter().zip(["cpu:threads=1", "cpu:threads=2"]) {
         assert_eq!(device["device"], name);

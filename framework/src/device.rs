@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 
-use crate::{Precision, Result};
+use crate::{Error, Precision, Result};
 
 /// A kind of device. It opens the devices whose names begin with its scheme, such as `cpu` or `cuda`.
 ///
@@ -81,6 +81,21 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// If there is no such device. The message says which names are valid.
     fn open(&self, name: &str) -> Result<Arc<dyn StageDevice>>;
+
+    /// Returns the name of the device `name` that computes in `precision`; `name` itself if it says in which. Default: there is only `f32`.
+    ///
+    /// # Errors
+    /// If devices of this kind cannot compute in it.
+    fn with_precision(&self, name: &str, precision: Precision) -> Result<String> {
+        match precision {
+            Precision::F32 => Ok(name.to_owned()),
+            Precision::Bf16 => Err(Error::invalid(
+                format!("device {name}"),
+                format!("devices of the kind {} compute in f32 only", self.scheme()),
+                "leave precision out",
+            )),
+        }
+    }
 
     /// Lists the devices that can be opened: the name of each, and a description.
     fn list(&self) -> Vec<(String, String)>;

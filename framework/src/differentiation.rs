@@ -52,7 +52,7 @@ pub struct Pass {
     pub save: bool,
     /// The dtype in which to save activations. A layer may save them in a wider one.
     pub dtype: ActivationDtype,
-    /// The precision in which layers compute. Layers on the CPU always compute in `f32`.
+    /// The precision in which layers compute.
     pub precision: Precision,
 }
 

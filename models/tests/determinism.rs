@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use candle_core::{DType, Device, Tensor};
 use interlock::{
     Adaptive, Batch, ClipConfig, ClipScope, Dataset, HeadsConfig, HeadsTrained, Interlock, Key, ModelSpec,
-    OptimizerConfig, OptimizerKind, Recompute, Result, StageDevice, Trainer, TrainerBuilder,
+    OptimizerConfig, OptimizerKind, Precision, Recompute, Result, StageDevice, Trainer, TrainerBuilder,
     tools::plain::PlainPipeline,
 };
 use interlock_backends::Backends;
@@ -82,7 +82,11 @@ fn transformer() -> Arc<dyn ModelSpec> {
 }
 
 fn devices(names: &[&str]) -> Vec<Arc<dyn StageDevice>> {
-    names.iter().map(|name| Backends::default().open(name).unwrap()).collect()
+    devices_in(Precision::F32, names)
+}
+
+fn devices_in(precision: Precision, names: &[&str]) -> Vec<Arc<dyn StageDevice>> {
+    names.iter().map(|name| Backends::default().precision(precision).open(name).unwrap()).collect()
 }
 
 fn bits(tensors: interlock::Weights) -> BTreeMap<String, Vec<u32>> {
@@ -94,9 +98,15 @@ fn bits(tensors: interlock::Weights) -> BTreeMap<String, Vec<u32>> {
 }
 
 fn check(data: &OneBatch, micro_batches: usize, make: impl Fn() -> TrainerBuilder) {
+    for precision in [Precision::F32, Precision::Bf16] {
+        check_in(precision, data, micro_batches, &make);
+    }
+}
+
+fn check_in(precision: Precision, data: &OneBatch, micro_batches: usize, make: impl Fn() -> TrainerBuilder) {
     let make = |names: &[&str]| {
         let builder = make().stages(4).probes().seed(7).micro_batches(micro_batches).batch_size(data.len());
-        builder.steps(STEPS).devices(devices(names))
+        builder.steps(STEPS).devices(devices_in(precision, names))
     };
     let layout = make(&["cpu:threads=1"]).layout().unwrap();
     let mut plain = PlainPipeline::build(&layout.blueprints, layout.plans, &layout.settings).unwrap();
@@ -109,7 +119,7 @@ fn check(data: &OneBatch, micro_batches: usize, make: impl Fn() -> TrainerBuilde
             let mut trainer = make(names).in_flight(in_flight).build().unwrap();
             trainer.fit(data.clone()).unwrap();
             let found = bits(trainer.snapshot().unwrap());
-            assert!(found == expected, "M = {micro_batches}, in flight {in_flight}, devices {names:?}");
+            assert!(found == expected, "{precision}, M = {micro_batches}, in flight {in_flight}, devices {names:?}");
             assert_eq!(trainer.plans(), plain.plans().schedule());
         }
     }

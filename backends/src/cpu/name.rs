@@ -2,7 +2,7 @@
 
 use std::{ops::RangeInclusive, str::FromStr};
 
-use interlock::{Error, Result};
+use interlock::{Error, Precision, Result};
 
 /// The settings in a device name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub(super) struct CpuName {
     pub(super) cores: Option<RangeInclusive<usize>>,
     /// The implementation of layers; by default with kernels.
     pub(super) layers: Option<Layers>,
+    /// The precision in which layers compute; by default `f32`.
+    pub(super) precision: Option<Precision>,
 }
 
 /// The implementation of layers on the CPU.
@@ -24,8 +26,8 @@ pub(super) enum Layers {
     CandleOperations,
 }
 
-const GRAMMAR: &str =
-    "write cpu, cpu:threads=N, cpu:cores=A, cpu:cores=A-B or cpu:threads=N,cores=A-B; layers=candle may follow";
+const GRAMMAR: &str = "write cpu, cpu:threads=N, cpu:cores=A, cpu:cores=A-B or cpu:threads=N,cores=A-B; precision=bf16 or \
+                       layers=candle may follow";
 
 /// The largest number of threads, and the highest number of a core: larger ones are taken for mistakes.
 const MAX_NUMBER: usize = 4096;
@@ -40,7 +42,7 @@ impl FromStr for CpuName {
 
     fn from_str(name: &str) -> Result<Self> {
         let wrong = |problem: String| Error::invalid(format!("device {name}"), problem, GRAMMAR);
-        let mut this = Self { threads: None, cores: None, layers: None };
+        let mut this = Self { threads: None, cores: None, layers: None, precision: None };
         let settings = match name.strip_prefix("cpu") {
             Some("") => return Ok(this),
             Some(rest) => rest.strip_prefix(':'),
@@ -72,11 +74,19 @@ impl FromStr for CpuName {
                     };
                     this.layers.replace(layers).is_some()
                 }
+                "precision" => {
+                    let precision = [Precision::F32, Precision::Bf16].into_iter().find(|known| known.name() == value);
+                    let bad = || wrong(format!("unknown precision {value:?}"));
+                    this.precision.replace(precision.ok_or_else(bad)?).is_some()
+                }
                 _ => return Err(wrong(format!("unknown setting {key:?}"))),
             };
             if is_repeated {
                 return Err(wrong(format!("{key:?} is set twice")));
             }
+        }
+        if this.precision == Some(Precision::Bf16) && this.layers == Some(Layers::CandleOperations) {
+            return Err(wrong("candle's operations compute in f32 on the CPU".to_owned()));
         }
         Ok(this)
     }
@@ -86,7 +96,7 @@ impl FromStr for CpuName {
 mod tests {
     use super::*;
 
-    const NONE: CpuName = CpuName { threads: None, cores: None, layers: None };
+    const NONE: CpuName = CpuName { threads: None, cores: None, layers: None, precision: None };
 
     #[test]
     fn names_are_read() {
@@ -96,6 +106,9 @@ mod tests {
         assert_eq!(read("cpu:cores=2"), CpuName { cores: Some(2..=2), ..NONE });
         assert_eq!(read("cpu:cores=0-7,threads=2"), CpuName { threads: Some(2), cores: Some(0..=7), ..NONE });
         assert_eq!(read("cpu:layers=kernels"), CpuName { layers: Some(Layers::Kernels), ..NONE });
+        assert_eq!(read("cpu:precision=bf16"), CpuName { precision: Some(Precision::Bf16), ..NONE });
+        let half = CpuName { threads: Some(2), precision: Some(Precision::F32), ..NONE };
+        assert_eq!(read("cpu:threads=2,precision=f32"), half);
         let candle = CpuName { threads: Some(2), layers: Some(Layers::CandleOperations), ..NONE };
         assert_eq!(read("cpu:threads=2,layers=candle"), candle);
         assert_eq!(read("cpu:threads=2,layers=composed"), candle);
@@ -118,6 +131,9 @@ mod tests {
             ("cpu:threads=1,threads=2", "\"threads\" is set twice"),
             ("cpu:layers=candle,layers=kernels", "\"layers\" is set twice"),
             ("cpu:layers=fast", "layers are kernels or candle, not \"fast\""),
+            ("cpu:precision=f16", "unknown precision \"f16\""),
+            ("cpu:precision=f32,precision=bf16", "\"precision\" is set twice"),
+            ("cpu:precision=bf16,layers=candle", "candle's operations compute in f32"),
             ("cpu:threads=1,", "expected key=value, got \"\""),
         ] {
             let error = name.parse::<CpuName>().expect_err(name).to_string();

@@ -171,6 +171,10 @@ pub(crate) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) ->
     if scratch.len() < len {
         scratch = Aligned::zeros(len);
     }
+    if cfg!(debug_assertions) {
+        // Makes reads of unwritten memory visible.
+        scratch[..len].fill(f32::NAN);
+    }
     let result = work(&mut scratch[..len]);
     SCRATCH.with_borrow_mut(|kept| kept.push(scratch));
     result

@@ -17,7 +17,7 @@ use softmax::Block;
 use super::{
     lanes::LANES,
     matrix::{Matrix, MatrixMut},
-    panels::Panels,
+    panels::{Panels, ProductForm},
     product::{ProductEpilogue, product},
 };
 
@@ -34,6 +34,8 @@ pub(crate) struct AttentionHead<'a> {
     pub(crate) kept: Option<(&'a [bool], f32)>,
     /// The matrices that the next head reads, `(T, …)`. They are prefetched: their rows lie too far apart for the processor to prefetch by itself.
     pub(crate) next: &'a [Matrix<'a>],
+    /// The form of the products.
+    pub(crate) form: ProductForm,
 }
 
 impl AttentionHead<'_> {
@@ -50,9 +52,8 @@ impl AttentionHead<'_> {
     }
 
     /// Returns the size of the scratch that a pass over the head needs, in numbers.
-    pub(crate) fn scratch(length: usize, width: usize) -> usize {
-        let by_position = Panels::len(width, length);
-        2 * by_position + 3 * Panels::len(length, width) + 2 * ROWS * length.next_multiple_of(LANES)
+    pub(crate) fn scratch(length: usize, width: usize, form: ProductForm) -> usize {
+        2 * form.len(width, length) + 3 * form.len(length, width) + 2 * ROWS * length.next_multiple_of(LANES)
     }
 
     /// Returns the layout of the scores of the positions from `start` to `end`.
@@ -80,10 +81,11 @@ impl AttentionHead<'_> {
         let (length, width) = self.dims();
         let stride = length.next_multiple_of(LANES);
         assert!(y.dims() == (length, width) && logs.len() == length, "results of another shape");
-        let (keys, rest) = scratch.split_at_mut(Panels::len(width, length));
-        let (values, scores) = rest.split_at_mut(Panels::len(length, width));
-        let keys = Panels::pack(self.keys.t(), keys);
-        let values = Panels::pack(self.values, values);
+        let form = self.form;
+        let (keys, rest) = scratch.split_at_mut(form.len(width, length));
+        let (values, scores) = rest.split_at_mut(form.len(length, width));
+        let keys = Panels::pack(self.keys.t(), form, keys, None);
+        let values = Panels::pack(self.values, form, values, None);
         for start in (0..length).step_by(ROWS) {
             let end = (start + ROWS).min(length);
             self.read_ahead(start..end);
@@ -124,15 +126,17 @@ impl AttentionHead<'_> {
         let (length, width) = self.dims();
         let stride = length.next_multiple_of(LANES);
         assert!(y.dims() == (length, width) && c.dims() == y.dims() && logs.len() == length, "other shapes");
-        let (keys_t, rest) = scratch.split_at_mut(Panels::len(width, length));
-        let (values_t, rest) = rest.split_at_mut(Panels::len(width, length));
-        let (keys, rest) = rest.split_at_mut(Panels::len(length, width));
-        let (queries, rest) = rest.split_at_mut(Panels::len(length, width));
-        let (output_gradients, rest) = rest.split_at_mut(Panels::len(length, width));
+        let form = self.form;
+        let (keys_t, rest) = scratch.split_at_mut(form.len(width, length));
+        let (values_t, rest) = rest.split_at_mut(form.len(width, length));
+        let (keys, rest) = rest.split_at_mut(form.len(length, width));
+        let (queries, rest) = rest.split_at_mut(form.len(length, width));
+        let (output_gradients, rest) = rest.split_at_mut(form.len(length, width));
         let (weights, slopes) = rest.split_at_mut(ROWS * stride);
-        let (keys_t, values_t) = (Panels::pack(self.keys.t(), keys_t), Panels::pack(self.values.t(), values_t));
+        let [keys_t, values_t] =
+            [(self.keys, keys_t), (self.values, values_t)].map(|(m, memory)| Panels::pack(m.t(), form, memory, None));
         let [keys, queries, output_gradients] = [(self.keys, keys), (self.queries, queries), (c, output_gradients)]
-            .map(|(m, memory)| Panels::pack(m, memory));
+            .map(|(m, memory)| Panels::pack(m, form, memory, None));
         for start in (0..length).step_by(ROWS) {
             let end = (start + ROWS).min(length);
             let rows = start..end;

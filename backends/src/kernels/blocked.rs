@@ -7,7 +7,7 @@ use super::{
     aligned_buffer::{AlignedBuffer, Filled, with_scratch},
     left_factor::LeftFactor,
     matrix::{Matrix, MatrixMut},
-    panels::{PANEL, Panels},
+    panels::{PANEL, Panels, ProductForm},
     product::{ProductEpilogue, product},
 };
 
@@ -25,11 +25,10 @@ fn piece_size(rows: usize, columns: usize) -> (usize, usize) {
     (high, wide)
 }
 
-/// Returns `a f(b)`, with `a (rows, depth)` and `b (depth, columns)`, computed by the threads of the current pool. `f` is applied to packed parts
-/// of `b`, and must map zeros to zeros.
+/// Returns `a f(b)`, with `a (rows, depth)` and `b (depth, columns)`, computed by the threads of the current pool. `f` must map zeros to zeros.
 ///
 /// The sum of an element runs over the blocks of the depth from the first to the last, however the result is divided.
-pub(crate) fn multiply(a: Matrix<'_>, b: Matrix<'_>, f: impl Fn(&mut [f32]) + Sync) -> Filled {
+pub(crate) fn multiply(a: Matrix<'_>, b: Matrix<'_>, form: ProductForm, f: Option<fn(&mut [f32])>) -> Filled {
     let ((rows, depth), (b_depth, columns)) = (a.dims(), b.dims());
     assert!(depth == b_depth && depth > 0, "inner dimensions of a product");
     let (high, wide) = piece_size(rows, columns);
@@ -41,19 +40,19 @@ pub(crate) fn multiply(a: Matrix<'_>, b: Matrix<'_>, f: impl Fn(&mut [f32]) + Sy
     pieces.collect::<Vec<_>>().into_par_iter().for_each(|([row, column], mut y)| {
         let (rows, columns) = y.dims();
         let (a, b) = (a.rows(row..row + rows), b.columns(column..column + columns));
-        let strips =
-            if a.strides().1 == 1 { 0 } else { LeftFactor::len(rows, DEPTH.min(depth)).next_multiple_of(PANEL) };
-        with_scratch(strips + Panels::len(DEPTH.min(depth), columns), |scratch| {
+        let strips = match form {
+            ProductForm::Plain if a.strides().1 != 1 => LeftFactor::len(rows, DEPTH.min(depth)).next_multiple_of(PANEL),
+            _ => 0,
+        };
+        with_scratch(strips + form.len(DEPTH.min(depth), columns), |scratch| {
             let (strips, panels) = scratch.split_at_mut(strips);
             for first in (0..depth).step_by(DEPTH) {
                 let part = first..(first + DEPTH).min(depth);
                 let a = a.columns(part.clone());
                 let left = if strips.is_empty() { a.into() } else { LeftFactor::pack_transpose(a.t(), strips) };
-                let panels = &mut panels[..Panels::len(part.len(), columns)];
-                Panels::pack(b.rows(part.clone()), panels);
-                f(panels);
+                let panels = Panels::pack(b.rows(part.clone()), form, panels, f);
                 let end = if first == 0 { ProductEpilogue::Replace } else { ProductEpilogue::Add };
-                product(left, Panels::new(panels, part.len(), columns), y.again(), end);
+                product(left, panels, y.again(), end);
                 // SAFETY: the first product has written every element.
                 y = unsafe { y.assume_written() };
             }
@@ -84,7 +83,8 @@ mod tests {
             let lefts = [Matrix::new(&a, rows, depth), Matrix::new(&a_t, depth, rows).t()];
             let rights = [Matrix::new(&b, depth, columns), Matrix::new(&b_t, columns, depth).t()];
             for (left, right) in lefts.into_iter().flat_map(|left| rights.map(|right| (left, right))) {
-                let y = multiply(left, right, |part| part.iter_mut().for_each(|value| *value *= 2.0));
+                let twice: fn(&mut [f32]) = |part| part.iter_mut().for_each(|value| *value *= 2.0);
+                let y = multiply(left, right, ProductForm::Plain, Some(twice));
                 for (at, &found) in y.iter().enumerate() {
                     let (i, j) = (at / columns, at % columns);
                     let sum: f32 = (0..depth).map(|k| a[i * depth + k] * b[k * columns + j]).sum();

@@ -15,6 +15,8 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod weights;
 mod winograd;
 

@@ -14,6 +14,8 @@ pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use portable::Portable;
 
+use super::half;
+
 /// The number of `f32` in one [`Lanes`].
 pub(crate) const LANES: usize = 16;
 
@@ -35,6 +37,39 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store(self, to: *mut f32);
     /// Writes the first `count` (at most 16) lanes to `to`.
     unsafe fn store_first(self, to: *mut f32, count: usize);
+    /// Loads the sixteen `bf16` at `from`.
+    #[inline(always)]
+    unsafe fn load_halves(from: *const u16) -> Self {
+        // SAFETY: as demanded of the caller.
+        unsafe { Self::load_first_halves(from, LANES) }
+    }
+    /// Loads the first `count` (at most 16) `bf16` at `from`; the other lanes are 0.
+    #[inline(always)]
+    unsafe fn load_first_halves(from: *const u16, count: usize) -> Self {
+        let mut array = [0.0; LANES];
+        for (i, number) in array.iter_mut().enumerate().take(count) {
+            // SAFETY: as demanded of the caller.
+            *number = f32::from_bits(u32::from(unsafe { *from.add(i) }) << 16);
+        }
+        // SAFETY: the array holds sixteen numbers.
+        unsafe { Self::load(array.as_ptr()) }
+    }
+    /// Writes all lanes to `to`, rounded to the nearest `bf16`.
+    #[inline(always)]
+    unsafe fn store_halves(self, to: *mut u16) {
+        // SAFETY: as demanded of the caller.
+        unsafe { self.store_first_halves(to, LANES) }
+    }
+    /// Writes the first `count` (at most 16) lanes to `to`, rounded to the nearest `bf16`.
+    #[inline(always)]
+    unsafe fn store_first_halves(self, to: *mut u16, count: usize) {
+        // SAFETY: as demanded of the caller.
+        unsafe {
+            for (i, number) in self.array().into_iter().enumerate().take(count) {
+                *to.add(i) = half::bits(number);
+            }
+        }
+    }
     /// Returns `self + a·b`.
     unsafe fn plus_product(self, a: Self, b: Self) -> Self;
     unsafe fn plus(self, other: Self) -> Self;

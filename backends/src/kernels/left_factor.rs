@@ -76,6 +76,16 @@ impl<'a> LeftFactor<'a> {
         (self.rows, self.depth)
     }
 
+    /// Returns the factor as a matrix.
+    ///
+    /// # Panics
+    /// If it is packed in strips.
+    pub(super) fn as_matrix(&self) -> Matrix<'a> {
+        let Strides { strip, row, column } = self.strides;
+        assert_eq!(strip, STRIP * row, "a factor in strips");
+        Matrix::with_strides(self.values, [self.rows, self.depth], [row, column])
+    }
+
     pub(super) fn strides(&self) -> Strides {
         self.strides
     }

@@ -6,7 +6,7 @@ use super::{
     gelu,
     left_factor::STRIP,
     matrix::{Matrix, MatrixMut},
-    panels::Packed,
+    panels::{Packed, ProductForm},
     product::{ProductEpilogue, product},
 };
 
@@ -72,13 +72,13 @@ pub(crate) fn rows_times(x: Rows<'_>, b: &Packed, epilogue: RowsEpilogue<'_>) ->
 }
 
 /// Returns `cᵀ x`, `(outputs, inputs)`, of `c (rows, outputs)` and `x (rows, inputs)`.
-pub(crate) fn columns_times_rows(c: &[f32], outputs: usize, x: Rows<'_>, inputs: usize) -> Filled {
+pub(crate) fn columns_times_rows(c: &[f32], outputs: usize, x: Rows<'_>, inputs: usize, form: ProductForm) -> Filled {
     let rows = c.len() / outputs;
     assert!(c.len() == rows * outputs && x.values().len() == rows * inputs && rows > 0, "whole rows, equally many");
     let (c, values) = (Matrix::new(c, rows, outputs), Matrix::new(x.values(), rows, inputs));
     match x {
-        Rows::Plain(_) => multiply(c.t(), values, |_| {}),
-        Rows::Gelu(_) => multiply(c.t(), values, gelu::apply_in_place),
+        Rows::Plain(_) => multiply(c.t(), values, form, None),
+        Rows::Gelu(_) => multiply(c.t(), values, form, Some(gelu::apply_in_place)),
     }
 }
 
@@ -97,14 +97,16 @@ mod tests {
         {
             let (x, w, c) = (whole(rows * inputs, 1), whole(inputs * outputs, 2), whole(rows * outputs, 3));
             let bias = whole(outputs, 4);
-            let b = Packed::new(Matrix::new(&w, inputs, outputs));
+            let b = Packed::new(Matrix::new(&w, inputs, outputs), ProductForm::Plain);
             let y = rows_times(Rows::Plain(&x), &b, RowsEpilogue::Bias(&bias));
             for (at, &found) in y.iter().enumerate() {
                 let (i, j) = (at / outputs, at % outputs);
                 let sum: f32 = (0..inputs).map(|k| x[i * inputs + k] * w[k * outputs + j]).sum();
                 assert_eq!(found, sum + bias[j], "({rows}, {inputs}, {outputs})");
             }
-            for (at, &found) in columns_times_rows(&c, outputs, Rows::Plain(&x), inputs).iter().enumerate() {
+            for (at, &found) in
+                columns_times_rows(&c, outputs, Rows::Plain(&x), inputs, ProductForm::Plain).iter().enumerate()
+            {
                 let (o, i) = (at / inputs, at % inputs);
                 let sum: f32 = (0..rows).map(|k| c[k * outputs + o] * x[k * inputs + i]).sum();
                 assert_eq!(found, sum, "({rows}, {inputs}, {outputs})");
@@ -118,14 +120,14 @@ mod tests {
         let quarters = |count, seed| whole(count, seed).into_iter().map(|v| v / 4.0).collect::<Vec<_>>();
         let (x, w, c) = (quarters(rows * inputs, 1), quarters(inputs * outputs, 2), quarters(rows * outputs, 3));
         let h = quarters(rows * outputs, 4);
-        let b = Packed::new(Matrix::new(&w, inputs, outputs));
+        let b = Packed::new(Matrix::new(&w, inputs, outputs), ProductForm::Plain);
         let applied = gelu::apply(&x);
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         let before = rows_times(Rows::Plain(&applied), &b, RowsEpilogue::Nothing);
         assert_eq!(bits(&rows_times(Rows::Gelu(&x), &b, RowsEpilogue::Nothing)), bits(&before));
         let after = gelu::backward(&h, &rows_times(Rows::Plain(&x), &b, RowsEpilogue::Nothing));
         assert_eq!(bits(&rows_times(Rows::Plain(&x), &b, RowsEpilogue::GeluSlope(&h))), bits(&after));
-        let gradient = columns_times_rows(&c, outputs, Rows::Plain(&applied), inputs);
-        assert_eq!(bits(&columns_times_rows(&c, outputs, Rows::Gelu(&x), inputs)), bits(&gradient));
+        let gradient = columns_times_rows(&c, outputs, Rows::Plain(&applied), inputs, ProductForm::Plain);
+        assert_eq!(bits(&columns_times_rows(&c, outputs, Rows::Gelu(&x), inputs, ProductForm::Plain)), bits(&gradient));
     }
 }

@@ -25,9 +25,38 @@ impl<'a> Matrix<'a> {
 
     /// Makes a matrix of rows that begin `row_stride` numbers apart.
     pub(crate) fn strided(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
-        let matrix = Self { values, rows, columns, row_stride, column_stride: 1 };
+        Self::with_strides(values, [rows, columns], [row_stride, 1])
+    }
+
+    /// Makes a matrix of these rows and columns, with these distances between rows and between columns, in numbers.
+    pub(super) fn with_strides(
+        values: &'a [f32],
+        [rows, columns]: [usize; 2],
+        [row_stride, column_stride]: [usize; 2],
+    ) -> Self {
+        let matrix = Self { values, rows, columns, row_stride, column_stride };
         assert!(matrix.extent() <= values.len(), "a matrix beyond its slice");
         matrix
+    }
+
+    /// Writes `f` of each number to `to`, row after row without gaps.
+    pub(super) fn copy_to(&self, to: &mut [f32], f: impl Fn(f32) -> f32) {
+        assert!(self.rows * self.columns <= to.len(), "a copy beyond its slice");
+        // Lines of memory are read one after another.
+        if self.column_stride == 1 {
+            for (row, to) in (0..self.rows).zip(to.chunks_exact_mut(self.columns.max(1))) {
+                for (to, &from) in to.iter_mut().zip(self.row(row)) {
+                    *to = f(from);
+                }
+            }
+            return;
+        }
+        for column in 0..self.columns {
+            let from = self.values[column * self.column_stride..].iter().step_by(self.row_stride);
+            for (to, &from) in to[column..].iter_mut().step_by(self.columns).zip(from.take(self.rows)) {
+                *to = f(from);
+            }
+        }
     }
 
     /// Returns how many numbers lie from the first to the last element, both included.

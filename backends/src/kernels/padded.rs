@@ -9,7 +9,9 @@ use std::{cell::RefCell, ops::Range};
 use super::{
     aligned_buffer::Aligned,
     channel_lines::{Line, NormGradient, blocks},
-    lanes::{LANES, Lanes, prefetch},
+    half,
+    lanes::{LANES, Lanes},
+    numbers::{Loads, Numbers, with_pointer},
 };
 
 /// The distance of prefetching, in pixels: images come from memory, and processors do not prefetch this far by themselves.
@@ -30,27 +32,25 @@ pub(crate) struct Padded {
 #[derive(Clone, Copy)]
 pub(crate) enum Source<'a> {
     /// The numbers as they are.
-    Plain(&'a [f32]),
+    Plain(Numbers<'a>),
     /// The ReLU of a line of the numbers.
-    Rectified(&'a [f32], &'a Line),
+    Rectified(Numbers<'a>, &'a Line),
     /// The backward pass of a batch norm of `y`, with `g` where the gate is open, otherwise 0.
-    Gradient { g: &'a [f32], gate: Option<&'a [u16]>, y: &'a [f32], lines: &'a NormGradient },
+    Gradient { g: &'a [f32], gate: Option<&'a [u16]>, y: Numbers<'a>, lines: &'a NormGradient },
 }
 
 impl<'a> Source<'a> {
     /// Returns some of the images, each of `[height, width, channels]`.
     pub(crate) fn images(&self, images: Range<usize>, [height, width, channels]: [usize; 3]) -> Self {
-        let part = |x: &'a [f32]| {
-            let each = height * width * channels;
-            &x[images.start * each..images.end * each]
-        };
+        let each = height * width * channels;
+        let part = images.start * each..images.end * each;
         match *self {
-            Self::Plain(x) => Self::Plain(part(x)),
-            Self::Rectified(y, line) => Self::Rectified(part(y), line),
+            Self::Plain(x) => Self::Plain(x.part(part)),
+            Self::Rectified(y, line) => Self::Rectified(y.part(part), line),
             Self::Gradient { g, gate, y, lines } => {
                 let each = height * width * blocks(channels);
                 let gate = gate.map(|gate| &gate[images.start * each..images.end * each]);
-                Self::Gradient { g: part(g), gate, y: part(y), lines }
+                Self::Gradient { g: &g[part.clone()], gate, y: y.part(part), lines }
             }
         }
     }
@@ -119,6 +119,11 @@ impl Padded {
         self.border * (self.pitch() + LANES)
     }
 
+    /// Rounds all numbers to `bf16`.
+    pub(crate) fn round(&mut self) {
+        half::round_in_place(&mut self.numbers);
+    }
+
     /// Copies all images of `source`, at most as many as fit; the others keep their values.
     pub(crate) fn fill(&mut self, source: &Source<'_>) {
         let len = match source {
@@ -152,39 +157,38 @@ unsafe fn fill_body<L: Lanes>(padded: &mut Padded, source: &Source<'_>, images: 
     let ahead = AHEAD * channels;
     // SAFETY: `at` is the index of the first of `count` numbers of one pixel, `from` that of its first channel.
     unsafe {
-        let load = |from: *const f32, count: usize| match count {
-            LANES => L::load(from),
-            _ => L::load_first(from, count),
-        };
         match *source {
-            Source::Plain(x) => {
+            Source::Plain(x) => with_pointer!(x.pointer(), x => {
                 write_pixels::<L, _>(padded, images, |_, count| {
                     move |at: usize, _| {
-                        prefetch(x.as_ptr().wrapping_add(at + ahead));
-                        load(x.as_ptr().add(at), count)
+                        x.prefetch(at + ahead);
+                        x.load(at, count)
                     }
                 });
-            }
-            Source::Rectified(y, line) => write_pixels::<L, _>(padded, images, |from, count| {
-                let [mean, scale, shift] = line.lanes::<L>(from);
-                move |at: usize, _| {
-                    prefetch(y.as_ptr().wrapping_add(at + ahead));
-                    let y = load(y.as_ptr().add(at), count);
-                    // In this order of the arguments, NaN stays NaN.
-                    L::splat(0.0).max(shift.plus_product(scale, y.minus(mean)))
-                }
             }),
-            Source::Gradient { g, gate, y, lines } => write_pixels::<L, _>(padded, images, |from, count| {
-                let [mean, a, b, c] = lines.lanes::<L>(from);
-                move |at: usize, pixel: usize| {
-                    prefetch(g.as_ptr().wrapping_add(at + ahead));
-                    prefetch(y.as_ptr().wrapping_add(at + ahead));
-                    let mut g = load(g.as_ptr().add(at), count);
-                    if let Some(gate) = gate {
-                        g = g.where_set(*gate.get_unchecked(pixel * blocks + from / LANES));
+            Source::Rectified(y, line) => with_pointer!(y.pointer(), y => {
+                write_pixels::<L, _>(padded, images, |from, count| {
+                    let [mean, scale, shift] = line.lanes::<L>(from);
+                    move |at: usize, _| {
+                        y.prefetch(at + ahead);
+                        // In this order of the arguments, NaN stays NaN.
+                        L::splat(0.0).max(shift.plus_product(scale, y.load::<L>(at, count).minus(mean)))
                     }
-                    c.plus_product(b, load(y.as_ptr().add(at), count).minus(mean)).plus_product(a, g)
-                }
+                });
+            }),
+            Source::Gradient { g, gate, y, lines } => with_pointer!(y.pointer(), y => {
+                write_pixels::<L, _>(padded, images, |from, count| {
+                    let (g, [mean, a, b, c]) = (g.as_ptr(), lines.lanes::<L>(from));
+                    move |at: usize, pixel: usize| {
+                        g.prefetch(at + ahead);
+                        y.prefetch(at + ahead);
+                        let mut g: L = g.load(at, count);
+                        if let Some(gate) = gate {
+                            g = g.where_set(*gate.get_unchecked(pixel * blocks + from / LANES));
+                        }
+                        c.plus_product(b, y.load::<L>(at, count).minus(mean)).plus_product(a, g)
+                    }
+                });
             }),
         }
     }
@@ -228,7 +232,7 @@ mod tests {
         let [height, width, channels] = [2, 3, 17];
         let mut padded = Padded::zeros(2, [height, width, channels], 1);
         let x: Vec<f32> = (1..=2 * 6 * 17).map(|i| i as f32).collect();
-        padded.fill(&Source::Plain(&x));
+        padded.fill(&Source::Plain(x[..].into()));
         let mut inside = 0;
         for block in 0..2 {
             for (i, row, column) in (0..2 * 4 * 5).map(|at| (at / 20, at / 5 % 4, at % 5)) {
@@ -251,7 +255,7 @@ mod tests {
     #[test]
     fn kept_memory_is_used_again_for_the_same_shape_only() {
         let mut padded = Padded::taken(2, [2, 3, 17], 1);
-        padded.fill(&Source::Plain(&[1.0; 2 * 6 * 17]));
+        padded.fill(&Source::Plain([1.0; 2 * 6 * 17][..].into()));
         let at = padded.numbers.as_ptr();
         padded.keep();
         for (images, size, border) in [(1, [2, 3, 17], 1), (2, [3, 2, 17], 1), (2, [2, 3, 16], 1), (2, [2, 3, 17], 2)] {
@@ -278,7 +282,7 @@ mod tests {
         let mut padded = Padded::zeros(1, [1, 2, 2], 0);
         let y = [1.0, 2.0, -3.0, 4.0];
         padded.fill(&Source::Rectified(
-            &y,
+            y[..].into(),
             &Line { mean: line([1.0, 0.0]), scale: line([2.0, -1.0]), shift: line([3.0, 3.0]) },
         ));
         assert_eq!([0, 1, 16, 17].map(|at| padded.numbers[at]), [3.0, 1.0, 0.0, 0.0]);
@@ -291,7 +295,7 @@ mod tests {
             weight: Vec::new(),
             bias: Vec::new(),
         };
-        padded.fill(&Source::Gradient { g: &g, gate: Some(&[0b01, 0b11]), y: &y, lines: &lines });
+        padded.fill(&Source::Gradient { g: &g, gate: Some(&[0b01, 0b11]), y: y[..].into(), lines: &lines });
         assert_eq!([0, 1, 16, 17].map(|at| padded.numbers[at]), [12.0, 102.0, 24.0, 124.0]);
     }
 }

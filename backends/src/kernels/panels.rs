@@ -1,11 +1,18 @@
-//! Right factors of products, packed into panels of 32 columns, in which a row's 32 numbers lie side by side.
+//! Right factors of products, packed into panels of 32 columns.
 //!
-//! `B (depth, columns)` becomes `(columns/32, depth, 32)`; columns that are missing in the last panel are zeros.
+//! In `f32`, `B (depth, columns)` becomes `(columns/32, depth, 32)`: a row's 32 numbers lie side by side. Columns that are missing in the last panel are
+//! zeros. In tiles, a panel is as [`tiles::block`](super::tiles::block) describes. A product's form is that of its panels; the left factor follows.
 
 use std::{mem::MaybeUninit, ops::Range};
 
+use interlock::Precision;
+
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
 use super::{
+    Instructions,
     aligned_buffer::{Blank, Filled, blank, written},
+    half,
     lanes::{LANES, Lanes},
     matrix::Matrix,
 };
@@ -13,10 +20,56 @@ use super::{
 /// Columns of one panel.
 pub(crate) const PANEL: usize = 32;
 
+/// The form in which a product computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProductForm {
+    /// On `f32`.
+    Plain,
+    /// On `f32` with the values of `bf16`.
+    Rounded,
+    /// On tiles of `bf16`.
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
+}
+
+impl ProductForm {
+    /// Returns the form for a precision on this processor.
+    pub(crate) fn of(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::Plain,
+            #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 if Instructions::in_use() >= Instructions::Amx => Self::Tiles,
+            Precision::Bf16 => Self::Rounded,
+        }
+    }
+
+    fn is_tiles(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Self::Tiles;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// Returns the size of a panel of this depth, in `f32`.
+    fn panel(self, depth: usize) -> usize {
+        match self {
+            Self::Plain | Self::Rounded => PANEL * depth,
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles => tiles::pack::len(depth) / 2,
+        }
+    }
+
+    /// Returns the size of a packed matrix, in `f32`.
+    pub(crate) fn len(self, depth: usize, columns: usize) -> usize {
+        columns.div_ceil(PANEL) * self.panel(depth)
+    }
+}
+
 /// A packed matrix.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Panels<'a> {
     values: &'a [f32],
+    form: ProductForm,
     depth: usize,
     columns: usize,
     /// The distance from one panel to the next, in numbers.
@@ -24,40 +77,47 @@ pub(crate) struct Panels<'a> {
 }
 
 impl<'a> Panels<'a> {
-    /// Returns the size of a packed matrix, in numbers.
-    pub(crate) fn len(depth: usize, columns: usize) -> usize {
-        columns.div_ceil(PANEL) * PANEL * depth
+    /// Makes a matrix of panels, one after another, that have been packed.
+    fn new(values: &'a [f32], form: ProductForm, depth: usize, columns: usize) -> Self {
+        assert!(form.len(depth, columns) <= values.len(), "panels beyond their slice");
+        Self { values, form, depth, columns, stride: form.panel(depth) }
     }
 
-    /// Makes a matrix of panels, one after another, that [`pack`] has filled.
-    pub(crate) fn new(values: &'a [f32], depth: usize, columns: usize) -> Self {
-        assert!(Self::len(depth, columns) <= values.len(), "panels beyond their slice");
-        Self { values, depth, columns, stride: PANEL * depth }
-    }
-
-    /// Packs all of `b` into the first numbers of `memory`.
-    pub(crate) fn pack(b: Matrix<'_>, memory: &'a mut [f32]) -> Self {
+    /// Packs all of `b`, or `f` of it, into the first numbers of `memory`. `f` must map zeros to zeros.
+    pub(crate) fn pack(b: Matrix<'_>, form: ProductForm, memory: &'a mut [f32], f: Option<fn(&mut [f32])>) -> Self {
         let (depth, columns) = b.dims();
-        let memory = &mut memory[..Self::len(depth, columns)];
+        let panel = form.panel(depth);
+        let memory = &mut memory[..form.len(depth, columns)];
         // Whole rows are read, a few at a time, or whole columns.
-        let some = if b.strides().1 == 1 { LANES } else { depth.max(1) };
+        let some = match b.strides() {
+            (_, 1) if form.is_tiles() => PANEL,
+            (_, 1) => LANES,
+            _ => depth.max(1),
+        };
         for first in (0..depth).step_by(some) {
             let rows = first..(first + some).min(depth);
             if some < depth {
                 b.read_ahead(rows.end..rows.end + some);
             }
             let b = b.rows(rows.clone());
-            for (panel, memory) in memory.chunks_exact_mut(PANEL * depth).enumerate() {
-                pack(b, panel, blank(&mut memory[rows.start * PANEL..rows.end * PANEL]));
+            for (number, memory) in memory.chunks_exact_mut(panel).enumerate() {
+                pack(b, number, form, blank(&mut memory[form.panel(rows.start)..][..form.panel(rows.len())]), f);
             }
         }
-        Self::new(memory, depth, columns)
+        Self::new(memory, form, depth, columns)
     }
 
     /// Returns some of the rows.
     pub(crate) fn rows(self, rows: Range<usize>) -> Self {
         assert!(rows.start < rows.end && rows.end <= self.depth, "rows {rows:?} of {}", self.depth);
-        Self { values: &self.values[rows.start * PANEL..], depth: rows.len(), ..self }
+        let whole = |row: usize| row.is_multiple_of(PANEL) || row == self.depth;
+        assert!(!self.form.is_tiles() || whole(rows.start) && whole(rows.end), "rows {rows:?} are not whole tiles");
+        Self { values: &self.values[self.form.panel(rows.start)..], depth: rows.len(), ..self }
+    }
+
+    /// Returns the form in which a product with these panels computes.
+    pub(super) fn form(&self) -> ProductForm {
+        self.form
     }
 
     /// Returns the first columns.
@@ -80,37 +140,77 @@ impl<'a> Panels<'a> {
 /// A packed matrix with memory of its own.
 pub(crate) struct Packed {
     memory: Filled,
+    form: ProductForm,
     depth: usize,
     columns: usize,
 }
 
 impl Packed {
     /// Packs all of `b`, by the threads of the current pool.
-    pub(crate) fn new(b: Matrix<'_>) -> Self {
+    pub(crate) fn new(b: Matrix<'_>, form: ProductForm) -> Self {
         let (depth, columns) = b.dims();
         // SAFETY: `pack` writes every number.
         let memory = unsafe {
-            Filled::by_chunks(Panels::len(depth, columns), PANEL * depth, |panel, memory| pack(b, panel, memory))
+            Filled::by_chunks(form.len(depth, columns), form.panel(depth), |panel, memory| {
+                pack(b, panel, form, memory, None);
+            })
         };
-        Self { memory, depth, columns }
+        Self { memory, form, depth, columns }
     }
 
     /// Returns the matrix.
     pub(crate) fn panels(&self) -> Panels<'_> {
-        Panels::new(&self.memory, self.depth, self.columns)
+        Panels::new(&self.memory, self.form, self.depth, self.columns)
     }
 }
 
-/// Fills `memory (depth, 32)` with panel number `panel` of `b`.
-pub(crate) fn pack(b: Matrix<'_>, panel: usize, memory: &mut Blank) {
+/// Fills `memory` with panel number `panel` of `b`, or `f` of it.
+fn pack(b: Matrix<'_>, panel: usize, form: ProductForm, memory: &mut Blank, f: Option<fn(&mut [f32])>) {
     let (depth, columns) = b.dims();
-    assert_eq!(memory.len(), depth * PANEL, "the memory of a panel");
+    assert_eq!(memory.len(), form.panel(depth), "the memory of a panel");
     let first = panel * PANEL;
     let b = b.columns(first..columns.min(first + PANEL));
+    match form {
+        ProductForm::Plain => pack_numbers(b, memory, f),
+        ProductForm::Rounded => {
+            pack_numbers(b, memory, f);
+            // SAFETY: just written.
+            half::round_in_place(unsafe { memory.assume_init_mut() });
+        }
+        #[cfg(target_arch = "x86_64")]
+        ProductForm::Tiles => pack_tiles(b, memory, f),
+    }
+}
+
+/// Fills `memory (depth, 32)` with the numbers of at most 32 columns.
+fn pack_numbers(b: Matrix<'_>, memory: &mut Blank, f: Option<fn(&mut [f32])>) {
     match b.strides() {
         (row_stride, 1) => pack_rows(b, row_stride, memory),
         (1, column_stride) => pack_columns(b, column_stride, memory),
         strides => unreachable!("a matrix with strides {strides:?} has neither rows nor columns side by side"),
+    }
+    if let Some(f) = f {
+        // SAFETY: all of it has just been written.
+        f(unsafe { memory.assume_init_mut() });
+    }
+}
+
+/// Fills `memory` with at most 32 columns in tiles.
+#[cfg(target_arch = "x86_64")]
+fn pack_tiles(b: Matrix<'_>, memory: &mut Blank, f: Option<fn(&mut [f32])>) {
+    let Some(f) = f else {
+        // SAFETY: this form is used only where there are tiles.
+        return unsafe { tiles::pack::pack_right(b, tiles::pack::halves(memory)) };
+    };
+    let (depth, columns) = b.dims();
+    let mut numbers = [0.0; PANEL * PANEL];
+    for (step, memory) in memory.chunks_exact_mut(PANEL * PANEL / 2).enumerate() {
+        let rows = step * PANEL..depth.min((step + 1) * PANEL);
+        let numbers = &mut numbers[..rows.len() * PANEL];
+        pack_numbers(b.rows(rows.clone()), blank(numbers), Some(f));
+        let b = Matrix::strided(numbers, rows.len(), columns, PANEL);
+        // SAFETY: as above.
+        unsafe { tiles::pack::pack_right(b, tiles::pack::halves(memory)) };
     }
 }
 
@@ -178,10 +278,10 @@ mod tests {
         for (depth, columns) in [(1, 1), (3, 32), (16, 5), (17, 33), (40, 70), (35, 60), (64, 16)] {
             let rows: Vec<f32> = (0..depth * columns).map(|i| i as f32 + 1.0).collect();
             let turned: Vec<f32> = (0..depth * columns).map(|i| rows[i % depth * columns + i / depth]).collect();
-            let len = Panels::len(depth, columns);
+            let len = ProductForm::Plain.len(depth, columns);
             let (mut one, mut other) = (vec![f32::NAN; len], vec![f32::NAN; len]);
-            Panels::pack(Matrix::new(&rows, depth, columns), &mut one);
-            Panels::pack(Matrix::new(&turned, columns, depth).t(), &mut other);
+            Panels::pack(Matrix::new(&rows, depth, columns), ProductForm::Plain, &mut one, None);
+            Panels::pack(Matrix::new(&turned, columns, depth).t(), ProductForm::Plain, &mut other, None);
             assert_eq!(one, other);
             for (at, &found) in one.iter().enumerate() {
                 let (panel, row, column) = (at / (depth * PANEL), at / PANEL % depth, at % PANEL);

@@ -3,6 +3,10 @@
 //! The system must allow a process the use of tiles, once. A thread sets the tiles' sizes before it uses them, and gives them back afterwards: a
 //! system saves tiles that are in use at every switch of threads. [`Tiles`] does both.
 
+pub(crate) mod block;
+pub(crate) mod pack;
+pub(crate) mod product;
+
 use std::{arch::asm, marker::PhantomData, sync::OnceLock};
 
 /// Returns whether the processor has tiles for `bf16`, the vector instructions that fill them, and this process may use both.
@@ -49,27 +53,29 @@ struct Sizes {
     rows: [u8; 16],
 }
 
-/// Every tile has 16 rows of 64 bytes.
-static WHOLE: Sizes = {
-    let mut sizes = Sizes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-    let mut tile = 0;
-    while tile < 8 {
-        sizes.row_bytes[tile] = 64;
-        sizes.rows[tile] = 16;
-        tile += 1;
-    }
-    sizes
-};
+/// The tiles that hold sums and left factors; the others hold right factors.
+const LEFT: usize = 6;
 
-/// The right to use tiles of 16 rows by 64 bytes on this thread. They belong to the thread, so this does not go to another.
+/// The right to use tiles on this thread. They belong to the thread, so this does not go to another.
 pub(crate) struct Tiles(PhantomData<*const ()>);
 
 impl Tiles {
-    /// Sets the sizes of this thread's tiles. No other [`Tiles`] may be alive on this thread: dropping one takes the tiles from both.
+    /// Lets this thread use tiles of 16 rows by 64 bytes. No other [`Tiles`] may be alive on this thread: dropping one takes the tiles from both.
     pub(crate) fn new() -> Self {
+        Self::of_rows(16)
+    }
+
+    /// As [`Self::new`], but tiles 0 to 5, for sums and left factors, have this number of rows, 1 to 16.
+    pub(crate) fn of_rows(rows: usize) -> Self {
         assert!(are_available(), "this process has no tiles");
+        assert!((1..=16).contains(&rows), "a tile of {rows} rows");
+        let mut sizes = Sizes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        for tile in 0..8 {
+            sizes.row_bytes[tile] = 64;
+            sizes.rows[tile] = if tile < LEFT { rows as u8 } else { 16 };
+        }
         // SAFETY: the process may use tiles; the instruction reads 64 bytes.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE, options(nostack, readonly, preserves_flags)) };
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const sizes, options(nostack, readonly, preserves_flags)) };
         Self(PhantomData)
     }
 }

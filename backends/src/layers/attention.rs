@@ -18,7 +18,7 @@ use super::{
     saved_tensor::SavedTensor,
     slices::{label, output_gradient, read, wrong_shape},
 };
-use crate::kernels::attention::AttentionHeads;
+use crate::kernels::{attention::AttentionHeads, panels::ProductForm};
 
 /// Causal self-attention with several heads and an output projection.
 #[derive(Debug)]
@@ -171,7 +171,7 @@ impl CausalSelfAttention {
         let (mixed, logs) = heads.mix(&read(&qkv)?, kept);
         let qkv = match pass.is_train() {
             true => SavedTensor::new(qkv, pass)?,
-            false => SavedTensor::Whole(qkv),
+            false => SavedTensor::whole(qkv, pass),
         };
         Ok((mixed.into_tensor(&heads.dims(1))?, Mixing::Kernels { qkv, logs, keep }))
     }
@@ -185,7 +185,8 @@ impl Differentiable for CausalSelfAttention {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let heads = match x.single()?.dims() {
             &[batch, length, width] if width == self.width => {
-                AttentionHeads { batch, length, count: self.heads, width: width / self.heads }
+                let (count, width, form) = (self.heads, width / self.heads, ProductForm::of(pass.precision));
+                AttentionHeads { batch, length, count, width, form }
             }
             dims => return Err(wrong_shape(&self.name, dims, format_args!("(B, T, {})", self.width))),
         };

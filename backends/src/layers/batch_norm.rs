@@ -139,7 +139,7 @@ impl Differentiable for BatchNorm2d {
             true => self.of_batch(&norm::moments(&values, image), [batch, channels, height, width], pass, None)?,
             false => self.of_running(None)?,
         };
-        let (y, _) = norm::join(&values, &norm.line, Addend::Nothing, image, false);
+        let (y, _) = norm::join(values[..].into(), &norm.line, Addend::Nothing, image, false);
         drop(values);
         let saved = match pass.is_train() {
             true => {
@@ -162,7 +162,7 @@ impl Differentiable for BatchNorm2d {
         let c = output_gradient_last(c, &[batch, channels, height, width], &self.name)?;
         let (x, c) = (read::<f32>(&x)?, read::<f32>(&c)?);
         let image = [height * width, channels];
-        let gradient = norm.gradient(&norm::gradient_sums(&c, None, &x, norm, image));
+        let gradient = norm.gradient(&norm::gradient_sums(&c, None, x[..].into(), norm, image));
         let mut gradients = Gradients::default();
         if wants.input {
             let dx = norm::gradient(&c, &x, &gradient, image);

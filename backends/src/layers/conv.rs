@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::{
     candle_operations,
     form::Form,
-    images::{channels_first, channels_last, images, output_gradient_last},
+    images::{channels_last, images, output_gradient_last},
     saved_tensor::SavedTensor,
     slices::{column_sums, label, read, tensor, wrong_shape},
     window::Window,
@@ -92,8 +92,8 @@ impl Differentiable for Conv2d {
             return candle_operations::forward(self, x, pass);
         }
         let x = channels_last(x, &self.name)?;
-        let batch = Batch { geometry, weight: &read(&self.weight)?, images: x.dims()[0] };
-        let mut y = batch.forward(&Source::Plain(&read(&x)?), None);
+        let batch = Batch { geometry, weight: &read(&self.weight)?, images: x.dims()[0], precision: pass.precision };
+        let mut y = batch.forward(&Source::Plain(read::<f32>(&x)?[..].into()), None);
         if let Some(bias) = &self.bias {
             add_to_rows(&mut y, &read(bias)?);
         }
@@ -105,15 +105,18 @@ impl Differentiable for Conv2d {
         if let Some(gradients) = candle_operations::backward(self, saved, c, wants) {
             return gradients;
         }
-        let x = saved.get::<SavedTensor>()?.tensor()?;
-        let geometry = self.geometry(channels_first(&x)?.dims())?;
-        let batch = Batch { geometry, weight: &read(&self.weight)?, images: x.dims()[0] };
+        let x: &SavedTensor = saved.get()?;
+        let &[batch, height, width, channels] = x.dims() else {
+            return Err(wrong_shape(&self.name, x.dims(), "(B, H, W, I)"));
+        };
+        let geometry = self.geometry(&[batch, channels, height, width])?;
+        let batch = Batch { geometry, weight: &read(&self.weight)?, images: batch, precision: x.precision() };
         let [height, width, outputs] = geometry.output();
         let c = output_gradient_last(c, &[batch.images, outputs, height, width], &self.name)?;
-        let (x, c) = (read(&x)?, read(&c)?);
-        let x = Source::Plain(&x);
+        let (x, c) = (x.numbers()?, read::<f32>(&c)?);
+        let x = Source::Plain(x.get());
         let gradients = batch.backward(
-            &Source::Plain(&c),
+            &Source::Plain(c[..].into()),
             wants.parameters.then_some(&x),
             wants.input.then_some(GradientTarget::Write),
         );

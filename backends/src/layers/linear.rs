@@ -16,7 +16,7 @@ use super::{
 use crate::kernels::{
     linear::{self, Rows, RowsEpilogue},
     matrix::Matrix,
-    panels::Packed,
+    panels::{Packed, ProductForm},
 };
 
 /// `y = x Wᵀ + b` over the last dimension. A weight that is no variable, such as a read-only copy, gets no gradient.
@@ -64,10 +64,10 @@ impl Linear {
     }
 
     /// Returns `y` for the rows of a dense tensor of shape `dims`.
-    pub(super) fn apply(&self, x: Rows<'_>, dims: &[usize]) -> Result<Tensor> {
+    pub(super) fn apply(&self, x: Rows<'_>, dims: &[usize], form: ProductForm) -> Result<Tensor> {
         let dims = self.output_dims(dims)?;
         let bias = self.bias.as_ref().map(read::<f32>).transpose()?;
-        let weight = Packed::new(self.matrix(&read(&self.weight)?).t());
+        let weight = Packed::new(self.matrix(&read(&self.weight)?).t(), form);
         linear::rows_times(x, &weight, bias.as_deref().map_or(RowsEpilogue::Nothing, RowsEpilogue::Bias))
             .into_tensor(dims)
     }
@@ -78,19 +78,26 @@ impl Linear {
         dims: &[usize],
         c: &Activation,
         epilogue: RowsEpilogue<'_>,
+        form: ProductForm,
     ) -> Result<Activation> {
         let c = output_gradient(c, &self.output_dims(dims)?, &self.name)?;
-        let weight = Packed::new(self.matrix(&read(&self.weight)?));
+        let weight = Packed::new(self.matrix(&read(&self.weight)?), form);
         Ok(linear::rows_times(Rows::Plain(&read(&c)?), &weight, epilogue).into_tensor(dims)?.into())
     }
 
     /// Returns `∂W`, if the weight is a variable, and `∂b` for an input of these rows, of shape `dims`.
-    pub(super) fn gradients(&self, x: Rows<'_>, dims: &[usize], c: &Activation) -> Result<ParameterGradients> {
+    pub(super) fn gradients(
+        &self,
+        x: Rows<'_>,
+        dims: &[usize],
+        c: &Activation,
+        form: ProductForm,
+    ) -> Result<ParameterGradients> {
         let c = output_gradient(c, &self.output_dims(dims)?, &self.name)?;
         let c = read(&c)?;
         let mut gradients = Vec::new();
         if self.weight.is_variable() {
-            let dw = linear::columns_times_rows(&c, self.outputs, x, self.inputs);
+            let dw = linear::columns_times_rows(&c, self.outputs, x, self.inputs, form);
             gradients.push((self.weight.id(), dw.into_tensor(self.weight.shape())?));
         }
         if let Some(bias) = &self.bias {
@@ -108,7 +115,7 @@ impl Differentiable for Linear {
             return candle_operations::forward(self, x, pass);
         }
         let x = dense(x, &self.name)?;
-        let y = self.apply(Rows::Plain(&read(&x)?), x.dims())?;
+        let y = self.apply(Rows::Plain(&read(&x)?), x.dims(), ProductForm::of(pass.precision))?;
         Ok((y.into(), if pass.is_train() { SavedTensor::new(x, pass)?.saved() } else { Saved::nothing() }))
     }
 
@@ -117,9 +124,12 @@ impl Differentiable for Linear {
             return gradients;
         }
         let x: &SavedTensor = saved.get()?;
-        let input = wants.input.then(|| self.input_gradient(x.dims(), c, RowsEpilogue::Nothing)).transpose()?;
-        let parameters =
-            if wants.parameters { self.gradients(Rows::Plain(&read(&x.tensor()?)?), x.dims(), c)? } else { Vec::new() };
+        let (dims, form) = (x.dims(), ProductForm::of(x.precision()));
+        let input = wants.input.then(|| self.input_gradient(dims, c, RowsEpilogue::Nothing, form)).transpose()?;
+        let parameters = match wants.parameters {
+            true => self.gradients(Rows::Plain(&read(&x.tensor()?)?), dims, c, form)?,
+            false => Vec::new(),
+        };
         Ok(Gradients { input, parameters })
     }
 }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
-use interlock::{ActivationDtype, tools::schedule::PolicyName};
+use interlock::{ActivationDtype, Precision, tools::schedule::PolicyName};
 use serde::{Serialize, Serializer};
 
 use super::{Source, Width, WindowOptions};
@@ -34,7 +34,10 @@ pub(crate) struct BenchUnits {
     /// Micro-batches a step [default: the configuration's, or 1 for a workload]
     #[arg(long, value_name = "M")]
     pub(crate) micro_batches: Option<usize>,
-    /// Dtype in which a workload's activations cross boundaries and are saved [default: f32]
+    /// Precision in which a workload's layers compute, on devices whose names do not say [default: f32]
+    #[arg(long, value_enum, requires = "workload")]
+    pub(crate) precision: Option<PrecisionName>,
+    /// Dtype in which a workload's activations cross boundaries and are saved [default: as the precision]
     #[arg(long, value_enum, requires = "workload")]
     pub(crate) dtype: Option<Dtype>,
     /// Write the costs to this file, as JSON
@@ -76,9 +79,12 @@ pub(crate) struct BenchStep {
     /// Save only the input of each stage, and run its forward pass again before the backward pass
     #[arg(long)]
     pub(crate) recompute: bool,
-    /// Dtype in which activations cross boundaries and are saved
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
-    pub(crate) dtype: Dtype,
+    /// Precision in which layers compute, on devices whose names do not say
+    #[arg(long, value_enum, default_value_t = PrecisionName::F32)]
+    pub(crate) precision: PrecisionName,
+    /// Dtype in which activations cross boundaries and are saved [default: as the precision]
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<Dtype>,
     /// Serve metrics for Prometheus at this address during the run, to measure their cost
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) metrics: Option<SocketAddr>,
@@ -189,6 +195,25 @@ impl From<Schedule> for PolicyName {
     }
 }
 
+/// A precision on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PrecisionName {
+    /// In f32 throughout
+    F32,
+    /// With the factors of products rounded to bf16
+    Bf16,
+}
+
+impl From<PrecisionName> for Precision {
+    fn from(name: PrecisionName) -> Self {
+        match name {
+            PrecisionName::F32 => Self::F32,
+            PrecisionName::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 /// A dtype on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -197,6 +222,15 @@ pub(crate) enum Dtype {
     F32,
     /// Rounded to bf16, which takes half the bytes
     Bf16,
+}
+
+impl From<PrecisionName> for Dtype {
+    fn from(name: PrecisionName) -> Self {
+        match name {
+            PrecisionName::F32 => Self::F32,
+            PrecisionName::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 impl From<Dtype> for ActivationDtype {

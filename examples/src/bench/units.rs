@@ -3,14 +3,14 @@
 use std::{collections::BTreeSet, fmt::Write as _};
 
 use interlock::{
-    Batch, TrainerBuilder,
+    Batch, Precision, TrainerBuilder,
     tools::planner::{DeviceCosts, HeadCosts, Profile},
 };
 
-use super::{Workload, check_micro_batches};
+use super::{Workload, check_micro_batches, with_dtype};
 use crate::{
     Program,
-    arguments::{BenchUnits, Dtype},
+    arguments::BenchUnits,
     config::{self, Devices},
     exit::Exit,
     run_folder::{refuse_no_place, write_output_json},
@@ -36,7 +36,7 @@ pub(super) fn run<P: Program>(arguments: &BenchUnits) -> Result<(), Exit> {
 
 /// Returns the builder of the model to measure, and a micro-batch for it.
 fn prepare<P: Program>(arguments: &BenchUnits) -> Result<(TrainerBuilder, Batch), Exit> {
-    let BenchUnits { source, workload, devices, micro_batches, dtype, .. } = arguments;
+    let BenchUnits { source, workload, devices, micro_batches, precision, dtype, .. } = arguments;
     let named = Devices::of_arguments(devices);
     let (builder, batch, micro_batches) = match workload {
         Some(name) => {
@@ -44,8 +44,9 @@ fn prepare<P: Program>(arguments: &BenchUnits) -> Result<(TrainerBuilder, Batch)
             let micro_batches = micro_batches.unwrap_or(1);
             check_micro_batches(micro_batches, workload.name, workload.batch)?;
             // One stage, since the units are measured one by one and the cut does not matter.
-            let builder = workload.trainer(1, 1)?.stages(1).dtype(dtype.unwrap_or(Dtype::F32).into());
-            let builder = named.unwrap_or(Devices::Auto).give_to(builder)?;
+            let builder = with_dtype(workload.trainer(1, 1)?.stages(1), *dtype);
+            let precision = precision.map_or(Precision::F32, Precision::from);
+            let builder = named.unwrap_or(Devices::Auto).give_to(builder, precision)?;
             (builder, workload.random_batch(0)?, micro_batches)
         }
         None => {

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
-use interlock::{Error, PlainCpu, Result, StageDevice, TrainerBuilder, ranks::Ranks};
+use interlock::{Error, PlainCpu, Precision, Result, StageDevice, TrainerBuilder, ranks::Ranks};
 use interlock_backends::{Backends, device_names};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -37,9 +37,9 @@ impl Devices {
         }
     }
 
-    /// Opens the devices for the stages of `builder`, and sets them.
-    pub(crate) fn give_to(&self, builder: TrainerBuilder) -> Result<TrainerBuilder> {
-        let backends = Backends::default();
+    /// Opens the devices for the stages of `builder`, and sets them. Those whose names say no precision compute in `precision`.
+    pub(crate) fn give_to(&self, builder: TrainerBuilder, precision: Precision) -> Result<TrainerBuilder> {
+        let backends = Backends::default().precision(precision);
         let devices: Vec<Arc<dyn StageDevice>> = match self {
             Self::Auto => backends.auto(&builder.layout()?)?,
             Self::Named(names) if names.is_empty() => {
@@ -55,16 +55,17 @@ impl Devices {
     }
 
     /// Opens the devices for the stages that `builder` has on this rank: those of its list among `lists`, if they are given. Sets them, and candle's CPU
-    /// device for stages elsewhere, which are never built here.
+    /// device for stages elsewhere, which are never built here. The precision is as for [`Self::give_to`].
     pub(crate) fn give_to_rank(
         &self,
         builder: TrainerBuilder,
+        precision: Precision,
         ranks: &Ranks,
         lists: Option<&[Vec<String>]>,
     ) -> Result<TrainerBuilder> {
-        let backends = Backends::default();
+        let backends = Backends::default().precision(precision);
         let lists = match (lists, self) {
-            (None, Self::Named(_)) => return self.give_to(builder),
+            (None, Self::Named(_)) => return self.give_to(builder, precision),
             (Some(_), Self::Named(_)) => {
                 return Err(Error::invalid("placement.devices", "devices are given too", "give one of them"));
             }

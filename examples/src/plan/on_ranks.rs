@@ -197,6 +197,7 @@ mod tests {
     #[test]
     fn stages_of_a_rank_with_too_few_cores_take_turns() {
         let device = DeviceCosts {
+            dtype: interlock::ActivationDtype::F32,
             device: String::new(),
             action: 0.0,
             units: Vec::new(),
@@ -204,8 +205,7 @@ mod tests {
             loss_bytes: None,
             scratch_bytes: None,
         };
-        let profile =
-            Profile { examples: 1, dtype: interlock::ActivationDtype::F32, devices: vec![device], order: vec![0] };
+        let profile = Profile { examples: 1, devices: vec![device], order: vec![0] };
         let (profile, placement) = on_ranks(&profile, &[vec![0, 1], vec![2, 3]], &[4, 1]);
         assert_eq!(placement.devices, [0, 1, 5, 5]);
         assert_eq!(profile.order, [0, 0, 1, 1]);

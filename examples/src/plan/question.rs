@@ -7,7 +7,7 @@ use std::{
 };
 
 use interlock::{
-    Batch, Error, Result, StageDevice, TrainerBuilder,
+    Batch, Error, Precision, Result, StageDevice, TrainerBuilder,
     tools::{
         device::Link,
         planner::{Placement, PlannedCut, PlannerSetup, Profile, Replicas},
@@ -51,6 +51,8 @@ pub(super) struct Question<'a, P: Program> {
     pub(super) micro_batches: Vec<usize>,
     replicas: Vec<usize>,
     devices: Devices,
+    /// That of devices whose names say none.
+    precision: Precision,
     /// A batch of a step, and the largest one of an epoch if that has more examples.
     batches: HashMap<usize, Batch>,
     /// Profiles by the names of devices (none for profiles from files) and the number of examples of a micro-batch.
@@ -124,6 +126,7 @@ impl<'a, P: Program> Question<'a, P> {
             micro_batches,
             replicas,
             devices: Devices::of_arguments(&arguments.devices).unwrap_or(defaults.devices),
+            precision: defaults.precision,
             profiles,
             found: HashMap::new(),
         })
@@ -150,8 +153,11 @@ impl<'a, P: Program> Question<'a, P> {
     ) -> Result<TrainerBuilder> {
         let builder = self.subject.builder(stages, windows)?.replicas(replicas).micro_batches(micro_batches);
         match &self.devices {
-            Devices::Auto if self.dedicated() => Ok(builder.devices([Backends::default().open("cpu:threads=1")?])),
-            devices => devices.give_to(builder),
+            Devices::Auto if self.dedicated() => {
+                let backends = Backends::default().precision(self.precision);
+                Ok(builder.devices([backends.open("cpu:threads=1")?]))
+            }
+            devices => devices.give_to(builder, self.precision),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The subject of a plan: a configured run, or a workload of `bench`.
 
 use interlock::{
-    Batch, Result, TrainerBuilder,
+    Batch, Precision, Result, TrainerBuilder,
     tools::{model::PartitionConfig, strategy::StrategyConfig},
 };
 use interlock_models::data::Data;
@@ -26,6 +26,7 @@ pub(super) struct Defaults {
     pub(super) micro_batches: usize,
     pub(super) replicas: usize,
     pub(super) devices: Devices,
+    pub(super) precision: Precision,
 }
 
 impl<P: Program> Subject<P> {
@@ -34,7 +35,8 @@ impl<P: Program> Subject<P> {
     pub(super) fn new(arguments: &Plan) -> Result<(Self, Defaults)> {
         if let Some(name) = arguments.workload {
             let width = Some(Width::Number(2));
-            let defaults = Defaults { stages: 2, width, micro_batches: 1, replicas: 1, devices: Devices::Auto };
+            let (devices, precision) = (Devices::Auto, Precision::F32);
+            let defaults = Defaults { stages: 2, width, micro_batches: 1, replicas: 1, devices, precision };
             return Ok((Self::Workload(Workload::named(name)), defaults));
         }
         let config = config::load::<P>(arguments.source.config.as_deref(), &arguments.source.sets)?;
@@ -52,6 +54,7 @@ impl<P: Program> Subject<P> {
             micro_batches: config.micro_batches,
             replicas: config.replicas,
             devices: config.devices.clone(),
+            precision: config.precision,
         };
         Ok((Self::Run(Box::new(config), data), defaults))
     }

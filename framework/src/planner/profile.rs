@@ -47,8 +47,6 @@ use crate::{
 pub struct Profile {
     /// Examples of the micro-batch that all costs are of.
     pub examples: usize,
-    /// The dtype in which activations crossed boundaries and were saved.
-    pub dtype: ActivationDtype,
     /// The costs on each distinct device, measured while all of them computed.
     pub devices: Vec<DeviceCosts>,
     /// The index in [`Self::devices`] of each device in the list that was given.
@@ -61,6 +59,8 @@ pub struct Profile {
 pub struct DeviceCosts {
     /// The device's name.
     pub device: String,
+    /// The dtype in which its stages sent and saved activations.
+    pub dtype: ActivationDtype,
     /// Seconds to hand a piece of work over to the device's threads and learn that it is done: once an action of a stage.
     pub action: f64,
     /// The units from input to output.
@@ -189,7 +189,7 @@ impl Profile {
             let read = reader::MemoryReader::of(&**device, meter);
             measured.push(run_on(&**device, || {
                 let parts = ProfiledUnits::build(model, settings, &**device)?;
-                let mut chain = Chain::new(parts, &**device, settings, payload);
+                let mut chain = Chain::new(parts, &**device, settings, payload)?;
                 let memory = read.map(|read| Memory::measure(&mut chain, read)).transpose()?;
                 Ok::<_, Error>((chain, memory))
             })?);
@@ -211,7 +211,7 @@ impl Profile {
             };
             threads.into_iter().map(join).collect::<Vec<_>>().into_iter().collect::<Result<Vec<_>>>()
         })?;
-        Ok(Self { examples, dtype: settings.dtype, devices, order })
+        Ok(Self { examples, devices, order })
     }
 
     /// Checks that these are the costs of `model` and of its heads with these descriptions.
@@ -325,6 +325,7 @@ impl DeviceCosts {
         });
         Self {
             device: chain.device.name().to_owned(),
+            dtype: chain.dtype,
             action: times.action,
             units: units.collect(),
             loss: times.of(last, Piece::Loss),

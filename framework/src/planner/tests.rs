@@ -51,6 +51,7 @@ fn archs(archs: &[&str]) -> Vec<Option<String>> {
 fn profile(costs: &[f64]) -> Profile {
     let units = costs.iter().enumerate().map(|(i, &cost)| unit(cost, i + 1 < costs.len())).collect();
     let device = DeviceCosts {
+        dtype: ActivationDtype::F32,
         device: "made up".to_owned(),
         action: 0.0001,
         units,
@@ -58,7 +59,7 @@ fn profile(costs: &[f64]) -> Profile {
         loss_bytes: Some(7),
         scratch_bytes: Some(0),
     };
-    Profile { examples: 1, dtype: ActivationDtype::F32, devices: vec![device], order: vec![0] }
+    Profile { examples: 1, devices: vec![device], order: vec![0] }
 }
 
 fn setup(profile: &Profile, width: usize, stages: usize, micro_batches: usize) -> PlannerSetup<'_> {

@@ -172,8 +172,8 @@ pub struct StageSettings {
     pub recompute: Recompute,
     /// The moving average of the weights; none by default.
     pub ema: Option<EmaConfig>,
-    /// The dtype of the tensors that cross boundaries.
-    pub dtype: ActivationDtype,
+    /// The dtype in which stages send and save. Default: the device's precision.
+    pub dtype: Option<ActivationDtype>,
     /// The running statistics of several replicas.
     pub replica_statistics: ReplicaStatistics,
     /// Whether the gradients of units are checked when they are built.
@@ -409,7 +409,7 @@ impl StageBlueprint {
             clip: settings.clip.clone(),
             lr_schedule: settings.lr_schedule.for_base(config.lr),
             recompute: settings.recompute.is_for(self.index),
-            dtype: settings.dtype,
+            dtype: self.device.precision().dtype(settings.dtype, self.device.name())?,
             statistics: settings.replica_statistics,
             monitor: Monitor::on(&*self.device),
             score: None,

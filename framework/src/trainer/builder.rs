@@ -62,7 +62,7 @@ pub struct TrainerBuilder {
     head_losses: HashMap<usize, Arc<dyn Loss>>,
     heads: HeadsConfig,
     recompute: Recompute,
-    dtype: ActivationDtype,
+    dtype: Option<ActivationDtype>,
     policy: PolicyName,
     in_flight: Option<usize>,
     initial: Option<Arc<Weights>>,
@@ -101,7 +101,7 @@ impl TrainerBuilder {
             head_losses: HashMap::new(),
             heads: HeadsConfig::default(),
             recompute: Recompute::None,
-            dtype: ActivationDtype::F32,
+            dtype: None,
             policy: PolicyName::default(),
             in_flight: None,
             initial: None,
@@ -288,9 +288,10 @@ impl TrainerBuilder {
         Self { recompute, ..self }
     }
 
-    /// Sets the dtype in which stages send `f32` activations and gradients and layers save activations. Default: `f32`.
+    /// Sets the dtype in which stages send `f32` activations and gradients and layers save activations. Default: `bf16` for stages on devices that compute in
+    /// `bf16`, which take nothing else; `f32` for others.
     pub fn dtype(self, dtype: ActivationDtype) -> Self {
-        Self { dtype, ..self }
+        Self { dtype: Some(dtype), ..self }
     }
 
     /// Sets the order of a stage's actions when several are possible. It changes how long steps take, not their results. Default: `Interlock`.

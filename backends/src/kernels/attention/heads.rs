@@ -6,6 +6,7 @@ use super::AttentionHead;
 use crate::kernels::{
     aligned_buffer::{AlignedBuffer, Filled, with_scratch},
     matrix::{Matrix, MatrixMut},
+    panels::ProductForm,
 };
 
 /// The shape of the work.
@@ -19,6 +20,8 @@ pub(crate) struct AttentionHeads {
     pub(crate) count: usize,
     /// Columns of a head, `h`.
     pub(crate) width: usize,
+    /// The form of the products.
+    pub(crate) form: ProductForm,
 }
 
 /// The attention weights that dropout keeps, `(B, n, T, T)`, and the factor that they are multiplied by.
@@ -57,7 +60,7 @@ impl AttentionHeads {
         let [queries, keys, values] = [0, 1, 2].map(|part| self.part(qkv, task, part, 3));
         let square = self.length * self.length;
         let kept = kept.map(|(keep, scale)| (&keep[task * square..][..square], scale));
-        AttentionHead { queries, keys, values, kept, next }
+        AttentionHead { queries, keys, values, kept, next, form: self.form }
     }
 
     /// Returns the number of the next head, if there is one.
@@ -82,7 +85,7 @@ impl AttentionHeads {
         let tasks: Vec<_> = strips.zip(logs.chunks_mut(self.length)).collect();
         tasks.into_par_iter().enumerate().for_each(|(task, (mut mixed, logs))| {
             let next = self.next(task).map(|next| [0, 1, 2].map(|part| self.part(qkv, next, part, 3)));
-            with_scratch(AttentionHead::scratch(self.length, self.width), |scratch| {
+            with_scratch(AttentionHead::scratch(self.length, self.width, self.form), |scratch| {
                 self.head(qkv, kept, task, next.as_ref().map_or(&[], |next| next)).mix(&mut mixed, logs, scratch);
             });
         });
@@ -118,7 +121,7 @@ impl AttentionHeads {
                 [queries, keys, values, self.part(mixed, next, 0, 1), self.part(c, next, 0, 1)]
             });
             let [mixed, c] = [mixed, c].map(|values| self.part(values, task, 0, 1));
-            with_scratch(AttentionHead::scratch(self.length, self.width), |scratch| {
+            with_scratch(AttentionHead::scratch(self.length, self.width, self.form), |scratch| {
                 let head = self.head(qkv, kept, task, next.as_ref().map_or(&[], |next| next));
                 head.backward(mixed, logs, c, gradients, scratch);
             });

@@ -1,9 +1,9 @@
 //! Epilogues: the work that follows a tile's sums while they are in registers or in the cache.
 
 use crate::kernels::{
-    aligned_buffer::Blank,
     channel_lines::{Line, blocks},
     lanes::{LANES, Lanes},
+    numbers::{Loads, Numbers, NumbersMut, NumbersPointer, with_pointer},
 };
 
 /// The last operation of a convolution, on each of its sums.
@@ -18,15 +18,27 @@ pub(crate) enum Epilogue<'a> {
     Skip { g: &'a [f32], gate: Option<&'a [u16]> },
     /// Write them where the line of `y` is above 0, and 0 elsewhere. `sums`, `[image][2][channels in blocks]`, receives the sums of the written
     /// numbers, and of those times `y - mean`.
-    Gate { y: &'a [f32], line: &'a Line, sums: &'a mut [f32] },
+    Gate { y: Numbers<'a>, line: &'a Line, sums: &'a mut [f32] },
 }
 
 impl Epilogue<'_> {
     /// Returns the output for sums of every `apart`-th pixel and row of images of `size` with `writes` channels each.
-    pub(super) fn output(self, y: &mut Blank, images: usize, size: [usize; 2], writes: usize, apart: usize) -> Output {
+    pub(super) fn output(
+        self,
+        y: NumbersMut<'_>,
+        images: usize,
+        size: [usize; 2],
+        writes: usize,
+        apart: usize,
+    ) -> Output {
         let [height, width] = size;
         let (pixels, padded) = (images * height * width, blocks(writes) * LANES);
         assert_eq!(y.len(), pixels * writes, "an output for other images");
+        let (memory, is_half) = match &y {
+            NumbersMut::F32(y) => (y.as_ptr().cast_mut().cast(), false),
+            NumbersMut::Bf16(y) => (y.as_ptr().cast_mut().cast(), true),
+        };
+        assert!(!is_half || matches!(self, Self::Write | Self::Moments(_)), "only these epilogues write bf16");
         let epilogue = match self {
             Self::Write => EpiloguePointers::Write,
             Self::Add => EpiloguePointers::Add,
@@ -41,11 +53,12 @@ impl Epilogue<'_> {
             }
             Self::Gate { y: own, line, sums } => {
                 assert!(own.len() == y.len() && sums.len() == images * 2 * padded && line.holds(writes));
-                EpiloguePointers::Gate { y: own.as_ptr(), line, sums: sums.as_mut_ptr() }
+                EpiloguePointers::Gate { y: own.pointer(), line, sums: sums.as_mut_ptr() }
             }
         };
         Output {
-            y: y.as_mut_ptr().cast(),
+            y: memory,
+            is_half,
             writes,
             pixel_apart: apart,
             row_apart: apart * width,
@@ -58,6 +71,8 @@ impl Epilogue<'_> {
 /// The channels-last images that sums are written to.
 pub(super) struct Output {
     pub(super) y: *mut f32,
+    /// Whether `y` are `bf16`.
+    pub(super) is_half: bool,
     /// Channels.
     pub(super) writes: usize,
     /// The distances between neighbours, rows and images, in pixels.
@@ -74,7 +89,7 @@ pub(super) enum EpiloguePointers {
     Moments(*mut f32),
     Add,
     Skip { g: *const f32, gate: *const u16 },
-    Gate { y: *const f32, line: *const Line, sums: *mut f32 },
+    Gate { y: NumbersPointer, line: *const Line, sums: *mut f32 },
 }
 
 /// The position of a tile: its first pixel and channel, and its image.
@@ -110,7 +125,7 @@ pub(super) unsafe fn finish<L: Lanes, const R: usize, const Q: usize>(
             }
             EpiloguePointers::Gate { y, line, sums } => {
                 let totals = sums.add(position.image * 2 * tile.blocks * LANES + position.channel);
-                tile.gate::<L>(y, (*line).lanes::<L>(position.channel), totals);
+                with_pointer!(y, y => tile.gate::<L>(y, (*line).lanes::<L>(position.channel), totals));
             }
         }
     }
@@ -119,6 +134,7 @@ pub(super) unsafe fn finish<L: Lanes, const R: usize, const Q: usize>(
 /// Sixteen channels of `R` by `Q` pixels of an output, and their sums.
 struct Tile<const R: usize, const Q: usize> {
     y: *mut f32,
+    is_half: bool,
     sums: *const f32,
     channel: usize,
     /// The number of channels of the tile that exist, at most sixteen.
@@ -139,6 +155,7 @@ impl<const R: usize, const Q: usize> Tile<R, Q> {
         let writes = output.writes;
         Self {
             y: output.y,
+            is_half: output.is_half,
             sums,
             channel,
             count: writes.saturating_sub(channel).min(LANES),
@@ -163,6 +180,23 @@ impl<const R: usize, const Q: usize> Tile<R, Q> {
         unsafe { L::load(self.sums.add((r * Q + q) * LANES)) }
     }
 
+    /// Writes sums to the output, from number `at` on.
+    ///
+    /// # Safety
+    /// As for [`finish`].
+    #[inline(always)]
+    unsafe fn put<L: Lanes>(&self, sums: L, at: usize) {
+        // SAFETY: as demanded of the caller.
+        unsafe {
+            let halves = self.y.cast::<u16>().wrapping_add(at);
+            match (self.is_half, self.count) {
+                (false, _) => put(sums, self.y.add(at), self.count),
+                (true, LANES) => sums.store_halves(halves),
+                (true, count) => sums.store_first_halves(halves, count),
+            }
+        }
+    }
+
     /// Writes the sums.
     ///
     /// # Safety
@@ -172,7 +206,7 @@ impl<const R: usize, const Q: usize> Tile<R, Q> {
         for r in 0..R {
             for q in 0..Q {
                 // SAFETY: `count` channels of the tile's pixels.
-                unsafe { put(self.sum::<L>(r, q), self.y.add(self.at(r, q)), self.count) };
+                unsafe { self.put(self.sum::<L>(r, q), self.at(r, q)) };
             }
         }
     }
@@ -229,18 +263,18 @@ impl<const R: usize, const Q: usize> Tile<R, Q> {
                 L::load(self.sums).store(shift);
             }
             let shift = L::load(shift);
-            // One sum for each row, so that an addition does not wait for the one before it.
-            let (mut sum, mut squares) = ([L::splat(0.0); R], [L::splat(0.0); R]);
+            let (mut sum, mut squares) = ([L::splat(0.0); CHAINS], [L::splat(0.0); CHAINS]);
             for r in 0..R {
                 for q in 0..Q {
+                    let chain = chain::<R, Q>(r, q);
                     let distance = self.sum::<L>(r, q).minus(shift);
-                    sum[r] = sum[r].plus(distance);
-                    squares[r] = squares[r].plus_product(distance, distance);
-                    put(self.sum::<L>(r, q), self.y.add(self.at(r, q)), self.count);
+                    sum[chain] = sum[chain].plus(distance);
+                    squares[chain] = squares[chain].plus_product(distance, distance);
+                    self.put(self.sum::<L>(r, q), self.at(r, q));
                 }
             }
-            add_to(first, &sum);
-            add_to(second, &squares);
+            add_to::<L, R, Q>(first, &sum);
+            add_to::<L, R, Q>(second, &squares);
         }
     }
 
@@ -249,34 +283,48 @@ impl<const R: usize, const Q: usize> Tile<R, Q> {
     /// # Safety
     /// As for [`finish`].
     #[inline(always)]
-    unsafe fn gate<L: Lanes>(&self, own: *const f32, [mean, scale, shift]: [L; 3], totals: *mut f32) {
+    unsafe fn gate<L: Lanes>(&self, own: impl Loads, [mean, scale, shift]: [L; 3], totals: *mut f32) {
         // SAFETY: two numbers for each channel of the image; `count` channels of the tile's pixels.
         unsafe {
-            let (mut sum, mut products) = ([L::splat(0.0); R], [L::splat(0.0); R]);
+            let (mut sum, mut products) = ([L::splat(0.0); CHAINS], [L::splat(0.0); CHAINS]);
             for r in 0..R {
                 for q in 0..Q {
-                    let at = self.at(r, q);
-                    let distance = get::<L>(own.add(at), self.count).minus(mean);
+                    let (at, chain) = (self.at(r, q), chain::<R, Q>(r, q));
+                    let distance = own.load::<L>(at, self.count).minus(mean);
                     let open = self.sum::<L>(r, q).where_positive(shift.plus_product(scale, distance));
-                    sum[r] = sum[r].plus(open);
-                    products[r] = products[r].plus_product(open, distance);
+                    sum[chain] = sum[chain].plus(open);
+                    products[chain] = products[chain].plus_product(open, distance);
                     put(open, self.y.add(at), self.count);
                 }
             }
-            add_to(totals, &sum);
-            add_to(totals.add(self.blocks * LANES), &products);
+            add_to::<L, R, Q>(totals, &sum);
+            add_to::<L, R, Q>(totals.add(self.blocks * LANES), &products);
         }
     }
 }
 
-/// Adds each of `rows` to the numbers at `to`.
+/// The most sums that are added up side by side, so that an addition does not wait for the one before it.
+const CHAINS: usize = 4;
+
+/// Returns how many there are for a tile: one for each row, or four if there is one row of sixteen.
+const fn chains(r: usize, q: usize) -> usize {
+    if r == 1 && q == LANES { CHAINS } else { r }
+}
+
+/// Returns the sum that an output is added to.
 #[inline(always)]
-unsafe fn add_to<L: Lanes, const R: usize>(to: *mut f32, rows: &[L; R]) {
+fn chain<const R: usize, const Q: usize>(r: usize, q: usize) -> usize {
+    if chains(R, Q) == R { r } else { q % CHAINS }
+}
+
+/// Adds each of the sums of a tile to the numbers at `to`.
+#[inline(always)]
+unsafe fn add_to<L: Lanes, const R: usize, const Q: usize>(to: *mut f32, sums: &[L; CHAINS]) {
     // SAFETY: as demanded of the caller.
     unsafe {
         let mut sum = L::load(to);
-        for r in 0..R {
-            sum = sum.plus(rows[r]);
+        for i in 0..const { chains(R, Q) } {
+            sum = sum.plus(sums[i]);
         }
         sum.store(to);
     }

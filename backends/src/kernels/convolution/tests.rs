@@ -1,17 +1,22 @@
 //! Compares the kernels with plain loops, on odd sizes. All values are whole numbers, so that sums are exact in any order.
 
+use interlock::Precision;
+
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
 use super::{
     Batch, Geometry, GradientTarget,
-    batch::{Method, forward, input_gradient, line_count},
+    batch::{Method, MethodKind, forward, input_gradient, line_count},
     epilogue::Epilogue,
     patches,
     weights::WeightGradient,
 };
 use crate::kernels::{
-    aligned_buffer::{Aligned, Blank},
+    aligned_buffer::{self, Aligned},
     channel_lines::{Line, blocks},
     lanes::LANES,
     norm::Statistics,
+    numbers::NumbersMut,
     padded::{Padded, Source},
 };
 
@@ -114,7 +119,7 @@ impl Case {
     fn padded(&self) -> [Padded; 2] {
         let pad = |numbers: &[f32], size: [usize; 3], border: usize| {
             let mut padded = Padded::zeros(IMAGES + 1, size, border);
-            padded.fill(&Source::Plain(numbers));
+            padded.fill(&Source::Plain(numbers.into()));
             padded
         };
         [
@@ -130,9 +135,25 @@ impl Case {
     }
 }
 
-/// Returns the methods for a shape: whether each is Winograd's.
-fn methods(g: &Geometry) -> &'static [bool] {
-    if g.kernel == 3 && g.stride == 1 && g.padding <= 2 { &[false, true] } else { &[false] }
+/// Returns the methods for the sums of a shape.
+fn methods(g: &Geometry) -> Vec<MethodKind> {
+    let mut methods = vec![MethodKind::Direct];
+    if g.kernel == 3 && g.stride == 1 && g.padding <= 2 {
+        methods.push(MethodKind::Winograd);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if crate::kernels::tiles::are_available() {
+        methods.push(MethodKind::Tiles);
+    }
+    methods
+}
+
+/// Returns the methods for the gradient of its weights.
+fn methods_for_weights(g: &Geometry) -> Vec<MethodKind> {
+    let mut methods = methods(g);
+    #[cfg(target_arch = "x86_64")]
+    methods.retain(|method| *method != MethodKind::Tiles || tiles::can_add_weights(g));
+    methods
 }
 
 fn run(sweeps: &[Method], x: &Padded, before: &[f32], mut end: impl FnMut() -> Epilogue<'static>) -> Vec<f32> {
@@ -143,9 +164,8 @@ fn run(sweeps: &[Method], x: &Padded, before: &[f32], mut end: impl FnMut() -> E
     y
 }
 
-fn blank(y: &mut [f32]) -> &mut Blank {
-    // SAFETY: initialized numbers are valid as memory for results, and the sweeps write only numbers.
-    unsafe { std::slice::from_raw_parts_mut(y.as_mut_ptr().cast(), y.len()) }
+fn blank(y: &mut [f32]) -> NumbersMut<'_> {
+    NumbersMut::F32(aligned_buffer::blank(y))
 }
 
 #[test]
@@ -157,19 +177,19 @@ fn forward_passes_and_moments() {
         products(&g, |read, write, weight| expected[write] += case.x[read] * case.weight[weight]);
         let padded = blocks(g.outputs) * LANES;
         let mut moments = vec![f32::NAN; IMAGES * 3 * padded];
-        for &winograd in methods(&g) {
-            let sweep = forward(winograd, &g, &case.weight);
+        for method in methods(&g) {
+            let sweep = forward(method, &g, &case.weight);
             let nan = vec![f32::NAN; expected.len()];
             assert_eq!(
                 run(std::slice::from_ref(&sweep), &x, &nan, || Epilogue::Write),
                 expected,
-                "{shape:?} {winograd}"
+                "{shape:?} {method:?}"
             );
             let before = std::mem::replace(&mut moments, vec![f32::NAN; IMAGES * 3 * padded]);
             let mut y = nan;
             sweep.run(&x, IMAGES, blank(&mut y), Epilogue::Moments(&mut moments));
-            assert_eq!(y, expected, "{shape:?} {winograd}");
-            assert!(!winograd || moments == before, "{shape:?}: moments by the two methods");
+            assert_eq!(y, expected, "{shape:?} {method:?}");
+            assert!(method == MethodKind::Direct || moments == before, "{shape:?}: moments by {method:?}");
         }
         let image = g.to[0] * g.to[1] * g.outputs;
         for (i, channel) in (0..IMAGES).flat_map(|i| (0..g.outputs).map(move |c| (i, c))) {
@@ -190,8 +210,8 @@ fn input_gradients_written_added_and_skipped() {
         let case = Case::new(shape);
         let (geometry, [_, g]) = (case.geometry, case.padded());
         let expected = case.input_gradient();
-        for &winograd in methods(&geometry) {
-            let sweeps = input_gradient(winograd, &geometry, &case.weight);
+        for method in methods(&geometry) {
+            let sweeps = input_gradient(method, &geometry, &case.weight);
             let nan = vec![f32::NAN; expected.len()];
             assert_eq!(run(&sweeps, &g, &nan, || Epilogue::Write), expected, "{shape:?}");
 
@@ -213,7 +233,7 @@ fn input_gradients_written_added_and_skipped() {
                 for sweep in &sweeps {
                     sweep.run(&g, IMAGES, blank(&mut y), Epilogue::Skip { g: &before, gate });
                 }
-                assert_eq!(y, expected, "{shape:?} {winograd}");
+                assert_eq!(y, expected, "{shape:?} {method:?}");
             }
         }
     }
@@ -239,10 +259,10 @@ fn input_gradients_through_a_gate_and_their_sums() {
         let expected: Vec<f32> = (case.input_gradient().into_iter().zip(&y).enumerate())
             .map(|(i, (e, y))| if value(i, *y) > 0.0 { e } else { 0.0 })
             .collect();
-        for &winograd in methods(&geometry) {
+        for method in methods(&geometry) {
             let (mut found, mut sums) = (vec![f32::NAN; y.len()], vec![0.0; IMAGES * 2 * padded]);
-            for sweep in &input_gradient(winograd, &geometry, &case.weight) {
-                let end = Epilogue::Gate { y: &y, line: &line, sums: &mut sums };
+            for sweep in &input_gradient(method, &geometry, &case.weight) {
+                let end = Epilogue::Gate { y: y[..].into(), line: &line, sums: &mut sums };
                 sweep.run(&g, IMAGES, blank(&mut found), end);
             }
             assert_eq!(found, expected, "{shape:?}");
@@ -252,7 +272,7 @@ fn input_gradients_through_a_gate_and_their_sums() {
                 let sum: f32 = here().map(|at| expected[at]).sum();
                 let product: f32 = here().map(|at| expected[at] * (y[at] - line.mean[channel])).sum();
                 let found = [0, 1].map(|k| sums[(i * 2 + k) * padded + channel]);
-                assert_eq!(found, [sum, product], "{shape:?} {winograd}: image {i}, channel {channel}");
+                assert_eq!(found, [sum, product], "{shape:?} {method:?}: image {i}, channel {channel}");
             }
         }
     }
@@ -265,13 +285,13 @@ fn weight_gradients_of_all_outputs_and_of_blocks() {
         let (geometry, [x, g]) = (case.geometry, case.padded());
         let mut expected = vec![0.0; case.weight.len()];
         products(&geometry, |read, write, weight| expected[weight] += case.g[write] * case.x[read]);
-        for &winograd in methods(&geometry) {
+        for method in methods_for_weights(&geometry) {
             let all = blocks(geometry.outputs);
             let one = LANES * geometry.inputs * geometry.kernel * geometry.kernel;
-            let mut sums = WeightGradient::by(winograd, &geometry, 0..all);
+            let mut sums = WeightGradient::by(method, &geometry, 0..all);
             sums.add(&x, &g, 1);
             let once = sums.sums.to_vec();
-            let mut rest = WeightGradient::by(winograd, &geometry, 0..all);
+            let mut rest = WeightGradient::by(method, &geometry, 0..all);
             rest.add(&x, &g, IMAGES);
             sums.add_sums(&rest);
             for (sum, once) in sums.sums.iter_mut().zip(once) {
@@ -282,10 +302,10 @@ fn weight_gradients_of_all_outputs_and_of_blocks() {
             assert_eq!(found, expected, "{shape:?}");
             for (block, found) in found.chunks_mut(one).enumerate() {
                 let before = found.to_vec();
-                let mut sums = WeightGradient::by(winograd, &geometry, block..block + 1);
+                let mut sums = WeightGradient::by(method, &geometry, block..block + 1);
                 sums.add(&x, &g, IMAGES);
                 sums.write(found);
-                assert_eq!(found, before, "{shape:?} {winograd}: block {block}");
+                assert_eq!(found, before, "{shape:?} {method:?}: block {block}");
             }
         }
     }
@@ -296,9 +316,9 @@ fn weight_gradients_of_all_outputs_and_of_blocks() {
 fn products_of_patches_equal_the_other_methods() {
     for shape in SHAPES {
         let case = Case::new(shape);
-        let batch = Batch { geometry: case.geometry, weight: &case.weight, images: IMAGES };
+        let batch = Batch { geometry: case.geometry, weight: &case.weight, images: IMAGES, precision: Precision::F32 };
         assert!(!patches::suits(&case.geometry, IMAGES), "{shape:?} would be compared with itself");
-        let (x, g) = (Source::Plain(&case.x), Source::Plain(&case.g));
+        let (x, g) = (Source::Plain(case.x[..].into()), Source::Plain(case.g[..].into()));
         let moments = || vec![f32::NAN; IMAGES * 3 * line_count(case.geometry.outputs)];
         let (mut plain, mut found) = (moments(), moments());
         let y = batch.forward(&x, Some(&mut plain));
@@ -318,7 +338,7 @@ fn products_of_patches_equal_the_other_methods() {
                 0 => GradientTarget::Write,
                 1 => GradientTarget::Add(before.clone().into()),
                 2 => GradientTarget::Skip { g: &before, gate: &gate },
-                _ => GradientTarget::Gate { y: &own, norm: &norm, sums },
+                _ => GradientTarget::Gate { y: own[..].into(), norm: &norm, sums },
             };
             let gradients = match by_patches {
                 true => patches::backward(&batch, &g, Some(&x), Some(into)),

@@ -30,7 +30,7 @@ impl SavedHeads {
 
 /// Returns queries divided by `√h`, keys, and values of all heads, `(B, n, T, h)` each.
 fn parts(heads: &AttentionHeads, qkv: &Tensor) -> Result<[Tensor; 3]> {
-    let AttentionHeads { batch, length, count, width } = *heads;
+    let AttentionHeads { batch, length, count, width, .. } = *heads;
     let qkv = qkv.reshape((batch, length, 3, count, width))?;
     let part = |at: usize| qkv.narrow(2, at, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous();
     Ok([scaled(&part(0)?, scale(heads))?, part(1)?, part(2)?])
@@ -79,7 +79,7 @@ pub(crate) fn backward_heads(
     c: &Activation,
     layer: &str,
 ) -> Result<Tensor> {
-    let AttentionHeads { batch, length, count, width } = *heads;
+    let AttentionHeads { batch, length, count, width, .. } = *heads;
     let qkv = saved.qkv.tensor()?;
     let dtype = qkv.dtype();
     let c = output_gradient(c, &heads.dims(1), dtype, layer)?;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use interlock::{
-    Activation, Differentiable, Error, Gradients, ParameterGradients, Pass, Pending, Result, Saved, SavedMemory, Wants,
+    Activation, Differentiable, Error, Gradients, ParameterGradients, Pass, Pending, Precision, Result, Saved,
+    SavedMemory, Wants,
 };
 
 use super::{NAME, Shortcut, no_link};
@@ -23,7 +24,7 @@ use crate::{
         BatchNorm2d, Conv2d,
         images::{channels_last, images, output_gradient_last},
         saved_tensor::SavedTensor,
-        slices::read,
+        slices::{read, wrong_shape},
     },
 };
 
@@ -35,54 +36,34 @@ pub(super) struct FusedBlock {
 
 /// The output of a convolution, `(B, H, W, C)`, and its norm.
 struct Link {
-    y: Tensor,
+    /// Computed in `bf16`, it is rounded at once, and the forward pass goes on with what the backward pass will find.
+    y: SavedTensor,
     norm: Norm,
 }
 
 /// A forward pass.
-struct Computed {
+struct SavedBlock {
     /// `(B, H, W, C)`.
-    x: Tensor,
+    x: SavedTensor,
     links: Vec<Link>,
     projection: Option<Link>,
     /// A bit for each element, set if the last ReLU's input is above 0; channels are in blocks of sixteen.
     gate: Arc<[u16]>,
 }
 
-/// The tensors and statistics that a block saves.
-struct SavedBlock {
-    x: SavedTensor,
-    links: Vec<(SavedTensor, Norm)>,
-    projection: Option<(SavedTensor, Norm)>,
-    gate: Arc<[u16]>,
-}
-
 impl SavedBlock {
-    fn new(computed: Computed, pass: &Pass) -> Result<Self> {
-        let keep = |link: Link| Ok::<_, Error>((SavedTensor::new(link.y, pass)?, link.norm));
-        Ok(Self {
-            x: SavedTensor::new(computed.x, pass)?,
-            links: computed.links.into_iter().map(keep).collect::<Result<_>>()?,
-            projection: computed.projection.map(keep).transpose()?,
-            gate: computed.gate,
-        })
-    }
-
-    fn saved(self) -> Saved {
-        let links = self.links.iter().chain(&self.projection).map(|(y, _)| y.memory());
-        let memory: Vec<SavedMemory> = links.chain([self.x.memory(), SavedMemory::of_slice(&self.gate)]).collect();
-        Saved::new(self).with_memory(memory)
-    }
-
-    /// Returns the forward pass.
-    fn computed(&self) -> Result<Computed> {
-        let link = |(y, norm): &(SavedTensor, Norm)| Ok::<_, Error>(Link { y: y.tensor()?, norm: norm.clone() });
-        Ok(Computed {
-            x: self.x.tensor()?,
-            links: self.links.iter().map(link).collect::<Result<_>>()?,
-            projection: self.projection.as_ref().map(link).transpose()?,
-            gate: Arc::clone(&self.gate),
-        })
+    /// Saves it as `pass` says.
+    fn saved(self, pass: &Pass) -> Result<Saved> {
+        let save = |link: Link| Ok::<_, Error>(Link { y: link.y.save(pass)?, norm: link.norm });
+        let block = Self {
+            x: self.x.save(pass)?,
+            links: self.links.into_iter().map(save).collect::<Result<_>>()?,
+            projection: self.projection.map(save).transpose()?,
+            gate: self.gate,
+        };
+        let links = block.links.iter().chain(&block.projection).map(|link| link.y.memory());
+        let memory: Vec<SavedMemory> = links.chain([block.x.memory(), SavedMemory::of_slice(&block.gate)]).collect();
+        Ok(Saved::new(block).with_memory(memory))
     }
 }
 
@@ -99,9 +80,12 @@ struct PendingBlock {
     projection: Option<NormOutputGradient>,
 }
 
-fn dims(x: &Tensor) -> Result<[usize; 4]> {
-    let (batch, height, width, channels) = x.dims4()?;
-    Ok([batch, channels, height, width])
+/// Returns the dimensions `(B, C, H, W)` of a channels-last `(B, H, W, C)`.
+fn dims(x: &SavedTensor) -> Result<[usize; 4]> {
+    match *x.dims() {
+        [batch, height, width, channels] => Ok([batch, channels, height, width]),
+        ref other => Err(wrong_shape(NAME, other, "(B, H, W, C)")),
+    }
 }
 
 impl FusedBlock {
@@ -118,40 +102,45 @@ impl FusedBlock {
         pass: &Pass,
     ) -> Result<Link> {
         let geometry = conv.geometry(&from)?;
-        let batch = Batch { geometry, weight: &read(&conv.weight)?, images: from[0] };
+        let (weight, precision) = (read(&conv.weight)?, pass.precision);
+        let batch = Batch { geometry, weight: &weight, images: from[0], precision };
         let mut moments = vec![0.0; if pass.is_train() { from[0] * 3 * line_count(geometry.outputs) } else { 0 }];
-        let y = batch.forward(x, pass.is_train().then_some(&mut moments));
         let [height, width, channels] = geometry.output();
+        let (shape, moments_of) = ((from[0], height, width, channels), pass.is_train().then_some(&mut moments[..]));
+        let y = match precision {
+            Precision::F32 => SavedTensor::whole(batch.forward(x, moments_of).into_tensor(shape)?, pass),
+            Precision::Bf16 => SavedTensor::half(batch.forward_half(x, moments_of), shape, pass),
+        };
         let bias = conv.bias.as_ref().map(read::<f32>).transpose()?;
         let norm = match pass.is_train() {
             true => norm.of_batch(&moments, [from[0], channels, height, width], pass, bias.as_deref())?,
             false => norm.of_running(bias.as_deref())?,
         };
-        Ok(Link { y: y.into_tensor((from[0], height, width, channels))?, norm })
+        Ok(Link { y, norm })
     }
 
     /// Applies the last norm, adds the shortcut, and applies the last ReLU. Returns the output and the ReLU's gate.
-    fn join(&self, x: &Tensor, last: &Link, projection: Option<&Link>) -> Result<(Filled, Vec<u16>)> {
+    fn join(&self, x: &SavedTensor, last: &Link, projection: Option<&Link>) -> Result<(Filled, Vec<u16>)> {
         let [_, channels, height, width] = dims(&last.y)?;
-        let (y, x) = (read::<f32>(&last.y)?, read::<f32>(x)?);
-        let projected = projection.map(|link| read::<f32>(&link.y)).transpose()?;
+        let (y, x) = (last.y.numbers()?, x.numbers()?);
+        let projected = projection.map(|link| link.y.numbers()).transpose()?;
         let addend = match (&self.shortcut, &projected, projection) {
             (Shortcut::None, ..) => Addend::Nothing,
-            (_, Some(projected), Some(link)) => Addend::Normed(projected, &link.norm.line),
-            _ => Addend::Plain(&x),
+            (_, Some(projected), Some(link)) => Addend::Normed(projected.get(), &link.norm.line),
+            _ => Addend::Plain(x.get()),
         };
-        Ok(norm::join(&y, &last.norm.line, addend, [height * width, channels], true))
+        Ok(norm::join(y.get(), &last.norm.line, addend, [height * width, channels], true))
     }
 
     /// Returns the sums that the backward pass of a norm needs, for the output gradient `g` where the gate is open.
     fn sums(&self, g: &[f32], gate: &[u16], link: &Link) -> Result<Vec<f32>> {
         let [_, channels, height, width] = dims(&link.y)?;
-        Ok(norm::gradient_sums(g, Some(gate), &read::<f32>(&link.y)?, &link.norm, [height * width, channels]))
+        Ok(norm::gradient_sums(g, Some(gate), link.y.numbers()?.get(), &link.norm, [height * width, channels]))
     }
 
-    fn batch<'a>(&self, conv: &Conv2d, x: &Tensor, weight: &'a [f32]) -> Result<Batch<'a>> {
+    fn batch<'a>(&self, conv: &Conv2d, x: &SavedTensor, weight: &'a [f32]) -> Result<Batch<'a>> {
         let from = dims(x)?;
-        Ok(Batch { geometry: conv.geometry(&from)?, weight, images: from[0] })
+        Ok(Batch { geometry: conv.geometry(&from)?, weight, images: from[0], precision: x.precision() })
     }
 
     /// Returns the gradients of a convolution's parameters.
@@ -169,7 +158,7 @@ impl FusedBlock {
     /// Runs the backward pass of the block for the output gradient `c`. Returns the gradients of the norms' outputs too if `keep`.
     fn run_backward(
         &self,
-        saved: &Computed,
+        saved: &SavedBlock,
         c: &Activation,
         wants: Wants,
         keep: bool,
@@ -200,7 +189,7 @@ impl FusedBlock {
 /// The state of a backward pass, which goes from the output to the input.
 struct BackwardPass<'a> {
     block: &'a FusedBlock,
-    saved: &'a Computed,
+    saved: &'a SavedBlock,
     /// The gradient of the output, `(B, H, W, C)`, before the gate is applied.
     c: Tensor,
     wants: Wants,
@@ -220,30 +209,30 @@ impl BackwardPass<'_> {
         }
         let previous = i.checked_sub(1).map(|previous| &saved.links[previous]);
         let from = previous.map_or(&saved.x, |previous| &previous.y);
-        let (weight, x, y) = (read(&conv.weight)?, read::<f32>(from)?, read::<f32>(&saved.links[i].y)?);
+        let (weight, x, y) = (read(&conv.weight)?, from.numbers()?, saved.links[i].y.numbers()?);
         let output = read::<f32>(&self.c)?;
         let inner = g.map(read::<f32>).transpose()?;
         let g = Source::Gradient {
             g: inner.as_deref().unwrap_or(&output),
             gate: inner.is_none().then_some(&saved.gate[..]),
-            y: &y,
+            y: y.get(),
             lines: gradient,
         };
         let source = match previous {
-            Some(previous) => Source::Rectified(&x, &previous.norm.line),
-            None => Source::Plain(&x),
+            Some(previous) => Source::Rectified(x.get(), &previous.norm.line),
+            None => Source::Plain(x.get()),
         };
         let batch = block.batch(conv, from, &weight)?;
         let mut sums = vec![0.0; previous.map_or(0, |_| batch.images * 2 * line_count(batch.geometry.inputs))];
         let into = match (previous, &block.shortcut) {
-            (Some(previous), _) => Some(GradientTarget::Gate { y: &x, norm: &previous.norm, sums: &mut sums }),
+            (Some(previous), _) => Some(GradientTarget::Gate { y: x.get(), norm: &previous.norm, sums: &mut sums }),
             (None, Shortcut::Identity) if wants.input => Some(GradientTarget::Skip { g: &output, gate: &saved.gate }),
             (None, _) => wants.input.then_some(GradientTarget::Write),
         };
         let gradients = batch.backward(&g, wants.parameters.then_some(&source), into);
         self.parameters.extend(block.conv_gradients(conv, gradients.weight)?);
         match (previous, gradients.input) {
-            (Some(previous), Some(g)) => Ok((Some(g.into_tensor(previous.y.shape())?), sums)),
+            (Some(previous), Some(g)) => Ok((Some(g.into_tensor(previous.y.dims())?), sums)),
             (_, input) => {
                 self.input = input;
                 Ok((None, sums))
@@ -263,11 +252,11 @@ impl BackwardPass<'_> {
         if wants.parameters {
             self.parameters.extend(norm.gradients(&gradient)?);
         }
-        let (weight, x, y) = (read(&conv.weight)?, read(&saved.x)?, read(&link.y)?);
-        let g = Source::Gradient { g: &output, gate: Some(&saved.gate), y: &y, lines: &gradient };
+        let (weight, x, y) = (read(&conv.weight)?, saved.x.numbers()?, link.y.numbers()?);
+        let g = Source::Gradient { g: &output, gate: Some(&saved.gate), y: y.get(), lines: &gradient };
         let gradients = block.batch(conv, &saved.x, &weight)?.backward(
             &g,
-            wants.parameters.then_some(&Source::Plain(&x)),
+            wants.parameters.then_some(&Source::Plain(x.get())),
             self.input.take().map(GradientTarget::Add),
         );
         self.parameters.extend(block.conv_gradients(conv, gradients.weight)?);
@@ -279,14 +268,16 @@ impl BackwardPass<'_> {
 impl Differentiable for FusedBlock {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
         let x = channels_last(x.single()?, NAME)?;
+        let x = SavedTensor::whole(x, pass);
         let from = dims(&x)?;
-        let mut saved = Computed { x, links: Vec::new(), projection: None, gate: Arc::default() };
+        let mut saved = SavedBlock { x, links: Vec::new(), projection: None, gate: Arc::default() };
         for (conv, norm) in &self.links {
             let link = match saved.links.last() {
-                None => self.link((conv, norm), &Source::Plain(&read(&saved.x)?), from, pass)?,
+                None => self.link((conv, norm), &Source::Plain(saved.x.numbers()?.get()), from, pass)?,
                 Some(previous) => {
-                    let y = read::<f32>(&previous.y)?;
-                    self.link((conv, norm), &Source::Rectified(&y, &previous.norm.line), dims(&previous.y)?, pass)?
+                    let y = previous.y.numbers()?;
+                    let source = Source::Rectified(y.get(), &previous.norm.line);
+                    self.link((conv, norm), &source, dims(&previous.y)?, pass)?
                 }
             };
             saved.links.push(link);
@@ -297,7 +288,7 @@ impl Differentiable for FusedBlock {
             Shortcut::None => to,
             Shortcut::Identity => from,
             Shortcut::Projection(conv, norm) => {
-                let link = self.link((conv, norm), &Source::Plain(&read(&saved.x)?), from, pass)?;
+                let link = self.link((conv, norm), &Source::Plain(saved.x.numbers()?.get()), from, pass)?;
                 let to = dims(&link.y)?;
                 saved.projection = Some(link);
                 to
@@ -315,24 +306,24 @@ impl Differentiable for FusedBlock {
         let [batch, channels, height, width] = to;
         let out = images(out, batch, [height, width, channels])?;
         saved.links.push(last);
-        Ok((out.into(), if pass.is_train() { SavedBlock::new(saved, pass)?.saved() } else { Saved::nothing() }))
+        Ok((out.into(), if pass.is_train() { saved.saved(pass)? } else { Saved::nothing() }))
     }
 
     fn backward(&self, saved: &Saved, output_gradient: &Activation, wants: Wants) -> Result<Gradients> {
         if wants == (Wants { input: false, parameters: false }) {
             return Ok(Gradients::default());
         }
-        Ok(self.run_backward(&saved.get::<SavedBlock>()?.computed()?, output_gradient, wants, false)?.0)
+        Ok(self.run_backward(saved.get::<SavedBlock>()?, output_gradient, wants, false)?.0)
     }
 
     fn backward_input(&self, saved: &Saved, output_gradient: &Activation) -> Result<(Activation, Pending)> {
         let (gradients, pending) =
-            self.run_backward(&saved.get::<SavedBlock>()?.computed()?, output_gradient, Wants::INPUT, true)?;
+            self.run_backward(saved.get::<SavedBlock>()?, output_gradient, Wants::INPUT, true)?;
         Ok((gradients.into_input()?, Pending::new(pending.ok_or_else(no_link)?)))
     }
 
     fn backward_parameters(&self, saved: &Saved, pending: Pending) -> Result<ParameterGradients> {
-        let saved = saved.get::<SavedBlock>()?.computed()?;
+        let saved = saved.get::<SavedBlock>()?;
         let PendingBlock { links, projection } = pending.take()?;
         let mut parameters = Vec::new();
         let mut add_gradients = |conv: &Conv2d,
@@ -341,11 +332,11 @@ impl Differentiable for FusedBlock {
                                  output_gradient: &NormOutputGradient,
                                  gated: bool,
                                  x: &Source<'_>,
-                                 from: &Tensor| {
+                                 from: &SavedTensor| {
             parameters.extend(norm.gradients(&output_gradient.gradient)?);
-            let (weight, y, g) = (read(&conv.weight)?, read(&link.y)?, read(&output_gradient.g)?);
+            let (weight, y, g) = (read(&conv.weight)?, link.y.numbers()?, read(&output_gradient.g)?);
             let gate = gated.then_some(&saved.gate[..]);
-            let g = Source::Gradient { g: &g, gate, y: &y, lines: &output_gradient.gradient };
+            let g = Source::Gradient { g: &g, gate, y: y.get(), lines: &output_gradient.gradient };
             let gradients = self.batch(conv, from, &weight)?.backward(&g, Some(x), None);
             parameters.extend(self.conv_gradients(conv, gradients.weight)?);
             Ok::<_, Error>(())
@@ -356,26 +347,32 @@ impl Differentiable for FusedBlock {
             let gated = i + 1 == saved.links.len();
             match i.checked_sub(1).map(|previous| &saved.links[previous]) {
                 Some(previous) => {
-                    let source = read(&previous.y)?;
+                    let source = previous.y.numbers()?;
                     add_gradients(
                         conv,
                         norm,
                         link,
                         output_gradient,
                         gated,
-                        &Source::Rectified(&source, &previous.norm.line),
+                        &Source::Rectified(source.get(), &previous.norm.line),
                         &previous.y,
                     )?;
                 }
-                None => {
-                    add_gradients(conv, norm, link, output_gradient, gated, &Source::Plain(&read(&saved.x)?), &saved.x)?
-                }
+                None => add_gradients(
+                    conv,
+                    norm,
+                    link,
+                    output_gradient,
+                    gated,
+                    &Source::Plain(saved.x.numbers()?.get()),
+                    &saved.x,
+                )?,
             }
         }
         if let ((Shortcut::Projection(conv, norm), Some(link)), Some(output_gradient)) =
             ((&self.shortcut, &saved.projection), &projection)
         {
-            add_gradients(conv, norm, link, output_gradient, true, &Source::Plain(&read(&saved.x)?), &saved.x)?;
+            add_gradients(conv, norm, link, output_gradient, true, &Source::Plain(saved.x.numbers()?.get()), &saved.x)?;
         }
         Ok(parameters)
     }

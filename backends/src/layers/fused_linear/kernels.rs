@@ -5,7 +5,10 @@
 use interlock::{Activation, Differentiable, Gradients, ParameterGradients, Pass, Pending, Result, Saved, Wants};
 
 use crate::{
-    kernels::linear::{Rows, RowsEpilogue},
+    kernels::{
+        linear::{Rows, RowsEpilogue},
+        panels::ProductForm,
+    },
     layers::{
         LayerNorm, Linear,
         saved_tensor::SavedTensor,
@@ -30,6 +33,7 @@ struct SavedFused {
     inner: Saved,
     /// The input's shape, which `f` does not change.
     dims: Vec<usize>,
+    form: ProductForm,
 }
 
 /// The work that a backward pass for the input leaves: the output gradient, and the norm's own pending work.
@@ -45,39 +49,39 @@ impl LinearKernels {
     }
 
     fn linear_gradients(&self, saved: &SavedFused, c: &Activation) -> Result<ParameterGradients> {
-        self.with_rows(&saved.inner, |rows| self.linear.gradients(rows, &saved.dims, c))
+        self.with_rows(&saved.inner, |rows| self.linear.gradients(rows, &saved.dims, c, saved.form))
     }
 
     /// Returns the gradient of the output of `f`.
     fn inner_output_gradient(&self, saved: &SavedFused, c: &Activation) -> Result<Activation> {
-        self.linear.input_gradient(&saved.dims, c, RowsEpilogue::Nothing)
+        self.linear.input_gradient(&saved.dims, c, RowsEpilogue::Nothing, saved.form)
     }
 
     /// Returns the gradient of GELU's input.
     fn gelu_input_gradient(&self, saved: &SavedFused, c: &Activation) -> Result<Activation> {
         let x = saved.inner.get::<SavedTensor>()?.tensor()?;
-        self.linear.input_gradient(&saved.dims, c, RowsEpilogue::GeluSlope(&read(&x)?))
+        self.linear.input_gradient(&saved.dims, c, RowsEpilogue::GeluSlope(&read(&x)?), saved.form)
     }
 }
 
 impl Differentiable for LinearKernels {
     fn forward(&self, x: &Activation, pass: &Pass) -> Result<(Activation, Saved)> {
-        let dims = x.single()?.dims().to_vec();
+        let (dims, form) = (x.single()?.dims().to_vec(), ProductForm::of(pass.precision));
         let (y, inner) = match &self.inner {
             Inner::Norm(norm) => {
                 let (normed, inner) = norm.forward(x, pass)?;
-                (self.linear.apply(Rows::Plain(&read(normed.single()?)?), &dims)?, inner)
+                (self.linear.apply(Rows::Plain(&read(normed.single()?)?), &dims, form)?, inner)
             }
             Inner::Gelu => {
                 let x = dense(x.single()?, "GELU")?;
-                let y = self.linear.apply(Rows::Gelu(&read(&x)?), &dims)?;
+                let y = self.linear.apply(Rows::Gelu(&read(&x)?), &dims, form)?;
                 (y, if pass.is_train() { SavedTensor::new(x, pass)?.saved() } else { Saved::nothing() })
             }
         };
         let saved = match pass.is_train() {
             true => {
                 let memory = inner.memory().to_vec();
-                Saved::new(SavedFused { inner, dims }).with_memory(memory)
+                Saved::new(SavedFused { inner, dims, form }).with_memory(memory)
             }
             false => Saved::nothing(),
         };

@@ -9,7 +9,7 @@ use super::{
     reader::{MemoryReader, MemoryUse},
 };
 use crate::{
-    Activation, NonFinite, Pass, Phase, Result, Saved, StageDevice, Wants,
+    Activation, ActivationDtype, NonFinite, Pass, Phase, Result, Saved, StageDevice, Wants,
     loss::Targets,
     stage::{Payload, StageSettings},
     tensor::weighted_sum::weighted_sum,
@@ -75,6 +75,8 @@ pub(super) struct Chain<'a> {
     /// Bytes of each unit's output gradient.
     pub(super) output_gradients: Vec<usize>,
     settings: &'a StageSettings,
+    /// The dtype in which the device's stages send and save.
+    pub(super) dtype: ActivationDtype,
     payload: Payload,
 }
 
@@ -84,10 +86,21 @@ impl<'a> Chain<'a> {
         device: &'a dyn StageDevice,
         settings: &'a StageSettings,
         payload: Payload,
-    ) -> Self {
+    ) -> Result<Self> {
         let none = vec![0; parts.units.len()];
         let (outputs, output_gradients) = (none.clone(), none);
-        Self { parts, device, reader: None, seen: HashMap::new(), outputs, output_gradients, settings, payload }
+        let dtype = device.precision().dtype(settings.dtype, device.name())?;
+        Ok(Self {
+            parts,
+            device,
+            reader: None,
+            seen: HashMap::new(),
+            outputs,
+            output_gradients,
+            settings,
+            dtype,
+            payload,
+        })
     }
 
     /// Does `work`, a piece of unit `i`, and records its time and memory.
@@ -118,7 +131,7 @@ impl<'a> Chain<'a> {
         mut after: impl FnMut(&mut Self, usize, &Activation) -> Result<()>,
     ) -> Result<(Activation, Vec<Saved>)> {
         let precision = self.device.precision();
-        let pass = Pass { dtype: self.settings.dtype, precision, ..Pass::train(self.settings.seed, 0, 0) };
+        let pass = Pass { dtype: self.dtype, precision, ..Pass::train(self.settings.seed, 0, 0) };
         let mut x = precision.enter(&self.payload.inputs)?;
         let mut all = Vec::with_capacity(self.parts.units.len());
         for i in 0..self.parts.units.len() {
@@ -189,7 +202,7 @@ impl<'a> Chain<'a> {
 
     fn head(&mut self, i: usize, n: usize, output: &Activation, needed: bool) -> Result<()> {
         let precision = self.device.precision();
-        let pass = Pass { dtype: self.settings.dtype, precision, ..Pass::train(self.settings.seed, 0, 0) };
+        let pass = Pass { dtype: self.dtype, precision, ..Pass::train(self.settings.seed, 0, 0) };
         let Payload { targets, total, .. } = self.payload.clone();
         let (loss, device) = (self.settings.loss.clone(), self.device);
         self.see(i, if needed { Piece::HeadNeeded(n) } else { Piece::HeadProbe(n) }, |parts| {
@@ -217,7 +230,7 @@ impl<'a> Chain<'a> {
         if i + 1 == self.parts.units.len() {
             return self.add_up(i, output);
         }
-        let (dtype, precision) = (self.settings.dtype, self.device.precision());
+        let (dtype, precision) = (self.dtype, self.device.precision());
         let sent = self.see(i, Piece::Send, |parts| {
             let sent = dtype.pack(output)?;
             parts.monitor.check_activation(&sent, NonFinite::Activation, || "the output".to_owned())?;

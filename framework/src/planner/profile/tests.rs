@@ -193,7 +193,7 @@ fn settings(optimizer: OptimizerConfig, arch: Option<&str>, dtype: ActivationDty
         heads: HeadsConfig { arch: arch.map(str::to_owned), ..HeadsConfig::default() },
         recompute: Recompute::None,
         ema: None,
-        dtype,
+        dtype: Some(dtype),
     }
 }
 
@@ -391,7 +391,7 @@ fn bf16_halves_what_crosses_a_boundary() {
     // The last unit's output never crosses one.
     assert_eq!(units.iter().map(|unit| unit.output_bytes).collect::<Vec<_>>(), [24, 48]);
     assert!(units.iter().all(|unit| unit.heads.is_empty() && unit.optimizer_bytes == 8));
-    assert_eq!(profile.dtype, ActivationDtype::Bf16);
+    assert_eq!(profile.devices[0].dtype, ActivationDtype::Bf16);
 }
 
 #[test]
