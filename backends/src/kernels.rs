@@ -7,8 +7,8 @@
 //! In `bf16` precision, factors of products are rounded to `bf16`; sums and all else are `f32`. Processors with AMX multiply tiles of such factors. On
 //! others the same loops as for `f32` run on rounded numbers; the results differ in the order of additions only.
 //!
-//! The bits of a result depend on the selected instructions, because a fused multiply-add rounds once where the portable body rounds twice. They
-//! depend on nothing else: one binary gives the same bits on every run on one model of CPU.
+//! The bits of a result depend on the selected instructions, because a fused multiply-add rounds once where the portable body rounds twice (but for
+//! aarch64, where it has that instruction too). They depend on nothing else: one binary gives the same bits on every run on one model of CPU.
 
 // Many loops run over constant ranges, so that the compiler unrolls them and keeps the arrays that they index in registers.
 #![allow(clippy::needless_range_loop)]

@@ -8,9 +8,8 @@ use std::{mem::MaybeUninit, ops::Range};
 use interlock::Precision;
 
 #[cfg(target_arch = "x86_64")]
-use super::tiles;
+use super::{Instructions, tiles};
 use super::{
-    Instructions,
     aligned_buffer::{Blank, Filled, blank, written},
     half,
     lanes::{LANES, Lanes},

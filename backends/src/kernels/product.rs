@@ -50,15 +50,11 @@ struct Job {
 pub(super) struct Output {
     y: *mut f32,
     y_stride: usize,
-    columns: usize,
+    pub(super) columns: usize,
     epilogue: EpiloguePointer,
 }
 
 impl Output {
-    pub(super) fn columns(&self) -> usize {
-        self.columns
-    }
-
     /// Returns the same from row `row` on.
     fn below(self, row: usize) -> Self {
         let epilogue = match self.epilogue {

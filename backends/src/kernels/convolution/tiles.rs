@@ -154,6 +154,7 @@ impl TileSweep {
         let plan = &self.plan;
         if self.steps.is_empty() {
             // No element of the window reaches these pixels.
+            // SAFETY: as demanded of the caller.
             return unsafe { self.finish_zeros(images, output) };
         }
         let rows = plan.grid[1].div_ceil(self.joined).min(LANES);

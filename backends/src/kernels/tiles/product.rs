@@ -21,7 +21,7 @@ const STEPS: usize = 8;
 /// There are tiles, `b` points to panels for all columns of `output`, and `output` has as many rows as `a`.
 pub(in crate::kernels) unsafe fn run(a: Matrix<'_>, b: *const u16, panel_apart: usize, output: &Output) {
     let (rows, depth) = a.dims();
-    let (strip, sums) = (pack::len(depth) / 2, output.columns().next_multiple_of(BLOCK) * BLOCK);
+    let (strip, sums) = (pack::len(depth) / 2, output.columns.next_multiple_of(BLOCK) * BLOCK);
     let _tiles = Tiles::new();
     with_scratch(strip + sums, |scratch| {
         let (strip, sums) = scratch.split_at_mut(strip);
@@ -50,7 +50,7 @@ unsafe fn strip_times(
     output: &Output,
     [row, high]: [usize; 2],
 ) {
-    let (steps, columns) = (depth.div_ceil(BLOCK), output.columns());
+    let (steps, columns) = (depth.div_ceil(BLOCK), output.columns);
     // A block of sums is finished after the next one has been computed: by then its stores have come to their end.
     let mut before = None;
     for first in (0..steps).step_by(STEPS) {
@@ -86,7 +86,7 @@ unsafe fn strip_times(
 #[target_feature(enable = "avx512f")]
 unsafe fn finish_block(sums: *const f32, panel: usize, output: &Output, [row, high]: [usize; 2]) {
     let first = panel * BLOCK;
-    for column in [first, first + LANES].into_iter().filter(|column| *column < output.columns()) {
+    for column in [first, first + LANES].into_iter().filter(|column| *column < output.columns) {
         for i in 0..high {
             // SAFETY: as demanded of the caller.
             unsafe {
