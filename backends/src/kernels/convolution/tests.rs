@@ -144,7 +144,9 @@ fn methods(g: &Geometry) -> Vec<MethodKind> {
     #[cfg(target_arch = "x86_64")]
     if crate::kernels::tiles::are_available() {
         methods.push(MethodKind::Tiles);
+        return methods;
     }
+    eprintln!("skipped on tiles: this processor has none, or the system does not allow them");
     methods
 }
 
