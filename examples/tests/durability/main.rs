@@ -282,9 +282,11 @@ fn a_run_goes_on_if_its_checkpoints_cannot_be_written_and_says_why() {
     fs::write(folder.path().join("c.toml"), TEXT).unwrap();
     let mut child = started(folder.path(), 400, 4);
     let checkpoints = folder.path().join("run/checkpoints");
-    // Something takes the folder away.
-    while fs::rename(&checkpoints, folder.path().join("away")).is_err() || fs::write(&checkpoints, "").is_err() {
-        let _ = fs::remove_dir_all(&checkpoints);
+    // Something takes the folder away, and puts a file in its place before the run makes it again.
+    let away = folder.path().join("away");
+    while fs::rename(&checkpoints, &away).is_err() || fs::write(&checkpoints, "").is_err() {
+        let _ = fs::remove_dir_all(&away);
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before its folder could be taken away");
     }
     assert!(child.wait().unwrap().success());
     let log = fs::read_to_string(folder.path().join("run/run.log")).unwrap();
